@@ -1,0 +1,1 @@
+"""What is decided: values in, values out; no clock, no file, no socket."""

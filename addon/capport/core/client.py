@@ -1,0 +1,79 @@
+"""Who a client is: its address, its MAC, and what its session is filed under."""
+
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import NewType
+
+type Address = IPv4Address | IPv6Address
+
+Mac = NewType("Mac", str)
+"""A MAC address as six lower-case pairs, `02:00:00:00:00:07`."""
+
+ClientId = NewType("ClientId", str)
+"""What a session is filed under: a MAC, an address, or `MAC@ADDRESS` for both bound together."""
+
+_MAC = re.compile(r"[0-9a-f]{2}([:-])[0-9a-f]{2}(?:\1[0-9a-f]{2}){4}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A device on our side of the network (RFC 8952's User Equipment)."""
+
+    address: Address
+    mac: Mac | None = None
+
+    @property
+    def id(self) -> ClientId:
+        """What a new session of this client's is filed under: its MAC, else its address."""
+        return ClientId(self.mac or str(self.address))
+
+    @property
+    def ids(self) -> tuple[ClientId, ...]:
+        """Each id that a session of this client's may be filed under, the narrowest first."""
+        address = str(self.address)
+        if self.mac is None:
+            return (ClientId(address),)
+        return (ClientId(f"{self.mac}@{address}"), ClientId(self.mac), ClientId(address))
+
+    def __str__(self) -> str:
+        return f"{self.address} ({self.mac})" if self.mac else str(self.address)
+
+
+def parse_address(text: str) -> Address:
+    """The address in `text`, less its zone, and IPv4 where it is IPv4 mapped into IPv6.
+
+    Raises ValueError. `::ffff:10.0.0.1` and `fe80::1%eth0` are real peer names.
+    """
+    address = ip_address(text.partition("%")[0])
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        return address.ipv4_mapped
+    return address
+
+
+def parse_mac(text: str) -> Mac:
+    """The MAC address in `text`, with colons or hyphens, in either case. Raises ValueError."""
+    lower = text.lower()
+    if not _MAC.fullmatch(lower):
+        raise ValueError(f"{text!r} is not a MAC address, such as 02:00:00:00:00:07")
+    return Mac(lower.replace("-", ":"))
+
+
+def parse_client_id(text: str) -> ClientId:
+    """The id in `text`: an address, a MAC, or `MAC@ADDRESS`. Raises ValueError."""
+    mac, at, address = text.partition("@")
+    if at:
+        return ClientId(f"{parse_mac(mac)}@{parse_address(address)}")
+    try:
+        return ClientId(parse_mac(text))
+    except ValueError:
+        pass
+    try:
+        return ClientId(str(parse_address(text)))
+    except ValueError:
+        raise ValueError(f"{text!r} is neither an address nor a MAC address") from None
+
+
+def is_random(mac: Mac) -> bool:
+    """Whether the device made this MAC up: the locally administered bit (IEEE 802, 8.2)."""
+    return bool(int(mac[:2], 16) & 0b10)

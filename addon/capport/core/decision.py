@@ -1,0 +1,245 @@
+"""What is decided about a request, a connection or a TLS handshake, and in which order.
+
+Everything a decision needs is in a `Case`; nothing is read here. A new rule is a function and a
+line in `RULES`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from capport.core.client import Client
+from capport.core.place import Place
+from capport.core.policy import Access, ClientRule, GardenEntry, KnownTls, Policy, UnknownTls
+from capport.core.probes import sign_in_probe
+from capport.core.session import Instant, Session
+from capport.core.verdict import (
+    Drop,
+    HeaderFieldsTooLarge,
+    Inspect,
+    Intercept,
+    NetworkAuthenticationRequired,
+    Pass,
+    PreconditionRequired,
+    Refuse,
+    SignIn,
+    TlsVerdict,
+    TooManyRequests,
+    Tunnel,
+    Verdict,
+)
+
+# RFC 6585 section 3: the methods that may lose an update, and the fields that prevent it.
+_UPDATES = frozenset({"PUT", "PATCH", "DELETE", "POST"})
+_CONDITIONS = frozenset({"if-match", "if-none-match", "if-unmodified-since"})
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """What a request says of itself. `fields`: each name, in lower case, and its size."""
+
+    method: str = "GET"
+    scheme: str = "http"
+    path: str = "/"
+    fields: tuple[tuple[str, int], ...] = ()
+    section_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """All that a decision needs.
+
+    `claim` is the place the client names (request target, Host field, SNI), None where it names
+    none or more than one; `dialled` is where it connected to, None where we cannot tell (explicit
+    proxy). `rule` is the policy's for this client; `retry_after` is set where its requests come too
+    fast; `login_url` is the policy's, with what stands for `{state}`.
+    """
+
+    client: Client
+    now: Instant
+    rule: ClientRule | None = None
+    session: Session | None = None
+    claim: Place | None = None
+    dialled: Place | None = None
+    request: HttpRequest | None = None
+    retry_after: int | None = None
+    login_url: str = ""
+    login_answers: bool = False
+
+
+type Rule = Callable[[Case, Policy], Verdict | None]
+
+
+def header_fields_too_large(case: Case, policy: Policy) -> Verdict | None:
+    """RFC 6585 section 5: one field, or all of them together."""
+    request, limits = case.request, policy.limits
+    if request is None:
+        return None
+    if limits.header_field is not None:
+        for name, size in request.fields:
+            if size > limits.header_field:
+                because = f"its field {name!r} has {size} bytes, and {limits.header_field} may be"
+                return HeaderFieldsTooLarge(because, name)
+    if limits.header_section is not None and request.section_size > limits.header_section:
+        size, most = request.section_size, limits.header_section
+        return HeaderFieldsTooLarge(f"its header section has {size} bytes, and {most} may be")
+    return None
+
+
+def too_many_requests(case: Case, policy: Policy) -> Verdict | None:
+    """RFC 6585 section 4."""
+    if case.retry_after is None or policy.limits.requests is None:
+        return None
+    rate = policy.limits.requests
+    because = f"it has sent more than {rate.count} requests in {rate.per:g} s"
+    return TooManyRequests(because, case.retry_after, rate)
+
+
+def precondition_required(case: Case, policy: Policy) -> Verdict | None:
+    """RFC 6585 section 3: for the hosts that ask for it, and clients that may reach them."""
+    request = case.request
+    if request is None or case.claim is None or not _is_known(case):
+        return None
+    if case.claim.host not in policy.limits.require_conditions or request.method not in _UPDATES:
+        return None
+    if _CONDITIONS.isdisjoint(name for name, _ in request.fields):
+        because = f"{request.method} to {case.claim.host} has no precondition"
+        return PreconditionRequired(because, request.method)
+    return None
+
+
+def known_by_rule(case: Case, policy: Policy) -> Verdict | None:
+    """The policy's own word on this client."""
+    if case.rule and case.rule.access is Access.KNOWN:
+        return Pass(f"{case.client} is known by {case.rule.where}")
+    return None
+
+
+def open_session(case: Case, policy: Policy) -> Verdict | None:
+    """A session, for whom the policy says nothing of."""
+    if case.rule is None and case.session and case.session.is_open(case.now):
+        left = case.session.seconds_remaining(case.now)
+        return Pass(f"{case.client} is known for {left} s more")
+    return None
+
+
+def login_server(case: Case, policy: Policy) -> Verdict | None:
+    """The login server is always in the walled garden. RFC 6585 section 6.1."""
+    place = _named(case)
+    if place and place == policy.login_place:
+        return Pass(f"{place} is the login server", to=place)
+    return None
+
+
+def walled_garden(case: Case, policy: Policy) -> Verdict | None:
+    """By the name it claims, at that name's own address; or by the address it dialled."""
+    place = _named(case)
+    if place and (entry := policy.walled_garden.find(place.host, place.port)):
+        return Pass(_in_garden(place, entry), to=place)
+    dialled = case.dialled
+    if dialled and (entry := policy.walled_garden.find(dialled.host, dialled.port)):
+        return Pass(_in_garden(dialled, entry), to=dialled)
+    return None
+
+
+def blocked_client(case: Case, policy: Policy) -> Verdict | None:
+    """Never let on, whatever its session; still gets the 511."""
+    if case.rule and case.rule.access is Access.BLOCKED:
+        return _required(case, policy, f"{case.client} is blocked by {case.rule.where}")
+    return None
+
+
+def connectivity_check(case: Case, policy: Policy) -> Verdict | None:
+    """A system's own check that takes a 302, not a 511, for "sign in"."""
+    request = case.request
+    if request is None or case.claim is None or policy.probes != "compatible":
+        return None
+    if request.scheme != "http" or case.claim.port != 80 or not case.login_answers:
+        return None
+    probe = sign_in_probe(str(case.claim.host), request.path, request.method)
+    if probe is None:
+        return None
+    because = f"{case.client} has no session, and this is a connectivity check"
+    return SignIn(because, case.login_url or policy.login_url, body=probe.body)
+
+
+def unknown_client(case: Case, policy: Policy) -> Verdict:
+    """Everybody else, so that there is always a verdict."""
+    if case.session:
+        return _required(case, policy, f"{case.client} has a session, and its session is over")
+    return _required(case, policy, f"{case.client} has no session")
+
+
+# The first that answers decides. The limits come first: they hold for known clients too.
+RULES: tuple[Rule, ...] = (
+    header_fields_too_large,
+    too_many_requests,
+    precondition_required,
+    known_by_rule,
+    open_session,
+    login_server,
+    walled_garden,
+    blocked_client,
+    connectivity_check,
+    unknown_client,
+)
+
+
+def decide(case: Case, policy: Policy) -> Verdict:
+    """The verdict on `case`: total, and the same for the same case."""
+    for rule in RULES:
+        if verdict := rule(case, policy):
+            return verdict
+    raise AssertionError("unknown_client answers every case")
+
+
+def explain(case: Case, policy: Policy) -> list[tuple[str, Verdict | None]]:
+    """Each rule that was asked, in order, and what it said; the last one decided."""
+    steps: list[tuple[str, Verdict | None]] = []
+    for rule in RULES:
+        steps.append((rule.__name__, rule(case, policy)))
+        if steps[-1][1]:
+            break
+    return steps
+
+
+def decide_connection(case: Case, policy: Policy) -> Verdict:
+    """Whether a connection to `case.dialled` may be opened; the limits are for requests."""
+    return decide(replace(case, request=None, retry_after=None), policy)
+
+
+def decide_tls(case: Case, policy: Policy) -> TlsVerdict:
+    """What becomes of a handshake with `case.claim` for its SNI."""
+    verdict = decide_connection(case, policy)
+    if isinstance(verdict, Pass):
+        if verdict.to is None and policy.tls.known is KnownTls.INSPECT:
+            return Inspect(verdict.because)
+        return Tunnel(verdict.because, verdict.to)
+    match policy.tls.unknown:
+        case UnknownTls.REFUSE:
+            return Refuse(verdict.because)
+        case UnknownTls.INTERCEPT:
+            return Intercept(verdict.because)
+        case UnknownTls.DROP:
+            return Drop(verdict.because)
+
+
+def _is_known(case: Case) -> bool:
+    if case.rule:
+        return case.rule.access is Access.KNOWN
+    return case.session is not None and case.session.is_open(case.now)
+
+
+def _named(case: Case) -> Place | None:
+    """The place it claims, unless it dialled another port: who means the one dials the one."""
+    if case.claim is None or (case.dialled and case.dialled.port != case.claim.port):
+        return None
+    return case.claim
+
+
+def _in_garden(place: Place, entry: GardenEntry) -> str:
+    return f"{place} is in the walled garden: {entry.text!r} in {entry.where}"
+
+
+def _required(case: Case, policy: Policy, because: str) -> NetworkAuthenticationRequired:
+    login_url = case.login_url or policy.login_url
+    return NetworkAuthenticationRequired(because, login_url, policy.refresh, policy.network)

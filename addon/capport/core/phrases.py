@@ -1,0 +1,184 @@
+"""What the replies say, in each language.
+
+Time is written out in words, for a screen reader says "s" as a letter. `{name}` is filled in by
+`str.format`; what is filled in is never itself read as a format.
+"""
+
+# ruff: noqa: RUF001 (the apostrophe of French)
+
+from dataclasses import dataclass
+
+from capport.core.negotiation import Language
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phrases:
+    """One language's."""
+
+    second: str
+    seconds: str
+
+    # 511, as a page
+    sign_in: str
+    sign_in_named: str
+    before_use: str
+    not_the_origin: str
+    link: str
+    taken_now: str
+    taken_later: str
+    # 511, in a sentence
+    sign_in_at: str
+    sign_in_at_named: str
+
+    # 428
+    precondition_required: str
+    how_to_resubmit: str
+
+    # 429
+    too_many_requests: str
+    too_many_from_you: str
+    limit: str
+    try_again: str
+
+    # 431
+    fields_too_large: str
+    field_too_large: str
+    a_field_too_large: str
+    all_too_large: str
+    make_smaller: str
+
+    def time(self, seconds: float) -> str:
+        """`seconds` in words: 1 second, 2.5 seconds."""
+        number = f"{seconds:.3f}".rstrip("0").rstrip(".")
+        return f"{number} {self.second if number == '1' else self.seconds}"
+
+
+PHRASES: dict[Language, Phrases] = {
+    Language.ENGLISH: Phrases(
+        second="second",
+        seconds="seconds",
+        sign_in="Sign in to this network",
+        sign_in_named="Sign in to {network}",
+        before_use="You need to sign in before you can use this network.",
+        not_the_origin=(
+            "This answer comes from the network you are using, not from the site you asked for."
+        ),
+        link="Go to the sign-in page",
+        taken_now="You are being taken there now.",
+        taken_later="You will be taken there in {time}.",
+        sign_in_at="Sign in at {url} to use this network.",
+        sign_in_at_named="Sign in at {url} to use the network “{network}”.",
+        precondition_required="Precondition required",
+        how_to_resubmit=(
+            "This request has to be conditional, so that it cannot undo a change made in the"
+            " meantime. GET the resource, then send the request again with If-Match and the ETag"
+            " you got, or with If-Unmodified-Since and its Last-Modified; with If-None-Match: * if"
+            " the resource must not exist yet."
+        ),
+        too_many_requests="Too many requests",
+        too_many_from_you="This device has sent too many requests.",
+        limit="This network allows {count} requests in {time}.",
+        try_again="Try again in {time}.",
+        fields_too_large="Header fields too large",
+        field_too_large="The header field “{field}” of this request is too large.",
+        a_field_too_large="A header field of this request is too large.",
+        all_too_large="The header fields of this request are too large, taken together.",
+        make_smaller="Send it again with less in its header fields.",
+    ),
+    Language.GERMAN: Phrases(
+        second="Sekunde",
+        seconds="Sekunden",
+        sign_in="In diesem Netzwerk anmelden",
+        sign_in_named="Bei {network} anmelden",
+        before_use="Bevor Sie dieses Netzwerk nutzen können, müssen Sie sich anmelden.",
+        not_the_origin=(
+            "Diese Antwort kommt von dem Netzwerk, das Sie benutzen, nicht von der Website, die"
+            " Sie aufgerufen haben."
+        ),
+        link="Zur Anmeldung",
+        taken_now="Sie werden jetzt dorthin weitergeleitet.",
+        taken_later="Sie werden in {time} dorthin weitergeleitet.",
+        sign_in_at="Melden Sie sich unter {url} an, um dieses Netzwerk zu nutzen.",
+        sign_in_at_named="Melden Sie sich unter {url} an, um das Netzwerk „{network}“ zu nutzen.",
+        precondition_required="Vorbedingung erforderlich",
+        how_to_resubmit=(
+            "Diese Anfrage muss an eine Bedingung geknüpft sein, damit sie keine zwischenzeitliche"
+            " Änderung überschreibt. Rufen Sie die Ressource mit GET ab und senden Sie die Anfrage"
+            " erneut, mit If-Match und dem erhaltenen ETag oder mit If-Unmodified-Since und dem"
+            " erhaltenen Last-Modified; mit If-None-Match: *, wenn die Ressource noch nicht"
+            " vorhanden sein darf."
+        ),
+        too_many_requests="Zu viele Anfragen",
+        too_many_from_you="Dieses Gerät hat zu viele Anfragen gesendet.",
+        limit="Dieses Netzwerk erlaubt {count} Anfragen in {time}.",
+        try_again="Versuchen Sie es in {time} erneut.",
+        fields_too_large="Header-Felder zu groß",
+        field_too_large="Das Header-Feld „{field}“ dieser Anfrage ist zu groß.",
+        a_field_too_large="Ein Header-Feld dieser Anfrage ist zu groß.",
+        all_too_large="Die Header-Felder dieser Anfrage sind zusammen zu groß.",
+        make_smaller="Senden Sie sie mit kürzeren Header-Feldern erneut.",
+    ),
+    Language.FRENCH: Phrases(
+        second="seconde",
+        seconds="secondes",
+        sign_in="Se connecter à ce réseau",
+        sign_in_named="Se connecter à {network}",
+        before_use="Vous devez vous identifier avant de pouvoir utiliser ce réseau.",
+        not_the_origin=(
+            "Cette réponse provient du réseau que vous utilisez, et non du site que vous avez"
+            " demandé."
+        ),
+        link="Aller à la page de connexion",
+        taken_now="Elle s’ouvre maintenant.",
+        taken_later="Elle s’ouvrira dans {time}.",
+        sign_in_at="Identifiez-vous sur {url} pour utiliser ce réseau.",
+        sign_in_at_named="Identifiez-vous sur {url} pour utiliser le réseau « {network} ».",
+        precondition_required="Condition préalable requise",
+        how_to_resubmit=(
+            "Cette requête doit être conditionnelle, afin de ne pas écraser une modification faite"
+            " entre-temps. Lisez la ressource avec GET, puis renvoyez la requête avec If-Match et"
+            " l’ETag reçu, ou avec If-Unmodified-Since et le Last-Modified reçu ; avec"
+            " If-None-Match: * si la ressource ne doit pas encore exister."
+        ),
+        too_many_requests="Trop de requêtes",
+        too_many_from_you="Cet appareil a envoyé trop de requêtes.",
+        limit="Ce réseau autorise {count} requêtes en {time}.",
+        try_again="Réessayez dans {time}.",
+        fields_too_large="Champs d’en-tête trop volumineux",
+        field_too_large="Le champ d’en-tête « {field} » de cette requête est trop volumineux.",
+        a_field_too_large="Un champ d’en-tête de cette requête est trop volumineux.",
+        all_too_large="Les champs d’en-tête de cette requête sont trop volumineux au total.",
+        make_smaller="Renvoyez-la avec des champs d’en-tête plus courts.",
+    ),
+    Language.SPANISH: Phrases(
+        second="segundo",
+        seconds="segundos",
+        sign_in="Iniciar sesión en esta red",
+        sign_in_named="Iniciar sesión en {network}",
+        before_use="Debe iniciar sesión antes de poder usar esta red.",
+        not_the_origin=(
+            "Esta respuesta procede de la red que está usando, no del sitio que ha solicitado."
+        ),
+        link="Ir a la página de inicio de sesión",
+        taken_now="Se abrirá ahora mismo.",
+        taken_later="Se abrirá en {time}.",
+        sign_in_at="Inicie sesión en {url} para usar esta red.",
+        sign_in_at_named="Inicie sesión en {url} para usar la red «{network}».",
+        precondition_required="Se requiere una condición previa",
+        how_to_resubmit=(
+            "Esta solicitud debe ser condicional, para que no deshaga un cambio hecho entretanto."
+            " Lea el recurso con GET y vuelva a enviar la solicitud con If-Match y el ETag"
+            " recibido, o con If-Unmodified-Since y el Last-Modified recibido; con"
+            " If-None-Match: * si el recurso aún no debe existir."
+        ),
+        too_many_requests="Demasiadas solicitudes",
+        too_many_from_you="Este dispositivo ha enviado demasiadas solicitudes.",
+        limit="Esta red permite {count} solicitudes en {time}.",
+        try_again="Vuelva a intentarlo dentro de {time}.",
+        fields_too_large="Campos de cabecera demasiado grandes",
+        field_too_large="El campo de cabecera «{field}» de esta solicitud es demasiado grande.",
+        a_field_too_large="Un campo de cabecera de esta solicitud es demasiado grande.",
+        all_too_large="Los campos de cabecera de esta solicitud son demasiado grandes en conjunto.",
+        make_smaller="Vuelva a enviarla con campos de cabecera más cortos.",
+    ),
+}

@@ -1,0 +1,334 @@
+"""What the operator wants: a policy, checked when it was read, and never edited."""
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+
+from capport.core.client import Address, Client, Mac
+from capport.core.place import Host, Place
+
+type Network = IPv4Network | IPv6Network
+
+WEB_PORTS = frozenset({80, 443})
+"""The ports of a garden entry that names none."""
+
+
+class Access(StrEnum):
+    """What a client rule says of its client."""
+
+    KNOWN = "known"
+    BLOCKED = "blocked"
+
+
+class UnknownTls(StrEnum):
+    """What an unknown client's TLS gets. RFC 6585 section 7.4."""
+
+    REFUSE = "refuse"
+    INTERCEPT = "intercept"
+    DROP = "drop"
+
+
+class KnownTls(StrEnum):
+    """What a known client's TLS gets."""
+
+    TUNNEL = "tunnel"
+    INSPECT = "inspect"
+
+
+class Connect(StrEnum):
+    """How an unknown client's CONNECT is refused."""
+
+    AUTO = "auto"
+    ANSWER = "answer"
+    ALERT = "alert"
+
+
+class KnownHttp(StrEnum):
+    """What becomes of a known client's bodies inside mitmproxy."""
+
+    STREAM = "stream"
+    INSPECT = "inspect"
+
+
+class Probes(StrEnum):
+    """How the connectivity checks of operating systems are answered."""
+
+    COMPATIBLE = "compatible"
+    STRICT = "strict"
+
+
+class Conditions(StrEnum):
+    """What the embedded login server asks of a client."""
+
+    TERMS = "terms"
+    VOUCHER = "voucher"
+    PASSWORD = "password"  # noqa: S105
+
+
+class NetworkTable[Value]:
+    """Networks to values, asked by address, in as many steps as there are prefix lengths.
+
+    So a look-up costs at most 33 (IPv4) or 129 (IPv6) steps, however many networks there are.
+    """
+
+    def __init__(self) -> None:
+        self._by_length: dict[tuple[int, int], dict[int, Value]] = {}
+
+    def setdefault(self, network: Network | Address, value: Value) -> Value:
+        """Files `value` under `network`, unless there is one already; returns what is there."""
+        version, length, number = _key(network)
+        return self._by_length.setdefault((version, length), {}).setdefault(number, value)
+
+    def matches(self, address: Address) -> Iterator[Value]:
+        """The value of each network that holds `address`."""
+        number, bits = int(address), address.max_prefixlen
+        for (version, length), table in self._by_length.items():
+            if version == address.version:
+                found = table.get(number >> (bits - length) << (bits - length))
+                if found is not None:
+                    yield found
+
+    def covering(self, network: Network | Address) -> Iterator[Value]:
+        """The value of each network that holds all of `network`, itself among them."""
+        version, longest, number = _key(network)
+        bits = network.max_prefixlen
+        for (other, length), table in self._by_length.items():
+            if version == other and length <= longest:
+                found = table.get(number >> (bits - length) << (bits - length))
+                if found is not None:
+                    yield found
+
+    def items(self) -> Iterator[tuple[Network, Value]]:
+        """Each network and its value."""
+        for (version, length), table in self._by_length.items():
+            family = IPv4Network if version == 4 else IPv6Network
+            yield from ((family((number, length)), value) for number, value in table.items())
+
+
+def _key(network: Network | Address) -> tuple[int, int, int]:
+    """Its IP version, the length of its prefix, and its first address. An address is a network."""
+    if isinstance(network, IPv4Address | IPv6Address):
+        return network.version, network.max_prefixlen, int(network)
+    return network.version, network.prefixlen, int(network.network_address)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRule:
+    """What the policy says of one client, and where: `lab.yaml:12`."""
+
+    access: Access
+    where: str
+    name: str | None = None
+
+
+class ClientRules:
+    """The policy's `clients`: the first in the file's order decides.
+
+    A million rules take about 150 MB and one look-up takes as long as with ten: a dict by MAC, a
+    dict for each prefix length, and the lowest place in the order wins.
+    """
+
+    def __init__(self) -> None:
+        self._macs: dict[int, int] = {}  # a number takes half of what its text would
+        self._networks: NetworkTable[int] = NetworkTable()
+        self._lines = array("L")
+        self._names: dict[int, str] = {}
+        self._sections: list[tuple[int, Access, str]] = []  # from which rule on, what, which file
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def section(self, access: Access, file: str) -> None:
+        """The rules added from here on say `access` and stand in `file`."""
+        self._sections.append((len(self), access, file))
+
+    def add(self, subject: Mac | Address | Network, line: int, name: str | None = None) -> None:
+        """One more rule, after all others. `line` is where it stands in the section's file."""
+        number = len(self)
+        if isinstance(subject, str):
+            self._macs.setdefault(_number(subject), number)
+        else:
+            self._networks.setdefault(subject, number)
+        self._lines.append(line)
+        if name:
+            self._names[number] = name
+
+    def find(self, client: Client) -> ClientRule | None:
+        """The first rule that matches `client`."""
+        found = [*self._networks.matches(client.address)]
+        if client.mac is not None and (number := self._macs.get(_number(client.mac))) is not None:
+            found.append(number)
+        return self._rule(min(found)) if found else None
+
+    def covering(self, subject: Mac | Address | Network) -> ClientRule | None:
+        """The first rule that matches all that `subject` does, so that one more would be idle."""
+        if isinstance(subject, str):
+            number = self._macs.get(_number(subject))
+        else:
+            number = min(self._networks.covering(subject), default=None)
+        return None if number is None else self._rule(number)
+
+    def subjects(self) -> Iterator[tuple[Mac | Network, int, Access]]:
+        """Each MAC and network that has a rule, its place in the order, and what the rule says."""
+        for mac, number in self._macs.items():
+            yield Mac(mac.to_bytes(6).hex(":")), number, self._section_of(number)[1]
+        for network, number in self._networks.items():
+            yield network, number, self._section_of(number)[1]
+
+    def _rule(self, number: int) -> ClientRule:
+        _, access, file = self._section_of(number)
+        return ClientRule(access, f"{file}:{self._lines[number]}", self._names.get(number))
+
+    def _section_of(self, number: int) -> tuple[int, Access, str]:
+        return self._sections[bisect_right(self._sections, number, key=_start) - 1]
+
+
+def _number(mac: Mac) -> int:
+    return int(mac.replace(":", ""), 16)
+
+
+def _start(section: tuple[int, Access, str]) -> int:
+    return section[0]
+
+
+@dataclass(frozen=True, slots=True)
+class GardenEntry:
+    """One line of the walled garden, as written, and where it stands: `lab.yaml:21`."""
+
+    text: str
+    ports: frozenset[int]
+    where: str
+
+
+class WalledGarden:
+    """The places an unknown client may reach.
+
+    Names are asked exactly, then by each of their parents (`*.example.org` holds every name below
+    it and not itself), so a look-up takes as many steps as the name has labels.
+    """
+
+    def __init__(self) -> None:
+        self.entries: list[GardenEntry] = []
+        self._names: dict[str, list[GardenEntry]] = {}
+        self._parents: dict[str, list[GardenEntry]] = {}
+        self._networks: NetworkTable[list[GardenEntry]] = NetworkTable()
+
+    def add_name(self, name: str, entry: GardenEntry) -> None:
+        """`name` is normalised (`place.parse_host`), and may start with `*.`."""
+        table = self._parents if name.startswith("*.") else self._names
+        table.setdefault(name.removeprefix("*."), []).append(entry)
+        self.entries.append(entry)
+
+    def add_network(self, network: Network, entry: GardenEntry) -> None:
+        """An address is a network with one address in it."""
+        self._networks.setdefault(network, []).append(entry)
+        self.entries.append(entry)
+
+    def find(self, host: Host, port: int) -> GardenEntry | None:
+        """The entry that holds `host` and `port`."""
+        return next((e for e in self._candidates(host) if port in e.ports), None)
+
+    def names(self) -> Iterator[tuple[str, GardenEntry]]:
+        """Each name in the garden (`*.example.org` with its star) and its entry."""
+        for name, entries in self._names.items():
+            yield from ((name, entry) for entry in entries)
+        for name, entries in self._parents.items():
+            yield from ((f"*.{name}", entry) for entry in entries)
+
+    def networks(self) -> Iterator[tuple[Network, GardenEntry]]:
+        """Each network in the garden and its entry."""
+        for network, entries in self._networks.items():
+            yield from ((network, entry) for entry in entries)
+
+    def _candidates(self, host: Host) -> Iterator[GardenEntry]:
+        if not isinstance(host, str):
+            for entries in self._networks.matches(host):
+                yield from entries
+            return
+        yield from self._names.get(host, ())
+        parent = host
+        while "." in parent:
+            parent = parent.partition(".")[2]
+            yield from self._parents.get(parent, ())
+
+
+def network_of(address: Address) -> Network:
+    """The network that holds `address` and nothing else."""
+    return ip_network(address)
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """The policy's `tls`."""
+
+    unknown: UnknownTls = UnknownTls.REFUSE
+    known: KnownTls = KnownTls.TUNNEL
+    connect: Connect = Connect.AUTO
+
+
+@dataclass(frozen=True, slots=True)
+class Sessions:
+    """The policy's `sessions`. `lifetime` and `idle` are in seconds."""
+
+    store: str | None = None
+    lifetime: float = 8 * 3600.0
+    idle: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """So many in so many seconds."""
+
+    count: int
+    per: float
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The policy's `limits`: RFC 6585 sections 3 to 5. Sizes are in bytes."""
+
+    requests: Rate | None = None
+    header_field: int | None = None
+    header_section: int | None = None
+    require_conditions: frozenset[Host] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class LoginServer:
+    """The policy's `login_server`: the embedded one. Paths are absolute."""
+
+    listen: Place
+    certificate: str | None = None
+    key: str | None = None
+    conditions: Conditions = Conditions.TERMS
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """The policy's `router`: what the kernel's part needs to know."""
+
+    client_interface: str
+    origin_interface: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The whole policy file. `file` is its path, None for the embedded default."""
+
+    login_url: str
+    login_place: Place
+    network: str | None = None
+    refresh: int | None = 10
+    clients: ClientRules = field(default_factory=ClientRules)
+    walled_garden: WalledGarden = field(default_factory=WalledGarden)
+    tls: Tls = Tls()
+    http_known: KnownHttp = KnownHttp.STREAM
+    sessions: Sessions = Sessions()
+    limits: Limits = Limits()
+    probes: Probes = Probes.COMPATIBLE
+    login_server: LoginServer | None = None
+    router: Router | None = None
+    file: str | None = None

@@ -1,0 +1,312 @@
+"""The HTTP response that carries a verdict, in the form and the language its client prefers.
+
+RFC 6585: none of its status codes may be stored by a cache, so every reply says no-store, and none
+has a validator: Chromium stores a 511 that says nothing, WebKitGTK reuses one that has no more than
+a Last-Modified. A reply says nothing that its client sent, but for the name of a header field that
+is too large; the one who sends it adds Date and Connection.
+
+A refused client may ask as often as it likes, so replies are kept: 3 us for one seen before, 20 us
+for one that is not (a `login_url` with a fresh token in it).
+"""
+
+import json
+import re
+from base64 import b64encode
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from hashlib import sha256
+from html import escape
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+from capport.core.negotiation import Form, Language, preferred_form, preferred_language
+from capport.core.phrases import PHRASES, Phrases
+from capport.core.verdict import (
+    HeaderFieldsTooLarge,
+    NetworkAuthenticationRequired,
+    PreconditionRequired,
+    Refusal,
+    SignIn,
+    TooManyRequests,
+)
+
+type Fields = tuple[tuple[str, str], ...]
+
+_KEPT = 256  # replies of 4 KB: 1 MB
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What of a request its reply depends on; several Accept lines are joined with commas."""
+
+    method: str = "GET"
+    accept: str = ""
+    accept_language: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An HTTP response. `fields` are in order; Content-Length is right for HEAD, too."""
+
+    status: int
+    reason: str
+    fields: Fields
+    body: bytes
+
+
+def reply_to(verdict: Refusal, asked: Asked) -> Reply:
+    """The reply that carries `verdict`. To HEAD: the same, less the body (RFC 9110 9.3.2)."""
+    # One sentence for each client would be one page kept for each client.
+    facts = replace(verdict, because="")
+    if isinstance(facts, SignIn):
+        reply = _redirect(facts)
+    else:
+        language = preferred_language(asked.accept_language)
+        reply = _refusal(facts, language, preferred_form(asked.accept))
+    if asked.method == "HEAD":
+        return Reply(reply.status, reply.reason, reply.fields, b"")
+    return reply
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """A reply before it has a form. `paragraphs` are for the page, `detail` for everything else."""
+
+    status: HTTPStatus
+    heading: str
+    paragraphs: tuple[str, ...]
+    detail: str
+    login_url: str | None = None
+    refresh: int | None = None
+    fields: Fields = ()
+
+
+@lru_cache(_KEPT)
+def _refusal(
+    verdict: NetworkAuthenticationRequired
+    | HeaderFieldsTooLarge
+    | TooManyRequests
+    | PreconditionRequired,
+    language: Language,
+    form: Form,
+) -> Reply:
+    phrases = PHRASES[language]
+    match verdict:
+        case NetworkAuthenticationRequired():
+            message = _network_authentication_required(verdict, phrases)
+        case HeaderFieldsTooLarge():
+            message = _header_fields_too_large(verdict, phrases)
+        case TooManyRequests():
+            message = _too_many_requests(verdict, phrases)
+        case PreconditionRequired():
+            message = _precondition_required(phrases)
+    fields: Fields = (
+        ("Content-Language", language.value),
+        ("Vary", "Accept-Language, Accept"),
+        *message.fields,
+    )
+    match form:
+        case Form.HTML:
+            return _html(message.status, _page(message, language), fields)
+        case Form.PROBLEM:
+            return _reply(message.status, "application/problem+json", _problem(message), fields)
+        case Form.TEXT:
+            return _reply(message.status, "text/plain; charset=utf-8", _line(message), fields)
+
+
+def _network_authentication_required(
+    verdict: NetworkAuthenticationRequired, phrases: Phrases
+) -> _Message:
+    """RFC 6585 section 6: a link to where to sign in, and never the sign-in itself."""
+    url, network = verdict.login_url, verdict.network
+    if network:
+        heading = phrases.sign_in_named.format(network=network)
+        sign_in_at = phrases.sign_in_at_named.format(network=network, url=url)
+    else:
+        heading, sign_in_at = phrases.sign_in, phrases.sign_in_at.format(url=url)
+    return _Message(
+        HTTPStatus.NETWORK_AUTHENTICATION_REQUIRED,
+        heading,
+        (phrases.before_use, phrases.not_the_origin),
+        f"{sign_in_at} {phrases.not_the_origin}",
+        login_url=url,
+        refresh=verdict.refresh,
+    )
+
+
+def _header_fields_too_large(verdict: HeaderFieldsTooLarge, phrases: Phrases) -> _Message:
+    """RFC 6585 section 5: which field, if it is one, and if its name can be shown."""
+    if verdict.field is None:
+        what = phrases.all_too_large
+    elif name := _shown(verdict.field):
+        what = phrases.field_too_large.format(field=name)
+    else:
+        what = phrases.a_field_too_large
+    return _message(
+        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+        phrases.fields_too_large,
+        (what, phrases.make_smaller),
+    )
+
+
+def _too_many_requests(verdict: TooManyRequests, phrases: Phrases) -> _Message:
+    """RFC 6585 section 4: the condition, and how long to wait."""
+    sentences = [phrases.too_many_from_you]
+    if limit := verdict.limit:
+        sentences.append(phrases.limit.format(count=limit.count, time=phrases.time(limit.per)))
+    sentences.append(phrases.try_again.format(time=phrases.time(verdict.retry_after)))
+    return _message(
+        HTTPStatus.TOO_MANY_REQUESTS,
+        phrases.too_many_requests,
+        tuple(sentences),
+        (("Retry-After", str(verdict.retry_after)),),
+    )
+
+
+def _precondition_required(phrases: Phrases) -> _Message:
+    """RFC 6585 section 3: how to resubmit the request."""
+    return _message(
+        HTTPStatus.PRECONDITION_REQUIRED, phrases.precondition_required, (phrases.how_to_resubmit,)
+    )
+
+
+def _message(
+    status: HTTPStatus, heading: str, sentences: tuple[str, ...], fields: Fields = ()
+) -> _Message:
+    return _Message(status, heading, sentences, " ".join(sentences), fields=fields)
+
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)  # RFC 9110 section 5.6.2
+_LONGEST_NAME = 60  # Of the names in IANA's registry, the longest has 45.
+
+
+def _shown(field_name: str) -> str | None:
+    """`field_name`, cut, if it is one (RFC 9110 section 5.1). It is the client's own word."""
+    if not _TOKEN.fullmatch(field_name):
+        return None
+    return field_name if len(field_name) <= _LONGEST_NAME else f"{field_name[:_LONGEST_NAME]}…"
+
+
+# The page loads nothing and asks for nothing, so that it looks and works the same in the bare
+# windows that systems open for a sign-in. Light and dark: 4.5:1 or more (WCAG 2.2, 1.4.3).
+_STYLE = """
+:root{color-scheme:light dark;--back:#f3f4f6;--card:#fff;--ink:#1b1f27;--faint:#5b6270;\
+--line:#dfe2e8;--act:#1d4fd7;--on-act:#fff}
+@media(prefers-color-scheme:dark){:root{--back:#111318;--card:#1a1d24;--ink:#e9ebf0;--faint:#a2a9b6;\
+--line:#2c313b;--act:#9db8ff;--on-act:#101520}}
+*{box-sizing:border-box}
+body{margin:0;min-height:100vh;display:flex;flex-direction:column;align-items:center;\
+justify-content:center;padding:1.25rem;background:var(--back);color:var(--ink);\
+font:1.0625rem/1.55 system-ui,sans-serif}
+main{width:100%;max-width:32rem;padding:clamp(1.5rem,6vw,2.75rem);background:var(--card);\
+border:1px solid var(--line);border-radius:1rem;overflow-wrap:anywhere}
+h1{margin:0 0 1rem;font-size:1.6rem;line-height:1.25;letter-spacing:-.01em;text-wrap:balance}
+p{margin:0 0 1rem}
+a{display:inline-block;margin-top:.5rem;padding:.7rem 1.35rem;border-radius:.6rem;\
+background:var(--act);color:var(--on-act);font-weight:600;text-decoration:none}
+a:hover{text-decoration:underline}
+a:focus-visible{outline:3px solid var(--act);outline-offset:3px}
+.faint,footer{color:var(--faint);font-size:.9rem}
+main>:last-child{margin-bottom:0}
+footer{margin:1.25rem 0 0;text-align:center}
+"""
+_STYLE_HASH = b64encode(sha256(_STYLE.encode()).digest()).decode()
+_CONTENT_SECURITY_POLICY = (
+    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def _page(message: _Message, language: Language) -> str:
+    phrases, refresh, link = PHRASES[language], "", ""
+    if message.login_url is not None:
+        url, host = escape(message.login_url), escape(urlsplit(message.login_url).netloc)
+        link = f'<p><a href="{url}">{phrases.link}</a></p>\n'
+        # Whose sign-in it is, for who looks before they go there.
+        notes = [host]
+        if message.refresh is not None:
+            refresh = f'<meta http-equiv="refresh" content="{message.refresh}; url={url}">\n'
+            later = phrases.taken_later.format(time=phrases.time(message.refresh))
+            notes.append(later if message.refresh else phrases.taken_now)
+        link += f'<p class="faint">{"<br>".join(notes)}</p>\n'
+    heading = escape(message.heading)
+    paragraphs = "".join(f"<p>{escape(text)}</p>\n" for text in message.paragraphs)
+    return f"""<!DOCTYPE html>
+<html lang="{language}">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+{refresh}<title>{heading}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<main>
+<h1>{heading}</h1>
+{paragraphs}{link}</main>
+<footer lang="en">{message.status.value} {message.status.phrase}</footer>
+</body>
+</html>
+"""
+
+
+def _problem(message: _Message) -> str:
+    """RFC 9457; with about:blank, `title` is the status code's own phrase (section 4.2.1)."""
+    problem: dict[str, object] = {
+        "type": "about:blank",
+        "title": message.status.phrase,
+        "status": message.status.value,
+        "detail": message.detail,
+    }
+    if message.login_url is not None:
+        problem["login_url"] = message.login_url
+    return json.dumps(problem, ensure_ascii=False) + "\n"
+
+
+def _line(message: _Message) -> str:
+    """One line, whatever the network is called, and never one that a check takes for its own.
+
+    NetworkManager is online once a body starts with the text it expects, whatever the status.
+    """
+    text = f"{message.status.value} {message.status.phrase}: {message.detail}"
+    return " ".join(text.split()) + "\n"
+
+
+@lru_cache(_KEPT)
+def _redirect(verdict: SignIn) -> Reply:
+    """302 and not 303: ChromeOS takes only 302 and 307 for a portal. In English; no check asks."""
+    location = ("Location", verdict.login_url)
+    if not verdict.body:
+        return _reply(HTTPStatus.FOUND, None, "", (location,))
+    phrases, url = PHRASES[Language.ENGLISH], escape(verdict.login_url)
+    page = f"""<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><title>{phrases.sign_in}</title></head>
+<body><p><a href="{url}">{phrases.link}</a></p></body>
+</html>
+"""
+    return _html(HTTPStatus.FOUND, page, (location, ("Content-Language", Language.ENGLISH.value)))
+
+
+def _html(status: HTTPStatus, page: str, fields: Fields) -> Reply:
+    closed = ("Content-Security-Policy", _CONTENT_SECURITY_POLICY)
+    return _reply(status, "text/html; charset=utf-8", page, (*fields, closed))
+
+
+def _reply(status: HTTPStatus, content_type: str | None, text: str, fields: Fields) -> Reply:
+    # YAML can spell half a character ("\ud800"): better a question mark than no 511.
+    body = text.encode("utf-8", "replace")
+    content: Fields = (("Content-Type", content_type),) if content_type else ()
+    return Reply(
+        status.value,
+        status.phrase,
+        (
+            *content,
+            ("Content-Length", str(len(body))),
+            *fields,
+            ("Cache-Control", "no-store"),
+            ("X-Content-Type-Options", "nosniff"),
+            # The site that was asked for is none of the login server's business.
+            ("Referrer-Policy", "no-referrer"),
+        ),
+        body,
+    )

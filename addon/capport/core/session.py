@@ -1,0 +1,52 @@
+"""For how long a client is known."""
+
+import math
+from dataclasses import dataclass
+
+from capport.core.client import ClientId
+
+type Instant = float
+"""Seconds on the boot clock (CLOCK_BOOTTIME), always passed in: the wall clock may be set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Leave to use the network, from `granted` to `expires` (RFC 8952 section 1.2).
+
+    `granted_at` is wall time (Unix seconds) and for display only: nothing is decided by it.
+    `idle` is in seconds; `last_seen` is kept up only where there is an `idle`, and written back in
+    batches, so another process's, or the one after a crash, may lag by half a minute.
+    """
+
+    client: ClientId
+    granted: Instant
+    expires: Instant
+    idle: float | None = None
+    last_seen: Instant = 0.0
+    granted_at: float = 0.0
+    by: str = ""
+    how: str = ""
+    name: str = ""
+
+    @property
+    def ends(self) -> Instant:
+        """When it ends if nothing more is heard of the client."""
+        if self.idle is None:
+            return self.expires
+        return min(self.expires, max(self.granted, self.last_seen) + self.idle)
+
+    def is_open(self, now: Instant) -> bool:
+        """Whether the client is known at `now`. The end itself is outside."""
+        return now < self.ends
+
+    def seconds_remaining(self, now: Instant) -> int:
+        """Whole seconds until `ends`, and 0 after it."""
+        return max(0, int(self.ends - now))
+
+
+def check_times(session: Session) -> None:
+    """Raises ValueError for a session that no instant could end: NaN compares false with each."""
+    times = session.granted, session.expires, session.idle, session.last_seen, session.granted_at
+    for time in times:
+        if time is not None and math.isnan(time):
+            raise ValueError(f"{session.client}: {session} has a time that is no number")

@@ -1,0 +1,189 @@
+from ipaddress import IPv4Network, IPv6Network, ip_address
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capport.core.client import Address, Client, Mac
+from capport.core.policy import (
+    Access,
+    ClientRules,
+    GardenEntry,
+    Network,
+    NetworkTable,
+    WalledGarden,
+    network_of,
+)
+
+# Few bits of choice, so that rules and clients meet.
+V4 = st.integers(0, 15).map(lambda n: ip_address(f"192.0.2.{n * 16}"))
+V6 = st.integers(0, 15).map(lambda n: ip_address(f"2001:db8::{n * 0x1000:x}"))
+ADDRESSES: st.SearchStrategy[Address] = V4 | V6
+MACS = st.integers(0, 7).map(lambda n: Mac(f"02:00:00:00:00:{n:02x}"))
+NETWORKS: st.SearchStrategy[Network] = st.builds(
+    lambda address, length: IPv4Network((int(address), length), strict=False),
+    V4,
+    st.integers(0, 32),
+) | st.builds(
+    lambda address, length: IPv6Network((int(address), length), strict=False),
+    V6,
+    st.integers(0, 128),
+)
+SUBJECTS: st.SearchStrategy[Mac | Address | Network] = MACS | ADDRESSES | NETWORKS
+CLIENTS = st.builds(Client, ADDRESSES, MACS | st.none())
+RULES = st.lists(
+    st.tuples(SUBJECTS, st.sampled_from(Access), st.text("ab", max_size=1)), max_size=12
+)
+
+
+def holds(subject: Mac | Address | Network, address: Address) -> bool:
+    if isinstance(subject, str):
+        return False
+    return (
+        address in subject if isinstance(subject, IPv4Network | IPv6Network) else address == subject
+    )
+
+
+def rules_of(rules: list[tuple[Mac | Address | Network, Access, str]]) -> ClientRules:
+    table = ClientRules()
+    for line, (subject, access, name) in enumerate(rules, 1):
+        table.section(access, f"file{line % 3}")
+        table.add(subject, line, name)
+    return table
+
+
+@settings(max_examples=500)
+@given(RULES, CLIENTS)
+def test_the_first_rule_that_matches_decides(
+    rules: list[tuple[Mac | Address | Network, Access, str]], client: Client
+) -> None:
+    found = rules_of(rules).find(client)
+    expected = next(
+        (
+            (access, f"file{line % 3}:{line}", name or None)
+            for line, (subject, access, name) in enumerate(rules, 1)
+            if subject == client.mac or holds(subject, client.address)
+        ),
+        None,
+    )
+    assert (found and (found.access, found.where, found.name)) == expected
+
+
+@settings(max_examples=500)
+@given(RULES, SUBJECTS, CLIENTS)
+def test_a_rule_that_is_covered_never_decides(
+    rules: list[tuple[Mac | Address | Network, Access, str]],
+    subject: Mac | Address | Network,
+    client: Client,
+) -> None:
+    table = rules_of(rules)
+    covering = table.covering(subject)
+    table.section(Access.KNOWN, "last")
+    table.add(subject, 99)
+    found = table.find(client)
+    if covering is not None:
+        assert found is None or found.where != "last:99"
+
+
+@given(NETWORKS, st.lists(NETWORKS, max_size=8))
+def test_a_table_knows_what_holds_all_of_a_network(network: Network, others: list[Network]) -> None:
+    table: NetworkTable[Network] = NetworkTable()
+    for other in others:
+        assert table.setdefault(other, other) == other
+    expected = {
+        other
+        for other in others
+        if (
+            isinstance(network, IPv4Network)
+            and isinstance(other, IPv4Network)
+            and network.subnet_of(other)
+        )
+        or (
+            isinstance(network, IPv6Network)
+            and isinstance(other, IPv6Network)
+            and network.subnet_of(other)
+        )
+    }
+    found = list(table.covering(network))
+    assert len(found) == len(set(found))
+    assert set(found) == expected
+
+
+def test_no_rule_matches_where_there_is_none() -> None:
+    assert ClientRules().find(Client(ip_address("192.0.2.1"), Mac("02:00:00:00:00:07"))) is None
+    assert ClientRules().covering(Mac("02:00:00:00:00:07")) is None
+
+
+def test_a_rule_says_where_it_stands_across_files() -> None:
+    rules = ClientRules()
+    rules.section(Access.KNOWN, "lab.yaml")
+    rules.add(Mac("02:00:00:00:00:01"), 4, "printer")
+    rules.section(Access.KNOWN, "empty.csv")
+    rules.section(Access.BLOCKED, "staff.csv")
+    rules.add(ip_address("192.0.2.7"), 1)
+    rules.section(Access.KNOWN, "lab.yaml")
+    rules.add(IPv4Network("0.0.0.0/0"), 9)
+    found = [
+        rules.find(Client(ip_address("192.0.2.7"), Mac("02:00:00:00:00:01"))),
+        rules.find(Client(ip_address("192.0.2.7"))),
+        rules.find(Client(ip_address("192.0.2.8"))),
+    ]
+    assert [(rule.access, rule.where, rule.name) for rule in found if rule] == [
+        (Access.KNOWN, "lab.yaml:4", "printer"),
+        (Access.BLOCKED, "staff.csv:1", None),
+        (Access.KNOWN, "lab.yaml:9", None),
+    ]
+
+
+NAMES = st.lists(st.sampled_from(["a", "b", "org", "xorg"]), min_size=1, max_size=4).map(".".join)
+PORTS = st.frozensets(st.sampled_from([80, 443, 8080]), min_size=1)
+GARDEN = st.lists(
+    st.tuples(NAMES | NAMES.map("*.{}".format) | NETWORKS | ADDRESSES.map(network_of), PORTS),
+    max_size=10,
+)
+
+
+def holds_name(entry: str | Network, host: str) -> bool:
+    if not isinstance(entry, str):
+        return False
+    return host.endswith(entry[1:]) if entry.startswith("*.") else host == entry
+
+
+@settings(max_examples=500)
+@given(GARDEN, NAMES | ADDRESSES, st.sampled_from([80, 443, 8080]))
+def test_the_garden_holds_what_one_of_its_entries_holds(
+    entries: list[tuple[str | Network, frozenset[int]]], host: str | Address, port: int
+) -> None:
+    garden = WalledGarden()
+    for entry, ports in entries:
+        line = GardenEntry(str(entry), ports, "lab.yaml:1")
+        if isinstance(entry, str):
+            garden.add_name(entry, line)
+        else:
+            garden.add_network(entry, line)
+    holding = {
+        str(entry)
+        for entry, ports in entries
+        if port in ports
+        and (holds_name(entry, host) if isinstance(host, str) else holds(_network(entry), host))
+    }
+    found = garden.find(host, port)
+    assert (found is not None) == bool(holding)
+    assert found is None or found.text in holding
+    assert len(garden.entries) == len(entries)
+    names = sorted(str(entry) for entry, _ in entries if isinstance(entry, str))
+    assert sorted(name for name, _ in garden.names()) == names
+
+
+def _network(entry: str | Network) -> Network | Mac:
+    return Mac(entry) if isinstance(entry, str) else entry
+
+
+@pytest.mark.parametrize("host", ["example.org", "notexample.org", "example.org.evil.example"])
+def test_a_star_holds_only_what_is_below(host: str) -> None:
+    garden = WalledGarden()
+    garden.add_name("*.example.org", GardenEntry("*.example.org", frozenset({443}), "lab.yaml:1"))
+    assert garden.find("a.example.org", 443) is not None
+    assert garden.find("a.b.example.org", 443) is not None
+    assert garden.find(host, 443) is None
+    assert garden.find("a.example.org", 80) is None
