@@ -1,0 +1,488 @@
+"""The policy file: YAML in, a Policy out, or an error for each line that is wrong.
+
+A file is read whole and checked whole before any of it is used. Which keys there are stands in
+KEYS, what a value may look like in policyvalues.py, how YAML is read in policytree.py.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from capport import clientsfile
+from capport import policyvalues as values
+from capport.core.place import Host, Place
+from capport.core.policy import (
+    Access,
+    ClientRules,
+    Conditions,
+    Connect,
+    GardenEntry,
+    KnownHttp,
+    KnownTls,
+    Limits,
+    LoginServer,
+    Policy,
+    Probes,
+    Rate,
+    Router,
+    Sessions,
+    Tls,
+    UnknownTls,
+    WalledGarden,
+)
+from capport.policytree import Fields, Items, Node, Refused, Word, kind, read_text, read_tree
+from capport.problems import (
+    Findings,
+    Mark,
+    PolicyError,
+    Problem,
+    TooMany,
+    open_regular,
+    reason,
+    shown,
+)
+
+__all__ = ["PolicyError", "Problem", "default", "load", "load_with_warnings", "parse"]
+
+KEYS = {
+    "the policy": (
+        "network",
+        "login_url",
+        "refresh",
+        "clients",
+        "walled_garden",
+        "tls",
+        "http",
+        "sessions",
+        "limits",
+        "probes",
+        "login_server",
+        "router",
+    ),
+    "clients": ("mac", "address", "file", "access", "name"),
+    "tls": ("unknown", "known", "connect"),
+    "http": ("known",),
+    "sessions": ("store", "lifetime", "idle"),
+    "limits": ("requests", "header_field", "header_section", "require_conditions"),
+    "requests": ("count", "per"),
+    "login_server": ("listen", "certificate", "key", "conditions"),
+    "router": ("client_interface", "origin_interface"),
+}
+"""Each map of the policy, and the keys it may have."""
+
+NOT_BUILT_YET = (("sessions.store", "redis://", "a store in Redis"),)
+"""What a later change brings: the key, how its value begins, and what that would be."""
+
+_DAY = 86400
+_REFRESH: int | None = 10
+
+
+type Opening = Callable[[str], object]
+"""Called with the name of each file just before it is opened, so that a change of it is noticed."""
+
+
+def load(path: Path, opening: Opening = str) -> Policy:
+    """The policy in the file at `path`. Raises PolicyError, with every error there is."""
+    return load_with_warnings(path, opening)[0]
+
+
+def load_with_warnings(path: Path, opening: Opening = str) -> tuple[Policy, tuple[Problem, ...]]:
+    """The policy at `path`, and what in it is no error, but hardly meant. Raises PolicyError."""
+    opening(str(path))
+    reader = _Reader(Findings(str(path), text := read_text(path)), path.parent, opening)
+    return reader.read(text, str(path))
+
+
+def parse(text: str, name: str, folder: Path) -> Policy:
+    """The policy in `text`, which errors call `name`. Raises PolicyError.
+
+    What it names by a relative path is sought in `folder`.
+    """
+    return _Reader(Findings(name, text), folder, str).read(text, name)[0]
+
+
+def default() -> Policy:
+    """The embedded policy, for whoever gives none."""
+    path = Path(__file__).with_name("default.yaml")
+    text = read_text(path)
+    return _Reader(Findings(path.name, text), path.parent, str).read(text, None)[0]
+
+
+class _Section:
+    """One map of the policy in the reading: asked for each key, it gives the value or the default.
+
+    What is wrong goes to the findings, and the default is then what the caller gets.
+    """
+
+    def __init__(self, findings: Findings, name: str, node: Fields, path: str) -> None:
+        self.at = node.at
+        self._findings = findings
+        self._name = name
+        self._path = path
+        self._fields = {key: found for key, found in node.fields.items() if key in KEYS[name]}
+        self._meant: set[str] = set()  # keys that are there, misspelt: not missing as well
+        for key, (at, _) in node.fields.items():
+            if key not in KEYS[name]:
+                self._meant.update(values.near(key, KEYS[name]))
+                self._findings.error(at, _unknown(key, name))
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._fields
+
+    def lacks(self, key: str) -> bool:
+        """Whether `key` is not there, not even misspelt."""
+        return key not in self._fields and key not in self._meant
+
+    def mark(self, key: str) -> Mark:
+        """Where the value of `key` stands, or, if there is none, the map."""
+        found = self._fields.get(key)
+        return self.at if found is None else found[1].at
+
+    def take[Value](self, key: str, read: Callable[[str], Value], otherwise: Value) -> Value:
+        """The value of `key`, read by `read`."""
+        at, node = self._fields.get(key, (self.at, None))
+        if node is None or isinstance(node, Refused):
+            return otherwise
+        if not isinstance(node, Word):
+            self._findings.error(node.at, f"{key} takes one value, and this is {kind(node)}")
+        elif node.nothing:
+            self._findings.error(at, f"{key} has no value: give it one, or leave the line out")
+        else:
+            return self._read(key, read, node, otherwise)
+        return otherwise
+
+    def need[Value](self, key: str, read: Callable[[str], Value], what: str) -> Value | None:
+        """The value of `key`, which must be there; `what` says what it is."""
+        if self.lacks(key):
+            self._findings.error(self.at, f"{self._name} needs {key}: {what}")
+        return self.take(key, _optional(read), None)
+
+    def section(self, key: str) -> "_Section | None":
+        """The map under `key`; None where there is none, or it is empty."""
+        _, node = self._fields.get(key, (self.at, None))
+        if isinstance(node, Word) and node.nothing:
+            return _Section(self._findings, key, Fields(self._fields[key][0]), self._within(key))
+        if isinstance(node, Fields):
+            return _Section(self._findings, key, node, self._within(key))
+        if node is not None and not isinstance(node, Refused):
+            keys = ", ".join(KEYS[key])
+            message = f"{key} takes a map with the keys {keys}, and this is {kind(node)}"
+            self._findings.error(node.at, message)
+        return None
+
+    def items(self, key: str, example: str) -> list[Node]:
+        """The list under `key`; `example` is an item of it."""
+        _, node = self._fields.get(key, (self.at, None))
+        if isinstance(node, Items):
+            return node.items
+        if node is not None and not isinstance(node, Refused) and not _is_nothing(node):
+            message = f"{key} takes a list, such as [{example}], and this is {kind(node)}"
+            self._findings.error(node.at, message)
+        return []
+
+    def _read[Value](
+        self, key: str, read: Callable[[str], Value], node: Word, otherwise: Value
+    ) -> Value:
+        try:
+            value = read(node.text)
+        except ValueError as error:
+            self._findings.error(node.at, f"{key}: {error}")
+            return otherwise
+        for path, start, what in NOT_BUILT_YET:
+            if path == self._within(key) and node.text.startswith(start):
+                self._findings.error(node.at, f"{key}: {what} ({shown(node.text)}): not built yet")
+        return value
+
+    def _within(self, key: str) -> str:
+        return f"{self._path}.{key}" if self._path else key
+
+
+class _Reader:
+    """One policy in the reading, key by key."""
+
+    def __init__(self, findings: Findings, folder: Path, opening: Opening) -> None:
+        self.findings = findings
+        self._folder = folder
+        self._opening = opening
+
+    def read(self, text: str, file: str | None) -> tuple[Policy, tuple[Problem, ...]]:
+        """The policy in `text`, and the warnings. Raises PolicyError."""
+        policy = None
+        try:
+            root = read_tree(text, self.findings)
+            policy = None if root is None else self.policy(root, file)
+        except TooMany:
+            pass
+        if policy is None or self.findings.errors:
+            raise PolicyError(self.findings.errors)
+        return policy, self.findings.warnings
+
+    def policy(self, root: Node, file: str | None) -> Policy | None:
+        """The policy in `root`; None if it has no use, which is then among the findings."""
+        if not isinstance(root, Fields):
+            if not isinstance(root, Refused):
+                message = (
+                    f"a policy is a map, such as login_url: https://…, and this is {kind(root)}"
+                )
+                self.findings.error(root.at, message)
+            return None
+        top = _Section(self.findings, "the policy", root, "")
+        login_server = self._login_server(top.section("login_server"))
+        login = self._login(top, login_server)
+        return Policy(
+            login_url=login.url,
+            login_place=login.place,
+            network=top.take("network", _optional(values.for_people), None),
+            refresh=top.take("refresh", values.refresh, _REFRESH),
+            clients=self._clients(top),
+            walled_garden=self._walled_garden(top),
+            tls=self._tls(top.section("tls")),
+            http_known=self._http(top.section("http")),
+            sessions=self._sessions(top.section("sessions")),
+            limits=self._limits(top.section("limits")),
+            probes=top.take("probes", values.word_of(Probes), Probes.COMPATIBLE),
+            login_server=login_server,
+            router=self._router(top.section("router")),
+            file=file,
+        )
+
+    def _login(self, top: _Section, server: LoginServer | None) -> values.LoginUrl:
+        """Where a 511 sends people: as given, or the embedded login server's own address."""
+        nowhere = values.LoginUrl("", Place("", 0), "")
+        if "login_url" in top:
+            url = top.take("login_url", values.login_url, nowhere)
+            if url.scheme == "http" and values.is_public(url.place.host):
+                why = "browsers that prefer HTTPS do not follow it; use https"
+                self.findings.warn(
+                    top.mark("login_url"), f"login_url is http to a public name: {why}"
+                )
+            return url
+        if top.lacks("login_url") and top.lacks("login_server"):
+            what = "where people sign in, such as https://login.example.net/"
+            self.findings.error(top.at, f"login_url is missing: {what}, or a login_server")
+        if server is None:
+            return nowhere
+        host = server.listen.host
+        at = top.mark("login_server")
+        if not isinstance(host, str) and host.is_unspecified:
+            where = f"login_server listens on {host}, which nobody can go to"
+            self.findings.error(at, f"{where}: add a login_url, or listen on one address")
+        elif server.certificate:
+            why = "people go to the address that it listens on, and most certificates hold a name"
+            self.findings.warn(at, f"login_url is missing: {why}")
+        scheme = "https" if server.certificate else "http"
+        default_port = 443 if server.certificate else 80
+        derived = f"{scheme}://{server.listen.authority(default_port)}/"
+        return values.LoginUrl(derived, server.listen, scheme)
+
+    def _clients(self, top: _Section) -> ClientRules:
+        rules = ClientRules()
+        for node in top.items("clients", "{address: 192.0.2.20, access: known}"):
+            if isinstance(node, Fields):
+                self._client(_Section(self.findings, "clients", node, "clients"), rules)
+            elif not isinstance(node, Refused):
+                what = "{address: 192.0.2.20, access: known}"
+                self.findings.error(
+                    node.at, f"a client is a map, such as {what}: this is {kind(node)}"
+                )
+        return rules
+
+    def _client(self, rule: _Section, rules: ClientRules) -> None:
+        access = rule.need("access", values.word_of(Access), "known or blocked")
+        name = rule.take("name", _optional(values.for_people), None)
+        about = [key for key in ("mac", "address", "file") if key in rule]
+        if len(about) != 1:
+            found = "none" if not about else " and ".join(about)
+            self.findings.error(rule.at, f"clients: one of mac, address, file; here is {found}")
+            return
+        if about == ["file"]:
+            self._clients_file(rule, rules, access)
+            return
+        subject = (
+            rule.take("mac", _optional(values.mac), None)
+            if about == ["mac"]
+            else rule.take("address", _optional(values.network), None)
+        )
+        if subject is None or access is None:
+            return
+        if earlier := rules.covering(subject):
+            why = f"{earlier.where} comes first, and matches whatever it does"
+            self.findings.warn(rule.at, f"the client {subject} is never asked about: {why}")
+        rules.section(access, self.findings.file)
+        rules.add(subject, rule.at.line, name)
+
+    def _clients_file(self, rule: _Section, rules: ClientRules, access: Access | None) -> None:
+        if "name" in rule:
+            self.findings.error(
+                rule.mark("name"), "name: in a file each client has its own; remove it"
+            )
+        path = rule.take("file", _optional(values.path(self._folder)), None)
+        if path is None:
+            return
+        self._opening(str(path))
+        rules.section(access or Access.BLOCKED, str(path))
+        for problem in clientsfile.read(path, rules):
+            if problem.line:
+                self.findings.error_in(rule.mark("file"), problem)
+            else:
+                self.findings.error(rule.mark("file"), f"file: {problem.file}: {problem.message}")
+
+    def _walled_garden(self, top: _Section) -> WalledGarden:
+        garden = WalledGarden()
+        for node in top.items("walled_garden", "www.example.org"):
+            if isinstance(node, Word) and not node.nothing:
+                self._garden_entry(node, garden)
+            elif isinstance(node, Fields):
+                what = "www.example.org or status.example.org:8080 (no space after the colon)"
+                self.findings.error(node.at, f"walled_garden takes words, such as {what}")
+            elif not isinstance(node, Refused):
+                message = (
+                    f"walled_garden takes words, such as www.example.org: this is {kind(node)}"
+                )
+                self.findings.error(node.at, message)
+        return garden
+
+    def _garden_entry(self, node: Word, garden: WalledGarden) -> None:
+        try:
+            found, ports = values.garden_entry(node.text)
+        except ValueError as error:
+            self.findings.error(node.at, f"walled_garden: {error}")
+            return
+        entry = GardenEntry(node.text, ports, f"{self.findings.file}:{node.at.line}")
+        if not isinstance(found, str):
+            if found.prefixlen <= (8 if found.version == 4 else 16):
+                self.findings.warn(
+                    node.at, f"{found} holds {found.num_addresses} addresses: all free"
+                )
+            garden.add_network(found, entry)
+            return
+        if found.startswith("*.") and found.count(".") == 1:
+            self.findings.warn(
+                node.at, f"{found} holds a whole top-level domain: all of it is free"
+            )
+        garden.add_name(found, entry)
+
+    def _tls(self, section: _Section | None) -> Tls:
+        if section is None:
+            return Tls()
+        return Tls(
+            unknown=section.take("unknown", values.word_of(UnknownTls), UnknownTls.REFUSE),
+            known=section.take("known", values.word_of(KnownTls), KnownTls.TUNNEL),
+            connect=section.take("connect", values.word_of(Connect), Connect.AUTO),
+        )
+
+    def _http(self, section: _Section | None) -> KnownHttp:
+        if section is None:
+            return KnownHttp.STREAM
+        return section.take("known", values.word_of(KnownHttp), KnownHttp.STREAM)
+
+    def _sessions(self, section: _Section | None) -> Sessions:
+        if section is None:
+            return Sessions()
+        sessions = Sessions(
+            store=section.take("store", _optional(values.store(self._folder)), None),
+            lifetime=section.take("lifetime", values.duration(1, 366 * _DAY), 8 * 3600.0),
+            idle=section.take("idle", _optional(values.duration(1, 366 * _DAY)), None),
+        )
+        if sessions.idle is not None and sessions.idle > sessions.lifetime:
+            self.findings.warn(
+                section.mark("idle"), "idle is longer than lifetime: it never matters"
+            )
+        return sessions
+
+    def _limits(self, section: _Section | None) -> Limits:
+        if section is None:
+            return Limits()
+        limit = _optional(values.size(256, 1 << 20))
+        limits = Limits(
+            requests=self._rate(section.section("requests")),
+            header_field=section.take("header_field", limit, None),
+            header_section=section.take("header_section", limit, None),
+            require_conditions=frozenset(
+                host
+                for node in section.items("require_conditions", "api.example.org")
+                if (host := self._host(node)) is not None
+            ),
+        )
+        if limits.header_section and (limits.header_field or 0) > limits.header_section:
+            at = section.mark("header_field")
+            self.findings.warn(at, "header_field is more than header_section: it never matters")
+        return limits
+
+    def _rate(self, section: _Section | None) -> Rate | None:
+        if section is None:
+            return None
+        count = section.need("count", values.count(1, 1_000_000), "how many, such as 600")
+        per = section.need("per", values.duration(1, _DAY), "in what time, such as 1m")
+        return None if count is None or per is None else Rate(count, per)
+
+    def _host(self, node: Node) -> Host | None:
+        if isinstance(node, Word) and not node.nothing:
+            try:
+                return values.host(node.text)
+            except ValueError as error:
+                self.findings.error(node.at, f"require_conditions: {error}")
+        elif not isinstance(node, Refused):
+            message = f"require_conditions takes host names, and this is {kind(node)}"
+            self.findings.error(node.at, message)
+        return None
+
+    def _login_server(self, section: _Section | None) -> LoginServer | None:
+        if section is None:
+            return None
+        listen = section.need("listen", values.listen, "where, such as 192.0.2.1:8511")
+        certificate = self._file(section, "certificate")
+        key = self._file(section, "key")
+        for one, other in (("certificate", "key"), ("key", "certificate")):
+            if one in section and other not in section:
+                message = f"{one} takes {other} beside it: add it, or leave both out for http"
+                self.findings.error(section.mark(one), message)
+        conditions = section.take("conditions", values.word_of(Conditions), Conditions.TERMS)
+        if listen is None:
+            return None
+        return LoginServer(listen, certificate, key, conditions)
+
+    def _file(self, section: _Section, key: str) -> str | None:
+        """The absolute path of a file that is there, and can be read."""
+        path = section.take(key, _optional(values.path(self._folder)), None)
+        if path is None:
+            return None
+        self._opening(str(path))
+        try:
+            open_regular(path).close()
+        except OSError as error:
+            self.findings.error(section.mark(key), f"{key}: {path}: {reason(error)}")
+        return str(path.absolute())
+
+    def _router(self, section: _Section | None) -> Router | None:
+        if section is None:
+            return None
+        example = "such as br-lan"
+        client = section.need("client_interface", values.interface, f"the clients' side, {example}")
+        origin = section.need(
+            "origin_interface", values.interface, "the Internet's side, such as wan"
+        )
+        if client is None or origin is None:
+            return None
+        if client == origin:
+            message = f"client_interface and origin_interface are both {client}: a router has two"
+            self.findings.error(section.mark("origin_interface"), message)
+        return Router(client, origin)
+
+
+def _optional[Value](read: Callable[[str], Value]) -> Callable[[str], Value | None]:
+    """`read`, for where nothing is a value too."""
+    return read
+
+
+def _is_nothing(node: Node) -> bool:
+    return isinstance(node, Word) and node.nothing
+
+
+def _unknown(key: str, section: str) -> str:
+    """What would do in place of `key`: one like it here, or where it belongs."""
+    wrong = f"{shown(key)} is not a key of {section}"
+    home = next((name for name, keys in KEYS.items() if key in keys), None)
+    if home is not None:
+        return f"{wrong}: it belongs {'at the top' if home == 'the policy' else f'under {home}'}"
+    near = values.did_you_mean(key, KEYS[section])
+    return f"{wrong}{near or f': there are {", ".join(KEYS[section])}'}"

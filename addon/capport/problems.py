@@ -1,0 +1,208 @@
+"""What is wrong with a file, where, and how to show it: the line, and a caret under the place."""
+
+import errno
+import os
+import re
+import stat
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+MOST_ERRORS = 100
+"""So many errors are shown; a file with more is not what it is taken for."""
+
+_WIDTH, _BEFORE = 88, 44  # cells of the quoted line: all of them, and those before the caret
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Mark:
+    """A place in a text: line and column from 1, the column in characters."""
+
+    line: int
+    column: int
+
+
+WHOLE = Mark(0, 0)
+"""The place of what is wrong with a file and not with a line of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong. `source` is the whole line; line 0 stands for the file as such."""
+
+    file: str
+    line: int
+    column: int
+    message: str
+    source: str = ""
+
+    def __str__(self) -> str:
+        if not self.line:
+            return f"{visible(self.file)}: {visible(self.message)}"
+        head = f"{visible(self.file)}:{self.line}:{self.column}: {visible(self.message)}"
+        if not self.source:
+            return head
+        quoted, cells = _around(self.source, self.column - 1)
+        return f"{head}\n    {quoted}\n    {' ' * cells}^"
+
+
+class PolicyError(ValueError):
+    """A policy file that cannot be used, and each place in it that is wrong."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = tuple(problems)
+
+
+class TooMany(Exception):
+    """Enough errors were found: the rest is not looked at."""
+
+
+class Findings:
+    """What was found wrong in one text, kept in the text's order."""
+
+    def __init__(self, file: str, text: str) -> None:
+        self.file = file
+        self._lines = re.split(r"\r\n|\r|\n", text)
+        self._errors: list[tuple[Mark, Problem]] = []
+        self._warnings: list[tuple[Mark, Problem]] = []
+
+    def error(self, at: Mark, message: str) -> None:
+        """Files an error. Raises TooMany at the last there is room for."""
+        self._errors.append((at, self._problem(at, message)))
+        self._bound(at)
+
+    def error_in(self, at: Mark, problem: Problem) -> None:
+        """Files an error in another file, which the line at `at` includes."""
+        self._errors.append((at, problem))
+        self._bound(at)
+
+    def warn(self, at: Mark, message: str) -> None:
+        """Files what is no error, but hardly meant."""
+        if len(self._warnings) < MOST_ERRORS:
+            self._warnings.append((at, self._problem(at, message)))
+
+    def line(self, at: Mark) -> str:
+        """The line that `at` is in."""
+        return self._lines[at.line - 1] if 0 < at.line <= len(self._lines) else ""
+
+    @property
+    def end(self) -> Mark:
+        """The place after the last character."""
+        return Mark(len(self._lines), len(self._lines[-1]) + 1)
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        """Each error, in the text's order."""
+        return tuple(problem for _, problem in sorted(self._errors, key=_place))
+
+    @property
+    def warnings(self) -> tuple[Problem, ...]:
+        """Each warning, in the text's order."""
+        return tuple(problem for _, problem in sorted(self._warnings, key=_place))
+
+    def _problem(self, at: Mark, message: str) -> Problem:
+        # Where a text ends without a line break, libyaml takes its end for the next line.
+        at = min(at, self.end)
+        return Problem(self.file, at.line, at.column, message, self.line(at))
+
+    def _bound(self, at: Mark) -> None:
+        if len(self._errors) == MOST_ERRORS:
+            end = Mark(max(at.line, max(place.line for place, _ in self._errors)) + 1, 0)
+            message = f"{MOST_ERRORS} errors: the rest of the file was not looked at"
+            self._errors.append((end, Problem(self.file, 0, 0, message)))
+            raise TooMany
+
+
+def _place(found: tuple[Mark, Problem]) -> Mark:
+    return found[0]
+
+
+def visible(text: str) -> str:
+    """`text` with what a terminal would obey, hide or reorder written as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def shown(text: str) -> str:
+    """A value for a message: cut where it is long, in quotes where its end would be in doubt."""
+    short = text if len(text) <= 60 else text[:59] + "…"
+    return short if re.fullmatch(r"[\w.:/@*…+-]+", short) else repr(short)
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """What is in the regular file `path`. Raises OSError; never reads more than `most` bytes."""
+    with open_regular(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"is larger than {most >> 20} MiB, which is the most")
+    return data
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a regular file, and nothing that would wait, or never end. Raises OSError."""
+    try:
+        _refuse_irregular(path.stat().st_mode)
+        file = os.fdopen(
+            os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), "rb"
+        )
+    except ValueError as error:  # a NUL in the name
+        raise OSError(errno.EINVAL, f"is no file name: {error}") from error
+    try:
+        _refuse_irregular(os.fstat(file.fileno()).st_mode)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def reason(error: OSError) -> str:
+    """What went wrong with a file, less its name, which stands before it already."""
+    text = error.strerror or str(error)
+    return text if text.startswith("is ") else f"cannot be read: {text}"
+
+
+def _refuse_irregular(mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        kind = kinds.get(stat.S_IFMT(mode), "a device")
+        raise OSError(errno.EINVAL, f"is {kind}: name a file")
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def _around(line: str, at: int) -> tuple[str, int]:
+    """As much of `line` as fits around the place `at`, and how many cells come before that."""
+    at = min(at, len(line))
+    most = _WIDTH if len(line) <= _WIDTH else _BEFORE
+    before, cells = _fit(line[max(0, at - most) : at][::-1], most)
+    after, _ = _fit(line[at : at + _WIDTH], _WIDTH - cells)
+    cut_before = "…" if len(before) < at else ""
+    cut_after = "…" if at + len(after) < len(line) else ""
+    quoted = cut_before + "".join(reversed(before)) + "".join(after) + cut_after
+    return quoted, cells + len(cut_before)
+
+
+def _fit(characters: str, most: int) -> tuple[list[str], int]:
+    """The first of `characters`, made visible, that fit into so many cells; the cells they take."""
+    fitting: list[str] = []
+    cells = 0
+    for character in characters:
+        text = visible(character)
+        width = _cells(character) if text == character else len(text)
+        if cells + width > most:
+            break
+        fitting.append(text)
+        cells += width
+    return fitting, cells
+
+
+def _cells(character: str) -> int:
+    if unicodedata.east_asian_width(character) in "WF":
+        return 2
+    return 0 if unicodedata.category(character) in ("Mn", "Me") else 1
