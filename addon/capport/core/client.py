@@ -74,6 +74,16 @@ def parse_client_id(text: str) -> ClientId:
         raise ValueError(f"{text!r} is neither an address nor a MAC address") from None
 
 
+def parts_of(client: ClientId) -> tuple[Mac | None, Address | None]:
+    """The MAC and the address in an id; each may be None, and not both."""
+    mac, at, address = client.partition("@")
+    if at:
+        return Mac(mac), parse_address(address)
+    if _MAC.fullmatch(client):
+        return Mac(client), None
+    return None, parse_address(client)
+
+
 def is_random(mac: Mac) -> bool:
     """Whether the device made this MAC up: the locally administered bit (IEEE 802, 8.2)."""
     return bool(int(mac[:2], 16) & 0b10)

@@ -1,0 +1,188 @@
+"""What the portal would do with a URL that a client asks for, and why, rule by rule."""
+
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
+
+from capport.core import decision
+from capport.core.client import Client
+from capport.core.decision import Case, HttpRequest
+from capport.core.place import Place, parse_authority
+from capport.core.policy import Connect, Policy
+from capport.core.reply import Asked, reply_to
+from capport.core.session import Session
+from capport.core.verdict import (
+    Drop,
+    Inspect,
+    Intercept,
+    Pass,
+    Refuse,
+    SignIn,
+    TlsVerdict,
+    Tunnel,
+    Verdict,
+)
+
+PORTS = {"http": 80, "https": 443}
+
+type Steps = tuple[tuple[str, Verdict | None], ...]
+"""Each rule that was asked, in order, and what it said; the last one decided."""
+
+# Which key of the policy a rule goes by that is not about one client or one place.
+_KEYS = {
+    "header_fields_too_large": ("limits.header_field", "limits.header_section"),
+    "too_many_requests": ("limits.requests",),
+    "precondition_required": ("limits.require_conditions",),
+    "login_server": ("login_url", "login_server"),
+    "connectivity_check": ("probes",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Url:
+    """An http or https URL: what was asked for, in parts that can be decided on."""
+
+    text: str
+    scheme: str
+    place: Place
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The answer, and how it came about.
+
+    `steps` are of the request, and for https of the connection; `tls` is then what becomes of the
+    handshake, and `inside` are the steps of the request in it, where it is opened. `where` is the
+    FILE:LINE of the client rule or garden entry that decided; `keys` are the policy's keys that
+    decided (the first of them that is in the file), most to the point first.
+    """
+
+    client: Client
+    url: Url
+    method: str
+    session: Session | None
+    steps: Steps
+    verdict: Verdict
+    tls: TlsVerdict | None
+    inside: Steps
+    where: str | None
+    keys: tuple[str, ...]
+
+    @property
+    def rule(self) -> str:
+        """The name of the rule that decided."""
+        return self.steps[-1][0]
+
+    @property
+    def status(self) -> int | None:
+        """The status of our answer; None where the origin answers, or nobody."""
+        if self.tls is None:
+            return _status(self.verdict)
+        inside = self.inside[-1][1] if self.inside else None
+        return _status(inside) if inside else None
+
+
+def parse_url(text: str) -> Url:
+    """The URL in `text`. Raises ValueError for one that a client could not ask us for."""
+    parts = urlsplit(text)
+    default_port = PORTS.get(parts.scheme.lower())
+    if default_port is None or not parts.netloc:
+        raise ValueError(f"{text!r} is not an http or https URL, such as http://www.example.org/")
+    place = parse_authority(parts.netloc.rpartition("@")[2], default_port)
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return Url(text, parts.scheme.lower(), place, path)
+
+
+def explain(
+    policy: Policy, client: Client, session: Session | None, now: float, url: Url, method: str
+) -> Explanation:
+    """What `client` would get for `url`, were it to ask by name and the login server to answer.
+
+    `session` is the one it has in the store, open or not, and does not count where a client rule
+    of the policy's decides. No limit is counted: this is its first request.
+    """
+    rule = policy.clients.find(client)
+    request = HttpRequest(method, url.scheme, url.path)
+    session = None if rule else session
+    case = Case(client, now, rule, session, claim=url.place, request=request, login_answers=True)
+    inside: Steps = ()
+    tls = None
+    if url.scheme == "https":
+        tls = decision.decide_tls(case, policy)
+        steps = tuple(decision.explain(replace(case, request=None), policy))
+        if isinstance(tls, Inspect | Intercept):
+            inside = tuple(decision.explain(case, policy))
+    else:
+        steps = tuple(decision.explain(case, policy))
+    name, verdict = steps[-1]
+    assert verdict is not None
+    where = None
+    keys = _KEYS.get(name, ())
+    if name == "walled_garden":
+        entry = policy.walled_garden.find(url.place.host, url.place.port)
+        where = entry.where if entry else None
+    elif rule is not None and name in ("known_by_rule", "blocked_client"):
+        where = rule.where
+    if tls is not None and not isinstance(tls, Tunnel):
+        keys = (*keys, "tls.known" if isinstance(tls, Inspect) else "tls.unknown")
+    return Explanation(client, url, method, session, steps, verdict, tls, inside, where, keys)
+
+
+def document(found: Explanation, policy: Policy) -> dict[str, object]:
+    """The explanation for programs: JSON values. Members are added to it, never changed."""
+    return {
+        "client": str(found.client.address),
+        "mac": found.client.mac,
+        "url": found.url.text,
+        "method": found.method,
+        "session": found.session.client if found.session else None,
+        "verdict": type(found.verdict).__name__,
+        "because": found.verdict.because,
+        "tls": type(found.tls).__name__ if found.tls else None,
+        "status": found.status,
+        "seen": in_words(found, policy),
+        "rules": [_step(name, verdict) for name, verdict in found.steps],
+        "inside": [_step(name, verdict) for name, verdict in found.inside],
+    }
+
+
+def _step(name: str, verdict: Verdict | None) -> dict[str, str | None]:
+    said = verdict.because if verdict else None
+    return {"rule": name, "verdict": type(verdict).__name__ if verdict else None, "because": said}
+
+
+def in_words(found: Explanation, policy: Policy) -> str:
+    """What the client would see, in a sentence or two."""
+    match found.tls:
+        case Refuse():
+            seen = "no status: the TLS alert access_denied (49), before any certificate"
+        case Drop():
+            seen = "no status: the connection is reset"
+        case Intercept():
+            seen = f"{found.status} inside TLS, for whoever goes past a certificate error"
+        case Inspect() if found.status is not None:
+            seen = f"{found.status}, with mitmproxy's certificate"
+        case Inspect():
+            seen = "the origin's, with mitmproxy's certificate"
+        case _ if found.status is None:
+            seen = "the origin's own"
+        case _:
+            seen = str(found.status)
+    if isinstance(found.verdict, SignIn):
+        seen += "; 511 while the login server does not answer"
+    return seen + (_connect(policy) if found.tls and not isinstance(found.verdict, Pass) else "")
+
+
+def _connect(policy: Policy) -> str:
+    """What is different where the client reaches https through an explicit proxy."""
+    match policy.tls.connect:
+        case Connect.ANSWER:
+            return "; through an explicit proxy: 511 to the CONNECT"
+        case Connect.ALERT:
+            return "; through an explicit proxy: the same, inside the tunnel"
+        case Connect.AUTO:
+            return "; through an explicit proxy: 511 to the CONNECT, but for browsers the same"
+
+
+def _status(verdict: Verdict) -> int | None:
+    return None if isinstance(verdict, Pass) else reply_to(verdict, Asked()).status

@@ -1,0 +1,171 @@
+"""The gate: gathers a case, has it decided, and says what was decided."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+
+from capport import clock
+from capport.core import decision, rates
+from capport.core.client import Client, ClientId, parse_address
+from capport.core.decision import Case, HttpRequest
+from capport.core.place import Place
+from capport.core.policy import Policy
+from capport.core.session import Instant, Session
+from capport.core.verdict import NetworkAuthenticationRequired, Pass, SignIn, TlsVerdict, Verdict
+from capport.events import EventLog
+from capport.identity import Neighbours, NoNeighbours
+from capport.stores import SessionStore
+
+BUCKETS = 50_000  # clients whose requests are counted at a time, for 429
+
+type Link = Callable[[Client, str | None], str]
+"""The login URL for a client and the URL it asked for: what stands in the 511's link."""
+
+
+class Gate:
+    """Decides for every enforcement point. `policy` is replaced whole, never edited."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        store: SessionStore,
+        *,
+        neighbours: Neighbours | None = None,
+        events: EventLog | None = None,
+        now: Callable[[], Instant] = clock.now,
+    ) -> None:
+        self.policy = policy
+        self.store = store
+        self.neighbours: Neighbours = neighbours or NoNeighbours()
+        self.events = events or EventLog()
+        self.now = now
+        self.login_answers = False  # whether a 302 to the login server would arrive
+        self.link: Link | None = None
+        self.in_force: Callable[[ClientId], None] | None = None  # carries a change out at once
+        self._buckets: OrderedDict[ClientId, rates.Bucket] = OrderedDict()
+
+    def client(self, address: str) -> Client:
+        """Who is at `address`, as a socket names its peer. Raises ValueError."""
+        parsed = parse_address(address)
+        return Client(parsed, self.neighbours.find_mac(parsed))
+
+    def request(
+        self,
+        client: Client,
+        request: HttpRequest,
+        claim: Place | None,
+        dialled: Place | None,
+        url: str | None = None,
+    ) -> Verdict:
+        """The verdict on one HTTP request; it counts for 429, and keeps an idle session alive."""
+        case = replace(
+            self._case(client, claim, dialled), request=request, login_answers=self.login_answers
+        )
+        if self.policy.limits.requests is not None:
+            case = replace(case, retry_after=self._spend(client))
+        verdict = decision.decide(case, self.policy)
+        if isinstance(verdict, Pass):
+            self._heard_of(case)
+        elif self.link is not None and isinstance(verdict, NetworkAuthenticationRequired | SignIn):
+            verdict = replace(verdict, login_url=self.link(client, url))
+        return verdict
+
+    def connection(self, client: Client, place: Place) -> Verdict:
+        """Whether a connection to `place` may be opened for `client`."""
+        case = self._case(client, None, place)
+        verdict = decision.decide_connection(case, self.policy)
+        if isinstance(verdict, Pass):
+            self._heard_of(case)
+        return verdict
+
+    def handshake(self, client: Client, sni: Place | None, dialled: Place | None) -> TlsVerdict:
+        """What becomes of a TLS handshake."""
+        return decision.decide_tls(self._case(client, sni, dialled), self.policy)
+
+    def known(self, client: Client) -> Pass | None:
+        """The Pass by which `client` may go wherever it wants, None if it may not."""
+        case = self._case(client, None, None)
+        verdict = decision.decide_connection(case, self.policy)
+        return verdict if isinstance(verdict, Pass) else None
+
+    def known_until(self, client: Client) -> Instant | None:
+        """When its session ends, if a session is what makes it known."""
+        case = self._case(client, None, None)
+        return case.session.ends if case.session else None
+
+    def heard_of(self, client: Client, at: Instant) -> None:
+        """Something of `client`'s went through at `at`, which no decision was asked for."""
+        case = self._case(client, None, None)
+        if case.session is not None and at > case.session.last_seen:
+            self.store.touch(case.session.client, at)
+
+    def explain(
+        self, client: Client, request: HttpRequest, claim: Place | None, dialled: Place | None
+    ) -> list[tuple[str, Verdict | None]]:
+        """Each rule that would be asked of such a request, and what it says. Counts nothing."""
+        case = replace(
+            self._case(client, claim, dialled), request=request, login_answers=self.login_answers
+        )
+        return decision.explain(case, self.policy)
+
+    def grant(
+        self,
+        client: ClientId,
+        *,
+        lifetime: float | None = None,
+        by: str = "",
+        how: str = "",
+        name: str = "",
+    ) -> Session:
+        """Opens a session of `lifetime` seconds (the policy's, if None).
+
+        It is durable, and in force at every enforcement point of this process, on return.
+
+        Raises StoreError. It waits for the disk: not for the event loop.
+        """
+        now, sessions = self.now(), self.policy.sessions
+        session = Session(
+            client,
+            granted=now,
+            expires=now + (sessions.lifetime if lifetime is None else lifetime),
+            idle=sessions.idle,
+            last_seen=now,
+            granted_at=self.events.wall(),
+            by=by,
+            how=how,
+            name=name,
+        )
+        self.store.put(session)
+        if self.in_force is not None:
+            self.in_force(client)
+        return session
+
+    def revoke(self, client: ClientId) -> bool:
+        """Ends a session; whether there was one.
+
+        Raises StoreError where that is not durable; it is in force all the same.
+        """
+        try:
+            return self.store.drop(client)
+        finally:
+            if self.in_force is not None:
+                self.in_force(client)
+
+    def _case(self, client: Client, claim: Place | None, dialled: Place | None) -> Case:
+        rule = self.policy.clients.find(client)
+        now = self.now()
+        session = None if rule else self.store.find(client.ids, now)
+        return Case(client, now, rule, session, claim, dialled)
+
+    def _heard_of(self, case: Case) -> None:
+        if case.session is not None and case.session.idle is not None:
+            self.store.touch(case.session.client, case.now)
+
+    def _spend(self, client: Client) -> int | None:
+        rate = self.policy.limits.requests
+        assert rate is not None
+        bucket, wait = rates.spend(self._buckets.pop(client.id, None), rate, self.now())
+        self._buckets[client.id] = bucket
+        if len(self._buckets) > BUCKETS:
+            self._buckets.popitem(last=False)
+        return wait

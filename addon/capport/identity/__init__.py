@@ -1,0 +1,34 @@
+"""Who a client is: from the address we see to the MAC behind it."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from capport.core.client import Address, Mac
+
+
+class Neighbours(Protocol):
+    """A replica of the kernel's neighbour table."""
+
+    def find_mac(self, address: Address) -> Mac | None:
+        """The MAC that `address` has now, None where it is off-link or not known. Never waits."""
+
+    def watch(self, watcher: Callable[[Address], None]) -> Callable[[], None]:
+        """Has `watcher` called with each address whose MAC changed; returns what ends that."""
+
+    def close(self) -> None:
+        """Lets go of the netlink socket."""
+
+
+class NoNeighbours:
+    """Every client is known by its address alone."""
+
+    def find_mac(self, address: Address) -> Mac | None:
+        """Always None."""
+        return None
+
+    def watch(self, watcher: Callable[[Address], None]) -> Callable[[], None]:
+        """Nothing changes."""
+        return lambda: None
+
+    def close(self) -> None:
+        """Nothing to let go of."""

@@ -1,0 +1,106 @@
+from dataclasses import replace
+
+from capport.core.client import ClientId
+from capport.core.decision import HttpRequest
+from capport.core.place import Place
+from capport.core.policy import Limits, Policy, Rate, Sessions
+from capport.core.verdict import NetworkAuthenticationRequired, Pass, TooManyRequests
+from capport.gate import Gate
+from capport.stores.memory import MemoryStore
+
+POLICY = Policy(
+    login_url="https://login.example.net/?s={state}", login_place=Place("login.example.net", 443)
+)
+ELSEWHERE = Place("elsewhere.example.com", 80)
+
+
+class Time:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make(policy: Policy = POLICY) -> tuple[Gate, Time]:
+    time = Time()
+    return Gate(policy, MemoryStore(), now=time), time
+
+
+def test_a_grant_lets_through_until_it_expires() -> None:
+    gate, time = make(replace(POLICY, sessions=Sessions(lifetime=60.0)))
+    client = gate.client("192.0.2.7")
+    assert gate.known(client) is None
+    gate.grant(client.id)
+    assert gate.known(client)
+    assert gate.known_until(client) == 1060.0
+    time.now = 1060.0
+    assert gate.known(client) is None
+
+
+def test_a_revoked_client_is_unknown_at_once() -> None:
+    gate, _ = make()
+    client = gate.client("192.0.2.7")
+    gate.grant(client.id, lifetime=60.0)
+    assert gate.revoke(client.id)
+    assert gate.known(client) is None
+    assert not gate.revoke(client.id)
+
+
+def test_traffic_keeps_an_idle_session_up() -> None:
+    gate, time = make(replace(POLICY, sessions=Sessions(lifetime=600.0, idle=30.0)))
+    client = gate.client("192.0.2.7")
+    gate.grant(client.id)
+    for _ in range(5):
+        time.now += 20
+        assert isinstance(gate.request(client, HttpRequest(), ELSEWHERE, None), Pass)
+    time.now += 30
+    assert gate.known(client) is None
+
+
+def test_what_was_relayed_without_a_decision_keeps_an_idle_session_up() -> None:
+    gate, time = make(replace(POLICY, sessions=Sessions(lifetime=600.0, idle=30.0)))
+    client = gate.client("192.0.2.7")
+    gate.grant(client.id)
+    time.now += 29
+    gate.heard_of(client, time.now)
+    time.now += 29
+    assert gate.known(client)
+
+
+def test_requests_that_come_too_fast_are_told_when_to_come_back() -> None:
+    gate, time = make(replace(POLICY, limits=Limits(requests=Rate(2, 60.0))))
+    client, other = gate.client("192.0.2.7"), gate.client("192.0.2.8")
+    for _ in range(2):
+        verdict = gate.request(client, HttpRequest(), ELSEWHERE, None)
+        assert isinstance(verdict, NetworkAuthenticationRequired)
+    verdict = gate.request(client, HttpRequest(), ELSEWHERE, None)
+    assert isinstance(verdict, TooManyRequests)
+    assert verdict.retry_after == 30
+    assert not isinstance(gate.request(other, HttpRequest(), ELSEWHERE, None), TooManyRequests)
+    time.now += verdict.retry_after
+    assert not isinstance(gate.request(client, HttpRequest(), ELSEWHERE, None), TooManyRequests)
+
+
+def test_the_link_is_made_for_the_client_and_for_what_it_asked() -> None:
+    gate, _ = make()
+    gate.link = lambda client, url: f"https://login.example.net/?s={client.id}+{url}"
+    client = gate.client("192.0.2.7")
+    verdict = gate.request(client, HttpRequest(), ELSEWHERE, None, "http://elsewhere.example.com/")
+    assert isinstance(verdict, NetworkAuthenticationRequired)
+    assert verdict.login_url.endswith("?s=192.0.2.7+http://elsewhere.example.com/")
+
+
+def test_explaining_neither_counts_nor_keeps_a_session_up() -> None:
+    policy = replace(POLICY, limits=Limits(requests=Rate(1, 60.0)))
+    gate, _ = make(policy)
+    client = gate.client("192.0.2.7")
+    for _ in range(3):
+        steps = gate.explain(client, HttpRequest(), ELSEWHERE, None)
+        assert steps[-1][0] == "unknown_client"
+    assert not isinstance(gate.request(client, HttpRequest(), ELSEWHERE, None), TooManyRequests)
+
+
+def test_a_session_for_both_is_no_session_for_one_of_them() -> None:
+    gate, _ = make()
+    gate.grant(ClientId("02:00:00:00:00:07@192.0.2.7"), lifetime=60.0)
+    assert gate.known(gate.client("192.0.2.7")) is None  # its MAC is not known here
