@@ -1,0 +1,52 @@
+"""Who is asking: the address at the other end of the connection, or whom the addon vouches for.
+
+Nothing a client can write counts: no X-Forwarded-For, no Forwarded, no parameter. Through the
+explicit proxy every connection comes from the router itself; there the addon takes `Capport-Client`
+out of what the client sent and puts in its own, with the client's address and a signature.
+"""
+
+import hashlib
+import hmac
+import re
+
+from capport.core.client import Address, parse_address
+from capport.core.session import Instant
+
+HEADER = "Capport-Client"
+"""The addon takes it out of every client's request, and adds its own towards the login server."""
+
+LIFETIME = 10.0
+"""Seconds a signature holds. It travels from the addon to the login server, and no further."""
+
+_FORM = re.compile(r"v1 ([0-9a-f.:]{2,39}) ([0-9]{1,10}\.[0-9]{3}) ([0-9a-f]{64})", re.ASCII)
+
+
+class AskingError(ValueError):
+    """A `Capport-Client` field that the addon did not write, or not just now."""
+
+
+def sign_client(address: Address, secret: bytes, now: Instant) -> str:
+    """The value of `Capport-Client` for a request that `address` made."""
+    said = f"v1 {address} {now:.3f}"
+    return f"{said} {_signature(said, secret)}"
+
+
+def verify_client(value: str, secret: bytes, now: Instant) -> Address:
+    """The address in a `Capport-Client` field. Raises AskingError; never falls back to anything."""
+    match = _FORM.fullmatch(value)
+    if match is None:
+        raise AskingError(f"{HEADER} is not as the addon writes it")
+    said = value.rpartition(" ")[0]
+    if not hmac.compare_digest(match[3], _signature(said, secret)):
+        raise AskingError(f"{HEADER} is not signed by the addon")
+    # A hair of tolerance: the time was rounded to milliseconds when it was signed.
+    if not -0.001 <= now - float(match[2]) <= LIFETIME:
+        raise AskingError(f"{HEADER} is older than {LIFETIME:g} s, or of another boot")
+    try:
+        return parse_address(match[1])
+    except ValueError as error:
+        raise AskingError(f"{HEADER}: {error}") from None
+
+
+def _signature(said: str, secret: bytes) -> str:
+    return hmac.new(secret, b"Capport-Client\0" + said.encode(), hashlib.sha256).hexdigest()

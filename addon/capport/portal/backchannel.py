@@ -1,0 +1,424 @@
+"""The API for a login server of the operator's own: who was refused, and to let them on.
+
+On a unix socket, where the file's permission is the authority, or on loopback with bearer tokens;
+never where clients are. JSON, errors as problem details (RFC 9457), described by `openapi.json`.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import secrets
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from functools import partial
+from importlib.resources import files
+from math import isfinite
+from pathlib import Path
+from typing import Any, Never
+from urllib.parse import quote
+
+from tornado import httpserver, netutil, web
+
+from capport.core.client import Client, ClientId, parse_address, parse_client_id
+from capport.core.place import Place
+from capport.core.policy import Access
+from capport.core.session import Session
+from capport.portal.portal import Portal
+from capport.portal.states import State, StateError
+
+logger = logging.getLogger(__name__)
+
+BY = "api"
+LONGEST = 366 * 86400
+"""Seconds a session may be granted for."""
+
+_METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,20}")  # RFC 9110 section 5.6.2
+_REQUIRED, _LEFT_OUT = object(), object()
+# What no list or log should be shown: control characters, line breaks, and half characters.
+_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+type Grant = Callable[[Client | ClientId], Awaitable[Session]]
+
+
+class Problem(web.HTTPError):
+    """An error that the caller can do something about."""
+
+    def __init__(self, status: int, detail: str, **members: object) -> None:
+        super().__init__(status)
+        self.detail, self.members = detail, members
+
+
+class Call(web.RequestHandler):
+    """A call of the API. `token_needed`: whether the connection alone is no authority."""
+
+    def initialize(self, portal: Portal, *, token_needed: bool) -> None:
+        """Called by Tornado with what the route has."""
+        self.portal, self.token_needed = portal, token_needed
+        self.grants = portal.grants
+
+    def set_default_headers(self) -> None:
+        """Also called for an error."""
+        self.clear_header("Server")
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("X-Content-Type-Options", "nosniff")
+
+    async def prepare(self) -> None:
+        """Checks the token, where one is needed."""
+        if not self.token_needed:
+            return
+        scheme, _, token = self.request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and token:
+            known = partial(self.portal.records.token_name, token_digest(token.strip()))
+            if await self.portal.recorded(known) is not None:
+                return
+        self.set_header("WWW-Authenticate", "Bearer")
+        raise Problem(401, "a token is needed: capport token new")
+
+    def compute_etag(self) -> str | None:
+        """None: nothing here is cached."""
+        return None
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """The error as problem details."""
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        problem: dict[str, object] = {"type": "about:blank"}  # the status says what it is
+        problem |= {"title": self._reason, "status": status_code}
+        if isinstance(error, Problem):
+            problem |= {"detail": error.detail} | error.members
+        elif isinstance(error, OSError):
+            problem["detail"] = f"{error}; nothing was changed"
+        if status_code == 405:  # RFC 9110 section 15.5.6
+            here = [name for name in self.SUPPORTED_METHODS if name.lower() in vars(type(self))]
+            self.set_header("Allow", ", ".join(here))
+        self.set_header("Content-Type", "application/problem+json")
+        self.finish(json.dumps(problem) + "\n")
+
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        """Tornado's; what could not be made durable is 503."""
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        super().send_error(503 if isinstance(error, OSError) else status_code, **kwargs)
+
+    def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
+        """A caller's errors are the caller's to log."""
+        if not isinstance(value, web.HTTPError):
+            logger.error("No answer; 500 or 503 instead", exc_info=(typ, value, tb))  # type: ignore[arg-type]
+
+    def answer(self, said: object, status: int = 200) -> None:
+        """`said` as JSON."""
+        self.set_status(status)
+        self.set_header("Content-Type", "application/json")
+        self.finish(json.dumps(said) + "\n")
+
+    def asked(self, **members: object) -> dict[str, Any]:
+        """The JSON object that was sent, with no member but these; each has its default."""
+        if self.request.headers.get("Content-Type", "").partition(";")[0].strip() != (
+            "application/json"
+        ):
+            raise Problem(415, "send application/json")
+        try:
+            sent = json.loads(self.request.body, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            raise Problem(400, f"the body is not JSON: {error}") from None
+        if not isinstance(sent, dict):
+            raise Problem(422, "the body is not an object")
+        for name in sent:
+            if name not in members:
+                _wrong(name[:64], f"is not known here; known are {', '.join(members)}")
+        for name, default in members.items():
+            if default is _REQUIRED and name not in sent:
+                _wrong(name, "is missing")
+        return members | sent
+
+    def told(self, session: Session) -> dict[str, object]:
+        """A session, for the caller."""
+        now = self.grants.now()
+        return {
+            "client": session.client,
+            "granted": datetime.fromtimestamp(session.granted_at, UTC).isoformat(
+                timespec="seconds"
+            ),
+            "seconds_remaining": session.seconds_remaining(now),
+            "idle": session.idle,
+            "by": session.by,
+            "how": session.how,
+            "name": session.name,
+        }
+
+    def session_of(self, text: str) -> Session | None:
+        """The open session of the client with this address, MAC or id."""
+        client = self.client(text)
+        try:
+            # Its session may be filed under the MAC that the address has now.
+            return self.grants.find(self.grants.client_at(parse_address(client)))
+        except ValueError:
+            return self.grants.find(client)
+
+    def client(self, text: object, name: str = "client") -> ClientId:
+        """The id in `text`."""
+        if not isinstance(text, str):
+            _wrong(name, "is not a string")
+        try:
+            return parse_client_id(text)
+        except ValueError as error:
+            _wrong(name, str(error))
+
+
+class States(Call):
+    """`/states/{state}`: who was refused, and on the way to which page."""
+
+    async def get(self, token: str) -> None:
+        """What the state says; 404 where it says nothing, or nothing any more."""
+        state = _state(self.portal, token)
+        spent = await self.portal.recorded(partial(self.portal.records.spent_by, state.id))
+        self.answer(
+            {
+                "client": {"address": str(state.client.address), "mac": state.client.mac},
+                "page": state.page,
+                "network": self.grants.policy.network,
+                "seconds_remaining": max(0, int(state.expires - self.grants.now())),
+                "spent": spent is not None,
+            }
+        )
+
+
+class Sessions(Call):
+    """`/sessions`: all of them, and one more."""
+
+    def get(self) -> None:
+        """Each open session."""
+        now = self.grants.now()
+        told = [self.told(one) for one in self.grants.sessions() if one.is_open(now)]
+        self.answer({"sessions": told})
+
+    async def post(self) -> None:
+        """Lets a client on; answers when every enforcement point does so.
+
+        By state or by client, not both. Sent again it does nothing more, and is answered alike.
+        """
+        asked = self.asked(state=_LEFT_OUT, client=_LEFT_OUT, lifetime=None, name="")
+        if (asked["state"] is _LEFT_OUT) == (asked["client"] is _LEFT_OUT):
+            _wrong("state", "or client, one of the two, says who")
+        lifetime, name = _lifetime(asked["lifetime"]), _name(asked["name"])
+        if asked["client"] is not _LEFT_OUT:
+            client = self.client(asked["client"])
+            grant = partial(self.grants.grant, lifetime=lifetime, by=BY, how="", name=name)
+            await self._grant(self._whole(client), grant)
+            return
+        async with self.portal.granting:
+            await self._by_state(asked["state"], lifetime, name)
+
+    async def _by_state(self, token: object, lifetime: float | None, name: str) -> None:
+        if not isinstance(token, str):
+            _wrong("state", "is not a string")
+        state = _state(self.portal, token)
+        client = self.grants.client_at(state.client.address)
+        if state.client.mac is not None and client.mac != state.client.mac:
+            raise Problem(409, "another device has that address now")
+        records = self.portal.records
+        spend = partial(records.spend, state.id, client.id, self.portal.boot, state.expires)
+        if (spent_by := await self.portal.recorded(spend)) is not None:
+            session = self.grants.find(spent_by)
+            if session is None:
+                raise Problem(410, "that state was used before, and its session is over")
+            self.answer(self.told(session))
+            return
+        try:
+            grant = partial(self.grants.grant, lifetime=lifetime, by=BY, how="state", name=name)
+            await self._grant(client, grant)
+        except (OSError, Problem):
+            await self.portal.recorded(partial(records.unspend, state.id))
+            raise
+
+    async def _grant(self, client: Client | ClientId, grant: Grant) -> None:
+        if isinstance(client, Client):
+            rule = self.grants.policy.clients.find(client)
+            if rule is not None and rule.access is Access.BLOCKED:
+                raise Problem(409, f"the policy blocks that client: {rule.where}")
+        before = self.grants.find(client)
+        session = await grant(client)
+        self.set_header("Location", f"/api/v1/sessions/{quote(session.client, safe=':@')}")
+        self.answer(self.told(session), 200 if before else 201)
+
+    def _whole(self, client: ClientId) -> Client | ClientId:
+        try:
+            return self.grants.client_at(parse_address(client))
+        except ValueError:
+            return client
+
+
+class OneSession(Call):
+    """`/sessions/{client}`: a client's, by its address, its MAC, or what its session is under."""
+
+    def get(self, text: str) -> None:
+        """The session."""
+        self.answer(self.told(self._there(text)))
+
+    async def patch(self, text: str) -> None:
+        """Changes how long it lasts, counted from now, or whom it is for."""
+        asked = self.asked(lifetime=None, name=None)
+        lifetime = _lifetime(asked["lifetime"])
+        before = self._there(text)
+        name = before.name if asked["name"] is None else _name(asked["name"])
+        left = before.expires - self.grants.now() if lifetime is None else lifetime
+        session = await self.grants.grant(
+            before.client, lifetime=left, by=BY, how=before.how, name=name
+        )
+        self.answer(self.told(session))
+
+    async def delete(self, text: str) -> None:
+        """Ends it; answers when nothing of the client's passes any more."""
+        await self.grants.revoke(self._there(text).client)
+        self.set_status(204)
+
+    def _there(self, text: str) -> Session:
+        if (session := self.session_of(text)) is None:
+            raise Problem(404, f"{text[:64]} has no session")
+        return session
+
+
+class Explain(Call):
+    """`/explain`: the verdict on a request, each rule that was asked, and which one decided."""
+
+    def post(self) -> None:
+        """As `capport explain` has it; nothing is counted."""
+        asked = self.asked(client=_REQUIRED, url=_REQUIRED, method="GET")
+        for name in asked:
+            if not isinstance(asked[name], str) or len(asked[name]) > 4096:
+                _wrong(name, "is not a string of at most 4096 characters")
+        if not _METHOD.fullmatch(asked["method"]):
+            _wrong("method", "is not a method, such as GET")
+        try:
+            address = parse_address(asked["client"])
+        except ValueError:
+            _wrong("client", f"{asked['client'][:64]!r} is not an address")
+        try:
+            self.answer(
+                self.grants.explain(self.grants.client_at(address), asked["url"], asked["method"])
+            )
+        except ValueError as error:
+            _wrong("url", str(error)[:200])
+
+
+class Description(Call):
+    """`/openapi.json`: this API, described."""
+
+    def get(self) -> None:
+        """OpenAPI 3.1."""
+        self.set_header("Content-Type", "application/json")
+        self.finish((files(__package__) / "openapi.json").read_bytes())
+
+
+class NotThere(Call):
+    """Every other path."""
+
+    async def prepare(self) -> None:
+        """404, whatever the method, for whom has a token."""
+        await super().prepare()
+        raise Problem(404, "there is nothing here; see /api/v1/openapi.json")
+
+
+def create_app(portal: Portal, *, token_needed: bool) -> web.Application:
+    """The API."""
+    given = {"portal": portal, "token_needed": token_needed}
+    routes: list[Any] = [
+        (r"/api/v1/states/([^/]{1,4096})", States, given),
+        (r"/api/v1/sessions", Sessions, given),
+        (r"/api/v1/sessions/([^/]{1,256})", OneSession, given),
+        (r"/api/v1/explain", Explain, given),
+        (r"/api/v1/openapi\.json", Description, given),
+    ]
+    return web.Application(
+        routes,
+        default_handler_class=NotThere,
+        default_handler_args=given,
+        log_function=lambda handler: None,
+        serve_traceback=False,
+    )
+
+
+class BackChannel:
+    """Listens on a unix socket, and on loopback if told to."""
+
+    def __init__(self, portal: Portal, path: Path, place: Place | None = None) -> None:
+        if place is not None and (isinstance(place.host, str) or not place.host.is_loopback):
+            raise ValueError(f"{place} is not on loopback, where no client is")
+        self.portal, self.path, self.place = portal, path, place
+        self.port: int | None = None
+        self._servers: list[httpserver.HTTPServer] = []
+
+    def start(self) -> None:
+        """Listens in the running event loop. Raises OSError.
+
+        The socket's file is for its owner alone; who else may use it, the operator says by
+        the folder's permissions and the file's group.
+        """
+        try:
+            sockets = [netutil.bind_unix_socket(str(self.path), mode=0o600)]
+        except ValueError as error:
+            raise OSError(f"{self.path}: {error}") from error
+        self._serve(sockets, token_needed=False)
+        if self.place is not None:
+            bound = netutil.bind_sockets(self.place.port, str(self.place.host))
+            self.port = bound[0].getsockname()[1]
+            self._serve(bound, token_needed=True)
+
+    async def stop(self) -> None:
+        """Ends every connection, and takes the socket's file away."""
+        for server in self._servers:
+            server.stop()
+            await server.close_all_connections()
+        self._servers.clear()
+        self.path.unlink(missing_ok=True)
+
+    def _serve(self, sockets: list[Any], *, token_needed: bool) -> None:
+        server = httpserver.HTTPServer(
+            create_app(self.portal, token_needed=token_needed),
+            idle_connection_timeout=60.0,
+            body_timeout=15.0,
+            max_header_size=16 * 1024,
+            max_body_size=64 * 1024,
+        )
+        server.add_sockets(sockets)
+        self._servers.append(server)
+
+
+def new_token() -> str:
+    """A bearer token, to be shown once and filed by its digest."""
+    return f"capport_{secrets.token_urlsafe(32)}"
+
+
+def token_digest(token: str) -> bytes:
+    """What a token is filed under: 256 random bits need no slow hash."""
+    return hashlib.sha256(b"token\0" + token.encode("utf-8", "surrogatepass")).digest()
+
+
+def _state(portal: Portal, token: str) -> State:
+    try:
+        return portal.states.read(token)
+    except StateError as error:
+        raise Problem(404, str(error)) from None
+
+
+def _lifetime(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        _wrong("lifetime", "is not a number of seconds")
+    if not 1 <= value <= LONGEST:
+        _wrong("lifetime", f"is not 1 to {LONGEST} seconds")
+    return float(value)
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or len(value) > 100 or _UNFIT.search(value):
+        _wrong("name", "is not a string of at most 100 characters without control characters")
+    return value
+
+
+def _wrong(member: str, why: str) -> Never:
+    raise Problem(422, f"{member} {why}", member=member)
+
+
+def _no_constant(text: str) -> Never:
+    raise ValueError(f"{text} is not in JSON")

@@ -1,0 +1,86 @@
+"""The gate, as the login server knows it."""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from capport.core import explanation
+from capport.core.client import Address, Client, ClientId
+from capport.core.policy import Policy
+from capport.core.session import Instant, Session
+from capport.core.verdict import Verdict
+from capport.gate import Gate
+
+
+class GateGrants:
+    """A Grants that rests on the gate of the same process."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        # A thread of its own, so that no other work of the process's can keep a revocation waiting.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="portal-grants")
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force now."""
+        return self._gate.policy
+
+    def now(self) -> Instant:
+        """The gate's clock."""
+        return self._gate.now()
+
+    def client_at(self, address: Address) -> Client:
+        """The client at `address`, with its MAC where it is known."""
+        return self._gate.client(str(address))
+
+    def find(self, client: Client | ClientId) -> Session | None:
+        """The open session of `client`'s, or under an id."""
+        ids = client.ids if isinstance(client, Client) else (client,)
+        return self._gate.store.find(ids, self.now())
+
+    async def grant(
+        self, client: Client | ClientId, *, lifetime: float | None, by: str, how: str, name: str
+    ) -> Session:
+        """Opens a session, off the event loop, which goes on."""
+        under = client.id if isinstance(client, Client) else client
+        grant = partial(self._gate.grant, under, lifetime=lifetime, by=by, how=how, name=name)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, grant)
+
+    async def revoke(self, client: ClientId) -> bool:
+        """Ends a session, off the event loop."""
+        revoke = partial(self._gate.revoke, client)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, revoke)
+
+    def close(self) -> None:
+        """Ends the thread, when what it is at is done."""
+        self._thread.shutdown(wait=True)
+
+    def sessions(self) -> Iterable[Session]:
+        """Each session, open or over."""
+        return self._gate.store.sessions()
+
+    def explain(self, client: Client, url: str, method: str = "GET") -> Mapping[str, object]:
+        """As `capport explain --json`, less what only its command line knows. Raises ValueError."""
+        asked = explanation.parse_url(url)
+        session = self.find(client)
+        found = explanation.explain(self.policy, client, session, self.now(), asked, method)
+        return {
+            "client": str(client.address),
+            "mac": client.mac,
+            "url": url,
+            "method": method,
+            "session": session.client if session else None,
+            "verdict": type(found.verdict).__name__,
+            "because": found.verdict.because,
+            "tls": type(found.tls).__name__ if found.tls else None,
+            "status": found.status,
+            "seen": explanation.in_words(found, self.policy),
+            "rules": [_step(name, verdict) for name, verdict in found.steps],
+            "inside": [_step(name, verdict) for name, verdict in found.inside],
+        }
+
+
+def _step(name: str, verdict: Verdict | None) -> dict[str, str | None]:
+    said = verdict.because if verdict else None
+    return {"rule": name, "verdict": type(verdict).__name__ if verdict else None, "because": said}

@@ -1,0 +1,70 @@
+"""What the login server asks of the gate: who a client is, and to let it on."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from capport.core.captivity import Captivity, captivity
+from capport.core.client import Address, Client, ClientId
+from capport.core.policy import Policy
+from capport.core.session import Instant, Session
+
+
+class Grants(Protocol):
+    """The gate, as far as the login server may know it.
+
+    Every method but the two coroutines answers from memory and is asked on the event loop.
+    """
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force now; never kept across an await."""
+
+    def now(self) -> Instant:
+        """The boot clock that sessions are counted by."""
+
+    def client_at(self, address: Address) -> Client:
+        """The client that has `address` now, with its MAC where the neighbour table has one."""
+
+    def find(self, client: Client | ClientId) -> Session | None:
+        """The open session of `client`'s, or under an id alone. The policy is not asked here."""
+
+    async def grant(
+        self, client: Client | ClientId, *, lifetime: float | None, by: str, how: str, name: str
+    ) -> Session:
+        """Opens or renews a session of `lifetime` seconds (None: as the policy has it).
+
+        A Client is filed under its own id. On return the session is durable and every enforcement
+        point has changed. Raises OSError, and changes nothing, where it cannot be made durable.
+        """
+
+    async def revoke(self, client: ClientId) -> bool:
+        """Ends a session and cuts what it had open; whether there was one. Raises OSError."""
+
+    def sessions(self) -> Iterable[Session]:
+        """Each session, open or over."""
+
+    def explain(self, client: Client, url: str, method: str = "GET") -> Mapping[str, object]:
+        """The verdict on a request as `capport explain --json` has it. Raises ValueError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A client, its session, and what follows."""
+
+    client: Client
+    session: Session | None
+    captivity: Captivity
+    blocked: bool
+
+
+def standing(grants: Grants, client: Client) -> Standing:
+    """How `client` stands with the gate now."""
+    rule = grants.policy.clients.find(client)
+    session = grants.find(client)
+    return Standing(
+        client,
+        session,
+        captivity(rule, session, grants.now()),
+        rule is not None and rule.access.value == "blocked",
+    )

@@ -1,0 +1,75 @@
+"""What every page of the login server and every call of its APIs works with."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from capport.core.client import Address
+from capport.core.policy import Policy
+from capport.portal.grants import Grants
+from capport.portal.records import Records
+from capport.portal.states import States
+from capport.portal.theme import Theme
+from capport.portal.throttle import Throttle
+
+HASHES_WAITING = 8
+"""Passwords that may wait for the one thread that hashes; more are told to come back."""
+
+
+def boot_id() -> str:
+    """What names this boot: another one has other instants."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+
+
+def _one_thread(name: str) -> Callable[[], Executor]:
+    # One: SQLite takes one writer at a time, and argon2 19 MiB.
+    return lambda: ThreadPoolExecutor(1, thread_name_prefix=name)
+
+
+@dataclass
+class Portal:
+    """The login server's belongings. `wall` is for what people read and vouchers live by."""
+
+    grants: Grants
+    records: Records
+    boot: str = field(default_factory=boot_id)
+    wall: Callable[[], float] = time.time
+    throttle: Throttle = field(default_factory=Throttle)
+    _disk: Executor = field(default_factory=_one_thread("portal-records"))
+    _hash: Executor = field(default_factory=_one_thread("portal-hash"))
+    hashing: int = 0
+    vouched: dict[tuple[str, int], Address] = field(default_factory=dict)
+    """For whom the addon, in this process, connects to us: by its own end of the connection."""
+
+    def __post_init__(self) -> None:
+        self.granting = asyncio.Lock()  # one state at a time is spent
+        self.states = States(self.records.secret, self.boot, self.grants.now)
+        self._theme: tuple[str | None, Theme] = (None, Theme(None))
+
+    def theme(self, policy: Policy) -> Theme:
+        """The theme in the folder `login/` beside the policy file."""
+        if self._theme[0] != policy.file:
+            folder = Path(policy.file).absolute().parent / "login" if policy.file else None
+            self._theme = (policy.file, Theme(folder))
+        return self._theme[1]
+
+    async def recorded[Answer](self, what: Callable[[], Answer]) -> Answer:
+        """`what` done with the records, off the event loop. Raises RecordsError."""
+        return await asyncio.get_running_loop().run_in_executor(self._disk, what)
+
+    async def hashed[Answer](self, what: Callable[[], Answer]) -> Answer:
+        """`what` computed on the one thread for passwords, off the event loop."""
+        self.hashing += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._hash, what)
+        finally:
+            self.hashing -= 1
+
+    def close(self) -> None:
+        """Ends the threads, when what they are at is done, and lets go of the records."""
+        for executor in (self._disk, self._hash):
+            executor.shutdown(wait=True)
+        self.records.close()

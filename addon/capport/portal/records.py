@@ -1,0 +1,304 @@
+"""What the login server keeps: its secret, vouchers, users, who accepted which terms, spent states.
+
+One SQLite file beside the session store, `portal.db`, mode 0600. WAL with synchronous=FULL: what
+was acknowledged survives a power cut. Every method may block for the disk, so on the event loop it
+is called through an executor. Times are Unix seconds, passed in: vouchers live for weeks, longer
+than a boot, and a person reads them; sessions are counted by the boot clock, elsewhere.
+"""
+
+import os
+import secrets
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from capport.core.client import ClientId
+
+VERSION = 1
+"""The schema's, kept in `user_version`."""
+
+_BUSY = 2.0  # seconds to wait for another process; a person waits at the other end
+
+_SCHEMA = """
+CREATE TABLE secret (only INTEGER PRIMARY KEY CHECK (only = 1), bytes BLOB NOT NULL);
+CREATE TABLE spent (state BLOB PRIMARY KEY, client TEXT NOT NULL, boot TEXT NOT NULL,
+    expires REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE terms (version TEXT, language TEXT, text TEXT NOT NULL, since REAL NOT NULL,
+    PRIMARY KEY (version, language)) WITHOUT ROWID;
+CREATE TABLE accepted (client TEXT, version TEXT, language TEXT, first REAL NOT NULL,
+    last REAL NOT NULL, PRIMARY KEY (client, version, language)) WITHOUT ROWID;
+CREATE TABLE voucher (number INTEGER PRIMARY KEY AUTOINCREMENT, hash BLOB NOT NULL UNIQUE,
+    lifetime REAL NOT NULL, devices INTEGER NOT NULL, expires REAL, created REAL NOT NULL,
+    revoked REAL, note TEXT NOT NULL);
+CREATE TABLE voucher_use (number INTEGER NOT NULL REFERENCES voucher, client TEXT NOT NULL,
+    since REAL NOT NULL, PRIMARY KEY (number, client)) WITHOUT ROWID;
+CREATE TABLE user (name TEXT PRIMARY KEY, password TEXT NOT NULL, created REAL NOT NULL)
+    WITHOUT ROWID;
+CREATE TABLE token (hash BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE, created REAL NOT NULL)
+    WITHOUT ROWID;
+"""
+
+
+class RecordsError(OSError):
+    """The records cannot be read or written; what they said before still holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Voucher:
+    """A voucher as it is kept: without its code. `used` is how many devices it has let on."""
+
+    number: int
+    lifetime: float
+    devices: int
+    expires: float | None
+    created: float
+    revoked: float | None
+    note: str
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """Which terms a client accepted, when first, and when last."""
+
+    client: ClientId
+    version: str
+    language: str
+    first: float
+    last: float
+
+
+class Records:
+    """The file. Safe to call from several threads, and from several processes."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Opens `path`, made with its folder if need be; None keeps all in memory.
+
+        Raises RecordsError.
+        """
+        self.path = path
+        self._lock = threading.Lock()
+        try:
+            self._db = self._open()
+        except (OSError, sqlite3.Error) as error:
+            raise RecordsError(f"{self._name}: {error}; the login server cannot start") from error
+        with self._change() as db:
+            db.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", (secrets.token_bytes(32),))
+        self.secret: bytes = self._rows("SELECT bytes FROM secret")[0][0]
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        with self._lock:
+            self._db.close()
+
+    # -- states --------------------------------------------------------------------------------
+
+    def spend(self, state: bytes, client: ClientId, boot: str, expires: float) -> ClientId | None:
+        """Notes that a state was used. None the first time; afterwards, who used it.
+
+        `expires` is an instant of this boot's clock; other boots' states are void by themselves.
+        """
+        with self._change() as db:
+            row = db.execute("SELECT client FROM spent WHERE state = ?", (state,)).fetchone()
+            if row is not None:
+                return ClientId(row[0])
+            db.execute("INSERT INTO spent VALUES (?, ?, ?, ?)", (state, client, boot, expires))
+            return None
+
+    def unspend(self, state: bytes) -> None:
+        """Gives a state back, where what it was spent on did not come about."""
+        with self._change() as db:
+            db.execute("DELETE FROM spent WHERE state = ?", (state,))
+
+    def spent_by(self, state: bytes) -> ClientId | None:
+        """Who used a state, None where nobody has."""
+        rows = self._rows("SELECT client FROM spent WHERE state = ?", (state,))
+        return ClientId(rows[0][0]) if rows else None
+
+    def clear_spent(self, boot: str, now: float) -> None:
+        """Forgets states that are over."""
+        with self._change() as db:
+            db.execute("DELETE FROM spent WHERE boot != ? OR expires <= ?", (boot, now))
+
+    # -- terms ---------------------------------------------------------------------------------
+
+    def accept(self, client: ClientId, version: str, language: str, text: str, at: float) -> None:
+        """Notes that `client` accepted these terms, and keeps each version's text once."""
+        with self._change() as db:
+            db.execute(
+                "INSERT OR IGNORE INTO terms VALUES (?, ?, ?, ?)", (version, language, text, at)
+            )
+            db.execute(  # one row, however often it is sent: a client cannot fill the disk
+                "INSERT INTO accepted VALUES (?, ?, ?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET last = excluded.last",
+                (client, version, language, at, at),
+            )
+
+    def acceptances(self) -> list[Acceptance]:
+        """Who accepted which terms, the oldest first."""
+        rows = self._rows("SELECT * FROM accepted ORDER BY first, client")
+        return [Acceptance(*row) for row in rows]
+
+    def terms(self, version: str, language: str) -> str | None:
+        """The text that was accepted as `version` in `language`."""
+        rows = self._rows(
+            "SELECT text FROM terms WHERE version = ? AND language = ?", (version, language)
+        )
+        return rows[0][0] if rows else None
+
+    # -- vouchers ------------------------------------------------------------------------------
+
+    def add_vouchers(
+        self,
+        hashes: Sequence[bytes],
+        *,
+        lifetime: float,
+        devices: int,
+        expires: float | None,
+        note: str,
+        at: float,
+    ) -> list[int]:
+        """Files new vouchers; their numbers, in the order of `hashes`. All or none."""
+        row = (lifetime, devices, expires, at, None, note)
+        with self._change() as db:
+            return [
+                db.execute(
+                    "INSERT INTO voucher (hash, lifetime, devices, expires, created, revoked, note)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING number",
+                    (each, *row),
+                ).fetchone()[0]
+                for each in hashes
+            ]
+
+    def use_voucher(self, code: bytes, client: ClientId, at: float) -> tuple[int, float] | None:
+        """Uses the voucher with this hash for `client`: its number, and the seconds it is good for.
+
+        A client that has used it before gets what is left of its time. None where the voucher is
+        wrong, revoked, expired, used up, or over for this client: the caller is not told which.
+        """
+        with self._change() as db:
+            voucher = db.execute(
+                "SELECT number, lifetime, devices FROM voucher WHERE hash = ? AND revoked IS NULL"
+                " AND (expires IS NULL OR expires > ?)",
+                (code, at),
+            ).fetchone()
+            if voucher is None:
+                return None
+            number, lifetime, devices = voucher
+            uses: dict[str, float] = dict(
+                db.execute("SELECT client, since FROM voucher_use WHERE number = ?", (number,))
+            )
+            if client in uses:
+                left = min(lifetime, uses[client] + lifetime - at)
+                return (number, left) if left > 0 else None
+            if len(uses) >= devices:
+                return None
+            db.execute("INSERT INTO voucher_use VALUES (?, ?, ?)", (number, client, at))
+            return number, lifetime
+
+    def vouchers(self) -> list[Voucher]:
+        """Each voucher, by number."""
+        rows = self._rows(
+            "SELECT v.number, lifetime, devices, expires, created, revoked, note, count(u.client)"
+            " FROM voucher v LEFT JOIN voucher_use u USING (number) GROUP BY v.number ORDER BY 1"
+        )
+        return [Voucher(*row) for row in rows]
+
+    def revoke_voucher(self, number: int, at: float) -> list[ClientId] | None:
+        """Ends a voucher; the clients it has let on, for whoever ends their sessions too.
+
+        None where there is no such voucher.
+        """
+        with self._change() as db:
+            found = db.execute(
+                "UPDATE voucher SET revoked = coalesce(revoked, ?) WHERE number = ?", (at, number)
+            )
+            if not found.rowcount:
+                return None
+            uses = db.execute("SELECT client FROM voucher_use WHERE number = ?", (number,))
+            return [ClientId(row[0]) for row in uses]
+
+    # -- users, tokens -------------------------------------------------------------------------
+
+    def put_user(self, name: str, password: str, at: float) -> None:
+        """Adds a user, or gives one a new password. `password` is hashed already."""
+        with self._change() as db:
+            db.execute("INSERT OR REPLACE INTO user VALUES (?, ?, ?)", (name, password, at))
+
+    def drop_user(self, name: str) -> bool:
+        """Removes a user; whether there was one."""
+        with self._change() as db:
+            return bool(db.execute("DELETE FROM user WHERE name = ?", (name,)).rowcount)
+
+    def password_of(self, name: str) -> str | None:
+        """The hash of a user's password."""
+        rows = self._rows("SELECT password FROM user WHERE name = ?", (name,))
+        return rows[0][0] if rows else None
+
+    def users(self) -> list[str]:
+        """Each user's name."""
+        return [row[0] for row in self._rows("SELECT name FROM user ORDER BY name")]
+
+    def put_token(self, name: str, digest: bytes, at: float) -> None:
+        """Files a bearer token for the API under its hash, in place of an earlier one so named."""
+        with self._change() as db:
+            db.execute("INSERT OR REPLACE INTO token VALUES (?, ?, ?)", (digest, name, at))
+
+    def token_name(self, digest: bytes) -> str | None:
+        """Whose token has this hash."""
+        rows = self._rows("SELECT name FROM token WHERE hash = ?", (digest,))
+        return rows[0][0] if rows else None
+
+    # ------------------------------------------------------------------------------------------
+
+    @property
+    def _name(self) -> str:
+        return str(self.path or ":memory:")
+
+    def _open(self) -> sqlite3.Connection:
+        if self.path is not None:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Made before SQLite opens it, so that there is no moment at which others may read it.
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+        db = sqlite3.connect(
+            self._name, timeout=_BUSY, isolation_level=None, check_same_thread=False
+        )
+        # WAL with NORMAL, SQLite's usual pair, lost 8 of 8 acknowledged commits in a power cut.
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            db.execute(f"PRAGMA {pragma}")
+        db.execute("BEGIN IMMEDIATE")
+        found = db.execute("PRAGMA user_version").fetchone()[0]
+        if found > VERSION:
+            db.close()
+            raise OSError(f"its schema is version {found}, from a later capport than this")
+        if found == 0:
+            for statement in _SCHEMA.split(";"):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {VERSION}")
+        db.execute("COMMIT")
+        return db
+
+    @contextmanager
+    def _change(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._db
+                    self._db.execute("COMMIT")
+                finally:
+                    if self._db.in_transaction:
+                        self._db.execute("ROLLBACK")
+            except sqlite3.Error as error:
+                raise RecordsError(f"{self._name}: {error}") from error
+
+    def _rows(self, question: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        with self._lock:
+            try:
+                return self._db.execute(question, values).fetchall()
+            except sqlite3.Error as error:
+                raise RecordsError(f"{self._name}: {error}") from error

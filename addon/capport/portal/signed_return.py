@@ -1,0 +1,146 @@
+"""The way home through the browser, for a login server that cannot reach the router.
+
+Its public key is `login/return.pem` beside the policy; where that is, our own forms are off. When
+its conditions are met it sends the browser to `/return?g=JWS` (RFC 7515, as a JWT, RFC 7519) with
+
+    aud    the URL of `/return`, as the browser is sent there
+    state  what stood for `{state}` in `login_url`: of the client that comes with it
+    jti    used once
+    exp    at most 60 s ahead
+    lifetime, name   of the session; optional
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from tornado import web
+
+from capport.core.client import Client
+from capport.portal.states import State, StateError
+from capport.portal.web import Blocked, Handler
+
+BY = "signed return"
+LONGEST = 60.0
+"""Seconds ahead that `exp` may be."""
+
+LONGEST_SESSION = 366 * 86400.0
+_CLAIMS = ("aud", "state", "jti", "exp")
+
+
+class ReturnError(ValueError):
+    """A return that lets nobody on, and what is wrong with it: for the log, not for the page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """What the login server signed. `lifetime` is in seconds, None as the policy has it."""
+
+    state: str
+    jti: str
+    lifetime: float | None
+    name: str
+
+
+def read_return(token: str, pem: bytes, audience: str, now: float) -> Return:
+    """What `token` says, signed with the key of which `pem` is the public one. `now`: Unix seconds.
+
+    Raises ReturnError; ValueError where `pem` is no key of ours. The algorithm is the key's, never
+    what the token says (RFC 8725 section 3.1).
+    """
+    key, algorithm = _key(pem)
+    try:
+        # The time is checked below: by a clock that is passed in, and at both ends.
+        checks = {"require": list(_CLAIMS), "verify_exp": False, "verify_nbf": True}
+        said = jwt.decode(
+            token,
+            key=key,
+            algorithms=[algorithm],
+            audience=audience,
+            options=checks,  # type: ignore[arg-type]
+        )
+    except jwt.PyJWTError as error:
+        raise ReturnError(f"{type(error).__name__}: {error}") from None
+    expires = _number(said, "exp")
+    if not 0 < expires - now <= LONGEST:
+        raise ReturnError(f"exp is not 0 to {LONGEST:g} s ahead: {expires - now:.0f} s")
+    lifetime = _number(said, "lifetime") if "lifetime" in said else None
+    if lifetime is not None and not 1 <= lifetime <= LONGEST_SESSION:
+        raise ReturnError(f"lifetime is not 1 to {LONGEST_SESSION:g} s")
+    state, jti, name = (said.get(claim, "") for claim in ("state", "jti", "name"))
+    if not all(isinstance(text, str) and len(text) <= 2048 for text in (state, jti, name)):
+        raise ReturnError("state, jti and name are strings")
+    if not jti or len(name) > 100 or not (name.isprintable() or not name):
+        raise ReturnError("jti is not empty, and name printable, at most 100 characters")
+    return Return(state, jti, lifetime, name)
+
+
+class SignedReturn(Handler):
+    """`/return`: a client comes back from a login server that let it on."""
+
+    async def get(self) -> None:
+        """Lets the client on, once, and goes on to the welcome page."""
+        pem = self.portal.theme(self.policy).return_key()
+        if pem is None:
+            raise web.HTTPError(404)
+        audience = f"{self.request.protocol}://{self.request.host}/return"
+        token = self.get_query_argument("g", "")
+        try:
+            said = read_return(token, pem, audience, self.portal.wall())
+            state = self.portal.states.read(said.state)
+            _is_of(self.client, state)
+        except (ReturnError, StateError) as error:
+            raise web.HTTPError(403, "%s", str(error)) from error
+        if self.standing.blocked:
+            raise Blocked
+        async with self.portal.granting:
+            if not await self._spent(said, state):
+                await self.portal.grants.grant(
+                    self.client,
+                    lifetime=said.lifetime,
+                    by=BY,
+                    how=f"jti {said.jti[:64]}",
+                    name=said.name,
+                )
+            elif self.standing.captivity.captive:
+                raise web.HTTPError(403, "that return was used before")
+        self.redirect(self.link("/welcome", state=said.state), status=303)
+
+    async def _spent(self, said: Return, state: State) -> bool:
+        """Whether the state or the jti was used before; both are now."""
+        jti = hashlib.sha256(b"jti\0" + said.jti.encode("utf-8", "surrogatepass")).digest()
+        for name in (state.id, jti):
+            spend = partial(self.portal.records.spend, name, self.client.id)
+            spent = partial(spend, self.portal.boot, state.expires)
+            if await self.portal.recorded(spent) is not None:
+                return True
+        return False
+
+
+def _is_of(client: Client, state: State) -> None:
+    if state.client.address != client.address:
+        raise ReturnError("the state is of another address")
+    if state.client.mac is not None and state.client.mac != client.mac:
+        raise ReturnError("another device has that address now")
+
+
+def _key(pem: bytes) -> tuple[Any, str]:
+    key = load_pem_public_key(pem)
+    match key:
+        case ed25519.Ed25519PublicKey():
+            return key, "EdDSA"
+        case ec.EllipticCurvePublicKey() if isinstance(key.curve, ec.SECP256R1):
+            return key, "ES256"
+        case _:
+            raise ValueError("return.pem is neither an Ed25519 nor a P-256 public key")
+
+
+def _number(said: dict[str, Any], claim: str) -> float:
+    value = said[claim]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ReturnError(f"{claim} is not a number")
+    return float(value)

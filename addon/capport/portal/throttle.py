@@ -1,0 +1,70 @@
+"""Guessing slowed down, for each client and for all together (429, RFC 6585 section 4).
+
+An attempt counts as wrong until it is forgiven, so that a hundred at once get no further than one
+after the other.
+"""
+
+from collections import OrderedDict, deque
+from ipaddress import IPv6Address, ip_network
+
+from capport.core.client import Address
+from capport.core.session import Instant
+
+FREE = 10
+"""Wrong attempts a client may make before it has to wait: then 1, 2, 4 ... seconds."""
+
+LONGEST = 900.0
+"""Seconds: the longest wait, and how long a client's wrong attempts are remembered."""
+
+FOR_ALL = 100
+"""Wrong attempts of all clients together in a minute. Who makes up addresses meets this one."""
+
+_REMEMBERED = 20_000  # clients; a few MB
+
+
+class Throttle:
+    """Counts attempts. Times are instants, passed in."""
+
+    def __init__(self) -> None:
+        self._wrong: OrderedDict[object, tuple[int, Instant]] = OrderedDict()
+        self._lately: deque[Instant] = deque()
+
+    def attempt(self, address: Address, now: Instant) -> float:
+        """Seconds to wait before this attempt may be made; 0: now, and it counts as wrong."""
+        while self._lately and self._lately[0] <= now - 60:
+            self._lately.popleft()
+        if len(self._lately) >= FOR_ALL:
+            return self._lately[0] + 60 - now
+        who = _who(address)
+        count, last = self._wrong.get(who, (0, now))
+        if now - last > LONGEST:
+            count = 0
+        if count >= FREE:
+            # The doubling is bounded before it is computed.
+            wait = last + min(LONGEST, 2.0 ** min(count - FREE, 16)) - now
+            if wait > 0:
+                return wait
+        self._wrong[who] = (count + 1, now)
+        self._wrong.move_to_end(who)
+        if len(self._wrong) > _REMEMBERED:
+            self._wrong.popitem(last=False)
+        self._lately.append(now)
+        return 0.0
+
+    def forgive(self, address: Address) -> None:
+        """The client's last attempt was right and does not count.
+
+        Those before it still do: who has one password of his own could else guess at others'.
+        """
+        count, last = self._wrong.get(_who(address), (0, 0.0))
+        if count:
+            self._wrong[_who(address)] = (count - 1, last)
+        if self._lately:
+            self._lately.pop()
+
+
+def _who(address: Address) -> object:
+    # A device on IPv6 makes up as many addresses of its /64 as it likes (RFC 8981).
+    if isinstance(address, IPv6Address) and not address.is_link_local:
+        return ip_network((address, 64), strict=False)
+    return address

@@ -1,0 +1,317 @@
+"""The API for a login server of the operator's own, over its real sockets."""
+
+import asyncio
+import http.client
+import json
+import socket
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capport.core.client import Address, Client, Mac
+from capport.core.place import Place
+from capport.core.policy import Access, ClientRules, network_of
+from capport.portal.backchannel import BackChannel, new_token, token_digest
+from capport.portal.states import LIFETIME
+from portal.house import LOOPBACK, House, at, house
+
+PAGE = "http://www.example.org/news"
+ADA = "192.0.2.7"
+
+
+@dataclass
+class Answer:
+    """What came back."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    json: Any
+
+
+class _Unix(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=20)
+        self.path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(str(self.path))
+
+
+@dataclass
+class Api:
+    """A house with its back channel, as an external login server sees it."""
+
+    house: House
+    path: Path
+    port: int | None = None
+
+    async def call(self, method: str, path: str, body: object = None, **headers: str) -> Answer:
+        return await asyncio.to_thread(self._call, _Unix(self.path), method, path, body, headers)
+
+    async def call_tcp(self, method: str, path: str, **headers: str) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, 20)
+        return await asyncio.to_thread(self._call, connection, method, path, None, headers)
+
+    def _call(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        body: object,
+        headers: dict[str, str],
+    ) -> Answer:
+        sent = body if isinstance(body, str | None) else json.dumps(body)
+        typed = {"Content-Type": "application/json"} if sent is not None else {}
+        try:
+            connection.request(method, "/api/v1" + path, sent, typed | headers)
+            answer = connection.getresponse()
+            got = answer.read()
+            return Answer(answer.status, answer.headers, json.loads(got) if got else None)
+        finally:
+            connection.close()
+
+
+@asynccontextmanager
+async def api(folder: Path, *, tcp: bool = False) -> AsyncIterator[Api]:
+    async with house() as h:
+        channel = BackChannel(h.portal, folder / "api.sock", Place(LOOPBACK, 0) if tcp else None)
+        channel.start()
+        try:
+            yield Api(h, channel.path, channel.port)
+        finally:
+            await channel.stop()
+
+
+async def test_the_whole_way_by_state(tmp_path: Path) -> None:
+    async with api(tmp_path) as a:
+        state = a.house.portal.states.mint(at(ADA), PAGE)
+        read = await a.call("GET", f"/states/{state}")
+        assert read.json == {
+            "client": {"address": ADA, "mac": None},
+            "page": PAGE,
+            "network": "Example Café",
+            "seconds_remaining": int(LIFETIME),
+            "spent": False,
+        }
+        granted = await a.call("POST", "/sessions", {"state": state, "lifetime": 60, "name": "Ada"})
+        assert granted.status == 201
+        assert granted.headers["Location"] == f"/api/v1/sessions/{ADA}"
+        assert (granted.json["client"], granted.json["seconds_remaining"]) == (ADA, 60)
+        session = a.house.session(ADA)
+        assert session is not None
+        assert (session.by, session.how, session.name) == ("api", "state", "Ada")
+        assert (await a.call("GET", f"/states/{state}")).json["spent"] is True
+        ended = await a.call("DELETE", f"/sessions/{ADA}")
+        assert (ended.status, ended.json, a.house.session(ADA)) == (204, None, None)
+
+
+async def test_a_state_sent_again_grants_nothing_more(tmp_path: Path) -> None:
+    async with api(tmp_path) as a:
+        state = a.house.portal.states.mint(at(ADA))
+        first = await a.call("POST", "/sessions", {"state": state, "lifetime": 60})
+        a.house.clock.at += 30
+        again = await a.call("POST", "/sessions", {"state": state, "lifetime": 60})
+        assert (first.status, again.status) == (201, 200)
+        assert again.json["seconds_remaining"] == 30
+        a.house.gate.revoke(a.house.client(ADA).id)
+        gone = await a.call("POST", "/sessions", {"state": state})
+        assert (gone.status, a.house.session(ADA)) == (410, None)
+
+
+async def test_a_state_sent_many_times_at_once_grants_once(tmp_path: Path) -> None:
+    async with api(tmp_path) as a:
+        state = a.house.portal.states.mint(at(ADA))
+        calls = [a.call("POST", "/sessions", {"state": state}) for _ in range(12)]
+        statuses = sorted([answer.status for answer in await asyncio.gather(*calls)])
+        assert statuses == [200] * 11 + [201]
+
+
+async def test_a_state_that_is_over_or_not_ours_is_404(tmp_path: Path) -> None:
+    async with api(tmp_path) as a:
+        state = a.house.portal.states.mint(at(ADA))
+        a.house.clock.at += LIFETIME
+        for token in (state, "x", "A" * 60):
+            assert (await a.call("GET", f"/states/{token}")).status == 404
+            assert (await a.call("POST", "/sessions", {"state": token})).status == 404
+        assert a.house.session(ADA) is None
+
+
+async def test_a_state_is_not_for_the_next_device_with_that_address(tmp_path: Path) -> None:
+    async with api(tmp_path) as a:
+        before = Client(ip_address(ADA), Mac("02:00:00:00:00:07"))
+        state = a.house.portal.states.mint(before)
+        a.house.gate.neighbours = _OneNeighbour(Mac("02:00:00:00:00:08"))
+        answer = await a.call("POST", "/sessions", {"state": state})
+        assert (answer.status, list(a.house.gate.store.sessions())) == (409, [])
+        a.house.gate.neighbours = _OneNeighbour(Mac("02:00:00:00:00:07"))
+        assert (await a.call("POST", "/sessions", {"state": state})).status == 201
+
+
+class _OneNeighbour:
+    """A neighbour table in which every address has one MAC."""
+
+    def __init__(self, mac: Mac) -> None:
+        self.mac = mac
+
+    def find_mac(self, address: Address) -> Mac | None:
+        return self.mac
+
+    def watch(self, watcher: object) -> Any:
+        return lambda: None
+
+    def close(self) -> None:
+        pass
+
+
+async def test_a_client_may_be_named_by_address_or_mac(tmp_path: Path) -> None:
+    async with api(tmp_path) as a:
+        for client in (ADA, "02-00-00-00-00-07", "2001:db8::7"):
+            assert (await a.call("POST", "/sessions", {"client": client})).status == 201
+            assert (await a.call("POST", "/sessions", {"client": client})).status == 200
+            assert (await a.call("GET", f"/sessions/{client}")).status == 200
+        listed = (await a.call("GET", "/sessions")).json["sessions"]
+        assert [one["client"] for one in listed] == [ADA, "02:00:00:00:00:07", "2001:db8::7"]
+
+
+async def test_an_address_finds_the_session_under_its_mac(tmp_path: Path) -> None:
+    async with api(tmp_path) as a:
+        a.house.gate.neighbours = _OneNeighbour(Mac("02:00:00:00:00:07"))
+        granted = await a.call("POST", "/sessions", {"client": ADA})
+        assert granted.json["client"] == "02:00:00:00:00:07"
+        assert (await a.call("DELETE", f"/sessions/{ADA}")).status == 204
+
+
+async def test_a_session_is_changed_and_stays_itself(tmp_path: Path) -> None:
+    async with api(tmp_path) as a:
+        await a.call("POST", "/sessions", {"client": ADA, "lifetime": 60, "name": "Ada"})
+        longer = await a.call("PATCH", f"/sessions/{ADA}", {"lifetime": 600})
+        assert (longer.json["seconds_remaining"], longer.json["name"]) == (600, "Ada")
+        renamed = await a.call("PATCH", f"/sessions/{ADA}", {"name": "Eve"})
+        assert (renamed.json["seconds_remaining"], renamed.json["name"]) == (600, "Eve")
+
+
+async def test_a_client_that_the_policy_blocks_is_not_granted(tmp_path: Path) -> None:
+    async with api(tmp_path) as a:
+        rules = ClientRules()
+        rules.section(Access.BLOCKED, "lab.yaml")
+        rules.add(network_of(ip_address(ADA)), 7)
+        a.house.change_policy(clients=rules)
+        state = a.house.portal.states.mint(at(ADA))
+        for body in ({"client": ADA}, {"state": state}):
+            answer = await a.call("POST", "/sessions", body)
+            assert (answer.status, "lab.yaml:7" in answer.json["detail"]) == (409, True)
+        a.house.change_policy(clients=ClientRules())
+        assert (await a.call("POST", "/sessions", {"state": state})).status == 201
+
+
+async def test_explain_names_the_rule_that_decided(tmp_path: Path) -> None:
+    async with api(tmp_path) as a:
+        said = await a.call("POST", "/explain", {"client": ADA, "url": PAGE})
+        assert said.json["verdict"] == "NetworkAuthenticationRequired"
+        assert "has no session" in said.json["because"]
+        assert said.json["rules"][-1]["rule"] == "unknown_client"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "says"),
+    [
+        ("POST", "/sessions", "{", 400, "not JSON"),
+        ("POST", "/sessions", '{"client": "192.0.2.7", "lifetime": NaN}', 400, "NaN"),
+        ("POST", "/sessions", "[" * 9000, 400, "not JSON"),
+        ("POST", "/sessions", [], 422, "not an object"),
+        ("POST", "/sessions", {}, 422, "one of the two"),
+        ("POST", "/sessions", {"client": ADA, "state": "x"}, 422, "one of the two"),
+        ("POST", "/sessions", {"client": "router"}, 422, "neither an address nor a MAC"),
+        ("POST", "/sessions", {"client": 7}, 422, "client is not a string"),
+        ("POST", "/sessions", {"client": ADA, "lifetime": 0}, 422, "lifetime"),
+        ("POST", "/sessions", {"client": ADA, "lifetime": True}, 422, "lifetime"),
+        ("POST", "/sessions", {"client": ADA, "lifetime": 1e99}, 422, "lifetime"),
+        ("POST", "/sessions", {"client": ADA, "name": "a\nb"}, 422, "name"),
+        ("POST", "/sessions", {"client": ADA, "lifetme": 1}, 422, "known are state, client, life"),
+        ("PATCH", f"/sessions/{ADA}", {"lifetime": 5}, 404, "has no session"),
+        ("DELETE", f"/sessions/{ADA}", None, 404, "has no session"),
+        ("GET", "/sessions/router", None, 422, "neither an address nor a MAC"),
+        ("POST", "/explain", {"client": ADA}, 422, "url is missing"),
+        ("POST", "/explain", {"client": ADA, "url": "ftp://x/"}, 422, "not an http or https URL"),
+        ("GET", "/nothing", None, 404, "openapi.json"),
+        ("PUT", "/sessions", {}, 405, None),
+    ],
+)
+async def test_an_error_is_a_problem_that_says_what_would_do(
+    tmp_path: Path, method: str, path: str, body: object, status: int, says: str | None
+) -> None:
+    async with api(tmp_path) as a:
+        answer = await a.call(method, path, body)
+        assert (answer.status, answer.json["status"]) == (status, status)
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        assert says is None or says in answer.json["detail"]
+        assert a.house.session(ADA) is None
+
+
+async def test_only_json_is_read(tmp_path: Path) -> None:
+    """So that no form of a web page's can reach it, wherever a browser may get to."""
+    async with api(tmp_path) as a:
+        typed = {"Content-Type": "text/plain"}
+        answer = await a.call("POST", "/sessions", {"client": ADA}, **typed)
+        assert (answer.status, a.house.session(ADA)) == (415, None)
+
+
+async def test_the_socket_is_its_owners_alone_and_goes_with_the_server(tmp_path: Path) -> None:
+    async with api(tmp_path) as a:
+        assert stat.S_IMODE(a.path.stat().st_mode) == 0o600
+    assert not a.path.exists()
+
+
+async def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "api.sock").write_text("precious", "utf-8")
+    with pytest.raises(OSError, match=r"api\.sock"):
+        async with api(tmp_path):
+            raise AssertionError("it started")
+    assert (tmp_path / "api.sock").read_text("utf-8") == "precious"
+
+
+async def test_over_tcp_a_token_is_needed(tmp_path: Path) -> None:
+    async with api(tmp_path, tcp=True) as a:
+        token = new_token()
+        a.house.portal.records.put_token("login.example.net", token_digest(token), 1.0)
+        for given_, status in [
+            ({}, 401),
+            ({"Authorization": "Bearer nonsense"}, 401),
+            ({"Authorization": f"Basic {token}"}, 401),
+            ({"Authorization": f"Bearer {token}"}, 200),
+        ]:
+            answer = await a.call_tcp("GET", "/sessions", **given_)
+            assert answer.status == status
+        assert (await a.call_tcp("GET", "/nothing")).status == 401
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "0.0.0.0", "::"])
+def test_it_never_listens_where_clients_are(tmp_path: Path, host: str) -> None:
+    with pytest.raises(ValueError, match="loopback"):
+        BackChannel(None, tmp_path / "s", Place(ip_address(host), 1))  # type: ignore[arg-type]
+
+
+@given(st.text(max_size=80))
+def test_any_text_may_be_offered_for_a_token(text: str) -> None:
+    assert len(token_digest(text)) == 32
+
+
+async def test_the_description_describes_what_is_there(tmp_path: Path) -> None:
+    described = json.loads((files("capport.portal") / "openapi.json").read_bytes())
+    async with api(tmp_path) as a:
+        assert (await a.call("GET", "/openapi.json")).json == described
+        for path, methods in described["paths"].items():
+            filled = path.removeprefix("/api/v1").replace("{client}", ADA).replace("{state}", "x")
+            for method in {"get", "post", "patch", "delete", "put"}:
+                answer = await a.call(method.upper(), filled, {})
+                assert (answer.status == 405) is (method not in methods), (method, path)

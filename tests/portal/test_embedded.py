@@ -1,0 +1,74 @@
+"""The login server inside the addon: the links of its 511s lead to it, and it lets on."""
+
+from ipaddress import ip_address
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from capport.core.decision import HttpRequest
+from capport.core.place import Place
+from capport.core.verdict import NetworkAuthenticationRequired, Pass
+from capport.gate import Gate
+from capport.portal.asking import HEADER
+from capport.portal.embedded import Embedded, records_beside
+from capport.stores import StoreError
+from capport.stores.memory import MemoryStore
+from portal.house import Browser, Clock, at, policy
+
+PAGE = "http://www.example.org/news"
+ORIGIN = Place("www.example.org", 80)
+
+
+async def test_from_the_511_to_online_and_the_page_that_was_asked_for(tmp_path: Path) -> None:
+    gate = Gate(policy(), MemoryStore(), now=Clock())
+    embedded = Embedded(gate, tmp_path / "portal.db", socket=tmp_path / "api.sock")
+    await embedded.start()
+    gate.link = embedded.link
+    try:
+        client = at("127.0.0.2")
+        refused = gate.request(client, HttpRequest(path="/news"), ORIGIN, None, PAGE)
+        assert isinstance(refused, NetworkAuthenticationRequired)
+        link = urlsplit(refused.login_url)
+        assert "example" not in link.query
+        assert "127.0.0.2" not in link.query
+        browser = Browser(embedded.server.places[0].port, "127.0.0.2")
+        welcome = await browser.follow(await browser.sign_in(f"/?{link.query}"))
+        assert PAGE in welcome.links
+        assert isinstance(gate.request(client, HttpRequest(), ORIGIN, None, PAGE), Pass)
+        assert (tmp_path / "api.sock").is_socket()
+    finally:
+        await embedded.stop()
+    assert not (tmp_path / "api.sock").exists()
+
+
+async def test_a_proxied_client_is_named_by_the_addon(tmp_path: Path) -> None:
+    gate = Gate(policy(), MemoryStore(), now=Clock())
+    embedded = Embedded(gate, None)
+    await embedded.start()
+    try:
+        browser = Browser(embedded.server.places[0].port, "127.0.0.1")
+        signed = {HEADER: embedded.sign(ip_address("2001:db8::7"))}
+        page = await browser.get("/", **signed)
+        assert (await browser.post("/sign-in", page.fields, **signed)).status == 303
+        assert [one.client for one in gate.store.sessions()] == ["2001:db8::7"]
+    finally:
+        await embedded.stop()
+
+
+@pytest.mark.parametrize(
+    ("store", "records"),
+    [
+        (":memory:", None),
+        ("/var/lib/capport/sessions.db", Path("/var/lib/capport/portal.db")),
+        ("sqlite:///var/lib/capport/sessions.db", Path("/var/lib/capport/portal.db")),
+        ("sessions.db", Path("portal.db")),
+    ],
+)
+def test_the_records_are_beside_the_sessions(store: str, records: Path | None) -> None:
+    assert records_beside(store) == records
+
+
+def test_a_store_elsewhere_has_no_place_for_records() -> None:
+    with pytest.raises(StoreError):
+        records_beside("redis://192.0.2.1:6379/0")

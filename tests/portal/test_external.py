@@ -1,0 +1,65 @@
+"""The example of a login server of one's own lets on, by the API alone."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from capport.portal.backchannel import BackChannel
+from portal.house import Browser, House, at, free_port, house
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "external-login-server"
+PAGE = "http://www.example.org/news?a=1&b=2"
+
+
+@asynccontextmanager
+async def external(folder: Path) -> AsyncIterator[tuple[House, Browser]]:
+    port = free_port()
+    async with house() as h:
+        channel = BackChannel(h.portal, folder / "api.sock")
+        channel.start()
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, str(SCRIPT), str(channel.path), "127.0.0.1", str(port), "swordfish"),
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            await _answers(port)
+            yield h, Browser(port, "127.0.0.2")
+        finally:
+            process.terminate()
+            await process.wait()
+            await channel.stop()
+
+
+async def _answers(port: int) -> None:
+    for _ in range(400):
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            await asyncio.sleep(0.05)
+        else:
+            writer.close()
+            return
+    raise AssertionError("the example does not start")
+
+
+async def test_whoever_knows_the_word_is_online_and_may_go_on(tmp_path: Path) -> None:
+    async with external(tmp_path) as (h, browser):
+        state = h.portal.states.mint(at("127.0.0.2"), PAGE)
+        form = await browser.get(f"/?state={state}")
+        wrong = await browser.post("/", form.fields | {"word": "sardine"})
+        assert (wrong.status, h.session()) == (403, None)
+        right = await browser.post("/", form.fields | {"word": "swordfish"})
+        assert right.links == [PAGE]
+        assert h.session() is not None
+
+
+async def test_it_lets_nobody_on_without_a_state_of_its_own(tmp_path: Path) -> None:
+    async with external(tmp_path) as (h, browser):
+        anothers = h.portal.states.mint(at("127.0.0.3"))
+        for state in ("", "x", "../sessions", "%00", anothers):
+            assert (await browser.get(f"/?state={state}")).status == 404
+            answer = await browser.post("/", {"state": state, "word": "swordfish"})
+            assert answer.status == 404
+        assert list(h.gate.store.sessions()) == []

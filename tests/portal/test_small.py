@@ -1,0 +1,186 @@
+"""The login server's small parts: vouchers, passwords, the throttle, the words, the theme."""
+
+import string
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capport.core.negotiation import Language
+from capport.portal import passwords, vouchers
+from capport.portal.theme import LARGEST, Theme
+from capport.portal.throttle import FOR_ALL, FREE, LONGEST, Throttle
+from capport.portal.words import WORDS
+
+ADA, EVE = IPv4Address("192.0.2.7"), IPv4Address("192.0.2.8")
+
+
+# -- vouchers --------------------------------------------------------------------------------------
+
+
+@given(st.data())
+def test_a_code_is_known_however_it_is_typed(data: st.DataObject) -> None:
+    code = vouchers.new_code()
+    typed = "".join(data.draw(st.sampled_from([c, c.lower(), f"{c} ", f" {c}"])) for c in code)
+    typed = typed.replace("0", data.draw(st.sampled_from("0oO")))
+    typed = typed.replace("1", data.draw(st.sampled_from("1iIlL")))
+    assert vouchers.digest(typed[:64]) == vouchers.digest(code) or len(typed) > 64
+    assert vouchers.digest(code) is not None
+
+
+@given(st.text(max_size=80))
+def test_any_text_may_be_typed(text: str) -> None:
+    assert vouchers.digest(text) is None or len(text) >= 16
+
+
+def test_codes_are_random_and_hold_80_bits() -> None:
+    codes = {vouchers.new_code() for _ in range(500)}
+    assert len(codes) == 500
+    assert all(len(code.replace("-", "")) * 5 == 80 for code in codes)
+    assert set("".join(codes)) - {"-"} == set(vouchers.ALPHABET)
+    assert not set("ILOU") & set(vouchers.ALPHABET)
+
+
+def test_the_sheet_has_every_code_once() -> None:
+    codes = [vouchers.new_code() for _ in range(7)]
+    sheet = vouchers.sheet(codes, network="Café", valid="24h", devices=2)
+    assert all(sheet.count(code) == 1 for code in codes)
+    assert sheet.count("24h, 2 devices") == 7
+    assert max(map(len, sheet.splitlines())) <= 80
+
+
+# -- passwords -------------------------------------------------------------------------------------
+
+
+def test_a_password_is_kept_as_argon2id_and_checked() -> None:
+    kept = passwords.hash_password("correct horse")
+    assert kept.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
+    assert passwords.is_password(kept, "correct horse")
+    assert not passwords.is_password(kept, "correct horse ")
+    assert kept != passwords.hash_password("correct horse")
+
+
+@pytest.mark.parametrize("given_", ["nobody's", "", "x" * 1000, "\ud800"])
+def test_no_password_is_right_for_nobody(given_: str) -> None:
+    assert not passwords.is_password(None, given_)
+
+
+def test_a_password_that_was_kept_wrongly_is_not_right() -> None:
+    assert not passwords.is_password("plain", "plain")
+
+
+@pytest.mark.parametrize("text", ["", "x" * 257])
+def test_a_password_has_a_sensible_length(text: str) -> None:
+    with pytest.raises(ValueError, match="1 to 256"):
+        passwords.hash_password(text)
+
+
+@given(st.text(max_size=100))
+def test_a_name_is_the_same_when_it_is_normalised_again(text: str) -> None:
+    name = passwords.normal_name(text)
+    assert name is None or name.isprintable()
+    if name is not None and len(name) <= passwords.MAX_NAME:
+        assert passwords.normal_name(name) in (name, passwords.normal_name(name.upper()), None)
+
+
+# -- the throttle ----------------------------------------------------------------------------------
+
+
+def test_after_ten_wrong_ones_the_wait_doubles() -> None:
+    throttle, now, waits = Throttle(), 0.0, []
+    for _ in range(FREE):
+        assert throttle.attempt(ADA, now) == 0
+    for _ in range(11):
+        wait = throttle.attempt(ADA, now)
+        waits.append(wait)
+        now += wait
+        assert throttle.attempt(ADA, now) == 0
+    assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, LONGEST]
+    assert throttle.attempt(EVE, now) == 0
+
+
+def test_a_right_one_does_not_pay_for_the_wrong_ones_before() -> None:
+    throttle = Throttle()
+    for _ in range(FREE - 1):
+        throttle.attempt(ADA, 0.0)
+    for _ in range(5):
+        assert throttle.attempt(ADA, 0.0) == 0
+        throttle.forgive(ADA)
+    assert throttle.attempt(ADA, 0.0) == 0
+    assert throttle.attempt(ADA, 0.0) > 0
+
+
+def test_whoever_makes_up_addresses_meets_the_limit_for_all() -> None:
+    throttle = Throttle()
+    waits = [throttle.attempt(ip_address(f"10.0.{n // 256}.{n % 256}"), 1.0) for n in range(300)]
+    assert waits.count(0) == FOR_ALL
+    assert throttle.attempt(ADA, 60.9) > 0
+    assert throttle.attempt(ADA, 61.1) == 0
+
+
+def test_all_addresses_of_one_ipv6_network_are_one_client() -> None:
+    throttle = Throttle()
+    for n in range(FREE):
+        assert throttle.attempt(IPv6Address(f"2001:db8::{n:x}"), 0.0) == 0
+    assert throttle.attempt(IPv6Address("2001:db8::ffff"), 0.0) > 0
+    assert throttle.attempt(IPv6Address("2001:db8:0:1::1"), 0.0) == 0
+
+
+# -- words and theme -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("language", list(Language))
+def test_every_language_says_everything_and_fills_in_the_same(language: Language) -> None:
+    for name in WORDS[Language.ENGLISH].__slots__:
+        ours, english = getattr(WORDS[language], name), getattr(WORDS[Language.ENGLISH], name)
+        if isinstance(english, str):
+            assert ours.strip()
+            assert _fields(ours) == _fields(english), name
+    assert WORDS[language].by.keys() == WORDS[Language.ENGLISH].by.keys()
+    assert WORDS[language].language is language
+
+
+def _fields(text: str) -> set[str | None]:
+    return {field for _, field, _, _ in string.Formatter().parse(text) if field}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "less than a minute"),
+        (59, "less than a minute"),
+        (60, "1 minute"),
+        (3600, "1 hour"),
+        (3660, "1 hour 1 minute"),
+        (2 * 3600 + 59 * 60 + 59, "2 hours 59 minutes"),
+        (86400, "1 day"),
+        (86400 + 120, "1 day"),
+        (7 * 86400 + 3600, "7 days 1 hour"),
+    ],
+)
+def test_time_is_said_as_people_say_it(seconds: float, said: str) -> None:
+    assert WORDS[Language.ENGLISH].time(seconds).replace("\N{NO-BREAK SPACE}", " ") == said
+
+
+def test_terms_for_the_language_come_before_those_for_all(tmp_path: Path) -> None:
+    (tmp_path / "terms.md").write_text("all", "utf-8")
+    (tmp_path / "terms.de.html").write_text("<p>deutsch", "utf-8")
+    theme = Theme(tmp_path)
+    german, french = theme.terms(Language.GERMAN), theme.terms(Language.FRENCH)
+    assert german is not None
+    assert french is not None
+    assert (german.html, french.html) == ("<p>deutsch", "<p>all</p>\n")
+    assert german.version != french.version
+
+
+def test_a_file_too_large_for_a_login_page_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "theme.css").write_bytes(b" " * (LARGEST + 1))
+    with pytest.raises(OSError, match=r"theme\.css"):
+        Theme(tmp_path).style()
+
+
+def test_our_terms_are_there_in_every_language() -> None:
+    versions = {Theme(None).own_terms(language).version for language in Language}
+    assert len(versions) == len(Language)

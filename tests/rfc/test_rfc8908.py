@@ -1,0 +1,172 @@
+"""RFC 8908, the Captive Portal API: one test for each MUST and SHOULD that is the server's."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capport.core.captivity import Captivity, captivity
+from capport.core.client import ClientId
+from capport.core.place import Place
+from capport.core.policy import Access, ClientRule, Policy, network_of
+from capport.core.session import Session
+from capport.portal.api import PATH
+from portal.certificates import certificate
+from portal.house import House, at, house, policy
+
+ACCEPT = "application/captive+json"
+
+
+def _https(folder: Path) -> Policy:
+    cert, key = certificate(folder)
+    changed = policy(certificate=str(cert), key=str(key))
+    return replace(
+        changed,
+        login_url="https://login.example.net/?state={state}",
+        login_place=Place("login.example.net", 443),
+    )
+
+
+async def _document(h: House, address: str = "127.0.0.2") -> dict[str, Any]:
+    page = await h.browser(address).get(PATH, Accept=ACCEPT)
+    assert page.status == 200, page.text
+    document = json.loads(page.body)
+    assert isinstance(document, dict)
+    return document
+
+
+async def test_3_the_answer_is_the_askers_own_and_nobody_elses() -> None:
+    async with house() as h:
+        await h.browser("127.0.0.2").sign_in()
+        assert (await _document(h, "127.0.0.2"))["captive"] is False
+        assert (await _document(h, "127.0.0.3"))["captive"] is True
+
+
+async def test_4_repeated_queries_are_answered_alike(tmp_path: Path) -> None:
+    async with house(_https(tmp_path)) as h:
+        assert await _document(h) == await _document(h)
+
+
+async def test_4_1_the_api_is_served_over_tls(tmp_path: Path) -> None:
+    async with house(_https(tmp_path)) as h:
+        assert h.encrypted
+        assert (await _document(h))["captive"] is True
+
+
+async def test_4_2_every_change_of_state_shows_in_the_next_answer() -> None:
+    async with house() as h:
+        assert (await _document(h))["captive"] is True
+        session = h.gate.grant(ClientId("127.0.0.2"), lifetime=60)
+        assert await _document(h) == {
+            "captive": False,
+            "can-extend-session": True,
+            "seconds-remaining": 60,
+        }
+        h.clock.at += 59.5
+        assert (await _document(h))["seconds-remaining"] == 0
+        h.clock.at += 0.5
+        assert (await _document(h))["captive"] is True
+        h.gate.grant(session.client, lifetime=60)
+        h.gate.revoke(session.client)
+        assert (await _document(h))["captive"] is True
+
+
+async def test_5_the_media_type_is_captive_json() -> None:
+    async with house() as h:
+        page = await h.browser().get(PATH, Accept=ACCEPT)
+        assert page.headers["Content-Type"] == "application/captive+json"
+        json.loads(page.body.decode("utf-8"))
+
+
+async def test_5_cache_control_is_private_or_more_restrictive() -> None:
+    async with house() as h:
+        page = await h.browser().get(PATH, Accept=ACCEPT)
+        assert "private" in page.headers["Cache-Control"]
+        assert "public" not in page.headers["Cache-Control"]
+
+
+async def test_5_the_portal_urls_are_https_and_where_the_conditions_are(tmp_path: Path) -> None:
+    async with house(_https(tmp_path)) as h:
+        document = await _document(h)
+        url = document["user-portal-url"]
+        prefix = "https://login.example.net/?state="
+        assert url.startswith(prefix)
+        state = h.portal.states.read(url.removeprefix(prefix))
+        assert state.client.address == at("127.0.0.2").address
+
+
+async def test_5_a_portal_url_that_is_not_over_tls_is_not_told() -> None:
+    async with house() as h:
+        assert "user-portal-url" not in await _document(h)
+
+
+@pytest.mark.parametrize("url", ["http://example.org/", "HTTP://example.org/", "", None])
+def test_5_a_venue_url_that_is_not_over_tls_is_not_told(url: str | None) -> None:
+    document = Captivity(True, "").document(venue_info_url=url)
+    assert "venue-info-url" not in document
+    told = Captivity(True, "").document(venue_info_url="https://venue.example.org/")
+    assert told["venue-info-url"] == "https://venue.example.org/"
+
+
+async def test_5_the_document_fits_what_the_smallest_reader_reads(tmp_path: Path) -> None:
+    """Android reads 4096 bytes."""
+    async with house(_https(tmp_path)) as h:
+        page = await h.browser().get(PATH, Accept=ACCEPT)
+        assert len(page.body) <= 4096
+
+
+@pytest.mark.parametrize("access", list(Access))
+def test_5_what_the_policy_says_of_a_client_comes_first(access: Access) -> None:
+    session = Session(ClientId("192.0.2.7"), granted=0.0, expires=60.0)
+    said = captivity(ClientRule(access, "lab.yaml:7"), session, 1.0).document(can_extend=True)
+    assert said == {"captive": access is Access.BLOCKED}
+
+
+@given(
+    session=st.none()
+    | st.builds(
+        Session,
+        st.just(ClientId("192.0.2.7")),
+        granted=st.floats(0, 100),
+        expires=st.floats(0, 200),
+        idle=st.none() | st.floats(0.1, 50),
+        last_seen=st.floats(0, 200),
+    ),
+    now=st.floats(0, 300),
+    can_extend=st.booleans(),
+)
+def test_5_every_key_has_its_type_and_its_place(
+    session: Session | None, now: float, *, can_extend: bool
+) -> None:
+    document = captivity(None, session, now).document(
+        user_portal_url="https://login.example.net/", can_extend=can_extend
+    )
+    assert type(document["captive"]) is bool
+    assert document["captive"] is not (session is not None and session.is_open(now))
+    # SHOULD be there only when not captive, and where there is an end.
+    assert ("seconds-remaining" in document) is not document["captive"]
+    assert type(document.get("seconds-remaining", 0)) is int
+    assert type(document.get("can-extend-session", True)) is bool
+    assert "bytes-remaining" not in document
+    assert json.loads(json.dumps(document)) == document
+
+
+async def test_6_a_client_that_a_rule_knows_is_not_captive_and_has_no_end() -> None:
+    async with house() as h:
+        rules = h.gate.policy.clients
+        rules.section(Access.KNOWN, "lab.yaml")
+        rules.add(network_of(at("127.0.0.2").address), 7)
+        assert await _document(h) == {"captive": False}
+
+
+async def test_7_nothing_a_client_claims_makes_it_another() -> None:
+    async with house() as h:
+        await h.browser("127.0.0.2").sign_in()
+        page = await h.browser("127.0.0.3").get(
+            f"{PATH}?client=127.0.0.2", Accept=ACCEPT, X_Forwarded_For="127.0.0.2"
+        )
+        assert json.loads(page.body)["captive"] is True
