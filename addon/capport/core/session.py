@@ -48,5 +48,5 @@ def check_times(session: Session) -> None:
     """Raises ValueError for a session that no instant could end: NaN compares false with each."""
     times = session.granted, session.expires, session.idle, session.last_seen, session.granted_at
     for time in times:
-        if time is not None and math.isnan(time):
-            raise ValueError(f"{session.client}: {session} has a time that is no number")
+        if time is not None and not math.isfinite(time):
+            raise ValueError(f"{session.client}: {time} in {session} is no time")

@@ -1,0 +1,148 @@
+"""Revocations that the database would not take, kept beside it until it does.
+
+One client id a line, synced before `add` returns. Whoever reads the store counts these clients as
+unknown, whatever the database says; the next process that can write deletes their sessions there
+and empties the file. So the file holds no times and needs none: every grant empties it first.
+
+The same file is the bell: who has committed a change sets its times, and inotify wakes the others.
+(The write-ahead log is no bell: it is written before the commit can be seen.)
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from capport.core.client import ClientId, parse_client_id
+
+_LOCK_SECONDS = 0.5
+BALLAST = 1 << 20
+"""Bytes set aside on the disk, and freed when it is full so that a revocation finds room."""
+
+
+class Revoked:
+    """The journal at `path`, which belongs to whom the file `like` belongs to."""
+
+    def __init__(self, path: Path, like: Path) -> None:
+        self.path = path
+        self._like = like
+
+    def read(self) -> frozenset[ClientId]:
+        """The clients in it. A line that was being written when the power went is not counted."""
+        try:
+            if self.path.stat().st_size == 0:
+                return frozenset()
+            lines = self.path.read_bytes().split(b"\n")[:-1]
+        except OSError:
+            return frozenset()
+        clients = set()
+        for line in filter(None, lines):
+            with contextlib.suppress(ValueError):
+                clients.add(parse_client_id(line.decode("ascii", "replace")))
+        return frozenset(clients)
+
+    def add(self, client: ClientId) -> None:
+        """Writes one line, and returns when it is on the disk. Raises OSError."""
+        self.make()
+        with self._locked(os.O_WRONLY | os.O_APPEND) as descriptor:
+            # A line may have been torn by a power cut: the first newline ends whatever is there.
+            line = f"\n{client}\n".encode()
+            if os.write(descriptor, line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            os.fsync(descriptor)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[tuple[frozenset[ClientId], Callable[[], None]]]:
+        """The clients in it, and what empties it; nobody adds to it meanwhile. Raises OSError."""
+        with self._locked(os.O_RDWR) as descriptor:
+
+            def empty() -> None:
+                os.ftruncate(descriptor, 0)
+                os.fsync(descriptor)
+
+            yield self.read(), empty
+
+    def make(self) -> None:
+        """Makes the file if it is missing, durably. Raises OSError."""
+        if not self.path.exists():
+            os.close(_open_like(self.path, self._like))
+            sync_folder(self.path.parent)
+
+    def ring(self) -> None:
+        """Tells the others that something was committed; they look once a second anyway."""
+        with contextlib.suppress(OSError):
+            os.utime(self.path)
+
+    @contextlib.contextmanager
+    def _locked(self, flags: int) -> Iterator[int]:
+        descriptor = os.open(self.path, flags | os.O_CLOEXEC)
+        try:
+            deadline = time.monotonic() + _LOCK_SECONDS
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.005)
+            yield descriptor
+        finally:
+            os.close(descriptor)  # which unlocks it
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in `folder` durable: syncing a new file does not. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def set_ballast(path: Path, like: Path) -> None:
+    """Takes up `BALLAST` bytes at `path`, or at least a quarter of it. Raises OSError."""
+    descriptor = _open_like(path, like)
+    try:
+        has = os.fstat(descriptor).st_size
+        for size in (BALLAST, BALLAST // 2, BALLAST // 4):
+            if has >= size:
+                return
+            try:
+                os.posix_fallocate(descriptor, 0, size)
+                return
+            except OSError:
+                os.ftruncate(descriptor, has)
+                if size == BALLAST // 4:
+                    raise
+    finally:
+        os.close(descriptor)
+
+
+def _open_like(path: Path, like: Path) -> int:
+    """A descriptor for the file at `path`, made if missing for the owner of `like` alone."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with contextlib.suppress(OSError):  # not root, or nothing to be like: it stays ours
+        owner = like.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    return descriptor
+
+
+def free_ballast(path: Path) -> None:
+    """Gives the room back, if there is any."""
+    with contextlib.suppress(OSError):
+        os.truncate(path, 0)
+
+
+def spare_folders() -> tuple[Path, ...]:
+    """Where a revocation can still be noted when the database's own folder takes nothing.
+
+    They are gone after a reboot (tmpfs), but every process of this machine finds them.
+    """
+    folders = [Path("/run/capport")]
+    if (runtime := os.environ.get("XDG_RUNTIME_DIR", "")).startswith("/"):
+        folders.append(Path(runtime) / "capport")
+    return tuple(folders)

@@ -1,0 +1,73 @@
+"""For how long a client is known."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capport.core.client import ClientId
+from capport.core.session import Session, check_times
+
+HOUR = Session(ClientId("192.0.2.7"), granted=1000.0, expires=4600.0)
+instants = st.floats(-1e9, 1e9)
+spans = st.floats(0, 1e7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "ends"),
+    [
+        ({}, 4600.0),
+        ({"idle": 60.0}, 1060.0),
+        ({"idle": 60.0, "last_seen": 2000.0}, 2060.0),
+        ({"idle": 60.0, "last_seen": 4590.0}, 4600.0),
+        ({"idle": 60.0, "last_seen": 900.0}, 1060.0),  # heard of before it was granted
+        ({"granted": -500.0, "expires": -100.0, "idle": 60.0, "last_seen": -400.0}, -340.0),
+        ({"granted_at": 0.0}, 4600.0),  # the wall clock of a router that boots in 1970
+        ({"granted_at": 9e9}, 4600.0),
+    ],
+)
+def test_it_ends_when_it_expires_or_when_nothing_was_heard_for_long(
+    changes: dict[str, float], ends: float
+) -> None:
+    assert replace(HOUR, **changes).ends == ends  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("now", "is_open", "seconds"),
+    [
+        (1000.0, True, 3600),
+        (4599.0, True, 1),
+        (4599.1, True, 0),
+        (4599.999, True, 0),
+        (4600.0, False, 0),
+        (4601.0, False, 0),
+        (1e300, False, 0),
+    ],
+)
+def test_its_end_is_outside_and_seconds_are_whole(now: float, is_open: bool, seconds: int) -> None:
+    assert HOUR.is_open(now) is is_open
+    assert HOUR.seconds_remaining(now) == seconds
+
+
+@given(instants, spans, st.none() | spans, instants, instants, spans)
+def test_once_over_it_stays_over_and_it_is_never_longer_than_granted(
+    granted: float, lifetime: float, idle: float | None, seen: float, now: float, later: float
+) -> None:
+    session = Session(ClientId("192.0.2.7"), granted, granted + lifetime, idle, seen)
+    assert session.ends <= session.expires
+    assert session.is_open(now) == (now < session.ends)
+    if not session.is_open(now):
+        assert not session.is_open(now + later)
+        assert session.seconds_remaining(now) == 0
+    assert session.seconds_remaining(now) <= max(0.0, session.expires - now)
+
+
+@pytest.mark.parametrize("field", ["granted", "expires", "idle", "last_seen", "granted_at"])
+def test_a_time_that_is_no_number_is_an_error(field: str) -> None:
+    for time in (math.nan, math.inf, -math.inf):
+        with pytest.raises(ValueError, match=r"192\.0\.2\.7: -?(nan|inf) in"):
+            check_times(replace(HOUR, **{field: time}))  # type: ignore[arg-type]
+    check_times(HOUR)
+    check_times(replace(HOUR, idle=60.0))

@@ -1,0 +1,497 @@
+"""What was acknowledged is there: through kill -9, power cuts, full, failing and locked disks."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+import requires
+from capport.core.client import ClientId
+from capport.stores import StoreError, open_store
+from capport.stores.revoked import BALLAST
+from capport.stores.sqlite import SqliteStore
+from stores import writers
+from stores.contract import ADDRESS, MAC, OTHER, FakeTime, session, until
+from stores.test_sqlite import OneFile
+
+KILLS, WRITERS = 300, 3
+CUTS = 8
+
+
+@dataclass
+class Ledger:
+    """What one writer said it did, and what it was at when it was killed."""
+
+    done: dict[str, str | None] = field(default_factory=dict)
+    doing: tuple[str, str | None] | None = None
+    acknowledged: int = 0
+
+    def read(self, text: str) -> None:
+        self.doing = None
+        for line in text.splitlines():
+            said, what, client, mark = line.split()
+            state = (client, mark if what == writers.GRANT else None)
+            if said == "does":
+                self.doing = state
+            else:
+                self.done[client], self.doing = state[1], None
+                self.acknowledged += 1
+
+    def settle(self, there: dict[str, str]) -> None:
+        """Asserts that all that was acknowledged is so, and what was not is either way."""
+        for client, mark in self.done.items():
+            may = {mark}
+            if self.doing is not None and self.doing[0] == client:
+                may.add(self.doing[1])
+            assert there.get(client) in may, f"{client}: {there.get(client)}, not {may}"
+        if self.doing is not None:
+            self.done[self.doing[0]] = there.get(self.doing[0])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_kill_9_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    path, dice = tmp_path / "sessions.db", random.Random(511)
+    ledgers = [Ledger() for _ in range(WRITERS)]
+    outs = [tmp_path / f"out{number}" for number in range(WRITERS)]
+    deadline, killed = time.monotonic() + 30, 0
+    with subprocess.Popen(
+        [sys.executable, writers.__file__, "fork_writers", str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as forks:
+        assert forks.stdin
+        assert forks.stdout
+        while killed < KILLS and time.monotonic() < deadline:
+            pids = []
+            for number, out in enumerate(outs):
+                out.write_bytes(b"")
+                forks.stdin.write(f"{number} {killed} {out}\n")
+                forks.stdin.flush()
+                pids.append(int(forks.stdout.readline()))
+            time.sleep(dice.random() * 0.15)
+            for pid in pids:
+                time.sleep(dice.random() * 0.005)
+                os.kill(pid, signal.SIGKILL)  # ProcessLookupError, had it ended by itself
+                killed += 1
+            until(lambda pids=pids: not any(map(alive, pids)), "the end of the writers")  # type: ignore[misc]
+            for ledger, out in zip(ledgers, outs, strict=True):
+                ledger.read(out.read_text())
+            store = SqliteStore(path, spares=())
+            there = {str(s.client): s.by for s in store.sessions()}
+            for ledger in ledgers:
+                ledger.settle(there)
+            store.close()
+        forks.stdin.close()
+    acknowledged = sum(ledger.acknowledged for ledger in ledgers)
+    print(f"{killed} writers killed, {acknowledged} acknowledgements kept")
+    assert acknowledged > killed
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+class Writer:
+    """A `writers.grant_and_stay` in a process of its own."""
+
+    def __init__(self, path: Path, synchronous: str = "FULL", before: tuple[str, ...] = ()) -> None:
+        module = [sys.executable, writers.__file__, "grant_and_stay", str(path), synchronous]
+        self.process = subprocess.Popen(
+            [*before, *module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdin
+        assert self.process.stdout
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
+        assert self.stdout.readline() == "ready\n"
+
+    def ask(self, what: str, client: str) -> str:
+        self.stdin.write(f"{what} {client}\n")
+        self.stdin.flush()
+        return self.stdout.readline().strip()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.stdin.close()
+        self.stdout.close()
+
+
+@contextlib.contextmanager
+def mounted(*arguments: str, at: Path) -> Iterator[Path]:
+    at.mkdir(exist_ok=True)
+    subprocess.run(["mount", *arguments, str(at)], check=True)
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", "--lazy", str(at)], check=True)
+
+
+@contextlib.contextmanager
+def ext4(image: Path, at: Path) -> Iterator[Path]:
+    with image.open("wb") as file:
+        file.truncate(24 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True)
+    with mounted("-o", "loop", str(image), at=at) as folder:
+        yield folder
+
+
+def cut_power(tmp_path: Path, synchronous: str) -> tuple[int, int]:
+    """Cuts the power at each of some acknowledgements; how many were right after, and how many.
+
+    The image holds what the file system has handed to the disk: nothing of what the kernel still
+    keeps in memory. So a copy of it is the disk as it is when the power goes.
+    """
+    right = 0
+    with ext4(tmp_path / "disk", tmp_path / "mnt") as folder:
+        store = SqliteStore(folder / "sessions.db", spares=())
+        store.put(writers.granted("192.0.2.200"))
+        store.close()
+        os.sync()
+        writer = Writer(folder / "sessions.db", synchronous)
+        try:
+            for number in range(CUTS):
+                what, client = writers.GRANT, f"192.0.2.{number}"
+                if number % 4 == 3:  # and a grant's revocation
+                    what, client = writers.REVOKE, f"192.0.2.{number - 1}"
+                assert writer.ask(what, client) == f"did {what} {client}"
+                copy = tmp_path / f"copy{number}"
+                shutil.copyfile(tmp_path / "disk", copy)
+                with mounted("-o", "loop", str(copy), at=tmp_path / "after") as after:
+                    store = SqliteStore(after / "sessions.db", spares=())
+                    there = {str(s.client) for s in store.sessions()}
+                    store.close()
+                assert "192.0.2.200" in there
+                right += (client in there) == (what == writers.GRANT)
+                copy.unlink()
+        finally:
+            writer.end()
+    return right, CUTS
+
+
+@requires.root()
+def test_a_power_cut_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    right, cuts = cut_power(tmp_path, "FULL")
+    assert right == cuts
+
+
+@requires.root()
+def test_a_power_cut_loses_no_revocation_that_the_database_did_not_take(tmp_path: Path) -> None:
+    with ext4(tmp_path / "disk", tmp_path / "mnt") as folder:
+        path = folder / "sessions.db"
+        store = SqliteStore(path, spares=())
+        for client in ("192.0.2.1", "192.0.2.2"):
+            store.put(writers.granted(client))
+        store.close()
+        writer = Writer(path)
+        locker = sqlite3.connect(path, isolation_level=None)
+        locker.execute("BEGIN IMMEDIATE")
+        os.sync()
+        try:
+            assert writer.ask(writers.REVOKE, "192.0.2.1") == "did revoke 192.0.2.1"
+            shutil.copyfile(tmp_path / "disk", tmp_path / "copy")
+        finally:
+            writer.end()
+            locker.close()
+        with mounted("-o", "loop", str(tmp_path / "copy"), at=tmp_path / "after") as after:
+            store = SqliteStore(after / "sessions.db", spares=())
+            assert [s.client for s in store.sessions()] == ["192.0.2.2"]
+            store.close()
+
+
+@requires.root()
+def test_a_power_cut_would_lose_grants_with_less_than_full_synchronisation(tmp_path: Path) -> None:
+    right, cuts = cut_power(tmp_path, "NORMAL")
+    assert right < cuts, "the test above could not fail"
+
+
+@requires.root()
+def test_a_full_disk_grants_nothing_and_revokes_everything(tmp_path: Path) -> None:
+    clients = [ClientId(f"192.0.2.{number}") for number in range(100)]
+    with mounted("-t", "tmpfs", "-o", "size=4m", "tmpfs", at=tmp_path / "mnt") as folder:
+        file = OneFile(folder)
+        store, other = file.open(), file.open()
+        for client in clients:
+            store.put(session(client))
+        fill(folder / "filling")
+        refused = "the disk is full; free some room on it"
+        with pytest.raises(StoreError, match=refused):
+            put_many(store)  # until the log has no room left
+        at = len(list(store.sessions()))
+        fill(folder / "rest")
+        assert store.find((clients[0],), 1000.0)
+        for client in clients[:-1]:
+            assert store.drop(client)
+            fill(folder / "rest")  # whoever filled it takes what is given free too
+        assert store.find((clients[0],), 1000.0) is None
+        until(lambda: other.find((clients[-2],), 1000.0) is None, "a revocation")
+        assert len(list(store.sessions())) == at - 99
+        file.close()
+        again = file.open()  # a restart, with the disk still full
+        assert not {s.client for s in again.sessions()} & set(clients[:-1])
+        assert again.find((clients[-1],), 1000.0)
+        (folder / "filling").unlink()
+        (folder / "rest").unlink()
+        again.put(session(MAC))
+        file.close()
+
+
+def put_many(store: SqliteStore) -> None:
+    for number in range(10_000):
+        store.put(session(ClientId(f"198.51.100.{number % 250}"), name="x" * 2000))
+
+
+def fill(path: Path) -> None:
+    with path.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        for size in (1 << 16, 4096, 512):
+            with contextlib.suppress(OSError):
+                while file.write(b"x" * size) == size:
+                    pass
+
+
+@requires.root()
+def test_the_ballast_is_there_again_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("capport.stores.sqlite.TURN_SECONDS", 0.02)
+    ballast = tmp_path / "sessions.db-ballast"
+    file = OneFile(tmp_path)
+    store = file.open()
+    assert ballast.stat().st_blocks * 512 >= BALLAST
+    os.truncate(ballast, 0)
+    file.time.now += 61
+    until(lambda: ballast.stat().st_blocks * 512 >= BALLAST, "the ballast")
+    store.close()
+
+
+@requires.root()
+def test_a_disk_that_turns_read_only_grants_nothing_and_revokes_until_the_reboot(
+    tmp_path: Path,
+) -> None:
+    with ext4(tmp_path / "disk", tmp_path / "mnt") as folder:
+        file = OneFile(folder)
+        run = tmp_path / "run"
+
+        def opened() -> SqliteStore:
+            time = file.time
+            return SqliteStore(file.path, clock=time.clock, boot_id=time.boot_id, spares=[run])
+
+        store, other = opened(), opened()
+        for client in (MAC, ADDRESS):
+            store.put(session(client))
+        # As ext4 does by itself when its disk fails (errors=remount-ro).
+        subprocess.run(["mount", "-o", "remount,abort", str(folder)], check=False)
+        with pytest.raises(StoreError, match=str(file.path)):
+            store.put(session(OTHER))
+        assert store.find((OTHER,), 1000.0) is None
+        assert store.find((ADDRESS,), 1000.0)
+        with pytest.raises(StoreError, match="is revoked, but only until the next reboot"):
+            store.drop(MAC)
+        assert store.find((MAC,), 1000.0) is None
+        until(lambda: other.find((MAC,), 1000.0) is None, "a revocation")
+        assert other.find((ADDRESS,), 1000.0)
+        assert [path.read_text().split() for path in run.iterdir()] == [[MAC]]
+        store.close()
+        other.close()
+
+
+@requires.root()
+def test_a_file_that_is_read_only_at_the_start_is_read_and_not_written(tmp_path: Path) -> None:
+    file = OneFile(tmp_path / "rw")
+    file.path.parent.mkdir()
+    file.open().put(session(MAC))
+    keeps_log = file.open()
+    with mounted("--bind", str(file.path.parent), at=tmp_path / "ro") as folder:
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
+        time = file.time
+        time.reboot(5.0)
+        store = SqliteStore(
+            folder / "sessions.db", clock=time.clock, boot_id=time.boot_id, spares=[]
+        )
+        found = store.find((MAC,), 5.0)
+        assert found is not None
+        assert found.expires == 3605.0
+        assert store.fault is not None
+        with pytest.raises(StoreError, match="cannot be written"):
+            store.put(session(OTHER))
+        with pytest.raises(StoreError, match="in this process only"):
+            store.drop(MAC)
+        assert store.find((MAC,), 5.0) is None
+        store.close()
+    keeps_log.close()
+    file.close()
+
+
+def test_a_locked_file_grants_nothing_in_time_and_revokes_at_once(tmp_path: Path) -> None:
+    file = OneFile(tmp_path)
+    store, other = file.open(), file.open()
+    for client in (MAC, ADDRESS):
+        store.put(session(client))
+    locker = sqlite3.connect(file.path, isolation_level=None)
+    locker.execute("BEGIN EXCLUSIVE")
+    before = time.monotonic()
+    with pytest.raises(StoreError, match="another process keeps it locked; find that with fuser"):
+        store.put(session(OTHER))
+    assert time.monotonic() - before < 10
+    assert store.drop(MAC) is True
+    until(lambda: other.find((MAC,), 1000.0) is None, "a revocation")
+    copy = OneFile(tmp_path / "copy")  # the power goes while it is still locked
+    copy.path.parent.mkdir()
+    for suffix in ("", "-wal", "-revoked"):
+        shutil.copy(f"{file.path}{suffix}", f"{copy.path}{suffix}")
+    assert [s.client for s in copy.open().sessions()] == [ADDRESS]
+    copy.close()
+    locker.execute("ROLLBACK")
+    until(lambda: (tmp_path / "sessions.db-revoked").stat().st_size == 0, "the journal")
+    assert locker.execute("SELECT client FROM sessions").fetchall() == [(ADDRESS,)]
+    locker.close()
+    store.put(session(MAC))  # and may be granted anew
+    until(lambda: other.find((MAC,), 1000.0) is not None, "a grant")
+    file.close()
+    assert {s.client for s in file.open().sessions()} == {MAC, ADDRESS}
+    file.close()
+
+
+def test_a_grant_after_a_noted_revocation_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SqliteStore, "_turn", lambda store: None)  # it must not depend on it
+    file = OneFile(tmp_path)
+    store = file.open()
+    for turn in range(5):
+        store.put(session(name=str(turn)))
+        locker = sqlite3.connect(file.path, isolation_level=None)
+        locker.execute("BEGIN IMMEDIATE")
+        store.drop(MAC)
+        locker.close()
+    store.put(session(name="last"))
+    assert store.find((MAC,), 1000.0)
+    file.close()
+    assert [s.name for s in file.open().sessions()] == ["last"]
+    file.close()
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "truncated": lambda data: data[:5000],
+    "no database": lambda data: b"\0" * 100 + data[100:],
+    "a page of noise": lambda data: data[:4096] + random.Random(1).randbytes(4096 * 4),
+    "text": lambda data: b"sessions\n" * 1000,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_refused_and_says_what_to_do(tmp_path: Path, damage: str) -> None:
+    file = OneFile(tmp_path)
+    store = file.open()
+    for number in range(100):
+        store.put(session(ClientId(f"192.0.2.{number}")))
+    file.close()
+    good = file.path.read_bytes()
+    file.path.write_bytes(DAMAGE[damage](good))
+    with pytest.raises(StoreError, match=r"sessions\.db: damaged .* put a backup in its place"):
+        file.open()
+    # Started closed: nobody is known, nothing is granted, and a revocation is kept.
+    closed = file.open(start_closed=True)
+    assert closed.fault is not None
+    assert "damaged" in closed.fault
+    assert list(closed.sessions()) == []
+    with pytest.raises(StoreError, match="damaged"):
+        closed.put(session(MAC))
+    closed.drop(ClientId("192.0.2.1"))
+    file.path.with_name("backup").write_bytes(good)
+    file.path.with_name("backup").replace(file.path)
+    until(lambda: len(list(closed.sessions())) == 99, "the backup")
+    assert closed.find((ClientId("192.0.2.1"),), 1000.0) is None
+    closed.put(session(MAC))
+    assert closed.fault is None
+    file.close()
+    assert len(list(file.open().sessions())) == 100
+    file.close()
+
+
+def test_a_file_damaged_in_use_keeps_who_is_known_and_still_revokes(tmp_path: Path) -> None:
+    file = OneFile(tmp_path)
+    store, other = file.open(), file.open()
+    for number in range(200):
+        store.put(session(ClientId(f"192.0.2.{number}"), name="x" * 500))
+    with file.path.open("r+b") as damaged:
+        damaged.write(random.Random(1).randbytes(file.path.stat().st_size))
+    Path(f"{file.path}-wal").write_bytes(b"")
+    one, two = ClientId("192.0.2.1"), ClientId("192.0.2.2")
+    store.drop(one)
+    assert store.find((one,), 1000.0) is None
+    assert store.find((two,), 1000.0)
+    until(lambda: other.find((one,), 1000.0) is None, "a revocation")
+    with contextlib.suppress(StoreError):
+        file.close()
+    with pytest.raises(StoreError):
+        file.open()
+
+
+@requires.tool("strace")
+@pytest.mark.parametrize("when", range(1, 5))
+def test_a_grant_whose_sync_fails_is_not_acknowledged(tmp_path: Path, when: int) -> None:
+    path = tmp_path / "sessions.db"
+    SqliteStore(path, spares=()).close()
+    strace = ("strace", "-f", "-qq", "-e", "trace=fdatasync,fsync", "-e")
+    fault = f"inject=fdatasync,fsync:error=EIO:when={when}+"
+    writer = Writer(path, before=(*strace, fault, "-o", "/dev/null"))
+    try:
+        answers = [writer.ask(writers.GRANT, f"192.0.2.{number}") for number in range(4)]
+        said = [answer.split()[0] for answer in answers]
+        assert said == ["did"] * said.count("did") + ["failed"] * said.count("failed")
+        assert said.count("failed") >= 1
+        assert "the disk failed" in answers[-1]
+    finally:
+        writer.end()
+    store = SqliteStore(path, spares=())
+    there = {str(s.client) for s in store.sessions()}
+    store.close()
+    assert {f"192.0.2.{number}" for number in range(said.count("did"))} <= there
+
+
+@requires.tool("faketime")
+def test_the_wall_clock_neither_ends_a_session_nor_prolongs_it(tmp_path: Path) -> None:
+    path = tmp_path / "sessions.db"
+    store = SqliteStore(path, spares=())
+    store.put(writers.granted("192.0.2.7"))
+    store.close()
+    module = [sys.executable, writers.__file__, "tell", str(path)]
+    days, left = [], []
+    for jump in ("+0", "+1 day", "-1 day", "@1970-01-01 00:00:10"):
+        out = subprocess.run(
+            ["faketime", "-f", jump.replace(" day", "d"), *module],
+            env={**os.environ, "FAKETIME_DONT_FAKE_MONOTONIC": "1", "TZ": "UTC"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        wall, found = out.split()
+        days.append(int(wall) // 86400)
+        left.append(float(found.removeprefix("192.0.2.7=")))
+    assert days[1] - days[0] in (1, 2)  # or faketime did nothing
+    assert days[2] - days[0] in (-1, 0)
+    assert days[3] == 0
+    assert all(3000 < seconds <= 3600 for seconds in left)
+    assert left == sorted(left, reverse=True)
+
+
+def test_default_addon_start_with_a_broken_store_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "sessions.db"
+    path.write_text("not a database, but long enough to be asked\n" * 100)
+    with pytest.raises(StoreError, match="damaged"):
+        open_store(str(path))
+    store = open_store(str(path), start_closed=True)
+    assert store.find((MAC,), FakeTime().now) is None
+    store.close()

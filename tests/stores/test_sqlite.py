@@ -1,0 +1,450 @@
+"""The SQLite store: the contract, its file, its schema, and time across reboots."""
+
+import os
+import shutil
+import sqlite3
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capport.core.client import ClientId
+from capport.core.session import Session
+from capport.stores import StoreError, default_store, open_store, schema, sqlite
+from capport.stores.memory import MemoryStore
+from capport.stores.replica import FLUSH_SECONDS
+from capport.stores.sqlite import GRACE_SECONDS, SqliteStore
+from stores.contract import (
+    ADDRESS,
+    MAC,
+    OTHER,
+    FakeTime,
+    Shared,
+    StoreContract,
+    StoreMachine,
+    session,
+    until,
+)
+
+SCHEMAS = Path(__file__).parent / "schemas"
+
+
+class OneFile:
+    """Stores on one file, with a clock that stands still unless told."""
+
+    lasting = True
+
+    def __init__(self, folder: Path) -> None:
+        self.time = FakeTime()
+        self.path = folder / "sessions.db"
+        self.opened: list[SqliteStore] = []
+
+    def open(self, *, start_closed: bool = False) -> SqliteStore:
+        store = SqliteStore(
+            self.path,
+            start_closed=start_closed,
+            clock=self.time.clock,
+            boot_id=self.time.boot_id,
+            spares=[self.path.parent / "run"],
+        )
+        self.opened.append(store)
+        return store
+
+    def close(self) -> None:
+        for store in self.opened:
+            store.close()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[OneFile]:
+    file = OneFile(tmp_path)
+    yield file
+    file.close()
+
+
+class TestSqliteStore(StoreContract):
+    @pytest.fixture
+    def shared(self, file: OneFile) -> Shared:
+        return file
+
+
+class SqliteMachine(StoreMachine):
+    def make(self) -> Shared:
+        self.folder = tempfile.mkdtemp()
+        return OneFile(Path(self.folder))
+
+    def teardown(self) -> None:
+        super().teardown()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+SqliteMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestSqliteMachine = SqliteMachine.TestCase
+
+
+# --- where it is ---
+
+
+@pytest.mark.parametrize(
+    ("state", "path"),
+    [
+        ("/var/state", "/var/state/capport/sessions.db"),
+        ("", "/home/ann/.local/state/capport/sessions.db"),
+        ("relative", "/home/ann/.local/state/capport/sessions.db"),
+    ],
+)
+def test_the_default_is_a_file_in_the_state_directory(
+    monkeypatch: pytest.MonkeyPatch, state: str, path: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    monkeypatch.setenv("XDG_STATE_HOME", state)
+    assert default_store() == path
+
+
+def test_the_default_folder_is_made_for_nobody_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    open_store(default_store()).close()
+    folder = tmp_path / "state" / "capport"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_no_file_of_the_store_is_readable_to_others(file: OneFile) -> None:
+    before = os.umask(0)
+    try:
+        file.open().put(session())
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in file.path.parent.iterdir()}
+    names = ("", "-wal", "-shm", "-revoked", "-ballast")
+    assert modes == {f"sessions.db{name}": 0o600 for name in names}
+
+
+def test_a_url_names_a_store(tmp_path: Path) -> None:
+    memory = open_store(":memory:")
+    assert isinstance(memory, MemoryStore)
+    odd = tmp_path / "a b#c?d%20é"
+    odd.mkdir()
+    for url in (str(odd / "s.db"), f"sqlite://{odd}/s.db"):
+        store = open_store(url)
+        assert isinstance(store, SqliteStore)
+        store.close()
+    assert sorted(path.name for path in odd.iterdir()) == ["s.db", "s.db-ballast", "s.db-revoked"]
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("redis://192.0.2.1:6379/0", "not built yet"),
+        ("postgres://db", "no store of ours"),
+        ("sqlite://sessions.db", "a relative path"),
+        ("", "names no file"),
+        ("/", "names no file"),
+        ("/proc/none/sessions.db", "No such file or directory; make its folder first"),
+    ],
+)
+def test_a_url_that_names_none_says_what_would_do(url: str, says: str) -> None:
+    with pytest.raises(StoreError, match=says):
+        open_store(url)
+
+
+# --- its schema ---
+
+
+def test_each_schema_there_ever_was_has_a_fixture() -> None:
+    assert {path.stem for path in SCHEMAS.glob("*.sql")} == {
+        str(version + 1) for version in range(len(schema.MIGRATIONS))
+    }
+
+
+@pytest.mark.parametrize("fixture", sorted(SCHEMAS.glob("*.sql")), ids=lambda path: path.stem)
+def test_a_file_of_an_earlier_version_keeps_its_sessions(file: OneFile, fixture: Path) -> None:
+    db = sqlite3.connect(file.path)
+    db.executescript(fixture.read_text())
+    db.close()
+    file.time.now = 70.0  # in another boot, 100 s after it was last written
+    printer, ann = sorted(file.open().sessions(), key=lambda s: s.client)
+    # At its last write the fixture's clock stood at 5000: what was left then is left now.
+    assert ann == Session(
+        ADDRESS, 70.0 - 1000, 70.0 + 2600, 1800.0, 70.0 - 500, 1.7e9, "ann", "voucher", "Zoë"
+    )
+    assert printer == Session(
+        MAC, 70.0 - 4000, 70.0 + 86400, None, 70.0 - 4000, 1.69e9, "cli", "grant", ""
+    )
+
+
+def test_each_migration_is_done_once_and_whole(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    path.touch()
+    more = (*schema.MIGRATIONS, ("ALTER TABLE sessions ADD COLUMN note TEXT",), ("SELECT 1",))
+    broken = (*more, ("CREATE TABLE half (a)", "no SQL"))
+    db = schema.connect(path)
+    schema.prepare(db, path, schema.MIGRATIONS)
+    schema.prepare(db, path, more)
+    schema.prepare(db, path, more)
+    with pytest.raises(sqlite3.OperationalError):
+        schema.prepare(db, path, broken)
+    assert db.execute("PRAGMA user_version").fetchone() == (len(more),)
+    assert not db.execute("SELECT * FROM sqlite_schema WHERE name = 'half'").fetchall()
+    db.execute("SELECT note FROM sessions")
+    db.close()
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        ("CREATE TABLE bookmarks (url)", "a SQLite database, but not of sessions"),
+        ("PRAGMA user_version = 7", "a SQLite database, but not of sessions"),
+        (
+            f"PRAGMA application_id = {schema.APPLICATION_ID}; PRAGMA user_version = 99",
+            r"written by a newer capport \(schema 99, this one knows",
+        ),
+    ],
+)
+def test_a_file_that_is_not_for_us_is_refused_and_left_alone(
+    file: OneFile, made: str, says: str
+) -> None:
+    db = sqlite3.connect(file.path)
+    db.executescript(made)
+    db.close()
+    before = file.path.read_bytes()
+    with pytest.raises(StoreError, match=says):
+        file.open()
+    assert file.path.read_bytes() == before
+
+
+# --- time ---
+
+
+def test_a_session_goes_on_after_a_reboot_with_what_it_had_left(file: OneFile) -> None:
+    store = file.open()
+    store.put(session(idle=600.0))  # an hour, from 1000
+    file.time.now = 1400.0
+    store.close()
+    for _ in range(3):  # each boot takes 100 s of it, and the time between them nothing
+        file.time.reboot(50.0)
+        store = file.open()
+        file.time.now = 150.0
+        store.touch(MAC, 150.0)
+        store.close()
+    file.time.reboot(7.0)
+    found = file.open().find((MAC,), 7.0)
+    assert found is not None
+    assert found.expires - 7.0 == 3600 - 400 - 3 * 100
+    assert found.ends - 7.0 == 600
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    lived=st.integers(0, 5000),
+    written=st.integers(0, 5000),
+    boot=st.integers(1, 10**6),
+    lifetime=st.integers(1, 4000),
+)
+def test_a_power_cut_gives_at_most_the_unwritten_time_again_and_never_more_than_granted(
+    lived: int, written: int, boot: int, lifetime: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = OneFile(Path(folder))
+        store = file.open()
+        store.put(session(expires=1000.0 + lifetime))
+        file.time.now += written
+        store.put(session(ADDRESS))  # writes the clock down
+        cut = OneFile(Path(folder) / "cut")
+        cut.path.parent.mkdir()
+        with store._writing:  # which keeps the background from writing the clock down again
+            file.time.now += lived
+            for suffix in ("", "-wal"):  # what is on the disk at this moment
+                shutil.copy(f"{file.path}{suffix}", f"{cut.path}{suffix}")
+        file.close()
+        cut.time.reboot(float(boot))
+        found = cut.open().find((MAC,), float(boot))
+        left = max(0, lifetime - written)
+        assert (found.expires - boot if found else 0) == left
+        cut.close()
+
+
+def test_the_clock_is_written_down_each_minute(
+    file: OneFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "TURN_SECONDS", 0.02)
+    store = file.open()
+    store.put(session())
+    db = sqlite3.connect(file.path)
+    before = db.execute("SELECT checkpoint FROM clock").fetchone()[0]
+    for _ in range(3):
+        file.time.now += 61
+
+        def written() -> bool:
+            checkpoint = db.execute("SELECT checkpoint FROM clock").fetchone()[0]
+            return bool(checkpoint - before == file.time.now - 1000)
+
+        until(written, "a checkpoint of the clock")
+    db.close()
+
+
+def test_a_clock_that_went_back_within_a_boot_gives_no_time(file: OneFile) -> None:
+    # A virtual machine's snapshot was restored, but not its disk.
+    file.open().put(session())
+    file.time.now = 4000.0
+    file.open().put(session(ADDRESS, now=4000.0))
+    file.time.now = 1000.0
+    store = file.open()
+    store.put(session(OTHER))
+    found = store.find((MAC,), 1000.0)
+    assert found is not None
+    assert found.expires == 1600.0
+
+
+def test_touches_are_written_back_in_batches(
+    file: OneFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "TURN_SECONDS", 0.02)
+    one, two = file.open(), file.open()
+    clients = [ClientId(f"198.51.100.{number}") for number in range(200)]
+    for client in clients:
+        one.put(session(client, idle=600.0))
+    file.time.now = 1100.0
+    for client in clients:
+        one.touch(client, 1100.0)
+    time.sleep(0.3)
+    assert {s.last_seen for s in two.sessions()} == {1000.0}  # it is not time yet
+    file.time.now += FLUSH_SECONDS
+    until(lambda: {s.last_seen for s in two.sessions()} == {1100.0}, "the batch")
+    db = sqlite3.connect(file.path)
+    assert db.execute("SELECT count(*) FROM changes").fetchone() == (400,)
+    db.close()
+
+
+def test_touches_that_could_not_be_written_back_are_later(
+    file: OneFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "TURN_SECONDS", 0.02)
+    monkeypatch.setattr(sqlite, "PUT_SECONDS", 0.05)
+    store = file.open()
+    store.put(session(idle=600.0))
+    store.touch(MAC, 1010.0)
+    locker = sqlite3.connect(file.path, isolation_level=None)
+    locker.execute("BEGIN IMMEDIATE")
+    file.time.now += FLUSH_SECONDS + 10
+    until(lambda: store.fault is not None, "a fault")
+    locker.execute("ROLLBACK")
+    file.time.now += FLUSH_SECONDS
+    seen = "SELECT last_seen - granted FROM sessions"
+    until(lambda: locker.execute(seen).fetchone() == (10.0,), "the batch")
+    until(lambda: store.fault is None, "the end of the fault")
+    locker.close()
+
+
+def test_what_is_over_is_cleared_away_in_a_while(
+    file: OneFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "TURN_SECONDS", 0.02)
+    monkeypatch.setattr(sqlite, "_BATCH", 3)
+    one, two = file.open(), file.open()
+    for number in range(10):
+        one.put(session(ClientId(f"192.0.2.{number}"), expires=1060.0))
+    one.put(session(MAC))
+    one.put(session(ADDRESS, idle=100.0))
+    one.put(session(OTHER, idle=2000.0))
+    until(lambda: len(list(two.sessions())) == 13 - 1)  # 192.0.2.7 is ADDRESS
+    told: list[ClientId] = []
+    two.watch(told.append)
+    file.time.now = 1060.0 + GRACE_SECONDS - 1
+    time.sleep(0.2)
+    assert len(list(two.sessions())) == 12
+    file.time.now = 1100.0 + GRACE_SECONDS + sqlite.UPKEEP_SECONDS
+    for store in (one, two):
+        until(lambda s=store: {x.client for x in s.sessions()} == {MAC, OTHER}, "clearing")  # type: ignore[misc]
+    assert told == []  # they were over before, so nothing changed
+
+
+def test_the_log_does_not_grow_for_ever(file: OneFile) -> None:
+    store = file.open()
+    log = Path(f"{file.path}-wal")
+    sizes = []
+    for turn in range(3):
+        for number in range(400):
+            store.put(session(ClientId(f"10.0.{turn}.{number % 250}"), name="x" * 200))
+        sizes.append(log.stat().st_size)
+    assert sizes[2] < sizes[0] * 1.5
+    assert len(list(store.sessions())) == 750
+
+
+# --- other processes ---
+
+
+def test_who_lags_behind_the_journal_of_changes_reads_everything(
+    file: OneFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "KEPT_CHANGES", 2)
+    monkeypatch.setattr(sqlite, "TURN_SECONDS", 0.02)
+    one, two = file.open(), file.open()
+    one.put(session(MAC))
+    until(lambda: two.find((MAC,), 1000.0) is not None)
+    told: list[ClientId] = []
+    two.watch(told.append)
+    with two._reading:  # as if its thread had been stopped
+        for number in range(10):
+            one.put(session(ClientId(f"198.51.100.{number}")))
+        one.drop(MAC)
+        file.time.now += sqlite.UPKEEP_SECONDS + 1
+        db = sqlite3.connect(file.path)
+        until(lambda: db.execute("SELECT count(*) FROM changes").fetchone()[0] == 2, "a trim")
+        db.close()
+    until(lambda: two.find((MAC,), 1000.0) is None)
+    assert len(list(two.sessions())) == 10
+    until(lambda: len(told) == 11 and MAC in told, "the watcher")
+
+
+def test_without_inotify_it_looks_often_enough(
+    file: OneFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("capport.stores.bell.Bell.watch", lambda bell: False)
+    monkeypatch.setattr(sqlite, "TURN_SECONDS", 3600.0)
+    one, two = file.open(), file.open()
+    one.put(session())
+    until(lambda: two.find((MAC,), 1000.0) is not None)
+
+
+def test_a_file_put_in_the_place_of_another_is_not_mixed_with_it(file: OneFile) -> None:
+    store = file.open()
+    store.put(session(MAC))
+    store.put(session(OTHER))
+    backup = OneFile(file.path.parent / "backup")
+    backup.path.parent.mkdir()
+    backup.open().put(session(ADDRESS))
+    backup.close()
+    before = backup.path.read_bytes()
+    backup.path.replace(file.path)
+    with pytest.raises(StoreError, match="stop whatever uses it, remove"):
+        store.put(session(ADDRESS))
+    assert store.find((OTHER,), 1000.0)
+    assert store.drop(MAC)
+    assert store.find((MAC,), 1000.0) is None
+    store.close()
+    assert file.path.read_bytes() == before
+
+
+def test_a_file_that_is_gone_grants_nothing_and_revokes_all_the_same(file: OneFile) -> None:
+    store = file.open()
+    store.put(session(MAC))
+    store.put(session(ADDRESS))
+    away = file.path.rename(file.path.with_name("away"))
+    with pytest.raises(StoreError, match="No such file or directory; put it back"):
+        store.put(session(OTHER))
+    assert store.find((OTHER,), 1000.0) is None
+    assert store.find((MAC,), 1000.0)
+    assert store.drop(MAC)
+    assert store.find((MAC,), 1000.0) is None
+    away.rename(file.path)
+    again = replace(session(OTHER), name="again")
+    store.put(again)
+    assert {s.client for s in file.open().sessions()} == {ADDRESS, OTHER}

@@ -1,0 +1,91 @@
+"""What the durability tests run in other processes: writers that say what was acknowledged."""
+
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from capport import clock
+from capport.core.client import ClientId
+from capport.core.session import Session
+from capport.stores import StoreError, schema
+from capport.stores.sqlite import SqliteStore
+
+GRANT, REVOKE = "grant", "revoke"
+
+
+def say(out: int, *words: str) -> None:
+    os.write(out, " ".join(words).encode() + b"\n")
+
+
+def granted(client: str, by: str = "") -> Session:
+    now = clock.now()
+    return Session(ClientId(client), now, now + 3600, by=by)
+
+
+def write_until_killed(path: str, number: int, turn: int, out: int) -> None:
+    """Grants and revokes clients of its own; says what it is about to do, then that it is done."""
+    dice = random.Random(number * 1000 + turn)
+    store = SqliteStore(Path(path), spares=())
+    for step in range(10_000):
+        client = f"10.{number}.0.{dice.randrange(8)}"
+        what = dice.choice((GRANT, GRANT, REVOKE))
+        mark = f"{turn}.{step}"
+        say(out, "does", what, client, mark)
+        if what == GRANT:
+            store.put(granted(client, by=mark))
+        else:
+            store.drop(ClientId(client))
+        say(out, "did", what, client, mark)
+
+
+def fork_writers(path: str) -> None:
+    """A writer that goes on until it is killed, for each line on stdin; says its process id."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for line in sys.stdin:
+        number, turn, out = line.split()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                file = os.open(out, os.O_WRONLY | os.O_APPEND)
+                write_until_killed(path, int(number), int(turn), file)
+            finally:
+                os._exit(1)
+        say(1, str(pid))
+
+
+def grant_and_stay(path: str, synchronous: str) -> None:
+    """Grants one client for each line on stdin, and acknowledges it on stdout."""
+    schema.SYNCHRONOUS = synchronous
+    store = SqliteStore(Path(path), spares=())
+    say(1, "ready")
+    for line in sys.stdin:
+        what, client = line.split()
+        try:
+            if what == GRANT:
+                store.put(granted(client))
+            else:
+                store.drop(ClientId(client))
+            say(1, "did", what, client)
+        except StoreError as error:
+            say(1, "failed", what, client, str(error))
+
+
+def tell(path: str) -> None:
+    """Says for how many seconds each session is open, and which day the wall clock thinks it is."""
+    store = SqliteStore(Path(path), spares=())
+    now = clock.now()
+    say(1, str(int(time.time())), *(f"{s.client}={s.ends - now}" for s in store.sessions()))
+    store.close()
+
+
+if __name__ == "__main__":
+    commands: dict[str, Callable[..., None]] = {
+        "fork_writers": fork_writers,
+        "grant_and_stay": grant_and_stay,
+        "tell": tell,
+    }
+    commands[sys.argv[1]](*sys.argv[2:])
