@@ -1,0 +1,98 @@
+"""The headless appliance: the portal in a mitmproxy master that carries what a portal needs.
+
+mitmdump brings some forty addons, each with hooks that are called for each request, and options by
+which a flow could be changed, kept or replayed; and it writes every flow out. Here are those alone
+without which mitmproxy does not serve, and the script's.
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mitmproxy import exceptions, master, options
+from mitmproxy.addonmanager import Loader
+from mitmproxy.addons import (
+    block,
+    core,
+    disable_h2c,
+    errorcheck,
+    next_layer,
+    proxyserver,
+    script,
+    tlsconfig,
+)
+
+from capport.enforcement import settings
+from capport.enforcement.mitm import CaptivePortal
+
+# The first four as in mitmproxy's own commands. The last writes two lines for each connection, by
+# which a client could fill a disk; what goes wrong in one is a warning, and stays.
+_QUIET = ("tornado", "asyncio", "hpack", "quic", "mitmproxy.proxy.server")
+
+
+class _NoOnboarding:
+    """Declares the option of mitm.it's addon, which is not here: the portal forces it off."""
+
+    name = "no-onboarding"
+
+    def load(self, loader: Loader) -> None:
+        """The option, with the value that is forced."""
+        loader.add_option("onboarding", bool, False, "mitm.it, which the portal does not serve.")
+
+
+_ADDONS: tuple[Callable[[], object], ...] = (
+    core.Core,
+    block.Block,  # block_private is an operator's choice; block_global is forced off
+    _NoOnboarding,
+    disable_h2c.DisableH2C,  # a known client's upgrade would wedge its connection
+    proxyserver.Proxyserver,
+    script.ScriptLoader,  # the portal's place in the chain is behind it
+    next_layer.NextLayer,
+    tlsconfig.TlsConfig,
+    errorcheck.ErrorCheck,
+)
+
+
+def run(given: Mapping[str, object], values: Sequence[str]) -> int:
+    """Serves until SIGTERM or SIGINT; the exit status, 1 where it could not begin.
+
+    `given` are options of mitmproxy's with their values, `values` more of them and ours, each
+    as `OPTION=VALUE`.
+    """
+    try:
+        asyncio.run(_serve(given, values))
+    except exceptions.OptionsError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(given: Mapping[str, object], values: Sequence[str]) -> None:
+    logging.getLogger().setLevel(logging.INFO)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    opts: Any = options.Options()
+    appliance = master.Master(opts, with_termlog=True)
+    addons: Any = appliance.addons
+    addons.add(*(make() for make in _ADDONS))
+    opts.set(*values, defer=True)
+    opts.update(**given)
+    portal = CaptivePortal()
+    addons.add(portal)
+    if opts.deferred:  # nobody has taken them: they would be without effect
+        names = ", ".join(sorted(opts.deferred))
+        settings.stop_the_start(ValueError(f"{names}: no option of the appliance's"))
+    portal.configure(set(opts.keys()))
+    _end_on_signals(appliance)
+    await appliance.run()
+
+
+def _end_on_signals(appliance: master.Master) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, appliance.shutdown)
+    # As mitmproxy's own commands: a log that nobody reads any more is no reason to end.
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)

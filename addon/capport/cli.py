@@ -1,0 +1,351 @@
+"""The command line: what each command takes, which function does it, and how an error is told."""
+
+import argparse
+import os
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, NoReturn
+
+from capport import __version__
+
+if TYPE_CHECKING:
+    type Subcommands = argparse._SubParsersAction["_Parser"]
+
+_FAILED, _USAGE = 1, 2
+_INTERRUPTED, _PIPE_CLOSED = 130, 141  # 128 and the signal's number, as shells have it
+_DAY = 86400
+
+# RFC 2606 and RFC 5737.
+_EXAMPLES = """\
+examples:
+  capport check policies/lab.yaml
+  capport explain policies/lab.yaml --client 192.0.2.7 http://www.example.org/
+  capport grant 192.0.2.7 --for 2h
+  mitmdump -s "$(capport script)" --set portal_policy=policies/lab.yaml
+"""
+
+
+class _Parser(ArgumentParser):
+    """argparse, with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with the status for usage."""
+        self.exit(_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit status: 0, 1 for a failure told on stderr, 2 for usage."""
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read has left, as `head` does. Python would complain again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return _PIPE_CLOSED
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    arguments = parser().parse_args(argv)
+    from capport.commands import CommandError
+
+    try:
+        status: int | None = _function(arguments.does)(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except CommandError as error:
+        print(error, file=sys.stderr)
+        return _FAILED
+    except OSError as error:
+        print(_told(error), file=sys.stderr)
+        return _FAILED
+    return status or 0
+
+
+def _function(name: str) -> Callable[[Namespace], int | None]:
+    """The function named `MODULE:NAME`. Only here is anything imported that a command needs."""
+    module, _, function = name.partition(":")
+    found: Callable[[Namespace], int | None] = getattr(import_module(module), function)
+    return found
+
+
+def _told(error: OSError) -> str:
+    if error.filename is None or error.strerror is None:
+        return error.strerror or str(error)
+    return f"{error.filename}: {error.strerror}"
+
+
+def parser() -> ArgumentParser:
+    """Every command, and what it takes."""
+    top = _Parser(
+        prog="capport",
+        description="An HTTP 511 captive portal (RFC 6585 section 6) for mitmproxy.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"capport {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_policies(commands)
+    _add_clients(commands)
+    _add_router(commands)
+    _add_voucher(commands)
+    _add_accounts(commands)
+    _add_running(commands)
+    return top
+
+
+def _add_policies(commands: "Subcommands") -> None:
+    check = _add(commands, "check", "check:check", "say whether a policy can be used")
+    _takes_policy_file(check)
+    explain = _add(
+        commands, "explain", "explain:explain_url", "say what a client would get, and why"
+    )
+    _takes_policy_file(explain)
+    explain.add_argument("url", type=_url, metavar="URL", help="what it asks for: http or https")
+    explain.add_argument(
+        "--client", type=_address, required=True, metavar="ADDRESS", help="the client's address"
+    )
+    explain.add_argument(
+        "--mac", type=_mac, help="its MAC address; otherwise what the kernel has for ADDRESS"
+    )
+    explain.add_argument("--method", default="GET", type=_method, help="of the request (GET)")
+    explain.add_argument(
+        "--sessions", metavar="STORE", help="where its session is sought (the policy's store)"
+    )
+    _takes_json(explain)
+
+
+def _add_clients(commands: "Subcommands") -> None:
+    grant = _add(commands, "grant", "grants:grant", "make a client known: open a session")
+    grant.add_argument(
+        "who",
+        type=_client_id,
+        metavar="ADDRESS|MAC",
+        help="an address on the link is filed under its MAC; MAC@ADDRESS binds both together",
+    )
+    grant.add_argument(
+        "--for",
+        dest="lifetime",
+        type=_duration,
+        metavar="TIME",
+        help="90s, 30m, 2h or 7d (the policy's sessions.lifetime)",
+    )
+    grant.add_argument("--name", type=_name, help="whose device it is, for people")
+    _takes_store(grant)
+    revoke = _add(commands, "revoke", "grants:revoke", "make a client unknown: end its sessions")
+    revoke.add_argument(
+        "who",
+        type=_client_id,
+        metavar="ADDRESS|MAC",
+        help="the client, whichever of its address and MAC its session is filed under",
+    )
+    _takes_store(revoke)
+    clients = _add(commands, "clients", "clients:clients", "list who is known by a session")
+    _takes_store(clients)
+    _takes_json(clients)
+    report = _add(commands, "report", "report:report", "say what the portal does to clients")
+    _takes_json(report)
+
+
+def _add_router(commands: "Subcommands") -> None:
+    router = commands.add_parser(
+        "router",
+        help="the kernel's part, in nftables: up, down, show",
+        description="The kernel's part, in nftables. Takes CAP_NET_ADMIN.",
+    )
+    actions = router.add_subparsers(title="actions", metavar="up|down|show", required=True)
+    up = _add(actions, "up", "router:up", "put the policy's rules in force")
+    _takes_policy_file(up)
+    up.add_argument("--sessions", metavar="STORE", help="who is known (the policy's store)")
+    up.add_argument(
+        "--proxy-port",
+        dest="proxy_ports",
+        action="append",
+        type=_port,
+        metavar="PORT",
+        help="where mitmproxy listens (8080); several times: clients are shared out",
+    )
+    for name, about in (("down", "take the rules away"), ("show", "print the rules in force")):
+        action = _add(actions, name, f"router:{name}", about)
+        action.add_argument("policy_file", metavar="POLICY", nargs="?", help="not needed, nor read")
+
+
+def _add_voucher(commands: "Subcommands") -> None:
+    voucher = commands.add_parser(
+        "voucher",
+        help="vouchers for the embedded login server: new, list, revoke",
+        description="Vouchers for the embedded login server (login_server.conditions: voucher).",
+    )
+    actions = voucher.add_subparsers(title="actions", metavar="new|list|revoke", required=True)
+    new = _add(actions, "new", "voucher:new", "make vouchers, and print a sheet of them")
+    new.add_argument("--count", type=_count(1000), default=1, help="how many (1)")
+    new.add_argument(
+        "--for",
+        dest="lifetime",
+        type=_duration,
+        metavar="TIME",
+        help="for how long one lets a device on (the policy's sessions.lifetime)",
+    )
+    new.add_argument("--devices", type=_count(1000), default=1, help="how many each lets on (1)")
+    new.add_argument(
+        "--valid", type=_duration, metavar="TIME", help="until when it may first be used (for ever)"
+    )
+    new.add_argument("--note", type=_name, help="what they are for, to be found in the list")
+    _takes_store(new)
+    listing = _add(actions, "list", "voucher:show", "list vouchers, without their codes")
+    _takes_store(listing)
+    _takes_json(listing)
+    revoke = _add(actions, "revoke", "voucher:revoke", "end a voucher, and the sessions by it")
+    revoke.add_argument("number", type=_count(1 << 53), metavar="NUMBER", help="as in the list")
+    _takes_store(revoke)
+
+
+def _add_accounts(commands: "Subcommands") -> None:
+    user = commands.add_parser(
+        "user",
+        help="who may sign in with a password: add, list, remove",
+        description="Who may sign in with a password (login_server.conditions: password).",
+    )
+    actions = user.add_subparsers(title="actions", metavar="add|list|remove", required=True)
+    add = _add(actions, "add", "accounts:add_user", "add a user, or change the password")
+    add.add_argument("name", metavar="NAME", help="the password is asked for, or read from stdin")
+    listing = _add(actions, "list", "accounts:list_users", "list users by name")
+    remove = _add(actions, "remove", "accounts:remove_user", "remove a user")
+    remove.add_argument("name", metavar="NAME", help="as in the list")
+    token = commands.add_parser(
+        "token",
+        help="bearer tokens for the portal's API: new",
+        description="Bearer tokens for the portal's API over TCP.",
+    )
+    actions = token.add_subparsers(title="actions", metavar="new", required=True)
+    new = _add(actions, "new", "accounts:new_token", "make a token, and print it this once")
+    new.add_argument("name", type=_name, metavar="NAME", help="whose it is; replaces that one's")
+    for command in (add, listing, remove, new):
+        _takes_store(command)
+
+
+def _add_running(commands: "Subcommands") -> None:
+    run = _add(commands, "run", "run:run", "the headless appliance: the portal, and nothing else")
+    run.add_argument("--policy", metavar="FILE", help="the policy (the embedded one)")
+    run.add_argument("--sessions", metavar="STORE", help="where sessions are kept")
+    run.add_argument("--events", metavar="FILE", help="gets one JSON line for each event")
+    run.add_argument(
+        "--mode",
+        action="append",
+        help="regular (an explicit proxy), transparent, socks5 or tun, with @PORT if need be",
+    )
+    run.add_argument("--listen-host", metavar="ADDRESS", help="the address to listen on (all)")
+    run.add_argument(
+        "--listen-port", type=_free_or_port, metavar="PORT", help="the port (8080); 0: any free one"
+    )
+    run.add_argument(
+        "--set",
+        dest="options",
+        action="append",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="an option of mitmproxy's, as in mitmdump",
+    )
+    login = _add(commands, "login", "login:serve", "the login server, in a process of its own")
+    login.add_argument("--policy", required=True, metavar="FILE", help="whose login_server it is")
+    login.add_argument("--sessions", metavar="STORE", help="where sessions are kept")
+    login.add_argument("--socket", metavar="PATH", help="where the API for others listens (none)")
+    _add(commands, "script", "script:script", "print the path for mitmdump -s")
+
+
+def _add(within: "Subcommands", name: str, does: str, about: str) -> ArgumentParser:
+    command = within.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+    command.set_defaults(does=f"capport.commands.{does}")
+    return command
+
+
+def _takes_policy_file(command: ArgumentParser) -> None:
+    command.add_argument("policy_file", metavar="POLICY", help="the policy file")
+
+
+def _takes_store(command: ArgumentParser) -> None:
+    command.add_argument(
+        "--sessions", metavar="STORE", help="the session store: a path or sqlite:///PATH"
+    )
+    command.add_argument("--policy", metavar="FILE", help="a policy that names the store")
+
+
+def _takes_json(command: ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="for programs")
+
+
+# What the arguments are read by. An error's text is the ValueError's own.
+
+
+def _read[Value](read: Callable[[str], Value], text: str) -> Value:
+    try:
+        return read(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
+
+
+def _client_id(text: str) -> object:
+    from capport.core.client import parse_client_id
+
+    return _read(parse_client_id, text)
+
+
+def _address(text: str) -> object:
+    from capport.core.client import parse_address
+
+    return _read(parse_address, text)
+
+
+def _mac(text: str) -> object:
+    from capport.core.client import parse_mac
+
+    return _read(parse_mac, text)
+
+
+def _url(text: str) -> object:
+    from capport.core.explanation import parse_url
+
+    return _read(parse_url, text)
+
+
+def _duration(text: str) -> float:
+    from capport.policyvalues import duration
+
+    return _read(duration(1, 366 * _DAY), text)
+
+
+def _name(text: str) -> str:
+    from capport.policyvalues import for_people
+
+    if not text.isprintable():
+        raise ArgumentTypeError(f"{text!r} has characters in it that cannot be shown")
+    return _read(for_people, text)
+
+
+def _method(text: str) -> str:
+    # RFC 9110 section 9.1: a token, and case matters.
+    if not text or not all(c.isascii() and (c.isalnum() or c in "!#$%&'*+-.^_`|~") for c in text):
+        raise ArgumentTypeError(f"{text!r} is not a method, such as GET")
+    return text
+
+
+def _port(text: str) -> int:
+    from capport.core.place import parse_port
+
+    return _read(parse_port, text)
+
+
+def _free_or_port(text: str) -> int:
+    return 0 if text == "0" else _port(text)
+
+
+def _count(most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.isdecimal() or not text.isascii() or not 1 <= int(text) <= most:
+            raise ArgumentTypeError(f"{text!r} is not a number from 1 to {most}")
+        return int(text)
+
+    return read

@@ -1,0 +1,64 @@
+"""`capport user` and `capport token`: who may sign in, and who may ask the portal's API."""
+
+import contextlib
+import getpass
+import sys
+import time
+from argparse import Namespace
+
+from capport.commands import CommandError
+from capport.commands.records import records_of
+from capport.portal.backchannel import new_token as make_token
+from capport.portal.backchannel import token_digest
+from capport.portal.passwords import hash_password, normal_name
+
+
+def add_user(arguments: Namespace) -> None:
+    """Adds a user, or gives one a new password, which is never an argument: `ps` shows those."""
+    name = _name(arguments)
+    password = _asked(name) if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
+    try:
+        hashed = hash_password(password)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    with contextlib.closing(records_of(arguments)) as records:
+        records.put_user(name, hashed, time.time())
+    print(f"{name} can sign in")
+
+
+def list_users(arguments: Namespace) -> None:
+    """Prints each user's name."""
+    with contextlib.closing(records_of(arguments)) as records:
+        for name in records.users():
+            print(name)
+
+
+def remove_user(arguments: Namespace) -> None:
+    """Removes a user. Sessions that were granted last as long as they were to."""
+    name = _name(arguments)
+    with contextlib.closing(records_of(arguments)) as records:
+        if not records.drop_user(name):
+            raise CommandError(f"there is no user {name}; see capport user list")
+    print(f"{name} cannot sign in any more; see capport clients for what is open")
+
+
+def new_token(arguments: Namespace) -> None:
+    """Makes a token, and prints it: it is kept by its digest only."""
+    token = make_token()
+    with contextlib.closing(records_of(arguments)) as records:
+        records.put_token(arguments.name, token_digest(token), time.time())
+    print(token)
+
+
+def _name(arguments: Namespace) -> str:
+    name = normal_name(arguments.name)
+    if name is None:
+        raise CommandError(f"{arguments.name!r} is no name: 1 to 64 characters that can be shown")
+    return name
+
+
+def _asked(name: str) -> str:
+    password = getpass.getpass(f"Password for {name}: ")
+    if getpass.getpass("The same again: ") != password:
+        raise CommandError("that was not the same: nothing is changed")
+    return password

@@ -1,0 +1,78 @@
+"""`capport check POLICY`: whether a policy can be used, and what it comes to."""
+
+import sys
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from capport.commands import CommandError
+from capport.commands.display import duration
+from capport.core.policy import Limits, Policy
+from capport.policyfile import PolicyError, load_with_warnings
+from capport.problems import visible
+from capport.stores import default_store
+
+
+def check(arguments: Namespace) -> None:
+    """Prints a summary, and warnings to stderr. Raises CommandError with every error."""
+    try:
+        policy, warnings = load_with_warnings(Path(arguments.policy_file))
+    except PolicyError as error:
+        raise CommandError(str(error)) from None
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{arguments.policy_file} can be used.")
+    for name, value in summary(policy):
+        print(f"  {name:<14} {visible(value)}")
+
+
+def summary(policy: Policy) -> Iterator[tuple[str, str]]:
+    """Each part of a policy, and in a line what it says, defaults included."""
+    if policy.network:
+        yield "network", policy.network
+    server = policy.login_server
+    where = f", at {server.listen}" if server else ""
+    kind = f"the embedded login server: {server.conditions}" if server else "your own login server"
+    yield "login", f"{policy.login_url} ({kind}{where})"
+    yield "refresh", "never" if policy.refresh is None else f"after {policy.refresh} s"
+    yield "clients", _clients(policy)
+    entries = len(policy.walled_garden.entries)
+    yield "walled garden", f"{_count(entries, 'entry', 'entries')}, and the login server"
+    tls = policy.tls
+    yield "tls", f"unknown: {tls.unknown}, known: {tls.known}, connect: {tls.connect}"
+    yield "http", f"known: {policy.http_known}"
+    sessions = policy.sessions
+    idle = f", {duration(sessions.idle)} without traffic" if sessions.idle is not None else ""
+    yield "sessions", f"{duration(sessions.lifetime)}{idle}, in {sessions.store or default_store()}"
+    yield "limits", ", ".join(_limits(policy.limits)) or "none"
+    yield "probes", policy.probes
+    if router := policy.router:
+        yield (
+            "router",
+            f"clients at {router.client_interface}, origins at {router.origin_interface}",
+        )
+
+
+def _clients(policy: Policy) -> str:
+    if not len(policy.clients):
+        return "no rules"
+    counts = Counter(access for _, _, access in policy.clients.subjects())
+    said = ", ".join(f"{number} {access}" for access, number in sorted(counts.items()))
+    return f"{_count(counts.total(), 'rule', 'rules')}: {said}"
+
+
+def _limits(limits: Limits) -> Iterator[str]:
+    if limits.requests:
+        yield f"{limits.requests.count} requests in {duration(limits.requests.per)}"
+    if limits.header_field is not None:
+        yield f"a header field of {limits.header_field} bytes"
+    if limits.header_section is not None:
+        yield f"a header section of {limits.header_section} bytes"
+    if limits.require_conditions:
+        number = len(limits.require_conditions)
+        yield f"conditions required by {_count(number, 'host', 'hosts')}"
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"

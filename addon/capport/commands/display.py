@@ -1,0 +1,63 @@
+"""Times, durations and texts as commands show them: to people in local time, to programs in UTC."""
+
+import time
+import unicodedata
+from datetime import UTC, datetime
+
+from capport.problems import visible
+
+_UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+
+
+def duration(seconds: float) -> str:
+    """The two largest units: `2h`, `7h 59m`, `3d 4h`, `12s`."""
+    left = max(0, round(seconds))
+    parts: list[str] = []
+    for size, unit in _UNITS:
+        if parts and left < size:
+            break  # `3d 5s` says more than anybody wants to know
+        if left >= size:
+            parts.append(f"{left // size}{unit}")
+            left %= size
+        if len(parts) == 2:
+            break
+    return " ".join(parts) or "0s"
+
+
+def moment(unix: float) -> str:
+    """A time in full, in the local zone: `2030-01-31 17:05:09 CET`."""
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(unix))
+
+
+def short_moment(unix: float, now: float) -> str:
+    """The time of day, with the date in front where that is not today's: at most 12 characters."""
+    local, today = time.localtime(unix), time.localtime(now)
+    if local[:3] == today[:3]:
+        return time.strftime("%H:%M", local)
+    form = "%d %b %H:%M" if abs(unix - now) < 300 * 86400 else "%Y-%m-%d"
+    return time.strftime(form, local)
+
+
+def rfc3339(unix: float) -> str:
+    """A time as RFC 3339 has it, in UTC, to the second: `2030-01-31T16:05:09Z`."""
+    return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def cells(text: str) -> int:
+    """How many columns of a terminal `text` takes."""
+    return sum(
+        0
+        if unicodedata.combining(character)
+        else 1 + (unicodedata.east_asian_width(character) in "WF")
+        for character in text
+    )
+
+
+def fitted(text: str, width: int) -> str:
+    """`text` in exactly `width` columns: padded, or cut with an ellipsis; nothing to obey in it."""
+    text = visible(text)
+    if cells(text) > width:
+        while text and cells(text) > width - 1:
+            text = text[:-1]
+        text += "…"
+    return text + " " * (width - cells(text))

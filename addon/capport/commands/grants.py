@@ -1,0 +1,192 @@
+"""`capport grant` and `capport revoke`: a client made known, and unknown again."""
+
+import contextlib
+import getpass
+import os
+import time
+from argparse import Namespace
+from collections.abc import Iterable, Mapping
+
+from capport import clock
+from capport.commands import (
+    CommandError,
+    chosen_policy,
+    existing_store,
+    store_url,
+    writable_store,
+)
+from capport.commands.display import duration, moment
+from capport.commands.in_force import Kernel
+from capport.core.client import Address, Client, ClientId, Mac, parse_address, parse_mac
+from capport.core.policy import Access, Policy
+from capport.core.session import Session
+from capport.gate import Gate
+from capport.identity import lookup
+from capport.stores import StoreError
+
+type Macs = Mapping[Address, Mac]
+"""The neighbour table: each address on the link, and its MAC."""
+
+
+def grant(arguments: Namespace) -> None:
+    """Opens a session, and returns when it is durable and in force (`in_force.py` says how far)."""
+    policy = chosen_policy(arguments)
+    macs = _neighbours()
+    client = _filed_under(arguments.who, macs)
+    present = _present(client, macs)
+    _refuse_blocked(client, present, policy)
+    url = store_url(arguments, policy)
+    with contextlib.closing(writable_store(url)) as store:
+        session = Gate(policy, store).grant(
+            client,
+            lifetime=arguments.lifetime,
+            by=_whoever_this_is(),
+            how="command",
+            name=arguments.name or "",
+        )
+    in_force = Kernel().wait_until_in(present)
+    print(_said(session, present))
+    if not in_force:
+        raise CommandError(
+            f"{client}: the session is in {url}, but the router's rules do not let it through: a"
+            " client rule has the last word, or no portal that follows this store runs"
+        )
+
+
+def revoke(arguments: Namespace) -> None:
+    """Ends every session that the client has, also where the store cannot be written."""
+    policy = chosen_policy(arguments)
+    url = store_url(arguments, policy)
+    store = existing_store(url, start_closed=True)
+    if store is None:
+        raise CommandError(f"{arguments.who} has no session: there is no {url}")
+    macs = _neighbours()
+    revoked: list[ClientId] = []
+    failures: list[StoreError] = []
+    with contextlib.closing(store):
+        meant = _meant(arguments.who, macs, [session.client for session in store.sessions()])
+        gate = Gate(policy, store)
+        for client in meant:
+            try:
+                if gate.revoke(client):
+                    revoked.append(client)
+            except StoreError as error:
+                failures.append(error)  # that one is in force all the same: now the others
+        fault: str | None = getattr(store, "fault", None)
+        kernel, now = Kernel(), clock.now()
+        still_in = kernel.let_through(*_parts(meant))
+        out = [client for client in still_in if not store.find(client.ids, now)]
+    in_force = kernel.wait_until_out(out)
+    for client in revoked:
+        print(f"{client} is revoked")
+    if failures:
+        raise failures[0]
+    if not revoked and fault is None:
+        raise CommandError(f"{arguments.who} has no session in {url}; see capport clients")
+    if not revoked:
+        print(f"{arguments.who} is revoked, whether or not it had a session")
+    if not in_force:
+        raise CommandError(
+            f"{arguments.who} is revoked, but the router's rules still let it through: a client"
+            " rule has it known, or no portal that follows this store runs; capport router up"
+            " POLICY puts the rules right"
+        )
+
+
+def _filed_under(who: ClientId, macs: Macs) -> ClientId:
+    """An address on the link is filed under its MAC, so that its other addresses count too."""
+    mac, address = _parts_of(who)
+    return who if mac or not address else Client(address, macs.get(address)).id
+
+
+def _present(client: ClientId, macs: Macs) -> list[Client]:
+    """Who has this id on the network now."""
+    mac, address = _parts_of(client)
+    if address is None:
+        return [Client(at, mac) for at, found in macs.items() if found == mac]
+    found = macs.get(address)
+    return [Client(address, found)] if mac in (None, found) else []
+
+
+def _meant(who: ClientId, macs: Macs, filed: Iterable[ClientId]) -> list[ClientId]:
+    """Each id that a session of the client's may be filed under: the device's, at any address.
+
+    They are not looked up first: where the store cannot be read they are revoked all the same.
+    """
+    mac, address = _parts_of(who)
+    if mac and address:
+        return [who]
+    if address is not None:
+        mac = macs.get(address)
+    addresses = {at for at, found in macs.items() if found == mac} | (
+        {address} if address else set()
+    )
+    ids = {who: None}
+    for client in (Client(at, mac) for at in addresses if at is not None):
+        ids |= dict.fromkeys(client.ids)
+    for client_id in filed:
+        bound_mac, bound_address = _parts_of(client_id)
+        if bound_mac and bound_address and (bound_mac == mac or bound_address == address):
+            ids[client_id] = None
+    return [*ids]
+
+
+def _parts(ids: Iterable[ClientId]) -> tuple[set[Address], set[Mac]]:
+    parts = [_parts_of(client) for client in ids]
+    return {address for _, address in parts if address}, {mac for mac, _ in parts if mac}
+
+
+def _parts_of(client: ClientId) -> tuple[Mac | None, Address | None]:
+    """The MAC and the address in an id, which has one of them or both."""
+    mac, at, address = client.partition("@")
+    if at:
+        return parse_mac(mac), parse_address(address)
+    with contextlib.suppress(ValueError):
+        return parse_mac(client), None
+    return None, parse_address(client)
+
+
+def _neighbours() -> dict[Address, Mac]:
+    """Addresses and MACs as the portal finds them; none where the kernel gives none."""
+    with contextlib.suppress(OSError):
+        return lookup.table()
+    return {}
+
+
+def _refuse_blocked(client: ClientId, present: list[Client], policy: Policy) -> None:
+    """Raises CommandError where the policy's word on the client would make a session void."""
+    mac, address = _parts_of(client)
+    subject = mac or address
+    assert subject is not None
+    rules = [policy.clients.find(who) for who in present] or [policy.clients.covering(subject)]
+    for rule in rules:
+        if rule is None or rule.access is not Access.BLOCKED:
+            return
+    assert rules[0] is not None
+    raise CommandError(f"{client} is blocked by {rules[0].where}: a session would change nothing")
+
+
+def _said(session: Session, present: list[Client]) -> str:
+    """What was granted, to whom, until when."""
+    mac, _ = _parts_of(session.client)
+    where = ", ".join(str(who.address) for who in sorted(present, key=_by_address))
+    if mac is None:
+        at = "by its address; no MAC is known for it"
+    else:
+        at = f"now at {where}" if where else "not on the network now"
+    lasts = session.expires - session.granted
+    idle = f", or {duration(session.idle)} without traffic" if session.idle is not None else ""
+    until = moment(time.time() + lasts)
+    return f"{session.client} ({at}) is known until {until}, for {duration(lasts)}{idle}"
+
+
+def _by_address(client: Client) -> tuple[int, int]:
+    return client.address.version, int(client.address)
+
+
+def _whoever_this_is() -> str:
+    """The person behind sudo, where there is one; a number where the user has no name."""
+    try:
+        return os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())

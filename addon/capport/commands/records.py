@@ -1,0 +1,16 @@
+"""Where the login server's records are, for the commands that change them."""
+
+from argparse import Namespace
+
+from capport.commands import CommandError, chosen_policy, store_url
+from capport.portal.records import Records
+from capport.stores import store_path
+
+
+def records_of(arguments: Namespace) -> Records:
+    """The records beside the session store. Raises CommandError, RecordsError."""
+    url = store_url(arguments, chosen_policy(arguments))
+    path = store_path(url)
+    if path is None:
+        raise CommandError(f"{url} has no records beside it: name the store with --sessions PATH")
+    return Records(path.with_name("portal.db"))

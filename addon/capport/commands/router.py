@@ -1,0 +1,50 @@
+"""`capport router up|down|show`: the kernel's part, in nftables."""
+
+import contextlib
+import sys
+from argparse import Namespace
+
+from capport.commands import CommandError, existing_store, policy_at, store_url
+from capport.enforcement import nftables
+from capport.stores.memory import MemoryStore
+
+
+def up(arguments: Namespace) -> None:
+    """Puts the policy's rules in force, with everybody who is known, in one transaction.
+
+    Without a store that can be used nobody is known: the rules are what must be there first.
+    """
+    policy = policy_at(arguments.policy_file)
+    if policy.router is None:
+        raise CommandError(
+            f"{arguments.policy_file} has no router: add one, such as"
+            " router: {client_interface: br-lan, origin_interface: wan}"
+        )
+    from capport.enforcement import known_set
+    from capport.identity.neighbours import NetlinkNeighbours
+
+    url = store_url(arguments, policy)
+    store = (None if url == ":memory:" else existing_store(url, start_closed=True)) or MemoryStore()
+    neighbours = NetlinkNeighbours({policy.router.client_interface})
+    with contextlib.closing(store), contextlib.closing(neighbours):
+        known_set.up(
+            policy,
+            store,
+            neighbours,
+            proxy_ports=arguments.proxy_ports or nftables.PROXY_PORTS,
+        )
+    print(f"The rules of {arguments.policy_file} are in force: table {nftables.TABLE}")
+
+
+def down(arguments: Namespace) -> None:
+    """Takes the rules away, whatever has become of the policy since."""
+    nftables.down()
+    print(f"There is no table {nftables.TABLE} any more: the kernel holds nobody", file=sys.stderr)
+
+
+def show(arguments: Namespace) -> None:
+    """Prints the rules in force. Raises CommandError where there are none."""
+    rules = nftables.show()
+    if rules is None:
+        raise CommandError(f"there is no table {nftables.TABLE}; capport router up POLICY makes it")
+    print(rules.rstrip("\n"))

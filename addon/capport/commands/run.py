@@ -1,0 +1,20 @@
+"""`capport run`: the headless appliance."""
+
+from argparse import Namespace
+
+
+def run(arguments: Namespace) -> int:
+    """Runs it to its end; the exit status. mitmproxy is imported here, and by no other command."""
+    from capport.appliance import run as run_appliance
+
+    given = {"policy": arguments.policy, "sessions": arguments.sessions, "events": arguments.events}
+    ours = [f"portal_{name}={value}" for name, value in given.items() if value is not None]
+    options = {
+        "mode": arguments.mode,
+        "listen_host": arguments.listen_host,
+        "listen_port": arguments.listen_port,
+    }
+    return run_appliance(
+        {name: value for name, value in options.items() if value is not None},
+        [*ours, *arguments.options],
+    )

@@ -1,0 +1,119 @@
+"""`capport voucher new|list|revoke`: vouchers for the embedded login server."""
+
+import contextlib
+import json
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+
+from capport.commands import CommandError, chosen_policy, existing_store, store_url
+from capport.commands.display import duration, fitted, moment, rfc3339
+from capport.commands.records import records_of
+from capport.portal import vouchers
+from capport.portal.records import Voucher
+from capport.stores import StoreError
+
+_TITLES = ("NO", "FOR", "DEVICES", "STATE", "MADE", "NOTE")
+_WIDTHS = (5, 7, 7, 12, 16, 23)
+
+
+def new(arguments: Namespace) -> None:
+    """Makes vouchers, and prints a sheet to cut. Their codes are kept nowhere else."""
+    policy = chosen_policy(arguments)
+    now = time.time()
+    codes = [vouchers.new_code() for _ in range(arguments.count)]
+    digests = [found for code in codes if (found := vouchers.digest(code)) is not None]
+    lifetime = policy.sessions.lifetime if arguments.lifetime is None else arguments.lifetime
+    with contextlib.closing(records_of(arguments)) as records:
+        records.add_vouchers(
+            digests,
+            lifetime=lifetime,
+            devices=arguments.devices,
+            expires=None if arguments.valid is None else now + arguments.valid,
+            note=arguments.note or "",
+            at=now,
+        )
+    sheet = vouchers.sheet(
+        codes, network=policy.network, valid=duration(lifetime), devices=arguments.devices
+    )
+    print(sheet, end="")
+
+
+def show(arguments: Namespace) -> None:
+    """Prints each voucher, without its code, which nobody knows any more."""
+    with contextlib.closing(records_of(arguments)) as records:
+        found = records.vouchers()
+    now = time.time()
+    if arguments.json:
+        print(json.dumps([document(voucher, now) for voucher in found], indent=2))
+    elif not found:
+        print("There are no vouchers.")
+    else:
+        for line in _table(found, now):
+            print(line)
+
+
+def revoke(arguments: Namespace) -> None:
+    """Ends a voucher, and the sessions that it opened."""
+    policy = chosen_policy(arguments)
+    with contextlib.closing(records_of(arguments)) as records:
+        clients = records.revoke_voucher(arguments.number, time.time())
+    if clients is None:
+        raise CommandError(f"there is no voucher {arguments.number}; see capport voucher list")
+    print(f"voucher {arguments.number} is revoked")
+    store = existing_store(store_url(arguments, policy), start_closed=True) if clients else None
+    if store is None:
+        return
+    failures: list[StoreError] = []
+    how = f"voucher {arguments.number}"
+    with contextlib.closing(store):
+        filed = {session.client: session.how for session in store.sessions()}
+        for client in clients:
+            if client in filed and filed[client].partition(",")[0] != how:
+                continue  # it has come by another session since
+            try:
+                if store.drop(client):
+                    print(f"{client} is revoked")
+            except StoreError as error:
+                failures.append(error)  # that one is in force all the same: now the others
+    if failures:
+        raise failures[0]
+
+
+def document(voucher: Voucher, now: float) -> dict[str, object]:
+    """A voucher for programs. Members are added to it, never changed."""
+    return {
+        "number": voucher.number,
+        "state": _state(voucher, now),
+        "lifetime": round(voucher.lifetime),
+        "devices": voucher.devices,
+        "used": voucher.used,
+        "created": rfc3339(voucher.created),
+        "expires": None if voucher.expires is None else rfc3339(voucher.expires),
+        "revoked": None if voucher.revoked is None else rfc3339(voucher.revoked),
+        "note": voucher.note or None,
+    }
+
+
+def _table(found: list[Voucher], now: float) -> Iterator[str]:
+    rows = [
+        (
+            str(voucher.number),
+            duration(voucher.lifetime),
+            f"{voucher.used} of {voucher.devices}",
+            _state(voucher, now),
+            moment(voucher.created)[:16],
+            voucher.note,
+        )
+        for voucher in found
+    ]
+    for row in (_TITLES, *rows):
+        yield "  ".join(map(fitted, row, _WIDTHS)).rstrip()
+
+
+def _state(voucher: Voucher, now: float) -> str:
+    if voucher.revoked is not None:
+        return "revoked"
+    if voucher.expires is not None and voucher.expires <= now:
+        return "expired"
+    return "used up" if voucher.used >= voucher.devices else "open"

@@ -1,0 +1,161 @@
+"""Grants and revocations with the router's rules up: real nftables, in a namespace."""
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import requires
+from capport import policyfile
+from capport.core.policy import Policy
+from capport.enforcement.known_set import KnownSet
+from capport.identity.neighbours import NetlinkNeighbours
+from capport.stores import open_store
+from lab.namespaces import Namespace, let_go, namespaces
+
+pytestmark = [pytest.mark.lab, requires.namespaces(), requires.tool("nft")]
+
+CONSOLE_SCRIPT = str(Path(sys.executable).with_name("capport"))
+MAC = "00:00:5e:00:53:07"  # RFC 7042 section 2.1.2
+POLICY = """\
+login_url: https://login.example.net/
+clients:
+  - {address: 192.0.2.66, access: blocked}
+router: {client_interface: lan0, origin_interface: wan0}
+"""
+
+
+@pytest.fixture
+def router(tmp_path: Path) -> Iterator[Namespace]:
+    """A router with a client on the link, whose rules are up."""
+    (tmp_path / "policy.yaml").write_text(POLICY)
+    with namespaces("inforce") as (made,):
+        made.ip(
+            "link add lan0 type bridge",
+            "link add wan0 type bridge",
+            "link set lan0 up",
+            "addr add 192.0.2.1/24 dev lan0",
+            f"neigh add 192.0.2.7 lladdr {MAC} dev lan0 nud permanent",
+        )
+        ran = run(made, tmp_path, "router", "up", "policy.yaml", "--sessions", "s.db")
+        assert ran.returncode == 0, ran.stderr
+        yield made
+    let_go()
+
+
+def run(router: Namespace, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return router.run(CONSOLE_SCRIPT, *arguments, cwd=folder, timeout=60)
+
+
+@contextlib.contextmanager
+def followed(router: Namespace, folder: Path) -> Iterator[None]:
+    """A portal's part: the rules follow the store."""
+    policy: Policy = policyfile.load(folder / "policy.yaml")
+    with (
+        contextlib.closing(open_store(str(folder / "s.db"))) as store,
+        contextlib.closing(router.call(NetlinkNeighbours)) as neighbours,
+    ):
+        known = router.call(KnownSet, lambda: policy, store, neighbours)
+        with contextlib.closing(known):
+            router.call(known.start)
+            yield
+
+
+def known(router: Namespace) -> str:
+    return router.run("nft", "list", "set", "inet", "capport", "known4").stdout
+
+
+def test_the_kernel_has_let_the_client_in_when_a_grant_returns(
+    router: Namespace, tmp_path: Path
+) -> None:
+    with followed(router, tmp_path):
+        for _ in range(3):
+            granted = run(router, tmp_path, "grant", "192.0.2.7", "--sessions", "s.db")
+            assert (granted.returncode, granted.stderr) == (0, "")
+            assert granted.stdout.startswith(f"{MAC} (now at 192.0.2.7) is known until ")
+            assert f"192.0.2.7 . {MAC}" in known(router)
+            revoked = run(router, tmp_path, "revoke", "192.0.2.7", "--sessions", "s.db")
+            assert (revoked.returncode, revoked.stdout) == (0, f"{MAC} is revoked\n")
+            assert MAC not in known(router)
+
+
+def test_a_client_behind_another_router_is_known_by_its_address(
+    router: Namespace, tmp_path: Path
+) -> None:
+    with followed(router, tmp_path):
+        granted = run(router, tmp_path, "grant", "198.51.100.7", "--sessions", "s.db")
+        assert (granted.returncode, granted.stderr) == (0, "")
+        routed = router.run("nft", "list", "set", "inet", "capport", "routed4").stdout
+        assert "198.51.100.7" in routed
+
+
+def test_a_grant_that_nobody_carries_over_says_so(router: Namespace, tmp_path: Path) -> None:
+    began = time.monotonic()
+    ran = run(router, tmp_path, "grant", "192.0.2.7", "--sessions", "s.db")
+    assert time.monotonic() - began < 30
+    assert ran.returncode == 1
+    assert "no portal that follows this store runs" in ran.stderr
+    assert f"{MAC} (now at 192.0.2.7) is known until " in ran.stdout  # durable all the same
+    with contextlib.closing(open_store(str(tmp_path / "s.db"))) as store:
+        assert [session.client for session in store.sessions()] == [MAC]
+
+
+def test_a_revocation_that_nobody_carries_over_says_so(router: Namespace, tmp_path: Path) -> None:
+    with followed(router, tmp_path):
+        assert run(router, tmp_path, "grant", MAC, "--sessions", "s.db").returncode == 0
+    ran = run(router, tmp_path, "revoke", MAC, "--sessions", "s.db")
+    assert (ran.returncode, ran.stdout) == (1, f"{MAC} is revoked\n")
+    assert "still let it through" in ran.stderr
+    up = run(router, tmp_path, "router", "up", "policy.yaml", "--sessions", "s.db")
+    assert (up.returncode, MAC in known(router)) == (0, False)
+
+
+def test_a_client_that_is_not_on_the_network_is_not_waited_for(
+    router: Namespace, tmp_path: Path
+) -> None:
+    ran = run(router, tmp_path, "grant", "02:00:5e:00:53:99", "--sessions", "s.db")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "not on the network now" in ran.stdout
+
+
+def test_a_client_that_the_policy_blocks_is_not_let_in_by_a_command(
+    router: Namespace, tmp_path: Path
+) -> None:
+    with followed(router, tmp_path):
+        ran = run(router, tmp_path, "grant", "192.0.2.66", "--sessions", "s.db")  # no --policy
+        assert ran.returncode == 1
+        assert "a client rule has the last word" in ran.stderr
+
+
+def test_the_rules_come_and_go_without_a_trace(router: Namespace, tmp_path: Path) -> None:
+    shown = run(router, tmp_path, "router", "show", "policy.yaml")
+    assert (shown.returncode, shown.stdout.startswith("table inet capport {")) == (0, True)
+    (tmp_path / "policy.yaml").write_text("no longer: a policy\n")
+    assert run(router, tmp_path, "router", "down", "policy.yaml").returncode == 0
+    assert router.run("nft", "list", "ruleset").stdout == ""
+    assert run(router, tmp_path, "router", "down").returncode == 0  # idempotent
+    gone = run(router, tmp_path, "router", "show")
+    assert (gone.returncode, gone.stdout) == (1, "")
+    assert gone.stderr == "there is no table inet capport; capport router up POLICY makes it\n"
+
+
+def test_who_is_known_is_in_the_rules_from_the_start(router: Namespace, tmp_path: Path) -> None:
+    assert run(router, tmp_path, "router", "down").returncode == 0
+    assert run(router, tmp_path, "grant", "192.0.2.7", "--sessions", "s.db").returncode == 0
+    up = run(router, tmp_path, "router", "up", "policy.yaml", "--sessions", "s.db")
+    assert up.returncode == 0
+    assert f"192.0.2.7 . {MAC}" in known(router)
+
+
+def test_rules_come_up_though_the_store_is_broken(router: Namespace, tmp_path: Path) -> None:
+    (tmp_path / "s.db").write_bytes(b"this is no database" * 100)
+    up = run(
+        *(router, tmp_path, "router", "up", "policy.yaml", "--sessions", "s.db"),
+        *("--proxy-port", "8081", "--proxy-port", "8082"),
+    )
+    assert up.returncode == 0, up.stderr
+    assert "8082" in run(router, tmp_path, "router", "show").stdout
