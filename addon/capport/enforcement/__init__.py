@@ -1,0 +1,1 @@
+"""What carries a verdict out: mitmproxy's hooks and layers, and the kernel's rules."""

@@ -1,0 +1,110 @@
+"""nftables without a shell: the kernel's rules through libnftables.so.1 (libnftables(3))."""
+
+import ctypes
+import json
+import threading
+import time
+from typing import Any
+
+LIBRARY = "libnftables.so.1"
+
+# NFT_CTX_OUTPUT_JSON and NFT_CTX_OUTPUT_TERSE in nftables/libnftables.h.
+_JSON = 1 << 4
+_TERSE = 1 << 11
+
+_INTERRUPTED = b"Interrupted system call"
+_ATTEMPTS = 100
+_PAUSE = 0.002  # seconds
+
+
+class RulesError(OSError):
+    """What nftables said of commands that it did not carry out; nothing of them is in force.
+
+    `missing` is set where they named a table, set or element that is not there.
+    """
+
+    def __init__(self, said: str) -> None:
+        lines = [line for line in said.splitlines() if line.strip()]
+        super().__init__("; ".join(lines[:2]) or "nftables gave no reason")
+        self.missing = "No such file or directory" in said
+
+
+class Nftables:
+    """One context of the library's, in the network namespace it is made in. For any thread.
+
+    Raises OSError where the library is not installed. To change rules takes CAP_NET_ADMIN.
+    """
+
+    def __init__(self) -> None:
+        try:
+            library = ctypes.CDLL(LIBRARY)
+        except OSError as error:
+            raise OSError(f"{LIBRARY}: {error}; Debian has it in libnftables1") from None
+        _declare(library)
+        self._library = library
+        self._lock = threading.Lock()
+        self._context = library.nft_ctx_new(0)
+        if not self._context:
+            raise OSError("libnftables gave no context: no memory, or no netlink")
+        library.nft_ctx_buffer_output(self._context)
+        library.nft_ctx_buffer_error(self._context)
+
+    def run(self, commands: str) -> str:
+        """Carries out all of `commands` in one transaction, or none of them. Raises RulesError."""
+        return self._run(commands, 0)
+
+    def outline(self, command: str) -> str:
+        """What `command` lists, without the elements of sets. Raises RulesError."""
+        return self._run(command, _TERSE)
+
+    def ask(self, command: str) -> list[dict[str, Any]]:
+        """What `command` lists, as libnftables-json(5) has it. Raises RulesError."""
+        answer = self._run(command, _JSON)
+        found: list[dict[str, Any]] = json.loads(answer)["nftables"] if answer else []
+        return found
+
+    def close(self) -> None:
+        """Frees the context."""
+        with self._lock:
+            if self._context:
+                self._library.nft_ctx_free(self._context)
+                self._context = None
+
+    def _run(self, commands: str, flags: int) -> str:
+        # The kernel breaks a listing off when somebody else changes the rules meanwhile, and the
+        # library looks things up before each transaction. Nothing has been done then.
+        for _ in range(_ATTEMPTS):
+            failed, output, said = self._try(commands, flags)
+            if not failed or _INTERRUPTED not in said:
+                break
+            time.sleep(_PAUSE)
+        if failed:
+            raise RulesError(said.decode(errors="replace"))
+        return output.decode(errors="replace")
+
+    def _try(self, commands: str, flags: int) -> tuple[int, bytes, bytes]:
+        with self._lock:
+            if not self._context:
+                raise ValueError("nftables is closed")
+            self._library.nft_ctx_output_set_flags(self._context, flags)
+            return (
+                self._library.nft_run_cmd_from_buffer(self._context, commands.encode()),
+                self._library.nft_ctx_get_output_buffer(self._context),
+                self._library.nft_ctx_get_error_buffer(self._context),
+            )
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    context = ctypes.c_void_p
+    for name, result, arguments in (
+        ("nft_ctx_new", context, (ctypes.c_uint32,)),
+        ("nft_ctx_free", None, (context,)),
+        ("nft_ctx_buffer_output", ctypes.c_int, (context,)),
+        ("nft_ctx_buffer_error", ctypes.c_int, (context,)),
+        ("nft_ctx_output_set_flags", None, (context, ctypes.c_uint)),
+        ("nft_run_cmd_from_buffer", ctypes.c_int, (context, ctypes.c_char_p)),
+        ("nft_ctx_get_output_buffer", ctypes.c_char_p, (context,)),
+        ("nft_ctx_get_error_buffer", ctypes.c_char_p, (context,)),
+    ):
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments

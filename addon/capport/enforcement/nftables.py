@@ -1,0 +1,555 @@
+"""What mitmproxy does not see: one nftables table that holds unknown clients and lets known pass.
+
+RFC 6585 section 6.1 in the kernel. Whoever is not in the sets of known clients gets to mitmproxy
+(TCP 80 and 443, redirected), to the router's DNS and DHCP, to the login server, and nowhere else.
+Each packet is looked up in the sets, whatever connection it belongs to, so nothing outlives its
+session. The walled garden's web ports are mitmproxy's, which goes by the name that is asked for;
+an address alone would open whatever else is served there. Its other ports are let through here.
+
+The router's own address translation, and every table but `inet capport`, are left alone. Clients'
+traffic must not be put into a flowtable: it would go past these rules.
+"""
+
+import fcntl
+import re
+import socket
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from ipaddress import IPv4Address, IPv6Address
+from itertools import groupby
+from typing import Any
+
+from capport import __version__
+from capport.core.client import Address
+from capport.core.policy import (
+    WEB_PORTS,
+    Access,
+    ClientRules,
+    KnownHttp,
+    KnownTls,
+    LoginServer,
+    Network,
+    Policy,
+    Router,
+    network_of,
+)
+from capport.enforcement.libnftables import Nftables, RulesError
+
+TABLE = "inet capport"
+PROXY_PORTS = (8080,)
+
+SET_SIZE = 262_144  # known clients; 100 000 load in 0.9 s
+METER_SIZE = 65_536  # unknown clients that are counted at a time; who is beyond it waits
+
+# For each unknown client. A browser's first page takes some 30 connections and 20 names.
+NEW = "limit rate 60/second burst 120 packets"
+HELD = "ct count 64"
+QUERIES = "limit rate 4/second burst 20 packets"
+QUERY_LENGTH = 140  # bytes with the UDP header: names to 105 bytes, and EDNS
+ANSWERS = "limit rate 800 bytes/second burst 16 kbytes"
+ECHOES = "limit rate 5/second burst 10 packets"
+SOLICITATIONS = "limit rate 50/second burst 100 packets"
+REFUSALS = "limit rate over 1000/second burst 1000 packets"  # of all of them together
+
+_INTERFACE = re.compile(r'[^\s"*/\\]{1,15}')
+_PORTS = re.compile(r'comment "capport \S+, proxy ports ([0-9 ]+)"')
+_SIOCGIFHWADDR = 0x8927  # netdevice(7)
+_ARPHRD_ETHER = 1
+
+
+def up(
+    policy: Policy,
+    *,
+    proxy_ports: Sequence[int] = PROXY_PORTS,
+    elements: str = "",
+    rules: Nftables | None = None,
+) -> None:
+    """Puts the policy's rules in force, in place of any earlier ones, in one transaction.
+
+    `elements` are further commands of that transaction: `KnownSet.commands`, so that nobody who
+    is known loses a packet. Raises RulesError, with the earlier rules still in force, ValueError
+    where the policy has no `router`, and OSError without libnftables.
+    """
+    router = _router(policy)
+    text = ruleset(policy, proxy_ports=proxy_ports, ethernet=_is_ethernet(router.client_interface))
+    with _opened(rules) as using:
+        using.run(text + _garden_in_force(policy, using) + elements)
+
+
+def down(*, rules: Nftables | None = None) -> None:
+    """Takes the table away without a trace; nothing where there is none. Raises RulesError."""
+    with _opened(rules) as using:
+        using.run(f"table {TABLE}\ndelete table {TABLE}\n")
+
+
+def show(*, rules: Nftables | None = None) -> str | None:
+    """The table that is in force, in nft's own words; None where there is none."""
+    with _opened(rules) as using:
+        try:
+            return using.run(f"list table {TABLE}")
+        except RulesError as error:
+            if error.missing:
+                return None
+            raise
+
+
+def proxy_ports_in_force(rules: Nftables) -> tuple[int, ...] | None:
+    """The ports that the table in force redirects to; None where there is no table."""
+    try:
+        found = _PORTS.search(rules.outline(f"list table {TABLE}"))
+    except RulesError as error:
+        if error.missing:
+            return None
+        raise
+    return tuple(map(int, found[1].split())) if found else None
+
+
+def update_garden(
+    policy: Policy, name: str, addresses: Iterable[Address], ttl: float, rules: Nftables
+) -> None:
+    """Has the garden's `name` (`*.example.org` with its star) at `addresses` for `ttl` seconds.
+
+    Only its ports beyond 80 and 443, which are mitmproxy's. Raises RulesError, `missing` where the
+    rules are not up.
+    """
+    sets = {ports for known, ports in garden_names(policy) if known == name}
+    commands = [
+        command
+        for address in addresses
+        for ports in sorted(sets)
+        for command in renew(f"garden{address.version}_{ports}", str(address), ttl)
+    ]
+    if commands:
+        rules.run("\n".join(commands) + "\n")
+
+
+def dnsmasq(policy: Policy, *, captive_portal_api: str | None = None) -> str:
+    """Lines for dnsmasq.conf: the garden's names into the sets as dnsmasq resolves them.
+
+    The one way for `*.example.org`, which nobody can look up. With `captive_portal_api`, an
+    https URL, DHCP option 114 too (RFC 8910 section 2.1).
+    """
+    lines = [f"dhcp-option=114,{captive_portal_api}"] if captive_portal_api else []
+    table = TABLE.replace(" ", "#")
+    for name, ports in garden_names(policy):
+        sets = ",".join(f"{v}#{table}#garden{v}_{ports}" for v in (4, 6))
+        lines.append(f"nftset=/{name.removeprefix('*.')}/{sets}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def garden_names(policy: Policy) -> list[tuple[str, str]]:
+    """Each name that unknown clients may reach beyond the web's ports, and those: `8080_8443`."""
+    named = [(name, entry.ports) for name, entry in policy.walled_garden.names()]
+    place = policy.login_place
+    if isinstance(place.host, str):
+        named.append((place.host, frozenset({place.port})))
+    beyond = {(name, _port_list(ports - WEB_PORTS)) for name, ports in named}
+    return sorted((name, ports) for name, ports in beyond if ports)
+
+
+def renew(to: str, element: str, seconds: float) -> tuple[str, str, str]:
+    """Commands that put `element` into set `to` for `seconds`, whether it is in it or not.
+
+    An element that is there keeps its old timeout when it is added again (before Linux 6.12).
+    """
+    add = f"add element {TABLE} {to} {{ {element} timeout {max(1, round(seconds * 1000))}ms }}"
+    return (add, remove(to, element)[1], add)
+
+
+def remove(out_of: str, element: str) -> tuple[str, str]:
+    """Commands that leave set `out_of` without `element`, whether it is in it or not."""
+    there = f"element {TABLE} {out_of} {{ {element} }}"
+    return (f"add {there}", f"delete {there}")
+
+
+def ruleset(
+    policy: Policy, *, proxy_ports: Sequence[int] = PROXY_PORTS, ethernet: bool = True
+) -> str:
+    """The whole of it as text for nft(8), in place of what is in force.
+
+    `ethernet` is whether the client interface has MAC addresses. Several proxy ports share the
+    clients by their addresses. Raises ValueError.
+    """
+    router = _router(policy)
+    if not proxy_ports or any(not 0 < port < 65536 for port in proxy_ports):
+        raise ValueError(
+            f"{list(proxy_ports)} are not the ports of a proxy: 1 to 65535, one or more"
+        )
+    clients, origins = f'"{router.client_interface}"', f'"{router.origin_interface}"'
+    return "\n".join(
+        [
+            f"table {TABLE}",
+            f"delete table {TABLE}",
+            f"table {TABLE} {{",
+            f'comment "capport {__version__}, proxy ports {" ".join(map(str, proxy_ports))}"',
+            *_sets(policy, ethernet),
+            *_known(),
+            *_early(clients, ethernet),
+            *_to_portal(policy, clients, proxy_ports),
+            *_input(policy, clients, proxy_ports, ethernet),
+            *_forward(policy, clients, origins),
+            *_output(clients),
+            "}",
+            "",
+        ]
+    )
+
+
+def _sets(policy: Policy, ethernet: bool) -> Iterator[str]:
+    known = ranges(policy.clients, Access.KNOWN)
+    barred = ranges(policy.clients, Access.BLOCKED)
+    gardens = _garden_networks(policy)
+    for version, kind in ((4, "ipv4_addr"), (6, "ipv6_addr")):
+        timed = f"flags timeout; size {SET_SIZE};"
+        yield f"set known{version} {{ type {kind} . ether_addr; {timed} counter; }}"
+        yield f"set routed{version} {{ type {kind}; {timed} counter; }}"
+        yield f"set return{version} {{ type {kind}; {timed} }}"
+        yield f"set answers{version} {{ type {kind}; {_meter()} }}"
+        yield f"set learned{version} {{ type {kind}; {_meter()} }}"
+        yield from _fixed(f"rules{version}", kind, [r for r in known if r[0].version == version])
+        yield from _fixed(f"barred{version}", kind, [r for r in barred if r[0].version == version])
+        for ports, networks in gardens.items():
+            mine = [n for n in networks if n.version == version]
+            named = "flags timeout; timeout 1d; size 65536;"
+            yield f"set garden{version}_{ports} {{ type {kind}; {named} }}"
+            yield from _fixed(f"gardens{version}_{ports}", kind, [(n[0], n[-1]) for n in mine])
+    subjects = [(s, access) for s, _, access in policy.clients.subjects() if isinstance(s, str)]
+    yield f"set macs {{ type ether_addr; flags timeout; size {SET_SIZE}; }}"
+    for name, said in (("rule_macs", Access.KNOWN), ("blocked", Access.BLOCKED)):
+        macs = ", ".join(mac for mac, access in subjects if access is said)
+        yield f"set {name} {{ type ether_addr; {f'elements = {{ {macs} }};' if macs else ''} }}"
+    for meter in ("fresh", "queries", "echoes", "solicitations"):
+        yield from (
+            f"set {s} {{ type {t}; {_meter()} }}" for s, t, _ in _per_client(meter, ethernet)
+        )
+    for name, kind, _ in _per_client("held", ethernet):
+        yield f"set {name} {{ type {kind}; flags dynamic; size {METER_SIZE}; }}"
+
+
+def _meter() -> str:
+    return f"flags dynamic, timeout; timeout 1m; size {METER_SIZE};"
+
+
+def _fixed(name: str, kind: str, ranges: Sequence[tuple[Address, Address]]) -> Iterator[str]:
+    spans = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges)
+    yield f"set {name} {{ type {kind}; flags interval; auto-merge;"
+    yield f"elements = {{ {spans} }}; }}" if spans else "}"
+
+
+def _known() -> Iterator[str]:
+    """A chain that accepts what a known client sends, and returns for all else."""
+    yield "chain known {"
+    yield "ip saddr . ether saddr @known4 accept"
+    yield "ip6 saddr . ether saddr @known6 accept"
+    yield "ether saddr @blocked return"
+    for version, ip in ((4, "ip"), (6, "ip6")):
+        yield f"{ip} saddr @routed{version} accept"  # behind another router: no MAC to bind it to
+        yield f"{ip} saddr @rules{version} accept"
+    # A new address of a known MAC, which is in no pair yet: it passes from the first packet on, and
+    # the answers find it, which tells the neighbour table, and so `KnownSet`, of it.
+    for version, ip in ((4, "ip"), (6, "ip6")):
+        yield f"{ip} saddr @barred{version} return"
+        for macs in ("macs", "rule_macs"):
+            yield f"ether saddr @{macs} add @learned{version} {{ {ip} saddr timeout 10s }} accept"
+    yield "}"
+
+
+def _early(clients: str, ethernet: bool) -> Iterator[str]:
+    """Bounds unknown clients before a connection of theirs costs anything."""
+    yield "chain bounded {"
+    yield from _each("fresh", NEW, "accept", ethernet)
+    yield "drop\n}"
+    # Before address translation, so that what is dropped leaves no entry in conntrack.
+    yield "chain early { type filter hook prerouting priority mangle; policy accept;"
+    yield f"iifname != {clients} accept"
+    yield "ct state established,related accept"  # each hook below looks who it is for itself
+    yield "jump known"
+    for family in ("nd-neighbor-solicit", "nd-neighbor-advert", "nd-router-solicit"):
+        yield from _each(
+            "solicitations", SOLICITATIONS, "accept", ethernet, f"icmpv6 type {family}"
+        )
+        yield f"icmpv6 type {family} drop"
+    yield "ct state invalid drop"
+    yield from _each("held", HELD, "goto bounded", ethernet, "meta l4proto tcp", "add")
+    yield "meta l4proto tcp drop"
+    yield "goto bounded\n}"
+
+
+def _to_portal(policy: Policy, clients: str, ports: Sequence[int]) -> Iterator[str]:
+    inspected = _inspected(policy)
+    # Ahead of the router's own dstnat (-100), which would else decide for us.
+    yield "chain to_portal { type nat hook prerouting priority dstnat - 10; policy accept;"
+    yield f"iifname != {clients} accept"
+    if policy.login_server:
+        yield f"{_login(policy.login_server)} accept"
+    if inspected:
+        yield f"fib daddr type != local tcp dport {_braced(inspected)} goto to_proxy"
+    yield "jump known"
+    yield f"tcp dport {_braced(WEB_PORTS)} goto to_proxy\n}}"
+    yield "chain to_proxy {"
+    if len(ports) == 1:
+        yield f"meta l4proto tcp redirect to :{ports[0]}"
+    else:
+        shares = ", ".join(f"{n} : {port}" for n, port in enumerate(ports))
+        for family, saddr in (("ipv4", "ip saddr"), ("ipv6", "ip6 saddr")):
+            share = f"jhash {saddr} mod {len(ports)} map {{ {shares} }}"
+            yield f"meta nfproto {family} meta l4proto tcp redirect to : {share}"
+    yield "}"
+
+
+def _input(policy: Policy, clients: str, ports: Sequence[int], ethernet: bool) -> Iterator[str]:
+    yield from _refuse()
+    yield "chain inward { type filter hook input priority filter; policy accept;"
+    # Not redirected, its destination would be the proxy itself, which would connect to itself.
+    yield f"tcp dport {_braced(ports)} ct status dnat accept"
+    yield f"tcp dport {_braced(ports)} drop"
+    yield f"iifname != {clients} accept"
+    yield "icmpv6 type { nd-router-advert, nd-redirect } drop"
+    yield "jump known"  # what those may do to the router is for its other tables to say
+    yield "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } accept"
+    yield "icmpv6 type { mld-listener-report, mld-listener-done, mld2-listener-report } accept"
+    yield "ip protocol igmp accept"
+    yield "udp sport 68 udp dport 67 accept"
+    yield "udp sport 546 udp dport 547 accept"
+    if policy.login_server:
+        yield f"{_login(policy.login_server)} accept"
+    yield "ct direction reply ct state established,related accept"
+    yield "meta l4proto { icmp, icmpv6 } ct state related accept"
+    yield from _each(
+        "queries", QUERIES, "accept", ethernet, f"udp dport 53 udp length <= {QUERY_LENGTH}"
+    )
+    yield from _each(
+        "queries", QUERIES, "accept", ethernet, f"tcp dport 53 meta length <= {2 * QUERY_LENGTH}"
+    )
+    yield "meta l4proto { tcp, udp } th dport 53 drop"
+    for echo in ("icmp type echo-request", "icmpv6 type echo-request"):
+        yield from _each("echoes", ECHOES, "accept", ethernet, echo)
+        yield f"{echo} drop"
+    yield "fib daddr type { broadcast, multicast, anycast } drop"
+    yield "goto refuse\n}"
+
+
+def _refuse() -> Iterator[str]:
+    """Says no at once, so that browsers fall back from QUIC and people see an error."""
+    yield "chain refuse {"
+    yield f"{REFUSALS} drop"
+    yield "meta l4proto tcp reject with tcp reset"
+    yield "reject with icmpx type admin-prohibited\n}"
+
+
+def _forward(policy: Policy, clients: str, origins: str) -> Iterator[str]:
+    inspected = _inspected(policy)
+    gardens = _garden_networks(policy)
+    yield "chain onward { type filter hook forward priority filter; policy drop;"
+    yield f"iifname {clients} oifname {origins} goto from_client"
+    yield f"iifname {origins} oifname {clients} goto to_client"
+    yield f"iifname {clients} goto refuse"  # other networks, other clients
+    yield f"oifname != {clients} accept\n}}"
+    yield "chain from_client {"
+    if inspected:
+        yield f"tcp dport {_braced(inspected)} goto refuse"  # open since before the inspection
+        yield f"udp dport {_braced(inspected)} goto refuse"  # QUIC would go past it
+    yield "jump known"
+    for ports in gardens:
+        for version, ip in ((4, "ip"), (6, "ip6")):
+            for name in (f"garden{version}_{ports}", f"gardens{version}_{ports}"):
+                yield f"{ip} daddr @{name} tcp dport {_garden_ports(ports)} accept"
+    yield "goto refuse\n}"
+    yield "chain to_client {"
+    yield "ct state != { established, related } drop"
+    for version, ip in ((4, "ip"), (6, "ip6")):
+        for name in ("return", "learned", "rules"):
+            yield f"{ip} daddr @{name}{version} accept"
+        for ports in gardens:
+            for name in (f"garden{version}_{ports}", f"gardens{version}_{ports}"):
+                yield f"{ip} saddr @{name} tcp sport {_garden_ports(ports)} accept"
+    yield "drop\n}"
+
+
+def _output(clients: str) -> Iterator[str]:
+    """Bounds what the router's resolver answers unknown clients: the way back of a tunnel."""
+    yield "chain answers {"
+    for version, ip in ((4, "ip"), (6, "ip6")):
+        for name in ("return", "learned", "rules"):
+            yield f"{ip} daddr @{name}{version} accept"
+        yield f"update @answers{version} {{ {ip} daddr {ANSWERS} }} accept"
+    yield "drop\n}"
+    yield "chain answering { type filter hook output priority filter; policy accept;"
+    yield f"oifname {clients} meta l4proto {{ tcp, udp }} th sport 53 goto answers\n}}"
+
+
+def _each(
+    meter: str, bound: str, verdict: str, ethernet: bool, match: str = "", verb: str = "update"
+) -> Iterator[str]:
+    """Rules that give `verdict` to what a client sends within `bound`; the rest goes on."""
+    for name, _, key in _per_client(meter, ethernet):
+        if (match[:7], key) in (("icmpv6 ", "ip saddr"), ("icmp ty", "ip6 saddr")):
+            continue  # no such packet
+        yield f"{match} {verb} @{name} {{ {key} {bound} }} {verdict}".strip()
+
+
+def _per_client(meter: str, ethernet: bool) -> tuple[tuple[str, str, str], ...]:
+    """By MAC where there is one: a client has as many IPv6 addresses as it likes."""
+    if ethernet:
+        return ((meter, "ether_addr", "ether saddr"),)
+    return ((f"{meter}4", "ipv4_addr", "ip saddr"), (f"{meter}6", "ipv6_addr", "ip6 saddr"))
+
+
+def _inspected(policy: Policy) -> frozenset[int]:
+    """The ports on which mitmproxy sees known clients too."""
+    ports = {80: policy.http_known is KnownHttp.INSPECT, 443: policy.tls.known is KnownTls.INSPECT}
+    return frozenset(port for port, inspect in ports.items() if inspect)
+
+
+def _login(server: LoginServer) -> str:
+    host = server.listen.host
+    if isinstance(host, str) or host.is_unspecified:
+        return f"fib daddr type local tcp dport {server.listen.port}"
+    return f"{'ip' if host.version == 4 else 'ip6'} daddr {host} tcp dport {server.listen.port}"
+
+
+def _garden_networks(policy: Policy) -> dict[str, list[Network]]:
+    """By list of ports beyond the web's: the networks that the policy names outright.
+
+    The login server's place is always in the garden; a list for names alone has no networks yet.
+    """
+    found: dict[str, list[Network]] = {}
+    for network, entry in policy.walled_garden.networks():
+        found.setdefault(_port_list(entry.ports - WEB_PORTS), []).append(network)
+    for _, ports in garden_names(policy):
+        found.setdefault(ports, [])
+    place = policy.login_place
+    beyond = _port_list(frozenset({place.port}) - WEB_PORTS)
+    if not isinstance(place.host, str):
+        found.setdefault(beyond, []).append(network_of(place.host))
+    found.pop("", None)
+    return dict(sorted(found.items()))
+
+
+def _garden_in_force(policy: Policy, rules: Nftables) -> str:
+    """Commands that keep what the garden's names were found at, for the sets that stay."""
+    commands: list[str] = []
+    for ports in _garden_networks(policy):
+        for version in (4, 6):
+            name = f"garden{version}_{ports}"
+            for element, seconds in listed(rules, name):
+                commands += renew(name, str(element), seconds)[:1]
+    return "".join(f"{command}\n" for command in commands)
+
+
+def listed(rules: Nftables, name: str) -> Iterator[tuple[str, float]]:
+    """Each element of a set with timeouts, and the seconds it has left; none without the set."""
+    for value, element in _elements(rules, name):
+        yield value, float(element["expires"])
+
+
+def counters(rules: Nftables, name: str) -> dict[str, int]:
+    """How many packets each element of a set has let through; none without the set."""
+    return {v: e["counter"]["packets"] for v, e in _elements(rules, name) if "counter" in e}
+
+
+def _elements(rules: Nftables, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        answer = rules.ask(f"list set {TABLE} {name}")
+    except RulesError as error:
+        if error.missing:
+            return
+        raise
+    for item in answer:
+        for element in item.get("set", {}).get("elem", ()):
+            value = element["elem"]["val"]
+            text = " . ".join(value["concat"]) if isinstance(value, dict) else value
+            yield text, element["elem"]
+
+
+def ranges(clients: ClientRules, access: Access) -> list[tuple[Address, Address]]:
+    """First and last of the addresses of which the first rule by address says `access`.
+
+    A set cannot hold two networks one in the other, so the first rule's word is worked out here.
+    Networks are apart or one inside the other, hence a stack.
+    """
+    found: list[tuple[Address, Address]] = []
+    networks = [(n, number, a) for n, number, a in clients.subjects() if not isinstance(n, str)]
+    networks.sort(key=lambda rule: (rule[0].version, int(rule[0][0]), rule[0].prefixlen))
+    for version, group in groupby(networks, key=lambda rule: rule[0].version):
+        make = IPv4Address if version == 4 else IPv6Address
+        spans = [(int(n[0]), int(n[-1]), number, said is access) for n, number, said in group]
+        found += [(make(first), make(last)) for first, last in _first_rules(spans)]
+    return found
+
+
+def _first_rules(spans: Iterable[tuple[int, int, int, bool]]) -> list[tuple[int, int]]:
+    """What is left of the spans that are wanted: (first, last, place in the order, wanted)."""
+    wanted: list[tuple[int, int]] = []
+    inside: list[tuple[int, int, bool]] = []  # last, and the rule that decides up to there
+    cursor = 0
+
+    def reach(last: int) -> None:
+        nonlocal cursor
+        if inside and inside[-1][2] and cursor <= last:
+            if wanted and wanted[-1][1] + 1 == cursor:
+                wanted[-1] = (wanted[-1][0], last)
+            else:
+                wanted.append((cursor, last))
+        cursor = last + 1
+
+    def leave(until: int | None) -> None:
+        while inside and (until is None or inside[-1][0] < until):
+            reach(inside[-1][0])
+            inside.pop()
+
+    for first, last, *rule in spans:
+        leave(first)
+        reach(first - 1)
+        number, is_wanted = min(rule, [*inside[-1][1:]]) if inside else rule
+        inside.append((last, number, bool(is_wanted)))
+    leave(None)
+    return wanted
+
+
+def _router(policy: Policy) -> Router:
+    if policy.router is None:
+        raise ValueError(
+            f"{policy.file or 'the default policy'} has no `router`: it takes client_interface and"
+            " origin_interface to know which traffic to hold"
+        )
+    for name in (policy.router.client_interface, policy.router.origin_interface):
+        if not _INTERFACE.fullmatch(name):
+            raise ValueError(f"{name!r} is not the name of an interface, such as br-lan")
+    return policy.router
+
+
+def _is_ethernet(interface: str) -> bool:
+    """Whether it has MAC addresses. One that is not there yet is taken to."""
+    request = struct.pack("=16s240x", interface.encode())
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            answer = fcntl.ioctl(asking, _SIOCGIFHWADDR, request)
+        except OSError:
+            return True
+    return struct.unpack_from("=H", answer, 16) == (_ARPHRD_ETHER,)
+
+
+def _port_list(ports: Iterable[int]) -> str:
+    return "_".join(map(str, sorted(ports)))
+
+
+def _garden_ports(ports: str) -> str:
+    return _braced(map(int, ports.split("_")))
+
+
+def _braced(ports: Iterable[int]) -> str:
+    return "{ " + ", ".join(map(str, sorted(ports))) + " }"
+
+
+@contextmanager
+def _opened(rules: Nftables | None) -> Iterator[Nftables]:
+    if rules is not None:
+        yield rules
+        return
+    own = Nftables()
+    try:
+        yield own
+    finally:
+        own.close()

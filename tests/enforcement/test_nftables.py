@@ -1,0 +1,888 @@
+"""The kernel's part: what its rules let through, and how the sets follow the sessions."""
+
+import contextlib
+import itertools
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from ipaddress import IPv4Address, ip_network
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import requires
+from capport import clock, policyfile
+from capport.core.client import Address, ClientId, parse_address, parse_client_id, parse_mac
+from capport.core.client import Client as CoreClient
+from capport.core.policy import Access, ClientRules, Network, Policy
+from capport.core.session import Session
+from capport.enforcement import conntrack, known_set, nftables
+from capport.enforcement.garden import GardenFollower
+from capport.enforcement.known_set import KnownSet
+from capport.enforcement.libnftables import Nftables, RulesError
+from capport.stores.memory import MemoryStore
+from lab.namespaces import wait_for
+from lab.network import ORIGIN4, ORIGIN6, POLICY, ROUTER4, STATUS4, Client, Lab
+
+LAB = pytest.mark.lab
+
+
+def policy_of(text: str) -> Policy:
+    whole = POLICY.replace("{folder}", "/tmp") + text
+    return policyfile.parse(whole, "lab.yaml", Path("/"))
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """The lab without mitmdump, so that whatever passes has passed by the kernel."""
+    requires.check(requires.namespaces())
+    requires.check(requires.tool("nft", "dnsmasq", "curl", "conntrack"))
+    with Lab(clients=2, portal=False, follow=False, name="nft") as it:
+        yield it
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+def known(lab: Lab, store: MemoryStore) -> Iterator[KnownSet]:
+    """The rules, anew, and a set that follows `store`."""
+    nftables.up(lab.policy, rules=lab.rules)
+    following = lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
+    lab.router.call(following.start)
+    yield following
+    following.close()
+
+
+def session(client: str, seconds: float = 60, idle: float | None = None) -> Session:
+    now = clock.now()
+    return Session(parse_client_id(client), now, now + seconds, idle, last_seen=now)
+
+
+def echoes(client: Client, address: str, *, udp: bool = False) -> bool:
+    """Whether the origin's echo answers `client` at `address`."""
+
+    def ask() -> bool:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM) as talk:
+            talk.settimeout(1)
+            with contextlib.suppress(OSError):
+                talk.connect((address, 7))
+                talk.sendall(b"there?")
+                return talk.recv(100) == b"there?"
+        return False
+
+    return client.namespace.call(ask)
+
+
+def pings(address: str, seconds: float = 1) -> bool:
+    """Whether an ICMP echo request is answered."""
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
+        raw.settimeout(seconds)
+        raw.sendto(b"\x08\0\xf7\xfe\0\0\0\1", (address, 0))
+        with contextlib.suppress(TimeoutError):
+            while True:
+                packet, (source, _) = raw.recvfrom(1500)
+                if source == address and packet[20] == 0:
+                    return True
+    return False
+
+
+def connected(client: Client, address: str = ORIGIN4) -> socket.socket:
+    """A connection to the origin's echo."""
+    made = client.namespace.call(socket.create_connection, (address, 7), 5)
+    assert answers(made)
+    return made
+
+
+def answers(connection: socket.socket) -> bool:
+    connection.settimeout(1)
+    try:
+        connection.sendall(b"still?")
+        return connection.recv(100) == b"still?"
+    except OSError:
+        return False
+
+
+def elements(lab: Lab, name: str) -> dict[str, float]:
+    return dict(nftables.listed(lab.rules, name))
+
+
+def ruleset(lab: Lab) -> str:
+    return lab.router.run("nft", "-s", "list", "ruleset").stdout
+
+
+# The text.
+
+
+@st.composite
+def rule_lists(draw: st.DrawFn) -> list[tuple[Network, Access]]:
+    lengths = st.integers(20, 32)
+    numbers = st.integers(0, 4095).map(lambda n: (192 << 24) + n)
+    networks = st.tuples(numbers, lengths).map(
+        lambda pair: ip_network((pair[0], pair[1]), strict=False)
+    )
+    return draw(st.lists(st.tuples(networks, st.sampled_from(Access)), max_size=12))
+
+
+@given(rule_lists(), st.lists(st.integers(0, 4095), max_size=50), st.sampled_from(Access))
+def test_the_ranges_are_what_the_first_rule_by_address_says(
+    given_rules: list[tuple[Network, Access]], probes: list[int], wanted: Access
+) -> None:
+    rules = ClientRules()
+    edges = set(probes)
+    for line, (network, access) in enumerate(given_rules):
+        rules.section(access, "lab.yaml")
+        rules.add(network, line)
+        edges |= {int(network[0]) - (192 << 24), int(network[-1]) - (192 << 24)}
+    ranges = nftables.ranges(rules, wanted)
+    for before, after in itertools.pairwise(ranges):
+        assert int(before[1]) + 1 < int(after[0]), "apart, and merged where they touch"
+    for offset in {e + d for e in edges for d in (-1, 0, 1)}:
+        address = IPv4Address((192 << 24) + offset)
+        rule = rules.find(CoreClient(address))
+        assert any(int(a) <= int(address) <= int(b) for a, b in ranges) == (
+            rule is not None and rule.access is wanted
+        )
+
+
+def test_a_policy_without_a_router_is_refused() -> None:
+    with pytest.raises(ValueError, match="has no `router`"):
+        nftables.ruleset(replace(policy_of(""), router=None))
+
+
+@pytest.mark.parametrize("ports", [(), (0,), (8080, 65536)])
+def test_proxy_ports_are_ports(ports: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="ports of a proxy"):
+        nftables.ruleset(policy_of(""), proxy_ports=ports)
+
+
+def test_dnsmasq_is_told_the_names_whose_ports_mitmproxy_does_not_see() -> None:
+    text = POLICY.replace("  - www.example.org\n", '  - www.example.org\n  - "*.example.com:993"\n')
+    lines = nftables.dnsmasq(
+        policyfile.parse(text.replace("{folder}", "/tmp"), "lab.yaml", Path("/")),
+        captive_portal_api="https://login.example.net/api",
+    ).splitlines()
+    assert lines == [
+        "dhcp-option=114,https://login.example.net/api",
+        "nftset=/example.com/4#inet#capport#garden4_993,6#inet#capport#garden6_993",
+        "nftset=/status.example.org/4#inet#capport#garden4_8081,6#inet#capport#garden6_8081",
+    ]
+
+
+# The table.
+
+
+@LAB
+def test_down_leaves_no_trace_and_up_touches_no_other_table(lab: Lab) -> None:
+    nftables.down(rules=lab.rules)
+    lab.router.run("nft", "add", "table", "inet", "others")
+    before = ruleset(lab)
+    nftables.up(lab.policy, rules=lab.rules)
+    assert "table inet others {\n}" in ruleset(lab)
+    once = lab.rules.outline("list table inet capport")
+    nftables.up(lab.policy, rules=lab.rules)
+    assert lab.rules.outline("list table inet capport") == once
+    nftables.down(rules=lab.rules)
+    nftables.down(rules=lab.rules)
+    assert nftables.show(rules=lab.rules) is None
+    assert ruleset(lab) == before
+    lab.router.run("nft", "delete", "table", "inet", "others")
+    nftables.up(lab.policy, rules=lab.rules)
+
+
+@LAB
+def test_rules_that_do_not_load_leave_the_old_ones(lab: Lab) -> None:
+    before = lab.rules.outline("list table inet capport")
+    with pytest.raises(RulesError, match="syntax error"):
+        nftables.up(lab.policy, rules=lab.rules, elements="add element inet capport {\n")
+    with pytest.raises(RulesError):
+        nftables.up(
+            lab.policy, rules=lab.rules, elements="add element inet capport nosuchset { 1 }\n"
+        )
+    assert lab.rules.outline("list table inet capport") == before
+    shown = nftables.show(rules=lab.rules)
+    assert shown is not None
+    assert shown.startswith("table inet capport {")
+
+
+@LAB
+@pytest.mark.parametrize(
+    "more",
+    [
+        "",
+        "tls: {known: inspect}\nhttp: {known: inspect}\n",
+        "clients:\n  - {address: 10.0.0.0/8, access: known}\n"
+        "  - {address: 10.1.0.0/16, access: blocked}\n"
+        "  - {mac: 02:00:00:00:00:66, access: blocked}\n"
+        "  - {mac: 02:00:00:00:00:67, access: known}\n",
+    ],
+)
+@pytest.mark.parametrize("ethernet", [True, False])
+def test_every_policy_loads(lab: Lab, more: str, ethernet: bool) -> None:
+    text = nftables.ruleset(policy_of(more), proxy_ports=(8080, 8082), ethernet=ethernet)
+    lab.rules.run(text)
+    assert nftables.proxy_ports_in_force(lab.rules) == (8080, 8082)
+    nftables.up(lab.policy, rules=lab.rules)
+    assert nftables.proxy_ports_in_force(lab.rules) == (8080,)
+
+
+# The set.
+
+
+@LAB
+def test_a_known_client_passes_by_the_kernel_and_nobody_else(
+    lab: Lab, store: MemoryStore, known: KnownSet
+) -> None:
+    mine, other = lab.clients
+    assert not echoes(mine, ORIGIN4)
+    store.put(session(mine.mac))
+    wait_for(lambda: echoes(mine, ORIGIN4))
+    wait_for(lambda: echoes(mine, ORIGIN6))
+    assert echoes(mine, ORIGIN4, udp=True)
+    assert mine.namespace.call(pings, ORIGIN4)
+    assert not other.namespace.call(pings, ORIGIN4)
+    before = len(lab.reached())
+    assert not echoes(other, ORIGIN4)
+    assert not echoes(other, ORIGIN6, udp=True)
+    assert len(lab.reached()) == before
+
+
+@LAB
+def test_update_is_in_force_when_it_returns(lab: Lab, store: MemoryStore, known: KnownSet) -> None:
+    client = lab.client
+    granted = session(f"{client.mac}@{client.v4}")
+    store.put(granted)
+    known.update([granted.client])
+    assert f"{client.v4} . {client.mac}" in elements(lab, "known4")
+    assert elements(lab, "known6") == {}
+    assert echoes(client, ORIGIN4)
+
+
+@LAB
+def test_revocation_cuts_what_is_open_and_empties_conntrack(
+    lab: Lab, store: MemoryStore, known: KnownSet
+) -> None:
+    client, other = lab.clients
+    for one in (client, other):
+        store.put(session(one.mac))
+        known.update([ClientId(one.mac)])
+    open_here, open_there = connected(client), connected(other)
+    store.drop(ClientId(client.mac))
+    wait_for(lambda: not answers(open_here), 1)
+    assert answers(open_there)
+    wait_for(lambda: client.v4 not in tracked(lab), 2)
+    assert other.v4 in tracked(lab)
+    open_here.close()
+    open_there.close()
+
+
+def tracked(lab: Lab) -> str:
+    return lab.router.run("conntrack", "-L", "-p", "tcp", "--dport", "7").stdout
+
+
+@LAB
+def test_expiry_cuts_what_is_open(lab: Lab, store: MemoryStore, known: KnownSet) -> None:
+    client = lab.client
+    store.put(session(client.mac, seconds=1.5))
+    known.update([ClientId(client.mac)])
+    began = time.monotonic()
+    with connected(client) as connection:
+        while answers(connection):
+            assert time.monotonic() - began < 5
+            time.sleep(0.02)
+    assert time.monotonic() - began > 1.0
+    wait_for(lambda: elements(lab, "known4") == {})
+
+
+@LAB
+def test_without_us_the_kernel_ends_a_session_in_time(
+    lab: Lab, store: MemoryStore, known: KnownSet
+) -> None:
+    store.put(session(lab.client.mac, seconds=1.5))
+    known.update([ClientId(lab.client.mac)])
+    assert echoes(lab.client, ORIGIN4)
+    known.close()
+    wait_for(lambda: not echoes(lab.client, ORIGIN4), 5)
+
+
+@LAB
+def test_a_session_that_is_extended_or_shortened_is_in_the_kernel_too(
+    lab: Lab, store: MemoryStore, known: KnownSet
+) -> None:
+    pair = f"{lab.client.v4} . {lab.client.mac}"
+    for seconds in (60, 7200, 30):
+        store.put(session(lab.client.mac, seconds))
+        known.update([ClientId(lab.client.mac)])
+        assert seconds - 10 <= elements(lab, "known4")[pair] <= seconds
+
+
+@LAB
+def test_an_address_that_another_mac_takes_over_is_out(
+    lab: Lab, store: MemoryStore, known: KnownSet
+) -> None:
+    client, thief = lab.clients
+    store.put(session(client.mac))
+    known.update([ClientId(client.mac)])
+    assert echoes(client, ORIGIN4)
+    client.namespace.ip("link set eth0 down")
+    thief.namespace.ip(f"address add {client.v4}/24 dev eth0")
+    try:
+        announce(thief, client.v4)
+        wait_for(lambda: f"{client.v4} . {client.mac}" not in elements(lab, "known4"))
+        assert client.v4 not in elements(lab, "return4")
+        assert not thief.namespace.call(_echo_from, client.v4)
+    finally:
+        thief.namespace.ip(f"address del {client.v4}/24 dev eth0")
+        client.namespace.ip("link set eth0 up", f"route replace default via {ROUTER4}")
+    announce(client, client.v4)
+    wait_for(lambda: echoes(client, ORIGIN4), message="the client that came back is known again")
+    wait_for(client._has_v6)
+
+
+@LAB
+def test_a_spoofed_address_does_not_pass_with_another_mac(
+    lab: Lab, store: MemoryStore, known: KnownSet
+) -> None:
+    """Without ARP, so that the neighbour table still has the client: each packet is checked."""
+    client, thief = lab.clients
+    store.put(session(client.mac))
+    known.update([ClientId(client.mac)])
+    assert echoes(client, ORIGIN4)
+    router_mac = lab.router.run("cat", "/sys/class/net/br-lan/address").stdout.strip()
+    before = lab.reached().count(f"udp {client.v4} -> {ORIGIN4} 7")
+    thief.namespace.call(_spoof, router_mac, thief.mac, client.v4)
+    assert lab.reached().count(f"udp {client.v4} -> {ORIGIN4} 7") == before
+    client.namespace.call(_spoof, router_mac, client.mac, client.v4)
+    after = lab.reached().count(f"udp {client.v4} -> {ORIGIN4} 7")
+    assert after == before + 5, "the same frames do pass from the client itself"
+
+
+def announce(client: Client, address: str) -> None:
+    """Asks for the router's MAC, as whoever comes does, so that the router learns the asker's."""
+    client.namespace.ip("neighbour flush dev eth0")
+    client.namespace.call(_send_from, address)
+
+
+def _send_from(address: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.bind((address, 0))
+        sender.sendto(b"", (ROUTER4, 9))
+
+
+def _echo_from(address: str) -> bool:
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection((ORIGIN4, 7), 1, (address, 0)) as talk,
+    ):
+        talk.sendall(b"there?")
+        return talk.recv(100) == b"there?"
+    return False
+
+
+def _spoof(router_mac: str, mac: str, source: str) -> None:
+    """Raw frames to the router: UDP to the origin's echo from somebody else's address."""
+    to, by = (bytes.fromhex(text.replace(":", "")) for text in (router_mac, mac))
+    udp = (40000).to_bytes(2) + (7).to_bytes(2) + (12).to_bytes(2) + b"\0\0" + b"away"
+    head = bytearray(b"\x45\0" + (20 + len(udp)).to_bytes(2) + b"\0\1\0\0\x40\x11\0\0")
+    head += socket.inet_aton(source) + socket.inet_aton(ORIGIN4)
+    total = sum(int.from_bytes(head[i : i + 2]) for i in range(0, 20, 2))
+    total = (total & 0xFFFF) + (total >> 16)
+    head[10:12] = (~total & 0xFFFF).to_bytes(2)
+    frame = to + by + b"\x08\0" + bytes(head) + udp
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+        raw.bind(("eth0", 0))
+        for _ in range(5):
+            raw.send(frame)
+
+
+@LAB
+def test_a_new_address_of_a_known_mac_is_let_in(
+    lab: Lab, store: MemoryStore, known: KnownSet
+) -> None:
+    client = lab.client
+    store.put(session(client.mac))
+    known.update([ClientId(client.mac)])
+    client.namespace.ip("address add 192.0.2.77/24 dev eth0")
+    try:
+        assert client.namespace.call(_echo_from, "192.0.2.77"), "from the first packet on"
+        wait_for(lambda: f"192.0.2.77 . {client.mac}" in elements(lab, "known4"))
+    finally:
+        client.namespace.ip("address del 192.0.2.77/24 dev eth0")
+
+
+@LAB
+def test_a_client_that_sleeps_keeps_its_pair(lab: Lab, store: MemoryStore, known: KnownSet) -> None:
+    client = lab.client
+    store.put(session(client.mac))
+    known.update([ClientId(client.mac)])
+    with connected(client) as connection:
+        lab.router.ip("neighbour flush dev br-lan")
+        wait_for(lambda: lab.neighbours.addresses(client.mac) == [])
+        known.resync()
+        assert answers(connection)
+
+
+@LAB
+def test_a_mac_has_only_so_many_addresses(
+    lab: Lab, store: MemoryStore, known: KnownSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known_set, "ADDRESSES", 4)
+    mac = parse_mac("02:00:00:00:00:0a")
+    store.put(session(mac))
+    many = [f"192.0.2.{n} dev br-lan" for n in range(210, 220)]
+    lab.router.ip(*(f"neighbour replace {a} lladdr {mac} nud permanent" for a in many))
+    try:
+        wait_for(lambda: len(lab.neighbours.addresses(mac)) == 10)
+        known.update([ClientId(mac)])
+        assert len([e for e in elements(lab, "known4") if e.endswith(mac)]) == 4
+    finally:
+        lab.router.ip(*(f"neighbour del {a}" for a in many))
+
+
+@LAB
+@pytest.mark.parametrize(
+    ("rule", "session_for", "in_set"),
+    [
+        ("{{mac: {mac}, access: known}}", None, True),
+        ("{{address: {v4}, access: known}}", None, True),
+        ("{{mac: {mac}, access: blocked}}", "{mac}", False),
+        ("{{address: 192.0.2.0/24, access: blocked}}", "{mac}@{v4}", False),
+        ("{{mac: 02:00:00:00:00:99, access: blocked}}", "{v4}", True),
+    ],
+)
+def test_the_policys_rules_come_before_sessions(
+    lab: Lab, store: MemoryStore, rule: str, session_for: str | None, in_set: bool
+) -> None:
+    client = lab.client
+    named = {"mac": client.mac, "v4": client.v4}
+    policy = policy_of(f"clients:\n  - {rule.format(**named)}\n")
+    if session_for:
+        store.put(session(session_for.format(**named)))
+    lab.router.call(known_set.up, policy, store, lab.neighbours)
+    assert (f"{client.v4} . {client.mac}" in elements(lab, "known4")) == in_set
+    assert echoes(client, ORIGIN4) == in_set
+    nftables.up(lab.policy, rules=lab.rules)
+
+
+@LAB
+def test_a_blocked_mac_does_not_pass_with_the_address_of_a_client_off_the_link(lab: Lab) -> None:
+    """A rule by address holds for whoever is behind another router; not for who is blocked here."""
+    one, other = lab.clients
+    policy = policy_of(
+        f"clients:\n  - {{mac: {one.mac}, access: blocked}}\n"
+        "  - {address: 203.0.113.0/24, access: known}\n"
+    )
+    nftables.up(policy, rules=lab.rules)
+    lab.router.ip(f"route replace 203.0.113.0/24 via {other.v4} dev br-lan")
+    lab.origin.ip("route replace 203.0.113.0/24 via 198.51.100.1")
+    for client in (one, other):
+        client.namespace.ip("address add 203.0.113.9/32 dev lo")
+    assert other.namespace.call(_echo_from, "203.0.113.9")
+    before = len(lab.reached())
+    assert not one.namespace.call(_echo_from, "203.0.113.9")
+    assert len(lab.reached()) == before
+    for client in (one, other):
+        client.namespace.ip("address del 203.0.113.9/32 dev lo")
+    nftables.up(lab.policy, rules=lab.rules)
+
+
+@LAB
+def test_a_session_for_an_address_off_the_link_is_by_address(
+    lab: Lab, store: MemoryStore, known: KnownSet
+) -> None:
+    store.put(session("203.0.113.8"))
+    known.update([ClientId("203.0.113.8")])
+    assert "203.0.113.8" in elements(lab, "routed4")
+    store.drop(ClientId("203.0.113.8"))
+    wait_for(lambda: elements(lab, "routed4") == {})
+    assert elements(lab, "return4") == {}
+
+
+@LAB
+def test_up_again_loses_nobody_a_packet(lab: Lab, store: MemoryStore, known: KnownSet) -> None:
+    client = lab.client
+    store.put(session(client.mac))
+    known.update([ClientId(client.mac)])
+    with connected(client) as connection:
+        lab.router.ip("neighbour flush dev br-lan")  # it sleeps: only the kernel's set knows it
+        for _ in range(5):
+            lab.router.call(known_set.up, lab.policy, store, lab.neighbours)
+            assert answers(connection)
+
+
+@LAB
+def test_what_the_sessions_do_not_account_for_goes_at_the_start(
+    lab: Lab, store: MemoryStore
+) -> None:
+    nftables.up(lab.policy, rules=lab.rules)
+    stray = f"{lab.client.v4} . {lab.client.mac}"
+    lab.rules.run("\n".join(nftables.renew("known4", stray, 3600)) + "\n")
+    lab.rules.run("\n".join(nftables.renew("known4", f"192.0.2.5 . {lab.client.mac}", 9)) + "\n")
+    following = lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
+    lab.router.call(following.start)
+    try:
+        assert elements(lab, "known4") == {}
+    finally:
+        following.close()
+
+
+@LAB
+def test_what_somebody_takes_out_of_the_kernel_comes_back(
+    lab: Lab, store: MemoryStore, known: KnownSet
+) -> None:
+    store.put(session(lab.client.mac))
+    known.update([ClientId(lab.client.mac)])
+    nftables.up(lab.policy, rules=lab.rules)
+    assert elements(lab, "known4") == {}
+    known.resync()
+    assert f"{lab.client.v4} . {lab.client.mac}" in elements(lab, "known4")
+
+
+@LAB
+def test_a_new_policy_is_put_in_force_with_the_same_ports_and_who_is_known(
+    lab: Lab, store: MemoryStore
+) -> None:
+    policies = [lab.policy]
+    nftables.up(lab.policy, proxy_ports=(8080, 8082), rules=lab.rules)
+    following = lab.router.call(KnownSet, lambda: policies[-1], store, lab.neighbours)
+    lab.router.call(following.start)
+    try:
+        store.put(session(lab.client.mac))
+        following.update([ClientId(lab.client.mac)])
+        with connected(lab.client) as connection:
+            policies.append(policy_of("clients:\n  - {address: 203.0.113.0/24, access: known}\n"))
+            following.reapply()
+            assert answers(connection)
+            assert nftables.proxy_ports_in_force(lab.rules) == (8080, 8082)
+            assert "203.0.113.0/24" in lab.router.run("nft", "list", "ruleset").stdout
+            policies.append(
+                policy_of(f"clients:\n  - {{mac: {lab.client.mac}, access: blocked}}\n")
+            )
+            following.reapply()
+            assert not answers(connection)
+        nftables.down(rules=lab.rules)
+        following.reapply()
+        assert nftables.show(rules=lab.rules) is None, "who has taken the rules away meant it"
+    finally:
+        following.close()
+
+
+@LAB
+def test_the_garden_follows_its_names(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    nftables.up(lab.policy, rules=lab.rules)
+    found = {"status.example.org": ["198.51.100.3", "2001:db8:2::3"]}
+    asked: list[str] = []
+
+    def resolver(name: str) -> list[Address]:
+        asked.append(name)
+        if not found[name]:
+            raise OSError("no such name")
+        return [parse_address(text) for text in found[name]]
+
+    following = lab.router.call(GardenFollower, lambda: lab.policy, resolver=resolver, every=0.5)
+    lab.router.call(following.start)
+    try:
+        wait_for(lambda: "198.51.100.3" in elements(lab, "garden4_8081"))
+        wait_for(lambda: "2001:db8:2::3" in elements(lab, "garden6_8081"))
+        assert set(asked) == {"status.example.org"}, "www.example.org is mitmproxy's"
+        found["status.example.org"] = ["198.51.100.4"]
+        following.again()
+        wait_for(lambda: "198.51.100.4" in elements(lab, "garden4_8081"))
+        wait_for(lambda: "198.51.100.3" not in elements(lab, "garden4_8081"), 5)
+        found["status.example.org"] = []
+        wait_for(lambda: elements(lab, "garden4_8081") == {}, 5)
+        assert caplog.text.count("status.example.org, in the walled garden, has no address") == 1
+    finally:
+        following.close()
+
+
+@LAB
+def test_without_the_table_nothing_fails_and_up_puts_everybody_in(
+    lab: Lab, store: MemoryStore, known: KnownSet
+) -> None:
+    nftables.down(rules=lab.rules)
+    store.put(session(lab.client.mac))
+    known.update([ClientId(lab.client.mac)])
+    lab.router.call(known_set.up, lab.policy, store, lab.neighbours)
+    assert f"{lab.client.v4} . {lab.client.mac}" in elements(lab, "known4")
+
+
+@LAB
+def test_traffic_that_the_kernel_forwards_puts_an_idle_session_off(
+    lab: Lab, store: MemoryStore
+) -> None:
+    policy = replace(lab.policy, sessions=replace(lab.policy.sessions, idle=2.0))
+    nftables.up(policy, rules=lab.rules)
+    following = lab.router.call(KnownSet, lambda: policy, store, lab.neighbours)
+    lab.router.call(following.start)
+    try:
+        store.put(session(lab.client.mac, idle=2.0))
+        following.update([ClientId(lab.client.mac)])
+        with connected(lab.client) as connection:
+            end = time.monotonic() + 5
+            while time.monotonic() < end:
+                assert answers(connection)
+                time.sleep(0.1)
+            time.sleep(2.0)
+            wait_for(lambda: elements(lab, "known4") == {}, 5)
+            assert not answers(connection)
+    finally:
+        following.close()
+
+
+# The rules, packet by packet.
+
+
+@LAB
+def test_a_name_in_the_garden_is_open_on_its_port_where_it_was_found(
+    lab: Lab, known: KnownSet
+) -> None:
+    client = lab.client
+
+    def reaches(address: str, port: int) -> bool:
+        def connect() -> bool:
+            with contextlib.suppress(OSError):
+                socket.create_connection((address, port), 1).close()
+                return True
+            return False
+
+        return client.namespace.call(connect)
+
+    listener = lab.origin.call(socket.create_server, ("", 8081))
+    try:
+        assert not reaches(STATUS4, 8081)
+        nftables.update_garden(
+            lab.policy, "status.example.org", [parse_address(STATUS4)], 60, lab.rules
+        )
+        assert reaches(STATUS4, 8081)
+        assert not reaches(ORIGIN4, 8081)
+        assert not reaches(STATUS4, 8443)
+        nftables.up(lab.policy, rules=lab.rules)
+        assert reaches(STATUS4, 8081), "kept when the rules are put in force again"
+        nftables.up(lab.policy, rules=lab.rules)
+        lab.rules.run("flush set inet capport garden4_8081\n")
+        assert not reaches(STATUS4, 8081)
+        client.run("curl", "-s", "-m1", "http://status.example.org:8081/")
+        wait_for(lambda: STATUS4 in elements(lab, "garden4_8081"), message="dnsmasq put it in")
+        assert reaches(STATUS4, 8081)
+    finally:
+        listener.close()
+
+
+@LAB
+def test_several_proxies_share_the_clients_by_address(lab: Lab) -> None:
+    ports = (9001, 9002)
+    nftables.up(lab.policy, proxy_ports=ports, rules=lab.rules)
+    listeners = [lab.router.call(socket.create_server, ("", port)) for port in ports]
+    found: dict[str, set[int]] = {}
+    addresses = [f"192.0.2.{n}" for n in range(40, 56)]
+    lab.client.namespace.ip(*(f"address add {a}/24 dev eth0" for a in addresses))
+    try:
+        for address in addresses * 2:
+            with lab.client.namespace.call(
+                socket.create_connection, (ORIGIN4, 80), 5, (address, 0)
+            ):
+                for port, listener in zip(ports, listeners, strict=True):
+                    listener.settimeout(0.05)
+                    with contextlib.suppress(TimeoutError):
+                        accepted, peer = listener.accept()
+                        found.setdefault(peer[0], set()).add(port)
+                        accepted.close()
+    finally:
+        for listener in listeners:
+            listener.close()
+        lab.client.namespace.ip(*(f"address del {a}/24 dev eth0" for a in addresses))
+        nftables.up(lab.policy, rules=lab.rules)
+    assert found.keys() == set(addresses)
+    assert all(len(ports) == 1 for ports in found.values()), "a client stays with its proxy"
+    assert set.union(*found.values()) == set(ports)
+
+
+@LAB
+def test_one_client_has_only_so_many_connections(lab: Lab, known: KnownSet) -> None:
+    """And so many new ones a second: the next client does not notice."""
+    client, other = lab.clients
+    listener = lab.router.call(socket.create_server, ("", 8080), backlog=500)
+    held: list[socket.socket] = []
+
+    def connect(limit: float = 0.3) -> socket.socket | None:
+        with contextlib.suppress(OSError):
+            return socket.create_connection((ORIGIN4, 80), limit)
+        return None
+
+    try:
+        for _ in range(80):
+            made = client.namespace.call(connect)
+            if made is None:
+                break
+            held.append(made)
+        assert 40 <= len(held) <= 64
+        last = other.namespace.call(connect, 3)
+        assert last is not None
+        held.append(last)
+    finally:
+        for made in held:
+            made.close()
+        listener.close()
+
+
+@LAB
+def test_questions_to_the_resolver_are_bounded(lab: Lab, known: KnownSet) -> None:
+    client, other = lab.clients
+
+    def ask(name: str, count: int) -> int:
+        answered = 0
+        question = b"".join(bytes([len(p)]) + p.encode() for p in name.split(".")) + b"\0\0\1\0\1"
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as talk:
+            talk.connect((ROUTER4, 53))
+            talk.settimeout(0.4)
+            for number in range(count):
+                talk.send(number.to_bytes(2) + b"\1\0\0\1\0\0\0\0\0\0" + question)
+            with contextlib.suppress(TimeoutError):
+                while talk.recv(2048):
+                    answered += 1
+        return answered
+
+    long = ".".join(["a" * 60] * 3) + ".example.com"
+    assert client.namespace.call(ask, long, 3) == 0
+    lab.rules.run("flush set inet capport queries\n")
+    assert 20 <= client.namespace.call(ask, "www.example.com", 60) <= 30
+    assert other.namespace.call(ask, "www.example.com", 3) == 3
+
+
+@LAB
+def test_the_router_answers_pings_but_not_a_flood_of_them(lab: Lab, known: KnownSet) -> None:
+    assert lab.client.namespace.call(pings, ROUTER4)
+    assert not lab.client.namespace.call(pings, ORIGIN4)
+    answered = [lab.client.namespace.call(pings, ROUTER4, 0.1) for _ in range(20)]
+    assert answered.count(True) < 18
+    assert lab.clients[1].namespace.call(pings, ROUTER4)
+
+
+@LAB
+@pytest.mark.parametrize("address", [ORIGIN4, ORIGIN6])
+def test_what_is_refused_is_refused_at_once(lab: Lab, known: KnownSet, address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+
+    def tcp() -> None:
+        with socket.socket(family, socket.SOCK_STREAM) as talk:
+            talk.settimeout(5)
+            talk.connect((address, 7))
+
+    def quic() -> None:
+        with socket.socket(family, socket.SOCK_DGRAM) as talk:
+            talk.settimeout(5)
+            talk.connect((address, 443))
+            talk.send(b"initial")
+            talk.recv(100)
+
+    before = len(lab.reached())
+    with pytest.raises(ConnectionRefusedError):
+        lab.client.namespace.call(tcp)
+    with pytest.raises(OSError, match=r"Permission denied|No route to host|unreachable"):
+        lab.client.namespace.call(quic)
+    assert len(lab.reached()) == before
+
+
+@LAB
+def test_under_inspection_known_clients_go_to_the_proxy_and_not_past_it(
+    lab: Lab, store: MemoryStore
+) -> None:
+    store.put(session(lab.client.mac))
+    policy = policy_of("tls: {known: inspect}\n")
+    lab.router.call(known_set.up, policy, store, lab.neighbours)
+    listener = lab.router.call(socket.create_server, ("", 8080))
+    listener.settimeout(3)
+    try:
+        lab.client.namespace.call(socket.create_connection, (ORIGIN4, 443), 3).close()
+        listener.accept()[0].close()
+        assert echoes(lab.client, ORIGIN4)
+        assert not lab.client.namespace.call(_quic_answers)
+        assert lab.client.status(f"http://{ORIGIN4}/") == 200, "port 80 is not inspected"
+    finally:
+        listener.close()
+        nftables.up(lab.policy, rules=lab.rules)
+    assert echoes_quic_when_known(lab, store)
+
+
+def _quic_answers() -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as talk:
+        talk.settimeout(1)
+        with contextlib.suppress(OSError):
+            talk.connect((ORIGIN4, 443))
+            talk.send(b"initial")
+            return talk.recv(100) == b"initial"
+    return False
+
+
+def echoes_quic_when_known(lab: Lab, store: MemoryStore) -> bool:
+    lab.router.call(known_set.up, lab.policy, store, lab.neighbours)
+    return lab.client.namespace.call(_quic_answers)
+
+
+@LAB
+def test_forget_drops_one_clients_connections_and_not_those_to_the_proxy(
+    lab: Lab, store: MemoryStore, known: KnownSet
+) -> None:
+    client, other = lab.clients
+    listener = lab.router.call(socket.create_server, ("", 8080))
+    redirected = client.namespace.call(socket.create_connection, (ORIGIN4, 80), 3)
+    for one in (client, other):
+        store.put(session(one.mac))
+        known.update([ClientId(one.mac)])
+    # By their ports: what earlier connections still send may well be tracked anew.
+    with connected(client) as mine, connected(other) as theirs, redirected, listener:
+        assert lab.router.call(conntrack.forget, parse_address(client.v4)) >= 1
+        entries = lab.router.run("conntrack", "-L").stdout
+        assert f"sport={redirected.getsockname()[1]} dport=80 " in entries
+        assert f"sport={theirs.getsockname()[1]} dport=7 " in entries
+        assert f"src={client.v4} dst={ORIGIN4} sport={mine.getsockname()[1]} " not in entries
+        with connected(client, ORIGIN6) as sixth:
+            assert lab.router.call(conntrack.forget, parse_address(client.v6)) >= 1
+            assert f"sport={sixth.getsockname()[1]} dport=7 " not in tracked(lab)
+    assert lab.router.call(conntrack.forget, parse_address("2001:db8::1")) == 0
+
+
+@LAB
+def test_a_question_is_answered_while_others_change_the_rules(lab: Lab) -> None:
+    """The kernel breaks such listings off with EINTR."""
+    nftables.up(lab.policy, rules=lab.rules)
+    pair = f"192.0.2.9 . {lab.client.mac}"
+    commands = "\n".join(nftables.renew("known4", pair, 60)) + "\n"
+    lab.rules.run(commands)
+    over = threading.Event()
+
+    def change() -> int:
+        rules, count = lab.router.call(Nftables), 0
+        while not over.is_set():
+            rules.run(commands)
+            count += 1
+        rules.close()
+        return count
+
+    with ThreadPoolExecutor(3) as pool:
+        changing = [pool.submit(change) for _ in range(3)]
+        try:
+            for _ in range(200):
+                lab.rules.run(f"get element inet capport known4 {{ {pair} }}")
+                assert elements(lab, "known4").keys() == {pair}
+        finally:
+            over.set()
+        assert all(future.result() > 10 for future in changing)
+
+
+@LAB
+def test_a_library_that_is_closed_says_so(lab: Lab) -> None:
+    rules = lab.router.call(Nftables)
+    rules.close()
+    rules.close()
+    with pytest.raises(ValueError, match="closed"):
+        rules.run("list tables")

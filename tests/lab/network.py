@@ -1,0 +1,430 @@
+"""The lab: clients, a router with the portal, and an origin, each in a network namespace.
+
+    client1 --.
+    client2 --+-- br-lan [router: dnsmasq, mitmdump, nftables] wan -- eth0 [origin]
+
+IPv4 and IPv6, a real bridge and neighbour table, DHCP and router advertisements with the portal's
+URL, DNS that the router resolves at the origin. Addresses are those of the documentation (RFC
+5737, RFC 3849). Everything is gone when it is closed; what a killed lab left, the next one clears.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from subprocess import CompletedProcess, Popen
+from types import TracebackType
+from typing import Any, Self
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from capport import policyfile
+from capport.core.client import Address, Mac, parse_address, parse_mac
+from capport.core.policy import Policy
+from capport.enforcement import known_set, nftables
+from capport.enforcement.libnftables import Nftables
+from capport.identity.neighbours import NetlinkNeighbours
+from capport.stores import open_store
+from lab import namespaces, origin
+from lab.advertise import Advertiser
+from lab.dhcp import Lease, lease
+from lab.namespaces import Namespace, end, veth, wait_for
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+TOOLS = ("ip", "nft", "dnsmasq")
+
+ROUTER4, ROUTER6 = "192.0.2.1", "2001:db8:1::1"
+ORIGIN4, STATUS4 = origin.ADDRESSES[4]
+ORIGIN6, STATUS6 = origin.ADDRESSES[6]
+PROXY_PORT = 8080
+TUNNEL, TUNNEL_PORT = "tunnel.example.net", 5300
+"""A domain whose name server on the origin is somebody's who tunnels through DNS."""
+CAPTIVE_PORTAL = "https://login.example.net/captive-portal"
+
+POLICY = """\
+network: Lab
+login_server:
+  listen: 192.0.2.1:8511
+walled_garden:
+  - www.example.org
+  - status.example.org:8081
+sessions:
+  store: sqlite://{folder}/sessions.db
+router:
+  client_interface: br-lan
+  origin_interface: wan
+"""
+
+
+class Client:
+    """A client in its namespace, with what DHCP and autoconfiguration gave it."""
+
+    def __init__(self, number: int, lab: "Lab") -> None:
+        self.namespace = Namespace(f"{lab.name}client{number}")
+        self.mac: Mac = parse_mac(f"02:00:00:00:00:{number:02x}")
+        self._port = f"port{number}"
+        self._lab = lab
+        self.lease: Lease | None = None
+        veth(self.namespace, "eth0", lab.router, self._port)
+        self.namespace.ip(f"link set eth0 address {self.mac}")
+        self.namespace.sysctl(
+            ipv6__conf__eth0__accept_dad=0,
+            ipv6__conf__eth0__router_solicitation_delay=0,
+            ipv6__conf__eth0__accept_ra=2,
+        )
+        lab.router.ip(f"link set {self._port} master br-lan", f"link set {self._port} up")
+        self.namespace.ip("link set eth0 up")
+
+    @property
+    def v4(self) -> str:
+        """Its address by DHCP."""
+        assert self.lease is not None
+        return self.lease.address
+
+    @property
+    def v6(self) -> str:
+        """Its address by autoconfiguration: EUI-64 (RFC 4291 appendix A)."""
+        number = int(self.mac[-2:], 16)
+        return str(parse_address(f"2001:db8:1::ff:fe00:{number:x}"))
+
+    def connect(self) -> None:
+        """Gets a lease and waits for an IPv6 address."""
+        given = self.namespace.call(lease, "eth0", self.mac)
+        self.namespace.ip(
+            f"address replace {given.address}/{given.prefix} dev eth0",
+            f"route replace default via {given.router}",
+        )
+        self.lease = given
+        folder = Path("/etc/netns") / self.namespace.name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "resolv.conf").write_text(f"nameserver {given.dns}\n")
+        wait_for(self._has_v6, 10, f"{self.namespace.name} got no IPv6 address")
+
+    def run(self, *argv: str, timeout: float = 30) -> CompletedProcess[str]:
+        """Runs `argv` in the client."""
+        return self.namespace.run(*argv, timeout=timeout, env=environment())
+
+    def shell(self, command: str) -> int:
+        """Runs a shell command in the client, on this terminal; its status."""
+        argv = self.namespace.argv("/bin/sh", "-c", command)
+        return subprocess.run(argv, env=environment(), check=False).returncode
+
+    def curl(self, *arguments: str, seconds: float = 5) -> CompletedProcess[str]:
+        """Curl with a time limit; what it prints is the status and the body."""
+        return self.run(
+            *("curl", "--silent", "--show-error", "--max-time", str(seconds)),
+            *("--write-out", "\n%{http_code}", *arguments),
+            timeout=seconds + 10,
+        )
+
+    def status(self, url: str, *arguments: str) -> int:
+        """The status of a GET, 0 where there is none."""
+        return int(self.curl(*arguments, url).stdout.rpartition("\n")[2] or 0)
+
+    def take(self, mac: str) -> None:
+        """Is another device from here on: its MAC changes, its addresses stay."""
+        self.namespace.ip(
+            "link set eth0 down",
+            f"link set eth0 address {mac}",
+            "link set eth0 up",
+            *([f"route replace default via {ROUTER4}"] if self.lease else []),
+        )
+        self.mac = parse_mac(mac)
+
+    def _has_v6(self) -> bool:
+        shown = self.namespace.run("ip", "-6", "address", "show", "dev", "eth0", "scope", "global")
+        routes = self.namespace.run("ip", "-6", "route", "show", "default")
+        return self.v6 in shown.stdout and "default" in routes.stdout
+
+
+class Lab:
+    """The whole of it, for the length of a `with` block. Raises OSError with what would not start.
+
+    `policy` is the text of a policy, in which `{folder}` is the lab's own folder. Without `portal`
+    there is no mitmdump, which keeps the kernel's set of known clients; with `follow` the lab
+    keeps it, too.
+    """
+
+    def __init__(
+        self,
+        *,
+        clients: int = 1,
+        policy: str = POLICY,
+        portal: bool = True,
+        follow: bool = False,
+        proxy_ports: Sequence[int] = (PROXY_PORT,),
+        name: str = "",
+    ) -> None:
+        self.name = f"{name}-" if name else ""
+        self.clients: list[Client] = []
+        self.proxies: list[Popen[bytes]] = []
+        self.proxy_ports = tuple(proxy_ports)
+        self._count, self._text = clients, policy
+        self._portal, self._follow = portal, follow
+        self._stack = ExitStack()
+        self._flushed = 0
+        self.policy: Policy
+
+    def __enter__(self) -> Self:
+        try:
+            self._build()
+        except TimeoutError as error:
+            said = {path.stem: path.read_text()[-2000:] for path in self.folder.glob("*.log")}
+            self.close()
+            raise OSError(f"{error}\n{json.dumps(said, indent=2)}") from error
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends every process and deletes every namespace and file."""
+        self._stack.close()
+
+    @property
+    def client(self) -> Client:
+        """The first client."""
+        return self.clients[0]
+
+    def capport(self, *arguments: str, timeout: float = 30) -> CompletedProcess[str]:
+        """Runs the `capport` command on the router."""
+        command = str(Path(sys.executable).with_name("capport"))
+        return self.router.run(command, *arguments, timeout=timeout, env=environment())
+
+    def start_proxy(self, port: int) -> Popen[bytes]:
+        """Starts a mitmdump with the portal in transparent mode on `port`, and waits for it."""
+        process = self._mitmdump(port)
+        self._await_proxy(process, port)
+        return process
+
+    def packets(self) -> list[dict[str, Any]]:
+        """Every packet that has reached the origin so far, the router's own among them."""
+        self._flushed += 1
+        mark = f"flush {self._flushed}"
+        # Whatever was sent before this is written down before this.
+        self.router.call(_send, ORIGIN4, mark)
+        found: list[dict[str, Any]] = []
+
+        def arrived() -> bool:
+            lines = (self.folder / "packets.jsonl").read_text().splitlines()
+            found[:] = [json.loads(line) for line in lines if line.endswith("}")]
+            return any(packet["payload"] == mark for packet in found)
+
+        wait_for(arrived, 5, "the origin writes nothing down any more")
+        return [packet for packet in found if not packet["payload"].startswith("flush ")]
+
+    def reached(self) -> list[str]:
+        """Each packet that came to the origin from a client's side of the router, in one line."""
+        return [
+            f"{p['protocol']} {p['from']} -> {p['to']} {p['to_port']}"
+            for p in self.packets()
+            if p["from"].startswith(("192.0.2.", "2001:db8:1:"))
+        ]
+
+    def log(self) -> str:
+        """What the proxies have said."""
+        return "".join(path.read_text() for path in sorted(self.folder.glob("mitmdump-*.log")))
+
+    # Bringing it up.
+
+    def _build(self) -> None:
+        self._stack.callback(namespaces.let_go)
+        self.folder = namespaces.state_folder() / (self.name or "lab")
+        self.folder.mkdir()
+        self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        self.router = Namespace(f"{self.name}router")
+        self._stack.callback(self.router.delete)
+        self.origin = Namespace(f"{self.name}origin")
+        self._stack.callback(self.origin.delete)
+        self._wire()
+        self.policy_file = self.folder / "policy.yaml"
+        self.policy_file.write_text(self._text.replace("{folder}", str(self.folder)))
+        self.policy = policyfile.load(self.policy_file)
+        if self._portal:
+            for port in self.proxy_ports:
+                self._mitmdump(port)
+        self._start_origin()
+        self._start_rules()
+        self._start_dnsmasq()
+        advertiser = self.router.call(Advertiser, "br-lan", "2001:db8:1::", ROUTER6, CAPTIVE_PORTAL)
+        self._stack.callback(advertiser.close)
+        for number in range(1, self._count + 1):
+            client = Client(number, self)
+            self._stack.callback(client.namespace.delete)
+            self.clients.append(client)
+        for client in self.clients:
+            client.connect()
+        wait_for((self.folder / "ready").exists, 10, "the origin did not come up")
+        for process, port in zip(self.proxies, self.proxy_ports, strict=False):
+            self._await_proxy(process, port)
+
+    def _wire(self) -> None:
+        veth(self.origin, "eth0", self.router, "wan")
+        self.router.sysctl(
+            ipv4__conf__all__send_redirects=0,
+            ipv4__conf__default__send_redirects=0,
+            ipv6__conf__default__accept_ra=0,
+            ipv6__conf__wan__accept_ra=0,
+        )
+        self.router.ip(
+            "link add br-lan type bridge mcast_snooping 0",
+            f"address add {ROUTER4}/24 dev br-lan",
+            f"address add {ROUTER6}/64 dev br-lan nodad",
+            "address add 198.51.100.1/24 dev wan",
+            "address add 2001:db8:2::1/64 dev wan nodad",
+            "link set br-lan up",
+            "link set wan up",
+        )
+        self.origin.ip(
+            *(f"address add {address}/24 dev eth0" for address in origin.ADDRESSES[4]),
+            *(f"address add {address}/64 dev eth0 nodad" for address in origin.ADDRESSES[6]),
+            "link set eth0 up",
+            "route add default via 198.51.100.1",
+            "route add default via 2001:db8:2::1",
+        )
+        resolver = Path("/etc/netns") / self.router.name
+        resolver.mkdir(parents=True, exist_ok=True)
+        (resolver / "resolv.conf").write_text("nameserver 127.0.0.1\n")
+
+    def _start_origin(self) -> None:
+        _certificate(self.folder)
+        script = str(Path(origin.__file__))
+        self._start(self.origin, "origin", sys.executable, script, str(self.folder))
+
+    def _start_rules(self) -> None:
+        """The rules first, then forwarding: there is no moment at which anybody may pass."""
+        self.rules = self.router.call(Nftables)
+        self.neighbours = self.router.call(NetlinkNeighbours, ["br-lan"])
+        self._stack.callback(self.neighbours.close)
+        nftables.up(self.policy, proxy_ports=self.proxy_ports, rules=self.rules)
+        self._stack.callback(self.rules.close)
+        self.router.sysctl(ipv4__ip_forward=1, ipv6__conf__all__forwarding=1)
+        if self._follow:
+            store = open_store(self.policy.sessions.store or ":memory:")
+            self.known = self.router.call(
+                known_set.KnownSet, lambda: self.policy, store, self.neighbours
+            )
+            self.router.call(self.known.start)
+            self._stack.callback(store.close)
+            self._stack.callback(self.known.close)
+
+    def _start_dnsmasq(self) -> None:
+        config = self.folder / "dnsmasq.conf"
+        config.write_text(
+            "\n".join(
+                [
+                    "keep-in-foreground\nuser=root\nno-hosts\nno-resolv\nno-ping\npid-file=",
+                    "interface=br-lan\ninterface=lo\nbind-interfaces\ndhcp-authoritative",
+                    "dhcp-range=192.0.2.100,192.0.2.199,1h",
+                    f"dhcp-leasefile={self.folder}/leases",
+                    f"server={ORIGIN4}",
+                    f"server=/{TUNNEL}/{ORIGIN4}#{TUNNEL_PORT}",
+                    nftables.dnsmasq(self.policy, captive_portal_api=CAPTIVE_PORTAL),
+                ]
+            )
+        )
+        self._start(self.router, "dnsmasq", "dnsmasq", f"--conf-file={config}")
+
+    def _mitmdump(self, port: int) -> Popen[bytes]:
+        settings = {
+            "portal_policy": self.policy_file,
+            "portal_events": self.folder / "events.jsonl",
+            "confdir": self.folder / "mitmproxy",
+        }
+        process = self._start(
+            self.router,
+            f"mitmdump-{port}",
+            str(Path(sys.executable).with_name("mitmdump")),
+            *("-s", str(CHECKOUT / "addon" / "captive_portal.py")),
+            *("--mode", f"transparent@{port}", "--showhost"),
+            *(f"--set={name}={value}" for name, value in settings.items()),
+        )
+        self.proxies.append(process)
+        return process
+
+    def _await_proxy(self, process: Popen[bytes], port: int) -> None:
+        def listening() -> bool:
+            if process.poll() is not None:
+                raise OSError(f"mitmdump ended with {process.returncode}:\n{self.log()}")
+            return self.router.call(_listens, port)
+
+        wait_for(listening, 30, "mitmdump does not listen")
+
+    def _start(self, where: Namespace, name: str, *argv: str) -> Popen[bytes]:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = where.start(*argv, log=log, env=environment())
+        self._stack.callback(end, process)
+        return process
+
+
+def environment() -> Mapping[str, str]:
+    """The environment without proxies, of which the lab has its own."""
+    return {name: v for name, v in os.environ.items() if not name.lower().endswith("_proxy")}
+
+
+def missing() -> str | None:
+    """Why there can be no lab here, or None."""
+    if os.geteuid() != 0:
+        return "network namespaces take root"
+    lacking = [tool for tool in TOOLS if shutil.which(tool) is None]
+    return f"not installed: {', '.join(lacking)}" if lacking else None
+
+
+def _send(address: str, text: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(text.encode(), (address, 9))
+
+
+def _listens(port: int) -> bool:
+    """Whether something listens on TCP `port`, in IPv4 and IPv6. Asked of /proc: see `nftables`."""
+    found = 0
+    for table in ("tcp", "tcp6"):
+        lines = Path(f"/proc/thread-self/net/{table}").read_text().splitlines()[1:]
+        fields = [line.split() for line in lines]
+        found += any(f[1].endswith(f":{port:04X}") and f[3] == "0A" for f in fields)
+    return found == 2
+
+
+def _certificate(folder: Path) -> None:
+    """cert.pem and key.pem for every name under example.org, example.com and the origin."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "origin.example")])
+    names: list[x509.GeneralName] = [
+        x509.DNSName(n)
+        for n in ("origin.example", "*.example.org", "*.example.com", "*.example.net")
+    ]
+    addresses: list[Address] = [parse_address(a) for v in (4, 6) for a in origin.ADDRESSES[v]]
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(issuer_name=name, subject_name=name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=2))
+        .not_valid_after(now + timedelta(days=30))
+        .add_extension(
+            x509.SubjectAlternativeName([*names, *map(x509.IPAddress, addresses)]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )

@@ -1,0 +1,182 @@
+"""End to end: a known client goes by the kernel, until it is revoked, expired or robbed."""
+
+import contextlib
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from lab.namespaces import wait_for
+from lab.network import ORIGIN4, ORIGIN6, POLICY, ROUTER4, Client, Lab
+
+pytestmark = pytest.mark.lab
+
+
+@pytest.fixture
+def granted(lab: Lab) -> Iterator[Client]:
+    """The first client, granted by the command."""
+    grant(lab, lab.client)
+    yield lab.client
+    revoke(lab, lab.client)
+
+
+def grant(lab: Lab, client: Client, *more: str) -> None:
+    done = lab.capport("grant", client.mac, *more, "--policy", str(lab.policy_file))
+    assert done.returncode == 0, done.stderr
+
+
+def revoke(lab: Lab, client: Client) -> None:
+    lab.capport("revoke", client.mac, "--policy", str(lab.policy_file))
+
+
+def echoes(client: Client, address: str = ORIGIN4) -> bool:
+    def ask() -> bool:
+        with contextlib.suppress(OSError), socket.create_connection((address, 7), 1) as talk:
+            talk.sendall(b"there?")
+            return talk.recv(100) == b"there?"
+        return False
+
+    return client.namespace.call(ask)
+
+
+def test_a_grant_is_in_force_when_the_command_returns(lab: Lab) -> None:
+    assert lab.client.status("http://www.example.com/") == 511
+    grant(lab, lab.client)
+    assert echoes(lab.client)
+    assert lab.client.status("http://www.example.com/") == 200
+    revoke(lab, lab.client)
+    assert not echoes(lab.client)
+    assert lab.client.status("http://www.example.com/") == 511
+
+
+@pytest.mark.parametrize("address", [ORIGIN4, f"[{ORIGIN6}]"])
+def test_a_known_client_goes_past_the_proxy_with_its_own_address(
+    lab: Lab, granted: Client, address: str
+) -> None:
+    wait_for(lambda: echoes(granted, address.strip("[]")))
+    before = len(lab.log())
+    mine = granted.v6 if ":" in address else granted.v4
+    assert f"origin, to {mine}" in granted.curl(f"http://{address}/").stdout
+    certificate = ("--cacert", str(lab.folder / "cert.pem"))
+    assert granted.status(f"https://{address}/", *certificate) == 200
+    assert len(lab.log()) == before
+
+
+def test_a_download_ends_within_a_second_of_the_revocation(lab: Lab, granted: Client) -> None:
+    other = lab.clients[1]
+    grant(lab, other)
+    downloads = [
+        client.namespace.start("curl", "-sN", "-o", str(lab.folder / f"slow{n}"), slow)
+        for n, client in enumerate((granted, other))
+        for slow in (f"http://{ORIGIN4}/slow",)
+    ]
+    try:
+        files = [lab.folder / f"slow{n}" for n in range(2)]
+        wait_for(lambda: all(file.exists() and file.stat().st_size for file in files))
+        revoke(lab, granted)
+        time.sleep(1)
+        size, others = (file.stat().st_size for file in files)
+        time.sleep(0.5)
+        assert files[0].stat().st_size == size
+        assert files[1].stat().st_size > others, "the second client does not notice"
+    finally:
+        for download in downloads:
+            download.send_signal(signal.SIGKILL)
+            download.wait(5)
+        revoke(lab, other)
+
+
+def test_a_session_ends_by_itself(lab: Lab) -> None:
+    grant(lab, lab.client, "--for", "2s")
+    assert echoes(lab.client)
+    wait_for(lambda: not echoes(lab.client), 5)
+    assert lab.client.status("http://www.example.com/") == 511
+
+
+def test_whoever_takes_the_address_over_is_unknown(lab: Lab, granted: Client) -> None:
+    thief = lab.clients[1]
+    granted.namespace.ip("link set eth0 down")
+    thief.namespace.ip(f"address add {granted.v4}/24 dev eth0")
+    try:
+        interface = ("--interface", granted.v4)
+        before = [line for line in lab.reached() if granted.v4 in line]
+
+        def is_refused() -> bool:
+            # The router believes a new MAC only when it has not just heard the old one (arp(7)).
+            thief.namespace.ip("neighbour flush dev eth0")
+            got = thief.curl(*interface, f"http://{ORIGIN4}/", seconds=1).stdout[-3:]
+            assert got in ("000", "511")
+            return got == "511"
+
+        wait_for(is_refused, 20)
+        said = thief.curl("-k", *interface, f"https://{ORIGIN4}/").stderr
+        assert "alert access denied" in said
+        assert [line for line in lab.reached() if granted.v4 in line] == before
+    finally:
+        thief.namespace.ip(f"address del {granted.v4}/24 dev eth0")
+        granted.namespace.ip("link set eth0 up", f"route replace default via {ROUTER4}")
+        wait_for(granted._has_v6)
+
+
+def test_known_clients_go_on_while_the_rules_are_put_in_force_again(
+    lab: Lab, granted: Client
+) -> None:
+    with granted.namespace.call(socket.create_connection, (ORIGIN4, 7), 3) as talk:
+        talk.settimeout(2)
+        for _ in range(3):
+            done = lab.capport("router", "up", str(lab.policy_file))
+            assert done.returncode == 0, done.stderr
+            talk.sendall(b"still?")
+            assert talk.recv(100) == b"still?"
+
+
+def test_known_clients_go_on_without_the_proxy(lab: Lab, granted: Client) -> None:
+    proxy = lab.proxies.pop()
+    try:
+        subprocess.run(["kill", "-KILL", str(proxy.pid)], check=True)
+        proxy.wait(5)
+        assert echoes(granted)
+        assert granted.status(f"http://{ORIGIN4}/") == 200
+    finally:
+        lab.start_proxy(lab.proxy_ports[0])
+
+
+def test_down_leaves_no_trace(lab: Lab) -> None:
+    assert lab.capport("router", "show", str(lab.policy_file)).returncode == 0
+    assert lab.capport("router", "down", str(lab.policy_file)).returncode == 0
+    try:
+        assert lab.router.run("nft", "list", "ruleset").stdout == ""
+    finally:
+        assert lab.capport("router", "up", str(lab.policy_file)).returncode == 0
+    assert lab.client.status("http://www.example.com/") == 511
+
+
+def test_two_proxies_share_a_store_and_one_may_die() -> None:
+    ports = (8080, 8082)
+    # Two processes cannot both be the login server.
+    policy = POLICY.replace(
+        "login_server:\n  listen: 192.0.2.1:8511", "login_url: http://192.0.2.1:8511/"
+    )
+    with Lab(clients=1, proxy_ports=ports, policy=policy, name="two") as lab:
+        addresses = [f"192.0.2.{n}" for n in range(40, 52)]
+        lab.client.namespace.ip(*(f"address add {a}/24 dev eth0" for a in addresses))
+
+        def statuses() -> list[int]:
+            url = f"http://{ORIGIN4}/"
+            return [lab.client.status(url, "--interface", a) for a in addresses]
+
+        assert set(statuses()) == {511}
+        logs = [lab.folder / f"mitmdump-{port}.log" for port in ports]
+        assert all("511" in log.read_text() for log in logs), "each has its share"
+        lab.proxies[0].kill()
+        lab.proxies[0].wait(5)
+        assert set(statuses()) == {0, 511}
+        grant(lab, lab.client)
+        assert set(statuses()) == {200}
+        revoke(lab, lab.client)
+        done = lab.capport("router", "up", str(lab.policy_file), "--proxy-port", "8082")
+        assert done.returncode == 0, done.stderr
+        assert set(statuses()) == {511}

@@ -1,0 +1,99 @@
+"""`scripts/lab`: one command in a client, its status, and nothing left of it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import requires
+from lab.namespaces import STATE, wait_for
+from lab.network import CHECKOUT
+
+pytestmark = [
+    pytest.mark.lab,
+    requires.namespaces(),
+    requires.tool("nft", "dnsmasq", "curl"),
+]
+
+COMMAND = [sys.executable, "-m", "lab"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(CHECKOUT / "tests")}
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, *arguments],
+        env=ENVIRONMENT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def left(pid: int) -> list[str]:
+    """What process `pid` has left of its lab."""
+    places = (Path("/run/netns"), Path("/etc/netns"), STATE)
+    return [
+        path.name
+        for place in places
+        if place.exists()
+        for path in place.iterdir()
+        if path.name.startswith((f"cplab-{pid}-", f"{pid}.")) or path.name == str(pid)
+    ]
+
+
+def test_it_runs_a_command_and_returns_its_status() -> None:
+    command = "curl -s -o /dev/null -w '%{http_code}' http://www.example.com/; exit 7"
+    lab = start("--run", command)
+    out, err = lab.communicate(timeout=60)
+    assert (out, lab.returncode) == ("511", 7), err
+    assert left(lab.pid) == []
+
+
+def test_ctrl_d_ends_the_shell_and_the_lab() -> None:
+    lab = start("--clients", "2")
+    out, err = lab.communicate("curl -s -m5 http://www.example.org/\n", timeout=60)
+    assert lab.returncode == 0, err
+    assert "You are an unknown client" in out
+    assert "origin, to 198.51.100.1" in out
+    assert left(lab.pid) == []
+
+
+def test_ended_from_outside_it_leaves_nothing() -> None:
+    lab = start("--run", "echo up; sleep 60")
+    assert lab.stdout is not None
+    assert lab.stdout.readline() == "up\n"
+    lab.send_signal(signal.SIGTERM)
+    lab.communicate(timeout=30)
+    assert lab.returncode == 128 + signal.SIGTERM
+    assert left(lab.pid) == []
+
+
+def test_what_a_killed_lab_left_the_next_one_clears_away() -> None:
+    lab = start("--run", "echo up; sleep 60")
+    assert lab.stdout is not None
+    assert lab.stdout.readline() == "up\n"
+    lab.kill()
+    lab.wait(10)
+    time.sleep(0.2)
+    assert left(lab.pid) != []
+    following = start("--run", "true")
+    _, err = following.communicate(timeout=60)
+    assert following.returncode == 0, err
+    wait_for(lambda: left(lab.pid) == [])
+    assert left(following.pid) == []
+
+
+def test_a_policy_that_cannot_be_used_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    policy = tmp_path / "bad.yaml"
+    policy.write_text("login_ulr: https://login.example.net/\n")
+    lab = start("--policy", str(policy), "--run", "true")
+    _, err = lab.communicate(timeout=60)
+    assert lab.returncode == 1
+    assert "login_ulr" in err
+    assert "Traceback" not in err
+    assert left(lab.pid) == []

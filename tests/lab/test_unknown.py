@@ -1,0 +1,272 @@
+"""End to end: nothing of an unknown client's gets to the origin, by whatever way it tries."""
+
+import contextlib
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import requires
+from lab.namespaces import end, wait_for
+from lab.network import (
+    CAPTIVE_PORTAL,
+    ORIGIN4,
+    ORIGIN6,
+    PROXY_PORT,
+    ROUTER4,
+    ROUTER6,
+    TUNNEL,
+    TUNNEL_PORT,
+    Client,
+    Lab,
+)
+
+pytestmark = pytest.mark.lab
+
+
+def family_of(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def tcp(address: str, port: int, source_port: int = 0) -> None:
+    with socket.socket(family_of(address), socket.SOCK_STREAM) as talk:
+        talk.settimeout(1)
+        if source_port:
+            talk.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            talk.bind(("", source_port))
+        talk.connect((address, port))
+        talk.sendall(b"away")
+        talk.recv(100)
+
+
+def udp(address: str, port: int, source_port: int = 0) -> None:
+    with socket.socket(family_of(address), socket.SOCK_DGRAM) as talk:
+        talk.settimeout(0.3)
+        if source_port:
+            talk.bind(("", source_port))
+        for _ in range(3):
+            talk.sendto(b"away", (address, port))
+        talk.recv(100)
+
+
+def icmp(address: str) -> None:
+    version6 = ":" in address
+    kind, protocol = (128, socket.IPPROTO_ICMPV6) if version6 else (8, socket.IPPROTO_ICMP)
+    with socket.socket(family_of(address), socket.SOCK_RAW, protocol) as talk:
+        talk.settimeout(0.3)
+        for size in (8, 1400):
+            talk.sendto(bytes([kind, 0, 0xF7, 0xFF, 0, 0, 0, 0]) + bytes(size), (address, 0))
+        talk.recv(100)
+
+
+def protocol_of_its_own(address: str) -> None:
+    """GRE: neither TCP nor UDP nor ICMP."""
+    with socket.socket(family_of(address), socket.SOCK_RAW, socket.IPPROTO_GRE) as talk:
+        talk.sendto(b"\0\0\x08\0away", (address, 0))
+
+
+def raw_on_a_web_port(address: str) -> None:
+    """What is neither HTTP nor TLS, in pieces, on the port that is redirected."""
+    for pieces in ((b"G", b"ET / HTTP/1.1\r\nHost: x\r\n\r\n"), (b"SSH-2.0-x\r\n",), (b"\x16",)):
+        with socket.create_connection((address, 80), 1) as talk:
+            talk.settimeout(0.3)
+            for piece in pieces:
+                talk.sendall(piece)
+                time.sleep(0.05)
+            with contextlib.suppress(OSError):
+                while talk.recv(4096):
+                    pass
+
+
+ATTEMPTS = pytest.mark.parametrize(
+    "attempt",
+    [
+        pytest.param(lambda a: tcp(a, 7), id="another TCP port"),
+        pytest.param(lambda a: tcp(a, 8443), id="another TLS port"),
+        pytest.param(lambda a: tcp(a, 8080), id="TCP to the proxy's port elsewhere"),
+        pytest.param(lambda a: tcp(a, 53), id="DNS over TCP outside"),
+        pytest.param(lambda a: tcp(a, 7, 53), id="TCP from port 53"),
+        pytest.param(lambda a: tcp(a, 7, 80), id="TCP from port 80"),
+        pytest.param(lambda a: udp(a, 7), id="UDP"),
+        pytest.param(lambda a: udp(a, 443), id="QUIC"),
+        pytest.param(lambda a: udp(a, 53), id="DNS outside"),
+        pytest.param(lambda a: udp(a, 123), id="NTP"),
+        pytest.param(lambda a: udp(a, 7, 53), id="UDP from port 53"),
+        pytest.param(lambda a: udp(a, 7, 67), id="UDP from port 67"),
+        pytest.param(icmp, id="ICMP"),
+        pytest.param(protocol_of_its_own, id="GRE"),
+        pytest.param(raw_on_a_web_port, id="not HTTP"),
+    ],
+)
+
+
+@ATTEMPTS
+@pytest.mark.parametrize("address", [ORIGIN4, ORIGIN6])
+def test_nothing_gets_to_the_origin(lab: Lab, attempt: Callable[[str], None], address: str) -> None:
+    before = len(lab.packets())
+    with contextlib.suppress(OSError):
+        lab.client.namespace.call(attempt, address)
+    assert lab.packets()[before:] == []
+
+
+@pytest.fixture(scope="module")
+def known(lab: Lab) -> Iterator[Client]:
+    """The second client, granted."""
+    client = lab.clients[1]
+    done = lab.capport("grant", client.mac, "--policy", str(lab.policy_file))
+    assert done.returncode == 0, done.stderr
+    yield client
+    lab.capport("revoke", client.mac, "--policy", str(lab.policy_file))
+
+
+@ATTEMPTS
+@pytest.mark.parametrize("address", [ORIGIN4, ORIGIN6])
+def test_the_same_does_get_there_from_a_known_client(
+    lab: Lab, known: Client, attempt: Callable[[str], None], address: str
+) -> None:
+    """Or the test above would prove nothing."""
+    before = len(lab.reached())
+    with contextlib.suppress(OSError):
+        known.namespace.call(attempt, address)
+    assert lab.reached()[before:] != []
+
+
+@pytest.mark.parametrize(
+    "url", ["http://www.example.com/", f"http://{ORIGIN4}/", f"http://[{ORIGIN6}]/"]
+)
+def test_http_is_answered_511_and_the_origin_hears_nothing(lab: Lab, url: str) -> None:
+    lab.client.run("curl", "-s", "-m2", "http://warm-up.example.com/")
+    before = len(tcp_packets(lab))
+    assert lab.client.status(url) == 511
+    assert len(tcp_packets(lab)) == before
+
+
+def tcp_packets(lab: Lab) -> list[object]:
+    return [packet for packet in lab.packets() if packet["protocol"] == "tcp"]
+
+
+def test_the_routers_own_web_port_is_answered_511_too(lab: Lab) -> None:
+    assert lab.client.status(f"http://{ROUTER4}/") == 511
+
+
+@pytest.mark.parametrize("address", [ORIGIN4, f"[{ORIGIN6}]"])
+def test_tls_gets_the_alert(lab: Lab, address: str) -> None:
+    before = len(tcp_packets(lab))
+    said = lab.client.curl("--insecure", f"https://{address}/").stderr
+    assert "alert access denied" in said
+    assert len(tcp_packets(lab)) == before
+
+
+def test_the_walled_garden_is_open_by_its_name_and_not_by_its_address(lab: Lab) -> None:
+    assert lab.client.status("http://www.example.org/") == 200
+    assert lab.client.status(f"http://{ORIGIN4}/") == 511
+    before = len(tcp_packets(lab))
+    host = "www.example.com"
+    assert lab.client.status(f"http://{host}/", "--resolve", f"{host}:80:{ORIGIN4}") == 511
+    assert len(tcp_packets(lab)) == before
+
+
+@pytest.mark.parametrize("address", [ROUTER4, ROUTER6])
+def test_a_hit_on_the_proxys_own_port_leads_nowhere(lab: Lab, address: str) -> None:
+    """mitmproxy would connect to itself, again and again."""
+    proxy = lab.proxies[0]
+    descriptors = Path(f"/proc/{proxy.pid}/fd")
+    before = len(list(descriptors.iterdir()))
+    for _ in range(3):
+        with pytest.raises(OSError, match="timed out"):
+            lab.client.namespace.call(tcp, address, PROXY_PORT)
+    assert len(list(descriptors.iterdir())) <= before + 2
+
+
+@pytest.mark.parametrize("port", [22, 53535, 8081])
+def test_the_routers_other_ports_are_refused_at_once(lab: Lab, port: int) -> None:
+    listener = lab.router.call(socket.create_server, ("", port))
+    with listener, pytest.raises(ConnectionRefusedError):
+        lab.client.namespace.call(tcp, ROUTER4, port)
+
+
+def test_one_client_does_not_get_to_another_by_way_of_the_router(lab: Lab) -> None:
+    """On the link they do, where the access point lets them: that is layer 2."""
+    one, other = lab.clients
+    one.namespace.ip(f"route add {other.v4}/32 via {ROUTER4}")
+    try:
+        listener = other.namespace.call(socket.create_server, (other.v4, 7))
+        with listener, pytest.raises(ConnectionRefusedError):
+            one.namespace.call(tcp, other.v4, 7)
+    finally:
+        one.namespace.ip(f"route del {other.v4}/32 via {ROUTER4}")
+
+
+def test_the_lease_and_the_advertisements_name_the_portal(lab: Lab) -> None:
+    """RFC 8910 sections 2.1 and 2.3."""
+    assert lab.client.lease is not None
+    assert lab.client.lease.captive_portal == CAPTIVE_PORTAL
+
+    def advertised() -> bytes:
+        with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as raw:
+            raw.settimeout(10)
+            while (packet := raw.recv(1500))[0] != 134:
+                pass
+            return packet
+
+    options = lab.client.namespace.call(advertised)[16:]
+    found = {}
+    while options:
+        found[options[0]] = options[2 : options[1] * 8]
+        options = options[options[1] * 8 :]
+    assert found[37].rstrip(b"\0").decode() == CAPTIVE_PORTAL
+
+
+@pytest.mark.slow
+@requires.tool("iodine")
+def test_a_tunnel_through_dns_does_not_come_up_but_for_who_is_known(
+    lab: Lab, known: Client
+) -> None:
+    """With the known client as proof that the tunnel is there to be had."""
+    if not Path("/dev/net/tun").exists():
+        pytest.skip("no /dev/net/tun here: iodine needs it")
+    server = lab.origin.start(
+        *("iodined", "-f", "-c", "-P", "secret", "-l", ORIGIN4, "-p", str(TUNNEL_PORT)),
+        *("10.99.0.1/24", TUNNEL),
+    )
+    try:
+        assert comes_up(lab, known, 30)
+        assert not comes_up(lab, lab.client, 15)
+    finally:
+        end(server)
+
+
+def comes_up(lab: Lab, client: Client, seconds: float) -> bool:
+    log = lab.folder / f"iodine-{client.v4}.log"
+    with log.open("wb") as said:
+        tunnel = client.namespace.start(
+            "iodine", "-f", "-r", "-P", "secret", ROUTER4, TUNNEL, log=said
+        )
+    try:
+        wait_for(lambda: b"setup complete" in log.read_bytes(), seconds)
+    except TimeoutError:
+        return False
+    finally:
+        end(tunnel)
+    return True
+
+
+def test_without_the_proxy_nobody_unknown_gets_out(lab: Lab) -> None:
+    """The rules are the kernel's: mitmdump killed in the middle opens nothing."""
+    proxy = lab.proxies.pop()
+    try:
+        subprocess.run(["kill", "-KILL", str(proxy.pid)], check=True)
+        proxy.wait(5)
+        before = len(lab.packets())
+        assert lab.client.status(f"http://{ORIGIN4}/") == 0
+        assert "access denied" not in lab.client.curl("-k", f"https://{ORIGIN4}/").stderr
+        for attempt in (lambda: tcp(ORIGIN4, 7), lambda: udp(ORIGIN6, 443)):
+            with pytest.raises(OSError):  # noqa: PT011 - which one is the kernel's to choose
+                lab.client.namespace.call(attempt)
+        assert lab.packets()[before:] == []
+    finally:
+        lab.start_proxy(PROXY_PORT)
+    assert lab.client.status(f"http://{ORIGIN4}/") == 511
