@@ -265,7 +265,7 @@ async def reads_of(path: Path, script: Script, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(policyfile, "load", counted)
     watcher.start()
     async with asyncio.timeout(SOON):
-        while len(script.states) > 1 or not reads:  # noqa: ASYNC110 (a thread moves them)
+        while len(script.states) > 1 or not reads:
             await asyncio.sleep(0.001)
     await watcher.stopped()
     return reads

@@ -5,7 +5,7 @@ up ever new lines gets one line for all of them. The file is written on a thread
 slow or full disk holds nothing up.
 """
 
-import contextlib
+import errno
 import json
 import logging
 import os
@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
 
 from capport.core.client import Client, ClientId, parts_of
 
@@ -63,8 +62,9 @@ class EventLog:
         self._shares: OrderedDict[str, _Share] = OrderedDict()
         self._backlog: deque[str] = deque()
         self._lost = 0
-        self._file: IO[str] | None = None
+        self._file: int | None = None
         self._failing = False
+        self._torn = False  # whether the last line in the file is half of one
         self._wake = threading.Condition()
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -98,6 +98,9 @@ class EventLog:
             self._wake.notify()
         if self._thread is not None:
             self._thread.join(2.0)
+        if self._file is not None and self._thread is not None and not self._thread.is_alive():
+            os.close(self._file)
+            self._file = None
 
     def _is_new(self, told: dict[str, Value]) -> bool:
         now = self.monotonic()
@@ -135,65 +138,76 @@ class EventLog:
         if len(self._backlog) >= BACKLOG:
             self._lost += 1
             return
+        self._backlog.append(self._line(told))
+
+    def _line(self, told: dict[str, Value]) -> str:
         at = datetime.fromtimestamp(self.wall(), UTC).isoformat(timespec="milliseconds")
-        self._backlog.append(json.dumps({"time": at.replace("+00:00", "Z")} | told))
+        return json.dumps({"time": at.replace("+00:00", "Z")} | told) + "\n"
 
     def _run(self) -> None:
         while True:
             with self._wake:
                 if not self._backlog and not self._closing:
                     self._wake.wait(1.0)
-                now, closing = self.monotonic(), self._closing
-                due = [key for key, line in self._lines.items() if closing or now >= line.until]
-                for key in due:
-                    self._flush(key)
-                lines = list(self._backlog)
+                closing = self._closing
+                self._flush_due(closing)
+                lines, lost = list(self._backlog), self._lost
                 self._backlog.clear()
-            if lines and not self._written(lines):
+                self._lost = 0
+            if lines:
+                told: dict[str, Value] = {"event": "fault", "what": "events", "lost": lost}
+                left = self._left_of([self._line(told), *lines] if lost else lines)
                 with self._wake:
-                    self._lost += len(lines)
+                    # Where the line that tells of them went through, those before are told.
+                    self._lost += left if left <= len(lines) else len(lines) + lost
             if closing:
                 return
 
-    def _written(self, lines: list[str]) -> bool:
+    def _flush_due(self, everything: bool) -> None:
+        """Writes how often what was counted came, where its window is over: the oldest first."""
+        now = self.monotonic()
+        while self._lines and (everything or now >= next(iter(self._lines.values())).until):
+            self._flush(next(iter(self._lines)))
+
+    def _left_of(self, lines: list[str]) -> int:
+        """How many of `lines` could not be written."""
+        data = ("\n" if self._torn else "") + "".join(lines)
+        written = 0
         try:
-            if self._file is None or self._is_rotated():
-                self._file = self._open()
-            if self._lost:
-                lost = {"event": "fault", "what": "events", "lost": self._lost}
-                lines = [json.dumps(lost), *lines]
-            self._file.write("\n".join(lines) + "\n")
-            self._file.flush()
+            self._reopen()
+            assert self._file is not None
+            # One write(2), appended whole: other processes may have the file open too.
+            written = os.write(self._file, data.encode("ascii"))
+            if written < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            if self._file is not None:
-                self._drop_file()
             if not self._failing:
                 logger.error(f"{self.path}: {error.strerror}; events are lost until it is mended")
             self._failing = True
-            return False
-        self._failing, self._lost = False, 0
-        return True
+            self._torn = data[written - 1] != "\n" if written else self._torn
+            return data.count("\n", written)
+        self._failing = self._torn = False
+        return 0
 
-    def _drop_file(self) -> None:
-        assert self._file is not None
-        with contextlib.suppress(OSError):  # what it could not write is counted as lost already
-            self._file.close()
-        self._file = None
-
-    def _is_rotated(self) -> bool:
-        """Whether somebody moved or removed the file under us, as logrotate does."""
+    def _reopen(self) -> None:
+        """Opens the file anew where somebody moved or removed it under us, as logrotate does."""
         assert self.path is not None
-        assert self._file is not None
-        try:
-            there = self.path.stat()
-        except FileNotFoundError:
-            return True
-        ours = os.fstat(self._file.fileno())
-        return (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
+        if self._file is not None:
+            try:
+                there, ours = self.path.stat(), os.fstat(self._file)
+                if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
+                    return
+            except FileNotFoundError:
+                pass
+            os.close(self._file)
+            self._file = None
+        self._file = self._open()
 
-    def _open(self) -> IO[str]:
+    def _open(self) -> int:
         assert self.path is not None
-        return self.path.open("a", encoding="ascii")
+        # Not blocking: a pipe that nobody reads would hold up the start, or the last line.
+        how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        return os.open(self.path, how, 0o640)  # where clients go is not for everyone to read
 
 
 def _cut(value: Value) -> Value:

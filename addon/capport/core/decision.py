@@ -124,8 +124,8 @@ def open_session(case: Case, policy: Policy) -> Verdict | None:
 
 def login_server(case: Case, policy: Policy) -> Verdict | None:
     """The login server is always in the walled garden. RFC 6585 section 6.1."""
-    place = _named(case)
-    if place and place == policy.login_place:
+    place = policy.login_place
+    if place in (_named(case), case.dialled):
         return Pass(f"{place} is the login server", to=place)
     return None
 

@@ -1,0 +1,127 @@
+"""Which address a name has for us, and which addresses are this machine's own."""
+
+import asyncio
+import socket
+import time
+from collections.abc import Sequence
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Protocol
+
+import mitmproxy_rs.dns
+from mitmproxy.addons.dns_resolver import GetaddrinfoFallbackResolver
+
+from capport.core.client import Address, Client, parse_address
+from capport.core.place import Host
+
+PATIENCE = 5.0  # seconds for a name to resolve
+MEMORY = 60.0  # seconds for which an address that did not answer is tried last
+
+# What the resolver reads once: it is made anew when one of them changes.
+_SOURCES = (Path("/etc/resolv.conf"), Path("/etc/hosts"))
+
+
+class Resolver(Protocol):
+    """Names to addresses, asynchronously."""
+
+    async def lookup_ip(self, host: str) -> list[str]:
+        """The addresses of `host`, IPv4 and IPv6. Raises OSError."""
+
+
+class Addresses:
+    """Resolves names as this machine does: hosts file and name servers, cached by TTL.
+
+    The cache is hickory's (mitmproxy_rs), which keeps to each record's TTL.
+    """
+
+    def __init__(self) -> None:
+        self._resolver: Resolver | None = None
+        self._made_of: tuple[int, ...] = ()
+        self._silent: dict[Address, float] = {}
+
+    async def resolve(self, host: Host) -> list[Address]:
+        """The addresses of `host`, those that answered last first. Raises OSError."""
+        if not isinstance(host, str):
+            return [host]
+        try:
+            async with asyncio.timeout(PATIENCE):
+                found = await self._current().lookup_ip(host)
+        except TimeoutError:
+            raise OSError(f"{host} did not resolve within {PATIENCE:g} s") from None
+        addresses = {parse_address(text): None for text in found}
+        return sorted(addresses, key=self._order)
+
+    def did_not_answer(self, address: Address) -> None:
+        """A connection to `address` failed: another of the same name's goes first for a while."""
+        now = time.monotonic()
+        self._silent = {a: until for a, until in self._silent.items() if until > now}
+        self._silent[address] = now + MEMORY
+
+    def _order(self, address: Address) -> tuple[bool, bool, bool]:
+        """What answers, where we have a way to, and IPv4 first: broken IPv6 is the commoner."""
+        silent = self._silent.get(address, 0.0) > time.monotonic()
+        return silent, not _has_way_to(address), address.version == 6
+
+    def _current(self) -> Resolver:
+        made_of = tuple(_changed(path) for path in _SOURCES)
+        if self._resolver is None or made_of != self._made_of:
+            self._made_of = made_of
+            self._resolver = _system_resolver()
+        return self._resolver
+
+
+def is_own(address: Address) -> bool:
+    """Whether `address` is this machine's: what connects there meets the router's own services."""
+    if address.is_loopback or address.is_unspecified:
+        return True
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((str(address), 0))  # the kernel allows it for its own addresses alone
+        except OSError:
+            return False
+    return True
+
+
+def is_reachable(address: Address) -> bool:
+    """Whether a connection there can mean one machine: not multicast, broadcast, or link-local."""
+    if address.is_multicast or address.is_link_local:
+        return False
+    return address != ip_address("255.255.255.255")
+
+
+def may_reach(client: Client, address: Address, allowed_here: Sequence[Host]) -> bool:
+    """Whether `client`, known or not, may be connected to `address` (THREATS.md, P12).
+
+    The router's own services are closed to everyone, but for what the policy itself lists by
+    address or as the login server, and for a client that is on this machine and needs no proxy to
+    reach them.
+    """
+    if not is_reachable(address):
+        return False
+    return not is_own(address) or address in allowed_here or is_own(client.address)
+
+
+def _system_resolver() -> Resolver:
+    try:
+        servers = mitmproxy_rs.dns.get_system_dns_servers()
+    except RuntimeError:  # no resolv.conf, or none that it can read
+        return GetaddrinfoFallbackResolver()
+    return mitmproxy_rs.dns.DnsResolver(name_servers=servers, use_hosts_file=True)
+
+
+def _has_way_to(address: Address) -> bool:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((str(address), 9))  # UDP: looks up the route, sends nothing
+        except OSError:
+            return False
+    return True
+
+
+def _changed(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

@@ -1,0 +1,202 @@
+"""What runs beside the hooks, in the same process: the login server, the kernel's set, the ledger.
+
+Each of them follows the gate and none of them decides: where one fails, the gate goes on as it is.
+"""
+
+import asyncio
+import errno
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from pathlib import Path
+from typing import Any, cast
+
+from mitmproxy import connection
+
+from capport.core.client import Address, ClientId, parse_address, parts_of
+from capport.core.place import Place
+from capport.core.policy import Policy
+from capport.enforcement import health
+from capport.enforcement.addresses import Addresses, is_own
+from capport.enforcement.garden import GardenFollower
+from capport.enforcement.known_set import KnownSet, Neighbourhood
+from capport.enforcement.libnftables import RulesError
+from capport.gate import Gate
+from capport.ledger import Ledger
+from capport.portal.embedded import Embedded, records_beside
+
+logger = logging.getLogger(__name__)
+
+TICK = 0.1  # seconds between two looks at which sessions time has ended
+
+
+class Alongside:
+    """Starts, follows and ends it all. `recheck` is called with whom something has changed for."""
+
+    def __init__(
+        self,
+        gate: Gate,
+        addresses: Addresses,
+        store_url: str,
+        recheck: Callable[[Iterable[ClientId]], None],
+    ) -> None:
+        """Opens the login server's records, if the policy needs them. Raises OSError."""
+        self._gate = gate
+        self._addresses = addresses
+        self._store_url = store_url
+        self._recheck = recheck
+        self._ledger = Ledger(gate.store, lambda: gate.events, gate.now)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._known: KnownSet | None = None
+        self._garden: GardenFollower | None = None
+        self._embedded: Embedded | None = None
+        self._serving = False
+        self._open_login_server()
+
+    async def start(self) -> None:
+        """Begins. Raises OSError where the login server cannot listen."""
+        self._gate.store.watch(self._session_changed)
+        self._gate.neighbours.watch(lambda address: self._recheck([ClientId(str(address))]))
+        if self._embedded:
+            await self._serve(self._embedded)
+        self._spawn(health.follow(self._gate, self._addresses))
+        self._spawn(self._end_sessions())
+        await self._follow_kernel()
+
+    def policy_changed(self) -> None:
+        """The gate has another policy."""
+        self._spawn(self._follow_policy())
+
+    async def stop(self) -> None:
+        """Ends it all."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        if self._known:
+            await asyncio.to_thread(self._known.close)
+        if self._garden:
+            await asyncio.to_thread(self._garden.close)
+        if self._embedded:
+            await self._embedded.stop()
+
+    # --- the login server ------------------------------------------------------------------------
+
+    def is_login_server(self, place: Place | None) -> bool:
+        """Whether `place` is the login server in this process."""
+        server = self._gate.policy.login_server
+        return server is not None and place in (self._gate.policy.login_place, server.listen)
+
+    def sign(self, address: Address) -> str | None:
+        """What the login server is told of who asks, in a field that only we can write."""
+        return self._embedded.sign(address) if self._embedded else None
+
+    def connected(self, server: connection.Server, client: Address) -> None:
+        """Tells the login server for whom a connection of ours to it is.
+
+        It sees only us at the other end, and in a tunnel nothing can be added to a request.
+        """
+        if self._embedded and server.sockname and server.peername:
+            here = parse_address(server.peername[0])
+            for place in self._embedded.server.places:
+                if place.port == server.peername[1] and (place.host == here or is_own(here)):
+                    self._embedded.portal.vouched[server.sockname[:2]] = client
+
+    def disconnected(self, server: connection.Server) -> None:
+        """A connection of ours has ended."""
+        if self._embedded and server.sockname:
+            self._embedded.portal.vouched.pop(server.sockname[:2], None)
+
+    def _open_login_server(self) -> None:
+        needed = needs_login_server(self._gate.policy)
+        if self._embedded is None and needed:
+            records = records_beside(self._store_url)
+            self._embedded = Embedded(self._gate, records, socket=_socket_beside(records))
+        self._gate.link = self._embedded.link if self._embedded and needed else None
+
+    async def _serve(self, embedded: Embedded) -> None:
+        try:
+            await embedded.start()
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            listen = self._gate.policy.login_server
+            where = listen.listen if listen else "its address"
+            logger.warning(
+                f"The login server is not ours: something listens on {where} already;"
+                " if that is not capport login, end it and start again"
+            )
+        else:
+            self._serving = True
+
+    # --- following -------------------------------------------------------------------------------
+
+    def _session_changed(self, client: ClientId) -> None:
+        mac, address = parts_of(client)
+        both = [ClientId(str(part)) for part in (mac, address) if part is not None]
+        self._recheck({client, *both})
+        self._ledger.changed(client)
+
+    async def _end_sessions(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            if over := self._ledger.ended():
+                self._recheck(over)
+
+    async def _follow_policy(self) -> None:
+        try:
+            self._open_login_server()
+            if self._embedded and self._serving:
+                await self._embedded.follow()
+            elif self._embedded:
+                await self._serve(self._embedded)
+        except OSError as error:
+            logger.error(f"The login server does not follow the policy: {error}")
+        if self._known:
+            try:
+                await asyncio.to_thread(self._known.reapply)
+                if self._garden:
+                    self._garden.again()
+            except (OSError, ValueError) as error:
+                logger.error(f"The router's rules do not follow the policy: {error}")
+        else:
+            await self._follow_kernel()
+
+    async def _follow_kernel(self) -> None:
+        """Keeps the kernel's set of known clients, where the policy has a router."""
+        if self._gate.policy.router is None or self._known:
+            return
+        gate = self._gate
+        try:
+            neighbours = cast(Neighbourhood, gate.neighbours)
+            known = KnownSet(lambda: gate.policy, gate.store, neighbours, now=gate.now)
+            garden = GardenFollower(lambda: gate.policy)
+            await asyncio.to_thread(known.start)
+            await asyncio.to_thread(garden.start)
+        except OSError as error:
+            logger.error(
+                f"The router's set of known clients cannot be kept: {error}; with libnftables and"
+                " CAP_NET_ADMIN it can"
+            )
+            return
+        self._known, self._garden = known, garden
+        gate.in_force = self._carried_out
+
+    def _carried_out(self, client: ClientId) -> None:
+        assert self._known
+        try:
+            self._known.update([client])
+        except RulesError as error:
+            logger.error(f"{client}: the router's rules do not follow: {error}")
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def needs_login_server(policy: Policy) -> bool:
+    """Whether the policy's 511 links to us, or with a state that we must mint."""
+    return policy.login_server is not None or "{state}" in policy.login_url
+
+
+def _socket_beside(records: Path | None) -> Path | None:
+    """Where the API for a login server of the operator's own listens."""
+    return None if records is None else records.with_name("api.sock")

@@ -1,0 +1,57 @@
+"""Whether the login server answers: a 302 that leads nowhere hides the portal (CLIENTS.md, 1.1)."""
+
+import asyncio
+import logging
+import ssl
+from urllib.parse import urlsplit
+
+from capport.core.policy import Policy, Probes
+from capport.enforcement.addresses import Addresses
+from capport.gate import Gate
+
+logger = logging.getLogger(__name__)
+
+INTERVAL = 10.0  # seconds between two questions
+PATIENCE = 3.0  # seconds for an answer
+
+
+async def follow(gate: Gate, addresses: Addresses) -> None:
+    """Keeps `gate.login_answers` true to what the login server does, for ever."""
+    while True:
+        if gate.policy.probes is Probes.COMPATIBLE:
+            answers = await login_answers(gate.policy, addresses)
+            if answers != gate.login_answers:
+                says = "answers: connectivity checks get a 302" if answers else "does not answer"
+                logger.info(f"The login server {says}")
+            gate.login_answers = answers
+        await asyncio.sleep(INTERVAL)
+
+
+async def login_answers(policy: Policy, addresses: Addresses) -> bool:
+    """Whether the login server of `policy` answers HTTP, with anything but an error of its own."""
+    place = policy.login_place
+    head = f"HEAD / HTTP/1.1\r\nHost: {place}\r\nConnection: close\r\n\r\n"
+    tls = _any_certificate() if urlsplit(policy.login_url).scheme == "https" else None
+    try:
+        async with asyncio.timeout(PATIENCE):
+            address = (await addresses.resolve(place.host))[0]
+            reader, writer = await asyncio.open_connection(
+                str(address), place.port, ssl=tls, server_hostname=str(place.host) if tls else None
+            )
+            try:
+                writer.write(head.encode("ascii"))
+                line = await reader.readline()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError, IndexError, ValueError):
+        return False  # ValueError: a line without end
+    return line.startswith(b"HTTP/1.") and line[9:10] in (b"2", b"3", b"4")
+
+
+def _any_certificate() -> ssl.SSLContext:
+    # The question is whether it answers. Clients check its certificate themselves, and this machine
+    # may not have the CA that they have.
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context

@@ -1,0 +1,241 @@
+"""A real mitmproxy in the test's own event loop, with real sockets on both sides of it."""
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import mitmproxy.platform
+import pytest
+from mitmproxy import http, options, tcp
+from mitmproxy.tools.dump import DumpMaster
+
+from capport.core.client import parse_client_id
+from capport.core.session import Session
+from capport.enforcement import settings
+from capport.enforcement.mitm import CaptivePortal, Gatekeeper
+from capport.gate import Gate
+from requires import pytest_configure, pytest_runtest_setup
+
+LOGIN = "https://login.example.net/"
+
+
+@dataclass
+class Origin:
+    """A server that answers every request with 200, and remembers each byte that reached it."""
+
+    connections: int = 0
+    received: bytes = b""
+    answer: bytes = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    greeting: bytes = b""
+    port: int = 0
+    heads: list[bytes] = field(default_factory=list)
+    open: set[asyncio.StreamWriter] = field(default_factory=set)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self.open.add(writer)
+        if self.greeting:
+            writer.write(self.greeting)
+        pending = b""
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                self.received += data
+                pending += data
+                while b"\r\n\r\n" in pending and self.answer:
+                    head, _, pending = pending.partition(b"\r\n\r\n")
+                    self.heads.append(head)
+                    writer.write(self.answer)
+                await writer.drain()
+        self.open.discard(writer)
+        writer.close()
+
+    @contextlib.asynccontextmanager
+    async def serving(self, host: str = "127.0.0.1") -> AsyncIterator["Origin"]:
+        server = await asyncio.start_server(self._serve, host, 0)
+        self.port = server.sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            server.close()
+            for writer in tuple(self.open):
+                writer.transport.abort()
+
+
+@dataclass
+class Flows:
+    """An addon of an operator's, after ours in the chain: what it sees is what mitmweb shows."""
+
+    requests: list[http.HTTPFlow] = field(default_factory=list)
+    streams: list[tcp.TCPFlow] = field(default_factory=list)
+    shown: list[bytes] = field(default_factory=list)
+
+    def requestheaders(self, flow: http.HTTPFlow) -> None:
+        self.requests.append(flow)
+        self.shown.append(b"\n".join(b": ".join(pair) for pair in flow.request.headers.fields))
+
+    def tcp_start(self, flow: tcp.TCPFlow) -> None:
+        self.streams.append(flow)
+
+
+@dataclass
+class Portal:
+    """A running portal."""
+
+    master: DumpMaster
+    keeper: Gatekeeper
+    flows: Flows
+    port: int
+
+    @property
+    def gate(self) -> Gate:
+        return self.keeper.gate
+
+    def grant(self, client: str, seconds: float = 60.0) -> Session:
+        """A session, by way of the store, as the login server and the CLI grant one."""
+        return self.gate.grant(parse_client_id(client), lifetime=seconds, by="test")
+
+    def revoke(self, client: str) -> bool:
+        return self.gate.revoke(parse_client_id(client))
+
+    async def talk(self, data: bytes, timeout: float = 5.0, host: str = "127.0.0.1") -> bytes:
+        """What comes back for `data`, until the other end closes or `timeout` seconds pass."""
+        reader, writer = await asyncio.open_connection(host, self.port)
+        try:
+            writer.write(data)
+            return await until_closed(reader, timeout)
+        finally:
+            writer.close()
+
+    async def ask(self, data: bytes, timeout: float = 5.0) -> bytes:
+        """The first answer to `data`."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(data)
+            return await asyncio.wait_for(one_answer(reader), timeout)
+        finally:
+            writer.close()
+
+
+async def until_closed(reader: asyncio.StreamReader, timeout: float = 5.0) -> bytes:
+    """All that comes, until the other end closes or `timeout` seconds pass."""
+    received = b""
+    with contextlib.suppress(TimeoutError, ConnectionError):
+        async with asyncio.timeout(timeout):
+            while data := await reader.read(65536):
+                received += data
+    return received
+
+
+async def one_answer(reader: asyncio.StreamReader) -> bytes:
+    """One HTTP/1 response, by its Content-Length."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    for line in head.split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        if name.lower() == b"content-length":
+            return head + await reader.readexactly(int(value))
+    return head
+
+
+type StartPortal = Callable[..., contextlib.AbstractAsyncContextManager[Portal]]
+
+
+@cache
+def _configuration() -> tempfile.TemporaryDirectory[str]:
+    """mitmproxy's own folder, with its CA: the keys of one take longer than a quick test."""
+    return tempfile.TemporaryDirectory()
+
+
+@contextlib.asynccontextmanager
+async def running_portal(
+    folder: Path,
+    policy: str = "",
+    *,
+    mode: str = "regular",
+    events: bool = False,
+    **more: Any,
+) -> AsyncIterator[Portal]:
+    """A mitmproxy with the portal where a script would be, listening on a port of 127.0.0.1."""
+    file = folder / "policy.yaml"
+    file.write_text(f"login_url: {LOGIN}\n{policy}" if "login_url" not in policy else policy)
+    opts = options.Options(
+        confdir=_configuration().name, mode=[mode], listen_host="127.0.0.1", listen_port=0
+    )
+    master = DumpMaster(opts, with_termlog=False, with_dumper=False)
+    opts.set(
+        f"portal_policy={file}",
+        "portal_sessions=:memory:",
+        *([f"portal_events={folder / 'events.jsonl'}"] if events else []),
+        defer=True,
+    )
+    script = CaptivePortal()
+    flows = Flows()
+    master.addons.add(flows)
+    loader = master.addons.get("scriptloader")
+    master.addons.register(script)
+    loader.addons.append(script)
+    script.configure(set(opts.keys()))
+    opts.update(**more)
+    started = asyncio.Event()
+
+    class Started:
+        def running(self) -> None:
+            started.set()
+
+    master.addons.add(Started())
+    task = asyncio.create_task(master.run())
+    waiting = asyncio.create_task(started.wait())
+    await asyncio.wait([waiting, task], return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        task.result()
+    port = master.addons.get("proxyserver").listen_addrs()[0][1]
+    keeper = cast(Gatekeeper, master.addons.get("capport"))
+    try:
+        yield Portal(master, keeper, flows, port)
+    finally:
+        master.shutdown()
+        await task
+
+
+@pytest.fixture(autouse=True)
+def no_sudden_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A portal that cannot start ends the test, not the process."""
+
+    def end(status: int) -> NoReturn:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(settings, "end", end)
+
+
+@pytest.fixture
+def portal(tmp_path: Path) -> StartPortal:
+    """Starts portals: `async with portal(policy, mode=...) as it`."""
+
+    def start(policy: str = "", **more: Any) -> contextlib.AbstractAsyncContextManager[Portal]:
+        return running_portal(tmp_path, policy, **more)
+
+    return start
+
+
+@pytest.fixture
+async def origin() -> AsyncIterator[Origin]:
+    """An origin on 127.0.0.1."""
+    async with Origin().serving() as it:
+        yield it
+
+
+@pytest.fixture
+def dialled(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
+    """Has transparent mode believe that clients dialled this address, as SO_ORIGINAL_DST says."""
+
+    def set_to(host: str, port: int) -> None:
+        monkeypatch.setattr(mitmproxy.platform, "original_addr", lambda sock: (host, port))
+
+    return set_to
+
+
+__all__ = ["pytest_configure", "pytest_runtest_setup"]

@@ -1,0 +1,53 @@
+"""The commands inside mitmproxy."""
+
+import asyncio
+
+import pytest
+from mitmproxy import exceptions
+
+from conftest import Origin, Portal, StartPortal
+
+
+async def settled(portal: Portal, address: str, known: bool) -> None:
+    """Waits until a command that works on a thread has done it."""
+    async with asyncio.timeout(5):
+        while bool(portal.gate.known(portal.gate.client(address))) is not known:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_grant_and_a_revocation_are_in_force(portal: StartPortal, origin: Origin) -> None:
+    ask = b"GET http://127.0.0.1:%d/ HTTP/1.1\r\nHost: x\r\n\r\n" % origin.port
+    async with portal() as it:
+        call = it.master.commands.execute
+        assert call("portal.clients") == "Nobody is known."
+        call("portal.grant 127.0.0.1 2h")
+        await settled(it, "127.0.0.1", known=True)
+        assert "127.0.0.1" in call("portal.clients")
+        assert (await it.ask(ask)).startswith(b"HTTP/1.1 200")
+        call("portal.revoke 127.0.0.1")
+        await settled(it, "127.0.0.1", known=False)
+        assert b" 511 " in await it.ask(ask)
+
+
+async def test_explain_says_which_rule_decided(portal: StartPortal) -> None:
+    async with portal() as it:
+        await it.ask(b"GET http://example.org/ HTTP/1.1\r\nHost: example.org\r\n\r\n")
+        said = it.keeper.explain(it.flows.requests[0])
+    assert said.splitlines()[-1] == "unknown_client: 127.0.0.1 has no session"
+    assert said.startswith("header_fields_too_large: says nothing\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("portal.grant nobody", "'nobody' is neither an address nor a MAC address"),
+        ("portal.grant 192.0.2.7 soon", "soon"),
+        ("portal.revoke 192.0.2.7", "192.0.2.7 has no session"),
+    ],
+)
+async def test_a_command_that_cannot_be_done_says_why(
+    portal: StartPortal, command: str, message: str
+) -> None:
+    async with portal() as it:
+        with pytest.raises(exceptions.CommandError, match=message):
+            it.master.commands.execute(command)

@@ -1,0 +1,457 @@
+"""Which way the imports point, and what else must be true of the source as it lies.
+
+Nothing here is imported: the files are parsed. HOUSE is the table; addon/README.md shows it.
+"""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+OURS = ("capport", "captive_portal")
+MITMPROXY = ("mitmproxy", "mitmproxy_rs")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the modules named may import, beyond the standard library and one another."""
+
+    modules: tuple[str, ...]
+    may_import: tuple[str, ...]
+    so_that: str
+    never: tuple[str, ...] = ()  # of the standard library, or of what may_import lets in
+    lazily: tuple[str, ...] = ()  # inside a function only
+
+    def holds(self, module: str) -> bool:
+        return matches(module, self.modules)
+
+
+CLOCKS = ("time", "datetime", "sched", "calendar")
+FILES = ("os", "io", "pathlib", "shutil", "tempfile", "glob", "mmap", "sqlite3", "importlib")
+SOCKETS = ("socket", "ssl", "select", "selectors", "asyncio", "http.client", "urllib.request")
+OTHERS = ("logging", "warnings", "random", "secrets", "subprocess", "threading", "ctypes", "sys")
+
+POLICY_FILE = ("capport.policy*", "capport.clientsfile", "capport.problems")
+
+KERNEL = tuple(
+    f"capport.enforcement.{name}"
+    for name in ("nftables", "libnftables", "conntrack", "known_set", "garden")
+)
+
+# The first row that holds a module counts.
+HOUSE: tuple[Row, ...] = (
+    Row(
+        ("capport", "capport.core", "capport.core.*"),
+        (),
+        "it can be tested in a line and trusted in the dark",
+        never=CLOCKS + FILES + SOCKETS + OTHERS,
+    ),
+    Row(POLICY_FILE, ("capport.core.*", "yaml", "idna"), "YAML and IDNA stop here"),
+    Row(("capport.clock",), ("capport.core.*",), "a clock knows nothing of what it is read for"),
+    Row(
+        ("capport.events", "capport.metrics"),
+        ("capport.core.*", "capport.clock", "prometheus_client"),
+        "whoever has something to report can import them",
+    ),
+    Row(
+        ("capport.stores.redis",),
+        ("capport.core.*", "capport.clock", "capport.stores", "capport.stores.*", "redis"),
+        "Redis stops here",
+    ),
+    Row(
+        ("capport.stores", "capport.stores.*"),
+        ("capport.core.*", "capport.clock"),
+        "a store never learns what it is for",
+    ),
+    Row(
+        ("capport.identity", "capport.identity.*"),
+        ("capport.core.*", "pyroute2"),
+        "netlink stops here",
+    ),
+    Row(
+        ("capport.gate",),
+        (
+            *("capport.core", "capport.core.*", "capport.stores", "capport.identity"),
+            *("capport.events", "capport.metrics", "capport.clock"),
+        ),
+        "it knows protocols, and can be given fakes",
+    ),
+    Row(
+        ("capport.ledger",),
+        ("capport.core.*", "capport.stores", "capport.events"),
+        "what is told of sessions is told in one place",
+    ),
+    Row(
+        ("capport.reload",),
+        ("capport.core.*", *POLICY_FILE),
+        "watching a file needs no proxy to be tested",
+    ),
+    Row(
+        KERNEL,
+        ("capport.core.*", "capport.clock", "capport.stores", "pyroute2"),
+        "`capport router` runs where mitmproxy does not",
+    ),
+    Row(
+        ("capport.portal", "capport.portal.*"),
+        (
+            *("capport.core.*", "capport.clock", "capport.gate", "capport.events"),
+            *("capport.stores", "tornado", "argon2", "cryptography", "jwt", "markdown_it"),
+        ),
+        "Tornado stops here, and the login server can run alone",
+    ),
+    Row(
+        ("capport.cli", "capport.__main__", "capport.commands", "capport.commands.*"),
+        ("capport.*",),
+        "`capport grant` starts without mitmproxy",
+        never=("capport.enforcement.mitm", "capport.appliance"),
+        lazily=("capport.*", "mitmproxy"),
+    ),
+    Row(
+        ("capport.enforcement", "capport.enforcement.*", "capport.appliance", "captive_portal"),
+        ("capport.*", "mitmproxy", "mitmproxy_rs", "h11", "h2", "OpenSSL", "tornado"),
+        "mitmproxy stops here",
+    ),
+)
+
+# Of the dev group: what is run, not imported, and by whom.
+TOOLS = {
+    "mypy": "scripts/check",
+    "ruff": "scripts/check",
+    "pytest-asyncio": "asyncio_mode in pyproject.toml",
+    "pytest-timeout": "timeout in pyproject.toml",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """An import of `name`, as near as can be told: a module, or a name in one."""
+
+    place: str
+    module: str
+    name: str
+    in_function: bool
+    for_types: bool
+
+
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def within(name: str, modules: tuple[str, ...]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def sources(folder: Path) -> dict[str, Path]:
+    """The modules of a source root by their names, `__init__` by its package's."""
+    found = {}
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def is_type_checking(test: ast.expr) -> bool:
+    return (isinstance(test, ast.Name) and test.id == "TYPE_CHECKING") or (
+        isinstance(test, ast.Attribute) and test.attr == "TYPE_CHECKING"
+    )
+
+
+def named(node: ast.AST, module: str, path: Path) -> Iterator[str]:
+    """The full names that an import statement asks for; none for any other node."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+        up = package[: len(package) - node.level + 1] if node.level else []
+        base = ".".join([*up, *([node.module] if node.module else [])])
+        yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def imports(module: str, path: Path) -> Iterator[Import]:
+    def walk(node: ast.AST, in_function: bool, for_types: bool) -> Iterator[Import]:
+        for name in named(node, module, path):
+            line = getattr(node, "lineno", 0)
+            yield Import(f"{path.name}:{line}", module, name, in_function, for_types)
+        function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        if isinstance(node, ast.If) and is_type_checking(node.test):
+            for guarded in node.body:
+                yield from walk(guarded, in_function, True)
+            for otherwise in node.orelse:
+                yield from walk(otherwise, in_function, for_types)
+            return
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, in_function or function, for_types)
+
+    yield from walk(ast.parse(path.read_text(), str(path)), False, False)
+
+
+def module_of(name: str, modules: dict[str, Path]) -> str:
+    """`name` less what is not a module of ours in it: `capport.clock.now` is capport.clock."""
+    while name not in modules and "." in name:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def is_allowed(row: Row, found: Import, name: str) -> bool:
+    top = name.partition(".")[0]
+    mine = top in OURS
+    if found.in_function and (matches(name, row.lazily) or top in row.lazily):
+        return True
+    if within(name, row.never):
+        return False
+    if row.holds(name) or name == "capport" or top in sys.stdlib_module_names:
+        return True  # the package itself holds its version, and nothing else
+    return matches(name, row.may_import) if mine else top in row.may_import
+
+
+def violations(folder: Path) -> list[str]:
+    """Each import below `folder` that HOUSE forbids, as `FILE:LINE: ... : the reason`."""
+    modules = sources(folder)
+    wrong = []
+    for module, path in modules.items():
+        row = next((row for row in HOUSE if row.holds(module)), None)
+        if row is None:
+            wrong.append(f"{path.name}: {module} has no row in HOUSE")
+            continue
+        for found in imports(module, path):
+            ours = within(found.name, OURS)
+            name = module_of(found.name, modules) if ours else found.name
+            if not is_allowed(row, found, name):
+                wrong.append(
+                    f"{found.place}: {module} may not import {name}, so that {row.so_that}"
+                )
+    return wrong
+
+
+def reach(start: str, folder: Path) -> dict[str, str]:
+    """All that importing `start` imports, packages on the way too, each with who asked for it."""
+    modules = sources(folder)
+    asked_by, queue = {start: ""}, [start]
+    while queue:
+        module = queue.pop()
+        path = modules.get(module)
+        for found in imports(module, path) if path else ():
+            if found.in_function or found.for_types:
+                continue
+            name = module_of(found.name, modules)
+            while name and name not in asked_by:
+                asked_by[name] = module
+                queue.append(name)
+                name = name.rpartition(".")[0]
+    return asked_by
+
+
+def test_imports_point_the_way_that_the_house_says() -> None:
+    assert violations(CHECKOUT / "addon") == []
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["capport.core.decision", "capport.gate", "capport.cli", "capport.enforcement.nftables"],
+)
+def test_what_works_without_mitmproxy_does_not_reach_it_by_a_detour(module: str) -> None:
+    reached = reach(module, CHECKOUT / "addon")
+    detours = [f"{by} imports {name}" for name, by in reached.items() if within(name, MITMPROXY)]
+    assert detours == []
+
+
+def plant(folder: Path, file: str, source: str) -> Path:
+    path = folder / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(source)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "because"),
+    [
+        ("core/decision.py", "import time", "decision.py:1: capport.core.decision may not import"),
+        ("core/decision.py", "from datetime import datetime", "datetime.datetime"),
+        ("core/decision.py", "def f():\n    import logging", "decision.py:2"),
+        ("core/decision.py", "import http.client", "trusted in the dark"),
+        ("core/decision.py", "from http import client", "trusted in the dark"),
+        ("core/decision.py", "from capport import gate", "import capport.gate"),
+        ("core/decision.py", "from ..gate import Gate", "import capport.gate"),
+        ("core/__init__.py", "from .. import gate", "import capport.gate"),
+        ("core/decision.py", "import yaml", "trusted in the dark"),
+        ("policyfile.py", "import mitmproxy.http", "YAML and IDNA stop here"),
+        ("stores/sqlite.py", "import redis", "what it is for"),
+        ("stores/sqlite.py", "from capport.gate import Gate", "what it is for"),
+        ("identity/neighbours.py", "import yaml", "netlink stops here"),
+        ("gate.py", "from capport.stores.sqlite import SqliteStore", "can be given fakes"),
+        ("gate.py", "from mitmproxy import http", "can be given fakes"),
+        ("enforcement/nftables.py", "import mitmproxy", "where mitmproxy does not"),
+        ("portal/login.py", "from mitmproxy import http", "can run alone"),
+        ("cli.py", "from capport.enforcement import mitm", "starts without mitmproxy"),
+        ("cli.py", "import mitmproxy", "starts without mitmproxy"),
+        ("enforcement/mitm.py", "import requests", "mitmproxy stops here"),
+        ("utilities.py", "", "has no row in HOUSE"),
+        (
+            "core/decision.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from mitmproxy import http",
+            "decision.py:3",
+        ),
+    ],
+)
+def test_a_planted_violation_is_caught(
+    file: str, source: str, because: str, tmp_path: Path
+) -> None:
+    for name in ("gate", "enforcement/mitm", "stores/sqlite"):
+        plant(tmp_path, f"capport/{name}.py", "")
+    caught = violations(plant(tmp_path, f"capport/{file}", source))
+    assert len(caught) == 1
+    assert because in caught[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("core/decision.py", "from http import HTTPStatus\nfrom urllib.parse import urlsplit"),
+        ("core/decision.py", "from capport.core.client import Client"),
+        ("gate.py", "from capport import clock\nfrom capport.stores import SessionStore"),
+        ("stores/redis.py", "import redis.asyncio"),
+        ("cli.py", "def run():\n    from capport.enforcement import mitm\n    import mitmproxy"),
+        ("enforcement/tls.py", "from mitmproxy import tls\nfrom capport.gate import Gate"),
+    ],
+)
+def test_what_the_table_lets_in_is_let_in(file: str, source: str, tmp_path: Path) -> None:
+    for name in ("core/client", "clock", "gate", "enforcement/mitm", "stores/__init__"):
+        plant(tmp_path, f"capport/{name}.py", "")
+    assert violations(plant(tmp_path, f"capport/{file}", source)) == []
+
+
+def test_a_planted_detour_is_found(tmp_path: Path) -> None:
+    plant(tmp_path, "capport/cli.py", "from capport.enforcement import tls")
+    plant(tmp_path, "capport/enforcement/tls.py", "from mitmproxy import tls")
+    reached = reach("capport.cli", tmp_path)
+    assert reached["mitmproxy"] == "capport.enforcement.tls"
+    plant(tmp_path, "capport/enforcement/tls.py", "def f():\n    from mitmproxy import tls")
+    assert "mitmproxy" not in reach("capport.cli", tmp_path)
+    plant(tmp_path, "capport/enforcement/__init__.py", "import mitmproxy")
+    assert reach("capport.cli", tmp_path)["mitmproxy"] == "capport.enforcement"
+
+
+def reads_the_outside(tree: ast.AST) -> Iterator[int]:
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in {"open", "input", "print", "__import__", "eval", "exec"}
+        ):
+            yield node.lineno
+
+
+def test_the_core_calls_nothing_that_reads_or_writes() -> None:
+    core = sources(CHECKOUT / "addon" / "capport" / "core")
+    assert core
+    caught = {
+        module: lines
+        for module, path in core.items()
+        if (lines := list(reads_the_outside(ast.parse(path.read_text()))))
+    }
+    assert caught == {}
+    assert list(reads_the_outside(ast.parse("x = 1\nopen(x)"))) == [2]
+
+
+def opening(path: Path) -> str:
+    return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+
+
+def is_one_sentence(line: str) -> bool:
+    return bool(re.fullmatch(r"\S.*[.!?]", line)) and not re.search(r"[.!?] +[A-Z]", line[:-1])
+
+
+def test_every_module_opens_with_one_sentence() -> None:
+    without = {
+        module: opening(path)
+        for module, path in sources(CHECKOUT / "addon").items()
+        if not is_one_sentence(opening(path))
+    }
+    assert without == {}
+
+
+@pytest.mark.parametrize(
+    "line", ["", "No full stop", "Two of them. That is one too many.", "A wrapped one, whose end"]
+)
+def test_what_is_not_one_sentence_is_known(line: str) -> None:
+    assert not is_one_sentence(line)
+
+
+def test_no_module_is_named_for_having_no_subject() -> None:
+    vague = {"utils", "util", "helpers", "misc", "common", "tools"}
+    named_so = [m for m in sources(CHECKOUT / "addon") if vague & set(m.split("."))]
+    assert named_so == []
+
+
+def test_the_map_leads_to_files_that_are_there() -> None:
+    addon = CHECKOUT / "addon"
+    rows = [line for line in (addon / "README.md").read_text().splitlines() if line[:1] == "|"]
+    named = {name for row in rows for name in re.findall(r"`([a-z_/]+\.py)`", row)} - {"redis.py"}
+    assert len(named) > 15
+    assert {name for name in named if not (addon / "capport" / name).exists()} == set()
+
+
+def normal(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.split(r"[\s<>=!~;\[]", distribution, maxsplit=1)[0]).lower()
+
+
+def declared() -> tuple[set[str], set[str]]:
+    """The distributions that pyproject.toml names: for the addon, and for work on it."""
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+    runtime = {normal(name) for name in project["project"]["dependencies"]}
+    return runtime, {normal(name) for name in project["dependency-groups"]["dev"]}
+
+
+def distributions(folder: Path) -> dict[str, str]:
+    """The distribution behind each foreign top-level import below `folder`, and a file with it."""
+    modules = sources(folder)
+    local = {part for module in modules for part in module.split(".")} | set(OURS)
+    known = packages_distributions()
+    found: dict[str, str] = {}
+    for module, path in modules.items():
+        for item in imports(module, path):
+            top = item.name.partition(".")[0]
+            if top and top not in sys.stdlib_module_names and top not in local:
+                here = "" if top in known else ", which is not installed"
+                for distribution in known.get(top, [top]):
+                    found.setdefault(normal(distribution), f"{path.name} imports {top}{here}")
+    return found
+
+
+def test_no_file_imports_what_is_not_declared() -> None:
+    runtime, dev = declared()
+    used = distributions(CHECKOUT / "addon")
+    assert {name: who for name, who in used.items() if name not in runtime} == {}
+    for folder in ("tests", "scripts"):
+        used = distributions(CHECKOUT / folder)
+        assert {name: who for name, who in used.items() if name not in runtime | dev} == {}
+
+
+def unused(runtime: set[str], dev: set[str], in_addon: set[str], in_tests: set[str]) -> set[str]:
+    """What is declared for nothing: neither imported, nor a tool, nor stubs for what is."""
+    stubs = {name for name in dev if name.removeprefix("types-") in in_addon | in_tests}
+    return (runtime - in_addon) | (dev - in_tests - set(TOOLS) - stubs)
+
+
+def test_what_is_declared_is_used() -> None:
+    in_tests = set(distributions(CHECKOUT / "tests")) | set(distributions(CHECKOUT / "scripts"))
+    assert unused(*declared(), set(distributions(CHECKOUT / "addon")), in_tests) == set()
+
+
+def test_a_dependency_declared_for_nothing_is_seen() -> None:
+    dev = {"types-yaml", "types-redis", "pytest", "flask", "ruff"}
+    idle = unused({"yaml", "h11"}, dev, {"yaml"}, {"pytest"})
+    assert idle == {"h11", "types-redis", "flask"}
+
+
+def test_an_undeclared_import_is_seen(tmp_path: Path) -> None:
+    plant(tmp_path, "capport/a.py", "import surely_not_installed\nfrom yaml import nodes")
+    assert set(distributions(tmp_path)) == {"surely-not-installed", "pyyaml"}

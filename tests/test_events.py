@@ -1,0 +1,236 @@
+"""Events: one JSON line each, in a file that no client can fill."""
+
+import json
+import logging
+import os
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from capport.core.client import Client, Mac, parse_address
+from capport.events import BACKLOG, LINES_A_CLIENT, LONGEST_TEXT, WINDOW, EventLog
+
+CLIENT = Client(parse_address("192.0.2.7"), Mac("02:00:00:00:00:07"))
+OTHER = Client(parse_address("192.0.2.8"))
+
+
+@dataclass
+class Clock:
+    """A clock that a test moves."""
+
+    at: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.at
+
+
+@contextmanager
+def log(path: Path, clock: Clock | None = None) -> Iterator[EventLog]:
+    """A log that is closed, and so written, at the end."""
+    it = EventLog(path, monotonic=clock or Clock())
+    try:
+        yield it
+    finally:
+        it.close()
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("ascii").splitlines()]
+
+
+def eventually(holds: Any, seconds: float = 5.0) -> None:
+    """Waits until `holds()`."""
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_an_event_is_a_line_with_time_event_and_client_first(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    with log(path) as it:
+        it.wall = lambda: 0.0
+        it.write("refused", CLIENT, status=511, host="x.test", method=None, because="no session")
+    assert path.read_text("ascii") == (
+        '{"time": "1970-01-01T00:00:00.000Z", "event": "refused", "client": "192.0.2.7",'
+        ' "mac": "02:00:00:00:00:07", "status": 511, "host": "x.test", "because": "no session"}\n'
+    )
+
+
+def test_what_repeats_is_counted(tmp_path: Path) -> None:
+    path, clock = tmp_path / "events", Clock()
+    with log(path, clock) as it:
+        for number in range(100):
+            it.write("refused", CLIENT, status=511, host="x.test", because=f"in {number} s")
+        it.write("refused", OTHER, status=511, host="x.test")
+        clock.at += WINDOW
+        it.write("refused", CLIENT, status=511, host="x.test", because="later")
+    told = lines(path)
+    assert [it.get("repeats") for it in told if it["client"] == "192.0.2.7"] == [None, 99, None]
+    assert it.counts == {"refused": 102}
+
+
+def test_repeats_are_written_once_the_window_is_over(tmp_path: Path) -> None:
+    path, clock = tmp_path / "events", Clock()
+    with log(path, clock) as it:
+        for _ in range(3):
+            it.write("refused", CLIENT, host="x.test")
+        clock.at += WINDOW
+        eventually(lambda: len(path.read_text().splitlines()) == 2)
+        assert lines(path)[1]["repeats"] == 2
+
+
+def test_one_client_that_makes_up_hosts_cannot_flood_it(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    with log(path) as it:
+        for number in range(20_000):
+            it.write("refused", CLIENT, status=511, host=f"{number}.test")
+        it.write("refused", OTHER, status=511, host="x.test")
+        it.write("granted", id="192.0.2.7")
+    told = lines(path)
+    own = [it for it in told if it.get("client") == "192.0.2.7"]
+    assert len(own) <= LINES_A_CLIENT + 2
+    assert sum(it.get("repeats", 0) + 1 for it in own[LINES_A_CLIENT:]) >= 20_000 - LINES_A_CLIENT
+    assert [it["event"] for it in told if it not in own] == ["refused", "granted"]
+
+
+def test_many_clients_together_are_bounded_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    with log(path) as it:
+        for number in range(50_000):
+            it.write("refused", Client(parse_address(f"10.0.{number >> 8}.{number & 255}")))
+        assert len(it._backlog) <= BACKLOG
+        assert len(it._lines) <= 20_000
+        assert len(it._shares) <= 20_000
+
+
+@given(st.text(), st.text(alphabet=st.characters(codec=None)))
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_client_says_stays_inside_its_string(
+    tmp_path: Path, host: str, sni: str
+) -> None:
+    path = tmp_path / "events"
+    path.unlink(missing_ok=True)
+    with log(path) as it:
+        it.write("refused", CLIENT, host=f"a\nb\r{host}", sni=sni)
+    assert path.read_bytes().count(b"\n") == 1
+    (told,) = lines(path)
+    assert told["event"] == "refused"
+    assert told["host"][:4] == "a\nb\r"
+    assert len(told["host"]) <= LONGEST_TEXT
+
+
+def test_a_long_text_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    with log(path) as it:
+        it.write("refused", CLIENT, host="x" * 100_000)
+    assert path.stat().st_size < 1000
+
+
+def test_a_file_that_cannot_be_opened_is_an_error_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        EventLog(tmp_path / "no" / "events")
+
+
+def test_a_full_disk_is_told_once_and_what_was_lost_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "events"
+    path.symlink_to("/dev/full")
+    with caplog.at_level(logging.WARNING), log(path) as it:
+        for number in range(3):
+            it.write("refused", CLIENT, host=f"{number}.test")
+            eventually(lambda want=number + 1: it._lost >= want)
+        path.unlink()  # as if there were room again
+        it.write("refused", CLIENT, host="after.test")
+        eventually(lambda: path.exists() and path.stat().st_size)
+    first, second = lines(path)
+    assert (first["event"], first["lost"]) == ("fault", 3)
+    assert "time" in first
+    assert second["host"] == "after.test"
+    assert len(caplog.records) == 1
+    assert "No space left on device" in caplog.records[0].getMessage()
+
+
+@pytest.mark.parametrize("how", ["renamed", "removed"])
+def test_a_file_that_was_rotated_is_begun_anew(tmp_path: Path, how: str) -> None:
+    path, old = tmp_path / "events", tmp_path / "events.1"
+    with log(path) as it:
+        it.write("refused", CLIENT, host="a.test")
+        eventually(lambda: path.stat().st_size)
+        if how == "renamed":
+            path.rename(old)
+        else:
+            path.unlink()
+        it.write("refused", CLIENT, host="b.test")
+        eventually(lambda: path.exists() and path.stat().st_size)
+    assert [it["host"] for it in lines(path)] == ["b.test"]
+    if how == "renamed":
+        assert [it["host"] for it in lines(old)] == ["a.test"]
+
+
+def test_two_processes_write_to_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    with log(path) as one, log(path) as two:
+        for number in range(50):
+            one.write("refused", CLIENT, host=f"{number}.test")
+            two.write("refused", OTHER, host=f"{number}.test")
+    assert len(lines(path)) == 100
+
+
+def test_the_file_is_not_for_everyone_to_read(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    with log(path):
+        assert path.stat().st_mode & 0o007 == 0
+
+
+def test_a_pipe_that_nobody_reads_holds_nothing_up(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="No such device"):
+        EventLog(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        began = time.monotonic()
+        with log(path) as it:
+            for number in range(5000):  # more than a pipe holds
+                it.write("granted", OTHER, number=number)
+            eventually(lambda: it._lost)
+        assert time.monotonic() - began < 10
+        whole = os.read(reader, 10_000).split(b"\n")[:-1]
+        assert [json.loads(line)["number"] for line in whole] == list(range(len(whole)))
+    finally:
+        os.close(reader)
+
+
+@pytest.mark.parametrize("room", [10, 100, 3000])
+def test_half_a_line_spoils_no_other(tmp_path: Path, room: int) -> None:
+    path = tmp_path / "events"
+    fits, rest = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with log(path) as it:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, rest))  # a disk that is full soon
+            for number in range(100):
+                it.write("granted", OTHER, number=number)
+            eventually(lambda: it._lost)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (fits, rest))
+            it.write("granted", OTHER, number="last")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (fits, rest))
+        signal.signal(signal.SIGXFSZ, before)
+    told = path.read_text("ascii").splitlines()
+    whole = [json.loads(line) for line in told if line.endswith("}")]
+    assert len(told) - len(whole) <= 1
+    assert whole[-1]["number"] == "last"
+    lost = sum(it.get("lost", 0) for it in whole)
+    assert lost + sum("number" in it for it in whole) == 101
