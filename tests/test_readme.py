@@ -38,7 +38,18 @@ def matches(said: list[str], printed: list[str]) -> bool:
 
 
 def in_namespace(name: str, command: str, home: Path) -> list[str]:
-    return ["ip", "netns", "exec", name, "env", f"HOME={home}", "bash", "-c", command]
+    return [
+        "ip",
+        "netns",
+        "exec",
+        name,
+        "env",
+        f"HOME={home}",
+        "PYTHONUNBUFFERED=1",
+        "bash",
+        "-c",
+        command,
+    ]
 
 
 @pytest.fixture

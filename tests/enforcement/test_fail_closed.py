@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ KNOWN = "clients:\n  - {address: 127.0.0.1, access: known}\n"
 HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 HELLO = records(message(server_name(OUTSIDE.encode())))
 
-WAIT = 0.25  # seconds for an answer, which a connection to this machine leaves in a few ms
+WAIT = 0.15  # seconds for an answer, which a connection to this machine leaves in a few ms
 
 
 class BrokenError(Exception):
@@ -34,6 +34,15 @@ class BrokenError(Exception):
 
 def broken(*_: Any, **__: Any) -> Any:
     raise BrokenError("broken")
+
+
+@pytest.fixture(autouse=True)
+def nothing_crashed(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """The same as for the other tests, but that a fault of ours is what these are about."""
+    with caplog.at_level(logging.WARNING):
+        yield
+    said = [it.getMessage() for when in ("setup", "call") for it in caplog.get_records(when)]
+    assert not [text for text in said if "has crashed" in text]
 
 
 class BrokenRules(ClientRules):
@@ -156,6 +165,8 @@ async def test_whatever_raises_nothing_of_an_unknown_client_leaves(
         collaborator(it, monkeypatch)
         answers = await walk(it, mode, origin.port)
         assert all(b" 200 OK" not in answer for answer in answers)
+        if collaborator is the_reply:
+            assert b"HTTP/1.1 503 " in answers[0]
         monkeypatch.undo()
     assert origin.connections == 0
 
@@ -420,8 +431,3 @@ async def test_a_redirected_hit_on_the_proxys_own_port_does_not_loop(
         with contextlib.suppress(ConnectionError):
             assert await it.talk(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n") == b""
         assert not it.flows.requests
-
-
-@pytest.fixture(autouse=True)
-def quiet(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING)

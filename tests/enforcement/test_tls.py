@@ -474,6 +474,38 @@ async def test_nothing_plain_inside_an_intercepted_handshake_leaves(
     assert origin.connections == 0
 
 
+@requires.tool("curl", "wget")
+@pytest.mark.parametrize(
+    ("client", "says"),
+    [
+        (("wget", "--no-proxy", "-t", "1", "-T", "9", "-O", "-"), "not trusted"),
+        (("curl", "-sS", "--noproxy", "*", "--max-time", "9"), "certificate"),
+        (("openssl", "s_client", "-verify_return_error", "-connect"), "verify error"),
+    ],
+    ids=lambda it: it[0],
+)
+async def test_real_clients_reject_the_certificate_each_in_its_way(
+    portal: StartPortal,
+    origin: Origin,
+    dialled: Dialled,
+    monkeypatch: pytest.MonkeyPatch,
+    client: tuple[str, ...],
+    says: str,
+) -> None:
+    dialled("127.0.0.1", origin.port)
+    async with portal(INTERCEPT, mode="transparent") as it:
+        told = listened(it, monkeypatch)
+        there = f"localhost:{it.port}"
+        status, said = await run(*client, there if client[0] == "openssl" else f"https://{there}/")
+        assert status, said
+        assert says in said
+        event = await told.one("tls")
+        assert event["outcome"] == "rejected"
+        assert event["alert"] in ("unknown_ca", None)
+        assert (event["alert"] is None) == (event["hung_up"] is True)
+    assert origin.connections == 0
+
+
 async def test_tls_inside_intercepted_tls_is_decided_like_any_other(
     portal: StartPortal, origin: Origin, dialled: Dialled
 ) -> None:

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from capport.portal import passwords
-from capport.portal.backchannel import token_digest
 from capport.portal.records import Records
 from portal.house import Browser, free_port
 
@@ -99,24 +97,3 @@ async def test_a_policy_with_nothing_to_serve_is_an_error(
     given = {"policy": str(tmp_path / "lab.yaml"), "sessions": str(tmp_path / "s.db")}
     status, _, error = await _run("login:serve", **given, socket="")
     assert (status, says in error, "Traceback" in error) == (1, True, False)
-
-
-async def test_a_user_is_added_by_a_pipe_and_removed(tmp_path: Path) -> None:
-    given = {"sessions": str(tmp_path / "sessions.db"), "policy": ""}
-    assert (await _run("user:add", "swordfish\n", **given, name="Ada"))[0] == 0
-    assert (await _run("user:show", **given))[1] == "ada\n"
-    records = Records(tmp_path / "portal.db")
-    assert passwords.is_password(records.password_of("ada"), "swordfish")
-    records.close()
-    assert (await _run("user:add", "\n", **given, name="Eve"))[0] == 1
-    assert (await _run("user:remove", **given, name="ada"))[0] == 0
-    assert (await _run("user:remove", **given, name="ada"))[2] == "there is no user ada\n"
-
-
-async def test_a_token_is_shown_once_and_kept_as_its_hash(tmp_path: Path) -> None:
-    given = {"sessions": str(tmp_path / "sessions.db"), "policy": ""}
-    _, token, _ = await _run("token:new", **given, name="login.example.net")
-    records = Records(tmp_path / "portal.db")
-    assert records.token_name(token_digest(token.strip())) == "login.example.net"
-    records.close()
-    assert token.strip().encode() not in (tmp_path / "portal.db").read_bytes()

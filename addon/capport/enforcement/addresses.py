@@ -74,13 +74,18 @@ def is_own(address: Address) -> bool:
     """Whether `address` is this machine's: what connects there meets the router's own services."""
     if address.is_loopback or address.is_unspecified:
         return True
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+    with _udp_socket(address) as probe:
         try:
-            probe.bind((str(address), 0))  # the kernel allows it for its own addresses alone
+            probe.connect((str(address), 9))  # UDP: looks up the route, sends nothing
         except OSError:
             return False
-    return True
+        # What is sent to an address of our own, or routed to us, is sent from that address.
+        return parse_address(probe.getsockname()[0]) == address
+
+
+def _udp_socket(address: Address) -> socket.socket:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    return socket.socket(family, socket.SOCK_DGRAM)
 
 
 def is_reachable(address: Address) -> bool:
@@ -111,10 +116,9 @@ def _system_resolver() -> Resolver:
 
 
 def _has_way_to(address: Address) -> bool:
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+    with _udp_socket(address) as probe:
         try:
-            probe.connect((str(address), 9))  # UDP: looks up the route, sends nothing
+            probe.connect((str(address), 9))
         except OSError:
             return False
     return True

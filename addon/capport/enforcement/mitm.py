@@ -585,7 +585,7 @@ class Gatekeeper:
     def websocket_message(self, shown: http.HTTPFlow) -> None:
         """Keeps no message for ever, as mitmproxy would."""
         if self.gate.policy.http_known is KnownHttp.STREAM and shown.websocket:
-            shown.websocket.messages.clear()
+            del shown.websocket.messages[:-1]  # the last is what dumper and others after us read
 
     @closed(_deny_nothing)
     def tcp_message(self, shown: tcp.TCPFlow) -> None:

@@ -40,7 +40,7 @@ from capport.core.decision import HttpRequest
 from capport.core.place import Place, parse_authority, parse_host
 from capport.core.policy import Connect
 from capport.core.reply import Asked, Reply, reply_to
-from capport.core.verdict import HeaderFieldsTooLarge, Pass, Verdict
+from capport.core.verdict import HeaderFieldsTooLarge, Pass, Refusal, Verdict
 
 if TYPE_CHECKING:
     from capport.enforcement.mitm import Gatekeeper
@@ -366,7 +366,7 @@ class RefusalLayer(layer.Layer):
     ) -> layer.CommandGenerator[None]:
         reply = CLOSED
         if verdict is not None and not isinstance(verdict, Pass):
-            reply = reply_to(verdict, asked_of(request))
+            reply = self._reply_to(verdict, asked_of(request))
         elif verdict is not None:  # let through, and it does not say where to
             reply = bare(400)
         shown = http.HTTPFlow(self.context.client, self.context.server, live=True)
@@ -385,6 +385,13 @@ class RefusalLayer(layer.Layer):
         ends = last or not bodyless
         yield from self._send(reply, close=ends)
 
+    def _reply_to(self, verdict: Refusal, asked: Asked) -> Reply:
+        try:
+            return reply_to(verdict, asked)
+        except Exception:
+            self.keeper.fault("a reply")
+            return CLOSED
+
     def _refuse_unread(self, status: int, why: str) -> layer.CommandGenerator[None]:
         """Answers what could not be read as a request. It is too broken to be shown as a flow."""
         try:
@@ -393,9 +400,8 @@ class RefusalLayer(layer.Layer):
             self.keeper.fault("telling of a refusal")
         reply = bare(status)
         if status == 431:
-            reply = reply_to(
-                HeaderFieldsTooLarge(why), Asked(self.method.decode("ascii", "replace"))
-            )
+            asked = Asked(self.method.decode("ascii", "replace"))
+            reply = self._reply_to(HeaderFieldsTooLarge(why), asked)
         yield from self._send(reply, close=True)
 
     def _send(self, reply: Reply, *, close: bool) -> layer.CommandGenerator[None]:
