@@ -54,7 +54,12 @@ HOUSE: tuple[Row, ...] = (
         "it can be tested in a line and trusted in the dark",
         never=CLOCKS + FILES + SOCKETS + OTHERS,
     ),
-    Row(POLICY_FILE, ("capport.core.*", "yaml", "idna"), "YAML and IDNA stop here"),
+    Row(("capport.certificate",), ("capport.core.*", "cryptography"), "X.509 is read in one place"),
+    Row(
+        POLICY_FILE,
+        ("capport.core.*", "capport.certificate", "yaml", "idna"),
+        "YAML and IDNA stop here",
+    ),
     Row(("capport.clock",), ("capport.core.*",), "a clock knows nothing of what it is read for"),
     Row(
         ("capport.events", "capport.metrics"),

@@ -36,6 +36,7 @@ from capport.core.policy import (
     UnknownTls,
 )
 from capport.policyfile import PolicyError, Problem
+from portal.certificates import certificate
 
 HERE = Path(__file__).parent / "policyfile"
 POLICIES = Path(__file__).parent.parent / "policies"
@@ -786,3 +787,13 @@ def test_an_error_while_reading_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(clientsfile, "open_regular", lambda _: Failing())
     (problem,) = clientsfile.read(tmp_path / "staff.csv", ClientRules())
     assert str(problem).endswith("staff.csv: cannot be read: Input/output error")
+
+
+def test_where_the_apis_certificate_is_checked_is_in_the_garden(tmp_path: Path) -> None:
+    """RFC 8908 section 4.1."""
+    certificate(tmp_path, places=True)
+    text = "login_server: {listen: 192.0.2.1:8511, certificate: cert.pem, key: key.pem}"
+    garden = policyfile.parse(text, "lab.yaml", tmp_path).walled_garden
+    for host, port in (("ocsp.example.org", 80), ("ca.example.org", 8080), ("crl.example.org", 80)):
+        assert garden.find(host, port)
+    assert not garden.find("ocsp.example.org", 443)

@@ -5,10 +5,12 @@ KEYS, what a value may look like in policyvalues.py, how YAML is read in policyt
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from capport import clientsfile
 from capport import policyvalues as values
+from capport.certificate import places_to_check
 from capport.core.place import Host, Place
 from capport.core.policy import (
     Access,
@@ -28,6 +30,7 @@ from capport.core.policy import (
     Tls,
     UnknownTls,
     WalledGarden,
+    network_of,
 )
 from capport.policytree import Fields, Items, Node, Refused, Word, kind, read_text, read_tree
 from capport.problems import (
@@ -72,6 +75,7 @@ KEYS = {
 NOT_BUILT_YET = (("sessions.store", "redis://", "a store in Redis"),)
 """What a later change brings: the key, how its value begins, and what that would be."""
 
+_LONGEST_CERTIFICATE = 1 << 20  # bytes, with its chain
 _DAY = 86400
 _REFRESH: int | None = 10
 
@@ -234,7 +238,7 @@ class _Reader:
             network=top.take("network", _optional(values.for_people), None),
             refresh=top.take("refresh", values.refresh, _REFRESH),
             clients=self._clients(top),
-            walled_garden=self._walled_garden(top),
+            walled_garden=self._walled_garden(top, login_server),
             tls=self._tls(top.section("tls")),
             http_known=self._http(top.section("http")),
             sessions=self._sessions(top.section("sessions")),
@@ -326,8 +330,10 @@ class _Reader:
             else:
                 self.findings.error(rule.mark("file"), f"file: {problem.file}: {problem.message}")
 
-    def _walled_garden(self, top: _Section) -> WalledGarden:
+    def _walled_garden(self, top: _Section, login_server: LoginServer | None) -> WalledGarden:
         garden = WalledGarden()
+        if login_server and login_server.certificate:
+            self._add_where_it_is_checked(garden, login_server.certificate)
         for node in top.items("walled_garden", "www.example.org"):
             if isinstance(node, Word) and not node.nothing:
                 self._garden_entry(node, garden)
@@ -340,6 +346,21 @@ class _Reader:
                 )
                 self.findings.error(node.at, message)
         return garden
+
+    def _add_where_it_is_checked(self, garden: WalledGarden, certificate: str) -> None:
+        """RFC 8908 section 4.1: OCSP, CRLs and issuers of the API's certificate are reachable.
+
+        What is wrong with the certificate the login server says when it starts.
+        """
+        with suppress(OSError, ValueError):
+            with open_regular(Path(certificate)) as file:
+                places = places_to_check(file.read(_LONGEST_CERTIFICATE))
+            for place in places:
+                entry = GardenEntry(str(place), frozenset({place.port}), certificate)
+                if isinstance(place.host, str):
+                    garden.add_name(place.host, entry)
+                else:
+                    garden.add_network(network_of(place.host), entry)
 
     def _garden_entry(self, node: Word, garden: WalledGarden) -> None:
         try:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from capport.certificate import places_to_check
 from capport.core.policy import Policy
 from capport.portal import server
-from capport.portal.certificate import places_to_check
 from portal.certificates import certificate
 from portal.house import House, house, policy
 
