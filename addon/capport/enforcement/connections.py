@@ -71,6 +71,8 @@ class Connections:
     def opened(self, conn: connection.Client, client: Client) -> None:
         """A client has connected; nothing of it is let through yet."""
         key = key_of(conn)
+        if before := self._open.get(key):
+            self.closed(before.conn)  # the client's port is in use again before its end was told
         entry = self._open[key] = Open(conn, client)
         self._file(entry)
         if self.gate.known(client):
@@ -87,9 +89,10 @@ class Connections:
 
     def closed(self, conn: connection.Client) -> None:
         """A client's connection has ended: nothing of it is kept."""
-        entry = self._open.pop(key_of(conn), None)
-        if entry is None:
+        entry = self._open.get(key_of(conn))
+        if entry is None or entry.conn.id != conn.id:
             return
+        del self._open[key_of(conn)]
         self._cancel(entry)
         self._forget_unknown(entry)
         self._unfile(entry)
