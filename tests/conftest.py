@@ -166,6 +166,8 @@ async def running_portal(
         confdir=_configuration().name, mode=[mode], listen_host="127.0.0.1", listen_port=0
     )
     master = DumpMaster(opts, with_termlog=False, with_dumper=False)
+    # It ends the process over any error logged meanwhile, be it another test's, of a lost task.
+    master.addons.get("errorcheck").finish()
     opts.set(
         f"portal_policy={file}",
         "portal_sessions=:memory:",

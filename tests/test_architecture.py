@@ -418,7 +418,8 @@ def declared() -> tuple[set[str], set[str]]:
 def distributions(folder: Path) -> dict[str, str]:
     """The distribution behind each foreign top-level import below `folder`, and a file with it."""
     modules = sources(folder)
-    local = {part for module in modules for part in module.split(".")} | set(OURS)
+    shared = sources(CHECKOUT / "tests")  # scripts/bench builds its lab with tests/lab
+    local = {part for module in (*modules, *shared) for part in module.split(".")} | set(OURS)
     known = packages_distributions()
     found: dict[str, str] = {}
     for module, path in modules.items():

@@ -1,0 +1,315 @@
+"""Real caches between a client and the portal: none of them stores a 511.
+
+RFC 6585 section 6: "Responses with the 511 status code MUST NOT be stored by a cache." A cache that
+did would keep clients captive after they have signed in, and those behind it with them. Each is
+asked as its package configures it, and told to store whatever it can by every setting but one that
+has it break the protocol (`proxy_ignore_headers Cache-Control`).
+"""
+
+import asyncio
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+
+import requires
+from conftest import Origin, Portal, StartPortal, one_answer
+
+USER = "nobody"  # as whom a cache runs where the tests run as root, which squid would refuse to
+NAKED_511 = (
+    b"HTTP/1.1 511 Network Authentication Required\r\n"
+    b"Content-Type: text/html\r\nContent-Length: 6\r\n\r\nsignin"
+)
+KINDS = ("text/html", "text/html", "application/json", "text/plain", "text/html")
+
+NGINX = """
+daemon off;
+master_process off;
+pid {folder}/pid;
+error_log stderr;
+events {{ worker_connections 64; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/temp;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    proxy_cache_path {folder}/cache keys_zone=all:1m use_temp_path=off;
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{
+            proxy_pass http://127.0.0.1:{upstream};
+            proxy_set_header Host $http_host;
+            proxy_cache all;
+            {more}
+        }}
+    }}
+}}
+"""
+
+SQUID = """
+http_port 127.0.0.1:{port}
+cache_peer 127.0.0.1 parent {upstream} 0 no-query no-digest default
+never_direct allow all
+http_access allow all
+shutdown_lifetime 0 seconds
+pid_filename none
+netdb_filename none
+pinger_enable off
+access_log none
+cache_log stdio:/dev/stderr
+coredump_dir {folder}
+visible_hostname cache.example
+memory_cache_shared off
+dns_nameservers 127.0.0.1
+{more}
+"""
+
+VARNISH = """
+vcl 4.1;
+backend default {{ .host = "127.0.0.1"; .port = "{upstream}"; }}
+{more}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """A cache and one way of configuring it.
+
+    `greedy` where it stores a 511 that does not forbid it. `absolute` where it is a proxy to its
+    clients, who ask it for a whole URL.
+    """
+
+    name: str
+    tool: str
+    config: str
+    command: Callable[[Path, int], list[str]]
+    more: str = ""
+    greedy: bool = False
+    absolute: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _nginx(folder: Path, port: int) -> list[str]:
+    return ["nginx", "-p", str(folder), "-c", str(folder / "config"), "-e", "stderr"]
+
+
+def _squid(folder: Path, port: int) -> list[str]:
+    return ["squid", "-N", "-d", "1", "-n", f"capport{port}", "-f", str(folder / "config")]
+
+
+def _varnish(folder: Path, port: int, *more: str) -> list[str]:
+    work = ["-n", str(folder / "work"), "-s", "malloc,4m", "-j", "none"]
+    return ["varnishd", "-F", "-a", f"127.0.0.1:{port}", "-f", str(folder / "config"), *work, *more]
+
+
+def _varnish_for_long(folder: Path, port: int) -> list[str]:
+    return _varnish(folder, port, "-p", "default_ttl=600", "-p", "default_grace=600")
+
+
+CACHES = [
+    Cache("nginx", "nginx", NGINX, _nginx),
+    Cache(
+        "nginx-any",
+        *("nginx", NGINX, _nginx),
+        "proxy_cache_valid any 10m; proxy_cache_revalidate on; proxy_cache_lock on;"
+        " proxy_cache_use_stale error timeout updating http_500 http_503;",
+        greedy=True,
+    ),
+    Cache("squid", "squid", SQUID, _squid, absolute=True),
+    Cache(
+        "squid-long",
+        *("squid", SQUID, _squid),
+        "negative_ttl 10 minutes\n"
+        "refresh_pattern . 10 100% 10 override-expire override-lastmod ignore-reload",
+        absolute=True,
+    ),
+    Cache("varnish", "varnishd", VARNISH, _varnish),
+    Cache(
+        "varnish-long",
+        *("varnishd", VARNISH, _varnish_for_long),
+        "sub vcl_backend_response { set beresp.ttl = 10m; set beresp.grace = 10m; }",
+        greedy=True,
+    ),
+]
+each_cache = pytest.mark.parametrize(
+    "cache", [pytest.param(it, marks=requires.tool(it.tool), id=str(it)) for it in CACHES]
+)
+each_greedy_cache = pytest.mark.parametrize(
+    "cache",
+    [pytest.param(it, marks=requires.tool(it.tool), id=str(it)) for it in CACHES if it.greedy],
+)
+
+
+@dataclass
+class Running:
+    """A cache that runs, and what asks it."""
+
+    cache: Cache
+    port: int
+
+    async def get(self, host: str, path: str = "/page", more: str = "") -> tuple[int, bytes]:
+        """The status and the whole of the answer to a GET by way of the cache."""
+        target = f"http://{host}{path}" if self.cache.absolute else path
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(f"GET {target} HTTP/1.1\r\nHost: {host}\r\n{more}\r\n".encode())
+            answer = await asyncio.wait_for(one_answer(reader), 10)
+        finally:
+            writer.close()
+        return int(answer.split(b" ", 2)[1]), answer
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that the cache may write to, whoever runs it. pytest's own is closed to others."""
+    path = Path(tempfile.mkdtemp(prefix="cache-"))
+    if os.geteuid() == 0:
+        os.chown(path, pwd.getpwnam(USER).pw_uid, -1)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+@asynccontextmanager
+async def running(cache: Cache, folder: Path, upstream: int) -> AsyncIterator[Running]:
+    """`cache` in front of the port `upstream`, until it is done with."""
+    port = _free_port()
+    process = _start(cache, folder, port, upstream)
+    try:
+        await _listens(process, port, folder)
+        yield Running(cache, port)
+    finally:
+        _end(process)
+
+
+def _start(cache: Cache, folder: Path, port: int, upstream: int) -> subprocess.Popen[bytes]:
+    config = cache.config.format(folder=folder, port=port, upstream=upstream, more=cache.more)
+    (folder / "config").write_text(config)
+    is_root = os.geteuid() == 0
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen(
+            cache.command(folder, port),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            # Debian has them in /usr/sbin, which is not in everybody's PATH.
+            env={**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin"},
+            start_new_session=True,
+            user=USER if is_root else None,
+            extra_groups=[] if is_root else None,
+        )
+
+
+async def _listens(process: subprocess.Popen[bytes], port: int, folder: Path) -> None:
+    limit = time.monotonic() + 30
+    while process.poll() is None and time.monotonic() < limit:
+        with suppress(OSError):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.close()
+            return
+        await asyncio.sleep(0.05)
+    said = (folder / "log").read_text()[-3000:]
+    raise AssertionError(f"it does not listen ({process.poll()}):\n{said}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends the cache with its children: it leads a process group."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(3)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # a child that outlived its parent
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@each_cache
+async def test_a_cache_in_front_does_not_store_a_511(
+    portal: StartPortal, origin: Origin, folder: Path, cache: Cache
+) -> None:
+    """Section 6: each request has its own 511, and after the grant the page is there at once."""
+    origin.answer = _storable(b"online")
+    host = f"127.0.0.1:{origin.port}"
+    async with portal() as it, running(cache, folder, it.port) as front:
+        for asked, kind in enumerate(KINDS, 1):
+            more = f"Accept: {kind}\r\nCache-Control: max-stale, max-age=600\r\n"
+            status, answer = await front.get(host, more=more)
+            assert status == 511
+            assert _field(answer, b"cache-control") == b"no-store"
+            assert kind.partition("/")[2].encode() in _field(answer, b"content-type")
+            assert _asked_for(it, "/page") == asked
+        assert origin.connections == 0
+        it.grant("127.0.0.1")
+        status, answer = await front.get(host)
+        assert (status, answer[-6:]) == (200, b"online")
+        # And it does store what it may: else the above would say nothing of it.
+        assert (await front.get(host))[0] == 200
+        assert len(origin.heads) == 1
+
+
+@each_cache
+async def test_nor_a_429(portal: StartPortal, origin: Origin, folder: Path, cache: Cache) -> None:
+    """RFC 6585 section 4: MUST NOT be stored."""
+    host = f"127.0.0.1:{origin.port}"
+    policy = "limits:\n  requests: {count: 1, per: 1h}\n"
+    async with portal(policy) as it, running(cache, folder, it.port) as front:
+        statuses = [(await front.get(host))[0] for _ in range(3)]
+        assert statuses == [511, 429, 429]
+        assert _asked_for(it, "/page") == 3
+
+
+@each_greedy_cache
+async def test_these_caches_would_store_a_511_that_does_not_forbid_it(
+    folder: Path, cache: Cache
+) -> None:
+    """The counter-check: without `no-store`, who asks second gets what the first one got."""
+    async with (
+        Origin(answer=NAKED_511).serving() as naked,
+        running(cache, folder, naked.port) as front,
+    ):
+        for _ in range(3):
+            assert (await front.get("www.example.com"))[0] == 511
+        assert len(naked.heads) == 1
+
+
+def _storable(body: bytes) -> bytes:
+    """A 200 that every cache may store for ten minutes."""
+    head = (
+        f"HTTP/1.1 200 OK\r\nDate: {formatdate(usegmt=True)}\r\nCache-Control: max-age=600\r\n"
+        f"Content-Type: text/plain\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+def _asked_for(portal: Portal, path: str) -> int:
+    """How many requests for `path` the portal has had: a cache may ask for more, by itself."""
+    return sum(flow.request.path == path for flow in portal.flows.requests)
+
+
+def _field(answer: bytes, name: bytes) -> bytes:
+    head = answer.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]
+    pairs = [line.partition(b":") for line in head]
+    return b", ".join(value.strip() for found, _, value in pairs if found.lower() == name)
