@@ -67,7 +67,9 @@ class Gate:
         if isinstance(verdict, Pass):
             self._heard_of(case)
         elif self.link is not None and isinstance(verdict, NetworkAuthenticationRequired | SignIn):
-            verdict = replace(verdict, login_url=self.link(client, url))
+            # Nobody wants to go on to a connectivity check once they are online.
+            page = url if isinstance(verdict, NetworkAuthenticationRequired) else None
+            verdict = replace(verdict, login_url=self.link(client, page))
         return verdict
 
     def connection(self, client: Client, place: Place) -> Verdict:

@@ -33,6 +33,7 @@ from capport.core.policy import Policy
 from capport.enforcement import known_set, nftables
 from capport.enforcement.libnftables import Nftables
 from capport.identity.neighbours import NetlinkNeighbours
+from capport.portal.api import PATH
 from capport.stores import open_store
 from lab import namespaces, origin
 from lab.advertise import Advertiser
@@ -48,7 +49,7 @@ ORIGIN6, STATUS6 = origin.ADDRESSES[6]
 PROXY_PORT = 8080
 TUNNEL, TUNNEL_PORT = "tunnel.example.net", 5300
 """A domain whose name server on the origin is somebody's who tunnels through DNS."""
-CAPTIVE_PORTAL = "https://login.example.net/captive-portal"
+CAPTIVE_PORTAL = f"https://login.example.net{PATH}"
 
 POLICY = """\
 network: Lab
@@ -151,7 +152,7 @@ class Lab:
 
     `policy` is the text of a policy, in which `{folder}` is the lab's own folder. Without `portal`
     there is no mitmdump, which keeps the kernel's set of known clients; with `follow` the lab
-    keeps it, too.
+    keeps it, too. `names` are at the addresses given; every other name is the origin's.
     """
 
     def __init__(
@@ -162,6 +163,7 @@ class Lab:
         portal: bool = True,
         follow: bool = False,
         proxy_ports: Sequence[int] = (PROXY_PORT,),
+        names: Mapping[str, str] | None = None,
         name: str = "",
     ) -> None:
         self.name = f"{name}-" if name else ""
@@ -170,6 +172,7 @@ class Lab:
         self.proxy_ports = tuple(proxy_ports)
         self._count, self._text = clients, policy
         self._portal, self._follow = portal, follow
+        self._names = names or {}
         self._stack = ExitStack()
         self._flushed = 0
         self.policy: Policy
@@ -336,6 +339,7 @@ class Lab:
                     f"dhcp-leasefile={self.folder}/leases",
                     f"server={ORIGIN4}",
                     f"server=/{TUNNEL}/{ORIGIN4}#{TUNNEL_PORT}",
+                    *(f"address=/{n}/{a}\nlocal=/{n}/" for n, a in self._names.items()),
                     nftables.dnsmasq(self.policy, captive_portal_api=CAPTIVE_PORTAL),
                 ]
             )

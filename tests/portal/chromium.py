@@ -1,26 +1,99 @@
-"""A real Chromium, driven by its own protocol over the web socket that it opens on loopback."""
+"""A real Chromium, driven by its own protocol over a pair of pipes: so it may be in a namespace."""
 
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from tornado.websocket import WebSocketClientConnection, websocket_connect
-
 PATIENCE = 30.0
+LARGEST = 1 << 26  # bytes in one answer: a picture of a page
+
+
+class Gone(Exception):
+    """The page went away while it was asked: it is on its way to the next."""
+
+
+class Browser:
+    """The browser itself; what its tabs have to say comes through here."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+        self._numbers = count(1)
+        self._tabs: dict[str, Tab] = {}
+        self._lock = asyncio.Lock()
+
+    async def send(self, method: str, session: str = "", **parameters: Any) -> dict[str, Any]:
+        """The answer to one command. Raises Gone for a command that failed."""
+        number = next(self._numbers)
+        asked = {"id": number, "method": method, "params": parameters}
+        if session:
+            asked["sessionId"] = session
+        async with self._lock:
+            self._writer.write(json.dumps(asked).encode() + b"\0")
+            while True:
+                got = json.loads(await asyncio.wait_for(self._read(), PATIENCE))
+                if got.get("id") == number:
+                    if "error" in got:
+                        raise Gone(got["error"])
+                    result: dict[str, Any] = got["result"]
+                    return result
+                if (tab := self._tabs.get(got.get("sessionId", ""))) is not None:
+                    tab.hear(got.get("method", ""), got.get("params", {}))
+
+    async def urls(self) -> dict[str, str]:
+        """The URL of each tab, by the id that `tab` takes."""
+        targets = (await self.send("Target.getTargets"))["targetInfos"]
+        return {one["targetId"]: one["url"] for one in targets if one["type"] == "page"}
+
+    async def opened(self, start: str) -> str:
+        """The id of a tab with a URL that begins with `start`, once there is one."""
+        for _ in range(int(PATIENCE / 0.05)):
+            for target, url in (await self.urls()).items():
+                if url.startswith(start):
+                    return target
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"no tab with {start}: {await self.urls()}")
+
+    async def tab(self, target: str | None = None) -> "Tab":
+        """A tab that is open, or a new one."""
+        if target is None:
+            target = (await self.send("Target.createTarget", url="about:blank"))["targetId"]
+        attached = await self.send("Target.attachToTarget", targetId=target, flatten=True)
+        tab = Tab(self, attached["sessionId"])
+        self._tabs[tab.session] = tab
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            await tab.send(f"{domain}.enable")
+        return tab
+
+    async def _read(self) -> bytes:
+        try:
+            return (await self._reader.readuntil(b"\0"))[:-1]
+        except asyncio.IncompleteReadError:
+            raise AssertionError("Chromium has gone") from None
 
 
 class Tab:
     """A tab. What is evaluated is evaluated outside the page's Content-Security-Policy."""
 
-    def __init__(self, socket: WebSocketClientConnection, session: str) -> None:
-        self._socket, self._session = socket, session
-        self._numbers = count(1)
+    def __init__(self, browser: Browser, session: str) -> None:
+        self.browser, self.session = browser, session
         self.said: list[dict[str, Any]] = []  # what the console and the network had to say
+        self.answers: list[tuple[int, str]] = []  # the status and URL of each response
+
+    def hear(self, method: str, event: dict[str, Any]) -> None:
+        """An event of this tab's."""
+        if method in ("Log.entryAdded", "Network.loadingFailed"):
+            self.said.append(event)
+        if method == "Network.responseReceived":
+            self.answers.append((event["response"]["status"], event["response"]["url"]))
+        if method == "Network.requestWillBeSent" and "redirectResponse" in event:
+            answer = event["redirectResponse"]
+            self.answers.append((answer["status"], answer["url"]))
 
     async def open(self, url: str) -> None:
         await self.send("Page.navigate", url=url)
@@ -31,9 +104,19 @@ class Tab:
         for _ in range(int(PATIENCE / 0.05)):
             await asyncio.sleep(0.05)
             with contextlib.suppress(Gone):
-                if await self.run("document.readyState + location.protocol") == "completehttp:":
+                state = await self.run("document.readyState + location.protocol")
+                if state in ("completehttp:", "completehttps:"):
                     return
         raise AssertionError(f"nothing loaded: {await self.run('document.body.innerText')}")
+
+    async def shows(self, text: str) -> None:
+        """Waits until `text` is on the page, whichever that is."""
+        for _ in range(int(PATIENCE / 0.05)):
+            with contextlib.suppress(Gone):
+                if text in await self.text():
+                    return
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"no {text!r}: {await self.text()}")
 
     async def click(self, selector: str) -> None:
         """As a finger would, where the element is; then waits for the page after."""
@@ -60,7 +143,7 @@ class Tab:
         raise AssertionError(f"{selector} led nowhere: {await self.text()}")
 
     async def text(self) -> str:
-        return str(await self.run("document.body.innerText"))
+        return str(await self.run("document.body ? document.body.innerText : ''"))
 
     async def run(self, expression: str) -> Any:
         """The value of a JavaScript expression, awaited where it is a promise."""
@@ -72,79 +155,53 @@ class Tab:
         return got["result"].get("value")
 
     async def send(self, method: str, **parameters: Any) -> dict[str, Any]:
-        number = next(self._numbers)
-        asked = {"id": number, "method": method, "params": parameters, "sessionId": self._session}
-        await self._socket.write_message(json.dumps(asked))
-        while True:
-            got = json.loads(await asyncio.wait_for(_read(self._socket), PATIENCE))
-            if got.get("id") == number and got.get("sessionId") == self._session:
-                if "error" in got:
-                    raise Gone(got["error"])
-                result: dict[str, Any] = got["result"]
-                return result
-            if got.get("method") in ("Log.entryAdded", "Network.loadingFailed"):
-                self.said.append(got["params"])
-
-
-class Gone(Exception):
-    """The page went away while it was asked: it is on its way to the next."""
+        return await self.browser.send(method, self.session, **parameters)
 
 
 @asynccontextmanager
-async def chromium(folder: Path, *names: str) -> AsyncIterator[Tab]:
-    """A Chromium with its profile in `folder`; `names`, each `NAME HOST:PORT`, resolve so."""
+async def chromium(
+    folder: Path, *names: str, within: Sequence[str] = (), arguments: Sequence[str] = ()
+) -> AsyncIterator[Tab]:
+    """A Chromium with its profile in `folder`; `names`, each `NAME HOST:PORT`, resolve so.
+
+    `within` is the start of a command line that runs what follows elsewhere: in a namespace.
+    """
     rules = ", ".join(f"MAP {name}" for name in names)
+    (its_in, our_out), (our_in, its_out) = os.pipe(), os.pipe()
+    # Chromium reads commands on 3 and answers on 4.
+    pipes = f'exec "$0" "$@" 3<&{its_in} 4>&{its_out} {its_in}<&- {its_out}>&-'
     process = await asyncio.create_subprocess_exec(
+        *(*within, "bash", "-c", pipes),
         *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
-        *("--remote-debugging-port=0", f"--user-data-dir={folder}", "--disable-dev-shm-usage"),
-        *("--disable-background-networking", f"--host-resolver-rules={rules}", "about:blank"),
+        *("--remote-debugging-pipe", f"--user-data-dir={folder}", "--disable-dev-shm-usage"),
+        *("--disable-background-networking", f"--host-resolver-rules={rules}"),
+        *(*arguments, "about:blank"),
+        stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
+        pass_fds=(its_in, its_out),
     )
+    os.close(its_in)
+    os.close(its_out)
+    reader, writer = await _streams(our_in, our_out)
+    browser = Browser(reader, writer)
     try:
-        port, path = await _port(folder / "DevToolsActivePort")
-        socket = await websocket_connect(f"ws://127.0.0.1:{port}{path}", max_message_size=1 << 26)
-        target = await _send(socket, "Target.createTarget", url="about:blank")
-        attached = await _send(
-            socket, "Target.attachToTarget", targetId=target["targetId"], flatten=True
-        )
-        tab = Tab(socket, attached["sessionId"])
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            await tab.send(f"{domain}.enable")
-        yield tab
-        socket.close()
+        yield await browser.tab()
+        await browser.send("Browser.close")  # by itself, so that its profile is written
+        await asyncio.wait_for(process.wait(), PATIENCE)
     finally:
+        writer.close()
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         await process.wait()
 
 
-async def _send(
-    socket: WebSocketClientConnection, method: str, **parameters: Any
-) -> dict[str, Any]:
-    await socket.write_message(json.dumps({"id": 0, "method": method, "params": parameters}))
-    while True:
-        got = json.loads(await asyncio.wait_for(_read(socket), PATIENCE))
-        if got.get("id") == 0:
-            result: dict[str, Any] = got["result"]
-            return result
-
-
-async def _read(socket: WebSocketClientConnection) -> str | bytes:
-    message = await socket.read_message()
-    assert message is not None, "Chromium has gone"
-    return message
-
-
-async def _port(file: Path) -> tuple[str, str]:
-    for _ in range(int(PATIENCE / 0.05)):
-        text = await asyncio.to_thread(_text, file)
-        if "\n" in text:
-            port, path = text.split("\n")[:2]
-            return port, path
-        await asyncio.sleep(0.05)
-    raise AssertionError("Chromium does not start")
-
-
-def _text(file: Path) -> str:
-    return file.read_text("ascii") if file.exists() else ""
+async def _streams(into: int, out: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=LARGEST)
+    reading = asyncio.StreamReaderProtocol(reader)
+    await loop.connect_read_pipe(lambda: reading, os.fdopen(into, "rb", 0))
+    transport, writing = await loop.connect_write_pipe(
+        asyncio.streams.FlowControlMixin, os.fdopen(out, "wb", 0)
+    )
+    return reader, asyncio.StreamWriter(transport, writing, None, loop)

@@ -107,6 +107,14 @@ def precondition_required(case: Case, policy: Policy) -> Verdict | None:
     return None
 
 
+def login_server(case: Case, policy: Policy) -> Verdict | None:
+    """The login server is always in the walled garden. RFC 6585 section 6.1."""
+    place = policy.login_place
+    if place in (_named(case), case.dialled):
+        return Pass(f"{place} is the login server", to=place)
+    return None
+
+
 def known_by_rule(case: Case, policy: Policy) -> Verdict | None:
     """The policy's own word on this client."""
     if case.rule and case.rule.access is Access.KNOWN:
@@ -119,14 +127,6 @@ def open_session(case: Case, policy: Policy) -> Verdict | None:
     if case.rule is None and case.session and case.session.is_open(case.now):
         left = case.session.seconds_remaining(case.now)
         return Pass(f"{case.client} is known for {left} s more")
-    return None
-
-
-def login_server(case: Case, policy: Policy) -> Verdict | None:
-    """The login server is always in the walled garden. RFC 6585 section 6.1."""
-    place = policy.login_place
-    if place in (_named(case), case.dialled):
-        return Pass(f"{place} is the login server", to=place)
     return None
 
 
@@ -169,14 +169,16 @@ def unknown_client(case: Case, policy: Policy) -> Verdict:
     return _required(case, policy, f"{case.client} has no session")
 
 
-# The first that answers decides. The limits come first: they hold for known clients too.
+# The first that answers decides. The limits come first: they hold for known clients too. Who signs
+# out is unknown before the answer is there: so the way to the login server is open to everyone,
+# whatever else is.
 RULES: tuple[Rule, ...] = (
     header_fields_too_large,
     too_many_requests,
     precondition_required,
+    login_server,
     known_by_rule,
     open_session,
-    login_server,
     walled_garden,
     blocked_client,
     connectivity_check,

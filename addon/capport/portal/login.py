@@ -286,7 +286,7 @@ def page_asked_for(handler: Handler) -> str | None:
         state = handler.portal.states.read(handler.state)
     except StateError:
         return None
-    return state.page if state.client.address == handler.client.address else None
+    return state.page if state.is_of(handler.client) else None
 
 
 def _length(session: Session | None) -> int | None:

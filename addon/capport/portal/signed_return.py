@@ -20,7 +20,6 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from tornado import web
 
-from capport.core.client import Client
 from capport.portal.states import State, StateError
 from capport.portal.web import Blocked, Handler
 
@@ -92,7 +91,8 @@ class SignedReturn(Handler):
         try:
             said = read_return(token, pem, audience, self.portal.wall())
             state = self.portal.states.read(said.state)
-            _is_of(self.client, state)
+            if not state.is_of(self.client):
+                raise ReturnError("the state is another client's")
         except (ReturnError, StateError) as error:
             raise web.HTTPError(403, "%s", str(error)) from error
         if self.standing.blocked:
@@ -119,13 +119,6 @@ class SignedReturn(Handler):
             if await self.portal.recorded(spent) is not None:
                 return True
         return False
-
-
-def _is_of(client: Client, state: State) -> None:
-    if state.client.address != client.address:
-        raise ReturnError("the state is of another address")
-    if state.client.mac is not None and state.client.mac != client.mac:
-        raise ReturnError("another device has that address now")
 
 
 def _key(pem: bytes) -> tuple[Any, str]:

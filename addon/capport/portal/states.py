@@ -58,6 +58,15 @@ class State:
         """From here on it is no good."""
         return self.minted + LIFETIME
 
+    def is_of(self, client: Client) -> bool:
+        """Whether `client` is who was refused: by its MAC, and by its address where it had none.
+
+        A device asks for its page over IPv6, and meets the login server over IPv4.
+        """
+        if self.client.mac is not None:
+            return self.client.mac == client.mac
+        return self.client.address == client.address
+
 
 class States:
     """Mints and reads states. `boot` names this boot: `/proc/sys/kernel/random/boot_id`."""

@@ -1,0 +1,107 @@
+"""Connectivity checks in the lab: each system says "sign in", and after it that it is online."""
+
+import asyncio
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from capport.core.place import Place
+from capport.core.policy import LoginServer, Probes
+from capport.enforcement import health
+from conftest import StartPortal
+from journey.conftest import LOGIN, Street
+from journey.guests import Guest
+from journey.systems import CHECKS, Check, Finding
+from lab.namespaces import wait_for
+from portal.house import LOOPBACK, Page, free_port, house, policy
+
+pytestmark = pytest.mark.lab
+
+SIGN_IN = re.compile(rf"https://{re.escape(LOGIN)}/\?state=[A-Za-z0-9_-]{{40,}}")
+each = pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.system)
+
+
+@each
+def test_an_unknown_client_is_told_to_sign_in(street: Street, check: Check) -> None:
+    answer = street.ask(check.url)
+    assert (answer.status, check.model(answer)) == (check.compatible, Finding.SIGN_IN)
+    assert answer.fields["cache-control"] == "no-store"
+    assert not {"set-cookie", "x-networkmanager-status", "x-connman-status"} & set(answer.fields)
+    if check.compatible == 302:
+        where = answer.fields["location"]
+        assert SIGN_IN.fullmatch(where), where
+    else:
+        assert "location" not in answer.fields
+        (where,) = re.findall(r'<a href="([^"]+)"', answer.body)
+    page = street.ask(where)
+    assert (page.status, "Terms of use" in page.body) == (200, True)
+
+
+def test_a_known_client_hears_the_vendors_own_answer(street: Street) -> None:
+    street.grant()
+    before = len(street.requests())
+    findings = {check.system: check.model(street.ask(check.url)) for check in CHECKS}
+    assert findings == {check.system: Finding.ONLINE for check in CHECKS}
+    asked = [f"http://{one['host']}{one['path']}" for one in street.requests()[before:]]
+    assert asked == [check.url for check in CHECKS]
+
+
+def test_the_check_over_https_fails_until_then(street: Street) -> None:
+    """Android and ChromeOS are online only once this one is, too: so it is never answered by us."""
+    url = "https://www.google.com/generate_204"
+    refused = street.client.curl("-k", url)
+    assert (refused.stdout.strip(), "access denied" in refused.stderr) == ("000", True)
+    street.grant()
+    assert street.client.curl("-k", url).stdout.strip() == "204"
+
+
+@pytest.fixture
+def strict(street: Street) -> Iterator[Street]:
+    """The street with `probes: strict`, put back afterwards."""
+    file = street.lab.policy_file
+    before = file.read_text()
+
+    def changed(text: str, status: int) -> None:
+        file.write_text(text)
+        url = CHECKS[0].url
+        wait_for(lambda: street.ask(url).status == status, 20, "the policy is not followed")
+
+    changed(before + f"probes: {Probes.STRICT}\n", 511)
+    yield street
+    changed(before, 302)
+
+
+def test_strict_is_511_for_every_one_of_them(strict: Street) -> None:
+    """And what that means for each: why it is not the default."""
+    answers = {check.system: strict.ask(check.url) for check in CHECKS}
+    assert {answer.status for answer in answers.values()} == {511}
+    lost = {c.system for c in CHECKS if c.model(answers[c.system]) is not Finding.SIGN_IN}
+    assert lost == {check.system for check in CHECKS if check.compatible == 302} - {"Chromium"}
+
+
+async def test_no_302_while_the_login_server_does_not_answer(
+    portal: StartPortal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A redirect that leads nowhere hides the portal from Chromium; a 511 does not."""
+    monkeypatch.setattr(health, "INTERVAL", 0.05)
+    port = free_port()
+    url = "http://connectivitycheck.gstatic.com/generate_204"
+    async with portal(f"login_url: http://127.0.0.1:{port}/\n") as it:
+        guest = Guest(it.port, port)
+        assert (await guest.visit(url)).status == 511
+        up = replace(policy(), login_server=LoginServer(Place(LOOPBACK, port)))
+        async with house(up):
+            answer = await becomes(guest, url, 302)
+            assert answer.location == f"http://127.0.0.1:{port}/"
+        assert (await becomes(guest, url, 511)).location is None
+
+
+async def becomes(guest: Guest, url: str, status: int) -> Page:
+    """The answer with `status`, which comes before long."""
+    for _ in range(200):
+        if (answer := await guest.visit(url)).status == status:
+            return answer
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"{url}: {answer.status}, never {status}")
