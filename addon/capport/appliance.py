@@ -7,7 +7,9 @@ without which mitmproxy does not serve, and the script's.
 
 import asyncio
 import logging
+import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -28,6 +30,8 @@ from mitmproxy.addons import (
 from capport.enforcement import settings
 from capport.enforcement.mitm import CaptivePortal
 
+logger = logging.getLogger(__name__)
+
 # The first four as in mitmproxy's own commands. The last writes two lines for each connection, by
 # which a client could fill a disk; what goes wrong in one is a warning, and stays.
 _QUIET = ("tornado", "asyncio", "hpack", "quic", "mitmproxy.proxy.server")
@@ -41,6 +45,50 @@ class _NoOnboarding:
     def load(self, loader: Loader) -> None:
         """The option, with the value that is forced."""
         loader.add_option("onboarding", bool, False, "mitm.it, which the portal does not serve.")
+
+
+class _Supervised:
+    """Tells systemd that the portal serves, and from its event loop that it goes on (sd_notify(3)).
+
+    A loop that is stuck says nothing, and `WatchdogSec` ends the process. Without systemd, nothing.
+    """
+
+    name = "supervised"
+
+    def __init__(self) -> None:
+        self._alive: asyncio.Task[None] | None = None
+
+    def running(self) -> None:
+        """The last to be told of the start: all others serve by now."""
+        _tell_systemd("READY=1")
+        seconds = int(os.environ.get("WATCHDOG_USEC", 0)) / 1e6
+        if seconds > 0:
+            self._alive = asyncio.create_task(self._say_so(seconds / 3))
+
+    def done(self) -> None:
+        """The end."""
+        _tell_systemd("STOPPING=1")
+        if self._alive:
+            self._alive.cancel()
+
+    @staticmethod
+    async def _say_so(interval: float) -> None:
+        while True:
+            _tell_systemd("WATCHDOG=1")
+            await asyncio.sleep(interval)
+
+
+def _tell_systemd(state: str) -> None:
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path:
+        return
+    address = "\0" + path[1:] if path.startswith("@") else path
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as telling:
+        try:
+            telling.sendto(state.encode(), address)
+        except OSError as error:
+            # Whoever supervises us acts on the silence; the portal serves all the same.
+            logger.warning(f"systemd was not told {state}: {path}: {error.strerror}")
 
 
 _ADDONS: tuple[Callable[[], object], ...] = (
@@ -82,6 +130,7 @@ async def _serve(given: Mapping[str, object], values: Sequence[str]) -> None:
     opts.update(**given)
     portal = CaptivePortal()
     addons.add(portal)
+    addons.add(_Supervised())
     if opts.deferred:  # nobody has taken them: they would be without effect
         names = ", ".join(sorted(opts.deferred))
         settings.stop_the_start(ValueError(f"{names}: no option of the appliance's"))

@@ -26,7 +26,7 @@ class State(NamedTuple):
 
     `lengths` says how long the ids are that there may be: an unknown client is asked for under
     three, of which most networks use one, and each that is not looked up saves a wait for memory
-    (0.6 us instead of 1.2 for the three, with 1 000 000 sessions: scripts/bench-store).
+    (0.6 us instead of 1.2 for the three, with 1 000 000 sessions: scripts/bench store).
     """
 
     records: dict[ClientId, bytes]

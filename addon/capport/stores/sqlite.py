@@ -4,7 +4,7 @@ Each process keeps a replica of it in memory, which is all that `find` asks. A c
 (write-ahead log, synced), then read back into the replica through the table `changes`, by which the
 other processes hear of it too: one way for one's own and for theirs, in the order of the commits.
 One thread per store does what is to be done in the background. Measured on two busy cores
-(scripts/bench-store, medians): a grant 0.5 ms, another process acts on it 0.5 to 0.9 ms after its
+(scripts/bench store, medians): a grant 0.5 ms, another process acts on it 0.5 to 0.9 ms after its
 start (17 ms at worst of 1200), idle 0.03 % of a core.
 
 What holds when the file cannot be written (disk full, read-only, damaged, locked, gone): `put`

@@ -1,0 +1,1 @@
+"""What `scripts/bench` measures: each figure beside its peer's, both taken in the same run."""

@@ -1,0 +1,10 @@
+"""For mitmdump: a 511 with as little as mitmproxy lets an addon do it with. No gate at all."""
+
+from mitmproxy import http
+
+BODY = b"<!doctype html><title>Sign in</title>".ljust(2500)
+
+
+def requestheaders(flow: http.HTTPFlow) -> None:
+    """The answer, before any connection to the origin."""
+    flow.response = http.Response.make(511, BODY, {"Cache-Control": "no-store"})

@@ -1,0 +1,102 @@
+"""A figure, and how it is told: rounds of ours and of the peers, and what they come to.
+
+The rounds alternate, so that what else the machine does falls on all alike; a ratio is taken round
+by round, and its spread is the noise.
+"""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Missing(Exception):
+    """What a benchmark needs and this machine has not, and how to get it."""
+
+
+class Promise(Enum):
+    """What is promised of a figure."""
+
+    AT_LEAST = "at least"
+    AT_MOST = "at most"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One line for each of `rows`, ours first. With `peer`, each other row is a ratio of it.
+
+    `promise` is of the first row: of its ratio to the peer where `of_peer`, else of its median;
+    or, where `worst`, of its maximum.
+    """
+
+    name: str
+    unit: str
+    rows: Mapping[str, Sequence[float]]
+    peer: str | None = None
+    promise: tuple[Promise, float] | None = None
+    of_peer: bool = False
+    worst: bool = False
+
+    def lines(self) -> list[str]:
+        """The figure as text."""
+        told = [f"{self.name}  [{self.unit}]"]
+        for who, values in self.rows.items():
+            low, middle, high = spread(values)
+            line = f"  {who:<46}{_n(low):>10}{_n(middle):>10}{_n(high):>10}"
+            if self.peer and who != self.peer:
+                ratio = spread(self.ratios(who))
+                line += f"   {_n(ratio[1])}x ({_n(ratio[0])} to {_n(ratio[2])})"
+            told.append(line)
+        if self.promise:
+            told.append(f"  {self.kept()}")
+        return told
+
+    def ratios(self, who: str) -> list[float]:
+        """Of each round, what it was of the peer's."""
+        assert self.peer
+        pairs = zip(self.rows[who], self.rows[self.peer], strict=True)
+        return [mine / peers for mine, peers in pairs]
+
+    def kept(self) -> str:
+        """Whether the promise is kept, and whether the noise leaves room for doubt."""
+        assert self.promise
+        how, bound = self.promise
+        ours = next(iter(self.rows))
+        low, middle, high = spread(self.ratios(ours) if self.of_peer else self.rows[ours])
+        if self.worst:
+            low = middle = high
+        good = [x >= bound if how is Promise.AT_LEAST else x <= bound for x in (low, middle, high)]
+        unit = f"times {self.peer}" if self.of_peer else self.unit
+        said = f"promised: {how.value} {_n(bound)} {unit}; "
+        if all(good):
+            return said + "kept"
+        if not any(good):
+            return said + "MISSED"
+        return said + ("kept" if good[1] else "MISSED") + " by the median, not in every round"
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Minimum, median and maximum."""
+    return min(values), statistics.median(values), max(values)
+
+
+def percentile(values: Sequence[float], of_100: float) -> float:
+    """The value that `of_100` in a hundred do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * of_100 / 100))]
+
+
+def alternate(rounds: int, measures: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
+    """`rounds` of each measure in turn, forwards and backwards, so that a drift cancels out."""
+    rows: dict[str, list[float]] = {name: [] for name in measures}
+    for number in range(rounds):
+        for name in [*measures][:: -1 if number % 2 else 1]:
+            rows[name].append(measures[name]())
+    return rows
+
+
+def _n(value: float) -> str:
+    """Three significant digits or so, without an exponent."""
+    if 0 < abs(value) < 0.001:
+        return "<0.001"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -1,0 +1,276 @@
+"""The units of systemd/: what they say is right, and their commands do what the order promises.
+
+The commands are those of the files, with no more capabilities than the units give, in namespaces
+in place of a machine that boots.
+"""
+
+import configparser
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import requires
+from lab.namespaces import Namespace, end, namespaces, veth, wait_for
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+FOLDER = CHECKOUT / "systemd"
+UNITS = sorted(FOLDER.glob("*.service"))
+CAPPORT = str(Path(sys.executable).with_name("capport"))
+
+KNOWN, UNKNOWN, ORIGIN, ECHO = "192.0.2.7", "192.0.2.8", "198.51.100.2", 7
+POLICY = f"""\
+login_url: https://login.example.net/
+clients:
+  - {{address: {KNOWN}, access: known}}
+sessions:
+  store: sqlite://{{folder}}/sessions.db
+router:
+  client_interface: br-lan
+  origin_interface: wan
+"""
+
+
+def values(unit: str, key: str) -> list[str]:
+    """Each value of a key, in order, of which a unit may have several."""
+    lines = (FOLDER / unit).read_text().splitlines()
+    return [line.partition("=")[2] for line in lines if line.startswith(f"{key}=")]
+
+
+def words(unit: str, key: str) -> list[str]:
+    return " ".join(values(unit, key)).split()
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
+def test_a_unit_is_what_systemd_takes(unit: Path, tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        parser = configparser.ConfigParser(strict=False, interpolation=None)
+        parser.read(unit)
+        assert parser.sections() == ["Unit", "Service", "Install"]
+        return
+    for each in UNITS:
+        (tmp_path / each.name).write_text(
+            each.read_text().replace("/opt/capport/bin/capport", CAPPORT)
+        )
+    argv = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no"]
+    verified = subprocess.run(
+        [*argv, str(tmp_path / unit.name)], capture_output=True, text=True, check=False
+    )
+    assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
+    # 10 is a service with nothing held back; one that needs the network and CAP_NET_ADMIN is at 2.
+    security = ["systemd-analyze", "security", "--offline=true", "--threshold=25", "--no-pager"]
+    judged = subprocess.run(
+        [*security, str(tmp_path / unit.name)], capture_output=True, text=True, check=False
+    )
+    assert judged.returncode == 0, judged.stdout
+
+
+@pytest.mark.parametrize("unit", [path.name for path in UNITS])
+def test_a_unit_may_do_no_more_than_change_the_network(unit: str) -> None:
+    for key in ("AmbientCapabilities", "CapabilityBoundingSet"):
+        assert words(unit, key) == ["CAP_NET_ADMIN"]
+    assert words(unit, "User") == ["capport"]
+    assert words(unit, "NoNewPrivileges") == ["yes"]
+    assert words(unit, "ProtectSystem") == ["strict"]
+
+
+def test_the_rules_come_before_any_network_and_the_portal_after_the_rules() -> None:
+    assert "network-pre.target" in words("capport-router.service", "Before")
+    assert words("capport-router.service", "DefaultDependencies") == ["no"]
+    assert "capport-router.service" in words("capport.service", "Requires")
+    assert "capport-router.service" in words("capport.service", "After")
+
+
+def test_the_files_that_the_units_name_are_those_that_are_here() -> None:
+    text = "".join(unit.read_text() for unit in UNITS)
+    named = set(re.findall(r"/etc/capport/(\S+)", text))
+    assert named == {"policy.yaml", "closed.nft"}
+    assert (FOLDER / "closed.nft").exists()
+
+
+class Booting:
+    """A client, a router and an origin; the units' commands are carried out on the router."""
+
+    def __init__(self, client: Namespace, router: Namespace, origin: Namespace, folder: Path):
+        self.client, self.router, self.folder = client, router, folder
+        self.policy = folder / "policy.yaml"
+        self.policy.write_text(POLICY.replace("{folder}", str(folder)))
+        veth(client, "eth0", router, "br-lan")
+        veth(origin, "eth0", router, "wan")
+        router.ip(
+            "address add 192.0.2.1/24 dev br-lan",
+            "address add 198.51.100.1/24 dev wan",
+            "link set br-lan up",
+            "link set wan up",
+        )
+        client.ip(
+            *(f"address add {address}/24 dev eth0" for address in (KNOWN, UNKNOWN)),
+            "link set eth0 up",
+            "route add default via 192.0.2.1",
+        )
+        origin.ip(
+            f"address add {ORIGIN}/24 dev eth0",
+            "link set eth0 up",
+            "route add default via 198.51.100.1",
+        )
+
+    def argv(self, command: str) -> list[str]:
+        """A unit's command with a unit's capabilities, on the router."""
+        for there, here in {
+            "/opt/capport/bin/capport": CAPPORT,
+            "/etc/capport/policy.yaml": str(self.policy),
+            "/etc/capport/closed.nft": str(FOLDER / "closed.nft"),
+            "/var/lib/capport": str(self.folder),
+        }.items():
+            command = command.replace(there, here)
+        only = "-all,+net_admin"
+        held = [f"--{which}={only}" for which in ("bounding-set", "inh-caps", "ambient-caps")]
+        return ["setpriv", "--no-new-privs", *held, *command.split()]
+
+    def carry_out(self, key: str, unit: str = "capport-router.service") -> list[int]:
+        """The statuses of a key's commands; the first that fails is the last that is run."""
+        statuses = []
+        for command in values(unit, key):
+            done = self.router.run(*self.argv(command))
+            statuses.append(done.returncode)
+            if done.returncode:
+                break
+        return statuses
+
+    def reaches(self, source: str) -> bool:
+        """Whether a connection from `source` comes to the origin."""
+
+        def connect() -> bool:
+            with contextlib.suppress(OSError):
+                socket.create_connection((ORIGIN, ECHO), 0.4, (source, 0)).close()
+                return True
+            return False
+
+        return self.client.call(connect)
+
+    def forwarding(self) -> str:
+        def read() -> str:
+            return Path("/proc/sys/net/ipv4/ip_forward").read_text().strip()
+
+        return self.router.call(read)
+
+
+@pytest.fixture
+def booting(tmp_path: Path) -> Iterator[Booting]:
+    requires.check(requires.namespaces())
+    requires.check(requires.tool("nft"))
+    with namespaces("client", "router", "origin") as (client, router, origin):
+        it = Booting(client, router, origin, tmp_path)
+        listener = origin.call(socket.create_server, ("", ECHO))
+        try:
+            yield it
+        finally:
+            listener.close()
+
+
+def test_forwarding_begins_when_the_rules_are_in_force(booting: Booting) -> None:
+    booting.router.sysctl(ipv4__ip_forward=0)
+    assert booting.carry_out("ExecStartPre") == [0]
+    assert booting.carry_out("ExecStart") == [0]
+    assert booting.forwarding() == "0"
+    assert not booting.reaches(KNOWN)
+    assert booting.carry_out("ExecStartPost") == [0, 0]
+    assert booting.forwarding() == "1"
+    assert booting.reaches(KNOWN)
+    assert not booting.reaches(UNKNOWN)
+
+
+def test_nothing_is_forwarded_before_the_rules_nor_where_they_cannot_be_put_in_force(
+    booting: Booting,
+) -> None:
+    booting.router.sysctl(ipv4__ip_forward=1)  # by something that did not wait
+    assert booting.reaches(KNOWN)
+    assert booting.carry_out("ExecStartPre") == [0]
+    assert not booting.reaches(KNOWN)
+    good = booting.policy.read_text()
+    booting.policy.write_text(good.replace("router:", "ruoter:"))
+    assert booting.carry_out("ExecStart") == [1]
+    assert not booting.reaches(KNOWN)
+    booting.policy.write_text(good)
+    assert booting.carry_out("ExecStartPre") == [0]
+    assert booting.carry_out("ExecStart") == [0]
+    assert booting.carry_out("ExecStartPost") == [0, 0]
+    assert booting.reaches(KNOWN)
+
+
+def test_a_reload_that_fails_leaves_the_rules_and_a_stop_leaves_it_closed(
+    booting: Booting,
+) -> None:
+    for key in ("ExecStartPre", "ExecStart", "ExecStartPost"):
+        assert set(booting.carry_out(key)) == {0}
+    good = booting.policy.read_text()
+    booting.policy.write_text("login_url: nowhere\n")
+    assert booting.carry_out("ExecReload") == [1]
+    assert booting.reaches(KNOWN)
+    assert not booting.reaches(UNKNOWN)
+    booting.policy.write_text(good)
+    assert booting.carry_out("ExecReload") == [0]
+    assert booting.carry_out("ExecStop") == [0, 0]
+    assert not booting.reaches(KNOWN)
+    assert not booting.reaches(UNKNOWN)
+    tables = booting.router.run("nft", "list", "tables").stdout.split("\n")
+    assert [line for line in tables if line] == ["table inet capport_closed"]
+
+
+def test_the_portal_keeps_the_kernels_set_with_the_units_capabilities_and_says_that_it_serves(
+    booting: Booting,
+) -> None:
+    for key in ("ExecStartPre", "ExecStart", "ExecStartPost"):
+        assert set(booting.carry_out(key)) == {0}
+    [command] = values("capport.service", "ExecStart")
+    told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    told.bind(str(booting.folder / "notify"))
+    told.settimeout(40)
+    environment = {
+        **os.environ,
+        "NOTIFY_SOCKET": str(booting.folder / "notify"),
+        "WATCHDOG_USEC": "300000",
+    }
+    with (booting.folder / "log").open("wb") as log:
+        portal = booting.router.start(*booting.argv(command), log=log, env=environment)
+    try:
+        assert told.recv(100) == b"READY=1", (booting.folder / "log").read_text()
+        assert [told.recv(100) for _ in range(3)] == [b"WATCHDOG=1"] * 3
+        at = ("--policy", str(booting.policy))
+        assert not booting.reaches(UNKNOWN)
+        granted = booting.router.run(CAPPORT, "grant", UNKNOWN, *at)
+        assert granted.returncode == 0, granted.stderr
+        wait_for(lambda: booting.reaches(UNKNOWN), 5, "the grant is not in the kernel's set")
+        assert booting.router.run(CAPPORT, "revoke", UNKNOWN, *at).returncode == 0
+        assert not booting.reaches(UNKNOWN)
+        end(portal, 20)
+        limit = time.monotonic() + 20
+        while (said := told.recv(100)) == b"WATCHDOG=1":
+            assert time.monotonic() < limit
+        assert said == b"STOPPING=1"
+    finally:
+        end(portal)
+        told.close()
+
+
+def test_a_portal_that_systemd_did_not_start_serves_without_it(
+    booting: Booting,
+) -> None:
+    argv = booting.argv(values("capport.service", "ExecStart")[0])
+    environment = {**os.environ, "NOTIFY_SOCKET": str(booting.folder / "nobody")}
+    log = booting.folder / "log"
+    with log.open("wb") as said:
+        portal = booting.router.start(*argv, log=said, env=environment)
+    try:
+        wait_for(lambda: "systemd was not told READY=1" in log.read_text(), 40, log.read_text())
+        assert portal.poll() is None
+    finally:
+        end(portal)
