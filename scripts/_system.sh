@@ -39,13 +39,15 @@ allow_services() {
 }
 
 disable_services() {
-  local package
+  local package service
   command -v systemctl >/dev/null || return 0
   for package in "$@"; do
     case $package in
-      nginx | redis-server | squid | varnish | iodine)
-        as_root systemctl disable --quiet "$package" 2>/dev/null ||
-          say "could not disable the service $package: it may start at the next boot"
+      nginx | redis-server | squid | varnish | iodine | network-manager)
+        # The one package whose unit has another name.
+        service=${package/#network-manager/NetworkManager}
+        as_root systemctl disable --quiet "$service" 2>/dev/null ||
+          say "could not disable the service $service: it may start at the next boot"
         ;;
     esac
   done

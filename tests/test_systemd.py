@@ -218,7 +218,9 @@ def test_a_reload_that_fails_leaves_the_rules_and_a_stop_leaves_it_closed(
     assert not booting.reaches(UNKNOWN)
     booting.policy.write_text(good)
     assert booting.carry_out("ExecReload") == [0]
-    assert booting.carry_out("ExecStop") == [0, 0]
+    assert booting.carry_out("ExecStop") == [0, 0, 0]
+    assert booting.forwarding() == "0"
+    booting.router.sysctl(ipv4__ip_forward=1)
     assert not booting.reaches(KNOWN)
     assert not booting.reaches(UNKNOWN)
     tables = booting.router.run("nft", "list", "tables").stdout.split("\n")

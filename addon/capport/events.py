@@ -104,7 +104,7 @@ class EventLog:
 
     def _is_new(self, told: dict[str, Value]) -> bool:
         now = self.monotonic()
-        who = str(told.get("client", ""))
+        who = str(told.get("mac") or told.get("client", ""))  # IPv6 gives one device many addresses
         key = (told["event"], who, *(told.get(name) for name in _TELLING))
         line = self._lines.get(key)
         if line is not None and now < line.until:

@@ -1,6 +1,7 @@
 """CONNECT from an unknown client: refused as its kind understands, or a tunnel to one place."""
 
 import asyncio
+import socket
 import ssl
 
 import pytest
@@ -244,3 +245,15 @@ async def test_a_connect_is_seen_with_its_verdict_and_without_its_credentials(
         writer.close()
         assert b"c2VjcmV0" not in b"".join([*it.flows.shown, *seen])
     assert origin.connections == 0
+
+
+async def test_a_known_clients_connect_that_fails_ends_its_connection(portal: StartPortal) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        head = b"CONNECT 127.0.0.1:%d HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % (port, port)
+        async with portal("clients:\n  - {address: 127.0.0.1, access: known}\n") as it:
+            answer = await it.talk(head * 2)
+    assert answer.startswith(b"HTTP/1.1 502 ")
+    assert b"connection: close" in answer
+    assert answer.count(b"HTTP/1.1") == 1

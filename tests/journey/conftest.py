@@ -85,12 +85,12 @@ class Street:
         )
 
     def requests(self) -> list[dict[str, Any]]:
-        """Every request that has come to the origin's site, in order."""
+        """Every request that has come to the origin's site in this test, in order."""
         lines = (self.lab.folder / "website.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
 
     def requests_for(self, host: str) -> list[dict[str, Any]]:
-        """Those for one name, which only the test that asks for it uses."""
+        """Those for one name."""
         return [asked for asked in self.requests() if asked["host"] == host]
 
     def _capport(self, *arguments: str) -> None:
@@ -118,7 +118,8 @@ def whole_street(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Street]:
 
 @pytest.fixture
 def street(whole_street: Street) -> Iterator[Street]:
-    """The street with nobody known in it."""
+    """The street with nobody known in it, and nothing asked of its site yet."""
+    (whole_street.lab.folder / "website.jsonl").write_text("")
     yield whole_street
     with closing(open_store(str(whole_street.lab.policy.sessions.store))) as store:
         for session in tuple(store.sessions()):

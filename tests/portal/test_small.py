@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capport.core.client import Client, Mac
 from capport.core.negotiation import Language
 from capport.portal import passwords, vouchers
 from capport.portal.theme import LARGEST, Theme
 from capport.portal.throttle import FOR_ALL, FREE, LONGEST, Throttle
 from capport.portal.words import WORDS
 
-ADA, EVE = IPv4Address("192.0.2.7"), IPv4Address("192.0.2.8")
+ADA, EVE = Client(IPv4Address("192.0.2.7")), Client(IPv4Address("192.0.2.8"))
 
 
 # -- vouchers --------------------------------------------------------------------------------------
@@ -114,18 +115,31 @@ def test_a_right_one_does_not_pay_for_the_wrong_ones_before() -> None:
 
 def test_whoever_makes_up_addresses_meets_the_limit_for_all() -> None:
     throttle = Throttle()
-    waits = [throttle.attempt(ip_address(f"10.0.{n // 256}.{n % 256}"), 1.0) for n in range(300)]
+    clients = [Client(ip_address(f"10.0.{n // 256}.{n % 256}")) for n in range(300)]
+    waits = [throttle.attempt(client, 1.0) for client in clients]
     assert waits.count(0) == FOR_ALL
     assert throttle.attempt(ADA, 60.9) > 0
     assert throttle.attempt(ADA, 61.1) == 0
 
 
-def test_all_addresses_of_one_ipv6_network_are_one_client() -> None:
+def at(address: str, mac: str | None = None) -> Client:
+    return Client(IPv6Address(address), Mac(mac) if mac else None)
+
+
+def test_all_addresses_of_one_ipv6_network_are_one_client_where_there_is_no_mac() -> None:
     throttle = Throttle()
     for n in range(FREE):
-        assert throttle.attempt(IPv6Address(f"2001:db8::{n:x}"), 0.0) == 0
-    assert throttle.attempt(IPv6Address("2001:db8::ffff"), 0.0) > 0
-    assert throttle.attempt(IPv6Address("2001:db8:0:1::1"), 0.0) == 0
+        assert throttle.attempt(at(f"2001:db8::{n:x}"), 0.0) == 0
+    assert throttle.attempt(at("2001:db8::ffff"), 0.0) > 0
+    assert throttle.attempt(at("2001:db8:0:1::1"), 0.0) == 0
+
+
+def test_one_device_that_guesses_holds_up_no_other_of_its_network() -> None:
+    throttle = Throttle()
+    for n in range(FREE):
+        assert throttle.attempt(at(f"2001:db8::{n:x}", "02:00:00:00:00:07"), 0.0) == 0
+    assert throttle.attempt(at("2001:db8::aaaa", "02:00:00:00:00:07"), 0.0) > 0
+    assert throttle.attempt(at("2001:db8::bbbb", "02:00:00:00:00:08"), 0.0) == 0
 
 
 # -- words and theme -------------------------------------------------------------------------------

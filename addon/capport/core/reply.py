@@ -188,19 +188,20 @@ def _shown(field_name: str) -> str | None:
 
 
 # The page loads nothing and asks for nothing, so that it looks and works the same in the bare
-# windows that systems open for a sign-in. Light and dark: 4.5:1 or more (WCAG 2.2, 1.4.3).
+# windows that systems open for a sign-in. Light and dark: 4.5:1 or more (WCAG 2.2, 1.4.3), in the
+# colours of the login server that it leads to.
 _STYLE = """
-:root{color-scheme:light dark;--back:#f3f4f6;--card:#fff;--ink:#1b1f27;--faint:#5b6270;\
---line:#dfe2e8;--act:#1d4fd7;--on-act:#fff}
-@media(prefers-color-scheme:dark){:root{--back:#111318;--card:#1a1d24;--ink:#e9ebf0;--faint:#a2a9b6;\
---line:#2c313b;--act:#9db8ff;--on-act:#101520}}
+:root{color-scheme:light dark;--back:#f4f1ea;--card:#fffefb;--ink:#1b2220;--faint:#59635f;\
+--line:#ddd7ca;--act:#0d5c4c;--on-act:#fff}
+@media(prefers-color-scheme:dark){:root{--back:#121615;--card:#1a201e;--ink:#edeee9;--faint:#a5b0ab;\
+--line:#323b38;--act:#83d6bd;--on-act:#05261e}}
 *{box-sizing:border-box}
 body{margin:0;min-height:100vh;display:flex;flex-direction:column;align-items:center;\
 justify-content:center;padding:1.25rem;background:var(--back);color:var(--ink);\
 font:1.0625rem/1.55 system-ui,sans-serif}
 main{width:100%;max-width:32rem;padding:clamp(1.5rem,6vw,2.75rem);background:var(--card);\
 border:1px solid var(--line);border-radius:1rem;overflow-wrap:anywhere}
-h1{margin:0 0 1rem;font-size:1.6rem;line-height:1.25;letter-spacing:-.01em;text-wrap:balance}
+h1{margin:0 0 1rem;font:600 1.75rem/1.2 ui-serif,Georgia,serif;text-wrap:balance}
 p{margin:0 0 1rem}
 a{display:inline-block;margin-top:.5rem;padding:.7rem 1.35rem;border-radius:.6rem;\
 background:var(--act);color:var(--on-act);font-weight:600;text-decoration:none}

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from mitmproxy import connection
 from mitmproxy.proxy import server
 
-from capport.core.client import Address, Client, ClientId
+from capport.core.client import Client, ClientId
 from capport.core.place import Place
 from capport.core.verdict import Pass
 from capport.gate import Gate
@@ -48,6 +48,7 @@ class Open:
     client: Client
     let_through: bool = False
     place: Place | None = None
+    counted_as: ClientId | None = None
     timer: asyncio.TimerHandle | None = None
 
 
@@ -62,7 +63,7 @@ class Connections:
         self.most = _raised_limit() - DESCRIPTORS_KEPT
         self._open: dict[Key, Open] = {}
         self._unknown: OrderedDict[Key, Open] = OrderedDict()  # the oldest first
-        self._unknown_of: dict[Address, OrderedDict[Key, Open]] = {}
+        self._unknown_of: dict[ClientId, OrderedDict[Key, Open]] = {}
         self._by_id: dict[ClientId, set[Key]] = {}
 
     def __len__(self) -> int:
@@ -79,7 +80,8 @@ class Connections:
             self._let_through(entry)
             return
         self._unknown[key] = entry
-        own = self._unknown_of.setdefault(client.address, OrderedDict())
+        entry.counted_as = client.id  # not by address: IPv6 gives one device many
+        own = self._unknown_of.setdefault(client.id, OrderedDict())
         own[key] = entry
         if len(own) > MOST_A_CLIENT:
             self.abort(next(iter(own.values())))
@@ -224,10 +226,11 @@ class Connections:
 
     def _forget_unknown(self, entry: Open) -> None:
         self._unknown.pop(key_of(entry.conn), None)
-        if own := self._unknown_of.get(entry.client.address):
+        counted_as = entry.counted_as
+        if counted_as and (own := self._unknown_of.get(counted_as)):
             own.pop(key_of(entry.conn), None)
             if not own:
-                del self._unknown_of[entry.client.address]
+                del self._unknown_of[counted_as]
 
 
 def _raised_limit() -> int:

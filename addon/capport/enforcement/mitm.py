@@ -427,8 +427,9 @@ class Gatekeeper:
 
     async def _approved_address(self, data: ServerConnectionHookData) -> Address:
         """Where to connect for `data`. Raises OSError where nowhere."""
-        host, port = data.server.address[:2] if data.server.address else ("", 0)
-        place = Place(parse_host(host), port)
+        place = place_of(data.server.address)
+        if place is None:
+            raise PermissionError(f"{data.server.address} names no place")
         client = self.client(data.client)
         self._allowed(client, place, data.client)
         found = await self.addresses.resolve(place.host)
@@ -437,7 +438,7 @@ class Gatekeeper:
             verdict.to is not None and not isinstance(place.host, str)
         )
         for address in found:
-            if port in _own_ports() and is_own(address):
+            if place.port in _own_ports() and is_own(address):
                 continue
             if may_reach(client, address, (address,) if listed else ()):
                 return address
@@ -532,6 +533,13 @@ class Gatekeeper:
         else:
             _mark(shown, REFUSED_MARK, type(verdict).__name__, verdict.because)
         shown.response = None
+
+    @closed(_deny_nothing)
+    def http_connect_error(self, shown: http.HTTPFlow) -> None:
+        """Ends the connection of a CONNECT that failed: mitmproxy cannot take a second one."""
+        if shown.response:
+            shown.response.headers["connection"] = "close"
+            shown.response.headers["cache-control"] = "no-store"
 
     def _verdict_on(self, shown: http.HTTPFlow) -> Verdict:
         handed_on = self._handed_on.pop(key_of(shown.client_conn), None)

@@ -263,6 +263,10 @@ def _early(clients: str, ethernet: bool) -> Iterator[str]:
     # Before address translation, so that what is dropped leaves no entry in conntrack.
     yield "chain early { type filter hook prerouting priority mangle; policy accept;"
     yield f"iifname != {clients} accept"
+    # Whoever sends from an address that is not on its side would have our answers, and what of its
+    # own they quote, sent out to there: a way out. Who has no address yet asks for one.
+    yield "ip saddr != 0.0.0.0 fib saddr . iif oif missing drop"
+    yield "ip6 saddr != :: fib saddr . iif oif missing drop"
     yield "ct state established,related accept"  # each hook below looks who it is for itself
     yield "jump known"
     for family in ("nd-neighbor-solicit", "nd-neighbor-advert", "nd-router-solicit"):

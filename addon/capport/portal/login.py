@@ -67,7 +67,7 @@ class SignIn(Handler):
             self.form(problem=self.problem, status=403)
             return
         if self.conditions is not Conditions.TERMS:
-            self.portal.throttle.forgive(self.client.address)
+            self.portal.throttle.forgive(self.client)
         await self.let_on(met, terms)
 
     async def let_on(self, met: "Met", terms: Terms | None) -> None:
@@ -107,7 +107,7 @@ class SignIn(Handler):
         """Seconds until this client may try again; 0: now."""
         if self.portal.hashing >= HASHES_WAITING:
             return 1.0
-        return self.portal.throttle.attempt(self.client.address, self.portal.grants.now())
+        return self.portal.throttle.attempt(self.client, self.portal.grants.now())
 
     def form(self, *, problem: str | None = None, status: int = 200) -> None:
         """The page with the form."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from tornado import httpserver, iostream, netutil, web
 
+from capport.core.client import parse_address
 from capport.core.place import Place
 from capport.core.policy import LoginServer as Listening
 from capport.portal import login
@@ -70,7 +71,9 @@ class Server(httpserver.HTTPServer):
     def handle_stream(self, stream: iostream.IOStream, address: Any) -> None:
         """Closes what is one too many at once, unread."""
         who = str(address[0]) if isinstance(address, tuple) and address else ""
-        if self._open.total() >= CONNECTIONS or self._open[who] >= CONNECTIONS_A_CLIENT:
+        # All that comes by the proxy comes from this machine, and is bounded for each client there.
+        most = CONNECTIONS if _is_here(stream, who) else CONNECTIONS_A_CLIENT
+        if self._open.total() >= CONNECTIONS or self._open[who] >= most:
             stream.close()
             return
         self._open[who] += 1
@@ -84,6 +87,12 @@ class Server(httpserver.HTTPServer):
         self._open[who] -= 1
         if self._open[who] <= 0:
             del self._open[who]
+
+
+def _is_here(stream: iostream.IOStream, who: str) -> bool:
+    """Whether the other end is this machine: it has the address that it connected to."""
+    here: str = stream.socket.getsockname()[0]
+    return who == here or parse_address(who).is_loopback
 
 
 class LoginServer:

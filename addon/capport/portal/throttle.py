@@ -7,7 +7,7 @@ after the other.
 from collections import OrderedDict, deque
 from ipaddress import IPv6Address, ip_network
 
-from capport.core.client import Address
+from capport.core.client import Client
 from capport.core.session import Instant
 
 FREE = 10
@@ -29,13 +29,13 @@ class Throttle:
         self._wrong: OrderedDict[object, tuple[int, Instant]] = OrderedDict()
         self._lately: deque[Instant] = deque()
 
-    def attempt(self, address: Address, now: Instant) -> float:
+    def attempt(self, client: Client, now: Instant) -> float:
         """Seconds to wait before this attempt may be made; 0: now, and it counts as wrong."""
         while self._lately and self._lately[0] <= now - 60:
             self._lately.popleft()
         if len(self._lately) >= FOR_ALL:
             return self._lately[0] + 60 - now
-        who = _who(address)
+        who = _who(client)
         count, last = self._wrong.get(who, (0, now))
         if now - last > LONGEST:
             count = 0
@@ -51,19 +51,22 @@ class Throttle:
         self._lately.append(now)
         return 0.0
 
-    def forgive(self, address: Address) -> None:
+    def forgive(self, client: Client) -> None:
         """The client's last attempt was right and does not count.
 
         Those before it still do: who has one password of his own could else guess at others'.
         """
-        count, last = self._wrong.get(_who(address), (0, 0.0))
+        count, last = self._wrong.get(_who(client), (0, 0.0))
         if count:
-            self._wrong[_who(address)] = (count - 1, last)
+            self._wrong[_who(client)] = (count - 1, last)
         if self._lately:
             self._lately.pop()
 
 
-def _who(address: Address) -> object:
+def _who(client: Client) -> object:
+    address = client.address
+    if client.mac is not None:
+        return client.mac
     # A device on IPv6 makes up as many addresses of its /64 as it likes (RFC 8981).
     if isinstance(address, IPv6Address) and not address.is_link_local:
         return ip_network((address, 64), strict=False)
