@@ -1,0 +1,58 @@
+"""An HTTP/3 client that trusts everybody: prints the status of each answer, a line each."""
+
+import asyncio
+import ssl
+import sys
+from typing import Any
+
+from aioquic.asyncio.client import connect
+from aioquic.asyncio.protocol import QuicConnectionProtocol
+from aioquic.h3.connection import H3_ALPN, H3Connection
+from aioquic.h3.events import HeadersReceived
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.events import QuicEvent
+
+PATIENCE = 10.0  # seconds
+
+
+class Client(QuicConnectionProtocol):
+    """Asks one thing after the other."""
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
+        self.http = H3Connection(self._quic)
+        self.answers: asyncio.Queue[str] = asyncio.Queue()
+
+    def quic_event_received(self, event: QuicEvent) -> None:
+        for one in self.http.handle_event(event):
+            if isinstance(one, HeadersReceived):
+                self.answers.put_nowait(dict(one.headers)[b":status"].decode())
+
+    async def ask(self, method: str, body: bytes) -> str:
+        """The status; the body is begun and never ended."""
+        stream = self._quic.get_next_available_stream_id()
+        named = {":method": method, ":scheme": "https", ":authority": "elsewhere.example.com"}
+        fields = {**named, ":path": "/", "cookie": "secret=1"}
+        head = [(name.encode(), value.encode()) for name, value in fields.items()]
+        self.http.send_headers(stream, head, end_stream=not body)
+        if body:
+            self.http.send_data(stream, body, end_stream=False)
+        self.transmit()
+        return await self.answers.get()
+
+
+async def main(address: str) -> None:
+    configuration = QuicConfiguration(
+        is_client=True,
+        alpn_protocols=H3_ALPN,
+        verify_mode=ssl.CERT_NONE,
+        server_name="elsewhere.example.com",
+    )
+    async with connect(address, 443, configuration=configuration, create_protocol=Client) as client:
+        assert isinstance(client, Client)
+        print(await client.ask("GET", b""))
+        print(await client.ask("POST", b"x" * 200_000))
+
+
+if __name__ == "__main__":
+    asyncio.run(asyncio.wait_for(main(sys.argv[1]), PATIENCE))
