@@ -11,7 +11,6 @@ from typing import Any
 
 from tornado import httpserver, iostream, netutil, web
 
-from capport.core.client import parse_address
 from capport.core.place import Place
 from capport.core.policy import LoginServer as Listening
 from capport.portal import login
@@ -90,9 +89,12 @@ class Server(httpserver.HTTPServer):
 
 
 def _is_here(stream: iostream.IOStream, who: str) -> bool:
-    """Whether the other end is this machine: it has the address that it connected to."""
+    """Whether the other end is this machine: it has the address that it connected to.
+
+    What connects to an address of its own does so from that one (Linux).
+    """
     here: str = stream.socket.getsockname()[0]
-    return who == here or parse_address(who).is_loopback
+    return who == here
 
 
 class LoginServer:
