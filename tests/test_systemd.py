@@ -267,7 +267,8 @@ def test_a_portal_that_systemd_did_not_start_serves_without_it(
     booting: Booting,
 ) -> None:
     argv = booting.argv(values("capport.service", "ExecStart")[0])
-    environment = {**os.environ, "NOTIFY_SOCKET": str(booting.folder / "nobody")}
+    nobody = {"NOTIFY_SOCKET": str(booting.folder / "nobody"), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, **nobody}
     log = booting.folder / "log"
     with log.open("wb") as said:
         portal = booting.router.start(*argv, log=said, env=environment)
