@@ -17,7 +17,7 @@ from capport.commands import (
 )
 from capport.commands.display import duration, moment
 from capport.commands.in_force import Kernel
-from capport.core.client import Address, Client, ClientId, Mac, parse_address, parse_mac
+from capport.core.client import Address, Client, ClientId, Mac, parts_of
 from capport.core.policy import Access, Policy
 from capport.core.session import Session
 from capport.gate import Gate
@@ -95,13 +95,13 @@ def revoke(arguments: Namespace) -> None:
 
 def _filed_under(who: ClientId, macs: Macs) -> ClientId:
     """An address on the link is filed under its MAC, so that its other addresses count too."""
-    mac, address = _parts_of(who)
+    mac, address = parts_of(who)
     return who if mac or not address else Client(address, macs.get(address)).id
 
 
 def _present(client: ClientId, macs: Macs) -> list[Client]:
     """Who has this id on the network now."""
-    mac, address = _parts_of(client)
+    mac, address = parts_of(client)
     if address is None:
         return [Client(at, mac) for at, found in macs.items() if found == mac]
     found = macs.get(address)
@@ -113,7 +113,7 @@ def _meant(who: ClientId, macs: Macs, filed: Iterable[ClientId]) -> list[ClientI
 
     They are not looked up first: where the store cannot be read they are revoked all the same.
     """
-    mac, address = _parts_of(who)
+    mac, address = parts_of(who)
     if mac and address:
         return [who]
     if address is not None:
@@ -125,25 +125,15 @@ def _meant(who: ClientId, macs: Macs, filed: Iterable[ClientId]) -> list[ClientI
     for client in (Client(at, mac) for at in addresses if at is not None):
         ids |= dict.fromkeys(client.ids)
     for client_id in filed:
-        bound_mac, bound_address = _parts_of(client_id)
+        bound_mac, bound_address = parts_of(client_id)
         if bound_mac and bound_address and (bound_mac == mac or bound_address == address):
             ids[client_id] = None
     return [*ids]
 
 
 def _parts(ids: Iterable[ClientId]) -> tuple[set[Address], set[Mac]]:
-    parts = [_parts_of(client) for client in ids]
+    parts = [parts_of(client) for client in ids]
     return {address for _, address in parts if address}, {mac for mac, _ in parts if mac}
-
-
-def _parts_of(client: ClientId) -> tuple[Mac | None, Address | None]:
-    """The MAC and the address in an id, which has one of them or both."""
-    mac, at, address = client.partition("@")
-    if at:
-        return parse_mac(mac), parse_address(address)
-    with contextlib.suppress(ValueError):
-        return parse_mac(client), None
-    return None, parse_address(client)
 
 
 def _neighbours() -> dict[Address, Mac]:
@@ -155,7 +145,7 @@ def _neighbours() -> dict[Address, Mac]:
 
 def _refuse_blocked(client: ClientId, present: list[Client], policy: Policy) -> None:
     """Raises CommandError where the policy's word on the client would make a session void."""
-    mac, address = _parts_of(client)
+    mac, address = parts_of(client)
     subject = mac or address
     assert subject is not None
     rules = [policy.clients.find(who) for who in present] or [policy.clients.covering(subject)]
@@ -168,7 +158,7 @@ def _refuse_blocked(client: ClientId, present: list[Client], policy: Policy) -> 
 
 def _said(session: Session, present: list[Client]) -> str:
     """What was granted, to whom, until when."""
-    mac, _ = _parts_of(session.client)
+    mac, _ = parts_of(session.client)
     where = ", ".join(str(who.address) for who in sorted(present, key=_by_address))
     if mac is None:
         at = "by its address; no MAC is known for it"
