@@ -26,7 +26,7 @@ from capport.enforcement.garden import GardenFollower
 from capport.enforcement.known_set import KnownSet
 from capport.enforcement.libnftables import Nftables, RulesError
 from capport.stores.memory import MemoryStore
-from lab.namespaces import wait_for
+from lab.namespaces import Namespace, wait_for
 from lab.network import ORIGIN4, ORIGIN6, POLICY, ROUTER4, STATUS4, Client, Lab
 
 LAB = pytest.mark.lab
@@ -37,13 +37,37 @@ def policy_of(text: str) -> Policy:
     return policyfile.parse(whole, "lab.yaml", Path("/"))
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
+FIREWALL = """
+table inet firewall {
+chain onward { type filter hook forward priority filter + 10; policy accept;
+iifname "wan" ct state != { established, related } drop
+}
+}
+"""
+
+
+@pytest.fixture(scope="module", params=["alone", "beside a firewall"])
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """The lab without mitmdump, so that whatever passes has passed by the kernel."""
     requires.check(requires.namespaces())
     requires.check(requires.tool("nft", "dnsmasq", "curl", "conntrack"))
     with Lab(clients=2, portal=False, follow=False, name="nft") as it:
+        if request.param != "alone":
+            it.rules.run(FIREWALL)
+            nftables.up(it.policy, rules=it.rules)
         yield it
+
+
+def proxy_ports(lab: Lab) -> tuple[int, ...]:
+    state = nftables.in_force(lab.rules)
+    assert state is not None
+    return state.proxy_ports
+
+
+def is_tracked(lab: Lab) -> bool:
+    state = nftables.in_force(lab.rules)
+    assert state is not None
+    return state.tracked
 
 
 @pytest.fixture
@@ -227,11 +251,15 @@ def test_rules_that_do_not_load_leave_the_old_ones(lab: Lab) -> None:
 )
 @pytest.mark.parametrize("ethernet", [True, False])
 def test_every_policy_loads(lab: Lab, more: str, ethernet: bool) -> None:
-    text = nftables.ruleset(policy_of(more), proxy_ports=(8080, 8082), ethernet=ethernet)
-    lab.rules.run(text)
-    assert nftables.proxy_ports_in_force(lab.rules) == (8080, 8082)
+    for tracked in (True, False):
+        text = nftables.ruleset(
+            policy_of(more), proxy_ports=(8080, 8082), ethernet=ethernet, tracked=tracked
+        )
+        lab.rules.run(text)
+        assert is_tracked(lab) is tracked
+    assert proxy_ports(lab) == (8080, 8082)
     nftables.up(lab.policy, rules=lab.rules)
-    assert nftables.proxy_ports_in_force(lab.rules) == (8080,)
+    assert proxy_ports(lab) == (8080,)
 
 
 # The set.
@@ -279,13 +307,56 @@ def test_revocation_cuts_what_is_open_and_empties_conntrack(
     wait_for(lambda: not answers(open_here), 1)
     assert answers(open_there)
     wait_for(lambda: client.v4 not in tracked(lab), 2)
-    assert other.v4 in tracked(lab)
+    assert (other.v4 in tracked(lab)) is is_tracked(lab)
     open_here.close()
     open_there.close()
 
 
 def tracked(lab: Lab) -> str:
     return lab.router.run("conntrack", "-L", "-p", "tcp", "--dport", "7").stdout
+
+
+@LAB
+def test_what_known_clients_have_open_is_tracked_only_where_others_may_need_it(
+    lab: Lab, store: MemoryStore, known: KnownSet, request: pytest.FixtureRequest
+) -> None:
+    assert is_tracked(lab) is ("firewall" in request.node.callspec.id)
+    store.put(session(lab.client.mac))
+    known.update([ClientId(lab.client.mac)])
+    for address, name in ((ORIGIN4, "known4"), (ORIGIN6, "known6")):
+        wait_for(lambda a=address, n=name: echoes(lab.client, a) and bool(elements(lab, n)))  # type: ignore[misc]
+        with connected(lab.client, address) as connection:
+            entries = lab.router.run(
+                *("conntrack", "-L", "-f", "ipv6" if ":" in address else "ipv4")
+            ).stdout
+            ours = f"sport={connection.getsockname()[1]} dport=7 " in entries
+            assert ours is is_tracked(lab)
+
+
+@LAB
+@pytest.mark.parametrize("address", [ORIGIN4, ORIGIN6])
+def test_what_was_redirected_before_the_grant_stays_the_proxys(
+    lab: Lab, store: MemoryStore, known: KnownSet, address: str
+) -> None:
+    """Sent on to the origin in its middle, it would be reset there."""
+    with lab.router.call(
+        socket.create_server, ("", 8080), family=socket.AF_INET6, dualstack_ipv6=True
+    ) as listener:
+        listener.settimeout(3)
+        asking = lab.client.namespace.call(socket.create_connection, (address, 80), 3)
+        at_proxy, _ = listener.accept()
+        store.put(session(lab.client.mac))
+        known.update([ClientId(lab.client.mac)])
+        with asking, at_proxy:
+            asking.sendall(b"again")
+            at_proxy.settimeout(3)
+            assert at_proxy.recv(10) == b"again"
+            at_proxy.sendall(b"still here")
+            assert asking.recv(10) == b"still here"
+        assert lab.client.status(f"http://[{address}]/" if ":" in address else f"http://{address}/")
+        listener.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            listener.accept()
 
 
 @LAB
@@ -561,7 +632,7 @@ def test_a_new_policy_is_put_in_force_with_the_same_ports_and_who_is_known(
             policies.append(policy_of("clients:\n  - {address: 203.0.113.0/24, access: known}\n"))
             following.reapply()
             assert answers(connection)
-            assert nftables.proxy_ports_in_force(lab.rules) == (8080, 8082)
+            assert proxy_ports(lab) == (8080, 8082)
             assert "203.0.113.0/24" in lab.router.run("nft", "list", "ruleset").stdout
             policies.append(
                 policy_of(f"clients:\n  - {{mac: {lab.client.mac}, access: blocked}}\n")
@@ -768,6 +839,63 @@ def test_the_router_answers_pings_but_not_a_flood_of_them(lab: Lab, known: Known
 
 
 @LAB
+def test_the_time_is_to_be_had_at_the_router_and_nothing_else_by_that_way(
+    lab: Lab, known: KnownSet
+) -> None:
+    """RFC 8908 section 4.1: to check a certificate takes the time (NTP, RFC 5905)."""
+    client = lab.client
+
+    def ask(address: str, length: int = 48) -> bool:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as talk:
+            talk.settimeout(0.5)
+            talk.connect((address, 123))
+            with contextlib.suppress(OSError):
+                talk.send(b"\x23".ljust(length, b"\0"))
+                return bool(talk.recv(100))
+        return False
+
+    with ntp_server(lab.router, ROUTER4), ntp_server(lab.origin, STATUS4):
+        assert client.namespace.call(ask, ROUTER4)
+        assert not client.namespace.call(ask, ROUTER4, 68), "extension fields carry anything"
+        assert not client.namespace.call(ask, STATUS4)
+        text = POLICY.replace("status.example.org:8081", "status.example.org:123")
+        policy = policyfile.parse(text.replace("{folder}", "/tmp"), "lab.yaml", Path("/"))
+        nftables.up(policy, rules=lab.rules)
+        found = [parse_address(STATUS4)]
+        nftables.update_garden(policy, "status.example.org", found, 60, lab.rules)
+        assert client.namespace.call(ask, STATUS4)
+        assert not client.namespace.call(ask, STATUS4, 68)
+        assert not client.namespace.call(ask, ORIGIN4)
+        answered = [client.namespace.call(ask, STATUS4) for _ in range(14)]
+        assert answered.count(True) < 14, "bounded: its fields are 48 bytes of anybody's"
+
+
+@contextlib.contextmanager
+def ntp_server(namespace: Namespace, address: str) -> Iterator[None]:
+    """Answers datagrams on the port of NTP, as a server does, with 48 bytes."""
+    server = namespace.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+    server.bind((address, 123))
+
+    server.settimeout(0.1)
+    over = threading.Event()
+
+    def serve() -> None:
+        while not over.is_set():
+            with contextlib.suppress(TimeoutError):
+                _, asker = server.recvfrom(200)
+                server.sendto(bytes(48), asker)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        server.close()
+
+
+@LAB
 @pytest.mark.parametrize("address", [ORIGIN4, ORIGIN6])
 def test_what_is_refused_is_refused_at_once(lab: Lab, known: KnownSet, address: str) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -833,6 +961,7 @@ def test_forget_drops_one_clients_connections_and_not_those_to_the_proxy(
     lab: Lab, store: MemoryStore, known: KnownSet
 ) -> None:
     client, other = lab.clients
+    lab.rules.run(nftables.ruleset(lab.policy, tracked=True))
     listener = lab.router.call(socket.create_server, ("", 8080))
     redirected = client.namespace.call(socket.create_connection, (ORIGIN4, 80), 3)
     for one in (client, other):

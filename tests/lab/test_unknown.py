@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -109,6 +110,60 @@ def test_nothing_gets_to_the_origin(lab: Lab, attempt: Callable[[str], None], ad
     before = len(lab.packets())
     with contextlib.suppress(OSError):
         lab.client.namespace.call(attempt, address)
+    assert lab.packets()[before:] == []
+
+
+def spoofed(destination: str, protocol: int, packet: bytes) -> None:
+    """Sends it with an address of the origin's as its source: whoever answers, answers there."""
+    source = ORIGIN6 if ":" in destination else ORIGIN4
+    family = family_of(destination)
+    ends = socket.inet_pton(family, source) + socket.inet_pton(family, destination)
+    if family == socket.AF_INET:
+        head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(packet), 1, 0, 64, protocol, 0) + ends
+        option = (socket.IPPROTO_IP, socket.IP_HDRINCL, 1)
+    else:
+        head = struct.pack(">IHBB", 6 << 28, len(packet), protocol, 64) + ends
+        option = (socket.IPPROTO_IPV6, 36, 1)  # IPV6_HDRINCL
+    pseudo = ends + struct.pack(">II", len(packet), protocol)  # RFC 8200 section 8.1, and 9293 3.1
+    at = {socket.IPPROTO_TCP: 16, socket.IPPROTO_UDP: 6}.get(protocol, 2)
+    summed = (b"" if protocol == socket.IPPROTO_ICMP else pseudo) + packet
+    words = sum(struct.unpack(f">{len(summed) // 2}H", summed))
+    check = ~(words % 0xFFFF or (words and 0xFFFF)) & 0xFFFF
+    packet = packet[:at] + struct.pack(">H", check) + packet[at + 2 :]
+    with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+        raw.setsockopt(*option)
+        raw.sendto(head + packet, (destination, 0))
+
+
+QUESTION = b"\0\1\1\0\0\1\0\0\0\0\0\0\1x\7example\3org\0\0\1\0\1"
+SYN = struct.pack(">HHIIBBHHH", 1234, 80, 1, 0, 0x50, 2, 1000, 0, 0)
+
+
+def udp_packet(port: int, body: bytes) -> bytes:
+    return struct.pack(">HHHH", 1234, port, 8 + len(body), 0) + body + bytes(len(body) % 2)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(
+    ("protocol", "packet"),
+    [
+        pytest.param(socket.IPPROTO_UDP, udp_packet(53, QUESTION), id="a question"),
+        pytest.param(socket.IPPROTO_UDP, udp_packet(9, b"what it quotes"), id="a closed port"),
+        pytest.param(socket.IPPROTO_TCP, SYN, id="a connection"),
+        pytest.param(None, bytes(4) + b"what it says again", id="an echo"),
+    ],
+)
+def test_no_answer_goes_out_to_whom_a_client_says_it_is(
+    lab: Lab, version: int, protocol: int | None, packet: bytes
+) -> None:
+    """The router's answer, sent out to a source that is not the client's, would be a way out."""
+    icmp, echo = ((1, b"\x08\0"), (58, b"\x80\0"))[version == 6]
+    whole = packet if protocol else echo + packet
+    lab.client.run("curl", "-s", "-m2", "http://warm-up.example.com/")
+    before = len(lab.packets())
+    for to in (ROUTER4, ORIGIN4) if version == 4 else (ROUTER6, ORIGIN6):
+        lab.client.namespace.call(spoofed, to, protocol or icmp, whole)
+    time.sleep(0.2)
     assert lab.packets()[before:] == []
 
 

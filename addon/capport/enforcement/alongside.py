@@ -18,6 +18,7 @@ from capport.core.policy import Policy
 from capport.enforcement import health
 from capport.enforcement.addresses import Addresses, is_own
 from capport.enforcement.garden import GardenFollower
+from capport.enforcement.keeper import RulesKeeper
 from capport.enforcement.known_set import KnownSet, Neighbourhood
 from capport.enforcement.libnftables import RulesError
 from capport.gate import Gate
@@ -48,6 +49,7 @@ class Alongside:
         self._tasks: set[asyncio.Task[None]] = set()
         self._known: KnownSet | None = None
         self._garden: GardenFollower | None = None
+        self._keeper: RulesKeeper | None = None
         self._embedded: Embedded | None = None
         self._serving = False
         self._open_login_server()
@@ -70,6 +72,8 @@ class Alongside:
         """Ends it all."""
         for task in tuple(self._tasks):
             task.cancel()
+        if self._keeper:
+            await asyncio.to_thread(self._keeper.close)
         if self._known:
             await asyncio.to_thread(self._known.close)
         if self._garden:
@@ -168,16 +172,22 @@ class Alongside:
             neighbours = cast(Neighbourhood, gate.neighbours)
             known = KnownSet(lambda: gate.policy, gate.store, neighbours, now=gate.now)
             garden = GardenFollower(lambda: gate.policy)
+            keeper = RulesKeeper(known, self._put_back)
             await asyncio.to_thread(known.start)
             await asyncio.to_thread(garden.start)
+            await asyncio.to_thread(keeper.start)
         except OSError as error:
             logger.error(
                 f"The router's set of known clients cannot be kept: {error}; with libnftables and"
                 " CAP_NET_ADMIN it can"
             )
             return
-        self._known, self._garden = known, garden
+        self._known, self._garden, self._keeper = known, garden, keeper
         gate.in_force = self._carried_out
+
+    def _put_back(self, what: str) -> None:
+        logger.error(what)
+        self._gate.events.write("fault", what=what)
 
     def _carried_out(self, client: ClientId) -> None:
         assert self._known

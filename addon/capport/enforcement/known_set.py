@@ -183,11 +183,16 @@ class KnownSet:
 
         With the same proxy ports, and nobody known loses a packet. Raises what `nftables.up` does.
         """
-        ports = nftables.proxy_ports_in_force(self._listing)
-        if ports is not None:
-            with self._lock:
-                elements = self.commands()
-                nftables.up(self._policy(), proxy_ports=ports, elements=elements, rules=self._rules)
+        if (now := nftables.in_force(self._listing)) is not None:
+            self.apply(now.proxy_ports)
+
+    def apply(self, proxy_ports: Sequence[int]) -> None:
+        """Puts the rules into force, with everybody known. Raises what `nftables.up` does."""
+        with self._lock:
+            elements = self.commands()
+            nftables.up(
+                self._policy(), proxy_ports=proxy_ports, elements=elements, rules=self._rules
+            )
 
     def close(self) -> None:
         """Ends following; the sets stay as they are, and run out by their timeouts."""

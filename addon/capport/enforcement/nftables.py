@@ -6,8 +6,10 @@ Each packet is looked up in the sets, whatever connection it belongs to, so noth
 session. The walled garden's web ports are mitmproxy's, which goes by the name that is asked for;
 an address alone would open whatever else is served there. Its other ports are let through here.
 
-The router's own address translation, and every table but `inet capport`, are left alone. Clients'
-traffic must not be put into a flowtable: it would go past these rules.
+The router's own address translation, and every table but `inet capport`, are left alone. Where
+there is no other table that could go by it, what known clients send and get is not even tracked:
+conntrack costs more than all of this. Clients' traffic must not be put into a flowtable: it would
+go past these rules.
 """
 
 import fcntl
@@ -15,9 +17,11 @@ import re
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from capport import __version__
@@ -37,6 +41,7 @@ from capport.core.policy import (
 from capport.enforcement.libnftables import Nftables, RulesError
 
 TABLE = "inet capport"
+ENDED = "ended"  # a chain that `down` makes in it at last: whoever watches knows it was meant
 PROXY_PORTS = (8080,)
 
 SET_SIZE = 262_144  # known clients; 100 000 load in 0.9 s
@@ -49,11 +54,19 @@ QUERIES = "limit rate 4/second burst 20 packets"
 QUERY_LENGTH = 140  # bytes with the UDP header: names to 105 bytes, and EDNS
 ANSWERS = "limit rate 800 bytes/second burst 16 kbytes"
 ECHOES = "limit rate 5/second burst 10 packets"
+TIMES = "limit rate 1/second burst 10 packets"
+REDIRECTED = "timeout 10m"  # without a packet; mitmproxy has closed what is idle by then
 SOLICITATIONS = "limit rate 50/second burst 100 packets"
 REFUSALS = "limit rate over 1000/second burst 1000 packets"  # of all of them together
 
+# With the UDP header: without extension fields, in which anything could be sent (RFC 5905, 7.3).
+_NTP = "udp length 56"
+
+_NEVER = {"icmp": "ip6 saddr", "ip": "ip6 saddr", "icmpv6": "ip saddr", "ip6": "ip saddr"}
+
 _INTERFACE = re.compile(r'[^\s"*/\\]{1,15}')
-_PORTS = re.compile(r'comment "capport \S+, proxy ports ([0-9 ]+)"')
+_COMMENT = re.compile(r'comment "capport \S+, proxy ports ([0-9 ]+), (un)?tracked"')
+_LEGACY = ("ip_tables_names", "ip6_tables_names")  # of iptables before nftables
 _SIOCGIFHWADDR = 0x8927  # netdevice(7)
 _ARPHRD_ETHER = 1
 
@@ -71,16 +84,17 @@ def up(
     is known loses a packet. Raises RulesError, with the earlier rules still in force, ValueError
     where the policy has no `router`, and OSError without libnftables.
     """
-    router = _router(policy)
-    text = ruleset(policy, proxy_ports=proxy_ports, ethernet=_is_ethernet(router.client_interface))
+    ethernet = _is_ethernet(_router(policy).client_interface)
     with _opened(rules) as using:
+        tracked = others_may_track(using)
+        text = ruleset(policy, proxy_ports=proxy_ports, ethernet=ethernet, tracked=tracked)
         using.run(text + _garden_in_force(policy, using) + elements)
 
 
 def down(*, rules: Nftables | None = None) -> None:
     """Takes the table away without a trace; nothing where there is none. Raises RulesError."""
     with _opened(rules) as using:
-        using.run(f"table {TABLE}\ndelete table {TABLE}\n")
+        using.run(f"table {TABLE}\nadd chain {TABLE} {ENDED}\ndelete table {TABLE}\n")
 
 
 def show(*, rules: Nftables | None = None) -> str | None:
@@ -94,15 +108,40 @@ def show(*, rules: Nftables | None = None) -> str | None:
             raise
 
 
-def proxy_ports_in_force(rules: Nftables) -> tuple[int, ...] | None:
-    """The ports that the table in force redirects to; None where there is no table."""
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """What the table in force was made for."""
+
+    proxy_ports: tuple[int, ...]
+    tracked: bool
+    """Whether conntrack sees known clients' packets."""
+
+
+def in_force(rules: Nftables) -> InForce | None:
+    """What is in force; None where there is no table."""
     try:
-        found = _PORTS.search(rules.outline(f"list table {TABLE}"))
+        found = _COMMENT.search(rules.outline(f"list table {TABLE}"))
     except RulesError as error:
         if error.missing:
             return None
         raise
-    return tuple(map(int, found[1].split())) if found else None
+    return InForce(tuple(map(int, found[1].split())), found[2] is None) if found else None
+
+
+def others_may_track(rules: Nftables) -> bool:
+    """Whether there are rules beside ours, which may then translate addresses or go by states.
+
+    Whatever hooks in, to be safe: of one chain nobody can tell what the next table does.
+    """
+    for item in rules.ask("list chains"):
+        chain = item.get("chain", {})
+        if "hook" in chain and not chain["table"].startswith("capport"):
+            return True
+    for name in _LEGACY:
+        with suppress(OSError):  # not built in
+            if Path("/proc/thread-self/net", name).read_text().strip():
+                return True
+    return False
 
 
 def update_garden(
@@ -164,12 +203,17 @@ def remove(out_of: str, element: str) -> tuple[str, str]:
 
 
 def ruleset(
-    policy: Policy, *, proxy_ports: Sequence[int] = PROXY_PORTS, ethernet: bool = True
+    policy: Policy,
+    *,
+    proxy_ports: Sequence[int] = PROXY_PORTS,
+    ethernet: bool = True,
+    tracked: bool = True,
 ) -> str:
     """The whole of it as text for nft(8), in place of what is in force.
 
-    `ethernet` is whether the client interface has MAC addresses. Several proxy ports share the
-    clients by their addresses. Raises ValueError.
+    `ethernet` is whether the client interface has MAC addresses, `tracked` whether conntrack sees
+    known clients' packets. Several proxy ports share the clients by their addresses. Raises
+    ValueError.
     """
     router = _router(policy)
     if not proxy_ports or any(not 0 < port < 65536 for port in proxy_ports):
@@ -182,13 +226,14 @@ def ruleset(
             f"table {TABLE}",
             f"delete table {TABLE}",
             f"table {TABLE} {{",
-            f'comment "capport {__version__}, proxy ports {" ".join(map(str, proxy_ports))}"',
+            f'comment "capport {__version__}, proxy ports {" ".join(map(str, proxy_ports))},'
+            f' {"" if tracked else "un"}tracked"',
             *_sets(policy, ethernet),
-            *_known(),
-            *_early(clients, ethernet),
-            *_to_portal(policy, clients, proxy_ports),
+            *_known("known", "accept"),
+            *([] if tracked else _untracked(policy, clients, origins)),
+            *_to_portal(policy, clients, proxy_ports, ethernet),
             *_input(policy, clients, proxy_ports, ethernet),
-            *_forward(policy, clients, origins),
+            *_forward(policy, clients, origins, ethernet, tracked),
             *_output(clients),
             "}",
             "",
@@ -207,6 +252,7 @@ def _sets(policy: Policy, ethernet: bool) -> Iterator[str]:
         yield f"set return{version} {{ type {kind}; {timed} }}"
         yield f"set answers{version} {{ type {kind}; {_meter()} }}"
         yield f"set learned{version} {{ type {kind}; {_meter()} }}"
+        yield f"set redirected{version} {{ type {kind} . inet_service; {_meter()} }}"
         yield from _fixed(f"rules{version}", kind, [r for r in known if r[0].version == version])
         yield from _fixed(f"barred{version}", kind, [r for r in barred if r[0].version == version])
         for ports, networks in gardens.items():
@@ -219,7 +265,7 @@ def _sets(policy: Policy, ethernet: bool) -> Iterator[str]:
     for name, said in (("rule_macs", Access.KNOWN), ("blocked", Access.BLOCKED)):
         macs = ", ".join(mac for mac, access in subjects if access is said)
         yield f"set {name} {{ type ether_addr; {f'elements = {{ {macs} }};' if macs else ''} }}"
-    for meter in ("fresh", "queries", "echoes", "solicitations"):
+    for meter in ("fresh", "queries", "echoes", "times", "solicitations"):
         yield from (
             f"set {s} {{ type {t}; {_meter()} }}" for s, t, _ in _per_client(meter, ethernet)
         )
@@ -237,61 +283,67 @@ def _fixed(name: str, kind: str, ranges: Sequence[tuple[Address, Address]]) -> I
     yield f"elements = {{ {spans} }}; }}" if spans else "}"
 
 
-def _known() -> Iterator[str]:
-    """A chain that accepts what a known client sends, and returns for all else."""
-    yield "chain known {"
-    yield "ip saddr . ether saddr @known4 accept"
-    yield "ip6 saddr . ether saddr @known6 accept"
+def _known(name: str, verdict: str) -> Iterator[str]:
+    """A chain that gives `verdict` to what a known client sends, and returns for all else."""
+    yield f"chain {name} {{"
+    for version, ip in ((4, "ip"), (6, "ip6")):
+        yield f"{ip} saddr . ether saddr @known{version} {verdict}"
     yield "ether saddr @blocked return"
     for version, ip in ((4, "ip"), (6, "ip6")):
-        yield f"{ip} saddr @routed{version} accept"  # behind another router: no MAC to bind it to
-        yield f"{ip} saddr @rules{version} accept"
+        yield f"{ip} saddr @routed{version} {verdict}"  # behind another router: no MAC to bind to
+        yield f"{ip} saddr @rules{version} {verdict}"
     # A new address of a known MAC, which is in no pair yet: it passes from the first packet on, and
     # the answers find it, which tells the neighbour table, and so `KnownSet`, of it.
     for version, ip in ((4, "ip"), (6, "ip6")):
         yield f"{ip} saddr @barred{version} return"
         for macs in ("macs", "rule_macs"):
-            yield f"ether saddr @{macs} add @learned{version} {{ {ip} saddr timeout 10s }} accept"
+            learned = f"add @learned{version} {{ {ip} saddr timeout 10s }}"
+            yield f"ether saddr @{macs} {learned} {verdict}"
     yield "}"
 
 
-def _early(clients: str, ethernet: bool) -> Iterator[str]:
-    """Bounds unknown clients before a connection of theirs costs anything."""
-    yield "chain bounded {"
-    yield from _each("fresh", NEW, "accept", ethernet)
-    yield "drop\n}"
-    # Before address translation, so that what is dropped leaves no entry in conntrack.
-    yield "chain early { type filter hook prerouting priority mangle; policy accept;"
-    yield f"iifname != {clients} accept"
-    # Whoever sends from an address that is not on its side would have our answers, and what of its
-    # own they quote, sent out to there: a way out. Who has no address yet asks for one.
-    yield "ip saddr != 0.0.0.0 fib saddr . iif oif missing drop"
-    yield "ip6 saddr != :: fib saddr . iif oif missing drop"
-    yield "ct state established,related accept"  # each hook below looks who it is for itself
-    yield "jump known"
-    for family in ("nd-neighbor-solicit", "nd-neighbor-advert", "nd-router-solicit"):
-        yield from _each(
-            "solicitations", SOLICITATIONS, "accept", ethernet, f"icmpv6 type {family}"
-        )
-        yield f"icmpv6 type {family} drop"
-    yield "ct state invalid drop"
-    yield from _each("held", HELD, "goto bounded", ethernet, "meta l4proto tcp", "add")
-    yield "meta l4proto tcp drop"
-    yield "goto bounded\n}"
-
-
-def _to_portal(policy: Policy, clients: str, ports: Sequence[int]) -> Iterator[str]:
+def _untracked(policy: Policy, clients: str, origins: str) -> Iterator[str]:
+    """Keeps conntrack away from what the clients in the sets send, and from what they get."""
     inspected = _inspected(policy)
-    # Ahead of the router's own dstnat (-100), which would else decide for us.
-    yield "chain to_portal { type nat hook prerouting priority dstnat - 10; policy accept;"
-    yield f"iifname != {clients} accept"
-    if policy.login_server:
-        yield f"{_login(policy.login_server)} accept"
+    yield "chain untracked { type filter hook prerouting priority raw; policy accept;"
+    yield f"iifname {clients} goto untracked_out"
+    for version, ip in ((4, "ip"), (6, "ip6")):
+        yield f"iifname {origins} {ip} daddr @return{version} notrack accept"
+    yield "}"
+    yield "chain redirected {"
+    # What was redirected before its sender was known is mitmproxy's to its end.
+    for version, ip in ((4, "ip"), (6, "ip6")):
+        end, again = f"{ip} saddr . tcp sport", f"update @redirected{version}"
+        yield f"{end} @redirected{version} {again} {{ {end} {REDIRECTED} }} accept"
+    yield "}"
+    yield "chain untracked_out {"
     if inspected:
-        yield f"fib daddr type != local tcp dport {_braced(inspected)} goto to_proxy"
-    yield "jump known"
-    yield f"tcp dport {_braced(WEB_PORTS)} goto to_proxy\n}}"
+        yield f"meta l4proto {{ tcp, udp }} th dport {_braced(inspected)} accept"
+    yield f"tcp dport {_braced(WEB_PORTS)} jump redirected"
+    for version, ip in ((4, "ip"), (6, "ip6")):
+        yield f"{ip} saddr . ether saddr @known{version} notrack accept"
+    yield "ether saddr @blocked accept"
+    for version, ip in ((4, "ip"), (6, "ip6")):
+        yield f"{ip} saddr @routed{version} notrack accept"
+    yield "}"
+
+
+def _to_portal(policy: Policy, clients: str, ports: Sequence[int], ethernet: bool) -> Iterator[str]:
+    """Has unknown clients' web traffic, bounded, at mitmproxy; and known clients', if inspected.
+
+    It sees the first packet of each connection, and what it drops leaves no entry in conntrack.
+    """
+    inspected = _inspected(policy)
+    yield "chain fresh {"
+    yield from _each("fresh", NEW, "return", ethernet)
+    yield "drop\n}"
+    yield "chain bounded {"
+    yield from _each("held", HELD, "goto fresh", ethernet, "meta l4proto tcp", "add")
+    yield "meta l4proto tcp drop"
+    yield "goto fresh\n}"
     yield "chain to_proxy {"
+    for version, ip in ((4, "ip"), (6, "ip6")):
+        yield f"update @redirected{version} {{ {ip} saddr . tcp sport {REDIRECTED} }}"
     if len(ports) == 1:
         yield f"meta l4proto tcp redirect to :{ports[0]}"
     else:
@@ -300,6 +352,30 @@ def _to_portal(policy: Policy, clients: str, ports: Sequence[int]) -> Iterator[s
             share = f"jhash {saddr} mod {len(ports)} map {{ {shares} }}"
             yield f"meta nfproto {family} meta l4proto tcp redirect to : {share}"
     yield "}"
+    if inspected:
+        yield "chain inspected {"
+        yield f"fib daddr type != local tcp dport {_braced(inspected)} goto to_proxy"
+        yield "accept\n}"
+        yield from _known("known_inspected", "goto inspected")
+    # Ahead of the router's own dstnat (-100), which would else decide for us.
+    yield "chain to_portal { type nat hook prerouting priority dstnat - 10; policy accept;"
+    yield f"iifname != {clients} accept"
+    yield f"jump {'known_inspected' if inspected else 'known'}"
+    yield "jump bounded"
+    yield from _elsewhere()
+    if policy.login_server:
+        yield f"{_login(policy.login_server)} accept"
+    yield f"tcp dport {_braced(WEB_PORTS)} goto to_proxy\n}}"
+
+
+def _elsewhere() -> Iterator[str]:
+    """Drops what an unknown client sends from an address that is not on its side.
+
+    Our answers, and what of its own they quote, would be sent out to there: a way out. Who has no
+    address yet asks for one.
+    """
+    yield "ip saddr != 0.0.0.0 fib saddr . iif oif missing drop"
+    yield "ip6 saddr != :: fib saddr . iif oif missing drop"
 
 
 def _input(policy: Policy, clients: str, ports: Sequence[int], ethernet: bool) -> Iterator[str]:
@@ -311,7 +387,11 @@ def _input(policy: Policy, clients: str, ports: Sequence[int], ethernet: bool) -
     yield f"iifname != {clients} accept"
     yield "icmpv6 type { nd-router-advert, nd-redirect } drop"
     yield "jump known"  # what those may do to the router is for its other tables to say
-    yield "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } accept"
+    yield from _elsewhere()
+    for kind in ("nd-neighbor-solicit", "nd-neighbor-advert", "nd-router-solicit"):
+        yield from _each("solicitations", SOLICITATIONS, "accept", ethernet, f"icmpv6 type {kind}")
+        yield f"icmpv6 type {kind} drop"
+    yield "ct state invalid drop"
     yield "icmpv6 type { mld-listener-report, mld-listener-done, mld2-listener-report } accept"
     yield "ip protocol igmp accept"
     yield "udp sport 68 udp dport 67 accept"
@@ -327,6 +407,7 @@ def _input(policy: Policy, clients: str, ports: Sequence[int], ethernet: bool) -
         "queries", QUERIES, "accept", ethernet, f"tcp dport 53 meta length <= {2 * QUERY_LENGTH}"
     )
     yield "meta l4proto { tcp, udp } th dport 53 drop"
+    yield from _each("times", TIMES, "accept", ethernet, f"udp dport 123 {_NTP}")
     for echo in ("icmp type echo-request", "icmpv6 type echo-request"):
         yield from _each("echoes", ECHOES, "accept", ethernet, echo)
         yield f"{echo} drop"
@@ -342,32 +423,50 @@ def _refuse() -> Iterator[str]:
     yield "reject with icmpx type admin-prohibited\n}"
 
 
-def _forward(policy: Policy, clients: str, origins: str) -> Iterator[str]:
+def _forward(
+    policy: Policy, clients: str, origins: str, ethernet: bool, tracked: bool
+) -> Iterator[str]:
     inspected = _inspected(policy)
-    gardens = _garden_networks(policy)
+    gardens = [
+        (ip, name, ports)
+        for ports in _garden_networks(policy)
+        for version, ip in ((4, "ip"), (6, "ip6"))
+        for name in (f"garden{version}_{ports}", f"gardens{version}_{ports}")
+    ]
+    # Looked up in chain `untracked`, in this very packet. ICMPv6 neighbour discovery, whoever's, is
+    # never tracked (RFC 4861; nf_conntrack_proto_icmpv6.c).
+    passed = "ct state untracked meta l4proto != ipv6-icmp accept"
     yield "chain onward { type filter hook forward priority filter; policy drop;"
     yield f"iifname {clients} oifname {origins} goto from_client"
     yield f"iifname {origins} oifname {clients} goto to_client"
     yield f"iifname {clients} goto refuse"  # other networks, other clients
     yield f"oifname != {clients} accept\n}}"
     yield "chain from_client {"
+    if not tracked:
+        yield passed
     if inspected:
         yield f"tcp dport {_braced(inspected)} goto refuse"  # open since before the inspection
         yield f"udp dport {_braced(inspected)} goto refuse"  # QUIC would go past it
     yield "jump known"
-    for ports in gardens:
-        for version, ip in ((4, "ip"), (6, "ip6")):
-            for name in (f"garden{version}_{ports}", f"gardens{version}_{ports}"):
-                yield f"{ip} daddr @{name} tcp dport {_garden_ports(ports)} accept"
+    yield from _elsewhere()
+    yield "ct state invalid drop"
+    for ip, name, ports in gardens:
+        yield f"{ip} daddr @{name} tcp dport {_garden_ports(ports)} accept"
+        if _is_ntp(ports):
+            time = f"{ip} daddr @{name} udp dport 123 {_NTP}"
+            yield from _each("times", TIMES, "accept", ethernet, time)
     yield "goto refuse\n}"
     yield "chain to_client {"
-    yield "ct state != { established, related } drop"
+    if not tracked:
+        yield passed
+    yield "ct state new,invalid,untracked drop"
     for version, ip in ((4, "ip"), (6, "ip6")):
         for name in ("return", "learned", "rules"):
             yield f"{ip} daddr @{name}{version} accept"
-        for ports in gardens:
-            for name in (f"garden{version}_{ports}", f"gardens{version}_{ports}"):
-                yield f"{ip} saddr @{name} tcp sport {_garden_ports(ports)} accept"
+    for ip, name, ports in gardens:
+        yield f"{ip} saddr @{name} tcp sport {_garden_ports(ports)} accept"
+        if _is_ntp(ports):
+            yield f"{ip} saddr @{name} udp sport 123 {_NTP} accept"
     yield "drop\n}"
 
 
@@ -388,7 +487,7 @@ def _each(
 ) -> Iterator[str]:
     """Rules that give `verdict` to what a client sends within `bound`; the rest goes on."""
     for name, _, key in _per_client(meter, ethernet):
-        if (match[:7], key) in (("icmpv6 ", "ip saddr"), ("icmp ty", "ip6 saddr")):
+        if _NEVER.get(match.partition(" ")[0]) == key:
             continue  # no such packet
         yield f"{match} {verb} @{name} {{ {key} {bound} }} {verdict}".strip()
 
@@ -537,6 +636,10 @@ def _is_ethernet(interface: str) -> bool:
 
 def _port_list(ports: Iterable[int]) -> str:
     return "_".join(map(str, sorted(ports)))
+
+
+def _is_ntp(ports: str) -> bool:
+    return "123" in ports.split("_")
 
 
 def _garden_ports(ports: str) -> str:

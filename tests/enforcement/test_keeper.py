@@ -1,0 +1,154 @@
+"""The rules stay: what others do to nftables, and what it means for known clients' traffic."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+import requires
+from capport import clock
+from capport.core.client import ClientId, parse_client_id
+from capport.core.session import Session
+from capport.enforcement import nftables
+from capport.enforcement.keeper import RulesKeeper
+from capport.enforcement.known_set import KnownSet
+from capport.enforcement.libnftables import RulesError
+from capport.stores.memory import MemoryStore
+from lab.namespaces import wait_for
+from lab.network import ORIGIN4, Lab
+
+pytestmark = pytest.mark.lab
+
+FIREWALL = """
+table inet firewall {
+chain onward { type filter hook forward priority filter; ct state established,related accept
+}
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    requires.check(requires.namespaces())
+    requires.check(requires.tool("nft", "dnsmasq", "curl"))
+    with Lab(clients=2, portal=False, name="keeper") as it:
+        yield it
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def known(lab: Lab) -> Iterator[KnownSet]:
+    """The rules, with the first client known."""
+    with suppress(RulesError):
+        lab.rules.run("delete table inet firewall\n")
+    nftables.up(lab.policy, proxy_ports=(8080, 8082), rules=lab.rules)
+    store, now = MemoryStore(), clock.now()
+    store.put(Session(parse_client_id(lab.client.mac), now, now + 60, None, last_seen=now))
+    following = lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
+    lab.router.call(following.start)
+    following.update([ClientId(lab.client.mac)])
+    yield following
+    following.close()
+
+
+@pytest.fixture
+def keeper(lab: Lab, known: KnownSet, told: list[str]) -> Iterator[RulesKeeper]:
+    keeper = lab.router.call(RulesKeeper, known, told.append)
+    lab.router.call(keeper.start)
+    yield keeper
+    keeper.close()
+
+
+def reaches(lab: Lab, number: int) -> bool:
+    return lab.clients[number].status(f"http://{ORIGIN4}/") == 200
+
+
+def is_tracked(lab: Lab) -> bool | None:
+    state = nftables.in_force(lab.rules)
+    return state.tracked if state else None
+
+
+@pytest.mark.parametrize("how", ["flush ruleset", "delete table inet capport"])
+def test_rules_that_somebody_takes_away_are_back_at_once_with_who_is_known(
+    lab: Lab, keeper: RulesKeeper, told: list[str], how: str
+) -> None:
+    before = lab.rules.outline("list table inet capport")
+    assert reaches(lab, 0)
+    for times in (1, 2):
+        lab.rules.run(f"{how}\n")
+        wait_for(lambda times=times: len(told) == times, 5)  # type: ignore[misc]
+        assert lab.rules.outline("list table inet capport") == before
+    assert reaches(lab, 0)
+    assert not reaches(lab, 1)
+    assert told[0] == "table inet capport was taken away by somebody, and is back"
+
+
+def test_capport_router_down_is_meant(lab: Lab, keeper: RulesKeeper, told: list[str]) -> None:
+    nftables.down(rules=lab.rules)
+    lab.rules.run("table inet later\ndelete table inet later\n")  # something else happens
+    with pytest.raises(TimeoutError):
+        wait_for(lambda: nftables.show(rules=lab.rules) is not None, 0.5)
+    assert told == []
+    nftables.up(lab.policy, rules=lab.rules)
+    wait_for(lambda: keeper._ports == (8080,))
+    lab.rules.run("flush ruleset\n")
+    wait_for(lambda: nftables.show(rules=lab.rules) is not None)
+
+
+def test_without_rules_at_the_start_there_is_nothing_to_put_back(
+    lab: Lab, known: KnownSet, told: list[str]
+) -> None:
+    nftables.down(rules=lab.rules)
+    keeper = lab.router.call(RulesKeeper, known, told.append)
+    lab.router.call(keeper.start)
+    try:
+        lab.rules.run("flush ruleset\n")
+        lab.rules.run("table inet later\ndelete table inet later\n")
+        with pytest.raises(TimeoutError):
+            wait_for(lambda: nftables.show(rules=lab.rules) is not None, 0.5)
+    finally:
+        keeper.close()
+
+
+def test_known_clients_are_tracked_as_soon_as_another_table_may_go_by_it(
+    lab: Lab, keeper: RulesKeeper
+) -> None:
+    assert is_tracked(lab) is False
+    lab.rules.run("table inet without_a_hook {\nchain nothing {\n}\n}\n")
+    assert is_tracked(lab) is False
+    lab.rules.run(FIREWALL)
+    wait_for(lambda: is_tracked(lab) is True)
+    assert reaches(lab, 0)
+    assert not reaches(lab, 1)
+    state = nftables.in_force(lab.rules)
+    assert state is not None
+    assert state.proxy_ports == (8080, 8082)
+    lab.rules.run("delete table inet firewall\n")
+    wait_for(lambda: is_tracked(lab) is False)
+    assert reaches(lab, 0)
+
+
+def test_rules_that_cannot_be_put_back_are_tried_again(
+    lab: Lab,
+    known: KnownSet,
+    keeper: RulesKeeper,
+    told: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    apply, failures = known.apply, [RulesError("No buffer space available")] * 2
+
+    def fails_twice(ports: tuple[int, ...]) -> None:
+        if failures:
+            raise failures.pop()
+        apply(ports)
+
+    monkeypatch.setattr(known, "apply", fails_twice)
+    lab.rules.run("flush ruleset\n")
+    wait_for(lambda: len(told) == 1, 5)
+    assert caplog.text.count("The router's rules cannot be kept: No buffer space") == 1
+    assert not reaches(lab, 1)
