@@ -8,7 +8,7 @@ import sys
 import types
 from pathlib import Path
 
-from lab.network import CAPTIVE_PORTAL, POLICY, Lab, environment, missing
+from lab.network import CAPTIVE_PORTAL, LOGIN_NAMES, WITH_TLS, Lab, missing
 
 
 def main() -> int:
@@ -19,9 +19,9 @@ def main() -> int:
         return 1
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
-    policy = arguments.policy.read_text() if arguments.policy else POLICY
+    policy = arguments.policy.read_text() if arguments.policy else WITH_TLS
     try:
-        with Lab(clients=arguments.clients, policy=policy) as lab:
+        with Lab(clients=arguments.clients, policy=policy, names=LOGIN_NAMES) as lab:
             # From here on Ctrl-C is for what runs in the client; only its end is the lab's.
             signal.signal(signal.SIGINT, lambda *_: None)
             if arguments.run is not None:
@@ -52,7 +52,7 @@ def _leave(number: int, frame: types.FrameType | None) -> None:
 
 
 def _shell(lab: Lab) -> int:
-    shell = {**environment(), "PS1": "client1# "}
+    shell = {**lab.client.environment, "PS1": "client1# "}
     argv = lab.client.namespace.argv("bash", "--norc", "-i")
     return subprocess.run(argv, env=shell, check=False).returncode
 
@@ -63,8 +63,9 @@ def _welcome(lab: Lab) -> str:
     )
     return f"""\
 You are an unknown client, {lab.client.v4} and {lab.client.v6}, {lab.client.mac}.
-DHCP and the router's advertisements named the portal's API: {CAPTIVE_PORTAL}
-Every name is the origin's, 198.51.100.2. Try:
+DHCP and the router's advertisements named the portal's API.
+Every name but login.example.net is the origin's, 198.51.100.2. Try:
+  curl {CAPTIVE_PORTAL} -H 'Accept: application/captive+json'
   curl -i http://www.example.com/        511
   curl -k https://www.example.com/       the TLS alert
   curl http://www.example.org/           the walled garden

@@ -66,6 +66,20 @@ router:
 """
 
 
+WITH_TLS = POLICY.replace(
+    "login_server:\n  listen: 192.0.2.1:8511\n",
+    """\
+login_url: https://login.example.net/
+login_server:
+  listen: 192.0.2.1:443
+  certificate: {folder}/cert.pem
+  key: {folder}/key.pem
+""",
+)
+"""The same, with the login server and its API where DHCP says: `names` has to have it there."""
+LOGIN_NAMES = {"login.example.net": ROUTER4}
+
+
 class Client:
     """A client in its namespace, with what DHCP and autoconfiguration gave it."""
 
@@ -117,7 +131,12 @@ class Client:
     def shell(self, command: str) -> int:
         """Runs a shell command in the client, on this terminal; its status."""
         argv = self.namespace.argv("/bin/sh", "-c", command)
-        return subprocess.run(argv, env=environment(), check=False).returncode
+        return subprocess.run(argv, env=self.environment, check=False).returncode
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For people: the lab's certificate is one that curl trusts."""
+        return {**environment(), "CURL_CA_BUNDLE": str(self._lab.folder / "cert.pem")}
 
     def curl(self, *arguments: str, seconds: float = 5) -> CompletedProcess[str]:
         """Curl with a time limit; what it prints is the status and the body."""
@@ -257,6 +276,7 @@ class Lab:
         self.origin = Namespace(f"{self.name}origin")
         self._stack.callback(self.origin.delete)
         self._wire()
+        _certificate(self.folder)
         self.policy_file = self.folder / "policy.yaml"
         self.policy_file.write_text(self._text.replace("{folder}", str(self.folder)))
         self.policy = policyfile.load(self.policy_file)
@@ -307,7 +327,6 @@ class Lab:
         (resolver / "resolv.conf").write_text("nameserver 127.0.0.1\n")
 
     def _start_origin(self) -> None:
-        _certificate(self.folder)
         script = str(Path(origin.__file__))
         self._start(self.origin, "origin", sys.executable, script, str(self.folder))
 

@@ -1,5 +1,6 @@
 """`scripts/lab`: one command in a client, its status, and nothing left of it."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 import requires
 from lab.namespaces import STATE, wait_for
-from lab.network import CHECKOUT
+from lab.network import CAPTIVE_PORTAL, CHECKOUT
 
 pytestmark = [
     pytest.mark.lab,
@@ -61,6 +62,17 @@ def test_ctrl_d_ends_the_shell_and_the_lab() -> None:
     assert "You are an unknown client" in out
     assert "origin, to 198.51.100.1" in out
     assert left(lab.pid) == []
+
+
+def test_the_api_is_where_dhcp_and_the_advertisements_say() -> None:
+    """RFC 8910 section 2, RFC 8908 section 4: over https, with a certificate that verifies."""
+    ask = f"curl -sS -H 'Accept: application/captive+json' {CAPTIVE_PORTAL}"
+    lab = start("--run", ask)
+    out, err = lab.communicate(timeout=60)
+    assert lab.returncode == 0, err
+    said = json.loads(out)
+    assert said["captive"] is True
+    assert said["user-portal-url"].startswith("https://login.example.net/")
 
 
 def test_ended_from_outside_it_leaves_nothing() -> None:

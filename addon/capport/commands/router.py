@@ -34,6 +34,8 @@ def up(arguments: Namespace) -> None:
             proxy_ports=arguments.proxy_ports or nftables.PROXY_PORTS,
         )
     print(f"The rules of {arguments.policy_file} are in force: table {nftables.TABLE}")
+    if lines := nftables.dnsmasq(policy):
+        print(f"For the walled garden, dnsmasq.conf needs:\n{lines}", end="")
 
 
 def down(arguments: Namespace) -> None:
