@@ -303,7 +303,7 @@ def flooded(lab: Lab, seconds: int) -> Iterator[Figure]:
     def measure(name: str) -> float:
         put_up(lab)
         if name == unbounded:
-            lab.rules.run(f"flush chain {nftables.TABLE} early")
+            lab.rules.run(f"flush chain {nftables.TABLE} bounded")
         with ExitStack() as stack:
             if name != quiet:
                 stack.callback(end, start_flood(lab, other, "nowhere" if name == made else "eth0"))

@@ -132,6 +132,14 @@ def test_known_clients_are_tracked_as_soon_as_another_table_may_go_by_it(
     assert reaches(lab, 0)
 
 
+def test_rules_that_are_taken_down_while_they_are_made_anew_stay_down(
+    lab: Lab, known: KnownSet, keeper: RulesKeeper
+) -> None:
+    nftables.down(rules=lab.rules)
+    known.apply((8080,), again=True)
+    assert nftables.show(rules=lab.rules) is None
+
+
 def test_rules_that_cannot_be_put_back_are_tried_again(
     lab: Lab,
     known: KnownSet,
@@ -142,10 +150,10 @@ def test_rules_that_cannot_be_put_back_are_tried_again(
 ) -> None:
     apply, failures = known.apply, [RulesError("No buffer space available")] * 2
 
-    def fails_twice(ports: tuple[int, ...]) -> None:
+    def fails_twice(ports: tuple[int, ...], *, again: bool) -> None:
         if failures:
             raise failures.pop()
-        apply(ports)
+        apply(ports, again=again)
 
     monkeypatch.setattr(known, "apply", fails_twice)
     lab.rules.run("flush ruleset\n")

@@ -105,9 +105,9 @@ class RulesKeeper:
         if state is not None:
             self._ports = state.proxy_ports
             if state.tracked != nftables.others_may_track(self._rules):
-                self._known.apply(self._ports)
+                self._known.apply(self._ports, again=True)
         elif self._ports is not None:
-            self._known.apply(self._ports)
+            self._known.apply(self._ports, again=False)
             self._told(f"table {nftables.TABLE} was taken away by somebody, and is back")
 
 

@@ -184,15 +184,26 @@ class KnownSet:
         With the same proxy ports, and nobody known loses a packet. Raises what `nftables.up` does.
         """
         if (now := nftables.in_force(self._listing)) is not None:
-            self.apply(now.proxy_ports)
+            self.apply(now.proxy_ports, again=True)
 
-    def apply(self, proxy_ports: Sequence[int]) -> None:
-        """Puts the rules into force, with everybody known. Raises what `nftables.up` does."""
+    def apply(self, proxy_ports: Sequence[int], *, again: bool) -> None:
+        """Puts the rules into force with everybody known; `again`, unless they are gone by now.
+
+        Raises what `nftables.up` does.
+        """
         with self._lock:
-            elements = self.commands()
-            nftables.up(
-                self._policy(), proxy_ports=proxy_ports, elements=elements, rules=self._rules
-            )
+            policy, elements = self._policy(), self.commands()
+            try:
+                nftables.up(
+                    policy,
+                    proxy_ports=proxy_ports,
+                    elements=elements,
+                    again=again,
+                    rules=self._rules,
+                )
+            except RulesError as error:
+                if not (again and error.missing):
+                    raise
 
     def close(self) -> None:
         """Ends following; the sets stay as they are, and run out by their timeouts."""

@@ -76,18 +76,22 @@ def up(
     *,
     proxy_ports: Sequence[int] = PROXY_PORTS,
     elements: str = "",
+    again: bool = False,
     rules: Nftables | None = None,
 ) -> None:
     """Puts the policy's rules in force, in place of any earlier ones, in one transaction.
 
     `elements` are further commands of that transaction: `KnownSet.commands`, so that nobody who
-    is known loses a packet. Raises RulesError, with the earlier rules still in force, ValueError
-    where the policy has no `router`, and OSError without libnftables.
+    is known loses a packet. `again` only in place of earlier ones, which somebody may have taken
+    down this instant. Raises RulesError, with the earlier rules still in force, ValueError where
+    the policy has no `router`, and OSError without libnftables.
     """
     ethernet = _is_ethernet(_router(policy).client_interface)
     with _opened(rules) as using:
         tracked = others_may_track(using)
         text = ruleset(policy, proxy_ports=proxy_ports, ethernet=ethernet, tracked=tracked)
+        if again:
+            text = text.removeprefix(f"table {TABLE}\n")  # without a table, its deletion fails
         using.run(text + _garden_in_force(policy, using) + elements)
 
 
