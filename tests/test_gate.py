@@ -1,11 +1,15 @@
 from dataclasses import replace
+from ipaddress import ip_network
 
-from capport.core.client import ClientId
+import pytest
+
+from capport.core.client import Address, ClientId, Mac
 from capport.core.decision import HttpRequest
 from capport.core.place import Place
-from capport.core.policy import Limits, Policy, Rate, Sessions
+from capport.core.policy import Access, ClientRules, Limits, Policy, Rate, Sessions
 from capport.core.verdict import NetworkAuthenticationRequired, Pass, TooManyRequests
 from capport.gate import Gate
+from capport.identity import NoNeighbours
 from capport.stores.memory import MemoryStore
 
 POLICY = Policy(
@@ -104,3 +108,74 @@ def test_a_session_for_both_is_no_session_for_one_of_them() -> None:
     gate, _ = make()
     gate.grant(ClientId("02:00:00:00:00:07@192.0.2.7"), lifetime=60.0)
     assert gate.known(gate.client("192.0.2.7")) is None  # its MAC is not known here
+
+
+class OnLink(NoNeighbours):
+    """A link with 192.0.2.0/24 on it, whose neighbour table was flushed."""
+
+    def is_on_link(self, address: Address) -> bool:
+        return address in ip_network("192.0.2.0/24")
+
+
+BLOCKED, PRINTER = Mac("02:00:00:00:00:07"), Mac("02:00:00:00:00:08")
+
+
+def rules(*lines: tuple[str, Access]) -> ClientRules:
+    made = ClientRules()
+    for number, (subject, access) in enumerate(lines, 1):
+        made.section(access, "lab.yaml")
+        made.add(Mac(subject) if subject.count(":") == 5 else ip_network(subject), number)
+    return made
+
+
+NETWORK = ("192.0.2.0/24", Access.KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("lines", "address", "granted", "known"),
+    [
+        ([(BLOCKED, Access.BLOCKED), NETWORK], "192.0.2.7", False, False),
+        ([(BLOCKED, Access.BLOCKED), NETWORK], "192.0.2.7", True, False),
+        ([(BLOCKED, Access.BLOCKED)], "192.0.2.7", True, False),
+        ([NETWORK, (BLOCKED, Access.BLOCKED)], "192.0.2.7", False, True),
+        ([(PRINTER, Access.KNOWN), NETWORK], "192.0.2.7", False, True),
+        ([(PRINTER, Access.KNOWN)], "192.0.2.7", True, True),
+        ([NETWORK], "192.0.2.7", False, True),
+        # Behind another router, or of a network that has no MACs.
+        ([(BLOCKED, Access.BLOCKED)], "198.51.100.7", True, True),
+        (
+            [(BLOCKED, Access.BLOCKED), ("198.51.100.0/24", Access.KNOWN)],
+            "198.51.100.7",
+            False,
+            True,
+        ),
+    ],
+)
+def test_who_is_on_the_link_without_a_mac_gets_past_no_rule_by_mac(
+    lines: list[tuple[str, Access]], address: str, granted: bool, known: bool
+) -> None:
+    gate = Gate(replace(POLICY, clients=rules(*lines)), MemoryStore(), neighbours=OnLink())
+    client = gate.client(address)
+    if granted:
+        gate.grant(client.id)
+    verdict = gate.request(client, HttpRequest(), ELSEWHERE, None)
+    assert isinstance(verdict, Pass if known else NetworkAuthenticationRequired)
+    assert (gate.known(client) is not None) == known
+    if not known:
+        assert verdict.because == (
+            "192.0.2.7 has a MAC that is not known now, and a rule may block it by that"
+        )
+        assert gate.known_until(client) is None
+    # Where no neighbour table is used, nobody has a MAC.
+    gate.neighbours = NoNeighbours()
+    assert (gate.known(client) is not None) == (granted or NETWORK in lines or known)
+
+
+def test_the_garden_is_open_to_who_has_no_mac_now() -> None:
+    gate = Gate(
+        replace(POLICY, clients=rules((BLOCKED, Access.BLOCKED))),
+        MemoryStore(),
+        neighbours=OnLink(),
+    )
+    verdict = gate.connection(gate.client("192.0.2.7"), POLICY.login_place)
+    assert isinstance(verdict, Pass)

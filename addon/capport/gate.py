@@ -154,8 +154,14 @@ class Gate:
                 self.in_force(client)
 
     def _case(self, client: Client, claim: Place | None, dialled: Place | None) -> Case:
-        rule = self.policy.clients.find(client)
-        now = self.now()
+        now, rules = self.now(), self.policy.clients
+        if (
+            client.mac is None
+            and rules.may_block(client.address)
+            and self.neighbours.is_on_link(client.address)
+        ):  # Its entry in the neighbour table is gone: nobody gets past a rule by that.
+            return Case(client, now, None, None, claim, dialled, lacks_mac=True)
+        rule = rules.find(client)
         session = None if rule else self.store.find(client.ids, now)
         return Case(client, now, rule, session, claim, dialled)
 

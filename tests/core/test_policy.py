@@ -85,6 +85,34 @@ def test_a_rule_that_is_covered_never_decides(
         assert found is None or found.where != "last:99"
 
 
+@settings(max_examples=500)
+@given(RULES, ADDRESSES)
+def test_a_client_without_its_mac_may_be_blocked_exactly_if_one_with_it_could_be(
+    rules: list[tuple[Mac | Address | Network, Access, str]], address: Address
+) -> None:
+    table = rules_of(rules)
+    without = table.find(Client(address))
+    with_one = [table.find(Client(address, Mac(f"02:00:00:00:00:{n:02x}"))) for n in range(8)]
+    could = any(rule and rule.access is Access.BLOCKED for rule in with_one)
+    is_blocked = without is not None and without.access is Access.BLOCKED
+    assert table.may_block(address) == (could and not is_blocked)
+
+
+@given(RULES, CLIENTS)
+def test_who_is_known_by_a_rule_is_listed_with_that_rule(
+    rules: list[tuple[Mac | Address | Network, Access, str]], client: Client
+) -> None:
+    table = rules_of(rules)
+    known = list(table.known())
+    lines = [int(rule.where.rpartition(":")[2]) for _, rule in known]
+    assert lines == sorted(lines)
+    assert all(rule.access is Access.KNOWN for _, rule in known)
+    found = table.find(client)
+    if found is not None and found.access is Access.KNOWN:
+        listed = [subject for subject, rule in known if rule == found]
+        assert any(subject == client.mac or holds(subject, client.address) for subject in listed)
+
+
 @given(NETWORKS, st.lists(NETWORKS, max_size=8))
 def test_a_table_knows_what_holds_all_of_a_network(network: Network, others: list[Network]) -> None:
     table: NetworkTable[Network] = NetworkTable()

@@ -2,14 +2,19 @@
 
 import contextlib
 from collections.abc import Iterator
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 
 import requires
+from capport.core.client import parse_mac
+from capport.core.place import Place
+from capport.core.policy import Access, ClientRules, Policy
+from capport.gate import Gate
 from capport.identity import lookup
 from capport.identity.neighbours import NetlinkNeighbours
-from lab.namespaces import Namespace, let_go, namespaces
+from capport.stores.memory import MemoryStore
+from lab.namespaces import Namespace, let_go, namespaces, wait_for
 
 pytestmark = [pytest.mark.lab, requires.namespaces()]
 
@@ -74,3 +79,71 @@ def test_it_finds_what_the_replica_finds(network: Namespace) -> None:
 
 def test_a_namespace_without_neighbours_has_none(network: Namespace) -> None:
     assert network.call(lookup.table) == {}
+
+
+@pytest.fixture
+def routed(network: Namespace) -> Namespace:
+    network.ip(
+        "link add wan0 type bridge",
+        "link set wan0 up",
+        "addr add 203.0.113.1/24 dev wan0",
+        "link set lan1 arp off",  # as a tunnel is
+        "addr add 10.8.0.1/24 dev lan1",
+        "route add 198.51.100.0/24 via 192.0.2.2",
+        "route add 192.0.2.128/25 via 203.0.113.2",
+        "route add unreachable 10.9.0.0/24",
+        "route add blackhole 10.10.0.0/24",
+        "route add prohibit 10.11.0.0/24",
+        "route add 2001:db8:1::/64 via 2001:db8::2",
+    )
+    return network
+
+
+@pytest.mark.parametrize(
+    ("address", "any_interface", "of_the_clients"),
+    [
+        ("192.0.2.7", True, True),
+        ("2001:db8::7", True, True),
+        ("fe80::7", True, True),
+        ("203.0.113.7", True, False),  # on the other side
+        ("198.51.100.7", False, False),  # behind another router
+        ("192.0.2.200", False, False),  # the same, in a network that looks like the link's
+        ("2001:db8:1::7", False, False),
+        ("192.0.2.1", False, False),  # this machine itself
+        ("2001:db8::1", False, False),
+        ("127.0.0.1", False, False),
+        ("::1", False, False),
+        ("10.8.0.7", False, False),  # no link with MACs
+        ("10.9.0.7", False, False),  # no route
+        ("10.10.0.7", False, False),
+        ("10.11.0.7", False, False),
+        ("10.12.0.7", False, False),
+        ("2001:db8:2::7", False, False),
+    ],
+)
+def test_on_the_link_is_where_the_kernel_needs_a_mac(
+    routed: Namespace, address: str, any_interface: bool, of_the_clients: bool
+) -> None:
+    asked = ip_address(address)
+    assert routed.call(lookup.is_on_link, asked) == any_interface
+    with contextlib.closing(routed.call(NetlinkNeighbours, ["lan0"])) as replica:
+        assert routed.call(replica.is_on_link, asked) == of_the_clients
+
+
+def test_a_blocked_device_does_not_pass_when_its_entry_is_flushed(network: Namespace) -> None:
+    rules = ClientRules()
+    rules.section(Access.BLOCKED, "lab.yaml")
+    rules.add(parse_mac(MAC), 3)
+    rules.section(Access.KNOWN, "lab.yaml")
+    rules.add(ip_network("192.0.2.0/24"), 4)
+    policy = Policy(login_url="", login_place=Place("login.example.net", 443), clients=rules)
+    network.ip(f"neigh add 192.0.2.7 lladdr {MAC} dev lan0 nud permanent")
+    with contextlib.closing(network.call(NetlinkNeighbours, ["lan0"])) as replica:
+        gate = Gate(policy, MemoryStore(), neighbours=replica)
+        assert network.call(gate.known, gate.client("192.0.2.7")) is None
+        network.ip("neigh flush dev lan0 nud permanent")
+        wait_for(lambda: gate.client("192.0.2.7").mac is None)
+        assert network.call(gate.known, gate.client("192.0.2.7")) is None
+        network.ip(f"neigh add 192.0.2.8 lladdr {OTHER_MAC} dev lan0 nud permanent")
+        wait_for(lambda: gate.client("192.0.2.8").mac is not None)
+        assert network.call(gate.known, gate.client("192.0.2.8")) is not None

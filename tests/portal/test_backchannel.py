@@ -1,6 +1,7 @@
 """The API for a login server of the operator's own, over its real sockets."""
 
 import asyncio
+import errno
 import http.client
 import json
 import socket
@@ -166,6 +167,9 @@ class _OneNeighbour:
     def find_mac(self, address: Address) -> Mac | None:
         return self.mac
 
+    def is_on_link(self, address: Address) -> bool:
+        return True
+
     def watch(self, watcher: object) -> Any:
         return lambda: None
 
@@ -315,3 +319,50 @@ async def test_the_description_describes_what_is_there(tmp_path: Path) -> None:
             for method in {"get", "post", "patch", "delete", "put"}:
                 answer = await a.call(method.upper(), filled, {})
                 assert (answer.status == 405) is (method not in methods), (method, path)
+
+
+async def test_a_socket_that_somebody_answers_on_is_left_alone(tmp_path: Path) -> None:
+    async with api(tmp_path) as a:
+        other = BackChannel(a.house.portal, a.path)
+        with pytest.raises(OSError, match="another process answers there") as raised:
+            other.start()
+        assert raised.value.errno == errno.EADDRINUSE
+        await other.stop()
+        assert (await a.call("GET", "/sessions")).status == 200
+
+
+async def test_a_socket_that_a_killed_process_left_is_taken_over(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(tmp_path / "api.sock"))
+        left.listen()
+    async with api(tmp_path) as a:
+        assert (await a.call("GET", "/sessions")).status == 200
+
+
+async def test_it_takes_only_its_own_socket_away(tmp_path: Path) -> None:
+    async with api(tmp_path) as a:
+        a.path.unlink()
+        later = BackChannel(a.house.portal, a.path)
+        later.start()
+    assert (tmp_path / "api.sock").is_socket()
+    await later.stop()
+    assert not (tmp_path / "api.sock").exists()
+
+
+@pytest.mark.parametrize(
+    ("folder", "socket_"), [(0o750, 0o660), (0o700, 0o600), (0o755, 0o600), (0o740, 0o600)]
+)
+async def test_the_sockets_group_may_ask_where_the_folder_is_the_groups(
+    tmp_path: Path, folder: int, socket_: int
+) -> None:
+    await asyncio.to_thread(tmp_path.chmod, folder)
+    async with api(tmp_path) as a:
+        assert stat.S_IMODE(a.path.stat().st_mode) == socket_
+
+
+async def test_where_the_port_is_taken_no_socket_is_left(tmp_path: Path) -> None:
+    async with house() as h:
+        channel = BackChannel(h.portal, tmp_path / "api.sock", Place(LOOPBACK, h.port))
+        with pytest.raises(OSError, match="in use"):
+            channel.start()
+        assert not (tmp_path / "api.sock").exists()

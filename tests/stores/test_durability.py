@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import pwd
 import random
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -495,3 +497,47 @@ def test_default_addon_start_with_a_broken_store_is_closed(tmp_path: Path) -> No
     store = open_store(str(path), start_closed=True)
     assert store.find((MAC,), FakeTime().now) is None
     store.close()
+
+
+@requires.root()
+def test_what_root_makes_first_in_the_portals_folder_is_the_portals() -> None:
+    nobody = pwd.getpwnam("nobody")
+    with tempfile.TemporaryDirectory() as made:  # pytest's own folders are closed to others
+        folder = Path(made)
+        os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+        shared_by_root_and(nobody, folder)
+
+
+def shared_by_root_and(nobody: pwd.struct_passwd, folder: Path) -> None:
+    path = folder / "sessions.db"
+    writer = Writer(path)
+    try:
+        assert writer.ask(writers.GRANT, "192.0.2.7") == "did grant 192.0.2.7"
+        assert {file.name for file in folder.iterdir()} == {
+            f"sessions.db{name}" for name in ("", "-wal", "-shm", "-revoked", "-ballast")
+        }
+        for file in folder.iterdir():
+            status = file.stat()
+            assert (status.st_uid, status.st_gid) == (nobody.pw_uid, nobody.pw_gid), file
+            assert status.st_mode & 0o777 == 0o600
+    finally:
+        writer.end()
+    module = [sys.executable, writers.__file__, "grant_as", str(path), "nobody", "192.0.2.8"]
+    subprocess.run(module, check=True)
+    store = SqliteStore(path, spares=())
+    assert {s.client for s in store.sessions()} == {"192.0.2.7", "192.0.2.8"}
+    store.close()
+
+
+@requires.root()
+def test_root_gives_nothing_away_through_a_link(tmp_path: Path) -> None:
+    nobody = pwd.getpwnam("nobody")
+    os.chown(tmp_path, nobody.pw_uid, nobody.pw_gid)
+    secret = tmp_path / "secret"
+    secret.touch()
+    for name in ("-revoked", "-ballast"):
+        (tmp_path / f"sessions.db{name}").symlink_to(secret)
+    store = SqliteStore(tmp_path / "sessions.db", spares=())
+    store.put(session(MAC))
+    store.close()
+    assert (secret.stat().st_uid, secret.stat().st_size) == (0, 0)

@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capport.core.client import ClientId
+from capport.core.client import Address, ClientId, Mac, parse_address, parse_mac
 from capport.core.session import Session
-from capport.stores import StoreError, default_store, open_store, schema, sqlite
+from capport.stores import StoreError, default_store, open_store, schema, sqlite, upkeep
 from capport.stores.memory import MemoryStore
 from capport.stores.replica import FLUSH_SECONDS
-from capport.stores.sqlite import GRACE_SECONDS, SqliteStore
+from capport.stores.sqlite import SqliteStore
+from capport.stores.upkeep import GRACE_SECONDS
 from stores.contract import (
     ADDRESS,
     MAC,
@@ -259,7 +260,9 @@ def test_a_power_cut_gives_at_most_the_unwritten_time_again_and_never_more_than_
         store.put(session(ADDRESS))  # writes the clock down
         cut = OneFile(Path(folder) / "cut")
         cut.path.parent.mkdir()
-        with store._writing:  # which keeps the background from writing the clock down again
+        with (
+            store._database.writing
+        ):  # which keeps the background from writing the clock down again
             file.time.now += lived
             for suffix in ("", "-wal"):  # what is on the disk at this moment
                 shutil.copy(f"{file.path}{suffix}", f"{cut.path}{suffix}")
@@ -327,7 +330,7 @@ def test_touches_that_could_not_be_written_back_are_later(
     file: OneFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "TURN_SECONDS", 0.02)
-    monkeypatch.setattr(sqlite, "PUT_SECONDS", 0.05)
+    monkeypatch.setattr(upkeep, "PUT_SECONDS", 0.05)
     store = file.open()
     store.put(session(idle=600.0))
     store.touch(MAC, 1010.0)
@@ -347,7 +350,7 @@ def test_what_is_over_is_cleared_away_in_a_while(
     file: OneFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "TURN_SECONDS", 0.02)
-    monkeypatch.setattr(sqlite, "_BATCH", 3)
+    monkeypatch.setattr(upkeep, "BATCH", 3)
     one, two = file.open(), file.open()
     for number in range(10):
         one.put(session(ClientId(f"192.0.2.{number}"), expires=1060.0))
@@ -360,7 +363,7 @@ def test_what_is_over_is_cleared_away_in_a_while(
     file.time.now = 1060.0 + GRACE_SECONDS - 1
     time.sleep(0.2)
     assert len(list(two.sessions())) == 12
-    file.time.now = 1100.0 + GRACE_SECONDS + sqlite.UPKEEP_SECONDS
+    file.time.now = 1100.0 + GRACE_SECONDS + upkeep.UPKEEP_SECONDS
     for store in (one, two):
         until(lambda s=store: {x.client for x in s.sessions()} == {MAC, OTHER}, "clearing")  # type: ignore[misc]
     assert told == []  # they were over before, so nothing changed
@@ -384,18 +387,18 @@ def test_the_log_does_not_grow_for_ever(file: OneFile) -> None:
 def test_who_lags_behind_the_journal_of_changes_reads_everything(
     file: OneFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "KEPT_CHANGES", 2)
+    monkeypatch.setattr(upkeep, "KEPT_CHANGES", 2)
     monkeypatch.setattr(sqlite, "TURN_SECONDS", 0.02)
     one, two = file.open(), file.open()
     one.put(session(MAC))
     until(lambda: two.find((MAC,), 1000.0) is not None)
     told: list[ClientId] = []
     two.watch(told.append)
-    with two._reading:  # as if its thread had been stopped
+    with two._database.reading:  # as if its thread had been stopped
         for number in range(10):
             one.put(session(ClientId(f"198.51.100.{number}")))
         one.drop(MAC)
-        file.time.now += sqlite.UPKEEP_SECONDS + 1
+        file.time.now += upkeep.UPKEEP_SECONDS + 1
         db = sqlite3.connect(file.path)
         until(lambda: db.execute("SELECT count(*) FROM changes").fetchone()[0] == 2, "a trim")
         db.close()
@@ -414,25 +417,6 @@ def test_without_inotify_it_looks_often_enough(
     until(lambda: two.find((MAC,), 1000.0) is not None)
 
 
-def test_a_file_put_in_the_place_of_another_is_not_mixed_with_it(file: OneFile) -> None:
-    store = file.open()
-    store.put(session(MAC))
-    store.put(session(OTHER))
-    backup = OneFile(file.path.parent / "backup")
-    backup.path.parent.mkdir()
-    backup.open().put(session(ADDRESS))
-    backup.close()
-    before = backup.path.read_bytes()
-    backup.path.replace(file.path)
-    with pytest.raises(StoreError, match="stop whatever uses it, remove"):
-        store.put(session(ADDRESS))
-    assert store.find((OTHER,), 1000.0)
-    assert store.drop(MAC)
-    assert store.find((MAC,), 1000.0) is None
-    store.close()
-    assert file.path.read_bytes() == before
-
-
 def test_a_file_that_is_gone_grants_nothing_and_revokes_all_the_same(file: OneFile) -> None:
     store = file.open()
     store.put(session(MAC))
@@ -448,3 +432,39 @@ def test_a_file_that_is_gone_grants_nothing_and_revokes_all_the_same(file: OneFi
     again = replace(session(OTHER), name="again")
     store.put(again)
     assert {s.client for s in file.open().sessions()} == {ADDRESS, OTHER}
+
+
+SECOND_MAC = parse_mac("02:00:00:00:00:08")
+FILED = [
+    *(MAC, ADDRESS, OTHER, SECOND_MAC, "192.0.2.70", "192.0.2.77", "2001:db8::70"),
+    *(f"{MAC}@192.0.2.7", f"{MAC}@192.0.2.77", f"{MAC}@2001:db8::7"),
+    *(f"{SECOND_MAC}@192.0.2.7", f"{SECOND_MAC}@192.0.2.70"),
+]
+
+
+@pytest.mark.parametrize(
+    ("about", "found"),
+    [
+        ((), set()),
+        ((parse_mac(MAC),), {filed for filed in FILED if filed.startswith(MAC)}),
+        ((parse_address(ADDRESS),), {filed for filed in FILED if filed.split("@")[-1] == ADDRESS}),
+        ((parse_address("2001:db8::7"), SECOND_MAC), {OTHER, *FILED[9:], SECOND_MAC}),
+    ],
+)
+def test_a_store_about_some_clients_knows_of_no_others_and_does_its_work(
+    file: OneFile, about: tuple[Mac | Address, ...], found: set[str]
+) -> None:
+    whole = file.open()
+    for client in FILED:
+        whole.put(session(ClientId(client)))
+    clock, boot_id = file.time.clock, file.time.boot_id
+    store = SqliteStore(file.path, about=about, clock=clock, boot_id=boot_id, spares=())
+    assert {s.client for s in store.sessions()} == found
+    store.put(session(ClientId("198.51.100.7")))
+    assert store.find((ClientId("198.51.100.7"),), 1000.0)
+    for client in (MAC, OTHER):
+        assert store.drop(ClientId(client)) is True
+    assert store.drop(ClientId("198.51.100.8")) is False
+    until(lambda: len(list(whole.sessions())) == len(FILED) + 1 - 2, "the changes")
+    store.close()
+    assert {s.client for s in whole.sessions()} == {*FILED, "198.51.100.7"} - {MAC, OTHER}

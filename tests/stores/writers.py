@@ -1,6 +1,7 @@
 """What the durability tests run in other processes: writers that say what was acknowledged."""
 
 import os
+import pwd
 import random
 import signal
 import sys
@@ -14,7 +15,7 @@ from capport.core.session import Session
 from capport.stores import StoreError, schema
 from capport.stores.sqlite import SqliteStore
 
-GRANT, REVOKE = "grant", "revoke"
+GRANT, REVOKE, FIND = "grant", "revoke", "find"
 
 
 def say(out: int, *words: str) -> None:
@@ -58,7 +59,7 @@ def fork_writers(path: str) -> None:
 
 
 def grant_and_stay(path: str, synchronous: str) -> None:
-    """Grants one client for each line on stdin, and acknowledges it on stdout."""
+    """Grants, revokes or finds one client for each line on stdin, and says so on stdout."""
     schema.SYNCHRONOUS = synchronous
     store = SqliteStore(Path(path), spares=())
     say(1, "ready")
@@ -67,11 +68,24 @@ def grant_and_stay(path: str, synchronous: str) -> None:
         try:
             if what == GRANT:
                 store.put(granted(client))
-            else:
+            elif what == REVOKE:
                 store.drop(ClientId(client))
+            elif store.find([ClientId(client)], clock.now()) is None:
+                raise StoreError("unknown")
             say(1, "did", what, client)
         except StoreError as error:
             say(1, "failed", what, client, str(error))
+
+
+def grant_as(path: str, name: str, client: str) -> None:
+    """Grants one client as the user called `name`, with nothing of root's left."""
+    user = pwd.getpwnam(name)
+    os.setgroups([])
+    os.setgid(user.pw_gid)
+    os.setuid(user.pw_uid)
+    store = SqliteStore(Path(path), spares=())
+    store.put(granted(client))
+    store.close()
 
 
 def tell(path: str) -> None:
@@ -86,6 +100,7 @@ if __name__ == "__main__":
     commands: dict[str, Callable[..., None]] = {
         "fork_writers": fork_writers,
         "grant_and_stay": grant_and_stay,
+        "grant_as": grant_as,
         "tell": tell,
     }
     commands[sys.argv[1]](*sys.argv[2:])

@@ -5,11 +5,13 @@ import it does not.
 """
 
 from argparse import Namespace
+from collections.abc import Collection
 from pathlib import Path
 
+from capport.core.client import Address, Mac
 from capport.core.place import Place
 from capport.core.policy import Policy
-from capport.stores import SessionStore, default_store, open_store, store_path
+from capport.stores import SessionStore, default_store, open_store, store_path, was_in_use
 
 
 class CommandError(Exception):
@@ -42,21 +44,26 @@ def store_url(arguments: Namespace, policy: Policy) -> str:
     return arguments.sessions or policy.sessions.store or default_store()
 
 
-def writable_store(url: str) -> SessionStore:
-    """The store at `url`, made if it is not there. Raises CommandError, StoreError."""
+def writable_store(url: str, *, about: Collection[Mac | Address] | None = None) -> SessionStore:
+    """The store at `url`, made if it is not there. Raises CommandError, StoreError.
+
+    `about`, here and below: the sessions of these are all that is needed (`open_store`).
+    """
     _shared(url)
-    return open_store(url)
+    return open_store(url, about=about)
 
 
-def existing_store(url: str, *, start_closed: bool = False) -> SessionStore | None:
+def existing_store(
+    url: str, *, start_closed: bool = False, about: Collection[Mac | Address] | None = None
+) -> SessionStore | None:
     """The store at `url`, None where there is none. Raises CommandError, StoreError.
 
-    Who only looks makes no file: it would belong to whoever looked, and not to the portal.
+    Who only looks makes no file.
     """
     path = _shared(url)
-    if not path.exists():
+    if not (was_in_use(path) if start_closed else path.exists()):
         return None
-    return open_store(url, start_closed=start_closed)
+    return open_store(url, make=False, start_closed=start_closed, about=about)
 
 
 def _shared(url: str) -> Path:

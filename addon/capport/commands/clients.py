@@ -1,26 +1,32 @@
-"""`capport clients`: who is known by a session, since when, until when, by what."""
+"""`capport clients`: who is known, since when, until when, by what: a session, or a client rule."""
 
 import contextlib
 import json
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from capport import clock
 from capport.commands import chosen_policy, existing_store, store_url
 from capport.commands.display import cells, duration, fitted, rfc3339, short_moment
-from capport.core.client import is_random, parse_address, parse_mac
+from capport.core.client import Mac, is_random, parts_of
+from capport.core.policy import ClientRule, Network
 from capport.core.session import Instant, Session
 
 _WIDTH = 80
 _MADE_UP = "~"
 _GAP = "  "
+_BY_RULE = "client rule"
 _TITLES = ("CLIENT", "NAME", "SINCE", "UNTIL", "LEFT", "HOW")
-_NAME, _HOW = 8, 12  # columns that are left for these at least
+_NAME, _HOW = 8, 14  # columns that are left for these at least
 
 
 def clients(arguments: Namespace) -> None:
-    """Prints them, whoever goes first at the top; nobody is there once a session is over."""
+    """Prints them: first who has a session, whoever goes first at the top, then who needs none.
+
+    Nobody is there once a session is over. Client rules are those of `--policy`, in its order.
+    """
     policy = chosen_policy(arguments)
     store = existing_store(store_url(arguments, policy))
     now, wall = clock.now(), time.time()
@@ -29,12 +35,15 @@ def clients(arguments: Namespace) -> None:
         with contextlib.closing(store):
             sessions = [session for session in store.sessions() if session.is_open(now)]
     sessions.sort(key=lambda session: (session.ends, session.client))
+    rules = list(policy.clients.known())
     if arguments.json:
-        print(json.dumps([document(session, now, wall) for session in sessions], indent=2))
-    elif not sessions:
+        documents = [document(session, now, wall) for session in sessions]
+        documents += [document_of_rule(subject, rule) for subject, rule in rules]
+        print(json.dumps(documents, indent=2))
+    elif not sessions and not rules:
         print("Nobody has a session.")
     else:
-        for line in table(sessions, now, wall):
+        for line in table(sessions, now, wall, rules):
             print(line)
 
 
@@ -44,12 +53,12 @@ def document(session: Session, now: Instant, wall: float) -> dict[str, object]:
     Times are RFC 3339 in UTC, reckoned by this machine's wall clock; `seconds_remaining` is what
     counts. `expires` is when it ends for certain, `ends` when it does if the client stays silent.
     """
-    mac, address = _split(session)
+    mac, address = parts_of(session.client)
     return {
         "client": session.client,
         "mac": mac,
-        "address": address,
-        "random_mac": is_random(parse_mac(mac)) if mac else None,
+        "address": str(address) if address else None,
+        "random_mac": is_random(mac) if mac else None,
         "name": session.name,
         "granted": rfc3339(session.granted_at),
         "expires": rfc3339(wall + session.expires - now),
@@ -61,9 +70,33 @@ def document(session: Session, now: Instant, wall: float) -> dict[str, object]:
     }
 
 
-def table(sessions: Sequence[Session], now: Instant, wall: float) -> Iterator[str]:
+def document_of_rule(subject: Mac | Network, rule: ClientRule) -> dict[str, object]:
+    """The same of a client rule: no times, and `by` is its place in the policy, FILE:LINE.
+
+    `client` is a MAC, an address or a network, which has neither `mac` nor `address`.
+    """
+    mac = subject if isinstance(subject, str) else None
+    return {
+        "client": _shown(subject),
+        "mac": mac,
+        "address": None if mac or "/" in _shown(subject) else _shown(subject),
+        "random_mac": is_random(mac) if mac else None,
+        "name": rule.name or "",
+        **dict.fromkeys(("granted", "expires", "ends", "idle", "seconds_remaining")),
+        "by": rule.where,
+        "how": _BY_RULE,
+    }
+
+
+def table(
+    sessions: Sequence[Session],
+    now: Instant,
+    wall: float,
+    rules: Sequence[tuple[Mac | Network, ClientRule]] = (),
+) -> Iterator[str]:
     """For people: at most 80 columns. An id that is too long for its own has a line to itself."""
-    rows = [_TITLES, *(_cells_of(session, now, wall) for session in sessions)]
+    known = [_cells_of(session, now, wall) for session in sessions]
+    rows = [_TITLES, *known, *(_cells_of_rule(subject, rule) for subject, rule in rules)]
     widths = _widths(rows)
     for client, *rest in rows:
         if len(client) > widths[0]:
@@ -75,15 +108,27 @@ def table(sessions: Sequence[Session], now: Instant, wall: float) -> Iterator[st
 
 
 def _cells_of(session: Session, now: Instant, wall: float) -> tuple[str, ...]:
-    mac, _ = _split(session)
+    mac, _ = parts_of(session.client)
     return (
-        f"{session.client}{_MADE_UP if mac and is_random(parse_mac(mac)) else ''}",
+        f"{session.client}{_MADE_UP if mac and is_random(mac) else ''}",
         session.name,
         short_moment(session.granted_at, wall),
         short_moment(wall + session.ends - now, wall),
         duration(session.ends - now),
         ", ".join(filter(None, (session.how, session.by))),
     )
+
+
+def _cells_of_rule(subject: Mac | Network, rule: ClientRule) -> tuple[str, ...]:
+    made_up = _MADE_UP if isinstance(subject, str) and is_random(subject) else ""
+    return f"{_shown(subject)}{made_up}", rule.name or "", "", "", "always", Path(rule.where).name
+
+
+def _shown(subject: Mac | Network) -> str:
+    """A network of one address is an address."""
+    if isinstance(subject, str) or subject.num_addresses > 1:
+        return str(subject)
+    return str(subject.network_address)
 
 
 def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
@@ -94,14 +139,3 @@ def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
     room -= how
     client = min(client, room - min(name, _NAME))
     return [client, min(name, room - client), *times, how]
-
-
-def _split(session: Session) -> tuple[str | None, str | None]:
-    """The MAC and the address in its id."""
-    mac, at, address = session.client.partition("@")
-    if at:
-        return mac, address
-    try:
-        return None, str(parse_address(session.client))
-    except ValueError:
-        return session.client, None

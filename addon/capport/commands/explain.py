@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import socket
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,10 @@ def explain_url(arguments: Namespace) -> None:
     now = clock.now()
     session, asked = _session(arguments.sessions, policy, client, now)
     url: Url = arguments.url
-    found = explanation.explain(policy, client, session, now, url, arguments.method)
+    lacks_mac = _lacks_mac(client, policy)
+    found = explanation.explain(
+        policy, client, session, now, url, arguments.method, lacks_mac=lacks_mac
+    )
     line = _line_of(found, policy)
     if arguments.json:
         print(json.dumps(document(found, policy, line, now, asked), indent=2))
@@ -105,6 +109,19 @@ def _mac_of(address: Address) -> Mac | None:
     return None
 
 
+def _lacks_mac(client: Client, policy: Policy) -> bool:
+    """As the gate would say, asked here: a rule may block it by a MAC that is not known now."""
+    if client.mac is not None or not policy.clients.may_block(client.address):
+        return False
+    interfaces = None
+    if policy.router is not None:
+        try:
+            interfaces = [socket.if_nametoindex(policy.router.client_interface)]
+        except OSError:
+            return False  # asked elsewhere, where no client is on the link
+    return lookup.is_on_link(client.address, interfaces)
+
+
 def _session(
     given: str | None, policy: Policy, client: Client, now: Instant
 ) -> tuple[Session | None, str]:
@@ -113,7 +130,7 @@ def _session(
         return None, "not asked for: a client rule decides"
     url = given or policy.sessions.store or default_store()
     try:
-        store = existing_store(url)
+        store = existing_store(url, about=[client.address, *filter(None, [client.mac])])
     except (StoreError, CommandError) as error:
         if given:
             raise

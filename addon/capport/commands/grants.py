@@ -36,7 +36,7 @@ def grant(arguments: Namespace) -> None:
     present = _present(client, macs)
     _refuse_blocked(client, present, policy)
     url = store_url(arguments, policy)
-    with contextlib.closing(writable_store(url)) as store:
+    with contextlib.closing(writable_store(url, about=())) as store:
         session = Gate(policy, store).grant(
             client,
             lifetime=arguments.lifetime,
@@ -57,10 +57,11 @@ def revoke(arguments: Namespace) -> None:
     """Ends every session that the client has, also where the store cannot be written."""
     policy = chosen_policy(arguments)
     url = store_url(arguments, policy)
-    store = existing_store(url, start_closed=True)
+    macs = _neighbours()
+    about = _parts(_meant(arguments.who, macs, ()))
+    store = existing_store(url, start_closed=True, about=about)
     if store is None:
         raise CommandError(f"{arguments.who} has no session: there is no {url}")
-    macs = _neighbours()
     revoked: list[ClientId] = []
     failures: list[StoreError] = []
     with contextlib.closing(store):
@@ -74,7 +75,7 @@ def revoke(arguments: Namespace) -> None:
                 failures.append(error)  # that one is in force all the same: now the others
         fault: str | None = getattr(store, "fault", None)
         kernel, now = Kernel(), clock.now()
-        still_in = kernel.let_through(*_parts(meant))
+        still_in = kernel.let_through(_parts(meant))
         out = [client for client in still_in if not store.find(client.ids, now)]
     in_force = kernel.wait_until_out(out)
     for client in revoked:
@@ -131,9 +132,9 @@ def _meant(who: ClientId, macs: Macs, filed: Iterable[ClientId]) -> list[ClientI
     return [*ids]
 
 
-def _parts(ids: Iterable[ClientId]) -> tuple[set[Address], set[Mac]]:
-    parts = [parts_of(client) for client in ids]
-    return {address for _, address in parts if address}, {mac for mac, _ in parts if mac}
+def _parts(ids: Iterable[ClientId]) -> set[Mac | Address]:
+    """Each MAC and each address in one of them."""
+    return {part for client in ids for part in parts_of(client) if part}
 
 
 def _neighbours() -> dict[Address, Mac]:

@@ -35,15 +35,15 @@ class Kernel:
         else:
             self._rules = rules
 
-    def let_through(self, addresses: Collection[Address], macs: Collection[Mac]) -> list[Client]:
-        """Who of these the rules know now, at whatever address."""
+    def let_through(self, parts: Collection[Mac | Address]) -> list[Client]:
+        """Who of these MACs and addresses the rules know now."""
         found = []
         for name in ("known4", "known6", "routed4", "routed6") if self._rules else ():
             assert self._rules is not None
             for element, _ in listed(self._rules, name):
                 address, _, mac = element.partition(" . ")
                 client = Client(parse_address(address), parse_mac(mac) if mac else None)
-                if client.address in addresses or client.mac in macs:
+                if client.address in parts or client.mac in parts:
                     found.append(client)
         return found
 

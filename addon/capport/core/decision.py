@@ -51,7 +51,8 @@ class Case:
     `claim` is the place the client names (request target, Host field, SNI), None where it names
     none or more than one; `dialled` is where it connected to, None where we cannot tell (explicit
     proxy). `rule` is the policy's for this client; `retry_after` is set where its requests come too
-    fast; `login_url` is the policy's, with what stands for `{state}`.
+    fast; `login_url` is the policy's, with what stands for `{state}`. `lacks_mac`: a rule may block
+    the client by its MAC, which we do not know now; then neither rule nor session counts.
     """
 
     client: Client
@@ -64,6 +65,7 @@ class Case:
     retry_after: int | None = None
     login_url: str = ""
     login_answers: bool = False
+    lacks_mac: bool = False
 
 
 type Rule = Callable[[Case, Policy], Verdict | None]
@@ -164,6 +166,9 @@ def connectivity_check(case: Case, policy: Policy) -> Verdict | None:
 
 def unknown_client(case: Case, policy: Policy) -> Verdict:
     """Everybody else, so that there is always a verdict."""
+    if case.lacks_mac:
+        because = f"{case.client} has a MAC that is not known now, and a rule may block it by that"
+        return _required(case, policy, because)
     if case.session:
         return _required(case, policy, f"{case.client} has a session, and its session is over")
     return _required(case, policy, f"{case.client} has no session")

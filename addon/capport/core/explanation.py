@@ -94,17 +94,26 @@ def parse_url(text: str) -> Url:
 
 
 def explain(
-    policy: Policy, client: Client, session: Session | None, now: float, url: Url, method: str
+    policy: Policy,
+    client: Client,
+    session: Session | None,
+    now: float,
+    url: Url,
+    method: str,
+    *,
+    lacks_mac: bool = False,
 ) -> Explanation:
     """What `client` would get for `url`, were it to ask by name and the login server to answer.
 
     `session` is the one it has in the store, open or not, and does not count where a client rule
-    of the policy's decides. No limit is counted: this is its first request.
+    of the policy's decides; neither does where it `lacks_mac` (`Case`). No limit is counted: this
+    is its first request.
     """
-    rule = policy.clients.find(client)
+    rule = None if lacks_mac else policy.clients.find(client)
     request = HttpRequest(method, url.scheme, url.path)
-    session = None if rule else session
+    session = None if rule or lacks_mac else session
     case = Case(client, now, rule, session, claim=url.place, request=request, login_answers=True)
+    case = replace(case, lacks_mac=lacks_mac)
     inside: Steps = ()
     tls = None
     if url.scheme == "https":

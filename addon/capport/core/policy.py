@@ -82,15 +82,6 @@ class NetworkTable[Value]:
         version, length, number = _key(network)
         return self._by_length.setdefault((version, length), {}).setdefault(number, value)
 
-    def matches(self, address: Address) -> Iterator[Value]:
-        """The value of each network that holds `address`."""
-        number, bits = int(address), address.max_prefixlen
-        for (version, length), table in self._by_length.items():
-            if version == address.version:
-                found = table.get(number >> (bits - length) << (bits - length))
-                if found is not None:
-                    yield found
-
     def covering(self, network: Network | Address) -> Iterator[Value]:
         """The value of each network that holds all of `network`, itself among them."""
         version, longest, number = _key(network)
@@ -137,6 +128,7 @@ class ClientRules:
         self._lines = array("L")
         self._names: dict[int, str] = {}
         self._sections: list[tuple[int, Access, str]] = []  # from which rule on, what, which file
+        self._first_blocked_mac: int | None = None
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -149,7 +141,9 @@ class ClientRules:
         """One more rule, after all others. `line` is where it stands in the section's file."""
         number = len(self)
         if isinstance(subject, str):
-            self._macs.setdefault(_number(subject), number)
+            first = self._macs.setdefault(_number(subject), number) == number
+            if first and self._first_blocked_mac is None and self._access(number) is Access.BLOCKED:
+                self._first_blocked_mac = number
         else:
             self._networks.setdefault(subject, number)
         self._lines.append(line)
@@ -158,10 +152,30 @@ class ClientRules:
 
     def find(self, client: Client) -> ClientRule | None:
         """The first rule that matches `client`."""
-        found = [*self._networks.matches(client.address)]
+        found = [*self._networks.covering(client.address)]
         if client.mac is not None and (number := self._macs.get(_number(client.mac))) is not None:
             found.append(number)
         return self._rule(min(found)) if found else None
+
+    def may_block(self, address: Address) -> bool:
+        """Whether who is at `address` might be blocked by its MAC, and is not without it.
+
+        For a client whose MAC is not known now: one with a MAC that no rule has.
+        """
+        if self._first_blocked_mac is None:
+            return False
+        number = min(self._networks.covering(address), default=None)
+        return number is None or (
+            number > self._first_blocked_mac and self._access(number) is Access.KNOWN
+        )
+
+    def known(self) -> Iterator[tuple[Mac | Network, ClientRule]]:
+        """Who is known by a rule, and that rule, in the policy's order; none that is idle."""
+        for subject, number, access in sorted(self.subjects(), key=_place):
+            if access is Access.KNOWN and (
+                isinstance(subject, str) or number == min(self._networks.covering(subject))
+            ):
+                yield subject, self._rule(number)
 
     def covering(self, subject: Mac | Address | Network) -> ClientRule | None:
         """The first rule that matches all that `subject` does, so that one more would be idle."""
@@ -174,13 +188,16 @@ class ClientRules:
     def subjects(self) -> Iterator[tuple[Mac | Network, int, Access]]:
         """Each MAC and network that has a rule, its place in the order, and what the rule says."""
         for mac, number in self._macs.items():
-            yield Mac(mac.to_bytes(6).hex(":")), number, self._section_of(number)[1]
+            yield Mac(mac.to_bytes(6).hex(":")), number, self._access(number)
         for network, number in self._networks.items():
-            yield network, number, self._section_of(number)[1]
+            yield network, number, self._access(number)
 
     def _rule(self, number: int) -> ClientRule:
         _, access, file = self._section_of(number)
         return ClientRule(access, f"{file}:{self._lines[number]}", self._names.get(number))
+
+    def _access(self, number: int) -> Access:
+        return self._section_of(number)[1]
 
     def _section_of(self, number: int) -> tuple[int, Access, str]:
         return self._sections[bisect_right(self._sections, number, key=_start) - 1]
@@ -188,6 +205,10 @@ class ClientRules:
 
 def _number(mac: Mac) -> int:
     return int(mac.replace(":", ""), 16)
+
+
+def _place(entry: tuple[Mac | Network, int, Access]) -> int:
+    return entry[1]
 
 
 def _start(section: tuple[int, Access, str]) -> int:
@@ -245,7 +266,7 @@ class WalledGarden:
 
     def _candidates(self, host: Host) -> Iterator[GardenEntry]:
         if not isinstance(host, str):
-            for entries in self._networks.matches(host):
+            for entries in self._networks.covering(host):
                 yield from entries
             return
         yield from self._names.get(host, ())
@@ -298,12 +319,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class LoginServer:
-    """The policy's `login_server`: the embedded one. Paths are absolute."""
+    """The policy's `login_server`: the embedded one. Paths are absolute.
+
+    `venue_info_url` is https: what the operator has to say of the place (RFC 8908 section 5).
+    """
 
     listen: Place
     certificate: str | None = None
     key: str | None = None
     conditions: Conditions = Conditions.TERMS
+    venue_info_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,12 @@ class Neighbours(Protocol):
     def find_mac(self, address: Address) -> Mac | None:
         """The MAC that `address` has now, None where it is off-link or not known. Never waits."""
 
+    def is_on_link(self, address: Address) -> bool:
+        """Whether `address` is on a link of the clients', so that it has a MAC, found or not.
+
+        One system call, which does not wait for anybody; True where the kernel does not say.
+        """
+
     def watch(self, watcher: Callable[[Address], None]) -> Callable[[], None]:
         """Has `watcher` called with each address whose MAC changed; returns what ends that."""
 
@@ -25,6 +31,10 @@ class NoNeighbours:
     def find_mac(self, address: Address) -> Mac | None:
         """Always None."""
         return None
+
+    def is_on_link(self, address: Address) -> bool:
+        """Always False: no client has a MAC."""
+        return False
 
     def watch(self, watcher: Callable[[Address], None]) -> Callable[[], None]:
         """Nothing changes."""

@@ -1,30 +1,35 @@
-"""The kernel's neighbour table, asked once: for commands, which end before it can change.
+"""The kernel's neighbour table and its routes, asked once.
 
-pyroute2, by which `neighbours.py` follows the table, takes 0.15 s to import, 0.4 s where nothing
-is compiled yet; all else that `capport grant` does takes 0.1 s. One dump is one message of
-rtnetlink(7), and its answer is read in twenty lines.
+The table is for commands, which end before it can change; one dump is one message (`rtnetlink.py`).
 """
 
+import errno
+import fcntl
 import socket
 import struct
-from collections.abc import Iterator
-from ipaddress import ip_address
+from collections.abc import Collection
+from ipaddress import IPv6Address, ip_address
 
 from capport.core.client import Address, Mac, parse_mac
+from capport.identity.rtnetlink import DUMP, INTERRUPTED, ask, attribute, attributes
 
-# linux/netlink.h, linux/rtnetlink.h, linux/neighbour.h
-_MESSAGE = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
+# linux/rtnetlink.h, linux/neighbour.h
 _NEIGHBOUR = struct.Struct("=BBHiHBB")  # ndmsg: family, -, -, interface, state, flags, type
-_ATTRIBUTE = struct.Struct("=HH")  # rtattr: length, type
-_DONE, _ERROR, _NEW, _GET = 3, 2, 28, 30
-_REQUEST, _DUMP, _INTERRUPTED = 0x1, 0x300, 0x10
+_NEW_NEIGHBOUR, _GET_NEIGHBOUR = 28, 30
 _PROXY = 0x8
 _DESTINATION, _LINK_ADDRESS = 1, 2
 # REACHABLE, STALE, DELAY, PROBE, PERMANENT: as neighbours.py has them.
 _USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
-_TIMEOUT = 2.0  # seconds
 _TRIES = 5  # dumps that something changed during
-_DATAGRAM = 1 << 16  # bytes; the kernel sends at most 32 KiB in one
+
+_ROUTE = struct.Struct("=8BI")  # rtmsg: family, prefix lengths (2), -, -, -, -, type, flags
+_GET_ROUTE = 26
+_TO, _INTERFACE, _GATEWAY, _VIA = 1, 4, 5, 18
+_UNICAST = 1
+# linux/sockios.h, linux/if.h
+_GET_FLAGS, _LOOPBACK, _NO_ARP = 0x8913, 0x8, 0x80
+# What the kernel says where no route leads: none at all, unreachable, prohibited, a black hole.
+_NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.ESRCH)
 
 
 def table() -> dict[Address, Mac]:
@@ -39,53 +44,52 @@ def table() -> dict[Address, Mac]:
     return {address: next(iter(macs)) for address, macs in found.items() if len(macs) == 1}
 
 
+def is_on_link(address: Address, interfaces: Collection[int] | None = None) -> bool:
+    """Whether the kernel would send to `address` itself and by its MAC, not to a router before it.
+
+    On one of `interfaces` (by number), or on any; not on those without MACs, such as tunnels. Not
+    this machine's own addresses either. Raises OSError where the kernel does not say. (30 us).
+    """
+    if isinstance(address, IPv6Address) and address.is_link_local:
+        return True  # never routed; which link is not in the address
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    asked = _ROUTE.pack(family, address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+    try:
+        ((_, _, route),) = ask(_GET_ROUTE, asked + attribute(_TO, address.packed))
+    except OSError as error:
+        if error.errno in _NO_ROUTE:
+            return False
+        raise
+    kind, values = _ROUTE.unpack_from(route)[7], attributes(route[_ROUTE.size :])
+    if kind != _UNICAST or _GATEWAY in values or _VIA in values or _INTERFACE not in values:
+        return False
+    (number,) = struct.unpack("=i", values[_INTERFACE])
+    return (interfaces is None or number in interfaces) and _has_macs(number)
+
+
+def _has_macs(interface: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        request = struct.pack("=16sH14x", socket.if_indextoname(interface).encode(), 0)
+        flags: int = struct.unpack_from("=16xH", fcntl.ioctl(asking, _GET_FLAGS, request))[0]
+    return not flags & (_LOOPBACK | _NO_ARP)
+
+
 def _entries() -> list[tuple[Address, Mac]]:
+    asked = _NEIGHBOUR.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0)
     for _ in range(_TRIES):
-        interrupted, entries = False, []
-        for kind, flags, body in _dump():
-            interrupted |= bool(flags & _INTERRUPTED)
-            if kind == _NEW and (entry := _entry(body)):
-                entries.append(entry)
-        if not interrupted:
-            return entries
+        messages = list(ask(_GET_NEIGHBOUR, asked, DUMP))
+        if not any(flags & INTERRUPTED for _, flags, _ in messages):
+            found = (_entry(body) for kind, _, body in messages if kind == _NEW_NEIGHBOUR)
+            return [entry for entry in found if entry]
     raise OSError(f"the neighbour table changed during each of {_TRIES} dumps; try again")
-
-
-def _dump() -> Iterator[tuple[int, int, bytes]]:
-    """Each message of one dump: type, flags and body."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as asking:
-        asking.settimeout(_TIMEOUT)
-        body = _NEIGHBOUR.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0)
-        head = _MESSAGE.pack(_MESSAGE.size + len(body), _GET, _REQUEST | _DUMP, 1, 0)
-        asking.send(head + body)
-        while True:
-            datagram = asking.recv(_DATAGRAM)
-            while datagram:
-                length, kind, flags, _, _ = _MESSAGE.unpack_from(datagram)
-                body = datagram[_MESSAGE.size : length]
-                if kind == _ERROR:
-                    number = -struct.unpack_from("=i", body)[0]
-                    raise OSError(number, "the kernel gives no neighbour table")
-                yield kind, flags, body
-                if kind == _DONE:
-                    return
-                datagram = datagram[_aligned(length) :]
 
 
 def _entry(body: bytes) -> tuple[Address, Mac] | None:
     family, _, _, _, state, flags, _ = _NEIGHBOUR.unpack_from(body)
     if family not in (socket.AF_INET, socket.AF_INET6) or flags & _PROXY or not state & _USABLE:
         return None
-    values, rest = {}, body[_NEIGHBOUR.size :]
-    while len(rest) >= _ATTRIBUTE.size:
-        length, kind = _ATTRIBUTE.unpack_from(rest)
-        values[kind] = rest[_ATTRIBUTE.size : length]
-        rest = rest[max(_aligned(length), _ATTRIBUTE.size) :]
+    values = attributes(body[_NEIGHBOUR.size :])
     address, link = values.get(_DESTINATION), values.get(_LINK_ADDRESS, b"")
     if address is None or len(link) != 6:  # a tunnel's neighbour: no MAC, but an address
         return None
     return ip_address(address), parse_mac(link.hex(":"))
-
-
-def _aligned(length: int) -> int:
-    return (length + 3) & ~3

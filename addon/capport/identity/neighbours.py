@@ -45,6 +45,7 @@ from pyroute2.netlink.rtnl.ndmsg import (  # type: ignore[import-untyped]
 )
 
 from capport.core.client import Address, Mac, parse_address, parse_mac
+from capport.identity import lookup
 
 logger = logging.getLogger(__name__)
 
@@ -198,6 +199,17 @@ class NetlinkNeighbours:
             self._catch_up()
             mac = self._replica.find_mac(address)
         return mac
+
+    def is_on_link(self, address: Address) -> bool:
+        """Whether `address` is on a link of ours, by the kernel's routes; True if it does not say.
+
+        Asked in the network namespace of whoever calls.
+        """
+        try:
+            return lookup.is_on_link(address, self._numbers)
+        except OSError as error:
+            logger.error("No route to %s is to be had: %s", address, error)
+            return True
 
     def addresses(self, mac: Mac) -> list[Address]:
         """Every address that `mac` has."""

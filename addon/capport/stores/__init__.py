@@ -1,11 +1,11 @@
 """Where sessions are kept: the protocol every store keeps, and the way from a URL to a store."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from capport.core.client import ClientId
+from capport.core.client import Address, ClientId, Mac
 from capport.core.session import Instant, Session
 
 type Watcher = Callable[[ClientId], None]
@@ -75,11 +75,19 @@ def default_store() -> str:
     return str(state / "capport" / "sessions.db")
 
 
-def open_store(url: str, *, start_closed: bool = False) -> SessionStore:
+def open_store(
+    url: str,
+    *,
+    make: bool = True,
+    start_closed: bool = False,
+    about: Collection[Mac | Address] | None = None,
+) -> SessionStore:
     """The store at a path, `sqlite:///PATH` or `:memory:`. Raises StoreError.
 
-    With `start_closed` a file that cannot be used is no error: it is logged, nobody is known,
-    grants fail and revocations are noted beside it, until a file appears that can be used.
+    A file that is missing is made, with `make`. With `start_closed` one that cannot be used is no
+    error: it is logged, nobody is known, grants fail and revocations are noted beside it, until a
+    file appears that can be used. With `about`, no sessions are found but those filed under one of
+    these, alone or bound together: as quick with a million sessions as with ten.
     """
     path = store_path(url)
     if path is None:
@@ -89,7 +97,21 @@ def open_store(url: str, *, start_closed: bool = False) -> SessionStore:
     from capport.stores.sqlite import SqliteStore
 
     make_folder = path == Path(default_store())
-    return SqliteStore(path, make_folder=make_folder, start_closed=start_closed)
+    return SqliteStore(
+        path,
+        make=make,
+        make_folder=make_folder and make,
+        start_closed=start_closed,
+        about=about,
+    )
+
+
+def was_in_use(path: Path) -> bool:
+    """Whether there is, or was, a store in the file at `path`: whoever has it open keeps a journal.
+
+    Where the file alone is gone, a revocation is noted there for them.
+    """
+    return path.exists() or Path(f"{path}-revoked").exists()
 
 
 def store_path(url: str) -> Path | None:

@@ -47,7 +47,7 @@ class Revoked:
     def add(self, client: ClientId) -> None:
         """Writes one line, and returns when it is on the disk. Raises OSError."""
         self.make()
-        with self._locked(os.O_WRONLY | os.O_APPEND) as descriptor:
+        with self.locked(os.O_WRONLY | os.O_APPEND) as descriptor:
             # A line may have been torn by a power cut: the first newline ends whatever is there.
             line = f"\n{client}\n".encode()
             if os.write(descriptor, line) != len(line):
@@ -57,7 +57,7 @@ class Revoked:
     @contextlib.contextmanager
     def held(self) -> Iterator[tuple[frozenset[ClientId], Callable[[], None]]]:
         """The clients in it, and what empties it; nobody adds to it meanwhile. Raises OSError."""
-        with self._locked(os.O_RDWR) as descriptor:
+        with self.locked(os.O_RDWR) as descriptor:
 
             def empty() -> None:
                 os.ftruncate(descriptor, 0)
@@ -77,7 +77,8 @@ class Revoked:
             os.utime(self.path)
 
     @contextlib.contextmanager
-    def _locked(self, flags: int) -> Iterator[int]:
+    def locked(self, flags: int = os.O_RDWR) -> Iterator[int]:
+        """Keeps every other process out: a descriptor of the file. Raises OSError."""
         descriptor = os.open(self.path, flags | os.O_CLOEXEC)
         try:
             deadline = time.monotonic() + _LOCK_SECONDS
@@ -123,8 +124,12 @@ def set_ballast(path: Path, like: Path) -> None:
 
 
 def _open_like(path: Path, like: Path) -> int:
-    """A descriptor for the file at `path`, made if missing for the owner of `like` alone."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """A descriptor for the file at `path`, made if missing for the owner of `like` alone.
+
+    Through no link: whoever owns the folder could have root give away what that leads to.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(path, flags, 0o600)
     with contextlib.suppress(OSError):  # not root, or nothing to be like: it stays ours
         owner = like.stat()
         os.fchown(descriptor, owner.st_uid, owner.st_gid)

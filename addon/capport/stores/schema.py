@@ -48,6 +48,8 @@ MIGRATIONS = (_VERSION_1,)
 """From each version to the next; the first makes an empty file a store."""
 
 COLUMNS = "client, granted, expires, idle, last_seen, granted_at, granted_by, how, name"
+CHANGE = "INSERT INTO changes (client) VALUES (?)"
+"""Has other processes hear of a change to this client's session."""
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -58,7 +60,7 @@ def connect(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA trusted_schema = OFF")
         db.execute("PRAGMA cell_size_check = ON")
         db.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
-        # Checkpoints are ours (`sqlite._checkpoint`): SQLite's automatic ones run beside another
+        # Checkpoints are ours (`Database.checkpoint`): SQLite's automatic ones run beside another
         # process's writes, which before 3.51.3 could lose pages (sqlite.org/wal.html#walresetbug).
         db.execute("PRAGMA wal_autocheckpoint = 0")
     except BaseException:
