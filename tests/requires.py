@@ -12,6 +12,7 @@ should have been installed. A missing privilege is skipped everywhere. `tests/co
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+SCHEMATHESIS = Path(sys.prefix) / "schemathesis" / "bin" / "schemathesis"
 PACKAGES = Path(__file__).resolve().parents[1] / "scripts" / "packages.txt"
 
 
@@ -52,6 +54,11 @@ def namespaces() -> pytest.MarkDecorator:
     return pytest.mark.requires(_tool("ip"), Need(_no_namespaces, to_be_installed=False))
 
 
+def schemathesis() -> pytest.MarkDecorator:
+    """Needs schemathesis, in the venv of its own that scripts/test makes for it."""
+    return pytest.mark.requires(Need(_no_schemathesis, to_be_installed=True))
+
+
 def check(mark: pytest.MarkDecorator) -> None:
     """Skip, or fail, here and now: for fixtures."""
     for need in mark.args:
@@ -64,6 +71,10 @@ def _tool(name: str) -> Need:
         lambda: None if shutil.which(name) else f"no {name} here: apt-get install {package}",
         to_be_installed=True,
     )
+
+
+def _no_schemathesis() -> str | None:
+    return None if SCHEMATHESIS.exists() else "no schemathesis here: scripts/test installs it"
 
 
 def _no_root() -> str | None:

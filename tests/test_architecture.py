@@ -109,6 +109,7 @@ HOUSE: tuple[Row, ...] = (
         (
             *("capport.core.*", "capport.clock", "capport.gate", "capport.events"),
             *("capport.stores", "tornado", "argon2", "cryptography", "jwt", "markdown_it"),
+            "OpenSSL",
         ),
         "Tornado stops here, and the login server can run alone",
     ),

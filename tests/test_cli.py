@@ -12,12 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from capport import __version__, cli, clock, policyfile
+from capport.commands.records import moment
 from capport.core.client import Address, ClientId, Mac, parse_address, parse_mac
 from capport.core.policy import Sessions
 from capport.core.session import Session
@@ -456,6 +457,33 @@ def test_a_client_rule_decides_before_the_store_is_asked(here: Capport, policy: 
     assert "Status   511" in ran.out
 
 
+@pytest.mark.parametrize(
+    ("on_link", "mac", "status"), [(True, None, 511), (False, None, None), (True, MAC, None)]
+)
+def test_explain_knows_who_may_be_blocked_by_a_mac_that_is_not_known(
+    here: Capport,
+    tmp_path: Path,
+    neighbours: dict[Address, Mac],
+    monkeypatch: pytest.MonkeyPatch,
+    on_link: bool,
+    mac: str | None,
+    status: int | None,
+) -> None:
+    (tmp_path / "p.yaml").write_text(
+        "login_url: https://login.example.net/\n"
+        "clients:\n"
+        f"  - {{mac: {RANDOM_MAC}, access: blocked}}\n"
+        "  - {address: 192.0.2.0/24, access: known}\n"
+    )
+    monkeypatch.setattr(lookup, "is_on_link", lambda address, interfaces: on_link)
+    if mac:
+        neighbours[parse_address("192.0.2.7")] = parse_mac(mac)
+    asked = ("explain", "p.yaml", "--json", "--client", "192.0.2.7", "http://a.example/")
+    said = json.loads(here(*asked).out)
+    assert said["status"] == status
+    assert ("has a MAC that is not known now" in said["because"]) == (status == 511)
+
+
 # --- grant, revoke, clients --------------------------------------------------------------------
 
 
@@ -636,6 +664,50 @@ def test_clients_tells_programs(capport: Capport) -> None:
     }
 
 
+def test_clients_tells_who_is_known_by_a_rule_of_the_policy(
+    capport: Capport, tmp_path: Path
+) -> None:
+    put("s.db", "192.0.2.9")
+    long = "2001:db8:1111:2222:3333:4444:5555:6666"
+    (tmp_path / "staff.csv").write_text(f"{long}, {'Ada ' * 20}\n")
+    (tmp_path / "lab.yaml").write_text(
+        "login_url: https://login.example.net/\n"
+        "clients:\n"
+        "  - {address: 192.0.2.64/26, access: blocked}\n"
+        f"  - {{mac: {RANDOM_MAC}, access: known, name: printer}}\n"
+        "  - {address: 192.0.2.66, access: known}\n"  # idle: blocked by line 3
+        "  - {address: 192.0.2.0/24, access: known}\n"
+        "  - {address: 198.51.100.7, access: known}\n"
+        "  - {file: staff.csv, access: known}\n"
+    )
+    asked = ("clients", "--sessions", "s.db", "--policy", str(tmp_path / "lab.yaml"))
+    _, session, *rules, legend = capport(*asked).out.splitlines()
+    assert session.startswith("192.0.2.9")
+    assert [line.split() for line in rules[:3]] == [
+        [f"{RANDOM_MAC}~", "printer", "always", "lab.yaml:4"],
+        ["192.0.2.0/24", "always", "lab.yaml:6"],
+        ["198.51.100.7", "always", "lab.yaml:7"],
+    ]
+    assert rules[3].startswith(long)
+    assert rules[-1].split()[-2:] == ["always", "staff.csv:1"]
+    assert legend.startswith("~ ")
+    assert max(map(len, [session, *rules])) <= 80
+    said = json.loads(capport(*asked, "--json").out)
+    assert len({tuple(one) for one in said}) == 1  # the same members, in the same order
+    told = [(one["client"], one["mac"], one["address"], one["random_mac"]) for one in said[1:]]
+    assert told == [
+        (RANDOM_MAC, RANDOM_MAC, None, True),
+        ("192.0.2.0/24", None, None, None),
+        ("198.51.100.7", None, "198.51.100.7", None),
+        (long, None, long, None),
+    ]
+    assert [one["by"].rpartition("/")[2] for one in said[1:]] == [
+        *("lab.yaml:4", "lab.yaml:6", "lab.yaml:7", "staff.csv:1")
+    ]
+    assert {one["how"] for one in said[1:]} == {"client rule"}
+    assert {one["seconds_remaining"] for one in said[1:]} == {None}
+
+
 def test_nobody_is_said_to_be_nobody(here: Capport) -> None:
     assert here("clients", "--sessions", "s.db").out == "Nobody has a session.\n"
     assert json.loads(here("clients", "--json", "--sessions", "s.db").out) == []
@@ -656,7 +728,7 @@ def test_a_sheet_of_vouchers_is_printed_and_can_be_used(capport: Capport, policy
     with contextlib.closing(Records(Path("portal.db"))) as records:
         code = vouchers.digest(codes[0])
         assert code is not None
-        assert records.use_voucher(code, ClientId("192.0.2.7"), time.time()) == (1, 86400.0)
+        assert records.use_voucher(code, ClientId("192.0.2.7"), moment()) == (1, 86400.0)
     listed = capport("voucher", "list", "--sessions", "s.db")
     assert not any(code in listed.out for code in codes)
     assert max(map(len, listed.out.splitlines())) <= 80
@@ -671,9 +743,9 @@ def test_a_sheet_of_vouchers_is_printed_and_can_be_used(capport: Capport, policy
 def test_a_revoked_voucher_ends_the_sessions_that_it_opened(capport: Capport) -> None:
     capport("voucher", "new", "--sessions", "s.db")
     with contextlib.closing(Records(Path("portal.db"))) as records:
-        records.add_vouchers([b"x"], lifetime=60, devices=9, expires=None, note="", at=time.time())
+        records.add_vouchers([b"x"], lifetime=60, devices=9, valid=None, note="", at=moment())
         for client in ("192.0.2.7", "192.0.2.8", "192.0.2.9"):
-            records.use_voucher(b"x", ClientId(client), time.time())
+            records.use_voucher(b"x", ClientId(client), moment())
     put("s.db", "192.0.2.7", how="voucher 2, terms 1")
     put("s.db", "192.0.2.8", how="command")  # granted anew, by another way
     ran = capport("voucher", "revoke", "2", "--sessions", "s.db")
@@ -682,6 +754,22 @@ def test_a_revoked_voucher_ends_the_sessions_that_it_opened(capport: Capport) ->
     said = json.loads(capport("voucher", "list", "--json", "--sessions", "s.db").out)
     assert [one["state"] for one in said] == ["open", "revoked"]
     assert "there is no voucher 7" in capport("voucher", "revoke", "7", "--sessions", "s.db").error
+
+
+def test_the_clock_that_vouchers_expire_by_can_be_asked_and_put_right(capport: Capport) -> None:
+    capport("voucher", "new", "--sessions", "s.db")
+    assert "Vouchers expire by it." in capport("voucher", "clock", "--sessions", "s.db").out
+    with contextlib.closing(Records(Path("portal.db"))) as records:
+        ahead = moment()
+        records.keep_time(replace(ahead, wall=ahead.wall + 1e9, boot="the boot before"))
+    unsure = capport("voucher", "clock", "--sessions", "s.db").out
+    assert "no voucher that expires is judged" in unsure
+    refused = capport("voucher", "new", "--valid", "1d", "--sessions", "s.db")
+    assert (refused.status, "capport voucher clock --is-right" in refused.error) == (1, True)
+    assert capport("voucher", "new", "--sessions", "s.db").status == 0
+    right = capport("voucher", "clock", "--is-right", "--sessions", "s.db").out
+    assert "Vouchers expire by it." in right
+    assert capport("voucher", "new", "--valid", "1d", "--sessions", "s.db").status == 0
 
 
 # --- users and tokens --------------------------------------------------------------------------

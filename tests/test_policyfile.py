@@ -111,6 +111,7 @@ def test_the_sample_of_the_interface_is_read_as_it_says() -> None:
         str(HERE / "fullchain.pem"),
         str(HERE / "key.pem"),
         Conditions.TERMS,
+        "https://venue.example.net/",
     )
     assert policy.router == Router("br-lan", "wan")
     assert policy.file == "lab.yaml"
@@ -304,6 +305,11 @@ def test_what_is_not_built_yet_is_refused_as_such(path: str, start: str, what: s
         (LOGIN + "walled_garden: [0.0.0.0/0]\n", "4294967296 addresses"),
         (LOGIN + "sessions: {lifetime: 1h, idle: 2h}\n", "idle is longer than lifetime"),
         (LOGIN + "limits: {header_field: 2KiB, header_section: 1KiB}\n", "it never matters"),
+        (
+            LOGIN
+            + "login_server: {listen: '192.0.2.1:8511', venue_info_url: 'https://v.example/'}",
+            "only the Captive Portal API tells it",
+        ),
         (
             "login_server: {listen: 192.0.2.1:443, certificate: c.pem, key: c.pem}\n",
             "most certificates hold a name",

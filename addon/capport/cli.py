@@ -143,7 +143,7 @@ def _add_clients(commands: "Subcommands") -> None:
         help="the client, whichever of its address and MAC its session is filed under",
     )
     _takes_store(revoke)
-    clients = _add(commands, "clients", "clients:clients", "list who is known by a session")
+    clients = _add(commands, "clients", "clients:clients", "list who is known, and by what")
     _takes_store(clients)
     _takes_json(clients)
     report = _add(commands, "report", "report:report", "say what the portal does to clients")
@@ -176,10 +176,12 @@ def _add_router(commands: "Subcommands") -> None:
 def _add_voucher(commands: "Subcommands") -> None:
     voucher = commands.add_parser(
         "voucher",
-        help="vouchers for the embedded login server: new, list, revoke",
+        help="vouchers for the embedded login server: new, list, revoke, clock",
         description="Vouchers for the embedded login server (login_server.conditions: voucher).",
     )
-    actions = voucher.add_subparsers(title="actions", metavar="new|list|revoke", required=True)
+    actions = voucher.add_subparsers(
+        title="actions", metavar="new|list|revoke|clock", required=True
+    )
     new = _add(actions, "new", "voucher:new", "make vouchers, and print a sheet of them")
     new.add_argument("--count", type=_count(1000), default=1, help="how many (1)")
     new.add_argument(
@@ -201,6 +203,13 @@ def _add_voucher(commands: "Subcommands") -> None:
     revoke = _add(actions, "revoke", "voucher:revoke", "end a voucher, and the sessions by it")
     revoke.add_argument("number", type=_count(1 << 53), metavar="NUMBER", help="as in the list")
     _takes_store(revoke)
+    clock = _add(actions, "clock", "voucher:clock", "say by which time vouchers expire")
+    clock.add_argument(
+        "--is-right",
+        action="store_true",
+        help="the clock is right now, and was ahead when it said a later time",
+    )
+    _takes_store(clock)
 
 
 def _add_accounts(commands: "Subcommands") -> None:

@@ -67,7 +67,7 @@ KEYS = {
     "sessions": ("store", "lifetime", "idle"),
     "limits": ("requests", "header_field", "header_section", "require_conditions"),
     "requests": ("count", "per"),
-    "login_server": ("listen", "certificate", "key", "conditions"),
+    "login_server": ("listen", "certificate", "key", "conditions", "venue_info_url"),
     "router": ("client_interface", "origin_interface"),
 }
 """Each map of the policy, and the keys it may have."""
@@ -458,9 +458,15 @@ class _Reader:
                 message = f"{one} takes {other} beside it: add it, or leave both out for http"
                 self.findings.error(section.mark(one), message)
         conditions = section.take("conditions", values.word_of(Conditions), Conditions.TERMS)
+        venue_info_url = section.take("venue_info_url", _optional(values.web_page), None)
+        if venue_info_url is not None and certificate is None:
+            why = (
+                "only the Captive Portal API tells it, which is asked over https: add a certificate"
+            )
+            self.findings.warn(section.mark("venue_info_url"), f"venue_info_url: {why}")
         if listen is None:
             return None
-        return LoginServer(listen, certificate, key, conditions)
+        return LoginServer(listen, certificate, key, conditions, venue_info_url)
 
     def _file(self, section: _Section, key: str) -> str | None:
         """The absolute path of a file that is there, and can be read."""

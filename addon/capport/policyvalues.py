@@ -228,6 +228,18 @@ def login_url(text: str) -> LoginUrl:
     return LoginUrl(f"{scheme}://{place.authority(port)}{rest}", place, scheme)
 
 
+def web_page(text: str) -> str:
+    """An https URL to be shown to people's devices, of 1000 characters at the most."""
+    if len(text) > 1000:
+        raise ValueError(f"{shown(text)} is {len(text)} characters long: 1000 are the most")
+    if brace := next((c for c in text if c in "{}"), None):
+        raise ValueError(f"{shown(text)}: {brace!r} cannot stand in it: write {_percent(brace)}")
+    found = login_url(text)
+    if found.scheme != "https":
+        raise ValueError(f"{shown(text)} is not https, as RFC 8908 section 5 wants it")
+    return found.url
+
+
 def listen(text: str) -> Place:
     """`ADDRESS:PORT`, IPv6 in brackets: an address of the router's own, and no name."""
     if "%" in text:

@@ -1,5 +1,8 @@
 """The login server inside the addon: the links of its 511s lead to it, and it lets on."""
 
+import asyncio
+from contextlib import suppress
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -10,6 +13,7 @@ from capport.core.decision import HttpRequest
 from capport.core.place import Place
 from capport.core.verdict import NetworkAuthenticationRequired, Pass
 from capport.gate import Gate
+from capport.portal import embedded
 from capport.portal.asking import HEADER
 from capport.portal.embedded import Embedded, records_beside
 from capport.stores import StoreError
@@ -72,3 +76,35 @@ def test_the_records_are_beside_the_sessions(store: str, records: Path | None) -
 def test_a_store_elsewhere_has_no_place_for_records() -> None:
     with pytest.raises(StoreError):
         records_beside("redis://192.0.2.1:6379/0")
+
+
+async def test_of_two_processes_with_one_store_one_has_the_api_and_then_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "AGAIN", 0.05)
+    without = replace(policy(), login_server=None, login_url="https://login.example.net/")
+    both = [
+        Embedded(
+            Gate(without, MemoryStore(), now=Clock()),
+            tmp_path / "portal.db",
+            socket=tmp_path / "api.sock",
+        )
+        for _ in range(2)
+    ]
+    for one in both:
+        await one.start()
+    first = (tmp_path / "api.sock").stat().st_ino
+    await both[0].stop()
+    try:
+        for _ in range(200):
+            with suppress(FileNotFoundError):
+                if (tmp_path / "api.sock").stat().st_ino != first:
+                    break
+            await asyncio.sleep(0.02)
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "api.sock")
+        writer.write(b"GET /api/v1/sessions HTTP/1.0\r\n\r\n")
+        assert b'{"sessions": []}' in await reader.read()
+        writer.close()
+    finally:
+        await both[1].stop()
+    assert not (tmp_path / "api.sock").exists()

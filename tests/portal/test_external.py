@@ -14,21 +14,30 @@ PAGE = "http://www.example.org/news?a=1&b=2"
 
 
 @asynccontextmanager
-async def external(folder: Path) -> AsyncIterator[tuple[House, Browser]]:
+async def example(api: Path) -> AsyncIterator[int]:
+    """The example, which asks the API at `api`; the port that it listens on."""
     port = free_port()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(SCRIPT), str(api), "127.0.0.1", str(port), "swordfish"),
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        await _answers(port)
+        yield port
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+@asynccontextmanager
+async def external(folder: Path) -> AsyncIterator[tuple[House, Browser]]:
     async with house() as h:
         channel = BackChannel(h.portal, folder / "api.sock")
         channel.start()
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, str(SCRIPT), str(channel.path), "127.0.0.1", str(port), "swordfish"),
-            stderr=asyncio.subprocess.DEVNULL,
-        )
         try:
-            await _answers(port)
-            yield h, Browser(port, "127.0.0.2")
+            async with example(channel.path) as port:
+                yield h, Browser(port, "127.0.0.2")
         finally:
-            process.terminate()
-            await process.wait()
             await channel.stop()
 
 

@@ -13,7 +13,7 @@ from capport.core.policy import Access, ClientRules, Conditions, network_of
 from capport.portal import passwords, vouchers
 from capport.portal.asking import HEADER, sign_client
 from capport.portal.words import WORDS
-from portal.house import LOOPBACK, Browser, House, at, free_port, house, policy
+from portal.house import LOOPBACK, Browser, House, Page, at, free_port, house, policy
 
 PAGE = "http://www.example.org/news?a=b&c=%22d"
 
@@ -286,12 +286,12 @@ async def test_head_is_get_without_the_body() -> None:
 # -- vouchers, passwords ---------------------------------------------------------------------------
 
 
-def _voucher(h: House, *, devices: int = 1, expires: float | None = None) -> str:
+def _voucher(h: House, *, devices: int = 1, valid: float | None = None) -> str:
     code = vouchers.new_code()
     digest = vouchers.digest(code)
     assert digest is not None
     h.portal.records.add_vouchers(
-        [digest], lifetime=3600, devices=devices, expires=expires, note="", at=h.portal.wall()
+        [digest], lifetime=3600, devices=devices, valid=valid, note="", at=h.portal.moment()
     )
     return code
 
@@ -309,17 +309,38 @@ async def test_a_voucher_lets_on_as_many_clients_as_it_says_for_as_long_as_it_sa
         assert (third.status, h.session("127.0.0.4")) == (403, None)
 
 
+def _less_what_was_sent(page: Page) -> str:
+    """The page without its XSRF token, and without what was typed and is there to be put right."""
+    return re.sub(r'name="(_xsrf|code|name)" value="[^"]*"', "", page.text)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "field"), [(Conditions.VOUCHER, "code"), (Conditions.PASSWORD, "name")]
+)
+async def test_what_was_typed_is_there_to_be_put_right_but_for_the_password(
+    conditions: Conditions, field: str
+) -> None:
+    async with house(policy(conditions=conditions)) as h:
+        typed = {field: '"><b>ada</b>', "password": "Schlüssel"}
+        page = await h.browser().sign_in(**typed)
+        assert page.status == 403
+        assert page.fields[field] == typed[field]
+        assert "<b>ada" not in page.text
+        assert "Schlüssel" not in page.text
+        assert (await h.browser().get(f"/?{field}=eve")).fields[field] == ""
+
+
 async def test_wrong_used_and_expired_vouchers_are_answered_alike() -> None:
     async with house(policy(conditions=Conditions.VOUCHER)) as h:
         used = _voucher(h)
         await h.browser("127.0.0.9").sign_in(code=used)
-        over = _voucher(h, expires=h.portal.wall() - 1)
+        over = _voucher(h, valid=-1)
         revoked = _voucher(h)
         h.portal.records.revoke_voucher(h.portal.records.vouchers()[-1].number, 1.0)
         answers = []
         for code in (used, over, revoked, vouchers.new_code(), "x", ""):
             page = await h.browser().sign_in(code=code)
-            answers.append((page.status, re.sub(r'name="_xsrf" value="[^"]*"', "", page.text)))
+            answers.append((page.status, _less_what_was_sent(page)))
         assert len(set(answers)) == 1
         assert answers[0][0] == 403
         assert h.session() is None
@@ -327,18 +348,29 @@ async def test_wrong_used_and_expired_vouchers_are_answered_alike() -> None:
 
 async def test_a_client_that_comes_back_gets_what_is_left_of_its_voucher() -> None:
     async with house(policy(conditions=Conditions.VOUCHER)) as h:
-        wall = 1_800_000_000.0
-        h.portal.wall = lambda: wall
         code = _voucher(h)
         browser = h.browser()
         await browser.sign_in(code=code)
-        wall += 1200
+        h.clock.at += 1200
         await browser.sign_in("/?more=1", code=code)
         session = h.session()
         assert session is not None
         assert session.seconds_remaining(h.clock()) == 2400
-        wall += 2400
+        h.clock.at += 2400
         assert (await browser.sign_in("/?more=1", code=code)).status == 403
+
+
+async def test_where_the_day_is_not_known_a_voucher_that_expires_has_to_wait() -> None:
+    async with house(policy(conditions=Conditions.VOUCHER)) as h:
+        expires, for_ever = _voucher(h, valid=86400), _voucher(h)
+        wall, h.portal.boot = h.portal.wall(), "the next boot"
+        h.portal.wall = lambda: 10.0
+        page = await h.browser("127.0.0.2").sign_in(code=expires)
+        assert (page.status, h.session("127.0.0.2")) == (503, None)
+        assert (await h.browser("127.0.0.3").sign_in(code=for_ever)).status == 303
+        assert (await h.browser("127.0.0.4").sign_in(code=vouchers.new_code())).status == 403
+        h.portal.wall = lambda: wall + 60
+        assert (await h.browser("127.0.0.2").sign_in(code=expires)).status == 303
 
 
 async def test_a_user_signs_in_with_its_password_and_no_other() -> None:
@@ -346,7 +378,7 @@ async def test_a_user_signs_in_with_its_password_and_no_other() -> None:
         h.portal.records.put_user("ada", passwords.hash_password("Schlüssel 1"), 1.0)
         wrong = await h.browser().sign_in(name="ada", password="Schlüssel 2")
         nobody = await h.browser().sign_in(name="eve", password="Schlüssel 1")
-        without = [re.sub(r'name="_xsrf" value="[^"]*"', "", page.text) for page in (wrong, nobody)]
+        without = [_less_what_was_sent(page) for page in (wrong, nobody)]
         assert (wrong.status, nobody.status, without[0]) == (403, 403, without[1])
         right = await h.browser().sign_in(name=" ADA ", password="Schlu\u0308ssel 1")
         assert right.status == 303

@@ -3,14 +3,29 @@
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+import requires
+from capport.commands.records import moment
 from capport.core.client import ClientId
-from capport.portal.records import Records, RecordsError
+from capport.portal import records as records_module
+from capport.portal.datekeeping import Moment, reckon
+from capport.portal.records import ClockError, Records, RecordsError
+
+
+def on(running: float, wall: float | None = None, boot: str = "this") -> Moment:
+    """A moment of a boot that began at 0, by a wall clock that is right unless it is given."""
+    return Moment(running if wall is None else wall, boot, running)
+
 
 ADA, EVE = ClientId("192.0.2.7"), ClientId("02:00:00:00:00:07")
 
@@ -20,7 +35,7 @@ def test_everything_is_there_again_after_a_restart(tmp_path: Path) -> None:
     records = Records(path)
     records.accept(ADA, "v1", "en", "Be kind.", 5.0)
     records.put_user("ada", "hash", 5.0)
-    (number,) = records.add_vouchers([b"h"], lifetime=60, devices=1, expires=None, note="n", at=5.0)
+    (number,) = records.add_vouchers([b"h"], lifetime=60, devices=1, valid=None, note="n", at=on(5))
     records.spend(b"state", ADA, "boot", 9.0)
     records.close()
     again = Records(path)
@@ -29,7 +44,7 @@ def test_everything_is_there_again_after_a_restart(tmp_path: Path) -> None:
     assert [a.client for a in again.acceptances()] == [ADA]
     assert again.terms("v1", "en") == "Be kind."
     assert again.users() == ["ada"]
-    assert again.use_voucher(b"h", ADA, 6.0) == (number, 60)
+    assert again.use_voucher(b"h", ADA, on(6)) == (number, 60)
     assert again.spent_by(b"state") == ADA
     again.close()
 
@@ -66,10 +81,10 @@ def test_a_state_is_spent_once_among_processes_and_threads(tmp_path: Path) -> No
 
 def test_a_voucher_for_one_is_for_one_also_when_many_try_at_once(tmp_path: Path) -> None:
     two = [Records(tmp_path / "portal.db") for _ in range(2)]
-    two[0].add_vouchers([b"h"], lifetime=60, devices=1, expires=None, note="", at=0.0)
+    two[0].add_vouchers([b"h"], lifetime=60, devices=1, valid=None, note="", at=on(0))
     with ThreadPoolExecutor(8) as pool:
         tries = [
-            pool.submit(partial(two[n % 2].use_voucher, b"h", ClientId(f"192.0.2.{n}"), 1.0))
+            pool.submit(partial(two[n % 2].use_voucher, b"h", ClientId(f"192.0.2.{n}"), on(1)))
             for n in range(24)
         ]
         assert sum(each.result() is not None for each in tries) == 1
@@ -80,13 +95,126 @@ def test_a_voucher_for_one_is_for_one_also_when_many_try_at_once(tmp_path: Path)
 
 def test_a_voucher_has_no_more_time_than_it_had() -> None:
     records = Records(None)
-    records.add_vouchers([b"h"], lifetime=60, devices=2, expires=100.0, note="", at=0.0)
-    assert records.use_voucher(b"h", ADA, 10.0) == (1, 60)
-    assert records.use_voucher(b"h", ADA, 30.0) == (1, 40)
-    assert records.use_voucher(b"h", ADA, 5.0) == (1, 60)  # a clock that was set back gives nothing
-    assert records.use_voucher(b"h", ADA, 70.0) is None
-    assert records.use_voucher(b"h", EVE, 100.0) is None  # expired
-    assert records.use_voucher(b"h", EVE, 99.0) == (1, 60)
+    records.add_vouchers([b"h"], lifetime=60, devices=2, valid=100.0, note="", at=on(0))
+    assert records.use_voucher(b"h", ADA, on(10)) == (1, 60)
+    assert records.use_voucher(b"h", ADA, on(30)) == (1, 40)
+    set_back, ahead = on(35, wall=-1e9), on(40, wall=5.0)
+    assert records.use_voucher(b"h", ADA, set_back) == (1, 35)
+    assert records.use_voucher(b"h", ADA, ahead) == (1, 30)
+    assert records.use_voucher(b"h", ADA, on(70)) is None
+    assert records.use_voucher(b"h", EVE, on(99)) == (1, 60)
+
+
+@pytest.mark.parametrize("set_to", [100.0, 99.0, 0.0, -1e9])
+def test_a_voucher_that_has_expired_stays_so_whatever_the_clock_says(set_to: float) -> None:
+    records = Records(None)
+    records.add_vouchers([b"h"], lifetime=60, devices=2, valid=100.0, note="", at=on(0))
+    assert records.use_voucher(b"h", EVE, on(100)) is None
+    assert records.use_voucher(b"h", EVE, on(101, wall=set_to)) is None
+    assert records.use_voucher(b"h", EVE, on(5, wall=set_to, boot="next")) is None
+
+
+def test_one_that_was_set_back_before_it_expires_expires_when_it_should_have() -> None:
+    records = Records(None)
+    records.add_vouchers([b"h"], lifetime=60, devices=2, valid=100.0, note="", at=on(0))
+    assert records.use_voucher(b"h", ADA, on(99, wall=-500.0)) == (1, 60)
+    assert records.use_voucher(b"h", EVE, on(100, wall=-499.0)) is None
+
+
+def test_after_a_boot_in_1970_one_that_expires_waits_for_the_clock_to_be_set() -> None:
+    records = Records(None)
+    at = on(1000, wall=1.8e9)
+    records.add_vouchers([b"h"], lifetime=60, devices=2, valid=100.0, note="", at=at)
+    records.add_vouchers([b"i"], lifetime=60, devices=2, valid=None, note="", at=at)
+    with pytest.raises(ClockError, match="the clock says 1970-01-01"):
+        records.use_voucher(b"h", ADA, on(9, wall=10.0, boot="next"))
+    assert records.use_voucher(b"i", ADA, on(9, wall=10.0, boot="next")) == (2, 60)
+    assert records.use_voucher(b"h", ADA, on(20, wall=1.8e9 + 50, boot="next")) == (1, 60)
+    assert records.use_voucher(b"i", ADA, on(39, wall=1.8e9 + 69, boot="next")) == (2, 30)
+    assert records.use_voucher(b"h", EVE, on(99, wall=1.8e9 + 129, boot="next")) is None
+
+
+def test_on_the_operators_word_a_clock_that_was_ahead_is_right_again() -> None:
+    records = Records(None)
+    records.add_vouchers([b"h"], lifetime=60, devices=2, valid=1e6, note="", at=on(0, wall=4e9))
+    with pytest.raises(ClockError):
+        records.add_vouchers(
+            [b"i"], lifetime=9, devices=1, valid=60.0, note="", at=on(1, wall=1e9, boot="next")
+        )
+    records.trust_clock(on(2, wall=1e9, boot="next"))
+    records.add_vouchers(
+        [b"i"], lifetime=9, devices=1, valid=60.0, note="", at=on(3, wall=1e9 + 1, boot="next")
+    )
+    assert records.use_voucher(b"i", ADA, on(4, wall=1e9 + 2, boot="next")) == (2, 9)
+
+
+def test_how_late_it_is_is_noted_only_where_a_voucher_lives_by_it(tmp_path: Path) -> None:
+    records = Records(tmp_path / "portal.db")
+    records.keep_time(on(5))
+    assert records._rows("SELECT * FROM clock") == []
+    records.add_vouchers([b"h"], lifetime=60, devices=1, valid=None, note="", at=on(6))
+    records.keep_time(on(7))
+    assert records._rows("SELECT wall FROM clock") == [(7.0,)]
+    records.close()
+
+
+def test_a_file_of_the_first_version_keeps_its_vouchers_and_what_they_have_left(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "portal.db"
+    with sqlite3.connect(path) as db:
+        db.executescript(records_module._VERSION_1)
+        row = (b"h", 3600.0, 1, None, 1.0, None, "")
+        db.execute(
+            "INSERT INTO voucher (hash, lifetime, devices, expires, created, revoked, note)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            row,
+        )
+        db.execute("INSERT INTO voucher_use VALUES (1, ?, ?)", (ADA, time.time() - 600))
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+    records = Records(path)
+    used = records.use_voucher(b"h", ADA, on(5))
+    assert used is not None
+    assert used[1] == pytest.approx(3000, abs=60)
+    assert records.use_voucher(b"h", EVE, on(5)) is None
+    records.close()
+
+
+USE = """
+import sys
+from pathlib import Path
+
+from capport.commands.records import moment
+from capport.core.client import ClientId
+from capport.portal.records import ClockError, Records
+
+records = Records(Path(sys.argv[1]))
+try:
+    print(records.use_voucher(b"h", ClientId(sys.argv[2]), moment()))
+except ClockError as error:
+    print(error)
+"""
+
+
+@requires.tool("faketime")
+def test_no_wall_clock_has_a_voucher_last_longer(tmp_path: Path) -> None:
+    """With processes of their own, each with another idea of the day."""
+    path = tmp_path / "portal.db"
+    records = Records(path)
+    records.add_vouchers([b"h"], lifetime=60, devices=9, valid=86400.0, note="", at=moment())
+    records.close()
+    said = []
+    for number, jump in enumerate(("+0", "+2d", "-1d", "+0", "@1970-01-01 00:00:10")):
+        out = subprocess.run(
+            ["faketime", "-f", jump, sys.executable, "-c", USE, str(path), f"192.0.2.{number}"],
+            env={**os.environ, "FAKETIME_DONT_FAKE_MONOTONIC": "1", "TZ": "UTC"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        said.append(out.strip())
+    assert said == ["(1, 60.0)", "None", "None", "None", "None"]
 
 
 def test_a_client_that_accepts_again_and_again_takes_no_more_room() -> None:
@@ -99,10 +227,10 @@ def test_a_client_that_accepts_again_and_again_takes_no_more_room() -> None:
 
 def test_a_revoked_voucher_says_whom_it_let_on() -> None:
     records = Records(None)
-    records.add_vouchers([b"h"], lifetime=60, devices=2, expires=None, note="", at=0.0)
-    records.use_voucher(b"h", ADA, 1.0)
+    records.add_vouchers([b"h"], lifetime=60, devices=2, valid=None, note="", at=on(0))
+    records.use_voucher(b"h", ADA, on(1))
     assert records.revoke_voucher(1, 2.0) == [ADA]
-    assert records.use_voucher(b"h", ADA, 3.0) is None
+    assert records.use_voucher(b"h", ADA, on(3)) is None
     assert records.revoke_voucher(1, 4.0) == [ADA]
     assert records.vouchers()[0].revoked == 2.0
     assert records.revoke_voucher(2, 4.0) is None
@@ -111,7 +239,7 @@ def test_a_revoked_voucher_says_whom_it_let_on() -> None:
 def test_vouchers_are_added_all_or_none() -> None:
     records = Records(None)
     with pytest.raises(RecordsError):
-        records.add_vouchers([b"a", b"a"], lifetime=1, devices=1, expires=None, note="", at=0.0)
+        records.add_vouchers([b"a", b"a"], lifetime=1, devices=1, valid=None, note="", at=on(0))
     assert records.vouchers() == []
 
 
@@ -149,3 +277,27 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(RecordsError):
         Records(tmp_path / "portal.db")
     assert not (tmp_path / "elsewhere").exists()
+
+
+type Step = tuple[float, float, bool, bool]
+STEPS = st.tuples(st.floats(0, 1e6), st.floats(-1e10, 1e10), st.booleans(), st.booleans())
+
+
+@given(st.lists(STEPS, max_size=12))
+def test_no_run_of_the_clocks_brings_back_time(steps: list[Step]) -> None:
+    """Whatever the wall clock says, how often it boots, and how long it is off."""
+    known, boots, running, true = None, 0, 0.0, 1e9
+    for passes, error, reboots, is_set in steps:
+        if reboots:
+            boots, running, true = boots + 1, 0.0, true + passes  # it was off
+        running, true = running + passes, true + passes
+        wall = true if is_set else true + error
+        now = reckon(known, Moment(wall, str(boots), running))
+        assert now.wall >= wall
+        if known is not None:
+            assert now.wall >= known.wall
+            assert 0 <= now.elapsed - known.elapsed <= passes + 1e-6
+            if known.sure and not reboots:  # in one boot it is never behind the time that passed
+                assert now.sure
+                assert now.wall >= known.wall + passes - 1e-6
+        known = now

@@ -4,10 +4,13 @@ import asyncio
 import hashlib
 import socket
 import ssl
+import struct
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from capport.certificate import places_to_check
 from capport.core.policy import Policy
@@ -21,12 +24,16 @@ def _policy(folder: Path) -> Policy:
     return policy(certificate=str(cert), key=str(key))
 
 
-def _shown(port: int) -> str:
+def _trusting_anyone() -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+def _shown(port: int) -> str:
     with (
         socket.create_connection(("127.0.0.1", port), 20) as plain,
-        context.wrap_socket(plain) as tls,
+        _trusting_anyone().wrap_socket(plain) as tls,
     ):
         return hashlib.sha256(tls.getpeercert(binary_form=True) or b"").hexdigest()
 
@@ -71,6 +78,123 @@ async def test_a_renewed_certificate_is_shown_without_a_restart(
         assert await asyncio.to_thread(_shown, h.port) == after
         certificate(tmp_path)
         await _until_shown(h, after)
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("newest", "spoken"),
+    [
+        (ssl.TLSVersion.TLSv1_3, "TLSv1.3"),
+        (ssl.TLSVersion.TLSv1_2, "TLSv1.2"),
+        (ssl.TLSVersion.TLSv1_1, None),
+    ],
+)
+async def test_tls_1_2_is_the_oldest(
+    tmp_path: Path, newest: ssl.TLSVersion, spoken: str | None
+) -> None:
+    context = _trusting_anyone()
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1, newest
+
+    def handshake(port: int) -> str | None:
+        with (
+            socket.create_connection(("127.0.0.1", port), 20) as plain,
+            context.wrap_socket(plain) as tls,
+        ):
+            assert tls.selected_alpn_protocol() == "http/1.1"
+            return tls.version()
+
+    async with house(_policy(tmp_path)) as h:
+        if spoken is None:
+            with pytest.raises(ssl.SSLError):
+                await asyncio.to_thread(handshake, h.port)
+        else:
+            assert await asyncio.to_thread(handshake, h.port) == spoken
+
+
+async def test_a_large_file_arrives_whole_at_a_slow_client(tmp_path: Path) -> None:
+    logo = b"<svg xmlns='http://www.w3.org/2000/svg'/>" + b" " * 1_000_000
+    (tmp_path / "login").mkdir()
+    (tmp_path / "login" / "logo.svg").write_bytes(logo)
+    cert, key = certificate(tmp_path)
+    with_logo = policy(file=tmp_path / "policy.yaml", certificate=str(cert), key=str(key))
+
+    def read(port: int) -> bytes:
+        with socket.socket() as plain:
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            plain.settimeout(20)
+            plain.connect(("127.0.0.1", port))
+            tls = _trusting_anyone().wrap_socket(plain)
+            tls.sendall(b"GET /logo HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+            time.sleep(0.3)  # the buffers are full, and the server waits
+            got = bytearray()
+            while part := tls.recv(3000):  # ends with close_notify: anything else raises
+                got += part
+            tls.close()
+            return bytes(got)
+
+    async with house(with_logo) as h:
+        assert (await asyncio.to_thread(read, h.port)).endswith(logo)
+
+
+HELLO = b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03"  # the first bytes of a ClientHello
+
+
+@pytest.mark.parametrize("sent", [b"", HELLO, b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 500])
+@pytest.mark.parametrize("reset", [False, True])
+async def test_who_leaves_in_the_handshake_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes, *, reset: bool
+) -> None:
+    monkeypatch.setattr(server, "CONNECTIONS_A_CLIENT", 3)
+
+    def leave(port: int) -> None:
+        with socket.socket() as plain:
+            plain.bind(("127.0.0.2", 0))
+            plain.connect(("127.0.0.1", port))
+            plain.sendall(sent)
+            if reset:
+                plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    async with house(_policy(tmp_path)) as h:
+        for _ in range(12):
+            await asyncio.to_thread(leave, h.port)
+        for _ in range(200):
+            try:
+                assert (await h.browser("127.0.0.2").get("/")).status == 200
+            except OSError:
+                await asyncio.sleep(0.02)
+            else:
+                return
+        raise AssertionError("its places were not freed")
+
+
+async def test_a_handshake_that_does_not_end_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "IDLE", 0.3)
+    async with house(_policy(tmp_path)) as h:
+        reader, writer = await asyncio.open_connection("127.0.0.1", h.port)
+        writer.write(HELLO)
+        async with asyncio.timeout(20):
+            assert await reader.read() == b""
+        writer.close()
+
+
+async def test_a_key_with_a_password_is_an_error_and_asks_nobody(tmp_path: Path) -> None:
+    locked = _policy(tmp_path)
+    path = tmp_path / "key.pem"
+    key = serialization.load_pem_private_key(path.read_bytes(), None)
+    path.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"example"),
+        )
+    )
+    with pytest.raises(OSError, match=r"cert\.pem with .*key\.pem"):
+        async with house(locked):
+            raise AssertionError("it started")
 
 
 async def test_a_certificate_that_cannot_be_used_is_named_at_the_start(tmp_path: Path) -> None:

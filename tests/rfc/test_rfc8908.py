@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import requires
 from capport.core.captivity import Captivity, captivity
 from capport.core.client import ClientId
 from capport.core.place import Place
 from capport.core.policy import Access, ClientRule, Policy, network_of
 from capport.core.session import Session
 from capport.portal.api import PATH
+from portal.authority import Says, an_authority, issued, responder, until_stapled
 from portal.certificates import certificate
 from portal.house import House, at, house, policy
 
@@ -55,6 +57,16 @@ async def test_4_1_the_api_is_served_over_tls(tmp_path: Path) -> None:
     async with house(_https(tmp_path)) as h:
         assert h.encrypted
         assert (await _document(h))["captive"] is True
+
+
+@requires.tool("openssl")
+async def test_4_1_the_certificates_status_is_stapled(tmp_path: Path) -> None:
+    authority = an_authority()
+    with responder(Says(authority)) as ocsp:
+        made = issued(tmp_path, authority, ocsp.url)
+        ocsp.certificate, ocsp.issuer = made.certificate, authority.certificate
+        async with house(policy(certificate=str(made.chain), key=str(made.key))) as h:
+            assert "Cert Status: good" in await until_stapled(h.port)
 
 
 async def test_4_2_every_change_of_state_shows_in_the_next_answer() -> None:
@@ -102,6 +114,26 @@ async def test_5_the_portal_urls_are_https_and_where_the_conditions_are(tmp_path
 async def test_5_a_portal_url_that_is_not_over_tls_is_not_told() -> None:
     async with house() as h:
         assert "user-portal-url" not in await _document(h)
+
+
+async def test_5_the_venue_url_is_the_policys(tmp_path: Path) -> None:
+    https = _https(tmp_path)
+    assert https.login_server is not None
+    url = "https://venue.example.org/today"
+    listening = replace(https.login_server, venue_info_url=url)
+    async with house(replace(https, login_server=listening)) as h:
+        assert (await _document(h))["venue-info-url"] == url
+        h.gate.grant(ClientId("127.0.0.2"), lifetime=60)
+        assert (await _document(h))["venue-info-url"] == url
+        h.change_policy(login_server=replace(listening, venue_info_url=None))
+        assert "venue-info-url" not in await _document(h)
+
+
+async def test_5_bytes_remaining_is_not_told_where_no_bytes_are_counted(tmp_path: Path) -> None:
+    async with house(_https(tmp_path)) as h:
+        assert "bytes-remaining" not in await _document(h)
+        h.gate.grant(ClientId("127.0.0.2"), lifetime=60)
+        assert "bytes-remaining" not in await _document(h)
 
 
 @pytest.mark.parametrize("url", ["http://example.org/", "HTTP://example.org/", "", None])

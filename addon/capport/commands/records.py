@@ -1,10 +1,18 @@
-"""Where the login server's records are, for the commands that change them."""
+"""The login server's records, for the commands that change them: where, and how late it is."""
 
+import time
 from argparse import Namespace
 
+from capport import clock
 from capport.commands import CommandError, chosen_policy, store_url
+from capport.portal.datekeeping import Moment
 from capport.portal.records import Records
 from capport.stores import store_path
+
+
+def moment() -> Moment:
+    """What this machine's clocks say, for records that live by them."""
+    return Moment(time.time(), clock.boot_id(), clock.now())
 
 
 def records_of(arguments: Namespace) -> Records:

@@ -1,4 +1,4 @@
-"""`capport voucher new|list|revoke`: vouchers for the embedded login server."""
+"""`capport voucher new|list|revoke|clock`: vouchers for the embedded login server."""
 
 import contextlib
 import json
@@ -7,8 +7,9 @@ from argparse import Namespace
 from collections.abc import Iterator
 
 from capport.commands import CommandError, chosen_policy, existing_store, store_url
-from capport.commands.display import duration, fitted, moment, rfc3339
-from capport.commands.records import records_of
+from capport.commands.display import duration, fitted, rfc3339
+from capport.commands.display import moment as local_time
+from capport.commands.records import moment, records_of
 from capport.portal import vouchers
 from capport.portal.records import Voucher
 from capport.stores import StoreError
@@ -20,7 +21,6 @@ _WIDTHS = (5, 7, 7, 12, 16, 23)
 def new(arguments: Namespace) -> None:
     """Makes vouchers, and prints a sheet to cut. Their codes are kept nowhere else."""
     policy = chosen_policy(arguments)
-    now = time.time()
     codes = [vouchers.new_code() for _ in range(arguments.count)]
     digests = [found for code in codes if (found := vouchers.digest(code)) is not None]
     lifetime = policy.sessions.lifetime if arguments.lifetime is None else arguments.lifetime
@@ -29,9 +29,9 @@ def new(arguments: Namespace) -> None:
             digests,
             lifetime=lifetime,
             devices=arguments.devices,
-            expires=None if arguments.valid is None else now + arguments.valid,
+            valid=arguments.valid,
             note=arguments.note or "",
-            at=now,
+            at=moment(),
         )
     sheet = vouchers.sheet(
         codes, network=policy.network, valid=duration(lifetime), devices=arguments.devices
@@ -42,8 +42,7 @@ def new(arguments: Namespace) -> None:
 def show(arguments: Namespace) -> None:
     """Prints each voucher, without its code, which nobody knows any more."""
     with contextlib.closing(records_of(arguments)) as records:
-        found = records.vouchers()
-    now = time.time()
+        found, now = records.vouchers(), records.reckoning(moment()).wall
     if arguments.json:
         print(json.dumps([document(voucher, now) for voucher in found], indent=2))
     elif not found:
@@ -80,6 +79,24 @@ def revoke(arguments: Namespace) -> None:
         raise failures[0]
 
 
+def clock(arguments: Namespace) -> None:
+    """Prints by which time vouchers expire; with --is-right, that is this machine's clock again."""
+    with contextlib.closing(records_of(arguments)) as records:
+        if arguments.is_right:
+            records.trust_clock(moment())
+        now = moment()
+        reckoning = records.reckoning(now)
+    print(f"The clock says {local_time(now.wall)}.")
+    if not reckoning.sure:
+        print(f"It has said {local_time(reckoning.wall)} before: no voucher that expires is judged")
+        print("until it is set. If it was wrong then and is right now: --is-right")
+    elif reckoning.wall - now.wall > 1:
+        print(f"It was set back: vouchers expire by {local_time(reckoning.wall)}.")
+        print("If it was wrong then and is right now: --is-right")
+    else:
+        print("Vouchers expire by it.")
+
+
 def document(voucher: Voucher, now: float) -> dict[str, object]:
     """A voucher for programs. Members are added to it, never changed."""
     return {
@@ -102,7 +119,7 @@ def _table(found: list[Voucher], now: float) -> Iterator[str]:
             duration(voucher.lifetime),
             f"{voucher.used} of {voucher.devices}",
             _state(voucher, now),
-            moment(voucher.created)[:16],
+            local_time(voucher.created)[:16],
             voucher.note,
         )
         for voucher in found

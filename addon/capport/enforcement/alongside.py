@@ -7,15 +7,15 @@ import asyncio
 import errno
 import logging
 from collections.abc import Callable, Coroutine, Iterable
-from pathlib import Path
 from typing import Any, cast
 
-from mitmproxy import connection
+from mitmproxy import connection, ctx
 
+from capport import policyvalues
 from capport.core.client import Address, ClientId, parse_address, parts_of
 from capport.core.place import Place
 from capport.core.policy import Policy
-from capport.enforcement import health
+from capport.enforcement import health, settings
 from capport.enforcement.addresses import Addresses, is_own
 from capport.enforcement.garden import GardenFollower
 from capport.enforcement.keeper import RulesKeeper
@@ -40,10 +40,14 @@ class Alongside:
         store_url: str,
         recheck: Callable[[Iterable[ClientId]], None],
     ) -> None:
-        """Opens the login server's records, if the policy needs them. Raises OSError."""
+        """Opens the login server's records. Raises OSError, where the policy needs them.
+
+        settings.Unusable for a `portal_api` that cannot be.
+        """
         self._gate = gate
         self._addresses = addresses
         self._store_url = store_url
+        self._api = _api(store_url)
         self._recheck = recheck
         self._ledger = Ledger(gate.store, lambda: gate.events, gate.now)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -109,10 +113,18 @@ class Alongside:
             self._embedded.portal.vouched.pop(server.sockname[:2], None)
 
     def _open_login_server(self) -> None:
+        """Also where the policy has none: whose own it is asks our API, beside the sessions."""
         needed = needs_login_server(self._gate.policy)
-        if self._embedded is None and needed:
-            records = records_beside(self._store_url)
-            self._embedded = Embedded(self._gate, records, socket=_socket_beside(records))
+        if self._embedded is None:
+            try:
+                records = records_beside(self._store_url)
+                if needed or records is not None:
+                    socket = records and records.with_name("api.sock")
+                    self._embedded = Embedded(self._gate, records, socket=socket, api=self._api)
+            except OSError as error:
+                if needed:
+                    raise
+                logger.error(f"The API for a login server of your own is not there: {error}")
         self._gate.link = self._embedded.link if self._embedded and needed else None
 
     async def _serve(self, embedded: Embedded) -> None:
@@ -207,6 +219,17 @@ def needs_login_server(policy: Policy) -> bool:
     return policy.login_server is not None or "{state}" in policy.login_url
 
 
-def _socket_beside(records: Path | None) -> Path | None:
-    """Where the API for a login server of the operator's own listens."""
-    return None if records is None else records.with_name("api.sock")
+def _api(store_url: str) -> Place | None:
+    """Where the API for a login server of the operator's own listens besides its unix socket."""
+    text = ctx.options.portal_api
+    if text is None:
+        return None
+    try:
+        place = policyvalues.listen(text)
+    except ValueError as error:
+        raise settings.Unusable(f"portal_api: {error}") from None
+    if isinstance(place.host, str) or not place.host.is_loopback:
+        raise settings.Unusable(f"portal_api: {place} is not on loopback: clients could reach it")
+    if records_beside(store_url) is None:
+        raise settings.Unusable("portal_api: its tokens are in a file, and :memory: has none")
+    return place

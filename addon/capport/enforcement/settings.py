@@ -15,6 +15,8 @@ OURS = {
     " embedded policy.",
     "portal_sessions": "Where sessions are kept: a path, sqlite:///PATH, redis://HOST:PORT/DB, or"
     " :memory:. Default: what the policy says, else a file in the user's state directory.",
+    "portal_api": "ADDRESS:PORT on loopback where the API for a login server of your own listens"
+    " too, for whoever has a token (capport token new). Default: only the unix socket api.sock.",
     "portal_events": "A file that gets one JSON line for each event.",
 }
 

@@ -25,8 +25,8 @@ class CaptivePortalApi(Handler):
             return
         document = self.standing.captivity.document(
             user_portal_url=portal_url,
-            venue_info_url=getattr(self.policy.login_server, "venue_info_url", None),
-            can_extend=self.policy.login_server is not None,
+            venue_info_url=self.server.venue_info_url,
+            can_extend=True,
         )
         self.set_header("Content-Type", MEDIA_TYPE)
         self.finish(json.dumps(document) + "\n")

@@ -4,12 +4,18 @@ On a unix socket, where the file's permission is the authority, or on loopback w
 never where clients are. JSON, errors as problem details (RFC 9457), described by `openapi.json`.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import logging
+import os
 import re
 import secrets
-from collections.abc import Awaitable, Callable
+import socket
+import stat
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from importlib.resources import files
@@ -346,32 +352,53 @@ class BackChannel:
         self.portal, self.path, self.place = portal, path, place
         self.port: int | None = None
         self._servers: list[httpserver.HTTPServer] = []
+        self._file = 0
 
     def start(self) -> None:
-        """Listens in the running event loop. Raises OSError.
+        """Listens in the running event loop. Raises OSError; with EADDRINUSE, where another does.
 
-        The socket's file is for its owner alone; who else may use it, the operator says by
-        the folder's permissions and the file's group.
+        The socket's file is for its owner, and for its group where the folder is for those two.
         """
+        unix = self._bind()
         try:
-            sockets = [netutil.bind_unix_socket(str(self.path), mode=0o600)]
-        except ValueError as error:
-            raise OSError(f"{self.path}: {error}") from error
-        self._serve(sockets, token_needed=False)
-        if self.place is not None:
-            bound = netutil.bind_sockets(self.place.port, str(self.place.host))
+            place = self.place
+            bound = netutil.bind_sockets(place.port, str(place.host)) if place is not None else []
+        except OSError:
+            unix.close()
+            self._unlink()
+            raise
+        self._serve([unix], token_needed=False)
+        if bound:
             self.port = bound[0].getsockname()[1]
             self._serve(bound, token_needed=True)
 
     async def stop(self) -> None:
-        """Ends every connection, and takes the socket's file away."""
+        """Ends every connection, and takes the socket's file away, if it is still ours."""
         for server in self._servers:
             server.stop()
             await server.close_all_connections()
+        if self._servers:
+            self._unlink()
         self._servers.clear()
-        self.path.unlink(missing_ok=True)
 
-    def _serve(self, sockets: list[Any], *, token_needed: bool) -> None:
+    def _bind(self) -> socket.socket:
+        with _alone(self.path.parent):
+            if _answers(self.path):
+                raise OSError(errno.EADDRINUSE, "another process answers there", str(self.path))
+            try:
+                bound = netutil.bind_unix_socket(str(self.path), mode=_mode(self.path.parent))
+            except (OSError, ValueError) as error:
+                number = error.errno if isinstance(error, OSError) else None
+                raise OSError(number or errno.EINVAL, str(error), str(self.path)) from error
+            self._file = self.path.stat().st_ino
+        return bound
+
+    def _unlink(self) -> None:
+        with suppress(FileNotFoundError):
+            if self.path.stat().st_ino == self._file:
+                self.path.unlink()
+
+    def _serve(self, sockets: list[socket.socket], *, token_needed: bool) -> None:
         server = httpserver.HTTPServer(
             create_app(self.portal, token_needed=token_needed),
             idle_connection_timeout=60.0,
@@ -381,6 +408,38 @@ class BackChannel:
         )
         server.add_sockets(sockets)
         self._servers.append(server)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """With no other process that looks and binds there meanwhile. Raises OSError, as for those."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise OSError(errno.EADDRINUSE, "another process is at it", str(folder)) from error
+    finally:
+        os.close(opened)
+
+
+def _answers(path: Path) -> bool:
+    """Whether somebody listens on the socket at `path`: what a killed process left, nobody does."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except BlockingIOError:
+            return True  # it listens, and has no room in its queue
+        except OSError:
+            return False
+    return True
+
+
+def _mode(folder: Path) -> int:
+    """0660 in a folder that its group may use and others not: whom it lets in, it lets ask."""
+    shared = stat.S_IMODE(folder.stat().st_mode) & 0o077
+    return 0o660 if shared & 0o050 == 0o050 and not shared & 0o007 else 0o600
 
 
 def new_token() -> str:

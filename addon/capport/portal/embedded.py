@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 from capport.core.client import Address, Client
@@ -20,8 +21,13 @@ from capport.stores import store_path
 
 logger = logging.getLogger(__name__)
 
-TIDY = 3600.0
-"""Seconds between two clearings of spent states."""
+TIDY = 60.0
+"""Seconds between two clearings of spent states, and two notes of how late it is."""
+
+AGAIN = 1.0
+"""Seconds between two tries to listen for login servers of others, where another process does.
+
+Of several processes with one store one has the API, and when that ends, the next."""
 
 
 class Embedded:
@@ -45,7 +51,7 @@ class Embedded:
         self.portal = Portal(self._grants, Records(records))
         self.server = LoginServer(self.portal)
         self.back_channel = BackChannel(self.portal, socket, api) if socket else None
-        self._tidying: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     def link(self, client: Client, url: str | None) -> str:
         """`Gate.link`: the login URL for `client`, who asked for `url`, with its state."""
@@ -60,11 +66,15 @@ class Embedded:
         return sign_client(address, self.portal.records.secret, self._gate.now())
 
     async def start(self) -> None:
-        """Listens, in the running event loop. Raises OSError."""
+        """Listens, in the running event loop. Raises OSError where the login server cannot.
+
+        Where the API cannot, that is logged, and tried again. May be called again after an error.
+        """
+        if not self._tasks:
+            self._tasks.append(asyncio.create_task(self._tidy()))
+            if self.back_channel is not None and not self._listens(self.back_channel, logger.error):
+                self._tasks.append(asyncio.create_task(self._listen_later(self.back_channel)))
         await self.server.start()
-        if self.back_channel is not None:
-            self.back_channel.start()
-        self._tidying = asyncio.create_task(self._tidy())
 
     async def follow(self) -> None:
         """To be called when the policy has changed. Raises OSError, as `start`."""
@@ -72,24 +82,46 @@ class Embedded:
 
     async def stop(self) -> None:
         """Ends everything, and lets go of the records."""
-        if self._tidying is not None:
-            self._tidying.cancel()
+        for task in self._tasks:
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._tidying
+                await task
         await self.server.stop()
         if self.back_channel is not None:
             await self.back_channel.stop()
         self.portal.close()
         self._grants.close()
 
+    @staticmethod
+    def _listens(api: BackChannel, tell: Callable[..., None]) -> bool:
+        try:
+            api.start()
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                tell = logger.debug  # another of the same store's, or it is one of ours that ends
+            what = "The API for a login server of your own is not there"
+            tell("%s: %s: %s", what, api.path, error.strerror)
+            return False
+        return True
+
+    async def _listen_later(self, api: BackChannel) -> None:
+        while True:
+            await asyncio.sleep(AGAIN)
+            if self._listens(api, logger.debug):
+                return
+
     async def _tidy(self) -> None:
-        clear = self.portal.records.clear_spent
         while True:
             try:
-                await self.portal.recorded(partial(clear, self.portal.boot, self._gate.now()))
+                await self.portal.recorded(self._tidy_up)
             except RecordsError as error:
                 logger.warning("%s; spent states are cleared later", error)
             await asyncio.sleep(TIDY)
+
+    def _tidy_up(self) -> None:
+        records, now = self.portal.records, self.portal.moment()
+        records.clear_spent(now.boot, now.running)
+        records.keep_time(now)
 
 
 def records_beside(store: str) -> Path | None:

@@ -9,7 +9,6 @@ from capport.core import explanation
 from capport.core.client import Address, Client, ClientId
 from capport.core.policy import Policy
 from capport.core.session import Instant, Session
-from capport.core.verdict import Verdict
 from capport.gate import Gate
 
 
@@ -65,22 +64,4 @@ class GateGrants:
         asked = explanation.parse_url(url)
         session = self.find(client)
         found = explanation.explain(self.policy, client, session, self.now(), asked, method)
-        return {
-            "client": str(client.address),
-            "mac": client.mac,
-            "url": url,
-            "method": method,
-            "session": session.client if session else None,
-            "verdict": type(found.verdict).__name__,
-            "because": found.verdict.because,
-            "tls": type(found.tls).__name__ if found.tls else None,
-            "status": found.status,
-            "seen": explanation.in_words(found, self.policy),
-            "rules": [_step(name, verdict) for name, verdict in found.steps],
-            "inside": [_step(name, verdict) for name, verdict in found.inside],
-        }
-
-
-def _step(name: str, verdict: Verdict | None) -> dict[str, str | None]:
-    said = verdict.because if verdict else None
-    return {"rule": name, "verdict": type(verdict).__name__ if verdict else None, "because": said}
+        return explanation.document(found, self.policy)

@@ -87,7 +87,7 @@ class SignIn(Handler):
         code = vouchers.digest(self.get_body_argument("code", ""))
         if code is None:
             return None
-        use = partial(self.portal.records.use_voucher, code, self.client.id, self.portal.wall())
+        use = partial(self.portal.records.use_voucher, code, self.client.id, self.portal.moment())
         if (used := await self.portal.recorded(use)) is None:
             return None
         number, lifetime = used
@@ -124,6 +124,7 @@ class SignIn(Handler):
             terms=self.terms(),
             state=self.state,
             problem=problem,
+            entered=self.entered,
             extending=self.standing.session is not None,
             lifetime=words.time(self.policy.sessions.lifetime),
         )
@@ -135,6 +136,14 @@ class SignIn(Handler):
         if self.policy.login_place == self.server.listen:
             raise web.HTTPError(503, "return.pem is there, but login_url leads here")
         return True
+
+    @property
+    def entered(self) -> str:
+        """The code or the name to put right: 16 letters are not typed twice. Never a password."""
+        if self.request.method != "POST":
+            return ""
+        field = {Conditions.VOUCHER: "code", Conditions.PASSWORD: "name"}.get(self.conditions)
+        return self.get_body_argument(field, "")[:64] if field else ""
 
     @property
     def problem(self) -> str:

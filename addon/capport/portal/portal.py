@@ -7,8 +7,10 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from capport import clock
 from capport.core.client import Address
 from capport.core.policy import Policy
+from capport.portal.datekeeping import Moment
 from capport.portal.grants import Grants
 from capport.portal.records import Records
 from capport.portal.states import States
@@ -17,11 +19,6 @@ from capport.portal.throttle import Throttle
 
 HASHES_WAITING = 8
 """Passwords that may wait for the one thread that hashes; more are told to come back."""
-
-
-def boot_id() -> str:
-    """What names this boot: another one has other instants."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
 
 
 def _one_thread(name: str) -> Callable[[], Executor]:
@@ -35,7 +32,7 @@ class Portal:
 
     grants: Grants
     records: Records
-    boot: str = field(default_factory=boot_id)
+    boot: str = field(default_factory=clock.boot_id)
     wall: Callable[[], float] = time.time
     throttle: Throttle = field(default_factory=Throttle)
     _disk: Executor = field(default_factory=_one_thread("portal-records"))
@@ -48,6 +45,10 @@ class Portal:
         self.granting = asyncio.Lock()  # one state at a time is spent
         self.states = States(self.records.secret, self.boot, self.grants.now)
         self._theme: tuple[str | None, Theme] = (None, Theme(None))
+
+    def moment(self) -> Moment:
+        """What the clocks say."""
+        return Moment(self.wall(), self.boot, self.grants.now())
 
     def theme(self, policy: Policy) -> Theme:
         """The theme in the folder `login/` beside the policy file."""

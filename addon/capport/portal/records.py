@@ -2,8 +2,8 @@
 
 One SQLite file beside the session store, `portal.db`, mode 0600. WAL with synchronous=FULL: what
 was acknowledged survives a power cut. Every method may block for the disk, so on the event loop it
-is called through an executor. Times are Unix seconds, passed in: vouchers live for weeks, longer
-than a boot, and a person reads them; sessions are counted by the boot clock, elsewhere.
+is called through an executor. Times are passed in: Unix seconds, where a person reads them, and a
+Moment, where a voucher is judged by them, which must not last longer for a clock that is set back.
 """
 
 import os
@@ -12,18 +12,20 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from capport.core.client import ClientId
+from capport.portal.datekeeping import Moment, Reckoning, reckon
 
-VERSION = 1
+VERSION = 2
 """The schema's, kept in `user_version`."""
 
 _BUSY = 2.0  # seconds to wait for another process; a person waits at the other end
 
-_SCHEMA = """
+_VERSION_1 = """
 CREATE TABLE secret (only INTEGER PRIMARY KEY CHECK (only = 1), bytes BLOB NOT NULL);
 CREATE TABLE spent (state BLOB PRIMARY KEY, client TEXT NOT NULL, boot TEXT NOT NULL,
     expires REAL NOT NULL) WITHOUT ROWID;
@@ -41,10 +43,22 @@ CREATE TABLE user (name TEXT PRIMARY KEY, password TEXT NOT NULL, created REAL N
 CREATE TABLE token (hash BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE, created REAL NOT NULL)
     WITHOUT ROWID;
 """
+# `began` counts the seconds that the machine runs, from the moment that version 2 was made on.
+_VERSION_2 = """
+CREATE TABLE clock (one INTEGER PRIMARY KEY CHECK (one = 1), boot TEXT NOT NULL,
+    running REAL NOT NULL, elapsed REAL NOT NULL, wall REAL NOT NULL, sure INTEGER NOT NULL);
+ALTER TABLE voucher_use ADD COLUMN began REAL NOT NULL DEFAULT 0;
+UPDATE voucher_use SET began = min(0.0, since - CAST(strftime('%s', 'now') AS REAL));
+"""
+_MIGRATIONS = (_VERSION_1, _VERSION_2)
 
 
 class RecordsError(OSError):
     """The records cannot be read or written; what they said before still holds."""
+
+
+class ClockError(RecordsError):
+    """It is not known which day it is, and it matters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +172,20 @@ class Records:
         *,
         lifetime: float,
         devices: int,
-        expires: float | None,
+        valid: float | None,
         note: str,
-        at: float,
+        at: Moment,
     ) -> list[int]:
-        """Files new vouchers; their numbers, in the order of `hashes`. All or none."""
-        row = (lifetime, devices, expires, at, None, note)
+        """Files new vouchers, good for `valid` seconds from now; their numbers, as `hashes` go.
+
+        All or none. Raises ClockError where they are to expire and the day is not known.
+        """
         with self._change() as db:
+            now = _moved_on(db, at)
+            if valid is not None:
+                _must_be_sure(now, at)
+            expires = None if valid is None else now.wall + valid
+            row = (lifetime, devices, expires, at.wall, None, note)
             return [
                 db.execute(
                     "INSERT INTO voucher (hash, lifetime, devices, expires, created, revoked, note)"
@@ -174,31 +195,56 @@ class Records:
                 for each in hashes
             ]
 
-    def use_voucher(self, code: bytes, client: ClientId, at: float) -> tuple[int, float] | None:
+    def use_voucher(self, code: bytes, client: ClientId, at: Moment) -> tuple[int, float] | None:
         """Uses the voucher with this hash for `client`: its number, and the seconds it is good for.
 
-        A client that has used it before gets what is left of its time. None where the voucher is
-        wrong, revoked, expired, used up, or over for this client: the caller is not told which.
+        A client that has used it before gets what is left of its time, in which the machine was
+        running, as with sessions. None where the voucher is wrong, revoked, expired, used up, or
+        over for this client: the caller is not told which. Raises ClockError for one that expires
+        where the day is not known.
         """
         with self._change() as db:
             voucher = db.execute(
-                "SELECT number, lifetime, devices FROM voucher WHERE hash = ? AND revoked IS NULL"
-                " AND (expires IS NULL OR expires > ?)",
-                (code, at),
+                "SELECT number, lifetime, devices, expires FROM voucher"
+                " WHERE hash = ? AND revoked IS NULL",
+                (code,),
             ).fetchone()
             if voucher is None:
                 return None
-            number, lifetime, devices = voucher
+            number, lifetime, devices, expires = voucher
+            now = _moved_on(db, at)
+            if expires is not None:
+                if expires <= now.wall:
+                    return None
+                _must_be_sure(now, at)
             uses: dict[str, float] = dict(
-                db.execute("SELECT client, since FROM voucher_use WHERE number = ?", (number,))
+                db.execute("SELECT client, began FROM voucher_use WHERE number = ?", (number,))
             )
             if client in uses:
-                left = min(lifetime, uses[client] + lifetime - at)
+                left = min(lifetime, uses[client] + lifetime - now.elapsed)
                 return (number, left) if left > 0 else None
             if len(uses) >= devices:
                 return None
-            db.execute("INSERT INTO voucher_use VALUES (?, ?, ?)", (number, client, at))
+            db.execute(
+                "INSERT INTO voucher_use (number, client, since, began) VALUES (?, ?, ?, ?)",
+                (number, client, at.wall, now.elapsed),
+            )
             return number, lifetime
+
+    def keep_time(self, at: Moment) -> None:
+        """Notes how late it is, where a voucher lives by it. To be called now and then."""
+        if self._rows("SELECT EXISTS (SELECT 1 FROM voucher)")[0][0]:
+            with self._change() as db:
+                _moved_on(db, at)
+
+    def reckoning(self, at: Moment) -> Reckoning:
+        """What vouchers are judged by now."""
+        return reckon(next(map(_reckoning, self._rows(_CLOCK)), None), at)
+
+    def trust_clock(self, at: Moment) -> None:
+        """Has the wall clock be right, on somebody's word: for one that was ahead before."""
+        with self._change() as db:
+            _keep(db, replace(_moved_on(db, at), wall=at.wall, sure=True))
 
     def vouchers(self) -> list[Voucher]:
         """Each voucher, by number."""
@@ -275,10 +321,10 @@ class Records:
         if found > VERSION:
             db.close()
             raise OSError(f"its schema is version {found}, from a later capport than this")
-        if found == 0:
-            for statement in _SCHEMA.split(";"):
+        for migration in _MIGRATIONS[found:]:
+            for statement in migration.split(";"):
                 db.execute(statement)
-            db.execute(f"PRAGMA user_version = {VERSION}")
+        db.execute(f"PRAGMA user_version = {VERSION}")
         db.execute("COMMIT")
         return db
 
@@ -302,3 +348,33 @@ class Records:
                 return self._db.execute(question, values).fetchall()
             except sqlite3.Error as error:
                 raise RecordsError(f"{self._name}: {error}") from error
+
+
+_CLOCK = "SELECT boot, running, elapsed, wall, sure FROM clock"
+
+
+def _reckoning(row: tuple[Any, ...]) -> Reckoning:
+    boot, running, elapsed, wall, sure = row
+    return Reckoning(boot, running, elapsed, wall, bool(sure))
+
+
+def _moved_on(db: sqlite3.Connection, at: Moment) -> Reckoning:
+    """What is known now, and noted."""
+    row = db.execute(_CLOCK).fetchone()
+    now = reckon(_reckoning(row) if row else None, at)
+    _keep(db, now)
+    return now
+
+
+def _keep(db: sqlite3.Connection, now: Reckoning) -> None:
+    row = (now.boot, now.running, now.elapsed, now.wall, now.sure)
+    db.execute("INSERT OR REPLACE INTO clock VALUES (1, ?, ?, ?, ?, ?)", row)
+
+
+def _must_be_sure(now: Reckoning, at: Moment) -> None:
+    if not now.sure:
+        said, says = (f"{datetime.fromtimestamp(t, UTC):%F %R} UTC" for t in (now.wall, at.wall))
+        raise ClockError(
+            f"the clock says {says}, and has said {said} before: no voucher that expires is judged"
+            " until it is set (or until capport voucher clock --is-right)"
+        )

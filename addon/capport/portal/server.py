@@ -3,12 +3,12 @@
 import asyncio
 import contextlib
 import logging
-import ssl
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from OpenSSL import SSL
 from tornado import httpserver, iostream, netutil, web
 
 from capport.core.place import Place
@@ -17,12 +17,17 @@ from capport.portal import login
 from capport.portal.api import PATH, CaptivePortalApi
 from capport.portal.portal import Portal
 from capport.portal.signed_return import SignedReturn
+from capport.portal.stapling import Stapler
+from capport.portal.tls import context, encrypted
 from capport.portal.web import NotFound
 
 logger = logging.getLogger(__name__)
 
 RENEWED = 10.0
 """Seconds between two looks at the certificate's file."""
+
+IDLE = 30.0
+"""Seconds for a handshake with a request's header, and between two requests."""
 
 CONNECTIONS = 1000  # in all; one takes about 20 KB
 CONNECTIONS_A_CLIENT = 60
@@ -60,12 +65,13 @@ def create_app(portal: Portal, *, encrypted: bool) -> web.Application:
 
 
 class Server(httpserver.HTTPServer):
-    """Tornado's, bounded in connections: in all, and for each client."""
+    """Tornado's, bounded in connections: in all, and for each client. With `tls`, in TLS."""
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:
         """Called by Tornado in place of `__init__`."""
         super().initialize(*args, **kwargs)
         self._open: Counter[str] = Counter()
+        self.tls: SSL.Context | None = None  # asked for each new connection
 
     def handle_stream(self, stream: iostream.IOStream, address: Any) -> None:
         """Closes what is one too many at once, unread."""
@@ -75,6 +81,8 @@ class Server(httpserver.HTTPServer):
         if self._open.total() >= CONNECTIONS or self._open[who] >= most:
             stream.close()
             return
+        if self.tls is not None:
+            stream = encrypted(stream, self.tls)
         self._open[who] += 1
         super().handle_stream(stream, address)
 
@@ -108,7 +116,6 @@ class LoginServer:
         self._server: Server | None = None
         self._as: Listening | None = None
         self._at: tuple[Place, ...] = ()
-        self._files: object = None
         self._watch: asyncio.Task[None] | None = None
 
     @property
@@ -117,34 +124,30 @@ class LoginServer:
         return self._at
 
     async def start(self) -> None:
-        """Listens. Raises OSError, also (ssl.SSLError) for a certificate that cannot be used.
+        """Listens. Raises OSError, also for a certificate that cannot be used.
 
         Does nothing where the policy has no `login_server`.
         """
         listening = self.portal.grants.policy.login_server
         if listening is None:
             return
-        context, files = (
-            (await asyncio.to_thread(_context, listening))
-            if listening.certificate
-            else (None, None)
-        )
+        shown = await asyncio.to_thread(_Shown, listening) if listening.certificate else None
         place = listening.listen
         sockets = netutil.bind_sockets(place.port, str(place.host))
         server = Server(
-            create_app(self.portal, encrypted=context is not None),
-            ssl_options=context,
-            idle_connection_timeout=30.0,  # holds for a request's header too
+            create_app(self.portal, encrypted=shown is not None),
+            idle_connection_timeout=IDLE,
             body_timeout=15.0,
             max_header_size=16 * 1024,
             max_body_size=16 * 1024,  # the forms have some hundred bytes
             max_buffer_size=64 * 1024,
         )
+        server.tls = shown.context if shown else None
         server.add_sockets(sockets)
-        self._server, self._as, self._files = server, listening, files
+        self._server, self._as = server, listening
         self._at = tuple(Place(place.host, one.getsockname()[1]) for one in sockets)
-        if context is not None:
-            self._watch = asyncio.create_task(self._follow_certificate(listening))
+        if shown is not None:
+            self._watch = asyncio.create_task(self._follow_certificate(server, shown))
         else:
             logger.warning(
                 "The login server has no certificate: its pages can be read and changed on the "
@@ -162,7 +165,7 @@ class LoginServer:
         if _how(wanted) == _how(self._as):
             return
         if wanted is not None and wanted.certificate:
-            await asyncio.to_thread(_context, wanted)
+            await asyncio.to_thread(_Shown, wanted)
         await self.stop()
         await self.start()
 
@@ -179,41 +182,42 @@ class LoginServer:
             await self._server.close_all_connections()
         self._server, self._as, self._at = None, None, ()
 
-    async def _follow_certificate(self, listening: Listening) -> None:
-        assert self._server is not None
-        tried = self._files
+    async def _follow_certificate(self, server: Server, shown: "_Shown") -> None:
+        """Shows the certificate that is there, with the OCSP response that holds now."""
+        tried = shown.stamp
         while True:
+            if shown.stapler.is_due():
+                await shown.stapler.refresh()
             await asyncio.sleep(RENEWED)
-            if (files := await asyncio.to_thread(_stamp, listening)) == tried:
+            if (stamp := await asyncio.to_thread(_stamp, shown.listening)) == tried:
                 continue
-            tried = files
+            tried = stamp
             try:
-                # Read by Tornado for each new connection.
-                self._server.ssl_options, _ = await asyncio.to_thread(_context, listening)
+                renewed = await asyncio.to_thread(_Shown, shown.listening)
             except OSError as error:
-                logger.error(
-                    "%s: %s; the certificate from before stays", listening.certificate, error
-                )
-            else:
-                logger.info("%s: renewed", listening.certificate)
+                file = shown.listening.certificate
+                logger.error("%s: %s; the certificate from before stays", file, error)
+                continue
+            await renewed.stapler.refresh()  # or, for a moment, it would be shown without
+            shown, server.tls = renewed, renewed.context
+            logger.info("%s: renewed", shown.listening.certificate)
+
+
+class _Shown:
+    """A certificate as it was when it was read: to show, to ask about, to tell from a later one."""
+
+    def __init__(self, listening: Listening) -> None:
+        """Reads it. Raises OSError where it cannot be used."""
+        assert listening.certificate is not None
+        assert listening.key is not None
+        self.listening, self.stamp = listening, _stamp(listening)
+        chain = Path(listening.certificate).read_bytes()
+        self.stapler = Stapler(listening.certificate, chain)
+        self.context = context(listening.certificate, listening.key, self.stapler.response)
 
 
 def _how(listening: Listening | None) -> object:
     return listening and (listening.listen, listening.certificate, listening.key)
-
-
-def _context(listening: Listening) -> tuple[ssl.SSLContext, object]:
-    assert listening.certificate is not None
-    stamp = _stamp(listening)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        context.load_cert_chain(listening.certificate, listening.key)
-    except ssl.SSLError as error:
-        why = error.reason or error
-        raise OSError(f"{listening.certificate} with {listening.key}: {why}") from error
-    return context, stamp
 
 
 def _stamp(listening: Listening) -> object:

@@ -19,6 +19,7 @@ class Words:
     lead_terms: str
     lead_voucher: str
     lead_password: str
+    lead_extend: str
     terms: str
     accept: str
     by_signing_in: str
@@ -100,6 +101,7 @@ WORDS: dict[Language, Words] = {
         lead_terms="One step, and you are online: please read the terms and accept them.",
         lead_voucher="Enter the code on your voucher to go online.",
         lead_password="Sign in with your name and password to go online.",
+        lead_extend="You are online. To have more time, sign in once more.",
         terms="Terms of use",
         accept="Accept and go online",
         by_signing_in="By going online you accept these terms.",
@@ -155,6 +157,7 @@ WORDS: dict[Language, Words] = {
         lead_terms="Ein Schritt, und Sie sind online: Bitte lesen und akzeptieren Sie die Bedingungen.",
         lead_voucher="Geben Sie den Code von Ihrem Voucher ein, um online zu gehen.",
         lead_password="Melden Sie sich mit Name und Passwort an, um online zu gehen.",
+        lead_extend="Sie sind online. Für mehr Zeit melden Sie sich noch einmal an.",
         terms="Nutzungsbedingungen",
         accept="Akzeptieren und online gehen",
         by_signing_in="Mit der Anmeldung akzeptieren Sie diese Bedingungen.",
@@ -210,6 +213,7 @@ WORDS: dict[Language, Words] = {
         lead_terms="Une étape et vous êtes en ligne : veuillez lire et accepter les conditions.",
         lead_voucher="Saisissez le code de votre coupon pour vous connecter.",
         lead_password="Saisissez votre nom et votre mot de passe pour vous connecter.",
+        lead_extend="Vous êtes en ligne. Pour plus de temps, connectez-vous à nouveau.",
         terms="Conditions d’utilisation",
         accept="Accepter et se connecter",
         by_signing_in="En vous connectant, vous acceptez ces conditions.",
@@ -269,6 +273,7 @@ WORDS: dict[Language, Words] = {
         lead_terms="Un paso y tendrás conexión: lee y acepta las condiciones.",
         lead_voucher="Escribe el código de tu vale para conectarte.",
         lead_password="Escribe tu nombre y tu contraseña para conectarte.",
+        lead_extend="Tienes conexión. Para más tiempo, conéctate otra vez.",
         terms="Condiciones de uso",
         accept="Aceptar y conectarse",
         by_signing_in="Al conectarte aceptas estas condiciones.",

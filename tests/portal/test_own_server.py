@@ -1,0 +1,220 @@
+"""A login server of the operator's own, and none of ours: the API is there wherever sessions are.
+
+With the real mitmdump and the real appliance, each in a process of its own, and the example.
+"""
+
+import asyncio
+import contextlib
+import http.client
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+import requires
+from portal.house import Browser, free_port
+from portal.test_external import example
+
+BIN = Path(sys.executable).parent
+CHECKOUT = Path(__file__).resolve().parents[2]
+RUN = {
+    "mitmdump": [str(BIN / "mitmdump"), "-s", str(CHECKOUT / "addon" / "captive_portal.py")],
+    "capport run": [str(BIN / "capport"), "run"],
+}
+PAGE = "http://www.example.org/news"
+
+
+@asynccontextmanager
+async def portal(
+    folder: Path, way: str, policy: str, *options: str
+) -> AsyncIterator[tuple[int, Path, list[str]]]:
+    """An explicit proxy with a store in `folder`: its port, its socket, and what it says."""
+    port, api = free_port(), folder / "api.sock"
+    (folder / "policy.yaml").write_text(policy)
+    given = [
+        *(f"portal_policy={folder / 'policy.yaml'}", f"portal_sessions={folder / 'sessions.db'}"),
+        *(f"confdir={folder / 'conf'}", *options),
+    ]
+    process = await asyncio.create_subprocess_exec(
+        *(*RUN[way], "--listen-host", "127.0.0.1", "--listen-port", str(port)),
+        *(part for one in given for part in ("--set", one)),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        cwd=folder,
+    )
+    said: list[str] = []
+    assert process.stdout is not None
+    reading = asyncio.create_task(_read(process.stdout, said))
+    try:
+        await _until(api, port, process, said)
+        yield port, api, said
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(20):
+            assert await process.wait() == 0, said
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        await reading
+
+
+async def _read(stream: asyncio.StreamReader, into: list[str]) -> None:
+    while line := await stream.readline():
+        into.append(line.decode("utf-8", "replace"))
+
+
+async def _until(
+    api: Path, port: int, process: asyncio.subprocess.Process, said: list[str]
+) -> None:
+    for _ in range(600):
+        assert process.returncode is None, said
+        if _is_up(api, port):
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(said)
+
+
+def _is_up(api: Path, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5):
+        return api.is_socket()
+    return False
+
+
+def _through(port: int, url: str) -> tuple[int, str]:
+    """What a GET by the proxy at `port` gets: a status, and the link of a 511."""
+    proxy = http.client.HTTPConnection("127.0.0.1", port, 20)
+    with contextlib.closing(proxy):
+        proxy.request("GET", url, headers={"Accept": "application/problem+json"})
+        answer = proxy.getresponse()
+        body = answer.read()
+        link = json.loads(body).get("login_url", "") if answer.status == 511 else ""
+        return answer.status, str(link)
+
+
+def _ask(api: Path, method: str, path: str, body: object = None) -> Any:
+    connection = http.client.HTTPConnection("localhost", timeout=20)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    with contextlib.closing(connection):
+        connection.sock.settimeout(20)
+        connection.sock.connect(str(api))
+        sent = None if body is None else json.dumps(body)
+        connection.request(method, f"/api/v1{path}", sent, {"Content-Type": "application/json"})
+        got = connection.getresponse().read()
+        return json.loads(got) if got else None
+
+
+@pytest.mark.parametrize("way", RUN)
+async def test_the_operators_own_login_server_lets_on(tmp_path: Path, way: str) -> None:
+    async with example(tmp_path / "api.sock") as own:
+        policy = f"login_url: http://127.0.0.1:{own}/?state={{state}}\n"
+        async with portal(tmp_path, way, policy) as (port, api, _):
+            status, link = await asyncio.to_thread(_through, port, PAGE)
+            assert (status, urlsplit(link).port) == (511, own)
+            browser = Browser(own, "127.0.0.1")
+            form = await browser.get(f"/?{urlsplit(link).query}")
+            right = await browser.post("/", form.fields | {"word": "swordfish"})
+            assert right.links == [PAGE]
+            [session] = (await asyncio.to_thread(_ask, api, "GET", "/sessions"))["sessions"]
+            assert (session["client"], session["by"], session["how"]) == (
+                *("127.0.0.1", "api"),
+                "state",
+            )
+            assert (await asyncio.to_thread(_through, port, PAGE))[0] != 511
+        assert not api.exists()
+
+
+@pytest.mark.parametrize("way", RUN)
+async def test_without_a_state_in_its_url_it_names_the_client(tmp_path: Path, way: str) -> None:
+    policy = "login_url: https://login.example.net/\n"
+    async with portal(tmp_path, way, policy) as (port, api, _):
+        status, link = await asyncio.to_thread(_through, port, PAGE)
+        assert (status, link) == (511, "https://login.example.net/")
+        granted = await asyncio.to_thread(_ask, api, "POST", "/sessions", {"client": "127.0.0.1"})
+        assert granted["client"] == "127.0.0.1"
+        assert (await asyncio.to_thread(_through, port, PAGE))[0] != 511
+        await asyncio.to_thread(_ask, api, "DELETE", "/sessions/127.0.0.1")
+        assert (await asyncio.to_thread(_through, port, PAGE))[0] == 511
+
+
+@requires.tool("curl")
+async def test_the_readmes_calls_are_answered_as_it_says(tmp_path: Path) -> None:
+    """Over the unix socket, and over TCP with a token, which there it does not go without."""
+    readme = (CHECKOUT / "README.md").read_text()
+    calls = "".join(re.findall(r"<!-- api -->\n```console\n(.*?)```", readme, re.S))
+    tcp = free_port()
+    policy = "login_url: https://login.example.net/?state={state}\n"
+    async with portal(tmp_path, "capport run", policy, f"portal_api=127.0.0.1:{tcp}") as (
+        port,
+        api,
+        _,
+    ):
+        _, link = await asyncio.to_thread(_through, port, PAGE)
+        token = await asyncio.to_thread(_new_token, tmp_path)
+        tried = 0
+        for part in calls.split("$ ")[1:]:
+            command, *printed = part.rstrip("\n").split("\n")
+            while command.endswith("\\"):
+                command = command[:-1] + printed.pop(0)
+            command = (
+                command.replace("/var/lib/capport/api.sock", str(api))
+                .replace("STATE", link.partition("state=")[2])
+                .replace("127.0.0.1:8512", f"127.0.0.1:{tcp}")
+                .replace("TOKEN", token)
+            )
+            said = await asyncio.to_thread(_run, command)
+            pattern = "".join(".*" if part == "…" else re.escape(part) for part in _parts(printed))
+            assert re.fullmatch(pattern, said.rstrip("\n"), re.S), f"$ {command}\n{said}"
+            tried += 1
+        assert tried == 11
+
+
+def _parts(printed: list[str]) -> list[str]:
+    return re.split("(…)", "\n".join(printed))
+
+
+def _run(command: str) -> str:
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, timeout=30, check=False
+    )
+    return done.stdout + done.stderr
+
+
+def _new_token(folder: Path) -> str:
+    command = [str(BIN / "capport"), "token", "new", "example", "--sessions"]
+    done = subprocess.run(
+        [*command, str(folder / "sessions.db")], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("portal_api=192.0.2.1:8512", "not on loopback"),
+        ("portal_api=8512", "not an address and a port"),
+    ],
+)
+async def test_an_api_where_clients_are_stops_the_start(
+    tmp_path: Path, option: str, says: str
+) -> None:
+    (tmp_path / "policy.yaml").write_text("login_url: https://login.example.net/\n")
+    options = (f"portal_policy={tmp_path / 'policy.yaml'}", f"confdir={tmp_path / 'conf'}")
+    stores = f"portal_sessions={tmp_path / 'sessions.db'}"
+    given = [part for one in (*options, stores, option) for part in ("--set", one)]
+    command = [*RUN["capport run"], "--listen-port", "0", *given]
+    done = await asyncio.to_thread(
+        subprocess.run, command, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
