@@ -1,6 +1,7 @@
 """What the login server keeps outlives it, and is nobody else's to read."""
 
 import os
+import pwd
 import sqlite3
 import stat
 import subprocess
@@ -55,6 +56,20 @@ def test_nobody_else_may_read_it(tmp_path: Path) -> None:
     Records(path).close()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+@requires.root()
+def test_what_root_makes_first_belongs_to_whom_the_folder_does(tmp_path: Path) -> None:
+    """`sudo capport voucher new`, before the service has ever run."""
+    folder = tmp_path / "state"
+    folder.mkdir()
+    nobody = pwd.getpwnam("nobody")
+    os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+    records = Records(folder / "portal.db")
+    records.put_user("ada", "hash", 5.0)
+    owners = {path.name: path.stat().st_uid for path in folder.iterdir()}
+    records.close()
+    assert owners == dict.fromkeys(("portal.db", "portal.db-wal", "portal.db-shm"), nobody.pw_uid)
 
 
 def test_what_was_acknowledged_survives_a_power_cut(tmp_path: Path) -> None:

@@ -308,8 +308,7 @@ class Records:
     def _open(self) -> sqlite3.Connection:
         if self.path is not None:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Made before SQLite opens it, so that there is no moment at which others may read it.
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+            _make(self.path)
         db = sqlite3.connect(
             self._name, timeout=_BUSY, isolation_level=None, check_same_thread=False
         )
@@ -356,6 +355,20 @@ _CLOCK = "SELECT boot, running, elapsed, wall, sure FROM clock"
 def _reckoning(row: tuple[Any, ...]) -> Reckoning:
     boot, running, elapsed, wall, sure = row
     return Reckoning(boot, running, elapsed, wall, bool(sure))
+
+
+def _make(path: Path) -> None:
+    """Makes the file before SQLite opens it, so that at no moment others may read it.
+
+    What root makes in a folder of somebody else's is theirs, as it would be had they been first.
+    """
+    made = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        owner = path.parent.stat()
+        if os.geteuid() == 0 and os.fstat(made).st_size == 0:
+            os.fchown(made, owner.st_uid, owner.st_gid)
+    finally:
+        os.close(made)
 
 
 def _moved_on(db: sqlite3.Connection, at: Moment) -> Reckoning:
