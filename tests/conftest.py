@@ -157,6 +157,7 @@ async def running_portal(
     *,
     mode: str = "regular",
     events: bool = False,
+    sessions: str = ":memory:",
     **more: Any,
 ) -> AsyncIterator[Portal]:
     """A mitmproxy with the portal where a script would be, listening on a port of 127.0.0.1."""
@@ -170,7 +171,7 @@ async def running_portal(
     master.addons.get("errorcheck").finish()
     opts.set(
         f"portal_policy={file}",
-        "portal_sessions=:memory:",
+        f"portal_sessions={sessions}",
         *([f"portal_events={folder / 'events.jsonl'}"] if events else []),
         defer=True,
     )

@@ -151,10 +151,17 @@ class Alongside:
         self._ledger.changed(client)
 
     async def _end_sessions(self) -> None:
+        fault = None
         while True:
             await asyncio.sleep(TICK)
-            if over := self._ledger.ended():
-                self._recheck(over)
+            try:
+                if over := self._ledger.ended():
+                    self._recheck(over)
+                before, fault = fault, self._gate.store.fault
+                if fault is not None and before is None:
+                    self._gate.events.write("fault", what=fault)
+            except Exception:  # the edge: a loop that ended would leave open what time has ended
+                logger.exception("What sessions that are over had open may still be open")
 
     async def _follow_policy(self) -> None:
         try:

@@ -29,6 +29,10 @@ class SessionStore(Protocol):
     for a few seconds at most: keep them off an event loop.
     """
 
+    @property
+    def fault(self) -> str | None:
+        """Why nothing can be made durable now, None while it can."""
+
     def find(self, ids: Sequence[ClientId], now: Instant) -> Session | None:
         """The open session that is filed under the first of `ids` that has one.
 

@@ -67,7 +67,7 @@ class Database:
         self._writer: sqlite3.Connection | None = None
         self._file: _File | None = None
         self._logs: dict[str, _File] = {}
-        self._opened = self._closed = False
+        self._opened = self._closed = self._lost = False
         self._has_room = True
 
     @property
@@ -82,6 +82,7 @@ class Database:
         """
         if self._closed:
             raise StoreError(f"{self.path}: closed")
+        lost, self._lost = self._lost, True
         try:
             made = self._make and self._create()
             file, size = self._identity()
@@ -98,6 +99,9 @@ class Database:
             raise
         except (OSError, sqlite3.Error) as error:
             raise StoreError(describe(self.path, error)) from error
+        self._lost = False
+        if lost:
+            self.say(None)
         assert self._writer is not None
         return self._writer
 

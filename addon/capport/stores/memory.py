@@ -13,6 +13,8 @@ from capport.stores.watchers import Watchers
 class MemoryStore:
     """A SessionStore that forgets everything when the process ends."""
 
+    fault: str | None = None
+
     def __init__(self) -> None:
         self._sessions: dict[ClientId, Session] = {}
         self._lock = threading.Lock()
