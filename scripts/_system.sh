@@ -39,17 +39,19 @@ allow_services() {
 }
 
 disable_services() {
-  local package service
+  local package services service
   command -v systemctl >/dev/null || return 0
   for package in "$@"; do
     case $package in
-      nginx | redis-server | squid | varnish | iodine | network-manager)
-        # The one package whose unit has another name.
-        service=${package/#network-manager/NetworkManager}
-        as_root systemctl disable --quiet "$service" 2>/dev/null ||
-          say "could not disable the service $service: it may start at the next boot"
-        ;;
+      nginx | redis-server | squid | varnish | iodine) services=("$package") ;;
+      network-manager) services=(NetworkManager) ;;
+      connman) services=(connman connman-wait-online) ;;
+      *) services=() ;;
     esac
+    for service in "${services[@]}"; do
+      as_root systemctl disable --quiet "$service" 2>/dev/null ||
+        say "could not disable the service $service: it may start at the next boot"
+    done
   done
 }
 

@@ -1,8 +1,10 @@
 """CONNECT from an unknown client: refused as its kind understands, or a tunnel to one place."""
 
 import asyncio
+import json
 import socket
 import ssl
+from pathlib import Path
 
 import pytest
 
@@ -257,3 +259,35 @@ async def test_a_known_clients_connect_that_fails_ends_its_connection(portal: St
     assert answer.startswith(b"HTTP/1.1 502 ")
     assert b"connection: close" in answer
     assert answer.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize(("agent", "status"), [(CURL, 511), (BROWSER, None)])
+async def test_what_a_connect_offers_to_prove_itself_is_counted_either_way(
+    portal: StartPortal, origin: Origin, tmp_path: Path, agent: str, status: int | None
+) -> None:
+    place = f"127.0.0.1:{origin.port}"
+    offered = (
+        "Cookie: a=secret1\r\nAuthorization: Basic secret2\r\nProxy-Authorization: x secret3\r\n"
+    )
+    async with portal(events=True) as it:
+        data = await it.ask(connect(place, agent, offered))
+        assert (b" 511 " in data) == (status == 511)
+        assert not [shown for shown in it.flows.shown if b"secret" in shown]
+    told = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    (refused,) = [it for it in told if it["event"] == "refused"]
+    assert refused.get("status") == status
+    assert (refused["method"], refused["host"]) == ("CONNECT", "127.0.0.1")
+    assert (refused["cookies"], refused["authorizations"]) == (1, 2)
+    assert "secret" not in str(told)
+    assert origin.connections == 0
+
+
+async def test_a_tunnel_that_offers_nothing_is_told_of_once_by_what_is_in_it(
+    portal: StartPortal, origin: Origin, tmp_path: Path
+) -> None:
+    async with portal(events=True) as it:
+        streams = await tunnel(it, f"127.0.0.1:{origin.port}", BROWSER)
+        with pytest.raises(ssl.SSLError):
+            await asyncio.wait_for(streams[1].start_tls(ssl.create_default_context()), 5)
+    told = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [it["event"] for it in told if it["event"] in {"refused", "tls"}] == ["tls"]

@@ -4,12 +4,16 @@ import asyncio
 import contextlib
 import io
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 from mitmproxy import http
 from mitmproxy.io import FlowReader
 
+from capport.core.policy import Router
+from capport.enforcement import dialling
 from conftest import Origin, StartPortal, one_answer, until_closed
 from enforcement.wire import (
     GARDEN,
@@ -19,6 +23,7 @@ from enforcement.wire import (
     Way,
     answers,
     garden,
+    reset,
     say,
     until,
     with_names,
@@ -509,3 +514,133 @@ async def test_a_refused_request_before_the_gardens_changes_nothing(
         assert await until_closed(reader) == b""
         writer.close()
     assert b"secret" not in origin.received
+
+
+@each_way
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+async def test_a_client_that_closes_its_half_hears_its_answer(
+    portal: StartPortal, dialled: Dialled, way: Way, method: str
+) -> None:
+    """RFC 9293 section 3.6: who closes has no more to send, and may have more to hear."""
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n" if method == "GET" else b"body")
+        asked.set()
+        await asyncio.wait_for(answer.wait(), 5)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    origin = Origin(port=server.sockets[0].getsockname()[1])
+    host = f"{GARDEN}:{origin.port}"
+    async with server, way.portal(portal, dialled, origin, garden(host)) as it:
+        with_names(it, GARDEN)
+        reader, writer = await way.connect(it, origin.port)
+        body = b"body" if method == "PUT" else b""
+        writer.write(asking(way, host, b"Content-Length: %d\r\n" % len(body), method=method) + body)
+        writer.write_eof()
+        await asyncio.wait_for(asked.wait(), 5)
+        await asyncio.sleep(0.05)
+        answer.set()
+        found = answers(await until_closed(reader))
+        assert [(it.status, it.body) for it in found] == [(200, b"ok")]
+        writer.close()
+
+
+async def test_a_client_that_has_gone_ends_the_origins_connection(portal: StartPortal) -> None:
+    """It looks like one that has closed its half, until something is sent to it."""
+    over = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+        with contextlib.suppress(OSError):
+            while not reader.at_eof() and not writer.is_closing():
+                writer.write(b"." * 1000)
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        over.set()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    host = f"{GARDEN}:{server.sockets[0].getsockname()[1]}"
+    async with server, portal(garden(host)) as it:
+        with_names(it, GARDEN)
+        reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+        writer.write(asking(WAYS[0], host))
+        await reader.readuntil(b"....")
+        writer.close()
+        await asyncio.wait_for(over.wait(), 5)
+        await until(lambda: len(it.keeper.connections) == 0)
+
+
+async def test_a_client_that_has_gone_is_not_waited_for_for_long(
+    portal: StartPortal, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("capport.enforcement.refusal.HALF_CLOSED", 0.5)
+    origin.answer = b""
+    host = f"{GARDEN}:{origin.port}"
+    async with portal(garden(host)) as it:
+        with_names(it, GARDEN)
+        for end in (lambda writer: writer.close(), reset):
+            _, writer = await asyncio.open_connection("127.0.0.1", it.port)
+            writer.write(asking(WAYS[0], host))
+            await until(lambda: bool(origin.open))
+            end(writer)
+            await until(lambda: not origin.open)
+            await until(lambda: len(it.keeper.connections) == 0)
+
+
+@each_way
+async def test_options_of_the_gardens_server_as_a_whole_goes_on(
+    portal: StartPortal, origin: Origin, dialled: Dialled, way: Way
+) -> None:
+    """RFC 9112 section 3.2.4: the asterisk form, which names its server by the Host field alone."""
+    host = f"{GARDEN}:{origin.port}"
+    async with way.portal(portal, dialled, origin, garden(host)) as it:
+        with_names(it, GARDEN)
+        dialled("192.0.2.80", origin.port)
+        request = f"OPTIONS * HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+        data = await say(await way.connect(it, origin.port), request, ends=False)
+        assert [answer.status for answer in answers(data)] == [200]
+        other = f"GET * HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
+        refused = answers(await say(await way.connect(it, origin.port), other))
+        assert [answer.status for answer in refused] == [511]
+    expected = f"OPTIONS * HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+    assert origin.received == expected.encode()
+
+
+@pytest.mark.parametrize(
+    ("entries", "status"),
+    [
+        (["*.example.org:PORT"], 502),
+        (["www.example.org:PORT"], 502),
+        (["*.example.org:PORT", "127.0.0.1:PORT"], 200),
+        (["www.example.org:PORT", "127.0.0.1:OTHER"], 502),
+    ],
+)
+@pytest.mark.parametrize("network", ["127.0.0.0/8", "10.0.0.0/8"])
+async def test_no_name_of_the_garden_leads_among_the_clients(
+    portal: StartPortal,
+    origin: Origin,
+    decoy: Origin,
+    monkeypatch: pytest.MonkeyPatch,
+    entries: list[str],
+    status: int,
+    network: str,
+) -> None:
+    """Their network is this machine's own here; an address says that it is meant."""
+    monkeypatch.setattr(dialling, "networks_by", lambda interface: [ip_network(network)])
+    ports = {"PORT": origin.port, "OTHER": decoy.port}
+    places = [entry.replace(n, str(p)) for entry in entries for n, p in ports.items() if n in entry]
+    async with portal(garden(*places)) as it:
+        with_names(it, GARDEN)
+        it.gate.policy = replace(it.gate.policy, router=Router("lan", "wan"))
+        data = await it.talk(asking(WAYS[0], f"{GARDEN}:{origin.port}"))
+        expected = status if network == "127.0.0.0/8" else 200
+        assert [answer.status for answer in answers(data)] == [expected]
+        assert origin.connections == (expected == 200)
+        it.grant("127.0.0.1")  # who is known goes wherever there is a way
+        data = await it.talk(asking(WAYS[0], f"{GARDEN}:{origin.port}", b"Connection: close\r\n"))
+        assert [answer.status for answer in answers(data)] == [200]

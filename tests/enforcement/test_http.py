@@ -1,7 +1,10 @@
 """An unknown client's HTTP is answered 511, and no origin hears of it."""
 
 import asyncio
+import re
+import time
 from collections.abc import AsyncIterator
+from email.utils import parsedate_to_datetime
 
 import pytest
 
@@ -483,3 +486,28 @@ async def test_nothing_that_an_unknown_client_sends_to_prove_itself_is_shown(
             "authorization": 1,
             "proxy-authorization": 1,
         }
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"), [(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 511), (b"GET /\r\n\r\n", 400)]
+)
+async def test_an_answer_has_the_time_in_it_where_there_is_a_clock(
+    portal: StartPortal,
+    dialled: Dialled,
+    monkeypatch: pytest.MonkeyPatch,
+    request_: bytes,
+    status: int,
+) -> None:
+    """RFC 9110 section 6.6.1, in its one form; a router that was not told the time has none."""
+    dialled("192.0.2.80", 80)
+    form = re.compile(r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT")
+    async with portal(mode="transparent") as it:
+        (answer,) = answers(await it.ask(request_))
+        said = answer.fields["date"]
+        assert (answer.status, bool(form.fullmatch(said))) == (status, True)
+        assert abs(time.time() - parsedate_to_datetime(said).timestamp()) < 60
+        assert answer.order.count("date") == 1
+        monkeypatch.setattr(time, "time", lambda: 86400.0 * 3)
+        (answer,) = answers(await it.ask(request_))
+        assert (answer.status, "date" in answer.fields) == (status, False)
+        monkeypatch.undo()

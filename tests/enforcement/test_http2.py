@@ -1,15 +1,18 @@
 """HTTP inside the TLS that `tls.unknown: intercept` opens: each stream is decided on its own."""
 
 import asyncio
+import json
 import ssl
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
 import h2.config
 import h2.connection
+import h2.errors
 import h2.events
 import h2.exceptions
 import pytest
@@ -45,6 +48,9 @@ class Http2:
         self.h2.initiate_connection()
         self.streams: dict[int, Stream] = {}
         self.gone = False
+        self.goodbye: h2.events.ConnectionTerminated | None = None
+        self.untaken = 0  # bytes of answers, where `takes` is not set
+        self.takes = True
         self.flush()
         self._listening = asyncio.create_task(self._listen())
 
@@ -66,11 +72,13 @@ class Http2:
         await until(lambda: stream.ended or self.gone, 10)
         return stream
 
-    def send(self, stream: Stream, data: bytes) -> None:
+    def send(self, stream: Stream, data: bytes, *, ends: bool = False) -> None:
         """As much of a body as flow control lets through."""
         number = next(n for n, it in self.streams.items() if it is stream)
         for at in range(0, len(data), 16384):
             self.h2.send_data(number, data[at : at + 16384])
+        if ends:
+            self.h2.end_stream(number)
         self.flush()
 
     async def _listen(self) -> None:
@@ -90,10 +98,23 @@ class Http2:
             stream.status, stream.fields = int(fields[":status"]), fields
         elif isinstance(event, h2.events.DataReceived):
             stream.body += event.data or b""
+            self.untaken += event.flow_controlled_length or 0
+            if self.takes:
+                self.take()
         elif isinstance(event, h2.events.StreamEnded):
             stream.ended = True
         elif isinstance(event, h2.events.StreamReset):
             stream.ended, stream.reset = True, event.error_code
+        elif isinstance(event, h2.events.ConnectionTerminated):
+            self.goodbye = event
+
+    def take(self) -> None:
+        """Opens the window again for what has come (RFC 9113 section 6.9)."""
+        closed = self.h2.state_machine.state is h2.connection.ConnectionState.CLOSED
+        if self.untaken and not closed:
+            self.h2.increment_flow_control_window(self.untaken)
+            self.untaken = 0
+            self.flush()
 
     async def close(self) -> None:
         self.writer.close()
@@ -341,4 +362,102 @@ async def test_a_connection_that_asks_nothing_more_is_closed(
             await asyncio.sleep(0.1)
         assert client.gone
         await until(lambda: len(it.keeper.connections) == 0)
+        await client.close()
+
+
+async def test_a_connection_has_a_hundred_answers_and_then_a_goodbye(
+    portal: StartPortal, origin: Origin, dialled: Dialled
+) -> None:
+    dialled("127.0.0.1", origin.port)
+    async with portal(INTERCEPT, mode="transparent") as it:
+        client = await tls(it, "h2")
+        for _ in range(99):
+            assert (await client.answer(client.ask())).status == 511
+        streams = [client.ask() for _ in range(5)]  # of which the first one is the hundredth
+        for stream in streams:
+            await client.answer(stream)
+        await until(lambda: client.gone, 10)
+        assert [stream.status for stream in streams] == [511, 0, 0, 0, 0]
+        assert {stream.reset for stream in streams[1:]} <= {
+            None,
+            h2.errors.ErrorCodes.REFUSED_STREAM,
+        }
+        assert client.goodbye is not None
+        assert client.goodbye.error_code == h2.errors.ErrorCodes.NO_ERROR
+        assert client.goodbye.last_stream_id == 199
+        await until(lambda: len(it.keeper.connections) == 0)
+        await client.close()
+    assert origin.connections == 0
+
+
+async def test_the_goodbye_waits_for_what_is_being_said_to_the_garden(
+    portal: StartPortal, secure_origin: Origin, dialled: Dialled
+) -> None:
+    dialled("127.0.0.2", secure_origin.port)
+    place = f"{GARDEN}:{secure_origin.port}"
+    async with portal(INTERCEPT + garden(place), mode="transparent", ssl_insecure=True) as it:
+        with_names(it, GARDEN)
+        client = await tls(it, "h2")
+        length = ("content-length", "4")
+        upload = client.ask(length, authority=place, method="POST", ends=False)
+        for _ in range(99):
+            assert (await client.answer(client.ask())).status == 511
+        beyond = await client.answer(client.ask())
+        assert (beyond.status, beyond.reset) == (0, h2.errors.ErrorCodes.REFUSED_STREAM)
+        assert client.goodbye is None
+        client.send(upload, b"data", ends=True)
+        assert (await client.answer(upload)).status == 200
+        await until(lambda: client.gone, 10)
+        assert client.goodbye is not None
+        await client.close()
+    assert secure_origin.received.endswith(b"data")
+
+
+async def test_answers_that_a_client_does_not_take_in_are_not_cut_short(
+    portal: StartPortal, origin: Origin, dialled: Dialled
+) -> None:
+    """A hundred pages are more than the window of 64 KiB that a client has for them at first."""
+    dialled("127.0.0.1", origin.port)
+    async with portal(INTERCEPT, mode="transparent") as it:
+        client = await tls(it, "h2")
+        client.takes = False
+        streams = [client.ask() for _ in range(100)]
+        await until(lambda: client.untaken > 65_000)
+        assert client.goodbye is None
+        client.takes = True
+        client.take()
+        for stream in streams:
+            await client.answer(stream)
+        await until(lambda: client.gone, 10)
+        sizes = {len(stream.body) for stream in streams}
+        assert {stream.status for stream in streams} == {511}
+        assert sizes == {int(streams[0].fields["content-length"])}
+        assert client.goodbye is not None
+        await client.close()
+
+
+async def test_each_credential_is_counted_inside_tls_too(
+    portal: StartPortal, origin: Origin, dialled: Dialled, tmp_path: Path
+) -> None:
+    dialled("127.0.0.1", origin.port)
+    async with portal(INTERCEPT, mode="transparent", events=True) as it:
+        client = await tls(it, "h2")
+        secrets = [("cookie", "a=secret1"), ("authorization", "secret2")]
+        assert (await client.answer(client.ask(*secrets))).status == 511
+        await client.close()
+    told = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    (refused,) = [it for it in told if it["event"] == "refused"]
+    assert (refused["cookies"], refused["authorizations"]) == (1, 1)
+    assert "secret" not in str(told)
+
+
+async def test_an_answer_has_the_time_in_it(
+    portal: StartPortal, origin: Origin, dialled: Dialled
+) -> None:
+    dialled("127.0.0.1", origin.port)
+    async with portal(INTERCEPT, mode="transparent") as it:
+        client = await tls(it, "h2")
+        answer = await client.answer(client.ask())
+        said = parsedate_to_datetime(answer.fields["date"]).timestamp()
+        assert abs(time.time() - said) < 60
         await client.close()

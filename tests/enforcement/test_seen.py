@@ -137,5 +137,5 @@ async def test_no_credential_is_in_the_log_the_file_or_the_events(
         assert secret not in everything
     told = [json.loads(line) for line in events.read_text().splitlines()]
     refused = next(it for it in told if it["event"] == "refused")
-    assert (refused["cookies"], refused["authorizations"]) == (2, 1)
+    assert (refused["cookies"], refused["authorizations"]) == (2, 2)
     assert origin.connections == 0

@@ -34,6 +34,7 @@ OPENING: list[tuple[str, Any, str]] = [
     ("mode", ["regular", "dns"], "set mode regular dns"),
     ("mode", ["no mode"], "set mode nonsense"),
     ("portal_sessions", "/elsewhere", "set portal_sessions /elsewhere"),
+    ("portal_api", "127.0.0.1:8512", "set portal_api 127.0.0.1:8512"),
     ("portal_events", "/no/such/folder/events", "set portal_events /no/such/folder/events"),
     ("portal_policy", "/no/such/policy.yaml", "set portal_policy /no/such/policy.yaml"),
 ]

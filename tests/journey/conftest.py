@@ -105,7 +105,7 @@ def whole_street(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Street]:
     requires.check(requires.tool("nft", "dnsmasq", "curl"))
     shown, key = certificate(tmp_path_factory.mktemp("login"), LOGIN)
     policy = POLICY.format(certificate=shown, key=key)
-    with Lab(clients=2, policy=policy, names={LOGIN: ROUTER4}, name="journey") as lab:
+    with Lab(clients=3, policy=policy, names={LOGIN: ROUTER4}, name="journey") as lab:
         done = lab.origin.run("nft", REDIRECT)
         assert done.returncode == 0, done.stderr
         log = (lab.folder / "website.log").open("wb")

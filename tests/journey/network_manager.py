@@ -1,40 +1,25 @@
 """A real NetworkManager in a client's namespace, with a message bus and a state of its own."""
 
-import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from journey import bus
 from lab.namespaces import Namespace, end, wait_for
 
 CHECK = "network-test.debian.org"
 
 # What it would write of the machine's is a tmpfs, in a mount namespace of its own. A /sys that is
 # read-only tells it that there is no udev to wait for, as in a container.
-SCRIPT = """\
+SCRIPT = f"""\
 set -eu
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /var/lib/NetworkManager
 mount -o remount,bind,ro /sys
-dbus-daemon --config-file=bus.conf --nofork --nopidfile &
+{bus.START}
 exec NetworkManager --no-daemon --config=nm.conf --config-dir=none --system-config-dir=none \
 --intern-config=intern.conf --state-file=state --pid-file=pid
-"""
-
-BUS = """\
-<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
- "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig>
-  <type>system</type>
-  <listen>unix:path={bus}</listen>
-  <auth>EXTERNAL</auth>
-  <policy context="default">
-    <allow own="*"/>
-    <allow send_destination="*"/>
-    <allow receive_sender="*"/>
-  </policy>
-</busconfig>
 """
 
 # Debian's check, by hand alone.
@@ -54,9 +39,8 @@ interval=3600
 class NetworkManager:
     """It finds the namespace's interfaces configured, and leaves them as they are."""
 
-    def __init__(self, within: Namespace, bus: Path) -> None:
-        self._within = within
-        self._environment = {**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={bus}"}
+    def __init__(self, within: Namespace, environment: Mapping[str, str]) -> None:
+        self._within, self._environment = within, environment
 
     def connectivity(self) -> str:
         """Checks now: `full`, `portal`, `limited` or `none`; `unknown` before it is up."""
@@ -70,10 +54,8 @@ class NetworkManager:
 @contextmanager
 def network_manager(folder: Path, within: Namespace) -> Iterator[NetworkManager]:
     """A NetworkManager in a namespace, with its files in `folder`."""
-    bus = folder / "bus"
-    (folder / "bus.conf").write_text(BUS.format(bus=bus))
+    environment = bus.configure(folder)
     (folder / "nm.conf").write_text(CONFIGURATION)
-    environment = {**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={bus}"}
     script = f"cd '{folder}'\n{SCRIPT}"
     with (folder / "log").open("wb") as log:
         process = within.start(
@@ -81,7 +63,7 @@ def network_manager(folder: Path, within: Namespace) -> Iterator[NetworkManager]
             log=log,
             env=environment,
         )
-    it = NetworkManager(within, bus)
+    it = NetworkManager(within, environment)
     try:
         try:
             wait_for(lambda: "eth0" in it.nmcli("-t", "connection", "show").stdout, 20)

@@ -1,7 +1,7 @@
 """Connectivity checks as the systems make them: each a model of the source or document it names.
 
 What a system asks for, and what it makes of the answer. Those that can be run here are run, in
-tests of their own: Chromium, Firefox and NetworkManager.
+tests of their own: Chromium, Firefox, NetworkManager and ConnMan.
 """
 
 from collections.abc import Callable

@@ -2,7 +2,12 @@
 
 mitmproxy's own time-out is for silence: who sends one byte a second is never silent (measured with
 12.2.3). So an unknown client's connection has a deadline of its own, each client has so many, and
-whoever was let through is asked about again when its session ends.
+whoever was let through is asked about again when its session ends. What an unknown client has open
+to the garden ends after an hour at the most, however busy: that is long for a sign-in, a download
+or a long poll, and a body that drips for ever holds two sockets for no longer.
+
+A timer can be late: the process was stopped, the machine slept, the loop was busy. So the end of a
+session is looked at once more when something comes, and nothing that comes after it goes on.
 """
 
 import asyncio
@@ -10,22 +15,26 @@ import logging
 import resource
 import socket
 import struct
-import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import cast
 
 from mitmproxy import connection
-from mitmproxy.proxy import server
+from mitmproxy.proxy import context, events, layer, server
 
 from capport.core.client import Client, ClientId
 from capport.core.place import Place
+from capport.core.session import Instant
 from capport.core.verdict import Pass
 from capport.gate import Gate
 
 logger = logging.getLogger(__name__)
 
 PATIENCE = 10.0  # seconds for a head, and between two requests
+GARDEN = 3600.0  # seconds for which an unknown client's connection may lead to the garden
+MOST_TO_LOGIN = 32  # connections to the login server for one client; it has 1000 for all of them
+HEARD = 0.2  # seconds between two words to the gate that something of a client's was relayed
 MOST_A_CLIENT = 512  # connections of one unknown client; one more ends its oldest
 DESCRIPTORS_KEPT = 256  # for everything that is not an unknown client
 
@@ -42,14 +51,50 @@ def key_of(conn: connection.Client) -> Key:
 
 @dataclass(slots=True, eq=False)
 class Open:
-    """One connection. `place` is set where only that was let through, for an unknown client."""
+    """One connection. `place` is set where only that was let through, for an unknown client.
+
+    `until` is when the session ends that it was let through by, `heard` when the gate was told
+    last that the client was heard of. `leaves` is the loop's time for the garden to end; `logins`
+    are mitmproxy's ids for its connections to the login server, and whose they count as.
+    """
 
     conn: connection.Client
     client: Client
     let_through: bool = False
     place: Place | None = None
+    until: Instant | None = None
+    heard: Instant = 0.0
+    over: bool = False
+    leaves: float | None = None
+    logins: dict[str, ClientId] = field(default_factory=dict)
     counted_as: ClientId | None = None
     timer: asyncio.TimerHandle | None = None
+
+
+class Watched:
+    """A connection's layers, less what comes when it is over; it stands where the first did.
+
+    What was let through is not asked about again with each segment: `goes_on` compares two numbers.
+    """
+
+    def __init__(self, inner: layer.Layer, goes_on: Callable[[], bool]) -> None:
+        self._inner = inner
+        self._goes_on = goes_on
+
+    @property
+    def context(self) -> context.Context:
+        """What mitmproxy and its addons look at from outside."""
+        return self._inner.context
+
+    def handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        """The same, but for data that is too late, of either side."""
+        if isinstance(event, events.DataReceived) and not self._goes_on():
+            return _nothing()
+        return self._inner.handle_event(event)
+
+
+def _nothing() -> layer.CommandGenerator[None]:
+    yield from ()
 
 
 class Connections:
@@ -65,6 +110,7 @@ class Connections:
         self._unknown: OrderedDict[Key, Open] = OrderedDict()  # the oldest first
         self._unknown_of: dict[ClientId, OrderedDict[Key, Open]] = {}
         self._by_id: dict[ClientId, set[Key]] = {}
+        self._logins: Counter[ClientId] = Counter()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -76,6 +122,7 @@ class Connections:
             self.closed(before.conn)  # the client's port is in use again before its end was told
         entry = self._open[key] = Open(conn, client)
         self._file(entry)
+        self._watch(entry)
         if self.gate.known(client):
             self._let_through(entry)
             return
@@ -98,6 +145,8 @@ class Connections:
         self._cancel(entry)
         self._forget_unknown(entry)
         self._unfile(entry)
+        for server_id in tuple(entry.logins):
+            self._hang_up(entry, server_id)
 
     def answered(self, conn: connection.Client) -> None:
         """An unknown client had its answer, and may send its next request."""
@@ -109,6 +158,36 @@ class Connections:
         if entry := self._open.get(key_of(conn)):
             entry.place = place
             self._let_through(entry)
+
+    def may_log_in(self, conn: connection.Client) -> bool:
+        """Whether one more connection to the login server may be opened, or there is one already.
+
+        It has so many for everybody, and takes all that come by us for one client's.
+        """
+        entry = self._open.get(key_of(conn))
+        return not entry or bool(entry.logins) or self._logins[entry.client.id] < MOST_TO_LOGIN
+
+    def logs_in(self, conn: connection.Client, server_id: str) -> bool:
+        """Counts a connection that is opened to the login server; False for one too many."""
+        entry = self._open.get(key_of(conn))
+        if entry is None or server_id in entry.logins:
+            return True
+        if self._logins[entry.client.id] >= MOST_TO_LOGIN:
+            return False
+        entry.logins[server_id] = entry.client.id
+        self._logins[entry.client.id] += 1
+        return True
+
+    def hung_up(self, conn: connection.Client, server_id: str) -> None:
+        """A connection to an origin is over, or came to nothing."""
+        if entry := self._open.get(key_of(conn)):
+            self._hang_up(entry, server_id)
+
+    def is_gone(self, conn: connection.Client) -> bool:
+        """Whether nothing that is sent to a client can reach it any more."""
+        handler = self.handler_of(conn.id)
+        io = handler.transports.get(conn) if handler else None
+        return io is None or io.writer is None or io.writer.is_closing()
 
     def recheck(self, ids: Iterable[ClientId]) -> None:
         """Something was granted, revoked or has ended: each of these clients' connections anew."""
@@ -122,6 +201,7 @@ class Connections:
 
     def abort(self, entry: Open, *, reset: bool = False) -> None:
         """Ends a connection and what it had open to origins, whatever is still to be sent."""
+        entry.over = True  # and what has been read of it already goes nowhere either
         self._cancel(entry)
         self._forget_unknown(entry)
         self.abort_connection(entry.conn, reset=reset)
@@ -154,8 +234,7 @@ class Connections:
             known = stays and self.gate.known(entry.client) is not None
             keeps = known or (stays and self._may_keep(entry))
         except Exception:
-            logger.exception("No verdict on an open connection; it is closed")
-            self.abort(entry)
+            self._no_verdict(entry)
             return
         if entry.let_through and not keeps:
             self.abort(entry)
@@ -189,19 +268,53 @@ class Connections:
     def _let_through(self, entry: Open) -> None:
         entry.let_through = True
         self._cancel(entry)
-        if entry.place is None:  # who was let through to one place is unknown still, and counts
-            self._forget_unknown(entry)
-        until = self.gate.known_until(entry.client)
-        if entry.place is None and until is not None:
-            left = max(0.0, until - self.gate.now())
-            entry.timer = asyncio.get_running_loop().call_later(left, self._ended, entry)
+        loop = asyncio.get_running_loop()
+        if entry.place is not None:  # who was let through to one place is unknown still, and counts
+            entry.until = None
+            entry.leaves = entry.leaves or loop.time() + GARDEN
+            entry.timer = loop.call_at(entry.leaves, self._leave_garden, entry)
+            return
+        self._forget_unknown(entry)
+        entry.until, now = self.gate.known_until(entry.client), self.gate.now()
+        if entry.until is not None:
+            entry.timer = loop.call_later(max(0.0, entry.until - now), self._ended, entry)
+
+    def _leave_garden(self, entry: Open) -> None:
+        """It has been to the garden, or the login server, for as long as an unknown client may."""
+        entry.timer = None
+        try:
+            if self.gate.known(entry.client) is None:
+                self.abort(entry)
+        except Exception:
+            self._no_verdict(entry)
+
+    def _no_verdict(self, entry: Open) -> None:
+        logger.exception("No verdict on an open connection; it is closed")
+        self.abort(entry)
+
+    def _watch(self, entry: Open) -> None:
+        if handler := self.handler_of(entry.conn.id):
+            watched = Watched(handler.layer, lambda: self._goes_on(entry))
+            handler.layer = cast(layer.Layer, watched)
+
+    def _goes_on(self, entry: Open) -> bool:
+        """Whether what has come on a connection just now is in time."""
+        if entry.until is None or entry.over:
+            return not entry.over
+        try:
+            now = self.gate.now()
+            if now >= entry.until:
+                self._recheck(entry)
+            if not entry.over and now >= entry.heard + HEARD:
+                entry.heard = now
+                self.gate.heard_of(entry.client, now)
+        except Exception:
+            self._no_verdict(entry)
+        return not entry.over
 
     def _ended(self, entry: Open) -> None:
-        """Its session is over, unless what mitmproxy relayed meanwhile has kept it up."""
+        """Its session is over, unless what was relayed meanwhile has kept it up."""
         entry.timer = None
-        if handler := self.handler_of(entry.conn.id):
-            silent = max(0.0, time.time() - handler.timeout_watchdog.last_activity)
-            self.gate.heard_of(entry.client, self.gate.now() - silent)
         self._recheck(entry)
 
     def _wait(self, entry: Open, seconds: float) -> None:
@@ -212,6 +325,12 @@ class Connections:
         if entry.timer is not None:
             entry.timer.cancel()
             entry.timer = None
+
+    def _hang_up(self, entry: Open, server_id: str) -> None:
+        if counted_as := entry.logins.pop(server_id, None):
+            self._logins[counted_as] -= 1
+            if not self._logins[counted_as]:
+                del self._logins[counted_as]
 
     def _file(self, entry: Open) -> None:
         for client_id in entry.client.ids:

@@ -19,7 +19,8 @@ from mitmproxy.tls import ClientHello
 from capport.core.client import Client
 from capport.core.place import Place, parse_host
 from capport.core.verdict import Drop, Inspect, Intercept, Refuse, TlsVerdict, Tunnel
-from capport.enforcement.refusal import LEFTOVER, LINGER, ends_on_faults, place_of
+from capport.enforcement.heads import place_of
+from capport.enforcement.refusal import LEFTOVER, LINGER, ends_on_faults
 
 if TYPE_CHECKING:
     from capport.enforcement.mitm import Gatekeeper

@@ -1,0 +1,73 @@
+"""Our replies as mitmproxy has them, and those that are no page."""
+
+import time
+from email.utils import formatdate
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Final
+
+from mitmproxy import http
+
+from capport.core.reply import Asked, Fields, Reply
+
+CLOCK_IS_SET: Final = 1735689600  # 2025 began; a router without a battery boots in 1970
+
+CLOSED: Final = Reply(
+    503,
+    "Service Unavailable",
+    (
+        ("Content-Type", "text/plain; charset=utf-8"),
+        ("Cache-Control", "no-store"),
+        ("Content-Length", "39"),
+    ),
+    b"The captive portal cannot decide now.\r\n",
+)
+"""What everybody gets where there is no verdict: the gate fails closed."""
+
+
+def bare(status: int) -> Reply:
+    """An answer without a page: to what is not HTTP, and where an origin did not answer."""
+    reason = HTTPStatus(status).phrase
+    body = f"{status} {reason}\r\n".encode()
+    fields = (
+        ("Content-Type", "text/plain; charset=utf-8"),
+        ("Cache-Control", "no-store"),
+        ("Content-Length", str(len(body))),
+    )
+    return Reply(status, reason, fields, body)
+
+
+def fields_of(reply: Reply) -> Fields:
+    """Its header fields as they are sent now: with a Date, where there is a clock."""
+    return (*reply.fields, *_date(int(time.time())))
+
+
+def to_mitmproxy(reply: Reply) -> http.Response:
+    """`reply` as a response of mitmproxy's."""
+    now = time.time()
+    fields = [(name.encode(), value.encode("latin-1")) for name, value in fields_of(reply)]
+    return http.Response(
+        b"HTTP/1.1",
+        reply.status,
+        reply.reason.encode("ascii"),
+        http.Headers(fields),
+        reply.body,
+        None,
+        now,
+        now,
+    )
+
+
+def asked_of(request: http.Request) -> Asked:
+    """What a reply hangs on."""
+    return Asked(
+        request.data.method.decode("ascii", "replace"),  # `request.method` takes head for HEAD
+        request.headers.get("accept", ""),
+        request.headers.get("accept-language", ""),
+    )
+
+
+@lru_cache(2)  # a second's answers share it
+def _date(second: int) -> Fields:
+    """RFC 9110 section 6.6.1: no Date rather than one that is far from right."""
+    return (("Date", formatdate(second, usegmt=True)),) if second >= CLOCK_IS_SET else ()

@@ -1,0 +1,199 @@
+"""A request's head, as h11 or mitmproxy read it: the place it names, and what it must not show."""
+
+import re
+import time
+from typing import Final
+
+import h11
+from mitmproxy import connection, http
+
+from capport.core.decision import HttpRequest
+from capport.core.place import Place, parse_authority, parse_host
+
+_CONTROLS: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
+REDACTED: Final = b"[redacted]"
+CREDENTIALS: Final = (b"cookie", b"authorization", b"proxy-authorization")
+
+
+def place_of(address: connection.Address | None) -> Place | None:
+    """`address` as mitmproxy has it, as a place; None where it has none, or none we can read."""
+    if address is None:
+        return None
+    try:
+        return Place(parse_host(address[0]), address[1])
+    except ValueError:
+        return None
+
+
+def redact(headers: http.Headers) -> dict[bytes, list[bytes]]:
+    """Takes the credentials out of `headers`, and returns them by name (RFC 6585 section 7.4)."""
+    taken: dict[bytes, list[bytes]] = {}
+    fields = []
+    for name, value in headers.fields:
+        if name.lower() in CREDENTIALS:
+            taken.setdefault(name.lower(), []).append(value)
+            fields.append((name, REDACTED))
+        else:
+            fields.append((name, value))
+    headers.fields = tuple(fields)
+    return taken
+
+
+def restore(headers: http.Headers, taken: dict[bytes, list[bytes]]) -> None:
+    """Puts back what `redact` took, but for what was meant for a proxy."""
+    left = {name: iter(values) for name, values in taken.items()}
+    fields = []
+    for name, value in headers.fields:
+        if value == REDACTED and name.lower() in left:
+            if name.lower() != b"proxy-authorization":
+                fields.append((name, next(left[name.lower()], b"")))
+        else:
+            fields.append((name, value))
+    headers.fields = tuple(fields)
+
+
+def credentials_in(headers: http.Headers) -> dict[str, int]:
+    """How many fields there are of each kind that `redact` has been over."""
+    names = [name.lower() for name, _ in headers.fields]
+    return {name.decode(): names.count(name) for name in CREDENTIALS if name in names}
+
+
+def claim_of(request: http.Request) -> Place | None:
+    """The place a request names by its target or its one Host field."""
+    default = 443 if request.scheme == "https" else 80
+    if request.method == "CONNECT":
+        return place_of((request.host, request.port))
+    hosts = request.headers.get_all("host")
+    named = request.authority or (hosts[0] if hosts else "")
+    if len(hosts) > 1 or (not request.path.startswith("/") and request.path != "*"):
+        return None
+    if not named:
+        return place_of((request.host, request.port)) if request.host else None
+    try:
+        return parse_authority(named, default)
+    except ValueError:
+        return None
+
+
+def case_of(request: http.Request) -> HttpRequest:
+    """For the core, a request that mitmproxy read."""
+    fields = request.headers.fields
+    return HttpRequest(
+        request.method,
+        request.scheme,
+        request.path,
+        tuple((n.decode("latin-1").lower(), len(n) + len(v)) for n, v in fields),
+        sum(len(n) + len(v) + 4 for n, v in fields),
+    )
+
+
+def send_to(request: http.Request, place: Place) -> None:
+    """Sends a request to `place`, with exactly one Host field, that says so."""
+    claim = claim_of(request)
+    default = 443 if request.scheme == "https" else 80
+    names_it = claim if claim and not isinstance(place.host, str) else place
+    request.data.host, request.data.port = str(place.host), place.port
+    if request.is_http2 or request.is_http3:
+        request.data.authority = names_it.authority(default).encode()
+        request.headers.pop("host", None)
+    else:
+        request.headers["host"] = names_it.authority(default)
+        request.data.authority = b""
+
+
+def is_framed_twice(head: h11.Request) -> bool:
+    """Whether its body's end is a matter of opinion (RFC 9112 sections 6.1 and 6.3)."""
+    names = {name for name, _ in head.headers}
+    if b"transfer-encoding" not in names:
+        return False
+    return b"content-length" in names or head.http_version < b"1.1"
+
+
+class Head:
+    """A request's head as h11 read it, and the place it names."""
+
+    def __init__(self, head: h11.Request, *, explicit: bool, scheme: str) -> None:
+        self.method = head.method.decode("ascii", "replace")
+        self.target = head.target.decode("ascii", "replace")
+        self.fields = head.headers.raw_items()
+        self.scheme = scheme
+        self.version = head.http_version
+        self.host = self.field(b"host")
+        default = 443 if scheme == "https" else 80
+        self.path, self.claim = self.target, self._place(self.host, default)
+        if self.method == "CONNECT":
+            self.claim = self._place(self.target, None) if explicit else None
+        elif self.target == "*" and self.method == "OPTIONS":
+            pass  # RFC 9112 section 3.2.4: the server as a whole, which its Host field names
+        elif not self.target.startswith("/"):
+            # RFC 9112 section 3.2.2: the target's own authority, and the Host field is ignored.
+            named, slashes, rest = self.target.partition("://")
+            cut = next((at for at, c in enumerate(rest) if c in "/?#"), len(rest))
+            is_http = bool(slashes) and named.lower() == scheme
+            self.claim = self._place(rest[:cut], default) if is_http else None
+            self.path = rest[cut:] or "/"
+            if not self.path.startswith("/"):
+                self.path = f"/{self.path}"
+
+    @property
+    def url(self) -> str | None:
+        """What it asked for, as a URL; None for CONNECT, `*`, and what names no place."""
+        if self.claim is None or self.method == "CONNECT" or self.path == "*":
+            return None
+        default = 443 if self.scheme == "https" else 80
+        return f"{self.scheme}://{self.claim.authority(default)}{self.path}"
+
+    @property
+    def user_agent(self) -> str:
+        """Its User-Agent, which only the way of refusing a CONNECT may hang on."""
+        return self.field(b"user-agent")
+
+    @property
+    def has_controls(self) -> bool:
+        """Whether a value has a control character, which h11 takes and RFC 9110 5.5 does not."""
+        return any(_CONTROLS.search(value) for _, value in self.fields)
+
+    def field(self, name: bytes) -> str:
+        """The first value of the field `name`, empty where there is none."""
+        for found, value in self.fields:
+            if found.lower() == name:
+                return value.decode("latin-1")
+        return ""
+
+    @property
+    def connection_options(self) -> frozenset[bytes]:
+        """The fields that it says are for this hop alone (RFC 9110 section 7.6.1)."""
+        said = b",".join(value for name, value in self.fields if name.lower() == b"connection")
+        return frozenset(option.strip().lower() for option in said.split(b","))
+
+    def as_case(self, size: int) -> HttpRequest:
+        """The same for the core."""
+        fields = tuple((n.lower().decode("ascii"), len(n) + len(v)) for n, v in self.fields)
+        return HttpRequest(self.method, self.scheme, self.path, fields, size)
+
+    def to_mitmproxy(self, dialled: Place | None) -> http.Request:
+        """The same for mitmproxy to show."""
+        place = self.claim or dialled
+        now = time.time()
+        return http.Request(
+            host=str(place.host) if place else "",
+            port=place.port if place else 0,
+            method=self.method.encode(),
+            scheme=self.scheme.encode(),
+            authority=self.target.encode() if self.method == "CONNECT" else b"",
+            path=self.path.encode(),
+            http_version=b"HTTP/" + self.version,
+            headers=http.Headers(self.fields),
+            content=b"",
+            trailers=None,
+            timestamp_start=now,
+            timestamp_end=now,
+        )
+
+    @staticmethod
+    def _place(authority: str, default_port: int | None) -> Place | None:
+        try:
+            return parse_authority(authority, default_port)
+        except ValueError:
+            return None

@@ -1,0 +1,134 @@
+"""The portal's start, what changes while it runs, and its end."""
+
+import logging
+import sys
+from pathlib import Path
+
+from mitmproxy import ctx, exceptions
+
+from capport import policyfile
+from capport.core.policy import Policy
+from capport.enforcement import proxyserver, settings
+from capport.enforcement.addresses import Addresses
+from capport.enforcement.alongside import Alongside
+from capport.enforcement.connections import Connections
+from capport.enforcement.telling import Telling
+from capport.events import EventLog
+from capport.gate import Gate
+from capport.identity import Neighbours, NoNeighbours
+from capport.reload import PolicyWatcher
+from capport.stores import default_store, open_store
+
+logger = logging.getLogger(__name__)
+
+
+class Life(Telling):
+    """What the hooks ask, opened, followed and closed."""
+
+    connections: Connections
+    alongside: Alongside
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses = Addresses()
+        self._watcher: PolicyWatcher | None = None
+        self._running = False
+
+    def start(self) -> None:
+        """Opens everything. Raises OptionsError, PolicyError, or OSError."""
+        settings.hold(ctx.options)
+        policy, self._watcher = self._open_policy()
+        events = EventLog(_path(ctx.options.portal_events))
+        url = ctx.options.portal_sessions or policy.sessions.store or default_store()
+        store = open_store(url, start_closed=True)
+        gate = Gate(policy, store, neighbours=_neighbours(policy), events=events)
+        self.connections = Connections(gate, proxyserver.handler_of)
+        self.alongside = Alongside(gate, self.addresses, url, self.connections.recheck)
+        self.gate = gate
+        self.started = True
+        self._policy_loaded(policy)
+
+    def configure(self, updated: set[str]) -> None:
+        """A change of ours while running; mitmproxy's own options are held by `settings`."""
+        if not self.started:
+            return
+        for name in ("portal_sessions", "portal_api"):
+            if name in updated:
+                raise settings.Unusable(f"{name} cannot be changed while the portal runs")
+        if "portal_events" in updated:
+            try:
+                events = EventLog(_path(ctx.options.portal_events))
+            except OSError as error:
+                raise exceptions.OptionsError(f"portal_events: {error}") from None
+            self.gate.events.close()
+            self.gate.events = events
+        if "portal_policy" in updated:
+            try:
+                policy, watcher = self._open_policy()
+            except policyfile.PolicyError as error:
+                raise exceptions.OptionsError(str(error)) from None
+            if self._watcher:
+                self._watcher.stop()
+            self._watcher = watcher
+            self._use(policy)
+            if watcher and self._running:
+                watcher.start()
+
+    async def running(self) -> None:
+        """Begins what needs the event loop. Raises OSError where that cannot be."""
+        if self._running or not self.started:
+            return
+        self._running = True
+        if self._watcher:
+            self._watcher.start()
+        proxyserver.lengthen_backlog()
+        try:
+            await self.alongside.start()
+        except OSError as error:
+            settings.stop_the_start(error)
+
+    async def done(self) -> None:
+        """The end: what is due is written."""
+        if self._watcher:
+            self._watcher.stop()
+        if self.started:
+            await self.alongside.stop()
+            self.gate.neighbours.close()
+            self.gate.store.close()
+            self.gate.events.close()
+
+    def _open_policy(self) -> tuple[Policy, PolicyWatcher | None]:
+        file = ctx.options.portal_policy
+        if not file:
+            return policyfile.default(), None
+        watcher = PolicyWatcher(Path(file).expanduser(), self._use, self._policy_rejected)
+        return watcher.load(), watcher
+
+    def _use(self, policy: Policy) -> None:
+        self.gate.policy = policy
+        self._policy_loaded(policy)
+        self.connections.recheck_all()
+        if self._running:
+            self.alongside.policy_changed()
+
+    def _policy_loaded(self, policy: Policy) -> None:
+        name = policy.file or "the embedded default policy"
+        logger.info(f"Policy in force: {name}")
+        self.event("policy", action="loaded", file=name)
+
+    def _policy_rejected(self, error: policyfile.PolicyError) -> None:
+        logger.error(f"The last good policy stays in force.\n{error}")
+        self.event("policy", action="rejected", because=str(error))
+
+
+def _neighbours(policy: Policy) -> Neighbours:
+    """The kernel's table; on a router, of the clients' side alone."""
+    if sys.platform != "linux":
+        return NoNeighbours()  # an engineer's own machine: every client is known by its address
+    from capport.identity.neighbours import NetlinkNeighbours
+
+    return NetlinkNeighbours([policy.router.client_interface] if policy.router else None)
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text).expanduser() if text else None

@@ -1,0 +1,65 @@
+"""ConnMan unmodified in the lab: what many a small device and its person go by."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+from pyroute2 import Ethtool  # type: ignore[import-untyped]
+
+import requires
+from journey.conftest import LOGIN, Street
+from journey.connman import CHECK, ConnMan, connman
+from lab.namespaces import wait_for
+from lab.network import Client
+
+pytestmark = [pytest.mark.lab, requires.tool("connmand", "dbus-daemon")]
+
+URL = f"http://{CHECK}/online/status.html"
+
+
+@pytest.fixture
+def client(street: Street) -> Client:
+    """One for ConnMan alone, which takes its interface over."""
+    client = street.lab.clients[2]
+    street.lab.router.call(_with_checksums, "port3")
+    return client
+
+
+def running(client: Client, folder: Path) -> AbstractContextManager[ConnMan]:
+    return connman(folder, client.namespace, f"ethernet_{client.mac.replace(':', '')}_cable")
+
+
+def test_an_unknown_clients_agent_is_asked_for_a_browser(
+    street: Street, client: Client, tmp_path: Path
+) -> None:
+    with running(client, tmp_path) as it:
+        it.connect()
+        # It follows the 302 itself, by TLS 1.0, and where that fails asks for a browser on the URL
+        # of its check (wispr.c, as of 1.41): by which a browser comes to the login server.
+        assert URL in it.hears("Connected (yes/no)?")
+        answer = street.ask(URL, client=client)
+        assert answer.fields["location"].startswith(f"https://{LOGIN}/?state=")
+        assert street.requests_for(CHECK) == []
+
+
+def test_a_known_client_is_online_and_nobody_is_asked(
+    street: Street, client: Client, tmp_path: Path
+) -> None:
+    street.grant(client)
+    with running(client, tmp_path) as it:
+        it.connect()
+        wait_for(lambda: it.state() == "online", 30)
+        (request,) = street.requests_for(CHECK)
+        assert request["fields"]["user-agent"].startswith("ConnMan/")
+        assert "RequestBrowser" not in it.hears("", 0)
+
+
+def _with_checksums(port: str) -> None:
+    """Has the kernel write checksums into what it sends by `port`, as a real network card would.
+
+    ConnMan reads DHCP off the wire, and takes no packet without.
+    """
+    with Ethtool() as it:
+        features = it.get_features(port)
+        features.features["tx-checksum-ip-generic"].enable = False
+        it.set_features(port, features)
