@@ -99,6 +99,19 @@ def test_capport_router_down_is_meant(lab: Lab, keeper: RulesKeeper, told: list[
     wait_for(lambda: nftables.show(rules=lab.rules) is not None)
 
 
+def test_down_is_meant_however_soon_after_up_it_comes(
+    lab: Lab, keeper: RulesKeeper, told: list[str]
+) -> None:
+    """What the kernel says of the one may be read when the other is done."""
+    for _ in range(30):
+        nftables.up(lab.policy, rules=lab.rules)
+        lab.rules.run("table inet later\ndelete table inet later\n")
+        nftables.down(rules=lab.rules)
+    with pytest.raises(TimeoutError):
+        wait_for(lambda: nftables.show(rules=lab.rules) is not None, 0.5)
+    assert told == []
+
+
 def test_without_rules_at_the_start_there_is_nothing_to_put_back(
     lab: Lab, known: KnownSet, told: list[str]
 ) -> None:

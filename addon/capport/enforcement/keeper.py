@@ -2,7 +2,7 @@
 
 The kernel tells of every change to its tables (NFNLGRP_NFTABLES). Only `nftables.down` takes ours
 away to stay away, and says so with its last breath. From a flush until the rules are back, the
-router forwards whatever its other tables let through: 3 to 6 ms (measured). What others change
+router forwards whatever its other tables let through: 6 to 10 ms (measured). What others change
 also decides whether known clients' traffic may go untracked.
 """
 
@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from threading import Thread
 
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 EVERY = 60.0  # seconds between two looks when the kernel says nothing
 RETRY = 0.2  # seconds after something failed
+_UNTIL_SAID = 0.002  # seconds until the kernel has told of what it has done
 
 # linux/netfilter/nfnetlink.h and nf_tables.h.
 _GROUP_NFTABLES = 7
@@ -77,18 +79,25 @@ class RulesKeeper:
                 self._look()
 
     def _is_news(self) -> bool:
-        """Whether what the kernel says now is of tables, chains or rules: elements are ours."""
-        try:
-            data = self._kernel.recv(_DATAGRAM)
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:
-                raise
-            return True  # it said more than we could take
-        messages = [*_messages(data)]
-        for kind, body in messages:
-            if kind == _NEW_CHAIN and all(name in body for name in _ENDED):
-                self._ports = None
-        return any(kind not in _ELEMENTS for kind, _ in messages)
+        """Whether what the kernel has said is of tables, chains or rules: elements are ours.
+
+        All of it: what it says first may be over by what it says last.
+        """
+        news = False
+        while True:
+            try:
+                data = self._kernel.recv(_DATAGRAM, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return news
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                news = True  # it said more than we could take
+                continue
+            for kind, body in _messages(data):
+                news = news or kind not in _ELEMENTS
+                if kind == _NEW_CHAIN and all(name in body for name in _ENDED):
+                    self._ports = None
 
     def _look(self) -> None:
         try:
@@ -106,9 +115,15 @@ class RulesKeeper:
             self._ports = state.proxy_ports
             if state.tracked != nftables.others_may_track(self._rules):
                 self._known.apply(self._ports, again=True)
-        elif self._ports is not None:
+        elif self._ports is not None and not self._was_meant():
             self._known.apply(self._ports, again=False)
             self._told(f"table {nftables.TABLE} was taken away by somebody, and is back")
+
+    def _was_meant(self) -> bool:
+        """Whether `nftables.down` took our rules away: that they are gone shows a moment before."""
+        time.sleep(_UNTIL_SAID)
+        self._is_news()
+        return self._ports is None
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
