@@ -107,14 +107,20 @@ def echoes(client: Client, address: str, *, udp: bool = False) -> bool:
 
 
 def pings(address: str, seconds: float = 1) -> bool:
-    """Whether an ICMP echo request is answered."""
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
+    """Whether an echo request is answered."""
+    sixth = ":" in address
+    family, protocol, request, answer, at = (
+        (socket.AF_INET6, socket.IPPROTO_ICMPV6, b"\x80\0\0\0\0\0\0\1", 129, 0)
+        if sixth
+        else (socket.AF_INET, socket.IPPROTO_ICMP, b"\x08\0\xf7\xfe\0\0\0\1", 0, 20)
+    )
+    with socket.socket(family, socket.SOCK_RAW, protocol) as raw:
         raw.settimeout(seconds)
-        raw.sendto(b"\x08\0\xf7\xfe\0\0\0\1", (address, 0))
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(OSError):
+            raw.sendto(request, (address, 0))
             while True:
-                packet, (source, _) = raw.recvfrom(1500)
-                if source == address and packet[20] == 0:
+                packet, source = raw.recvfrom(1500)
+                if source[0] == address and packet[at] == answer:
                     return True
     return False
 
@@ -331,6 +337,52 @@ def test_what_known_clients_have_open_is_tracked_only_where_others_may_need_it(
             ).stdout
             ours = f"sport={connection.getsockname()[1]} dport=7 " in entries
             assert ours is is_tracked(lab)
+
+
+@LAB
+def test_a_known_client_gets_icmpv6_and_what_it_says_of_its_packets(
+    lab: Lab, store: MemoryStore, known: KnownSet
+) -> None:
+    """RFC 4890 section 4.3.1: without Packet Too Big, what is long never arrives."""
+    store.put(session(lab.client.mac))
+    known.update([ClientId(lab.client.mac)])
+    wait_for(lambda: echoes(lab.client, ORIGIN6) and bool(elements(lab, "known6")))
+    assert lab.client.namespace.call(pings, ORIGIN6)
+    lab.router.ip("link set wan mtu 1280")
+    try:
+        with connected(lab.client, ORIGIN6) as connection:
+            connection.sendall(b"x" * 20_000)
+            connection.settimeout(3)
+            got = b""
+            while len(got) < 20_000:
+                got += connection.recv(65536)
+    finally:
+        lab.router.ip("link set wan mtu 1500")
+    before = len(lab.packets())
+    assert not lab.clients[1].namespace.call(pings, ORIGIN6)
+    assert lab.packets()[before:] == []
+
+
+@LAB
+def test_neighbour_discovery_is_no_way_out(lab: Lab, known: KnownSet) -> None:
+    """The kernel tracks it as little as what known clients send."""
+
+    def send() -> None:
+        with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as raw:
+            for kind in range(256):
+                with contextlib.suppress(OSError):
+                    raw.sendto(bytes([kind, 0, 0, 0]) + b"a way out" * 4, (ORIGIN6, 0))
+
+    every = 3  # ETH_P_ALL
+    with lab.origin.call(
+        socket.socket, socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(every)
+    ) as wire:
+        lab.client.namespace.call(send)
+        time.sleep(0.2)
+        wire.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while packet := wire.recv(2000):
+                assert b"a way out" not in packet
 
 
 @LAB

@@ -437,17 +437,18 @@ def _forward(
         for version, ip in ((4, "ip"), (6, "ip6"))
         for name in (f"garden{version}_{ports}", f"gardens{version}_{ports}")
     ]
-    # Looked up in chain `untracked`, in this very packet. ICMPv6 neighbour discovery, whoever's, is
-    # never tracked (RFC 4861; nf_conntrack_proto_icmpv6.c).
-    passed = "ct state untracked meta l4proto != ipv6-icmp accept"
     yield "chain onward { type filter hook forward priority filter; policy drop;"
+    if not tracked:
+        # Looked up in chain `untracked`, in this very packet. Neighbour discovery is never tracked,
+        # whoever's it is (nf_conntrack_proto_icmpv6.c), so ICMPv6 is looked up below.
+        passed = "ct state untracked meta l4proto != ipv6-icmp accept"
+        yield f"oifname {origins} {passed}"
+        yield f"iifname {origins} oifname {clients} {passed}"
     yield f"iifname {clients} oifname {origins} goto from_client"
     yield f"iifname {origins} oifname {clients} goto to_client"
     yield f"iifname {clients} goto refuse"  # other networks, other clients
     yield f"oifname != {clients} accept\n}}"
     yield "chain from_client {"
-    if not tracked:
-        yield passed
     if inspected:
         yield f"tcp dport {_braced(inspected)} goto refuse"  # open since before the inspection
         yield f"udp dport {_braced(inspected)} goto refuse"  # QUIC would go past it
@@ -461,8 +462,8 @@ def _forward(
             yield from _each("times", TIMES, "accept", ethernet, time)
     yield "goto refuse\n}"
     yield "chain to_client {"
-    if not tracked:
-        yield passed
+    if not tracked:  # what is said of connections that are not tracked belongs to none
+        yield "ip6 daddr @return6 meta l4proto ipv6-icmp accept"
     yield "ct state new,invalid,untracked drop"
     for version, ip in ((4, "ip"), (6, "ip6")):
         for name in ("return", "learned", "rules"):
