@@ -27,10 +27,13 @@ UNITS = sorted(FOLDER.glob("*.service"))
 CAPPORT = str(Path(sys.executable).with_name("capport"))
 
 KNOWN, UNKNOWN, ORIGIN, ECHO = "192.0.2.7", "192.0.2.8", "198.51.100.2", 7
+KNOWN6, UNKNOWN6, ORIGIN6 = "2001:db8:1::7", "2001:db8:1::8", "2001:db8:2::2"
+ROUTER6 = "2001:db8:1::1"
 POLICY = f"""\
 login_url: https://login.example.net/
 clients:
   - {{address: {KNOWN}, access: known}}
+  - {{address: {KNOWN6}, access: known}}
 sessions:
   store: sqlite://{{folder}}/sessions.db
 router:
@@ -85,8 +88,20 @@ def test_a_unit_may_do_no_more_than_change_the_network(unit: str) -> None:
 def test_the_rules_come_before_any_network_and_the_portal_after_the_rules() -> None:
     assert "network-pre.target" in words("capport-router.service", "Before")
     assert words("capport-router.service", "DefaultDependencies") == ["no"]
-    assert "capport-router.service" in words("capport.service", "Requires")
-    assert "capport-router.service" in words("capport.service", "After")
+    for key in ("Wants", "PartOf", "After"):
+        assert "capport-router.service" in words("capport.service", key)
+
+
+def test_no_unit_is_given_up_for_good_nor_holds_the_network_up_where_the_rules_fail_at_first() -> (
+    None
+):
+    # A unit that requires them, or that they want, is what does that: seen at a boot.
+    assert "capport-router.service" not in words("capport.service", "Requires")
+    assert words("capport-router.service", "Wants") == ["network-pre.target"]
+    assert words("capport.service", "WantedBy") == ["multi-user.target"]
+    assert words("capport-router.service", "WantedBy") == ["multi-user.target"]
+    for unit in UNITS:
+        assert words(unit.name, "StartLimitIntervalSec") == ["0"]
 
 
 def test_the_files_that_the_units_name_are_those_that_are_here() -> None:
@@ -108,18 +123,24 @@ class Booting:
         router.ip(
             "address add 192.0.2.1/24 dev br-lan",
             "address add 198.51.100.1/24 dev wan",
+            f"address add {ROUTER6}/64 dev br-lan nodad",
+            "address add 2001:db8:2::1/64 dev wan nodad",
             "link set br-lan up",
             "link set wan up",
         )
         client.ip(
             *(f"address add {address}/24 dev eth0" for address in (KNOWN, UNKNOWN)),
+            *(f"address add {address}/64 dev eth0 nodad" for address in (KNOWN6, UNKNOWN6)),
             "link set eth0 up",
             "route add default via 192.0.2.1",
+            f"route add default via {ROUTER6}",
         )
         origin.ip(
             f"address add {ORIGIN}/24 dev eth0",
+            f"address add {ORIGIN6}/64 dev eth0 nodad",
             "link set eth0 up",
             "route add default via 198.51.100.1",
+            "route add default via 2001:db8:2::1",
         )
 
     def argv(self, command: str) -> list[str]:
@@ -133,7 +154,7 @@ class Booting:
             command = command.replace(there, here)
         only = "-all,+net_admin"
         held = [f"--{which}={only}" for which in ("bounding-set", "inh-caps", "ambient-caps")]
-        return ["setpriv", "--no-new-privs", *held, *command.split()]
+        return ["setpriv", "--no-new-privs", *held, *command.removeprefix("-").split()]
 
     def carry_out(self, key: str, unit: str = "capport-router.service") -> list[int]:
         """The statuses of a key's commands; the first that fails is the last that is run."""
@@ -149,8 +170,9 @@ class Booting:
         """Whether a connection from `source` comes to the origin."""
 
         def connect() -> bool:
+            origin = ORIGIN6 if ":" in source else ORIGIN
             with contextlib.suppress(OSError):
-                socket.create_connection((ORIGIN, ECHO), 0.4, (source, 0)).close()
+                socket.create_connection((origin, ECHO), 0.4, (source, 0)).close()
                 return True
             return False
 
@@ -169,11 +191,23 @@ def booting(tmp_path: Path) -> Iterator[Booting]:
     requires.check(requires.tool("nft"))
     with namespaces("client", "router", "origin") as (client, router, origin):
         it = Booting(client, router, origin, tmp_path)
-        listener = origin.call(socket.create_server, ("", ECHO))
+        listeners = [
+            origin.call(socket.create_server, ("", ECHO)),
+            origin.call(lambda: socket.create_server(("", ECHO), family=socket.AF_INET6)),
+        ]
         try:
             yield it
         finally:
-            listener.close()
+            for listener in listeners:
+                listener.close()
+
+
+@pytest.fixture
+def booted(booting: Booting) -> Booting:
+    """The same, once the rules are in force."""
+    for key in ("ExecStartPre", "ExecStart", "ExecStartPost"):
+        assert set(booting.carry_out(key)) == {0}
+    return booting
 
 
 def test_forwarding_begins_when_the_rules_are_in_force(booting: Booting) -> None:
@@ -182,10 +216,12 @@ def test_forwarding_begins_when_the_rules_are_in_force(booting: Booting) -> None
     assert booting.carry_out("ExecStart") == [0]
     assert booting.forwarding() == "0"
     assert not booting.reaches(KNOWN)
-    assert booting.carry_out("ExecStartPost") == [0, 0]
+    assert set(booting.carry_out("ExecStartPost")) == {0}
     assert booting.forwarding() == "1"
     assert booting.reaches(KNOWN)
+    wait_for(lambda: booting.reaches(KNOWN6), 10, KNOWN6)  # the link's own address comes first
     assert not booting.reaches(UNKNOWN)
+    assert not booting.reaches(UNKNOWN6)
 
 
 def test_nothing_is_forwarded_before_the_rules_nor_where_they_cannot_be_put_in_force(
@@ -202,57 +238,88 @@ def test_nothing_is_forwarded_before_the_rules_nor_where_they_cannot_be_put_in_f
     booting.policy.write_text(good)
     assert booting.carry_out("ExecStartPre") == [0]
     assert booting.carry_out("ExecStart") == [0]
-    assert booting.carry_out("ExecStartPost") == [0, 0]
+    assert set(booting.carry_out("ExecStartPost")) == {0}
     assert booting.reaches(KNOWN)
 
 
-def test_a_reload_that_fails_leaves_the_rules_and_a_stop_leaves_it_closed(
-    booting: Booting,
-) -> None:
-    for key in ("ExecStartPre", "ExecStart", "ExecStartPost"):
-        assert set(booting.carry_out(key)) == {0}
-    good = booting.policy.read_text()
-    booting.policy.write_text("login_url: nowhere\n")
-    assert booting.carry_out("ExecReload") == [1]
-    assert booting.reaches(KNOWN)
-    assert not booting.reaches(UNKNOWN)
-    booting.policy.write_text(good)
-    assert booting.carry_out("ExecReload") == [0]
-    assert booting.carry_out("ExecStop") == [0, 0, 0]
-    assert booting.forwarding() == "0"
-    booting.router.sysctl(ipv4__ip_forward=1)
-    assert not booting.reaches(KNOWN)
-    assert not booting.reaches(UNKNOWN)
-    tables = booting.router.run("nft", "list", "tables").stdout.split("\n")
+def test_a_reload_that_fails_leaves_the_rules_and_a_stop_leaves_it_closed(booted: Booting) -> None:
+    good = booted.policy.read_text()
+    booted.policy.write_text("login_url: nowhere\n")
+    assert booted.carry_out("ExecReload") == [1]
+    assert booted.reaches(KNOWN)
+    assert not booted.reaches(UNKNOWN)
+    booted.policy.write_text(good)
+    assert booted.carry_out("ExecReload") == [0]
+    assert set(booted.carry_out("ExecStop")) == {0}
+    assert set(booted.carry_out("ExecStopPost")) == {0}
+    assert booted.forwarding() == "0"
+    booted.router.sysctl(ipv4__ip_forward=1)
+    assert not booted.reaches(KNOWN)
+    assert not booted.reaches(UNKNOWN)
+    tables = booted.router.run("nft", "list", "tables").stdout.split("\n")
     assert [line for line in tables if line] == ["table inet capport_closed"]
 
 
-def test_the_portal_keeps_the_kernels_set_with_the_units_capabilities_and_says_that_it_serves(
-    booting: Booting,
+def test_a_stop_closes_also_where_it_was_in_the_middle_of_a_reload_and_the_ruleset_is_flushed(
+    booted: Booting,
 ) -> None:
+    # systemd carries out no ExecStop= then, and a stop of nftables.service flushes what is left.
+    wait_for(lambda: booted.reaches(KNOWN6), 10, KNOWN6)
+    for _ in range(2):
+        assert set(booted.carry_out("ExecStopPost")) == {0}
+    booted.router.run("nft", "flush", "ruleset")
+    for source in (KNOWN, UNKNOWN, KNOWN6, UNKNOWN6):
+        assert not booted.reaches(source)
     for key in ("ExecStartPre", "ExecStart", "ExecStartPost"):
-        assert set(booting.carry_out(key)) == {0}
+        assert set(booted.carry_out(key)) == {0}
+    assert booted.reaches(KNOWN)
+    wait_for(lambda: booted.reaches(KNOWN6), 10, KNOWN6)
+
+
+def test_a_stop_does_not_tell_clients_that_there_is_no_ipv6_router_any_more(
+    booted: Booting,
+) -> None:
+    # RFC 4861 section 7.2.5: whoever says so is taken out of the default routers, and a restart
+    # would leave every client without IPv6 until the next advertisement.
+    assert set(booted.carry_out("ExecStop")) == {0}
+    assert set(booted.carry_out("ExecStopPost")) == {0}
+
+    def heard() -> str:
+        booted.client.call(lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)).sendto(
+            b"", (ROUTER6, 9)
+        )
+        shown = booted.client.run("ip", "-6", "neighbour", "show", ROUTER6)
+        return shown.stdout
+
+    booted.client.ip("neighbour flush dev eth0")
+    wait_for(lambda: "lladdr" in heard(), 10, "the router does not answer")
+    assert " router " in heard()
+
+
+def test_the_portal_keeps_the_kernels_set_with_the_units_capabilities_and_says_that_it_serves(
+    booted: Booting,
+) -> None:
     [command] = values("capport.service", "ExecStart")
     told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    told.bind(str(booting.folder / "notify"))
+    told.bind(str(booted.folder / "notify"))
     told.settimeout(40)
     environment = {
         **os.environ,
-        "NOTIFY_SOCKET": str(booting.folder / "notify"),
+        "NOTIFY_SOCKET": str(booted.folder / "notify"),
         "WATCHDOG_USEC": "300000",
     }
-    with (booting.folder / "log").open("wb") as log:
-        portal = booting.router.start(*booting.argv(command), log=log, env=environment)
+    with (booted.folder / "log").open("wb") as log:
+        portal = booted.router.start(*booted.argv(command), log=log, env=environment)
     try:
-        assert told.recv(100) == b"READY=1", (booting.folder / "log").read_text()
+        assert told.recv(100) == b"READY=1", (booted.folder / "log").read_text()
         assert [told.recv(100) for _ in range(3)] == [b"WATCHDOG=1"] * 3
-        at = ("--policy", str(booting.policy))
-        assert not booting.reaches(UNKNOWN)
-        granted = booting.router.run(CAPPORT, "grant", UNKNOWN, *at)
+        at = ("--policy", str(booted.policy))
+        assert not booted.reaches(UNKNOWN)
+        granted = booted.router.run(CAPPORT, "grant", UNKNOWN, *at)
         assert granted.returncode == 0, granted.stderr
-        wait_for(lambda: booting.reaches(UNKNOWN), 5, "the grant is not in the kernel's set")
-        assert booting.router.run(CAPPORT, "revoke", UNKNOWN, *at).returncode == 0
-        assert not booting.reaches(UNKNOWN)
+        wait_for(lambda: booted.reaches(UNKNOWN), 5, "the grant is not in the kernel's set")
+        assert booted.router.run(CAPPORT, "revoke", UNKNOWN, *at).returncode == 0
+        assert not booted.reaches(UNKNOWN)
         end(portal, 20)
         limit = time.monotonic() + 20
         while (said := told.recv(100)) == b"WATCHDOG=1":
@@ -275,5 +342,33 @@ def test_a_portal_that_systemd_did_not_start_serves_without_it(
     try:
         wait_for(lambda: "systemd was not told READY=1" in log.read_text(), 40, log.read_text())
         assert portal.poll() is None
+    finally:
+        end(portal)
+
+
+@pytest.mark.parametrize("journal", [True, False])
+def test_what_the_portal_says_is_in_the_log_at_once_and_in_the_journal_with_its_level(
+    booting: Booting, journal: bool
+) -> None:
+    argv = booting.argv(values("capport.service", "ExecStart")[0])
+    log = booting.folder / "log"
+    with log.open("wb") as said:
+        at = os.fstat(said.fileno())
+        stream = f"{at.st_dev}:{at.st_ino if journal else at.st_ino + 1}"
+        environment = {**os.environ, "JOURNAL_STREAM": stream}
+        environment.pop("PYTHONUNBUFFERED", None)
+        portal = booting.router.start(*argv, log=said, env=environment)
+    try:
+        wait_for(lambda: "holds nobody" in log.read_text(), 40, "nothing is said")
+        portal.kill()
+        portal.wait(20)
+        lines = log.read_text().splitlines()
+        assert any("Policy in force: " in line for line in lines)
+        if journal:
+            assert {line[:3] for line in lines} == {"<4>", "<6>"}
+            [line] = [line for line in lines if "holds nobody" in line]
+            assert line.startswith("<4>There is no table inet capport: ")
+        else:
+            assert all(re.match(r"\[[0-9:.]+\] ", line) for line in lines)
     finally:
         end(portal)

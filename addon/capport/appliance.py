@@ -6,6 +6,7 @@ without which mitmproxy does not serve, and the script's.
 """
 
 import asyncio
+import io
 import logging
 import os
 import signal
@@ -24,8 +25,10 @@ from mitmproxy.addons import (
     next_layer,
     proxyserver,
     script,
+    termlog,
     tlsconfig,
 )
+from mitmproxy.utils import human
 
 from capport.enforcement import settings
 from capport.enforcement.mitm import CaptivePortal
@@ -91,6 +94,42 @@ def _tell_systemd(state: str) -> None:
             logger.warning(f"systemd was not told {state}: {path}: {error.strerror}")
 
 
+class _ToJournal(logging.Formatter):
+    """Lines with a level that journald takes off (sd-daemon(3)), without the time, which it has.
+
+    Each line is an entry of its own there, and without a level it would be of the unit's.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's message, and a traceback if it has one."""
+        client = getattr(record, "client", None)
+        said = super().format(record)
+        text = f"{human.format_address(client)}: {said}" if client else said
+        return "\n".join(f"<{_syslog_level(record.levelno)}>{line}" for line in text.splitlines())
+
+
+def _syslog_level(level: int) -> int:
+    """Of syslog(3), whose order is the other way round."""
+    levels = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+    return next((syslog for least, syslog in levels if level >= least), 7)
+
+
+def _log_at_once(log: termlog.TermLog) -> None:
+    """Has each line written when it is said: Python would keep 8 KiB of them, unless in a terminal.
+
+    What a process says last before it is killed is what an operator looks for.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
+    try:
+        out = os.fstat(sys.stdout.fileno())
+    except (OSError, ValueError):  # closed, or none of the operating system's
+        return
+    # systemd.exec(5): it may have been set for another's output than ours.
+    if os.environ.get("JOURNAL_STREAM") == f"{out.st_dev}:{out.st_ino}":
+        log.logger.setFormatter(_ToJournal())
+
+
 _ADDONS: tuple[Callable[[], object], ...] = (
     core.Core,
     block.Block,  # block_private is an operator's choice; block_global is forced off
@@ -125,6 +164,7 @@ async def _serve(given: Mapping[str, object], values: Sequence[str]) -> None:
     opts: Any = options.Options()
     appliance = master.Master(opts, with_termlog=True)
     addons: Any = appliance.addons
+    _log_at_once(addons.get("termlog"))
     addons.add(*(make() for make in _ADDONS))
     opts.set(*values, defer=True)
     opts.update(**given)

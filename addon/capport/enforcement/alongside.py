@@ -196,10 +196,7 @@ class Alongside:
             await asyncio.to_thread(garden.start)
             await asyncio.to_thread(keeper.start)
         except OSError as error:
-            logger.error(
-                f"The router's set of known clients cannot be kept: {error}; with libnftables and"
-                " CAP_NET_ADMIN it can"
-            )
+            logger.error(f"The router's set of known clients cannot be kept: {error}")
             return
         self._known, self._garden, self._keeper = known, garden, keeper
         gate.in_force = self._carried_out

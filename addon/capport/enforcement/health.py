@@ -17,13 +17,18 @@ PATIENCE = 3.0  # seconds for an answer
 
 async def follow(gate: Gate, addresses: Addresses) -> None:
     """Keeps `gate.login_answers` true to what the login server does, for ever."""
+    said = None
     while True:
         if gate.policy.probes is Probes.COMPATIBLE:
             answers = await login_answers(gate.policy, addresses)
-            if answers != gate.login_answers:
-                says = "answers: connectivity checks get a 302" if answers else "does not answer"
-                logger.info(f"The login server {says}")
-            gate.login_answers = answers
+            if answers and answers != said:
+                logger.info("The login server answers: connectivity checks get a 302")
+            elif answers != said:
+                logger.warning(
+                    f"The login server does not answer at {gate.policy.login_place}, where this"
+                    " machine finds it: connectivity checks get a 511"
+                )
+            gate.login_answers = said = answers
         await asyncio.sleep(INTERVAL)
 
 

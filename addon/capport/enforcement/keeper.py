@@ -58,6 +58,11 @@ class RulesKeeper:
     def start(self) -> None:
         """Begins with the rules that are in force now, if there are any."""
         self._look()
+        if self._ports is None and not self._failing:
+            logger.warning(
+                f"There is no table {nftables.TABLE}: the kernel holds nobody until `capport router"
+                " up POLICY`"
+            )
         self._thread.start()
 
     def close(self) -> None:

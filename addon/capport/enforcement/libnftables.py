@@ -4,6 +4,7 @@ import ctypes
 import json
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 LIBRARY = "libnftables.so.1"
@@ -15,6 +16,8 @@ _TERSE = 1 << 11
 _INTERRUPTED = b"Interrupted system call"
 _ATTEMPTS = 100
 _PAUSE = 0.002  # seconds
+
+_CAP_NET_ADMIN = 12  # linux/capability.h
 
 
 class RulesError(OSError):
@@ -32,10 +35,13 @@ class RulesError(OSError):
 class Nftables:
     """One context of the library's, in the network namespace it is made in. For any thread.
 
-    Raises OSError where the library is not installed. To change rules takes CAP_NET_ADMIN.
+    Raises OSError where the library is not installed, and without CAP_NET_ADMIN, which it takes to
+    see rules too: the library would say so on the process's own stderr, once for each question.
     """
 
     def __init__(self) -> None:
+        if not _has_net_admin():
+            raise OSError("nftables takes root, or CAP_NET_ADMIN")
         try:
             library = ctypes.CDLL(LIBRARY)
         except OSError as error:
@@ -92,6 +98,12 @@ class Nftables:
                 self._library.nft_ctx_get_output_buffer(self._context),
                 self._library.nft_ctx_get_error_buffer(self._context),
             )
+
+
+def _has_net_admin() -> bool:
+    lines = Path("/proc/thread-self/status").read_text().splitlines()
+    effective = next(line.split()[1] for line in lines if line.startswith("CapEff:"))
+    return bool(int(effective, 16) >> _CAP_NET_ADMIN & 1)
 
 
 def _declare(library: ctypes.CDLL) -> None:

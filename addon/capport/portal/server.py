@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -31,6 +32,15 @@ IDLE = 30.0
 
 CONNECTIONS = 1000  # in all; one takes about 20 KB
 CONNECTIONS_A_CLIENT = 60
+
+
+def _cannot_listen(error: OSError, place: Place) -> str:
+    where = f"the login server cannot listen on {place}"
+    would_do = {
+        errno.EACCES: "a port below 1024 takes CAP_NET_BIND_SERVICE",
+        errno.EADDRNOTAVAIL: "that has to be an address of this machine",
+    }
+    return "; ".join(filter(None, (where, would_do.get(error.errno or 0))))
 
 
 def create_app(portal: Portal, *, encrypted: bool) -> web.Application:
@@ -133,7 +143,12 @@ class LoginServer:
             return
         shown = await asyncio.to_thread(_Shown, listening) if listening.certificate else None
         place = listening.listen
-        sockets = netutil.bind_sockets(place.port, str(place.host))
+        try:
+            sockets = netutil.bind_sockets(place.port, str(place.host))
+        except OSError as error:
+            raise OSError(
+                error.errno, f"{error.strerror}: {_cannot_listen(error, place)}"
+            ) from error
         server = Server(
             create_app(self.portal, encrypted=shown is not None),
             idle_connection_timeout=IDLE,
