@@ -461,3 +461,22 @@ async def test_an_answer_has_the_time_in_it(
         said = parsedate_to_datetime(answer.fields["date"]).timestamp()
         assert abs(time.time() - said) < 60
         await client.close()
+
+
+async def test_streams_that_are_reset_at_once_end_the_connection_and_are_no_fault(
+    portal: StartPortal, origin: Origin, dialled: Dialled
+) -> None:
+    """Rapid reset (CVE-2023-44487), beyond the requests that a connection may have."""
+    dialled("127.0.0.1", origin.port)
+    async with portal(INTERCEPT, mode="transparent") as it:
+        client = await tls(it, "h2")
+        for _ in range(300):
+            number = client.h2.get_next_available_stream_id()
+            head = [(":method", "GET"), (":scheme", "https"), (":authority", OUTSIDE)]
+            client.h2.send_headers(number, [*head, (":path", "/")], end_stream=True)
+            client.h2.reset_stream(number)
+        client.flush()
+        await until(lambda: client.gone, 10)
+        assert it.keeper.gate.events.counts.get("fault") is None
+        await client.close()
+    assert origin.connections == 0

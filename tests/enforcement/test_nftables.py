@@ -27,7 +27,7 @@ from capport.enforcement.known_set import KnownSet
 from capport.enforcement.libnftables import Nftables, RulesError
 from capport.stores.memory import MemoryStore
 from lab.namespaces import Namespace, wait_for
-from lab.network import ORIGIN4, ORIGIN6, POLICY, ROUTER4, STATUS4, Client, Lab
+from lab.network import ORIGIN4, ORIGIN6, POLICY, ROUTER4, ROUTER6, STATUS4, Client, Lab
 
 LAB = pytest.mark.lab
 
@@ -879,6 +879,115 @@ def test_questions_to_the_resolver_are_bounded(lab: Lab, known: KnownSet) -> Non
     lab.rules.run("flush set inet capport queries\n")
     assert 20 <= client.namespace.call(ask, "www.example.com", 60) <= 30
     assert other.namespace.call(ask, "www.example.com", 3) == 3
+
+
+@LAB
+def test_made_up_macs_ask_no_more_than_all_unknown_clients_together_may(
+    lab: Lab, store: MemoryStore, known: KnownSet
+) -> None:
+    """THREATS.md P15: the bound by MAC alone would be none."""
+    client, other = lab.clients
+    router_mac = lab.router.run("cat", "/sys/class/net/br-lan/address").stdout.strip()
+    began = time.monotonic()
+    client.namespace.call(_ask_as_many, router_mac, client.v4, 1500)
+    seconds = time.monotonic() - began + 1
+    wait_for(lambda: questions(lab) > 100)
+    time.sleep(0.3)
+    assert questions(lab) <= 200 + 100 * (seconds + 1)
+    store.put(session(other.mac))
+    known.update([ClientId(other.mac)])
+    assert other.status(f"http://{ORIGIN4}/") == 200
+
+
+def questions(lab: Lab) -> int:
+    """How many of those with made up MACs have got through to the origin's name server."""
+    return sum("tunnelled" in str(packet) for packet in lab.packets())
+
+
+def _ask_as_many(router_mac: str, source: str, count: int) -> None:
+    """DNS questions for a name each, from a MAC each."""
+    to = bytes.fromhex(router_mac.replace(":", ""))
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+        raw.bind(("eth0", 0))
+        for number in range(count):
+            name = f"n{number}".encode()
+            body = number.to_bytes(2) + b"\1\0\0\1\0\0\0\0\0\0" + bytes([len(name)]) + name
+            body += b"\x09tunnelled\x07example\x03com\0\0\1\0\1"
+            udp = (40000).to_bytes(2) + (53).to_bytes(2) + (8 + len(body)).to_bytes(2) + b"\0\0"
+            head = bytearray(b"\x45\0" + (28 + len(body)).to_bytes(2) + b"\0\1\0\0\x40\x11\0\0")
+            head += socket.inet_aton(source) + socket.inet_aton(ROUTER4)
+            total = sum(int.from_bytes(head[i : i + 2]) for i in range(0, 20, 2))
+            total = (total & 0xFFFF) + (total >> 16)
+            head[10:12] = (~total & 0xFFFF).to_bytes(2)
+            mac = b"\x02\x99" + number.to_bytes(4)
+            raw.send(to + mac + b"\x08\0" + bytes(head) + udp + body)
+
+
+@LAB
+@pytest.mark.parametrize("version", [4, 6])
+def test_nobody_opens_a_connection_to_a_known_client_from_outside(
+    lab: Lab, store: MemoryStore, known: KnownSet, version: int
+) -> None:
+    client = lab.client
+    store.put(session(client.mac))
+    known.update([ClientId(client.mac)])
+    far, near = ((ORIGIN4, client.v4), (ORIGIN6, client.v6))[version == 6]
+    wait_for(lambda: echoes(client, far) and bool(elements(lab, f"known{version}")))
+
+    def connect() -> None:
+        socket.create_connection((near, 2323), 1).close()
+
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
+    listener = client.namespace.call(socket.create_server, (near, 2323), family=family)
+    with listener, pytest.raises(TimeoutError):
+        lab.origin.call(connect)
+
+
+@LAB
+def test_an_address_on_the_link_without_a_mac_is_nobodys_and_ours_is_not_a_clients(
+    lab: Lab, store: MemoryStore, known: KnownSet
+) -> None:
+    """Else any MAC on the link could send from it."""
+    for address in ("192.0.2.99", ROUTER4, ROUTER6, "2001:db8:1::99"):
+        store.put(session(address))
+    lab.router.call(known.resync)
+    assert "192.0.2.99" not in elements(lab, "routed4")
+    assert "2001:db8:1::99" not in elements(lab, "routed6")
+    router_mac = lab.router.run("cat", "/sys/class/net/br-lan/address").stdout.strip()
+    before = len(lab.reached())
+    for source in (ROUTER4, "192.0.2.99"):
+        lab.client.namespace.call(_spoof, router_mac, lab.client.mac, source)
+    lab.client.namespace.call(_spoof6, router_mac, lab.client.mac, ROUTER6)
+    time.sleep(0.2)
+    assert not [line for line in lab.reached()[before:] if line.startswith("udp")]
+
+
+def _spoof6(router_mac: str, mac: str, source: str) -> None:
+    """The same as `_spoof`, over IPv6."""
+    to, by = (bytes.fromhex(text.replace(":", "")) for text in (router_mac, mac))
+    ends = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, ORIGIN6)
+    udp = (40000).to_bytes(2) + (7).to_bytes(2) + (12).to_bytes(2) + b"\0\0" + b"away"
+    words = ends + len(udp).to_bytes(4) + (17).to_bytes(4) + udp
+    total = sum(int.from_bytes(words[i : i + 2]) for i in range(0, len(words), 2))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    udp = udp[:6] + (~total & 0xFFFF).to_bytes(2) + udp[8:]
+    head = b"\x60\0\0\0" + len(udp).to_bytes(2) + b"\x11\x40" + ends
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+        raw.bind(("eth0", 0))
+        for _ in range(5):
+            raw.send(to + by + b"\x86\xdd" + head + udp)
+
+
+@LAB
+def test_what_a_known_mac_was_learned_at_ends_with_its_session(
+    lab: Lab, store: MemoryStore, known: KnownSet
+) -> None:
+    store.put(session(lab.client.mac))
+    known.update([ClientId(lab.client.mac)])
+    lab.rules.run("add element inet capport learned4 { 192.0.2.98 timeout 10s }\n")
+    store.drop(ClientId(lab.client.mac))
+    wait_for(lambda: "192.0.2.98" not in elements(lab, "learned4"), 1)
 
 
 @LAB

@@ -1,8 +1,10 @@
 """mitmproxy's HTTP for unknown clients: within bounds, and answered before a body is read."""
 
+import contextlib
 import time
 from typing import Final
 
+from h2.exceptions import NoSuchStreamError, StreamClosedError
 from mitmproxy.proxy import commands, context, events, layer
 from mitmproxy.proxy.layers import http as http_layers
 from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode, HttpStream
@@ -141,7 +143,8 @@ class BoundLayer(HttpLayer):
         server = self.connections[self.context.client]
         if isinstance(server, Http2Server):
             server.streams.pop(stream_id, None)
-            server.h2_conn.reset_stream(stream_id, REFUSED_STREAM)
+            with contextlib.suppress(StreamClosedError, NoSuchStreamError):  # reset by its client
+                server.h2_conn.reset_stream(stream_id, REFUSED_STREAM)
             yield commands.SendData(self.context.client, server.h2_conn.data_to_send())
 
     def _has_more_to_say(self) -> bool:

@@ -51,6 +51,9 @@ class Neighbourhood(Protocol):
     def items(self) -> list[tuple[Address, Mac]]:
         """Every address and its MAC."""
 
+    def is_on_link(self, address: Address) -> bool:
+        """Whether it is reached by a MAC of its own, not through another router."""
+
     def watch(self, watcher: Callable[[Address], None]) -> Callable[[], None]:
         """Has `watcher` called with each address whose MAC changed; returns what ends that."""
 
@@ -369,6 +372,8 @@ class KnownSet:
     def _of_session(self, key: Key, mac: Mac | None, session: Session | None) -> _Element | None:
         if session is None:
             return None
+        if mac is None and not isinstance(key, str) and self._neighbours.is_on_link(key):
+            return None  # it has a MAC, which is not known yet: without one it would be anybody's
         idle = session.idle is not None
         lapses = session.ends + IDLE_GRACE * idle
         return _Element(key, mac, session.ends, session.client, lapses, idle)
@@ -422,9 +427,13 @@ class KnownSet:
                 yield from nftables.renew(*place, left)
 
     def _remove(self, places: Iterable[tuple[str, str]]) -> None:
-        lines = [line for place in places for line in nftables.remove(*place)]
+        lines: list[str] = []
+        for place in places:
+            lines += nftables.remove(*place)
+            if place[0] == "macs":  # whoever is known still is learned anew by its next packet
+                lines += nftables.FORGET_LEARNED
         if lines:
-            self._run(lines)
+            self._run(dict.fromkeys(lines))
 
     def _run(self, lines: Iterable[str]) -> None:
         try:

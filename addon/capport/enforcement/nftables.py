@@ -57,12 +57,20 @@ ECHOES = "limit rate 5/second burst 10 packets"
 TIMES = "limit rate 1/second burst 10 packets"
 REDIRECTED = "timeout 10m"  # without a packet; mitmproxy has closed what is idle by then
 SOLICITATIONS = "limit rate 50/second burst 100 packets"
+# For all of them together, for a MAC is easily made up: what their DNS can carry, and cost.
+ALL_QUERIES = "limit rate 100/second burst 200 packets"
+ALL_ANSWERS = "limit rate 64 kbytes/second burst 256 kbytes"
 REFUSALS = "limit rate over 1000/second burst 1000 packets"  # of all of them together
 
 # With the UDP header: without extension fields, in which anything could be sent (RFC 5905, 7.3).
 _NTP = "udp length 56"
 
+_NO_ADDRESS = "ip saddr 0.0.0.0 udp sport 68 udp dport 67"  # yet (RFC 2131 section 4.1)
+
 _NEVER = {"icmp": "ip6 saddr", "ip": "ip6 saddr", "icmpv6": "ip saddr", "ip6": "ip saddr"}
+
+FORGET_LEARNED = tuple(f"flush set {TABLE} learned{version}" for version in (4, 6))
+"""Commands that end what a known MAC's packets have let in: its addresses that are in no pair."""
 
 _INTERFACE = re.compile(r'[^\s"*/\\]{1,15}')
 _COMMENT = re.compile(r'comment "capport \S+, proxy ports ([0-9 ]+), (un)?tracked"')
@@ -293,6 +301,7 @@ def _known(name: str, verdict: str) -> Iterator[str]:
     for version, ip in ((4, "ip"), (6, "ip6")):
         yield f"{ip} saddr . ether saddr @known{version} {verdict}"
     yield "ether saddr @blocked return"
+    yield "fib saddr type local return"  # ours, in whoever's hands
     for version, ip in ((4, "ip"), (6, "ip6")):
         yield f"{ip} saddr @routed{version} {verdict}"  # behind another router: no MAC to bind to
         yield f"{ip} saddr @rules{version} {verdict}"
@@ -311,6 +320,8 @@ def _untracked(policy: Policy, clients: str, origins: str) -> Iterator[str]:
     inspected = _inspected(policy)
     yield "chain untracked { type filter hook prerouting priority raw; policy accept;"
     yield f"iifname {clients} goto untracked_out"
+    # Whoever opens a connection from outside is tracked, and so has none.
+    yield f"iifname {origins} tcp flags & (syn | ack) == syn accept"
     for version, ip in ((4, "ip"), (6, "ip6")):
         yield f"iifname {origins} {ip} daddr @return{version} notrack accept"
     yield "}"
@@ -327,6 +338,7 @@ def _untracked(policy: Policy, clients: str, origins: str) -> Iterator[str]:
     for version, ip in ((4, "ip"), (6, "ip6")):
         yield f"{ip} saddr . ether saddr @known{version} notrack accept"
     yield "ether saddr @blocked accept"
+    yield "fib saddr type local accept"
     for version, ip in ((4, "ip"), (6, "ip6")):
         yield f"{ip} saddr @routed{version} notrack accept"
     yield "}"
@@ -366,6 +378,7 @@ def _to_portal(policy: Policy, clients: str, ports: Sequence[int], ethernet: boo
     yield f"iifname != {clients} accept"
     yield f"jump {'known_inspected' if inspected else 'known'}"
     yield "jump bounded"
+    yield f"{_NO_ADDRESS} accept"
     yield from _elsewhere()
     if policy.login_server:
         yield f"{_login(policy.login_server)} accept"
@@ -375,15 +388,16 @@ def _to_portal(policy: Policy, clients: str, ports: Sequence[int], ethernet: boo
 def _elsewhere() -> Iterator[str]:
     """Drops what an unknown client sends from an address that is not on its side.
 
-    Our answers, and what of its own they quote, would be sent out to there: a way out. Who has no
-    address yet asks for one.
+    Our answers, and what of its own they quote, would be sent out to there: a way out. Or to us.
     """
-    yield "ip saddr != 0.0.0.0 fib saddr . iif oif missing drop"
-    yield "ip6 saddr != :: fib saddr . iif oif missing drop"
+    yield "fib saddr . iif oif missing drop"
 
 
 def _input(policy: Policy, clients: str, ports: Sequence[int], ethernet: bool) -> Iterator[str]:
     yield from _refuse()
+    yield "chain asked {"
+    yield f"{ALL_QUERIES} accept"
+    yield "drop\n}"
     yield "chain inward { type filter hook input priority filter; policy accept;"
     # Not redirected, its destination would be the proxy itself, which would connect to itself.
     yield f"tcp dport {_braced(ports)} ct status dnat accept"
@@ -391,25 +405,27 @@ def _input(policy: Policy, clients: str, ports: Sequence[int], ethernet: bool) -
     yield f"iifname != {clients} accept"
     yield "icmpv6 type { nd-router-advert, nd-redirect } drop"
     yield "jump known"  # what those may do to the router is for its other tables to say
-    yield from _elsewhere()
+    # Who has no address yet looks whether another has it, listens, and asks for one.
+    yield "ip6 saddr != :: fib saddr . iif oif missing drop"
     for kind in ("nd-neighbor-solicit", "nd-neighbor-advert", "nd-router-solicit"):
         yield from _each("solicitations", SOLICITATIONS, "accept", ethernet, f"icmpv6 type {kind}")
         yield f"icmpv6 type {kind} drop"
-    yield "ct state invalid drop"
     yield "icmpv6 type { mld-listener-report, mld-listener-done, mld2-listener-report } accept"
     yield "ip protocol igmp accept"
+    yield f"{_NO_ADDRESS} accept"
+    yield from _elsewhere()
+    yield "ct state invalid drop"
     yield "udp sport 68 udp dport 67 accept"
     yield "udp sport 546 udp dport 547 accept"
     if policy.login_server:
         yield f"{_login(policy.login_server)} accept"
     yield "ct direction reply ct state established,related accept"
     yield "meta l4proto { icmp, icmpv6 } ct state related accept"
-    yield from _each(
-        "queries", QUERIES, "accept", ethernet, f"udp dport 53 udp length <= {QUERY_LENGTH}"
-    )
-    yield from _each(
-        "queries", QUERIES, "accept", ethernet, f"tcp dport 53 meta length <= {2 * QUERY_LENGTH}"
-    )
+    for question in (
+        f"udp dport 53 udp length <= {QUERY_LENGTH}",
+        f"tcp dport 53 meta length <= {2 * QUERY_LENGTH}",
+    ):
+        yield from _each("queries", QUERIES, "goto asked", ethernet, question)
     yield "meta l4proto { tcp, udp } th dport 53 drop"
     yield from _each("times", TIMES, "accept", ethernet, f"udp dport 123 {_NTP}")
     for echo in ("icmp type echo-request", "icmpv6 type echo-request"):
@@ -477,11 +493,14 @@ def _forward(
 
 def _output(clients: str) -> Iterator[str]:
     """Bounds what the router's resolver answers unknown clients: the way back of a tunnel."""
+    yield "chain answered {"
+    yield f"{ALL_ANSWERS} accept"
+    yield "drop\n}"
     yield "chain answers {"
     for version, ip in ((4, "ip"), (6, "ip6")):
         for name in ("return", "learned", "rules"):
             yield f"{ip} daddr @{name}{version} accept"
-        yield f"update @answers{version} {{ {ip} daddr {ANSWERS} }} accept"
+        yield f"update @answers{version} {{ {ip} daddr {ANSWERS} }} goto answered"
     yield "drop\n}"
     yield "chain answering { type filter hook output priority filter; policy accept;"
     yield f"oifname {clients} meta l4proto {{ tcp, udp }} th sport 53 goto answers\n}}"
