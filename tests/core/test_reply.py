@@ -433,8 +433,9 @@ def test_a_check_is_led_to_the_login_server() -> None:
     assert Page(reply.body.decode()).all("a") == [{"href": LOGIN}]
 
 
-def test_connmans_302_has_no_body() -> None:
+def test_connmans_302_has_no_body_and_no_location_in_the_spelling_that_it_follows_itself() -> None:
     reply = reply_to(replace(SIGN_IN, body=False), Asked())
+    assert ("location", LOGIN) in reply.fields
     assert reply.body == b""
     assert fields_of(reply)["location"] == LOGIN
     assert fields_of(reply)["content-length"] == "0"

@@ -29,17 +29,20 @@ def running(client: Client, folder: Path) -> AbstractContextManager[ConnMan]:
     return connman(folder, client.namespace, f"ethernet_{client.mac.replace(':', '')}_cable")
 
 
-def test_an_unknown_clients_agent_is_asked_for_a_browser(
+def test_an_unknown_clients_agent_is_asked_for_a_browser_and_it_is_online_after_the_grant(
     street: Street, client: Client, tmp_path: Path
 ) -> None:
     with running(client, tmp_path) as it:
         it.connect()
-        # It follows the 302 itself, by TLS 1.0, and where that fails asks for a browser on the URL
-        # of its check (wispr.c, as of 1.41): by which a browser comes to the login server.
+        # On the URL of its check, by which a browser comes to the login server.
         assert URL in it.hears("Connected (yes/no)?")
+        assert it.state() == "ready"
         answer = street.ask(URL, client=client)
         assert answer.fields["location"].startswith(f"https://{LOGIN}/?state=")
         assert street.requests_for(CHECK) == []
+        street.grant(client)
+        it.type("yes")
+        wait_for(lambda: it.state() == "online", 30)
 
 
 def test_a_known_client_is_online_and_nobody_is_asked(

@@ -14,7 +14,7 @@ class Probe:
 _ANDROID = Probe("Android")
 _CHROMEOS = Probe("ChromeOS")
 _APPLE = Probe("Apple")
-# ConnMan 1.41-3 drops its context at the first byte of a body, and never sees the Location.
+# ConnMan 1.41-3 drops its context at the first byte of a body (and more of it: reply.py).
 _CONNMAN = Probe("ConnMan", body=False)
 
 # Who knows a 511 is not here: Chromium and Firefox read it, for NetworkManager any unexpected

@@ -274,10 +274,14 @@ def _line(message: _Message) -> str:
 
 @lru_cache(_KEPT)
 def _redirect(verdict: SignIn) -> Reply:
-    """302 and not 303: ChromeOS takes only 302 and 307 for a portal. In English; no check asks."""
+    """302 and not 303: ChromeOS takes only 302 and 307 for a portal. In English; no check asks.
+
+    ConnMan 1.41, which takes no body, would follow a "Location" by itself, by TLS 1.0, and never
+    come back (measured). It looks for it in this spelling alone; any other has a browser asked for.
+    """
     location = ("Location", verdict.login_url)
     if not verdict.body:
-        return _reply(HTTPStatus.FOUND, None, "", (location,))
+        return _reply(HTTPStatus.FOUND, None, "", (("location", verdict.login_url),))
     phrases, url = PHRASES[Language.ENGLISH], escape(verdict.login_url)
     page = f"""<!DOCTYPE html>
 <html lang="en">
