@@ -1,14 +1,16 @@
 """The login server bears what is thrown at it: too many connections, slow ones, nonsense."""
 
 import asyncio
+import contextlib
 import socket
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from capport.portal import server
-from portal.house import House, house
+from portal.house import House, house, policy
 
 
 async def _connect(h: House, address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -45,14 +47,106 @@ async def test_one_client_cannot_take_every_place(monkeypatch: pytest.MonkeyPatc
         raise AssertionError("its places were not freed")
 
 
-async def test_all_clients_together_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "CONNECTIONS", 3)
+async def test_whoever_has_most_gives_up_a_place_for_a_newcomer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "CONNECTIONS", 6)
     async with house() as h:
-        held = [await _connect(h, f"127.0.0.{n}") for n in (2, 3, 4)]
-        reader, writer = await _connect(h, "127.0.0.5")
-        assert await _is_closed(reader)
-        for one in (writer, *(each for _, each in held)):
-            one.close()
+        few = [await _connect(h, "127.0.0.4") for _ in range(2)]
+        many = [await _connect(h, "127.0.0.2") for _ in range(4)]
+        await _is_answered(*many[0])  # so that all of them have been accepted
+        assert (await h.browser("127.0.0.5").get("/")).status == 200
+        assert await _is_closed(many[0][0])
+        for reader, writer in (*few, *many[1:]):
+            await _is_answered(reader, writer)
+        for _, writer in (*few, *many):
+            writer.close()
+
+
+async def test_many_addresses_with_few_connections_each_do_not_close_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "CONNECTIONS", 90)
+    async with house() as h:
+        held = [await _connect(h, f"127.0.1.{n % 18 + 1}") for n in range(18 * 8)]
+        for number in range(2, 6):
+            assert (await h.browser(f"127.0.0.{number}").get("/")).status == 200
+        for _, writer in held:
+            writer.close()
+
+
+async def test_what_is_being_answered_stays_where_something_idle_can_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "CONNECTIONS", 3)
+    logo = b"<svg xmlns='http://www.w3.org/2000/svg'/>" + b" " * 1_000_000
+    (tmp_path / "login").mkdir()
+    (tmp_path / "login" / "logo.svg").write_bytes(logo)
+    async with house(policy(file=tmp_path / "policy.yaml")) as h:
+        assert h.server._server
+        for listening in h.server._server._sockets.values():  # which each connection takes over
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        slow = socket.socket()
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.bind(("127.0.0.2", 0))
+        slow.connect(("127.0.0.1", h.port))
+        busy = await asyncio.open_connection(sock=slow, limit=1024)
+        busy[1].write(b"GET /logo HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        start = await busy[0].readexactly(12)  # more than the buffers hold is still to come
+        idle = [await _connect(h, "127.0.0.2") for _ in range(2)]
+        assert (await h.browser("127.0.0.5").get("/")).status == 200
+        assert await _is_closed(idle[0][0])
+        assert start == b"HTTP/1.1 200"
+        assert (await busy[0].read(-1)).endswith(logo)
+        for _, writer in (busy, *idle):
+            writer.close()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\nX: ",
+        b"POST /sign-in HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9999\r\n\r\n",
+    ],
+)
+async def test_who_sends_no_whole_request_in_time_is_ended(
+    monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(server, "PATIENCE", 0.3)
+    async with house() as h:
+        reader, writer = await _connect(h, "127.0.0.2")
+        writer.write(sent)
+
+        async def drip() -> None:
+            while True:
+                writer.write(b"x" if sent else b"")
+                await asyncio.sleep(0.02)
+
+        dripping = asyncio.create_task(drip())
+        async with asyncio.timeout(8):  # Tornado's own limits are 15 and 30 s
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+        dripping.cancel()
+        writer.close()
+
+
+async def test_who_has_sent_a_request_may_send_the_next_one_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "PATIENCE", 0.3)
+    async with house() as h:
+        reader, writer = await _connect(h, "127.0.0.2")
+        await _is_answered(reader, writer)
+        await asyncio.sleep(0.6)
+        await _is_answered(reader, writer)
+        writer.close()
+
+
+async def _is_answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HEAD / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    async with asyncio.timeout(20):
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 ")
 
 
 @settings(

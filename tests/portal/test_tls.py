@@ -181,6 +181,19 @@ async def test_a_handshake_that_does_not_end_is_ended(
         writer.close()
 
 
+async def test_who_asks_nothing_after_the_handshake_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "PATIENCE", 2.0)
+    trusting = ssl.create_default_context()
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    async with house(_policy(tmp_path)) as h:
+        reader, writer = await asyncio.open_connection("127.0.0.1", h.port, ssl=trusting)
+        async with asyncio.timeout(12):  # Tornado's own limit is 30 s
+            assert await reader.read() == b""
+        writer.close()
+
+
 async def test_a_key_with_a_password_is_an_error_and_asks_nobody(tmp_path: Path) -> None:
     locked = _policy(tmp_path)
     path = tmp_path / "key.pem"

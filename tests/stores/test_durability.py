@@ -20,7 +20,7 @@ import pytest
 import requires
 from capport.core.client import ClientId
 from capport.stores import StoreError, open_store
-from capport.stores.revoked import BALLAST
+from capport.stores.revoked import BALLAST, Revoked
 from capport.stores.sqlite import SqliteStore
 from stores import writers
 from stores.contract import ADDRESS, MAC, OTHER, FakeTime, session, until
@@ -525,6 +525,158 @@ def shared_by_root_and(nobody: pwd.struct_passwd, folder: Path) -> None:
     module = [sys.executable, writers.__file__, "grant_as", str(path), "nobody", "192.0.2.8"]
     subprocess.run(module, check=True)
     store = SqliteStore(path, spares=())
+    assert {s.client for s in store.sessions()} == {"192.0.2.7", "192.0.2.8"}
+    store.close()
+
+
+@pytest.fixture
+def theirs() -> Iterator[Path]:
+    """A folder of nobody's with a store in it that nobody has made."""
+    nobody = pwd.getpwnam("nobody")
+    with tempfile.TemporaryDirectory() as made:  # pytest's own folders are closed to others
+        folder = Path(made)
+        os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+        for client in ("192.0.2.7", "192.0.2.8"):
+            path = str(folder / "sessions.db")
+            module = [sys.executable, writers.__file__, "grant_as", path, "nobody", client]
+            subprocess.run(module, check=True)
+        yield folder
+
+
+@pytest.fixture
+def precious(tmp_path: Path) -> Path:
+    """A file of root's."""
+    file = tmp_path / "precious"
+    file.write_text("root's\n")
+    os.utime(file, (511, 511))
+    return file
+
+
+def untouched(file: Path) -> bool:
+    status = file.stat()
+    owner = status.st_uid, status.st_gid
+    return (file.read_text(), owner, status.st_mtime) == ("root's\n", (0, 0), 511)
+
+
+def symlinked(at: Path, file: Path) -> None:
+    at.unlink(missing_ok=True)
+    at.symlink_to(file)
+
+
+def hard_linked(at: Path, file: Path) -> None:
+    # What a kernel with fs.protected_hardlinks=0 lets anybody do.
+    at.unlink(missing_ok=True)
+    try:
+        at.hardlink_to(file)
+    except OSError:
+        pytest.skip("the two folders are not on one file system")
+
+
+def piped(at: Path, file: Path) -> None:
+    at.unlink(missing_ok=True)
+    os.mkfifo(at)
+
+
+TRAPS = pytest.mark.parametrize("trap", [symlinked, hard_linked, piped])
+
+
+@requires.root()
+def test_what_root_makes_in_somebody_elses_folder_is_theirs_though_the_file_is_gone(
+    theirs: Path,
+) -> None:
+    for file in theirs.iterdir():
+        file.unlink()
+    Revoked(theirs / "sessions.db-revoked", theirs / "sessions.db").add(ADDRESS)
+    assert (theirs / "sessions.db-revoked").stat().st_uid == theirs.stat().st_uid
+
+
+@requires.root()
+@TRAPS
+def test_root_changes_nothing_that_was_put_in_place_of_journal_and_ballast(
+    theirs: Path, precious: Path, trap: Callable[[Path, Path], None]
+) -> None:
+    for name in ("-revoked", "-ballast"):
+        trap(theirs / f"sessions.db{name}", precious)
+    store = SqliteStore(theirs / "sessions.db", spares=())
+    store.put(session(MAC))
+    assert store.drop(MAC)
+    store._database.free_room()
+    store.close()
+    assert untouched(precious)
+
+
+@requires.root()
+@TRAPS
+def test_root_frees_no_room_through_a_link_where_the_log_cannot_be_opened(
+    theirs: Path, precious: Path, trap: Callable[[Path, Path], None]
+) -> None:
+    trap(theirs / "sessions.db-ballast", precious)
+    (theirs / "sessions.db-wal").mkdir()
+    with pytest.raises(StoreError, match="cannot be opened"):
+        SqliteStore(theirs / "sessions.db", spares=())
+    assert untouched(precious)
+
+
+@requires.root()
+@TRAPS
+def test_root_notes_no_revocation_in_a_file_of_its_own_and_says_so(
+    theirs: Path, precious: Path, trap: Callable[[Path, Path], None]
+) -> None:
+    path = theirs / "sessions.db"
+    trap(Path(f"{path}-revoked"), precious)
+    store = SqliteStore(path, spares=())
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")  # as its owner can at any time
+        with pytest.raises(StoreError, match="in this process only"):
+            store.drop(ClientId("192.0.2.7"))
+        db.execute("ROLLBACK")
+    store.put(session(MAC))
+    store.close()
+    assert untouched(precious)
+
+
+@requires.root()
+def test_a_journal_with_a_second_name_still_counts_and_grants_wait_for_its_end(
+    tmp_path: Path,
+) -> None:
+    path, kept = tmp_path / "sessions.db", tmp_path / "kept"
+    store = SqliteStore(path, spares=())
+    store.put(session(ADDRESS))
+    store.close()
+    Revoked(Path(f"{path}-revoked"), path).add(ADDRESS)
+    kept.hardlink_to(f"{path}-revoked")  # as `cp -al` makes a backup
+    store = SqliteStore(path, spares=())
+    assert store.find((ADDRESS,), 1000.0) is None
+    with pytest.raises(StoreError, match=r"sessions\.db-revoked: cannot be emptied .*hard link"):
+        store.put(session(MAC))
+    kept.unlink()
+    store.put(session(MAC))
+    store.close()
+
+
+@requires.root()
+@pytest.mark.parametrize("there", [True, False])
+def test_root_follows_no_link_to_a_database_that_somebody_else_made(
+    theirs: Path, tmp_path: Path, *, there: bool
+) -> None:
+    target, link = tmp_path / "precious", theirs / "sessions.db"
+    if there:
+        target.touch()  # SQLite takes an empty file for a database
+    symlinked(link, target)
+    os.lchown(link, theirs.stat().st_uid, -1)
+    (tmp_path / "mine.db").symlink_to(link)  # root's, but it leads to theirs
+    for path in (link, tmp_path / "mine.db"):
+        with pytest.raises(StoreError, match="root follows none; name the file itself"):
+            open_store(str(path))
+    assert target.exists() == there
+    assert not there or target.stat().st_size == 0
+    assert not list(tmp_path.glob("precious-*"))
+
+
+@requires.root()
+def test_root_follows_roots_own_link_to_a_database(theirs: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").symlink_to(theirs)
+    store = open_store(str(tmp_path / "folder" / ".." / theirs.name / "sessions.db"))
     assert {s.client for s in store.sessions()} == {"192.0.2.7", "192.0.2.8"}
     store.close()
 

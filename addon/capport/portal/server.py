@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import errno
 import logging
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from OpenSSL import SSL
-from tornado import httpserver, iostream, netutil, web
+from tornado import httpserver, httputil, iostream, netutil, web
 
 from capport.core.place import Place
 from capport.core.policy import LoginServer as Listening
@@ -29,6 +29,9 @@ RENEWED = 10.0
 
 IDLE = 30.0
 """Seconds for a handshake with a request's header, and between two requests."""
+
+PATIENCE = 10.0
+"""Seconds for a handshake, and then for the whole of a connection's first request."""
 
 CONNECTIONS = 1000  # in all; one takes about 20 KB
 CONNECTIONS_A_CLIENT = 60
@@ -74,36 +77,133 @@ def create_app(portal: Portal, *, encrypted: bool) -> web.Application:
     )
 
 
+@dataclass(eq=False, slots=True)
+class _Connection:
+    """One connection of `who`. It `waits` while no request of it, sent whole, is being answered."""
+
+    stream: iostream.IOStream
+    who: str
+    waits: bool = True
+    timer: asyncio.TimerHandle | None = None
+
+    def ends_in(self, seconds: float) -> None:
+        """Has it end then, unless it is told otherwise before."""
+        self.goes_on()
+        self.timer = asyncio.get_running_loop().call_later(seconds, self.stream.close)
+
+    def goes_on(self) -> None:
+        """It has as long as Tornado gives it."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def asked(self) -> None:
+        """A whole request has come."""
+        self.waits = False
+        self.goes_on()
+
+
 class Server(httpserver.HTTPServer):
-    """Tornado's, bounded in connections: in all, and for each client. With `tls`, in TLS."""
+    """Tornado's, bounded in connections: in all, and for each client. With `tls`, in TLS.
+
+    Where there are too many in all, whoever has most gives one up for the newcomer: on a link
+    without encryption one device can have many addresses, and would else close us to everybody.
+    """
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:
         """Called by Tornado in place of `__init__`."""
         super().initialize(*args, **kwargs)
-        self._open: Counter[str] = Counter()
+        # The oldest first, both who has any and what they have.
+        self._open: dict[str, dict[iostream.IOStream, _Connection]] = {}
         self.tls: SSL.Context | None = None  # asked for each new connection
 
     def handle_stream(self, stream: iostream.IOStream, address: Any) -> None:
-        """Closes what is one too many at once, unread."""
-        who = str(address[0]) if isinstance(address, tuple) and address else ""
+        """Closes what is one too many of one client's, unread; or else, one too many of all."""
+        who = _who(address)
         # All that comes by the proxy comes from this machine, and is bounded for each client there.
         most = CONNECTIONS if _is_here(stream, who) else CONNECTIONS_A_CLIENT
-        if self._open.total() >= CONNECTIONS or self._open[who] >= most:
+        if len(self._open.get(who, ())) >= most < CONNECTIONS:
             stream.close()
             return
+        if sum(map(len, self._open.values())) >= CONNECTIONS:
+            self._give_one_up()
         if self.tls is not None:
             stream = encrypted(stream, self.tls)
-        self._open[who] += 1
+        one = _Connection(stream, who)
+        self._open.setdefault(who, {})[stream] = one
+        one.ends_in(PATIENCE)
+        if isinstance(stream, iostream.SSLIOStream):
+            stream.wait_for_handshake().add_done_callback(lambda done: self._shook_hands(one, done))
         super().handle_stream(stream, address)
+
+    def start_request(
+        self, server_conn: Any, request_conn: httputil.HTTPConnection
+    ) -> httputil.HTTPMessageDelegate:
+        """Called by Tornado whenever a connection is waited on for a request."""
+        delegate = super().start_request(server_conn, request_conn)
+        if one := self._find(server_conn):
+            one.waits = True
+            return _Asking(delegate, one.asked)
+        return delegate
 
     def on_close(self, server_conn: Any) -> None:
         """Called by Tornado once for each connection."""
         super().on_close(server_conn)
-        address = server_conn.context.address
-        who = str(address[0]) if isinstance(address, tuple) and address else ""
-        self._open[who] -= 1
-        if self._open[who] <= 0:
-            del self._open[who]
+        if one := self._find(server_conn):
+            self._forget(one)
+
+    def _find(self, server_conn: Any) -> _Connection | None:
+        return self._open.get(_who(server_conn.context.address), {}).get(server_conn.stream)
+
+    def _give_one_up(self) -> None:
+        """Ends the oldest connection of whoever has most, one that waits before one that does not.
+
+        Of those who have as many, whoever has had some for longest.
+        """
+        own = max(self._open.values(), key=len)
+        one = next((each for each in own.values() if each.waits), next(iter(own.values())))
+        self._forget(one)  # now, not when Tornado has seen to it: more may come before that
+        one.stream.close()
+
+    def _forget(self, one: _Connection) -> None:
+        one.goes_on()
+        own = self._open[one.who]
+        del own[one.stream]
+        if not own:
+            del self._open[one.who]
+
+    def _shook_hands(self, one: _Connection, done: "asyncio.Future[Any]") -> None:
+        still_there = one.stream in self._open.get(one.who, ())
+        if still_there and one.waits and not done.cancelled() and done.exception() is None:
+            one.ends_in(PATIENCE)
+
+
+class _Asking(httputil.HTTPMessageDelegate):
+    """What Tornado tells of a request, passed on; `asked` is called once it is there, whole."""
+
+    def __init__(self, to: httputil.HTTPMessageDelegate, asked: Callable[[], None]) -> None:
+        self._to, self._asked = to, asked
+
+    def headers_received(
+        self,
+        start_line: httputil.RequestStartLine | httputil.ResponseStartLine,
+        headers: httputil.HTTPHeaders,
+    ) -> Awaitable[None] | None:
+        return self._to.headers_received(start_line, headers)
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        return self._to.data_received(chunk)
+
+    def finish(self) -> None:
+        self._asked()
+        self._to.finish()
+
+    def on_connection_close(self) -> None:
+        self._to.on_connection_close()
+
+
+def _who(address: Any) -> str:
+    return str(address[0]) if isinstance(address, tuple) and address else ""
 
 
 def _is_here(stream: iostream.IOStream, who: str) -> bool:

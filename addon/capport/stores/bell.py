@@ -14,6 +14,7 @@ from pathlib import Path
 
 _IN_MODIFY, _IN_ATTRIB = 0x2, 0x4
 _IN_MOVED_FROM, _IN_MOVED_TO, _IN_CREATE, _IN_DELETE = 0x40, 0x80, 0x100, 0x200
+_IN_DONT_FOLLOW = 0x2000000
 _EVENT = struct.Struct("iIII")  # which watch, what, -, how many bytes of name follow
 _POLL = 0.05
 """Seconds between looks where inotify is not to be had (`fs.inotify.max_user_instances`)."""
@@ -44,7 +45,7 @@ class Bell:
         """
         if self._inotify < 0:
             return False
-        mask = ctypes.c_uint32(_IN_MODIFY | _IN_ATTRIB)
+        mask = ctypes.c_uint32(_IN_MODIFY | _IN_ATTRIB | _IN_DONT_FOLLOW)
         watches = [self._libc.inotify_add_watch(self._inotify, path, mask) for path in self._paths]
         mask = ctypes.c_uint32(_IN_MOVED_FROM | _IN_MOVED_TO | _IN_CREATE | _IN_DELETE)
         self._libc.inotify_add_watch(self._inotify, self._folder, mask)

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from capport.stores import StoreError, locks
+from capport.stores import StoreError, beside, locks
 from capport.stores.revoked import Revoked, free_ballast, set_ballast, sync_folder
 from capport.stores.schema import MIGRATIONS, connect, describe, no_room, prepare
 from capport.stores.storetime import StoreTime
@@ -55,7 +55,7 @@ class Database:
         make: bool = True,
         make_folder: bool = False,
     ) -> None:
-        self.path = path.resolve()
+        self.path = beside.follow(path)
         self.writing, self.reading = threading.RLock(), threading.RLock()
         self.reader: sqlite3.Connection | None = None
         self.fault: str | None = None
@@ -153,7 +153,7 @@ class Database:
 
     def free_room(self) -> bool:
         """Gives back what was set aside on the disk, for one more write; whether in time."""
-        free_ballast(self._ballast)
+        free_ballast(self._ballast, self.path)
         if not self.writing.acquire(timeout=DROP_SECONDS):
             return False
         try:
@@ -192,7 +192,7 @@ class Database:
 
     def _identity(self) -> tuple[_File, int]:
         """Which file is at the path now, and its size. Raises OSError."""
-        if self._named.resolve() != self.path:
+        if beside.follow(self._named) != self.path:
             raise StoreError(f"{self._named}: leads to another file since; start again")
         status = self.path.stat()
         return (status.st_dev, status.st_ino), status.st_size
@@ -272,7 +272,9 @@ class Database:
                 if time.monotonic() > deadline:
                     raise
                 if isinstance(error, sqlite3.OperationalError) and no_room(error):
-                    free_ballast(self._ballast)  # the log and its index need some even to be read
+                    free_ballast(
+                        self._ballast, self.path
+                    )  # the log and its index need some even to be read
                     deadline = 0
                 elif not isinstance(error, _ForeignLogError) and not _is_being_made(error):
                     raise

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from capport.core.client import ClientId, parse_client_id
+from capport.stores import beside
 
 _LOCK_SECONDS = 0.5
 BALLAST = 1 << 20
@@ -33,16 +34,15 @@ class Revoked:
     def read(self) -> frozenset[ClientId]:
         """The clients in it. A line that was being written when the power went is not counted."""
         try:
-            if self.path.stat().st_size == 0:
-                return frozenset()
-            lines = self.path.read_bytes().split(b"\n")[:-1]
+            descriptor = beside.open_to_read(self.path)
         except OSError:
             return frozenset()
-        clients = set()
-        for line in filter(None, lines):
-            with contextlib.suppress(ValueError):
-                clients.add(parse_client_id(line.decode("ascii", "replace")))
-        return frozenset(clients)
+        try:
+            return _clients_in(descriptor)
+        except OSError:
+            return frozenset()
+        finally:
+            os.close(descriptor)
 
     def add(self, client: ClientId) -> None:
         """Writes one line, and returns when it is on the disk. Raises OSError."""
@@ -63,23 +63,28 @@ class Revoked:
                 os.ftruncate(descriptor, 0)
                 os.fsync(descriptor)
 
-            yield self.read(), empty
+            yield _clients_in(descriptor), empty
 
     def make(self) -> None:
         """Makes the file if it is missing, durably. Raises OSError."""
-        if not self.path.exists():
-            os.close(_open_like(self.path, self._like))
+        descriptor, made = beside.open_or_make(self.path, self._like)
+        os.close(descriptor)
+        if made:
             sync_folder(self.path.parent)
 
     def ring(self) -> None:
         """Tells the others that something was committed; they look once a second anyway."""
         with contextlib.suppress(OSError):
-            os.utime(self.path)
+            descriptor = beside.open_to_change(self.path, os.O_RDONLY, self._like)
+            try:
+                os.utime(descriptor)
+            finally:
+                os.close(descriptor)
 
     @contextlib.contextmanager
     def locked(self, flags: int = os.O_RDWR) -> Iterator[int]:
         """Keeps every other process out: a descriptor of the file. Raises OSError."""
-        descriptor = os.open(self.path, flags | os.O_CLOEXEC)
+        descriptor = beside.open_to_change(self.path, flags, self._like)
         try:
             deadline = time.monotonic() + _LOCK_SECONDS
             while True:
@@ -95,6 +100,17 @@ class Revoked:
             os.close(descriptor)  # which unlocks it
 
 
+def _clients_in(descriptor: int) -> frozenset[ClientId]:
+    """Raises OSError."""
+    if not (size := os.fstat(descriptor).st_size):
+        return frozenset()
+    clients = set()
+    for line in filter(None, os.pread(descriptor, size, 0).split(b"\n")[:-1]):
+        with contextlib.suppress(ValueError):
+            clients.add(parse_client_id(line.decode("ascii", "replace")))
+    return frozenset(clients)
+
+
 def sync_folder(folder: Path) -> None:
     """Makes the names in `folder` durable: syncing a new file does not. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -106,7 +122,7 @@ def sync_folder(folder: Path) -> None:
 
 def set_ballast(path: Path, like: Path) -> None:
     """Takes up `BALLAST` bytes at `path`, or at least a quarter of it. Raises OSError."""
-    descriptor = _open_like(path, like)
+    descriptor, _ = beside.open_or_make(path, like)
     try:
         has = os.fstat(descriptor).st_size
         for size in (BALLAST, BALLAST // 2, BALLAST // 4):
@@ -123,23 +139,14 @@ def set_ballast(path: Path, like: Path) -> None:
         os.close(descriptor)
 
 
-def _open_like(path: Path, like: Path) -> int:
-    """A descriptor for the file at `path`, made if missing for the owner of `like` alone.
-
-    Through no link: whoever owns the folder could have root give away what that leads to.
-    """
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    descriptor = os.open(path, flags, 0o600)
-    with contextlib.suppress(OSError):  # not root, or nothing to be like: it stays ours
-        owner = like.stat()
-        os.fchown(descriptor, owner.st_uid, owner.st_gid)
-    return descriptor
-
-
-def free_ballast(path: Path) -> None:
+def free_ballast(path: Path, like: Path) -> None:
     """Gives the room back, if there is any."""
     with contextlib.suppress(OSError):
-        os.truncate(path, 0)
+        descriptor = beside.open_to_change(path, os.O_WRONLY, like)
+        try:
+            os.ftruncate(descriptor, 0)
+        finally:
+            os.close(descriptor)
 
 
 def spare_folders() -> tuple[Path, ...]:

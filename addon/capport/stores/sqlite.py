@@ -25,7 +25,7 @@ from pathlib import Path
 from capport import clock as clocks
 from capport.core.client import Address, ClientId, Mac
 from capport.core.session import Instant, Session, check_times
-from capport.stores import StoreError, Watcher
+from capport.stores import StoreError, Watcher, beside
 from capport.stores.bell import Bell
 from capport.stores.database import DROP_SECONDS, PUT_SECONDS, Database
 from capport.stores.follower import Follower
@@ -71,7 +71,7 @@ class SqliteStore:
         boot_id: Callable[[], str] = clocks.boot_id,
         spares: Sequence[Path] | None = None,
     ) -> None:
-        self.path = path.resolve()
+        self.path = beside.follow(path)
         self._time = StoreTime(clock, boot_id)
         self._revocations = Revocations(self.path, spare_folders() if spares is None else spares)
         self._replica = Replica()
