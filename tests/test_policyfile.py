@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cryptography.hazmat.primitives import serialization
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -311,7 +312,7 @@ def test_what_is_not_built_yet_is_refused_as_such(path: str, start: str, what: s
             "only the Captive Portal API tells it",
         ),
         (
-            "login_server: {listen: 192.0.2.1:443, certificate: c.pem, key: c.pem}\n",
+            "login_server: {listen: 192.0.2.1:443, certificate: cert.pem, key: key.pem}\n",
             "most certificates hold a name",
         ),
         (
@@ -327,7 +328,7 @@ def test_what_is_not_built_yet_is_refused_as_such(path: str, start: str, what: s
     ],
 )
 def test_what_is_hardly_meant_draws_one_warning(text: str, warning: str, tmp_path: Path) -> None:
-    (tmp_path / "c.pem").touch()
+    certificate(tmp_path)
     (found,) = warnings_of(text, tmp_path)
     assert warning in found
 
@@ -803,3 +804,82 @@ def test_where_the_apis_certificate_is_checked_is_in_the_garden(tmp_path: Path) 
     for host, port in (("ocsp.example.org", 80), ("ca.example.org", 8080), ("crl.example.org", 80)):
         assert garden.find(host, port)
     assert not garden.find("ocsp.example.org", 443)
+
+
+TLS = LOGIN + "login_server:\n  listen: 192.0.2.1:8511\n  certificate: cert.pem\n  key: key.pem\n"
+
+
+def test_a_certificate_and_its_key_for_the_login_urls_host_draw_no_word(tmp_path: Path) -> None:
+    certificate(tmp_path)
+    assert warnings_of(TLS, tmp_path) == []
+
+
+def test_a_wildcard_holds_the_login_urls_host(tmp_path: Path) -> None:
+    certificate(tmp_path, "*.example.net")
+    assert warnings_of(TLS, tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["www.example.org", "example.net", "*.login.example.net", "*.net"])
+def test_a_certificate_of_another_name_draws_a_warning_with_both(name: str, tmp_path: Path) -> None:
+    certificate(tmp_path, name)
+    (found,) = warnings_of(TLS, tmp_path)
+    where = f"{tmp_path / 'cert.pem'} is for {name} and not for login.example.net"
+    assert found == f"certificate: {where}, where login_url leads"
+
+
+def test_an_expired_certificate_draws_a_warning_with_the_date(tmp_path: Path) -> None:
+    certificate(tmp_path, days=-3)
+    (tmp_path / "lab.yaml").write_text(TLS)
+    (found,) = policyfile.load_with_warnings(tmp_path / "lab.yaml")[1]
+    assert (found.line, found.column) == (4, 16)
+    assert re.search(r"cert\.pem expired on \d{4}-\d\d-\d\d \d\d:\d\d UTC", found.message)
+
+
+@pytest.mark.parametrize("content", [b"", b"not PEM", b"-----BEGIN CERTIFICATE-----\n", b"\0" * 99])
+def test_a_certificate_that_is_none_is_an_error(content: bytes, tmp_path: Path) -> None:
+    certificate(tmp_path)
+    (tmp_path / "cert.pem").write_bytes(content)
+    (problem,) = error_of(TLS, tmp_path).problems
+    assert (problem.line, problem.column) == (4, 16)
+    assert f"certificate: {tmp_path / 'cert.pem'} is no certificate in PEM" in problem.message
+
+
+@pytest.mark.parametrize("content", [b"", b"not PEM", b"-----BEGIN PRIVATE KEY-----\n"])
+def test_a_key_that_is_none_is_an_error(content: bytes, tmp_path: Path) -> None:
+    certificate(tmp_path)
+    (tmp_path / "key.pem").write_bytes(content)
+    (problem,) = error_of(TLS, tmp_path).problems
+    assert (problem.line, problem.column) == (5, 8)
+    assert f"key: {tmp_path / 'key.pem'} is no private key in PEM" in problem.message
+
+
+def test_a_key_with_a_passphrase_is_an_error(tmp_path: Path) -> None:
+    _, key = certificate(tmp_path)
+    private = serialization.load_pem_private_key(key.read_bytes(), None)
+    key.write_bytes(
+        private.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    (problem,) = error_of(TLS, tmp_path).problems
+    assert f"key: {key} has a passphrase" in problem.message
+
+
+def test_the_key_of_another_certificate_is_an_error(tmp_path: Path) -> None:
+    _, key = certificate(tmp_path)
+    other = key.read_bytes()
+    certificate(tmp_path)
+    key.write_bytes(other)
+    (problem,) = error_of(TLS, tmp_path).problems
+    assert (problem.line, problem.column) == (5, 8)
+    assert problem.message == f"key: {key} is the key of another certificate"
+
+
+def test_a_certificate_without_end_is_not_read_to_it(tmp_path: Path) -> None:
+    certificate(tmp_path)
+    with (tmp_path / "cert.pem").open("wb") as file:
+        file.truncate(1 << 30)
+    (problem,) = error_of(TLS, tmp_path).problems
+    assert "is larger than 1 MiB" in problem.message

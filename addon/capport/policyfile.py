@@ -6,11 +6,12 @@ KEYS, what a value may look like in policyvalues.py, how YAML is read in policyt
 
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from capport import clientsfile
 from capport import policyvalues as values
-from capport.certificate import places_to_check
+from capport.certificate import certificate_error, doubts, key_error, places_to_check
 from capport.core.place import Host, Place
 from capport.core.policy import (
     Access,
@@ -39,7 +40,7 @@ from capport.problems import (
     PolicyError,
     Problem,
     TooMany,
-    open_regular,
+    read_bounded,
     reason,
     shown,
 )
@@ -207,6 +208,7 @@ class _Reader:
         self.findings = findings
         self._folder = folder
         self._opening = opening
+        self._certificate: bytes | None = None  # the login server's, where it is one
 
     def read(self, text: str, file: str | None) -> tuple[Policy, tuple[Problem, ...]]:
         """The policy in `text`, and the warnings. Raises PolicyError."""
@@ -230,8 +232,12 @@ class _Reader:
                 self.findings.error(root.at, message)
             return None
         top = _Section(self.findings, "the policy", root, "")
-        login_server = self._login_server(top.section("login_server"))
+        section = top.section("login_server")
+        login_server = self._login_server(section)
         login = self._login(top, login_server)
+        if section is not None:
+            asked = "login_url" in top and login.scheme == "https"
+            self._doubt_certificate(section, login.place.host if asked else None)
         return Policy(
             login_url=login.url,
             login_place=login.place,
@@ -333,7 +339,9 @@ class _Reader:
     def _walled_garden(self, top: _Section, login_server: LoginServer | None) -> WalledGarden:
         garden = WalledGarden()
         if login_server and login_server.certificate:
-            self._add_where_it_is_checked(garden, login_server.certificate)
+            self._add_where_it_is_checked(
+                garden, login_server.certificate, self._certificate or b""
+            )
         for node in top.items("walled_garden", "www.example.org"):
             if isinstance(node, Word) and not node.nothing:
                 self._garden_entry(node, garden)
@@ -347,15 +355,10 @@ class _Reader:
                 self.findings.error(node.at, message)
         return garden
 
-    def _add_where_it_is_checked(self, garden: WalledGarden, certificate: str) -> None:
-        """RFC 8908 section 4.1: OCSP, CRLs and issuers of the API's certificate are reachable.
-
-        What is wrong with the certificate the login server says when it starts.
-        """
-        with suppress(OSError, ValueError):
-            with open_regular(Path(certificate)) as file:
-                places = places_to_check(file.read(_LONGEST_CERTIFICATE))
-            for place in places:
+    def _add_where_it_is_checked(self, garden: WalledGarden, certificate: str, pem: bytes) -> None:
+        """RFC 8908 section 4.1: OCSP, CRLs and issuers of the API's certificate are reachable."""
+        with suppress(ValueError):  # what is no certificate has been told
+            for place in places_to_check(pem):
                 entry = GardenEntry(str(place), frozenset({place.port}), certificate)
                 if isinstance(place.host, str):
                     garden.add_name(place.host, entry)
@@ -451,8 +454,9 @@ class _Reader:
         if section is None:
             return None
         listen = section.need("listen", values.listen, "where, such as 192.0.2.1:8511")
-        certificate = self._file(section, "certificate")
-        key = self._file(section, "key")
+        certificate, pem = self._file(section, "certificate")
+        key, private = self._file(section, "key")
+        self._check_pair(section, pem, private)
         for one, other in (("certificate", "key"), ("key", "certificate")):
             if one in section and other not in section:
                 message = f"{one} takes {other} beside it: add it, or leave both out for http"
@@ -468,17 +472,41 @@ class _Reader:
             return None
         return LoginServer(listen, certificate, key, conditions, venue_info_url)
 
-    def _file(self, section: _Section, key: str) -> str | None:
-        """The absolute path of a file that is there, and can be read."""
+    def _check_pair(self, section: _Section, pem: bytes | None, private: bytes | None) -> None:
+        """A certificate is one, and the key is its own."""
+        if pem is None:
+            return
+        if why := certificate_error(pem):
+            self._amiss(section, "certificate", why)
+            return
+        self._certificate = pem
+        if private is not None and (why := key_error(private, pem)):
+            self._amiss(section, "key", why)
+
+    def _amiss(self, section: _Section, key: str, why: str) -> None:
+        path = section.take(key, values.path(self._folder), self._folder)
+        self.findings.error(section.mark(key), f"{key}: {path} {why}")
+
+    def _doubt_certificate(self, section: _Section, host: Host | None) -> None:
+        """Warns of what browsers will warn of; where there is no `host`, that was warned of."""
+        if self._certificate is None:
+            return
+        path = section.take("certificate", values.path(self._folder), self._folder)
+        for doubt in doubts(self._certificate, datetime.now(UTC), host):
+            self.findings.warn(section.mark("certificate"), f"certificate: {path} {doubt}")
+
+    def _file(self, section: _Section, key: str) -> tuple[str | None, bytes | None]:
+        """The absolute path of a file, and what is in it, if it can be read."""
         path = section.take(key, _optional(values.path(self._folder)), None)
         if path is None:
-            return None
+            return None, None
         self._opening(str(path))
+        data = None
         try:
-            open_regular(path).close()
+            data = read_bounded(path, _LONGEST_CERTIFICATE)
         except OSError as error:
             self.findings.error(section.mark(key), f"{key}: {path}: {reason(error)}")
-        return str(path.absolute())
+        return str(path.absolute()), data
 
     def _router(self, section: _Section | None) -> Router | None:
         if section is None:

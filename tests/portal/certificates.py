@@ -10,9 +10,12 @@ from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 
 
 def certificate(
-    folder: Path, name: str = "login.example.net", *, places: bool = False
+    folder: Path, name: str = "login.example.net", *, places: bool = False, days: int = 1
 ) -> tuple[Path, Path]:
-    """A self-signed certificate and its key in `folder`, in place of the ones before."""
+    """A self-signed certificate and its key in `folder`, in place of the ones before.
+
+    It ends in `days` from now; at most 0, it has ended.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
@@ -22,8 +25,8 @@ def certificate(
         .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now - datetime.timedelta(days=1 - min(days, 0)))
+        .not_valid_after(now + datetime.timedelta(days=days))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
     )
     if places:

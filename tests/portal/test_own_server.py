@@ -218,3 +218,37 @@ async def test_an_api_where_clients_are_stops_the_start(
     assert done.returncode == 1
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("taken_by", ["a stranger", "the proxy", "the login server"])
+async def test_an_api_without_its_port_stops_the_start_and_says_whose_option_it_is(
+    tmp_path: Path, taken_by: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        proxy, login = free_port(), free_port()
+        taken = {"a stranger": stranger.getsockname()[1], "the proxy": proxy}.get(taken_by, login)
+        (tmp_path / "policy.yaml").write_text(f"login_server: {{listen: '127.0.0.1:{login}'}}\n")
+        options = (f"portal_policy={tmp_path / 'policy.yaml'}", f"confdir={tmp_path / 'conf'}")
+        api = (f"portal_sessions={tmp_path / 'sessions.db'}", f"portal_api=127.0.0.1:{taken}")
+        given = [part for one in (*options, *api) for part in ("--set", one)]
+        where = ("--listen-host", "127.0.0.1", "--listen-port", str(proxy))
+        command = [*RUN["capport run"], *where, *given]
+        done = await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, text=True, timeout=60, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == f"portal_api: 127.0.0.1:{taken} is in use\n"
+    assert not (tmp_path / "api.sock").exists()
+
+
+async def test_the_log_says_where_the_api_listens(tmp_path: Path) -> None:
+    tcp = free_port()
+    policy = "login_url: https://login.example.net/\n"
+    async with portal(tmp_path, "capport run", policy, f"portal_api=127.0.0.1:{tcp}") as (
+        _,
+        api,
+        said,
+    ):
+        pass
+    listens = f"The API for a login server of your own listens on {api} and 127.0.0.1:{tcp}"
+    assert sum(listens in line for line in said) == 1, said

@@ -5,14 +5,18 @@ import logging
 import ssl
 from urllib.parse import urlsplit
 
+from capport.core.captivity import MEDIA_TYPE
 from capport.core.policy import Policy, Probes
 from capport.enforcement.addresses import Addresses
 from capport.gate import Gate
+from capport.portal.api import PATH
 
 logger = logging.getLogger(__name__)
 
 INTERVAL = 10.0  # seconds between two questions
 PATIENCE = 3.0  # seconds for an answer
+
+_OTHERS = "The login server does not answer"
 
 
 async def follow(gate: Gate, addresses: Addresses) -> None:
@@ -24,18 +28,25 @@ async def follow(gate: Gate, addresses: Addresses) -> None:
             if answers and answers != said:
                 logger.info("The login server answers: connectivity checks get a 302")
             elif answers != said:
+                who = "No login server of capport's answers" if _is_ours(gate.policy) else _OTHERS
                 logger.warning(
-                    f"The login server does not answer at {gate.policy.login_place}, where this"
-                    " machine finds it: connectivity checks get a 511"
+                    f"{who} at {gate.policy.login_place}, where this machine finds it:"
+                    " connectivity checks get a 511"
                 )
             gate.login_answers = said = answers
         await asyncio.sleep(INTERVAL)
 
 
 async def login_answers(policy: Policy, addresses: Addresses) -> bool:
-    """Whether the login server of `policy` answers HTTP, with anything but an error of its own."""
-    place = policy.login_place
-    head = f"HEAD / HTTP/1.1\r\nHost: {place}\r\nConnection: close\r\n\r\n"
+    """Whether the login server of `policy` answers HTTP, with anything but an error of its own.
+
+    Where it is the embedded one, only its Captive Portal API's answer counts: another server can
+    have taken its port, and nobody should be sent to that.
+    """
+    place, ours = policy.login_place, _is_ours(policy)
+    asked = f"HEAD {PATH if ours else '/'} HTTP/1.1\r\nHost: {place}\r\n"
+    accept = f"Accept: {MEDIA_TYPE}\r\n" if ours else ""
+    head = f"{asked}{accept}Connection: close\r\n\r\n"
     tls = _any_certificate() if urlsplit(policy.login_url).scheme == "https" else None
     try:
         async with asyncio.timeout(PATIENCE):
@@ -46,11 +57,23 @@ async def login_answers(policy: Policy, addresses: Addresses) -> bool:
             try:
                 writer.write(head.encode("ascii"))
                 line = await reader.readline()
+                fields = await reader.readuntil(b"\r\n\r\n") if ours else b""
             finally:
                 writer.close()
     except (OSError, TimeoutError, IndexError, ValueError):
         return False  # ValueError: a line without end
+    except (asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        return False
+    if ours:
+        media_type = f"\r\ncontent-type: {MEDIA_TYPE}\r\n".encode("ascii")
+        return line.startswith(b"HTTP/1.1 200 ") and media_type in b"\r\n" + fields.lower()
     return line.startswith(b"HTTP/1.") and line[9:10] in (b"2", b"3", b"4")
+
+
+def _is_ours(policy: Policy) -> bool:
+    """Whether the login URL leads straight to the embedded login server, with nothing in front."""
+    server = policy.login_server
+    return server is not None and server.listen.port == policy.login_place.port
 
 
 def _any_certificate() -> ssl.SSLContext:

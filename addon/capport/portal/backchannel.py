@@ -47,6 +47,10 @@ _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 type Grant = Callable[[Client | ClientId], Awaitable[Session]]
 
 
+class NoPlace(OSError):
+    """The API cannot listen at the address that `portal_api` gives, in one line that says why."""
+
+
 class Problem(web.HTTPError):
     """An error that the caller can do something about."""
 
@@ -357,13 +361,13 @@ class BackChannel:
     def start(self) -> None:
         """Listens in the running event loop. Raises OSError; with EADDRINUSE, where another does.
 
+        NoPlace where it is the address that cannot be had, which none of the same store's has then.
         The socket's file is for its owner, and for its group where the folder is for those two.
         """
         unix = self._bind()
         try:
-            place = self.place
-            bound = netutil.bind_sockets(place.port, str(place.host)) if place is not None else []
-        except OSError:
+            bound = _bind_at(self.place) if self.place is not None else []
+        except NoPlace:
             unix.close()
             self._unlink()
             raise
@@ -371,6 +375,13 @@ class BackChannel:
         if bound:
             self.port = bound[0].getsockname()[1]
             self._serve(bound, token_needed=True)
+
+    @property
+    def where(self) -> str:
+        """Where it listens, for people: the socket's path, and the address where there is one."""
+        if self.place is None or self.port is None:
+            return str(self.path)
+        return f"{self.path} and {Place(self.place.host, self.port)}"
 
     async def stop(self) -> None:
         """Ends every connection, and takes the socket's file away, if it is still ours."""
@@ -408,6 +419,15 @@ class BackChannel:
         )
         server.add_sockets(sockets)
         self._servers.append(server)
+
+
+def _bind_at(place: Place) -> list[socket.socket]:
+    try:
+        return netutil.bind_sockets(place.port, str(place.host))
+    except OSError as error:
+        in_use = error.errno == errno.EADDRINUSE
+        why = "is in use" if in_use else f"cannot be listened on: {error.strerror or error}"
+        raise NoPlace(f"portal_api: {place} {why}") from error
 
 
 @contextmanager

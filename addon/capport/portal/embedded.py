@@ -11,7 +11,7 @@ from capport.core.client import Address, Client
 from capport.core.place import Place
 from capport.gate import Gate
 from capport.portal.asking import sign_client
-from capport.portal.backchannel import BackChannel
+from capport.portal.backchannel import BackChannel, NoPlace
 from capport.portal.gated import GateGrants
 from capport.portal.portal import Portal
 from capport.portal.records import Records, RecordsError
@@ -68,13 +68,19 @@ class Embedded:
     async def start(self) -> None:
         """Listens, in the running event loop. Raises OSError where the login server cannot.
 
-        Where the API cannot, that is logged, and tried again. May be called again after an error.
+        NoPlace where the API's address cannot be had; where its unix socket cannot, that is logged,
+        and tried again. May be called again after an error.
         """
-        if not self._tasks:
-            self._tasks.append(asyncio.create_task(self._tidy()))
-            if self.back_channel is not None and not self._listens(self.back_channel, logger.error):
-                self._tasks.append(asyncio.create_task(self._listen_later(self.back_channel)))
-        await self.server.start()
+        try:
+            await self.server.start()  # before the API: of one port for both, the API's is amiss
+        finally:
+            if not self._tasks:
+                self._tasks.append(asyncio.create_task(self._tidy()))
+                self._start_api()
+
+    def _start_api(self) -> None:
+        if self.back_channel is not None and not self._listens(self.back_channel, logger.error):
+            self._tasks.append(asyncio.create_task(self._listen_later(self.back_channel)))
 
     async def follow(self) -> None:
         """To be called when the policy has changed. Raises OSError, as `start`."""
@@ -96,19 +102,27 @@ class Embedded:
     def _listens(api: BackChannel, tell: Callable[..., None]) -> bool:
         try:
             api.start()
+        except NoPlace:
+            raise
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 tell = logger.debug  # another of the same store's, or it is one of ours that ends
             what = "The API for a login server of your own is not there"
             tell("%s: %s: %s", what, api.path, error.strerror)
             return False
+        logger.info("The API for a login server of your own listens on %s", api.where)
         return True
 
     async def _listen_later(self, api: BackChannel) -> None:
+        said = None
         while True:
             await asyncio.sleep(AGAIN)
-            if self._listens(api, logger.debug):
-                return
+            try:
+                if self._listens(api, logger.debug):
+                    return
+            except NoPlace as error:  # a stranger was quicker than we, or ours has not ended quite
+                if str(error) != said:
+                    logger.error("%s", said := str(error))
 
     async def _tidy(self) -> None:
         while True:
