@@ -148,6 +148,15 @@ def test_a_strict_policy_answers_connectivity_checks_511() -> None:
     assert isinstance(decide(PROBE, strict), NetworkAuthenticationRequired)
 
 
+def test_a_blocked_client_is_marked_so() -> None:
+    got = decide(replace(UNKNOWN, rule=BLOCKED), replace(POLICY, refresh=10))
+    assert isinstance(got, NetworkAuthenticationRequired)
+    assert (got.blocked, got.refresh) == (True, 10)
+    other = decide(UNKNOWN, replace(POLICY, refresh=10))
+    assert isinstance(other, NetworkAuthenticationRequired)
+    assert (other.blocked, other.refresh) == (False, 10)
+
+
 LIMITED = replace(
     POLICY,
     limits=Limits(

@@ -27,11 +27,13 @@ from capport.core.verdict import (
 
 LOGIN = "https://login.example.net/?state=abc&n=1"
 REQUIRED = NetworkAuthenticationRequired("it has no session", LOGIN, 10, "Lab Wi-Fi")
+BLOCKED = replace(REQUIRED, blocked=True)
 SIGN_IN = SignIn("a connectivity check", LOGIN)
 REFUSALS: list[Refusal] = [
     REQUIRED,
     replace(REQUIRED, refresh=None, network=None),
     replace(REQUIRED, refresh=0),
+    BLOCKED,
     HeaderFieldsTooLarge("too large", "cookie"),
     HeaderFieldsTooLarge("too large", "no token\r\n"),
     HeaderFieldsTooLarge("too large"),
@@ -217,6 +219,7 @@ def test_a_page_loads_nothing_and_asks_for_nothing(verdict: Refusal, language: s
         "a",
         "br",
         "footer",
+        "span",
     }
     assert {tag for tag, _ in page.elements} <= tags
     attributes = {(tag, name) for tag, found in page.elements for name in found}
@@ -294,6 +297,30 @@ def test_without_refresh_there_is_only_the_link() -> None:
 
 
 @every_language
+def test_a_blocked_client_is_told_that_it_is_not_allowed(language: str) -> None:
+    page, line = Page(page_of(BLOCKED, language)), line_of(BLOCKED, language)
+    detail = str(problem_of(BLOCKED, language)["detail"])
+    heading = page.text["h1"]
+    assert heading != Page(page_of(REQUIRED, language)).text["h1"]
+    assert detail.startswith(f"{heading} ({LOGIN}). ")
+    assert detail in line
+    # RFC 6585 section 6: a link SHOULD be there.
+    assert (page.all("a"), page.text["a"]) == ([{"href": LOGIN}], "login.example.net")
+
+
+def test_it_is_not_told_to_sign_in() -> None:
+    assert "This device is not allowed on this network" in page_of(BLOCKED)
+    assert not re.search("sign.in", page_of(BLOCKED), re.IGNORECASE)
+
+
+@pytest.mark.parametrize("network", ["n", "Café & Söhne <3", "{network}", "anmelden"])
+def test_the_networks_name_stays_together_in_the_heading(network: str) -> None:
+    page = Page(page_of(replace(REQUIRED, network=network), "de"))
+    assert page.text["span"] == network
+    assert page.text["h1"] == page.text["title"] == f"Bei {network} anmelden"
+
+
+@every_language
 def test_the_network_is_named_and_so_is_where_the_link_leads(language: str) -> None:
     page = Page(page_of(REQUIRED, language))
     assert "Lab Wi-Fi" in page.text["title"]
@@ -361,7 +388,7 @@ def test_any_network_name_fits(network: str, form: str, language: str) -> None:
     text = reply_to(verdict, Asked("GET", form, language)).body.decode()
     if form == "text/html":
         assert [tag for tag, _ in Page(text).elements] == [
-            tag for tag, _ in Page(page_of(REQUIRED)).elements
+            tag for tag, _ in Page(page_of(replace(REQUIRED, network=network and "n"))).elements
         ]
     elif form == "text/plain":
         assert len(text.splitlines()) == 1

@@ -32,7 +32,7 @@ async def test_whoever_accepts_the_terms_is_online_and_may_go_where_it_wanted() 
         assert session.by == "login server"
         (accepted,) = h.portal.records.acceptances()
         assert (accepted.client, session.how) == ("127.0.0.2", f"terms, terms {accepted.version}")
-        assert "free of charge" in (h.portal.records.terms(accepted.version, "en") or "")
+        assert "Do nothing unlawful here" in (h.portal.records.terms(accepted.version, "en") or "")
 
 
 async def test_nobody_else_is_online_then() -> None:
@@ -81,7 +81,7 @@ async def test_a_blocked_client_is_told_so_and_cannot_sign_in() -> None:
         rules.add(network_of(at("127.0.0.2").address), 7)
         h.change_policy(clients=rules)
         for page in (await browser.get("/"), await browser.post("/sign-in", form.fields)):
-            assert (page.status, "not let on" in page.text) == (403, True)
+            assert (page.status, "not allowed on this network" in page.text) == (403, True)
         assert h.session() is None
 
 
@@ -92,7 +92,7 @@ async def test_a_client_that_the_policy_knows_has_nothing_to_do() -> None:
         rules.add(network_of(at("127.0.0.2").address), 7)
         h.change_policy(clients=rules)
         page = await h.browser().follow(await h.browser().get("/"))
-        assert "always let on" in page.text
+        assert "always has access" in page.text
         assert page.action is None
 
 
@@ -433,6 +433,34 @@ async def test_the_pages_are_in_the_clients_language(language: Language) -> None
         assert words.lead_terms in other.text
         signed_in = await browser.post("/sign-in", other.fields)
         assert words.online in (await browser.follow(signed_in)).text
+
+
+@pytest.mark.parametrize("language", list(Language))
+async def test_a_form_that_is_over_is_said_so_in_the_clients_language(language: Language) -> None:
+    async with house() as h:
+        browser, words = h.browser(), WORDS[language]
+        for form, fields in (({}, {"Accept_Language": language}), ({"lang": str(language)}, {})):
+            page = await browser.post("/sign-in", form, **fields)
+            assert (page.status, words.form_over in page.text) == (403, True)
+            assert page.headers["Content-Language"] == language
+
+
+@pytest.mark.parametrize("language", list(Language))
+async def test_how_long_is_left_and_what_is_accepted_is_said_for_who_stays(
+    language: Language,
+) -> None:
+    async with house() as h:
+        browser, words = h.browser(), WORDS[language]
+        form = await browser.get(f"/?lang={language}")
+        assert words.by_staying not in form.text
+        await browser.post("/sign-in", form.fields)
+        h.clock.at += 6 * 3600
+        status = await browser.get(f"/status?lang={language}")
+        assert f"{words.left} <strong>{words.time(7200)}</strong>" in status.text
+        assert f"<dd>{words.by['terms']}</dd>" in status.text
+        more = await browser.get(f"/?more=1&lang={language}")
+        assert words.by_staying in more.text
+        assert words.by_signing_in not in more.text
 
 
 async def test_the_operators_terms_are_shown_and_what_was_accepted_is_kept(tmp_path: Path) -> None:

@@ -178,6 +178,27 @@ def test_time_is_said_as_people_say_it(seconds: float, said: str) -> None:
     assert WORDS[Language.ENGLISH].time(seconds).replace("\N{NO-BREAK SPACE}", " ") == said
 
 
+@pytest.mark.parametrize(
+    ("language", "seconds", "said"),
+    [
+        (Language.ENGLISH, 0, "1 second"),
+        (Language.ENGLISH, 1.4, "1 second"),
+        (Language.ENGLISH, 30, "30 seconds"),
+        (Language.ENGLISH, 59.4, "59 seconds"),
+        (Language.ENGLISH, 59.6, "1 minute"),
+        (Language.ENGLISH, 120, "2 minutes"),
+        (Language.GERMAN, 1, "1 Sekunde"),
+        (Language.GERMAN, 2, "2 Sekunden"),
+        (Language.FRENCH, 1, "1 seconde"),
+        (Language.FRENCH, 2, "2 secondes"),
+        (Language.SPANISH, 1, "1 segundo"),
+        (Language.SPANISH, 2, "2 segundos"),
+    ],
+)
+def test_a_short_wait_is_said_to_the_second(language: Language, seconds: float, said: str) -> None:
+    assert WORDS[language].wait(seconds).replace("\N{NO-BREAK SPACE}", " ") == said
+
+
 def test_terms_for_the_language_come_before_those_for_all(tmp_path: Path) -> None:
     (tmp_path / "terms.md").write_text("all", "utf-8")
     (tmp_path / "terms.de.html").write_text("<p>deutsch", "utf-8")

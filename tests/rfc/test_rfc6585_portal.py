@@ -180,7 +180,9 @@ async def test_7_4_credentials_for_the_origin_are_counted_and_never_kept(
     portal: StartPortal, origin: Origin, dialled: Dialled, tmp_path: Path, mode: str
 ) -> None:
     dialled("127.0.0.1", origin.port)
-    fields = "Cookie: id=secret1\r\nCookie: b=secret2\r\nAuthorization: Bearer secret3\r\n"
+    fields = (
+        "Cookie: id=secret1; c=secret4\r\nCookie: b=secret2\r\nAuthorization: Bearer secret3\r\n"
+    )
     saved = tmp_path / "flows"
     async with portal(mode=mode, events=True, save_stream_file=str(saved)) as it:
         answer = await ask(it, mode, Request("GET", PAGE.url, fields))
@@ -188,7 +190,7 @@ async def test_7_4_credentials_for_the_origin_are_counted_and_never_kept(
         await asyncio.to_thread(it.gate.events.close)
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     (refused,) = [event for event in events if event["event"] == "refused"]
-    assert (refused["cookies"], refused["authorizations"]) == (2, 1)
+    assert (refused["cookies"], refused["authorizations"]) == (3, 1)
     assert refused["host"] in {"www.example.com", "127.0.0.1"}
     assert b"secret" not in saved.read_bytes()
     assert b"secret" not in (tmp_path / "events.jsonl").read_bytes()

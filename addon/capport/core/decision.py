@@ -146,7 +146,8 @@ def walled_garden(case: Case, policy: Policy) -> Verdict | None:
 def blocked_client(case: Case, policy: Policy) -> Verdict | None:
     """Never let on, whatever its session; still gets the 511."""
     if case.rule and case.rule.access is Access.BLOCKED:
-        return _required(case, policy, f"{case.client} is blocked by {case.rule.where}")
+        required = _required(case, policy, f"{case.client} is blocked by {case.rule.where}")
+        return replace(required, blocked=True)
     return None
 
 

@@ -29,6 +29,9 @@ class Phrases:
     # 511, in a sentence
     sign_in_at: str
     sign_in_at_named: str
+    # 511, to a blocked client
+    not_allowed: str
+    ask_operator: str
 
     # 428
     precondition_required: str
@@ -68,6 +71,8 @@ PHRASES: dict[Language, Phrases] = {
         taken_later="You will be taken there in {time}.",
         sign_in_at="Sign in at {url} to use this network.",
         sign_in_at_named="Sign in at {url} to use the network “{network}”.",
+        not_allowed="This device is not allowed on this network",
+        ask_operator="Please ask whoever runs this network.",
         precondition_required="Precondition required",
         how_to_resubmit=(
             "This request has to be conditional, so that it cannot undo a change made in the"
@@ -100,6 +105,8 @@ PHRASES: dict[Language, Phrases] = {
         taken_later="Sie werden in {time} dorthin weitergeleitet.",
         sign_in_at="Melden Sie sich unter {url} an, um dieses Netzwerk zu nutzen.",
         sign_in_at_named="Melden Sie sich unter {url} an, um das Netzwerk „{network}“ zu nutzen.",
+        not_allowed="Dieses Gerät ist in diesem Netzwerk nicht zugelassen",
+        ask_operator="Bitte wenden Sie sich an den Betreiber dieses Netzwerks.",
         precondition_required="Vorbedingung erforderlich",
         how_to_resubmit=(
             "Diese Anfrage muss an eine Bedingung geknüpft sein, damit sie keine zwischenzeitliche"
@@ -133,6 +140,8 @@ PHRASES: dict[Language, Phrases] = {
         taken_later="Elle s’ouvrira dans {time}.",
         sign_in_at="Identifiez-vous sur {url} pour utiliser ce réseau.",
         sign_in_at_named="Identifiez-vous sur {url} pour utiliser le réseau « {network} ».",
+        not_allowed="Cet appareil n’est pas autorisé sur ce réseau",
+        ask_operator="Veuillez vous adresser à l’exploitant de ce réseau.",
         precondition_required="Condition préalable requise",
         how_to_resubmit=(
             "Cette requête doit être conditionnelle, afin de ne pas écraser une modification faite"
@@ -161,9 +170,11 @@ PHRASES: dict[Language, Phrases] = {
         ),
         link="Ir a la página de inicio de sesión",
         taken_now="Se abrirá ahora mismo.",
-        taken_later="Se abrirá en {time}.",
+        taken_later="Se abrirá dentro de {time}.",
         sign_in_at="Inicie sesión en {url} para usar esta red.",
         sign_in_at_named="Inicie sesión en {url} para usar la red «{network}».",
+        not_allowed="Este dispositivo no está autorizado en esta red",
+        ask_operator="Consulte a quien administra esta red.",
         precondition_required="Se requiere una condición previa",
         how_to_resubmit=(
             "Esta solicitud debe ser condicional, para que no deshaga un cambio hecho entretanto."

@@ -76,6 +76,8 @@ class _Message:
     heading: str
     paragraphs: tuple[str, ...]
     detail: str
+    network: str = ""
+    blocked: bool = False
     login_url: str | None = None
     refresh: int | None = None
     fields: Fields = ()
@@ -119,6 +121,17 @@ def _network_authentication_required(
 ) -> _Message:
     """RFC 6585 section 6: a link to where to sign in, and never the sign-in itself."""
     url, network = verdict.login_url, verdict.network
+    if verdict.blocked:
+        sentences = (phrases.ask_operator, phrases.not_the_origin)
+        return _Message(
+            HTTPStatus.NETWORK_AUTHENTICATION_REQUIRED,
+            phrases.not_allowed,
+            sentences,
+            " ".join((f"{phrases.not_allowed} ({url}).", *sentences)),
+            blocked=True,
+            login_url=url,
+            refresh=verdict.refresh,
+        )
     if network:
         heading = phrases.sign_in_named.format(network=network)
         sign_in_at = phrases.sign_in_at_named.format(network=network, url=url)
@@ -129,6 +142,7 @@ def _network_authentication_required(
         heading,
         (phrases.before_use, phrases.not_the_origin),
         f"{sign_in_at} {phrases.not_the_origin}",
+        network=network or "",
         login_url=url,
         refresh=verdict.refresh,
     )
@@ -202,10 +216,14 @@ font:1.0625rem/1.55 system-ui,sans-serif}
 main{width:100%;max-width:32rem;padding:clamp(1.5rem,6vw,2.75rem);background:var(--card);\
 border:1px solid var(--line);border-radius:1rem;overflow-wrap:anywhere}
 h1{margin:0 0 1rem;font:600 1.75rem/1.2 ui-serif,Georgia,serif;text-wrap:balance}
+h1 span{display:inline-block;max-width:100%}
 p{margin:0 0 1rem}
 a{display:inline-block;margin-top:.5rem;padding:.7rem 1.35rem;border-radius:.6rem;\
 background:var(--act);color:var(--on-act);font-weight:600;text-decoration:none}
 a:hover{text-decoration:underline}
+.faint a{margin:0;padding:0;background:none;color:inherit;font-weight:inherit;\
+text-decoration:underline}
+@media(max-width:34rem){p:not(.faint)>a{display:block;text-align:center}}
 a:focus-visible{outline:3px solid var(--act);outline-offset:3px}
 .faint,footer{color:var(--faint);font-size:.9rem}
 main>:last-child{margin-bottom:0}
@@ -222,22 +240,30 @@ def _page(message: _Message, language: Language) -> str:
     phrases, refresh, link = PHRASES[language], "", ""
     if message.login_url is not None:
         url, host = escape(message.login_url), escape(urlsplit(message.login_url).netloc)
-        link = f'<p><a href="{url}">{phrases.link}</a></p>\n'
-        # Whose sign-in it is, for who looks before they go there.
-        notes = [host]
+        if message.blocked:
+            # RFC 6585 section 6 wants the link; it leads to no form, so it is no button.
+            notes = [f'<a href="{url}">{host}</a>']
+        else:
+            link = f'<p><a href="{url}">{phrases.link}</a></p>\n'
+            # Whose sign-in it is, for who looks before they go there.
+            notes = [host]
         if message.refresh is not None:
             refresh = f'<meta http-equiv="refresh" content="{message.refresh}; url={url}">\n'
             later = phrases.taken_later.format(time=phrases.time(message.refresh))
             notes.append(later if message.refresh else phrases.taken_now)
         link += f'<p class="faint">{"<br>".join(notes)}</p>\n'
-    heading = escape(message.heading)
+    title = heading = escape(message.heading)
+    if message.network:
+        # On a line of its own sooner than broken; broken sooner than cut off.
+        name = f"<span>{escape(message.network)}</span>"
+        heading = phrases.sign_in_named.format(network=name)
     paragraphs = "".join(f"<p>{escape(text)}</p>\n" for text in message.paragraphs)
     return f"""<!DOCTYPE html>
 <html lang="{language}">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-{refresh}<title>{heading}</title>
+{refresh}<title>{title}</title>
 <style>{_STYLE}</style>
 </head>
 <body>

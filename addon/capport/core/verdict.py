@@ -23,12 +23,14 @@ class NetworkAuthenticationRequired:
     """Answer 511 with a link to the login server. RFC 6585 section 6.
 
     `refresh` is in seconds; None leaves only the link. `network` is the network's name for people.
+    `blocked`: no sign-in changes it.
     """
 
     because: str
     login_url: str
     refresh: int | None = None
     network: str | None = None
+    blocked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

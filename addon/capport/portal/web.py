@@ -1,6 +1,7 @@
 """What every page of the login server has in common: who asks, in which language, how safely."""
 
 import logging
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -54,7 +55,6 @@ class Handler(web.RequestHandler):
     def initialize(self, portal: Portal) -> None:
         """Called by Tornado with what the route has."""
         self.portal = portal
-        self.words: Words = WORDS[Language.ENGLISH]
         self.policy = portal.grants.policy
         self.server: LoginServer
 
@@ -66,7 +66,6 @@ class Handler(web.RequestHandler):
 
     def prepare(self) -> None:
         """Finds out who is asking, and that it is us who are asked; refuses otherwise."""
-        self.words = WORDS[self._language()]
         if self.policy.login_server is None:
             # A new policy has just taken the login server away: none of its conditions are met.
             raise web.HTTPError(503, "the policy has no login server")
@@ -79,6 +78,11 @@ class Handler(web.RequestHandler):
             raise Misdirected
         if self.request.method not in ("GET", "HEAD"):
             self._check_origin()
+
+    @cached_property
+    def words(self) -> Words:
+        """The client's language. Found when needed: Tornado checks a form before `prepare`."""
+        return WORDS[self._language()]
 
     @property
     def standing(self) -> Standing:

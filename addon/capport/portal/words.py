@@ -23,6 +23,7 @@ class Words:
     terms: str
     accept: str
     by_signing_in: str
+    by_staying: str
     voucher: str
     voucher_hint: str
     name: str
@@ -40,7 +41,7 @@ class Words:
     online_text: str
     onward: str
     onward_none: str
-    left: str
+    left: str  # what stands before the time
     always_on: str
     device: str
     signed_in_with: str
@@ -67,7 +68,7 @@ class Words:
     elsewhere_text: str
 
     by: dict[str, str]  # what a session was granted for: terms, voucher, password
-    units: tuple[tuple[str, str], ...]  # day, hour, minute: one, and more
+    units: tuple[tuple[str, str], ...]  # day, hour, minute, second: one, and more
     soon: str
 
     def time(self, seconds: float) -> str:
@@ -78,7 +79,7 @@ class Words:
         if first is None:
             return self.soon
         said = [
-            f"{count}\N{NO-BREAK SPACE}{self.units[at][count != 1]}"
+            self._count(count, at)
             for at, count in enumerate(counts)
             if count and at in (first, first + 1)
         ]
@@ -87,8 +88,11 @@ class Words:
     def wait(self, seconds: float) -> str:
         """As `time`, but to the second where it is short."""
         return (
-            f"{max(1, round(seconds))}\N{NO-BREAK SPACE}s" if seconds < 60 else self.time(seconds)
+            self._count(max(1, round(seconds)), 3) if seconds < 59.5 else self.time(seconds + 0.5)
         )
+
+    def _count(self, count: int, unit: int) -> str:
+        return f"{count}\N{NO-BREAK SPACE}{self.units[unit][count != 1]}"
 
 
 WORDS: dict[Language, Words] = {
@@ -105,13 +109,14 @@ WORDS: dict[Language, Words] = {
         terms="Terms of use",
         accept="Accept and go online",
         by_signing_in="By going online you accept these terms.",
+        by_staying="By staying online you accept these terms.",
         voucher="Voucher code",
         voucher_hint="16 letters and digits. Capitals, spaces and hyphens do not matter.",
         name="Name",
         password="Password",
         go_online="Go online",
         how_long="Good for {time}. You can sign out at any time.",
-        not_encrypted="This page is not encrypted: others on this network could read along.",
+        not_encrypted="This page is not encrypted: others on this network could read what you type.",
         wrong_voucher="This code is not valid. Please check it and try again.",
         wrong_password="That name and password do not go together. Please try again.",
         too_many="Too many attempts. Please try again in {time}.",
@@ -120,10 +125,10 @@ WORDS: dict[Language, Words] = {
         online_text="Everything on this device can now use the network.",
         onward="Continue to {host}",
         onward_none="You can close this page and carry on.",
-        left="left",
-        always_on="This device is always let on. There is nothing for you to do.",
+        left="Time left:",
+        always_on="This device always has access. There is nothing for you to do.",
         device="Device",
-        signed_in_with="Signed in with",
+        signed_in_with="Sign-in",
         sign_out="Sign out",
         extend="Stay longer",
         status="Your connection",
@@ -131,10 +136,10 @@ WORDS: dict[Language, Words] = {
         signed_out="You are signed out",
         signed_out_text="This device is no longer online.",
         sign_in_again="Sign in again",
-        start_again="To the start",
+        start_again="Start again",
         not_found="There is nothing here",
         not_found_text="This page does not exist. Perhaps the address was mistyped.",
-        blocked="This device is not let on",
+        blocked="This device is not allowed on this network",
         blocked_text="Please ask whoever runs this network.",
         form_over="This page was open for too long",
         form_over_text="Nothing has been sent. Please start again; it takes only a moment.",
@@ -142,10 +147,10 @@ WORDS: dict[Language, Words] = {
         refused_text="This request cannot be answered. Please start again.",
         unavailable="Not possible at the moment",
         unavailable_text="You have not been signed in. Please try again in a minute.",
-        elsewhere="You have arrived at the wrong place",
-        elsewhere_text="This is the login server of the network, not the page you asked for.",
-        by={"terms": "Terms of use", "voucher": "Voucher", "password": "Name and password"},
-        units=(("day", "days"), ("hour", "hours"), ("minute", "minutes")),
+        elsewhere="This is not the page you asked for",
+        elsewhere_text="This is the login server of the network. Please start again.",
+        by={"terms": "Terms accepted", "voucher": "Voucher", "password": "Name and password"},
+        units=(("day", "days"), ("hour", "hours"), ("minute", "minutes"), ("second", "seconds")),
         soon="less than a minute",
     ),
     Language.GERMAN: Words(
@@ -161,25 +166,26 @@ WORDS: dict[Language, Words] = {
         terms="Nutzungsbedingungen",
         accept="Akzeptieren und online gehen",
         by_signing_in="Mit der Anmeldung akzeptieren Sie diese Bedingungen.",
+        by_staying="Wenn Sie online bleiben, akzeptieren Sie diese Bedingungen.",
         voucher="Voucher-Code",
         voucher_hint="16 Buchstaben und Ziffern. Großschreibung, Leerzeichen und Bindestriche sind egal.",
         name="Name",
         password="Passwort",
         go_online="Online gehen",
         how_long="Gilt für {time}. Sie können sich jederzeit abmelden.",
-        not_encrypted="Diese Seite ist nicht verschlüsselt: Andere in diesem Netz könnten mitlesen.",
+        not_encrypted="Diese Seite ist nicht verschlüsselt: Andere in diesem Netzwerk könnten mitlesen.",
         wrong_voucher="Dieser Code ist nicht gültig. Bitte prüfen Sie ihn und versuchen Sie es erneut.",
         wrong_password="Name und Passwort passen nicht zusammen. Bitte versuchen Sie es erneut.",
         too_many="Zu viele Versuche. Bitte versuchen Sie es in {time} erneut.",
         terms_changed="Die Bedingungen haben sich gerade geändert. Bitte lesen Sie sie noch einmal.",
         online="Sie sind online",
-        online_text="Alles auf diesem Gerät kann das Netz jetzt benutzen.",
+        online_text="Alles auf diesem Gerät kann das Netzwerk jetzt benutzen.",
         onward="Weiter zu {host}",
         onward_none="Sie können diese Seite schließen und loslegen.",
-        left="verbleiben",
+        left="Noch",
         always_on="Dieses Gerät hat immer Zugang. Sie müssen nichts tun.",
         device="Gerät",
-        signed_in_with="Angemeldet mit",
+        signed_in_with="Anmeldung",
         sign_out="Abmelden",
         extend="Länger bleiben",
         status="Ihre Verbindung",
@@ -187,21 +193,30 @@ WORDS: dict[Language, Words] = {
         signed_out="Sie sind abgemeldet",
         signed_out_text="Dieses Gerät ist nicht mehr online.",
         sign_in_again="Wieder anmelden",
-        start_again="Zum Anfang",
+        start_again="Neu beginnen",
         not_found="Hier ist nichts",
-        not_found_text="Diese Seite gibt es nicht. Vielleicht ist die Adresse vertippt.",
-        blocked="Dieses Gerät hat keinen Zugang",
-        blocked_text="Bitte fragen Sie, wer dieses Netz betreibt.",
+        not_found_text="Diese Seite gibt es nicht. Vielleicht haben Sie sich bei der Adresse vertippt.",
+        blocked="Dieses Gerät ist in diesem Netzwerk nicht zugelassen",
+        blocked_text="Bitte wenden Sie sich an den Betreiber dieses Netzwerks.",
         form_over="Diese Seite war zu lange offen",
         form_over_text="Es wurde nichts gesendet. Bitte beginnen Sie noch einmal; es geht schnell.",
         refused="Das hat nicht geklappt",
         refused_text="Diese Anfrage kann nicht beantwortet werden. Bitte beginnen Sie noch einmal.",
         unavailable="Im Moment nicht möglich",
         unavailable_text="Sie sind nicht angemeldet. Bitte versuchen Sie es in einer Minute erneut.",
-        elsewhere="Sie sind am falschen Ort gelandet",
-        elsewhere_text="Dies ist der Anmeldeserver des Netzes, nicht die Seite, die Sie aufgerufen haben.",
-        by={"terms": "Nutzungsbedingungen", "voucher": "Voucher", "password": "Name und Passwort"},
-        units=(("Tag", "Tage"), ("Stunde", "Stunden"), ("Minute", "Minuten")),
+        elsewhere="Das ist nicht die Seite, die Sie aufgerufen haben",
+        elsewhere_text="Dies ist der Anmeldeserver des Netzwerks. Bitte beginnen Sie noch einmal.",
+        by={
+            "terms": "Bedingungen akzeptiert",
+            "voucher": "Voucher",
+            "password": "Name und Passwort",
+        },
+        units=(
+            ("Tag", "Tage"),
+            ("Stunde", "Stunden"),
+            ("Minute", "Minuten"),
+            ("Sekunde", "Sekunden"),
+        ),
         soon="weniger als eine Minute",
     ),
     Language.FRENCH: Words(
@@ -217,13 +232,14 @@ WORDS: dict[Language, Words] = {
         terms="Conditions d’utilisation",
         accept="Accepter et se connecter",
         by_signing_in="En vous connectant, vous acceptez ces conditions.",
+        by_staying="En restant en ligne, vous acceptez ces conditions.",
         voucher="Code du coupon",
-        voucher_hint="16 lettres et chiffres. Majuscules, espaces et tirets sont indifférents.",
+        voucher_hint="16 lettres et chiffres. Majuscules, espaces et tirets n’ont pas d’importance.",
         name="Nom",
         password="Mot de passe",
         go_online="Se connecter",
         how_long="Valable {time}. Vous pouvez vous déconnecter à tout moment.",
-        not_encrypted="Cette page n’est pas chiffrée : d’autres sur ce réseau pourraient la lire.",
+        not_encrypted="Cette page n’est pas chiffrée : d’autres sur ce réseau pourraient lire ce que vous saisissez.",
         wrong_voucher="Ce code n’est pas valable. Veuillez le vérifier et réessayer.",
         wrong_password="Ce nom et ce mot de passe ne correspondent pas. Veuillez réessayer.",
         too_many="Trop de tentatives. Veuillez réessayer dans {time}.",
@@ -232,10 +248,10 @@ WORDS: dict[Language, Words] = {
         online_text="Tout sur cet appareil peut maintenant utiliser le réseau.",
         onward="Continuer vers {host}",
         onward_none="Vous pouvez fermer cette page et continuer.",
-        left="restants",
+        left="Temps restant :",
         always_on="Cet appareil a toujours accès au réseau. Vous n’avez rien à faire.",
         device="Appareil",
-        signed_in_with="Connecté avec",
+        signed_in_with="Connexion",
         sign_out="Se déconnecter",
         extend="Rester plus longtemps",
         status="Votre connexion",
@@ -243,10 +259,10 @@ WORDS: dict[Language, Words] = {
         signed_out="Vous êtes déconnecté",
         signed_out_text="Cet appareil n’est plus en ligne.",
         sign_in_again="Se reconnecter",
-        start_again="Retour au début",
+        start_again="Recommencer",
         not_found="Il n’y a rien ici",
         not_found_text="Cette page n’existe pas. L’adresse est peut-être mal saisie.",
-        blocked="Cet appareil n’a pas accès au réseau",
+        blocked="Cet appareil n’est pas autorisé sur ce réseau",
         blocked_text="Veuillez vous adresser à l’exploitant de ce réseau.",
         form_over="Cette page est restée ouverte trop longtemps",
         form_over_text="Rien n’a été envoyé. Veuillez recommencer ; cela ne prend qu’un instant.",
@@ -254,70 +270,76 @@ WORDS: dict[Language, Words] = {
         refused_text="Cette demande ne peut pas aboutir. Veuillez recommencer.",
         unavailable="Impossible pour le moment",
         unavailable_text="Vous n’êtes pas connecté. Veuillez réessayer dans une minute.",
-        elsewhere="Vous n’êtes pas au bon endroit",
-        elsewhere_text="Ceci est le serveur de connexion du réseau, pas la page que vous avez demandée.",
+        elsewhere="Ce n’est pas la page que vous avez demandée",
+        elsewhere_text="Ceci est le serveur de connexion du réseau. Veuillez recommencer.",
         by={
-            "terms": "Conditions d’utilisation",
+            "terms": "Conditions acceptées",
             "voucher": "Coupon",
             "password": "Nom et mot de passe",
         },
-        units=(("jour", "jours"), ("heure", "heures"), ("minute", "minutes")),
+        units=(
+            ("jour", "jours"),
+            ("heure", "heures"),
+            ("minute", "minutes"),
+            ("seconde", "secondes"),
+        ),
         soon="moins d’une minute",
     ),
     Language.SPANISH: Words(
         language=Language.SPANISH,
         own_name="Español",
         choose_language="Idioma",
-        welcome="Te damos la bienvenida",
-        welcome_to="Te damos la bienvenida a {network}",
-        lead_terms="Un paso y tendrás conexión: lee y acepta las condiciones.",
-        lead_voucher="Escribe el código de tu vale para conectarte.",
-        lead_password="Escribe tu nombre y tu contraseña para conectarte.",
-        lead_extend="Tienes conexión. Para más tiempo, conéctate otra vez.",
+        welcome="Le damos la bienvenida",
+        welcome_to="Le damos la bienvenida a {network}",
+        lead_terms="Un paso y tendrá conexión: lea y acepte las condiciones.",
+        lead_voucher="Escriba el código de su vale para conectarse.",
+        lead_password="Escriba su nombre y su contraseña para conectarse.",
+        lead_extend="Tiene conexión. Para más tiempo, conéctese otra vez.",
         terms="Condiciones de uso",
         accept="Aceptar y conectarse",
-        by_signing_in="Al conectarte aceptas estas condiciones.",
+        by_signing_in="Al conectarse, acepta estas condiciones.",
+        by_staying="Al mantener la conexión, acepta estas condiciones.",
         voucher="Código del vale",
         voucher_hint="16 letras y cifras. No importan las mayúsculas, los espacios ni los guiones.",
         name="Nombre",
         password="Contraseña",
         go_online="Conectarse",
-        how_long="Válido durante {time}. Puedes desconectarte cuando quieras.",
-        not_encrypted="Esta página no está cifrada: otros en esta red podrían leerla.",
-        wrong_voucher="Este código no es válido. Compruébalo e inténtalo de nuevo.",
-        wrong_password="El nombre y la contraseña no coinciden. Inténtalo de nuevo.",
-        too_many="Demasiados intentos. Inténtalo de nuevo en {time}.",
-        terms_changed="Las condiciones acaban de cambiar. Léelas de nuevo.",
-        online="Tienes conexión",
+        how_long="Válido durante {time}. Puede desconectarse cuando quiera.",
+        not_encrypted="Esta página no está cifrada: otros en esta red podrían leer lo que escriba.",
+        wrong_voucher="Este código no es válido. Compruébelo e inténtelo de nuevo.",
+        wrong_password="El nombre y la contraseña no coinciden. Inténtelo de nuevo.",
+        too_many="Demasiados intentos. Inténtelo de nuevo dentro de {time}.",
+        terms_changed="Las condiciones acaban de cambiar. Léalas de nuevo.",
+        online="Tiene conexión",
         online_text="Todo en este dispositivo puede usar ya la red.",
         onward="Continuar a {host}",
-        onward_none="Puedes cerrar esta página y seguir.",
-        left="restantes",
-        always_on="Este dispositivo siempre tiene acceso. No tienes que hacer nada.",
+        onward_none="Puede cerrar esta página y seguir.",
+        left="Tiempo restante:",
+        always_on="Este dispositivo siempre tiene acceso. No tiene que hacer nada.",
         device="Dispositivo",
-        signed_in_with="Conectado con",
+        signed_in_with="Inicio de sesión",
         sign_out="Desconectarse",
         extend="Quedarse más tiempo",
-        status="Tu conexión",
-        come_back="Vuelve a esta página para ver el tiempo restante, prolongarlo o desconectarte.",
-        signed_out="Te has desconectado",
+        status="Su conexión",
+        come_back="Vuelva a esta página para ver el tiempo restante, prolongarlo o desconectarse.",
+        signed_out="Se ha desconectado",
         signed_out_text="Este dispositivo ya no tiene conexión.",
         sign_in_again="Conectarse de nuevo",
-        start_again="Volver al principio",
+        start_again="Empezar de nuevo",
         not_found="Aquí no hay nada",
         not_found_text="Esta página no existe. Quizá la dirección tenga una errata.",
-        blocked="Este dispositivo no tiene acceso",
-        blocked_text="Pregunta a quien administra esta red.",
+        blocked="Este dispositivo no está autorizado en esta red",
+        blocked_text="Consulte a quien administra esta red.",
         form_over="Esta página ha estado abierta demasiado tiempo",
-        form_over_text="No se ha enviado nada. Empieza de nuevo; es solo un momento.",
+        form_over_text="No se ha enviado nada. Empiece de nuevo; es solo un momento.",
         refused="No ha funcionado",
-        refused_text="No se puede responder a esta petición. Empieza de nuevo.",
+        refused_text="No se puede responder a esta petición. Empiece de nuevo.",
         unavailable="No es posible en este momento",
-        unavailable_text="No se ha iniciado la sesión. Inténtalo de nuevo en un minuto.",
-        elsewhere="Has llegado al lugar equivocado",
-        elsewhere_text="Este es el servidor de acceso de la red, no la página que has pedido.",
-        by={"terms": "Condiciones de uso", "voucher": "Vale", "password": "Nombre y contraseña"},
-        units=(("día", "días"), ("hora", "horas"), ("minuto", "minutos")),
+        unavailable_text="No se ha iniciado la sesión. Inténtelo de nuevo dentro de un minuto.",
+        elsewhere="Esta no es la página que ha solicitado",
+        elsewhere_text="Este es el servidor de acceso de la red. Empiece de nuevo.",
+        by={"terms": "Condiciones aceptadas", "voucher": "Vale", "password": "Nombre y contraseña"},
+        units=(("día", "días"), ("hora", "horas"), ("minuto", "minutos"), ("segundo", "segundos")),
         soon="menos de un minuto",
     ),
 }
