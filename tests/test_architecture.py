@@ -43,7 +43,7 @@ POLICY_FILE = ("capport.policy*", "capport.clientsfile", "capport.problems")
 
 KERNEL = tuple(
     f"capport.enforcement.{name}"
-    for name in ("nftables", "libnftables", "conntrack", "known_set", "garden", "keeper")
+    for name in ("nftables", "libnftables", "conntrack", "known_set", "garden", "keeper", "own")
 )
 
 # The first row that holds a module counts.

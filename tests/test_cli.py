@@ -413,6 +413,33 @@ def test_explain_says_what_https_comes_to(
     assert (said["decided_by"] and said["decided_by"]["line"]) == line
 
 
+@pytest.mark.parametrize(
+    ("asked", "policy_says", "status", "closed"),
+    [
+        ("192.0.2.7 http://127.0.0.1/", "", 502, True),
+        ("192.0.2.7 http://[::1]:22/", "", 502, True),
+        ("192.0.2.7 https://127.0.0.1/", "", None, True),
+        ("192.0.2.7 https://127.0.0.1/", "tls: {known: inspect}\n", 502, True),
+        ("192.0.2.7 http://198.51.100.7/", "", None, False),
+        ("192.0.2.8 http://127.0.0.1/", "", 511, False),
+        ("127.0.0.1 http://127.0.0.1:22/", "", None, False),
+        ("192.0.2.8 http://127.0.0.1/", "walled_garden: [127.0.0.1]\n", None, False),
+    ],
+)
+def test_explain_says_what_is_closed_to_every_client(
+    here: Capport, tmp_path: Path, asked: str, policy_says: str, status: int | None, closed: bool
+) -> None:
+    known = "".join(
+        f"  - {{address: {one}, access: known}}\n" for one in ("192.0.2.7", "127.0.0.1")
+    )
+    text = f"login_url: https://login.example.net/\nclients:\n{known}{policy_says}"
+    (tmp_path / "p.yaml").write_text(text)
+    said = json.loads(here("explain", "p.yaml", "--json", "--client", *asked.split()).out)
+    assert (said["status"], said["closed"]) == (status, closed)
+    shown = here("explain", "p.yaml", "--client", *asked.split()).out
+    assert ("closed to every client" in shown) == closed
+
+
 def test_explain_is_for_people_too(capport: Capport, policy: str) -> None:
     ran = capport("explain", policy, "--client", "192.0.2.66", "http://a.example/")
     assert ran.status == 0
@@ -709,8 +736,16 @@ def test_clients_tells_who_is_known_by_a_rule_of_the_policy(
 
 
 def test_nobody_is_said_to_be_nobody(here: Capport) -> None:
-    assert here("clients", "--sessions", "s.db").out == "Nobody has a session.\n"
-    assert json.loads(here("clients", "--json", "--sessions", "s.db").out) == []
+    assert here("clients").out == "Nobody has a session.\n"
+    assert json.loads(here("clients", "--json").out) == []
+
+
+def test_a_store_that_was_named_has_to_be_there(here: Capport, tmp_path: Path) -> None:
+    for more in ((), ("--json",)):
+        ran = here("clients", "--sessions", f"{tmp_path}/no/a.db", *more)
+        assert f"there is no {tmp_path}/no/a.db; name the portal's store" in ran.error
+    (tmp_path / "p.yaml").write_text(f"{POLICY}  store: sqlite://{tmp_path}/not/yet.db\n")
+    assert here("clients", "--policy", "p.yaml").status == 0
 
 
 # --- vouchers ----------------------------------------------------------------------------------

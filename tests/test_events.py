@@ -79,6 +79,26 @@ def test_what_repeats_is_counted(tmp_path: Path) -> None:
     assert it.counts == {"refused": 102}
 
 
+def test_credentials_that_are_new_are_no_repeat(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    offered: list[dict[str, int]] = [{}, {"authorizations": 1}, {"cookies": 1}, {"cookies": 2}]
+    with log(path) as it:
+        for credentials in offered * 3:
+            it.write("refused", CLIENT, status=511, host="x.test", **credentials)
+    told = [line for line in lines(path) if "repeats" not in line]
+    assert [(it.get("cookies"), it.get("authorizations")) for it in told] == [
+        *((None, None), (None, 1), (1, None), (2, None))
+    ]
+
+
+def test_one_client_that_makes_up_cookies_cannot_flood_it(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    with log(path) as it:
+        for number in range(5000):
+            it.write("refused", CLIENT, status=511, host="x.test", cookies=number)
+    assert len(lines(path)) <= LINES_A_CLIENT + 2
+
+
 def test_repeats_are_written_once_the_window_is_over(tmp_path: Path) -> None:
     path, clock = tmp_path / "events", Clock()
     with log(path, clock) as it:

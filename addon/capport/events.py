@@ -32,7 +32,10 @@ type Value = str | int | float | bool | None
 # What a client cannot cause at will is never held back.
 _ALWAYS = frozenset({"granted", "revoked", "expired", "policy"})
 # What tells two lines apart; the rest (a port, a sentence) is the first one's.
-_TELLING = ("status", "host", "method", "sni", "destination", "action", "outcome", "alert", "what")
+_TELLING = (
+    *("status", "host", "method", "cookies", "authorizations"),
+    *("sni", "destination", "action", "outcome", "alert", "what"),
+)
 
 
 @dataclass(slots=True)

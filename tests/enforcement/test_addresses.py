@@ -10,7 +10,8 @@ import pytest
 import requires
 from capport.core.client import Client, parse_address
 from capport.enforcement import addresses
-from capport.enforcement.addresses import Addresses, is_own, is_reachable, may_reach
+from capport.enforcement.addresses import Addresses
+from capport.enforcement.own import is_own, is_reachable, may_reach
 
 FAR = Client(parse_address("198.51.100.7"))
 HERE = Client(parse_address("127.0.0.1"))
@@ -49,7 +50,7 @@ import subprocess, sys
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from pathlib import Path
-from capport.enforcement.addresses import is_own
+from capport.enforcement.own import is_own
 for command in ("link add d0 type veth peer name d1",
                 "link set lo up", "link set d0 up", "link set d1 up",
                 "addr add 192.0.2.1/24 dev d0", "-6 addr add 2001:db8::1/64 dev d0 nodad",

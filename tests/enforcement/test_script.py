@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import pty
 import shutil
@@ -78,7 +79,14 @@ async def test_a_policy_that_cannot_be_used_stops_the_start(tmp_path: Path) -> N
         [
             ("gone.yaml", ("--set", f"portal_policy={gone}")),
             ("bad.yaml:2:1", ("--set", f"portal_policy={bad}")),
-            ("No such file", ("--set", f"portal_events={tmp_path}/no/such/events")),
+            (
+                f"portal_events: {tmp_path}/no/such/events: no such folder; make it first",
+                ("--set", f"portal_events={tmp_path}/no/such/events"),
+            ),
+            (
+                f"portal_events: {tmp_path}: is a folder; name a file in it",
+                ("--set", f"portal_events={tmp_path}"),
+            ),
         ],
     )
 
@@ -290,6 +298,11 @@ async def test_a_policy_that_is_broken_or_gone_leaves_the_last_good_one(
         policy(tmp_path)
         await it.says("Policy in force", 2)
         assert await it.get(origin.port) == 511
+        it.process.send_signal(signal.SIGTERM)
+        assert await it.ended() == 0
+    told = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
+    of_policy = [(one["action"], one["file"]) for one in told if one["event"] == "policy"]
+    assert of_policy == [(act, str(file)) for act in ("loaded", "rejected", "rejected", "loaded")]
     assert origin.connections == 3
 
 

@@ -19,7 +19,7 @@ def main() -> int:
         return 1
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
-    policy = arguments.policy.read_text() if arguments.policy else WITH_TLS
+    policy = arguments.policy or WITH_TLS
     try:
         with Lab(clients=arguments.clients, policy=policy, names=LOGIN_NAMES) as lab:
             # From here on Ctrl-C is for what runs in the client; only its end is the lab's.

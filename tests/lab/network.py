@@ -169,7 +169,8 @@ class Client:
 class Lab:
     """The whole of it, for the length of a `with` block. Raises OSError with what would not start.
 
-    `policy` is the text of a policy, in which `{folder}` is the lab's own folder. Without `portal`
+    `policy` is the text of a policy, in which `{folder}` is the lab's own folder, or a file that is
+    used where it lies, so that what it includes is found and errors name it. Without `portal`
     there is no mitmdump, which keeps the kernel's set of known clients; with `follow` the lab
     keeps it, too. `names` are at the addresses given; every other name is the origin's.
     """
@@ -178,7 +179,7 @@ class Lab:
         self,
         *,
         clients: int = 1,
-        policy: str = POLICY,
+        policy: str | Path = POLICY,
         portal: bool = True,
         follow: bool = False,
         proxy_ports: Sequence[int] = (PROXY_PORT,),
@@ -189,7 +190,7 @@ class Lab:
         self.clients: list[Client] = []
         self.proxies: list[Popen[bytes]] = []
         self.proxy_ports = tuple(proxy_ports)
-        self._count, self._text = clients, policy
+        self._count, self._given = clients, policy
         self._portal, self._follow = portal, follow
         self._names = names or {}
         self._stack = ExitStack()
@@ -277,8 +278,11 @@ class Lab:
         self._stack.callback(self.origin.delete)
         self._wire()
         _certificate(self.folder)
-        self.policy_file = self.folder / "policy.yaml"
-        self.policy_file.write_text(self._text.replace("{folder}", str(self.folder)))
+        if isinstance(self._given, Path):
+            self.policy_file = self._given
+        else:
+            self.policy_file = self.folder / "policy.yaml"
+            self.policy_file.write_text(self._given.replace("{folder}", str(self.folder)))
         self.policy = policyfile.load(self.policy_file)
         if self._portal:
             for port in self.proxy_ports:

@@ -12,7 +12,7 @@ import pytest
 
 import requires
 from lab.namespaces import STATE, wait_for
-from lab.network import CAPTIVE_PORTAL, CHECKOUT
+from lab.network import CAPTIVE_PORTAL, CHECKOUT, POLICY
 
 pytestmark = [
     pytest.mark.lab,
@@ -106,6 +106,29 @@ def test_a_policy_that_cannot_be_used_is_said_and_leaves_nothing(tmp_path: Path)
     lab = start("--policy", str(policy), "--run", "true")
     _, err = lab.communicate(timeout=60)
     assert lab.returncode == 1
+    assert err.startswith(f"scripts/lab: {policy}:1:1: ")
     assert "login_ulr" in err
     assert "Traceback" not in err
     assert left(lab.pid) == []
+
+
+def test_a_policy_that_is_not_there_is_said_in_a_line(tmp_path: Path) -> None:
+    lab = start("--policy", str(tmp_path / "none.yaml"), "--run", "true")
+    _, err = lab.communicate(timeout=60)
+    assert lab.returncode == 1
+    assert err.startswith(f"scripts/lab: {tmp_path}/none.yaml: ")
+    assert err.count("\n") == 1
+    assert left(lab.pid) == []
+
+
+def test_a_policy_of_ones_own_finds_the_files_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "staff.csv").write_text("02:00:00:00:00:01\n")
+    policy = tmp_path / "own.yaml"
+    store = f"sessions: {{store: 'sqlite://{tmp_path}/s.db'}}\n"
+    policy.write_text(POLICY.replace("sessions:\n  store: sqlite://{folder}/sessions.db\n", store))
+    with policy.open("a") as file:
+        file.write("clients:\n  - {file: staff.csv, access: known}\n")
+    ask = "curl -s -m5 -o /dev/null -w '%{http_code}' http://www.example.com/"
+    lab = start("--policy", str(policy), "--run", ask)
+    out, err = lab.communicate(timeout=60)
+    assert (out, lab.returncode) == ("200", 0), err

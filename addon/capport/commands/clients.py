@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from capport import clock
-from capport.commands import chosen_policy, existing_store, store_url
+from capport.commands import CommandError, chosen_policy, existing_store, store_url
 from capport.commands.display import cells, duration, fitted, rfc3339, short_moment
 from capport.core.client import Mac, is_random, parts_of
 from capport.core.policy import ClientRule, Network
@@ -26,9 +26,15 @@ def clients(arguments: Namespace) -> None:
     """Prints them: first who has a session, whoever goes first at the top, then who needs none.
 
     Nobody is there once a session is over. Client rules are those of `--policy`, in its order.
+    A store that nobody has made yet has no sessions; one that was named has to be there.
     """
     policy = chosen_policy(arguments)
     store = existing_store(store_url(arguments, policy))
+    if store is None and arguments.sessions:
+        raise CommandError(
+            f"there is no {arguments.sessions}; name the portal's store, or leave --sessions out"
+            " for that of --policy or the default one"
+        )
     now, wall = clock.now(), time.time()
     sessions: list[Session] = []
     if store is not None:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import socket
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from capport import clock
@@ -15,7 +15,8 @@ from capport.core.client import Address, Client, Mac
 from capport.core.explanation import Explanation, Url, in_words
 from capport.core.policy import Policy
 from capport.core.session import Instant, Session
-from capport.core.verdict import Verdict
+from capport.core.verdict import Pass, Verdict
+from capport.enforcement.own import is_own, may_reach
 from capport.identity import lookup
 from capport.policytree import Fields, read_text, read_tree
 from capport.problems import Findings, PolicyError, visible
@@ -45,6 +46,7 @@ def explain_url(arguments: Namespace) -> None:
     found = explanation.explain(
         policy, client, session, now, url, arguments.method, lacks_mac=lacks_mac
     )
+    found = replace(found, closed=_is_closed(found, policy))
     line = _line_of(found, policy)
     if arguments.json:
         print(json.dumps(document(found, policy, line, now, asked), indent=2))
@@ -79,6 +81,15 @@ def document(
     where = {"file": line.file, "line": line.number, "text": line.text} if line else None
     more = {"seconds_remaining": left, "sessions": asked, "decided_by": where}
     return explanation.document(found, policy) | more
+
+
+def _is_closed(found: Explanation, policy: Policy) -> bool:
+    """As the proxy would say before it connects, of an address: names are resolved there only."""
+    place, verdict = found.url.place, found.verdict
+    if isinstance(place.host, str) or not is_own(place.host):
+        return False
+    listed = place == policy.login_place or (isinstance(verdict, Pass) and verdict.to is not None)
+    return not may_reach(found.client, place.host, (place.host,) if listed else ())
 
 
 def _named(verdict: Verdict | None) -> str:

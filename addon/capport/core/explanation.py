@@ -22,6 +22,7 @@ from capport.core.verdict import (
     Verdict,
 )
 
+BAD_GATEWAY = 502  # what mitmproxy says where no connection is opened
 PORTS = {"http": 80, "https": 443}
 
 type Steps = tuple[tuple[str, Verdict | None], ...]
@@ -67,6 +68,8 @@ class Explanation:
     inside: Steps
     where: str | None
     keys: tuple[str, ...]
+    closed: bool = False
+    """Whether it is the router's own, which no Pass opens; where it is asked, not in `core`."""
 
     @property
     def rule(self) -> str:
@@ -74,8 +77,17 @@ class Explanation:
         return self.steps[-1][0]
 
     @property
+    def is_closed(self) -> bool:
+        """Whether that is what decides: a client that is not let through has its answer."""
+        last = self.inside[-1][1] if self.inside else self.verdict
+        passes = self.tls is None or isinstance(self.tls, Tunnel | Inspect)
+        return self.closed and passes and isinstance(last, Pass)
+
+    @property
     def status(self) -> int | None:
         """The status of our answer; None where the origin answers, or nobody."""
+        if self.is_closed:
+            return None if isinstance(self.tls, Tunnel) else BAD_GATEWAY
         if self.tls is None:
             return _status(self.verdict)
         inside = self.inside[-1][1] if self.inside else None
@@ -148,6 +160,7 @@ def document(found: Explanation, policy: Policy) -> dict[str, object]:
         "verdict": type(found.verdict).__name__,
         "because": found.verdict.because,
         "tls": type(found.tls).__name__ if found.tls else None,
+        "closed": found.is_closed,
         "status": found.status,
         "seen": in_words(found, policy),
         "rules": [_step(name, verdict) for name, verdict in found.steps],
@@ -162,6 +175,9 @@ def _step(name: str, verdict: Verdict | None) -> dict[str, str | None]:
 
 def in_words(found: Explanation, policy: Policy) -> str:
     """What the client would see, in a sentence or two."""
+    if found.is_closed:
+        status = "no status" if found.status is None else found.status
+        return f"{status}: {found.url.place} is this machine's own, which is closed to every client"
     match found.tls:
         case Refuse():
             seen = "no status: the TLS alert access_denied (49), before any certificate"

@@ -1,20 +1,20 @@
-"""Which address a name has for us, and which addresses are this machine's own."""
+"""Which address a name has for us, and which networks are where."""
 
 import asyncio
-import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from collections.abc import Iterator
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Protocol
 
 import mitmproxy_rs.dns
 from mitmproxy.addons.dns_resolver import GetaddrinfoFallbackResolver
 
-from capport.core.client import Address, Client, parse_address
+from capport.core.client import Address, parse_address
 from capport.core.place import Host
 from capport.core.policy import Network
+from capport.enforcement.own import udp_socket
 
 ROUTES4, ROUTES6 = Path("/proc/net/route"), Path("/proc/net/ipv6_route")
 PATIENCE = 5.0  # seconds for a name to resolve
@@ -73,19 +73,6 @@ class Addresses:
         return self._resolver
 
 
-def is_own(address: Address) -> bool:
-    """Whether `address` is this machine's: what connects there meets the router's own services."""
-    if address.is_loopback or address.is_unspecified:
-        return True
-    with _udp_socket(address) as probe:
-        try:
-            probe.connect((str(address), 9))  # UDP: looks up the route, sends nothing
-        except OSError:
-            return False
-        # What is sent to an address of our own, or routed to us, is sent from that address.
-        return parse_address(probe.getsockname()[0]) == address
-
-
 def networks_by(interface: str) -> list[Network]:
     """The networks that this machine reaches by `interface`, as its routes say, not the default.
 
@@ -114,30 +101,6 @@ def _route6(fields: list[str], interface: str) -> Iterator[IPv6Network]:
         yield IPv6Network((bytes.fromhex(fields[0]), int(fields[1], 16)))
 
 
-def _udp_socket(address: Address) -> socket.socket:
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    return socket.socket(family, socket.SOCK_DGRAM)
-
-
-def is_reachable(address: Address) -> bool:
-    """Whether a connection there can mean one machine: not multicast, broadcast, or link-local."""
-    if address.is_multicast or address.is_link_local:
-        return False
-    return address != ip_address("255.255.255.255")
-
-
-def may_reach(client: Client, address: Address, allowed_here: Sequence[Host]) -> bool:
-    """Whether `client`, known or not, may be connected to `address` (THREATS.md, P12).
-
-    The router's own services are closed to everyone, but for what the policy itself lists by
-    address or as the login server, and for a client that is on this machine and needs no proxy to
-    reach them.
-    """
-    if not is_reachable(address):
-        return False
-    return not is_own(address) or address in allowed_here or is_own(client.address)
-
-
 def _system_resolver() -> Resolver:
     try:
         servers = mitmproxy_rs.dns.get_system_dns_servers()
@@ -147,7 +110,7 @@ def _system_resolver() -> Resolver:
 
 
 def _has_way_to(address: Address) -> bool:
-    with _udp_socket(address) as probe:
+    with udp_socket(address) as probe:
         try:
             probe.connect((str(address), 9))
         except OSError:

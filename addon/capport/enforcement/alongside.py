@@ -16,11 +16,12 @@ from capport.core.client import Address, ClientId, parse_address, parts_of
 from capport.core.place import Place
 from capport.core.policy import Policy
 from capport.enforcement import health, settings
-from capport.enforcement.addresses import Addresses, is_own
+from capport.enforcement.addresses import Addresses
 from capport.enforcement.garden import GardenFollower
 from capport.enforcement.keeper import RulesKeeper
 from capport.enforcement.known_set import KnownSet, Neighbourhood
 from capport.enforcement.libnftables import RulesError
+from capport.enforcement.own import is_own
 from capport.gate import Gate
 from capport.ledger import Ledger
 from capport.portal.embedded import Embedded, records_beside
@@ -59,7 +60,7 @@ class Alongside:
         self._open_login_server()
 
     async def start(self) -> None:
-        """Begins. Raises OSError where the login server cannot listen."""
+        """Begins. Raises OSError where the login server cannot listen, or the API's address."""
         self._gate.store.watch(self._session_changed)
         self._gate.neighbours.watch(lambda address: self._recheck([ClientId(str(address))]))
         if self._embedded:

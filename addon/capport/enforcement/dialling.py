@@ -10,10 +10,11 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from capport.core.client import Address, Client
 from capport.core.place import Place
 from capport.core.verdict import Pass
-from capport.enforcement.addresses import is_own, may_reach, networks_by
+from capport.enforcement.addresses import networks_by
 from capport.enforcement.connections import MOST_TO_LOGIN
 from capport.enforcement.heads import place_of
 from capport.enforcement.life import Life
+from capport.enforcement.own import is_own, may_reach
 from capport.enforcement.proxyserver import own_ports
 
 logger = logging.getLogger(__name__)

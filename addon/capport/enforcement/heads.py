@@ -13,6 +13,7 @@ from capport.core.place import Place, parse_authority, parse_host
 _CONTROLS: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 REDACTED: Final = b"[redacted]"
+_COUNTED: Final = re.compile(rb"\[redacted(?:: ([0-9]{1,9}))?\]")
 CREDENTIALS: Final = (b"cookie", b"authorization", b"proxy-authorization")
 
 
@@ -33,7 +34,8 @@ def redact(headers: http.Headers) -> dict[bytes, list[bytes]]:
     for name, value in headers.fields:
         if name.lower() in CREDENTIALS:
             taken.setdefault(name.lower(), []).append(value)
-            fields.append((name, REDACTED))
+            count = _cookies(value) if name.lower() == b"cookie" else 1
+            fields.append((name, REDACTED if count == 1 else b"[redacted: %d]" % count))
         else:
             fields.append((name, value))
     headers.fields = tuple(fields)
@@ -45,7 +47,7 @@ def restore(headers: http.Headers, taken: dict[bytes, list[bytes]]) -> None:
     left = {name: iter(values) for name, values in taken.items()}
     fields = []
     for name, value in headers.fields:
-        if value == REDACTED and name.lower() in left:
+        if _COUNTED.fullmatch(value) and name.lower() in left:
             if name.lower() != b"proxy-authorization":
                 fields.append((name, next(left[name.lower()], b"")))
         else:
@@ -54,9 +56,23 @@ def restore(headers: http.Headers, taken: dict[bytes, list[bytes]]) -> None:
 
 
 def credentials_in(headers: http.Headers) -> dict[str, int]:
-    """How many fields there are of each kind that `redact` has been over."""
-    names = [name.lower() for name, _ in headers.fields]
-    return {name.decode(): names.count(name) for name in CREDENTIALS if name in names}
+    """How many there are of each kind, whether or not `redact` has been over them.
+
+    Cookies are counted one by one (RFC 6265 section 4.2.1), the others by their fields.
+    """
+    found: dict[str, int] = {}
+    for name, value in headers.fields:
+        if (kind := name.lower()) in CREDENTIALS:
+            counted = _COUNTED.fullmatch(value)
+            cookies = int(counted[1] or 1) if counted else _cookies(value)
+            count = cookies if kind == b"cookie" else 1
+            found[kind.decode()] = found.get(kind.decode(), 0) + count
+    return {kind: count for kind, count in found.items() if count}
+
+
+def _cookies(value: bytes) -> int:
+    """How many cookies are in the value of one Cookie field."""
+    return sum(bool(pair.strip()) for pair in value.split(b";"))
 
 
 def claim_of(request: http.Request) -> Place | None:

@@ -1,5 +1,6 @@
 """The portal's start, what changes while it runs, and its end."""
 
+import errno
 import logging
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ class Life(Telling):
         """Opens everything. Raises OptionsError, PolicyError, or OSError."""
         settings.hold(ctx.options)
         policy, self._watcher = self._open_policy()
-        events = EventLog(_path(ctx.options.portal_events))
+        events = _event_log(ctx.options.portal_events)
         url = ctx.options.portal_sessions or policy.sessions.store or default_store()
         store = open_store(url, start_closed=True)
         gate = Gate(policy, store, neighbours=_neighbours(policy), events=events)
@@ -56,10 +57,7 @@ class Life(Telling):
             if name in updated:
                 raise settings.Unusable(f"{name} cannot be changed while the portal runs")
         if "portal_events" in updated:
-            try:
-                events = EventLog(_path(ctx.options.portal_events))
-            except OSError as error:
-                raise exceptions.OptionsError(f"portal_events: {error}") from None
+            events = _event_log(ctx.options.portal_events)
             self.gate.events.close()
             self.gate.events = events
         if "portal_policy" in updated:
@@ -118,7 +116,7 @@ class Life(Telling):
 
     def _policy_rejected(self, error: policyfile.PolicyError) -> None:
         logger.error(f"The last good policy stays in force.\n{error}")
-        self.event("policy", action="rejected", because=str(error))
+        self.event("policy", action="rejected", file=self.gate.policy.file, because=str(error))
 
 
 def _neighbours(policy: Policy) -> Neighbours:
@@ -130,5 +128,15 @@ def _neighbours(policy: Policy) -> Neighbours:
     return NetlinkNeighbours([policy.router.client_interface] if policy.router else None)
 
 
-def _path(text: str | None) -> Path | None:
-    return Path(text).expanduser() if text else None
+def _event_log(text: str | None) -> EventLog:
+    """The log that `portal_events` names. Raises settings.Unusable, which says what would do."""
+    path = Path(text).expanduser() if text else None
+    try:
+        return EventLog(path)
+    except OSError as error:
+        would_do = {
+            errno.ENOENT: "no such folder; make it first",
+            errno.EISDIR: "is a folder; name a file in it",
+        }
+        why = would_do.get(error.errno or 0, error.strerror or str(error))
+        raise settings.Unusable(f"portal_events: {path}: {why}") from None

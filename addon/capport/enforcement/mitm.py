@@ -23,7 +23,6 @@ from capport.core.policy import Connect, KnownHttp, UnknownTls
 from capport.core.reply import reply_to
 from capport.core.verdict import Pass, Refuse, TlsVerdict, TooManyRequests, Tunnel, Verdict
 from capport.enforcement import settings
-from capport.enforcement.addresses import is_own
 from capport.enforcement.answers import CLOSED, asked_of, to_mitmproxy
 from capport.enforcement.bound import BoundLayer
 from capport.enforcement.connections import MOST_TO_LOGIN, Key, key_of
@@ -33,6 +32,7 @@ from capport.enforcement.edge import closed
 from capport.enforcement.guard import Guard
 from capport.enforcement.heads import case_of, claim_of, credentials_in, place_of, send_to
 from capport.enforcement.life import Life
+from capport.enforcement.own import is_own
 from capport.enforcement.proxyserver import connect_early, handler_of, own_ports
 from capport.enforcement.refusal import RefusalLayer, SilentLayer
 from capport.enforcement.telling import GARDEN_MARK, KNOWN_MARK, REFUSED_MARK, mark, verdict_of
