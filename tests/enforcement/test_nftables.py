@@ -510,16 +510,21 @@ def _echo_from(address: str) -> bool:
     return False
 
 
-def _spoof(router_mac: str, mac: str, source: str) -> None:
-    """Raw frames to the router: UDP to the origin's echo from somebody else's address."""
-    to, by = (bytes.fromhex(text.replace(":", "")) for text in (router_mac, mac))
-    udp = (40000).to_bytes(2) + (7).to_bytes(2) + (12).to_bytes(2) + b"\0\0" + b"away"
+def _datagram(source: str, to: str, port: int, body: bytes) -> bytes:
+    """UDP over IPv4 with its head, from port 40000; without a checksum of its own (RFC 768)."""
+    udp = (40000).to_bytes(2) + port.to_bytes(2) + (8 + len(body)).to_bytes(2) + b"\0\0" + body
     head = bytearray(b"\x45\0" + (20 + len(udp)).to_bytes(2) + b"\0\1\0\0\x40\x11\0\0")
-    head += socket.inet_aton(source) + socket.inet_aton(ORIGIN4)
+    head += socket.inet_aton(source) + socket.inet_aton(to)
     total = sum(int.from_bytes(head[i : i + 2]) for i in range(0, 20, 2))
     total = (total & 0xFFFF) + (total >> 16)
     head[10:12] = (~total & 0xFFFF).to_bytes(2)
-    frame = to + by + b"\x08\0" + bytes(head) + udp
+    return bytes(head) + udp
+
+
+def _spoof(router_mac: str, mac: str, source: str) -> None:
+    """Raw frames to the router: UDP to the origin's echo from somebody else's address."""
+    to, by = (bytes.fromhex(text.replace(":", "")) for text in (router_mac, mac))
+    frame = to + by + b"\x08\0" + _datagram(source, ORIGIN4, 7, b"away")
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
         raw.bind(("eth0", 0))
         for _ in range(5):
@@ -913,14 +918,8 @@ def _ask_as_many(router_mac: str, source: str, count: int) -> None:
             name = f"n{number}".encode()
             body = number.to_bytes(2) + b"\1\0\0\1\0\0\0\0\0\0" + bytes([len(name)]) + name
             body += b"\x09tunnelled\x07example\x03com\0\0\1\0\1"
-            udp = (40000).to_bytes(2) + (53).to_bytes(2) + (8 + len(body)).to_bytes(2) + b"\0\0"
-            head = bytearray(b"\x45\0" + (28 + len(body)).to_bytes(2) + b"\0\1\0\0\x40\x11\0\0")
-            head += socket.inet_aton(source) + socket.inet_aton(ROUTER4)
-            total = sum(int.from_bytes(head[i : i + 2]) for i in range(0, 20, 2))
-            total = (total & 0xFFFF) + (total >> 16)
-            head[10:12] = (~total & 0xFFFF).to_bytes(2)
             mac = b"\x02\x99" + number.to_bytes(4)
-            raw.send(to + mac + b"\x08\0" + bytes(head) + udp + body)
+            raw.send(to + mac + b"\x08\0" + _datagram(source, ROUTER4, 53, body))
 
 
 @LAB

@@ -67,6 +67,11 @@ _NTP = "udp length 56"
 
 _NO_ADDRESS = "ip saddr 0.0.0.0 udp sport 68 udp dport 67"  # yet (RFC 2131 section 4.1)
 
+# What an unknown client sends from an address that is not on its side: our answers, and what of its
+# own they quote, would be sent out to there, which is a way out. Or to us.
+_ELSEWHERE = "fib saddr . iif oif missing drop"
+
+_FAMILIES = ((4, "ip"), (6, "ip6"))
 _NEVER = {"icmp": "ip6 saddr", "ip": "ip6 saddr", "icmpv6": "ip saddr", "ip6": "ip saddr"}
 
 FORGET_LEARNED = tuple(f"flush set {TABLE} learned{version}" for version in (4, 6))
@@ -298,21 +303,30 @@ def _fixed(name: str, kind: str, ranges: Sequence[tuple[Address, Address]]) -> I
 def _known(name: str, verdict: str) -> Iterator[str]:
     """A chain that gives `verdict` to what a known client sends, and returns for all else."""
     yield f"chain {name} {{"
-    for version, ip in ((4, "ip"), (6, "ip6")):
-        yield f"{ip} saddr . ether saddr @known{version} {verdict}"
-    yield "ether saddr @blocked return"
-    yield "fib saddr type local return"  # ours, in whoever's hands
-    for version, ip in ((4, "ip"), (6, "ip6")):
-        yield f"{ip} saddr @routed{version} {verdict}"  # behind another router: no MAC to bind to
+    yield from _in_the_sets(verdict, "return")
+    for version, ip in _FAMILIES:
         yield f"{ip} saddr @rules{version} {verdict}"
     # A new address of a known MAC, which is in no pair yet: it passes from the first packet on, and
     # the answers find it, which tells the neighbour table, and so `KnownSet`, of it.
-    for version, ip in ((4, "ip"), (6, "ip6")):
+    for version, ip in _FAMILIES:
         yield f"{ip} saddr @barred{version} return"
         for macs in ("macs", "rule_macs"):
             learned = f"add @learned{version} {{ {ip} saddr timeout 10s }}"
             yield f"ether saddr @{macs} {learned} {verdict}"
     yield "}"
+
+
+def _in_the_sets(verdict: str, other: str) -> Iterator[str]:
+    """Rules that give `verdict` to what a client in `KnownSet`'s sets sends, by its address.
+
+    And `other` to what no further rule may let in by its address alone.
+    """
+    for version, ip in _FAMILIES:
+        yield f"{ip} saddr . ether saddr @known{version} {verdict}"
+    yield f"ether saddr @blocked {other}"
+    yield f"fib saddr type local {other}"  # ours, in whoever's hands
+    for version, ip in _FAMILIES:
+        yield f"{ip} saddr @routed{version} {verdict}"  # behind another router: no MAC to bind to
 
 
 def _untracked(policy: Policy, clients: str, origins: str) -> Iterator[str]:
@@ -322,12 +336,12 @@ def _untracked(policy: Policy, clients: str, origins: str) -> Iterator[str]:
     yield f"iifname {clients} goto untracked_out"
     # Whoever opens a connection from outside is tracked, and so has none.
     yield f"iifname {origins} tcp flags & (syn | ack) == syn accept"
-    for version, ip in ((4, "ip"), (6, "ip6")):
+    for version, ip in _FAMILIES:
         yield f"iifname {origins} {ip} daddr @return{version} notrack accept"
     yield "}"
     yield "chain redirected {"
     # What was redirected before its sender was known is mitmproxy's to its end.
-    for version, ip in ((4, "ip"), (6, "ip6")):
+    for version, ip in _FAMILIES:
         end, again = f"{ip} saddr . tcp sport", f"update @redirected{version}"
         yield f"{end} @redirected{version} {again} {{ {end} {REDIRECTED} }} accept"
     yield "}"
@@ -335,12 +349,7 @@ def _untracked(policy: Policy, clients: str, origins: str) -> Iterator[str]:
     if inspected:
         yield f"meta l4proto {{ tcp, udp }} th dport {_braced(inspected)} accept"
     yield f"tcp dport {_braced(WEB_PORTS)} jump redirected"
-    for version, ip in ((4, "ip"), (6, "ip6")):
-        yield f"{ip} saddr . ether saddr @known{version} notrack accept"
-    yield "ether saddr @blocked accept"
-    yield "fib saddr type local accept"
-    for version, ip in ((4, "ip"), (6, "ip6")):
-        yield f"{ip} saddr @routed{version} notrack accept"
+    yield from _in_the_sets("notrack accept", "accept")
     yield "}"
 
 
@@ -358,7 +367,7 @@ def _to_portal(policy: Policy, clients: str, ports: Sequence[int], ethernet: boo
     yield "meta l4proto tcp drop"
     yield "goto fresh\n}"
     yield "chain to_proxy {"
-    for version, ip in ((4, "ip"), (6, "ip6")):
+    for version, ip in _FAMILIES:
         yield f"update @redirected{version} {{ {ip} saddr . tcp sport {REDIRECTED} }}"
     if len(ports) == 1:
         yield f"meta l4proto tcp redirect to :{ports[0]}"
@@ -379,18 +388,10 @@ def _to_portal(policy: Policy, clients: str, ports: Sequence[int], ethernet: boo
     yield f"jump {'known_inspected' if inspected else 'known'}"
     yield "jump bounded"
     yield f"{_NO_ADDRESS} accept"
-    yield from _elsewhere()
+    yield _ELSEWHERE
     if policy.login_server:
         yield f"{_login(policy.login_server)} accept"
     yield f"tcp dport {_braced(WEB_PORTS)} goto to_proxy\n}}"
-
-
-def _elsewhere() -> Iterator[str]:
-    """Drops what an unknown client sends from an address that is not on its side.
-
-    Our answers, and what of its own they quote, would be sent out to there: a way out. Or to us.
-    """
-    yield "fib saddr . iif oif missing drop"
 
 
 def _input(policy: Policy, clients: str, ports: Sequence[int], ethernet: bool) -> Iterator[str]:
@@ -406,14 +407,14 @@ def _input(policy: Policy, clients: str, ports: Sequence[int], ethernet: bool) -
     yield "icmpv6 type { nd-router-advert, nd-redirect } drop"
     yield "jump known"  # what those may do to the router is for its other tables to say
     # Who has no address yet looks whether another has it, listens, and asks for one.
-    yield "ip6 saddr != :: fib saddr . iif oif missing drop"
+    yield f"ip6 saddr != :: {_ELSEWHERE}"
     for kind in ("nd-neighbor-solicit", "nd-neighbor-advert", "nd-router-solicit"):
         yield from _each("solicitations", SOLICITATIONS, "accept", ethernet, f"icmpv6 type {kind}")
         yield f"icmpv6 type {kind} drop"
     yield "icmpv6 type { mld-listener-report, mld-listener-done, mld2-listener-report } accept"
     yield "ip protocol igmp accept"
     yield f"{_NO_ADDRESS} accept"
-    yield from _elsewhere()
+    yield _ELSEWHERE
     yield "ct state invalid drop"
     yield "udp sport 68 udp dport 67 accept"
     yield "udp sport 546 udp dport 547 accept"
@@ -450,7 +451,7 @@ def _forward(
     gardens = [
         (ip, name, ports)
         for ports in _garden_networks(policy)
-        for version, ip in ((4, "ip"), (6, "ip6"))
+        for version, ip in _FAMILIES
         for name in (f"garden{version}_{ports}", f"gardens{version}_{ports}")
     ]
     yield "chain onward { type filter hook forward priority filter; policy drop;"
@@ -469,7 +470,7 @@ def _forward(
         yield f"tcp dport {_braced(inspected)} goto refuse"  # open since before the inspection
         yield f"udp dport {_braced(inspected)} goto refuse"  # QUIC would go past it
     yield "jump known"
-    yield from _elsewhere()
+    yield _ELSEWHERE
     yield "ct state invalid drop"
     for ip, name, ports in gardens:
         yield f"{ip} daddr @{name} tcp dport {_garden_ports(ports)} accept"
@@ -481,7 +482,7 @@ def _forward(
     if not tracked:  # what is said of connections that are not tracked belongs to none
         yield "ip6 daddr @return6 meta l4proto ipv6-icmp accept"
     yield "ct state new,invalid,untracked drop"
-    for version, ip in ((4, "ip"), (6, "ip6")):
+    for version, ip in _FAMILIES:
         for name in ("return", "learned", "rules"):
             yield f"{ip} daddr @{name}{version} accept"
     for ip, name, ports in gardens:
@@ -497,7 +498,7 @@ def _output(clients: str) -> Iterator[str]:
     yield f"{ALL_ANSWERS} accept"
     yield "drop\n}"
     yield "chain answers {"
-    for version, ip in ((4, "ip"), (6, "ip6")):
+    for version, ip in _FAMILIES:
         for name in ("return", "learned", "rules"):
             yield f"{ip} daddr @{name}{version} accept"
         yield f"update @answers{version} {{ {ip} daddr {ANSWERS} }} goto answered"
