@@ -14,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -387,12 +388,17 @@ class Lab:
         return process
 
     def _await_proxy(self, process: Popen[bytes], port: int) -> None:
+        """Until it listens in IPv4 and IPv6, and its login server does, which comes up later."""
+        server = self.policy.login_server
+        wanted = {port: 2} if server is None else {port: 2, server.listen.port: 1}
+
         def listening() -> bool:
             if process.poll() is not None:
                 raise OSError(f"mitmdump ended with {process.returncode}:\n{self.log()}")
-            return self.router.call(_listens, port)
+            found = self.router.call(_listening)
+            return all(found[port] >= count for port, count in wanted.items())
 
-        wait_for(listening, 30, "mitmdump does not listen")
+        wait_for(listening, 30, f"mitmdump does not listen on each of {[*wanted]}")
 
     def _start(self, where: Namespace, name: str, *argv: str) -> Popen[bytes]:
         with (self.folder / f"{name}.log").open("ab") as log:
@@ -419,14 +425,11 @@ def _send(address: str, text: str) -> None:
         sender.sendto(text.encode(), (address, 9))
 
 
-def _listens(port: int) -> bool:
-    """Whether something listens on TCP `port`, in IPv4 and IPv6. Asked of /proc: see `nftables`."""
-    found = 0
-    for table in ("tcp", "tcp6"):
-        lines = Path(f"/proc/thread-self/net/{table}").read_text().splitlines()[1:]
-        fields = [line.split() for line in lines]
-        found += any(f[1].endswith(f":{port:04X}") and f[3] == "0A" for f in fields)
-    return found == 2
+def _listening() -> Counter[int]:
+    """The TCP ports that something listens on, and how often. Asked of /proc: see `nftables`."""
+    tables = (Path(f"/proc/thread-self/net/{name}") for name in ("tcp", "tcp6"))
+    fields = [line.split() for table in tables for line in table.read_text().splitlines()[1:]]
+    return Counter(int(f[1].rpartition(":")[2], 16) for f in fields if f[3] == "0A")
 
 
 def _certificate(folder: Path) -> None:
