@@ -11,6 +11,8 @@ from typing import Any, NoReturn, cast
 
 import mitmproxy.platform
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from mitmproxy import http, options, tcp
 from mitmproxy.tools.dump import DumpMaster
 
@@ -22,6 +24,20 @@ from capport.gate import Gate
 from requires import pytest_configure, pytest_runtest_setup
 
 LOGIN = "https://login.example.net/"
+
+SOON = 60.0
+"""Seconds in which what must happen has happened on a machine however busy.
+
+It bounds a failure alone: where a test passes, it costs nothing.
+"""
+
+# No example, and no making of one, is too slow: that would be the machine's doing.
+hypothesis_settings.register_profile(
+    "patient",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+hypothesis_settings.load_profile("patient")
 
 
 @dataclass
@@ -95,15 +111,17 @@ class Portal:
     def gate(self) -> Gate:
         return self.keeper.gate
 
-    def grant(self, client: str, seconds: float = 60.0) -> Session:
+    def grant(self, client: str, seconds: float = 3600.0) -> Session:
         """A session, by way of the store, as the login server and the CLI grant one."""
         return self.gate.grant(parse_client_id(client), lifetime=seconds, by="test")
 
     def revoke(self, client: str) -> bool:
         return self.gate.revoke(parse_client_id(client))
 
-    async def talk(self, data: bytes, timeout: float = 5.0, host: str = "127.0.0.1") -> bytes:
-        """What comes back for `data`, until the other end closes or `timeout` seconds pass."""
+    async def talk(
+        self, data: bytes, timeout: float | None = None, host: str = "127.0.0.1"
+    ) -> bytes:
+        """What comes back for `data`, as `until_closed` has it."""
         reader, writer = await asyncio.open_connection(host, self.port)
         try:
             writer.write(data)
@@ -111,7 +129,7 @@ class Portal:
         finally:
             writer.close()
 
-    async def ask(self, data: bytes, timeout: float = 5.0) -> bytes:
+    async def ask(self, data: bytes, timeout: float = SOON) -> bytes:
         """The first answer to `data`."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
@@ -121,13 +139,17 @@ class Portal:
             writer.close()
 
 
-async def until_closed(reader: asyncio.StreamReader, timeout: float = 5.0) -> bytes:
-    """All that comes, until the other end closes or `timeout` seconds pass."""
+async def until_closed(reader: asyncio.StreamReader, timeout: float | None = None) -> bytes:
+    """All that comes, until the other end closes, which it must; or for `timeout` seconds."""
     received = b""
-    with contextlib.suppress(TimeoutError, ConnectionError):
-        async with asyncio.timeout(timeout):
-            while data := await reader.read(65536):
-                received += data
+    try:
+        async with asyncio.timeout(SOON if timeout is None else timeout):
+            with contextlib.suppress(ConnectionError):
+                while data := await reader.read(65536):
+                    received += data
+    except TimeoutError:
+        if timeout is None:
+            raise
     return received
 
 

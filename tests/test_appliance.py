@@ -8,14 +8,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from capport import appliance as appliance_module
+from ports import free_port
 
 CONSOLE_SCRIPT = str(Path(sys.executable).with_name("capport"))
+SOON = 180.0  # seconds: a bound for a loaded machine, not an expectation
+
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture
@@ -28,8 +32,7 @@ def policy(tmp_path: Path) -> str:
 @contextlib.contextmanager
 def appliance(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """`capport run` on a free port of 127.0.0.1, once it listens."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     running = subprocess.Popen(
         [
             *(CONSOLE_SCRIPT, "run", "--listen-host", "127.0.0.1", "--listen-port", str(port)),
@@ -41,7 +44,7 @@ def appliance(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[
         cwd=folder,
     )
     try:
-        limit = time.monotonic() + 30
+        limit = time.monotonic() + SOON
         while True:
             with contextlib.suppress(ConnectionRefusedError):
                 socket.create_connection(("127.0.0.1", port)).close()
@@ -56,9 +59,17 @@ def appliance(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[
         running.communicate()
 
 
+def eventually(holds: Callable[[], bool]) -> None:
+    """Waits until `holds()`."""
+    limit = time.monotonic() + SOON
+    while not holds():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
 def ask(port: int, url: str) -> int:
     """The status of the answer to a GET through the proxy."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as asking:
+    with socket.create_connection(("127.0.0.1", port), timeout=SOON) as asking:
         host = url.split("/")[2]
         asking.sendall(f"GET {url} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
         return int(asking.recv(100).split()[1])
@@ -73,7 +84,7 @@ def test_the_appliance_answers_and_ends_cleanly(
     ) as (running, port):
         assert ask(port, "http://a.example/") == 511
         running.send_signal(number)
-        out, err = running.communicate(timeout=10)
+        out, err = running.communicate(timeout=SOON)
     assert (running.returncode, err) == (0, "")
     assert "Traceback" not in out
     assert "client connect" not in out  # a client could fill a disk with it
@@ -81,7 +92,7 @@ def test_the_appliance_answers_and_ends_cleanly(
     assert [event["event"] for event in events] == ["policy", "refused"]
 
 
-def test_what_a_command_grants_the_portal_lets_through_at_once(tmp_path: Path, policy: str) -> None:
+def test_the_portal_hears_of_what_a_command_grants_and_revokes(tmp_path: Path, policy: str) -> None:
     origin = socket.create_server(("127.0.0.1", 0))
     answer = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"
     url = f"http://127.0.0.1:{origin.getsockname()[1]}/"
@@ -102,9 +113,9 @@ def test_what_a_command_grants_the_portal_lets_through_at_once(tmp_path: Path, p
     with appliance(tmp_path, "--policy", policy, "--sessions", "s.db") as (_, port):
         for _ in range(5):
             carry_out("grant")
-            assert ask(port, url) == 204
+            eventually(lambda: ask(port, url) == 204)  # at once, where there is a CPU to spare
             carry_out("revoke")
-            assert ask(port, url) == 511
+            eventually(lambda: ask(port, url) == 511)
     origin.close()
 
 
@@ -129,7 +140,7 @@ def test_the_appliance_does_not_start_without_a_gate(
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     assert ran.returncode == 1, ran

@@ -25,11 +25,12 @@ def bench(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
         env={**os.environ, "PYTHONPATH": path, **environment},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=500,
         check=False,
     )
 
 
+@pytest.mark.timeout(600)
 def test_the_gates_figures_come_with_their_peers_and_the_noise() -> None:
     done = bench("--quick", "gate")
     assert (done.returncode, done.stderr) == (0, "")

@@ -11,7 +11,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -24,7 +23,8 @@ from pathlib import Path
 import pytest
 
 import requires
-from conftest import Origin, Portal, StartPortal, one_answer
+from conftest import SOON, Origin, Portal, StartPortal, one_answer
+from ports import free_port
 
 USER = "nobody"  # as whom a cache runs where the tests run as root, which squid would refuse to
 NAKED_511 = (
@@ -168,7 +168,7 @@ class Running:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             writer.write(f"GET {target} HTTP/1.1\r\nHost: {host}\r\n{more}\r\n".encode())
-            answer = await asyncio.wait_for(one_answer(reader), 10)
+            answer = await asyncio.wait_for(one_answer(reader), SOON)
         finally:
             writer.close()
         return int(answer.split(b" ", 2)[1]), answer
@@ -189,7 +189,7 @@ def folder() -> Iterator[Path]:
 @asynccontextmanager
 async def running(cache: Cache, folder: Path, upstream: int) -> AsyncIterator[Running]:
     """`cache` in front of the port `upstream`, until it is done with."""
-    port = _free_port()
+    port = free_port()
     process = _start(cache, folder, port, upstream)
     try:
         await _listens(process, port, folder)
@@ -218,7 +218,7 @@ def _start(cache: Cache, folder: Path, port: int, upstream: int) -> subprocess.P
 
 
 async def _listens(process: subprocess.Popen[bytes], port: int, folder: Path) -> None:
-    limit = time.monotonic() + 30
+    limit = time.monotonic() + SOON
     while process.poll() is None and time.monotonic() < limit:
         with suppress(OSError):
             _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -238,12 +238,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.wait(3)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # a child that outlived its parent
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @each_cache

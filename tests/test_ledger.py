@@ -31,6 +31,8 @@ class House:
 
     def told(self) -> list[dict[str, Any]]:
         self.events.close()
+        assert self.events._thread
+        self.events._thread.join(30)  # close() itself waits for 2 s
         return [json.loads(line) for line in self.file.read_text().splitlines()]
 
 

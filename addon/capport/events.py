@@ -156,7 +156,8 @@ class EventLog:
                 self._flush_due(closing)
                 lines, lost = list(self._backlog), self._lost
                 self._backlog.clear()
-                self._lost = 0
+                if lines:  # or there is none to tell of them with: they are told with the next
+                    self._lost = 0
             if lines:
                 told: dict[str, Value] = {"event": "fault", "what": "events", "lost": lost}
                 left = self._left_of([self._line(told), *lines] if lost else lines)

@@ -178,8 +178,8 @@ def test_a_header_is_read_only_so_far() -> None:
 @pytest.mark.parametrize("unit", ["a,", '"', '\\"', '"\\', ";q=", "a;", "*/*;q=.1,", " ", "="])
 def test_a_megabyte_costs_no_more_than_its_beginning(unit: str) -> None:
     field = unit * (1_000_000 // len(unit))
-    began = time.perf_counter()
+    began = time.thread_time()
     for start in range(50):  # each another string, so that none has been kept
         preferred_form(field[start:])
         preferred_language(field[start:])
-    assert time.perf_counter() - began < 5  # 0.1 s, alone on the machine
+    assert time.thread_time() - began < 5  # 0.1 s

@@ -484,12 +484,12 @@ def test_two_clients_with_the_same_verdict_share_one_reply() -> None:
 
 def test_a_flood_is_answered_at_once_with_or_without_a_token_of_its_own() -> None:
     browser = Asked("GET", "text/html,*/*;q=0.8", "de-DE,de;q=0.9,en;q=0.7")
-    began = time.perf_counter()
+    began = time.thread_time()
     for number in range(5_000):
         url = f"https://login.example.net/?state={number}"
         reply_to(REQUIRED, browser)
         assert url.encode() in reply_to(replace(REQUIRED, login_url=url), browser).body
-    assert time.perf_counter() - began < 5  # 0.1 s, alone on the machine
+    assert time.thread_time() - began < 5  # 0.1 s
 
 
 def test_each_language_has_its_phrases() -> None:

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from conftest import SOON
+
 SCRIPT = Path(__file__).resolve().parents[2] / "addon" / "captive_portal.py"
 LOGIN = "https://login.example.net/"
 UP = re.compile(r"listening at (?:http://)?(?:\S*?):(\d+)\.")
@@ -25,6 +27,7 @@ class Process:
     err: list[str] = field(default_factory=list)
     said: asyncio.Event = field(default_factory=asyncio.Event)
     readers: list[asyncio.Task[None]] = field(default_factory=list)
+    mute: int = 0
 
     @property
     def log(self) -> str:
@@ -36,23 +39,28 @@ class Process:
         assert found, self.log
         return int(found.group(1))
 
-    async def says(self, text: str, times: int = 1, timeout: float = 20.0) -> None:
+    async def says(self, text: str, times: int = 1, timeout: float = SOON) -> None:
         """Waits until it has said `text`, and so often."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                while self.log.count(text) < times and self.process.returncode is None:
+                while self.log.count(text) < times and not self.has_said_all:
                     self.said.clear()
                     await self.said.wait()
         assert self.log.count(text) >= times, f"never said {text!r}:\n{self.log}"
 
-    async def ended(self, timeout: float = 20.0) -> int:
+    @property
+    def has_said_all(self) -> bool:
+        """Whether nothing more is to come: it has ended, and been heard to its end."""
+        return self.mute == len(self.readers)
+
+    async def ended(self, timeout: float = SOON) -> int:
         """Its exit status, once all that it said is here."""
         async with asyncio.timeout(timeout):
             status = await self.process.wait()
             await asyncio.gather(*self.readers)
         return status
 
-    async def ask(self, data: bytes, timeout: float = 10.0) -> bytes:
+    async def ask(self, data: bytes, timeout: float = SOON) -> bytes:
         """What comes back for `data`, until the other end closes or has sent one whole answer."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         received = b""
@@ -79,6 +87,7 @@ class Process:
         while line := await stream.readline():
             into.append(line.decode("utf-8", "replace"))
             self.said.set()
+        self.mute += 1
         self.said.set()
 
 

@@ -4,13 +4,12 @@ import asyncio
 import contextlib
 import resource
 import socket
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from conftest import Origin, StartPortal, one_answer
+from conftest import SOON, Origin, StartPortal, one_answer
 from enforcement.mitmdump import SCRIPT, Process, policy, started
 from enforcement.wire import Streams, answers, reset, say, until
 
@@ -50,7 +49,7 @@ async def upload(port: int, head: bytes, piece: bytes, most: int) -> tuple[bytes
 
 def _upload(port: int, head: bytes, piece: bytes, most: int) -> tuple[bytes, int]:
     # A plain socket: asyncio's reader forgets what came before a reset.
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=SOON) as client:
         sent, received = 0, b""
         with contextlib.suppress(ConnectionError):
             client.sendall(head)
@@ -96,6 +95,7 @@ ENDLESS = {
 }
 
 
+@pytest.mark.timeout(600)
 async def test_an_upload_is_answered_at_once_and_costs_less_than_a_megabyte(
     tmp_path: Path,
 ) -> None:
@@ -124,6 +124,7 @@ async def test_an_upload_gets_its_answer_before_any_of_its_body(
             assert b"100 Continue" not in answer
 
 
+@pytest.mark.timeout(600)
 async def test_what_has_no_end_is_refused_and_closed_and_kept_nowhere(tmp_path: Path) -> None:
     async with mitmdump(tmp_path) as it:
         for _ in range(3):
@@ -166,19 +167,29 @@ async def test_a_head_has_bounds(
 
 
 async def drip(streams: Streams, head: bytes, pause: float) -> float:
-    """Sends `head`, then one byte each `pause` seconds; how long that went well, in seconds."""
+    """Sends `head`, then a byte each `pause` seconds; the loop's time when it was closed on."""
     reader, writer = streams
     gone = asyncio.create_task(reader.read())
-    began = time.monotonic()
-    with contextlib.suppress(ConnectionError):
-        writer.write(head)
-        while not gone.done() and time.monotonic() - began < 60:
-            writer.write(b"a")
-            await writer.drain()
-            await asyncio.wait([gone], timeout=pause)
-    gone.cancel()
-    writer.close()
-    return time.monotonic() - began
+    try:
+        with contextlib.suppress(ConnectionError):
+            writer.write(head)
+            while not gone.done():
+                writer.write(b"a")
+                await writer.drain()
+                await asyncio.wait([gone], timeout=pause)
+        return asyncio.get_running_loop().time()
+    finally:
+        gone.cancel()
+        writer.close()
+
+
+async def all_are_closed_on(port: int, pause: float) -> list[float]:
+    """Whoever drips, in whatever; when they were. TimeoutError if anybody is not."""
+    clients = [await asyncio.open_connection("127.0.0.1", port) for _ in DRIPS]
+    async with asyncio.timeout(SOON):
+        return await asyncio.gather(
+            *(drip(c, head, pause) for c, head in zip(clients, DRIPS.values(), strict=True))
+        )
 
 
 DRIPS = {
@@ -208,11 +219,7 @@ async def test_whoever_drips_is_closed_on(
     assert callable(dialled)
     dialled("127.0.0.1", origin.port)
     async with portal(mode=mode) as it:
-        clients = [await asyncio.open_connection("127.0.0.1", it.port) for _ in DRIPS]
-        took = await asyncio.gather(
-            *(drip(c, head, 0.05) for c, head in zip(clients, DRIPS.values(), strict=True))
-        )
-        assert max(took) < 10
+        await all_are_closed_on(it.port, 0.05)
         await until(lambda: len(it.keeper.connections) == 0)
     assert origin.connections == 0
 
@@ -221,13 +228,11 @@ async def test_whoever_drips_is_closed_on(
 async def test_whoever_sends_a_byte_a_second_is_closed_on_after_ten_seconds(
     portal: StartPortal, origin: Origin
 ) -> None:
+    loop = asyncio.get_running_loop()
     async with portal() as it:
-        clients = [await asyncio.open_connection("127.0.0.1", it.port) for _ in DRIPS]
-        took = await asyncio.gather(
-            *(drip(c, head, 1.0) for c, head in zip(clients, DRIPS.values(), strict=True))
-        )
-        assert 9 < took[0] < 20
-        assert max(took) < 20
+        began = loop.time()
+        first, *_ = await all_are_closed_on(it.port, 1.0)
+        assert first - began > 9.9
     assert origin.connections == 0
 
 
@@ -286,18 +291,18 @@ CLIENTS = (
 )
 
 
+@pytest.mark.timeout(600)
 async def test_no_socket_is_left_after_ten_thousand_refusals(tmp_path: Path) -> None:
     quiet = tmp_path / "quiet.py"
-    quiet.write_text(PATIENT.format(addon=str(ADDON), patience=10.0))
+    quiet.write_text(PATIENT.format(addon=str(ADDON), patience=600.0))
     async with mitmdump(tmp_path, quiet) as it:
         await refused_cleanly(it.port)
         before, refused, number = descriptors(it), 0, 0
-        async with asyncio.timeout(100):
-            while refused < 10_000:
-                batch = [CLIENTS[(number + at) % len(CLIENTS)](it.port) for at in range(60)]
-                refused += sum(await asyncio.gather(*batch))
-                number += 1
-        await until(lambda: descriptors(it) <= before, 15)
+        while refused < 10_000:
+            batch = [CLIENTS[(number + at) % len(CLIENTS)](it.port) for at in range(60)]
+            refused += sum(await asyncio.gather(*batch))
+            number += 1
+        await until(lambda: descriptors(it) <= before)
 
 
 PATIENT = """
@@ -319,12 +324,13 @@ def many_descriptors() -> Iterator[int]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.timeout(600)
 async def test_five_thousand_idle_connections_keep_nobody_from_the_511(
     tmp_path: Path, many_descriptors: int
 ) -> None:
     idle = min(5000, many_descriptors - 1000)
     patient = tmp_path / "patient.py"
-    patient.write_text(PATIENT.format(addon=str(ADDON), patience=90.0))
+    patient.write_text(PATIENT.format(addon=str(ADDON), patience=3600.0))
     async with mitmdump(tmp_path, patient) as it:
         clients: list[Streams] = []
         for batch in range(0, idle, 50):
@@ -338,15 +344,11 @@ async def test_five_thousand_idle_connections_keep_nobody_from_the_511(
             # mitmproxy's backlog is 100, and who comes while it is full waits a second. Once this
             # is answered, all before it were accepted.
             await it.ask(GET)
-        await until(lambda: descriptors(it) > idle, 30, pause=0.5)
-        began = time.monotonic()
-        answer = await it.ask(GET)
-        took = time.monotonic() - began
-        assert b" 511 " in answer
-        assert took < 3  # a tenth of a second, where nothing else runs
+        await until(lambda: descriptors(it) > idle, pause=0.5)
+        assert b" 511 " in await it.ask(GET)
         for _, writer in clients:
             writer.transport.abort()
-        await until(lambda: descriptors(it) < 100, 30, pause=0.5)
+        await until(lambda: descriptors(it) < 100, pause=0.5)
 
 
 async def test_one_client_cannot_have_all_the_connections(
@@ -355,10 +357,10 @@ async def test_one_client_cannot_have_all_the_connections(
     monkeypatch.setattr("capport.enforcement.connections.MOST_A_CLIENT", 20)
     async with portal() as it:
         clients = [await asyncio.open_connection("127.0.0.1", it.port) for _ in range(50)]
-        await until(lambda: len(it.keeper.connections) == 20)
         reader, writer = clients[-1]
         writer.write(GET)
-        assert b" 511 " in await asyncio.wait_for(one_answer(reader), 5)
+        assert b" 511 " in await asyncio.wait_for(one_answer(reader), SOON)
+        await until(lambda: len(it.keeper.connections) == 20)
         other = await asyncio.open_connection("127.0.0.1", it.port, local_addr=("127.0.0.9", 0))
         assert b" 511 " in await say(other, GET)
         for _, each in clients:

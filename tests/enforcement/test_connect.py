@@ -8,8 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Origin, Portal, StartPortal, one_answer, until_closed
-from enforcement.wire import GARDEN, OUTSIDE, Dialled, Streams, answers, garden, say, with_names
+from capport.enforcement import connections
+from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
+from enforcement.wire import (
+    GARDEN,
+    OUTSIDE,
+    Dialled,
+    Streams,
+    answers,
+    garden,
+    later,
+    say,
+    until,
+    with_names,
+)
 
 BROWSER = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
 CURL = "curl/8.14.1"
@@ -24,7 +36,7 @@ def connect(place: str, agent: str = CURL, more: str = "") -> bytes:
 async def tunnel(it: Portal, place: str, agent: str = CURL) -> Streams:
     reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
     writer.write(connect(place, agent))
-    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), SOON)
     assert head.startswith(b"HTTP/1.1 200 "), head
     return reader, writer
 
@@ -54,7 +66,7 @@ async def test_a_connect_is_refused_as_the_policy_says(
             _, writer = await tunnel(it, place, agent)
             trust = ssl.create_default_context()
             with pytest.raises(ssl.SSLError, match=r"(?i)alert access denied"):
-                await asyncio.wait_for(writer.start_tls(trust, server_hostname=OUTSIDE), 5)
+                await asyncio.wait_for(writer.start_tls(trust, server_hostname=OUTSIDE), SOON)
             writer.close()
     assert origin.connections == 0
 
@@ -119,9 +131,7 @@ async def test_a_tunnel_to_the_garden_passes_tls_unopened(
             hello = asyncio.create_task(
                 writer.start_tls(ssl.create_default_context(), server_hostname=GARDEN)
             )
-            async with asyncio.timeout(5):
-                while not origin.received.startswith(b"\x16\x03\x01"):
-                    await asyncio.sleep(0.01)
+            await until(lambda: origin.received.startswith(b"\x16\x03\x01"))
             hello.cancel()
             origin.received = b""
             writer.close()
@@ -164,12 +174,19 @@ INSIDE = {
 async def test_nothing_leaves_by_a_tunnel_that_leads_nowhere(
     portal: StartPortal, origin: Origin, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("capport.enforcement.connections.PATIENCE", 0.5)
     monkeypatch.setattr("capport.enforcement.refusal.LINGER", 0.2)
     place = f"127.0.0.1:{origin.port}"
     async with portal() as it:
-        streams = await tunnel(it, place, BROWSER)
-        data = await say(streams, INSIDE[name].replace(b"ORIGIN", place.encode()), ends=False)
+        reader, writer = await tunnel(it, place, BROWSER)
+        writer.write(INSIDE[name].replace(b"ORIGIN", place.encode()))
+        data = b""
+        if name in {"ssh", "one byte"}:  # which may yet become something
+            await asyncio.sleep(0.1)
+            later(connections.PATIENCE)
+        elif name in {"a request", "absolute", "a websocket"}:  # after which there may be more
+            data = await one_answer(reader)
+            later(connections.PATIENCE)
+        data += await until_closed(reader)
         expected = {"ssh": [], "one byte": [], "socks": [400], "h2c": [511, 400], "garbage": [400]}
         found = [answer.status for answer in answers(data)]
         assert found == expected.get(name, [511])
@@ -202,12 +219,12 @@ async def test_plain_http_in_a_tunnel_is_decided_like_any_other(
 
 
 async def test_a_server_that_speaks_first_is_not_even_asked(
-    portal: StartPortal, monkeypatch: pytest.MonkeyPatch
+    portal: StartPortal,
 ) -> None:
-    monkeypatch.setattr("capport.enforcement.connections.PATIENCE", 0.3)
     async with Origin(greeting=b"220 mail.example.com\r\n").serving() as origin:
         async with portal() as it:
             reader, _ = await tunnel(it, f"127.0.0.1:{origin.port}", BROWSER)
+            later(connections.PATIENCE)
             assert await until_closed(reader) == b""
         assert origin.connections == 0
 
@@ -219,7 +236,8 @@ async def test_connect_means_nothing_to_who_has_dialled(
     dialled("127.0.0.1", origin.port)
     place = f"127.0.0.1:{origin.port}"
     async with portal("tls: {connect: alert}\n", mode="transparent") as it:
-        data = await it.talk(connect(place, BROWSER).replace(b"CONNECT", method.encode()), 0.5)
+        request = connect(place, BROWSER).replace(b"CONNECT", method.encode())
+        data = await say(await asyncio.open_connection("127.0.0.1", it.port), request)
         assert [answer.status for answer in answers(data)] == [511]
     assert origin.connections == 0
 
@@ -288,6 +306,6 @@ async def test_a_tunnel_that_offers_nothing_is_told_of_once_by_what_is_in_it(
     async with portal(events=True) as it:
         streams = await tunnel(it, f"127.0.0.1:{origin.port}", BROWSER)
         with pytest.raises(ssl.SSLError):
-            await asyncio.wait_for(streams[1].start_tls(ssl.create_default_context()), 5)
+            await asyncio.wait_for(streams[1].start_tls(ssl.create_default_context()), SOON)
     told = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [it["event"] for it in told if it["event"] in {"refused", "tls"}] == ["tls"]

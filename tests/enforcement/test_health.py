@@ -1,6 +1,7 @@
 """Whose answer counts as the login server's: nobody is sent to a stranger who has its port."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -10,12 +11,20 @@ import pytest
 from capport.core.captivity import MEDIA_TYPE
 from capport.core.place import Place
 from capport.core.policy import LoginServer, Policy
+from capport.enforcement import health
 from capport.enforcement.addresses import Addresses
 from capport.enforcement.health import login_answers
-from portal.house import LOOPBACK, free_port, house, policy
+from conftest import SOON
+from portal.house import LOOPBACK, house, policy
 
 FOUND = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 0\r\n\r\n"
 MENTIONED = FOUND.replace(b"text/html", b"text/html; not=" + MEDIA_TYPE.encode())
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an answer is to come, it comes."""
+    monkeypatch.setattr(health, "PATIENCE", SOON)
 
 
 @asynccontextmanager
@@ -81,4 +90,6 @@ async def test_so_does_one_of_a_server_in_front_of_the_embedded_one() -> None:
 
 @pytest.mark.parametrize("embedded", [True, False])
 async def test_nobody_there_does_not_answer(embedded: bool) -> None:
-    assert not await answers(at(free_port(), embedded=embedded))
+    with socket.socket() as nobody:
+        nobody.bind((str(LOOPBACK), 0))
+        assert not await answers(at(nobody.getsockname()[1], embedded=embedded))

@@ -8,8 +8,20 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
-from conftest import Origin, Portal, StartPortal, one_answer
-from enforcement.wire import OUTSIDE, WAYS, Dialled, Way, answers, garden, say, with_names
+from capport.enforcement import connections
+from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
+from enforcement.wire import (
+    OUTSIDE,
+    WAYS,
+    Dialled,
+    Way,
+    answers,
+    garden,
+    later,
+    say,
+    until,
+    with_names,
+)
 
 KNOWN = "clients:\n  - {address: 127.0.0.1, access: known}\n"
 
@@ -294,19 +306,22 @@ async def test_a_request_in_segments_of_one_byte_is_a_request(
             for piece in pieces:
                 writer.write(piece)
                 await asyncio.sleep(0.001)
-            assert b" 511 " in await asyncio.wait_for(one_answer(reader), 5)
+            assert b" 511 " in await asyncio.wait_for(one_answer(reader), SOON)
             writer.close()
     assert origin.connections == 0
 
 
 @each_way
 async def test_a_client_that_waits_for_the_server_to_speak_first_hears_nothing(
-    portal: StartPortal, dialled: Dialled, way: Way, monkeypatch: pytest.MonkeyPatch
+    portal: StartPortal, dialled: Dialled, way: Way
 ) -> None:
-    monkeypatch.setattr("capport.enforcement.connections.PATIENCE", 0.3)
     async with Origin(greeting=b"220 smtp.example.com\r\n").serving(way.origin_at) as origin:
         async with way.portal(portal, dialled, origin) as it:
-            assert await say(await way.connect(it, origin.port), b"", ends=False) == b""
+            reader, writer = await way.connect(it, origin.port)
+            await until(lambda: len(it.keeper.connections) == 1)
+            later(connections.PATIENCE)
+            assert await until_closed(reader) == b""
+            writer.close()
         assert origin.connections == 0
 
 
@@ -344,7 +359,7 @@ async def test_a_kept_connection_is_answered_again_and_again(
         reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
         for _ in range(5):
             writer.write(get(origin))
-            assert b" 511 " in await asyncio.wait_for(one_answer(reader), 5)
+            assert b" 511 " in await asyncio.wait_for(one_answer(reader), SOON)
         writer.close()
     assert origin.connections == 0
 
@@ -384,9 +399,9 @@ async def test_whoever_becomes_known_between_connecting_and_asking_comes_again(
     async with portal() as it:
         reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
         writer.write(get(origin))
-        assert b" 511 " in await asyncio.wait_for(one_answer(reader), 5)
+        assert b" 511 " in await asyncio.wait_for(one_answer(reader), SOON)
         it.grant("127.0.0.1")
-        assert await asyncio.wait_for(reader.read(), 5) == b""
+        assert await asyncio.wait_for(reader.read(), SOON) == b""
         writer.close()
         assert b" 200 " in await it.ask(get(origin))
         it.revoke("127.0.0.1")
@@ -403,10 +418,10 @@ async def test_whoever_is_known_without_the_portal_having_noticed_goes_on(
         async with portal(mode=mode) as it:
             monkeypatch.setattr(it.keeper.connections, "_recheck", lambda entry: None)
             reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
-            await asyncio.sleep(0.05)
+            await until(lambda: len(it.keeper.connections) == 1)
             it.grant("127.0.0.1")
             writer.write(get(origin))
-            assert b" 200 " in await asyncio.wait_for(one_answer(reader), 5)
+            assert b" 200 " in await asyncio.wait_for(one_answer(reader), SOON)
             writer.close()
 
 

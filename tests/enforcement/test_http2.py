@@ -19,8 +19,19 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from mitmproxy import certs
 
-from conftest import Origin, Portal, StartPortal, until_closed
-from enforcement.wire import GARDEN, OUTSIDE, Dialled, answers, garden, say, until, with_names
+from capport.enforcement import connections
+from conftest import SOON, Origin, Portal, StartPortal, until_closed
+from enforcement.wire import (
+    GARDEN,
+    OUTSIDE,
+    Dialled,
+    answers,
+    garden,
+    later,
+    say,
+    until,
+    with_names,
+)
 
 INTERCEPT = "tls: {unknown: intercept}\n"
 
@@ -69,7 +80,7 @@ class Http2:
 
     async def answer(self, stream: Stream) -> Stream:
         """`stream`, once it has ended, or the connection has."""
-        await until(lambda: stream.ended or self.gone, 10)
+        await until(lambda: stream.ended or self.gone)
         return stream
 
     def send(self, stream: Stream, data: bytes, *, ends: bool = False) -> None:
@@ -312,7 +323,7 @@ async def test_http1_inside_tls_is_answered_in_the_same_way(
             request = f"GET / HTTP/1.1\r\nHost: {OUTSIDE}\r\n\r\n".encode()
             streams[1].write(request * 2 + request.replace(b"GET", b"POST").replace(
                 b"\r\n\r\n", b"\r\nContent-Length: 9\r\n\r\n"))  # fmt: skip
-            found = answers(await until_closed(streams[0], 10))
+            found = answers(await until_closed(streams[0]))
             assert [answer.status for answer in found] == [511] * 3
             assert found[-1].fields["connection"] == "close"
             streams[1].close()
@@ -348,19 +359,21 @@ async def say_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, da
 
 
 async def test_a_connection_that_asks_nothing_more_is_closed(
-    portal: StartPortal, origin: Origin, dialled: Dialled, monkeypatch: pytest.MonkeyPatch
+    portal: StartPortal, origin: Origin, dialled: Dialled
 ) -> None:
-    monkeypatch.setattr("capport.enforcement.connections.PATIENCE", 1.0)
     dialled("127.0.0.1", origin.port)
     async with portal(INTERCEPT, mode="transparent") as it:
         client = await tls(it, "h2")
         upload = client.ask(method="POST", ends=False)
         await client.answer(upload)
-        began = time.monotonic()
-        while not client.gone and time.monotonic() - began < 10:
-            client.send(upload, b"a")
+        for _ in range(2):
+            client.send(upload, b"a")  # which puts nothing off
             await asyncio.sleep(0.1)
-        assert client.gone
+            later(connections.PATIENCE / 2)
+        async with asyncio.timeout(SOON):
+            while not client.gone:
+                client.send(upload, b"a")
+                await asyncio.sleep(0.1)
         await until(lambda: len(it.keeper.connections) == 0)
         await client.close()
 
@@ -376,7 +389,7 @@ async def test_a_connection_has_a_hundred_answers_and_then_a_goodbye(
         streams = [client.ask() for _ in range(5)]  # of which the first one is the hundredth
         for stream in streams:
             await client.answer(stream)
-        await until(lambda: client.gone, 10)
+        await until(lambda: client.gone)
         assert [stream.status for stream in streams] == [511, 0, 0, 0, 0]
         assert {stream.reset for stream in streams[1:]} <= {
             None,
@@ -407,7 +420,7 @@ async def test_the_goodbye_waits_for_what_is_being_said_to_the_garden(
         assert client.goodbye is None
         client.send(upload, b"data", ends=True)
         assert (await client.answer(upload)).status == 200
-        await until(lambda: client.gone, 10)
+        await until(lambda: client.gone)
         assert client.goodbye is not None
         await client.close()
     assert secure_origin.received.endswith(b"data")
@@ -428,7 +441,7 @@ async def test_answers_that_a_client_does_not_take_in_are_not_cut_short(
         client.take()
         for stream in streams:
             await client.answer(stream)
-        await until(lambda: client.gone, 10)
+        await until(lambda: client.gone)
         sizes = {len(stream.body) for stream in streams}
         assert {stream.status for stream in streams} == {511}
         assert sizes == {int(streams[0].fields["content-length"])}
@@ -476,7 +489,7 @@ async def test_streams_that_are_reset_at_once_end_the_connection_and_are_no_faul
             client.h2.send_headers(number, [*head, (":path", "/")], end_stream=True)
             client.h2.reset_stream(number)
         client.flush()
-        await until(lambda: client.gone, 10)
+        await until(lambda: client.gone)
         assert it.keeper.gate.events.counts.get("fault") is None
         await client.close()
     assert origin.connections == 0

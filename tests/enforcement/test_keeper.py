@@ -47,7 +47,7 @@ def known(lab: Lab) -> Iterator[KnownSet]:
         lab.rules.run("delete table inet firewall\n")
     nftables.up(lab.policy, proxy_ports=(8080, 8082), rules=lab.rules)
     store, now = MemoryStore(), clock.now()
-    store.put(Session(parse_client_id(lab.client.mac), now, now + 60, None, last_seen=now))
+    store.put(Session(parse_client_id(lab.client.mac), now, now + 3600, None, last_seen=now))
     following = lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
     lab.router.call(following.start)
     following.update([ClientId(lab.client.mac)])
@@ -80,7 +80,7 @@ def test_rules_that_somebody_takes_away_are_back_at_once_with_who_is_known(
     assert reaches(lab, 0)
     for times in (1, 2):
         lab.rules.run(f"{how}\n")
-        wait_for(lambda times=times: len(told) == times, 5)  # type: ignore[misc]
+        wait_for(lambda times=times: len(told) == times)  # type: ignore[misc]
         assert lab.rules.outline("list table inet capport") == before
     assert reaches(lab, 0)
     assert not reaches(lab, 1)
@@ -170,6 +170,6 @@ def test_rules_that_cannot_be_put_back_are_tried_again(
 
     monkeypatch.setattr(known, "apply", fails_twice)
     lab.rules.run("flush ruleset\n")
-    wait_for(lambda: len(told) == 1, 5)
+    wait_for(lambda: len(told) == 1)
     assert caplog.text.count("The router's rules cannot be kept: No buffer space") == 1
     assert not reaches(lab, 1)

@@ -7,7 +7,6 @@ import os
 import pty
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import termios
@@ -17,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Origin
+from conftest import SOON, Origin
 from enforcement.mitmdump import SCRIPT, policy, started
+from ports import free_port
 
 KNOWN = "clients:\n  - {address: 127.0.0.1, access: known}\n"
 
@@ -176,13 +176,6 @@ async def knocking(port: int, origin: Origin) -> AsyncIterator[list[bytes]]:
         await asyncio.gather(*clients, return_exceptions=True)
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
-
-
 async def test_a_damaged_store_and_a_full_disk_leave_a_gate_that_is_closed(
     tmp_path: Path, origin: Origin
 ) -> None:
@@ -227,7 +220,7 @@ async def test_two_modes_at_once_have_one_gate(tmp_path: Path, origin: Origin) -
             writer.write(socks_request(origin.port) if socks else b"")
             target = f"http://127.0.0.1:{origin.port}/" if not socks else "/"
             writer.write(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-            answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), SOON)
             assert b"HTTP/1.1 511 " in answer
             writer.close()
     assert origin.connections == 0
@@ -315,10 +308,8 @@ async def test_it_ends_cleanly_with_connections_open(
         reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
         writer.write(f"CONNECT 127.0.0.1:{origin.port} HTTP/1.1\r\n\r\n".encode())
         await reader.readuntil(b"\r\n\r\n")
-        began = time.monotonic()
         it.process.send_signal(ending)
         assert await it.ended() == 0, it.log
-        assert time.monotonic() - began < 5  # 2 s on a machine with nothing else to do
         for opened in (idle[1], writer):
             opened.close()
 
@@ -349,7 +340,7 @@ async def knock_on(proxy: int, port: int) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy)
     writer.write(f"GET http://127.0.0.1:{port}/ HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     try:
-        return await asyncio.wait_for(reader.read(100), 5)
+        return await asyncio.wait_for(reader.read(100), SOON)
     finally:
         writer.close()
 
@@ -381,7 +372,7 @@ def in_a_terminal(folder: Path, tool: str, *arguments: str) -> tuple[int, bytes,
         start_new_session=True,
     )
     try:
-        status = process.wait(20)
+        status = process.wait(SOON)
     finally:
         process.kill()
     after = termios.tcgetattr(terminal)

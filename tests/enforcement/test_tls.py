@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import requires
 from capport.enforcement import connections
 from capport.enforcement.tls import HELLO, HelloReader
-from conftest import Origin, Portal, StartPortal, until_closed
+from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
 from enforcement.hellos import (
     ALERT_49,
     ECH,
@@ -33,7 +33,15 @@ from enforcement.hellos import (
     server_name,
     trusting_all,
 )
-from enforcement.wire import GARDEN, OUTSIDE, Dialled, Streams, garden, with_names
+from enforcement.wire import (
+    GARDEN,
+    OUTSIDE,
+    Dialled,
+    Streams,
+    garden,
+    until,
+    with_names,
+)
 from portal.certificates import certificate
 
 KNOWN = "clients:\n  - {address: 127.0.0.1, access: known}\n"
@@ -85,10 +93,7 @@ class Told:
 
     async def one(self, event: str) -> dict[str, Any]:
         """The one event of this kind; it fails where none comes, or a second."""
-        for _ in range(500):
-            if self.of(event):
-                break
-            await asyncio.sleep(0.01)
+        await until(lambda: bool(self.of(event)))
         await asyncio.sleep(0.1)
         (told,) = self.of(event)
         return told
@@ -120,7 +125,7 @@ async def connected(it: Portal, mode: str, port: int, host: str = "127.0.0.1") -
     return reader, writer
 
 
-async def raw(streams: Streams, *pieces: bytes, timeout: float = 5.0) -> bytes:
+async def raw(streams: Streams, *pieces: bytes, timeout: float | None = None) -> bytes:
     """All that comes back for `pieces`, each in a segment of its own as far as that can be had."""
     reader, writer = streams
     try:
@@ -172,14 +177,14 @@ async def test_each_client_says_that_access_was_denied(
     dialled("127.0.0.1", origin.port)
     async with portal(mode="transparent") as it:
         url = f"https://localhost:{it.port}/"
-        status, said = await run("curl", "-sS", "--noproxy", "*", "--max-time", "9", url)
+        status, said = await run("curl", "-sS", "--noproxy", "*", "--max-time", "60", url)
         assert status == 35, said
         assert "access denied" in said
         status, said = await run("openssl", "s_client", "-connect", f"127.0.0.1:{it.port}")
         assert status == 1, said
         assert "alert access denied" in said
         assert "no peer certificate available" in said
-        status, said = await run("wget", "--no-proxy", "-t", "1", "-T", "9", "-O", "-", url)
+        status, said = await run("wget", "--no-proxy", "-t", "1", "-T", "60", "-O", "-", url)
         assert status == 4, said
         assert "Access was denied" in said or "access denied" in said
     assert origin.connections == 0
@@ -193,7 +198,7 @@ async def run(*command: str) -> tuple[int, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    said, _ = await asyncio.wait_for(process.communicate(), 20)
+    said, _ = await asyncio.wait_for(process.communicate(), 2 * SOON)
     assert process.returncode is not None
     return process.returncode, said.decode("utf-8", "replace")
 
@@ -307,15 +312,15 @@ async def test_a_hello_that_never_ends_meets_the_deadline(
     hello = records(message(extension(21, b"\x00" * 30_000)))
     async with portal(mode="transparent") as it:
         reader, writer = await connected(it, "transparent", 0)
-        began = time.monotonic()
+        gone = asyncio.create_task(until_closed(reader))
         with contextlib.suppress(ConnectionError):
             for at in range(len(hello) - 1):
                 writer.write(hello[at : at + 1])
                 await writer.drain()
-                if reader.at_eof() or time.monotonic() - began > 20:
+                if gone.done():
                     break
                 await asyncio.sleep(0.02)
-        assert time.monotonic() - began < 10
+        await gone
         writer.close()
     assert origin.connections == 0
 
@@ -355,7 +360,7 @@ def test_a_hello_costs_the_same_for_each_of_its_bytes() -> None:
     began = time.process_time()
     for at in range(len(sent)):
         reader.feed(sent[at : at + 1])
-    assert time.process_time() - began < 5  # 0.3 s; mitmproxy's own reader needs 400 s
+    assert time.process_time() - began < 20  # 0.3 s; mitmproxy's own reader needs 400 s
 
 
 # --- intercept ------------------------------------------------------------------------------------
@@ -426,7 +431,7 @@ def check_the_certificate(port: int) -> None:
     """As most clients do; asyncio's own hang up without the alert that OpenSSL has ready."""
     context = ssl.create_default_context()
     with (
-        socket.create_connection(("127.0.0.1", port), 5) as plain,
+        socket.create_connection(("127.0.0.1", port), SOON) as plain,
         context.wrap_socket(plain, server_hostname=OUTSIDE),
     ):
         pass
@@ -478,8 +483,8 @@ async def test_nothing_plain_inside_an_intercepted_handshake_leaves(
 @pytest.mark.parametrize(
     ("client", "says"),
     [
-        (("wget", "--no-proxy", "-t", "1", "-T", "9", "-O", "-"), "not trusted"),
-        (("curl", "-sS", "--noproxy", "*", "--max-time", "9"), "certificate"),
+        (("wget", "--no-proxy", "-t", "1", "-T", "60", "-O", "-"), "not trusted"),
+        (("curl", "-sS", "--noproxy", "*", "--max-time", "60"), "certificate"),
         (("openssl", "s_client", "-verify_return_error", "-connect"), "verify error"),
     ],
     ids=lambda it: it[0],
@@ -581,8 +586,10 @@ async def test_what_only_begins_like_tls_goes_on_for_a_known_client(
     dialled("127.0.0.1", origin.port)
     data = b"\x16\x03\x01 is how a protocol of its own begins\r\n\r\n"
     async with portal(KNOWN, mode="transparent") as it:
-        answer = await raw(await connected(it, "transparent", 0), data, timeout=1)
-        assert answer.startswith(b"HTTP/1.1 200 ")
+        reader, writer = await connected(it, "transparent", 0)
+        writer.write(data)
+        assert (await one_answer(reader)).startswith(b"HTTP/1.1 200 ")
+        writer.close()
     assert origin.received == data
 
 
@@ -671,7 +678,7 @@ async def test_in_a_tunnel_to_the_garden_raw_bytes_go_nowhere(
         assert origin.connections == 0
         streams = await connected(it, "regular", origin.port, GARDEN)
         host = f"GET / HTTP/1.1\r\nHost: {GARDEN}:{origin.port}\r\n\r\n".encode()
-        assert b" 200 " in await raw(streams, host, timeout=0.5)
+        assert b" 200 " in await raw(streams, host)
     assert re.findall(rb"(?i)\nHost: ([^\r]*)", origin.received) == [
         f"{GARDEN}:{origin.port}".encode()
     ]

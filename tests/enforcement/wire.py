@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from capport.core.client import Address
 from capport.core.place import Host
 from capport.enforcement.addresses import Addresses
-from conftest import Origin, Portal, StartPortal, until_closed
+from conftest import SOON, Origin, Portal, StartPortal, until_closed
 
 type Dialled = Callable[[str, int], None]
 type Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -134,7 +134,11 @@ WAYS = (
 
 
 async def say(
-    streams: Streams, data: bytes | Sequence[bytes], *, timeout: float = 5.0, ends: bool = True
+    streams: Streams,
+    data: bytes | Sequence[bytes],
+    *,
+    timeout: float | None = None,
+    ends: bool = True,
 ) -> bytes:
     """Sends `data` (each piece in a segment of its own), and all that comes back until the end.
 
@@ -163,7 +167,17 @@ def reset(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
-async def until(holds: Callable[[], bool], seconds: float = 5.0, pause: float = 0.01) -> None:
+def later(seconds: float) -> None:
+    """Has the event loop's clock go on by `seconds`: whatever deadline is within them has come.
+
+    So nothing before it is in a hurry, as it would be with a deadline that is short.
+    """
+    loop = asyncio.get_running_loop()
+    now = loop.time
+    loop.time = lambda: now() + seconds  # type: ignore[method-assign]
+
+
+async def until(holds: Callable[[], bool], seconds: float = SOON, pause: float = 0.01) -> None:
     """Returns once `holds` does. Raises TimeoutError if it does not within `seconds`."""
     async with asyncio.timeout(seconds):
         while not holds():

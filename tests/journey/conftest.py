@@ -22,6 +22,7 @@ LOGIN = "login.example.net"
 POLICY = """\
 network: Example Café
 login_url: https://login.example.net/?state={{state}}
+refresh: 600
 login_server:
   listen: 192.0.2.1:443
   certificate: {certificate}
@@ -84,6 +85,20 @@ class Street:
             frozenset(name for name, _, _ in lines),
         )
 
+    def ask_until(self, status: int, url: str, *, client: Client | None = None) -> Answer:
+        """The answer with `status`, which comes before long.
+
+        A check's 302 does where the login server has just been too busy to say that it is there.
+        """
+        found: list[Answer] = []
+
+        def answered() -> bool:
+            found.append(self.ask(url, client=client))
+            return found[-1].status == status
+
+        wait_for(answered, message=f"{url}: never {status}")
+        return found[-1]
+
     def requests(self) -> list[dict[str, Any]]:
         """Every request that has come to the origin's site in this test, in order."""
         lines = (self.lab.folder / "website.jsonl").read_text().splitlines()
@@ -110,9 +125,9 @@ def whole_street(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Street]:
         assert done.returncode == 0, done.stderr
         log = (lab.folder / "website.log").open("wb")
         lab.origin.start(sys.executable, str(Path(website.__file__)), str(lab.folder), log=log)
-        wait_for((lab.folder / "website").exists, 20, "the site does not come up")
+        wait_for((lab.folder / "website").exists, message="the site does not come up")
         answers = f"https://{LOGIN}/"
-        wait_for(lambda: lab.client.status(answers, "--cacert", str(shown)) == 200, 20)
+        wait_for(lambda: lab.client.status(answers, "--cacert", str(shown)) == 200)
         yield Street(lab, shown)
 
 

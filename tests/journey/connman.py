@@ -79,7 +79,7 @@ class ConnMan:
         """Answers what the agent asks."""
         os.write(self._terminal, f"{line}\n".encode())
 
-    def hears(self, text: str, seconds: float = 30) -> str:
+    def hears(self, text: str, seconds: float = 60) -> str:
         """All that the agent has said since it was last asked, once that holds `text`."""
 
         def said() -> bool:
@@ -119,9 +119,9 @@ def connman(folder: Path, within: Namespace, service: str) -> Iterator[ConnMan]:
     it = None
     try:
         try:
-            wait_for(lambda: "State = " in _ctl(within, environment, "state"), 20)
+            wait_for(lambda: "State = " in _ctl(within, environment, "state"))
             it = ConnMan(within, environment, service)
-            wait_for(lambda: it.state() != "unknown", 20)
+            wait_for(lambda: it.state() != "unknown")
         except (TimeoutError, AssertionError) as error:
             said = (folder / "log").read_text()[-3000:]
             raise OSError(f"ConnMan: {error}\n{it and it.ctl('services')}\n{said}") from error

@@ -5,6 +5,7 @@ import http.client
 import ssl
 from urllib.parse import urlsplit
 
+from conftest import SOON
 from portal.house import Browser, Page
 
 
@@ -56,10 +57,10 @@ class Guest(Browser):
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         source = (self.address, 0)
         tunnel = http.client.HTTPSConnection(
-            "127.0.0.1", self.proxy, timeout=20, source_address=source, context=context
+            "127.0.0.1", self.proxy, timeout=SOON, source_address=source, context=context
         )
         tunnel.set_tunnel("127.0.0.1", self.port)
         return tunnel
 
     def _to_proxy(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.proxy, 20, (self.address, 0))
+        return http.client.HTTPConnection("127.0.0.1", self.proxy, SOON, (self.address, 0))

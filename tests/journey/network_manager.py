@@ -66,7 +66,7 @@ def network_manager(folder: Path, within: Namespace) -> Iterator[NetworkManager]
     it = NetworkManager(within, environment)
     try:
         try:
-            wait_for(lambda: "eth0" in it.nmcli("-t", "connection", "show").stdout, 20)
+            wait_for(lambda: "eth0" in it.nmcli("-t", "connection", "show").stdout)
         except TimeoutError as error:
             raise OSError(f"NetworkManager: {(folder / 'log').read_text()[-3000:]}") from error
         yield it

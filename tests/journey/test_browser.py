@@ -39,7 +39,7 @@ def _pin(certificate: Path) -> str:
 async def test_the_whole_way_and_back(street: Street, tmp_path: Path) -> None:
     async with guest(street, tmp_path) as tab:
         await tab.open(f"{SITE}/news?today")
-        assert tab.answers[-1] == (511, f"{SITE}/news?today")
+        assert (511, f"{SITE}/news?today") in tab.answers
         assert await tab.run("location.href") == f"{SITE}/news?today"
         await tab.click("a")
         assert await tab.run("location.host") == LOGIN
@@ -57,7 +57,7 @@ async def test_the_whole_way_and_back(street: Street, tmp_path: Path) -> None:
         assert "You are signed out" in await tab.text()
         assert not street.is_known()
         await tab.open(f"{SITE}/weather")
-        assert tab.answers[-1] == (511, f"{SITE}/weather")
+        assert (511, f"{SITE}/weather") in tab.answers
     hosts = {asked["host"] for asked in street.requests()}
     assert LOGIN not in hosts
 
@@ -89,7 +89,7 @@ async def test_nothing_of_the_portals_is_kept_under_the_sites_name(
         await tab.send("Page.setBypassCSP", enabled=True)  # the 511's own, which allows no fetch
         for path in paths:
             await tab.open(SITE + path)
-            assert tab.answers[-1][0] == 511, path
+            assert (511, SITE + path) in tab.answers
         for path in paths:
             only = "{cache: 'only-if-cached', mode: 'same-origin'}"
             kept = f"fetch('{path}', {only}).then(r => r.status, e => e.message)"

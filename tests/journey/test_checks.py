@@ -10,12 +10,12 @@ import pytest
 from capport.core.place import Place
 from capport.core.policy import LoginServer, Probes
 from capport.enforcement import health
-from conftest import StartPortal
+from conftest import SOON, StartPortal
 from journey.conftest import LOGIN, Street
 from journey.guests import Guest
 from journey.systems import CHECKS, Check, Finding
-from lab.namespaces import wait_for
-from portal.house import LOOPBACK, Page, free_port, house, policy
+from portal.house import LOOPBACK, Page, house, policy
+from ports import free_port
 
 pytestmark = pytest.mark.lab
 
@@ -25,8 +25,8 @@ each = pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.system)
 
 @each
 def test_an_unknown_client_is_told_to_sign_in(street: Street, check: Check) -> None:
-    answer = street.ask(check.url)
-    assert (answer.status, check.model(answer)) == (check.compatible, Finding.SIGN_IN)
+    answer = street.ask_until(check.compatible, check.url)
+    assert check.model(answer) is Finding.SIGN_IN
     assert answer.fields["cache-control"] == "no-store"
     assert not {"set-cookie", "x-networkmanager-status", "x-connman-status"} & set(answer.fields)
     if check.compatible == 302:
@@ -65,8 +65,7 @@ def strict(street: Street) -> Iterator[Street]:
 
     def changed(text: str, status: int) -> None:
         file.write_text(text)
-        url = CHECKS[0].url
-        wait_for(lambda: street.ask(url).status == status, 20, "the policy is not followed")
+        street.ask_until(status, CHECKS[0].url)
 
     changed(before + f"probes: {Probes.STRICT}\n", 511)
     yield street
@@ -100,8 +99,7 @@ async def test_no_302_while_the_login_server_does_not_answer(
 
 async def becomes(guest: Guest, url: str, status: int) -> Page:
     """The answer with `status`, which comes before long."""
-    for _ in range(200):
-        if (answer := await guest.visit(url)).status == status:
-            return answer
-        await asyncio.sleep(0.05)
-    raise AssertionError(f"{url}: {answer.status}, never {status}")
+    async with asyncio.timeout(SOON):
+        while (answer := await guest.visit(url)).status != status:
+            await asyncio.sleep(0.05)
+    return answer

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from conftest import Origin
+from conftest import SOON, Origin
 from enforcement.mitmdump import started
 from journey.guests import Guest
-from portal.house import free_port
+from ports import free_port
 
 
 class Place:
@@ -31,7 +31,7 @@ class Place:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        out, err = await asyncio.wait_for(process.communicate(said.encode()), 30)
+        out, err = await asyncio.wait_for(process.communicate(said.encode()), SOON)
         assert process.returncode == 0, err.decode()
         return out.decode()
 

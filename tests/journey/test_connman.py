@@ -22,6 +22,7 @@ def client(street: Street) -> Client:
     """One for ConnMan alone, which takes its interface over."""
     client = street.lab.clients[2]
     street.lab.router.call(_with_checksums, "port3")
+    street.ask_until(302, URL)  # that ConnMan gets it at once, too
     return client
 
 
@@ -37,12 +38,12 @@ def test_an_unknown_clients_agent_is_asked_for_a_browser_and_it_is_online_after_
         # On the URL of its check, by which a browser comes to the login server.
         assert URL in it.hears("Connected (yes/no)?")
         assert it.state() == "ready"
-        answer = street.ask(URL, client=client)
+        answer = street.ask_until(302, URL, client=client)
         assert answer.fields["location"].startswith(f"https://{LOGIN}/?state=")
         assert street.requests_for(CHECK) == []
         street.grant(client)
         it.type("yes")
-        wait_for(lambda: it.state() == "online", 30)
+        wait_for(lambda: it.state() == "online")
 
 
 def test_a_known_client_is_online_and_nobody_is_asked(
@@ -51,7 +52,7 @@ def test_a_known_client_is_online_and_nobody_is_asked(
     street.grant(client)
     with running(client, tmp_path) as it:
         it.connect()
-        wait_for(lambda: it.state() == "online", 30)
+        wait_for(lambda: it.state() == "online")
         (request,) = street.requests_for(CHECK)
         assert request["fields"]["user-agent"].startswith("ConnMan/")
         assert "RequestBrowser" not in it.hears("", 0)

@@ -1,7 +1,6 @@
 """The whole way through the explicit proxy: its clients are themselves, and not the router."""
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
 from pathlib import Path
@@ -11,10 +10,11 @@ import pytest
 import requires
 from capport.portal.asking import HEADER
 from conftest import Origin, Portal, running_portal
+from enforcement.wire import until
 from journey.guests import Guest
 from portal.certificates import certificate
 from portal.chromium import chromium
-from portal.house import free_port
+from ports import free_port
 
 ONE, OTHER = "127.0.0.2", "127.0.0.3"
 
@@ -108,15 +108,8 @@ async def test_the_login_server_forgets_for_whom_a_connection_was(
         await guest(portal).sign_in_for(f"http://127.0.0.1:{origin.port}/")
         embedded = portal.keeper.alongside._embedded
         assert embedded is not None
-        await gone(embedded.portal.vouched)
-
-
-async def gone(things: Mapping[tuple[str, int], object]) -> None:
-    for _ in range(100):
-        if not things:
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError(f"still there: {things}")
+        vouched = embedded.portal.vouched
+        await until(lambda: not vouched)
 
 
 @pytest.mark.browser

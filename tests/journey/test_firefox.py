@@ -25,22 +25,23 @@ CaptivePortalWatcher.ensureCaptivePortalTab();
 
 def click(it: Firefox, start: str, selector: str) -> None:
     """Clicks in the page at a URL that begins with `start`, once both are there."""
-    wait_for(lambda: any(url.startswith(start) for url in it.urls), 30, f"no page at {start}")
+    wait_for(lambda: any(url.startswith(start) for url in it.urls), message=f"no page at {start}")
     element = f"document.readyState === 'complete' && document.querySelector('{selector}')"
-    wait_for(lambda: it.run_in_page(start, f"return !!({element})"), 30, f"no {selector}")
+    wait_for(lambda: it.run_in_page(start, f"return !!({element})"), message=f"no {selector}")
     it.run_in_page(start, f"({element}).click()")
 
 
+@pytest.mark.timeout(600)
 def test_firefox_says_sign_in_until_then_and_not_after(street: Street, tmp_path: Path) -> None:
     with firefox(tmp_path, street.client.namespace) as it:
-        wait_for(lambda: it.state == Firefox.LOCKED, 30, "Firefox sees no portal")
-        wait_for(lambda: it.run(f"return !!{BAR}"), 30, "Firefox shows no bar")
+        wait_for(lambda: it.state == Firefox.LOCKED, message="Firefox sees no portal")
+        wait_for(lambda: it.run(f"return !!{BAR}"), message="Firefox shows no bar")
         assert street.requests_for(CHECK) == []
         it.trust(LOGIN, street.certificate)
         it.run(OPEN)
         click(it, f"http://{CHECK}/canonical.html", "a")  # a 511, at the page it checks with
         click(it, f"https://{LOGIN}/", "form button")
-        wait_for(lambda: it.state == Firefox.UNLOCKED, 30, "Firefox still sees a portal")
-        wait_for(lambda: it.run(f"return !{BAR}"), 30, "the bar is still there")
+        wait_for(lambda: it.state == Firefox.UNLOCKED, message="Firefox still sees a portal")
+        wait_for(lambda: it.run(f"return !{BAR}"), message="the bar is still there")
         assert street.is_known()
         assert "/canonical.html" in {asked["path"] for asked in street.requests_for(CHECK)}

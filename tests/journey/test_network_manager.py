@@ -7,6 +7,7 @@ import pytest
 import requires
 from journey.conftest import Street
 from journey.network_manager import CHECK, network_manager
+from lab.namespaces import wait_for
 
 pytestmark = [pytest.mark.lab, requires.tool("nmcli", "dbus-daemon")]
 
@@ -16,10 +17,10 @@ def test_it_sees_a_portal_until_the_grant_and_again_after_the_end(
 ) -> None:
     client = street.lab.clients[1]
     with network_manager(tmp_path, client.namespace) as it:
-        assert it.connectivity() == "portal"
+        wait_for(lambda: it.connectivity() == "portal")
         assert street.requests_for(CHECK) == []
         street.grant(client)
-        assert it.connectivity() == "full"
+        wait_for(lambda: it.connectivity() == "full")
         assert street.requests_for(CHECK) != []
         street.revoke(client)
-        assert it.connectivity() == "portal"
+        wait_for(lambda: it.connectivity() == "portal")

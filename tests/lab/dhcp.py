@@ -25,16 +25,17 @@ class Lease:
     captive_portal: str | None
 
 
-def lease(interface: str, mac: str, seconds: float = 10) -> Lease:
+def lease(interface: str, mac: str, seconds: float = 60) -> Lease:
     """A lease for `interface`, which has no address yet. Raises TimeoutError."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as talk:
         talk.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         talk.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         talk.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
         talk.bind(("", 68))
-        talk.settimeout(0.5)
-        end = time.monotonic() + seconds
+        end, patience = time.monotonic() + seconds, 0.5
         while time.monotonic() < end:
+            talk.settimeout(patience)  # a server that is there may be slow
+            patience *= 1.5
             exchange = os.urandom(4)
             if not (offer := _ask(talk, exchange, mac, {_TYPE: bytes([_DISCOVER])}, _OFFER)):
                 continue

@@ -1,4 +1,7 @@
-"""An HTTP/3 client that trusts everybody: prints the status of each answer, a line each."""
+"""An HTTP/3 client that trusts everybody: prints the status of each answer, a line each.
+
+`python http3.py ADDRESS SECONDS`, which is how long it waits for all of them.
+"""
 
 import asyncio
 import ssl
@@ -11,8 +14,6 @@ from aioquic.h3.connection import H3_ALPN, H3Connection
 from aioquic.h3.events import HeadersReceived
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.events import QuicEvent
-
-PATIENCE = 10.0  # seconds
 
 
 class Client(QuicConnectionProtocol):
@@ -55,4 +56,4 @@ async def main(address: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(asyncio.wait_for(main(sys.argv[1]), PATIENCE))
+    asyncio.run(asyncio.wait_for(main(sys.argv[1]), float(sys.argv[2])))

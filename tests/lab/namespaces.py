@@ -39,7 +39,7 @@ class Namespace:
         return ["ip", "netns", "exec", self.name, *argv]
 
     def run(
-        self, *argv: str, timeout: float = 30, **options: Any
+        self, *argv: str, timeout: float = 100, **options: Any
     ) -> subprocess.CompletedProcess[str]:
         """Runs `argv` in here to its end, and keeps what it said."""
         return subprocess.run(
@@ -117,7 +117,7 @@ def veth(first: Namespace, name: str, second: Namespace, peer: str) -> None:
     )
 
 
-def wait_for(what: Callable[[], object], seconds: float = 10, message: str = "") -> None:
+def wait_for(what: Callable[[], object], seconds: float = 60, message: str = "") -> None:
     """Waits until `what()` is true. Raises TimeoutError, with `message`, if it never is."""
     end = time.monotonic() + seconds
     while not what():
@@ -127,7 +127,7 @@ def wait_for(what: Callable[[], object], seconds: float = 10, message: str = "")
 
 
 def end(process: subprocess.Popen[bytes], seconds: float = 3) -> None:
-    """Ends a process started by `Namespace.start`, by TERM, then by KILL."""
+    """Ends a process started by `Namespace.start`: by TERM, and after `seconds` by KILL."""
     if process.poll() is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
@@ -135,7 +135,7 @@ def end(process: subprocess.Popen[bytes], seconds: float = 3) -> None:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait(seconds)
+            process.wait()
 
 
 _held: list[int] = []
@@ -195,8 +195,8 @@ def let_go() -> None:
 
 def _delete(name: str) -> None:
     """Ends every process in namespace `name`, waits for them, deletes it and its /etc/netns."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        limit = time.monotonic() + 2
+    for number, seconds in ((signal.SIGTERM, 2), (signal.SIGKILL, 30)):
+        limit = time.monotonic() + seconds
         while (pids := _pids(name)) and time.monotonic() < limit:
             for pid in pids:
                 with suppress(ProcessLookupError):

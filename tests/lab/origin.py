@@ -18,6 +18,7 @@ ADDRESSES = {4: ("198.51.100.2", "198.51.100.3"), 6: ("2001:db8:2::2", "2001:db8
 
 _ICMP6_DISCOVERY = range(130, 138)
 _PACKET_OUTGOING = 4
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 
 
 async def http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -106,6 +107,8 @@ def describe(frame: bytes) -> dict[str, object] | None:
         "protocol": {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp6"}.get(protocol, protocol),
         "from_port": ports[0],
         "to_port": ports[1],
+        # SYN without ACK: a connection that somebody opens.
+        "begins": protocol == 6 and len(frame) > start + 13 and frame[start + 13] & 0x12 == 2,
         "payload": frame[start + 8 :][:64].decode("latin-1") if protocol == 17 else "",
     }
 
@@ -113,6 +116,7 @@ def describe(frame: bytes) -> dict[str, object] | None:
 def record(into: Path) -> None:
     """Has every packet that arrives written down, from the loop's reader."""
     raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+    raw.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 24)  # while we wait for the processor
     raw.bind(("eth0", 0))
     raw.setblocking(False)
     log = into.open("w", buffering=1)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from conftest import SOON
 from lab.namespaces import wait_for
 from lab.network import ORIGIN4, ORIGIN6, POLICY, ROUTER4, Client, Lab
 
@@ -32,9 +33,9 @@ def revoke(lab: Lab, client: Client) -> None:
     lab.capport("revoke", client.mac, "--policy", str(lab.policy_file))
 
 
-def echoes(client: Client, address: str = ORIGIN4) -> bool:
+def echoes(client: Client, address: str = ORIGIN4, seconds: float = SOON) -> bool:
     def ask() -> bool:
-        with contextlib.suppress(OSError), socket.create_connection((address, 7), 1) as talk:
+        with contextlib.suppress(OSError), socket.create_connection((address, 7), seconds) as talk:
             talk.sendall(b"there?")
             return talk.recv(100) == b"there?"
         return False
@@ -65,7 +66,7 @@ def test_a_known_client_goes_past_the_proxy_with_its_own_address(
     assert len(lab.log()) == before
 
 
-def test_a_download_ends_within_a_second_of_the_revocation(lab: Lab, granted: Client) -> None:
+def test_a_download_ends_with_the_revocation(lab: Lab, granted: Client) -> None:
     other = lab.clients[1]
     grant(lab, other)
     downloads = [
@@ -74,25 +75,29 @@ def test_a_download_ends_within_a_second_of_the_revocation(lab: Lab, granted: Cl
         for slow in (f"http://{ORIGIN4}/slow",)
     ]
     try:
-        files = [lab.folder / f"slow{n}" for n in range(2)]
-        wait_for(lambda: all(file.exists() and file.stat().st_size for file in files))
+        mine, others = (lab.folder / f"slow{n}" for n in range(2))
+        wait_for(lambda: all(file.exists() and file.stat().st_size for file in (mine, others)))
         revoke(lab, granted)
-        time.sleep(1)
-        size, others = (file.stat().st_size for file in files)
-        time.sleep(0.5)
-        assert files[0].stat().st_size == size
-        assert files[1].stat().st_size > others, "the second client does not notice"
+        ends = time.monotonic() + SOON
+        while True:
+            size = mine.stat().st_size
+            grown = others.stat().st_size + 200  # the second client does not notice
+            wait_for(lambda size=grown: others.stat().st_size > size)  # type: ignore[misc]
+            if mine.stat().st_size == size:
+                break
+            assert time.monotonic() < ends
     finally:
         for download in downloads:
             download.send_signal(signal.SIGKILL)
-            download.wait(5)
+            download.wait(SOON)
         revoke(lab, other)
 
 
 def test_a_session_ends_by_itself(lab: Lab) -> None:
-    grant(lab, lab.client, "--for", "2s")
+    grant(lab, lab.client)
     assert echoes(lab.client)
-    wait_for(lambda: not echoes(lab.client), 5)
+    grant(lab, lab.client, "--for", "2s")
+    wait_for(lambda: not echoes(lab.client, seconds=3))
     assert lab.client.status("http://www.example.com/") == 511
 
 
@@ -107,11 +112,11 @@ def test_whoever_takes_the_address_over_is_unknown(lab: Lab, granted: Client) ->
         def is_refused() -> bool:
             # The router believes a new MAC only when it has not just heard the old one (arp(7)).
             thief.namespace.ip("neighbour flush dev eth0")
-            got = thief.curl(*interface, f"http://{ORIGIN4}/", seconds=1).stdout[-3:]
+            got = thief.curl(*interface, f"http://{ORIGIN4}/", seconds=3).stdout[-3:]
             assert got in ("000", "511")
             return got == "511"
 
-        wait_for(is_refused, 20)
+        wait_for(is_refused)
         said = thief.curl("-k", *interface, f"https://{ORIGIN4}/").stderr
         assert "alert access denied" in said
         assert [line for line in lab.reached() if granted.v4 in line] == before
@@ -124,8 +129,8 @@ def test_whoever_takes_the_address_over_is_unknown(lab: Lab, granted: Client) ->
 def test_known_clients_go_on_while_the_rules_are_put_in_force_again(
     lab: Lab, granted: Client
 ) -> None:
-    with granted.namespace.call(socket.create_connection, (ORIGIN4, 7), 3) as talk:
-        talk.settimeout(2)
+    with granted.namespace.call(socket.create_connection, (ORIGIN4, 7), SOON) as talk:
+        talk.settimeout(SOON)
         for _ in range(3):
             done = lab.capport("router", "up", str(lab.policy_file))
             assert done.returncode == 0, done.stderr
@@ -138,7 +143,7 @@ def test_known_clients_go_on_without_the_proxy(lab: Lab, granted: Client) -> Non
     proxy = lab.proxies.pop()
     try:
         subprocess.run(["kill", "-KILL", str(proxy.pid)], check=True)
-        proxy.wait(5)
+        proxy.wait(SOON)
         assert echoes(granted)
         assert granted.status(f"http://{ORIGIN4}/") == 200
     finally:
@@ -162,7 +167,7 @@ def test_two_proxies_share_a_store_and_one_may_die() -> None:
         "login_server:\n  listen: 192.0.2.1:8511", "login_url: http://192.0.2.1:8511/"
     )
     with Lab(clients=1, proxy_ports=ports, policy=policy, name="two") as lab:
-        addresses = [f"192.0.2.{n}" for n in range(40, 52)]
+        addresses = [f"192.0.2.{n}" for n in range(40, 64)]  # by a hash: all at one, once in 2**23
         lab.client.namespace.ip(*(f"address add {a}/24 dev eth0" for a in addresses))
 
         def statuses() -> list[int]:
@@ -173,7 +178,7 @@ def test_two_proxies_share_a_store_and_one_may_die() -> None:
         logs = [lab.folder / f"mitmdump-{port}.log" for port in ports]
         assert all("511" in log.read_text() for log in logs), "each has its share"
         lab.proxies[0].kill()
-        lab.proxies[0].wait(5)
+        lab.proxies[0].wait(SOON)
         assert set(statuses()) == {0, 511}
         grant(lab, lab.client)
         assert set(statuses()) == {200}

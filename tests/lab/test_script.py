@@ -50,14 +50,14 @@ def left(pid: int) -> list[str]:
 def test_it_runs_a_command_and_returns_its_status() -> None:
     command = "curl -s -o /dev/null -w '%{http_code}' http://www.example.com/; exit 7"
     lab = start("--run", command)
-    out, err = lab.communicate(timeout=60)
+    out, err = lab.communicate(timeout=100)
     assert (out, lab.returncode) == ("511", 7), err
     assert left(lab.pid) == []
 
 
 def test_ctrl_d_ends_the_shell_and_the_lab() -> None:
     lab = start("--clients", "2")
-    out, err = lab.communicate("curl -s -m5 http://www.example.org/\n", timeout=60)
+    out, err = lab.communicate("curl -s -m60 http://www.example.org/\n", timeout=100)
     assert lab.returncode == 0, err
     assert "You are an unknown client" in out
     assert "origin, to 198.51.100.1" in out
@@ -68,7 +68,7 @@ def test_the_api_is_where_dhcp_and_the_advertisements_say() -> None:
     """RFC 8910 section 2, RFC 8908 section 4: over https, with a certificate that verifies."""
     ask = f"curl -sS -H 'Accept: application/captive+json' {CAPTIVE_PORTAL}"
     lab = start("--run", ask)
-    out, err = lab.communicate(timeout=60)
+    out, err = lab.communicate(timeout=100)
     assert lab.returncode == 0, err
     said = json.loads(out)
     assert said["captive"] is True
@@ -76,25 +76,25 @@ def test_the_api_is_where_dhcp_and_the_advertisements_say() -> None:
 
 
 def test_ended_from_outside_it_leaves_nothing() -> None:
-    lab = start("--run", "echo up; sleep 60")
+    lab = start("--run", "echo up; sleep 600")
     assert lab.stdout is not None
     assert lab.stdout.readline() == "up\n"
     lab.send_signal(signal.SIGTERM)
-    lab.communicate(timeout=30)
+    lab.communicate(timeout=100)
     assert lab.returncode == 128 + signal.SIGTERM
     assert left(lab.pid) == []
 
 
 def test_what_a_killed_lab_left_the_next_one_clears_away() -> None:
-    lab = start("--run", "echo up; sleep 60")
+    lab = start("--run", "echo up; sleep 600")
     assert lab.stdout is not None
     assert lab.stdout.readline() == "up\n"
     lab.kill()
-    lab.wait(10)
+    lab.wait(100)
     time.sleep(0.2)
     assert left(lab.pid) != []
     following = start("--run", "true")
-    _, err = following.communicate(timeout=60)
+    _, err = following.communicate(timeout=100)
     assert following.returncode == 0, err
     wait_for(lambda: left(lab.pid) == [])
     assert left(following.pid) == []
@@ -104,7 +104,7 @@ def test_a_policy_that_cannot_be_used_is_said_and_leaves_nothing(tmp_path: Path)
     policy = tmp_path / "bad.yaml"
     policy.write_text("login_ulr: https://login.example.net/\n")
     lab = start("--policy", str(policy), "--run", "true")
-    _, err = lab.communicate(timeout=60)
+    _, err = lab.communicate(timeout=100)
     assert lab.returncode == 1
     assert err.startswith(f"scripts/lab: {policy}:1:1: ")
     assert "login_ulr" in err
@@ -114,7 +114,7 @@ def test_a_policy_that_cannot_be_used_is_said_and_leaves_nothing(tmp_path: Path)
 
 def test_a_policy_that_is_not_there_is_said_in_a_line(tmp_path: Path) -> None:
     lab = start("--policy", str(tmp_path / "none.yaml"), "--run", "true")
-    _, err = lab.communicate(timeout=60)
+    _, err = lab.communicate(timeout=100)
     assert lab.returncode == 1
     assert err.startswith(f"scripts/lab: {tmp_path}/none.yaml: ")
     assert err.count("\n") == 1
@@ -128,7 +128,7 @@ def test_a_policy_of_ones_own_finds_the_files_beside_it(tmp_path: Path) -> None:
     policy.write_text(POLICY.replace("sessions:\n  store: sqlite://{folder}/sessions.db\n", store))
     with policy.open("a") as file:
         file.write("clients:\n  - {file: staff.csv, access: known}\n")
-    ask = "curl -s -m5 -o /dev/null -w '%{http_code}' http://www.example.com/"
+    ask = "curl -s -m60 -o /dev/null -w '%{http_code}' http://www.example.com/"
     lab = start("--policy", str(policy), "--run", ask)
-    out, err = lab.communicate(timeout=60)
+    out, err = lab.communicate(timeout=100)
     assert (out, lab.returncode) == ("200", 0), err

@@ -47,14 +47,14 @@ def tun(folder: Path, policy: str) -> Iterator[Namespace]:
 
 def test_http3_inside_interception_is_answered_511(tmp_path: Path) -> None:
     with tun(tmp_path, "tls: {unknown: intercept}") as client:
-        done = client.run(sys.executable, str(HTTP3), OUTSIDE, timeout=40)
+        done = client.run(sys.executable, str(HTTP3), OUTSIDE, "60", timeout=100)
         assert done.stdout.split() == ["511", "511"], done.stderr
 
 
 def test_unless_intercepted_quic_is_not_answered_and_http_is(tmp_path: Path) -> None:
     with tun(tmp_path, "") as client:
-        asked = client.run("curl", "-s", "-m", "5", "-w", "%{http_code}", f"http://{OUTSIDE}/")
+        asked = client.run("curl", "-s", "-m", "60", "-w", "%{http_code}", f"http://{OUTSIDE}/")
         assert asked.stdout.endswith("511"), asked.stderr
-        refused = client.run("curl", "-sS", "-m", "5", "-k", f"https://{OUTSIDE}/")
+        refused = client.run("curl", "-sS", "-m", "60", "-k", f"https://{OUTSIDE}/")
         assert "alert access denied" in refused.stderr
-        assert client.run(sys.executable, str(HTTP3), OUTSIDE, timeout=40).stdout == ""
+        assert client.run(sys.executable, str(HTTP3), OUTSIDE, "10", timeout=100).stdout == ""

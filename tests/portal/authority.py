@@ -17,6 +17,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID, NameOID
 
+from portal.house import until
+
 DAY = datetime.timedelta(days=1)
 type Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 
@@ -221,15 +223,15 @@ def s_client(port: int) -> str:
         ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-status", "-no_ign_eof"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=30,
+        timeout=60,
         text=True,
         check=False,
     ).stdout
 
 
 async def until_stapled(port: int) -> str:
-    for _ in range(200):
-        if "OCSP Response Status: successful" in (said := await asyncio.to_thread(s_client, port)):
-            return said
-        await asyncio.sleep(0.05)
-    raise AssertionError(said)
+    async def stapled() -> str:
+        said = await asyncio.to_thread(s_client, port)
+        return said if "OCSP Response Status: successful" in said else ""
+
+    return await until(stapled, "a stapled response")

@@ -2,16 +2,17 @@
 
 import asyncio
 import http.client
-import socket
+import inspect
 import ssl
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from http.cookies import SimpleCookie
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 from urllib.parse import urlencode, urljoin, urlsplit
 
 from capport.core.client import Address, Client
@@ -24,8 +25,10 @@ from capport.portal.portal import Portal
 from capport.portal.records import Records
 from capport.portal.server import LoginServer as Server
 from capport.stores.memory import MemoryStore
+from ports import free_port as free_port
 
 LOOPBACK = ip_address("127.0.0.1")
+PATIENCE = 60.0  # seconds until a test gives up; nothing takes that long but what has failed
 
 
 @dataclass
@@ -203,11 +206,11 @@ class Browser:
     def _connection(self) -> http.client.HTTPConnection:
         source = (self.address, 0)
         if not self.encrypted:
-            return http.client.HTTPConnection("127.0.0.1", self.port, 20, source)
+            return http.client.HTTPConnection("127.0.0.1", self.port, PATIENCE, source)
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         return http.client.HTTPSConnection(
-            "127.0.0.1", self.port, timeout=20, source_address=source, context=context
+            "127.0.0.1", self.port, timeout=PATIENCE, source_address=source, context=context
         )
 
 
@@ -216,9 +219,22 @@ def at(address: Address | str) -> Client:
     return Client(ip_address(str(address)))
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
+@overload
+async def until[T](true: Callable[[], Awaitable[T]], what: str) -> T: ...
+@overload
+async def until[T](true: Callable[[], T], what: str) -> T: ...
+async def until[T](true: Callable[[], T | Awaitable[T]], what: str) -> T:
+    """What `true()` gives, once that is true; an OSError of its is not."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        error: OSError | None = None
+        try:
+            found = true()
+            got = await found if inspect.isawaitable(found) else found
+            if got:
+                return got
+        except OSError as raised:
+            error = raised
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what} did not come true") from error
+        await asyncio.sleep(0.02)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from capport.portal.records import Records
-from portal.house import Browser, free_port
+from portal.house import PATIENCE, Browser, free_port, until
 
 POLICY = "login_server: {{listen: 127.0.0.1:{port}, conditions: {conditions}}}\n"
 RUN = (
@@ -46,15 +46,12 @@ async def login(folder: Path, port: int) -> AsyncIterator[asyncio.subprocess.Pro
     given = {"policy": str(folder / "lab.yaml"), "sessions": str(folder / "sessions.db")}
     process = await _start("login:serve", **given, socket=str(folder / "api.sock"))
     try:
-        for _ in range(400):
-            if process.returncode is not None or _open(port):
-                break
-            await asyncio.sleep(0.05)
+        await until(lambda: process.returncode is not None or _open(port), "a login server")
         yield process
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
-        await asyncio.wait_for(process.wait(), 20)
+        await asyncio.wait_for(process.wait(), PATIENCE)
 
 
 def _open(port: int) -> bool:
@@ -72,14 +69,11 @@ async def test_the_login_server_alone_lets_on_into_the_store_that_is_shared(tmp_
         assert "You are online" in (await browser.get("/status?lang=en")).text
         assert (tmp_path / "api.sock").is_socket()
         policy.write_text(POLICY.format(port=moved, conditions="terms"), "utf-8")
-        for _ in range(400):
-            if _open(moved):
-                break
-            await asyncio.sleep(0.05)
+        await until(lambda: _open(moved), "the login server at its new place")
         assert (await Browser(moved, "127.0.0.2").get("/status")).status == 200
         assert not _open(port)
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 20) == 0
+        assert await asyncio.wait_for(process.wait(), PATIENCE) == 0
     records = Records(tmp_path / "portal.db")
     assert [one.client for one in records.acceptances()] == ["127.0.0.2"]
     records.close()

@@ -55,7 +55,7 @@ async def _schemathesis(one: Api, folder: Path, config: str, *options: str) -> N
         *(str(requires.SCHEMATHESIS), "--no-color", "run", f"{one.url}/api/v1/openapi.json"),
         *("--header", f"Authorization: Bearer {one.token}", "--checks", "all"),
         *("--max-examples", str(EXAMPLES), "--generation-deterministic"),
-        *("--no-shrink", "--request-timeout", "20", *options),
+        *("--no-shrink", "--request-timeout", "60", *options),
         cwd=folder,
         env=os.environ | {"HOME": str(folder), "NO_PROXY": "*"},
         stdin=asyncio.subprocess.DEVNULL,
@@ -72,6 +72,7 @@ async def _schemathesis(one: Api, folder: Path, config: str, *options: str) -> N
 
 @requires.schemathesis()
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 async def test_every_answer_is_as_the_document_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +95,7 @@ parameters = {{ {name} = "{value}" }}
 
 @requires.schemathesis()
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 async def test_what_there_is_is_shown_as_the_document_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ MAC = ClientId("02:00:00:00:00:07")
 ADDRESS = ClientId("192.0.2.7")
 BOTH = ClientId("02:00:00:00:00:07@192.0.2.7")
 OTHER = ClientId("2001:db8::7")
-PATIENCE = 10.0  # seconds until a test gives up; nothing takes that long but on a failing store
+PATIENCE = 60.0  # seconds until a test gives up; nothing takes that long but on a failing store
 
 
 @dataclass

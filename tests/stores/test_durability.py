@@ -61,7 +61,7 @@ class Ledger:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_kill_9_loses_nothing_acknowledged(tmp_path: Path) -> None:
     path, dice = tmp_path / "sessions.db", random.Random(511)
     ledgers = [Ledger() for _ in range(WRITERS)]
@@ -75,14 +75,18 @@ def test_kill_9_loses_nothing_acknowledged(tmp_path: Path) -> None:
     ) as forks:
         assert forks.stdin
         assert forks.stdout
-        while killed < KILLS and time.monotonic() < deadline:
-            pids = []
+        while killed < KILLS and (killed < 2 * WRITERS or time.monotonic() < deadline):
+            turn, pids = killed // WRITERS, []
             for number, out in enumerate(outs):
                 out.write_bytes(b"")
                 forks.stdin.write(f"{number} {killed} {out}\n")
                 forks.stdin.flush()
                 pids.append(int(forks.stdout.readline()))
-            time.sleep(dice.random() * 0.15)
+            if turn % 2:  # in the middle of their work, and else wherever they are
+                until(lambda: all(out.read_bytes().count(b"did") > 2 for out in outs), "some work")
+                time.sleep(dice.random() * 0.05)
+            else:
+                time.sleep(dice.random() * 0.15)
             for pid in pids:
                 time.sleep(dice.random() * 0.005)
                 os.kill(pid, signal.SIGKILL)  # ProcessLookupError, had it ended by itself
@@ -98,7 +102,7 @@ def test_kill_9_loses_nothing_acknowledged(tmp_path: Path) -> None:
         forks.stdin.close()
     acknowledged = sum(ledger.acknowledged for ledger in ledgers)
     print(f"{killed} writers killed, {acknowledged} acknowledgements kept")
-    assert acknowledged > killed
+    assert acknowledged > killed  # at least three by every second writer
 
 
 def alive(pid: int) -> bool:
@@ -335,6 +339,7 @@ def test_a_file_that_is_read_only_at_the_start_is_read_and_not_written(tmp_path:
     file.close()
 
 
+@pytest.mark.usefixtures("in_haste")
 def test_a_locked_file_grants_nothing_in_time_and_revokes_at_once(tmp_path: Path) -> None:
     file = OneFile(tmp_path)
     store, other = file.open(), file.open()
@@ -342,10 +347,8 @@ def test_a_locked_file_grants_nothing_in_time_and_revokes_at_once(tmp_path: Path
         store.put(session(client))
     locker = sqlite3.connect(file.path, isolation_level=None)
     locker.execute("BEGIN EXCLUSIVE")
-    before = time.monotonic()
     with pytest.raises(StoreError, match="another process keeps it locked; find that with fuser"):
         store.put(session(OTHER))
-    assert time.monotonic() - before < 10
     assert store.drop(MAC) is True
     until(lambda: other.find((MAC,), 1000.0) is None, "a revocation")
     copy = OneFile(tmp_path / "copy")  # the power goes while it is still locked
@@ -365,6 +368,7 @@ def test_a_locked_file_grants_nothing_in_time_and_revokes_at_once(tmp_path: Path
     file.close()
 
 
+@pytest.mark.usefixtures("in_haste")
 def test_a_grant_after_a_noted_revocation_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -619,6 +623,7 @@ def test_root_frees_no_room_through_a_link_where_the_log_cannot_be_opened(
 
 @requires.root()
 @TRAPS
+@pytest.mark.usefixtures("in_haste")
 def test_root_notes_no_revocation_in_a_file_of_its_own_and_says_so(
     theirs: Path, precious: Path, trap: Callable[[Path, Path], None]
 ) -> None:

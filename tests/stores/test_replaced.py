@@ -54,7 +54,7 @@ def does(process: Writer, what: str, client: str) -> None:
 
 def command(*arguments: str, path: Path) -> subprocess.CompletedProcess[str]:
     argv = [CAPPORT, *arguments, "--sessions", str(path)]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=100, check=False)
 
 
 def backup(path: Path, *clients: str) -> Path:
@@ -209,6 +209,7 @@ def test_nobody_opens_a_file_beside_whose_log_another_one_is_in_use(path: Path) 
             assert path.read_bytes() == before
         finally:
             os.kill(proxy.process.pid, signal.SIGCONT)
+        until(lambda: locks.user_of_another(path) is None, "the end of the log in use")
         assert command("grant", "192.0.2.4", path=path).returncode == 0
         until(lambda: knows(proxy, "192.0.2.4"), "a grant in the new file")
     assert clients(path) == {STAYS, COMES, "192.0.2.4"}
@@ -322,6 +323,6 @@ def test_the_portal_turns_away_who_is_not_in_the_new_file(tmp_path: Path) -> Non
         assert command("revoke", COMES, path=path).returncode == 0
         until(lambda: ("revoked", COMES) in told(), "an event")
         running.terminate()
-        out, _ = running.communicate(timeout=20)
+        out, _ = running.communicate(timeout=60)
     assert ("revoked", "127.0.0.1") in told()
     assert out.count("another file was put in its place; what is in that one holds") == 1

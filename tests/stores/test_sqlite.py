@@ -317,6 +317,7 @@ def test_touches_are_written_back_in_batches(
     file.time.now = 1100.0
     for client in clients:
         one.touch(client, 1100.0)
+    until(lambda: len(list(two.sessions())) == 200, "the grants")
     time.sleep(0.3)
     assert {s.last_seen for s in two.sessions()} == {1000.0}  # it is not time yet
     file.time.now += FLUSH_SECONDS
@@ -369,16 +370,19 @@ def test_what_is_over_is_cleared_away_in_a_while(
     assert told == []  # they were over before, so nothing changed
 
 
-def test_the_log_does_not_grow_for_ever(file: OneFile) -> None:
+def test_the_log_does_not_grow_for_ever(file: OneFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("capport.stores.database._COMMITS_PER_CHECKPOINT", 20)
     store = file.open()
     log = Path(f"{file.path}-wal")
     sizes = []
     for turn in range(3):
-        for number in range(400):
-            store.put(session(ClientId(f"10.0.{turn}.{number % 250}"), name="x" * 200))
-        sizes.append(log.stat().st_size)
-    assert sizes[2] < sizes[0] * 1.5
-    assert len(list(store.sessions())) == 750
+        for number in range(200):
+            store.put(session(ClientId(f"10.0.{turn}.{number}"), name="x" * 200))
+            sizes.append(log.stat().st_size)
+    # It begins anew after a checkpoint, unless somebody reads in it just then: so now and then one
+    # does not count, and never many in a row.
+    assert sizes[-1] < sizes[19] * 10
+    assert len(list(store.sessions())) == 600
 
 
 # --- other processes ---

@@ -12,7 +12,7 @@ from pathlib import Path
 from capport import clock
 from capport.core.client import ClientId
 from capport.core.session import Session
-from capport.stores import StoreError, schema
+from capport.stores import StoreError, revoked, schema, sqlite
 from capport.stores.sqlite import SqliteStore
 
 GRANT, REVOKE, FIND = "grant", "revoke", "find"
@@ -31,7 +31,7 @@ def write_until_killed(path: str, number: int, turn: int, out: int) -> None:
     """Grants and revokes clients of its own; says what it is about to do, then that it is done."""
     dice = random.Random(number * 1000 + turn)
     store = SqliteStore(Path(path), spares=())
-    for step in range(10_000):
+    for step in range(1_000_000):
         client = f"10.{number}.0.{dice.randrange(8)}"
         what = dice.choice((GRANT, GRANT, REVOKE))
         mark = f"{turn}.{step}"
@@ -97,6 +97,9 @@ def tell(path: str) -> None:
 
 
 if __name__ == "__main__":
+    # None of them is about how long a grant waits for another's, which can stall with the machine.
+    vars(sqlite).update(PUT_SECONDS=60.0)
+    revoked._LOCK_SECONDS = 60.0
     commands: dict[str, Callable[..., None]] = {
         "fork_writers": fork_writers,
         "grant_and_stay": grant_and_stay,

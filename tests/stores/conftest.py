@@ -1,0 +1,23 @@
+"""A store under test gives nothing up for want of time, unless that is what the test is about."""
+
+import pytest
+
+from capport.stores import database, revoked, sqlite, upkeep
+from stores.contract import PATIENCE
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit on a busy machine can take longer than a revocation waits for another one."""
+    for module in (sqlite, upkeep):
+        monkeypatch.setattr(module, "PUT_SECONDS", PATIENCE)
+    monkeypatch.setattr(sqlite, "DROP_SECONDS", PATIENCE)
+    monkeypatch.setattr(revoked, "_LOCK_SECONDS", PATIENCE)
+
+
+@pytest.fixture
+def in_haste(patience: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in earnest: for who locks the file and sees what comes of it."""
+    for module in (sqlite, upkeep):
+        monkeypatch.setattr(module, "PUT_SECONDS", database.PUT_SECONDS)
+    monkeypatch.setattr(sqlite, "DROP_SECONDS", database.DROP_SECONDS)
