@@ -2,14 +2,12 @@
 
 import subprocess
 import sys
-from ipaddress import ip_address, ip_network
-from pathlib import Path
+from ipaddress import ip_address
 
 import pytest
 
 import requires
 from capport.core.client import Client, parse_address
-from capport.enforcement import addresses
 from capport.enforcement.addresses import Addresses
 from capport.enforcement.own import is_own, is_reachable, may_reach
 
@@ -88,50 +86,3 @@ async def test_an_address_that_did_not_answer_is_tried_last() -> None:
 async def test_a_name_that_is_none_raises_an_oserror() -> None:
     with pytest.raises(OSError, match=r"."):
         await Addresses().resolve("nowhere.invalid")
-
-
-NETWORKS = """
-import subprocess
-from capport.enforcement.addresses import networks_by
-for command in ("link set lo up",
-                "link add lan type veth peer name l1", "link add wan type veth peer name w1",
-                "link set lan up", "link set l1 up", "link set wan up", "link set w1 up",
-                "addr add 192.0.2.1/25 dev lan", "-6 addr add 2001:db8:1::1/64 dev lan nodad",
-                "addr add 198.51.100.1/24 dev wan", "-6 addr add 2001:db8:2::1/64 dev wan nodad",
-                "route add 203.0.113.0/28 via 192.0.2.2 dev lan",
-                "route add default via 192.0.2.2 dev lan",
-                "route add default via 198.51.100.2 metric 9"):
-    subprocess.run(["ip", *command.split()], check=True)
-for name in ("lan", "wan", "other"):
-    shown = [n for n in networks_by(name) if not n.is_link_local and not n.is_multicast]
-    print(name, *sorted(str(n) for n in shown if n.num_addresses > 1))
-"""
-
-
-@requires.namespaces()
-def test_the_networks_behind_an_interface_are_those_that_are_routed_there() -> None:
-    done = subprocess.run(
-        ["unshare", "-n", sys.executable, "-c", NETWORKS],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
-        "lan 192.0.2.0/25 2001:db8:1::/64 203.0.113.0/28",
-        "wan 198.51.100.0/24 2001:db8:2::/64",
-        "other",
-    ]
-
-
-def test_without_ipv6_there_are_the_networks_of_ipv4(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    table = tmp_path / "route"
-    row = "lan 000200C0 00000000 0001 0 0 0 80FFFFFF 0 0 0"
-    table.write_text(
-        f"Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n{row}\n"
-    )
-    monkeypatch.setattr(addresses, "ROUTES4", table)
-    monkeypatch.setattr(addresses, "ROUTES6", tmp_path / "none")
-    assert addresses.networks_by("lan") == [ip_network("192.0.2.0/25")]

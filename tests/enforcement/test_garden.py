@@ -13,7 +13,7 @@ from mitmproxy import http
 from mitmproxy.io import FlowReader
 
 from capport.core.policy import Router
-from capport.enforcement import dialling
+from capport.identity import lookup
 from conftest import Origin, StartPortal, one_answer, until_closed
 from enforcement.wire import (
     GARDEN,
@@ -631,7 +631,7 @@ async def test_no_name_of_the_garden_leads_among_the_clients(
     network: str,
 ) -> None:
     """Their network is this machine's own here; an address says that it is meant."""
-    monkeypatch.setattr(dialling, "networks_by", lambda interface: [ip_network(network)])
+    monkeypatch.setattr(lookup, "is_behind", lambda address, _: address in ip_network(network))
     ports = {"PORT": origin.port, "OTHER": decoy.port}
     places = [entry.replace(n, str(p)) for entry in entries for n, p in ports.items() if n in entry]
     async with portal(garden(*places)) as it:

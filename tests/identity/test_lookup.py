@@ -130,6 +130,57 @@ def test_on_the_link_is_where_the_kernel_needs_a_mac(
         assert routed.call(replica.is_on_link, asked) == of_the_clients
 
 
+@pytest.fixture
+def two_sided(network: Namespace) -> Namespace:
+    network.ip(
+        "link add wan0 type bridge",
+        "link set wan0 up",
+        "addr add 198.51.100.1/24 dev wan0",
+        "addr add 2001:db8:2::1/64 dev wan0 nodad",
+        "route add 203.0.113.0/28 via 192.0.2.2",
+        "route add 203.0.113.8/30 via 198.51.100.2",
+        "route add 2001:db8:3::/48 via 2001:db8::2",
+        "route add 10.0.0.0/8 nexthop via 198.51.100.2 nexthop via 198.51.100.3",
+        "route add 10.1.0.0/16 nexthop via 192.0.2.2 nexthop via 192.0.2.3",
+        "route add unreachable 10.9.0.0/24",
+    )
+    return network
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("192.0.2.7", True),
+        ("192.0.2.1", False),  # this machine itself: sent to lo
+        ("203.0.113.7", True),  # the client interface, by another router
+        ("203.0.113.9", False),  # a part of it that is elsewhere
+        ("198.51.100.7", False),
+        ("2001:db8::7", True),
+        ("2001:db8:3::7", True),
+        ("2001:db8:2::7", False),
+        ("10.7.0.7", False),  # two ways
+        ("10.1.0.7", True),
+        ("10.9.0.7", False),
+    ],
+)
+@pytest.mark.parametrize(
+    "default",
+    [None, "via 192.0.2.2", "via 198.51.100.2", "nexthop via 192.0.2.2 nexthop via 192.0.2.3"],
+)
+def test_behind_an_interface_is_what_is_routed_there_but_by_the_default_route(
+    two_sided: Namespace, address: str, expected: bool, default: str | None
+) -> None:
+    if default is not None:
+        two_sided.ip(f"route add default {default}", "route add default via 2001:db8::2")
+    assert two_sided.call(lookup.is_behind, ip_address(address), "lan0") == expected
+    for elsewhere in ("100.64.0.7", "2001:db8:9::7"):
+        assert not two_sided.call(lookup.is_behind, ip_address(elsewhere), "lan0")
+
+
+def test_nothing_is_behind_an_interface_that_is_not_there(network: Namespace) -> None:
+    assert not network.call(lookup.is_behind, ip_address("192.0.2.7"), "other")
+
+
 def test_a_blocked_device_does_not_pass_when_its_entry_is_flushed(network: Namespace) -> None:
     rules = ClientRules()
     rules.section(Access.BLOCKED, "lab.yaml")

@@ -1,10 +1,7 @@
-"""Which address a name has for us, and which networks are where."""
+"""Which address a name has for us."""
 
 import asyncio
-import sys
 import time
-from collections.abc import Iterator
-from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Protocol
 
@@ -13,10 +10,8 @@ from mitmproxy.addons.dns_resolver import GetaddrinfoFallbackResolver
 
 from capport.core.client import Address, parse_address
 from capport.core.place import Host
-from capport.core.policy import Network
 from capport.enforcement.own import udp_socket
 
-ROUTES4, ROUTES6 = Path("/proc/net/route"), Path("/proc/net/ipv6_route")
 PATIENCE = 5.0  # seconds for a name to resolve
 MEMORY = 60.0  # seconds for which an address that did not answer is tried last
 
@@ -71,34 +66,6 @@ class Addresses:
             self._made_of = made_of
             self._resolver = _system_resolver()
         return self._resolver
-
-
-def networks_by(interface: str) -> list[Network]:
-    """The networks that this machine reaches by `interface`, as its routes say, not the default.
-
-    None where the kernel does not say: a machine without IPv6 has no such file.
-    """
-    found: list[Network] = []
-    for path, read in ((ROUTES4, _route4), (ROUTES6, _route6)):
-        try:
-            lines = path.read_text().splitlines()
-        except OSError:
-            continue
-        found += (network for line in lines for network in read(line.split(), interface))
-    return [network for network in found if network.prefixlen]
-
-
-def _route4(fields: list[str], interface: str) -> Iterator[IPv4Network]:
-    """Of /proc/net/route: interface, destination, ..., mask, the numbers as they lie in memory."""
-    if fields[0] == interface:
-        destination, mask = (int(fields[at], 16).to_bytes(4, sys.byteorder) for at in (1, 7))
-        yield IPv4Network((destination, int.from_bytes(mask).bit_count()))
-
-
-def _route6(fields: list[str], interface: str) -> Iterator[IPv6Network]:
-    """Of /proc/net/ipv6_route: destination, length of its prefix, ..., interface."""
-    if fields[-1] == interface:
-        yield IPv6Network((bytes.fromhex(fields[0]), int(fields[1], 16)))
 
 
 def _system_resolver() -> Resolver:

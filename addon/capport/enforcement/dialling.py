@@ -10,12 +10,12 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from capport.core.client import Address, Client
 from capport.core.place import Place
 from capport.core.verdict import Pass
-from capport.enforcement.addresses import networks_by
 from capport.enforcement.connections import MOST_TO_LOGIN
 from capport.enforcement.heads import place_of
 from capport.enforcement.life import Life
 from capport.enforcement.own import is_own, may_reach
 from capport.enforcement.proxyserver import own_ports
+from capport.identity import lookup
 
 logger = logging.getLogger(__name__)
 
@@ -104,4 +104,4 @@ class Dialling:
         policy = self._life.gate.policy
         if policy.router is None or policy.walled_garden.find(address, port):
             return False
-        return any(address in network for network in networks_by(policy.router.client_interface))
+        return lookup.is_behind(address, policy.router.client_interface)

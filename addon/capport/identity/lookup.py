@@ -8,6 +8,7 @@ import fcntl
 import socket
 import struct
 from collections.abc import Collection
+from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 
 from capport.core.client import Address, Mac, parse_mac
@@ -26,6 +27,7 @@ _ROUTE = struct.Struct("=8BI")  # rtmsg: family, prefix lengths (2), -, -, -, -,
 _GET_ROUTE = 26
 _TO, _INTERFACE, _GATEWAY, _VIA = 1, 4, 5, 18
 _UNICAST = 1
+_AS_LISTED = 0x2000  # RTM_F_FIB_MATCH: the route, and not what follows from it for one address
 # linux/sockios.h, linux/if.h
 _GET_FLAGS, _LOOPBACK, _NO_ARP = 0x8913, 0x8, 0x80
 # What the kernel says where no route leads: none at all, unreachable, prohibited, a black hole.
@@ -52,19 +54,55 @@ def is_on_link(address: Address, interfaces: Collection[int] | None = None) -> b
     """
     if isinstance(address, IPv6Address) and address.is_link_local:
         return True  # never routed; which link is not in the address
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    asked = _ROUTE.pack(family, address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+    route = _route(address)
+    if route is None or not route.is_direct or route.interface is None:
+        return False
+    return (interfaces is None or route.interface in interfaces) and _has_macs(route.interface)
+
+
+def is_behind(address: Address, interface: str) -> bool:
+    """Whether the kernel would send to `address` by `interface`, and not by the default route.
+
+    False where there is no such interface. Raises OSError where the kernel does not say.
+    """
     try:
-        ((_, _, route),) = ask(_GET_ROUTE, asked + attribute(_TO, address.packed))
+        number = socket.if_nametoindex(interface)
+    except OSError:
+        return False
+    route = _route(address)
+    if route is None or route.interface != number:
+        return False
+    match = _route(address, _AS_LISTED)
+    return match is None or match.prefix > 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """One route: the length of the prefix it is for, and the number of the interface it leads to.
+
+    It is direct where the next hop is whom it is asked for.
+    """
+
+    prefix: int
+    interface: int | None
+    is_direct: bool
+
+
+def _route(address: Address, flags: int = 0) -> _Route | None:
+    """The route to `address`, None where none leads there. Raises OSError."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    asked = _ROUTE.pack(family, address.max_prefixlen, 0, 0, 0, 0, 0, 0, flags)
+    try:
+        ((_, _, body),) = ask(_GET_ROUTE, asked + attribute(_TO, address.packed))
     except OSError as error:
         if error.errno in _NO_ROUTE:
-            return False
+            return None
         raise
-    kind, values = _ROUTE.unpack_from(route)[7], attributes(route[_ROUTE.size :])
-    if kind != _UNICAST or _GATEWAY in values or _VIA in values or _INTERFACE not in values:
-        return False
-    (number,) = struct.unpack("=i", values[_INTERFACE])
-    return (interfaces is None or number in interfaces) and _has_macs(number)
+    _, prefix, _, _, _, _, _, kind, _ = _ROUTE.unpack_from(body)
+    values = attributes(body[_ROUTE.size :])
+    number = struct.unpack("=i", values[_INTERFACE])[0] if _INTERFACE in values else None
+    is_direct = kind == _UNICAST and not {_GATEWAY, _VIA} & values.keys()
+    return _Route(prefix, number, is_direct)
 
 
 def _has_macs(interface: int) -> bool:
