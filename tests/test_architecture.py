@@ -66,6 +66,7 @@ HOUSE: tuple[Row, ...] = (
         ("capport.core.*", "capport.clock", "prometheus_client"),
         "whoever has something to report can import them",
     ),
+    Row(("capport.beside",), (), "what root opens in others' folders is opened in one place"),
     Row(
         ("capport.stores.redis",),
         ("capport.core.*", "capport.clock", "capport.stores", "capport.stores.*", "redis"),
@@ -73,7 +74,7 @@ HOUSE: tuple[Row, ...] = (
     ),
     Row(
         ("capport.stores", "capport.stores.*"),
-        ("capport.core.*", "capport.clock"),
+        ("capport.core.*", "capport.clock", "capport.beside"),
         "a store never learns what it is for",
     ),
     Row(
@@ -108,7 +109,15 @@ HOUSE: tuple[Row, ...] = (
         ("capport.portal", "capport.portal.*"),
         (
             *("capport.core.*", "capport.clock", "capport.gate", "capport.events"),
-            *("capport.stores", "tornado", "argon2", "cryptography", "jwt", "markdown_it"),
+            *(
+                "capport.beside",
+                "capport.stores",
+                "tornado",
+                "argon2",
+                "cryptography",
+                "jwt",
+                "markdown_it",
+            ),
             "OpenSSL",
         ),
         "Tornado stops here, and the login server can run alone",

@@ -15,7 +15,8 @@ from capport.core.verdict import NetworkAuthenticationRequired, Pass
 from capport.gate import Gate
 from capport.portal import embedded
 from capport.portal.asking import HEADER
-from capport.portal.embedded import Embedded, records_beside
+from capport.portal.embedded import Embedded
+from capport.portal.records import records_beside
 from capport.stores import StoreError
 from capport.stores.memory import MemoryStore
 from portal.house import Browser, Clock, at, policy

@@ -1,5 +1,6 @@
 """What the login server keeps outlives it, and is nobody else's to read."""
 
+import contextlib
 import os
 import pwd
 import sqlite3
@@ -21,6 +22,7 @@ from capport.core.client import ClientId
 from capport.portal import records as records_module
 from capport.portal.datekeeping import Moment, reckon
 from capport.portal.records import ClockError, Records, RecordsError
+from capport.stores.locks import _holders
 
 
 def on(running: float, wall: float | None = None, boot: str = "this") -> Moment:
@@ -287,11 +289,57 @@ def test_a_file_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
         Records(path)
 
 
-def test_a_link_is_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "portal.db").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(RecordsError):
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_is_not_followed(tmp_path: Path, there: bool) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    if there:
+        elsewhere.touch()  # SQLite takes an empty file for a database
+    (tmp_path / "portal.db").symlink_to(elsewhere)
+    with pytest.raises(RecordsError, match="not a regular file"):
         Records(tmp_path / "portal.db")
-    assert not (tmp_path / "elsewhere").exists()
+    assert elsewhere.exists() == there
+    assert not there or not elsewhere.stat().st_size
+
+
+def test_a_file_with_a_second_name_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "precious").touch()
+    (tmp_path / "portal.db").hardlink_to(tmp_path / "precious")
+    with pytest.raises(RecordsError, match="hard link"):
+        Records(tmp_path / "portal.db")
+    assert not (tmp_path / "precious").stat().st_size
+
+
+@requires.root()
+def test_a_strangers_file_is_left_alone_unless_the_sessions_are_theirs_too(tmp_path: Path) -> None:
+    nobody = pwd.getpwnam("nobody")
+    for name in ("portal.db", "sessions.db"):
+        (tmp_path / name).touch()
+        os.chown(tmp_path / name, nobody.pw_uid, nobody.pw_gid)
+    with pytest.raises(RecordsError, match=f"belongs to user {nobody.pw_uid}, not"):
+        Records(tmp_path / "portal.db")
+    assert not (tmp_path / "portal.db").stat().st_size
+    Records(tmp_path / "portal.db", like=tmp_path / "sessions.db").close()
+
+
+@requires.root()
+def test_root_goes_through_no_link_of_somebody_elses_to_the_records(tmp_path: Path) -> None:
+    nobody = pwd.getpwnam("nobody")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    Records(tmp_path / "link" / "portal.db").close()
+    os.lchown(tmp_path / "link", nobody.pw_uid, nobody.pw_gid)
+    with pytest.raises(RecordsError, match="root follows none"):
+        Records(tmp_path / "link" / "portal.db")
+
+
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="needs Linux's /proc/locks")
+def test_opening_the_file_again_keeps_sqlites_locks_on_it(tmp_path: Path) -> None:
+    """To close any descriptor of a file lets go of every lock that the process has on it."""
+    path = tmp_path / "portal.db"
+    with contextlib.closing(Records(path)):
+        assert os.getpid() in _holders(path)
+        with contextlib.closing(Records(path)):
+            assert os.getpid() in _holders(path)
 
 
 type Step = tuple[float, float, bool, bool]

@@ -10,7 +10,8 @@ from pathlib import Path
 from capport.commands import CommandError, store_url, writable_store
 from capport.core.policy import Policy
 from capport.gate import Gate
-from capport.portal.embedded import Embedded, records_beside
+from capport.portal.embedded import Embedded
+from capport.portal.records import records_beside
 from capport.reload import PolicyWatcher
 
 logger = logging.getLogger(__name__)

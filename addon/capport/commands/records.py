@@ -6,7 +6,7 @@ from argparse import Namespace
 from capport import clock
 from capport.commands import CommandError, chosen_policy, store_url
 from capport.portal.datekeeping import Moment
-from capport.portal.records import Records
+from capport.portal.records import Records, records_beside
 from capport.stores import store_path
 
 
@@ -18,7 +18,7 @@ def moment() -> Moment:
 def records_of(arguments: Namespace) -> Records:
     """The records beside the session store. Raises CommandError, RecordsError."""
     url = store_url(arguments, chosen_policy(arguments))
-    path = store_path(url)
+    path = records_beside(url)
     if path is None:
         raise CommandError(f"{url} has no records beside it: name the store with --sessions PATH")
-    return Records(path.with_name("portal.db"))
+    return Records(path, like=store_path(url))

@@ -24,7 +24,8 @@ from capport.enforcement.libnftables import RulesError
 from capport.enforcement.own import is_own
 from capport.gate import Gate
 from capport.ledger import Ledger
-from capport.portal.embedded import Embedded, records_beside
+from capport.portal.embedded import Embedded
+from capport.portal.records import records_beside
 
 logger = logging.getLogger(__name__)
 
@@ -224,6 +225,9 @@ def needs_login_server(policy: Policy) -> bool:
     return policy.login_server is not None or "{state}" in policy.login_url
 
 
+_LOCAL = "127.0.0.1:8512 would do"
+
+
 def _api(store_url: str) -> Place | None:
     """Where the API for a login server of the operator's own listens besides its unix socket."""
     text = ctx.options.portal_api
@@ -232,9 +236,10 @@ def _api(store_url: str) -> Place | None:
     try:
         place = policyvalues.listen(text)
     except ValueError as error:
-        raise settings.Unusable(f"portal_api: {error}") from None
+        raise settings.Unusable(f"portal_api: {error}; here on loopback: {_LOCAL}") from None
     if isinstance(place.host, str) or not place.host.is_loopback:
-        raise settings.Unusable(f"portal_api: {place} is not on loopback: clients could reach it")
+        why = f"is not on loopback, and clients could reach it: {_LOCAL}"
+        raise settings.Unusable(f"portal_api: {place} {why}")
     if records_beside(store_url) is None:
         raise settings.Unusable("portal_api: its tokens are in a file, and :memory: has none")
     return place

@@ -17,7 +17,6 @@ from capport.portal.portal import Portal
 from capport.portal.records import Records, RecordsError
 from capport.portal.server import LoginServer
 from capport.portal.states import login_url
-from capport.stores import store_path
 
 logger = logging.getLogger(__name__)
 
@@ -136,12 +135,3 @@ class Embedded:
         records, now = self.portal.records, self.portal.moment()
         records.clear_spent(now.boot, now.running)
         records.keep_time(now)
-
-
-def records_beside(store: str) -> Path | None:
-    """Where the login server keeps its records, for a session store: `portal.db` in its folder.
-
-    None (in memory) for `:memory:`. Raises StoreError for a store that is in no folder.
-    """
-    path = store_path(store)
-    return None if path is None else path.with_name("portal.db")

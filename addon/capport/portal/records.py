@@ -6,7 +6,6 @@ is called through an executor. Times are passed in: Unix seconds, where a person
 Moment, where a voucher is judged by them, which must not last longer for a clock that is set back.
 """
 
-import os
 import secrets
 import sqlite3
 import threading
@@ -17,8 +16,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from capport import beside
 from capport.core.client import ClientId
 from capport.portal.datekeeping import Moment, Reckoning, reckon
+from capport.stores import store_path
 
 VERSION = 2
 """The schema's, kept in `user_version`."""
@@ -89,15 +90,16 @@ class Acceptance:
 class Records:
     """The file. Safe to call from several threads, and from several processes."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, *, like: Path | None = None) -> None:
         """Opens `path`, made with its folder if need be; None keeps all in memory.
 
-        Raises RecordsError.
+        It must be ours, or belong to whom its folder does, or the file at `like`. Raises
+        RecordsError.
         """
         self.path = path
         self._lock = threading.Lock()
         try:
-            self._db = self._open()
+            self._db = self._open(like)
         except (OSError, sqlite3.Error) as error:
             raise RecordsError(f"{self._name}: {error}; the login server cannot start") from error
         with self._change() as db:
@@ -305,10 +307,12 @@ class Records:
     def _name(self) -> str:
         return str(self.path or ":memory:")
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self, like: Path | None) -> sqlite3.Connection:
         if self.path is not None:
+            self.path = beside.follow(self.path.parent) / self.path.name
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _make(self.path)
+            if not beside.make_database(self.path):
+                beside.check_database(self.path, like or self.path.parent)
         db = sqlite3.connect(
             self._name, timeout=_BUSY, isolation_level=None, check_same_thread=False
         )
@@ -349,26 +353,21 @@ class Records:
                 raise RecordsError(f"{self._name}: {error}") from error
 
 
+def records_beside(store: str) -> Path | None:
+    """Where the login server keeps its records, for a session store: `portal.db` in its folder.
+
+    None (in memory) for `:memory:`. Raises StoreError for a store that is in no folder.
+    """
+    path = store_path(store)
+    return None if path is None else path.with_name("portal.db")
+
+
 _CLOCK = "SELECT boot, running, elapsed, wall, sure FROM clock"
 
 
 def _reckoning(row: tuple[Any, ...]) -> Reckoning:
     boot, running, elapsed, wall, sure = row
     return Reckoning(boot, running, elapsed, wall, bool(sure))
-
-
-def _make(path: Path) -> None:
-    """Makes the file before SQLite opens it, so that at no moment others may read it.
-
-    What root makes in a folder of somebody else's is theirs, as it would be had they been first.
-    """
-    made = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        owner = path.parent.stat()
-        if os.geteuid() == 0 and os.fstat(made).st_size == 0:
-            os.fchown(made, owner.st_uid, owner.st_gid)
-    finally:
-        os.close(made)
 
 
 def _moved_on(db: sqlite3.Connection, at: Moment) -> Reckoning:

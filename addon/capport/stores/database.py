@@ -12,14 +12,14 @@ file by its descriptor and the log by its name, so what happens to the name is f
 
 import contextlib
 import logging
-import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from capport.stores import StoreError, beside, locks
+from capport import beside
+from capport.stores import StoreError, locks
 from capport.stores.revoked import Revoked, free_ballast, set_ballast, sync_folder
 from capport.stores.schema import MIGRATIONS, connect, describe, no_room, prepare
 from capport.stores.storetime import StoreTime
@@ -55,7 +55,7 @@ class Database:
         make: bool = True,
         make_folder: bool = False,
     ) -> None:
-        self.path = beside.follow(path)
+        self.path = followed(path)
         self.writing, self.reading = threading.RLock(), threading.RLock()
         self.reader: sqlite3.Connection | None = None
         self.fault: str | None = None
@@ -192,32 +192,19 @@ class Database:
 
     def _identity(self) -> tuple[_File, int]:
         """Which file is at the path now, and its size. Raises OSError."""
-        if beside.follow(self._named) != self.path:
+        if followed(self._named) != self.path:
             raise StoreError(f"{self._named}: leads to another file since; start again")
         status = self.path.stat()
         return (status.st_dev, status.st_ino), status.st_size
 
     def _create(self) -> bool:
-        """Makes the file, empty, unless there is one; whether it did. Raises OSError.
-
-        What root makes in a folder of somebody else's is theirs, as it would be had they been
-        first. (SQLite gives the log and its index to whom the file belongs.)
-        """
+        """Makes the file, empty, unless there is one; whether it did. Raises OSError."""
         folder = self.path.parent
         missing = [parent for parent in self.path.parents if not parent.exists()]
         if self._make_folder:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        try:
-            made = os.open(self.path, flags, 0o600)
-        except FileExistsError:
+        if not beside.make_database(self.path):
             return False
-        try:
-            owner = folder.stat()
-            if os.geteuid() == 0 and owner.st_uid != 0:
-                os.fchown(made, owner.st_uid, owner.st_gid)
-        finally:
-            os.close(made)
         for named_in in (folder, *(parent.parent for parent in missing)):
             sync_folder(named_in)
         return True
@@ -356,6 +343,14 @@ class Database:
 
 class _ForeignLogError(StoreError):
     """The log beside the file is another file's."""
+
+
+def followed(path: Path) -> Path:
+    """`beside.follow`, which raises StoreError here."""
+    try:
+        return beside.follow(path)
+    except PermissionError as error:
+        raise StoreError(*error.args) from error
 
 
 def roll_back(db: sqlite3.Connection) -> None:

@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from capport import beside
 from capport.core.client import ClientId, parse_client_id
-from capport.stores import beside
 
 _LOCK_SECONDS = 0.5
 BALLAST = 1 << 20

@@ -25,9 +25,9 @@ from pathlib import Path
 from capport import clock as clocks
 from capport.core.client import Address, ClientId, Mac
 from capport.core.session import Instant, Session, check_times
-from capport.stores import StoreError, Watcher, beside
+from capport.stores import StoreError, Watcher
 from capport.stores.bell import Bell
-from capport.stores.database import DROP_SECONDS, PUT_SECONDS, Database
+from capport.stores.database import DROP_SECONDS, PUT_SECONDS, Database, followed
 from capport.stores.follower import Follower
 from capport.stores.replica import Replica, Row
 from capport.stores.revocations import Revocations
@@ -71,7 +71,7 @@ class SqliteStore:
         boot_id: Callable[[], str] = clocks.boot_id,
         spares: Sequence[Path] | None = None,
     ) -> None:
-        self.path = beside.follow(path)
+        self.path = followed(path)
         self._time = StoreTime(clock, boot_id)
         self._revocations = Revocations(self.path, spare_folders() if spares is None else spares)
         self._replica = Replica()

@@ -1,17 +1,18 @@
-"""Opening what lies beside a database, in a folder whose owner may not be who opens it.
+"""Databases and what lies beside them, in a folder whose owner may not be who opens them.
 
-Root revokes in the folder of an unprivileged service. Whoever owns that can put anything at any
-name in it, at any moment: a link to a file of root's, a second name of one, a pipe. So nothing is
-opened through a link, what was opened is looked at by its descriptor before a byte of it changes,
-and nothing is given away but what was made here just now.
+Root revokes, and makes vouchers, in the folder of an unprivileged service. Whoever owns that can
+put anything at any name in it, at any moment: a link to a file of root's, a second name of one, a
+pipe. So nothing is opened through a link, what was opened is looked at by its descriptor before a
+byte of it changes, and nothing is given away but what was made here just now.
+
+(A database itself is looked at by its name: SQLite opens it by that, and to close a descriptor of
+it would let go of SQLite's locks.)
 """
 
 import errno
 import os
 import stat
 from pathlib import Path
-
-from capport.stores import StoreError
 
 # O_NONBLOCK: a pipe would keep whoever opens it waiting.
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
@@ -25,7 +26,7 @@ def open_to_read(path: Path) -> int:
     """
     descriptor = os.open(path, os.O_RDONLY | _FLAGS)
     try:
-        _check_regular(descriptor, path)
+        _check_regular(os.fstat(descriptor), path)
     except BaseException:
         os.close(descriptor)
         raise
@@ -39,12 +40,7 @@ def open_to_change(path: Path, flags: int, like: Path) -> int:
     """
     descriptor = os.open(path, flags | _FLAGS)
     try:
-        status = _check_regular(descriptor, path)
-        if status.st_nlink != 1:
-            raise OSError(errno.EMLINK, "has another name (a hard link)", str(path))
-        if status.st_uid not in _owners(like):
-            what = f"belongs to user {status.st_uid}, not to the database's"
-            raise OSError(errno.EPERM, what, str(path))
+        _check(os.fstat(descriptor), path, like)
     except BaseException:
         os.close(descriptor)
         raise
@@ -60,21 +56,31 @@ def open_or_make(path: Path, like: Path) -> tuple[int, bool]:
         return open_to_change(path, os.O_RDWR, like), False
     except FileNotFoundError:
         pass
-    try:
-        made = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
-    except FileExistsError:  # another process was first, or it is a link to nowhere
+    if (made := _make(path, like)) is None:  # another process was first, or it leads nowhere
         return open_to_change(path, os.O_RDWR, like), False
-    try:
-        if os.geteuid() == 0 and (owner := _owner(like) or _owner(like.parent)):
-            os.fchown(made, *owner)
-    except BaseException:
-        os.close(made)
-        raise
     return made, True
 
 
+def make_database(path: Path) -> bool:
+    """Makes an empty file for SQLite to open, unless something is there; whether it did.
+
+    At no moment may others read it, and what root makes belongs to whom the folder does, as it
+    would had they been first. (SQLite gives the log and its index to whom the file belongs.) Raises
+    OSError.
+    """
+    made = _make(path, path.parent)
+    if made is not None:
+        os.close(made)
+    return made is not None
+
+
+def check_database(path: Path, like: Path) -> None:
+    """Raises OSError unless what is at `path` could be opened to change."""
+    _check(path.lstat(), path, like)
+
+
 def follow(path: Path) -> Path:
-    """`path` without links. Raises StoreError: as root, for a link that is not root's.
+    """`path` without links. Raises PermissionError: as root, for a link that is not root's.
 
     The operator's links lead where the operator wants; one that the folder's owner made would have
     root make and write a database wherever that leads. Anybody else follows whatever they may.
@@ -92,17 +98,41 @@ def follow(path: Path) -> Path:
             links += 1
             if owner != 0 or links > _MOST_LINKS:
                 why = f"a link that user {owner} made" if owner else "too many links"
-                raise StoreError(f"{path}: {at} is {why}; root follows none; name the file itself")
+                raise PermissionError(
+                    f"{path}: {at} is {why}; root follows none; name the file itself"
+                )
             left += reversed(target.parts)
             at = at.parent  # which joining an absolute target leaves by itself
     return path.resolve()
 
 
-def _check_regular(descriptor: int, path: Path) -> os.stat_result:
-    status = os.fstat(descriptor)
+def _make(path: Path, like: Path) -> int | None:
+    """A descriptor of a new file; None where something is there. Raises OSError."""
+    try:
+        made = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
+    except FileExistsError:
+        return None
+    try:
+        if os.geteuid() == 0 and (owner := _owner(like) or _owner(like.parent)):
+            os.fchown(made, *owner)
+    except BaseException:
+        os.close(made)
+        raise
+    return made
+
+
+def _check(status: os.stat_result, path: Path, like: Path) -> None:
+    _check_regular(status, path)
+    if status.st_nlink != 1:
+        raise OSError(errno.EMLINK, "has another name (a hard link)", str(path))
+    if status.st_uid not in _owners(like):
+        what = f"belongs to user {status.st_uid}, not to the database's"
+        raise OSError(errno.EPERM, what, str(path))
+
+
+def _check_regular(status: os.stat_result, path: Path) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return status
 
 
 def _owners(like: Path) -> set[int]:
