@@ -66,6 +66,7 @@ HOUSE: tuple[Row, ...] = (
         ("capport.core.*", "capport.clock", "prometheus_client"),
         "whoever has something to report can import them",
     ),
+    Row(("capport.netlink",), (), "the kernel's messages are taken apart in one place"),
     Row(("capport.beside",), (), "what root opens in others' folders is opened in one place"),
     Row(
         ("capport.stores.redis",),
@@ -79,8 +80,8 @@ HOUSE: tuple[Row, ...] = (
     ),
     Row(
         ("capport.identity", "capport.identity.*"),
-        ("capport.core.*", "pyroute2"),
-        "netlink stops here",
+        ("capport.core.*", "capport.netlink", "pyroute2"),
+        "where a MAC comes from is known here",
     ),
     Row(
         ("capport.gate",),
@@ -102,7 +103,7 @@ HOUSE: tuple[Row, ...] = (
     ),
     Row(
         KERNEL,
-        ("capport.core.*", "capport.clock", "capport.stores", "pyroute2"),
+        ("capport.core.*", "capport.clock", "capport.netlink", "capport.stores"),
         "`capport router` runs where mitmproxy does not",
     ),
     Row(
@@ -111,6 +112,7 @@ HOUSE: tuple[Row, ...] = (
             *("capport.core.*", "capport.clock", "capport.gate", "capport.events"),
             *(
                 "capport.beside",
+                "capport.certificate",
                 "capport.stores",
                 "tornado",
                 "argon2",
@@ -300,7 +302,7 @@ def plant(folder: Path, file: str, source: str) -> Path:
         ("policyfile.py", "import mitmproxy.http", "YAML and IDNA stop here"),
         ("stores/sqlite.py", "import redis", "what it is for"),
         ("stores/sqlite.py", "from capport.gate import Gate", "what it is for"),
-        ("identity/neighbours.py", "import yaml", "netlink stops here"),
+        ("identity/neighbours.py", "import yaml", "where a MAC comes from"),
         ("gate.py", "from capport.stores.sqlite import SqliteStore", "can be given fakes"),
         ("gate.py", "from mitmproxy import http", "can be given fakes"),
         ("enforcement/nftables.py", "import mitmproxy", "where mitmproxy does not"),

@@ -10,14 +10,11 @@ import errno
 import logging
 import os
 import select
-import socket
-import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from threading import Thread
 
-from pyroute2.netlink import NETLINK_NETFILTER  # type: ignore[import-untyped]
-
+from capport import netlink
 from capport.enforcement import nftables
 from capport.enforcement.known_set import KnownSet
 from capport.enforcement.libnftables import Nftables
@@ -32,8 +29,6 @@ _UNTIL_SAID = 0.002  # seconds until the kernel has told of what it has done
 _GROUP_NFTABLES = 7
 _NEW_CHAIN = 10 << 8 | 3  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWCHAIN
 _ELEMENTS = frozenset(10 << 8 | kind for kind in (12, 14))  # NFT_MSG_NEWSETELEM, DELSETELEM
-_HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
-_DATAGRAM = 1 << 16  # bytes
 _ENDED = f"{nftables.TABLE.split()[1]}\0".encode(), f"{nftables.ENDED}\0".encode()
 
 
@@ -51,7 +46,8 @@ class RulesKeeper:
         self._ports: tuple[int, ...] | None = None  # of our rules, while they are to be there
         self._failing = False
         self._ended, self._end = os.pipe()
-        self._kernel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+        self._kernel = netlink.connect(netlink.NETFILTER)
+        self._kernel.setblocking(False)
         self._kernel.bind((0, 1 << (_GROUP_NFTABLES - 1)))
         self._thread = Thread(target=self._follow, name="rules-keeper", daemon=True)
 
@@ -91,7 +87,7 @@ class RulesKeeper:
         news = False
         while True:
             try:
-                data = self._kernel.recv(_DATAGRAM, socket.MSG_DONTWAIT)
+                data = self._kernel.recv(netlink.DATAGRAM)
             except BlockingIOError:
                 return news
             except OSError as error:
@@ -99,7 +95,7 @@ class RulesKeeper:
                     raise
                 news = True  # it said more than we could take
                 continue
-            for kind, body in _messages(data):
+            for kind, _, body in netlink.messages(data):
                 news = news or kind not in _ELEMENTS
                 if kind == _NEW_CHAIN and all(name in body for name in _ENDED):
                     self._ports = None
@@ -129,10 +125,3 @@ class RulesKeeper:
         time.sleep(_UNTIL_SAID)
         self._is_news()
         return self._ports is None
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(data) >= _HEADER.size:
-        length, kind, *_ = _HEADER.unpack_from(data)
-        yield kind, data[_HEADER.size : length]
-        data = data[max(_HEADER.size, length + 3 & ~3) :]

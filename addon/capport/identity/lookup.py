@@ -1,6 +1,6 @@
 """The kernel's neighbour table and its routes, asked once.
 
-The table is for commands, which end before it can change; one dump is one message (`rtnetlink.py`).
+The table is for commands, which end before it can change.
 """
 
 import errno
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 
 from capport.core.client import Address, Mac, parse_mac
-from capport.identity.rtnetlink import DUMP, INTERRUPTED, ask, attribute, attributes
+from capport.netlink import DUMP, INTERRUPTED, ROUTE, ask, attribute, attributes
 
 # linux/rtnetlink.h, linux/neighbour.h
 _NEIGHBOUR = struct.Struct("=BBHiHBB")  # ndmsg: family, -, -, interface, state, flags, type
@@ -93,7 +93,7 @@ def _route(address: Address, flags: int = 0) -> _Route | None:
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     asked = _ROUTE.pack(family, address.max_prefixlen, 0, 0, 0, 0, 0, 0, flags)
     try:
-        ((_, _, body),) = ask(_GET_ROUTE, asked + attribute(_TO, address.packed))
+        ((_, _, body),) = ask(ROUTE, _GET_ROUTE, asked + attribute(_TO, address.packed))
     except OSError as error:
         if error.errno in _NO_ROUTE:
             return None
@@ -115,7 +115,7 @@ def _has_macs(interface: int) -> bool:
 def _entries() -> list[tuple[Address, Mac]]:
     asked = _NEIGHBOUR.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0)
     for _ in range(_TRIES):
-        messages = list(ask(_GET_NEIGHBOUR, asked, DUMP))
+        messages = list(ask(ROUTE, _GET_NEIGHBOUR, asked, DUMP))
         if not any(flags & INTERRUPTED for _, flags, _ in messages):
             found = (_entry(body) for kind, _, body in messages if kind == _NEW_NEIGHBOUR)
             return [entry for entry in found if entry]
