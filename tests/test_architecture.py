@@ -80,7 +80,7 @@ HOUSE: tuple[Row, ...] = (
     ),
     Row(
         ("capport.identity", "capport.identity.*"),
-        ("capport.core.*", "capport.netlink", "pyroute2"),
+        ("capport.core.*", "capport.netlink"),
         "where a MAC comes from is known here",
     ),
     Row(

@@ -4,7 +4,6 @@ import asyncio
 import os
 import socket
 import struct
-import time
 from collections.abc import Iterator
 from ipaddress import ip_address
 
@@ -15,7 +14,9 @@ from hypothesis import strategies as st
 import requires
 from capport.core.client import Address, Mac, is_random, parse_address, parse_mac
 from capport.identity import Neighbours
-from capport.identity.neighbours import Neighbour, NetlinkNeighbours, Replica
+from capport.identity.lookup import Neighbour
+from capport.identity.neighbours import NetlinkNeighbours, Replica
+from conftest import SOON
 from lab.namespaces import Namespace, let_go, namespaces, veth, wait_for
 
 lab = pytest.mark.lab
@@ -123,12 +124,14 @@ def test_a_client_that_has_connected_is_found_at_its_first_packet(
     router, one, _ = network
     take(one, "192.0.2.7/24")
     listener = router.call(socket.create_server, ("192.0.2.1", 0))
-    listener.settimeout(5)
+    listener.settimeout(SOON)
     try:
         for _ in range(20):
             router.ip("neighbour flush dev br-lan")
             wait_for(lambda: replica.find_mac(V4) is None)
-            client = one.call(socket.create_connection, listener.getsockname(), 5, ("192.0.2.7", 0))
+            client = one.call(
+                socket.create_connection, listener.getsockname(), SOON, ("192.0.2.7", 0)
+            )
             accepted, peer = listener.accept()
             found = replica.find_mac(parse_address(peer[0]))
             client.close()
@@ -275,13 +278,16 @@ async def test_watchers_are_called_on_the_loop_they_came_from(
     here = asyncio.get_running_loop()
     stop = replica.watch(watcher)
     router.ip(f"neighbour replace 192.0.2.61 dev br-lan lladdr {FIRST} nud permanent")
-    address, same = await asyncio.wait_for(heard.get(), 5)
-    assert (address, same) == (parse_address("192.0.2.61"), True)
+    ours = parse_address("192.0.2.61")
+    async with asyncio.timeout(SOON):
+        while (news := await heard.get())[0] != ours:  # of what was there before
+            pass
+    assert news[1]
     stop()
     router.ip("neighbour del 192.0.2.61 dev br-lan")
-    wait_for(lambda: replica.find_mac(parse_address("192.0.2.61")) is None)
+    wait_for(lambda: replica.find_mac(ours) is None)
     await asyncio.sleep(0.05)
-    assert heard.empty()
+    assert ours not in {heard.get_nowait()[0] for _ in range(heard.qsize())}
 
 
 @lab
@@ -358,7 +364,5 @@ def test_a_look_up_costs_no_system_call_when_there_is_an_entry(
     router.ip(f"neighbour replace 192.0.2.63 dev br-lan lladdr {FIRST} nud permanent")
     wait_for(lambda: replica.find_mac(parse_address("192.0.2.63")) == FIRST)
     with replica._lock:  # whoever wanted the socket would wait here for ever
-        start = time.monotonic()
         assert replica.find_mac(parse_address("192.0.2.63")) == FIRST
-        assert time.monotonic() - start < 5
     router.ip("neighbour del 192.0.2.63 dev br-lan")

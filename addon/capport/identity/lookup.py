@@ -1,27 +1,26 @@
-"""The kernel's neighbour table and its routes, asked once.
-
-The table is for commands, which end before it can change.
-"""
+"""The kernel's neighbour table and its routes: asked once, and read (rtnetlink(7))."""
 
 import errno
 import fcntl
 import socket
 import struct
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 
 from capport.core.client import Address, Mac, parse_mac
-from capport.netlink import DUMP, INTERRUPTED, ROUTE, ask, attribute, attributes
+from capport.netlink import DUMP, INTERRUPTED, ROUTE, Message, ask, attribute, attributes
 
 # linux/rtnetlink.h, linux/neighbour.h
 _NEIGHBOUR = struct.Struct("=BBHiHBB")  # ndmsg: family, -, -, interface, state, flags, type
-_NEW_NEIGHBOUR, _GET_NEIGHBOUR = 28, 30
+_NEW_NEIGHBOUR, _DELETED_NEIGHBOUR, _GET_NEIGHBOUR = 28, 29, 30
 _PROXY = 0x8
 _DESTINATION, _LINK_ADDRESS = 1, 2
-# REACHABLE, STALE, DELAY, PROBE, PERMANENT: as neighbours.py has them.
+# REACHABLE, STALE, DELAY, PROBE, PERMANENT. FAILED and INCOMPLETE have no MAC, or one that did not
+# answer; NOARP is multicast and loopback.
 _USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
-_TRIES = 5  # dumps that something changed during
+_TRIES = 100  # dumps that something changed during
 
 _ROUTE = struct.Struct("=8BI")  # rtmsg: family, prefix lengths (2), -, -, -, -, type, flags
 _GET_ROUTE = 26
@@ -34,16 +33,56 @@ _GET_FLAGS, _LOOPBACK, _NO_ARP = 0x8913, 0x8, 0x80
 _NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.ESRCH)
 
 
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """One entry: on interface number `interface`, `address` is at `mac`, or at none."""
+
+    interface: int
+    address: Address
+    mac: Mac | None
+
+
 def table() -> dict[Address, Mac]:
-    """Each address on the link and its MAC, IPv4 and IPv6.
+    """Each address on the link and its MAC, IPv4 and IPv6, for whoever ends before that changes.
 
     An address with different MACs on two interfaces has none. Raises OSError where the kernel gives
     no dump.
     """
     found: dict[Address, set[Mac]] = {}
-    for address, mac in _entries():
-        found.setdefault(address, set()).add(mac)
+    for one in entries():
+        if one.mac is not None:
+            found.setdefault(one.address, set()).add(one.mac)
     return {address: next(iter(macs)) for address, macs in found.items() if len(macs) == 1}
+
+
+def entries() -> list[Neighbour]:
+    """The table, in one dump. Raises OSError."""
+    asked = _NEIGHBOUR.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0)
+    for _ in range(_TRIES):
+        messages = list(ask(ROUTE, _GET_NEIGHBOUR, asked, DUMP))
+        if not any(message.flags & INTERRUPTED for message in messages):
+            return [found for message in messages if (found := entry(message))]
+    raise OSError(f"the neighbour table changed during each of {_TRIES} dumps; try again")
+
+
+def is_of_the_table(message: Message) -> bool:
+    """Whether a message tells of an entry."""
+    return message.kind in (_NEW_NEIGHBOUR, _DELETED_NEIGHBOUR)
+
+
+def entry(message: Message) -> Neighbour | None:
+    """The entry as a message has it; None for one that no client of ours can have."""
+    family, _, _, interface, state, flags, _ = _NEIGHBOUR.unpack_from(message.body)
+    values = attributes(message.body[_NEIGHBOUR.size :])
+    if family not in (socket.AF_INET, socket.AF_INET6) or flags & _PROXY:
+        return None
+    if (address := values.get(_DESTINATION)) is None:
+        return None
+    mac = None
+    if message.kind == _NEW_NEIGHBOUR and state & _USABLE:
+        with suppress(ValueError):  # a tunnel's neighbour: no MAC, but an address
+            mac = parse_mac(values.get(_LINK_ADDRESS, b"").hex(":"))
+    return Neighbour(interface, ip_address(address), mac)
 
 
 def is_on_link(address: Address, interfaces: Collection[int] | None = None) -> bool:
@@ -110,24 +149,3 @@ def _has_macs(interface: int) -> bool:
         request = struct.pack("=16sH14x", socket.if_indextoname(interface).encode(), 0)
         flags: int = struct.unpack_from("=16xH", fcntl.ioctl(asking, _GET_FLAGS, request))[0]
     return not flags & (_LOOPBACK | _NO_ARP)
-
-
-def _entries() -> list[tuple[Address, Mac]]:
-    asked = _NEIGHBOUR.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0)
-    for _ in range(_TRIES):
-        messages = list(ask(ROUTE, _GET_NEIGHBOUR, asked, DUMP))
-        if not any(flags & INTERRUPTED for _, flags, _ in messages):
-            found = (_entry(body) for kind, _, body in messages if kind == _NEW_NEIGHBOUR)
-            return [entry for entry in found if entry]
-    raise OSError(f"the neighbour table changed during each of {_TRIES} dumps; try again")
-
-
-def _entry(body: bytes) -> tuple[Address, Mac] | None:
-    family, _, _, _, state, flags, _ = _NEIGHBOUR.unpack_from(body)
-    if family not in (socket.AF_INET, socket.AF_INET6) or flags & _PROXY or not state & _USABLE:
-        return None
-    values = attributes(body[_NEIGHBOUR.size :])
-    address, link = values.get(_DESTINATION), values.get(_LINK_ADDRESS, b"")
-    if address is None or len(link) != 6:  # a tunnel's neighbour: no MAC, but an address
-        return None
-    return ip_address(address), parse_mac(link.hex(":"))

@@ -18,60 +18,23 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
-from pyroute2.netlink import (  # type: ignore[import-untyped]
-    NLM_F_DUMP,
-    NLM_F_DUMP_INTR,
-    NLM_F_REQUEST,
-    NLMSG_DONE,
-)
-from pyroute2.netlink.rtnl import (  # type: ignore[import-untyped]
-    RTM_DELNEIGH,
-    RTM_GETNEIGH,
-    RTM_NEWNEIGH,
-    RTMGRP_LINK,
-    RTMGRP_NEIGH,
-)
-from pyroute2.netlink.rtnl.marshal import MarshalRtnl  # type: ignore[import-untyped]
-from pyroute2.netlink.rtnl.ndmsg import (  # type: ignore[import-untyped]
-    NTF_PROXY,
-    NUD_DELAY,
-    NUD_PERMANENT,
-    NUD_PROBE,
-    NUD_REACHABLE,
-    NUD_STALE,
-    ndmsg,
-)
-
-from capport.core.client import Address, Mac, parse_address, parse_mac
+from capport import netlink
+from capport.core.client import Address, Mac
 from capport.identity import lookup
+from capport.identity.lookup import Neighbour
 
 logger = logging.getLogger(__name__)
 
-# FAILED and INCOMPLETE have no MAC, or one that did not answer; NOARP is multicast and loopback.
-_USABLE = NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | NUD_PERMANENT
-
+_NEIGHBOURS_AND_LINKS = 0x4 | 0x1  # RTMGRP_NEIGH, RTMGRP_LINK, of linux/rtnetlink.h
 _RECEIVE_BUFFER = 4 << 20  # bytes: some 5 000 notifications in the kernel's accounting
 _RETRY = 0.5  # seconds between dumps that fail
 _SETTLE = 0.05  # seconds between dumps in a flood, which would else be nothing but dumps
-_DUMP_TIMEOUT = 2.0  # seconds
-_RAW = socket.SOCK_RAW | socket.SOCK_CLOEXEC
-_DATAGRAM = 1 << 16  # bytes; the kernel sends at most 32 KiB in one
-_CATCH_UP = 256  # datagrams that one miss reads at most: about 10 ms in a flood
+_CATCH_UP = 256  # datagrams that one miss reads at most: some 5 ms in a flood
 
 
 class _OverflowError(Exception):
     """The kernel had more notifications than the socket's buffer holds (ENOBUFS)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbour:
-    """One entry: on interface number `interface`, `address` is at `mac`, or at none."""
-
-    interface: int
-    address: Address
-    mac: Mac | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -176,7 +139,6 @@ class NetlinkNeighbours:
         self._stale = False
         self._broken = False
         self._closed = False
-        self._marshal = MarshalRtnl()
         self._receive_buffer = receive_buffer
         self._socket = self._listen()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -303,7 +265,7 @@ class NetlinkNeighbours:
             before = len(self._changes)
             try:
                 for datagram in self._received(_CATCH_UP):
-                    for message in self._marshal.parse(datagram):
+                    for message in netlink.messages(datagram):
                         self._heard(message)
             except _OverflowError:
                 self._stale = True
@@ -320,7 +282,7 @@ class NetlinkNeighbours:
     def _received(self, limit: int) -> Iterator[bytes]:
         for _ in range(limit):
             try:
-                datagram = self._socket.recv(_DATAGRAM, socket.MSG_DONTWAIT)
+                datagram = self._socket.recv(netlink.DATAGRAM, socket.MSG_DONTWAIT)
                 if not datagram:
                     raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
                 yield datagram
@@ -332,60 +294,29 @@ class NetlinkNeighbours:
                     logger.error("The neighbour notifications broke off (%s): dumping anew", error)
                 raise _OverflowError from error
 
-    def _heard(self, message: Any) -> None:
-        if message["header"]["type"] not in (RTM_NEWNEIGH, RTM_DELNEIGH):
+    def _heard(self, message: netlink.Message) -> None:
+        if not lookup.is_of_the_table(message):
             if self._names is not None and self._numbers != _numbers(self._names):
                 self._stale = True  # an interface of ours came, went or changed its number
             return
-        if (entry := self._entry(message)) and self._replica.apply(entry):
+        entry = lookup.entry(message)
+        if entry and self._is_ours(entry) and self._replica.apply(entry):
             self._changes.append(entry.address)
 
-    def _entry(self, message: Any) -> Neighbour | None:
-        number, text = message["ifindex"], message.get_attr("NDA_DST")
-        if (
-            message["family"] not in (socket.AF_INET, socket.AF_INET6)
-            or text is None
-            or message["flags"] & NTF_PROXY
-            or (self._numbers is not None and number not in self._numbers)
-        ):
-            return None
-        mac = None
-        if message["header"]["type"] == RTM_NEWNEIGH and message["state"] & _USABLE:
-            with suppress(ValueError):  # a tunnel's neighbour: no MAC, but an address
-                mac = parse_mac(message.get_attr("NDA_LLADDR") or "")
-        return Neighbour(number, parse_address(text), mac)
+    def _is_ours(self, entry: Neighbour) -> bool:
+        return self._numbers is None or entry.interface in self._numbers
 
     def _dump(self) -> None:
         self._numbers = None if self._names is None else _numbers(self._names)
-        messages = self._dumped()
-        while any(m["header"]["flags"] & NLM_F_DUMP_INTR for m in messages):
-            messages = self._dumped()
-        entries = [entry for m in messages if (entry := self._entry(m))]
-        self._changes.extend(self._replica.replace(entries))
+        self._changes.extend(self._replica.replace(filter(self._is_ours, lookup.entries())))
         self.dumps += 1
 
-    def _dumped(self) -> list[Any]:
-        request = ndmsg()
-        request["header"]["type"] = RTM_GETNEIGH
-        request["header"]["flags"] = NLM_F_REQUEST | NLM_F_DUMP
-        request.encode()
-        messages: list[Any] = []
-        with socket.socket(socket.AF_NETLINK, _RAW, socket.NETLINK_ROUTE) as asking:
-            asking.settimeout(_DUMP_TIMEOUT)
-            asking.send(request.data)
-            while True:
-                for message in self._marshal.parse(asking.recv(_DATAGRAM)):
-                    if message["header"]["type"] == NLMSG_DONE:
-                        return messages
-                    if error := message["header"]["error"]:
-                        raise OSError(error.code, os.strerror(error.code))
-                    messages.append(message)
-
     def _listen(self) -> socket.socket:
-        listening = socket.socket(socket.AF_NETLINK, _RAW, socket.NETLINK_ROUTE)
+        listening = netlink.connect(netlink.ROUTE)
+        listening.setblocking(False)
         # The kernel gives what net.core.rmem_max allows; too small means more dumps, nothing worse.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
-        listening.bind((0, RTMGRP_NEIGH | RTMGRP_LINK))
+        listening.bind((0, _NEIGHBOURS_AND_LINKS))
         return listening
 
     def _let_go(self) -> None:
