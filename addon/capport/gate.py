@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from capport import clock
 from capport.core import decision, rates
-from capport.core.client import Client, ClientId, parse_address
+from capport.core.client import Address, Client, ClientId, parse_address
 from capport.core.decision import Case, HttpRequest
 from capport.core.place import Place
 from capport.core.policy import Policy
@@ -154,14 +154,10 @@ class Gate:
                 self.in_force(client)
 
     def _case(self, client: Client, claim: Place | None, dialled: Place | None) -> Case:
-        now, rules = self.now(), self.policy.clients
-        if (
-            client.mac is None
-            and rules.may_block(client.address)
-            and self.neighbours.is_on_link(client.address)
-        ):  # Its entry in the neighbour table is gone: nobody gets past a rule by that.
+        now = self.now()
+        if lacks_mac(client, self.policy, self.neighbours.is_on_link):
             return Case(client, now, None, None, claim, dialled, lacks_mac=True)
-        rule = rules.find(client)
+        rule = self.policy.clients.find(client)
         session = None if rule else self.store.find(client.ids, now)
         return Case(client, now, rule, session, claim, dialled)
 
@@ -177,3 +173,12 @@ class Gate:
         if len(self._buckets) > BUCKETS:
             self._buckets.popitem(last=False)
         return wait
+
+
+def lacks_mac(client: Client, policy: Policy, is_on_link: Callable[[Address], bool]) -> bool:
+    """Whether `client` has a MAC that is not known now, and a rule may block it by that.
+
+    Its entry in the neighbour table is gone: nobody gets past a rule by that.
+    """
+    may_be_blocked = client.mac is None and policy.clients.may_block(client.address)
+    return may_be_blocked and is_on_link(client.address)

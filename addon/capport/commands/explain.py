@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import socket
 from argparse import Namespace
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from capport.core.policy import Policy
 from capport.core.session import Instant, Session
 from capport.core.verdict import Pass, Verdict
 from capport.enforcement.own import is_own, may_reach
+from capport.gate import lacks_mac
 from capport.identity import lookup
 from capport.policytree import Fields, read_text, read_tree
 from capport.problems import Findings, PolicyError, visible
@@ -42,9 +42,10 @@ def explain_url(arguments: Namespace) -> None:
     now = clock.now()
     session, asked = _session(arguments.sessions, policy, client, now)
     url: Url = arguments.url
-    lacks_mac = _lacks_mac(client, policy)
+    interfaces = lookup.numbers([policy.router.client_interface]) if policy.router else None
+    lacks = lacks_mac(client, policy, lambda address: lookup.is_on_link(address, interfaces))
     found = explanation.explain(
-        policy, client, session, now, url, arguments.method, lacks_mac=lacks_mac
+        policy, client, session, now, url, arguments.method, lacks_mac=lacks
     )
     found = replace(found, closed=_is_closed(found, policy))
     line = _line_of(found, policy)
@@ -118,19 +119,6 @@ def _mac_of(address: Address) -> Mac | None:
     with contextlib.suppress(OSError):
         return lookup.table().get(address)
     return None
-
-
-def _lacks_mac(client: Client, policy: Policy) -> bool:
-    """As the gate would say, asked here: a rule may block it by a MAC that is not known now."""
-    if client.mac is not None or not policy.clients.may_block(client.address):
-        return False
-    interfaces = None
-    if policy.router is not None:
-        try:
-            interfaces = [socket.if_nametoindex(policy.router.client_interface)]
-        except OSError:
-            return False  # asked elsewhere, where no client is on the link
-    return lookup.is_on_link(client.address, interfaces)
 
 
 def _session(

@@ -4,7 +4,7 @@ import errno
 import fcntl
 import socket
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
@@ -99,17 +99,22 @@ def is_on_link(address: Address, interfaces: Collection[int] | None = None) -> b
     return (interfaces is None or route.interface in interfaces) and _has_macs(route.interface)
 
 
+def numbers(names: Iterable[str]) -> frozenset[int]:
+    """The numbers of those interfaces that there are."""
+    found = set()
+    for name in names:
+        with suppress(OSError):  # not there yet
+            found.add(socket.if_nametoindex(name))
+    return frozenset(found)
+
+
 def is_behind(address: Address, interface: str) -> bool:
     """Whether the kernel would send to `address` by `interface`, and not by the default route.
 
     False where there is no such interface. Raises OSError where the kernel does not say.
     """
-    try:
-        number = socket.if_nametoindex(interface)
-    except OSError:
-        return False
     route = _route(address)
-    if route is None or route.interface != number:
+    if route is None or route.interface not in numbers([interface]):
         return False
     match = _route(address, _AS_LISTED)
     return match is None or match.prefix > 0

@@ -296,7 +296,7 @@ class NetlinkNeighbours:
 
     def _heard(self, message: netlink.Message) -> None:
         if not lookup.is_of_the_table(message):
-            if self._names is not None and self._numbers != _numbers(self._names):
+            if self._names is not None and self._numbers != lookup.numbers(self._names):
                 self._stale = True  # an interface of ours came, went or changed its number
             return
         entry = lookup.entry(message)
@@ -307,7 +307,7 @@ class NetlinkNeighbours:
         return self._numbers is None or entry.interface in self._numbers
 
     def _dump(self) -> None:
-        self._numbers = None if self._names is None else _numbers(self._names)
+        self._numbers = None if self._names is None else lookup.numbers(self._names)
         self._changes.extend(self._replica.replace(filter(self._is_ours, lookup.entries())))
         self.dumps += 1
 
@@ -324,11 +324,3 @@ class NetlinkNeighbours:
             self._closed = True
             self._socket.close()
             os.close(self._wake)
-
-
-def _numbers(names: Iterable[str]) -> frozenset[int]:
-    found = set()
-    for name in names:
-        with suppress(OSError):  # not there yet
-            found.add(socket.if_nametoindex(name))
-    return frozenset(found)
