@@ -101,6 +101,10 @@ class Gate:
         if case.session is not None and at > case.session.last_seen:
             self.store.touch(case.session.client, at)
 
+    def lacks_mac(self, client: Client) -> bool:
+        """Whether what is known of `client` does not count, for want of its MAC."""
+        return lacks_mac(client, self.policy, self.neighbours.is_on_link)
+
     def explain(
         self, client: Client, request: HttpRequest, claim: Place | None, dialled: Place | None
     ) -> list[tuple[str, Verdict | None]]:
@@ -155,7 +159,7 @@ class Gate:
 
     def _case(self, client: Client, claim: Place | None, dialled: Place | None) -> Case:
         now = self.now()
-        if lacks_mac(client, self.policy, self.neighbours.is_on_link):
+        if self.lacks_mac(client):
             return Case(client, now, None, None, claim, dialled, lacks_mac=True)
         rule = self.policy.clients.find(client)
         session = None if rule else self.store.find(client.ids, now)

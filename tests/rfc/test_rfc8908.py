@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 import requires
 from capport.core.captivity import Captivity, captivity
-from capport.core.client import ClientId
+from capport.core.client import Address, ClientId, Mac
 from capport.core.place import Place
 from capport.core.policy import Access, ClientRule, Policy, network_of
 from capport.core.session import Session
+from capport.identity import NoNeighbours
 from capport.portal.api import PATH
 from portal.authority import Says, an_authority, issued, responder, until_stapled
 from portal.certificates import certificate
@@ -202,3 +203,30 @@ async def test_7_nothing_a_client_claims_makes_it_another() -> None:
             f"{PATH}?client=127.0.0.2", Accept=ACCEPT, X_Forwarded_For="127.0.0.2"
         )
         assert json.loads(page.body)["captive"] is True
+
+
+class _Flushed(NoNeighbours):
+    """A neighbour table that somebody flushed: everybody is on the link, and nobody has a MAC."""
+
+    def is_on_link(self, address: Address) -> bool:
+        return True
+
+
+async def test_the_answers_of_the_portal_are_the_gates_where_a_rule_may_block_by_a_mac() -> None:
+    async with house() as h:
+        await h.browser().sign_in()
+        rules = h.gate.policy.clients
+        for access, subject in (
+            (Access.BLOCKED, Mac("02:00:00:00:00:07")),
+            (Access.KNOWN, network_of(at("127.0.0.3").address)),
+        ):
+            rules.section(access, "lab.yaml")
+            rules.add(subject, 7)
+        for neighbours, captive in ((NoNeighbours(), False), (_Flushed(), True)):
+            h.gate.neighbours = neighbours
+            for address in ("127.0.0.2", "127.0.0.3"):  # by its session, and by a rule
+                assert (h.gate.known(h.client(address)) is None) == captive
+                assert (await _document(h, address))["captive"] == captive
+                said = h.portal.grants.explain(h.client(address), "http://www.example.org/")
+                assert said["status"] == (511 if captive else None)
+                assert ("has a MAC that is not known now" in str(said["because"])) == captive

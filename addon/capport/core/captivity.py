@@ -45,11 +45,16 @@ class Captivity:
         return document
 
 
-def captivity(rule: ClientRule | None, session: Session | None, now: Instant) -> Captivity:
+def captivity(
+    rule: ClientRule | None, session: Session | None, now: Instant, *, lacks_mac: bool = False
+) -> Captivity:
     """Whether a client of whom the policy says `rule` and the store `session` is captive.
 
-    As the gate has it: what the policy says of a client comes before its session.
+    As the gate has it: what the policy says of a client comes before its session, and neither
+    counts where it `lacks_mac` (`Case`).
     """
+    if lacks_mac:
+        return Captivity(True, "it has a MAC that is not known now, and a rule may block it")
     if rule is not None and rule.access is Access.BLOCKED:
         return Captivity(True, f"it is blocked at {rule.where}")
     if rule is not None:

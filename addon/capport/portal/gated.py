@@ -38,6 +38,10 @@ class GateGrants:
         ids = client.ids if isinstance(client, Client) else (client,)
         return self._gate.store.find(ids, self.now())
 
+    def lacks_mac(self, client: Client) -> bool:
+        """As the gate has it."""
+        return self._gate.lacks_mac(client)
+
     async def grant(
         self, client: Client | ClientId, *, lifetime: float | None, by: str, how: str, name: str
     ) -> Session:
@@ -61,7 +65,9 @@ class GateGrants:
 
     def explain(self, client: Client, url: str, method: str = "GET") -> Mapping[str, object]:
         """As `capport explain --json`, less what only its command line knows. Raises ValueError."""
-        asked = explanation.parse_url(url)
-        session = self.find(client)
-        found = explanation.explain(self.policy, client, session, self.now(), asked, method)
+        asked, now = explanation.parse_url(url), self.now()
+        session, lacks_mac = self.find(client), self.lacks_mac(client)
+        found = explanation.explain(
+            self.policy, client, session, now, asked, method, lacks_mac=lacks_mac
+        )
         return explanation.document(found, self.policy)

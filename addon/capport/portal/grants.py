@@ -29,6 +29,9 @@ class Grants(Protocol):
     def find(self, client: Client | ClientId) -> Session | None:
         """The open session of `client`'s, or under an id alone. The policy is not asked here."""
 
+    def lacks_mac(self, client: Client) -> bool:
+        """Whether neither session nor policy counts for it, for want of its MAC (`Case`)."""
+
     async def grant(
         self, client: Client | ClientId, *, lifetime: float | None, by: str, how: str, name: str
     ) -> Session:
@@ -60,11 +63,12 @@ class Standing:
 
 def standing(grants: Grants, client: Client) -> Standing:
     """How `client` stands with the gate now."""
-    rule = grants.policy.clients.find(client)
+    lacks_mac = grants.lacks_mac(client)
+    rule = None if lacks_mac else grants.policy.clients.find(client)
     session = grants.find(client)
     return Standing(
         client,
         session,
-        captivity(rule, session, grants.now()),
+        captivity(rule, session, grants.now(), lacks_mac=lacks_mac),
         rule is not None and rule.access.value == "blocked",
     )
