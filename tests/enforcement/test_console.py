@@ -1,18 +1,16 @@
 """The commands inside mitmproxy."""
 
-import asyncio
-
 import pytest
 from mitmproxy import exceptions
 
+from capport.core.client import ClientId
 from conftest import Origin, Portal, StartPortal
+from enforcement.wire import until
 
 
 async def settled(portal: Portal, address: str, known: bool) -> None:
     """Waits until a command that works on a thread has done it."""
-    async with asyncio.timeout(5):
-        while bool(portal.gate.known(portal.gate.client(address))) is not known:
-            await asyncio.sleep(0.01)
+    await until(lambda: bool(portal.gate.known(portal.gate.client(address))) is known)
 
 
 async def test_a_grant_and_a_revocation_are_in_force(portal: StartPortal, origin: Origin) -> None:
@@ -32,9 +30,32 @@ async def test_a_grant_and_a_revocation_are_in_force(portal: StartPortal, origin
 async def test_explain_says_which_rule_decided(portal: StartPortal) -> None:
     async with portal() as it:
         await it.ask(b"GET http://example.org/ HTTP/1.1\r\nHost: example.org\r\n\r\n")
-        said = it.keeper.explain(it.flows.requests[0])
-    assert said.splitlines()[-1] == "unknown_client: 127.0.0.1 has no session"
-    assert said.startswith("header_fields_too_large: says nothing\n")
+        said = it.keeper.explain(it.flows.requests[0]).splitlines()
+    assert said[0] == "Then NetworkAuthenticationRequired: 127.0.0.1 has no session"
+    assert said[1] == "header_fields_too_large: says nothing"
+    assert said[-1] == "unknown_client: 127.0.0.1 has no session"
+
+
+async def test_explain_says_what_was_decided_then_and_what_would_be_now(
+    portal: StartPortal, origin: Origin
+) -> None:
+    ask = b"GET http://127.0.0.1:%d/ HTTP/1.1\r\nHost: x\r\n\r\n" % origin.port
+    async with portal() as it:
+        await it.ask(ask)
+        it.grant("127.0.0.1")
+        said = it.keeper.explain(it.flows.requests[0]).splitlines()
+        assert said[0] == "Then NetworkAuthenticationRequired: 127.0.0.1 has no session"
+        assert said[1] == "Now Pass, as the rules are asked now:"
+        assert said[-1].startswith("open_session: 127.0.0.1 is known for ")
+        assert (await it.ask(ask)).startswith(b"HTTP/1.1 200")
+        passed = it.flows.requests[-1]
+        assert it.keeper.explain(passed).startswith("Then Pass: 127.0.0.1 is known for ")
+        assert "Now " not in it.keeper.explain(passed)
+        assert it.gate.revoke(ClientId("127.0.0.1"))
+        said = it.keeper.explain(passed).splitlines()
+        assert said[0].startswith("Then Pass: 127.0.0.1 is known for ")
+        assert said[1] == "Now NetworkAuthenticationRequired, as the rules are asked now:"
+        assert said[-1] == "unknown_client: 127.0.0.1 has no session"
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from capport.enforcement.life import Life
 from capport.enforcement.own import is_own
 from capport.enforcement.proxyserver import connect_early, handler_of, own_ports
 from capport.enforcement.refusal import RefusalLayer, SilentLayer
-from capport.enforcement.telling import GARDEN_MARK, KNOWN_MARK, REFUSED_MARK, mark, verdict_of
+from capport.enforcement.telling import GARDEN_MARK, KNOWN_MARK, REFUSED_MARK, decided_on, mark
 from capport.enforcement.tls import Handshakes, HelloLayer, ServerFirst
 from capport.portal.asking import HEADER
 
@@ -333,7 +333,7 @@ class Gatekeeper(Life):
     @closed(_deny_nothing)
     def responseheaders(self, shown: http.HTTPFlow) -> None:
         """Has what an origin sends pass through unbuffered, unless the operator wants to see it."""
-        if shown.response is None or verdict_of(shown) != "Pass":
+        if shown.response is None or decided_on(shown)[0] != "Pass":
             return
         garden = shown.marked == GARDEN_MARK
         if garden or self.gate.policy.http_known is KnownHttp.STREAM:
@@ -370,15 +370,23 @@ class Gatekeeper(Life):
             self.fault("dns_request")
 
     def explain(self, shown: http.HTTPFlow) -> str:
-        """Which rules are asked of a request like this one, and which decides."""
+        """What was decided on it; and which rules are asked of one like it now, and which decides.
+
+        What would be decided now is said where it is another verdict.
+        """
         request = shown.request
         case = HttpRequest(request.method, request.scheme, request.path)
         dialled = place_of(shown.server_conn.address)
         client = self.client(shown.client_conn)
         steps = self.gate.explain(client, case, claim_of(request), dialled)
-        return "\n".join(
-            f"{name}: {verdict.because if verdict else 'says nothing'}" for name, verdict in steps
-        )
+        lines = [f"{name}: {said.because if said else 'says nothing'}" for name, said in steps]
+        verdict, because = decided_on(shown)
+        now = steps[-1][1]
+        if verdict and verdict != type(now).__name__:
+            lines.insert(0, f"Now {type(now).__name__}, as the rules are asked now:")
+        if verdict:
+            lines.insert(0, f"Then {verdict}: {because}")
+        return "\n".join(lines)
 
 
 class CaptivePortal:

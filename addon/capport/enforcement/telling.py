@@ -102,7 +102,7 @@ def mark(shown: flow.Flow, mark: str, verdict: str, because: str) -> None:
     shown.metadata["portal"] = {"verdict": verdict, "because": because}
 
 
-def verdict_of(shown: flow.Flow) -> str | None:
-    """The verdict that `mark` showed, by its name."""
+def decided_on(shown: flow.Flow) -> tuple[str, str]:
+    """The verdict that `mark` showed, by its name, and why; both empty where none was."""
     told = shown.metadata.get("portal")
-    return told["verdict"] if isinstance(told, dict) else None
+    return (told["verdict"], told["because"]) if isinstance(told, dict) else ("", "")
