@@ -468,9 +468,9 @@ def test_a_hundred_megabytes_are_refused_unread(tmp_path: Path) -> None:
     ids=lambda bomb: bomb[:12],
 )
 def test_a_bomb_is_an_error_within_seconds(bomb: str) -> None:
-    start = time.monotonic()
+    start = time.thread_time()
     assert len(str(error_of(bomb))) < 100_000
-    assert time.monotonic() - start < 20
+    assert time.thread_time() - start < 20  # the slowest takes 2 s
 
 
 def test_after_a_hundred_errors_no_more_are_looked_for() -> None:
@@ -765,9 +765,9 @@ def test_a_million_clients_take_seconds_and_a_quarter_of_a_gigabyte(tmp_path: Pa
         for n in range(1_000_000):
             file.write(f"02:00:00:{n >> 16:02x}:{n >> 8 & 255:02x}:{n & 255:02x},guest {n}\n")
     before = resident()
-    start = time.monotonic()
+    start = time.thread_time()
     policy = parsed(f"{LOGIN}clients: [{{file: staff.csv, access: known}}]\n", tmp_path)
-    assert time.monotonic() - start < 60  # 3 s on a quiet machine
+    assert time.thread_time() - start < 60  # 3 s; what is not linear would take hours
     assert resident() - before < 300 << 20
     last = Client(ip_address("192.0.2.1"), parse_mac("02:00:00:0f:42:3f"))
     found = policy.clients.find(last)
@@ -865,6 +865,13 @@ def test_a_key_with_a_passphrase_is_an_error(tmp_path: Path) -> None:
     )
     (problem,) = error_of(TLS, tmp_path).problems
     assert f"key: {key} has a passphrase" in problem.message
+
+
+def test_a_certificate_whose_names_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    certificate(tmp_path, names=b"no sequence of names")
+    (problem,) = error_of(TLS, tmp_path).problems
+    cannot = f"certificate: {tmp_path / 'cert.pem'} has extensions that cannot be read: "
+    assert problem.message.startswith(cannot)
 
 
 def test_the_key_of_another_certificate_is_an_error(tmp_path: Path) -> None:

@@ -5,13 +5,12 @@ KEYS, what a value may look like in policyvalues.py, how YAML is read in policyt
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from capport import clientsfile
 from capport import policyvalues as values
-from capport.certificate import certificate_error, doubts, key_error, places_to_check
+from capport.certificate import Chain
 from capport.core.place import Host, Place
 from capport.core.policy import (
     Access,
@@ -208,7 +207,7 @@ class _Reader:
         self.findings = findings
         self._folder = folder
         self._opening = opening
-        self._certificate: bytes | None = None  # the login server's, where it is one
+        self._certificate: Chain | None = None  # the login server's, where it is one
 
     def read(self, text: str, file: str | None) -> tuple[Policy, tuple[Problem, ...]]:
         """The policy in `text`, and the warnings. Raises PolicyError."""
@@ -338,10 +337,8 @@ class _Reader:
 
     def _walled_garden(self, top: _Section, login_server: LoginServer | None) -> WalledGarden:
         garden = WalledGarden()
-        if login_server and login_server.certificate:
-            self._add_where_it_is_checked(
-                garden, login_server.certificate, self._certificate or b""
-            )
+        if login_server and login_server.certificate and self._certificate:
+            self._add_where_it_is_checked(garden, login_server.certificate, self._certificate)
         for node in top.items("walled_garden", "www.example.org"):
             if isinstance(node, Word) and not node.nothing:
                 self._garden_entry(node, garden)
@@ -355,15 +352,14 @@ class _Reader:
                 self.findings.error(node.at, message)
         return garden
 
-    def _add_where_it_is_checked(self, garden: WalledGarden, certificate: str, pem: bytes) -> None:
+    def _add_where_it_is_checked(self, garden: WalledGarden, path: str, chain: Chain) -> None:
         """RFC 8908 section 4.1: OCSP, CRLs and issuers of the API's certificate are reachable."""
-        with suppress(ValueError):  # what is no certificate has been told
-            for place in places_to_check(pem):
-                entry = GardenEntry(str(place), frozenset({place.port}), certificate)
-                if isinstance(place.host, str):
-                    garden.add_name(place.host, entry)
-                else:
-                    garden.add_network(network_of(place.host), entry)
+        for place in chain.places_to_check():
+            entry = GardenEntry(str(place), frozenset({place.port}), path)
+            if isinstance(place.host, str):
+                garden.add_name(place.host, entry)
+            else:
+                garden.add_network(network_of(place.host), entry)
 
     def _garden_entry(self, node: Word, garden: WalledGarden) -> None:
         try:
@@ -476,11 +472,12 @@ class _Reader:
         """A certificate is one, and the key is its own."""
         if pem is None:
             return
-        if why := certificate_error(pem):
-            self._amiss(section, "certificate", why)
+        try:
+            self._certificate = Chain(pem)
+        except ValueError as error:
+            self._amiss(section, "certificate", str(error))
             return
-        self._certificate = pem
-        if private is not None and (why := key_error(private, pem)):
+        if private is not None and (why := self._certificate.key_error(private)):
             self._amiss(section, "key", why)
 
     def _amiss(self, section: _Section, key: str, why: str) -> None:
@@ -492,7 +489,7 @@ class _Reader:
         if self._certificate is None:
             return
         path = section.take("certificate", values.path(self._folder), self._folder)
-        for doubt in doubts(self._certificate, datetime.now(UTC), host):
+        for doubt in self._certificate.doubts(datetime.now(UTC), host):
             self.findings.warn(section.mark("certificate"), f"certificate: {path} {doubt}")
 
     def _file(self, section: _Section, key: str) -> tuple[str | None, bytes | None]:

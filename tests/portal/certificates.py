@@ -10,12 +10,20 @@ from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 
 
 def certificate(
-    folder: Path, name: str = "login.example.net", *, places: bool = False, days: int = 1
+    folder: Path,
+    name: str = "login.example.net",
+    *,
+    places: bool = False,
+    days: int = 1,
+    names: bytes | None = None,
 ) -> tuple[Path, Path]:
     """A self-signed certificate and its key in `folder`, in place of the ones before.
 
-    It ends in `days` from now; at most 0, it has ended.
+    It ends in `days` from now; at most 0, it has ended. `names` stands for what the names are in.
     """
+    held: x509.ExtensionType = x509.SubjectAlternativeName([x509.DNSName(name)])
+    if names is not None:
+        held = x509.UnrecognizedExtension(held.oid, names)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
@@ -27,7 +35,7 @@ def certificate(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1 - min(days, 0)))
         .not_valid_after(now + datetime.timedelta(days=days))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(held, critical=False)
     )
     if places:
         url = x509.UniformResourceIdentifier

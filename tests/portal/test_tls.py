@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from capport.certificate import places_to_check
+from capport.certificate import Chain
 from capport.core.policy import Policy
 from capport.portal import server
 from portal.certificates import certificate
@@ -233,10 +233,10 @@ async def test_a_policy_with_a_certificate_that_cannot_be_used_leaves_the_one_be
 
 def test_where_a_certificate_is_checked_is_read_from_it(tmp_path: Path) -> None:
     cert, _ = certificate(tmp_path, places=True)
-    assert [str(place) for place in places_to_check(cert.read_bytes())] == [
+    assert [str(place) for place in Chain(cert.read_bytes()).places_to_check()] == [
         "ocsp.example.org:80",
         "ca.example.org:8080",
         "crl.example.org:80",
     ]
     with pytest.raises(ValueError, match="PEM"):
-        places_to_check(b"")
+        Chain(b"")
