@@ -66,6 +66,7 @@ HOUSE: tuple[Row, ...] = (
         ("capport.core.*", "capport.clock", "prometheus_client"),
         "whoever has something to report can import them",
     ),
+    Row(("capport.filestate",), (), "that a file has changed is seen in one way"),
     Row(("capport.netlink",), (), "the kernel's messages are taken apart in one place"),
     Row(("capport.beside",), (), "what root opens in others' folders is opened in one place"),
     Row(
@@ -98,7 +99,7 @@ HOUSE: tuple[Row, ...] = (
     ),
     Row(
         ("capport.reload",),
-        ("capport.core.*", *POLICY_FILE),
+        ("capport.core.*", "capport.filestate", *POLICY_FILE),
         "watching a file needs no proxy to be tested",
     ),
     Row(
@@ -110,17 +111,8 @@ HOUSE: tuple[Row, ...] = (
         ("capport.portal", "capport.portal.*"),
         (
             *("capport.core.*", "capport.clock", "capport.gate", "capport.events"),
-            *(
-                "capport.beside",
-                "capport.certificate",
-                "capport.stores",
-                "tornado",
-                "argon2",
-                "cryptography",
-                "jwt",
-                "markdown_it",
-            ),
-            "OpenSSL",
+            *("capport.beside", "capport.certificate", "capport.filestate", "capport.stores"),
+            *("tornado", "argon2", "cryptography", "jwt", "markdown_it", "OpenSSL"),
         ),
         "Tornado stops here, and the login server can run alone",
     ),

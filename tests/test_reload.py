@@ -3,13 +3,14 @@ import asyncio
 import logging
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from capport import policyfile, reload
+from capport import filestate, policyfile, reload
 from capport.core.policy import Policy
 from capport.policyfile import PolicyError
 from capport.reload import PolicyWatcher
@@ -75,7 +76,29 @@ async def watching(path: Path) -> AsyncIterator[Heard]:
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "lab.yaml"
     path.write_text(named("one"))
+    time.sleep(0.02)  # the file system's clock has ticked before any change (every 10 ms at most)
     return path
+
+
+_between_looks = threading.Lock()
+
+
+@pytest.fixture(autouse=True)
+def whole_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has a change in two steps be one to a watcher, however long we are held up between them."""
+    state = filestate.state_of
+
+    def look(file: str) -> tuple[int, ...]:
+        with _between_looks:
+            return state(file)
+
+    monkeypatch.setattr(reload, "state_of", look)
+
+
+def rewrite(path: Path, text: str) -> None:
+    """In place."""
+    with _between_looks:
+        path.write_text(text)
 
 
 def replace(path: Path, text: str) -> None:
@@ -90,7 +113,7 @@ async def test_a_file_that_does_not_change_is_not_read_again(path: Path) -> None
         await heard.nothing()
 
 
-@pytest.mark.parametrize("write", [Path.write_text, replace])
+@pytest.mark.parametrize("write", [rewrite, replace])
 async def test_a_change_is_a_new_policy(path: Path, write: Callable[[Path, str], object]) -> None:
     async with watching(path) as heard:
         for name in ("two", "six", "three"):  # two and six are of one length
@@ -102,8 +125,9 @@ async def test_a_change_is_a_new_policy(path: Path, write: Callable[[Path, str],
 async def test_a_change_that_keeps_size_and_time_is_noticed(path: Path) -> None:
     before = path.stat()
     async with watching(path) as heard:
-        path.write_text(named("two"))
-        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with _between_looks:
+            path.write_text(named("two"))
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
         assert (await heard.policy()).network == "two"
 
 
@@ -111,7 +135,7 @@ async def test_a_change_before_the_start_is_noticed(path: Path) -> None:
     heard = Heard()
     watcher = PolicyWatcher(path, heard.hear, heard.hear, INTERVAL)
     assert watcher.load().network == "one"
-    path.write_text(named("two"))
+    rewrite(path, named("two"))
     watcher.start()
     assert (await heard.policy()).network == "two"
     await watcher.stopped()
@@ -128,19 +152,21 @@ async def test_without_a_load_the_first_policy_is_told(path: Path) -> None:
 async def test_a_link_is_followed_to_whatever_it_leads_to(tmp_path: Path) -> None:
     one, two, link, far = (tmp_path / name for name in ("one.yaml", "two.yaml", "link", "far"))
     one.write_text(named("one"))
-    two.write_text(named("two"))
+    rewrite(two, named("two"))
     link.symlink_to("one.yaml")
     far.symlink_to("link")
     async with watching(far) as heard:
-        link.unlink()
-        link.symlink_to("two.yaml")
+        with _between_looks:
+            link.unlink()
+            link.symlink_to("two.yaml")
         assert (await heard.policy()).network == "two"
         replace(two, named("three"))
         assert (await heard.policy()).network == "three"
-        two.write_text(named("four"))
+        rewrite(two, named("four"))
         assert (await heard.policy()).network == "four"
-        far.unlink()
-        far.symlink_to("one.yaml")
+        with _between_looks:
+            far.unlink()
+            far.symlink_to("one.yaml")
         assert (await heard.policy()).network == "one"
 
 
@@ -158,31 +184,31 @@ async def test_a_folder_replaced_by_a_link_is_noticed(tmp_path: Path) -> None:
 async def test_a_clients_file_that_changes_is_a_new_policy(path: Path) -> None:
     staff = path.with_name("staff.csv")
     async with watching(path) as heard:
-        path.write_text(STAFF)
+        rewrite(path, STAFF)
         assert "staff.csv: cannot be read: No such file" in await heard.error()
-        staff.write_text("192.0.2.7\n")
+        rewrite(staff, "192.0.2.7\n")
         assert len((await heard.policy()).clients) == 1
         replace(staff, "192.0.2.7\n192.0.2.8\n")
         assert len((await heard.policy()).clients) == 2
-        staff.write_text("nobody\n")
+        rewrite(staff, "nobody\n")
         assert "staff.csv:1:1: nobody" in await heard.error()
-        path.write_text(named("two"))
+        rewrite(path, named("two"))
         assert (await heard.policy()).network == "two"
-        staff.write_text("192.0.2.9\n")  # no longer ours
+        rewrite(staff, "192.0.2.9\n")  # no longer ours
         await heard.nothing()
 
 
 async def test_each_error_is_told_once(path: Path) -> None:
     async with watching(path) as heard:
-        path.write_text(LOGIN + "refresh: soon\n")
+        rewrite(path, LOGIN + "refresh: soon\n")
         assert "refresh: soon" in await heard.error()
         replace(path, LOGIN + "refresh: soon\n")
         await heard.nothing()
-        path.write_text(LOGIN + "refresh: later\n")
+        rewrite(path, LOGIN + "refresh: later\n")
         assert "refresh: later" in await heard.error()
-        path.write_text(named("two"))
+        rewrite(path, named("two"))
         assert (await heard.policy()).network == "two"
-        path.write_text(LOGIN + "refresh: later\n")
+        rewrite(path, LOGIN + "refresh: later\n")
         assert "refresh: later" in await heard.error()
 
 
@@ -191,20 +217,22 @@ async def test_a_file_that_is_deleted_is_told_once_and_comes_back(path: Path) ->
         path.unlink()
         assert "No such file" in await heard.error()
         await heard.nothing()
-        path.write_text(named("one"))
+        rewrite(path, named("one"))
         assert (await heard.policy()).network == "one"
-        path.unlink()
-        path.mkdir()
+        with _between_looks:
+            path.unlink()
+            path.mkdir()
         assert "is a folder" in await heard.error()
-        path.rmdir()
-        os.mkfifo(path)
+        with _between_looks:
+            path.rmdir()
+            os.mkfifo(path)
         assert "is a pipe" in await heard.error()
         replace(path, named("two"))
         assert (await heard.policy()).network == "two"
 
 
 async def test_a_bad_start_is_raised_and_its_error_not_told_again(path: Path) -> None:
-    path.write_text("network: x\n")
+    rewrite(path, "network: x\n")
     heard = Heard()
     watcher = PolicyWatcher(path, heard.hear, heard.hear, INTERVAL)
     with pytest.raises(PolicyError, match="login_url is missing"):
@@ -212,7 +240,7 @@ async def test_a_bad_start_is_raised_and_its_error_not_told_again(path: Path) ->
     watcher.start()
     replace(path, "network: x\n")
     await heard.nothing()
-    path.write_text(named("two"))
+    rewrite(path, named("two"))
     assert (await heard.policy()).network == "two"
     await watcher.stopped()
 
@@ -231,7 +259,7 @@ async def test_a_change_while_reading_is_read_again_and_the_first_reading_unused
 
     async with watching(path) as heard:
         monkeypatch.setattr(policyfile, "load", slow)
-        path.write_text(named("two"))
+        rewrite(path, named("two"))
         assert (await heard.policy()).network == "three"
         await heard.nothing()
 
@@ -252,9 +280,9 @@ async def reads_of(path: Path, script: Script, monkeypatch: pytest.MonkeyPatch) 
     """At which looks the file was read, in the course of a script."""
     heard = Heard()
     watcher = PolicyWatcher(path, heard.hear, heard.hear, 0.001)
-    monkeypatch.setattr(reload, "_state", lambda _: (0,))
+    monkeypatch.setattr(reload, "state_of", lambda _: (0,))
     watcher.load()
-    monkeypatch.setattr(reload, "_state", script)
+    monkeypatch.setattr(reload, "state_of", script)
     load = policyfile.load
     reads: list[int] = []
 
@@ -300,7 +328,7 @@ async def test_reading_does_not_hold_the_loop_up(
     async with watching(path) as heard:
         monkeypatch.setattr(policyfile, "load", waiting)
         path.with_name("staff.csv").write_text("10.0.0.1\n")
-        path.write_text(STAFF)
+        rewrite(path, STAFF)
         assert len((await heard.policy()).clients) == 1
 
 
@@ -312,7 +340,7 @@ async def test_after_the_stop_nothing_is_told_and_no_thread_is_left(path: Path) 
     watcher.stop()
     await watcher.stopped()
     await watcher.stopped()
-    path.write_text(named("two"))
+    rewrite(path, named("two"))
     await heard.nothing()
     assert not [t for t in set(threading.enumerate()) - before if t.name == "policy"]
 
@@ -345,9 +373,9 @@ async def test_whoever_fails_with_one_policy_gets_the_next(
     watcher.load()
     watcher.start()
     with caplog.at_level(logging.ERROR):
-        path.write_text(named("two"))
+        rewrite(path, named("two"))
         assert (await heard.policy()).network == "two"
-        path.write_text(named("three"))
+        rewrite(path, named("three"))
         assert (await heard.policy()).network == "three"
     assert "The policy was read, but not taken over" in caplog.text
     await watcher.stopped()
@@ -366,9 +394,9 @@ async def test_a_fault_of_ours_is_an_error_and_not_the_end_of_watching(
 
     async with watching(path) as heard:
         monkeypatch.setattr(policyfile, "load", faulty)
-        path.write_text(named("two"))
+        rewrite(path, named("two"))
         assert "could not be read: MemoryError: no more" in await heard.error()
-        path.write_text(named("three"))
+        rewrite(path, named("three"))
         assert (await heard.policy()).network == "three"
 
 
@@ -381,7 +409,7 @@ def test_a_loop_that_is_closed_ends_the_watching(path: Path) -> None:
         watcher.start()
 
     asyncio.run(forget_to_stop())
-    path.write_text(named("two"))
     (thread,) = (t for t in set(threading.enumerate()) - before if t.name == "policy")
+    rewrite(path, named("two"))
     thread.join(SOON)
     assert not thread.is_alive()

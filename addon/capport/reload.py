@@ -13,6 +13,7 @@ from pathlib import Path
 
 from capport import policyfile
 from capport.core.policy import Policy
+from capport.filestate import state_of
 from capport.policyfile import PolicyError, Problem
 
 INTERVAL = 0.5
@@ -100,14 +101,16 @@ class PolicyWatcher:
 
     def _look(self) -> _Looks:
         """How the files look now that were read the last time."""
-        return {file: _state(file) for file in self._read_as or (str(self._path),)}
+        return {file: state_of(file) for file in self._read_as or (str(self._path),)}
 
     def _attempt(self) -> _Outcome:
         """Reads the policy, and notes how each file looked before it was opened."""
-        looks: _Looks = {str(self._path): _state(str(self._path))}
+        looks: _Looks = {str(self._path): state_of(str(self._path))}
         outcome: _Outcome
         try:
-            outcome = policyfile.load(self._path, lambda file: looks.setdefault(file, _state(file)))
+            outcome = policyfile.load(
+                self._path, lambda file: looks.setdefault(file, state_of(file))
+            )
         except PolicyError as error:
             outcome = error
         except Exception as fault:
@@ -140,17 +143,3 @@ class PolicyWatcher:
         except Exception:
             # The edge again: whoever takes the policy may fail with this one, not with the next.
             logger.exception("The policy was read, but not taken over")
-
-
-def _state(file: str) -> tuple[int, ...]:
-    """What changes when the file does: its contents, its access rights, or the file itself.
-
-    Of what a link leads to in the end, so that a link pointed elsewhere is another file.
-    """
-    try:
-        found = Path(file).stat()
-    except OSError as error:
-        return (error.errno or -1,)
-    except ValueError:  # a NUL in the name
-        return (-1,)
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)

@@ -10,7 +10,8 @@ from mitmproxy.addons.dns_resolver import GetaddrinfoFallbackResolver
 
 from capport.core.client import Address, parse_address
 from capport.core.place import Host
-from capport.enforcement.own import udp_socket
+from capport.enforcement.own import source_for
+from capport.filestate import state_of
 
 PATIENCE = 5.0  # seconds for a name to resolve
 MEMORY = 60.0  # seconds for which an address that did not answer is tried last
@@ -34,7 +35,7 @@ class Addresses:
 
     def __init__(self) -> None:
         self._resolver: Resolver | None = None
-        self._made_of: tuple[int, ...] = ()
+        self._made_of: object = None
         self._silent: dict[Address, float] = {}
 
     async def resolve(self, host: Host) -> list[Address]:
@@ -58,10 +59,10 @@ class Addresses:
     def _order(self, address: Address) -> tuple[bool, bool, bool]:
         """What answers, where we have a way to, and IPv4 first: broken IPv6 is the commoner."""
         silent = self._silent.get(address, 0.0) > time.monotonic()
-        return silent, not _has_way_to(address), address.version == 6
+        return silent, source_for(address) is None, address.version == 6
 
     def _current(self) -> Resolver:
-        made_of = tuple(_changed(path) for path in _SOURCES)
+        made_of = tuple(map(state_of, _SOURCES))
         if self._resolver is None or made_of != self._made_of:
             self._made_of = made_of
             self._resolver = _system_resolver()
@@ -74,19 +75,3 @@ def _system_resolver() -> Resolver:
     except RuntimeError:  # no resolv.conf, or none that it can read
         return GetaddrinfoFallbackResolver()
     return mitmproxy_rs.dns.DnsResolver(name_servers=servers, use_hosts_file=True)
-
-
-def _has_way_to(address: Address) -> bool:
-    with udp_socket(address) as probe:
-        try:
-            probe.connect((str(address), 9))
-        except OSError:
-            return False
-    return True
-
-
-def _changed(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return 0

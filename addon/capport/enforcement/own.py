@@ -31,16 +31,16 @@ def is_own(address: Address) -> bool:
     """Whether `address` is this machine's: what connects there meets the router's own services."""
     if address.is_loopback or address.is_unspecified:
         return True
-    with udp_socket(address) as probe:
+    # What is sent to an address of our own, or routed to us, is sent from that address.
+    return source_for(address) == address
+
+
+def source_for(address: Address) -> Address | None:
+    """The address of ours that what we send to `address` comes from; None where there is no way."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((str(address), 9))  # UDP: looks up the route, sends nothing
         except OSError:
-            return False
-        # What is sent to an address of our own, or routed to us, is sent from that address.
-        return parse_address(probe.getsockname()[0]) == address
-
-
-def udp_socket(address: Address) -> socket.socket:
-    """One to ask the kernel for a route with: nothing is sent."""
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    return socket.socket(family, socket.SOCK_DGRAM)
+            return None
+        return parse_address(probe.getsockname()[0])

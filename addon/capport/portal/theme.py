@@ -11,7 +11,6 @@ the same Content-Security-Policy as ours. A template is Tornado's, and runs as w
 """
 
 import hashlib
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -21,6 +20,7 @@ from markdown_it import MarkdownIt
 from tornado.template import BaseLoader, Template
 
 from capport.core.negotiation import Language
+from capport.filestate import state_of
 
 LARGEST = 1024 * 1024
 """Bytes a file of the operator's may have: it is sent over the air to every client."""
@@ -110,10 +110,9 @@ class Theme:
         if self.folder is None:
             return None
         try:
-            stats = [entry.stat() for entry in os.scandir(self.folder / "templates")]
+            return sorted(map(state_of, (self.folder / "templates").iterdir()))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return sorted((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats)
 
     def _read(self, name: str) -> bytes | None:
         if self.folder is None:
