@@ -176,7 +176,8 @@ def test_help_names_every_command(capport: Capport) -> None:
         *("check", "explain", "grant", "revoke", "clients", "report", "run", "script"),
         *("router up", "router down", "router show"),
         *("voucher new", "voucher list", "voucher revoke"),
-        *("user add", "user list", "user remove", "token new"),
+        *("user add", "user list", "user remove"),
+        *("token new", "token list", "token remove"),
     ],
 )
 def test_every_command_has_help_that_fits_a_terminal(here: Capport, command: str) -> None:
@@ -835,6 +836,18 @@ def test_a_token_is_shown_once_and_known_by_its_digest(here: Capport) -> None:
     with contextlib.closing(Records(Path("portal.db"))) as records:
         assert records.token_name(token_digest(token)) == "hotel desk"
     assert token.encode() not in Path("portal.db").read_bytes()
+
+
+def test_a_token_can_be_ended(here: Capport) -> None:
+    token = here("token", "new", "hotel desk", "--sessions", "s.db").out.strip()
+    here("token", "new", "bar", "--sessions", "s.db")
+    assert here("token", "list", "--sessions", "s.db").out == "bar\nhotel desk\n"
+    assert here("token", "remove", "hotel desk", "--sessions", "s.db").status == 0
+    again = here("token", "remove", "hotel desk", "--sessions", "s.db")
+    assert again.error == "there is no token hotel desk; see capport token list"
+    assert here("token", "list", "--sessions", "s.db").out == "bar\n"
+    with contextlib.closing(Records(Path("portal.db"))) as records:
+        assert records.token_name(token_digest(token)) is None
 
 
 # --- router, script ----------------------------------------------------------------------------

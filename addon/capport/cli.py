@@ -221,18 +221,21 @@ def _add_accounts(commands: "Subcommands") -> None:
     actions = user.add_subparsers(title="actions", metavar="add|list|remove", required=True)
     add = _add(actions, "add", "accounts:add_user", "add a user, or change the password")
     add.add_argument("name", metavar="NAME", help="the password is asked for, or read from stdin")
-    listing = _add(actions, "list", "accounts:list_users", "list users by name")
+    users = _add(actions, "list", "accounts:list_users", "list users by name")
     remove = _add(actions, "remove", "accounts:remove_user", "remove a user")
     remove.add_argument("name", metavar="NAME", help="as in the list")
     token = commands.add_parser(
         "token",
-        help="bearer tokens for the portal's API: new",
+        help="bearer tokens for the portal's API: new, list, remove",
         description="Bearer tokens for the portal's API over TCP.",
     )
-    actions = token.add_subparsers(title="actions", metavar="new", required=True)
+    actions = token.add_subparsers(title="actions", metavar="new|list|remove", required=True)
     new = _add(actions, "new", "accounts:new_token", "make a token, and print it this once")
     new.add_argument("name", type=_name, metavar="NAME", help="whose it is; replaces that one's")
-    for command in (add, listing, remove, new):
+    tokens = _add(actions, "list", "accounts:list_tokens", "list tokens by name")
+    end = _add(actions, "remove", "accounts:remove_token", "end a token")
+    end.add_argument("name", type=_name, metavar="NAME", help="as in the list")
+    for command in (add, users, remove, new, tokens, end):
         _takes_store(command)
 
 

@@ -50,6 +50,22 @@ def new_token(arguments: Namespace) -> None:
     print(token)
 
 
+def list_tokens(arguments: Namespace) -> None:
+    """Prints each token's name; the tokens themselves nobody knows any more."""
+    with contextlib.closing(records_of(arguments)) as records:
+        for name in records.tokens():
+            print(name)
+
+
+def remove_token(arguments: Namespace) -> None:
+    """Ends a token. Sessions that were opened with it last as long as they were to."""
+    name: str = arguments.name
+    with contextlib.closing(records_of(arguments)) as records:
+        if not records.drop_token(name):
+            raise CommandError(f"there is no token {name}; see capport token list")
+    print(f"the token of {name} is no good any more")
+
+
 def _name(arguments: Namespace) -> str:
     name = normal_name(arguments.name)
     if name is None:

@@ -296,6 +296,15 @@ class Records:
         with self._change() as db:
             db.execute("INSERT OR REPLACE INTO token VALUES (?, ?, ?)", (digest, name, at))
 
+    def drop_token(self, name: str) -> bool:
+        """Ends a token; whether there was one. The next call with it is refused."""
+        with self._change() as db:
+            return bool(db.execute("DELETE FROM token WHERE name = ?", (name,)).rowcount)
+
+    def tokens(self) -> list[str]:
+        """Each token's name."""
+        return [row[0] for row in self._rows("SELECT name FROM token ORDER BY name")]
+
     def token_name(self, digest: bytes) -> str | None:
         """Whose token has this hash."""
         rows = self._rows("SELECT name FROM token WHERE hash = ?", (digest,))
