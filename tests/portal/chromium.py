@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 LARGEST = 1 << 26  # bytes in one answer: a picture of a page
 
 
@@ -141,6 +141,26 @@ class Tab:
                     return
             await asyncio.sleep(0.05)
         raise AssertionError(f"{selector} led nowhere: {await self.text()}")
+
+    async def press(self, key: str) -> None:
+        """A key, Tab or Enter, down and up again."""
+        code = {"Tab": 9, "Enter": 13}[key]
+        text = {"text": "\r"} if key == "Enter" else {}
+        for kind in ("keyDown", "keyUp"):
+            await self.send(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                windowsVirtualKeyCode=code,
+                **(text if kind == "keyDown" else {}),
+            )
+
+    async def back(self) -> None:
+        """As by the back button."""
+        history = await self.send("Page.getNavigationHistory")
+        before = history["entries"][history["currentIndex"] - 1]["id"]
+        await self.send("Page.navigateToHistoryEntry", entryId=before)
 
     async def text(self) -> str:
         return str(await self.run("document.body ? document.body.innerText : ''"))

@@ -1,5 +1,6 @@
 """The login server as Chromium shows it, and as axe reads it."""
 
+import json
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,9 +11,9 @@ from tornado import httpserver, netutil, web
 import requires
 from capport.core.policy import Conditions
 from portal.chromium import Tab, chromium
-from portal.house import House, house, policy
+from portal.house import House, house, policy, until
 
-pytestmark = [pytest.mark.browser, requires.tool("chromium")]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600), requires.tool("chromium")]
 
 PAGE = "http://www.example.org/news?a=b"
 WIDTHS = {"phone": 360, "desk": 1280}
@@ -58,6 +59,73 @@ async def test_it_works_without_script(tmp_path: Path) -> None:
         assert h.session("127.0.0.1") is not None
 
 
+async def test_it_works_by_keyboard_alone(tmp_path: Path) -> None:
+    async with house() as h, chromium(tmp_path) as tab:
+        await tab.open(f"http://127.0.0.1:{h.port}/?lang=en")
+        await _tab_to(tab, "form button")
+        await tab.press("Enter")
+        await tab.shows("You are online")
+        await _tab_to(tab, "form[action='/sign-out'] button")
+        await tab.press("Enter")
+        await tab.shows("You are signed out")
+
+
+async def _tab_to(tab: Tab, selector: str) -> None:
+    """Presses Tab until the element has the focus, and can be seen to have it."""
+    focus = "(e => e.matches({}) && getComputedStyle(e).outlineStyle)(document.activeElement)"
+    for _ in range(20):
+        await tab.press("Tab")
+        if (outline := await tab.run(focus.format(json.dumps(selector)))) is not False:
+            assert outline == "solid"
+            return
+    raise AssertionError(f"{selector} is not reached")
+
+
+async def test_after_a_sign_out_the_back_button_does_not_say_online(tmp_path: Path) -> None:
+    async with house() as h, chromium(tmp_path) as tab:
+        base = f"http://127.0.0.1:{h.port}"
+        await tab.open(f"{base}/?lang=en")
+        await tab.click("form button")
+        await tab.back()
+        await tab.shows("You are online")  # and not the form, which is met
+        await tab.open(f"{base}/status?lang=en")
+        await tab.click("form[action='/sign-out'] button")
+        await tab.shows("You are signed out")
+        await tab.back()
+        await tab.shows("Welcome to Example Café")
+
+
+async def test_a_page_left_open_says_so_when_the_session_is_over(tmp_path: Path) -> None:
+    async with house() as h, chromium(tmp_path) as tab:
+        await tab.open(f"http://127.0.0.1:{h.port}/?lang=en")
+        await tab.click("form button")
+        h.clock.at += 8 * 3600 - 1.5
+        await tab.open(f"http://127.0.0.1:{h.port}/status?lang=en")
+        h.clock.at += 1.5
+        await tab.shows("Your session is over")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_any_accent_of_an_operators_can_be_read(tmp_path: Path, scheme: str) -> None:
+    login = tmp_path / "login"
+    login.mkdir()
+    async with house(policy(file=tmp_path / "lab.yaml")) as h, chromium(tmp_path / "c") as tab:
+        await tab.send(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": scheme}],
+        )
+        state = h.portal.states.mint(h.client("127.0.0.1"), PAGE)
+        await tab.open(f"http://127.0.0.1:{h.port}/?state={state}")
+        await tab.click("form button")
+        h.clock.at += 60
+        found = {}
+        for accent in ("#0b57d0", "#b3261e", "#ffd400", "#00e000", "#757575", "#000", "#fff"):
+            (login / "theme.css").write_text(f":root {{ --accent: {accent} }}", "utf-8")
+            await tab.open(f"http://127.0.0.1:{h.port}/welcome?state={state}")
+            found[accent] = await _axe(tab)
+        assert {accent: each for accent, each in found.items() if each} == {}
+
+
 async def test_another_site_cannot_frame_it_nor_send_its_form(tmp_path: Path) -> None:
     origin, port = _origin()
     async with house() as h, chromium(tmp_path, f"www.example.org 127.0.0.1:{port}") as tab:
@@ -68,7 +136,12 @@ async def test_another_site_cannot_frame_it_nor_send_its_form(tmp_path: Path) ->
             f"new Promise(done => {{ const f = document.createElement('iframe'); f.src = '{ours}/';"
             " f.onload = () => done(1); document.body.append(f) })"
         )
-        assert "frame-ancestors" in str(tab.said)
+
+        async def told() -> bool:
+            await tab.run("1")  # which hears what the tab has said before
+            return "frame-ancestors" in str(tab.said)
+
+        await until(told, "the report that it was not framed")
         await tab.run(
             f"document.body.insertAdjacentHTML('beforeend', '<form method=post action={ours}"
             "/sign-in><button id=go>Win</button></form>')"

@@ -1,15 +1,17 @@
 """The way from the sign-in page to online and back, by the forms and links of the pages alone."""
 
 import asyncio
+import logging
 import re
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 
 from capport.core.negotiation import Language
 from capport.core.place import Place
-from capport.core.policy import Access, ClientRules, Conditions, network_of
+from capport.core.policy import Access, ClientRules, Conditions, Sessions, network_of
 from capport.portal import passwords, vouchers
 from capport.portal.asking import HEADER, sign_client
 from capport.portal.words import WORDS
@@ -82,6 +84,7 @@ async def test_a_blocked_client_is_told_so_and_cannot_sign_in() -> None:
         h.change_policy(clients=rules)
         for page in (await browser.get("/"), await browser.post("/sign-in", form.fields)):
             assert (page.status, "not allowed on this network" in page.text) == (403, True)
+            assert "<dd>127.0.0.2</dd>" in page.text  # to be told to whoever runs the network
         assert h.session() is None
 
 
@@ -134,6 +137,25 @@ async def test_a_header_that_the_addon_did_not_sign_is_refused(value: str) -> No
         assert (page.status, page.action) == (403, None)
 
 
+async def test_a_header_that_the_addon_signed_is_worth_nothing_in_a_clients_hands() -> None:
+    async with house() as h:
+        await h.browser().sign_in()
+        signed = {HEADER: sign_client(at("127.0.0.2").address, h.portal.records.secret, h.clock())}
+        assert (await h.browser("127.0.0.1").get("/status", **signed)).status == 200
+        page = await h.browser("127.0.0.3").get("/status", **signed)
+        assert (page.status, "127.0.0.2" in page.text) == (403, False)
+
+
+async def test_cookies_copied_to_another_device_make_it_nobody_else() -> None:
+    async with house() as h:
+        browser, thief = h.browser(), h.browser("127.0.0.3")
+        status = await browser.follow(await browser.sign_in())
+        thief.cookies = browser.cookies
+        assert (await thief.get("/status")).location == "/"
+        out = await thief.post("/sign-out", status.fields)
+        assert (out.status, h.session() is not None, h.session("127.0.0.3")) == (303, True, None)
+
+
 async def test_a_state_of_another_client_shows_nothing_of_its_page() -> None:
     async with house() as h:
         state = h.portal.states.mint(at("127.0.0.3"), PAGE)
@@ -152,6 +174,9 @@ async def test_a_state_of_another_client_shows_nothing_of_its_page() -> None:
         ({"Cookie": "capport=2|00000000|" + "00" * 16 + "|1"}, None),
         ({"Origin": "http://evil.example"}, None),
         ({"Origin": "null"}, None),
+        ({"Origin": "http://["}, None),
+        ({"Origin": "http://127.0.0.1:9"}, None),
+        ({"Origin": ""}, None),
         ({"Sec_Fetch_Site": "cross-site"}, None),
         ({"Sec_Fetch_Site": "same-site"}, None),
     ],
@@ -246,6 +271,46 @@ async def test_another_name_than_ours_gets_none_of_our_pages(host: str) -> None:
         assert h.session() is None
 
 
+@pytest.mark.parametrize("method", ["POST", "PUT", "OPTIONS", "TRACE", "BREW"])
+@pytest.mark.parametrize("path", ["/sign-in", "/nothing", "/api/captive-portal"])
+async def test_no_error_page_of_ours_stands_under_another_name(method: str, path: str) -> None:
+    async with house() as h:
+        page = await h.browser().send(method, path, Host="www.example.org")
+        assert (page.status, page.headers["Set-Cookie"]) == (421, None)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "fields"),
+    [
+        ("GET", "/?state=%ff", {}),
+        ("GET", "/nothing?lang=%ff&state=%ff&more=%ff", {}),
+        ("GET", "/return?g=%ff", {}),
+        ("POST", "/sign-in?lang=%ff", {"Origin": "http://["}),
+        ("POST", "/sign-in", {"Content-Type": "multipart/form-data; boundary=b"}),
+        ("GET", "/", {"Cookie": 'capport="; =;;\xff', "Accept-Language": "\xff;q=\xff"}),
+        ("GET", "/api/captive-portal", {"Accept": ";;q=\xff,,"}),
+        ("OPTIONS", "*", {}),
+    ],
+)
+async def test_nonsense_is_no_error_of_ours(
+    caplog: pytest.LogCaptureFixture, method: str, path: str, fields: dict[str, str]
+) -> None:
+    """Nor a line in the log, which whoever sends it again and again would fill."""
+    async with house() as h:
+        caplog.clear()
+        page = await h.browser().send(method, path, "a=b" if method == "POST" else None, **fields)
+        assert page.status in (200, 302, 400, 403, 404)
+        assert page.body or page.location
+        assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_trace_shows_nothing_of_what_was_sent() -> None:
+    async with house() as h:
+        page = await h.browser().send("TRACE", "/", Cookie="a=secret", X="secret")
+        assert page.status == 405
+        assert "secret" not in page.text + str(page.headers)
+
+
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "BREW"])
 @pytest.mark.parametrize("path", ["/", "/sign-in", "/nothing", "/api/captive-portal"])
 async def test_no_other_method_does_anything(method: str, path: str) -> None:
@@ -286,12 +351,14 @@ async def test_head_is_get_without_the_body() -> None:
 # -- vouchers, passwords ---------------------------------------------------------------------------
 
 
-def _voucher(h: House, *, devices: int = 1, valid: float | None = None) -> str:
+def _voucher(
+    h: House, *, devices: int = 1, valid: float | None = None, lifetime: float = 3600
+) -> str:
     code = vouchers.new_code()
     digest = vouchers.digest(code)
     assert digest is not None
     h.portal.records.add_vouchers(
-        [digest], lifetime=3600, devices=devices, valid=valid, note="", at=h.portal.moment()
+        [digest], lifetime=lifetime, devices=devices, valid=valid, note="", at=h.portal.moment()
     )
     return code
 
@@ -338,7 +405,7 @@ async def test_wrong_used_and_expired_vouchers_are_answered_alike() -> None:
         revoked = _voucher(h)
         h.portal.records.revoke_voucher(h.portal.records.vouchers()[-1].number, 1.0)
         answers = []
-        for code in (used, over, revoked, vouchers.new_code(), "x", ""):
+        for code in (used, over, revoked, vouchers.new_code()):
             page = await h.browser().sign_in(code=code)
             answers.append((page.status, _less_what_was_sent(page)))
         assert len(set(answers)) == 1
@@ -346,18 +413,106 @@ async def test_wrong_used_and_expired_vouchers_are_answered_alike() -> None:
         assert h.session() is None
 
 
+async def test_what_cannot_be_a_code_is_a_slip_and_no_guess() -> None:
+    async with house(policy(conditions=Conditions.VOUCHER)) as h:
+        browser = h.browser()
+        form = (await browser.get("/")).fields
+        for code in ("", "7KQ3-M9XD-2HVT", "7KQ3-M9XD-2HVT-4WPU", *(["7KQ3"] * 10)):
+            page = await browser.post("/sign-in", form | {"code": code})
+            assert (page.status, "not a whole code" in page.text) == (403, True)
+        assert (await browser.post("/sign-in", form | {"code": _voucher(h)})).status == 303
+
+
 async def test_a_client_that_comes_back_gets_what_is_left_of_its_voucher() -> None:
     async with house(policy(conditions=Conditions.VOUCHER)) as h:
         code = _voucher(h)
         browser = h.browser()
-        await browser.sign_in(code=code)
+        status = await browser.follow(await browser.sign_in(code=code))
+        await browser.post("/sign-out", status.fields)
         h.clock.at += 1200
-        await browser.sign_in("/?more=1", code=code)
+        await browser.sign_in(code=code)
         session = h.session()
         assert session is not None
         assert session.seconds_remaining(h.clock()) == 2400
         h.clock.at += 2400
-        assert (await browser.sign_in("/?more=1", code=code)).status == 403
+        assert (await browser.sign_in(code=code)).status == 403
+
+
+async def test_a_voucher_that_gives_no_more_time_is_left_as_it_is() -> None:
+    async with house(policy(conditions=Conditions.VOUCHER)) as h:
+        own, short, long = _voucher(h), _voucher(h, lifetime=600), _voucher(h, lifetime=7200)
+        browser = h.browser()
+        await browser.sign_in(code=own)
+        h.clock.at += 1200
+        before = h.session()
+        for code in (own, short):
+            page = await browser.sign_in("/?more=1", code=code)
+            assert (page.status, h.session()) == (409, before)
+            assert "You have 40\N{NO-BREAK SPACE}minutes left." in page.text
+            assert "would not give you more time" in page.text
+            assert "aria-invalid" not in page.text
+        assert [one.used for one in h.portal.records.vouchers()] == [1, 0, 0]
+        assert (await browser.sign_in("/?more=1", code=long)).status == 303
+        session = h.session()
+        assert session is not None
+        assert (session.seconds_remaining(h.clock()), session.how) == (7200, "voucher 3")
+
+
+async def test_nobody_who_asks_for_more_gets_less() -> None:
+    async with house() as h:
+        browser = h.browser()
+        form = await browser.get("/")
+        given = await h.portal.grants.grant(
+            h.client(), lifetime=3 * 86400, by="command", how="", name="room 12"
+        )
+        assert (await browser.get("/?more=1")).location == "/status"
+        status = await browser.get("/status")
+        assert not [link for link in status.links if "more=1" in link]
+        assert (await browser.post("/sign-in", form.fields)).status == 303
+        assert h.session() == given
+
+
+async def test_whoever_has_just_signed_in_is_not_offered_more() -> None:
+    async with house() as h:
+        browser = h.browser()
+        links = (await browser.follow(await browser.sign_in())).links
+        assert not [link for link in links if "more=1" in link]
+        h.clock.at += 60
+        assert "/?more=1" in (await browser.get("/status")).links
+        more = await browser.get("/?more=1")
+        assert "You have 7\N{NO-BREAK SPACE}hours 59\N{NO-BREAK SPACE}minutes left." in more.text
+
+
+async def test_the_time_that_is_left_is_not_that_of_a_silence() -> None:
+    async with house(replace(policy(), sessions=Sessions(lifetime=7200, idle=1200))) as h:
+        browser = h.browser()
+        welcome = await browser.follow(await browser.sign_in())
+        assert "<strong>2\N{NO-BREAK SPACE}hours</strong>" in welcome.text
+        assert "not used for 20\N{NO-BREAK SPACE}minutes, you have to" in welcome.text
+
+
+async def test_a_page_that_is_open_when_the_session_ends_gives_way_to_one_that_says_so() -> None:
+    async with house() as h:
+        browser = h.browser()
+        await browser.sign_in()
+        h.clock.at += 7 * 3600
+        seconds, _, place = (await browser.get("/status?lang=de")).headers["Refresh"].partition(";")
+        assert (int(seconds), place) == (3601, " url=/signed-out?lang=de&over=1")
+        path = place.removeprefix(" url=")
+        assert (await browser.get(path)).location == "/status?lang=de"
+        h.clock.at += int(seconds)
+        page = await browser.get(path)
+        assert "Ihre Sitzung ist beendet" in page.text
+        assert page.headers["Refresh"] is None
+        assert "/signed-out?lang=fr&amp;over=1" in page.text
+
+
+async def test_the_welcome_says_where_to_come_back_to() -> None:
+    async with house() as h:
+        browser = h.browser()
+        welcome = await browser.follow(await browser.sign_in("/?lang=en"))
+        place = f'<a href="/?lang=en">http://127.0.0.1:{h.port}</a>'
+        assert f"come back to {place}." in welcome.text
 
 
 async def test_where_the_day_is_not_known_a_voucher_that_expires_has_to_wait() -> None:
@@ -416,6 +571,42 @@ async def test_many_guesses_at_once_get_no_further() -> None:
         guesses = [browser.post("/sign-in", form | {"code": "0" * 16}) for _ in range(30)]
         statuses = [page.status for page in await asyncio.gather(*guesses)]
         assert (statuses.count(403), statuses.count(429)) == (10, 20)
+
+
+async def test_an_open_connection_guesses_no_more_than_new_ones() -> None:
+    async with house(policy(conditions=Conditions.VOUCHER)) as h:
+        browser = h.browser()
+        form = (await browser.get("/")).fields | {"code": "0" * 16}
+        body = urlencode(form)
+        cookie = "; ".join(f"{one.key}={one.value}" for one in browser.cookies.values())
+        guess = (
+            f"POST /sign-in HTTP/1.1\r\nHost: 127.0.0.1\r\nCookie: {cookie}\r\n"
+            f"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(body)}\r\n"
+        )
+        last = f"{guess}Connection: close\r\n\r\n{body}"
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", h.port, local_addr=("127.0.0.2", 0)
+        )
+        writer.write(f"{guess}\r\n{body}".encode() * 14 + last.encode())  # pipelined, too
+        async with asyncio.timeout(20):
+            answers = re.findall(rb"^HTTP/1.1 (\d+)", await reader.read(), re.MULTILINE)
+        writer.close()
+        assert answers == [b"403"] * 10 + [b"429"] * 5
+
+
+async def test_who_signs_in_and_out_in_a_loop_is_told_to_wait() -> None:
+    """Each time is written to the disk, and told in a line of the events that is never folded."""
+    async with house() as h:
+        browser = h.browser()
+        form = (await browser.get("/")).fields
+        for _ in range(20):
+            assert (await browser.post("/sign-in", form)).status == 303
+            assert (await browser.post("/sign-out", form)).status == 303
+        page = await browser.post("/sign-in", form)
+        assert (page.status, page.headers["Retry-After"], h.session()) == (429, "31", None)
+        assert (await h.browser("127.0.0.3").sign_in()).status == 303
+        h.clock.at += 31
+        assert (await browser.post("/sign-in", form)).status == 303
 
 
 # -- what an operator makes of it ------------------------------------------------------------------

@@ -33,6 +33,12 @@ def on(running: float, wall: float | None = None, boot: str = "this") -> Moment:
 ADA, EVE = ClientId("192.0.2.7"), ClientId("02:00:00:00:00:07")
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who writes at once with others waits however long a commit takes on a busy machine."""
+    monkeypatch.setattr(records_module, "_BUSY", 60.0)
+
+
 def test_everything_is_there_again_after_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "state" / "portal.db"
     records = Records(path)
@@ -136,6 +142,22 @@ def test_one_that_was_set_back_before_it_expires_expires_when_it_should_have() -
     records.add_vouchers([b"h"], lifetime=60, devices=2, valid=100.0, note="", at=on(0))
     assert records.use_voucher(b"h", ADA, on(99, wall=-500.0)) == (1, 60)
     assert records.use_voucher(b"h", EVE, on(100, wall=-499.0)) is None
+
+
+def test_a_client_that_has_used_a_voucher_in_time_may_come_back_after_it_has_expired() -> None:
+    records = Records(None)
+    records.add_vouchers([b"h"], lifetime=600, devices=2, valid=100, note="", at=on(0))
+    assert records.use_voucher(b"h", ADA, on(99)) == (1, 600)
+    assert records.use_voucher(b"h", EVE, on(100)) is None
+    assert records.use_voucher(b"h", ADA, on(199)) == (1, 500)
+
+
+def test_a_voucher_that_is_good_for_no_more_than_there_is_is_not_used() -> None:
+    records = Records(None)
+    records.add_vouchers([b"h"], lifetime=60, devices=1, valid=None, note="", at=on(0))
+    assert records.use_voucher(b"h", ADA, on(1), beyond=60) == (1, 60)
+    assert records.use_voucher(b"h", EVE, on(2), beyond=59) == (1, 60)
+    assert records.use_voucher(b"h", ADA, on(3)) is None
 
 
 def test_after_a_boot_in_1970_one_that_expires_waits_for_the_clock_to_be_set() -> None:

@@ -1,5 +1,6 @@
 """The login server's small parts: vouchers, passwords, the throttle, the words, the theme."""
 
+import re
 import string
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -45,11 +46,41 @@ def test_codes_are_random_and_hold_80_bits() -> None:
 
 
 def test_the_sheet_has_every_code_once() -> None:
-    codes = [vouchers.new_code() for _ in range(7)]
-    sheet = vouchers.sheet(codes, network="Café", valid="24h", devices=2)
-    assert all(sheet.count(code) == 1 for code in codes)
-    assert sheet.count("24h, 2 devices") == 7
-    assert max(map(len, sheet.splitlines())) <= 80
+    codes = {number: vouchers.new_code() for number in range(3, 10)}
+    for words in WORDS.values():
+        sheet = vouchers.sheet(
+            codes,
+            words,
+            network="Café",
+            place="http://192.0.2.1:8511",
+            lifetime=7200,
+            devices=2,
+            by="2030-01-31 17:05",
+        )
+        assert all(sheet.count(code) == 1 for code in codes.values())
+        assert sheet.count("http://192.0.2.1:8511") == sheet.count("17:05") == 7
+        assert sheet.count(words.sheet_devices.format(count=2)) == 7
+        assert re.findall(rf"{words.sheet_number[:2]}\S* (\d)", sheet) == list("3456789")
+        assert max(map(len, sheet.splitlines())) <= 77
+
+
+def test_a_sheet_of_one_says_no_more_than_is_so() -> None:
+    (words, codes) = WORDS[Language.ENGLISH], {1: "7KQ3-M9XD-2HVT-4WPN"}
+    place = "http://192.0.2.1:8511"
+    sheet = vouchers.sheet(codes, words, network=None, place=place, lifetime=86400, devices=1)
+    rule = " ".join(["-"] * 19 + ["+"] + ["-"] * 19)
+    assert [line.strip() for line in sheet.splitlines() if line.strip()] == [
+        rule,
+        "Wi-Fi",
+        "7KQ3-M9XD-2HVT-4WPN",
+        "Join this network, open",
+        "http://192.0.2.1:8511 and enter",
+        "the code.",
+        "1\N{NO-BREAK SPACE}day from the first use",
+        "for 1 device",
+        "No. 1",
+        rule,
+    ]
 
 
 # -- passwords -------------------------------------------------------------------------------------

@@ -2,16 +2,20 @@
 
 import contextlib
 import json
+import os
 import time
 from argparse import Namespace
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from capport.commands import CommandError, chosen_policy, existing_store, store_url
 from capport.commands.display import duration, fitted, rfc3339
 from capport.commands.display import moment as local_time
 from capport.commands.records import moment, records_of
+from capport.core.negotiation import Language, preferred_language
 from capport.portal import vouchers
 from capport.portal.records import Voucher
+from capport.portal.words import WORDS
 from capport.stores import StoreError
 
 _TITLES = ("NO", "FOR", "DEVICES", "STATE", "MADE", "NOTE")
@@ -24,17 +28,25 @@ def new(arguments: Namespace) -> None:
     codes = [vouchers.new_code() for _ in range(arguments.count)]
     digests = [found for code in codes if (found := vouchers.digest(code)) is not None]
     lifetime = policy.sessions.lifetime if arguments.lifetime is None else arguments.lifetime
+    now = moment()
     with contextlib.closing(records_of(arguments)) as records:
-        records.add_vouchers(
+        numbers = records.add_vouchers(
             digests,
             lifetime=lifetime,
             devices=arguments.devices,
             valid=arguments.valid,
             note=arguments.note or "",
-            at=moment(),
+            at=now,
         )
+        wall = records.reckoning(now).wall
     sheet = vouchers.sheet(
-        codes, network=policy.network, valid=duration(lifetime), devices=arguments.devices
+        dict(zip(numbers, codes, strict=True)),
+        WORDS[_language()],
+        network=policy.network,
+        place=_login_server(policy.login_url),
+        lifetime=lifetime,
+        devices=arguments.devices,
+        by=None if arguments.valid is None else local_time(wall + arguments.valid)[:16],
     )
     print(sheet, end="")
 
@@ -95,6 +107,18 @@ def clock(arguments: Namespace) -> None:
         print("If it was wrong then and is right now: --is-right")
     else:
         print("Vouchers expire by it.")
+
+
+def _login_server(login_url: str) -> str:
+    """What a person types to come there."""
+    parts = urlsplit(login_url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _language() -> Language:
+    """The operator's, whose guests the sheet is for: as the locale has it (POSIX, 8.2)."""
+    named = filter(None, map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG")))
+    return preferred_language(next(named, ""))
 
 
 def document(voucher: Voucher, now: float) -> dict[str, object]:

@@ -2,7 +2,8 @@
 
 Nothing a client can write counts: no X-Forwarded-For, no Forwarded, no parameter. Through the
 explicit proxy every connection comes from the router itself; there the addon takes `Capport-Client`
-out of what the client sent and puts in its own, with the client's address and a signature.
+out of what the client sent and puts in its own, with the client's address and a signature. From any
+other machine than this a signed one is a copy, and is refused.
 """
 
 import hashlib

@@ -1,22 +1,29 @@
 """The conditions, and the forms to meet them: sign in, go on, see how long is left, sign out."""
 
+from contextlib import suppress
 from functools import partial
 from urllib.parse import urlsplit
 
-from tornado import web
+from tornado import iostream, web
 
 from capport.core.client import ClientId
 from capport.core.policy import Conditions
-from capport.core.session import Session
+from capport.core.session import Instant, Session
 from capport.portal import passwords, vouchers
 from capport.portal.grants import Standing
 from capport.portal.portal import HASHES_WAITING
-from capport.portal.states import StateError, login_url
+from capport.portal.states import State, StateError, login_url
 from capport.portal.theme import Terms
 from capport.portal.web import Blocked, Handler
 
 BY = "login server"
 """Who granted, in the session."""
+
+FARTHEST = 86400.0
+"""Seconds until a page is left by itself, at most: browsers count milliseconds, in 31 bits."""
+
+PIECE = 16 * 1024
+"""Bytes of a file that wait for a client which takes them slowly."""
 
 
 class SignIn(Handler):
@@ -27,14 +34,16 @@ class SignIn(Handler):
         stands = self.standing
         if stands.blocked:
             raise Blocked
-        if not stands.captivity.captive and not (stands.session and self.get_argument("more", "")):
+        more = stands.session and self.get_argument("more", "") and can_extend(self, stands.session)
+        if not stands.captivity.captive and not more:
             self.redirect(
                 self.link("/welcome" if self.page_asked_for else "/status", state=self.state),
                 status=303,
             )
             return
         if self.elsewhere():
-            self.redirect(login_url(self.policy, self.state or None), status=302)
+            own = self.state if state_of(self) else self.portal.states.mint(self.client)
+            self.redirect(login_url(self.policy, own), status=302)
             return
         self.form()
 
@@ -52,25 +61,35 @@ class SignIn(Handler):
         if terms is not None and self.get_body_argument("terms", "") != terms.version:
             self.form(problem=self.words.terms_changed, status=409)
             return
-        if self.conditions is not Conditions.TERMS and (wait := self.must_wait()):
+        if self.conditions is Conditions.VOUCHER and self.code is None:
+            self.form(problem=self.words.no_code, status=403)  # a slip, and no guess: not counted
+            return
+        if wait := self.must_wait():
             self.set_header("Retry-After", str(int(wait) + 1))
             self.form(problem=self.words.too_many.format(time=self.words.wait(wait)), status=429)
             return
+        left = self.left
         match self.conditions:
             case Conditions.TERMS:
-                met: Met | None = Met(None, "terms")
+                met: Met | None = Met(self.policy.sessions.lifetime, "terms")
             case Conditions.VOUCHER:
-                met = await self.voucher()
+                met = await self.voucher(beyond=left)
             case Conditions.PASSWORD:
                 met = await self.password()
         if met is None:
-            self.form(problem=self.problem, status=403)
+            voucher = self.conditions is Conditions.VOUCHER
+            problem = self.words.wrong_voucher if voucher else self.words.wrong_password
+            self.form(problem=problem, status=403)  # the same for wrong and used up
             return
         if self.conditions is not Conditions.TERMS:
             self.portal.throttle.forgive(self.client)
-        await self.let_on(met, terms)
+        if self.conditions is Conditions.VOUCHER and met.lifetime <= left:
+            self.form(problem=self.words.no_longer, status=409)
+            return
+        # A session is never made shorter by asking for more.
+        await self.let_on(met, terms, grant=met.lifetime > left)
 
-    async def let_on(self, met: "Met", terms: Terms | None) -> None:
+    async def let_on(self, met: "Met", terms: Terms | None, *, grant: bool) -> None:
         """Notes the acceptance, then grants: whoever is online has accepted, power cut or not."""
         records, client = self.portal.records, self.client
         if terms is not None:
@@ -79,15 +98,22 @@ class SignIn(Handler):
             )
             await self.portal.recorded(partial(note, self.portal.wall()))
         how = f"{met.how}, terms {terms.version}" if terms else met.how
-        await self.portal.grants.grant(client, lifetime=met.lifetime, by=BY, how=how, name=met.name)
+        if grant:
+            await self.portal.grants.grant(
+                client, lifetime=met.lifetime, by=BY, how=how, name=met.name
+            )
+        self.forget_pages("in")
         self.redirect(self.link("/welcome", state=self.state), status=303)
 
-    async def voucher(self) -> "Met | None":
-        """The voucher in the form, if it is good for this client."""
-        code = vouchers.digest(self.get_body_argument("code", ""))
-        if code is None:
+    async def voucher(self, *, beyond: float) -> "Met | None":
+        """The voucher in the form, if it is good for this client.
+
+        It is not used where that is for no more than `beyond` seconds.
+        """
+        if self.code is None:
             return None
-        use = partial(self.portal.records.use_voucher, code, self.client.id, self.portal.moment())
+        use = partial(self.portal.records.use_voucher, self.code, self.client.id)
+        use = partial(use, self.portal.moment(), beyond=beyond)
         if (used := await self.portal.recorded(use)) is None:
             return None
         number, lifetime = used
@@ -101,32 +127,45 @@ class SignIn(Handler):
         if name is not None:
             kept = await self.portal.recorded(partial(self.portal.records.password_of, name))
         right = await self.portal.hashed(partial(passwords.is_password, kept, given))
-        return Met(None, "password", name) if right and name else None
+        lifetime = self.policy.sessions.lifetime
+        return Met(lifetime, "password", name) if right and name else None
 
     def must_wait(self) -> float:
         """Seconds until this client may try again; 0: now."""
+        now = self.portal.grants.now()
+        if wait := self.portal.often.spend(self.client, now):
+            return wait
+        if self.conditions is Conditions.TERMS:
+            return 0.0
         if self.portal.hashing >= HASHES_WAITING:
             return 1.0
-        return self.portal.throttle.attempt(self.client, self.portal.grants.now())
+        return self.portal.throttle.attempt(self.client, now)
 
     def form(self, *, problem: str | None = None, status: int = 200) -> None:
         """The page with the form."""
         conditions, words = self.conditions, self.words
+        extending = self.standing.session is not None
+        lead = {
+            (Conditions.TERMS, False): words.lead_terms,
+            (Conditions.VOUCHER, False): words.lead_voucher,
+            (Conditions.PASSWORD, False): words.lead_password,
+            (Conditions.TERMS, True): words.more_terms,
+            (Conditions.VOUCHER, True): words.more_voucher,
+            (Conditions.PASSWORD, True): words.more_password,
+        }[conditions, extending]
+        lifetime = words.time(self.policy.sessions.lifetime)
         self.page(
             "sign_in.html",
             status,
             conditions=str(conditions),
-            lead={
-                Conditions.TERMS: words.lead_terms,
-                Conditions.VOUCHER: words.lead_voucher,
-                Conditions.PASSWORD: words.lead_password,
-            }[conditions],
+            lead=lead.format(left=words.rounded(self.left), time=lifetime),
             terms=self.terms(),
             state=self.state,
             problem=problem,
+            wrong=status == 403,
             entered=self.entered,
-            extending=self.standing.session is not None,
-            lifetime=words.time(self.policy.sessions.lifetime),
+            extending=extending,
+            lifetime=lifetime,
         )
 
     def elsewhere(self) -> bool:
@@ -146,11 +185,14 @@ class SignIn(Handler):
         return self.get_body_argument(field, "")[:64] if field else ""
 
     @property
-    def problem(self) -> str:
-        """What is said to whoever does not meet the conditions: the same for wrong and used up."""
-        words = self.words
-        voucher = self.conditions is Conditions.VOUCHER
-        return words.wrong_voucher if voucher else words.wrong_password
+    def code(self) -> bytes | None:
+        """What the code in the form is filed under; None where it cannot be one."""
+        return vouchers.digest(self.get_body_argument("code", ""))
+
+    @property
+    def left(self) -> float:
+        """Seconds of the client's session that are left; 0 where it has none."""
+        return left_of(self, self.standing.session)
 
     @property
     def conditions(self) -> Conditions:
@@ -171,9 +213,9 @@ class SignIn(Handler):
 
 
 class Met:
-    """The conditions are met: for how long (None: as the policy has it), how, and by whom."""
+    """The conditions are met: for how many seconds, how, and by whom."""
 
-    def __init__(self, lifetime: float | None, how: str, name: str = "") -> None:
+    def __init__(self, lifetime: float, how: str, name: str = "") -> None:
         self.lifetime, self.how, self.name = lifetime, how, name
 
 
@@ -190,22 +232,38 @@ class Online(Handler):
             return
         onward = page_asked_for(self)
         session = None if self.policy.clients.find(self.client) else stands.session
+        left, idle = left_of(self, session), session.idle if session else None
+        if session is not None:
+            self._leave_at(session.ends)
         self.page(
             self.template,
             client=self.client,
-            seconds=stands.captivity.seconds_remaining,
-            total=_length(session),
+            seconds=left if session else None,
+            total=max(1, round(session.expires - session.granted)) if session else None,
+            idle=self.words.time(idle) if idle is not None and idle < left else None,
             always_on=session is None,
             can_sign_out=session is not None,
+            can_extend=session is not None and can_extend(self, session),
             signed_in_with=self._signed_in_with(session),
             onward=onward,
             onward_host=urlsplit(onward).hostname if onward else None,
             extend_link=self.link("/", more="1", state=self.state),
+            home_link=self.link("/"),
+            home=f"{self.request.protocol}://{self.request.host}",
         )
 
     def head(self) -> None:
         """As GET."""
         self.get()
+
+    def _leave_at(self, end: Instant) -> None:
+        """Has a page that is still open then give way to one that is true: it has no script.
+
+        It is the session that ends there, not a time for reading (WCAG 2.2, 2.2.1).
+        """
+        seconds = int(end - self.portal.grants.now()) + 1
+        if seconds <= FARTHEST:
+            self.set_header("Refresh", f"{seconds}; url={self.link('/signed-out', over='1')}")
 
     def _signed_in_with(self, session: Session | None) -> str | None:
         if session is None or session.by != BY:
@@ -240,6 +298,7 @@ class SignOut(Handler):
             ended.add(stands.session.client)
             await self.portal.grants.revoke(stands.session.client)
             stands = self.standing
+        self.forget_pages("out")
         self.redirect(self.link("/signed-out"), status=303)
 
 
@@ -251,7 +310,9 @@ class SignedOut(Handler):
         if not self.standing.captivity.captive:
             self.redirect(self.link("/status"), status=303)
             return
-        self.page("signed_out.html", start=self.link("/"))
+        words = self.words
+        heading = words.over if self.get_argument("over", "") else words.signed_out
+        self.page("signed_out.html", heading=heading, start=self.link("/"))
 
     def head(self) -> None:
         """As GET."""
@@ -266,7 +327,7 @@ class File(Handler):
         super().initialize(portal)
         self.name = name
 
-    def get(self) -> None:
+    async def get(self) -> None:
         """The bytes; for good, where the address has their version."""
         theme = self.portal.theme(self.policy)
         asset = {"style": theme.style, "logo": theme.logo, "mark": theme.mark}[self.name]()
@@ -280,24 +341,46 @@ class File(Handler):
         self.set_header(
             "Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; sandbox"
         )
-        self.finish(asset.body)
+        self.set_header("Content-Length", str(len(asset.body)))
+        with suppress(iostream.StreamClosedError):
+            for at in range(0, len(asset.body), PIECE):  # or each connection has a whole copy
+                self.write(asset.body[at : at + PIECE])
+                await self.flush()
+            await self.finish()
 
-    def head(self) -> None:
+    async def head(self) -> None:
         """As GET."""
-        self.get()
+        await self.get()
 
 
-def page_asked_for(handler: Handler) -> str | None:
-    """The page in the client's state: only its own, and only while it holds."""
-    if not handler.state:
-        return None
+def state_of(handler: Handler) -> State | None:
+    """The state that came along: only the client's own, and only while it holds."""
     try:
         state = handler.portal.states.read(handler.state)
     except StateError:
         return None
-    return state.page if state.is_of(handler.client) else None
+    return state if state.is_of(handler.client) else None
 
 
-def _length(session: Session | None) -> int | None:
-    """Seconds from the grant to the end, for the bar that shows what is left."""
-    return max(1, round(session.ends - session.granted)) if session else None
+def page_asked_for(handler: Handler) -> str | None:
+    """The page in the client's state."""
+    state = state_of(handler)
+    return state.page if state else None
+
+
+def left_of(handler: Handler, session: Session | None) -> float:
+    """Seconds that a session has left for whoever uses it; 0 where there is none.
+
+    Not until `Session.ends`, where there is an `idle`: that is put off by being there to read it.
+    """
+    return max(0.0, session.expires - handler.portal.grants.now()) if session else 0.0
+
+
+def can_extend(handler: Handler, session: Session) -> bool:
+    """Whether there is time to be gained that a person would notice."""
+    if handler.server.conditions is Conditions.VOUCHER:
+        return True
+    if handler.portal.theme(handler.policy).return_key() is not None:
+        return True  # for how long is said elsewhere
+    lifetime = handler.policy.sessions.lifetime
+    return lifetime - left_of(handler, session) >= min(60.0, lifetime / 10)

@@ -9,13 +9,15 @@ from pathlib import Path
 
 from capport import clock
 from capport.core.client import Address
+from capport.core.place import Host
 from capport.core.policy import Policy
+from capport.core.session import Instant
 from capport.portal.datekeeping import Moment
 from capport.portal.grants import Grants
 from capport.portal.records import Records
 from capport.portal.states import States
 from capport.portal.theme import Theme
-from capport.portal.throttle import Throttle
+from capport.portal.throttle import Often, Throttle
 
 HASHES_WAITING = 8
 """Passwords that may wait for the one thread that hashes; more are told to come back."""
@@ -35,11 +37,15 @@ class Portal:
     boot: str = field(default_factory=clock.boot_id)
     wall: Callable[[], float] = time.time
     throttle: Throttle = field(default_factory=Throttle)
+    often: Often = field(default_factory=Often)
     _disk: Executor = field(default_factory=_one_thread("portal-records"))
     _hash: Executor = field(default_factory=_one_thread("portal-hash"))
     hashing: int = 0
     vouched: dict[tuple[str, int], Address] = field(default_factory=dict)
     """For whom the addon, in this process, connects to us: by its own end of the connection."""
+    returns_quiet_until: Instant = 0.0
+    certified: tuple[Host, ...] = ()
+    """The names in the certificate that we show: whatever `login_url` says, they are ours."""
 
     def __post_init__(self) -> None:
         self.granting = asyncio.Lock()  # one state at a time is spent

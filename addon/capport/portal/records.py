@@ -197,13 +197,16 @@ class Records:
                 for each in hashes
             ]
 
-    def use_voucher(self, code: bytes, client: ClientId, at: Moment) -> tuple[int, float] | None:
+    def use_voucher(
+        self, code: bytes, client: ClientId, at: Moment, *, beyond: float = 0.0
+    ) -> tuple[int, float] | None:
         """Uses the voucher with this hash for `client`: its number, and the seconds it is good for.
 
-        A client that has used it before gets what is left of its time, in which the machine was
-        running, as with sessions. None where the voucher is wrong, revoked, expired, used up, or
-        over for this client: the caller is not told which. Raises ClockError for one that expires
-        where the day is not known.
+        One that is good for no more than `beyond` seconds is left as it is. A client that has used
+        it before gets what is left of its time, in which the machine was running, as with sessions.
+        None where the voucher is wrong, revoked, expired before its first use, used up, or over for
+        this client: the caller is not told which. Raises ClockError for one that expires where the
+        day is not known.
         """
         with self._change() as db:
             voucher = db.execute(
@@ -215,18 +218,20 @@ class Records:
                 return None
             number, lifetime, devices, expires = voucher
             now = _moved_on(db, at)
-            if expires is not None:
-                if expires <= now.wall:
-                    return None
-                _must_be_sure(now, at)
             uses: dict[str, float] = dict(
                 db.execute("SELECT client, began FROM voucher_use WHERE number = ?", (number,))
             )
             if client in uses:
                 left = min(lifetime, uses[client] + lifetime - now.elapsed)
                 return (number, left) if left > 0 else None
+            if expires is not None:
+                if expires <= now.wall:
+                    return None
+                _must_be_sure(now, at)
             if len(uses) >= devices:
                 return None
+            if lifetime <= beyond:
+                return number, lifetime
             db.execute(
                 "INSERT INTO voucher_use (number, client, since, began) VALUES (?, ?, ?, ?)",
                 (number, client, at.wall, now.elapsed),

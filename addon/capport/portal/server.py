@@ -12,8 +12,10 @@ from typing import Any
 from OpenSSL import SSL
 from tornado import httpserver, httputil, iostream, netutil, web
 
+from capport.certificate import names_in
 from capport.core.place import Place
 from capport.core.policy import LoginServer as Listening
+from capport.filestate import state_of
 from capport.portal import login
 from capport.portal.api import PATH, CaptivePortalApi
 from capport.portal.portal import Portal
@@ -32,6 +34,11 @@ IDLE = 30.0
 
 PATIENCE = 10.0
 """Seconds for a handshake, and then for the whole of a connection's first request."""
+
+TAKING = 60.0
+"""Seconds for an answer, from the whole of its request to its last byte taken.
+
+Without it whoever reads nothing keeps a connection, and what is to be sent, for ever."""
 
 CONNECTIONS = 1000  # in all; one takes about 20 KB
 CONNECTIONS_A_CLIENT = 60
@@ -100,7 +107,13 @@ class _Connection:
     def asked(self) -> None:
         """A whole request has come."""
         self.waits = False
-        self.goes_on()
+        self.ends_in(TAKING)
+
+    def answered(self) -> None:
+        """The answer is taken, if there was a request; for the next, Tornado waits `IDLE`."""
+        if not self.waits:
+            self.goes_on()
+        self.waits = True
 
 
 class Server(httpserver.HTTPServer):
@@ -142,7 +155,7 @@ class Server(httpserver.HTTPServer):
         """Called by Tornado whenever a connection is waited on for a request."""
         delegate = super().start_request(server_conn, request_conn)
         if one := self._find(server_conn):
-            one.waits = True
+            one.answered()
             return _Asking(delegate, one.asked)
         return delegate
 
@@ -258,6 +271,7 @@ class LoginServer:
             max_buffer_size=64 * 1024,
         )
         server.tls = shown.context if shown else None
+        self.portal.certified = shown.names if shown else ()
         server.add_sockets(sockets)
         self._server, self._as = server, listening
         self._at = tuple(Place(place.host, one.getsockname()[1]) for one in sockets)
@@ -315,6 +329,7 @@ class LoginServer:
                 continue
             await renewed.stapler.refresh()  # or, for a moment, it would be shown without
             shown, server.tls = renewed, renewed.context
+            self.portal.certified = shown.names
             logger.info("%s: renewed", shown.listening.certificate)
 
 
@@ -329,6 +344,10 @@ class _Shown:
         chain = Path(listening.certificate).read_bytes()
         self.stapler = Stapler(listening.certificate, chain)
         self.context = context(listening.certificate, listening.key, self.stapler.response)
+        try:
+            self.names = names_in(chain)
+        except ValueError:  # OpenSSL takes one that we cannot read: then login_url has its name
+            self.names = ()
 
 
 def _how(listening: Listening | None) -> object:
@@ -337,12 +356,4 @@ def _how(listening: Listening | None) -> object:
 
 def _stamp(listening: Listening) -> object:
     """What changes when the certificate or its key is renewed, in whatever way."""
-    stamps: list[tuple[int, int, int] | None] = []
-    for path in (listening.certificate, listening.key):
-        try:
-            stat = Path(path or "").stat()
-        except OSError:
-            stamps.append(None)
-        else:
-            stamps.append((stat.st_ino, stat.st_mtime_ns, stat.st_size))
-    return tuple(stamps)
+    return [state_of(path or "") for path in (listening.certificate, listening.key)]

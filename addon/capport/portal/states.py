@@ -102,6 +102,10 @@ class States:
             self._lately.popitem(last=False)
         return token
 
+    def spent(self, state: State) -> None:
+        """`state` lets nobody on again: the client's agent gets another when it asks."""
+        self._lately.pop(state.client, None)
+
     def read(self, token: str) -> State:
         """What `token` says. Raises StateError; the message never says more than a client knows."""
         if not _TOKEN.fullmatch(token):

@@ -7,7 +7,9 @@ after the other.
 from collections import OrderedDict, deque
 from ipaddress import IPv6Address, ip_network
 
-from capport.core.client import Client
+from capport.core import rates
+from capport.core.client import Client, ClientId
+from capport.core.policy import Rate
 from capport.core.session import Instant
 
 FREE = 10
@@ -18,6 +20,9 @@ LONGEST = 900.0
 
 FOR_ALL = 100
 """Wrong attempts of all clients together in a minute. Who makes up addresses meets this one."""
+
+SIGN_INS = Rate(20, 600.0)
+"""How often a client may sign in, right or wrong: whoever is let on is written down, and told."""
 
 _REMEMBERED = 20_000  # clients; a few MB
 
@@ -61,6 +66,21 @@ class Throttle:
             self._wrong[_who(client)] = (count - 1, last)
         if self._lately:
             self._lately.pop()
+
+
+class Often:
+    """Counts each client's sign-ins: whoever meets the conditions could do so in a loop."""
+
+    def __init__(self) -> None:
+        self._buckets: OrderedDict[ClientId, rates.Bucket] = OrderedDict()
+
+    def spend(self, client: Client, now: Instant) -> int:
+        """Seconds to wait before `client` may sign in; 0: now, and it counts."""
+        bucket, wait = rates.spend(self._buckets.pop(client.id, None), SIGN_INS, now)
+        self._buckets[client.id] = bucket
+        if len(self._buckets) > _REMEMBERED:
+            self._buckets.popitem(last=False)
+        return wait or 0
 
 
 def _who(client: Client) -> object:

@@ -7,10 +7,15 @@ without the throttle (THREATS: at least 64 bits).
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping
+from itertools import batched, zip_longest
+from textwrap import wrap
+
+from capport.portal.words import Words
 
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _LENGTH, _GROUP = 16, 4
+_COLUMN = 38  # characters of the sheet: two of them, and a line between, in a terminal's 80
 _AS_READ = str.maketrans(
     {"O": "0", "I": "1", "L": "1", "-": None, " ": None, "\u2010": None, "\u2013": None}
 )
@@ -33,15 +38,41 @@ def digest(code: str) -> bytes | None:
     return hashlib.sha256(b"voucher\0" + plain.encode()).digest()
 
 
-def sheet(codes: Sequence[str], *, network: str | None, valid: str, devices: int) -> str:
-    """Codes as plain text to print and cut: two columns, a rule between rows. `valid`: `24h`."""
-    for_devices = "1 device" if devices == 1 else f"{devices} devices"
-    width = 36
-    rows = [[network or "Wi-Fi", code, f"{valid}, {for_devices}"] for code in codes]
-    lines: list[str] = []
-    for at in range(0, len(rows), 2):
-        pair = rows[at : at + 2]
-        for texts in zip(*pair, strict=True):
-            lines.append("  ".join(f"{text[: width - 2]:^{width}}" for text in texts).rstrip())
-        lines.append("- " * width)
-    return "\n".join(lines) + "\n"
+def sheet(
+    codes: Mapping[int, str],
+    words: Words,
+    *,
+    network: str | None,
+    place: str,
+    lifetime: float,
+    devices: int,
+    by: str | None = None,
+) -> str:
+    """Vouchers, each code by its number, as plain text to print and cut along the lines.
+
+    Two columns of 38, and each says what to do with it: `place` is where. `lifetime`: seconds;
+    `by`: when it has to be used first.
+    """
+    above = ["", *_wrapped(network or "Wi-Fi"), ""]
+    below = ["", *_wrapped(words.sheet_how.format(place=place)), ""]
+    below += _wrapped(words.sheet_time.format(time=words.time(lifetime)))
+    below += [words.sheet_devices.format(count=devices) if devices > 1 else words.sheet_device]
+    below += _wrapped(words.sheet_by.format(date=by)) if by else []
+    cells = [
+        [*above, code, *below, words.sheet_number.format(number=number), ""]
+        for number, code in codes.items()
+    ]
+    rule = f"{'- ' * (_COLUMN // 2)}+{' -' * (_COLUMN // 2)}\n"
+    rows: list[str] = []
+    for pair in batched(cells, 2):
+        columns = zip_longest(*pair, fillvalue="")
+        rows.append("".join(f"{'|'.join(map(_centred, row)).rstrip()}\n" for row in columns))
+    return rule.join(["", *rows, ""])
+
+
+def _wrapped(text: str) -> list[str]:
+    return wrap(text, _COLUMN - 4, break_on_hyphens=False)
+
+
+def _centred(text: str) -> str:
+    return f"{text:^{_COLUMN}}"

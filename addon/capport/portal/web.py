@@ -3,11 +3,12 @@
 import logging
 from functools import cached_property
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from tornado import iostream, web
 
-from capport.core.client import Client, parse_address
+from capport.certificate import holds
+from capport.core.client import Address, Client, parse_address
 from capport.core.negotiation import Language, preferred_language
 from capport.core.place import Host, parse_authority
 from capport.core.policy import LoginServer, Policy
@@ -105,6 +106,21 @@ class Handler(web.RequestHandler):
         kept = {name: value for name, value in asked.items() if value}
         return f"{path}?{urlencode(kept)}" if kept else path
 
+    def forget_pages(self, stands: str) -> None:
+        """To be called when the client `stands` otherwise than before: "in" or "out".
+
+        Chromium's back button shows a page as it was, no-store or not, unless a cookie that no
+        script can read has changed since: this one, which says no more than that.
+        """
+        self.set_cookie(
+            "__Host-capport-stands" if self.encrypted else "capport-stands",
+            stands,
+            httponly=True,
+            samesite="Lax",
+            secure=self.encrypted,
+            path="/",
+        )
+
     def page(self, name: str, status: int = 200, **values: object) -> None:
         """Answers with a page of the theme's."""
         theme = self.portal.theme(self.policy)
@@ -124,28 +140,38 @@ class Handler(web.RequestHandler):
         }
         self.finish(theme.template(name).generate(**(namespace | values)))
 
+    def decode_argument(self, value: bytes, name: str | None = None) -> str:
+        """As UTF-8, whatever was sent: what is none is no state, language or code of ours."""
+        return value.decode("utf-8", "replace")
+
     def compute_etag(self) -> str | None:
         """None: what is no-store is not revalidated either."""
         return None
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """The error as a page, in words that say nothing of our insides."""
-        words, start = self.words, self.link("/", state=self.state)
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        if not self._asks_us():  # Tornado has refused it before `prepare` could
+            status_code, error = 421, Misdirected()
+        words, start, device = self.words, self.link("/", state=self.state), None
         heading, text = {
             403: (words.refused, words.refused_text),
             404: (words.not_found, words.not_found_text),
             421: (words.elsewhere, words.elsewhere_text),
+            500: (words.unavailable, words.unavailable_text),
             503: (words.unavailable, words.unavailable_text),
         }.get(status_code, (words.refused, words.refused_text))
-        error = kwargs.get("exc_info", (None, None, None))[1]
         if isinstance(error, FormOver):
             heading, text = words.form_over, words.form_over_text
         if isinstance(error, Blocked):
             heading, text, start = words.blocked, words.blocked_text, ""
+            device = self.client.address  # to be told to whoever runs the network
         if isinstance(error, Misdirected):
             start = login_url(self.policy, None)
         try:
-            self.page("error.html", status_code, heading=heading, text=text, start=start)
+            self.page(
+                "error.html", status_code, heading=heading, text=text, start=start, device=device
+            )
         except Exception:
             # The edge: a page of the operator's that does not compile must not hide the first error
             # behind a second, nor show either.
@@ -181,11 +207,14 @@ class Handler(web.RequestHandler):
         peer = getattr(context, "address", None)
         if peer and (vouched := self.portal.vouched.get(tuple(peer[:2]))):
             return self.portal.grants.client_at(vouched)
+        asks = parse_address(self.request.remote_ip or "")
         fields = self.request.headers.get_list(HEADER)
         if not fields:
-            return self.portal.grants.client_at(parse_address(self.request.remote_ip or ""))
+            return self.portal.grants.client_at(asks)
         if len(fields) > 1:
             raise AskingError(f"{HEADER} is there {len(fields)} times")
+        if asks != self._asked_at():  # a copy; the addon is on this machine
+            raise AskingError(f"{HEADER} does not come from {asks}")
         secret, now = self.portal.records.secret, self.portal.grants.now()
         return self.portal.grants.client_at(verify_client(fields[0], secret, now))
 
@@ -195,29 +224,33 @@ class Handler(web.RequestHandler):
             named = parse_authority(self.request.host, 443 if self.encrypted else 80).host
         except ValueError:
             return False
-        return named in self._our_names()
+        return named in self._our_names() or any(
+            holds(name, named) for name in self.portal.certified
+        )
 
     def _our_names(self) -> set[Host]:
         names: set[Host] = {self.policy.login_place.host}
-        names.add(self.server.listen.host)
-        connection = self.request.server_connection
-        stream = getattr(connection, "stream", None)
-        if isinstance(stream, iostream.IOStream) and stream.socket is not None:
-            address = parse_address(stream.socket.getsockname()[0])
+        if self.policy.login_server is not None:
+            names.add(self.policy.login_server.listen.host)
+        if (address := self._asked_at()) is not None:
             names.add(address)
             if address.is_loopback:
                 names.add("localhost")
         return names
 
+    def _asked_at(self) -> Address | None:
+        """The address at our end of the connection, None where it has ended."""
+        stream = getattr(self.request.server_connection, "stream", None)
+        if isinstance(stream, iostream.IOStream) and stream.socket is not None:
+            return parse_address(stream.socket.getsockname()[0])
+        return None
+
     def _check_origin(self) -> None:
         """A form of another site's is not ours, whatever it brings. Older browsers send neither."""
         if self.request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
             raise FormOver("Sec-Fetch-Site")
-        origin = self.request.headers.get("Origin")
-        if origin is None:
-            return
-        parts = urlsplit(origin)
-        if (parts.scheme, parts.netloc) != (self.request.protocol, self.request.host):
+        ours = f"{self.request.protocol}://{self.request.host}"
+        if self.request.headers.get("Origin", ours) != ours:
             raise FormOver("Origin")
 
     def _chosen(self) -> Language | None:
@@ -234,6 +267,7 @@ class Handler(web.RequestHandler):
             "lang": str(words.language),
             "state": self.state,
             "more": self.get_argument("more", "")[:1],
+            "over": self.get_argument("over", "")[:1],
         }
         return f"{path}?{urlencode({name: value for name, value in query.items() if value})}"
 

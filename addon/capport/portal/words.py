@@ -19,7 +19,9 @@ class Words:
     lead_terms: str
     lead_voucher: str
     lead_password: str
-    lead_extend: str
+    more_terms: str
+    more_voucher: str
+    more_password: str
     terms: str
     accept: str
     by_signing_in: str
@@ -32,7 +34,9 @@ class Words:
     how_long: str
     not_encrypted: str
 
+    no_code: str
     wrong_voucher: str
+    no_longer: str
     wrong_password: str
     too_many: str
     terms_changed: str
@@ -42,13 +46,15 @@ class Words:
     onward: str
     onward_none: str
     left: str  # what stands before the time
+    idle: str
     always_on: str
     device: str
     signed_in_with: str
     sign_out: str
     extend: str
     status: str
-    come_back: str
+    come_back: str  # `{place}` is a link
+    over: str
     signed_out: str
     signed_out_text: str
     sign_in_again: str
@@ -67,6 +73,13 @@ class Words:
     elsewhere: str
     elsewhere_text: str
 
+    sheet_time: str
+    sheet_device: str
+    sheet_devices: str
+    sheet_by: str
+    sheet_how: str
+    sheet_number: str
+
     by: dict[str, str]  # what a session was granted for: terms, voucher, password
     units: tuple[tuple[str, str], ...]  # day, hour, minute, second: one, and more
     soon: str
@@ -84,6 +97,10 @@ class Words:
             if count and at in (first, first + 1)
         ]
         return " ".join(said)
+
+    def rounded(self, seconds: float) -> str:
+        """As `time`, to the nearest minute: no 7 hours 59 minutes in the first second of 8 hours."""
+        return self.time(seconds if seconds < 60 else seconds + 30)
 
     def wait(self, seconds: float) -> str:
         """As `time`, but to the second where it is short."""
@@ -105,7 +122,9 @@ WORDS: dict[Language, Words] = {
         lead_terms="One step, and you are online: please read the terms and accept them.",
         lead_voucher="Enter the code on your voucher to go online.",
         lead_password="Sign in with your name and password to go online.",
-        lead_extend="You are online. To have more time, sign in once more.",
+        more_terms="You have {left} left. Accept the terms again to have {time} from now.",
+        more_voucher="You have {left} left. Another voucher starts at once, in place of that time.",
+        more_password="You have {left} left. Sign in again to have {time} from now.",
         terms="Terms of use",
         accept="Accept and go online",
         by_signing_in="By going online you accept these terms.",
@@ -117,22 +136,26 @@ WORDS: dict[Language, Words] = {
         go_online="Go online",
         how_long="Good for {time}. You can sign out at any time.",
         not_encrypted="This page is not encrypted: others on this network could read what you type.",
-        wrong_voucher="This code is not valid. Please check it and try again.",
+        no_code="That is not a whole code: a code has 16 letters and digits. Please check it.",
+        wrong_voucher="This code is not valid, or it has been used up. Please check it, or ask for another one.",
+        no_longer="This voucher would not give you more time. It was left as it is.",
         wrong_password="That name and password do not go together. Please try again.",
-        too_many="Too many attempts. Please try again in {time}.",
+        too_many="Too many attempts, so this one was not checked. Please wait {time}, then try again.",
         terms_changed="The terms have just changed. Please read them again.",
         online="You are online",
         online_text="Everything on this device can now use the network.",
         onward="Continue to {host}",
         onward_none="You can close this page and carry on.",
         left="Time left:",
+        idle="If this device is not used for {time}, you have to sign in again.",
         always_on="This device always has access. There is nothing for you to do.",
         device="Device",
         signed_in_with="Sign-in",
         sign_out="Sign out",
         extend="Stay longer",
         status="Your connection",
-        come_back="Come back to this page to see how much time is left, to stay longer, or to sign out.",
+        come_back="To see how much time is left, to stay longer or to sign out, come back to {place}.",
+        over="Your session is over",
         signed_out="You are signed out",
         signed_out_text="This device is no longer online.",
         sign_in_again="Sign in again",
@@ -141,14 +164,20 @@ WORDS: dict[Language, Words] = {
         not_found_text="This page does not exist. Perhaps the address was mistyped.",
         blocked="This device is not allowed on this network",
         blocked_text="Please ask whoever runs this network.",
-        form_over="This page was open for too long",
-        form_over_text="Nothing has been sent. Please start again; it takes only a moment.",
+        form_over="This page is out of date",
+        form_over_text="Nothing was changed. Please start again; it takes only a moment. If this happens every time, allow cookies for this page.",
         refused="That did not work",
         refused_text="This request cannot be answered. Please start again.",
         unavailable="Not possible at the moment",
-        unavailable_text="You have not been signed in. Please try again in a minute.",
+        unavailable_text="Something is out of order here. Please try again in a minute; if that does not help, tell whoever runs this network.",
         elsewhere="This is not the page you asked for",
         elsewhere_text="This is the login server of the network. Please start again.",
+        sheet_time="{time} from the first use",
+        sheet_device="for 1 device",
+        sheet_devices="for {count} devices",
+        sheet_by="first use by {date}",
+        sheet_how="Join this network, open {place} and enter the code.",
+        sheet_number="No. {number}",
         by={"terms": "Terms accepted", "voucher": "Voucher", "password": "Name and password"},
         units=(("day", "days"), ("hour", "hours"), ("minute", "minutes"), ("second", "seconds")),
         soon="less than a minute",
@@ -162,7 +191,9 @@ WORDS: dict[Language, Words] = {
         lead_terms="Ein Schritt, und Sie sind online: Bitte lesen und akzeptieren Sie die Bedingungen.",
         lead_voucher="Geben Sie den Code von Ihrem Voucher ein, um online zu gehen.",
         lead_password="Melden Sie sich mit Name und Passwort an, um online zu gehen.",
-        lead_extend="Sie sind online. Für mehr Zeit melden Sie sich noch einmal an.",
+        more_terms="Sie haben noch {left}. Akzeptieren Sie die Bedingungen noch einmal, dann haben Sie ab jetzt {time}.",
+        more_voucher="Sie haben noch {left}. Ein weiterer Voucher beginnt sofort, anstelle dieser Zeit.",
+        more_password="Sie haben noch {left}. Melden Sie sich noch einmal an, dann haben Sie ab jetzt {time}.",
         terms="Nutzungsbedingungen",
         accept="Akzeptieren und online gehen",
         by_signing_in="Mit der Anmeldung akzeptieren Sie diese Bedingungen.",
@@ -174,22 +205,26 @@ WORDS: dict[Language, Words] = {
         go_online="Online gehen",
         how_long="Gilt für {time}. Sie können sich jederzeit abmelden.",
         not_encrypted="Diese Seite ist nicht verschlüsselt: Andere in diesem Netzwerk könnten mitlesen.",
-        wrong_voucher="Dieser Code ist nicht gültig. Bitte prüfen Sie ihn und versuchen Sie es erneut.",
+        no_code="Das ist kein ganzer Code: Ein Code hat 16 Buchstaben und Ziffern. Bitte prüfen Sie ihn.",
+        wrong_voucher="Dieser Code ist nicht gültig oder schon verbraucht. Bitte prüfen Sie ihn oder fragen Sie nach einem neuen.",
+        no_longer="Mit diesem Voucher hätten Sie nicht mehr Zeit. Er bleibt, wie er ist.",
         wrong_password="Name und Passwort passen nicht zusammen. Bitte versuchen Sie es erneut.",
-        too_many="Zu viele Versuche. Bitte versuchen Sie es in {time} erneut.",
+        too_many="Zu viele Versuche, deshalb wurde dieser nicht geprüft. Bitte warten Sie {time} und versuchen Sie es dann erneut.",
         terms_changed="Die Bedingungen haben sich gerade geändert. Bitte lesen Sie sie noch einmal.",
         online="Sie sind online",
         online_text="Alles auf diesem Gerät kann das Netzwerk jetzt benutzen.",
         onward="Weiter zu {host}",
         onward_none="Sie können diese Seite schließen und loslegen.",
         left="Noch",
+        idle="Wenn dieses Gerät {time} lang nicht benutzt wird, müssen Sie sich neu anmelden.",
         always_on="Dieses Gerät hat immer Zugang. Sie müssen nichts tun.",
         device="Gerät",
         signed_in_with="Anmeldung",
         sign_out="Abmelden",
         extend="Länger bleiben",
         status="Ihre Verbindung",
-        come_back="Auf dieser Seite sehen Sie die verbleibende Zeit, können länger bleiben oder sich abmelden.",
+        come_back="Die verbleibende Zeit sehen, länger bleiben oder sich abmelden können Sie unter {place}.",
+        over="Ihre Sitzung ist beendet",
         signed_out="Sie sind abgemeldet",
         signed_out_text="Dieses Gerät ist nicht mehr online.",
         sign_in_again="Wieder anmelden",
@@ -198,14 +233,20 @@ WORDS: dict[Language, Words] = {
         not_found_text="Diese Seite gibt es nicht. Vielleicht haben Sie sich bei der Adresse vertippt.",
         blocked="Dieses Gerät ist in diesem Netzwerk nicht zugelassen",
         blocked_text="Bitte wenden Sie sich an den Betreiber dieses Netzwerks.",
-        form_over="Diese Seite war zu lange offen",
-        form_over_text="Es wurde nichts gesendet. Bitte beginnen Sie noch einmal; es geht schnell.",
+        form_over="Diese Seite ist veraltet",
+        form_over_text="Es wurde nichts geändert. Bitte beginnen Sie noch einmal; es geht schnell. Wenn das jedes Mal geschieht, erlauben Sie Cookies für diese Seite.",
         refused="Das hat nicht geklappt",
         refused_text="Diese Anfrage kann nicht beantwortet werden. Bitte beginnen Sie noch einmal.",
         unavailable="Im Moment nicht möglich",
-        unavailable_text="Sie sind nicht angemeldet. Bitte versuchen Sie es in einer Minute erneut.",
+        unavailable_text="Hier ist etwas gestört. Bitte versuchen Sie es in einer Minute erneut; wenn das nicht hilft, sagen Sie dem Betreiber dieses Netzwerks Bescheid.",
         elsewhere="Das ist nicht die Seite, die Sie aufgerufen haben",
         elsewhere_text="Dies ist der Anmeldeserver des Netzwerks. Bitte beginnen Sie noch einmal.",
+        sheet_time="{time} ab der ersten Benutzung",
+        sheet_device="für 1 Gerät",
+        sheet_devices="für {count} Geräte",
+        sheet_by="erste Benutzung bis {date}",
+        sheet_how="Mit diesem Netzwerk verbinden, {place} öffnen und den Code eingeben.",
+        sheet_number="Nr. {number}",
         by={
             "terms": "Bedingungen akzeptiert",
             "voucher": "Voucher",
@@ -228,7 +269,9 @@ WORDS: dict[Language, Words] = {
         lead_terms="Une étape et vous êtes en ligne : veuillez lire et accepter les conditions.",
         lead_voucher="Saisissez le code de votre coupon pour vous connecter.",
         lead_password="Saisissez votre nom et votre mot de passe pour vous connecter.",
-        lead_extend="Vous êtes en ligne. Pour plus de temps, connectez-vous à nouveau.",
+        more_terms="Il vous reste {left}. Acceptez à nouveau les conditions pour avoir {time} à partir de maintenant.",
+        more_voucher="Il vous reste {left}. Un autre coupon commence aussitôt et remplace ce temps.",
+        more_password="Il vous reste {left}. Connectez-vous à nouveau pour avoir {time} à partir de maintenant.",
         terms="Conditions d’utilisation",
         accept="Accepter et se connecter",
         by_signing_in="En vous connectant, vous acceptez ces conditions.",
@@ -240,22 +283,26 @@ WORDS: dict[Language, Words] = {
         go_online="Se connecter",
         how_long="Valable {time}. Vous pouvez vous déconnecter à tout moment.",
         not_encrypted="Cette page n’est pas chiffrée : d’autres sur ce réseau pourraient lire ce que vous saisissez.",
-        wrong_voucher="Ce code n’est pas valable. Veuillez le vérifier et réessayer.",
+        no_code="Ce n’est pas un code entier : un code a 16 lettres et chiffres. Veuillez le vérifier.",
+        wrong_voucher="Ce code n’est pas valable, ou il est épuisé. Veuillez le vérifier ou en demander un autre.",
+        no_longer="Ce coupon ne vous donnerait pas plus de temps. Il est resté tel quel.",
         wrong_password="Ce nom et ce mot de passe ne correspondent pas. Veuillez réessayer.",
-        too_many="Trop de tentatives. Veuillez réessayer dans {time}.",
+        too_many="Trop de tentatives : celle-ci n’a pas été vérifiée. Veuillez patienter {time}, puis réessayer.",
         terms_changed="Les conditions viennent de changer. Veuillez les relire.",
         online="Vous êtes en ligne",
         online_text="Tout sur cet appareil peut maintenant utiliser le réseau.",
         onward="Continuer vers {host}",
         onward_none="Vous pouvez fermer cette page et continuer.",
         left="Temps restant :",
+        idle="Si cet appareil reste inutilisé pendant {time}, il faudra vous reconnecter.",
         always_on="Cet appareil a toujours accès au réseau. Vous n’avez rien à faire.",
         device="Appareil",
         signed_in_with="Connexion",
         sign_out="Se déconnecter",
         extend="Rester plus longtemps",
         status="Votre connexion",
-        come_back="Revenez sur cette page pour voir le temps restant, prolonger ou vous déconnecter.",
+        come_back="Pour voir le temps restant, prolonger ou vous déconnecter, revenez sur {place}.",
+        over="Votre session est terminée",
         signed_out="Vous êtes déconnecté",
         signed_out_text="Cet appareil n’est plus en ligne.",
         sign_in_again="Se reconnecter",
@@ -264,14 +311,20 @@ WORDS: dict[Language, Words] = {
         not_found_text="Cette page n’existe pas. L’adresse est peut-être mal saisie.",
         blocked="Cet appareil n’est pas autorisé sur ce réseau",
         blocked_text="Veuillez vous adresser à l’exploitant de ce réseau.",
-        form_over="Cette page est restée ouverte trop longtemps",
-        form_over_text="Rien n’a été envoyé. Veuillez recommencer ; cela ne prend qu’un instant.",
+        form_over="Cette page n’est plus à jour",
+        form_over_text="Rien n’a été modifié. Veuillez recommencer ; cela ne prend qu’un instant. Si cela se répète, autorisez les cookies pour cette page.",
         refused="Cela n’a pas fonctionné",
         refused_text="Cette demande ne peut pas aboutir. Veuillez recommencer.",
         unavailable="Impossible pour le moment",
-        unavailable_text="Vous n’êtes pas connecté. Veuillez réessayer dans une minute.",
+        unavailable_text="Quelque chose ne fonctionne pas ici. Veuillez réessayer dans une minute ; si cela ne suffit pas, prévenez l’exploitant de ce réseau.",
         elsewhere="Ce n’est pas la page que vous avez demandée",
         elsewhere_text="Ceci est le serveur de connexion du réseau. Veuillez recommencer.",
+        sheet_time="{time} à compter de la première utilisation",
+        sheet_device="pour 1 appareil",
+        sheet_devices="pour {count} appareils",
+        sheet_by="première utilisation jusqu’au {date}",
+        sheet_how="Rejoignez ce réseau, ouvrez {place} et saisissez le code.",
+        sheet_number="N° {number}",
         by={
             "terms": "Conditions acceptées",
             "voucher": "Coupon",
@@ -294,7 +347,9 @@ WORDS: dict[Language, Words] = {
         lead_terms="Un paso y tendrá conexión: lea y acepte las condiciones.",
         lead_voucher="Escriba el código de su vale para conectarse.",
         lead_password="Escriba su nombre y su contraseña para conectarse.",
-        lead_extend="Tiene conexión. Para más tiempo, conéctese otra vez.",
+        more_terms="Tiempo restante: {left}. Acepte las condiciones otra vez para tener {time} a partir de ahora.",
+        more_voucher="Tiempo restante: {left}. Otro vale empieza enseguida, en lugar de ese tiempo.",
+        more_password="Tiempo restante: {left}. Conéctese otra vez para tener {time} a partir de ahora.",
         terms="Condiciones de uso",
         accept="Aceptar y conectarse",
         by_signing_in="Al conectarse, acepta estas condiciones.",
@@ -306,22 +361,26 @@ WORDS: dict[Language, Words] = {
         go_online="Conectarse",
         how_long="Válido durante {time}. Puede desconectarse cuando quiera.",
         not_encrypted="Esta página no está cifrada: otros en esta red podrían leer lo que escriba.",
-        wrong_voucher="Este código no es válido. Compruébelo e inténtelo de nuevo.",
+        no_code="No es un código completo: un código tiene 16 letras y cifras. Compruébelo.",
+        wrong_voucher="Este código no es válido o ya está agotado. Compruébelo o pida otro.",
+        no_longer="Este vale no le daría más tiempo. Se ha dejado como estaba.",
         wrong_password="El nombre y la contraseña no coinciden. Inténtelo de nuevo.",
-        too_many="Demasiados intentos. Inténtelo de nuevo dentro de {time}.",
+        too_many="Demasiados intentos: este no se ha comprobado. Espere {time} e inténtelo de nuevo.",
         terms_changed="Las condiciones acaban de cambiar. Léalas de nuevo.",
         online="Tiene conexión",
         online_text="Todo en este dispositivo puede usar ya la red.",
         onward="Continuar a {host}",
         onward_none="Puede cerrar esta página y seguir.",
         left="Tiempo restante:",
+        idle="Si este dispositivo no se usa durante {time}, tendrá que conectarse de nuevo.",
         always_on="Este dispositivo siempre tiene acceso. No tiene que hacer nada.",
         device="Dispositivo",
         signed_in_with="Inicio de sesión",
         sign_out="Desconectarse",
         extend="Quedarse más tiempo",
         status="Su conexión",
-        come_back="Vuelva a esta página para ver el tiempo restante, prolongarlo o desconectarse.",
+        come_back="Para ver el tiempo restante, prolongarlo o desconectarse, vuelva a {place}.",
+        over="Su sesión ha terminado",
         signed_out="Se ha desconectado",
         signed_out_text="Este dispositivo ya no tiene conexión.",
         sign_in_again="Conectarse de nuevo",
@@ -330,14 +389,20 @@ WORDS: dict[Language, Words] = {
         not_found_text="Esta página no existe. Quizá la dirección tenga una errata.",
         blocked="Este dispositivo no está autorizado en esta red",
         blocked_text="Consulte a quien administra esta red.",
-        form_over="Esta página ha estado abierta demasiado tiempo",
-        form_over_text="No se ha enviado nada. Empiece de nuevo; es solo un momento.",
+        form_over="Esta página ya no está al día",
+        form_over_text="No se ha cambiado nada. Empiece de nuevo; es solo un momento. Si ocurre cada vez, permita las cookies para esta página.",
         refused="No ha funcionado",
         refused_text="No se puede responder a esta petición. Empiece de nuevo.",
         unavailable="No es posible en este momento",
-        unavailable_text="No se ha iniciado la sesión. Inténtelo de nuevo dentro de un minuto.",
+        unavailable_text="Algo no funciona aquí. Inténtelo de nuevo dentro de un minuto; si no sirve, avise a quien administra esta red.",
         elsewhere="Esta no es la página que ha solicitado",
         elsewhere_text="Este es el servidor de acceso de la red. Empiece de nuevo.",
+        sheet_time="{time} desde el primer uso",
+        sheet_device="para 1 dispositivo",
+        sheet_devices="para {count} dispositivos",
+        sheet_by="primer uso hasta el {date}",
+        sheet_how="Conéctese a esta red, abra {place} y escriba el código.",
+        sheet_number="N.º {number}",
         by={"terms": "Condiciones aceptadas", "voucher": "Vale", "password": "Nombre y contraseña"},
         units=(("día", "días"), ("hora", "horas"), ("minuto", "minutos"), ("segundo", "segundos")),
         soon="menos de un minuto",
