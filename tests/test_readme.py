@@ -14,6 +14,7 @@ import requires
 from capport import policyfile
 from capport.core import policy as policies
 from capport.enforcement.settings import FORCED, NOT_SERVED, OURS, REFUSED
+from conftest import SOON
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 README = (CHECKOUT / "README.md").read_text()
@@ -66,7 +67,7 @@ def namespace() -> Iterator[str]:
 
 @requires.namespaces()
 @requires.tool("curl")
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_the_tour_goes_as_the_readme_says(namespace: str, tmp_path: Path) -> None:
     blocks = BLOCK.findall(README)
     [(background, _)] = [
@@ -92,16 +93,16 @@ def test_the_tour_goes_as_the_readme_says(namespace: str, tmp_path: Path) -> Non
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     text=True,
-                    timeout=60,
+                    timeout=SOON,
                 )
                 assert matches(said, done.stdout.splitlines()), f"$ {command}\n{done.stdout}"
     finally:
         portal.send_signal(signal.SIGTERM)
-        assert portal.wait(20) == 0
+        assert portal.wait(SOON) == 0
 
 
 def wait_for(log: Path, text: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 2 * SOON
     while text not in log.read_text():
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()

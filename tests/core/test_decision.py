@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any
@@ -23,6 +24,7 @@ from capport.core.policy import (
     GardenEntry,
     KnownTls,
     Limits,
+    LoginServer,
     Policy,
     Probes,
     Rate,
@@ -60,6 +62,7 @@ def garden() -> WalledGarden:
 
 LOGIN = Place("login.example.net", 443)
 POLICY = Policy(login_url="https://login.example.net/", login_place=LOGIN, walled_garden=garden())
+OURS = Place(parse_address("192.0.2.1"), 8511)
 CLIENT = Client(parse_address("198.51.100.7"), Mac("02:00:00:00:00:07"))
 NOW = 1000.0
 OPEN = Session(ClientId("02:00:00:00:00:07"), granted=900.0, expires=1060.0)
@@ -113,6 +116,22 @@ def test_decide(verdict: type, because: str, changes: dict[str, Any]) -> None:
     got = decide(replace(UNKNOWN, **changes), POLICY)
     assert isinstance(got, verdict)
     assert because in got.because
+
+
+@pytest.mark.parametrize("of", [lambda at: {"claim": at}, lambda at: {"dialled": at}])
+def test_the_embedded_login_server_is_open_beside_another_in_login_url(
+    of: Callable[[Place], dict[str, Any]],
+) -> None:
+    """Who signs in elsewhere comes back to it, and asks its API."""
+    case = replace(UNKNOWN, **{"claim": None, **of(OURS)})
+    assert isinstance(decide(case, POLICY), NetworkAuthenticationRequired)
+    both = replace(POLICY, login_server=LoginServer(OURS))
+    got = decide(case, both)
+    assert isinstance(got, Pass)
+    assert got.to == OURS
+    assert isinstance(decide(replace(case, **of(LOGIN)), both), Pass)
+    other = replace(case, **of(replace(OURS, port=8512)))
+    assert isinstance(decide(other, both), NetworkAuthenticationRequired)
 
 
 PROBE = replace(

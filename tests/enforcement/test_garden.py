@@ -14,7 +14,7 @@ from mitmproxy.io import FlowReader
 
 from capport.core.policy import Router
 from capport.identity import lookup
-from conftest import Origin, StartPortal, one_answer, until_closed
+from conftest import SOON, Origin, StartPortal, one_answer, until_closed
 from enforcement.wire import (
     GARDEN,
     OUTSIDE,
@@ -166,7 +166,7 @@ async def sink() -> AsyncIterator[tuple[int, asyncio.Queue[bytes]]]:
 async def drained(got: asyncio.Queue[bytes], until: bytes) -> bytes:
     received = b""
     while until not in received:
-        received += await asyncio.wait_for(got.get(), 5)
+        received += await asyncio.wait_for(got.get(), SOON)
     return received
 
 
@@ -226,7 +226,7 @@ async def test_a_client_that_waits_for_100_continue_gets_it_and_its_answer(
             reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
             fields = b"Content-Length: 3\r\nExpect: 100-continue\r\n"
             writer.write(asking(WAYS[0], host, fields, method="POST"))
-            interim = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            interim = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), SOON)
             assert interim.startswith(b"HTTP/1.1 100 ")
             writer.write(b"abc")
             (answer,) = answers(await until_closed(reader))
@@ -242,7 +242,7 @@ async def test_a_response_streams_through(portal: StartPortal) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfirst")
         first.set()
-        await asyncio.wait_for(second.wait(), 5)
+        await asyncio.wait_for(second.wait(), SOON)
         writer.write(b"other")
         writer.close()
 
@@ -252,7 +252,7 @@ async def test_a_response_streams_through(portal: StartPortal) -> None:
         with_names(it, GARDEN)
         reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
         writer.write(asking(WAYS[0], host))
-        head = await asyncio.wait_for(reader.readuntil(b"first"), 5)
+        head = await asyncio.wait_for(reader.readuntil(b"first"), SOON)
         assert b"200 OK" in head
         second.set()
         assert await until_closed(reader) == b"other"
@@ -445,9 +445,7 @@ async def test_no_tunnel_opens_where_connect_means_nothing(
         async with portal(policy) as it:
             with_names(it, GARDEN)
             head = f"{method} http://{host}/ HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
-            data = await say(
-                await asyncio.open_connection("127.0.0.1", it.port), head, timeout=1, ends=False
-            )
+            data = await it.talk(head)
             assert [answer.status for answer in answers(data)] == [400]
     assert origin.connections == 0
 
@@ -508,9 +506,9 @@ async def test_a_refused_request_before_the_gardens_changes_nothing(
         reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
         for _ in range(3):
             writer.write(asking(WAYS[0], OUTSIDE, SECRETS))
-            assert b" 511 " in await asyncio.wait_for(one_answer(reader), 5)
+            assert b" 511 " in await asyncio.wait_for(one_answer(reader), SOON)
         writer.write(asking(WAYS[0], host))
-        assert b" 200 " in await asyncio.wait_for(one_answer(reader), 5)
+        assert b" 200 " in await asyncio.wait_for(one_answer(reader), SOON)
         assert await until_closed(reader) == b""
         writer.close()
     assert b"secret" not in origin.received
@@ -527,7 +525,7 @@ async def test_a_client_that_closes_its_half_hears_its_answer(
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n" if method == "GET" else b"body")
         asked.set()
-        await asyncio.wait_for(answer.wait(), 5)
+        await asyncio.wait_for(answer.wait(), SOON)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
         writer.close()
 
@@ -540,7 +538,7 @@ async def test_a_client_that_closes_its_half_hears_its_answer(
         body = b"body" if method == "PUT" else b""
         writer.write(asking(way, host, b"Content-Length: %d\r\n" % len(body), method=method) + body)
         writer.write_eof()
-        await asyncio.wait_for(asked.wait(), 5)
+        await asyncio.wait_for(asked.wait(), SOON)
         await asyncio.sleep(0.05)
         answer.set()
         found = answers(await until_closed(reader))
@@ -571,7 +569,7 @@ async def test_a_client_that_has_gone_ends_the_origins_connection(portal: StartP
         writer.write(asking(WAYS[0], host))
         await reader.readuntil(b"....")
         writer.close()
-        await asyncio.wait_for(over.wait(), 5)
+        await asyncio.wait_for(over.wait(), SOON)
         await until(lambda: len(it.keeper.connections) == 0)
 
 

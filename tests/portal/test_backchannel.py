@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from capport.core.client import Address, Client, Mac
 from capport.core.place import Place
 from capport.core.policy import Access, ClientRules, network_of
-from capport.portal.backchannel import BackChannel, new_token, token_digest
+from capport.portal.backchannel import MAX_BODY, BackChannel, new_token, token_digest
 from capport.portal.states import LIFETIME
-from portal.house import LOOPBACK, House, at, house
+from portal.house import LOOPBACK, PATIENCE, House, at, house
 
 PAGE = "http://www.example.org/news"
 ADA = "192.0.2.7"
@@ -40,7 +40,7 @@ class Answer:
 
 class _Unix(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=20)
+        super().__init__("localhost", timeout=PATIENCE)
         self.path = path
 
     def connect(self) -> None:
@@ -60,7 +60,7 @@ class Api:
         return await asyncio.to_thread(self._call, _Unix(self.path), method, path, body, headers)
 
     async def call_tcp(self, method: str, path: str, **headers: str) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, 20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, PATIENCE)
         return await asyncio.to_thread(self._call, connection, method, path, None, headers)
 
     def _call(
@@ -124,9 +124,19 @@ async def test_a_state_sent_again_grants_nothing_more(tmp_path: Path) -> None:
         again = await a.call("POST", "/sessions", {"state": state, "lifetime": 60})
         assert (first.status, again.status) == (201, 200)
         assert again.json["seconds_remaining"] == 30
+        assert again.headers["Location"] == first.headers["Location"] == f"/api/v1/sessions/{ADA}"
         a.house.gate.revoke(a.house.client(ADA).id)
         gone = await a.call("POST", "/sessions", {"state": state})
         assert (gone.status, a.house.session(ADA)) == (410, None)
+
+
+async def test_the_clients_own_agent_is_not_given_a_state_that_was_used(tmp_path: Path) -> None:
+    async with api(tmp_path) as a:
+        states, client = a.house.portal.states, at(ADA)
+        first = states.for_agent(client)
+        assert states.for_agent(client) == first
+        assert (await a.call("POST", "/sessions", {"state": first})).status == 201
+        assert states.for_agent(client) != first
 
 
 async def test_a_state_sent_many_times_at_once_grants_once(tmp_path: Path) -> None:
@@ -156,6 +166,36 @@ async def test_a_state_is_not_for_the_next_device_with_that_address(tmp_path: Pa
         assert (answer.status, list(a.house.gate.store.sessions())) == (409, [])
         a.house.gate.neighbours = _OneNeighbour(Mac("02:00:00:00:00:07"))
         assert (await a.call("POST", "/sessions", {"state": state})).status == 201
+
+
+async def test_with_an_address_a_state_is_told_only_for_who_was_refused(tmp_path: Path) -> None:
+    """By its MAC, where it has one: over IPv6 it was refused, over IPv4 it signs in."""
+    async with api(tmp_path) as a:
+        states = a.house.portal.states
+        for client, address, status in (
+            (at(ADA), ADA, 200),
+            (at(ADA), f"::ffff:{ADA}", 200),
+            (at(ADA), "192.0.2.8", 409),
+            (at(ADA), "2001:db8::7", 409),
+            (at(ADA), "", 422),
+            (at(ADA), "x&addres=192.0.2.7", 422),
+            (at(ADA), f"192.0.2.8&address={ADA}", 422),
+        ):
+            answer = await a.call("GET", f"/states/{states.mint(client)}?address={address}")
+            assert (answer.status, address) == (status, address)
+            assert answer.json.get("status", 200) == status
+        a.house.gate.neighbours = _OneNeighbour(Mac("02:00:00:00:00:07"))
+        for mac, status in (("02:00:00:00:00:07", 200), ("02:00:00:00:00:08", 409)):
+            state = states.mint(Client(ip_address("2001:db8::7"), Mac(mac)))
+            answer = await a.call("GET", f"/states/{state}?address={ADA}")
+            assert answer.status == status
+
+
+async def test_a_parameter_that_is_not_known_is_no_check_that_is_left_out(tmp_path: Path) -> None:
+    async with api(tmp_path) as a:
+        state = a.house.portal.states.mint(at(ADA))
+        answer = await a.call("GET", f"/states/{state}?adress=192.0.2.8")
+        assert (answer.status, answer.json["member"]) == (422, "adress")
 
 
 class _OneNeighbour:
@@ -202,6 +242,17 @@ async def test_a_session_is_changed_and_stays_itself(tmp_path: Path) -> None:
         assert (longer.json["seconds_remaining"], longer.json["name"]) == (600, "Ada")
         renamed = await a.call("PATCH", f"/sessions/{ADA}", {"name": "Eve"})
         assert (renamed.json["seconds_remaining"], renamed.json["name"]) == (600, "Eve")
+        for nothing in ({}, {"name": None, "lifetime": None}):
+            same = await a.call("PATCH", f"/sessions/{ADA}", nothing)
+            assert (same.json["seconds_remaining"], same.json["name"]) == (600, "Eve")
+
+
+async def test_null_is_as_if_it_was_left_out(tmp_path: Path) -> None:
+    async with api(tmp_path) as a:
+        body = {"client": ADA, "lifetime": None, "name": None}
+        granted = await a.call("POST", "/sessions", body)
+        assert (granted.status, granted.json["name"]) == (201, "")
+        assert granted.json["seconds_remaining"] == a.house.gate.policy.sessions.lifetime
 
 
 async def test_a_client_that_the_policy_blocks_is_not_granted(tmp_path: Path) -> None:
@@ -224,6 +275,9 @@ async def test_explain_names_the_rule_that_decided(tmp_path: Path) -> None:
         assert said.json["verdict"] == "NetworkAuthenticationRequired"
         assert "has no session" in said.json["because"]
         assert said.json["rules"][-1]["rule"] == "unknown_client"
+        described = json.loads((files("capport.portal") / "openapi.json").read_bytes())
+        explanation = described["components"]["schemas"]["Explanation"]
+        assert said.json.keys() == explanation["properties"].keys()
 
 
 @pytest.mark.parametrize(
@@ -232,34 +286,73 @@ async def test_explain_names_the_rule_that_decided(tmp_path: Path) -> None:
         ("POST", "/sessions", "{", 400, "not JSON"),
         ("POST", "/sessions", '{"client": "192.0.2.7", "lifetime": NaN}', 400, "NaN"),
         ("POST", "/sessions", "[" * 9000, 400, "not JSON"),
-        ("POST", "/sessions", [], 422, "not an object"),
+        ("POST", "/sessions", '{"client": "192.0.2.7", "client": "192.0.2.8"}', 422, "than once"),
+        ("POST", "/sessions", [], 422, "the body is []: send an object"),
         ("POST", "/sessions", {}, 422, "one of the two"),
         ("POST", "/sessions", {"client": ADA, "state": "x"}, 422, "one of the two"),
-        ("POST", "/sessions", {"client": "router"}, 422, "neither an address nor a MAC"),
-        ("POST", "/sessions", {"client": 7}, 422, "client is not a string"),
-        ("POST", "/sessions", {"client": ADA, "lifetime": 0}, 422, "lifetime"),
-        ("POST", "/sessions", {"client": ADA, "lifetime": True}, 422, "lifetime"),
-        ("POST", "/sessions", {"client": ADA, "lifetime": 1e99}, 422, "lifetime"),
-        ("POST", "/sessions", {"client": ADA, "name": "a\nb"}, 422, "name"),
+        (
+            "POST",
+            "/sessions",
+            {"client": "router"},
+            422,
+            'client "router" is no address and no MAC',
+        ),
+        ("POST", "/sessions", {"client": 7}, 422, "client 7 is not a string, such as 192.0.2.7"),
+        ("POST", "/sessions", {"client": ADA, "lifetime": 0}, 422, "lifetime 0 is not 1 to"),
+        ("POST", "/sessions", {"client": ADA, "lifetime": True}, 422, "lifetime true is not a"),
+        ("POST", "/sessions", {"client": ADA, "lifetime": "1h"}, 422, 'lifetime "1h" is not a'),
+        ("POST", "/sessions", {"client": ADA, "lifetime": 1e99}, 422, "lifetime 1e+99 is not 1"),
+        ("POST", "/sessions", {"client": ADA, "lifetime": 10**400}, 422, "00… is not 1 to"),
+        ("POST", "/sessions", '{"client": "192.0.2.7", "lifetime": 1e999}', 422, "is not 1 to"),
+        ("POST", "/sessions", {"client": ADA, "name": "a\nb"}, 422, r'name "a\nb" is not'),
+        ("POST", "/sessions", {"client": ADA, "name": ["x" * 99]}, 422, "xx… is not a string"),
+        (
+            "POST",
+            "/sessions",
+            {"state": "x"},
+            404,
+            "not a state; the link in the client's next 511",
+        ),
         ("POST", "/sessions", {"client": ADA, "lifetme": 1}, 422, "known are state, client, life"),
         ("PATCH", f"/sessions/{ADA}", {"lifetime": 5}, 404, "has no session"),
         ("DELETE", f"/sessions/{ADA}", None, 404, "has no session"),
-        ("GET", "/sessions/router", None, 422, "neither an address nor a MAC"),
+        ("GET", "/sessions/router", None, 422, 'client "router" is no address and no MAC'),
         ("POST", "/explain", {"client": ADA}, 422, "url is missing"),
         ("POST", "/explain", {"client": ADA, "url": "ftp://x/"}, 422, "not an http or https URL"),
-        ("GET", "/nothing", None, 404, "openapi.json"),
-        ("PUT", "/sessions", {}, 405, None),
+        ("POST", "/explain", {"client": "x", "url": PAGE}, 422, 'client "x" is not an address'),
+        ("GET", "/sessions/", None, 404, '"/api/v1/sessions/"; see /api/v1/openapi.json'),
+        ("PUT", "/sessions", {}, 405, "PUT is not for this path: GET, HEAD, POST"),
+        ("GET", "/explain", None, 405, "GET is not for this path: POST"),
+        ("POST", "/sessions", f'"{"x" * 65535}"', 413, "more than 65536 bytes"),
     ],
 )
 async def test_an_error_is_a_problem_that_says_what_would_do(
-    tmp_path: Path, method: str, path: str, body: object, status: int, says: str | None
+    tmp_path: Path, method: str, path: str, body: object, status: int, says: str
 ) -> None:
     async with api(tmp_path) as a:
         answer = await a.call(method, path, body)
         assert (answer.status, answer.json["status"]) == (status, status)
         assert answer.headers["Content-Type"] == "application/problem+json"
-        assert says is None or says in answer.json["detail"]
+        assert says in answer.json["detail"]
+        assert len(answer.json["detail"]) < 250
         assert a.house.session(ADA) is None
+
+
+async def test_the_longest_body_is_read(tmp_path: Path) -> None:
+    async with api(tmp_path) as a:
+        body = json.dumps({"client": ADA})
+        assert (await a.call("POST", "/sessions", f"{body:{MAX_BODY}}")).status == 201
+
+
+async def test_head_is_answered_as_get_is_without_the_body(tmp_path: Path) -> None:
+    async with api(tmp_path) as a:
+        for path, status in (("/sessions", 200), ("/openapi.json", 200), ("/sessions/x", 422)):
+            got, head = await a.call("GET", path), await a.call("HEAD", path)
+            assert (head.status, head.json) == (status, None)
+            for name in ("Content-Type", "Content-Length", "Cache-Control"):
+                assert head.headers[name] == got.headers[name]
+        refused = await a.call("HEAD", "/explain")
+        assert (refused.status, refused.headers["Allow"]) == (405, "POST")
 
 
 async def test_only_json_is_read(tmp_path: Path) -> None:
@@ -268,6 +361,9 @@ async def test_only_json_is_read(tmp_path: Path) -> None:
         typed = {"Content-Type": "text/plain"}
         answer = await a.call("POST", "/sessions", {"client": ADA}, **typed)
         assert (answer.status, a.house.session(ADA)) == (415, None)
+        assert answer.json["detail"] == 'Content-Type is "text/plain": send application/json'
+        typed = {"Content-Type": "Application/JSON; charset=utf-8"}  # RFC 9110 section 8.3.1
+        assert (await a.call("POST", "/sessions", {"client": ADA}, **typed)).status == 201
 
 
 async def test_the_socket_is_its_owners_alone_and_goes_with_the_server(tmp_path: Path) -> None:
@@ -288,15 +384,22 @@ async def test_over_tcp_a_token_is_needed(tmp_path: Path) -> None:
     async with api(tmp_path, tcp=True) as a:
         token = new_token()
         a.house.portal.records.put_token("login.example.net", token_digest(token), 1.0)
-        for given_, status in [
-            ({}, 401),
-            ({"Authorization": "Bearer nonsense"}, 401),
-            ({"Authorization": f"Basic {token}"}, 401),
-            ({"Authorization": f"Bearer {token}"}, 200),
+        wrong = 'Bearer error="invalid_token"'  # RFC 6750 section 3.1
+        for given_, status, challenge, says in [
+            ({}, 401, "Bearer", "a token is needed"),
+            ({"Authorization": "Bearer nonsense"}, 401, wrong, "that token is not known"),
+            ({"Authorization": f"Basic {token}"}, 401, "Bearer", "a token is needed"),
+            ({"Authorization": "Bearer "}, 401, "Bearer", "a token is needed"),
+            ({"Authorization": f"bearer  {token} "}, 200, None, ""),
+            ({"Authorization": f"Bearer {token}"}, 200, None, ""),
         ]:
             answer = await a.call_tcp("GET", "/sessions", **given_)
-            assert answer.status == status
+            assert (answer.status, answer.headers["WWW-Authenticate"]) == (status, challenge)
+            assert says in answer.json.get("detail", "")
         assert (await a.call_tcp("GET", "/nothing")).status == 401
+        a.house.portal.records.put_token("login.example.net", token_digest(new_token()), 2.0)
+        replaced = await a.call_tcp("GET", "/sessions", Authorization=f"Bearer {token}")
+        assert (replaced.status, "was replaced" in replaced.json["detail"]) == (401, True)
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "0.0.0.0", "::"])

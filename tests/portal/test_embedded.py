@@ -1,7 +1,6 @@
 """The login server inside the addon: the links of its 511s lead to it, and it lets on."""
 
 import asyncio
-from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -19,7 +18,7 @@ from capport.portal.embedded import Embedded
 from capport.portal.records import records_beside
 from capport.stores import StoreError
 from capport.stores.memory import MemoryStore
-from portal.house import Browser, Clock, at, policy
+from portal.house import Browser, Clock, at, policy, until
 
 PAGE = "http://www.example.org/news"
 ORIGIN = Place("www.example.org", 80)
@@ -94,15 +93,11 @@ async def test_of_two_processes_with_one_store_one_has_the_api_and_then_the_othe
     ]
     for one in both:
         await one.start()
-    first = (tmp_path / "api.sock").stat().st_ino
     await both[0].stop()
     try:
-        for _ in range(200):
-            with suppress(FileNotFoundError):
-                if (tmp_path / "api.sock").stat().st_ino != first:
-                    break
-            await asyncio.sleep(0.02)
-        reader, writer = await asyncio.open_unix_connection(tmp_path / "api.sock")
+        reader, writer = await until(
+            lambda: asyncio.open_unix_connection(tmp_path / "api.sock"), "the other's socket"
+        )
         writer.write(b"GET /api/v1/sessions HTTP/1.0\r\n\r\n")
         assert b'{"sessions": []}' in await reader.read()
         writer.close()

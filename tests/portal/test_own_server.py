@@ -12,16 +12,20 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 import requires
-from portal.house import Browser, free_port
+from portal.house import PATIENCE, Browser, free_port, until
 from portal.test_external import example
 
 BIN = Path(sys.executable).parent
@@ -56,10 +60,10 @@ async def portal(
     assert process.stdout is not None
     reading = asyncio.create_task(_read(process.stdout, said))
     try:
-        await _until(api, port, process, said)
+        await until(lambda: _is_up(api, port, process, said), f"{way}, listening")
         yield port, api, said
         process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             assert await process.wait() == 0, said
     finally:
         if process.returncode is None:
@@ -73,26 +77,22 @@ async def _read(stream: asyncio.StreamReader, into: list[str]) -> None:
         into.append(line.decode("utf-8", "replace"))
 
 
-async def _until(
+async def _is_up(
     api: Path, port: int, process: asyncio.subprocess.Process, said: list[str]
-) -> None:
-    for _ in range(600):
-        assert process.returncode is None, said
-        if _is_up(api, port):
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError(said)
-
-
-def _is_up(api: Path, port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5):
-        return api.is_socket()
-    return False
+) -> bool:
+    """Whether it can be connected to in both places. Raises OSError where not."""
+    assert process.returncode is None, said
+    for _, writer in (
+        await asyncio.open_connection("127.0.0.1", port),
+        await asyncio.open_unix_connection(api),
+    ):
+        writer.close()
+    return True
 
 
 def _through(port: int, url: str) -> tuple[int, str]:
     """What a GET by the proxy at `port` gets: a status, and the link of a 511."""
-    proxy = http.client.HTTPConnection("127.0.0.1", port, 20)
+    proxy = http.client.HTTPConnection("127.0.0.1", port, PATIENCE)
     with contextlib.closing(proxy):
         proxy.request("GET", url, headers={"Accept": "application/problem+json"})
         answer = proxy.getresponse()
@@ -102,10 +102,10 @@ def _through(port: int, url: str) -> tuple[int, str]:
 
 
 def _ask(api: Path, method: str, path: str, body: object = None) -> Any:
-    connection = http.client.HTTPConnection("localhost", timeout=20)
+    connection = http.client.HTTPConnection("localhost", timeout=PATIENCE)
     connection.sock = socket.socket(socket.AF_UNIX)
     with contextlib.closing(connection):
-        connection.sock.settimeout(20)
+        connection.sock.settimeout(PATIENCE)
         connection.sock.connect(str(api))
         sent = None if body is None else json.dumps(body)
         connection.request(method, f"/api/v1{path}", sent, {"Content-Type": "application/json"})
@@ -121,8 +121,7 @@ async def test_the_operators_own_login_server_lets_on(tmp_path: Path, way: str) 
             status, link = await asyncio.to_thread(_through, port, PAGE)
             assert (status, urlsplit(link).port) == (511, own)
             browser = Browser(own, "127.0.0.1")
-            form = await browser.get(f"/?{urlsplit(link).query}")
-            right = await browser.post("/", form.fields | {"word": "swordfish"})
+            right = await browser.post(f"/?{urlsplit(link).query}", {"word": "swordfish"})
             assert right.links == [PAGE]
             [session] = (await asyncio.to_thread(_ask, api, "GET", "/sessions"))["sessions"]
             assert (session["client"], session["by"], session["how"]) == (
@@ -144,6 +143,35 @@ async def test_without_a_state_in_its_url_it_names_the_client(tmp_path: Path, wa
         assert (await asyncio.to_thread(_through, port, PAGE))[0] != 511
         await asyncio.to_thread(_ask, api, "DELETE", "/sessions/127.0.0.1")
         assert (await asyncio.to_thread(_through, port, PAGE))[0] == 511
+
+
+@pytest.mark.parametrize("way", RUN)
+async def test_who_signed_in_elsewhere_comes_back_through_the_proxy(
+    tmp_path: Path, way: str
+) -> None:
+    """By README's words alone: the login server that comes with it is kept, and nothing listed."""
+    key, listen = ed25519.Ed25519PrivateKey.generate(), free_port()
+    (tmp_path / "login").mkdir()
+    pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "login" / "return.pem").write_bytes(pem)
+    policy = (
+        "login_url: https://login.example.net/?state={state}\n"
+        f"login_server: {{listen: '127.0.0.1:{listen}'}}\n"
+    )
+    async with portal(tmp_path, way, policy) as (port, _, _):
+        _, link = await asyncio.to_thread(_through, port, PAGE)
+        back = f"http://127.0.0.1:{listen}/return"
+        said = {"aud": back, "state": link.partition("state=")[2], "jti": "1"}
+        word = jwt.encode(said | {"exp": time.time() + 60}, key, "EdDSA")
+        await until(lambda: _answers(listen), "the login server, listening")
+        assert (await asyncio.to_thread(_through, port, f"{back}?g={word}"))[0] == 303
+        assert (await asyncio.to_thread(_through, port, PAGE))[0] != 511
+
+
+async def _answers(port: int) -> bool:
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.close()
+    return True
 
 
 @requires.tool("curl")
@@ -184,7 +212,7 @@ def _parts(printed: list[str]) -> list[str]:
 
 def _run(command: str) -> str:
     done = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, timeout=30, check=False
+        ["bash", "-c", command], capture_output=True, text=True, timeout=100, check=False
     )
     return done.stdout + done.stderr
 
@@ -213,7 +241,7 @@ async def test_an_api_where_clients_are_stops_the_start(
     given = [part for one in (*options, stores, option) for part in ("--set", one)]
     command = [*RUN["capport run"], "--listen-port", "0", *given]
     done = await asyncio.to_thread(
-        subprocess.run, command, capture_output=True, text=True, timeout=60, check=False
+        subprocess.run, command, capture_output=True, text=True, timeout=100, check=False
     )
     assert done.returncode == 1
     assert says in done.stderr
@@ -234,7 +262,7 @@ async def test_an_api_without_its_port_stops_the_start_and_says_whose_option_it_
         where = ("--listen-host", "127.0.0.1", "--listen-port", str(proxy))
         command = [*RUN["capport run"], *where, *given]
         done = await asyncio.to_thread(
-            subprocess.run, command, capture_output=True, text=True, timeout=60, check=False
+            subprocess.run, command, capture_output=True, text=True, timeout=100, check=False
         )
     assert done.returncode == 1
     assert done.stderr == f"portal_api: 127.0.0.1:{taken} is in use\n"

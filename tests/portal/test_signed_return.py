@@ -1,7 +1,10 @@
 """The signed return: one client, once, now, and by that login server's word."""
 
+import asyncio
+import errno
 import hashlib
 import hmac
+import json
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator
@@ -18,7 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capport.core.place import Place
-from capport.portal.signed_return import ReturnError, read_return
+from capport.core.session import Session
+from capport.portal.signed_return import QUIET, ReturnError, read_return
+from capport.portal.states import State
 from portal.house import House, Page, at, house, policy
 
 KEY, OTHER = ed25519.Ed25519PrivateKey.generate(), ed25519.Ed25519PrivateKey.generate()
@@ -47,6 +52,12 @@ class Elsewhere:
 
     async def back(self, token: str, address: str = "127.0.0.2") -> Page:
         return await self.house.browser(address).get(f"/return?g={token}")
+
+    def state_in(self, page: Page) -> State:
+        """Of a redirect to that login server, which must have one, and nothing else."""
+        start, _, state = (page.location or "").partition("?state=")
+        assert (page.status, start) == (302, "https://login.example.net/")
+        return self.house.portal.states.read(state)
 
 
 @asynccontextmanager
@@ -86,6 +97,46 @@ async def test_it_counts_once_and_a_reload_does_no_harm(tmp_path: Path) -> None:
         assert e.house.session() is None
 
 
+async def test_by_many_connections_at_once_it_counts_once(tmp_path: Path) -> None:
+    async with elsewhere(tmp_path) as e:
+        grants, grant = [], e.house.gate.grant
+
+        def counted(*who: Any, **how: Any) -> Session:
+            grants.append(how)
+            return grant(*who, **how)
+
+        e.house.gate.grant = counted  # type: ignore[method-assign]
+        token = e.token()
+        pages = await asyncio.gather(*(e.back(token) for _ in range(20)))
+        assert ({page.status for page in pages}, len(grants)) == ({303}, 1)
+
+
+async def test_what_could_not_be_made_durable_may_come_back(tmp_path: Path) -> None:
+    async with elsewhere(tmp_path) as e:
+        token, grant = e.token(), e.house.gate.grant
+
+        def full(*who: Any, **how: Any) -> Session:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        e.house.gate.grant = full  # type: ignore[method-assign]
+        assert ((await e.back(token)).status, e.house.session()) == (503, None)
+        e.house.gate.grant = grant  # type: ignore[method-assign]
+        assert (await e.back(token)).status == 303
+        assert e.house.session() is not None
+
+
+async def test_the_agents_link_is_good_for_the_next_time_too(tmp_path: Path) -> None:
+    """RFC 8908 section 4: answered alike, but never with a state that lets nobody on."""
+    async with elsewhere(tmp_path) as e:
+        for _ in range(2):
+            answer = await e.house.browser().get(
+                "/api/captive-portal", Accept="application/captive+json"
+            )
+            _, _, state = json.loads(answer.body)["user-portal-url"].partition("?state=")
+            assert (await e.back(e.token(state=state))).status == 303
+            e.house.gate.revoke(e.house.client().id)
+
+
 async def test_one_jti_is_for_one_state(tmp_path: Path) -> None:
     async with elsewhere(tmp_path) as e:
         await e.back(e.token(jti="same"))
@@ -104,7 +155,7 @@ async def test_one_jti_is_for_one_state(tmp_path: Path) -> None:
         {"aud": "http://127.0.0.1/return"},
         {"aud": None},
         {"exp": time.time() - 1},
-        {"exp": time.time() + 600},
+        {"exp": time.time() + 86400},  # when it was collected, which may be an hour ago
         {"exp": None},
         {"exp": True},
         {"jti": None},
@@ -115,6 +166,9 @@ async def test_one_jti_is_for_one_state(tmp_path: Path) -> None:
         {"lifetime": 0},
         {"lifetime": "long"},
         {"name": "a\nb"},
+        {"jti": "a\x1b[2Jb"},
+        {"lifetime": 10**400},
+        {"exp": 10**400},
     ],
 )
 async def test_no_other_word_counts(tmp_path: Path, changes: dict[str, Any]) -> None:
@@ -125,6 +179,41 @@ async def test_no_other_word_counts(tmp_path: Path, changes: dict[str, Any]) -> 
             return
         page = await e.back(token)
         assert (page.status, e.house.session()) == (403, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"aud": "https://login.example.net/return"}, "aud is not http://127.0.0.1:"),
+        ({"exp": time.time() - 9}, "exp is not 0 to 60 s ahead: -"),
+        ({"jti": None}, 'missing the "jti" claim'),
+        ({"key": OTHER}, "Signature verification failed"),
+        ({"key": ec.generate_private_key(ec.SECP256R1()), "algorithm": "ES256"}, "alg is not EdD"),
+        ({"state": "A" * 60}, "that state is not of this portal"),
+    ],
+)
+async def test_the_log_says_what_is_wrong_with_a_return(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], says: str
+) -> None:
+    async with elsewhere(tmp_path) as e:
+        assert says not in (await e.back(e.token(**changes))).text
+        assert says in _told(caplog)
+        assert "127.0.0.2 lets nobody on" in _told(caplog)
+
+
+async def test_returns_do_not_fill_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with elsewhere(tmp_path) as e:
+        for moments in (0, QUIET / 2, QUIET / 2):
+            e.house.clock.at += moments
+            for _ in range(5):
+                await e.back("x")
+        assert _told(caplog).count("lets nobody on") == 2
+
+
+def _told(caplog: pytest.LogCaptureFixture) -> str:
+    return "\n".join(record.getMessage() for record in caplog.records)
 
 
 async def test_the_public_key_is_no_secret_to_sign_with(tmp_path: Path) -> None:
@@ -150,9 +239,31 @@ async def test_our_own_forms_are_off_then(tmp_path: Path) -> None:
         key.rename(tmp_path / "away.pem")
         form = await browser.get("/")
         (tmp_path / "away.pem").rename(key)
-        assert (await browser.get("/")).location == "https://login.example.net/?state="
+        assert e.state_in(await browser.get("/")).client == e.house.client()
         assert (await browser.post("/sign-in", form.fields)).status == 403
         assert e.house.session() is None
+
+
+@pytest.mark.parametrize(
+    "state", ["", "x", "a%0d%0aSet-Cookie:%20a=b", "x%26user%3Droot%23", "%ff"]
+)
+async def test_what_is_no_state_goes_no_further(tmp_path: Path, state: str) -> None:
+    async with elsewhere(tmp_path) as e:
+        page = await e.house.browser().get(f"/?state={state}")
+        assert e.state_in(page).client == e.house.client()
+        assert page.headers["Set-Cookie"] is None
+
+
+async def test_a_link_with_the_state_of_another_client_leads_on_with_ones_own(
+    tmp_path: Path,
+) -> None:
+    async with elsewhere(tmp_path) as e:
+        states = e.house.portal.states
+        for address in ("127.0.0.3", "127.0.0.2"):
+            state = states.mint(at(address), "http://www.example.org/news")
+            read = e.state_in(await e.house.browser().get(f"/?state={state}"))
+            assert read.client == e.house.client()
+            assert (read == states.read(state)) is (address == "127.0.0.2")
 
 
 async def test_without_a_key_there_is_no_return() -> None:

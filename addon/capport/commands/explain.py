@@ -89,7 +89,7 @@ def _is_closed(found: Explanation, policy: Policy) -> bool:
     place, verdict = found.url.place, found.verdict
     if isinstance(place.host, str) or not is_own(place.host):
         return False
-    listed = place == policy.login_place or (isinstance(verdict, Pass) and verdict.to is not None)
+    listed = place in policy.login_places or (isinstance(verdict, Pass) and verdict.to is not None)
     return not may_reach(found.client, place.host, (place.host,) if listed else ())
 
 

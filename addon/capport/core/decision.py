@@ -111,9 +111,9 @@ def precondition_required(case: Case, policy: Policy) -> Verdict | None:
 
 def login_server(case: Case, policy: Policy) -> Verdict | None:
     """The login server is always in the walled garden. RFC 6585 section 6.1."""
-    place = policy.login_place
-    if place in (_named(case), case.dialled):
-        return Pass(f"{place} is the login server", to=place)
+    for place in policy.login_places:
+        if place in (_named(case), case.dialled):
+            return Pass(f"{place} is the login server", to=place)
     return None
 
 

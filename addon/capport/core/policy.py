@@ -357,3 +357,12 @@ class Policy:
     login_server: LoginServer | None = None
     router: Router | None = None
     file: str | None = None
+
+    @property
+    def login_places(self) -> tuple[Place, ...]:
+        """Where people sign in, and where the embedded login server is: they may be two.
+
+        Who signs in elsewhere comes back to ours with a signed return, and asks its API.
+        """
+        ours = self.login_server and self.login_server.listen
+        return (self.login_place, ours) if ours else (self.login_place,)

@@ -91,8 +91,8 @@ class Alongside:
 
     def is_login_server(self, place: Place | None) -> bool:
         """Whether `place` is the login server in this process."""
-        server = self._gate.policy.login_server
-        return server is not None and place in (self._gate.policy.login_place, server.listen)
+        policy = self._gate.policy
+        return policy.login_server is not None and place in policy.login_places
 
     def sign(self, address: Address) -> str | None:
         """What the login server is told of who asks, in a field that only we can write."""

@@ -36,13 +36,10 @@ class Dialling:
         self._allowed(client, place, data.client)
         found = await self._life.addresses.resolve(place.host)
         verdict = self._allowed(client, place, data.client)  # it may have been revoked meanwhile
-        if self._is_login(place) and not self._life.connections.logs_in(
-            data.client, data.server.id
-        ):
+        to_login = place in self._life.gate.policy.login_places
+        if to_login and not self._life.connections.logs_in(data.client, data.server.id):
             raise PermissionError(f"{client} has {MOST_TO_LOGIN} connections to {place} already")
-        listed = place == self._life.gate.policy.login_place or (
-            verdict.to is not None and not isinstance(place.host, str)
-        )
+        listed = to_login or (verdict.to is not None and not isinstance(place.host, str))
         for address in found:
             if place.port in own_ports() and is_own(address):
                 continue
@@ -89,11 +86,6 @@ class Dialling:
         abort = self._life.connections.abort_connection
         asyncio.get_running_loop().call_later(1.0, abort, conn)
         raise PermissionError(verdict.because)
-
-    def _is_login(self, place: Place) -> bool:
-        return place == self._life.gate.policy.login_place or self._life.alongside.is_login_server(
-            place
-        )
 
     def _is_clients(self, address: Address, port: int) -> bool:
         """Whether a name of the garden leads among the clients, where only an address may lead.

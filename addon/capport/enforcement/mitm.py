@@ -105,7 +105,7 @@ class Gatekeeper(Life):
             return Refuse("the portal cannot decide now")
 
     def _may_go(self, conn: connection.Client, place: Place | None) -> bool:
-        to_login = place is not None and place == self.gate.policy.login_place
+        to_login = place is not None and place in self.gate.policy.login_places
         return not to_login or self.connections.may_log_in(conn)
 
     def _too_many(self, conn: connection.Client) -> str:

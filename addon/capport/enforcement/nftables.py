@@ -22,17 +22,17 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from capport import __version__
 from capport.core.client import Address
+from capport.core.place import Host, Place
 from capport.core.policy import (
     WEB_PORTS,
     Access,
     ClientRules,
     KnownHttp,
     KnownTls,
-    LoginServer,
     Network,
     Policy,
     Router,
@@ -249,7 +249,7 @@ def ruleset(
             *_known("known", "accept"),
             *([] if tracked else _untracked(policy, clients, origins)),
             *_to_portal(policy, clients, proxy_ports, ethernet),
-            *_input(policy, clients, proxy_ports, ethernet),
+            *_input(policy, clients, origins, proxy_ports, ethernet),
             *_forward(policy, clients, origins, ethernet, tracked),
             *_output(clients),
             "}",
@@ -389,12 +389,13 @@ def _to_portal(policy: Policy, clients: str, ports: Sequence[int], ethernet: boo
     yield "jump bounded"
     yield f"{_NO_ADDRESS} accept"
     yield _ELSEWHERE
-    if policy.login_server:
-        yield f"{_login(policy.login_server)} accept"
+    yield from _logins(policy)
     yield f"tcp dport {_braced(WEB_PORTS)} goto to_proxy\n}}"
 
 
-def _input(policy: Policy, clients: str, ports: Sequence[int], ethernet: bool) -> Iterator[str]:
+def _input(
+    policy: Policy, clients: str, origins: str, ports: Sequence[int], ethernet: bool
+) -> Iterator[str]:
     yield from _refuse()
     yield "chain asked {"
     yield f"{ALL_QUERIES} accept"
@@ -418,8 +419,7 @@ def _input(policy: Policy, clients: str, ports: Sequence[int], ethernet: bool) -
     yield "ct state invalid drop"
     yield "udp sport 68 udp dport 67 accept"
     yield "udp sport 546 udp dport 547 accept"
-    if policy.login_server:
-        yield f"{_login(policy.login_server)} accept"
+    yield from _logins(policy)
     yield "ct direction reply ct state established,related accept"
     yield "meta l4proto { icmp, icmpv6 } ct state related accept"
     for question in (
@@ -530,11 +530,28 @@ def _inspected(policy: Policy) -> frozenset[int]:
     return frozenset(port for port, inspect in ports.items() if inspect)
 
 
-def _login(server: LoginServer) -> str:
-    host = server.listen.host
-    if isinstance(host, str) or host.is_unspecified:
-        return f"fib daddr type local tcp dport {server.listen.port}"
-    return f"{'ip' if host.version == 4 else 'ip6'} daddr {host} tcp dport {server.listen.port}"
+def _logins(policy: Policy) -> Iterator[str]:
+    """Accepts what goes to a login server on this machine: the embedded one, or another's.
+
+    One that `login_url` has by name is reached through the portal, on the web's ports.
+    """
+    embedded = policy.login_server and policy.login_server.listen
+    for place in dict.fromkeys(policy.login_places):
+        if place == embedded or _is_one(place.host):
+            yield f"{_at(place)} accept"
+
+
+def _at(place: Place) -> str:
+    """What goes there, or to that port of any address of this machine's."""
+    port = f"fib daddr type local tcp dport {place.port}"
+    if _is_one(place.host):
+        return f"{port} {'ip' if place.host.version == 4 else 'ip6'} daddr {place.host}"
+    return port
+
+
+def _is_one(host: Host) -> TypeGuard[Address]:
+    """Whether it is one address, not a name or all there are."""
+    return not isinstance(host, str) and not host.is_unspecified
 
 
 def _garden_networks(policy: Policy) -> dict[str, list[Network]]:

@@ -14,19 +14,19 @@ import re
 import secrets
 import socket
 import stat
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from importlib.resources import files
-from math import isfinite
 from pathlib import Path
 from typing import Any, Never
 from urllib.parse import quote
 
 from tornado import httpserver, netutil, web
 
-from capport.core.client import Client, ClientId, parse_address, parse_client_id
+from capport.core.client import Address, Client, ClientId, parse_address, parse_client_id
 from capport.core.place import Place
 from capport.core.policy import Access
 from capport.core.session import Session
@@ -39,7 +39,11 @@ BY = "api"
 LONGEST = 366 * 86400
 """Seconds a session may be granted for."""
 
+MAX_BODY = 64 * 1024
+"""Bytes of a call's body; a longer one is 413, and one beyond `_MAX_READ` is not read at all."""
+
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,20}")  # RFC 9110 section 5.6.2
+_MAX_READ = 1024 * 1024
 _REQUIRED, _LEFT_OUT = object(), object()
 # What no list or log should be shown: control characters, line breaks, and half characters.
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -59,6 +63,14 @@ class Problem(web.HTTPError):
         self.detail, self.members = detail, members
 
 
+class Unauthorized(Problem):
+    """401; `error` is RFC 6750's (section 3.1), None where no token came."""
+
+    def __init__(self, detail: str, error: str | None = None) -> None:
+        super().__init__(401, detail)
+        self.challenge = f'Bearer error="{error}"' if error else "Bearer"
+
+
 class Call(web.RequestHandler):
     """A call of the API. `token_needed`: whether the connection alone is no authority."""
 
@@ -74,16 +86,24 @@ class Call(web.RequestHandler):
         self.set_header("X-Content-Type-Options", "nosniff")
 
     async def prepare(self) -> None:
-        """Checks the token, where one is needed."""
-        if not self.token_needed:
-            return
+        """Checks the token, where one is needed, and the size of the body."""
+        if self.token_needed:
+            await self._check_token()
+        if len(self.request.body) > MAX_BODY:
+            raise Problem(413, f"the body has more than {MAX_BODY} bytes")
+
+    async def _check_token(self) -> None:
         scheme, _, token = self.request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and token:
-            known = partial(self.portal.records.token_name, token_digest(token.strip()))
-            if await self.portal.recorded(known) is not None:
-                return
-        self.set_header("WWW-Authenticate", "Bearer")
-        raise Problem(401, "a token is needed: capport token new")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise Unauthorized("a token is needed: capport token new")
+        known = partial(self.portal.records.token_name, token_digest(token.strip()))
+        if await self.portal.recorded(known) is None:
+            why = "that token is not known here, or was replaced: capport token new"
+            raise Unauthorized(why, error="invalid_token")
+
+    def head(self, *arguments: str) -> Awaitable[None] | None:
+        """As GET, where there is one (RFC 9110 section 9.1); Tornado leaves the body out."""
+        return self.get(*arguments)
 
     def compute_etag(self) -> str | None:
         """None: nothing here is cached."""
@@ -98,9 +118,12 @@ class Call(web.RequestHandler):
             problem |= {"detail": error.detail} | error.members
         elif isinstance(error, OSError):
             problem["detail"] = f"{error}; nothing was changed"
+        if isinstance(error, Unauthorized):  # here, for what was set before is gone by now
+            self.set_header("WWW-Authenticate", error.challenge)
         if status_code == 405:  # RFC 9110 section 15.5.6
-            here = [name for name in self.SUPPORTED_METHODS if name.lower() in vars(type(self))]
-            self.set_header("Allow", ", ".join(here))
+            here = ", ".join(self._methods())
+            self.set_header("Allow", here)
+            problem["detail"] = f"{self.request.method} is not for this path: {here}"
         self.set_header("Content-Type", "application/problem+json")
         self.finish(json.dumps(problem) + "\n")
 
@@ -114,6 +137,10 @@ class Call(web.RequestHandler):
         if not isinstance(value, web.HTTPError):
             logger.error("No answer; 500 or 503 instead", exc_info=(typ, value, tb))  # type: ignore[arg-type]
 
+    def _methods(self) -> list[str]:
+        there = [name for name in self.SUPPORTED_METHODS if name.lower() in vars(type(self))]
+        return ["GET", "HEAD", *there[1:]] if there[:1] == ["GET"] else there
+
     def answer(self, said: object, status: int = 200) -> None:
         """`said` as JSON."""
         self.set_status(status)
@@ -122,22 +149,24 @@ class Call(web.RequestHandler):
 
     def asked(self, **members: object) -> dict[str, Any]:
         """The JSON object that was sent, with no member but these; each has its default."""
-        if self.request.headers.get("Content-Type", "").partition(";")[0].strip() != (
-            "application/json"
-        ):
-            raise Problem(415, "send application/json")
+        typed = self.request.headers.get("Content-Type", "")
+        if typed.partition(";")[0].strip().lower() != "application/json":
+            raise Problem(415, f"Content-Type is {_shown(typed)}: send application/json")
         try:
-            sent = json.loads(self.request.body, parse_constant=_no_constant)
+            sent = json.loads(
+                self.request.body, parse_constant=_no_constant, object_pairs_hook=_object
+            )
         except (ValueError, RecursionError) as error:
             raise Problem(400, f"the body is not JSON: {error}") from None
         if not isinstance(sent, dict):
-            raise Problem(422, "the body is not an object")
+            raise Problem(422, f"the body is {_shown(sent)}: send an object")
         for name in sent:
             if name not in members:
-                _wrong(name[:64], f"is not known here; known are {', '.join(members)}")
+                why = f"is not known here; known are {', '.join(members)}"
+                raise Problem(422, f"{_shown(name)} {why}", member=name[:64])
         for name, default in members.items():
             if default is _REQUIRED and name not in sent:
-                _wrong(name, "is missing")
+                raise Problem(422, f"{name} is missing", member=name)
         return members | sent
 
     def told(self, session: Session) -> dict[str, object]:
@@ -155,6 +184,11 @@ class Call(web.RequestHandler):
             "name": session.name,
         }
 
+    def shown(self, session: Session, status: int = 200) -> None:
+        """A session that was asked for by what is not its path, which is told too."""
+        self.set_header("Location", f"/api/v1/sessions/{quote(session.client, safe=':@')}")
+        self.answer(self.told(session), status)
+
     def session_of(self, text: str) -> Session | None:
         """The open session of the client with this address, MAC or id."""
         client = self.client(text)
@@ -167,19 +201,26 @@ class Call(web.RequestHandler):
     def client(self, text: object, name: str = "client") -> ClientId:
         """The id in `text`."""
         if not isinstance(text, str):
-            _wrong(name, "is not a string")
+            _wrong(name, text, "is not a string, such as 192.0.2.7")
         try:
             return parse_client_id(text)
-        except ValueError as error:
-            _wrong(name, str(error))
+        except ValueError:
+            _wrong(name, text, "is no address and no MAC: 192.0.2.7 or 02:00:00:00:00:07")
 
 
 class States(Call):
     """`/states/{state}`: who was refused, and on the way to which page."""
 
     async def get(self, token: str) -> None:
-        """What the state says; 404 where it says nothing, or nothing any more."""
-        state = _state(self.portal, token)
+        """What the state says; 404 where it says nothing, or nothing any more.
+
+        409 where it is asked with `address`, and that is another client's: who sends others a link
+        of its own would have them sign in for it. By MAC, where there is one: a device asks for its
+        page over IPv6, and meets the login server over IPv4.
+        """
+        state, address = _state(self.portal, token), self._address()
+        if address is not None and not state.is_of(self.grants.client_at(address)):
+            raise Problem(409, f"{address} is not who was refused; {_ANEW}")
         spent = await self.portal.recorded(partial(self.portal.records.spent_by, state.id))
         self.answer(
             {
@@ -190,6 +231,19 @@ class States(Call):
                 "spent": spent is not None,
             }
         )
+
+    def _address(self) -> Address | None:
+        if unknown := [name for name in self.request.query_arguments if name != "address"]:
+            why = "is not known here; known is address"
+            raise Problem(422, f"{_shown(unknown[0])} {why}", member=unknown[0][:64])
+        given = self.get_query_arguments("address")
+        if not given:
+            return None
+        try:
+            [address] = map(parse_address, given)
+        except ValueError:
+            _wrong("address", ", ".join(given), "is not an address, such as 192.0.2.7")
+        return address
 
 
 class Sessions(Call):
@@ -206,10 +260,10 @@ class Sessions(Call):
 
         By state or by client, not both. Sent again it does nothing more, and is answered alike.
         """
-        asked = self.asked(state=_LEFT_OUT, client=_LEFT_OUT, lifetime=None, name="")
+        asked = self.asked(state=_LEFT_OUT, client=_LEFT_OUT, lifetime=None, name=None)
         if (asked["state"] is _LEFT_OUT) == (asked["client"] is _LEFT_OUT):
-            _wrong("state", "or client, one of the two, says who")
-        lifetime, name = _lifetime(asked["lifetime"]), _name(asked["name"])
+            raise Problem(422, "state or client, one of the two, says who", member="state")
+        lifetime, name = _lifetime(asked["lifetime"]), _name(asked["name"]) or ""
         if asked["client"] is not _LEFT_OUT:
             client = self.client(asked["client"])
             grant = partial(self.grants.grant, lifetime=lifetime, by=BY, how="", name=name)
@@ -220,18 +274,18 @@ class Sessions(Call):
 
     async def _by_state(self, token: object, lifetime: float | None, name: str) -> None:
         if not isinstance(token, str):
-            _wrong("state", "is not a string")
-        state = _state(self.portal, token)
+            _wrong("state", token, "is not a string")
+        state = _state(self.portal, token, member="state")
         client = self.grants.client_at(state.client.address)
         if state.client.mac is not None and client.mac != state.client.mac:
-            raise Problem(409, "another device has that address now")
+            raise Problem(409, f"another device has {client.address} now; {_ANEW}")
         records = self.portal.records
         spend = partial(records.spend, state.id, client.id, self.portal.boot, state.expires)
         if (spent_by := await self.portal.recorded(spend)) is not None:
             session = self.grants.find(spent_by)
             if session is None:
-                raise Problem(410, "that state was used before, and its session is over")
-            self.answer(self.told(session))
+                raise Problem(410, f"that state was used, and its session is over; {_ANEW}")
+            self.shown(session)
             return
         try:
             grant = partial(self.grants.grant, lifetime=lifetime, by=BY, how="state", name=name)
@@ -239,6 +293,7 @@ class Sessions(Call):
         except (OSError, Problem):
             await self.portal.recorded(partial(records.unspend, state.id))
             raise
+        self.portal.states.spent(state)
 
     async def _grant(self, client: Client | ClientId, grant: Grant) -> None:
         if isinstance(client, Client):
@@ -247,8 +302,7 @@ class Sessions(Call):
                 raise Problem(409, f"the policy blocks that client: {rule.where}")
         before = self.grants.find(client)
         session = await grant(client)
-        self.set_header("Location", f"/api/v1/sessions/{quote(session.client, safe=':@')}")
-        self.answer(self.told(session), 200 if before else 201)
+        self.shown(session, 200 if before else 201)
 
     def _whole(self, client: ClientId) -> Client | ClientId:
         try:
@@ -267,12 +321,15 @@ class OneSession(Call):
     async def patch(self, text: str) -> None:
         """Changes how long it lasts, counted from now, or whom it is for."""
         asked = self.asked(lifetime=None, name=None)
-        lifetime = _lifetime(asked["lifetime"])
+        lifetime, name = _lifetime(asked["lifetime"]), _name(asked["name"])
         before = self._there(text)
-        name = before.name if asked["name"] is None else _name(asked["name"])
         left = before.expires - self.grants.now() if lifetime is None else lifetime
         session = await self.grants.grant(
-            before.client, lifetime=left, by=BY, how=before.how, name=name
+            before.client,
+            lifetime=left,
+            by=BY,
+            how=before.how,
+            name=before.name if name is None else name,
         )
         self.answer(self.told(session))
 
@@ -295,19 +352,19 @@ class Explain(Call):
         asked = self.asked(client=_REQUIRED, url=_REQUIRED, method="GET")
         for name in asked:
             if not isinstance(asked[name], str) or len(asked[name]) > 4096:
-                _wrong(name, "is not a string of at most 4096 characters")
+                _wrong(name, asked[name], "is not a string of at most 4096 characters")
         if not _METHOD.fullmatch(asked["method"]):
-            _wrong("method", "is not a method, such as GET")
+            _wrong("method", asked["method"], "is not a method, such as GET")
         try:
             address = parse_address(asked["client"])
         except ValueError:
-            _wrong("client", f"{asked['client'][:64]!r} is not an address")
+            _wrong("client", asked["client"], "is not an address, such as 192.0.2.7")
         try:
             self.answer(
                 self.grants.explain(self.grants.client_at(address), asked["url"], asked["method"])
             )
         except ValueError as error:
-            _wrong("url", str(error)[:200])
+            raise Problem(422, f"url {str(error)[:200]}", member="url") from None
 
 
 class Description(Call):
@@ -325,7 +382,8 @@ class NotThere(Call):
     async def prepare(self) -> None:
         """404, whatever the method, for whom has a token."""
         await super().prepare()
-        raise Problem(404, "there is nothing here; see /api/v1/openapi.json")
+        path = _shown(self.request.path)
+        raise Problem(404, f"there is nothing at {path}; see /api/v1/openapi.json")
 
 
 def create_app(portal: Portal, *, token_needed: bool) -> web.Application:
@@ -415,7 +473,7 @@ class BackChannel:
             idle_connection_timeout=60.0,
             body_timeout=15.0,
             max_header_size=16 * 1024,
-            max_body_size=64 * 1024,
+            max_body_size=_MAX_READ,
         )
         server.add_sockets(sockets)
         self._servers.append(server)
@@ -472,32 +530,54 @@ def token_digest(token: str) -> bytes:
     return hashlib.sha256(b"token\0" + token.encode("utf-8", "surrogatepass")).digest()
 
 
-def _state(portal: Portal, token: str) -> State:
+# What would do, where a state does not.
+_ANEW = "the link in the client's next 511 has a new one"
+
+
+def _state(portal: Portal, token: str, **members: object) -> State:
     try:
         return portal.states.read(token)
     except StateError as error:
-        raise Problem(404, str(error)) from None
+        raise Problem(404, f"{error}; {_ANEW}", **members) from None
 
 
 def _lifetime(value: object) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-        _wrong("lifetime", "is not a number of seconds")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        _wrong("lifetime", value, "is not a number of seconds, such as 3600")
     if not 1 <= value <= LONGEST:
-        _wrong("lifetime", f"is not 1 to {LONGEST} seconds")
+        _wrong("lifetime", value, f"is not 1 to {LONGEST} seconds")
     return float(value)
 
 
-def _name(value: object) -> str:
-    if not isinstance(value, str) or len(value) > 100 or _UNFIT.search(value):
-        _wrong("name", "is not a string of at most 100 characters without control characters")
+def _name(value: object) -> str | None:
+    if value is not None and (
+        not isinstance(value, str) or len(value) > 100 or _UNFIT.search(value)
+    ):
+        why = "is not a string of at most 100 characters without control characters"
+        _wrong("name", value, why)
     return value
 
 
-def _wrong(member: str, why: str) -> Never:
-    raise Problem(422, f"{member} {why}", member=member)
+def _wrong(member: str, value: object, why: str) -> Never:
+    raise Problem(422, f"{member} {_shown(value)} {why}", member=member)
+
+
+def _shown(value: object) -> str:
+    """What was sent, as JSON has it, and no more than tells it apart."""
+    said = json.dumps(value)
+    return said if len(said) <= 80 else f"{said[:79]}…"
 
 
 def _no_constant(text: str) -> Never:
     raise ValueError(f"{text} is not in JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, each of whose members is there once: of two, who would say which is meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise Problem(422, f"{_shown(twice)} is there more than once", member=twice[:64])
+    return found

@@ -11,6 +11,7 @@ its conditions are met it sends the browser to `/return?g=JWS` (RFC 7515, as a J
 """
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,9 +24,15 @@ from tornado import web
 from capport.portal.states import State, StateError
 from capport.portal.web import Blocked, Handler
 
+logger = logging.getLogger(__name__)
+
 BY = "signed return"
 LONGEST = 60.0
 """Seconds ahead that `exp` may be."""
+
+QUIET = 10.0
+"""Seconds from one line in the log on a return that lets nobody on to the next: anyone may send
+such."""
 
 LONGEST_SESSION = 366 * 86400.0
 _CLAIMS = ("aud", "state", "jti", "exp")
@@ -62,6 +69,10 @@ def read_return(token: str, pem: bytes, audience: str, now: float) -> Return:
             audience=audience,
             options=checks,  # type: ignore[arg-type]
         )
+    except jwt.InvalidAudienceError:
+        raise ReturnError(f"aud is not {audience}") from None
+    except jwt.InvalidAlgorithmError:
+        raise ReturnError(f"alg is not {algorithm}, which the key in return.pem is for") from None
     except jwt.PyJWTError as error:
         raise ReturnError(f"{type(error).__name__}: {error}") from None
     expires = _number(said, "exp")
@@ -73,8 +84,8 @@ def read_return(token: str, pem: bytes, audience: str, now: float) -> Return:
     state, jti, name = (said.get(claim, "") for claim in ("state", "jti", "name"))
     if not all(isinstance(text, str) and len(text) <= 2048 for text in (state, jti, name)):
         raise ReturnError("state, jti and name are strings")
-    if not jti or len(name) > 100 or not (name.isprintable() or not name):
-        raise ReturnError("jti is not empty, and name printable, at most 100 characters")
+    if not jti or len(name) > 100 or not (jti.isprintable() and name.isprintable()):
+        raise ReturnError("jti and name are printable; name has at most 100 characters, jti some")
     return Return(state, jti, lifetime, name)
 
 
@@ -94,31 +105,49 @@ class SignedReturn(Handler):
             if not state.is_of(self.client):
                 raise ReturnError("the state is another client's")
         except (ReturnError, StateError) as error:
+            self._tell(str(error))
             raise web.HTTPError(403, "%s", str(error)) from error
         if self.standing.blocked:
             raise Blocked
         async with self.portal.granting:
             if not await self._spent(said, state):
-                await self.portal.grants.grant(
-                    self.client,
-                    lifetime=said.lifetime,
-                    by=BY,
-                    how=f"jti {said.jti[:64]}",
-                    name=said.name,
-                )
+                await self._let_on(said, state)
             elif self.standing.captivity.captive:
                 raise web.HTTPError(403, "that return was used before")
         self.redirect(self.link("/welcome", state=said.state), status=303)
 
+    def _tell(self, why: str) -> None:
+        """Tells the operator, to whose login server this page says nothing."""
+        now = self.portal.grants.now()
+        if now >= self.portal.returns_quiet_until:
+            self.portal.returns_quiet_until = now + QUIET
+            logger.warning("A signed return of %s lets nobody on: %r", self.client, why)
+
+    async def _let_on(self, said: Return, state: State) -> None:
+        """Grants; where that does not come about, what was spent on it is good still."""
+        grant = partial(self.portal.grants.grant, lifetime=said.lifetime, by=BY, name=said.name)
+        try:
+            await grant(self.client, how=f"jti {said.jti[:64]}")
+        except OSError:
+            for name in _once(said, state):
+                await self.portal.recorded(partial(self.portal.records.unspend, name))
+            raise
+        self.portal.states.spent(state)
+
     async def _spent(self, said: Return, state: State) -> bool:
         """Whether the state or the jti was used before; both are now."""
-        jti = hashlib.sha256(b"jti\0" + said.jti.encode("utf-8", "surrogatepass")).digest()
-        for name in (state.id, jti):
+        for name in _once(said, state):
             spend = partial(self.portal.records.spend, name, self.client.id)
             spent = partial(spend, self.portal.boot, state.expires)
             if await self.portal.recorded(spent) is not None:
                 return True
         return False
+
+
+def _once(said: Return, state: State) -> tuple[bytes, bytes]:
+    """The names of what counts once: the state, and the jti."""
+    jti = said.jti.encode("utf-8", "surrogatepass")
+    return state.id, hashlib.sha256(b"jti\0" + jti).digest()
 
 
 def _key(pem: bytes) -> tuple[Any, str]:
@@ -136,4 +165,7 @@ def _number(said: dict[str, Any], claim: str) -> float:
     value = said[claim]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ReturnError(f"{claim} is not a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ReturnError(f"{claim} is a number beyond all bounds") from None
