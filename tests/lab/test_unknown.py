@@ -330,3 +330,10 @@ def test_without_the_proxy_nobody_unknown_gets_out(lab: Lab) -> None:
     finally:
         lab.start_proxy(PROXY_PORT)
     assert lab.client.status(f"http://{ORIGIN4}/") == 511
+
+
+def test_the_login_server_is_nothing_to_those_beyond_the_router(lab: Lab) -> None:
+    """Nobody guesses there, or uses up the tries of all, who is no client."""
+    url = f"http://{ROUTER4}:8511/"
+    assert lab.client.status(url) == 200
+    assert "timed out" in lab.origin.run("curl", "-sS", "-m", "1", url).stderr

@@ -404,6 +404,8 @@ def _input(
     # Not redirected, its destination would be the proxy itself, which would connect to itself.
     yield f"tcp dport {_braced(ports)} ct status dnat accept"
     yield f"tcp dport {_braced(ports)} drop"
+    if policy.login_server:  # it is for clients; whoever is beyond the router is none
+        yield f"iifname {origins} {_at(policy.login_server.listen)} drop"
     yield f"iifname != {clients} accept"
     yield "icmpv6 type { nd-router-advert, nd-redirect } drop"
     yield "jump known"  # what those may do to the router is for its other tables to say
