@@ -765,6 +765,14 @@ def test_a_store_that_was_named_has_to_be_there(here: Capport, tmp_path: Path) -
 # --- vouchers ----------------------------------------------------------------------------------
 
 
+def test_a_sheet_says_where_to_go_only_if_a_policy_does(capport: Capport, policy: str) -> None:
+    without = capport("voucher", "new", "--sessions", "s.db").out
+    assert "page that opens" in " ".join(without.split())
+    assert "://" not in without
+    by_policy = capport("voucher", "new", "--policy", policy, "--sessions", "s.db").out
+    assert "https://login.example.net" in by_policy
+
+
 def test_a_sheet_of_vouchers_is_printed_and_can_be_used(capport: Capport, policy: str) -> None:
     ran = capport(
         *("voucher", "new", "--count", "3", "--for", "24h", "--devices", "2", "--note", "July"),

@@ -109,10 +109,10 @@ def clock(arguments: Namespace) -> None:
         print("Vouchers expire by it.")
 
 
-def _login_server(login_url: str) -> str:
-    """What a person types to come there."""
+def _login_server(login_url: str) -> str | None:
+    """What a person types to come there; None without a policy, which alone says so."""
     parts = urlsplit(login_url)
-    return f"{parts.scheme}://{parts.netloc}"
+    return f"{parts.scheme}://{parts.netloc}" if parts.netloc else None
 
 
 def _language() -> Language:

@@ -43,18 +43,19 @@ def sheet(
     words: Words,
     *,
     network: str | None,
-    place: str,
+    place: str | None,
     lifetime: float,
     devices: int,
     by: str | None = None,
 ) -> str:
     """Vouchers, each code by its number, as plain text to print and cut along the lines.
 
-    Two columns of 38, and each says what to do with it: `place` is where. `lifetime`: seconds;
-    `by`: when it has to be used first.
+    Two columns of 38, and each says what to do with it: `place` is where, None where that is
+    not known here. `lifetime`: seconds; `by`: when it has to be used first.
     """
     above = ["", *_wrapped(network or "Wi-Fi"), ""]
-    below = ["", *_wrapped(words.sheet_how.format(place=place)), ""]
+    how = words.sheet_how.format(place=place) if place else words.sheet_opens
+    below = ["", *_wrapped(how), ""]
     below += _wrapped(words.sheet_time.format(time=words.time(lifetime)))
     below += [words.sheet_devices.format(count=devices) if devices > 1 else words.sheet_device]
     below += _wrapped(words.sheet_by.format(date=by)) if by else []

@@ -78,6 +78,7 @@ class Words:
     sheet_devices: str
     sheet_by: str
     sheet_how: str
+    sheet_opens: str
     sheet_number: str
 
     by: dict[str, str]  # what a session was granted for: terms, voucher, password
@@ -177,6 +178,7 @@ WORDS: dict[Language, Words] = {
         sheet_devices="for {count} devices",
         sheet_by="first use by {date}",
         sheet_how="Join this network, open {place} and enter the code.",
+        sheet_opens="Join this network and enter the code on the page that opens.",
         sheet_number="No. {number}",
         by={"terms": "Terms accepted", "voucher": "Voucher", "password": "Name and password"},
         units=(("day", "days"), ("hour", "hours"), ("minute", "minutes"), ("second", "seconds")),
@@ -246,6 +248,7 @@ WORDS: dict[Language, Words] = {
         sheet_devices="für {count} Geräte",
         sheet_by="erste Benutzung bis {date}",
         sheet_how="Mit diesem Netzwerk verbinden, {place} öffnen und den Code eingeben.",
+        sheet_opens="Mit diesem Netzwerk verbinden und den Code auf der Seite eingeben, die sich öffnet.",
         sheet_number="Nr. {number}",
         by={
             "terms": "Bedingungen akzeptiert",
@@ -324,6 +327,7 @@ WORDS: dict[Language, Words] = {
         sheet_devices="pour {count} appareils",
         sheet_by="première utilisation jusqu’au {date}",
         sheet_how="Rejoignez ce réseau, ouvrez {place} et saisissez le code.",
+        sheet_opens="Rejoignez ce réseau et saisissez le code sur la page qui s’ouvre.",
         sheet_number="N° {number}",
         by={
             "terms": "Conditions acceptées",
@@ -402,6 +406,7 @@ WORDS: dict[Language, Words] = {
         sheet_devices="para {count} dispositivos",
         sheet_by="primer uso hasta el {date}",
         sheet_how="Conéctese a esta red, abra {place} y escriba el código.",
+        sheet_opens="Conéctese a esta red y escriba el código en la página que se abre.",
         sheet_number="N.º {number}",
         by={"terms": "Condiciones aceptadas", "voucher": "Vale", "password": "Nombre y contraseña"},
         units=(("día", "días"), ("hora", "horas"), ("minuto", "minutos"), ("segundo", "segundos")),
