@@ -18,7 +18,9 @@ from capport.portal.embedded import Embedded
 from capport.portal.records import records_beside
 from capport.stores import StoreError
 from capport.stores.memory import MemoryStore
+from conftest import Origin, StartPortal
 from portal.house import Browser, Clock, at, policy, until
+from ports import free_port
 
 PAGE = "http://www.example.org/news"
 ORIGIN = Place("www.example.org", 80)
@@ -104,3 +106,19 @@ async def test_of_two_processes_with_one_store_one_has_the_api_and_then_the_othe
     finally:
         await both[1].stop()
     assert not (tmp_path / "api.sock").exists()
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_who_asks_is_told_to_our_login_server_alone(
+    portal: StartPortal, origin: Origin, tmp_path: Path, elsewhere: bool
+) -> None:
+    """By a proxy in front of it, too; but not to another, whose signed word lets on."""
+    if elsewhere:
+        (tmp_path / "login").mkdir()
+        (tmp_path / "login" / "return.pem").write_text("")
+    at = f"127.0.0.1:{origin.port}"
+    policy = f"login_url: http://{at}/\nlogin_server: {{listen: '127.0.0.1:{free_port()}'}}\n"
+    async with portal(policy) as it:
+        await it.ask(b"GET http://%b/ HTTP/1.1\r\nHost: %b\r\n\r\n" % (at.encode(), at.encode()))
+    (head,) = (head for head in origin.heads if head.startswith(b"GET"))
+    assert (HEADER.encode() in head) is not elsewhere

@@ -90,9 +90,16 @@ class Alongside:
     # --- the login server ------------------------------------------------------------------------
 
     def is_login_server(self, place: Place | None) -> bool:
-        """Whether `place` is the login server in this process."""
+        """Whether `place` is the login server in this process, or a proxy in front of it.
+
+        Where others' word lets on (`return.pem`), `login_url` leads to them.
+        """
         policy = self._gate.policy
-        return policy.login_server is not None and place in policy.login_places
+        if self._embedded is None or policy.login_server is None:
+            return False
+        if place == policy.login_server.listen:
+            return True
+        return place == policy.login_place and not self._embedded.signs_in_elsewhere
 
     def sign(self, address: Address) -> str | None:
         """What the login server is told of who asks, in a field that only we can write."""

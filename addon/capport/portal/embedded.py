@@ -56,6 +56,11 @@ class Embedded:
         """`Gate.link`: the login URL for `client`, who asked for `url`, with its state."""
         return login_url(self._gate.policy, self.portal.states.mint(client, url))
 
+    @property
+    def signs_in_elsewhere(self) -> bool:
+        """Whether the forms are off, for it is another login server's word that lets on."""
+        return self.portal.theme(self._gate.policy).return_key() is not None
+
     def sign(self, address: Address) -> str:
         """The value of `asking.HEADER` on a request to the login server that `address` made.
 
