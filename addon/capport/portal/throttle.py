@@ -21,7 +21,7 @@ LONGEST = 900.0
 FOR_ALL = 100
 """Wrong attempts of all clients together in a minute. Who makes up addresses meets this one."""
 
-SIGN_INS = Rate(20, 600.0)
+SIGN_INS = Rate(60, 600.0)
 """How often a client may sign in, right or wrong: whoever is let on is written down, and told."""
 
 _REMEMBERED = 20_000  # clients; a few MB
