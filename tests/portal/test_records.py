@@ -386,3 +386,36 @@ def test_no_run_of_the_clocks_brings_back_time(steps: list[Step]) -> None:
                 assert now.sure
                 assert now.wall >= known.wall + passes - 1e-6
         known = now
+
+
+# Four processes that open one new file, round by round; says what any of them could not do.
+AT_ONCE = """\
+import os, sys, time
+from pathlib import Path
+from capport.portal import records
+
+records._BUSY = 60.0
+for number in range(20):
+    at, children = time.monotonic() + 0.02, []
+    for _ in range(4):
+        if not (pid := os.fork()):
+            try:
+                time.sleep(max(0.0, at - time.monotonic()))
+                records.Records(Path(sys.argv[1], f"{number}.db"))
+            except records.RecordsError as error:
+                print(error, flush=True)
+            finally:
+                os._exit(0)
+        children.append(pid)
+    for pid in children:
+        os.waitpid(pid, 0)
+"""
+
+
+def test_several_processes_may_make_the_file_at_once(tmp_path: Path) -> None:
+    """Two proxies with one store that start together; a command beside a portal's first start."""
+    done = subprocess.run(
+        [sys.executable, "-c", AT_ONCE, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == ""
+    assert len(list(tmp_path.glob("*.db"))) == 20

@@ -7,6 +7,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -472,3 +473,22 @@ def test_a_store_about_some_clients_knows_of_no_others_and_does_its_work(
     until(lambda: len(list(whole.sessions())) == len(FILED) + 1 - 2, "the changes")
     store.close()
     assert {s.client for s in whole.sessions()} == {*FILED, "198.51.100.7"} - {MAC, OTHER}
+
+
+def test_what_another_process_makes_a_store_meanwhile_is_one(tmp_path: Path) -> None:
+    """Two that start together: the questions that tell a store are of one moment."""
+    path = tmp_path / "sessions.db"
+    path.touch()
+    with closing(schema.connect(path)) as db, closing(schema.connect(path)) as other:
+        other.execute("PRAGMA busy_timeout = 0")
+
+        def meanwhile(statement: str) -> None:
+            if statement.startswith("SELECT"):  # not the first question
+                with suppress(sqlite3.OperationalError):  # it is kept out
+                    schema.prepare(other, path, schema.MIGRATIONS)
+
+        db.set_trace_callback(meanwhile)
+        schema.prepare(db, path, schema.MIGRATIONS)
+        db.set_trace_callback(None)
+        schema.prepare(other, path, schema.MIGRATIONS)
+        assert db.execute("PRAGMA application_id").fetchone() == (schema.APPLICATION_ID,)

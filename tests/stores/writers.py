@@ -6,6 +6,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +54,8 @@ def fork_writers(path: str) -> None:
             try:
                 file = os.open(out, os.O_WRONLY | os.O_APPEND)
                 write_until_killed(path, int(number), int(turn), file)
+            except BaseException:
+                traceback.print_exc()  # for whoever reads why it did not wait to be killed
             finally:
                 os._exit(1)
         say(1, str(pid))

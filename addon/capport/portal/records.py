@@ -9,6 +9,7 @@ Moment, where a voucher is judged by them, which must not last longer for a cloc
 import secrets
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -330,19 +331,11 @@ class Records:
         db = sqlite3.connect(
             self._name, timeout=_BUSY, isolation_level=None, check_same_thread=False
         )
-        # WAL with NORMAL, SQLite's usual pair, lost 8 of 8 acknowledged commits in a power cut.
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-            db.execute(f"PRAGMA {pragma}")
-        db.execute("BEGIN IMMEDIATE")
-        found = db.execute("PRAGMA user_version").fetchone()[0]
-        if found > VERSION:
+        try:
+            _prepare(db)
+        except BaseException:
             db.close()
-            raise OSError(f"its schema is version {found}, from a later capport than this")
-        for migration in _MIGRATIONS[found:]:
-            for statement in migration.split(";"):
-                db.execute(statement)
-        db.execute(f"PRAGMA user_version = {VERSION}")
-        db.execute("COMMIT")
+            raise
         return db
 
     @contextmanager
@@ -374,6 +367,37 @@ def records_beside(store: str) -> Path | None:
     """
     path = store_path(store)
     return None if path is None else path.with_name("portal.db")
+
+
+def _prepare(db: sqlite3.Connection) -> None:
+    """Has the file be what this version knows. Raises OSError and sqlite3.Error."""
+    _set_wal(db)
+    # WAL with NORMAL, SQLite's usual pair, lost 8 of 8 acknowledged commits in a power cut.
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("PRAGMA foreign_keys = ON")
+    db.execute("BEGIN IMMEDIATE")
+    found = db.execute("PRAGMA user_version").fetchone()[0]
+    if found > VERSION:
+        raise OSError(f"its schema is version {found}, from a later capport than this")
+    for migration in _MIGRATIONS[found:]:
+        for statement in migration.split(";"):
+            db.execute(statement)
+    db.execute(f"PRAGMA user_version = {VERSION}")
+    db.execute("COMMIT")
+
+
+def _set_wal(db: sqlite3.Connection) -> None:
+    """Waits for others that open the file at the same time: here SQLite itself does not."""
+    deadline = time.monotonic() + _BUSY
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return
 
 
 _CLOCK = "SELECT boot, running, elapsed, wall, sure FROM clock"

@@ -71,7 +71,13 @@ def connect(path: Path) -> sqlite3.Connection:
 
 def prepare(db: sqlite3.Connection, path: Path, migrations: tuple[tuple[str, ...], ...]) -> None:
     """Makes sure that `db` is a store of this version. Raises StoreError and sqlite3.Error."""
-    if _version(db, path, len(migrations)) < len(migrations):
+    db.execute("BEGIN")  # or another process could make it a store between our questions
+    try:
+        version = _version(db, path, len(migrations))
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+    if version < len(migrations):
         _set_wal(db, path)
         db.execute("BEGIN IMMEDIATE")
         try:
