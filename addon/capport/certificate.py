@@ -78,14 +78,6 @@ class Chain:
         return tuple(dict.fromkeys(place for url in urls if (place := _place(url))))
 
 
-def names_in(pem: bytes) -> tuple[Host, ...]:
-    """The names and addresses that the first certificate in `pem` is for.
-
-    Raises ValueError where there is no certificate.
-    """
-    return Chain(pem).names
-
-
 def holds(name: Host, host: Host) -> bool:
     """Whether `name`, in a certificate, is `host`, or a star for it."""
     if isinstance(name, str) and isinstance(host, str) and name.startswith("*."):

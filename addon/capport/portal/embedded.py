@@ -58,8 +58,8 @@ class Embedded:
 
     @property
     def signs_in_elsewhere(self) -> bool:
-        """Whether the forms are off, for it is another login server's word that lets on."""
-        return self.portal.theme(self._gate.policy).return_key() is not None
+        """Whether `login_url` leads to others (`Theme.signs_in_elsewhere`)."""
+        return self.portal.theme(self._gate.policy).signs_in_elsewhere
 
     def sign(self, address: Address) -> str:
         """The value of `asking.HEADER` on a request to the login server that `address` made.

@@ -42,7 +42,7 @@ class SignIn(Handler):
             )
             return
         if self.elsewhere():
-            own = self.state if state_of(self) else self.portal.states.mint(self.client)
+            own = self.state if own_state(self) else self.portal.states.mint(self.client)
             self.redirect(login_url(self.policy, own), status=302)
             return
         self.form()
@@ -170,7 +170,7 @@ class SignIn(Handler):
 
     def elsewhere(self) -> bool:
         """Whether it is another login server's word that lets on, and not our forms."""
-        if self.portal.theme(self.policy).return_key() is None:
+        if not self.portal.theme(self.policy).signs_in_elsewhere:
             return False
         if self.policy.login_place == self.server.listen:
             raise web.HTTPError(503, "return.pem is there, but login_url leads here")
@@ -353,7 +353,7 @@ class File(Handler):
         await self.get()
 
 
-def state_of(handler: Handler) -> State | None:
+def own_state(handler: Handler) -> State | None:
     """The state that came along: only the client's own, and only while it holds."""
     try:
         state = handler.portal.states.read(handler.state)
@@ -364,7 +364,7 @@ def state_of(handler: Handler) -> State | None:
 
 def page_asked_for(handler: Handler) -> str | None:
     """The page in the client's state."""
-    state = state_of(handler)
+    state = own_state(handler)
     return state.page if state else None
 
 
@@ -380,7 +380,7 @@ def can_extend(handler: Handler, session: Session) -> bool:
     """Whether there is time to be gained that a person would notice."""
     if handler.server.conditions is Conditions.VOUCHER:
         return True
-    if handler.portal.theme(handler.policy).return_key() is not None:
+    if handler.portal.theme(handler.policy).signs_in_elsewhere:
         return True  # for how long is said elsewhere
     lifetime = handler.policy.sessions.lifetime
     return lifetime - left_of(handler, session) >= min(60.0, lifetime / 10)

@@ -12,7 +12,7 @@ from typing import Any
 from OpenSSL import SSL
 from tornado import httpserver, httputil, iostream, netutil, web
 
-from capport.certificate import names_in
+from capport.certificate import Chain
 from capport.core.place import Place
 from capport.core.policy import LoginServer as Listening
 from capport.filestate import state_of
@@ -345,7 +345,7 @@ class _Shown:
         self.stapler = Stapler(listening.certificate, chain)
         self.context = context(listening.certificate, listening.key, self.stapler.response)
         try:
-            self.names = names_in(chain)
+            self.names = Chain(chain).names
         except ValueError:  # OpenSSL takes one that we cannot read: then login_url has its name
             self.names = ()
 

@@ -75,6 +75,11 @@ class Theme:
         """The public key of a login server elsewhere, whose word lets on (signed_return.py)."""
         return self._read("return.pem")
 
+    @property
+    def signs_in_elsewhere(self) -> bool:
+        """Whether our own forms are off, for it is that login server's word that lets on."""
+        return self.return_key() is not None
+
     def style(self) -> Asset:
         """Our style sheet, then the operator's."""
         ours = (_OURS / "style.css").read_bytes()
