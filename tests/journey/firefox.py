@@ -8,9 +8,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from conftest import SOON
 from lab.namespaces import Namespace, end, wait_for
-
-PATIENCE = 60.0
 
 # As it is shipped, but for what would ask the Internet for something else.
 PREFERENCES = {
@@ -115,9 +114,9 @@ def firefox(profile: Path, within: Namespace) -> Iterator[Firefox]:
         )
     try:
         port = profile / "MarionetteActivePort"
-        wait_for(lambda: port.exists() and port.read_text(), PATIENCE, "Firefox does not start")
+        wait_for(lambda: port.exists() and port.read_text(), SOON, "Firefox does not start")
         talk = within.call(socket.create_connection, ("127.0.0.1", int(port.read_text())))
-        talk.settimeout(PATIENCE)
+        talk.settimeout(SOON)
         with talk:
             yield Firefox(talk)
     finally:

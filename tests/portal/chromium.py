@@ -10,7 +10,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 60.0
+from conftest import SOON
+
 LARGEST = 1 << 26  # bytes in one answer: a picture of a page
 
 
@@ -36,7 +37,7 @@ class Browser:
         async with self._lock:
             self._writer.write(json.dumps(asked).encode() + b"\0")
             while True:
-                got = json.loads(await asyncio.wait_for(self._read(), PATIENCE))
+                got = json.loads(await asyncio.wait_for(self._read(), SOON))
                 if got.get("id") == number:
                     if "error" in got:
                         raise Gone(got["error"])
@@ -52,7 +53,7 @@ class Browser:
 
     async def opened(self, start: str) -> str:
         """The id of a tab with a URL that begins with `start`, once there is one."""
-        for _ in range(int(PATIENCE / 0.05)):
+        for _ in range(int(SOON / 0.05)):
             for target, url in (await self.urls()).items():
                 if url.startswith(start):
                     return target
@@ -101,7 +102,7 @@ class Tab:
 
     async def loaded(self) -> None:
         """Waits for a page that is there to stay."""
-        for _ in range(int(PATIENCE / 0.05)):
+        for _ in range(int(SOON / 0.05)):
             await asyncio.sleep(0.05)
             with contextlib.suppress(Gone):
                 state = await self.run("document.readyState + location.protocol")
@@ -111,7 +112,7 @@ class Tab:
 
     async def shows(self, text: str) -> None:
         """Waits until `text` is on the page, whichever that is."""
-        for _ in range(int(PATIENCE / 0.05)):
+        for _ in range(int(SOON / 0.05)):
             with contextlib.suppress(Gone):
                 if text in await self.text():
                     return
@@ -134,7 +135,7 @@ class Tab:
                 button="left",
                 clickCount=1,
             )
-        for _ in range(int(PATIENCE / 0.05)):
+        for _ in range(int(SOON / 0.05)):
             with contextlib.suppress(Gone):
                 if not await self.run("window.before"):
                     await self.loaded()
@@ -208,7 +209,7 @@ async def chromium(
     try:
         yield await browser.tab()
         await browser.send("Browser.close")  # by itself, so that its profile is written
-        await asyncio.wait_for(process.wait(), PATIENCE)
+        await asyncio.wait_for(process.wait(), SOON)
     finally:
         writer.close()
         with contextlib.suppress(ProcessLookupError):

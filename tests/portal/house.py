@@ -25,10 +25,10 @@ from capport.portal.portal import Portal
 from capport.portal.records import Records
 from capport.portal.server import LoginServer as Server
 from capport.stores.memory import MemoryStore
+from conftest import SOON
 from ports import free_port as free_port
 
 LOOPBACK = ip_address("127.0.0.1")
-PATIENCE = 60.0  # seconds until a test gives up; nothing takes that long but what has failed
 
 
 @dataclass
@@ -206,11 +206,11 @@ class Browser:
     def _connection(self) -> http.client.HTTPConnection:
         source = (self.address, 0)
         if not self.encrypted:
-            return http.client.HTTPConnection("127.0.0.1", self.port, PATIENCE, source)
+            return http.client.HTTPConnection("127.0.0.1", self.port, SOON, source)
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         return http.client.HTTPSConnection(
-            "127.0.0.1", self.port, timeout=PATIENCE, source_address=source, context=context
+            "127.0.0.1", self.port, timeout=SOON, source_address=source, context=context
         )
 
 
@@ -225,7 +225,7 @@ async def until[T](true: Callable[[], Awaitable[T]], what: str) -> T: ...
 async def until[T](true: Callable[[], T], what: str) -> T: ...
 async def until[T](true: Callable[[], T | Awaitable[T]], what: str) -> T:
     """What `true()` gives, once that is true; an OSError of its is not."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + SOON
     while True:
         error: OSError | None = None
         try:

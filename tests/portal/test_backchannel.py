@@ -23,7 +23,8 @@ from capport.core.place import Place
 from capport.core.policy import Access, ClientRules, network_of
 from capport.portal.backchannel import MAX_BODY, BackChannel, new_token, token_digest
 from capport.portal.states import LIFETIME
-from portal.house import LOOPBACK, PATIENCE, House, at, house
+from conftest import SOON
+from portal.house import LOOPBACK, House, at, house
 
 PAGE = "http://www.example.org/news"
 ADA = "192.0.2.7"
@@ -40,7 +41,7 @@ class Answer:
 
 class _Unix(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=PATIENCE)
+        super().__init__("localhost", timeout=SOON)
         self.path = path
 
     def connect(self) -> None:
@@ -60,7 +61,7 @@ class Api:
         return await asyncio.to_thread(self._call, _Unix(self.path), method, path, body, headers)
 
     async def call_tcp(self, method: str, path: str, **headers: str) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, PATIENCE)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, SOON)
         return await asyncio.to_thread(self._call, connection, method, path, None, headers)
 
     def _call(

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from capport.portal.records import Records
-from portal.house import PATIENCE, Browser, free_port, until
+from conftest import SOON
+from portal.house import Browser, free_port, until
 
 POLICY = "login_server: {{listen: 127.0.0.1:{port}, conditions: {conditions}}}\n"
 RUN = (
@@ -51,7 +52,7 @@ async def login(folder: Path, port: int) -> AsyncIterator[asyncio.subprocess.Pro
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
-        await asyncio.wait_for(process.wait(), PATIENCE)
+        await asyncio.wait_for(process.wait(), SOON)
 
 
 def _open(port: int) -> bool:
@@ -73,7 +74,7 @@ async def test_the_login_server_alone_lets_on_into_the_store_that_is_shared(tmp_
         assert (await Browser(moved, "127.0.0.2").get("/status")).status == 200
         assert not _open(port)
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), PATIENCE) == 0
+        assert await asyncio.wait_for(process.wait(), SOON) == 0
     records = Records(tmp_path / "portal.db")
     assert [one.client for one in records.acceptances()] == ["127.0.0.2"]
     records.close()

@@ -25,7 +25,8 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 import requires
-from portal.house import PATIENCE, Browser, free_port, until
+from conftest import SOON
+from portal.house import Browser, free_port, until
 from portal.test_external import example
 
 BIN = Path(sys.executable).parent
@@ -63,7 +64,7 @@ async def portal(
         await until(lambda: _is_up(api, port, process, said), f"{way}, listening")
         yield port, api, said
         process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(SOON):
             assert await process.wait() == 0, said
     finally:
         if process.returncode is None:
@@ -92,7 +93,7 @@ async def _is_up(
 
 def _through(port: int, url: str) -> tuple[int, str]:
     """What a GET by the proxy at `port` gets: a status, and the link of a 511."""
-    proxy = http.client.HTTPConnection("127.0.0.1", port, PATIENCE)
+    proxy = http.client.HTTPConnection("127.0.0.1", port, SOON)
     with contextlib.closing(proxy):
         proxy.request("GET", url, headers={"Accept": "application/problem+json"})
         answer = proxy.getresponse()
@@ -102,10 +103,10 @@ def _through(port: int, url: str) -> tuple[int, str]:
 
 
 def _ask(api: Path, method: str, path: str, body: object = None) -> Any:
-    connection = http.client.HTTPConnection("localhost", timeout=PATIENCE)
+    connection = http.client.HTTPConnection("localhost", timeout=SOON)
     connection.sock = socket.socket(socket.AF_UNIX)
     with contextlib.closing(connection):
-        connection.sock.settimeout(PATIENCE)
+        connection.sock.settimeout(SOON)
         connection.sock.connect(str(api))
         sent = None if body is None else json.dumps(body)
         connection.request(method, f"/api/v1{path}", sent, {"Content-Type": "application/json"})

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from capport.portal import server
-from portal.house import PATIENCE, House, house, policy, until
+from conftest import SOON
+from portal.house import House, house, policy, until
 
 
 async def _connect(h: House, address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -33,7 +34,7 @@ def nothing_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def _is_closed(reader: asyncio.StreamReader) -> bool:
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(SOON):
             return await reader.read(1) == b""
     except TimeoutError:
         return False
@@ -148,7 +149,7 @@ async def test_who_sends_no_whole_request_in_time_is_ended(
                 await asyncio.sleep(0.02)
 
         dripping = asyncio.create_task(drip())
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(SOON):
             with contextlib.suppress(ConnectionError):
                 await reader.read()
         dripping.cancel()
@@ -229,7 +230,7 @@ def _open_at(h: House) -> int:
 
 async def _is_answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(b"HEAD / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(SOON):
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 ")
 
 
@@ -253,7 +254,7 @@ def test_no_bytes_let_anybody_on_or_bring_it_down(sent: bytes) -> None:
                 one.connect(("127.0.0.1", h.port))
                 one.sendall(sent)
                 one.shutdown(socket.SHUT_WR)
-                one.settimeout(PATIENCE)
+                one.settimeout(SOON)
                 await asyncio.to_thread(_drain, one)
             assert h.session() is None
             assert (await h.browser().get("/")).status == 200

@@ -14,6 +14,7 @@ from cryptography.x509.ocsp import OCSPCertStatus
 import requires
 from capport.portal import server, stapling
 from capport.portal.stapling import AT_LEAST, AT_MOST, BACK_OFF, Stapler
+from conftest import SOON
 from portal.authority import (
     Issued,
     Responder,
@@ -26,7 +27,7 @@ from portal.authority import (
     s_client,
     until_stapled,
 )
-from portal.house import PATIENCE, Clock, house, policy, until
+from portal.house import Clock, house, policy, until
 
 HOUR = timedelta(hours=1)
 
@@ -38,9 +39,7 @@ def authority() -> Signer:
 
 @pytest.fixture
 def ocsp(authority: Signer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Responder]:
-    monkeypatch.setattr(
-        stapling, "PATIENCE", PATIENCE
-    )  # who is not heard is asked again much later
+    monkeypatch.setattr(stapling, "PATIENCE", SOON)  # who is not heard is asked again much later
     with responder(Says(authority)) as one:
         one.issuer = authority.certificate
         yield one
@@ -140,7 +139,7 @@ async def test_a_responder_that_says_nothing_is_not_waited_for(
     listening = await asyncio.start_server(silent, "127.0.0.1", 0)
     port = listening.sockets[0].getsockname()[1]
     made = issued(tmp_path, authority, f"http://127.0.0.1:{port}/")
-    async with listening, asyncio.timeout(PATIENCE):
+    async with listening, asyncio.timeout(SOON):
         one = _stapler(made, Times())
         await one.refresh()
     assert one.response() == b""

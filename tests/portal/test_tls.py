@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives import serialization
 from capport.certificate import Chain
 from capport.core.policy import Policy
 from capport.portal import server
+from conftest import SOON
 from portal.certificates import certificate
-from portal.house import PATIENCE, House, house, policy, until
+from portal.house import House, house, policy, until
 from portal.test_server import without_tornados_limits
 
 
@@ -33,7 +34,7 @@ def _trusting_anyone() -> ssl.SSLContext:
 
 def _shown(port: int) -> str:
     with (
-        socket.create_connection(("127.0.0.1", port), PATIENCE) as plain,
+        socket.create_connection(("127.0.0.1", port), SOON) as plain,
         _trusting_anyone().wrap_socket(plain) as tls,
     ):
         return hashlib.sha256(tls.getpeercert(binary_form=True) or b"").hexdigest()
@@ -117,7 +118,7 @@ async def test_tls_1_2_is_the_oldest(
 
     def handshake(port: int) -> str | None:
         with (
-            socket.create_connection(("127.0.0.1", port), PATIENCE) as plain,
+            socket.create_connection(("127.0.0.1", port), SOON) as plain,
             context.wrap_socket(plain) as tls,
         ):
             assert tls.selected_alpn_protocol() == "http/1.1"
@@ -141,7 +142,7 @@ async def test_a_large_file_arrives_whole_at_a_slow_client(tmp_path: Path) -> No
     def read(port: int) -> bytes:
         with socket.socket() as plain:
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            plain.settimeout(PATIENCE)
+            plain.settimeout(SOON)
             plain.connect(("127.0.0.1", port))
             tls = _trusting_anyone().wrap_socket(plain)
             tls.sendall(b"GET /logo HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
@@ -192,7 +193,7 @@ async def test_a_handshake_that_does_not_end_is_ended(
     async with house(_policy(tmp_path)) as h:
         reader, writer = await asyncio.open_connection("127.0.0.1", h.port)
         writer.write(HELLO)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(SOON):
             assert await reader.read() == b""
         writer.close()
 
@@ -208,7 +209,7 @@ async def test_who_asks_nothing_after_the_handshake_is_ended(
             lambda: asyncio.open_connection("127.0.0.1", h.port, ssl=_trusting_anyone()),
             "a handshake",
         )
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(SOON):
             assert await reader.read() == b""
         writer.close()
 

@@ -3,16 +3,16 @@
 import pytest
 
 from capport.stores import database, revoked, sqlite, upkeep
-from stores.contract import PATIENCE
+from conftest import SOON
 
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A commit on a busy machine can take longer than a revocation waits for another one."""
     for module in (sqlite, upkeep):
-        monkeypatch.setattr(module, "PUT_SECONDS", PATIENCE)
-    monkeypatch.setattr(sqlite, "DROP_SECONDS", PATIENCE)
-    monkeypatch.setattr(revoked, "_LOCK_SECONDS", PATIENCE)
+        monkeypatch.setattr(module, "PUT_SECONDS", SOON)
+    monkeypatch.setattr(sqlite, "DROP_SECONDS", SOON)
+    monkeypatch.setattr(revoked, "_LOCK_SECONDS", SOON)
 
 
 @pytest.fixture

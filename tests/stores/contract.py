@@ -19,12 +19,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from capport.core.client import ClientId
 from capport.core.session import Session
 from capport.stores import SessionStore
+from conftest import SOON
 
 MAC = ClientId("02:00:00:00:00:07")
 ADDRESS = ClientId("192.0.2.7")
 BOTH = ClientId("02:00:00:00:00:07@192.0.2.7")
 OTHER = ClientId("2001:db8::7")
-PATIENCE = 60.0  # seconds until a test gives up; nothing takes that long but on a failing store
 
 
 @dataclass
@@ -61,7 +61,7 @@ def session(client: ClientId = MAC, now: float = 1000.0, **changes: Any) -> Sess
 
 def until(true: Callable[[], bool], what: str = "it") -> None:
     """Waits for something that another thread or process does."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + SOON
     while not true():
         assert time.monotonic() < deadline, f"{what} did not come true"
         time.sleep(0.002)
@@ -187,7 +187,7 @@ class StoreContract:
         )
         for change, client in changes:
             await asyncio.to_thread(change)
-            assert await asyncio.wait_for(heard.get(), PATIENCE) == (client, here)
+            assert await asyncio.wait_for(heard.get(), SOON) == (client, here)
         stop()
         stop()
         await asyncio.to_thread(store.put, session())
