@@ -8,6 +8,7 @@ import configparser
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -62,7 +63,7 @@ def test_a_unit_is_what_systemd_takes(unit: Path, tmp_path: Path) -> None:
         return
     for each in UNITS:
         (tmp_path / each.name).write_text(
-            each.read_text().replace("/opt/capport/bin/capport", CAPPORT)
+            each.read_text().replace("/opt/capport/bin/capport", f'"{CAPPORT}"')
         )
     argv = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no"]
     verified = subprocess.run(
@@ -152,10 +153,10 @@ class Booting:
             "/etc/capport/closed.nft": str(FOLDER / "closed.nft"),
             "/var/lib/capport": str(self.folder),
         }.items():
-            command = command.replace(there, here)
+            command = command.replace(there, shlex.quote(here))
         only = "-all,+net_admin"
         held = [f"--{which}={only}" for which in ("bounding-set", "inh-caps", "ambient-caps")]
-        return ["setpriv", "--no-new-privs", *held, *command.removeprefix("-").split()]
+        return ["setpriv", "--no-new-privs", *held, *shlex.split(command.removeprefix("-"))]
 
     def carry_out(self, key: str, unit: str = "capport-router.service") -> list[int]:
         """The statuses of a key's commands; the first that fails is the last that is run."""
