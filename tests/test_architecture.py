@@ -43,7 +43,10 @@ POLICY_FILE = ("capport.policy*", "capport.clientsfile", "capport.problems")
 
 KERNEL = tuple(
     f"capport.enforcement.{name}"
-    for name in ("nftables", "libnftables", "conntrack", "known_set", "garden", "keeper", "own")
+    for name in (
+        *("ruletext", "spans", "nftables", "libnftables", "conntrack"),
+        *("known_set", "elements", "garden", "keeper", "own"),
+    )
 )
 
 # The first row that holds a module counts.
@@ -66,6 +69,7 @@ HOUSE: tuple[Row, ...] = (
         ("capport.core.*", "capport.clock", "prometheus_client"),
         "whoever has something to report can import them",
     ),
+    Row(("capport.session_json",), ("capport.core.*",), "a session is told in one way"),
     Row(("capport.filestate",), (), "that a file has changed is seen in one way"),
     Row(("capport.netlink",), (), "the kernel's messages are taken apart in one place"),
     Row(("capport.beside",), (), "what root opens in others' folders is opened in one place"),
@@ -111,7 +115,8 @@ HOUSE: tuple[Row, ...] = (
         ("capport.portal", "capport.portal.*"),
         (
             *("capport.core.*", "capport.clock", "capport.gate", "capport.events"),
-            *("capport.beside", "capport.certificate", "capport.filestate", "capport.stores"),
+            *("capport.beside", "capport.certificate", "capport.filestate", "capport.session_json"),
+            "capport.stores",
             *("tornado", "argon2", "cryptography", "jwt", "markdown_it", "OpenSSL"),
         ),
         "Tornado stops here, and the login server can run alone",
@@ -125,7 +130,7 @@ HOUSE: tuple[Row, ...] = (
     ),
     Row(
         ("capport.enforcement", "capport.enforcement.*", "capport.appliance", "captive_portal"),
-        ("capport.*", "mitmproxy", "mitmproxy_rs", "h11", "h2", "OpenSSL", "tornado"),
+        ("capport.*", "mitmproxy", "mitmproxy_rs", "h11", "h2"),
         "mitmproxy stops here",
     ),
 )

@@ -12,7 +12,7 @@ from capport.core.session import Session
 from capport.enforcement import nftables
 from capport.enforcement.keeper import RulesKeeper
 from capport.enforcement.known_set import KnownSet
-from capport.enforcement.libnftables import RulesError
+from capport.enforcement.libnftables import Nftables, RulesError
 from capport.stores.memory import MemoryStore
 from lab.namespaces import wait_for
 from lab.network import ORIGIN4, Lab
@@ -85,6 +85,22 @@ def test_rules_that_somebody_takes_away_are_back_at_once_with_who_is_known(
     assert reaches(lab, 0)
     assert not reaches(lab, 1)
     assert told[0] == "table inet capport was taken away by somebody, and is back"
+
+
+def test_a_fault_of_ours_does_not_end_the_keeping(
+    lab: Lab, keeper: RulesKeeper, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_force, faults = nftables.in_force, [KeyError("elem"), KeyError("elem")]
+
+    def faulty(rules: Nftables) -> nftables.InForce | None:
+        if faults:
+            raise faults.pop()
+        return in_force(rules)
+
+    monkeypatch.setattr(nftables, "in_force", faulty)
+    lab.rules.run("flush ruleset\n")
+    wait_for(lambda: len(told) == 1)
+    assert nftables.show(rules=lab.rules) is not None
 
 
 def test_capport_router_down_is_meant(lab: Lab, keeper: RulesKeeper, told: list[str]) -> None:

@@ -22,7 +22,7 @@ from capport.core.client import Address, ClientId, parse_address, parse_client_i
 from capport.core.client import Client as CoreClient
 from capport.core.policy import Access, ClientRules, Network, Policy
 from capport.core.session import Session
-from capport.enforcement import conntrack, known_set, nftables
+from capport.enforcement import conntrack, known_set, nftables, ruletext, spans
 from capport.enforcement.garden import GardenFollower
 from capport.enforcement.known_set import KnownSet
 from capport.enforcement.libnftables import Nftables, RulesError
@@ -180,7 +180,7 @@ def test_the_ranges_are_what_the_first_rule_by_address_says(
         rules.section(access, "lab.yaml")
         rules.add(network, line)
         edges |= {int(network[0]) - (192 << 24), int(network[-1]) - (192 << 24)}
-    ranges = nftables.ranges(rules, wanted)
+    ranges = spans.ranges(rules, wanted)
     for before, after in itertools.pairwise(ranges):
         assert int(before[1]) + 1 < int(after[0]), "apart, and merged where they touch"
     for offset in {e + d for e in edges for d in (-1, 0, 1)}:
@@ -193,13 +193,13 @@ def test_the_ranges_are_what_the_first_rule_by_address_says(
 
 def test_a_policy_without_a_router_is_refused() -> None:
     with pytest.raises(ValueError, match="has no `router`"):
-        nftables.ruleset(replace(policy_of(""), router=None))
+        ruletext.ruleset(replace(policy_of(""), router=None))
 
 
 @pytest.mark.parametrize("ports", [(), (0,), (8080, 65536)])
 def test_proxy_ports_are_ports(ports: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="ports of a proxy"):
-        nftables.ruleset(policy_of(""), proxy_ports=ports)
+        ruletext.ruleset(policy_of(""), proxy_ports=ports)
 
 
 def test_dnsmasq_is_told_the_names_whose_ports_mitmproxy_does_not_see() -> None:
@@ -266,7 +266,7 @@ def test_rules_that_do_not_load_leave_the_old_ones(lab: Lab) -> None:
 @pytest.mark.parametrize("ethernet", [True, False])
 def test_every_policy_loads(lab: Lab, more: str, ethernet: bool) -> None:
     for tracked in (True, False):
-        text = nftables.ruleset(
+        text = ruletext.ruleset(
             policy_of(more), proxy_ports=(8080, 8082), ethernet=ethernet, tracked=tracked
         )
         lab.rules.run(text)
@@ -431,6 +431,28 @@ def test_expiry_cuts_what_is_open(lab: Lab, store: MemoryStore, known: KnownSet)
         wait_for(lambda: not answers(connection, 3))
         assert clock.now() > short.expires - 0.1
     wait_for(lambda: elements(lab, "known4") == {})
+
+
+@LAB
+def test_what_the_kernel_would_not_have_at_first_is_tried_again(
+    lab: Lab, store: MemoryStore, known: KnownSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put(session(lab.client.mac))
+    known.update([ClientId(lab.client.mac)])
+    wait_for(lambda: echoes(lab.client, ORIGIN4) and bool(elements(lab, "known4")))
+    run = known._rules.run
+
+    def once(commands: str) -> str:
+        monkeypatch.setattr(known._rules, "run", run)
+        raise RulesError(f"no memory for {commands}")
+
+    with known._lock:  # so that it is not the thread that meets it
+        monkeypatch.setattr(known._rules, "run", once)
+        store.drop(ClientId(lab.client.mac))
+        with pytest.raises(RulesError, match="no memory"):
+            known.update([ClientId(lab.client.mac)])
+        assert elements(lab, "known4")
+    wait_for(lambda: not elements(lab, "known4"))
 
 
 @LAB
@@ -762,6 +784,28 @@ def test_traffic_that_the_kernel_forwards_puts_an_idle_session_off(
     assert any(is_put_off(lab, store, idle) for idle in (2.0, 8.0, 32.0))
 
 
+@LAB
+def test_traffic_is_heard_of_although_its_counter_began_anew(lab: Lab, store: MemoryStore) -> None:
+    nftables.up(lab.policy, rules=lab.rules)
+    following = lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
+    mac, now = parse_client_id(lab.client.mac), clock.now()
+    store.put(session(mac, idle=600.0))
+    try:
+        lab.client.namespace.call(pings, ROUTER4, 1)  # so that its address is known
+        address, mac_of = parse_address(lab.client.v4), lab.neighbours.find_mac
+        wait_for(lambda: mac_of(address) == lab.client.mac)
+        following.resync()
+        assert elements(lab, "known4")
+        for after, packets in ((100.0, 5), (200.0, 1), (300.0, 1)):
+            assert lab.client.namespace.call(pings, ORIGIN4, packets, packets) == packets
+            following._hear(now + after)  # which puts the end off, and so the element in anew
+            heard = store.find([mac], now)
+            assert heard is not None
+            assert heard.last_seen == now + after
+    finally:
+        following.close()
+
+
 def is_put_off(lab: Lab, store: MemoryStore, idle: float) -> bool:
     """Whether a session is there after twice its idle time of traffic; after silence it is not."""
     policy = replace(lab.policy, sessions=replace(lab.policy.sessions, idle=idle))
@@ -909,7 +953,7 @@ def test_questions_to_the_resolver_are_bounded(lab: Lab, known: KnownSet) -> Non
 def test_made_up_macs_ask_no_more_than_all_unknown_clients_together_may(
     lab: Lab, store: MemoryStore, known: KnownSet
 ) -> None:
-    """THREATS.md P15: the bound by MAC alone would be none."""
+    """The bound by MAC alone would be none."""
     client, other = lab.clients
     router_mac = lab.router.run("cat", "/sys/class/net/br-lan/address").stdout.strip()
     began = time.monotonic()
@@ -1147,7 +1191,7 @@ def test_forget_drops_one_clients_connections_and_not_those_to_the_proxy(
     lab: Lab, store: MemoryStore, known: KnownSet
 ) -> None:
     client, other = lab.clients
-    lab.rules.run(nftables.ruleset(lab.policy, tracked=True))
+    lab.rules.run(ruletext.ruleset(lab.policy, tracked=True))
     listener = lab.router.call(socket.create_server, ("", 8080))
     redirected = client.namespace.call(socket.create_connection, (ORIGIN4, 80), SOON)
     for one in (client, other):

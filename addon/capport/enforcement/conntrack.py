@@ -34,7 +34,7 @@ def forget(address: Address) -> int:
         and not int.from_bytes(entry[_STATUS]) & _IPS_DST_NAT
     ]
     with netlink.connect(netlink.NETFILTER) as kernel:
-        return sum(_delete(kernel, family, some) for some in batched(mine, _BATCH, strict=False))
+        return sum(_delete(kernel, family, some) for some in batched(mine, _BATCH))
 
 
 def _entries(family: bytes, within: bytes) -> Iterator[dict[int, bytes]]:

@@ -1,6 +1,6 @@
 """Keeps the kernel's garden sets at the addresses that the garden's names have, as we resolve them.
 
-For the ports that mitmproxy does not see (`nftables.garden_names`). A name is asked for as this
+For the ports that mitmproxy does not see (`ruletext.garden_names`). A name is asked for as this
 machine resolves names; `*.example.org`, which nobody can ask for, is left to `nftables.dnsmasq`.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from capport.core.client import Address, parse_address
 from capport.core.policy import Policy
-from capport.enforcement import nftables
+from capport.enforcement import nftables, ruletext
 from capport.enforcement.libnftables import Nftables, RulesError
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,8 @@ class GardenFollower:
         """Ends it. It does not wait for a name server that does not answer."""
         self._closed = True
         self._wake.set()
+        if self._thread.ident is None:  # it never started, so nobody else lets go of them
+            self._rules.close()
 
     def _follow(self) -> None:
         while not self._closed:
@@ -75,7 +77,7 @@ class GardenFollower:
 
     def _look_up(self) -> None:
         policy = self._policy()
-        for name in {name for name, _ in nftables.garden_names(policy)}:
+        for name in {name for name, _ in ruletext.garden_names(policy)}:
             if name.startswith("*.") or self._closed:
                 continue
             try:
@@ -90,4 +92,4 @@ class GardenFollower:
                 nftables.update_garden(policy, name, addresses, KEPT * self._every, self._rules)
             except RulesError as error:
                 if not error.missing:
-                    raise
+                    logger.error("%s, in the walled garden, does not follow: %s", name, error)

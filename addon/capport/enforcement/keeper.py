@@ -64,7 +64,8 @@ class RulesKeeper:
     def close(self) -> None:
         """Ends it; the rules stay."""
         os.close(self._end)
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         os.close(self._ended)
         self._kernel.close()
         self._rules.close()
@@ -76,8 +77,13 @@ class RulesKeeper:
             ready, _, _ = select.select(watched, [], [], patience)
             if self._ended in ready:
                 return
-            if not ready or self._is_news():
-                self._look()
+            try:
+                if not ready or self._is_news():
+                    self._look()
+            except Exception:  # the edge: a thread that ended would put no rules back
+                if not self._failing:
+                    logger.exception("The router's rules may not be in force; trying again")
+                self._failing = True
 
     def _is_news(self) -> bool:
         """Whether what the kernel has said is of tables, chains or rules: elements are ours.

@@ -8,13 +8,12 @@ ends. Every element has its session's time left as its timeout: should this proc
 all the same.
 """
 
-import heapq
 import logging
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 from capport import clock
@@ -22,6 +21,7 @@ from capport.core.client import Address, Client, ClientId, Mac, parse_address, p
 from capport.core.policy import Access, Policy
 from capport.core.session import Instant, Session
 from capport.enforcement import conntrack, nftables
+from capport.enforcement.elements import Element, Elements, Key
 from capport.enforcement.libnftables import Nftables, RulesError
 from capport.stores import SessionStore
 
@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 RULE_LEASE = 86_400.0  # seconds an element lasts that is there by a client rule of the policy
 IDLE_GRACE = 5.0  # seconds longer in the kernel, where the end is put off later than here
-IDLE_LEAD = 0.5  # seconds before an idle time is over that traffic is read once more
 TRAFFIC = 10.0  # seconds between readings of the elements' counters, at most
 RESYNC = 300.0  # seconds between comparisons with what the kernel has
 RETRY = 1.0  # seconds after something failed
@@ -58,42 +57,6 @@ class Neighbourhood(Protocol):
         """Has `watcher` called with each address whose MAC changed; returns what ends that."""
 
 
-type Key = Address | Mac
-
-
-@dataclass(frozen=True, slots=True)
-class _Element:
-    """An address, or a MAC: until when, for which session, and when the kernel lets go of it."""
-
-    key: Key
-    mac: Mac | None
-    until: Instant = 0.0
-    session: ClientId | None = None
-    lapses: Instant = 0.0
-    idle: bool = False
-
-    @property
-    def address(self) -> Address | None:
-        """None where it is a MAC's."""
-        return None if isinstance(self.key, str) else self.key
-
-    @property
-    def place(self) -> tuple[str, str]:
-        """The set and the element in it."""
-        if isinstance(self.key, str):
-            return "macs", self.key
-        if self.mac is None:
-            return f"routed{self.key.version}", str(self.key)
-        return f"known{self.key.version}", f"{self.key} . {self.mac}"
-
-    @property
-    def places(self) -> list[tuple[str, str]]:
-        """The same, and where answers to it are let through."""
-        if isinstance(self.key, str):
-            return [self.place]
-        return [self.place, (f"return{self.key.version}", str(self.key))]
-
-
 class KnownSet:
     """Follows one store. `update` is for any thread; `start` has the rest done on one of its own.
 
@@ -116,10 +79,7 @@ class KnownSet:
         self._rules = rules or Nftables()
         self._listing = Nftables()  # one of its own: listing 100 000 takes 2 s
         self._now = now
-        self._elements: dict[Key, _Element] = {}
-        self._of_mac: dict[Mac, dict[Address, None]] = {}
-        self._ends: list[tuple[Instant, int, Key]] = []
-        self._order = 0
+        self._elements = Elements()
         self._counted: dict[str, int] = {}
         self._cut: queue.SimpleQueue[Address | None] = queue.SimpleQueue()
         self._hang_up: Callable[[Address], None] = _forget  # until there is a thread for it
@@ -145,25 +105,31 @@ class KnownSet:
     def update(self, ids: Iterable[ClientId]) -> None:
         """Carries out what has changed for these clients; in force on return.
 
-        Raises RulesError where the kernel would not have it. Takes 0.3 ms a client; before `start`
-        (a command that runs once), as long as `resync`, for then only the kernel knows who is in.
+        Raises RulesError where the kernel would not have it; it is tried again at once. Takes 0.3
+        ms a client; before `start` (a command that runs once), as long as `resync`, for then only
+        the kernel knows who is in.
         """
-        with self._lock:
-            if not self._threads:
-                self.resync()
-            else:
-                self._settle([key for client in ids for key in self._keys(client)])
-        with self._news:
-            self._news.notify()  # there may be an earlier end to wait for
+        try:
+            with self._lock:
+                if not self._threads:
+                    self.resync()
+                else:
+                    self._settle([key for client in ids for key in self._keys(client)])
+        except RulesError:
+            self._resync_at = self._now()  # what is in the sets, the kernel alone knows now
+            raise
+        finally:
+            with self._news:
+                self._news.notify()  # there may be an earlier end to wait for
 
     def resync(self) -> None:
         """Compares the sets with the sessions, element by element, and puts them right."""
         found = self._in_kernel()  # without the lock: what has changed since is put right below
         with self._lock:
-            mine = {element.place for element in self._elements.values()}
-            for element in tuple(self._elements.values()):
+            mine = {element.place for element in self._elements}
+            for element in self._elements:
                 if element.place not in found:
-                    self._forget(element)
+                    self._elements.forget(element)
             strays = []
             for place, element in found.items():
                 if place in mine:
@@ -171,7 +137,7 @@ class KnownSet:
                 if element.key in self._elements:
                     strays.append(place)
                 else:
-                    self._file(element)
+                    self._elements.file(element)
             self._remove(strays)
             self._settle([*self._everybody()])
 
@@ -179,7 +145,7 @@ class KnownSet:
         """Commands that put everybody known into empty sets, for `nftables.up`."""
         with self._lock:
             self.resync()
-            return "".join(f"{line}\n" for e in self._elements.values() for line in self._added(e))
+            return "".join(f"{line}\n" for e in self._elements for line in self._added(e))
 
     def reapply(self) -> None:
         """Puts the rules of a policy that is new into force, where there are rules in force.
@@ -233,7 +199,7 @@ class KnownSet:
         while True:
             with self._news:
                 if not self._changed and not self._closed:
-                    due = min([self._resync_at, self._traffic_at, *(e[0] for e in self._ends[:1])])
+                    due = min(self._resync_at, self._traffic_at, self._elements.next_look)
                     self._news.wait(max(0.0, due - self._now()))
                 if self._closed:
                     return
@@ -248,7 +214,7 @@ class KnownSet:
 
     def _turn(self, changed: Iterable[ClientId | Address], now: Instant) -> None:
         with self._lock:
-            ended = [*self._ended(now)]
+            ended = [*self._elements.ended(now)]
             self._settle([*self._meant(changed), *(k for k in ended if not self._is_idle(k, now))])
         if now >= self._traffic_at or any(self._is_idle(key, now) for key in ended):
             self._hear(now)
@@ -268,19 +234,15 @@ class KnownSet:
             else:
                 yield one
 
-    def _ended(self, now: Instant) -> Iterator[Key]:
-        while self._ends and self._ends[0][0] <= now:
-            yield heapq.heappop(self._ends)[2]
-
     def _hear(self, now: Instant) -> None:
         """Has what the kernel forwards keep sessions with an idle time alive."""
-        if not any(element.idle for element in tuple(self._elements.values())):
+        if not any(element.idle for element in self._elements):
             return
         counted: dict[str, int] = {}
         for name in SETS:
             counted |= nftables.counters(self._listing, name)
         with self._lock:
-            idle = [e for e in self._elements.values() if e.idle]
+            idle = [e for e in self._elements if e.idle]
             for element in idle:
                 packets = counted.get(element.place[1], 0)
                 if element.session and packets > self._counted.get(element.place[1], 0):
@@ -312,10 +274,11 @@ class KnownSet:
             yield parse_address(text)
             return
         yield mac
-        yield from {*self._neighbours.addresses(mac), *self._of_mac.get(mac, ())}
+        yield from {*self._neighbours.addresses(mac), *self._elements.addresses(mac)}
 
     def _everybody(self) -> set[Key]:
-        keys: set[Key] = {*self._elements, *(address for address, _ in self._neighbours.items())}
+        keys: set[Key] = {element.key for element in self._elements}
+        keys.update(address for address, _ in self._neighbours.items())
         for session in self._store.sessions():
             keys.update(self._keys(session.client))
         return keys
@@ -323,13 +286,13 @@ class KnownSet:
     def _settle(self, keys: Iterable[Key]) -> None:
         """Brings the sets up to date at `keys`: first who is out, then who is in."""
         now = self._now()
-        out: list[_Element] = []
-        into: list[_Element] = []
+        out: list[Element] = []
+        into: list[Element] = []
         for key in dict.fromkeys(keys):
             before = self._elements.get(key)
             after = self._wanted(key, before, now)
             if before and (after is None or after.place != before.place):
-                self._forget(before)
+                self._elements.forget(before)
                 out.append(before)
                 before = None
             if after is None or after == before:
@@ -340,7 +303,7 @@ class KnownSet:
                 into.append(after)
             else:
                 after = replace(after, lapses=before.lapses)
-            self._file(after)
+            self._elements.file(after)
         self._remove(place for element in out for place in element.places)
         lines = [line for element in into for line in self._added(element)]
         if lines:
@@ -349,7 +312,7 @@ class KnownSet:
             if element.address is not None:
                 self._hang_up(element.address)
 
-    def _wanted(self, key: Key, before: _Element | None, now: Instant) -> _Element | None:
+    def _wanted(self, key: Key, before: Element | None, now: Instant) -> Element | None:
         """What `key` should have in the sets now."""
         if isinstance(key, str):
             if self._policy().clients.covering(key) is not None:
@@ -367,62 +330,47 @@ class KnownSet:
         until = now + RULE_LEASE
         if before and before.session is None and before.until > now + RULE_LEASE / 2:
             until = before.until
-        return _Element(key, mac, until, None, until)
+        return Element(key, mac, until, None, until)
 
-    def _of_session(self, key: Key, mac: Mac | None, session: Session | None) -> _Element | None:
+    def _of_session(self, key: Key, mac: Mac | None, session: Session | None) -> Element | None:
         if session is None:
             return None
         if mac is None and not isinstance(key, str) and self._neighbours.is_on_link(key):
             return None  # it has a MAC, which is not known yet: without one it would be anybody's
         idle = session.idle is not None
         lapses = session.ends + IDLE_GRACE * idle
-        return _Element(key, mac, session.ends, session.client, lapses, idle)
+        return Element(key, mac, session.ends, session.client, lapses, idle)
 
-    def _bounded(self, element: _Element, out: list[_Element]) -> _Element | None:
+    def _bounded(self, element: Element, out: list[Element]) -> Element | None:
         """`element`, if its MAC may have one more address: `out` gets one that it has left."""
-        mine = self._of_mac.get(element.mac, {}) if element.mac and element.address else {}
+        mine = self._elements.addresses(element.mac) if element.mac and element.address else ()
         if len(mine) < ADDRESSES:
             return element
         left = next((a for a in mine if self._neighbours.find_mac(a) != element.mac), None)
-        if left is None:
+        leaves = None if left is None else self._elements.get(left)
+        if leaves is None:
             return None
-        out.append(self._elements[left])
-        self._forget(self._elements[left])
+        out.append(leaves)
+        self._elements.forget(leaves)
         return element
 
-    def _file(self, element: _Element) -> None:
-        self._elements[element.key] = element
-        if element.mac is not None and element.address is not None:
-            self._of_mac.setdefault(element.mac, {})[element.address] = None
-        self._order += 1
-        heapq.heappush(self._ends, (element.until, self._order, element.key))
-        if element.idle:
-            heapq.heappush(self._ends, (element.until - IDLE_LEAD, -self._order, element.key))
-
-    def _forget(self, element: _Element) -> None:
-        del self._elements[element.key]
-        if element.mac is not None and element.address is not None:
-            mine = self._of_mac[element.mac]
-            del mine[element.address]
-            if not mine:
-                del self._of_mac[element.mac]
-
-    def _in_kernel(self) -> dict[tuple[str, str], _Element]:
-        found: dict[tuple[str, str], _Element] = {}
+    def _in_kernel(self) -> dict[tuple[str, str], Element]:
+        found: dict[tuple[str, str], Element] = {}
         for name in ALL_SETS:
             for text, _ in nftables.listed(self._listing, name):
                 if name == "macs":
                     mac = parse_mac(text)
-                    found[name, text] = _Element(mac, mac)
+                    found[name, text] = Element(mac, mac)
                     continue
                 address, _, pair = text.partition(" . ")
-                element = _Element(parse_address(address), parse_mac(pair) if pair else None)
+                element = Element(parse_address(address), parse_mac(pair) if pair else None)
                 found[name, text] = element
         return found
 
-    def _added(self, element: _Element) -> Iterator[str]:
+    def _added(self, element: Element) -> Iterator[str]:
         left = element.lapses - self._now()
         if left > 0:
+            self._counted.pop(element.place[1], None)  # its counter begins anew
             for place in element.places:
                 yield from nftables.renew(*place, left)
 

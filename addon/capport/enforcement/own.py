@@ -16,7 +16,7 @@ def is_reachable(address: Address) -> bool:
 
 
 def may_reach(client: Client, address: Address, allowed_here: Sequence[Host]) -> bool:
-    """Whether `client`, known or not, may be connected to `address` (THREATS.md, P12).
+    """Whether `client`, known or not, may be connected to `address`.
 
     The router's own services are closed to everyone, but for what the policy itself lists by
     address or as the login server, and for a client that is on this machine and needs no proxy to

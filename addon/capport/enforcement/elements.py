@@ -1,0 +1,127 @@
+"""What the kernel's sets of known clients have in them: each element, and when it is looked at."""
+
+import heapq
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from capport.core.client import Address, ClientId, Mac
+from capport.core.session import Instant
+
+IDLE_LEAD = 0.5  # seconds before an idle time is over that traffic is read once more
+
+type Key = Address | Mac
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """An address, or a MAC: until when, for which session, and when the kernel lets go of it."""
+
+    key: Key
+    mac: Mac | None
+    until: Instant = 0.0
+    session: ClientId | None = None
+    lapses: Instant = 0.0
+    idle: bool = False
+
+    @property
+    def address(self) -> Address | None:
+        """None where it is a MAC's."""
+        return None if isinstance(self.key, str) else self.key
+
+    @property
+    def look(self) -> Instant:
+        """When it is time to see whether it ends."""
+        return self.until - IDLE_LEAD * self.idle
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The set and the element in it."""
+        if isinstance(self.key, str):
+            return "macs", self.key
+        if self.mac is None:
+            return f"routed{self.key.version}", str(self.key)
+        return f"known{self.key.version}", f"{self.key} . {self.mac}"
+
+    @property
+    def places(self) -> list[tuple[str, str]]:
+        """The same, and where answers to it are let through."""
+        if isinstance(self.key, str):
+            return [self.place]
+        return [self.place, (f"return{self.key.version}", str(self.key))]
+
+
+class Elements:
+    """One for each key. Whoever has it keeps others out."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[Key, Element] = {}
+        self._of_mac: dict[Mac, dict[Address, None]] = {}
+        self._looks: list[tuple[Instant, int, Key]] = []
+        self._look: dict[Key, Instant] = {}  # the one of those that counts
+        self._order = 0
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def __iter__(self) -> Iterator[Element]:
+        """Those that there are at the first step."""
+        yield from tuple(self._by_key.values())
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._by_key
+
+    def get(self, key: Key) -> Element | None:
+        """The one for `key`."""
+        return self._by_key.get(key)
+
+    def addresses(self, mac: Mac) -> tuple[Address, ...]:
+        """Those that `mac` has in the sets, the oldest first."""
+        return tuple(self._of_mac.get(mac, ()))
+
+    def file(self, element: Element) -> None:
+        """Adds it, in place of the one with its key."""
+        self._by_key[element.key] = element
+        if element.mac is not None and element.address is not None:
+            self._of_mac.setdefault(element.mac, {})[element.address] = None
+        self._look_at(element.key, element.look)
+
+    def forget(self, element: Element) -> None:
+        """Takes it out."""
+        del self._by_key[element.key]
+        if element.mac is not None and element.address is not None:
+            mine = self._of_mac[element.mac]
+            del mine[element.address]
+            if not mine:
+                del self._of_mac[element.mac]
+
+    @property
+    def next_look(self) -> Instant:
+        """When `ended` may have something to say; never, where that is infinite."""
+        return self._looks[0][0] if self._looks else math.inf
+
+    def ended(self, now: Instant) -> Iterator[Key]:
+        """Whose end has come; or is near, where traffic that was not read yet may put it off."""
+        while self.next_look <= now:
+            look, _, key = heapq.heappop(self._looks)
+            if self._look.get(key) != look:
+                continue
+            del self._look[key]
+            if (element := self._by_key.get(key)) is None:
+                continue
+            if now < element.look:
+                self._look_at(key, element.look)  # it was put off meanwhile
+                continue
+            if now < element.until:
+                self._look_at(key, element.until)
+            yield key
+
+    def _look_at(self, key: Key, at: Instant) -> None:
+        """Has `key` looked at no later than `at`.
+
+        Once: traffic puts an end off all the time, and who looks too early looks again.
+        """
+        if at < self._look.get(key, math.inf):
+            self._look[key] = at
+            self._order += 1
+            heapq.heappush(self._looks, (at, self._order, key))
