@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from capport import clientsfile, policyfile, policytree, policyvalues
+from capport import clientsfile, policyfile, policysection, policytree, policyvalues
 from capport.core.client import Client, parse_address, parse_mac
 from capport.core.place import Place
 from capport.core.policy import (
@@ -283,6 +283,7 @@ def test_a_size_is_in_bytes(value: str, size: int) -> None:
     [
         (":memory:", ":memory:"),
         ("sqlite:///var/lib/capport/s.db", "sqlite:///var/lib/capport/s.db"),
+        ("sqlite:////var/lib/capport/s.db", "sqlite:///var/lib/capport/s.db"),
         ("/var/lib/capport/s.db", "/var/lib/capport/s.db"),
         ("s.db", str(HERE / "s.db")),
     ],
@@ -291,7 +292,7 @@ def test_a_store_is_a_url_or_a_path_from_the_policy_on(store: str, kept: str) ->
     assert parsed(f"{LOGIN}sessions: {{store: '{store}'}}\n").sessions.store == kept
 
 
-@pytest.mark.parametrize(("path", "start", "what"), policyfile.NOT_BUILT_YET)
+@pytest.mark.parametrize(("path", "start", "what"), policysection.NOT_BUILT_YET)
 def test_what_is_not_built_yet_is_refused_as_such(path: str, start: str, what: str) -> None:
     section, _, key = path.partition(".")
     text = f"{LOGIN}{section}: {{{key}: {start}192.0.2.5:6379/0}}\n"
@@ -484,8 +485,8 @@ def test_after_a_hundred_errors_no_more_are_looked_for() -> None:
 
 PIECES = [
     *SAMPLE.split(),
-    *policyfile.KEYS,
-    *(key for keys in policyfile.KEYS.values() for key in keys),
+    *policysection.KEYS,
+    *(key for keys in policysection.KEYS.values() for key in keys),
     *"[]{}:,-?*&!|>'\"%@`#\n\t \\",
     "\n  - ",
     "\n\n",

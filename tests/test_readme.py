@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import requires
-from capport import policyfile
+from capport import policysection
 from capport.core import policy as policies
 from capport.enforcement.settings import FORCED, NOT_SERVED, OURS, REFUSED
 from conftest import SOON
@@ -118,7 +118,7 @@ def test_every_option_of_ours_and_each_that_is_forced_or_refused_is_named() -> N
 
 def test_every_key_of_the_policy_is_in_the_reference() -> None:
     table = README.partition("## The policy file")[2].partition("## Commands")[0]
-    for section, keys in policyfile.KEYS.items():
+    for section, keys in policysection.KEYS.items():
         for key in keys:
             assert re.search(rf"`[^`\n]*\b{key}\b[^`\n]*`", table), (section, key)
 

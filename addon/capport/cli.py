@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 _FAILED, _USAGE = 1, 2
 _INTERRUPTED, _PIPE_CLOSED = 130, 141  # 128 and the signal's number, as shells have it
-_DAY = 86400
 
 # RFC 2606 and RFC 5737.
 _EXAMPLES = """\
@@ -324,9 +323,10 @@ def _url(text: str) -> object:
 
 
 def _duration(text: str) -> float:
+    from capport.core.session import LONGEST
     from capport.policyvalues import duration
 
-    return _read(duration(1, 366 * _DAY), text)
+    return _read(duration(1, LONGEST), text)
 
 
 def _name(text: str) -> str:

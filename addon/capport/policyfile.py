@@ -1,7 +1,7 @@
 """The policy file: YAML in, a Policy out, or an error for each line that is wrong.
 
 A file is read whole and checked whole before any of it is used. Which keys there are stands in
-KEYS, what a value may look like in policyvalues.py, how YAML is read in policytree.py.
+policysection.py, what a value may look like in policyvalues.py, how YAML is read in policytree.py.
 """
 
 from collections.abc import Callable
@@ -32,53 +32,23 @@ from capport.core.policy import (
     WalledGarden,
     network_of,
 )
-from capport.policytree import Fields, Items, Node, Refused, Word, kind, read_text, read_tree
+from capport.core.session import LONGEST
+from capport.policysection import Section, optional
+from capport.policytree import Fields, Node, Refused, Word, kind, read_text, read_tree
 from capport.problems import (
     Findings,
-    Mark,
     PolicyError,
     Problem,
     TooMany,
     read_bounded,
     reason,
-    shown,
 )
 
 __all__ = ["PolicyError", "Problem", "default", "load", "load_with_warnings", "parse"]
 
-KEYS = {
-    "the policy": (
-        "network",
-        "login_url",
-        "refresh",
-        "clients",
-        "walled_garden",
-        "tls",
-        "http",
-        "sessions",
-        "limits",
-        "probes",
-        "login_server",
-        "router",
-    ),
-    "clients": ("mac", "address", "file", "access", "name"),
-    "tls": ("unknown", "known", "connect"),
-    "http": ("known",),
-    "sessions": ("store", "lifetime", "idle"),
-    "limits": ("requests", "header_field", "header_section", "require_conditions"),
-    "requests": ("count", "per"),
-    "login_server": ("listen", "certificate", "key", "conditions", "venue_info_url"),
-    "router": ("client_interface", "origin_interface"),
-}
-"""Each map of the policy, and the keys it may have."""
-
-NOT_BUILT_YET = (("sessions.store", "redis://", "a store in Redis"),)
-"""What a later change brings: the key, how its value begins, and what that would be."""
-
 _LONGEST_CERTIFICATE = 1 << 20  # bytes, with its chain
 _DAY = 86400
 _REFRESH: int | None = 10
-
 
 type Opening = Callable[[str], object]
 """Called with the name of each file just before it is opened, so that a change of it is noticed."""
@@ -111,95 +81,6 @@ def default() -> Policy:
     return _Reader(Findings(path.name, text), path.parent, str).read(text, None)[0]
 
 
-class _Section:
-    """One map of the policy in the reading: asked for each key, it gives the value or the default.
-
-    What is wrong goes to the findings, and the default is then what the caller gets.
-    """
-
-    def __init__(self, findings: Findings, name: str, node: Fields, path: str) -> None:
-        self.at = node.at
-        self._findings = findings
-        self._name = name
-        self._path = path
-        self._fields = {key: found for key, found in node.fields.items() if key in KEYS[name]}
-        self._meant: set[str] = set()  # keys that are there, misspelt: not missing as well
-        for key, (at, _) in node.fields.items():
-            if key not in KEYS[name]:
-                self._meant.update(values.near(key, KEYS[name]))
-                self._findings.error(at, _unknown(key, name))
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._fields
-
-    def lacks(self, key: str) -> bool:
-        """Whether `key` is not there, not even misspelt."""
-        return key not in self._fields and key not in self._meant
-
-    def mark(self, key: str) -> Mark:
-        """Where the value of `key` stands, or, if there is none, the map."""
-        found = self._fields.get(key)
-        return self.at if found is None else found[1].at
-
-    def take[Value](self, key: str, read: Callable[[str], Value], otherwise: Value) -> Value:
-        """The value of `key`, read by `read`."""
-        at, node = self._fields.get(key, (self.at, None))
-        if node is None or isinstance(node, Refused):
-            return otherwise
-        if not isinstance(node, Word):
-            self._findings.error(node.at, f"{key} takes one value, and this is {kind(node)}")
-        elif node.nothing:
-            self._findings.error(at, f"{key} has no value: give it one, or leave the line out")
-        else:
-            return self._read(key, read, node, otherwise)
-        return otherwise
-
-    def need[Value](self, key: str, read: Callable[[str], Value], what: str) -> Value | None:
-        """The value of `key`, which must be there; `what` says what it is."""
-        if self.lacks(key):
-            self._findings.error(self.at, f"{self._name} needs {key}: {what}")
-        return self.take(key, _optional(read), None)
-
-    def section(self, key: str) -> "_Section | None":
-        """The map under `key`; None where there is none, or it is empty."""
-        _, node = self._fields.get(key, (self.at, None))
-        if isinstance(node, Word) and node.nothing:
-            return _Section(self._findings, key, Fields(self._fields[key][0]), self._within(key))
-        if isinstance(node, Fields):
-            return _Section(self._findings, key, node, self._within(key))
-        if node is not None and not isinstance(node, Refused):
-            keys = ", ".join(KEYS[key])
-            message = f"{key} takes a map with the keys {keys}, and this is {kind(node)}"
-            self._findings.error(node.at, message)
-        return None
-
-    def items(self, key: str, example: str) -> list[Node]:
-        """The list under `key`; `example` is an item of it."""
-        _, node = self._fields.get(key, (self.at, None))
-        if isinstance(node, Items):
-            return node.items
-        if node is not None and not isinstance(node, Refused) and not _is_nothing(node):
-            message = f"{key} takes a list, such as [{example}], and this is {kind(node)}"
-            self._findings.error(node.at, message)
-        return []
-
-    def _read[Value](
-        self, key: str, read: Callable[[str], Value], node: Word, otherwise: Value
-    ) -> Value:
-        try:
-            value = read(node.text)
-        except ValueError as error:
-            self._findings.error(node.at, f"{key}: {error}")
-            return otherwise
-        for path, start, what in NOT_BUILT_YET:
-            if path == self._within(key) and node.text.startswith(start):
-                self._findings.error(node.at, f"{key}: {what} ({shown(node.text)}): not built yet")
-        return value
-
-    def _within(self, key: str) -> str:
-        return f"{self._path}.{key}" if self._path else key
-
-
 class _Reader:
     """One policy in the reading, key by key."""
 
@@ -230,7 +111,7 @@ class _Reader:
                 )
                 self.findings.error(root.at, message)
             return None
-        top = _Section(self.findings, "the policy", root, "")
+        top = Section(self.findings, "the policy", root, "")
         section = top.section("login_server")
         login_server = self._login_server(section)
         login = self._login(top, login_server)
@@ -240,7 +121,7 @@ class _Reader:
         return Policy(
             login_url=login.url,
             login_place=login.place,
-            network=top.take("network", _optional(values.for_people), None),
+            network=top.take("network", optional(values.for_people), None),
             refresh=top.take("refresh", values.refresh, _REFRESH),
             clients=self._clients(top),
             walled_garden=self._walled_garden(top, login_server),
@@ -254,7 +135,7 @@ class _Reader:
             file=file,
         )
 
-    def _login(self, top: _Section, server: LoginServer | None) -> values.LoginUrl:
+    def _login(self, top: Section, server: LoginServer | None) -> values.LoginUrl:
         """Where a 511 sends people: as given, or the embedded login server's own address."""
         nowhere = values.LoginUrl("", Place("", 0), "")
         if "login_url" in top:
@@ -283,11 +164,11 @@ class _Reader:
         derived = f"{scheme}://{server.listen.authority(default_port)}/"
         return values.LoginUrl(derived, server.listen, scheme)
 
-    def _clients(self, top: _Section) -> ClientRules:
+    def _clients(self, top: Section) -> ClientRules:
         rules = ClientRules()
         for node in top.items("clients", "{address: 192.0.2.20, access: known}"):
             if isinstance(node, Fields):
-                self._client(_Section(self.findings, "clients", node, "clients"), rules)
+                self._client(Section(self.findings, "clients", node, "clients"), rules)
             elif not isinstance(node, Refused):
                 what = "{address: 192.0.2.20, access: known}"
                 self.findings.error(
@@ -295,9 +176,9 @@ class _Reader:
                 )
         return rules
 
-    def _client(self, rule: _Section, rules: ClientRules) -> None:
+    def _client(self, rule: Section, rules: ClientRules) -> None:
         access = rule.need("access", values.word_of(Access), "known or blocked")
-        name = rule.take("name", _optional(values.for_people), None)
+        name = rule.take("name", optional(values.for_people), None)
         about = [key for key in ("mac", "address", "file") if key in rule]
         if len(about) != 1:
             found = "none" if not about else " and ".join(about)
@@ -307,9 +188,9 @@ class _Reader:
             self._clients_file(rule, rules, access)
             return
         subject = (
-            rule.take("mac", _optional(values.mac), None)
+            rule.take("mac", optional(values.mac), None)
             if about == ["mac"]
-            else rule.take("address", _optional(values.network), None)
+            else rule.take("address", optional(values.network), None)
         )
         if subject is None or access is None:
             return
@@ -319,12 +200,12 @@ class _Reader:
         rules.section(access, self.findings.file)
         rules.add(subject, rule.at.line, name)
 
-    def _clients_file(self, rule: _Section, rules: ClientRules, access: Access | None) -> None:
+    def _clients_file(self, rule: Section, rules: ClientRules, access: Access | None) -> None:
         if "name" in rule:
             self.findings.error(
                 rule.mark("name"), "name: in a file each client has its own; remove it"
             )
-        path = rule.take("file", _optional(values.path(self._folder)), None)
+        path = rule.take("file", optional(values.path(self._folder)), None)
         if path is None:
             return
         self._opening(str(path))
@@ -335,7 +216,7 @@ class _Reader:
             else:
                 self.findings.error(rule.mark("file"), f"file: {problem.file}: {problem.message}")
 
-    def _walled_garden(self, top: _Section, login_server: LoginServer | None) -> WalledGarden:
+    def _walled_garden(self, top: Section, login_server: LoginServer | None) -> WalledGarden:
         garden = WalledGarden()
         if login_server and login_server.certificate and self._certificate:
             self._add_where_it_is_checked(garden, login_server.certificate, self._certificate)
@@ -381,27 +262,30 @@ class _Reader:
             )
         garden.add_name(found, entry)
 
-    def _tls(self, section: _Section | None) -> Tls:
+    def _tls(self, section: Section | None) -> Tls:
+        default = Tls()
         if section is None:
-            return Tls()
+            return default
         return Tls(
-            unknown=section.take("unknown", values.word_of(UnknownTls), UnknownTls.REFUSE),
-            known=section.take("known", values.word_of(KnownTls), KnownTls.TUNNEL),
-            connect=section.take("connect", values.word_of(Connect), Connect.AUTO),
+            unknown=section.take("unknown", values.word_of(UnknownTls), default.unknown),
+            known=section.take("known", values.word_of(KnownTls), default.known),
+            connect=section.take("connect", values.word_of(Connect), default.connect),
         )
 
-    def _http(self, section: _Section | None) -> KnownHttp:
+    def _http(self, section: Section | None) -> KnownHttp:
         if section is None:
             return KnownHttp.STREAM
         return section.take("known", values.word_of(KnownHttp), KnownHttp.STREAM)
 
-    def _sessions(self, section: _Section | None) -> Sessions:
+    def _sessions(self, section: Section | None) -> Sessions:
+        default = Sessions()
         if section is None:
-            return Sessions()
+            return default
+        seconds = values.duration(1, LONGEST)
         sessions = Sessions(
-            store=section.take("store", _optional(values.store(self._folder)), None),
-            lifetime=section.take("lifetime", values.duration(1, 366 * _DAY), 8 * 3600.0),
-            idle=section.take("idle", _optional(values.duration(1, 366 * _DAY)), None),
+            store=section.take("store", optional(values.store(self._folder)), default.store),
+            lifetime=section.take("lifetime", seconds, default.lifetime),
+            idle=section.take("idle", optional(seconds), default.idle),
         )
         if sessions.idle is not None and sessions.idle > sessions.lifetime:
             self.findings.warn(
@@ -409,10 +293,10 @@ class _Reader:
             )
         return sessions
 
-    def _limits(self, section: _Section | None) -> Limits:
+    def _limits(self, section: Section | None) -> Limits:
         if section is None:
             return Limits()
-        limit = _optional(values.size(256, 1 << 20))
+        limit = optional(values.size(256, 1 << 20))
         limits = Limits(
             requests=self._rate(section.section("requests")),
             header_field=section.take("header_field", limit, None),
@@ -428,7 +312,7 @@ class _Reader:
             self.findings.warn(at, "header_field is more than header_section: it never matters")
         return limits
 
-    def _rate(self, section: _Section | None) -> Rate | None:
+    def _rate(self, section: Section | None) -> Rate | None:
         if section is None:
             return None
         count = section.need("count", values.count(1, 1_000_000), "how many, such as 600")
@@ -446,7 +330,7 @@ class _Reader:
             self.findings.error(node.at, message)
         return None
 
-    def _login_server(self, section: _Section | None) -> LoginServer | None:
+    def _login_server(self, section: Section | None) -> LoginServer | None:
         if section is None:
             return None
         listen = section.need("listen", values.listen, "where, such as 192.0.2.1:8511")
@@ -458,7 +342,7 @@ class _Reader:
                 message = f"{one} takes {other} beside it: add it, or leave both out for http"
                 self.findings.error(section.mark(one), message)
         conditions = section.take("conditions", values.word_of(Conditions), Conditions.TERMS)
-        venue_info_url = section.take("venue_info_url", _optional(values.web_page), None)
+        venue_info_url = section.take("venue_info_url", optional(values.web_page), None)
         if venue_info_url is not None and certificate is None:
             why = (
                 "only the Captive Portal API tells it, which is asked over https: add a certificate"
@@ -468,7 +352,7 @@ class _Reader:
             return None
         return LoginServer(listen, certificate, key, conditions, venue_info_url)
 
-    def _check_pair(self, section: _Section, pem: bytes | None, private: bytes | None) -> None:
+    def _check_pair(self, section: Section, pem: bytes | None, private: bytes | None) -> None:
         """A certificate is one, and the key is its own."""
         if pem is None:
             return
@@ -480,11 +364,11 @@ class _Reader:
         if private is not None and (why := self._certificate.key_error(private)):
             self._amiss(section, "key", why)
 
-    def _amiss(self, section: _Section, key: str, why: str) -> None:
+    def _amiss(self, section: Section, key: str, why: str) -> None:
         path = section.take(key, values.path(self._folder), self._folder)
         self.findings.error(section.mark(key), f"{key}: {path} {why}")
 
-    def _doubt_certificate(self, section: _Section, host: Host | None) -> None:
+    def _doubt_certificate(self, section: Section, host: Host | None) -> None:
         """Warns of what browsers will warn of; where there is no `host`, that was warned of."""
         if self._certificate is None:
             return
@@ -492,9 +376,9 @@ class _Reader:
         for doubt in self._certificate.doubts(datetime.now(UTC), host):
             self.findings.warn(section.mark("certificate"), f"certificate: {path} {doubt}")
 
-    def _file(self, section: _Section, key: str) -> tuple[str | None, bytes | None]:
+    def _file(self, section: Section, key: str) -> tuple[str | None, bytes | None]:
         """The absolute path of a file, and what is in it, if it can be read."""
-        path = section.take(key, _optional(values.path(self._folder)), None)
+        path = section.take(key, optional(values.path(self._folder)), None)
         if path is None:
             return None, None
         self._opening(str(path))
@@ -505,7 +389,7 @@ class _Reader:
             self.findings.error(section.mark(key), f"{key}: {path}: {reason(error)}")
         return str(path.absolute()), data
 
-    def _router(self, section: _Section | None) -> Router | None:
+    def _router(self, section: Section | None) -> Router | None:
         if section is None:
             return None
         example = "such as br-lan"
@@ -519,22 +403,3 @@ class _Reader:
             message = f"client_interface and origin_interface are both {client}: a router has two"
             self.findings.error(section.mark("origin_interface"), message)
         return Router(client, origin)
-
-
-def _optional[Value](read: Callable[[str], Value]) -> Callable[[str], Value | None]:
-    """`read`, for where nothing is a value too."""
-    return read
-
-
-def _is_nothing(node: Node) -> bool:
-    return isinstance(node, Word) and node.nothing
-
-
-def _unknown(key: str, section: str) -> str:
-    """What would do in place of `key`: one like it here, or where it belongs."""
-    wrong = f"{shown(key)} is not a key of {section}"
-    home = next((name for name, keys in KEYS.items() if key in keys), None)
-    if home is not None:
-        return f"{wrong}: it belongs {'at the top' if home == 'the policy' else f'under {home}'}"
-    near = values.did_you_mean(key, KEYS[section])
-    return f"{wrong}{near or f': there are {", ".join(KEYS[section])}'}"

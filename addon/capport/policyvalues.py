@@ -116,7 +116,7 @@ def refresh(text: str) -> int | None:
 def for_people(text: str) -> str:
     """A name that people read: not empty, at most 100 characters, on one line."""
     if not text.strip():
-        raise ValueError("a name with nothing in it: leave the line out")
+        raise ValueError("a name with nothing in it: give it one, or leave it out")
     if len(text) > 100:
         raise ValueError(f"{shown(text)} is {len(text)} characters long: 100 are the most")
     return text.strip()
@@ -266,9 +266,10 @@ def store(folder: Path) -> Callable[[str], str]:
                 raise ValueError(f"{shown(text)} is no path; did you mean ':memory:'?")
             return str(folder.absolute() / text)
         if scheme == "sqlite":
-            if not re.fullmatch(r"/[^/?#].*", rest) or rest.endswith("/"):
+            # Others write an absolute path after the three slashes, which makes four.
+            if not re.fullmatch(r"//?[^/?#].*", rest) or rest.endswith("/"):
                 raise ValueError(f"{shown(text)} is not sqlite:///PATH, such as sqlite:///var/s.db")
-            return text
+            return f"sqlite:///{rest.lstrip('/')}"
         if scheme == "redis":
             return _redis(text, rest)
         raise ValueError(f"{shown(text)} is no store: a path, sqlite:///PATH or :memory:")

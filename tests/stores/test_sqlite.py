@@ -17,7 +17,15 @@ from hypothesis import strategies as st
 
 from capport.core.client import Address, ClientId, Mac, parse_address, parse_mac
 from capport.core.session import Session
-from capport.stores import StoreError, default_store, open_store, schema, sqlite, upkeep
+from capport.stores import (
+    StoreError,
+    default_store,
+    open_store,
+    schema,
+    sqlite,
+    store_path,
+    upkeep,
+)
 from capport.stores.memory import MemoryStore
 from capport.stores.replica import FLUSH_SECONDS
 from capport.stores.sqlite import SqliteStore
@@ -134,7 +142,8 @@ def test_a_url_names_a_store(tmp_path: Path) -> None:
     assert isinstance(memory, MemoryStore)
     odd = tmp_path / "a b#c?d%20é"
     odd.mkdir()
-    for url in (str(odd / "s.db"), f"sqlite://{odd}/s.db"):
+    for url in (str(odd / "s.db"), f"sqlite://{odd}/s.db", f"sqlite:///{odd}/s.db"):
+        assert store_path(url) == odd / "s.db"
         store = open_store(url)
         assert isinstance(store, SqliteStore)
         store.close()

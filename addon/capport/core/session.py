@@ -8,6 +8,9 @@ from capport.core.client import ClientId
 type Instant = float
 """Seconds on the boot clock (CLOCK_BOOTTIME), always passed in: the wall clock may be set."""
 
+LONGEST = 366 * 86400
+"""Seconds that a session may be granted for, whoever grants it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Session:

@@ -126,7 +126,8 @@ def store_path(url: str) -> Path | None:
     if not separator:
         path = Path(url)
     elif scheme == "sqlite":
-        path = Path(rest)
+        # sqlite:////var/s.db is how others write it; a path that starts with // is another one.
+        path = Path(rest[1:] if rest.startswith("//") else rest)
         if not path.is_absolute():
             raise StoreError(f"{url}: a relative path; write sqlite:///var/lib/capport/sessions.db")
     elif scheme in ("redis", "rediss"):
