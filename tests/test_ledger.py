@@ -70,6 +70,31 @@ def test_extending_is_a_grant_and_a_touch_is_not(tmp_path: Path) -> None:
     assert [line["event"] for line in house.told()] == ["granted", "granted"]
 
 
+def test_traffic_leaves_no_more_to_be_looked_at_than_there_are_sessions(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.grant(100_000, idle=10_000)
+    for _ in range(100):
+        house.now += 90
+        house.store.touch(CLIENT, house.now)
+        house.ledger.changed(CLIENT)
+    assert len(house.ledger._looks) == 1
+    house.now += 9999
+    assert house.ledger.ended() == []
+    house.now += 1
+    assert house.ledger.ended() == [CLIENT]
+    assert [line["event"] for line in house.told()] == ["granted", "expired"]
+
+
+def test_a_session_that_is_made_shorter_ends_at_its_new_end(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    for seconds in (600, 60, 30):
+        house.grant(seconds)
+    house.now += 30
+    assert house.ledger.ended() == [CLIENT]
+    house.now += 600
+    assert house.ledger.ended() == []
+
+
 def test_a_touch_of_a_session_from_before_the_start_is_no_grant(tmp_path: Path) -> None:
     house = House(tmp_path)
     house.store.put(Session(CLIENT, 100.0, 2000.0))

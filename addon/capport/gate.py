@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from capport import clock
 from capport.core import decision, rates
-from capport.core.client import Address, Client, ClientId, parse_address
+from capport.core.client import Address, Client, ClientId, Mac, parse_address, parts_of
 from capport.core.decision import Case, HttpRequest
 from capport.core.place import Place
 from capport.core.policy import Policy
@@ -156,6 +156,27 @@ class Gate:
         finally:
             if self.in_force is not None:
                 self.in_force(client)
+
+    def sessions_of(self, client: ClientId) -> list[Session]:
+        """Each open session of the device's that has this address or MAC; of MAC@ADDRESS, that one.
+
+        A session for a MAC is one for its addresses, and may be bound to one of them.
+        """
+        now, device = self.now(), self._device(client)
+
+        def is_of(session: Session) -> bool:
+            if None not in parts_of(client):
+                return session.client == client
+            filed = self._device(session.client)
+            return any(part is not None and part in filed for part in device)
+
+        return [one for one in self.store.sessions() if one.is_open(now) and is_of(one)]
+
+    def _device(self, client: ClientId) -> tuple[Mac | None, Address | None]:
+        mac, address = parts_of(client)
+        if mac is None and address is not None:
+            mac = self.neighbours.find_mac(address)
+        return mac, address
 
     def _case(self, client: Client, claim: Place | None, dialled: Place | None) -> Case:
         now = self.now()

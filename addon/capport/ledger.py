@@ -16,8 +16,15 @@ FRESH = 5.0  # seconds: a session that we did not know of and that is older was 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
+    """When a session ends at the latest, when if nothing more is heard, and when it is looked at.
+
+    That is at `look` and no later than `ends`, which traffic puts off: a look costs less than to
+    keep one for each time that it was put off.
+    """
+
     expires: Instant
     ends: Instant
+    look: Instant
 
 
 class Ledger:
@@ -35,7 +42,7 @@ class Ledger:
         self._now = now
         self._entries: dict[ClientId, _Entry] = {}
         self._gone: OrderedDict[ClientId, None] = OrderedDict()
-        self._ends: list[tuple[Instant, ClientId]] = []
+        self._looks: list[tuple[Instant, ClientId]] = []
 
     def changed(self, client: ClientId) -> None:
         """The store's word that something about `client` has changed."""
@@ -52,8 +59,10 @@ class Ledger:
             self._events().write("expired" if over else "revoked", client)
             return
         self._gone.pop(client, None)
-        self._entries[client] = _Entry(session.expires, session.ends)
-        heapq.heappush(self._ends, (session.ends, client))
+        if before is not None and before.look <= session.ends:
+            self._entries[client] = _Entry(session.expires, session.ends, before.look)
+        else:
+            self._file(session)
         if before is None and now - session.granted > FRESH:
             return  # only a touch that was written back
         if before is None or before.expires != session.expires:
@@ -62,10 +71,10 @@ class Ledger:
     def ended(self) -> list[ClientId]:
         """Who has become unknown by time alone since the last call; each is told as `expired`."""
         now, over = self._now(), []
-        while self._ends and self._ends[0][0] <= now:
-            ends, client = heapq.heappop(self._ends)
+        while self._looks and self._looks[0][0] <= now:
+            look, client = heapq.heappop(self._looks)
             entry = self._entries.get(client)
-            if entry is None or entry.ends != ends:
+            if entry is None or entry.look != look:
                 continue  # revoked, or granted anew
             session = self._store.find((client,), now)
             if session is None:
@@ -73,9 +82,12 @@ class Ledger:
                 self._events().write("expired", client)
                 over.append(client)
             else:  # traffic has kept it up
-                self._entries[client] = _Entry(session.expires, session.ends)
-                heapq.heappush(self._ends, (session.ends, client))
+                self._file(session)
         return over
+
+    def _file(self, session: Session) -> None:
+        self._entries[session.client] = _Entry(session.expires, session.ends, session.ends)
+        heapq.heappush(self._looks, (session.ends, session.client))
 
     def _tell_granted(self, session: Session, now: Instant) -> None:
         self._events().write(

@@ -3,7 +3,9 @@
 import pytest
 from mitmproxy import exceptions
 
-from capport.core.client import ClientId
+from capport.core.client import Address, ClientId, Mac, parse_mac
+from capport.identity import NoNeighbours
+from capport.stores import StoreError
 from conftest import Origin, Portal, StartPortal
 from enforcement.wire import until
 
@@ -25,6 +27,60 @@ async def test_a_grant_and_a_revocation_are_in_force(portal: StartPortal, origin
         call("portal.revoke 127.0.0.1")
         await settled(it, "127.0.0.1", known=False)
         assert b" 511 " in await it.ask(ask)
+
+
+MAC, OTHER = "02:00:00:00:00:07", "02:00:00:00:00:08"
+
+
+class Table(NoNeighbours):
+    """A neighbour table: the device has two addresses, the other one."""
+
+    def find_mac(self, address: Address) -> Mac | None:
+        macs = {"192.0.2.7": MAC, "2001:db8::7": MAC, "192.0.2.8": OTHER}
+        return parse_mac(mac) if (mac := macs.get(str(address))) else None
+
+
+@pytest.mark.parametrize("who", ["192.0.2.7", "2001:db8::7", MAC])
+@pytest.mark.parametrize("under", ["192.0.2.7", "2001:db8::7", MAC, f"{MAC}@192.0.2.7"])
+async def test_a_device_is_revoked_whatever_its_session_is_filed_under(
+    portal: StartPortal, who: str, under: str
+) -> None:
+    async with portal() as it:
+        it.gate.neighbours = Table()
+        it.grant(under)
+        it.grant("192.0.2.8")
+        it.master.commands.execute(f"portal.revoke {who}")
+        await settled(it, "192.0.2.7", known=False)
+        await settled(it, "2001:db8::7", known=False)
+        assert it.gate.known(it.gate.client("192.0.2.8"))
+
+
+async def test_of_a_pair_that_alone_is_revoked(portal: StartPortal) -> None:
+    async with portal() as it:
+        it.gate.neighbours = Table()
+        it.grant(f"{MAC}@192.0.2.7")
+        it.grant("2001:db8::7")
+        it.master.commands.execute(f"portal.revoke {MAC}@192.0.2.7")
+        await settled(it, "192.0.2.7", known=False)
+        assert it.gate.known(it.gate.client("2001:db8::7"))
+
+
+async def test_one_that_cannot_be_made_durable_does_not_keep_the_others_open(
+    portal: StartPortal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with portal() as it:
+        it.gate.neighbours = Table()
+        drop = it.gate.store.drop
+
+        def not_durable(client: ClientId) -> bool:
+            drop(client)
+            raise StoreError("the disk is full")
+
+        monkeypatch.setattr(it.gate.store, "drop", not_durable)
+        for under in (MAC, "192.0.2.7"):
+            it.grant(under)
+        it.master.commands.execute("portal.revoke 192.0.2.7")
+        await settled(it, "192.0.2.7", known=False)
 
 
 async def test_explain_says_which_rule_decided(portal: StartPortal) -> None:

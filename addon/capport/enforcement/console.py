@@ -10,13 +10,13 @@ from mitmproxy import command, exceptions, flow, http
 from mitmproxy.log import ALERT
 
 from capport.commands.clients import table
-from capport.core.client import Client, ClientId, parse_client_id, parts_of
+from capport.core.client import ClientId, parse_client_id, parts_of
+from capport.core.session import LONGEST
 from capport.gate import Gate
 from capport.policyvalues import duration
+from capport.stores import StoreError
 
 logger = logging.getLogger(__name__)
-
-LONGEST = 366 * 86400  # seconds of one grant
 
 
 class Console:
@@ -54,17 +54,21 @@ class Console:
 
     @command.command("portal.revoke")
     def revoke(self, client: str) -> None:
-        """End the session of an address or a MAC address, and what it has open."""
-        who, gate = self._filed_under(client), self._gate()
-        _, address = parts_of(who)
-        ids = {who, *(Client(address).ids if address else ())}
-        open_ones = [one for one in ids if gate.store.find((one,), gate.now())]
+        """End each session of an address or a MAC address, and what it has open."""
+        gate = self._gate()
+        open_ones = [session.client for session in gate.sessions_of(_parsed(client))]
         if not open_ones:
             raise exceptions.CommandError(f"{client} has no session")
 
         def revoke() -> None:
+            failures: list[StoreError] = []
             for one in open_ones:
-                gate.revoke(one)
+                try:
+                    gate.revoke(one)
+                except StoreError as error:
+                    failures.append(error)  # that one is in force all the same: now the others
+            if failures:
+                raise failures[0]
 
         self._work(revoke, f"{client} is revoked")
 
@@ -78,10 +82,7 @@ class Console:
 
     def _filed_under(self, text: str) -> ClientId:
         """An address on the link is filed under its MAC, as `capport grant` does."""
-        try:
-            who = parse_client_id(text)
-        except ValueError as error:
-            raise exceptions.CommandError(str(error)) from None
+        who = _parsed(text)
         mac, address = parts_of(who)
         return who if mac or not address else self._gate().client(str(address)).id
 
@@ -90,6 +91,13 @@ class Console:
         running = asyncio.ensure_future(_reported(asyncio.to_thread(work), done))
         self._at_work.add(running)
         running.add_done_callback(self._at_work.discard)
+
+
+def _parsed(text: str) -> ClientId:
+    try:
+        return parse_client_id(text)
+    except ValueError as error:
+        raise exceptions.CommandError(str(error)) from None
 
 
 async def _reported(work: Awaitable[object], done: str) -> None:

@@ -197,10 +197,11 @@ class NetlinkNeighbours:
 
     def close(self) -> None:
         """Ends the thread and lets go of the sockets."""
-        if self._closed:
-            return
-        self._closed = True
-        os.eventfd_write(self._wake, 1)
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            os.eventfd_write(self._wake, 1)
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -270,8 +271,9 @@ class NetlinkNeighbours:
             except _OverflowError:
                 self._stale = True
             woken = self._stale or len(self._changes) > before
-        if woken and threading.current_thread() is not self._thread and not self._closed:
-            os.eventfd_write(self._wake, 1)
+            # With the lock: `_let_go` closes it, and another file may have its number then.
+            if woken and threading.current_thread() is not self._thread and not self._closed:
+                os.eventfd_write(self._wake, 1)
 
     def _drain(self) -> None:
         """Throws away what a dump will tell anyway, so that nothing older is applied over it."""
