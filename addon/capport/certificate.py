@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from capport.core.place import Host, Place, parse_host
 
-# What reading its extensions can raise.
-_UNREADABLE = (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+UNREADABLE = (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+"""What reading a certificate and its extensions can raise."""
 
 
 class Chain:
@@ -29,7 +29,7 @@ class Chain:
             raise ValueError(f"is no certificate in PEM: {begins}") from error
         try:
             self._extensions = [list(one.extensions) for one in self._all]
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise ValueError(f"has extensions that cannot be read: {error}") from error
 
     def key_error(self, key: bytes) -> str | None:

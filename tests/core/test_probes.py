@@ -27,6 +27,7 @@ CHECKS = [
     ("Apple", "www.ibook.info", "/"),
     ("Apple", "itools.info", "/library/test/success.html"),
     ("ConnMan", "ipv4.connman.net", "/online/status.html"),
+    ("ConnMan", "ipv6.connman.net", "/online/status.html"),
 ]
 
 
@@ -46,7 +47,7 @@ def test_only_connmans_answer_has_no_body() -> None:
         for _, host, path in CHECKS
         if sign_in_probe(host, path, "GET") == Probe("ConnMan", False)
     }
-    assert bodiless == {"ipv4.connman.net"}
+    assert bodiless == {"ipv4.connman.net", "ipv6.connman.net"}
     assert all(
         (probe := sign_in_probe(host, path, "GET")) and probe.body
         for system, host, path in CHECKS

@@ -13,7 +13,7 @@ from capport.core.place import Place
 from capport.core.policy import LoginServer, Policy
 from capport.enforcement import health
 from capport.enforcement.addresses import Addresses
-from capport.enforcement.health import login_answers
+from capport.enforcement.health import is_ours, login_answers
 from conftest import SOON
 from portal.house import LOOPBACK, house, policy
 
@@ -47,8 +47,9 @@ def at(port: int, *, embedded: bool, behind: int | None = None) -> Policy:
     return replace(policy(), login_server=server, login_url=url, login_place=place)
 
 
-async def answers(wanted: Policy) -> bool:
-    return await login_answers(wanted, Addresses())
+async def answers(wanted: Policy, *, elsewhere: bool = False) -> bool:
+    ours = is_ours(wanted, lambda: elsewhere)
+    return await login_answers(wanted, Addresses(), ours=ours)
 
 
 async def test_the_embedded_login_server_answers() -> None:
@@ -86,6 +87,18 @@ async def test_of_a_login_server_of_others_any_answer_counts(answer: bytes) -> N
 async def test_so_does_one_of_a_server_in_front_of_the_embedded_one() -> None:
     async with stranger(b"HTTP/1.1 301 Moved\r\n\r\n") as port:
         assert await answers(at(port, embedded=True, behind=port + 1))
+
+
+async def test_so_does_one_of_others_that_listen_on_the_same_port_as_the_embedded_one() -> None:
+    async with stranger(FOUND) as port:
+        assert await answers(at(port, embedded=True), elsewhere=True)
+
+
+def test_where_the_key_of_others_cannot_be_read_they_are_not_believed() -> None:
+    def unreadable() -> bool:
+        raise OSError("return.pem: larger than any key")
+
+    assert is_ours(at(8511, embedded=True), unreadable)
 
 
 @pytest.mark.parametrize("embedded", [True, False])

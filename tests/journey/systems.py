@@ -126,6 +126,7 @@ CHECKS = (
     Check("ChromeOS, third", "http://safebrowsing.google.com/generate_204", chromeos, 302),
     Check("iOS, macOS", "http://captive.apple.com/hotspot-detect.html", apple, 302),
     Check("ConnMan", "http://ipv4.connman.net/online/status.html", connman, 302),
+    Check("ConnMan, IPv6", "http://ipv6.connman.net/online/status.html", connman, 302),
     Check("Windows", "http://www.msftconnecttest.com/connecttest.txt", windows, 511),
     Check("Chromium", "http://connectivitycheck.gstatic.com/generate_204", chromium, 302),
     Check("Firefox", "http://detectportal.firefox.com/canonical.html", firefox, 511),

@@ -85,6 +85,7 @@ async def test_no_302_while_the_login_server_does_not_answer(
 ) -> None:
     """A redirect that leads nowhere hides the portal from Chromium; a 511 does not."""
     monkeypatch.setattr(health, "INTERVAL", 0.05)
+    monkeypatch.setattr(health, "AGAIN", 0.05)
     port = free_port()
     url = "http://connectivitycheck.gstatic.com/generate_204"
     async with portal(f"login_url: http://127.0.0.1:{port}/\n") as it:

@@ -419,3 +419,13 @@ def test_several_processes_may_make_the_file_at_once(tmp_path: Path) -> None:
     )
     assert done.stdout == ""
     assert len(list(tmp_path.glob("*.db"))) == 20
+
+
+def test_what_is_there_can_be_read_while_another_process_writes(tmp_path: Path) -> None:
+    """Nor does a full disk keep anybody from it: opening writes nothing."""
+    path = tmp_path / "portal.db"
+    Records(path).close()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with contextlib.closing(Records(path)) as records:
+            assert records.users() == []

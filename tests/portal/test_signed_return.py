@@ -20,9 +20,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capport.core.client import ClientId
 from capport.core.place import Place
 from capport.core.session import Session
-from capport.portal.signed_return import QUIET, ReturnError, read_return
+from capport.portal.records import RecordsError
+from capport.portal.seldom import RETURNS
+from capport.portal.signed_return import ReturnError, read_return
 from capport.portal.states import State
 from portal.house import House, Page, at, house, policy
 
@@ -83,6 +86,13 @@ async def test_who_comes_back_is_online_and_may_go_on(tmp_path: Path) -> None:
         assert (session.seconds_remaining(e.house.clock()), session.name) == (90, "Ada")
 
 
+async def test_the_algorithm_may_have_its_newer_name(tmp_path: Path) -> None:
+    """RFC 9864 section 2.2."""
+    async with elsewhere(tmp_path) as e:
+        assert (await e.back(e.token(algorithm="Ed25519"))).status == 303
+        assert e.house.session() is not None
+
+
 async def test_it_counts_once_and_a_reload_does_no_harm(tmp_path: Path) -> None:
     async with elsewhere(tmp_path) as e:
         token = e.token()
@@ -123,6 +133,25 @@ async def test_what_could_not_be_made_durable_may_come_back(tmp_path: Path) -> N
         e.house.gate.grant = grant  # type: ignore[method-assign]
         assert (await e.back(token)).status == 303
         assert e.house.session() is not None
+
+
+async def test_where_the_disk_fails_half_way_nothing_is_used_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with elsewhere(tmp_path) as e:
+        token, records, spent = e.token(), e.house.portal.records, 0
+        spend = records.spend
+
+        def full(*what: Any) -> ClientId | None:
+            nonlocal spent
+            spent += 1
+            if spent == 2:
+                raise RecordsError("database or disk is full")
+            return spend(*what)
+
+        monkeypatch.setattr(records, "spend", full)
+        assert ((await e.back(token)).status, e.house.session()) == (503, None)
+        assert (await e.back(token)).status == 303
 
 
 async def test_the_agents_link_is_good_for_the_next_time_too(tmp_path: Path) -> None:
@@ -201,11 +230,22 @@ async def test_the_log_says_what_is_wrong_with_a_return(
         assert "127.0.0.2 lets nobody on" in _told(caplog)
 
 
+async def test_the_log_says_that_a_return_was_used_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with elsewhere(tmp_path) as e:
+        token = e.token()
+        await e.back(token)
+        e.house.gate.revoke(e.house.client().id)
+        assert (await e.back(token)).status == 403
+        assert "its state or its jti was used before" in _told(caplog)
+
+
 async def test_returns_do_not_fill_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with elsewhere(tmp_path) as e:
-        for moments in (0, QUIET / 2, QUIET / 2):
+        for moments in (0, RETURNS / 2, RETURNS / 2):
             e.house.clock.at += moments
             for _ in range(5):
                 await e.back("x")

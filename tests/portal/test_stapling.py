@@ -82,6 +82,20 @@ async def test_what_the_responder_says_is_stapled_until_it_is_over(
     assert one.response() == b""
 
 
+async def test_a_clock_that_is_set_back_makes_no_response_last_longer(
+    tmp_path: Path, ocsp: Responder, authority: Signer
+) -> None:
+    times = Times()
+    one = _stapler(_issued(tmp_path, ocsp, authority), times)
+    await one.refresh()
+    times.wall.at -= 366 * 86400
+    assert one.response()
+    times.pass_(1900)
+    assert one.is_due()
+    times.pass_(1800)
+    assert one.response() == b""
+
+
 async def test_one_that_holds_for_long_is_asked_for_each_day(
     tmp_path: Path, ocsp: Responder, authority: Signer
 ) -> None:
@@ -103,12 +117,13 @@ async def test_without_an_answer_the_one_before_stays_and_each_wait_is_longer(
     answer: bytes | None,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    ocsp.answer = Says(authority, until=timedelta(days=2))
     times = Times()
     one = _stapler(_issued(tmp_path, ocsp, authority), times)
     await one.refresh()
     kept, ocsp.answer = one.response(), answer
     wait = AT_LEAST
-    times.pass_(1900)
+    times.pass_(86401)
     for _ in range(8):
         assert one.is_due()
         await one.refresh()
@@ -120,7 +135,7 @@ async def test_without_an_answer_the_one_before_stays_and_each_wait_is_longer(
     warned = [line for line in caplog.records if line.levelno >= logging.WARNING]
     assert [line.name for line in warned] == ["capport.portal.stapling"]
     assert "from before stays" in caplog.text
-    ocsp.answer = Says(authority)
+    ocsp.answer = Says(authority, until=timedelta(days=3))
     await one.refresh()
     assert one.response() != kept
 

@@ -13,11 +13,12 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from capport.certificate import Chain
+from capport.core.place import Place
 from capport.core.policy import Policy
 from capport.portal import server
 from conftest import SOON
 from portal.certificates import certificate
-from portal.house import House, house, policy, until
+from portal.house import LOOPBACK, House, free_port, house, policy, until
 from portal.test_server import without_tornados_limits
 
 
@@ -80,6 +81,19 @@ async def test_a_renewed_certificate_is_shown_without_a_restart(
         assert await asyncio.to_thread(_shown, h.port) == after
         certificate(tmp_path)
         await _until_shown(h, after)
+
+
+async def test_one_that_openssl_can_read_and_we_cannot_is_not_the_last_that_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "RENEWED", 0.05)
+    x400_address = bytes.fromhex("3004a3020500")  # RFC 5280 section 4.2.1.6
+    async with house(_policy(tmp_path)) as h:
+        before = await asyncio.to_thread(_shown, h.port)
+        certificate(tmp_path, names=x400_address)
+        strange = await _until_shown(h, before)
+        certificate(tmp_path)
+        await _until_shown(h, strange)
 
 
 async def test_the_names_in_its_certificate_are_its_own_whatever_login_url_names(
@@ -249,6 +263,17 @@ async def test_a_policy_with_a_certificate_that_cannot_be_used_leaves_the_one_be
         with pytest.raises(OSError, match=r"none\.pem|No such file"):
             await h.server.follow()
         assert await asyncio.to_thread(_shown, h.port) == before
+
+
+async def test_policies_in_quick_succession_move_it_once(tmp_path: Path) -> None:
+    async with house(_policy(tmp_path)) as h:
+        listening = h.gate.policy.login_server
+        assert listening is not None
+        elsewhere = Place(LOOPBACK, free_port())
+        h.change_policy(login_server=replace(listening, listen=elsewhere))
+        await asyncio.gather(*(h.server.follow() for _ in range(3)))
+        assert h.server.places == (elsewhere,)
+        assert await asyncio.to_thread(_shown, elsewhere.port)
 
 
 def test_where_a_certificate_is_checked_is_read_from_it(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ _PROBES: dict[tuple[str, str], Probe] = {
         for www in ("", "www.")
         for path in ("/", "/library/test/success.html")
     },
-    ("ipv4.connman.net", "/online/status.html"): _CONNMAN,
+    **{(f"ipv{n}.connman.net", "/online/status.html"): _CONNMAN for n in (4, 6)},  # its two URLs
 }
 
 

@@ -7,6 +7,7 @@ import asyncio
 import errno
 import logging
 from collections.abc import Callable, Coroutine, Iterable
+from contextlib import ExitStack
 from typing import Any, cast
 
 from mitmproxy import connection, ctx
@@ -53,9 +54,10 @@ class Alongside:
         self._recheck = recheck
         self._ledger = Ledger(gate.store, lambda: gate.events, gate.now)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._moving = asyncio.Lock()  # by one policy at a time
         self._known: KnownSet | None = None
         self._garden: GardenFollower | None = None
-        self._keeper: RulesKeeper | None = None
+        self._kernel = ExitStack()  # closes those that follow into the kernel
         self._embedded: Embedded | None = None
         self._serving = False
         self._open_login_server()
@@ -64,11 +66,12 @@ class Alongside:
         """Begins. Raises OSError where the login server cannot listen, or the API's address."""
         self._gate.store.watch(self._session_changed)
         self._gate.neighbours.watch(lambda address: self._recheck([ClientId(str(address))]))
-        if self._embedded:
-            await self._serve(self._embedded)
-        self._spawn(health.follow(self._gate, self._addresses))
-        self._spawn(self._end_sessions())
-        await self._follow_kernel()
+        async with self._moving:
+            if self._embedded:
+                await self._serve(self._embedded)
+            self._spawn(health.follow(self._gate, self._addresses, self._signs_in_elsewhere))
+            self._spawn(self._end_sessions())
+            await self._follow_kernel()
 
     def policy_changed(self) -> None:
         """The gate has another policy."""
@@ -78,12 +81,7 @@ class Alongside:
         """Ends it all."""
         for task in tuple(self._tasks):
             task.cancel()
-        if self._keeper:
-            await asyncio.to_thread(self._keeper.close)
-        if self._known:
-            await asyncio.to_thread(self._known.close)
-        if self._garden:
-            await asyncio.to_thread(self._garden.close)
+        await asyncio.to_thread(self._kernel.close)
         if self._embedded:
             await self._embedded.stop()
 
@@ -99,7 +97,10 @@ class Alongside:
             return False
         if place == policy.login_server.listen:
             return True
-        return place == policy.login_place and not self._embedded.signs_in_elsewhere
+        return place == policy.login_place and not self._signs_in_elsewhere()
+
+    def _signs_in_elsewhere(self) -> bool:
+        return self._embedded is not None and self._embedded.signs_in_elsewhere
 
     def sign(self, address: Address) -> str | None:
         """What the login server is told of who asks, in a field that only we can write."""
@@ -114,12 +115,12 @@ class Alongside:
             here = parse_address(server.peername[0])
             for place in self._embedded.server.places:
                 if place.port == server.peername[1] and (place.host == here or is_own(here)):
-                    self._embedded.portal.vouched[server.sockname[:2]] = client
+                    self._embedded.portal.vouched.connected(server.sockname, client)
 
     def disconnected(self, server: connection.Server) -> None:
         """A connection of ours has ended."""
         if self._embedded and server.sockname:
-            self._embedded.portal.vouched.pop(server.sockname[:2], None)
+            self._embedded.portal.vouched.hung_up(server.sockname)
 
     def _open_login_server(self) -> None:
         """Also where the policy has none: whose own it is asks our API, beside the sessions."""
@@ -173,6 +174,10 @@ class Alongside:
                 logger.exception("What sessions that are over had open may still be open")
 
     async def _follow_policy(self) -> None:
+        async with self._moving:
+            await self._move()
+
+    async def _move(self) -> None:
         try:
             self._open_login_server()
             if self._embedded and self._serving:
@@ -199,15 +204,18 @@ class Alongside:
         try:
             neighbours = cast(Neighbourhood, gate.neighbours)
             known = KnownSet(lambda: gate.policy, gate.store, neighbours, now=gate.now)
+            self._kernel.callback(known.close)
             garden = GardenFollower(lambda: gate.policy)
+            self._kernel.callback(garden.close)
             keeper = RulesKeeper(known, self._put_back)
-            await asyncio.to_thread(known.start)
-            await asyncio.to_thread(garden.start)
-            await asyncio.to_thread(keeper.start)
+            self._kernel.callback(keeper.close)
+            for follower in (known, garden, keeper):
+                await asyncio.to_thread(follower.start)
         except OSError as error:
             logger.error(f"The router's set of known clients cannot be kept: {error}")
+            await asyncio.to_thread(self._kernel.close)
             return
-        self._known, self._garden, self._keeper = known, garden, keeper
+        self._known, self._garden = known, garden
         gate.in_force = self._carried_out
 
     def _put_back(self, what: str) -> None:

@@ -1,8 +1,9 @@
-"""Whether the login server answers: a 302 that leads nowhere hides the portal (CLIENTS.md, 1.1)."""
+"""Whether the login server answers: for Chromium, a 302 that leads nowhere is no portal."""
 
 import asyncio
 import logging
 import ssl
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from capport.core.captivity import MEDIA_TYPE
@@ -13,37 +14,42 @@ from capport.portal.api import PATH
 
 logger = logging.getLogger(__name__)
 
-INTERVAL = 10.0  # seconds between two questions
+INTERVAL = 5.0  # seconds between two questions
+AGAIN = 1.0  # where there was no answer: a login server that has just started is soon found
 PATIENCE = 3.0  # seconds for an answer
 
 _OTHERS = "The login server does not answer"
 
 
-async def follow(gate: Gate, addresses: Addresses) -> None:
-    """Keeps `gate.login_answers` true to what the login server does, for ever."""
+async def follow(gate: Gate, addresses: Addresses, elsewhere: Callable[[], bool]) -> None:
+    """Keeps `gate.login_answers` true to what the login server does, for ever.
+
+    `elsewhere` says whether `login_url` leads to others, though there is an embedded one.
+    """
     said = None
     while True:
         if gate.policy.probes is Probes.COMPATIBLE:
-            answers = await login_answers(gate.policy, addresses)
+            ours = is_ours(gate.policy, elsewhere)
+            answers = await login_answers(gate.policy, addresses, ours=ours)
             if answers and answers != said:
                 logger.info("The login server answers: connectivity checks get a 302")
             elif answers != said:
-                who = "No login server of capport's answers" if _is_ours(gate.policy) else _OTHERS
+                who = "No login server of capport's answers" if ours else _OTHERS
                 logger.warning(
                     f"{who} at {gate.policy.login_place}, where this machine finds it:"
                     " connectivity checks get a 511"
                 )
             gate.login_answers = said = answers
-        await asyncio.sleep(INTERVAL)
+        await asyncio.sleep(INTERVAL if said else AGAIN)
 
 
-async def login_answers(policy: Policy, addresses: Addresses) -> bool:
+async def login_answers(policy: Policy, addresses: Addresses, *, ours: bool) -> bool:
     """Whether the login server of `policy` answers HTTP, with anything but an error of its own.
 
-    Where it is the embedded one, only its Captive Portal API's answer counts: another server can
-    have taken its port, and nobody should be sent to that.
+    Where it is `ours`, the embedded one, only its Captive Portal API's answer counts: another
+    server can have taken its port, and nobody should be sent to that.
     """
-    place, ours = policy.login_place, _is_ours(policy)
+    place = policy.login_place
     asked = f"HEAD {PATH if ours else '/'} HTTP/1.1\r\nHost: {place}\r\n"
     accept = f"Accept: {MEDIA_TYPE}\r\n" if ours else ""
     head = f"{asked}{accept}Connection: close\r\n\r\n"
@@ -70,10 +76,15 @@ async def login_answers(policy: Policy, addresses: Addresses) -> bool:
     return line.startswith(b"HTTP/1.") and line[9:10] in (b"2", b"3", b"4")
 
 
-def _is_ours(policy: Policy) -> bool:
+def is_ours(policy: Policy, elsewhere: Callable[[], bool]) -> bool:
     """Whether the login URL leads straight to the embedded login server, with nothing in front."""
     server = policy.login_server
-    return server is not None and server.listen.port == policy.login_place.port
+    if server is None or server.listen.port != policy.login_place.port:
+        return False
+    try:
+        return not elsewhere()
+    except OSError:  # its key cannot be read: nobody is let on by it
+        return True
 
 
 def _any_certificate() -> ssl.SSLContext:

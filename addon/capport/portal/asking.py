@@ -9,6 +9,7 @@ other machine than this a signed one is a copy, and is refused.
 import hashlib
 import hmac
 import re
+from collections.abc import Sequence
 
 from capport.core.client import Address, parse_address
 from capport.core.session import Instant
@@ -47,6 +48,46 @@ def verify_client(value: str, secret: bytes, now: Instant) -> Address:
         return parse_address(match[1])
     except ValueError as error:
         raise AskingError(f"{HEADER}: {error}") from None
+
+
+class Vouched:
+    """For whom the addon, in the login server's process, connects to it.
+
+    In a tunnel no field can say so. By the addon's end of the connection: an address and a port.
+
+    Whoever is done with a connection last forgets it. A request may have come whole, and have yet
+    to be read, when its sender has hung up: it would be taken for this machine's own.
+    """
+
+    def __init__(self) -> None:
+        self._clients: dict[tuple[object, ...], Address] = {}
+        self._taken: dict[tuple[object, ...], object] = {}
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    def find(self, end: Sequence[object]) -> Address | None:
+        """Whose the connection is; None where it is none of the addon's."""
+        return self._clients.get(tuple(end[:2]))
+
+    def connected(self, end: Sequence[object], client: Address) -> None:
+        """The addon has connected for `client`."""
+        self._clients[tuple(end[:2])] = client
+
+    def hung_up(self, end: Sequence[object]) -> None:
+        """The addon has ended it."""
+        if tuple(end[:2]) not in self._taken:
+            self._clients.pop(tuple(end[:2]), None)
+
+    def taken(self, end: Sequence[object], by: object) -> None:
+        """The login server has it; `by` tells it from the next with the same end."""
+        self._taken[tuple(end[:2])] = by
+
+    def done(self, end: Sequence[object], by: object) -> None:
+        """The login server has read all of it that it will."""
+        if self._taken.get(tuple(end[:2])) is by:
+            del self._taken[tuple(end[:2])]
+            self._clients.pop(tuple(end[:2]), None)
 
 
 def _signature(said: str, secret: bytes) -> str:

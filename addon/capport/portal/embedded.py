@@ -14,7 +14,7 @@ from capport.portal.asking import sign_client
 from capport.portal.backchannel import BackChannel, NoPlace
 from capport.portal.gated import GateGrants
 from capport.portal.portal import Portal
-from capport.portal.records import Records, RecordsError
+from capport.portal.records import Records
 from capport.portal.server import LoginServer
 from capport.portal.states import login_url
 
@@ -132,7 +132,7 @@ class Embedded:
         while True:
             try:
                 await self.portal.recorded(self._tidy_up)
-            except RecordsError as error:
+            except OSError as error:
                 logger.warning("%s; spent states are cleared later", error)
             await asyncio.sleep(TIDY)
 

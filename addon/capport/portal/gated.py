@@ -1,8 +1,7 @@
 """The gate, as the login server knows it."""
 
-import asyncio
+import math
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from capport.core import explanation
@@ -10,6 +9,7 @@ from capport.core.client import Address, Client, ClientId
 from capport.core.policy import Policy
 from capport.core.session import Instant, Session
 from capport.gate import Gate
+from capport.portal.worker import Worker
 
 
 class GateGrants:
@@ -17,8 +17,10 @@ class GateGrants:
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
-        # A thread of its own, so that no other work of the process's can keep a revocation waiting.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="portal-grants")
+        # Threads of their own: grants may wait for a lock, and no revocation for a grant. One that
+        # comes late is better than none.
+        self._granting = Worker("portal-grants")
+        self._revoking = Worker("portal-revocations", patience=math.inf)
 
     @property
     def policy(self) -> Policy:
@@ -48,20 +50,24 @@ class GateGrants:
         """Opens a session, off the event loop, which goes on."""
         under = client.id if isinstance(client, Client) else client
         grant = partial(self._gate.grant, under, lifetime=lifetime, by=by, how=how, name=name)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, grant)
+        return await self._granting.do(grant)
 
     async def revoke(self, client: ClientId) -> bool:
         """Ends a session, off the event loop."""
-        revoke = partial(self._gate.revoke, client)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, revoke)
+        return await self._revoking.do(partial(self._gate.revoke, client))
 
     def close(self) -> None:
-        """Ends the thread, when what it is at is done."""
-        self._thread.shutdown(wait=True)
+        """Ends the threads, when what they are at is done."""
+        self._granting.close()
+        self._revoking.close()
 
     def sessions(self) -> Iterable[Session]:
         """Each session, open or over."""
         return self._gate.store.sessions()
+
+    def sessions_of(self, client: ClientId) -> list[Session]:
+        """As the gate has it."""
+        return self._gate.sessions_of(client)
 
     def explain(self, client: Client, url: str, method: str = "GET") -> Mapping[str, object]:
         """As `capport explain --json`, less what only its command line knows. Raises ValueError."""

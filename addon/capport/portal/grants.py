@@ -6,7 +6,7 @@ from typing import Protocol
 
 from capport.core.captivity import Captivity, captivity
 from capport.core.client import Address, Client, ClientId
-from capport.core.policy import Policy
+from capport.core.policy import Access, Policy
 from capport.core.session import Instant, Session
 
 
@@ -47,6 +47,9 @@ class Grants(Protocol):
     def sessions(self) -> Iterable[Session]:
         """Each session, open or over."""
 
+    def sessions_of(self, client: ClientId) -> list[Session]:
+        """Each open session of the device with this address or MAC; of MAC@ADDRESS, that one."""
+
     def explain(self, client: Client, url: str, method: str = "GET") -> Mapping[str, object]:
         """The verdict on a request as `capport explain --json` has it. Raises ValueError."""
 
@@ -70,5 +73,5 @@ def standing(grants: Grants, client: Client) -> Standing:
         client,
         session,
         captivity(rule, session, grants.now(), lacks_mac=lacks_mac),
-        rule is not None and rule.access.value == "blocked",
+        rule is not None and rule.access is Access.BLOCKED,
     )

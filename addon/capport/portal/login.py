@@ -1,6 +1,8 @@
 """The conditions, and the forms to meet them: sign in, go on, see how long is left, sign out."""
 
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -61,12 +63,12 @@ class SignIn(Handler):
         if terms is not None and self.get_body_argument("terms", "") != terms.version:
             self.form(problem=self.words.terms_changed, status=409)
             return
-        if self.conditions is Conditions.VOUCHER and self.code is None:
-            self.form(problem=self.words.no_code, status=403)  # a slip, and no guess: not counted
+        for_all = self.portal.throttle.for_all(self.portal.grants.now())
+        if wait := self.must_wait(for_all):
+            self.too_many(wait, self.words.too_many.format(time=self.words.wait(wait)))
             return
-        if wait := self.must_wait():
-            self.set_header("Retry-After", str(int(wait) + 1))
-            self.form(problem=self.words.too_many.format(time=self.words.wait(wait)), status=429)
+        if self.conditions is Conditions.VOUCHER and self.code is None:
+            self.wrong(self.words.no_code, for_all)  # a slip, and an attempt all the same
             return
         left = self.left
         match self.conditions:
@@ -79,15 +81,20 @@ class SignIn(Handler):
         if met is None:
             voucher = self.conditions is Conditions.VOUCHER
             problem = self.words.wrong_voucher if voucher else self.words.wrong_password
-            self.form(problem=problem, status=403)  # the same for wrong and used up
+            self.wrong(problem, for_all)  # the same for wrong and used up
             return
         if self.conditions is not Conditions.TERMS:
-            self.portal.throttle.forgive(self.client)
+            self.portal.throttle.forgive(self.client, met.name)
         if self.conditions is Conditions.VOUCHER and met.lifetime <= left:
             self.form(problem=self.words.no_longer, status=409)
             return
-        # A session is never made shorter by asking for more.
-        await self.let_on(met, terms, grant=met.lifetime > left)
+        try:
+            # A session is never made shorter by asking for more.
+            await self.let_on(met, terms, grant=met.lifetime > left)
+        except OSError:
+            if met.give_back is not None:
+                await self.portal.recorded(met.give_back)
+            raise
 
     async def let_on(self, met: "Met", terms: Terms | None, *, grant: bool) -> None:
         """Notes the acceptance, then grants: whoever is online has accepted, power cut or not."""
@@ -112,12 +119,13 @@ class SignIn(Handler):
         """
         if self.code is None:
             return None
-        use = partial(self.portal.records.use_voucher, self.code, self.client.id)
-        use = partial(use, self.portal.moment(), beyond=beyond)
+        records, client, at = self.portal.records, self.client.id, self.portal.moment()
+        use = partial(records.use_voucher, self.code, client, at, beyond=beyond)
         if (used := await self.portal.recorded(use)) is None:
             return None
         number, lifetime = used
-        return Met(lifetime, f"voucher {number}")
+        give_back = partial(records.give_back, number, client, at)
+        return Met(lifetime, f"voucher {number}", give_back=give_back)
 
     async def password(self) -> "Met | None":
         """The user in the form, if that is its password. Alike in time if there is no such user."""
@@ -130,8 +138,12 @@ class SignIn(Handler):
         lifetime = self.policy.sessions.lifetime
         return Met(lifetime, "password", name) if right and name else None
 
-    def must_wait(self) -> float:
-        """Seconds until this client may try again; 0: now."""
+    def must_wait(self, for_all: float) -> float:
+        """Seconds until this client may try again, where all have to wait `for_all`; 0: now.
+
+        A voucher is looked at all the same: its 80 bits need no limit for all, and none of the
+        guests who have one waits for whoever makes up devices to guess. A wrong one is told to.
+        """
         now = self.portal.grants.now()
         if wait := self.portal.often.spend(self.client, now):
             return wait
@@ -139,7 +151,23 @@ class SignIn(Handler):
             return 0.0
         if self.portal.hashing >= HASHES_WAITING:
             return 1.0
+        if for_all and self.conditions is Conditions.PASSWORD:
+            name = passwords.normal_name(self.get_body_argument("name", ""))
+            if name is None or not self.portal.throttle.was_right(self.client, name):
+                return for_all
         return self.portal.throttle.attempt(self.client, now)
+
+    def wrong(self, problem: str, for_all: float) -> None:
+        """What was entered is wrong; where all have to wait `for_all`, so has who entered it."""
+        if for_all:
+            self.too_many(for_all, problem)
+        else:
+            self.form(problem=problem, status=403)
+
+    def too_many(self, wait: float, problem: str) -> None:
+        """There were too many attempts: again in `wait` seconds."""
+        self.set_header("Retry-After", str(int(wait) + 1))
+        self.form(problem=problem, status=429)
 
     def form(self, *, problem: str | None = None, status: int = 200) -> None:
         """The page with the form."""
@@ -212,11 +240,17 @@ class SignIn(Handler):
         return page_asked_for(self)
 
 
+@dataclass(frozen=True, slots=True)
 class Met:
-    """The conditions are met: for how many seconds, how, and by whom."""
+    """The conditions are met: for how many seconds, how, and by whom.
 
-    def __init__(self, lifetime: float, how: str, name: str = "") -> None:
-        self.lifetime, self.how, self.name = lifetime, how, name
+    `give_back` undoes what was used up for that, where the session does not come about.
+    """
+
+    lifetime: float
+    how: str
+    name: str = ""
+    give_back: Callable[[], None] | None = None
 
 
 class Online(Handler):

@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, paddin
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
 
+from capport.certificate import UNREADABLE
+
 SKEW = timedelta(minutes=5)
 """What a responder's clock may be ahead of ours."""
 
@@ -61,7 +63,7 @@ def question(chain: bytes) -> Question:
     try:
         certificate, *others = x509.load_pem_x509_certificates(chain)
         responder = next(_responders(certificate), None)
-    except ValueError as error:
+    except UNREADABLE as error:
         raise OcspError(str(error)) from error
     if responder is None:
         raise OcspError("it names no OCSP responder")
@@ -76,7 +78,7 @@ def demands_staple(chain: bytes) -> bool:
     try:
         extensions = x509.load_pem_x509_certificate(chain).extensions
         feature = extensions.get_extension_for_class(x509.TLSFeature).value
-    except (ValueError, x509.ExtensionNotFound):
+    except (*UNREADABLE, x509.ExtensionNotFound):
         return False
     return x509.TLSFeatureType.status_request in feature
 
@@ -156,7 +158,7 @@ def _signers(asked: Question, said: ocsp.OCSPResponse, now: datetime) -> Iterato
 def _is_delegate(certificate: x509.Certificate) -> bool:
     try:
         usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except (ValueError, x509.ExtensionNotFound):
+    except (*UNREADABLE, x509.ExtensionNotFound):
         return False
     return ExtendedKeyUsageOID.OCSP_SIGNING in usage
 

@@ -3,29 +3,26 @@
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from capport import clock
-from capport.core.client import Address
 from capport.core.place import Host
 from capport.core.policy import Policy
-from capport.core.session import Instant
+from capport.portal.asking import Vouched
 from capport.portal.datekeeping import Moment
 from capport.portal.grants import Grants
 from capport.portal.records import Records
+from capport.portal.seldom import FAULTS, RETURNS, Seldom
 from capport.portal.states import States
 from capport.portal.theme import Theme
 from capport.portal.throttle import Often, Throttle
+from capport.portal.worker import Worker
 
 HASHES_WAITING = 8
 """Passwords that may wait for the one thread that hashes; more are told to come back."""
-
-
-def _one_thread(name: str) -> Callable[[], Executor]:
-    # One: SQLite takes one writer at a time, and argon2 19 MiB.
-    return lambda: ThreadPoolExecutor(1, thread_name_prefix=name)
 
 
 @dataclass
@@ -38,12 +35,10 @@ class Portal:
     wall: Callable[[], float] = time.time
     throttle: Throttle = field(default_factory=Throttle)
     often: Often = field(default_factory=Often)
-    _disk: Executor = field(default_factory=_one_thread("portal-records"))
-    _hash: Executor = field(default_factory=_one_thread("portal-hash"))
     hashing: int = 0
-    vouched: dict[tuple[str, int], Address] = field(default_factory=dict)
-    """For whom the addon, in this process, connects to us: by its own end of the connection."""
-    returns_quiet_until: Instant = 0.0
+    vouched: Vouched = field(default_factory=Vouched)
+    returns: Seldom = field(default_factory=partial(Seldom, RETURNS))
+    faults: Seldom = field(default_factory=partial(Seldom, FAULTS))
     certified: tuple[Host, ...] = ()
     """The names in the certificate that we show: whatever `login_url` says, they are ours."""
 
@@ -51,6 +46,9 @@ class Portal:
         self.granting = asyncio.Lock()  # one state at a time is spent
         self.states = States(self.records.secret, self.boot, self.grants.now)
         self._theme: tuple[str | None, Theme] = (None, Theme(None))
+        # One thread each: SQLite takes one writer at a time, and argon2 19 MiB.
+        self._disk = Worker("portal-records")
+        self._hash = ThreadPoolExecutor(1, thread_name_prefix="portal-hash")
 
     def moment(self) -> Moment:
         """What the clocks say."""
@@ -64,8 +62,8 @@ class Portal:
         return self._theme[1]
 
     async def recorded[Answer](self, what: Callable[[], Answer]) -> Answer:
-        """`what` done with the records, off the event loop. Raises RecordsError."""
-        return await asyncio.get_running_loop().run_in_executor(self._disk, what)
+        """`what` done with the records, off the event loop. Raises OSError (`Worker.do`)."""
+        return await self._disk.do(what)
 
     async def hashed[Answer](self, what: Callable[[], Answer]) -> Answer:
         """`what` computed on the one thread for passwords, off the event loop."""
@@ -77,6 +75,6 @@ class Portal:
 
     def close(self) -> None:
         """Ends the threads, when what they are at is done, and lets go of the records."""
-        for executor in (self._disk, self._hash):
-            executor.shutdown(wait=True)
+        self._disk.close()
+        self._hash.shutdown(wait=True)
         self.records.close()

@@ -103,8 +103,9 @@ class Records:
             self._db = self._open(like)
         except (OSError, sqlite3.Error) as error:
             raise RecordsError(f"{self._name}: {error}; the login server cannot start") from error
-        with self._change() as db:
-            db.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", (secrets.token_bytes(32),))
+        if not self._rows("SELECT bytes FROM secret"):
+            with self._change() as db:
+                db.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", (secrets.token_bytes(32),))
         self.secret: bytes = self._rows("SELECT bytes FROM secret")[0][0]
 
     def close(self) -> None:
@@ -239,6 +240,17 @@ class Records:
             )
             return number, lifetime
 
+    def give_back(self, number: int, client: ClientId, at: Moment) -> None:
+        """Has what `client` used the voucher for at the moment `at` not count: it came to nothing.
+
+        Where it had been used before then, it stays so.
+        """
+        with self._change() as db:
+            db.execute(
+                "DELETE FROM voucher_use WHERE number = ? AND client = ? AND since = ?",
+                (number, client, at.wall),
+            )
+
     def keep_time(self, at: Moment) -> None:
         """Notes how late it is, where a voucher lives by it. To be called now and then."""
         if self._rows("SELECT EXISTS (SELECT 1 FROM voucher)")[0][0]:
@@ -333,6 +345,7 @@ class Records:
         )
         try:
             _prepare(db)
+            self._file = _identity(self.path) if self.path is not None else None
         except BaseException:
             db.close()
             raise
@@ -341,6 +354,7 @@ class Records:
     @contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
+            self._see_that_it_is_there()
             try:
                 self._db.execute("BEGIN IMMEDIATE")
                 try:
@@ -354,10 +368,32 @@ class Records:
 
     def _rows(self, question: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         with self._lock:
+            self._see_that_it_is_there()
             try:
                 return self._db.execute(question, values).fetchall()
             except sqlite3.Error as error:
                 raise RecordsError(f"{self._name}: {error}") from error
+
+    def _see_that_it_is_there(self) -> None:
+        """Raises RecordsError where what is at the path is not the file that was opened.
+
+        SQLite would go on with that one, where nobody else sees what is noted, and no voucher that
+        somebody adds or revokes is seen.
+        """
+        if self.path is None:
+            return
+        try:
+            there = _identity(self.path)
+        except OSError as error:
+            why = f"{error.strerror}; put it back, or start again"
+            raise RecordsError(f"{self._name}: {why}") from error
+        if there != self._file:
+            raise RecordsError(f"{self._name}: another file was put in its place; start again")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def records_beside(store: str) -> Path | None:
@@ -375,8 +411,10 @@ def _prepare(db: sqlite3.Connection) -> None:
     # WAL with NORMAL, SQLite's usual pair, lost 8 of 8 acknowledged commits in a power cut.
     db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA foreign_keys = ON")
+    if _version(db) == VERSION:
+        return  # nothing is written, so a full disk keeps nobody from reading
     db.execute("BEGIN IMMEDIATE")
-    found = db.execute("PRAGMA user_version").fetchone()[0]
+    found = _version(db)  # another process may have been first
     if found > VERSION:
         raise OSError(f"its schema is version {found}, from a later capport than this")
     for migration in _MIGRATIONS[found:]:
@@ -384,6 +422,10 @@ def _prepare(db: sqlite3.Connection) -> None:
             db.execute(statement)
     db.execute(f"PRAGMA user_version = {VERSION}")
     db.execute("COMMIT")
+
+
+def _version(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _set_wal(db: sqlite3.Connection) -> None:

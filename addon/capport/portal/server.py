@@ -18,11 +18,13 @@ from capport.core.policy import LoginServer as Listening
 from capport.filestate import state_of
 from capport.portal import login
 from capport.portal.api import PATH, CaptivePortalApi
+from capport.portal.asking import Vouched
 from capport.portal.portal import Portal
+from capport.portal.seldom import SeldomFilter
 from capport.portal.signed_return import SignedReturn
 from capport.portal.stapling import Stapler
 from capport.portal.tls import context, encrypted
-from capport.portal.web import NotFound
+from capport.portal.web import MAX_FORM, NotFound
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +42,14 @@ TAKING = 60.0
 
 Without it whoever reads nothing keeps a connection, and what is to be sent, for ever."""
 
+_MAX_READ = 1024 * 1024
+"""Bytes of a request that are read at all: more than a form may have, for it to be told so."""
+
 CONNECTIONS = 1000  # in all; one takes about 20 KB
 CONNECTIONS_A_CLIENT = 60
+
+
+_SELDOM = SeldomFilter()
 
 
 def _cannot_listen(error: OSError, place: Place) -> str:
@@ -129,6 +137,7 @@ class Server(httpserver.HTTPServer):
         # The oldest first, both who has any and what they have.
         self._open: dict[str, dict[iostream.IOStream, _Connection]] = {}
         self.tls: SSL.Context | None = None  # asked for each new connection
+        self.vouched = Vouched()
 
     def handle_stream(self, stream: iostream.IOStream, address: Any) -> None:
         """Closes what is one too many of one client's, unread; or else, one too many of all."""
@@ -142,6 +151,7 @@ class Server(httpserver.HTTPServer):
             self._give_one_up()
         if self.tls is not None:
             stream = encrypted(stream, self.tls)
+        self.vouched.taken(address, stream)
         one = _Connection(stream, who)
         self._open.setdefault(who, {})[stream] = one
         one.ends_in(PATIENCE)
@@ -162,6 +172,7 @@ class Server(httpserver.HTTPServer):
     def on_close(self, server_conn: Any) -> None:
         """Called by Tornado once for each connection."""
         super().on_close(server_conn)
+        self.vouched.done(server_conn.context.address, server_conn.stream)
         if one := self._find(server_conn):
             self._forget(one)
 
@@ -192,23 +203,31 @@ class Server(httpserver.HTTPServer):
 
 
 class _Asking(httputil.HTTPMessageDelegate):
-    """What Tornado tells of a request, passed on; `asked` is called once it is there, whole."""
+    """What Tornado tells of a request, passed on; `asked` is called once it is there, whole.
+
+    Of a body that is longer than a form's nothing is kept but how long it was.
+    """
 
     def __init__(self, to: httputil.HTTPMessageDelegate, asked: Callable[[], None]) -> None:
         self._to, self._asked = to, asked
+        self._length = 0
 
     def headers_received(
         self,
         start_line: httputil.RequestStartLine | httputil.ResponseStartLine,
         headers: httputil.HTTPHeaders,
     ) -> Awaitable[None] | None:
+        self._headers = headers
         return self._to.headers_received(start_line, headers)
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
-        return self._to.data_received(chunk)
+        self._length += len(chunk)
+        return self._to.data_received(chunk) if self._length <= MAX_FORM else None
 
     def finish(self) -> None:
         self._asked()
+        if self._length > MAX_FORM:
+            self._headers["Content-Length"] = str(self._length)  # of one in chunks, too
         self._to.finish()
 
     def on_connection_close(self) -> None:
@@ -240,6 +259,7 @@ class LoginServer:
         self._as: Listening | None = None
         self._at: tuple[Place, ...] = ()
         self._watch: asyncio.Task[None] | None = None
+        self._moving = asyncio.Lock()  # by one policy at a time
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -254,6 +274,7 @@ class LoginServer:
         listening = self.portal.grants.policy.login_server
         if listening is None:
             return
+        logging.getLogger("tornado.general").addFilter(_SELDOM)  # it is added once
         shown = await asyncio.to_thread(_Shown, listening) if listening.certificate else None
         place = listening.listen
         try:
@@ -267,10 +288,11 @@ class LoginServer:
             idle_connection_timeout=IDLE,
             body_timeout=15.0,
             max_header_size=16 * 1024,
-            max_body_size=16 * 1024,  # the forms have some hundred bytes
+            max_body_size=_MAX_READ,
             max_buffer_size=64 * 1024,
         )
         server.tls = shown.context if shown else None
+        server.vouched = self.portal.vouched
         self.portal.certified = shown.names if shown else ()
         server.add_sockets(sockets)
         self._server, self._as = server, listening
@@ -290,13 +312,14 @@ class LoginServer:
         Where the new certificate cannot be used, it goes on listening as before; where the new
         address cannot, it listens nowhere: never where no policy wants it.
         """
-        wanted = self.portal.grants.policy.login_server
-        if _how(wanted) == _how(self._as):
-            return
-        if wanted is not None and wanted.certificate:
-            await asyncio.to_thread(_Shown, wanted)
-        await self.stop()
-        await self.start()
+        async with self._moving:
+            wanted = self.portal.grants.policy.login_server
+            if _how(wanted) == _how(self._as):
+                return
+            if wanted is not None and wanted.certificate:
+                await asyncio.to_thread(_Shown, wanted)
+            await self.stop()
+            await self.start()
 
     async def stop(self) -> None:
         """Ends every connection."""

@@ -12,6 +12,7 @@ its conditions are met it sends the browser to `/return?g=JWS` (RFC 7515, as a J
 
 import hashlib
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from tornado import web
 
+from capport.core import session
 from capport.portal.states import State, StateError
 from capport.portal.web import Blocked, Handler
 
@@ -30,12 +32,11 @@ BY = "signed return"
 LONGEST = 60.0
 """Seconds ahead that `exp` may be."""
 
-QUIET = 10.0
-"""Seconds from one line in the log on a return that lets nobody on to the next: anyone may send
-such."""
-
-LONGEST_SESSION = 366 * 86400.0
 _CLAIMS = ("aud", "state", "jti", "exp")
+
+# RFC 9864 calls it Ed25519, and EdDSA deprecated; PyJWT knows the older name. Both are one thing.
+with suppress(ValueError):  # a PyJWT that has it by now
+    jwt.register_algorithm("Ed25519", jwt.algorithms.OKPAlgorithm())
 
 
 class ReturnError(ValueError):
@@ -58,29 +59,30 @@ def read_return(token: str, pem: bytes, audience: str, now: float) -> Return:
     Raises ReturnError; ValueError where `pem` is no key of ours. The algorithm is the key's, never
     what the token says (RFC 8725 section 3.1).
     """
-    key, algorithm = _key(pem)
+    key, algorithms = _key(pem)
     try:
         # The time is checked below: by a clock that is passed in, and at both ends.
         checks = {"require": list(_CLAIMS), "verify_exp": False, "verify_nbf": True}
         said = jwt.decode(
             token,
             key=key,
-            algorithms=[algorithm],
+            algorithms=algorithms,
             audience=audience,
             options=checks,  # type: ignore[arg-type]
         )
     except jwt.InvalidAudienceError:
         raise ReturnError(f"aud is not {audience}") from None
     except jwt.InvalidAlgorithmError:
-        raise ReturnError(f"alg is not {algorithm}, which the key in return.pem is for") from None
+        alg = " or ".join(algorithms)
+        raise ReturnError(f"alg is not {alg}, which the key in return.pem is for") from None
     except jwt.PyJWTError as error:
         raise ReturnError(f"{type(error).__name__}: {error}") from None
     expires = _number(said, "exp")
     if not 0 < expires - now <= LONGEST:
         raise ReturnError(f"exp is not 0 to {LONGEST:g} s ahead: {expires - now:.0f} s")
     lifetime = _number(said, "lifetime") if "lifetime" in said else None
-    if lifetime is not None and not 1 <= lifetime <= LONGEST_SESSION:
-        raise ReturnError(f"lifetime is not 1 to {LONGEST_SESSION:g} s")
+    if lifetime is not None and not 1 <= lifetime <= session.LONGEST:
+        raise ReturnError(f"lifetime is not 1 to {session.LONGEST} s")
     state, jti, name = (said.get(claim, "") for claim in ("state", "jti", "name"))
     if not all(isinstance(text, str) and len(text) <= 2048 for text in (state, jti, name)):
         raise ReturnError("state, jti and name are strings")
@@ -113,14 +115,13 @@ class SignedReturn(Handler):
             if not await self._spent(said, state):
                 await self._let_on(said, state)
             elif self.standing.captivity.captive:
+                self._tell("its state or its jti was used before")
                 raise web.HTTPError(403, "that return was used before")
         self.redirect(self.link("/welcome", state=said.state), status=303)
 
     def _tell(self, why: str) -> None:
         """Tells the operator, to whose login server this page says nothing."""
-        now = self.portal.grants.now()
-        if now >= self.portal.returns_quiet_until:
-            self.portal.returns_quiet_until = now + QUIET
+        if self.portal.returns.is_due(self.portal.grants.now()):
             logger.warning("A signed return of %s lets nobody on: %r", self.client, why)
 
     async def _let_on(self, said: Return, state: State) -> None:
@@ -135,11 +136,17 @@ class SignedReturn(Handler):
         self.portal.states.spent(state)
 
     async def _spent(self, said: Return, state: State) -> bool:
-        """Whether the state or the jti was used before; both are now."""
-        for name in _once(said, state):
-            spend = partial(self.portal.records.spend, name, self.client.id)
-            spent = partial(spend, self.portal.boot, state.expires)
-            if await self.portal.recorded(spent) is not None:
+        """Whether the state or the jti was used before; both are now. Neither, where it raises."""
+        records, names = self.portal.records, _once(said, state)
+        for count, name in enumerate(names):
+            spend = partial(records.spend, name, self.client.id, self.portal.boot, state.expires)
+            try:
+                spent_by = await self.portal.recorded(spend)
+            except OSError:
+                for spent in names[:count]:
+                    await self.portal.recorded(partial(records.unspend, spent))
+                raise
+            if spent_by is not None:
                 return True
         return False
 
@@ -150,13 +157,13 @@ def _once(said: Return, state: State) -> tuple[bytes, bytes]:
     return state.id, hashlib.sha256(b"jti\0" + jti).digest()
 
 
-def _key(pem: bytes) -> tuple[Any, str]:
+def _key(pem: bytes) -> tuple[Any, list[str]]:
     key = load_pem_public_key(pem)
     match key:
         case ed25519.Ed25519PublicKey():
-            return key, "EdDSA"
+            return key, ["EdDSA", "Ed25519"]
         case ec.EllipticCurvePublicKey() if isinstance(key.curve, ec.SECP256R1):
-            return key, "ES256"
+            return key, ["ES256"]
         case _:
             raise ValueError("return.pem is neither an Ed25519 nor a P-256 public key")
 

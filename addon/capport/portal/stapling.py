@@ -37,7 +37,8 @@ class Stapler:
     """The response for one certificate. `file` is what errors name, `chain` what is in it.
 
     Times in a response are the world's, so they are held against the wall clock, `wall`; waiting
-    is by the steady one. A router whose clock is not set believes no response, and soon asks again.
+    is by the steady one. A router whose clock is not set believes no response, and soon asks again;
+    one whose clock is set back knows all the same that time has passed.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Stapler:
         self._file, self._wall, self._steady = file, wall, steady
         self._staple: Staple | None = None
         self._fresh_until = 0.0  # by the wall
+        self._at = (0.0, 0.0)  # when that was, by the wall, and by the steady clock
         self._not_before = -1.0  # by the steady clock
         self._failed = 0
         self._told: type[OcspError] | None = None
@@ -62,7 +64,7 @@ class Stapler:
 
     def response(self) -> bytes:
         """What to staple now; nothing where there is none, or none any more."""
-        if self._staple is None or self._staple.until <= self._wall():
+        if self._staple is None or self._staple.until <= self._now():
             return b""
         return self._staple.response
 
@@ -70,7 +72,7 @@ class Stapler:
         """Whether it is time to ask."""
         if self._asked is None or self._steady() < self._not_before:
             return False
-        return self._staple is None or self._fresh_until <= self._wall()
+        return self._staple is None or self._fresh_until <= self._now()
 
     async def refresh(self) -> None:
         """Asks, whether it is time or not. What goes wrong is logged, once until it goes right."""
@@ -93,7 +95,13 @@ class Stapler:
             self._failed, self._told, self._staple = 0, None, staple
             # From the middle of what is left there is as much time again to try.
             self._fresh_until = now + min((staple.until - now) / 2, AT_MOST)
+            self._at = now, self._steady()
         self._not_before = self._steady() + wait
+
+    def _now(self) -> float:
+        """What the wall clock says, or would if nobody had set it back since the last response."""
+        wall, steady = self._at
+        return max(self._wall(), wall + self._steady() - steady)
 
     def _tell(self, error: OcspError) -> None:
         if type(error) is self._told:

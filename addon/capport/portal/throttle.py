@@ -2,13 +2,16 @@
 
 An attempt counts as wrong until it is forgiven, so that a hundred at once get no further than one
 after the other.
+
+Ten devices that are made up reach the limit for all, and must not close the login server by it. So
+it holds up neither whoever has been right about the same name before, nor a voucher that is good.
 """
 
 from collections import OrderedDict, deque
 from ipaddress import IPv6Address, ip_network
 
 from capport.core import rates
-from capport.core.client import Client, ClientId
+from capport.core.client import Client
 from capport.core.policy import Rate
 from capport.core.session import Instant
 
@@ -33,13 +36,24 @@ class Throttle:
     def __init__(self) -> None:
         self._wrong: OrderedDict[object, tuple[int, Instant]] = OrderedDict()
         self._lately: deque[Instant] = deque()
+        self._right: OrderedDict[tuple[object, str], None] = OrderedDict()
 
-    def attempt(self, client: Client, now: Instant) -> float:
-        """Seconds to wait before this attempt may be made; 0: now, and it counts as wrong."""
+    def for_all(self, now: Instant) -> float:
+        """Seconds until all clients together have few enough wrong attempts in a minute; 0: now."""
         while self._lately and self._lately[0] <= now - 60:
             self._lately.popleft()
-        if len(self._lately) >= FOR_ALL:
-            return self._lately[0] + 60 - now
+        return self._lately[-FOR_ALL] + 60 - now if len(self._lately) >= FOR_ALL else 0.0
+
+    def was_right(self, client: Client, name: str) -> bool:
+        """Whether `client` has been forgiven for `name`, and may go on trying whatever others do.
+
+        (OWASP calls it a device cookie.) For that name alone: who has a password of his own could
+        else make up devices that may guess at others'.
+        """
+        return (_who(client), name) in self._right
+
+    def attempt(self, client: Client, now: Instant) -> float:
+        """Seconds `client` has to wait before this attempt; 0: it is made, and counts as wrong."""
         who = _who(client)
         count, last = self._wrong.get(who, (0, now))
         if now - last > LONGEST:
@@ -56,11 +70,16 @@ class Throttle:
         self._lately.append(now)
         return 0.0
 
-    def forgive(self, client: Client) -> None:
-        """The client's last attempt was right and does not count.
+    def forgive(self, client: Client, name: str = "") -> None:
+        """The client's last attempt was right, about `name`, and does not count.
 
         Those before it still do: who has one password of his own could else guess at others'.
         """
+        if name:
+            self._right[_who(client), name] = None
+            self._right.move_to_end((_who(client), name))
+            if len(self._right) > _REMEMBERED:
+                self._right.popitem(last=False)
         count, last = self._wrong.get(_who(client), (0, 0.0))
         if count:
             self._wrong[_who(client)] = (count - 1, last)
@@ -72,12 +91,13 @@ class Often:
     """Counts each client's sign-ins: whoever meets the conditions could do so in a loop."""
 
     def __init__(self) -> None:
-        self._buckets: OrderedDict[ClientId, rates.Bucket] = OrderedDict()
+        self._buckets: OrderedDict[object, rates.Bucket] = OrderedDict()
 
     def spend(self, client: Client, now: Instant) -> int:
         """Seconds to wait before `client` may sign in; 0: now, and it counts."""
-        bucket, wait = rates.spend(self._buckets.pop(client.id, None), SIGN_INS, now)
-        self._buckets[client.id] = bucket
+        who = _who(client)
+        bucket, wait = rates.spend(self._buckets.pop(who, None), SIGN_INS, now)
+        self._buckets[who] = bucket
         if len(self._buckets) > _REMEMBERED:
             self._buckets.popitem(last=False)
         return wait or 0

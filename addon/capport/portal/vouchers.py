@@ -2,7 +2,7 @@
 
 A code is 80 random bits in Crockford's base 32, four groups of four: no I, L, O or U to mistake.
 With so many bits a plain SHA-256 at rest is as good as a slow hash, and guessing is hopeless even
-without the throttle (THREATS: at least 64 bits).
+without the throttle: 64 bits would do.
 """
 
 import hashlib

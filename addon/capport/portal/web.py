@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from tornado import iostream, web
+from tornado.template import ParseError
 
 from capport.certificate import holds
 from capport.core.client import Address, Client, parse_address
@@ -14,6 +15,7 @@ from capport.core.place import Host, parse_authority
 from capport.core.policy import LoginServer, Policy
 from capport.portal.asking import HEADER, AskingError, verify_client
 from capport.portal.grants import Standing, standing
+from capport.portal.methods import methods_of
 from capport.portal.portal import Portal
 from capport.portal.states import login_url
 from capport.portal.words import WORDS, Words
@@ -38,6 +40,10 @@ _SECURITY = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Cache-Control": "no-store",
 }
+
+
+MAX_FORM = 16 * 1024
+"""Bytes of a form; those of ours have some hundred."""
 
 
 class Misdirected(web.HTTPError):
@@ -154,6 +160,8 @@ class Handler(web.RequestHandler):
         if not self._asks_us():  # Tornado has refused it before `prepare` could
             status_code, error = 421, Misdirected()
         words, start, device = self.words, self.link("/", state=self.state), None
+        if status_code == 405:
+            self.set_header("Allow", ", ".join(methods_of(self)))
         heading, text = {
             403: (words.refused, words.refused_text),
             404: (words.not_found, words.not_found_text),
@@ -175,7 +183,8 @@ class Handler(web.RequestHandler):
         except Exception:
             # The edge: a page of the operator's that does not compile must not hide the first error
             # behind a second, nor show either.
-            logger.exception("No error page; answering without one")
+            if self._is_to_be_told("error.html"):
+                logger.exception("No error page; answering without one")
             self.set_header("Content-Type", "text/plain; charset=utf-8")
             self.finish(f"{heading}\n{text}\n")
 
@@ -183,6 +192,13 @@ class Handler(web.RequestHandler):
         """Errors of ours are logged whole; those of a client in a line, without what it sent."""
         if isinstance(value, web.HTTPError):
             logger.debug("%s: %s %s", self.request.remote_ip, value.status_code, value.log_message)
+        elif not self._is_to_be_told(typ):
+            pass
+        elif isinstance(value, ParseError):
+            place = f"login/templates/{value.filename}:{value.lineno}"
+            logger.error("No page; answering 500: %s: %s", place, value.message)
+        elif isinstance(value, OSError):  # it names the place and what would do
+            logger.error("No page; answering 503: %s", value)
         else:
             logger.error("No page; answering 500 or 503", exc_info=(typ, value, tb))  # type: ignore[arg-type]
 
@@ -194,7 +210,11 @@ class Handler(web.RequestHandler):
         super().send_error(status_code, **kwargs)
 
     def check_xsrf_cookie(self) -> None:
-        """Tornado's, with a page that helps."""
+        """Tornado's, with a page that helps; but a method that is not here is 405, form or not."""
+        if self.request.method not in methods_of(self):
+            raise web.HTTPError(405)
+        if int(self.request.headers.get("Content-Length", "0")) > MAX_FORM:
+            raise web.HTTPError(413)
         try:
             super().check_xsrf_cookie()
         except web.HTTPError as error:
@@ -202,10 +222,13 @@ class Handler(web.RequestHandler):
 
     # ------------------------------------------------------------------------------------------
 
+    def _is_to_be_told(self, fault: object) -> bool:
+        return self.portal.faults.is_due(self.portal.grants.now(), (type(self), fault))
+
     def _who_asks(self) -> Client:
         context = getattr(self.request.connection, "context", None)
         peer = getattr(context, "address", None)
-        if peer and (vouched := self.portal.vouched.get(tuple(peer[:2]))):
+        if peer and (vouched := self.portal.vouched.find(peer)):
             return self.portal.grants.client_at(vouched)
         asks = parse_address(self.request.remote_ip or "")
         fields = self.request.headers.get_list(HEADER)
@@ -289,8 +312,11 @@ class Blocked(web.HTTPError):
 class NotFound(Handler):
     """Every path that there is nothing under, by any method."""
 
+    def check_xsrf_cookie(self) -> None:
+        """Not here: the answer is the same for every method, so no form is checked."""
+
     def prepare(self) -> None:
-        """The answer is the same for every method, so no form is checked."""
+        """404."""
         if self.request.method not in ("GET", "HEAD"):
             self.request.method = "GET"
         super().prepare()
