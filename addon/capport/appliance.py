@@ -6,7 +6,6 @@ without which mitmproxy does not serve, and the script's.
 """
 
 import asyncio
-import io
 import logging
 import os
 import signal
@@ -114,13 +113,8 @@ def _syslog_level(level: int) -> int:
     return next((syslog for least, syslog in levels if level >= least), 7)
 
 
-def _log_at_once(log: termlog.TermLog) -> None:
-    """Has each line written when it is said: Python would keep 8 KiB of them, unless in a terminal.
-
-    What a process says last before it is killed is what an operator looks for.
-    """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)
+def _log_to_journal(log: termlog.TermLog) -> None:
+    """Gives each line its level where systemd's journal is what reads them."""
     try:
         out = os.fstat(sys.stdout.fileno())
     except (OSError, ValueError):  # closed, or none of the operating system's
@@ -164,7 +158,7 @@ async def _serve(given: Mapping[str, object], values: Sequence[str]) -> None:
     opts: Any = options.Options()
     appliance = master.Master(opts, with_termlog=True)
     addons: Any = appliance.addons
-    _log_at_once(addons.get("termlog"))
+    _log_to_journal(addons.get("termlog"))
     addons.add(*(make() for make in _ADDONS))
     opts.set(*values, defer=True)
     opts.update(**given)

@@ -157,6 +157,18 @@ def test_the_rules_come_and_go_without_a_trace(router: Namespace, tmp_path: Path
     assert gone.stderr == "there is no table inet capport; capport router up POLICY makes it\n"
 
 
+def test_rules_for_an_interface_that_is_not_there_hold_nobody_and_say_so(
+    router: Namespace, tmp_path: Path
+) -> None:
+    (tmp_path / "policy.yaml").write_text(POLICY.replace("lan0", "lan1"))
+    up = run(router, tmp_path, "router", "up", "policy.yaml", "--sessions", "s.db")
+    want = "warning: there is no interface lan1 yet; who comes in by another is not held\n"
+    assert (up.returncode, up.stderr) == (0, want)
+    router.ip("link add lan1 type bridge")
+    up = run(router, tmp_path, "router", "up", "policy.yaml", "--sessions", "s.db")
+    assert (up.returncode, up.stderr) == (0, "")
+
+
 def test_who_is_known_is_in_the_rules_from_the_start(router: Namespace, tmp_path: Path) -> None:
     assert run(router, tmp_path, "router", "down").returncode == 0
     assert run(router, tmp_path, "grant", "192.0.2.7", "--sessions", "s.db").returncode == 0

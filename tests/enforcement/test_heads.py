@@ -1,11 +1,12 @@
-"""What is counted of a request's credentials, and what becomes of them."""
+"""What a request's head says: the page it asks for, its credentials, and what becomes of them."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mitmproxy.http import Headers
 
-from capport.enforcement.heads import credentials_in, redact, restore
+from capport.core.place import Place
+from capport.enforcement.heads import credentials_in, redact, restore, url_of
 
 _NAMES = st.sampled_from([b"Cookie", b"cookie", b"Authorization", b"Accept"])
 _VALUES = st.text("ab=;, []redacted:12", max_size=30).map(str.encode)
@@ -26,6 +27,22 @@ def test_cookies_are_counted_one_by_one(cookies: tuple[bytes, ...], count: int) 
     before = credentials_in(headers)
     redact(headers)
     assert before == credentials_in(headers) == ({"cookie": count} if count else {})
+
+
+@pytest.mark.parametrize(
+    ("scheme", "claim", "path", "url"),
+    [
+        ("http", Place("example.org", 80), "/?a", "http://example.org/?a"),
+        ("http", Place("example.org", 8080), "/", "http://example.org:8080/"),
+        ("https", Place("example.org", 443), "/", "https://example.org/"),
+        ("http", Place("example.org", 80), "*", None),
+        ("http", None, "/", None),
+    ],
+)
+def test_the_page_asked_for_is_as_a_browser_shows_it(
+    scheme: str, claim: Place | None, path: str, url: str | None
+) -> None:
+    assert url_of(scheme, claim, path) == url
 
 
 @given(st.lists(st.tuples(_NAMES, _VALUES), max_size=6))

@@ -190,6 +190,16 @@ async def test_a_damaged_store_and_a_full_disk_leave_a_gate_that_is_closed(
     assert origin.connections == 0
 
 
+async def test_what_is_said_can_be_read_at_once_in_a_file_and_by_a_pipe(tmp_path: Path) -> None:
+    """Python keeps 8 KiB of it, unless in a terminal: a start, and a policy that is no good."""
+    file = policy(tmp_path)
+    async with started(
+        tmp_path, "--set", f"portal_policy={file}", env={"PYTHONUNBUFFERED": ""}
+    ) as it:
+        file.write_text("login_url: none\n")
+        await it.says("login_url")
+
+
 async def test_the_eager_strategy_on_the_command_line_is_overridden(
     tmp_path: Path, origin: Origin
 ) -> None:

@@ -21,7 +21,7 @@ ICON = bytes.fromhex(
 )
 
 ANSWERS: dict[str, tuple[int, dict[str, str], bytes]] = {
-    # What the vendors' servers answer, to the byte where their clients compare (CLIENTS.md, 2).
+    # What the vendors' servers answer, to the byte where their clients compare.
     "/generate_204": (204, {}, b""),
     "/gen_204": (204, {}, b""),
     "/hotspot-detect.html": (

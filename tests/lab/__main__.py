@@ -59,21 +59,26 @@ def _shell(lab: Lab) -> int:
 
 def _welcome(lab: Lab) -> str:
     others = "".join(
-        f"\n  ip netns exec {client.namespace.name} bash" for client in lab.clients[1:]
+        f"\n  ip netns exec {client.namespace.name} env CURL_CA_BUNDLE={lab.trusted} bash"
+        for client in lab.clients[1:]
     )
+    server = lab.policy.login_server
+    asks_api = f"\n  curl {CAPTIVE_PORTAL} -H 'Accept: application/captive+json'"
+    garden = "\n  curl http://www.example.org/           the walled garden"
     return f"""\
 You are an unknown client, {lab.client.v4} and {lab.client.v6}, {lab.client.mac}.
 DHCP and the router's advertisements named the portal's API.
-Every name but login.example.net is the origin's, 198.51.100.2. Try:
-  curl {CAPTIVE_PORTAL} -H 'Accept: application/captive+json'
+Every name but login.example.net is the origin's, 198.51.100.2. Try:\
+{asks_api if server and server.certificate else ""}
   curl -i http://www.example.com/        511
-  curl -k https://www.example.com/       the TLS alert
-  curl http://www.example.org/           the walled garden
+  curl -k https://www.example.com/       the TLS alert\
+{garden if lab.policy.walled_garden.find("www.example.org", 80) else ""}
 On the router, in another terminal:
   ip netns exec {lab.router.name} {Path(sys.executable).parent}/capport grant {lab.client.mac} \
 --policy {lab.policy_file}
   ip netns exec {lab.router.name} nft list table inet capport
-What the portal says: {lab.folder}/mitmdump-8080.log{others and chr(10) + "Other clients:" + others}
+What the portal says: {lab.folder}/mitmdump-8080.log
+Its events: {lab.folder}/events.jsonl{others and chr(10) + "Other clients:" + others}
 Ctrl-D ends the shell and the lab."""
 
 

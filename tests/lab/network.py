@@ -47,7 +47,8 @@ TOOLS = ("ip", "nft", "dnsmasq")
 
 ROUTER4, ROUTER6 = "192.0.2.1", "2001:db8:1::1"
 ORIGIN4, STATUS4 = origin.ADDRESSES[4]
-ORIGIN6, STATUS6 = origin.ADDRESSES[6]
+ORIGIN6, _ = origin.ADDRESSES[6]
+CLIENT_SIDE, ORIGIN_SIDE = "br-lan", "wan"
 PROXY_PORT = 8080
 TUNNEL, TUNNEL_PORT = "tunnel.example.net", 5300
 """A domain whose name server on the origin is somebody's who tunnels through DNS."""
@@ -140,8 +141,8 @@ class Client:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For people: the lab's certificate is one that curl trusts."""
-        return {**environment(), "CURL_CA_BUNDLE": str(self._lab.folder / "cert.pem")}
+        """For people: the lab's certificates are ones that curl trusts."""
+        return {**environment(), "CURL_CA_BUNDLE": str(self._lab.trusted)}
 
     def curl(self, *arguments: str, seconds: float = 60) -> CompletedProcess[str]:
         """Curl with a time limit; what it prints is the status and the body."""
@@ -231,6 +232,11 @@ class Lab:
         """The first client."""
         return self.clients[0]
 
+    @property
+    def trusted(self) -> Path:
+        """The certificates that people's curl trusts here."""
+        return self.folder / "trusted.pem"
+
     def capport(self, *arguments: str, timeout: float = 100) -> CompletedProcess[str]:
         """Runs the `capport` command on the router."""
         command = str(Path(sys.executable).with_name("capport"))
@@ -299,6 +305,8 @@ class Lab:
             self.policy_file = self.folder / "policy.yaml"
             self.policy_file.write_text(self._given.replace("{folder}", str(self.folder)))
         self.policy = policyfile.load(self.policy_file)
+        self._check_interfaces()
+        self._trust()
         if self._portal:
             for port in self.proxy_ports:
                 self._mitmdump(port)
@@ -316,6 +324,24 @@ class Lab:
         wait_for((self.folder / "ready").exists, message="the origin did not come up")
         for process, port in zip(self.proxies, self.proxy_ports, strict=False):
             self._await_proxy(process, port)
+
+    def _check_interfaces(self) -> None:
+        """Rules for other interfaces than the lab's would hold nobody in it."""
+        router = self.policy.router
+        found = router and (router.client_interface, router.origin_interface)
+        if found and found != (CLIENT_SIDE, ORIGIN_SIDE):
+            raise ValueError(
+                f"{self.policy_file} has {found[0]} and {found[1]} as the router's interfaces; in"
+                f" the lab client_interface is {CLIENT_SIDE}, and origin_interface {ORIGIN_SIDE}"
+            )
+
+    def _trust(self) -> None:
+        """The origin's certificate, and the login server's where the policy brings one."""
+        server = self.policy.login_server
+        shown = (self.folder / "cert.pem").read_bytes()
+        if server is not None and server.certificate is not None:
+            shown += b"\n" + Path(server.certificate).read_bytes()
+        self.trusted.write_bytes(shown)
 
     def _wire(self) -> None:
         veth(self.origin, "eth0", self.router, "wan")

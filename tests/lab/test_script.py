@@ -121,6 +121,15 @@ def test_a_policy_that_is_not_there_is_said_in_a_line(tmp_path: Path) -> None:
     assert left(lab.pid) == []
 
 
+def test_a_policy_for_other_interfaces_is_not_one_for_the_lab() -> None:
+    """Its rules would hold nobody."""
+    lab = start("--policy", str(CHECKOUT / "policies" / "hotel.yaml"), "--run", "true")
+    _, err = lab.communicate(timeout=100)
+    assert (lab.returncode, err.count("\n")) == (1, 1), err
+    assert "has guests and wan as the router's interfaces" in err
+    assert left(lab.pid) == []
+
+
 def test_a_policy_of_ones_own_finds_the_files_beside_it(tmp_path: Path) -> None:
     (tmp_path / "staff.csv").write_text("02:00:00:00:00:01\n")
     policy = tmp_path / "own.yaml"

@@ -1,6 +1,7 @@
 """`capport router up|down|show`: the kernel's part, in nftables."""
 
 import contextlib
+import socket
 import sys
 from argparse import Namespace
 
@@ -34,8 +35,21 @@ def up(arguments: Namespace) -> None:
             proxy_ports=arguments.proxy_ports or nftables.PROXY_PORTS,
         )
     print(f"The rules of {arguments.policy_file} are in force: table {nftables.TABLE}")
+    if not _is_here(interface := policy.router.client_interface):
+        print(
+            f"warning: there is no interface {interface} yet; who comes in by another is not held",
+            file=sys.stderr,
+        )
     if lines := nftables.dnsmasq(policy):
         print(f"For the walled garden, dnsmasq.conf needs:\n{lines}", end="")
+
+
+def _is_here(interface: str) -> bool:
+    try:
+        socket.if_nametoindex(interface)
+    except OSError:
+        return False
+    return True
 
 
 def down(arguments: Namespace) -> None:

@@ -51,8 +51,8 @@ class Case:
     `claim` is the place the client names (request target, Host field, SNI), None where it names
     none or more than one; `dialled` is where it connected to, None where we cannot tell (explicit
     proxy). `rule` is the policy's for this client; `retry_after` is set where its requests come too
-    fast; `login_url` is the policy's, with what stands for `{state}`. `lacks_mac`: a rule may block
-    the client by its MAC, which we do not know now; then neither rule nor session counts.
+    fast; `login_answers`, whether a 302 to the login server would arrive. `lacks_mac`: a rule may
+    block the client by its MAC, which we do not know now; then neither rule nor session counts.
     """
 
     client: Client
@@ -63,7 +63,6 @@ class Case:
     dialled: Place | None = None
     request: HttpRequest | None = None
     retry_after: int | None = None
-    login_url: str = ""
     login_answers: bool = False
     lacks_mac: bool = False
 
@@ -146,7 +145,7 @@ def walled_garden(case: Case, policy: Policy) -> Verdict | None:
 def blocked_client(case: Case, policy: Policy) -> Verdict | None:
     """Never let on, whatever its session; still gets the 511."""
     if case.rule and case.rule.access is Access.BLOCKED:
-        required = _required(case, policy, f"{case.client} is blocked by {case.rule.where}")
+        required = _required(policy, f"{case.client} is blocked by {case.rule.where}")
         return replace(required, blocked=True)
     return None
 
@@ -162,17 +161,17 @@ def connectivity_check(case: Case, policy: Policy) -> Verdict | None:
     if probe is None:
         return None
     because = f"{case.client} has no session, and this is a connectivity check"
-    return SignIn(because, case.login_url or policy.login_url, body=probe.body)
+    return SignIn(because, policy.login_url, body=probe.body)
 
 
 def unknown_client(case: Case, policy: Policy) -> Verdict:
     """Everybody else, so that there is always a verdict."""
     if case.lacks_mac:
         because = f"{case.client} has a MAC that is not known now, and a rule may block it by that"
-        return _required(case, policy, because)
+        return _required(policy, because)
     if case.session:
-        return _required(case, policy, f"{case.client} has a session, and its session is over")
-    return _required(case, policy, f"{case.client} has no session")
+        return _required(policy, f"{case.client} has a session, and its session is over")
+    return _required(policy, f"{case.client} has no session")
 
 
 # The first that answers decides. The limits come first: they hold for known clients too. Who signs
@@ -248,6 +247,5 @@ def _in_garden(place: Place, entry: GardenEntry) -> str:
     return f"{place} is in the walled garden: {entry.text!r} in {entry.where}"
 
 
-def _required(case: Case, policy: Policy, because: str) -> NetworkAuthenticationRequired:
-    login_url = case.login_url or policy.login_url
-    return NetworkAuthenticationRequired(because, login_url, policy.refresh, policy.network)
+def _required(policy: Policy, because: str) -> NetworkAuthenticationRequired:
+    return NetworkAuthenticationRequired(because, policy.login_url, policy.refresh, policy.network)

@@ -122,31 +122,41 @@ def explain(
     is its first request.
     """
     rule = None if lacks_mac else policy.clients.find(client)
-    request = HttpRequest(method, url.scheme, url.path)
     session = None if rule or lacks_mac else session
-    case = Case(client, now, rule, session, claim=url.place, request=request, login_answers=True)
-    case = replace(case, lacks_mac=lacks_mac)
+    case = Case(
+        client,
+        now,
+        rule,
+        session,
+        claim=url.place,
+        request=HttpRequest(method, url.scheme, url.path),
+        login_answers=True,
+        lacks_mac=lacks_mac,
+    )
+    steps = tuple(decision.explain(case, policy))
     inside: Steps = ()
     tls = None
     if url.scheme == "https":
         tls = decision.decide_tls(case, policy)
+        inside = steps if isinstance(tls, Inspect | Intercept) else ()
         steps = tuple(decision.explain(replace(case, request=None), policy))
-        if isinstance(tls, Inspect | Intercept):
-            inside = tuple(decision.explain(case, policy))
-    else:
-        steps = tuple(decision.explain(case, policy))
     name, verdict = steps[-1]
     assert verdict is not None
-    where = None
     keys = _KEYS.get(name, ())
-    if name == "walled_garden":
-        entry = policy.walled_garden.find(url.place.host, url.place.port)
-        where = entry.where if entry else None
-    elif rule is not None and name in ("known_by_rule", "blocked_client"):
-        where = rule.where
     if tls is not None and not isinstance(tls, Tunnel):
         keys = (*keys, "tls.known" if isinstance(tls, Inspect) else "tls.unknown")
+    where = _where(name, case, policy)
     return Explanation(client, url, method, session, steps, verdict, tls, inside, where, keys)
+
+
+def _where(name: str, case: Case, policy: Policy) -> str | None:
+    """Where what the rule of this name went by stands, if that is one client or one place."""
+    if name == "walled_garden" and case.claim is not None:
+        entry = policy.walled_garden.find(case.claim.host, case.claim.port)
+        return entry.where if entry else None
+    if case.rule is not None and name in ("known_by_rule", "blocked_client"):
+        return case.rule.where
+    return None
 
 
 def document(found: Explanation, policy: Policy) -> dict[str, object]:

@@ -47,6 +47,8 @@ class Addresses:
                 found = await self._current().lookup_ip(host)
         except TimeoutError:
             raise OSError(f"{host} did not resolve within {PATIENCE:g} s") from None
+        except OSError as error:
+            raise OSError(f"{host} has no address: {error.strerror or error}") from error
         addresses = {parse_address(text): None for text in found}
         return sorted(addresses, key=self._order)
 

@@ -97,7 +97,7 @@ class BoundStream(HttpStream):
             and not event.end_stream
         ):
             # From here it is mitmproxy's own way of sending an addon's response, less the body:
-            # once dropped, later data of the stream is thrown away (MITMPROXY.md, section 3).
+            # once dropped, later data of the stream is thrown away.
             self.client_state = self.state_done
             self.flow.request.data.content = b""
             self.flow.request.timestamp_end = time.time()

@@ -92,6 +92,13 @@ def claim_of(request: http.Request) -> Place | None:
         return None
 
 
+def url_of(scheme: str, claim: Place | None, path: str) -> str | None:
+    """What a request asks for, as a URL; None for `*`, and for what names no place."""
+    if claim is None or path == "*":
+        return None
+    return f"{scheme}://{claim.authority(443 if scheme == 'https' else 80)}{path}"
+
+
 def case_of(request: http.Request) -> HttpRequest:
     """For the core, a request that mitmproxy read."""
     fields = request.headers.fields
@@ -155,10 +162,9 @@ class Head:
     @property
     def url(self) -> str | None:
         """What it asked for, as a URL; None for CONNECT, `*`, and what names no place."""
-        if self.claim is None or self.method == "CONNECT" or self.path == "*":
+        if self.method == "CONNECT":
             return None
-        default = 443 if self.scheme == "https" else 80
-        return f"{self.scheme}://{self.claim.authority(default)}{self.path}"
+        return url_of(self.scheme, self.claim, self.path)
 
     @property
     def user_agent(self) -> str:

@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import sys
 from pathlib import Path
 
 from mitmproxy import ctx, exceptions
@@ -16,7 +15,8 @@ from capport.enforcement.connections import Connections
 from capport.enforcement.telling import Telling
 from capport.events import EventLog
 from capport.gate import Gate
-from capport.identity import Neighbours, NoNeighbours
+from capport.identity import Neighbours
+from capport.identity.neighbours import NetlinkNeighbours
 from capport.reload import PolicyWatcher
 from capport.stores import default_store, open_store
 
@@ -121,10 +121,6 @@ class Life(Telling):
 
 def _neighbours(policy: Policy) -> Neighbours:
     """The kernel's table; on a router, of the clients' side alone."""
-    if sys.platform != "linux":
-        return NoNeighbours()  # an engineer's own machine: every client is known by its address
-    from capport.identity.neighbours import NetlinkNeighbours
-
     return NetlinkNeighbours([policy.router.client_interface] if policy.router else None)
 
 

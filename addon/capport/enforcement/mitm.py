@@ -30,7 +30,14 @@ from capport.enforcement.console import Console
 from capport.enforcement.dialling import Dialling
 from capport.enforcement.edge import closed
 from capport.enforcement.guard import Guard
-from capport.enforcement.heads import case_of, claim_of, credentials_in, place_of, send_to
+from capport.enforcement.heads import (
+    case_of,
+    claim_of,
+    credentials_in,
+    place_of,
+    send_to,
+    url_of,
+)
 from capport.enforcement.life import Life
 from capport.enforcement.own import is_own
 from capport.enforcement.proxyserver import connect_early, handler_of, own_ports
@@ -114,7 +121,7 @@ class Gatekeeper(Life):
     def connect_way(self, user_agent: str) -> Connect:
         """How a CONNECT is refused: `answer` or `alert`.
 
-        Chromium and Firefox hide the answer to a CONNECT behind a dead end (CLIENTS.md, 1.1, 1.2).
+        Chromium and Firefox hide the answer to a CONNECT behind a dead end.
         """
         way = self.gate.policy.tls.connect
         if way is not Connect.AUTO:
@@ -163,7 +170,7 @@ class Gatekeeper(Life):
 
     @closed(_deny_nothing)
     def client_disconnected(self, conn: connection.Client) -> None:
-        """Forgets the connection, and closes what mitmproxy left open (MITMPROXY.md, 2.6)."""
+        """Forgets the connection, and closes what mitmproxy left open."""
         self._handed_on.pop(key_of(conn), None)
         handler = handler_of(conn.id)
         for io in tuple(handler.transports.values()) if handler else ():
@@ -320,7 +327,7 @@ class Gatekeeper(Life):
             return handed_on  # decided, and counted, by the layer that read its head
         request, claim = shown.request, claim_of(shown.request)
         dialled = place_of(shown.server_conn.address)
-        url = f"{request.scheme}://{claim}{request.path}" if claim else None
+        url = url_of(request.scheme, claim, request.path)
         return self.request_verdict(shown.client_conn, case_of(request), claim, dialled, url)
 
     def _vouch(self, shown: http.HTTPFlow) -> None:
@@ -405,6 +412,7 @@ class CaptivePortal:
             ctx.master.addons.add(ServerFirst(), Console(lambda: keeper.gate, keeper.explain))
         self.keeper: Gatekeeper = keeper
         settings.outlive_our_errors()
+        settings.log_at_once()
         try:
             settings.check_deferred(ctx.options)
         except settings.Unusable as error:

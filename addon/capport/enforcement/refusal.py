@@ -168,11 +168,11 @@ class RefusalLayer(layer.Layer):
             verdict, onward = None, None
         if onward:
             self.onward = onward
-            yield from onward.start(self, head, first)
+            yield from onward.start(self, first)
             return
         yield from self._answer(request, verdict, bodyless=type(first) is h11.EndOfMessage)
 
-    def _onward(self, asked: "Head", verdict: Verdict) -> "Onward | None":
+    def _onward(self, asked: Head, verdict: Verdict) -> "Onward | None":
         """Where the request may go on, if anywhere: for what may not there is an answer."""
         tunnels = asked.method == "CONNECT" and self.explicit
         if isinstance(verdict, Pass):
@@ -279,9 +279,7 @@ class Onward:
         self.half_closed: commands.RequestWakeup | None = None
         self.hears = False  # something, since
 
-    def start(
-        self, parent: RefusalLayer, head: h11.Request, first: object
-    ) -> layer.CommandGenerator[None]:
+    def start(self, parent: RefusalLayer, first: object) -> layer.CommandGenerator[None]:
         """Hands the head on, and what has come of the body."""
         self.client = parent.context.client
         self.is_gone = parent.keeper.is_gone
@@ -348,7 +346,7 @@ class Onward:
             if isinstance(part, h11.Data):
                 yield from self._write(self.writer.send(part) or b"")
             elif isinstance(part, h11.EndOfMessage):
-                # Without its trailers: mitmproxy's HTTP/1 cannot take any (MITMPROXY.md, trap 29).
+                # Without its trailers: mitmproxy's HTTP/1 raises over any, and hangs.
                 yield from self._write(self.writer.send(h11.EndOfMessage()) or b"")
                 return
             else:

@@ -1,6 +1,7 @@
 """mitmproxy's own options: what a gate needs of them, and what would open it."""
 
 import difflib
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -13,8 +14,8 @@ from mitmproxy.proxy import mode_specs
 OURS = {
     "portal_policy": "The policy file; watched, and reloaded when it changes. Default: the"
     " embedded policy.",
-    "portal_sessions": "Where sessions are kept: a path, sqlite:///PATH, redis://HOST:PORT/DB, or"
-    " :memory:. Default: what the policy says, else a file in the user's state directory.",
+    "portal_sessions": "Where sessions are kept: a path, sqlite:///PATH, or :memory:. Default: what"
+    " the policy says, else a file in the user's state directory.",
     "portal_api": "ADDRESS:PORT on loopback where the API for a login server of your own listens"
     " too, for whoever has a token (capport token new). Default: only the unix socket api.sock.",
     "portal_events": "A file that gets one JSON line for each event.",
@@ -111,8 +112,7 @@ def check(options: Options) -> None:
 def check_deferred(options: Options) -> None:
     """Raises Unusable where an option of ours was given so that mitmproxy would drop it in silence.
 
-    It drops an option without a value, given twice, or misspelt, and the script with it
-    (MITMPROXY.md, section 10).
+    It drops an option without a value, given twice, or misspelt, and the script with it.
     """
     for name, value in options.deferred.items():
         if name in OURS:
@@ -145,6 +145,15 @@ def outlive_our_errors() -> None:
     """
     if errorcheck := ctx.master.addons.get("errorcheck"):
         errorcheck.logger.addFilter(lambda record: not record.name.startswith("capport."))
+
+
+def log_at_once() -> None:
+    """Has each line of the log written at once: Python would keep 8 KiB, unless in a terminal.
+
+    What a process says last before it is killed is what an operator looks for.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
 
 
 def starting() -> bool:
