@@ -24,9 +24,9 @@ from capport.core.policy import Sessions
 from capport.core.session import Session
 from capport.identity import lookup
 from capport.portal import vouchers
-from capport.portal.backchannel import token_digest
 from capport.portal.passwords import is_password
 from capport.portal.records import Records
+from capport.portal.tokens import token_digest
 from capport.stores import SessionStore, open_store
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -796,6 +796,24 @@ def test_a_sheet_of_vouchers_is_printed_and_can_be_used(capport: Capport, policy
         (2, 0, "open"),
         (3, 0, "open"),
     ]
+
+
+def test_whoever_makes_what_nobody_is_asked_for_is_told(
+    here: Capport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("secret\n" * 3))
+    embedded = "login_server: {{listen: 127.0.0.1:8511, conditions: {}}}\n"
+    none = "login_url: https://login.example.net/\n"
+    cases = {"voucher": embedded.format("voucher"), "password": embedded.format("password")}
+    for name, text in (cases | {"terms": embedded.format("terms"), "none": none}).items():
+        (tmp_path / name).write_text(f"{text}sessions: {{store: 'sqlite://{tmp_path}/s.db'}}\n")
+    for command, wanted in ((("voucher", "new"), "voucher"), (("user", "add", "ada"), "password")):
+        assert here(*command, "--policy", wanted).err == ""
+        said = here(*command, "--policy", "terms")
+        want = "warning: nobody is asked for it: terms has login_server.conditions: terms\n"
+        assert (said.status, said.err) == (0, want)
+        said = here(*command, "--policy", "none")
+        assert said.err == "warning: nobody is asked for it: none has no login_server\n"
 
 
 def test_a_revoked_voucher_ends_the_sessions_that_it_opened(capport: Capport) -> None:

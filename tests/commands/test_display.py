@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capport.commands import clients
-from capport.commands.display import cells, duration, fitted, moment, rfc3339, short_moment
+from capport.commands.display import cells, duration, fitted, moment, short_moment
 from capport.core.client import ClientId
 from capport.core.session import Session
+from capport.session_json import rfc3339
 
 
 @pytest.fixture(autouse=True)

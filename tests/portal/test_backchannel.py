@@ -18,11 +18,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capport.core.client import Address, Client, Mac
+from capport.core.client import Address, Client, Mac, parse_client_id
 from capport.core.place import Place
 from capport.core.policy import Access, ClientRules, network_of
-from capport.portal.backchannel import MAX_BODY, BackChannel, new_token, token_digest
+from capport.portal.backchannel import BackChannel
+from capport.portal.call import MAX_BODY
 from capport.portal.states import LIFETIME
+from capport.portal.tokens import new_token, token_digest
 from conftest import SOON
 from portal.house import LOOPBACK, House, at, house
 
@@ -109,6 +111,9 @@ async def test_the_whole_way_by_state(tmp_path: Path) -> None:
         assert granted.status == 201
         assert granted.headers["Location"] == f"/api/v1/sessions/{ADA}"
         assert (granted.json["client"], granted.json["seconds_remaining"]) == (ADA, 60)
+        described = json.loads((files("capport.portal") / "openapi.json").read_bytes())
+        properties = described["components"]["schemas"]["Session"]["properties"]
+        assert granted.json.keys() == properties.keys()
         session = a.house.session(ADA)
         assert session is not None
         assert (session.by, session.how, session.name) == ("api", "state", "Ada")
@@ -200,13 +205,13 @@ async def test_a_parameter_that_is_not_known_is_no_check_that_is_left_out(tmp_pa
 
 
 class _OneNeighbour:
-    """A neighbour table in which every address has one MAC."""
+    """A neighbour table with one MAC, of `address`, or of every one there is."""
 
-    def __init__(self, mac: Mac) -> None:
-        self.mac = mac
+    def __init__(self, mac: Mac, address: str | None = None) -> None:
+        self.mac, self.address = mac, address
 
     def find_mac(self, address: Address) -> Mac | None:
-        return self.mac
+        return self.mac if self.address in (None, str(address)) else None
 
     def is_on_link(self, address: Address) -> bool:
         return True
@@ -234,6 +239,37 @@ async def test_an_address_finds_the_session_under_its_mac(tmp_path: Path) -> Non
         granted = await a.call("POST", "/sessions", {"client": ADA})
         assert granted.json["client"] == "02:00:00:00:00:07"
         assert (await a.call("DELETE", f"/sessions/{ADA}")).status == 204
+
+
+async def test_who_is_named_may_be_said_to_be_an_address_or_a_mac(tmp_path: Path) -> None:
+    async with api(tmp_path) as a:
+        for said in ({"address": ADA}, {"mac": "02-00-00-00-00-07"}, {"address": "2001:db8::7"}):
+            assert (await a.call("POST", "/sessions", said)).status == 201
+        listed = (await a.call("GET", "/sessions")).json["sessions"]
+        assert [one["client"] for one in listed] == [ADA, "02:00:00:00:00:07", "2001:db8::7"]
+
+
+async def test_every_session_of_a_device_ends_however_it_was_filed(tmp_path: Path) -> None:
+    async with api(tmp_path) as a:
+        mac, elsewhere = "02:00:00:00:00:07", "192.0.2.9"
+        for named in (mac, ADA):
+            filed = ["02:00:00:00:00:08", "192.0.2.8"]  # others', which stay
+            for client in (ADA, mac, f"{mac}@{ADA}", f"{mac}@{elsewhere}", *filed):
+                a.house.gate.grant(parse_client_id(client), lifetime=60, by="command", how="")
+            a.house.gate.neighbours = _OneNeighbour(Mac(mac), ADA)
+            assert (await a.call("DELETE", f"/sessions/{named}")).status == 204
+            assert (await a.call("GET", f"/sessions/{named}")).status == 404
+            left = (await a.call("GET", "/sessions")).json["sessions"]
+            assert [one["client"] for one in left] == filed
+
+
+async def test_a_session_bound_to_an_address_is_found_by_either_part(tmp_path: Path) -> None:
+    async with api(tmp_path) as a:
+        both = f"02:00:00:00:00:07@{ADA}"
+        assert (await a.call("POST", "/sessions", {"client": both})).status == 201
+        for named in (ADA, "02:00:00:00:00:07", both):
+            assert (await a.call("GET", f"/sessions/{named}")).json["client"] == both
+        assert (await a.call("GET", "/sessions/02:00:00:00:00:07@192.0.2.9")).status == 404
 
 
 async def test_a_session_is_changed_and_stays_itself(tmp_path: Path) -> None:
@@ -270,6 +306,18 @@ async def test_a_client_that_the_policy_blocks_is_not_granted(tmp_path: Path) ->
         assert (await a.call("POST", "/sessions", {"state": state})).status == 201
 
 
+async def test_a_mac_that_the_policy_blocks_is_not_granted(tmp_path: Path) -> None:
+    async with api(tmp_path) as a:
+        rules = ClientRules()
+        rules.section(Access.BLOCKED, "lab.yaml")
+        rules.add(Mac("02:00:00:00:00:07"), 7)
+        a.house.change_policy(clients=rules)
+        for client in ("02:00:00:00:00:07", f"02:00:00:00:00:07@{ADA}"):
+            answer = await a.call("POST", "/sessions", {"client": client})
+            assert (answer.status, "lab.yaml:7" in answer.json["detail"]) == (409, True)
+        assert (await a.call("POST", "/sessions", {"mac": "02:00:00:00:00:08"})).status == 201
+
+
 async def test_explain_names_the_rule_that_decided(tmp_path: Path) -> None:
     async with api(tmp_path) as a:
         said = await a.call("POST", "/explain", {"client": ADA, "url": PAGE})
@@ -281,6 +329,15 @@ async def test_explain_names_the_rule_that_decided(tmp_path: Path) -> None:
         assert said.json.keys() == explanation["properties"].keys()
 
 
+async def test_explain_may_be_asked_of_a_device_that_is_not_there(tmp_path: Path) -> None:
+    async with api(tmp_path) as a:
+        mac = "02:00:00:00:00:07"
+        assert (await a.call("POST", "/sessions", {"mac": mac})).status == 201
+        asked = {"client": ADA, "url": PAGE}
+        for said, verdict in (({}, "NetworkAuthenticationRequired"), ({"mac": mac}, "Pass")):
+            assert (await a.call("POST", "/explain", asked | said)).json["verdict"] == verdict
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "says"),
     [
@@ -289,8 +346,12 @@ async def test_explain_names_the_rule_that_decided(tmp_path: Path) -> None:
         ("POST", "/sessions", "[" * 9000, 400, "not JSON"),
         ("POST", "/sessions", '{"client": "192.0.2.7", "client": "192.0.2.8"}', 422, "than once"),
         ("POST", "/sessions", [], 422, "the body is []: send an object"),
-        ("POST", "/sessions", {}, 422, "one of the two"),
-        ("POST", "/sessions", {"client": ADA, "state": "x"}, 422, "one of the two"),
+        ("POST", "/sessions", {}, 422, "one of state, client, address, mac says who"),
+        ("POST", "/sessions", {"client": ADA, "state": "x"}, 422, "mac says who"),
+        ("POST", "/sessions", {"address": ADA, "mac": "02:00:00:00:00:07"}, 422, "mac says who"),
+        ("POST", "/sessions", {"address": "02:00:00:00:00:07"}, 422, "is not an address, such"),
+        ("POST", "/sessions", {"mac": ADA}, 422, "is not a MAC, such as"),
+        ("POST", "/sessions", {"mac": f"02:00:00:00:00:07@{ADA}"}, 422, "is not a MAC, such as"),
         (
             "POST",
             "/sessions",
@@ -314,13 +375,15 @@ async def test_explain_names_the_rule_that_decided(tmp_path: Path) -> None:
             404,
             "not a state; the link in the client's next 511",
         ),
-        ("POST", "/sessions", {"client": ADA, "lifetme": 1}, 422, "known are state, client, life"),
+        ("POST", "/sessions", {"client": ADA, "lifetme": 1}, 422, "known are state, client, addr"),
         ("PATCH", f"/sessions/{ADA}", {"lifetime": 5}, 404, "has no session"),
         ("DELETE", f"/sessions/{ADA}", None, 404, "has no session"),
         ("GET", "/sessions/router", None, 422, 'client "router" is no address and no MAC'),
         ("POST", "/explain", {"client": ADA}, 422, "url is missing"),
         ("POST", "/explain", {"client": ADA, "url": "ftp://x/"}, 422, "not an http or https URL"),
         ("POST", "/explain", {"client": "x", "url": PAGE}, 422, 'client "x" is not an address'),
+        ("POST", "/explain", {"client": ADA, "url": PAGE, "mac": "x"}, 422, 'mac "x" is not a MAC'),
+        ("POST", "/explain", {"client": ADA, "url": PAGE, "mac": None}, 422, "is not a string"),
         ("GET", "/sessions/", None, 404, '"/api/v1/sessions/"; see /api/v1/openapi.json'),
         ("PUT", "/sessions", {}, 405, "PUT is not for this path: GET, HEAD, POST"),
         ("GET", "/explain", None, 405, "GET is not for this path: POST"),

@@ -13,7 +13,9 @@ import pytest
 import requires
 from capport.core.client import ClientId
 from capport.core.place import Place
-from capport.portal.backchannel import BackChannel, Call, new_token, token_digest
+from capport.portal.backchannel import BackChannel
+from capport.portal.call import Call
+from capport.portal.tokens import new_token, token_digest
 from portal.house import LOOPBACK, House, at, house
 
 EXAMPLES = 25

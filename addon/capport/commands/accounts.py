@@ -6,10 +6,10 @@ import sys
 import time
 from argparse import Namespace
 
-from capport.commands import CommandError
-from capport.commands.records import records_of
-from capport.portal.backchannel import new_token as make_token
-from capport.portal.backchannel import token_digest
+from capport.commands import CommandError, chosen_policy
+from capport.commands.records import records_of, warn_unless_asked
+from capport.core.policy import Conditions
+from capport.portal import tokens
 from capport.portal.passwords import hash_password, normal_name
 
 
@@ -24,6 +24,7 @@ def add_user(arguments: Namespace) -> None:
     with contextlib.closing(records_of(arguments)) as records:
         records.put_user(name, hashed, time.time())
     print(f"{name} can sign in")
+    warn_unless_asked(arguments, chosen_policy(arguments), Conditions.PASSWORD)
 
 
 def list_users(arguments: Namespace) -> None:
@@ -44,9 +45,9 @@ def remove_user(arguments: Namespace) -> None:
 
 def new_token(arguments: Namespace) -> None:
     """Makes a token, and prints it: it is kept by its digest only."""
-    token = make_token()
+    token = tokens.new_token()
     with contextlib.closing(records_of(arguments)) as records:
-        records.put_token(arguments.name, token_digest(token), time.time())
+        records.put_token(arguments.name, tokens.token_digest(token), time.time())
     print(token)
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from capport import clock
 from capport.commands import CommandError, chosen_policy, existing_store, store_url
-from capport.commands.display import cells, duration, fitted, rfc3339, short_moment
+from capport.commands.display import cells, duration, fitted, short_moment
 from capport.core.client import Mac, is_random, parts_of
 from capport.core.policy import ClientRule, Network
 from capport.core.session import Instant, Session
+from capport.session_json import document
 
 _WIDTH = 80
 _MADE_UP = "~"
@@ -53,31 +54,8 @@ def clients(arguments: Namespace) -> None:
             print(line)
 
 
-def document(session: Session, now: Instant, wall: float) -> dict[str, object]:
-    """A session for programs. Members are added to it, never changed.
-
-    Times are RFC 3339 in UTC, reckoned by this machine's wall clock; `seconds_remaining` is what
-    counts. `expires` is when it ends for certain, `ends` when it does if the client stays silent.
-    """
-    mac, address = parts_of(session.client)
-    return {
-        "client": session.client,
-        "mac": mac,
-        "address": str(address) if address else None,
-        "random_mac": is_random(mac) if mac else None,
-        "name": session.name,
-        "granted": rfc3339(session.granted_at),
-        "expires": rfc3339(wall + session.expires - now),
-        "ends": rfc3339(wall + session.ends - now),
-        "idle": session.idle,
-        "seconds_remaining": session.seconds_remaining(now),
-        "by": session.by,
-        "how": session.how,
-    }
-
-
 def document_of_rule(subject: Mac | Network, rule: ClientRule) -> dict[str, object]:
-    """The same of a client rule: no times, and `by` is its place in the policy, FILE:LINE.
+    """The same as of a session, of a client rule: no times, and `by` is its FILE:LINE.
 
     `client` is a MAC, an address or a network, which has neither `mac` nor `address`.
     """

@@ -2,7 +2,6 @@
 
 import time
 import unicodedata
-from datetime import UTC, datetime
 
 from capport.problems import visible
 
@@ -36,11 +35,6 @@ def short_moment(unix: float, now: float) -> str:
         return time.strftime("%H:%M", local)
     form = "%d %b %H:%M" if abs(unix - now) < 300 * 86400 else "%Y-%m-%d"
     return time.strftime(form, local)
-
-
-def rfc3339(unix: float) -> str:
-    """A time as RFC 3339 has it, in UTC, to the second: `2030-01-31T16:05:09Z`."""
-    return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def cells(text: str) -> int:

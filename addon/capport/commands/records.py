@@ -1,10 +1,12 @@
 """The login server's records, for the commands that change them: where, and how late it is."""
 
+import sys
 import time
 from argparse import Namespace
 
 from capport import clock
 from capport.commands import CommandError, chosen_policy, store_url
+from capport.core.policy import Conditions, Policy
 from capport.portal.datekeeping import Moment
 from capport.portal.records import Records, records_beside
 from capport.stores import store_path
@@ -13,6 +15,18 @@ from capport.stores import store_path
 def moment() -> Moment:
     """What this machine's clocks say, for records that live by them."""
     return Moment(time.time(), clock.boot_id(), clock.now())
+
+
+def warn_unless_asked(arguments: Namespace, policy: Policy, wanted: Conditions) -> None:
+    """Says on stderr where the login server of `--policy` asks nobody for what was just made."""
+    if arguments.policy is None:
+        return
+    server = policy.login_server
+    if server is None or server.conditions is not wanted:
+        has = (
+            "no login_server" if server is None else f"login_server.conditions: {server.conditions}"
+        )
+        print(f"warning: nobody is asked for it: {arguments.policy} has {has}", file=sys.stderr)
 
 
 def records_of(arguments: Namespace) -> Records:

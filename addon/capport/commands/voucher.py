@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from capport.commands import CommandError, chosen_policy, existing_store, store_url
-from capport.commands.display import duration, fitted, rfc3339
+from capport.commands.display import duration, fitted
 from capport.commands.display import moment as local_time
-from capport.commands.records import moment, records_of
+from capport.commands.records import moment, records_of, warn_unless_asked
 from capport.core.negotiation import Language, preferred_language
+from capport.core.policy import Conditions
 from capport.portal import vouchers
 from capport.portal.records import Voucher
 from capport.portal.words import WORDS
+from capport.session_json import rfc3339
 from capport.stores import StoreError
 
 _TITLES = ("NO", "FOR", "DEVICES", "STATE", "MADE", "NOTE")
@@ -49,6 +51,7 @@ def new(arguments: Namespace) -> None:
         by=None if arguments.valid is None else local_time(wall + arguments.valid)[:16],
     )
     print(sheet, end="")
+    warn_unless_asked(arguments, policy, Conditions.VOUCHER)
 
 
 def show(arguments: Namespace) -> None:
