@@ -34,7 +34,7 @@ async def test_whoever_accepts_the_terms_is_online_and_may_go_where_it_wanted() 
         assert session is not None
         assert session.by == "login server"
         (accepted,) = h.portal.records.acceptances()
-        assert (accepted.client, session.how) == ("127.0.0.2", f"terms, terms {accepted.version}")
+        assert (accepted.client, session.how) == ("127.0.0.2", f"terms {accepted.version}")
         assert "Do nothing unlawful here" in (h.portal.records.terms(accepted.version, "en") or "")
 
 

@@ -73,7 +73,7 @@ class SignIn(Handler):
         left = self.left
         match self.conditions:
             case Conditions.TERMS:
-                met: Met | None = Met(self.policy.sessions.lifetime, "terms")
+                met: Met | None = Met(self.policy.sessions.lifetime, "")
             case Conditions.VOUCHER:
                 met = await self.voucher(beyond=left)
             case Conditions.PASSWORD:
@@ -104,7 +104,8 @@ class SignIn(Handler):
                 records.accept, client.id, terms.version, str(terms.language), terms.source
             )
             await self.portal.recorded(partial(note, self.portal.wall()))
-        how = f"{met.how}, terms {terms.version}" if terms else met.how
+        accepted = f"terms {terms.version}" if terms else ""
+        how = ", ".join(filter(None, (met.how, accepted)))
         if grant:
             await self.portal.grants.grant(
                 client, lifetime=met.lifetime, by=BY, how=how, name=met.name
@@ -242,7 +243,7 @@ class SignIn(Handler):
 
 @dataclass(frozen=True, slots=True)
 class Met:
-    """The conditions are met: for how many seconds, how, and by whom.
+    """The conditions are met: for how many seconds, how (besides the terms), and by whom.
 
     `give_back` undoes what was used up for that, where the session does not come about.
     """
