@@ -14,7 +14,7 @@ from capport.core.session import Instant, Session
 from capport.core.verdict import NetworkAuthenticationRequired, Pass, SignIn, TlsVerdict, Verdict
 from capport.events import EventLog
 from capport.identity import Neighbours, NoNeighbours
-from capport.stores import SessionStore
+from capport.stores import SessionStore, StoreError
 
 BUCKETS = 50_000  # clients whose requests are counted at a time, for 429
 
@@ -122,12 +122,14 @@ class Gate:
         by: str = "",
         how: str = "",
         name: str = "",
+        renews: bool = False,
     ) -> Session:
         """Opens a session of `lifetime` seconds (the policy's, if None).
 
         It is durable, and in force at every enforcement point of this process, on return.
 
-        Raises StoreError. It waits for the disk: not for the event loop.
+        Raises StoreError; LookupError where it `renews` one that is revoked, or cleared away, by
+        now. It waits for the disk: not for the event loop.
         """
         now, sessions = self.now(), self.policy.sessions
         session = Session(
@@ -141,21 +143,31 @@ class Gate:
             how=how,
             name=name,
         )
-        self.store.put(session)
+        if not renews:
+            self.store.put(session)
+        elif not self.store.renew(session):
+            raise LookupError(f"{client} has no session any more")
         if self.in_force is not None:
             self.in_force(client)
         return session
 
-    def revoke(self, client: ClientId) -> bool:
-        """Ends a session; whether there was one.
+    def revoke(self, *clients: ClientId) -> bool:
+        """Ends the session of each; whether there was one.
 
-        Raises StoreError where that is not durable; it is in force all the same.
+        Raises StoreError where one is not durable; it is in force all the same, for each of them.
         """
-        try:
-            return self.store.drop(client)
-        finally:
-            if self.in_force is not None:
-                self.in_force(client)
+        ended, failures = False, list[StoreError]()
+        for client in clients:
+            try:
+                ended = self.store.drop(client) or ended
+            except StoreError as error:
+                failures.append(error)
+            finally:
+                if self.in_force is not None:
+                    self.in_force(client)
+        if failures:
+            raise failures[0]
+        return ended
 
     def sessions_of(self, client: ClientId) -> list[Session]:
         """Each open session of the device's that has this address or MAC; of MAC@ADDRESS, that one.

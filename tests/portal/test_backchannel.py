@@ -18,13 +18,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capport.core.client import Address, Client, Mac, parse_client_id
+from capport.core.client import Address, Client, ClientId, Mac, parse_client_id
 from capport.core.place import Place
 from capport.core.policy import Access, ClientRules, network_of
+from capport.core.session import Session
 from capport.portal.backchannel import BackChannel
 from capport.portal.call import MAX_BODY
 from capport.portal.states import LIFETIME
 from capport.portal.tokens import new_token, token_digest
+from capport.stores import StoreError
 from conftest import SOON
 from portal.house import LOOPBACK, House, at, house
 
@@ -263,6 +265,27 @@ async def test_every_session_of_a_device_ends_however_it_was_filed(tmp_path: Pat
             assert [one["client"] for one in left] == filed
 
 
+async def test_each_session_is_ended_also_where_that_cannot_be_made_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with api(tmp_path) as a:
+        mac = Mac("02:00:00:00:00:07")
+        for client in (ADA, mac, f"{mac}@{ADA}"):
+            a.house.gate.grant(parse_client_id(client), lifetime=60, by="command", how="")
+        a.house.gate.neighbours = _OneNeighbour(mac, ADA)
+        drop = a.house.gate.store.drop
+
+        def full(client: ClientId) -> bool:
+            drop(client)
+            raise StoreError(f"the disk is full; {client} is revoked, but only for now")
+
+        monkeypatch.setattr(a.house.gate.store, "drop", full)
+        answer = await a.call("DELETE", f"/sessions/{ADA}")
+        assert answer.status == 503
+        assert answer.json["detail"].endswith("is revoked, but only for now")
+        assert (await a.call("GET", "/sessions")).json["sessions"] == []
+
+
 async def test_a_session_bound_to_an_address_is_found_by_either_part(tmp_path: Path) -> None:
     async with api(tmp_path) as a:
         both = f"02:00:00:00:00:07@{ADA}"
@@ -270,6 +293,22 @@ async def test_a_session_bound_to_an_address_is_found_by_either_part(tmp_path: P
         for named in (ADA, "02:00:00:00:00:07", both):
             assert (await a.call("GET", f"/sessions/{named}")).json["client"] == both
         assert (await a.call("GET", "/sessions/02:00:00:00:00:07@192.0.2.9")).status == 404
+
+
+async def test_a_session_that_is_revoked_meanwhile_is_not_changed_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with api(tmp_path) as a:
+        await a.call("POST", "/sessions", {"client": ADA})
+        grant = a.house.gate.grant
+
+        def meanwhile(client: ClientId, **how: Any) -> Session:
+            assert a.house.gate.revoke(client)
+            return grant(client, **how)
+
+        monkeypatch.setattr(a.house.gate, "grant", meanwhile)
+        assert (await a.call("PATCH", f"/sessions/{ADA}", {"name": "Ada"})).status == 404
+        assert a.house.session(ADA) is None
 
 
 async def test_a_session_is_changed_and_stays_itself(tmp_path: Path) -> None:

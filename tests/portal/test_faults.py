@@ -6,14 +6,16 @@ import logging
 import threading
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 
-from capport.core.client import ClientId
+from capport.core.client import Address, ClientId, Mac
 from capport.core.policy import Conditions
 from capport.core.session import Session
 from capport.gate import Gate
+from capport.identity import NoNeighbours
 from capport.portal import passwords, vouchers
 from capport.portal.asking import Vouched
 from capport.portal.datekeeping import Moment
@@ -25,7 +27,7 @@ from capport.portal.worker import Worker
 from capport.stores import StoreError
 from capport.stores.memory import MemoryStore
 from conftest import SOON
-from portal.house import Browser, House, at, house, policy, until
+from portal.house import Browser, Clock, House, at, house, policy, until
 
 ADA, EVE = ClientId("192.0.2.7"), ClientId("02:00:00:00:00:07")
 
@@ -81,6 +83,35 @@ async def test_no_revocation_waits_for_a_grant() -> None:
         grants.close()
 
 
+async def test_who_signs_out_has_no_session_left_whatever_the_disk_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with house() as h:
+        browser = h.browser()
+        await browser.sign_in()
+        status = await browser.get("/status")
+        mac = Mac("02:00:00:00:00:07")
+        h.gate.neighbours = _One(mac)
+        h.gate.grant(ClientId(mac), lifetime=60)
+        drop = h.gate.store.drop
+
+        def full(client: ClientId) -> bool:
+            drop(client)
+            raise StoreError("the disk is full")
+
+        monkeypatch.setattr(h.gate.store, "drop", full)
+        assert (await browser.post("/sign-out", status.fields)).status == 503
+        assert not list(h.gate.store.sessions())
+
+
+class _One(NoNeighbours):
+    def __init__(self, mac: Mac) -> None:
+        self._mac = mac
+
+    def find_mac(self, address: Address) -> Mac | None:
+        return self._mac
+
+
 async def test_a_voucher_that_let_nobody_on_is_good_still(monkeypatch: pytest.MonkeyPatch) -> None:
     async with house(policy(conditions=Conditions.VOUCHER)) as h:
         code = _voucher(h)
@@ -89,6 +120,31 @@ async def test_a_voucher_that_let_nobody_on_is_good_still(monkeypatch: pytest.Mo
             assert (await h.browser().sign_in(code=code)).status == 503
         assert (await h.browser("127.0.0.3").sign_in(code=code)).status == 303
         assert (await h.browser().sign_in(code=code)).status == 403
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["revoked", "not to be told"])
+async def test_a_voucher_that_is_revoked_meanwhile_lets_nobody_on(
+    monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    async with house(policy(conditions=Conditions.VOUCHER)) as h:
+        code, grant = _voucher(h), h.gate.grant
+
+        def meanwhile(client: ClientId, **how: Any) -> Session:
+            if told:  # its sessions are looked for before there is one
+                assert h.portal.records.revoke_voucher(1, 1.0) == [client]
+                assert not h.gate.revoke(client)
+            else:
+                monkeypatch.setattr(h.portal.records, "_rows", _gone)
+            return grant(client, **how)
+
+        monkeypatch.setattr(h.gate, "grant", meanwhile)
+        answer = await h.browser().sign_in(code=code)
+        assert answer.status == (303 if told else 503)
+        assert h.session() is None
+
+
+def _gone(*_: object) -> None:
+    raise RecordsError("portal.db: gone")
 
 
 def test_what_is_given_back_is_the_use_that_came_to_nothing() -> None:
@@ -222,11 +278,12 @@ def _send(h: House, body: bytes | list[bytes]) -> http.client.HTTPResponse:
 
 
 def test_bytes_that_are_no_request_are_a_line_of_the_log_now_and_then() -> None:
-    seldom = SeldomFilter()
+    steady = Clock()
+    seldom = SeldomFilter(steady)
 
     def shown(level: int, at: float) -> bool:
         record = logging.LogRecord("tornado.general", level, "", 1, "Malformed", None, None)
-        record.created = at
+        steady.at, record.created = at, -at  # the wall clock runs as it is set
         return seldom.filter(record)
 
     assert not shown(logging.INFO, 1000.0)

@@ -1,9 +1,10 @@
 """An OCSP response is believed only where RFC 6960 has it so."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -20,7 +21,17 @@ from capport.portal.ocsp import (
     demands_staple,
     question,
 )
-from portal.authority import DAY, Issued, Says, Signer, a_delegate, an_authority, issued, now
+from portal.authority import (
+    DAY,
+    Issued,
+    Says,
+    Signer,
+    a_delegate,
+    an_authority,
+    issued,
+    name_of,
+    now,
+)
 
 URL = "http://ocsp.example.net/"
 HOUR = timedelta(hours=1)
@@ -112,6 +123,41 @@ def test_another_issuer_of_the_same_name_is_another(tmp_path: Path) -> None:
     made = _issued(tmp_path, AUTHORITY)
     with pytest.raises(OcspError, match="another certificate"):
         _believed(made, STRANGER, Says(STRANGER))
+
+
+def _dated(key: ec.EllipticCurvePrivateKey, begins: bytes) -> bytes:
+    """A response with a certificate that begins then, which no builder would sign."""
+    far = datetime(2050, 1, 1, tzinfo=UTC)  # from then on years have four digits (RFC 5280)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(name_of("Example Stranger"))
+        .issuer_name(name_of("Example Stranger"))
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(far)
+        .not_valid_after(far + DAY)
+    )
+    stranger = Signer(key, builder.sign(key, hashes.SHA256()))
+    said = Says(stranger).about(ASKED.certificate, ASKED.issuer)
+    assert said.count(b"20500101000000Z") == 1
+    return said.replace(b"20500101000000Z", begins)
+
+
+STRANGELY_DATED = [_dated(_KEY, begins) for begins in (b"00000101000000Z", b"00010101000000Z")]
+
+
+@pytest.mark.parametrize("said", STRANGELY_DATED, ids=["year 0", "year 1"])
+def test_a_date_that_is_none_here_is_not_believed(said: bytes) -> None:
+    with pytest.raises(OcspError, match="no response"):
+        believed(ASKED, said, now())
+
+
+@pytest.mark.parametrize("year", [1, 9999])
+def test_a_response_from_the_end_of_all_dates_is_not_believed(year: int) -> None:
+    since = datetime(year, 1 if year == 1 else 12, 1 if year == 1 else 31, tzinfo=UTC) - now()
+    said = Says(AUTHORITY, since=since, until=None).about(ASKED.certificate, ASKED.issuer)
+    with pytest.raises(OcspError):
+        believed(ASKED, said, now())
 
 
 @given(st.binary(max_size=200))

@@ -93,6 +93,12 @@ async def test_the_algorithm_may_have_its_newer_name(tmp_path: Path) -> None:
         assert e.house.session() is not None
 
 
+async def test_the_other_clock_may_be_ahead_of_ours(tmp_path: Path) -> None:
+    async with elsewhere(tmp_path) as e:
+        assert (await e.back(e.token(iat=int(time.time()) + 30))).status == 303
+        assert e.house.session() is not None
+
+
 async def test_it_counts_once_and_a_reload_does_no_harm(tmp_path: Path) -> None:
     async with elsewhere(tmp_path) as e:
         token = e.token()

@@ -1,7 +1,9 @@
 """The login server's small parts: vouchers, passwords, the throttle, the words, the theme."""
 
+import os
 import re
 import string
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
@@ -109,12 +111,32 @@ def test_a_password_has_a_sensible_length(text: str) -> None:
         passwords.hash_password(text)
 
 
+def test_a_password_that_no_browser_could_send_is_none() -> None:
+    with pytest.raises(ValueError, match="not UTF-8"):
+        passwords.hash_password("Schl\udcfcssel")
+
+
+@pytest.mark.parametrize(
+    ("typed", "as_well"), [("ΐ", "Ϊ\u0301"), ("Ÿ", "Y\u0308"), ("straße", "STRASSE")]
+)
+def test_a_name_is_the_same_in_either_case_however_it_is_composed(typed: str, as_well: str) -> None:
+    assert passwords.normal_name(typed) == passwords.normal_name(as_well) is not None
+
+
 @given(st.text(max_size=100))
 def test_a_name_is_the_same_when_it_is_normalised_again(text: str) -> None:
     name = passwords.normal_name(text)
     assert name is None or name.isprintable()
-    if name is not None and len(name) <= passwords.MAX_NAME:
-        assert passwords.normal_name(name) in (name, passwords.normal_name(name.upper()), None)
+    if name is not None:
+        assert passwords.normal_name(name) == name
+
+
+@given(st.floats(0.01, 3600))
+def test_nobody_is_told_to_wait_for_less_than_they_have_to(seconds: float) -> None:
+    units = {"second": 1, "minute": 60, "hour": 3600}
+    number, unit = WORDS[Language.ENGLISH].wait(seconds).split("\N{NO-BREAK SPACE}")
+    told = int(number) * units[unit.removesuffix("s")]
+    assert seconds - 0.5 <= told < seconds + (61 if told > 60 else 1)
 
 
 # -- the throttle ----------------------------------------------------------------------------------
@@ -254,6 +276,15 @@ def test_terms_for_the_language_come_before_those_for_all(tmp_path: Path) -> Non
     assert french is not None
     assert (german.html, french.html) == ("<p>deutsch", "<p>all</p>\n")
     assert german.version != french.version
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir], ids=["a pipe", "a folder"])
+def test_what_is_no_file_is_an_error_and_not_waited_for(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "theme.css")
+    with pytest.raises(OSError, match=r"theme\.css is not a regular file"):
+        Theme(tmp_path).style()
 
 
 def test_a_file_too_large_for_a_login_page_is_an_error_that_names_it(tmp_path: Path) -> None:

@@ -233,6 +233,29 @@ async def test_where_there_is_none_nothing_is_stapled_and_all_else_goes_on(
         assert (await h.browser().get("/")).status == 200
 
 
+async def test_no_fault_in_reading_an_answer_reaches_who_shows_the_certificate(
+    tmp_path: Path,
+    ocsp: Responder,
+    authority: Signer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fails(*_: object) -> None:
+        raise ArithmeticError("date value out of range")
+
+    times = Times()
+    one = _stapler(_issued(tmp_path, ocsp, authority), times)
+    with monkeypatch.context() as patched:
+        patched.setattr(stapling, "believed", fails)
+        await one.refresh()
+    assert "ArithmeticError('date value out of range'); nothing is stapled" in caplog.text
+    assert not one.is_due()  # it waits, as after any other
+    times.pass_(AT_LEAST + 1)
+    assert one.is_due()
+    await one.refresh()
+    assert one.response()
+
+
 @requires.tool("openssl")
 async def test_a_renewed_certificate_is_stapled_from_its_first_connection(
     tmp_path: Path, ocsp: Responder, authority: Signer, monkeypatch: pytest.MonkeyPatch

@@ -127,6 +127,18 @@ class StoreContract:
         assert [(s.client, s.name) for s in store.sessions()] == [(MAC, "two")]
         assert store.find((MAC,), 1010.0) is None  # a session can be shortened
 
+    def test_what_is_not_there_is_not_renewed(self, store: SessionStore) -> None:
+        assert not store.renew(session(name="first"))
+        assert store.find((MAC,), 1002.0) is None
+        store.put(session(name="first"))
+        assert store.renew(session(name="second"))
+        found = store.find((MAC,), 1002.0)
+        assert found is not None
+        assert found.name == "second"
+        store.drop(MAC)
+        assert not store.renew(session(name="third"))
+        assert store.find((MAC,), 1002.0) is None
+
     def test_last_seen_never_goes_back(self, store: SessionStore) -> None:
         before = session(idle=60.0)
         store.put(before)

@@ -117,6 +117,30 @@ def test_the_default_is_a_file_in_the_state_directory(
     assert default_store() == path
 
 
+def test_a_user_without_a_home_can_name_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def nobody(_: int) -> object:
+        raise KeyError
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    with pytest.raises(StoreError, match="XDG_STATE_HOME"):
+        default_store()
+    open_store(str(tmp_path / "s.db")).close()
+    assert (tmp_path / "s.db").exists()
+
+
+def test_a_file_may_have_any_name(tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(b"caf\xe9 100%?#.db")
+    store = open_store(str(file))
+    store.put(Session(ClientId("192.0.2.7"), 0.0, 1e9))
+    store.close()
+    assert file.exists()
+    assert not (tmp_path / "caf").exists()
+
+
 def test_the_default_folder_is_made_for_nobody_else(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -14,7 +14,6 @@ from capport.core.client import ClientId, parse_client_id, parts_of
 from capport.core.session import LONGEST
 from capport.gate import Gate
 from capport.policyvalues import duration
-from capport.stores import StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -60,17 +59,7 @@ class Console:
         if not open_ones:
             raise exceptions.CommandError(f"{client} has no session")
 
-        def revoke() -> None:
-            failures: list[StoreError] = []
-            for one in open_ones:
-                try:
-                    gate.revoke(one)
-                except StoreError as error:
-                    failures.append(error)  # that one is in force all the same: now the others
-            if failures:
-                raise failures[0]
-
-        self._work(revoke, f"{client} is revoked")
+        self._work(partial(gate.revoke, *open_ones), f"{client} is revoked")
 
     @command.command("portal.clients")
     def clients(self) -> str:

@@ -91,7 +91,9 @@ class Call(web.RequestHandler):
         if isinstance(error, Problem):
             problem |= {"detail": error.detail} | error.members
         elif isinstance(error, OSError):
-            problem["detail"] = f"{error}; nothing was changed"
+            # A revocation is in force also where it could not be made durable.
+            changed = "" if self.request.method == "DELETE" else "; nothing was changed"
+            problem["detail"] = f"{error}{changed}"
         if isinstance(error, Unauthorized):  # here, for what was set before is gone by now
             self.set_header("WWW-Authenticate", error.challenge)
         if status_code == 405:  # RFC 9110 section 15.5.6

@@ -45,16 +45,24 @@ class GateGrants:
         return self._gate.lacks_mac(client)
 
     async def grant(
-        self, client: Client | ClientId, *, lifetime: float | None, by: str, how: str, name: str
+        self,
+        client: Client | ClientId,
+        *,
+        lifetime: float | None,
+        by: str,
+        how: str,
+        name: str,
+        renews: bool = False,
     ) -> Session:
         """Opens a session, off the event loop, which goes on."""
         under = client.id if isinstance(client, Client) else client
-        grant = partial(self._gate.grant, under, lifetime=lifetime, by=by, how=how, name=name)
+        said = {"by": by, "how": how, "name": name}
+        grant = partial(self._gate.grant, under, lifetime=lifetime, renews=renews, **said)
         return await self._granting.do(grant)
 
-    async def revoke(self, client: ClientId) -> bool:
-        """Ends a session, off the event loop."""
-        return await self._revoking.do(partial(self._gate.revoke, client))
+    async def revoke(self, *clients: ClientId) -> bool:
+        """Ends sessions, off the event loop."""
+        return await self._revoking.do(partial(self._gate.revoke, *clients))
 
     def close(self) -> None:
         """Ends the threads, when what they are at is done."""

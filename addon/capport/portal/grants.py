@@ -33,16 +33,27 @@ class Grants(Protocol):
         """Whether neither session nor policy counts for it, for want of its MAC (`Case`)."""
 
     async def grant(
-        self, client: Client | ClientId, *, lifetime: float | None, by: str, how: str, name: str
+        self,
+        client: Client | ClientId,
+        *,
+        lifetime: float | None,
+        by: str,
+        how: str,
+        name: str,
+        renews: bool = False,
     ) -> Session:
         """Opens or renews a session of `lifetime` seconds (None: as the policy has it).
 
         A Client is filed under its own id. On return the session is durable and every enforcement
-        point has changed. Raises OSError, and changes nothing, where it cannot be made durable.
+        point has changed. Raises OSError, and changes nothing, where it cannot be made durable;
+        LookupError where it `renews` a session that was revoked before its turn came.
         """
 
-    async def revoke(self, client: ClientId) -> bool:
-        """Ends a session and cuts what it had open; whether there was one. Raises OSError."""
+    async def revoke(self, *clients: ClientId) -> bool:
+        """Ends sessions and cuts what they had open; whether there was one.
+
+        Raises OSError where one is not durable; each is over all the same.
+        """
 
     def sessions(self) -> Iterable[Session]:
         """Each session, open or over."""

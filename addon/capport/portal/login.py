@@ -8,11 +8,9 @@ from urllib.parse import urlsplit
 
 from tornado import iostream, web
 
-from capport.core.client import ClientId
 from capport.core.policy import Conditions
 from capport.core.session import Instant, Session
 from capport.portal import passwords, vouchers
-from capport.portal.grants import Standing
 from capport.portal.portal import HASHES_WAITING
 from capport.portal.states import State, StateError, login_url
 from capport.portal.theme import Terms
@@ -110,8 +108,23 @@ class SignIn(Handler):
             await self.portal.grants.grant(
                 client, lifetime=met.lifetime, by=BY, how=how, name=met.name
             )
+            await self.unless_revoked(met)
         self.forget_pages("in")
         self.redirect(self.link("/welcome", state=self.state), status=303)
+
+    async def unless_revoked(self, met: "Met") -> None:
+        """Ends the session where its voucher was revoked since it was used.
+
+        Whoever did so may have looked for the sessions by it before there was this one.
+        """
+        if met.is_revoked is None:
+            return
+        revoked = True  # where it cannot be told, too
+        try:
+            revoked = await self.portal.recorded(met.is_revoked)
+        finally:
+            if revoked:
+                await self.portal.grants.revoke(self.client.id)
 
     async def voucher(self, *, beyond: float) -> "Met | None":
         """The voucher in the form, if it is good for this client.
@@ -125,8 +138,12 @@ class SignIn(Handler):
         if (used := await self.portal.recorded(use)) is None:
             return None
         number, lifetime = used
-        give_back = partial(records.give_back, number, client, at)
-        return Met(lifetime, f"voucher {number}", give_back=give_back)
+        return Met(
+            lifetime,
+            f"voucher {number}",
+            give_back=partial(records.give_back, number, client, at),
+            is_revoked=partial(records.is_revoked, number),
+        )
 
     async def password(self) -> "Met | None":
         """The user in the form, if that is its password. Alike in time if there is no such user."""
@@ -245,13 +262,15 @@ class SignIn(Handler):
 class Met:
     """The conditions are met: for how many seconds, how (besides the terms), and by whom.
 
-    `give_back` undoes what was used up for that, where the session does not come about.
+    `give_back` undoes what was used up for that, where the session does not come about; and
+    `is_revoked` says whether it was ended since.
     """
 
     lifetime: float
     how: str
     name: str = ""
     give_back: Callable[[], None] | None = None
+    is_revoked: Callable[[], bool] | None = None
 
 
 class Online(Handler):
@@ -327,12 +346,8 @@ class SignOut(Handler):
 
     async def post(self) -> None:
         """Ends every session that makes this client known."""
-        stands: Standing = self.standing
-        ended: set[ClientId] = set()
-        while stands.session is not None and stands.session.client not in ended:
-            ended.add(stands.session.client)
-            await self.portal.grants.revoke(stands.session.client)
-            stands = self.standing
+        grants = self.portal.grants
+        await grants.revoke(*(one for one in self.client.ids if grants.find(one)))
         self.forget_pages("out")
         self.redirect(self.link("/signed-out"), status=303)
 

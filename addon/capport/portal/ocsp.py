@@ -89,14 +89,20 @@ def believed(asked: Question, response: bytes, now: datetime) -> Staple:
     Raises OcspError; RevokedError where it is the issuer's word that it is not.
     """
     try:
-        said = ocsp.load_der_ocsp_response(response)
-        if said.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
-            raise OcspError(f"the responder says {said.response_status.name.lower()}")
-        single = next((one for one in said.responses if _is_about(asked, one)), None)
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise (
-            error if isinstance(error, OcspError) else OcspError(f"no response: {error}")
-        ) from error
+        return _believed(asked, response, now)
+    except OcspError:
+        raise
+    # Dates, too, are read only when they are asked for: one of the year 0 is a ValueError then,
+    # and of the year 1, less what clocks may differ by, an OverflowError.
+    except (ValueError, OverflowError, UnsupportedAlgorithm) as error:
+        raise OcspError(f"no response: {error}") from error
+
+
+def _believed(asked: Question, response: bytes, now: datetime) -> Staple:
+    said = ocsp.load_der_ocsp_response(response)
+    if said.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
+        raise OcspError(f"the responder says {said.response_status.name.lower()}")
+    single = next((one for one in said.responses if _is_about(asked, one)), None)
     if single is None:
         raise OcspError("the response is about another certificate")
     if not any(_is_signed(said, signer) for signer in _signers(asked, said, now)):

@@ -19,14 +19,17 @@ def normal_name(text: str) -> str | None:
     """A user's name as it is kept; None where it cannot be one. Case and width do not matter."""
     if len(text) > MAX_NAME:
         return None
-    name = unicodedata.normalize("NFKC", text).casefold().strip()
-    return name if name and name.isprintable() else None
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    name = unicodedata.normalize("NFKC", folded).strip()  # "ΐ" is folded into three characters
+    return name if 0 < len(name) <= MAX_NAME and name.isprintable() else None
 
 
 def hash_password(password: str) -> str:
-    """For the records. 20 ms and 19 MiB. Raises ValueError where it is too long or empty."""
+    """For the records. 20 ms and 19 MiB. Raises ValueError where nobody could enter it."""
     if not 0 < len(password) <= MAX_PASSWORD:
         raise ValueError(f"a password has 1 to {MAX_PASSWORD} characters")
+    if any("\ud800" <= character <= "\udfff" for character in password):
+        raise ValueError("a password is text, and this is not UTF-8")
     return _HASHER.hash(_normal(password))
 
 

@@ -288,6 +288,11 @@ class Records:
             uses = db.execute("SELECT client FROM voucher_use WHERE number = ?", (number,))
             return [ClientId(row[0]) for row in uses]
 
+    def is_revoked(self, number: int) -> bool:
+        """Whether a voucher was ended."""
+        rows = self._rows("SELECT revoked IS NOT NULL FROM voucher WHERE number = ?", (number,))
+        return bool(rows and rows[0][0])
+
     # -- users, tokens -------------------------------------------------------------------------
 
     def put_user(self, name: str, password: str, at: float) -> None:

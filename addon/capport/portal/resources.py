@@ -163,20 +163,24 @@ class OneSession(Call):
         lifetime, name = _lifetime(asked["lifetime"]), _name(asked["name"])
         before = self._there(text)
         left = before.expires - self.grants.now() if lifetime is None else lifetime
-        session = await self.grants.grant(
-            before.client,
-            lifetime=left,
-            by=BY,
-            how=before.how,
-            name=before.name if name is None else name,
-        )
+        try:
+            session = await self.grants.grant(
+                before.client,
+                lifetime=left,
+                by=BY,
+                how=before.how,
+                name=before.name if name is None else name,
+                renews=True,
+            )
+        except LookupError:  # revoked while this waited for the disk
+            raise Problem(404, f"{text[:64]} has no session any more") from None
         self.answer(self.told(session))
 
     async def delete(self, text: str) -> None:
         """Ends each of the client's; answers when nothing of it passes any more."""
         self._there(text)
-        for session in self.grants.sessions_of(self.client(text)):
-            await self.grants.revoke(session.client)
+        sessions = self.grants.sessions_of(self.client(text))
+        await self.grants.revoke(*(session.client for session in sessions))
         self.set_status(204)
 
     def _there(self, text: str) -> Session:

@@ -1,6 +1,8 @@
 """Lines of the log that anyone can bring about: told now and then, so that they never fill it."""
 
 import logging
+import time
+from collections.abc import Callable
 
 RETURNS = 10.0
 """Seconds from one line on a signed return that lets nobody on to the next."""
@@ -26,10 +28,12 @@ class Seldom:
 class SeldomFilter(logging.Filter):
     """Lets through what Tornado says of bytes that are no request, but seldom, and no trifles."""
 
-    def __init__(self) -> None:
+    def __init__(self, steady: Callable[[], float] = time.monotonic) -> None:
+        """`steady`: a record's own time is the wall clock's, which may be set back by years."""
         super().__init__()
+        self._steady = steady
         self._seldom = Seldom(FAULTS)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Called by logging, for each record of the logger's."""
-        return record.levelno >= logging.WARNING and self._seldom.is_due(record.created)
+        return record.levelno >= logging.WARNING and self._seldom.is_due(self._steady())

@@ -83,7 +83,10 @@ class Stapler:
             response = await _ask(self._asked)
             now = self._wall()
             staple = believed(self._asked, response, datetime.fromtimestamp(now, UTC))
-        except OcspError as error:
+        except Exception as fault:
+            # The edge, for what a stranger has sent: whoever waits here shows the certificate, and
+            # would else never show a renewed one again.
+            error = fault if isinstance(fault, OcspError) else OcspError(repr(fault))
             if isinstance(error, RevokedError):
                 self._staple = None
             wait = min(BACK_OFF, AT_LEAST * 2.0 ** min(self._failed, 16))

@@ -2,6 +2,7 @@
 # ruff: noqa: E501, RUF001, S106  (sentences; typographic apostrophes; the word "password")
 
 from dataclasses import dataclass
+from math import ceil
 
 from capport.core.negotiation import Language
 
@@ -104,10 +105,9 @@ class Words:
         return self.time(seconds if seconds < 60 else seconds + 30)
 
     def wait(self, seconds: float) -> str:
-        """As `time`, but to the second where it is short."""
-        return (
-            self._count(max(1, round(seconds)), 3) if seconds < 59.5 else self.time(seconds + 0.5)
-        )
+        """As `time`, but to the second where it is short, else rounded up: sooner is too soon."""
+        whole = max(1, round(seconds))
+        return self._count(whole, 3) if whole < 60 else self.time(ceil(whole / 60) * 60)
 
     def _count(self, count: int, unit: int) -> str:
         return f"{count}\N{NO-BREAK SPACE}{self.units[unit][count != 1]}"

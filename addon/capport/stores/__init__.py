@@ -46,6 +46,9 @@ class SessionStore(Protocol):
         ValueError for a session whose times are no numbers.
         """
 
+    def renew(self, session: Session) -> bool:
+        """The same, where there is one with that id; whether there was: a revoked one stays so."""
+
     def drop(self, client: ClientId) -> bool:
         """Ends a session; whether there was one.
 
@@ -72,10 +75,16 @@ class SessionStore(Protocol):
 def default_store() -> str:
     """Where sessions are kept if nobody says: a file in the user's state directory.
 
-    XDG Base Directory Specification: an empty or relative XDG_STATE_HOME counts as none.
+    XDG Base Directory Specification: an empty or relative XDG_STATE_HOME counts as none. Raises
+    StoreError where the user has no such directory, being in no list of users.
     """
     home = Path(os.environ.get("XDG_STATE_HOME", ""))
-    state = home if home.is_absolute() else Path.home() / ".local" / "state"
+    try:
+        state = home if home.is_absolute() else Path.home() / ".local" / "state"
+    except RuntimeError:
+        raise StoreError(
+            "no file for sessions: this user has no home; name one, or set XDG_STATE_HOME"
+        ) from None
     return str(state / "capport" / "sessions.db")
 
 
@@ -100,7 +109,7 @@ def open_store(
         return MemoryStore()
     from capport.stores.sqlite import SqliteStore
 
-    make_folder = path == Path(default_store())
+    make_folder = _is_default(path)
     return SqliteStore(
         path,
         make=make,
@@ -108,6 +117,13 @@ def open_store(
         start_closed=start_closed,
         about=about,
     )
+
+
+def _is_default(path: Path) -> bool:
+    try:
+        return path == Path(default_store())
+    except StoreError:
+        return False
 
 
 def was_in_use(path: Path) -> bool:

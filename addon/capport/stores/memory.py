@@ -9,6 +9,9 @@ from capport.core.session import Instant, Session, check_times
 from capport.stores import Watcher
 from capport.stores.watchers import Watchers
 
+_FEW = 1000
+"""Sessions that may be over and still be there."""
+
 
 class MemoryStore:
     """A SessionStore that forgets everything when the process ends."""
@@ -17,6 +20,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._sessions: dict[ClientId, Session] = {}
+        self._most = _FEW  # before the next look for those that are over
         self._lock = threading.Lock()
         self._watchers = Watchers()
 
@@ -30,12 +34,24 @@ class MemoryStore:
 
     def put(self, session: Session) -> None:
         """Opens or replaces a session."""
+        self._put(session, renews=False)
+
+    def renew(self, session: Session) -> bool:
+        """Replaces one."""
+        return self._put(session, renews=True)
+
+    def _put(self, session: Session, *, renews: bool) -> bool:
         check_times(session)
         with self._lock:
             before = self._sessions.get(session.client)
+            if renews and before is None:
+                return False
             seen = max(session.last_seen, session.granted, before.last_seen if before else 0.0)
             self._sessions[session.client] = replace(session, last_seen=seen)
+            if len(self._sessions) > self._most:
+                self._clear(session.granted)
         self._watchers.tell(session.client)
+        return True
 
     def drop(self, client: ClientId) -> bool:
         """Ends a session; whether there was one."""
@@ -60,6 +76,12 @@ class MemoryStore:
     def watch(self, watcher: Watcher) -> Callable[[], None]:
         """Has `watcher` called on each change."""
         return self._watchers.add(watcher)
+
+    def _clear(self, now: Instant) -> None:
+        """Forgets who is over, as devices that are made up soon are: there is no end of those."""
+        for client in [one.client for one in self._sessions.values() if not one.is_open(now)]:
+            del self._sessions[client]
+        self._most = 2 * max(_FEW, len(self._sessions))
 
     def close(self) -> None:
         """Forgets everything."""

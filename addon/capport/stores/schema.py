@@ -7,6 +7,7 @@ and no wall clock is asked. Time that passed unwritten before a power cut is giv
 minute at most; time in which the machine was off does not count.
 """
 
+import os
 import sqlite3
 from pathlib import Path
 from urllib.parse import quote
@@ -54,7 +55,7 @@ CHANGE = "INSERT INTO changes (client) VALUES (?)"
 
 def connect(path: Path) -> sqlite3.Connection:
     """A connection to the file at `path`, which must exist: SQLite shall never make it anew."""
-    url = f"file:{quote(str(path))}?mode=rw"
+    url = f"file:{quote(os.fsencode(path))}?mode=rw"
     db = sqlite3.connect(url, uri=True, isolation_level=None, timeout=2, check_same_thread=False)
     try:
         db.execute("PRAGMA trusted_schema = OFF")

@@ -48,6 +48,7 @@ _UPSERT = f"""INSERT INTO sessions ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?
         last_seen = max(last_seen, excluded.last_seen), granted_at = excluded.granted_at,
         granted_by = excluded.granted_by, how = excluded.how, name = excluded.name
 """  # noqa: S608
+_THERE = "SELECT 1 FROM sessions WHERE client = ?"
 
 
 class SqliteStore:
@@ -126,12 +127,11 @@ class SqliteStore:
 
     def put(self, session: Session) -> None:
         """Opens or replaces a session: on the disk, and in force here, on return."""
-        check_times(session)
-        self._fold(PUT_SECONDS)  # or a revocation noted earlier would end this session
-        with self._database.transaction(PUT_SECONDS) as (db, shift):
-            db.execute(_UPSERT, _row(session, shift))
-            db.execute(CHANGE, (session.client,))
-        self._read_back()
+        self._put(session, renews=False)
+
+    def renew(self, session: Session) -> bool:
+        """Replaces one, likewise."""
+        return self._put(session, renews=True)
 
     def drop(self, client: ClientId) -> bool:
         """Ends a session; whether there was one."""
@@ -169,6 +169,17 @@ class SqliteStore:
         self._database.close()
         self._replica.replace({}, 0.0)
         self._watchers.close()
+
+    def _put(self, session: Session, *, renews: bool) -> bool:
+        check_times(session)
+        self._fold(PUT_SECONDS)  # or a revocation noted earlier would end this session
+        with self._database.transaction(PUT_SECONDS) as (db, shift):
+            if renews and not db.execute(_THERE, (session.client,)).fetchone():
+                return False
+            db.execute(_UPSERT, _row(session, shift))
+            db.execute(CHANGE, (session.client,))
+        self._read_back()
+        return True
 
     # --- revoking ---
 
