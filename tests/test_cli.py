@@ -28,6 +28,7 @@ from capport.portal.passwords import is_password
 from capport.portal.records import Records
 from capport.portal.tokens import token_digest
 from capport.stores import SessionStore, open_store
+from portal.authority import an_authority, issued
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 CONSOLE_SCRIPT = str(Path(sys.executable).with_name("capport"))
@@ -277,6 +278,34 @@ def test_nobody_reading_is_quiet(tmp_path: Path) -> None:
     assert (ran.returncode, ran.stderr) == (141, b"")
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_command_does_without_a_stream_that_is_closed(tmp_path: Path, closed: str) -> None:
+    file = tmp_path / "s.db"
+    for what in (f"grant 192.0.2.7 --sessions {file}", f"clients --sessions {file}"):
+        said = subprocess.run(
+            ["sh", "-c", f"exec {CONSOLE_SCRIPT} {what} {closed}"], capture_output=True, check=False
+        )
+        assert (said.returncode, said.stderr) == (0, b"")
+    asks = f"exec {CONSOLE_SCRIPT} user add ada --sessions {file} <&-"
+    said = subprocess.run(["sh", "-c", asks], capture_output=True, check=False)
+    assert said.returncode == 1
+    assert b"1 to 256 characters" in said.stderr
+    wrong = f"exec {CONSOLE_SCRIPT} revoke 192.0.2.9 --sessions {file} 2>&-"
+    assert subprocess.run(["sh", "-c", wrong], stdout=subprocess.PIPE, check=False).stdout == b""
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_what_a_terminal_cannot_show_is_an_escape(tmp_path: Path, encoding: str) -> None:
+    put(tmp_path / "s.db", "192.0.2.7", name="Ж" * 60)
+    policy = os.fsencode(tmp_path) + b"/caf\xe9.yaml"
+    Path(os.fsdecode(policy)).write_text(POLICY)
+    env = os.environ | {"PYTHONIOENCODING": encoding}
+    for command in (["clients", "--sessions", tmp_path / "s.db"], ["check", policy]):
+        ran = subprocess.run([CONSOLE_SCRIPT, *command], capture_output=True, env=env, check=False)
+        assert (ran.returncode, ran.stderr) == (0, b"")
+        assert b"192.0.2.7" in ran.stdout or b"\\udce9.yaml can be used" in ran.stdout
+
+
 # `capport`, but one that waits for long enough to be interrupted.
 PATIENT = """\
 import signal, sys
@@ -454,6 +483,22 @@ def test_explain_says_what_is_closed_to_every_client(
     assert ("closed to every client" in shown) == closed
 
 
+def test_explain_names_the_line_of_a_certificate_that_opens_a_place(
+    here: Capport, tmp_path: Path
+) -> None:
+    issued(tmp_path, an_authority(), "http://ocsp.example.net/")
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(
+        "login_url: https://login.example.net:8511/\n"
+        "login_server:\n  listen: 192.0.2.1:8511\n  certificate: cert.pem\n  key: key.pem\n"
+    )
+    asked = ("explain", str(policy), "--client", "192.0.2.7", "http://ocsp.example.net/")
+    said = json.loads(here(*asked, "--json").out)
+    assert said["verdict"] == "Pass"
+    assert said["decided_by"]["line"] == 4
+    assert f"Decided by {policy}:4\n    certificate: cert.pem" in here(*asked).out
+
+
 def test_explain_is_for_people_too(capport: Capport, policy: str) -> None:
     ran = capport("explain", policy, "--client", "192.0.2.66", "http://a.example/")
     assert ran.status == 0
@@ -577,6 +622,12 @@ def test_the_default_policy_says_nothing_of_sessions() -> None:
     assert policyfile.default().sessions == Sessions()
 
 
+def test_whoever_grants_may_have_any_name(here: Capport, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUDO_USER", os.fsdecode(b"Andr\xe9"))
+    assert here("grant", "192.0.2.7", "--sessions", "s.db").status == 0
+    assert sessions("s.db")["192.0.2.7"].by == r"Andr\udce9"
+
+
 def test_a_second_grant_replaces_the_first(here: Capport) -> None:
     here("grant", "192.0.2.7", "--for", "2h", "--sessions", "s.db")
     here("grant", "192.0.2.7", "--for", "1m", "--sessions", "s.db")
@@ -584,8 +635,11 @@ def test_a_second_grant_replaces_the_first(here: Capport) -> None:
     assert session.expires - session.granted == pytest.approx(60)
 
 
-def test_a_blocked_client_is_not_granted_what_would_be_void(here: Capport, policy: str) -> None:
-    ran = here("grant", "192.0.2.66", "--policy", policy)
+@pytest.mark.parametrize("who", ["192.0.2.66", "::ffff:192.0.2.66", f"{MAC}@192.0.2.66"])
+def test_a_blocked_client_is_not_granted_what_would_be_void(
+    here: Capport, policy: str, who: str
+) -> None:
+    ran = here("grant", who, "--policy", policy)
     assert "192.0.2.66 is blocked by" in ran.error
     assert f"{policy}:4" in ran.error
 
@@ -754,6 +808,15 @@ def test_nobody_is_said_to_be_nobody(here: Capport) -> None:
     assert json.loads(here("clients", "--json").out) == []
 
 
+@pytest.mark.parametrize(
+    "command", ["clients", "grant 192.0.2.7", "revoke 192.0.2.7", "user list", "voucher new"]
+)
+def test_a_name_of_nothing_is_not_the_default_store(here: Capport, command: str) -> None:
+    """As of a shell's variable that is not set."""
+    assert "names no file" in here(*command.split(), "--sessions", "").error
+    assert not Path("state").exists()
+
+
 def test_a_store_that_was_named_has_to_be_there(here: Capport, tmp_path: Path) -> None:
     for more in ((), ("--json",)):
         ran = here("clients", "--sessions", f"{tmp_path}/no/a.db", *more)
@@ -869,6 +932,35 @@ def test_a_user_without_a_password_is_not_added(
     assert "1 to 256 characters" in here("user", "add", "ada", "--sessions", "s.db").error
     assert "is no name" in here("user", "add", "\x1b", "--sessions", "s.db").error
     assert here("user", "list", "--sessions", "s.db").out == ""
+
+
+@pytest.mark.parametrize(
+    ("piped", "why"),
+    [
+        (b"Schl\xfcssel\n", "not utf-8: nothing is changed"),
+        (b"x" * 10_000_000, "1 to 256 characters"),
+    ],
+    ids=["latin-1", "endless"],
+)
+def test_a_password_that_is_none_is_an_error_of_one_line(
+    here: Capport, monkeypatch: pytest.MonkeyPatch, piped: bytes, why: str
+) -> None:
+    source = io.BytesIO(piped)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(source, "utf-8"))
+    assert why in here("user", "add", "ada", "--sessions", "s.db").error
+    assert source.tell() < 100_000
+    assert here("user", "list", "--sessions", "s.db").out == ""
+
+
+def test_a_prompt_that_is_left_is_an_error_of_one_line(
+    here: Capport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def left(_: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("getpass.getpass", left)
+    assert "nothing is changed" in here("user", "add", "ada", "--sessions", "s.db").error
 
 
 def test_a_token_is_shown_once_and_known_by_its_digest(here: Capport) -> None:

@@ -1,6 +1,7 @@
 """The command line: what each command takes, which function does it, and how an error is told."""
 
 import argparse
+import io
 import os
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
@@ -36,6 +37,7 @@ class _Parser(ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status: 0, 1 for a failure told on stderr, 2 for usage."""
+    _see_to_streams()
     try:
         return _run(argv)
     except KeyboardInterrupt:
@@ -44,6 +46,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read has left, as `head` does. Python would complain again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return _PIPE_CLOSED
+
+
+def _see_to_streams() -> None:
+    """Has each standard stream be there, and stdout take whatever is in a name or a path.
+
+    Whoever starts a command may have closed some, and the next files would get their numbers. What
+    the terminal's encoding has no place for (an ellipsis in Latin-1, a file's name that is not
+    UTF-8) is shown as an escape, as on stderr.
+    """
+    for name, how in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), how))
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _run(argv: Sequence[str] | None) -> int:

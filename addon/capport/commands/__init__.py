@@ -41,7 +41,9 @@ def chosen_policy(arguments: Namespace) -> Policy:
 
 def store_url(arguments: Namespace, policy: Policy) -> str:
     """Where sessions are kept, chosen as the addon does: `--sessions`, the policy, the default."""
-    return arguments.sessions or policy.sessions.store or default_store()
+    if arguments.sessions is not None:  # "" is a store that was named, and names no file
+        return str(arguments.sessions)
+    return policy.sessions.store or default_store()
 
 
 def writable_store(url: str, *, about: Collection[Mac | Address] | None = None) -> SessionStore:

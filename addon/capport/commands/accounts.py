@@ -10,15 +10,18 @@ from capport.commands import CommandError, chosen_policy
 from capport.commands.records import records_of, warn_unless_asked
 from capport.core.policy import Conditions
 from capport.portal import tokens
-from capport.portal.passwords import hash_password, normal_name
+from capport.portal.passwords import MAX_PASSWORD, hash_password, normal_name
 
 
 def add_user(arguments: Namespace) -> None:
     """Adds a user, or gives one a new password, which is never an argument: `ps` shows those."""
     name = _name(arguments)
-    password = _asked(name) if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
     try:
-        hashed = hash_password(password)
+        hashed = hash_password(_asked(name) if sys.stdin.isatty() else _piped())
+    except UnicodeDecodeError as error:
+        raise CommandError(f"the password is not {error.encoding}: nothing is changed") from None
+    except EOFError:
+        raise CommandError("no password was typed: nothing is changed") from None
     except ValueError as error:
         raise CommandError(str(error)) from None
     with contextlib.closing(records_of(arguments)) as records:
@@ -72,6 +75,11 @@ def _name(arguments: Namespace) -> str:
     if name is None:
         raise CommandError(f"{arguments.name!r} is no name: 1 to 64 characters that can be shown")
     return name
+
+
+def _piped() -> str:
+    """The first line; no more of it than tells that it is too long."""
+    return sys.stdin.readline(2 * MAX_PASSWORD).rstrip("\r\n")
 
 
 def _asked(name: str) -> str:

@@ -11,7 +11,7 @@ from capport.commands.display import duration
 from capport.core.policy import Limits, Policy
 from capport.policyfile import PolicyError, load_with_warnings
 from capport.problems import visible
-from capport.stores import default_store
+from capport.stores import StoreError, default_store
 
 
 def check(arguments: Namespace) -> None:
@@ -44,7 +44,7 @@ def summary(policy: Policy) -> Iterator[tuple[str, str]]:
     yield "http", f"known: {policy.http_known}"
     sessions = policy.sessions
     idle = f", {duration(sessions.idle)} without traffic" if sessions.idle is not None else ""
-    yield "sessions", f"{duration(sessions.lifetime)}{idle}, in {sessions.store or default_store()}"
+    yield "sessions", f"{duration(sessions.lifetime)}{idle}, {_store(policy)}"
     yield "limits", ", ".join(_limits(policy.limits)) or "none"
     yield "probes", policy.probes
     if router := policy.router:
@@ -52,6 +52,13 @@ def summary(policy: Policy) -> Iterator[tuple[str, str]]:
             "router",
             f"clients at {router.client_interface}, origins at {router.origin_interface}",
         )
+
+
+def _store(policy: Policy) -> str:
+    try:
+        return f"in {policy.sessions.store or default_store()}"
+    except StoreError as error:  # of this user here; the portal's may have one
+        return str(error)
 
 
 def _clients(policy: Policy) -> str:

@@ -31,7 +31,7 @@ def clients(arguments: Namespace) -> None:
     """
     policy = chosen_policy(arguments)
     store = existing_store(store_url(arguments, policy))
-    if store is None and arguments.sessions:
+    if store is None and arguments.sessions is not None:
         raise CommandError(
             f"there is no {arguments.sessions}; name the portal's store, or leave --sessions out"
             " for that of --policy or the default one"

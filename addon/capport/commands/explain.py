@@ -127,11 +127,11 @@ def _session(
     """The client's session, and a word on where it was sought. A store that was named must open."""
     if policy.clients.find(client) is not None:
         return None, "not asked for: a client rule decides"
-    url = given or policy.sessions.store or default_store()
     try:
+        url = policy.sessions.store or default_store() if given is None else given
         store = existing_store(url, about=[client.address, *filter(None, [client.mac])])
     except (StoreError, CommandError) as error:
-        if given:
+        if given is not None:
             raise
         return None, f"not asked for: {error}"
     if store is None:
@@ -144,15 +144,18 @@ def _session(
 
 def _line_of(found: Explanation, policy: Policy) -> Line | None:
     """The line of the policy, or of a file it names, that decided."""
+    keys = found.keys
     if found.where is not None:
         file, _, number = found.where.rpartition(":")
-        return _line(file, int(number))
+        if number.isdecimal():
+            return _line(file, int(number))
+        keys = ("login_server.certificate",)  # it names the place, and is no text with lines
     if policy.file is None:
         return None
     with contextlib.suppress(PolicyError):  # it was changed or removed since it was read
         text = read_text(Path(policy.file))
         root = read_tree(text, findings := Findings(policy.file, text))
-        for key in found.keys:
+        for key in keys:
             node, at = root, None
             for part in key.split("."):
                 if not isinstance(node, Fields) or part not in node.fields:

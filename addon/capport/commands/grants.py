@@ -147,9 +147,11 @@ def _neighbours() -> dict[Address, Mac]:
 def _refuse_blocked(client: ClientId, present: list[Client], policy: Policy) -> None:
     """Raises CommandError where the policy's word on the client would make a session void."""
     mac, address = parts_of(client)
-    subject = mac or address
-    assert subject is not None
-    rules = [policy.clients.find(who) for who in present] or [policy.clients.covering(subject)]
+    rules = [policy.clients.find(who) for who in present]
+    if not rules and address is not None:
+        rules = [policy.clients.find(Client(address, mac))]
+    elif not rules and mac is not None:
+        rules = [policy.clients.covering(mac)]
     for rule in rules:
         if rule is None or rule.access is not Access.BLOCKED:
             return
@@ -178,6 +180,7 @@ def _by_address(client: Client) -> tuple[int, int]:
 def _whoever_this_is() -> str:
     """The person behind sudo, where there is one; a number where the user has no name."""
     try:
-        return os.environ.get("SUDO_USER") or getpass.getuser()
+        name = os.environ.get("SUDO_USER") or getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())
+    return name.encode(errors="backslashreplace").decode()  # of the environment: any bytes
