@@ -18,7 +18,8 @@ class Follower:
     made: ClassVar[list["Follower"]] = []
     fails: ClassVar[bool] = False
 
-    def __init__(self, *_: object, **__: object) -> None:
+    def __init__(self, *given: object, **_: object) -> None:
+        self.given = given
         self.started = self.closed = 0
         self.made.append(self)
 
@@ -62,6 +63,15 @@ async def test_policies_in_quick_succession_are_followed_by_one(
     async with portal() as it:
         await become_a_router(it, times=3)
     assert [(one.started, one.closed) for one in followers] == [(1, 1)] * 3
+
+
+async def test_the_garden_is_looked_up_again_when_the_table_is_another(
+    portal: StartPortal, followers: list[Follower]
+) -> None:
+    async with portal() as it:
+        await become_a_router(it)
+    _, garden, keeper = followers
+    assert garden.again in keeper.given
 
 
 async def test_what_had_begun_is_closed_where_the_rest_cannot(

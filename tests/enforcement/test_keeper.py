@@ -41,13 +41,23 @@ def told() -> list[str]:
 
 
 @pytest.fixture
-def known(lab: Lab) -> Iterator[KnownSet]:
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+def grant(store: MemoryStore, who: str, seconds: float) -> ClientId:
+    client, now = parse_client_id(who), clock.now()
+    store.put(Session(client, now, now + seconds, None, last_seen=now))
+    return client
+
+
+@pytest.fixture
+def known(lab: Lab, store: MemoryStore) -> Iterator[KnownSet]:
     """The rules, with the first client known."""
     with suppress(RulesError):
         lab.rules.run("delete table inet firewall\n")
     nftables.up(lab.policy, proxy_ports=(8080, 8082), rules=lab.rules)
-    store, now = MemoryStore(), clock.now()
-    store.put(Session(parse_client_id(lab.client.mac), now, now + 3600, None, last_seen=now))
+    grant(store, lab.client.mac, 3600)
     following = lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
     lab.router.call(following.start)
     following.update([ClientId(lab.client.mac)])
@@ -85,6 +95,48 @@ def test_rules_that_somebody_takes_away_are_back_at_once_with_who_is_known(
     assert reaches(lab, 0)
     assert not reaches(lab, 1)
     assert told[0] == "table inet capport was taken away by somebody, and is back"
+
+
+def macs(lab: Lab) -> dict[str, float]:
+    """Who has a session by its MAC, in the kernel, and for how many seconds more."""
+    return dict(nftables.listed(lab.rules, "macs"))
+
+
+def test_what_changes_while_a_command_puts_the_rules_up_is_in_force_when_it_has(
+    lab: Lab, store: MemoryStore, known: KnownSet, keeper: RulesKeeper
+) -> None:
+    """`capport router up` has a list of who is known, of a moment before its rules are there."""
+    revoked, prolonged, granted = "02:00:00:00:00:a1", "02:00:00:00:00:a2", "02:00:00:00:00:a3"
+    known.update([grant(store, revoked, 3600), grant(store, prolonged, 60)])
+    lists = lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours).commands()
+    store.drop(ClientId(revoked))
+    changed = [grant(store, prolonged, 3600), grant(store, granted, 3600)]
+    known.update([ClientId(revoked), *changed])
+    nftables.up(lab.policy, proxy_ports=(8080, 8082), elements=lists, rules=lab.rules)
+    wait_for(lambda: macs(lab).keys() == {lab.client.mac, prolonged, granted})
+    wait_for(lambda: macs(lab)[prolonged] > 600)
+
+
+def test_the_garden_is_looked_up_at_once_where_the_table_is_another(
+    lab: Lab, known: KnownSet
+) -> None:
+    tables: list[int | None] = []
+
+    def anew() -> None:
+        tables.append(nftables.handle(lab.rules))
+
+    keeper = lab.router.call(RulesKeeper, known, lambda said: None, anew)
+    lab.router.call(keeper.start)
+    try:
+        assert tables == []
+        lab.rules.run("flush ruleset\n")
+        wait_for(lambda: tables)
+        nftables.down(rules=lab.rules)
+        nftables.up(lab.policy, rules=lab.rules)
+        table = nftables.handle(lab.rules)
+        wait_for(lambda: tables[-1] == table)
+    finally:
+        keeper.close()
 
 
 def test_a_fault_of_ours_does_not_end_the_keeping(

@@ -207,7 +207,7 @@ class Alongside:
             self._kernel.callback(known.close)
             garden = GardenFollower(lambda: gate.policy)
             self._kernel.callback(garden.close)
-            keeper = RulesKeeper(known, self._put_back)
+            keeper = RulesKeeper(known, self._put_back, garden.again)
             self._kernel.callback(keeper.close)
             for follower in (known, garden, keeper):
                 await asyncio.to_thread(follower.start)

@@ -55,7 +55,7 @@ class GardenFollower:
         self._thread.start()
 
     def again(self) -> None:
-        """Looks the names up now: the policy is another."""
+        """Looks the names up now: the policy is another, or the table."""
         self._wake.set()
 
     def close(self) -> None:

@@ -4,6 +4,9 @@ The kernel tells of every change to its tables (NFNLGRP_NFTABLES). Only `nftable
 away to stay away, and says so with its last breath. From a flush until the rules are back, the
 router forwards whatever its other tables let through: 6 to 10 ms (measured). What others change
 also decides whether known clients' traffic may go untracked.
+
+`capport router up` puts a table in this one's place, with who was known when it looked: a grant or
+a revocation of that instant is not in it. So a table that is new is compared with the sessions.
 """
 
 import errno
@@ -35,13 +38,18 @@ _ENDED = f"{nftables.TABLE.split()[1]}\0".encode(), f"{nftables.ENDED}\0".encode
 class RulesKeeper:
     """Follows the tables of the network namespace it is made in, from `start` to `close`.
 
-    `told` gets a sentence, on a thread of ours, each time the rules had to be put back. Raises
-    OSError where there is no netlink, or no libnftables.
+    `told` gets a sentence, on a thread of ours, each time the rules had to be put back; `anew` is
+    called there when the table is a new one, whoever's. Raises OSError where there is no netlink,
+    or no libnftables.
     """
 
-    def __init__(self, known: KnownSet, told: Callable[[str], None]) -> None:
+    def __init__(
+        self, known: KnownSet, told: Callable[[str], None], anew: Callable[[], None] = lambda: None
+    ) -> None:
         self._known = known
         self._told = told
+        self._anew = anew
+        self._table: int | None = None  # whose elements are known to be right
         self._rules = Nftables()
         self._ports: tuple[int, ...] | None = None  # of our rules, while they are to be there
         self._failing = False
@@ -117,9 +125,14 @@ class RulesKeeper:
             self._failing = False
 
     def _put_right(self) -> None:
+        table = nftables.handle(self._rules)  # first: one that comes now is news
         state = nftables.in_force(self._rules)
         if state is not None:
             self._ports = state.proxy_ports
+            if table != self._table and self._thread.ident is not None:
+                self._known.resync()  # as `KnownSet.start` has just done, before there is a thread
+                self._anew()
+            self._table = table
             if state.tracked != nftables.others_may_track(self._rules):
                 self._known.apply(self._ports, again=True)
         elif self._ports is not None and not self._was_meant():

@@ -31,6 +31,7 @@ RULE_LEASE = 86_400.0  # seconds an element lasts that is there by a client rule
 IDLE_GRACE = 5.0  # seconds longer in the kernel, where the end is put off later than here
 TRAFFIC = 10.0  # seconds between readings of the elements' counters, at most
 RESYNC = 300.0  # seconds between comparisons with what the kernel has
+SLACK = 5.0  # seconds by which the kernel may have another end than we: a listing takes its time
 RETRY = 1.0  # seconds after something failed
 ADDRESSES = 64  # of one MAC at a time; a device with privacy addresses has some ten
 
@@ -128,8 +129,10 @@ class KnownSet:
         with self._lock:
             mine = {element.place for element in self._elements}
             for element in self._elements:
-                if element.place not in found:
+                there = found.get(element.place)
+                if there is None or abs(there.lapses - element.lapses) > SLACK:
                     self._elements.forget(element)
+                    mine.discard(element.place)
             strays = []
             for place, element in found.items():
                 if place in mine:
@@ -137,7 +140,7 @@ class KnownSet:
                 if element.key in self._elements:
                     strays.append(place)
                 else:
-                    self._elements.file(element)
+                    self._elements.file(replace(element, lapses=0.0))  # renewed, if it stays
             self._remove(strays)
             self._settle([*self._everybody()])
 
@@ -357,14 +360,15 @@ class KnownSet:
     def _in_kernel(self) -> dict[tuple[str, str], Element]:
         found: dict[tuple[str, str], Element] = {}
         for name in ALL_SETS:
-            for text, _ in nftables.listed(self._listing, name):
+            now = self._now()
+            for text, left in nftables.listed(self._listing, name):
                 if name == "macs":
                     mac = parse_mac(text)
-                    found[name, text] = Element(mac, mac)
+                    found[name, text] = Element(mac, mac, lapses=now + left)
                     continue
                 address, _, pair = text.partition(" . ")
-                element = Element(parse_address(address), parse_mac(pair) if pair else None)
-                found[name, text] = element
+                bound = parse_mac(pair) if pair else None
+                found[name, text] = Element(parse_address(address), bound, lapses=now + left)
         return found
 
     def _added(self, element: Element) -> Iterator[str]:

@@ -92,6 +92,15 @@ def in_force(rules: Nftables) -> InForce | None:
     return InForce(tuple(map(int, found[1].split())), found[2] is None) if found else None
 
 
+def handle(rules: Nftables) -> int | None:
+    """The kernel's number for the table: one that has taken its place has another."""
+    for item in rules.ask("list tables"):
+        table = item.get("table", {})
+        if f"{table.get('family')} {table.get('name')}" == TABLE:
+            return int(table["handle"])
+    return None
+
+
 def others_may_track(rules: Nftables) -> bool:
     """Whether there are rules beside ours, which may then translate addresses or go by states.
 
