@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import resource
 import signal
 import socket
 import subprocess
@@ -159,3 +160,22 @@ def test_the_appliance_carries_only_what_a_portal_needs() -> None:
         "MapRemote",
         "KeepServing",
     }
+
+
+def test_a_moment_without_descriptors_does_not_end_what_systemd_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What ended it would have systemd end a portal that serves."""
+    path = str(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(path)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            appliance_module._tell_systemd("WATCHDOG=1")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert "systemd was not told WATCHDOG=1" in caplog.text
+        appliance_module._tell_systemd("WATCHDOG=1")
+        assert told.recv(100) == b"WATCHDOG=1"

@@ -47,6 +47,23 @@ def test_a_session_is_told_when_it_opens_and_when_it_is_revoked(tmp_path: Path) 
     assert revoked["event"] == "revoked"
 
 
+def test_whoever_signs_in_and_out_all_the_time_is_looked_at_once(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    for _ in range(100):
+        house.grant(3600)
+        house.revoke()
+        house.now += 1
+    assert len(house.ledger._looks) == 1
+    house.grant(3600)
+    house.now += 3599
+    assert house.ledger.ended() == []
+    house.now += 1
+    assert house.ledger.ended() == [CLIENT]
+    assert not house.ledger._looks
+    assert not house.ledger._look
+    assert [line["event"] for line in house.told()].count("expired") == 1
+
+
 def test_a_session_that_ends_by_itself_has_expired(tmp_path: Path) -> None:
     house = House(tmp_path)
     house.grant(60)

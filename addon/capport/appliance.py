@@ -85,12 +85,12 @@ def _tell_systemd(state: str) -> None:
     if not path:
         return
     address = "\0" + path[1:] if path.startswith("@") else path
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as telling:
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as telling:
             telling.sendto(state.encode(), address)
-        except OSError as error:
-            # Whoever supervises us acts on the silence; the portal serves all the same.
-            logger.warning(f"systemd was not told {state}: {path}: {error.strerror}")
+    except OSError as error:  # it has no descriptor left, for one
+        # Whoever supervises us acts on the silence; the portal serves all the same.
+        logger.warning(f"systemd was not told {state}: {path}: {error.strerror}")
 
 
 class _ToJournal(logging.Formatter):

@@ -1,6 +1,7 @@
 """Which sessions were opened and which have ended, told as events, whichever process did it."""
 
 import heapq
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,15 +17,10 @@ FRESH = 5.0  # seconds: a session that we did not know of and that is older was 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """When a session ends at the latest, when if nothing more is heard, and when it is looked at.
-
-    That is at `look` and no later than `ends`, which traffic puts off: a look costs less than to
-    keep one for each time that it was put off.
-    """
+    """When a session ends at the latest, and when if nothing more is heard."""
 
     expires: Instant
     ends: Instant
-    look: Instant
 
 
 class Ledger:
@@ -43,6 +39,7 @@ class Ledger:
         self._entries: dict[ClientId, _Entry] = {}
         self._gone: OrderedDict[ClientId, None] = OrderedDict()
         self._looks: list[tuple[Instant, ClientId]] = []
+        self._look: dict[ClientId, Instant] = {}  # the one of those that counts
 
     def changed(self, client: ClientId) -> None:
         """The store's word that something about `client` has changed."""
@@ -59,10 +56,7 @@ class Ledger:
             self._events().write("expired" if over else "revoked", client)
             return
         self._gone.pop(client, None)
-        if before is not None and before.look <= session.ends:
-            self._entries[client] = _Entry(session.expires, session.ends, before.look)
-        else:
-            self._file(session)
+        self._file(session)
         if before is None and now - session.granted > FRESH:
             return  # only a touch that was written back
         if before is None or before.expires != session.expires:
@@ -73,9 +67,11 @@ class Ledger:
         now, over = self._now(), []
         while self._looks and self._looks[0][0] <= now:
             look, client = heapq.heappop(self._looks)
-            entry = self._entries.get(client)
-            if entry is None or entry.look != look:
-                continue  # revoked, or granted anew
+            if self._look.get(client) != look:
+                continue  # there was an earlier one
+            del self._look[client]
+            if client not in self._entries:
+                continue  # revoked
             session = self._store.find((client,), now)
             if session is None:
                 del self._entries[client]
@@ -86,8 +82,15 @@ class Ledger:
         return over
 
     def _file(self, session: Session) -> None:
-        self._entries[session.client] = _Entry(session.expires, session.ends, session.ends)
-        heapq.heappush(self._looks, (session.ends, session.client))
+        """Has it looked at no later than it ends.
+
+        Once: traffic puts that off, people sign out and in, and who looks too early looks again.
+        """
+        client = session.client
+        self._entries[client] = _Entry(session.expires, session.ends)
+        if session.ends < self._look.get(client, math.inf):
+            self._look[client] = session.ends
+            heapq.heappush(self._looks, (session.ends, client))
 
     def _tell_granted(self, session: Session, now: Instant) -> None:
         self._events().write(

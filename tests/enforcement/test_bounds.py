@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from conftest import SOON, Origin, StartPortal, one_answer
+from capport.core.client import Address
+from capport.core.place import Host
+from capport.enforcement import connections
+from conftest import SOON, Origin, Portal, StartPortal, one_answer
 from enforcement.mitmdump import SCRIPT, Process, policy, started
-from enforcement.wire import Streams, answers, reset, say, until
+from enforcement.wire import GARDEN, Names, Streams, answers, garden, reset, say, until
 
 MB = 1024 * 1024
 ADDON = Path(__file__).resolve().parents[2] / "addon"
@@ -365,3 +368,51 @@ async def test_one_client_cannot_have_all_the_connections(
         assert b" 511 " in await say(other, GET)
         for _, each in clients:
             each.close()
+
+
+class SlowNames(Names):
+    """Names that resolve once it is said."""
+
+    def __init__(self, names: dict[str, str]) -> None:
+        super().__init__(names)
+        self.now = asyncio.Event()
+
+    async def resolve(self, host: Host) -> list[Address]:
+        await self.now.wait()
+        return await super().resolve(host)
+
+
+@pytest.mark.parametrize("who", ["known", "unknown"])
+async def test_little_is_kept_of_what_waits_for_a_connection(
+    portal: StartPortal, origin: Origin, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    """mitmproxy keeps all of it, and a host that is down takes two minutes to be given up."""
+    monkeypatch.setattr(connections, "PATIENCE", 10 * SOON)
+    body = b"x" * 6 * MB
+    place = f"{GARDEN}:{origin.port}"
+    head = f"PUT http://{place}/ HTTP/1.1\r\nHost: {place}\r\nContent-Length: {len(body)}\r\n\r\n"
+    async with portal(garden(place)) as it:
+        it.keeper.addresses = names = SlowNames({GARDEN: "127.0.0.1"})
+        if who == "known":
+            it.grant("127.0.0.1")
+        reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+        writer.write(head.encode() + body)
+        sending = asyncio.create_task(writer.drain())
+        (entry,) = await opened(it)
+        await until(lambda: entry.kept > connections.MOST_KEPT)
+        await asyncio.sleep(0.3)  # in which all of it would have been read
+        assert entry.kept <= connections.MOST_KEPT + 65536
+        names.now.set()
+        await until(lambda: len(origin.received) >= len(body))
+        assert origin.received.endswith(body)
+        assert b" 200 " in await one_answer(reader)
+        assert entry.kept == 0
+        await sending
+        writer.close()
+
+
+async def opened(it: Portal) -> list[connections.Open]:
+    """The connections that are open, once there are any."""
+    entries = it.keeper.connections._open
+    await until(lambda: bool(entries))
+    return list(entries.values())

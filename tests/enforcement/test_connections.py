@@ -7,9 +7,10 @@ from mitmproxy import connection
 from capport.core.client import Client, parse_address
 from capport.core.place import Place
 from capport.core.policy import Policy
-from capport.enforcement.connections import Connections
+from capport.enforcement.connections import GARDEN, Connections
 from capport.gate import Gate
 from capport.stores.memory import MemoryStore
+from enforcement.wire import later
 
 CLIENT = Client(parse_address("192.0.2.7"))
 
@@ -35,6 +36,22 @@ async def test_a_port_that_is_used_again_is_another_connection() -> None:
     books.closed(second)
     assert len(books) == 0
     await asyncio.sleep(0)
+
+
+async def test_the_hour_in_the_garden_begins_anew_for_who_could_go_anywhere_meanwhile() -> None:
+    """Who signs out on a connection that is older still hears the answer."""
+    books, conn = Connections(gate(), lambda _: None), connect()
+    books.opened(conn, CLIENT)
+    (entry,) = books._open.values()
+    books.let_through(conn, books.gate.policy.login_place)
+    books.let_through(conn, None)
+    later(2 * GARDEN)
+    books.let_through(conn, books.gate.policy.login_place)
+    await asyncio.sleep(0)
+    assert not entry.over
+    assert entry.leaves is not None
+    assert entry.leaves > asyncio.get_running_loop().time()
+    books.closed(conn)
 
 
 async def test_nothing_is_kept_of_a_connection_that_has_ended() -> None:

@@ -11,6 +11,7 @@ import pytest
 from capport.enforcement import connections
 from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
 from enforcement.wire import (
+    GARDEN,
     OUTSIDE,
     WAYS,
     Dialled,
@@ -526,3 +527,33 @@ async def test_an_answer_has_the_time_in_it_where_there_is_a_clock(
         (answer,) = answers(await it.ask(request_))
         assert (answer.status, "date" in answer.fields) == (status, False)
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("who", ["known", "unknown"])
+async def test_an_answer_with_trailers_arrives_whole(
+    portal: StartPortal, origin: Origin, dialled: Dialled, who: str
+) -> None:
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"
+    origin.answer = chunked + b"\r\n5\r\nhello\r\n0\r\nX-Checksum: 1\r\n\r\n"
+    dialled("127.0.0.1", origin.port)
+    place = f"{GARDEN}:{origin.port}"
+    request = f"GET / HTTP/1.1\r\nHost: {place}\r\nConnection: close\r\n\r\n".encode()
+    async with portal(garden(place), mode="transparent") as it:
+        with_names(it, GARDEN)
+        if who == "known":
+            it.grant("127.0.0.1")
+        answer = await it.talk(request)
+        assert answer.startswith(chunked)
+        assert answer.endswith(b"\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
+
+
+async def test_a_known_clients_request_with_trailers_is_answered(
+    portal: StartPortal, origin: Origin, dialled: Dialled
+) -> None:
+    dialled("127.0.0.1", origin.port)
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with portal(mode="transparent") as it:
+        it.grant("127.0.0.1")
+        answer = await it.ask(head + b"5\r\nhello\r\n0\r\nX-Checksum: 1\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200 ")
+    assert origin.received.endswith(b"\r\n\r\n5\r\nhello\r\n0\r\n\r\n")

@@ -1,6 +1,7 @@
 """HTTP inside the TLS that `tls.unknown: intercept` opens: each stream is decided on its own."""
 
 import asyncio
+import gc
 import json
 import ssl
 import time
@@ -311,6 +312,110 @@ async def test_a_garden_that_is_down_costs_the_stream_and_not_the_connection(
         assert (await client.answer(client.ask())).status == 511
         await client.close()
     assert origin.connections == 0
+
+
+HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: hidden.example.net\r\n\r\n"
+
+
+async def test_an_http1_origin_reads_a_body_without_a_length_as_a_body(
+    portal: StartPortal, secure_origin: Origin, dialled: Dialled
+) -> None:
+    """HTTP/2 needs no Content-Length: to the origin, the body would be the next request."""
+    dialled("127.0.0.2", secure_origin.port)
+    place = f"{GARDEN}:{secure_origin.port}"
+    async with portal(INTERCEPT + garden(place), mode="transparent", ssl_insecure=True) as it:
+        with_names(it, GARDEN)
+        client = await tls(it, "h2")
+        stream = client.ask(method="POST", authority=place, ends=False)
+        client.send(stream, HIDDEN, ends=True)
+        assert (await client.answer(stream)).status == 200
+        whole = b"\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(HIDDEN), HIDDEN)
+        await until(lambda: secure_origin.received.endswith(whole))
+        assert b"\r\ntransfer-encoding: chunked" in secure_origin.heads[0]
+        await client.close()
+
+
+async def test_a_length_without_its_body_takes_nothing_of_the_next_request(
+    portal: StartPortal, secure_origin: Origin, dialled: Dialled
+) -> None:
+    dialled("127.0.0.2", secure_origin.port)
+    place = f"{GARDEN}:{secure_origin.port}"
+    async with portal(INTERCEPT + garden(place), mode="transparent", ssl_insecure=True) as it:
+        with_names(it, GARDEN)
+        client = await tls(it, "h2")
+        for fields in [("content-length", "40")], []:
+            stream = client.ask(*fields, method="POST", authority=place)
+            assert (await client.answer(stream)).status == 200
+        await client.close()
+    assert secure_origin.connections == 2
+    assert all(b"\r\nconnection: close" in head for head in secure_origin.heads)
+
+
+async def test_what_is_no_head_in_http1_does_not_go_on_as_one(
+    portal: StartPortal, secure_origin: Origin, dialled: Dialled
+) -> None:
+    dialled("127.0.0.2", secure_origin.port)
+    place = f"{GARDEN}:{secure_origin.port}"
+    odd: list[tuple[Fields, dict[str, Any]]] = [
+        ([], {"method": "GET http://hidden.example.net/ HTTP/1.1 X"}),
+        ([], {"method": ""}),
+        ([], {"path": "/ HTTP/1.0"}),
+        ([], {"path": "/\tHTTP/1.0"}),
+        ([("x", "a\x01b")], {}),
+        ([("x", "a\x7fb")], {}),
+    ]
+    async with portal(INTERCEPT + garden(place), mode="transparent", ssl_insecure=True) as it:
+        with_names(it, GARDEN)
+        client = await tls(it, "h2")
+        for fields, pseudo in odd:
+            answer = await client.answer(client.ask(*fields, authority=place, **pseudo))
+            assert (answer.status, answer.fields["cache-control"]) == (400, "no-store"), pseudo
+        assert secure_origin.connections == 0
+        assert (await client.answer(client.ask(authority=place, path="/é"))).status == 200
+        await client.close()
+
+
+async def test_trailers_to_an_http1_origin_cost_nothing_but_themselves(
+    portal: StartPortal, secure_origin: Origin, dialled: Dialled
+) -> None:
+    dialled("127.0.0.2", secure_origin.port)
+    place = f"{GARDEN}:{secure_origin.port}"
+    async with portal(INTERCEPT + garden(place), mode="transparent", ssl_insecure=True) as it:
+        with_names(it, GARDEN)
+        client = await tls(it, "h2")
+        stream = client.ask(method="POST", authority=place, ends=False)
+        client.send(stream, b"hello")
+        client.h2.send_headers(1, [("x-checksum", "1")], end_stream=True)
+        client.flush()
+        assert (await client.answer(stream)).status == 200
+        assert stream.ended
+        await until(lambda: secure_origin.received.endswith(b"\r\n5\r\nhello\r\n0\r\n\r\n"))
+        assert (await client.answer(client.ask())).status == 511  # the others go on
+        assert it.keeper.gate.events.counts.get("fault") is None
+        await client.close()
+
+
+async def test_nothing_is_kept_of_what_waited_for_a_garden_that_is_busy(
+    portal: StartPortal, secure_origin: Origin, dialled: Dialled
+) -> None:
+    dialled("127.0.0.2", secure_origin.port)
+    secure_origin.answer = b""
+    place = f"{GARDEN}:{secure_origin.port}"
+    async with portal(INTERCEPT + garden(place), mode="transparent", ssl_insecure=True) as it:
+        with_names(it, GARDEN)
+        client = await tls(it, "h2")
+        for _ in range(20):
+            client.ask(authority=place)
+        named = it.keeper.dialling._named
+        await until(lambda: len(named) > 10)  # mitmproxy opens five at a time
+        await client.close()
+        await until(lambda: not it.keeper.connections and not secure_origin.open)
+
+        def is_forgotten() -> bool:
+            gc.collect()
+            return not named
+
+        await until(is_forgotten)
 
 
 async def test_http1_inside_tls_is_answered_in_the_same_way(

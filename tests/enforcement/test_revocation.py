@@ -11,10 +11,11 @@ import pytest
 from capport.enforcement import connections
 from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
 from enforcement.hellos import over_tls
+from enforcement.test_http2 import INTERCEPT, secure_origin, tls
 from enforcement.test_tls import TlsOrigin, connected, secure
-from enforcement.wire import Dialled, Streams, until
+from enforcement.wire import GARDEN, OUTSIDE, Dialled, Streams, garden, until, with_names
 
-__all__ = ["secure"]  # a fixture
+__all__ = ["secure", "secure_origin"]  # fixtures
 
 type Opened = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -130,6 +131,34 @@ async def test_a_tunnel_ends_with_the_session(
         end(it, how)
         await until_closed(streams[0])
         streams[1].close()
+
+
+@pytest.mark.parametrize("how", ["revoked", "the garden is less"])
+async def test_a_stream_to_the_login_server_keeps_no_other_open(
+    portal: StartPortal, secure_origin: Origin, dialled: Dialled, tmp_path: Path, how: str
+) -> None:
+    dialled("127.0.0.1", secure_origin.port)
+    login, place = (f"{name}:{secure_origin.port}" for name in ("login.example.net", GARDEN))
+    policy = f"login_url: https://{login}/\n{INTERCEPT}"
+    async with portal(policy + garden(place), mode="transparent", ssl_insecure=True) as it:
+        with_names(it, GARDEN)
+        client = await tls(it, "h2")
+        assert (await client.answer(client.ask(authority=place))).status == 200
+        if how == "revoked":
+            it.grant("127.0.0.1")
+            place = f"{OUTSIDE}:{secure_origin.port}"
+        secure_origin.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\nbegun"
+        download = client.ask(authority=place)
+        await until(lambda: download.status == 200)
+        assert (await client.answer(client.ask(authority=login))).status == 502  # no such name
+        assert not download.ended
+        if how == "revoked":
+            it.revoke("127.0.0.1")
+        else:
+            (tmp_path / "policy.yaml").write_text(policy)
+        await until(lambda: client.gone)
+        await until(lambda: not secure_origin.open)
+        await client.close()
 
 
 async def test_a_session_that_is_extended_cuts_nothing(

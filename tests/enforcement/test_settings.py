@@ -37,6 +37,8 @@ OPENING: list[tuple[str, Any, str]] = [
     ("portal_api", "127.0.0.1:8512", "set portal_api 127.0.0.1:8512"),
     ("portal_events", "/no/such/folder/events", "set portal_events /no/such/folder/events"),
     ("portal_policy", "/no/such/policy.yaml", "set portal_policy /no/such/policy.yaml"),
+    ("portal_events", "~no-such-user/events", "set portal_events ~no-such-user/events"),
+    ("portal_policy", "~no-such-user/x.yaml", "set portal_policy ~no-such-user/x.yaml"),
 ]
 
 

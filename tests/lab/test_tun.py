@@ -1,11 +1,15 @@
 """Mode tun: a client's packets, all of them, UDP and QUIC too, go to mitmproxy."""
 
+import socket
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
 
 import requires
 from lab.namespaces import Namespace, end, namespaces, veth, wait_for
@@ -15,18 +19,21 @@ pytestmark = [pytest.mark.lab, requires.namespaces(), requires.tool("curl")]
 MITMDUMP = Path(sys.executable).with_name("mitmdump")
 SCRIPT = Path(__file__).parents[2] / "addon" / "captive_portal.py"
 HTTP3 = Path(__file__).with_name("http3.py")
-OUTSIDE = "198.51.100.2"  # nobody is there: whatever left would be seen on the router's other side
+OUTSIDE = "198.51.100.2"
 
 
 @contextmanager
-def tun(folder: Path, policy: str) -> Iterator[Namespace]:
-    """A client behind a router that has everything of it go into the portal's tun."""
+def tun(folder: Path, policy: str) -> Iterator[tuple[Namespace, Namespace]]:
+    """A client behind a router that has everything of it go into the portal's tun; an origin."""
     (folder / "policy.yaml").write_text(f"login_url: https://login.example.net/\n{policy}")
-    with namespaces("tunclient", "tunrouter") as (client, router):
+    with namespaces("tunclient", "tunrouter", "tunorigin") as (client, router, origin):
         veth(client, "eth0", router, "lan")
+        veth(origin, "eth0", router, "wan")
         client.ip("address add 192.0.2.7/24 dev eth0", "link set eth0 up")
         client.ip("route add default via 192.0.2.1")
+        origin.ip(f"address add {OUTSIDE}/24 dev eth0", "link set eth0 up")
         router.ip("address add 192.0.2.1/24 dev lan", "link set lan up")
+        router.ip("address add 198.51.100.1/24 dev wan", "link set wan up")
         router.sysctl(
             ipv4__ip_forward=1, ipv4__conf__all__rp_filter=0, ipv4__conf__lan__rp_filter=0
         )
@@ -40,21 +47,45 @@ def tun(folder: Path, policy: str) -> Iterator[Namespace]:
             wait_for(lambda: "portal0" in router.run("ip", "link").stdout, 60, "no tun")
             router.ip("link set portal0 up", "rule add iif lan lookup 100")
             router.ip("route add default dev portal0 table 100")
-            yield client
+            yield client, origin
         finally:
             end(process)
 
 
 def test_http3_inside_interception_is_answered_511(tmp_path: Path) -> None:
-    with tun(tmp_path, "tls: {unknown: intercept}") as client:
+    with tun(tmp_path, "tls: {unknown: intercept}") as (client, _):
         done = client.run(sys.executable, str(HTTP3), OUTSIDE, "60", timeout=100)
         assert done.stdout.split() == ["511", "511"], done.stderr
 
 
 def test_unless_intercepted_quic_is_not_answered_and_http_is(tmp_path: Path) -> None:
-    with tun(tmp_path, "") as client:
+    with tun(tmp_path, "") as (client, _):
         asked = client.run("curl", "-s", "-m", "60", "-w", "%{http_code}", f"http://{OUTSIDE}/")
         assert asked.stdout.endswith("511"), asked.stderr
         refused = client.run("curl", "-sS", "-m", "60", "-k", f"https://{OUTSIDE}/")
         assert "alert access denied" in refused.stderr
         assert client.run(sys.executable, str(HTTP3), OUTSIDE, "10", timeout=100).stdout == ""
+
+
+def test_a_known_clients_quic_goes_on_as_it_is(tmp_path: Path) -> None:
+    """`tls.known: tunnel`: the handshake is the origin's, who so has the client's own hello."""
+    quic = QuicConnection(configuration=QuicConfiguration(server_name="elsewhere.example.com"))
+    quic.connect((OUTSIDE, 443), now=time.time())
+    ((hello, _),) = quic.datagrams_to_send(now=time.time())
+    known = "clients: [{address: 192.0.2.7, access: known}]"
+    with tun(tmp_path, known) as (client, origin):
+        asking, answering = (
+            it.call(socket.socket, type=socket.SOCK_DGRAM) for it in (client, origin)
+        )
+        with asking, answering:
+            answering.bind((OUTSIDE, 443))
+            answering.settimeout(1)
+            for _ in range(60):  # it is UDP: what is lost is sent again
+                asking.sendto(hello, (OUTSIDE, 443))
+                with suppress(TimeoutError):
+                    came, proxy = answering.recvfrom(65536)
+                    break
+            assert came == hello
+            answering.sendto(b"and back", proxy)
+            asking.settimeout(60)
+            assert asking.recv(65536) == b"and back"

@@ -5,6 +5,7 @@ import time
 from typing import Final
 
 from h2.exceptions import NoSuchStreamError, StreamClosedError
+from mitmproxy import connection
 from mitmproxy.proxy import commands, context, events, layer
 from mitmproxy.proxy.layers import http as http_layers
 from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode, HttpStream
@@ -12,10 +13,12 @@ from mitmproxy.proxy.layers.http._events import (
     RequestEndOfMessage,
     RequestHeaders,
     RequestProtocolError,
+    RequestTrailers,
     ResponseData,
     ResponseEndOfMessage,
     ResponseHeaders,
     ResponseProtocolError,
+    ResponseTrailers,
 )
 from mitmproxy.proxy.layers.http._hooks import HttpRequestHook, HttpResponseHeadersHook
 from mitmproxy.proxy.layers.http._http2 import Http2Server
@@ -43,9 +46,14 @@ class BoundStream(HttpStream):
         for command in super().handle_event(event):
             if isinstance(command, http_layers.SendHttp):
                 sent = command.event
-                if isinstance(sent, RequestHeaders):
+                if isinstance(sent, RequestTrailers | ResponseTrailers):
+                    if _speaks_http1(command.connection):
+                        continue  # RFC 9110 section 6.5.1; mitmproxy's HTTP/1 cannot send any
+                elif isinstance(sent, RequestHeaders):
                     sent.request = sent.request.copy()
                     restore(sent.request.headers, self.taken)
+                    if _speaks_http1(command.connection):
+                        _frame(sent)
                 elif isinstance(sent, ResponseHeaders):
                     self.answered = sent.response.status_code >= 200
                     if self.answered and self.one_request and self.flow.request.method != "CONNECT":
@@ -105,6 +113,24 @@ class BoundStream(HttpStream):
             yield HttpResponseHeadersHook(self.flow)
             yield from self.send_response()
             self.client_state = self.state_errored
+
+
+def _speaks_http1(conn: connection.Connection) -> bool:
+    return conn.alpn != b"h2" and not (conn.alpn or b"").startswith(b"h3")
+
+
+def _frame(sent: RequestHeaders) -> None:
+    """Has an HTTP/1 origin read one request alone, and all of it as that.
+
+    HTTP/2 needs no field that says where a body ends. mitmproxy sends it on as it is, and its first
+    bytes would be a second request, of which nobody has decided; so would the next request's be the
+    body that one of another length has announced.
+    """
+    headers = sent.request.headers
+    headers["connection"] = "close"
+    is_framed = "content-length" in headers or "transfer-encoding" in headers
+    if not sent.end_stream and not is_framed:
+        headers["transfer-encoding"] = "chunked"
 
 
 class BoundLayer(HttpLayer):

@@ -11,6 +11,7 @@ session is looked at once more when something comes, and nothing that comes afte
 """
 
 import asyncio
+import contextlib
 import logging
 import resource
 import socket
@@ -18,6 +19,7 @@ import struct
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 from mitmproxy import connection
@@ -36,6 +38,7 @@ GARDEN = 3600.0  # seconds for which an unknown client's connection may lead to 
 MOST_TO_LOGIN = 32  # connections to the login server for one client; it has 1000 for all of them
 HEARD = 0.2  # seconds between two words to the gate that something of a client's was relayed
 MOST_A_CLIENT = 512  # connections of one unknown client; one more ends its oldest
+MOST_KEPT = 1024 * 1024  # bytes of a client's that wait for a connection to be opened
 DESCRIPTORS_KEPT = 256  # for everything that is not an unknown client
 
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER with time 0: close(2) sends RST
@@ -51,23 +54,27 @@ def key_of(conn: connection.Client) -> Key:
 
 @dataclass(slots=True, eq=False)
 class Open:
-    """One connection. `place` is set where only that was let through, for an unknown client.
+    """One connection. `places` are what was let through; None among them: wherever it wants.
 
     `until` is when the session ends that it was let through by, `heard` when the gate was told
     last that the client was heard of. `leaves` is the loop's time for the garden to end; `logins`
-    are mitmproxy's ids for its connections to the login server, and whose they count as.
+    are mitmproxy's ids for its connections to the login server, and whose they count as; `dialled`
+    are those that are being opened, for which `kept` bytes of the client's wait.
     """
 
     conn: connection.Client
     client: Client
     let_through: bool = False
-    place: Place | None = None
+    places: frozenset[Place | None] = frozenset({None})
     until: Instant | None = None
     heard: Instant = 0.0
     over: bool = False
     leaves: float | None = None
     logins: dict[str, ClientId] = field(default_factory=dict)
     counted_as: ClientId | None = None
+    dialled: set[str] = field(default_factory=set)
+    kept: int = 0
+    goes_somewhere: asyncio.Event = field(default_factory=asyncio.Event)
     timer: asyncio.TimerHandle | None = None
 
 
@@ -77,7 +84,7 @@ class Watched:
     What was let through is not asked about again with each segment: `goes_on` compares two numbers.
     """
 
-    def __init__(self, inner: layer.Layer, goes_on: Callable[[], bool]) -> None:
+    def __init__(self, inner: layer.Layer, goes_on: Callable[[events.DataReceived], bool]) -> None:
         self._inner = inner
         self._goes_on = goes_on
 
@@ -88,7 +95,7 @@ class Watched:
 
     def handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         """The same, but for data that is too late, of either side."""
-        if isinstance(event, events.DataReceived) and not self._goes_on():
+        if isinstance(event, events.DataReceived) and not self._goes_on(event):
             return _nothing()
         return self._inner.handle_event(event)
 
@@ -153,10 +160,16 @@ class Connections:
         if (entry := self._open.get(key_of(conn))) and not entry.let_through:
             self._wait(entry, PATIENCE)
 
-    def let_through(self, conn: connection.Client, place: Place | None) -> None:
-        """Something of this connection's goes on: to `place` alone, or wherever it wants."""
+    def let_through(
+        self, conn: connection.Client, place: Place | None, *, beside: bool = False
+    ) -> None:
+        """Something of this connection's goes on: to `place` alone, or wherever it wants.
+
+        What went on before is over, unless this is `beside` it, as a stream of HTTP/2 is.
+        """
         if entry := self._open.get(key_of(conn)):
-            entry.place = place
+            before = entry.places if beside and entry.let_through else frozenset()
+            entry.places = before | {place}
             self._let_through(entry)
 
     def may_log_in(self, conn: connection.Client) -> bool:
@@ -177,6 +190,20 @@ class Connections:
         entry.logins[server_id] = entry.client.id
         self._logins[entry.client.id] += 1
         return True
+
+    def dials(self, conn: connection.Client, server_id: str) -> None:
+        """A connection to an origin is about to be opened."""
+        if entry := self._open.get(key_of(conn)):
+            entry.dialled.add(server_id)
+            entry.goes_somewhere.clear()
+
+    def dialled(self, conn: connection.Client, server_id: str) -> None:
+        """It is open, or will not be."""
+        if entry := self._open.get(key_of(conn)):
+            entry.dialled.discard(server_id)
+            if not entry.dialled:
+                entry.kept = 0
+                entry.goes_somewhere.set()
 
     def hung_up(self, conn: connection.Client, server_id: str) -> None:
         """A connection to an origin is over, or came to nothing."""
@@ -202,6 +229,7 @@ class Connections:
     def abort(self, entry: Open, *, reset: bool = False) -> None:
         """Ends a connection and what it had open to origins, whatever is still to be sent."""
         entry.over = True  # and what has been read of it already goes nowhere either
+        entry.goes_somewhere.set()  # or its end would be seen late
         self._cancel(entry)
         self._forget_unknown(entry)
         self.abort_connection(entry.conn, reset=reset)
@@ -259,22 +287,24 @@ class Connections:
         return True
 
     def _may_keep(self, entry: Open) -> bool:
-        """Whether the place in the garden that was let through still is in it."""
-        if entry.place is None:
-            return False
-        verdict = self.gate.connection(entry.client, entry.place)
-        return isinstance(verdict, Pass) and verdict.to == entry.place
+        """Whether each place in the garden that was let through still is in it."""
+        return all(place and self._is_open(entry.client, place) for place in entry.places)
+
+    def _is_open(self, client: Client, place: Place) -> bool:
+        verdict = self.gate.connection(client, place)
+        return isinstance(verdict, Pass) and verdict.to == place
 
     def _let_through(self, entry: Open) -> None:
         entry.let_through = True
         self._cancel(entry)
         loop = asyncio.get_running_loop()
-        if entry.place is not None:  # who was let through to one place is unknown still, and counts
+        if None not in entry.places:  # who was let through to a place is unknown still, and counts
             entry.until = None
             entry.leaves = entry.leaves or loop.time() + GARDEN
             entry.timer = loop.call_at(entry.leaves, self._leave_garden, entry)
             return
         self._forget_unknown(entry)
+        entry.leaves = None
         entry.until, now = self.gate.known_until(entry.client), self.gate.now()
         if entry.until is not None:
             entry.timer = loop.call_later(max(0.0, entry.until - now), self._ended, entry)
@@ -294,11 +324,31 @@ class Connections:
 
     def _watch(self, entry: Open) -> None:
         if handler := self.handler_of(entry.conn.id):
-            watched = Watched(handler.layer, lambda: self._goes_on(entry))
+            watched = Watched(handler.layer, partial(self._goes_on, entry))
             handler.layer = cast(layer.Layer, watched)
+            handler.drain_writers = partial(self._drain, entry)  # type: ignore[method-assign]
 
-    def _goes_on(self, entry: Open) -> bool:
+    async def _drain(self, entry: Open) -> None:
+        """Waits as mitmproxy does before it reads on; and for what it keeps to have a place to go.
+
+        It keeps all that a client sends while a connection is being opened: 400 MB in 3 s, and to a
+        host that is down this takes two minutes. Every now and then some more is read all the same:
+        mitmproxy opens five at a time, and the others may end by what is read.
+        """
+        handler = self.handler_of(entry.conn.id)
+        if handler is None:
+            return
+        await type(handler).drain_writers(handler)
+        io = handler.transports.get(entry.conn)
+        if entry.dialled and entry.kept > MOST_KEPT and io and io.handler is asyncio.current_task():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE):
+                    await entry.goes_somewhere.wait()
+
+    def _goes_on(self, entry: Open, event: events.DataReceived) -> bool:
         """Whether what has come on a connection just now is in time."""
+        if entry.dialled and event.connection is entry.conn:
+            entry.kept += len(event.data)
         if entry.until is None or entry.over:
             return not entry.over
         try:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from mitmproxy import connection
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
@@ -25,10 +26,12 @@ class Dialling:
 
     def __init__(self, life: Life) -> None:
         self._life = life
-        self._named: dict[str, connection.Address] = {}
+        # Weak: of one that waits for its turn when its client goes, mitmproxy tells nothing.
+        self._named: WeakKeyDictionary[connection.Server, connection.Address] = WeakKeyDictionary()
 
     async def address_for(self, data: ServerConnectionHookData) -> Address:
         """Where to connect for `data`. Raises OSError where nowhere."""
+        self._life.connections.dials(data.client, data.server.id)
         place = place_of(data.server.address)
         if place is None:
             raise PermissionError(f"{data.server.address} names no place")
@@ -54,20 +57,22 @@ class Dialling:
     def dial(self, server: connection.Server, address: Address) -> None:
         """Has `server` connected to at `address`, whatever it is called."""
         assert server.address
-        self._named[server.id] = server.address
+        self._named[server] = server.address
         server.address = (str(address), server.address[1])
 
     def connected(self, data: ServerConnectionHookData) -> None:
         """Gives the connection its name again, by which mitmproxy finds it for the next request."""
-        if named := self._named.pop(data.server.id, None):
+        self._life.connections.dialled(data.client, data.server.id)
+        if named := self._named.pop(data.server, None):
             # mitmproxy forbids it, because an open connection cannot go elsewhere; nor does this.
             object.__setattr__(data.server, "address", named)
 
     def failed(self, data: ServerConnectionHookData) -> None:
         """Remembers an address that did not answer, for another of the name's to go first."""
+        self._life.connections.dialled(data.client, data.server.id)
         self._life.connections.hung_up(data.client, data.server.id)
         place = place_of(data.server.address)
-        if self._named.pop(data.server.id, None) and place and not isinstance(place.host, str):
+        if self._named.pop(data.server, None) and place and not isinstance(place.host, str):
             self._life.addresses.did_not_answer(place.host)
 
     def ended(self, data: ServerConnectionHookData) -> None:

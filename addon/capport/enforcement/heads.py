@@ -11,6 +11,8 @@ from capport.core.decision import HttpRequest
 from capport.core.place import Place, parse_authority, parse_host
 
 _CONTROLS: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
+_NO_TARGET: Final = re.compile(rb"[\x00-\x20\x7f]")
 
 REDACTED: Final = b"[redacted]"
 _COUNTED: Final = re.compile(rb"\[redacted(?:: ([0-9]{1,9}))?\]")
@@ -109,6 +111,12 @@ def case_of(request: http.Request) -> HttpRequest:
         tuple((n.decode("latin-1").lower(), len(n) + len(v)) for n, v in fields),
         sum(len(n) + len(v) + 4 for n, v in fields),
     )
+
+
+def is_plain(request: http.Request) -> bool:
+    """Whether its head is one in HTTP/1, too: HTTP/2 can say a method with a target in it."""
+    line = _TOKEN.fullmatch(request.data.method) and not _NO_TARGET.search(request.data.path)
+    return bool(line) and not any(_CONTROLS.search(value) for _, value in request.headers.fields)
 
 
 def send_to(request: http.Request, place: Place) -> None:

@@ -99,7 +99,8 @@ class Life(Telling):
         file = ctx.options.portal_policy
         if not file:
             return policyfile.default(), None
-        watcher = PolicyWatcher(Path(file).expanduser(), self._use, self._policy_rejected)
+        path = _path("portal_policy", file)
+        watcher = PolicyWatcher(path, self._use, self._policy_rejected)
         return watcher.load(), watcher
 
     def _use(self, policy: Policy) -> None:
@@ -124,9 +125,17 @@ def _neighbours(policy: Policy) -> Neighbours:
     return NetlinkNeighbours([policy.router.client_interface] if policy.router else None)
 
 
+def _path(option: str, text: str) -> Path:
+    """The path in `text`. Raises settings.Unusable for the home of somebody who has none here."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise settings.Unusable(f"{option}: {text}: there is no such home folder") from None
+
+
 def _event_log(text: str | None) -> EventLog:
     """The log that `portal_events` names. Raises settings.Unusable, which says what would do."""
-    path = Path(text).expanduser() if text else None
+    path = _path("portal_events", text) if text else None
     try:
         return EventLog(path)
     except OSError as error:

@@ -12,18 +12,18 @@ from mitmproxy import connection, ctx, dns, exceptions, http, tcp, tls, udp
 from mitmproxy.addonmanager import Loader
 from mitmproxy.net.tls import starts_like_tls_record
 from mitmproxy.proxy import layer, mode_specs
-from mitmproxy.proxy.layers import modes
+from mitmproxy.proxy.layers import UDPLayer, modes
 from mitmproxy.proxy.layers.http import HTTPMode
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from capport import policyfile
 from capport.core.decision import HttpRequest
 from capport.core.place import Place
-from capport.core.policy import Connect, KnownHttp, UnknownTls
-from capport.core.reply import reply_to
+from capport.core.policy import Connect, KnownHttp, KnownTls, UnknownTls
+from capport.core.reply import Reply, reply_to
 from capport.core.verdict import Pass, Refuse, TlsVerdict, TooManyRequests, Tunnel, Verdict
-from capport.enforcement import settings
-from capport.enforcement.answers import CLOSED, asked_of, to_mitmproxy
+from capport.enforcement import settings, trailers
+from capport.enforcement.answers import CLOSED, asked_of, bare, to_mitmproxy
 from capport.enforcement.bound import BoundLayer
 from capport.enforcement.connections import MOST_TO_LOGIN, Key, key_of
 from capport.enforcement.console import Console
@@ -34,6 +34,7 @@ from capport.enforcement.heads import (
     case_of,
     claim_of,
     credentials_in,
+    is_plain,
     place_of,
     send_to,
     url_of,
@@ -189,6 +190,8 @@ class Gatekeeper(Life):
         if conn.transport_protocol != "tcp":
             if not known:
                 self._next_layer_of_udp(asked)
+            elif self.gate.policy.tls.known is KnownTls.TUNNEL and _is_quic(asked):
+                asked.layer = UDPLayer(asked.context, ignore=True)
             return
         to_proxy = len(asked.context.layers) == 1 and isinstance(
             asked.context.layers[0], modes.HttpProxy
@@ -276,21 +279,28 @@ class Gatekeeper(Life):
         shown.request.headers.pop(HEADER, None)  # only we say who asks
         verdict = self._verdict_on(shown)
         if not isinstance(verdict, Pass):
-            shown.response = to_mitmproxy(reply_to(verdict, asked_of(shown.request)))
-            shown.request.headers.pop("expect", None)
-            if not (shown.request.is_http2 or shown.request.is_http3):
-                shown.response.headers["connection"] = "close"
-            self.refused(shown, verdict)
-            self.answered(shown.client_conn)
+            self._answer(shown, verdict, reply_to(verdict, asked_of(shown.request)))
+            return
+        if verdict.to is not None and not is_plain(shown.request):
+            self._answer(shown, verdict, bare(400))
             return
         if verdict.to is not None:
             send_to(shown.request, verdict.to)
         mark(shown, GARDEN_MARK if verdict.to else KNOWN_MARK, "Pass", verdict.because)
-        self.let_through(shown.client_conn, verdict.to)
+        beside = shown.request.is_http2 or shown.request.is_http3
+        self.connections.let_through(shown.client_conn, verdict.to, beside=beside)
         self._vouch(shown)
         if verdict.to or self.gate.policy.http_known is KnownHttp.STREAM:
             shown.request.stream = True
         shown.response = None
+
+    def _answer(self, shown: http.HTTPFlow, verdict: Verdict, reply: Reply) -> None:
+        shown.response = to_mitmproxy(reply)
+        shown.request.headers.pop("expect", None)
+        if not (shown.request.is_http2 or shown.request.is_http3):
+            shown.response.headers["connection"] = "close"
+        self.refused(shown, verdict)
+        self.answered(shown.client_conn)
 
     @closed(_deny_flow)
     def http_connect(self, shown: http.HTTPFlow) -> None:
@@ -413,6 +423,7 @@ class CaptivePortal:
         self.keeper: Gatekeeper = keeper
         settings.outlive_our_errors()
         settings.log_at_once()
+        trailers.discard()
         try:
             settings.check_deferred(ctx.options)
         except settings.Unusable as error:
