@@ -117,6 +117,15 @@ def test_a_grant_that_nobody_carries_over_says_so(router: Namespace, tmp_path: P
         assert [session.client for session in store.sessions()] == [MAC]
 
 
+def test_a_grant_to_an_address_that_nobody_has_yet_says_so(
+    router: Namespace, tmp_path: Path
+) -> None:
+    """On the link, without a MAC: it is let through with its first packet."""
+    for address, said in (("192.0.2.9", True), ("192.0.2.7", False)):
+        granted = run(router, tmp_path, "grant", address, "--sessions", "s.db")
+        assert (granted.returncode, "or it is not there yet" in granted.stderr) == (1, said)
+
+
 def test_a_revocation_that_nobody_carries_over_says_so(router: Namespace, tmp_path: Path) -> None:
     with followed(router, tmp_path):
         granted = run_patiently(router, tmp_path, "grant", MAC, "--sessions", "s.db")

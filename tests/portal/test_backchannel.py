@@ -4,6 +4,7 @@ import asyncio
 import errno
 import http.client
 import json
+import logging
 import socket
 import stat
 from collections.abc import AsyncIterator
@@ -266,7 +267,7 @@ async def test_every_session_of_a_device_ends_however_it_was_filed(tmp_path: Pat
 
 
 async def test_each_session_is_ended_also_where_that_cannot_be_made_durable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with api(tmp_path) as a:
         mac = Mac("02:00:00:00:00:07")
@@ -283,6 +284,7 @@ async def test_each_session_is_ended_also_where_that_cannot_be_made_durable(
         answer = await a.call("DELETE", f"/sessions/{ADA}")
         assert answer.status == 503
         assert answer.json["detail"].endswith("is revoked, but only for now")
+        assert [one.exc_info for one in caplog.records if one.levelno == logging.ERROR] == [None]
         assert (await a.call("GET", "/sessions")).json["sessions"] == []
 
 

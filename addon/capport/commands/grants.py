@@ -47,9 +47,10 @@ def grant(arguments: Namespace) -> None:
     in_force = Kernel().wait_until_in(present)
     print(_said(session, present))
     if not in_force:
+        absent = "" if any(one.mac for one in present) else ", or it is not there yet"
         raise CommandError(
             f"{client}: the session is in {url}, but the router's rules do not let it through: a"
-            " client rule has the last word, or no portal that follows this store runs"
+            f" client rule has the last word, or no portal that follows this store runs{absent}"
         )
 
 

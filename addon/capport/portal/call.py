@@ -110,7 +110,9 @@ class Call(web.RequestHandler):
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
         """A caller's errors are the caller's to log."""
-        if not isinstance(value, web.HTTPError):
+        if isinstance(value, OSError):  # it names the place and what would do
+            logger.error("No answer; 503 instead: %s", value)
+        elif not isinstance(value, web.HTTPError):
             logger.error("No answer; 500 or 503 instead", exc_info=(typ, value, tb))  # type: ignore[arg-type]
 
     def answer(self, said: object, status: int = 200) -> None:
