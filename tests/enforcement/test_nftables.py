@@ -237,6 +237,22 @@ def test_down_leaves_no_trace_and_up_touches_no_other_table(lab: Lab) -> None:
 
 
 @LAB
+def test_rules_are_what_they_are_however_many_threads_look(lab: Lab) -> None:
+    """libnftables has the names of protocols in one place for all threads."""
+
+    def looked(_: int) -> set[str]:
+        own = lab.router.call(Nftables)
+        try:
+            return {own.outline("list table inet capport") for _ in range(500)}
+        finally:
+            own.close()
+
+    with ThreadPoolExecutor(4) as threads:
+        seen = set[str]().union(*threads.map(looked, range(4)))
+    assert len(seen) == 1
+
+
+@LAB
 def test_rules_that_do_not_load_leave_the_old_ones(lab: Lab) -> None:
     before = lab.rules.outline("list table inet capport")
     with pytest.raises(RulesError, match="syntax error"):
