@@ -6,6 +6,7 @@ import json
 import ssl
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -317,15 +318,23 @@ async def test_a_garden_that_is_down_costs_the_stream_and_not_the_connection(
 HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: hidden.example.net\r\n\r\n"
 
 
+@asynccontextmanager
+async def to_garden(
+    portal: StartPortal, origin: Origin, dialled: Dialled
+) -> AsyncIterator[tuple[Portal, Http2, str]]:
+    """An HTTP/2 client, and a place in the garden whose origin speaks HTTP/1."""
+    dialled("127.0.0.2", origin.port)
+    place = f"{GARDEN}:{origin.port}"
+    async with portal(INTERCEPT + garden(place), mode="transparent", ssl_insecure=True) as it:
+        with_names(it, GARDEN)
+        yield it, await tls(it, "h2"), place
+
+
 async def test_an_http1_origin_reads_a_body_without_a_length_as_a_body(
     portal: StartPortal, secure_origin: Origin, dialled: Dialled
 ) -> None:
     """HTTP/2 needs no Content-Length: to the origin, the body would be the next request."""
-    dialled("127.0.0.2", secure_origin.port)
-    place = f"{GARDEN}:{secure_origin.port}"
-    async with portal(INTERCEPT + garden(place), mode="transparent", ssl_insecure=True) as it:
-        with_names(it, GARDEN)
-        client = await tls(it, "h2")
+    async with to_garden(portal, secure_origin, dialled) as (_, client, place):
         stream = client.ask(method="POST", authority=place, ends=False)
         client.send(stream, HIDDEN, ends=True)
         assert (await client.answer(stream)).status == 200
@@ -338,11 +347,7 @@ async def test_an_http1_origin_reads_a_body_without_a_length_as_a_body(
 async def test_a_length_without_its_body_takes_nothing_of_the_next_request(
     portal: StartPortal, secure_origin: Origin, dialled: Dialled
 ) -> None:
-    dialled("127.0.0.2", secure_origin.port)
-    place = f"{GARDEN}:{secure_origin.port}"
-    async with portal(INTERCEPT + garden(place), mode="transparent", ssl_insecure=True) as it:
-        with_names(it, GARDEN)
-        client = await tls(it, "h2")
+    async with to_garden(portal, secure_origin, dialled) as (_, client, place):
         for fields in [("content-length", "40")], []:
             stream = client.ask(*fields, method="POST", authority=place)
             assert (await client.answer(stream)).status == 200
@@ -354,8 +359,6 @@ async def test_a_length_without_its_body_takes_nothing_of_the_next_request(
 async def test_what_is_no_head_in_http1_does_not_go_on_as_one(
     portal: StartPortal, secure_origin: Origin, dialled: Dialled
 ) -> None:
-    dialled("127.0.0.2", secure_origin.port)
-    place = f"{GARDEN}:{secure_origin.port}"
     odd: list[tuple[Fields, dict[str, Any]]] = [
         ([], {"method": "GET http://hidden.example.net/ HTTP/1.1 X"}),
         ([], {"method": ""}),
@@ -364,9 +367,7 @@ async def test_what_is_no_head_in_http1_does_not_go_on_as_one(
         ([("x", "a\x01b")], {}),
         ([("x", "a\x7fb")], {}),
     ]
-    async with portal(INTERCEPT + garden(place), mode="transparent", ssl_insecure=True) as it:
-        with_names(it, GARDEN)
-        client = await tls(it, "h2")
+    async with to_garden(portal, secure_origin, dialled) as (_, client, place):
         for fields, pseudo in odd:
             answer = await client.answer(client.ask(*fields, authority=place, **pseudo))
             assert (answer.status, answer.fields["cache-control"]) == (400, "no-store"), pseudo
@@ -378,11 +379,7 @@ async def test_what_is_no_head_in_http1_does_not_go_on_as_one(
 async def test_trailers_to_an_http1_origin_cost_nothing_but_themselves(
     portal: StartPortal, secure_origin: Origin, dialled: Dialled
 ) -> None:
-    dialled("127.0.0.2", secure_origin.port)
-    place = f"{GARDEN}:{secure_origin.port}"
-    async with portal(INTERCEPT + garden(place), mode="transparent", ssl_insecure=True) as it:
-        with_names(it, GARDEN)
-        client = await tls(it, "h2")
+    async with to_garden(portal, secure_origin, dialled) as (it, client, place):
         stream = client.ask(method="POST", authority=place, ends=False)
         client.send(stream, b"hello")
         client.h2.send_headers(1, [("x-checksum", "1")], end_stream=True)
@@ -398,12 +395,8 @@ async def test_trailers_to_an_http1_origin_cost_nothing_but_themselves(
 async def test_nothing_is_kept_of_what_waited_for_a_garden_that_is_busy(
     portal: StartPortal, secure_origin: Origin, dialled: Dialled
 ) -> None:
-    dialled("127.0.0.2", secure_origin.port)
     secure_origin.answer = b""
-    place = f"{GARDEN}:{secure_origin.port}"
-    async with portal(INTERCEPT + garden(place), mode="transparent", ssl_insecure=True) as it:
-        with_names(it, GARDEN)
-        client = await tls(it, "h2")
+    async with to_garden(portal, secure_origin, dialled) as (it, client, place):
         for _ in range(20):
             client.ask(authority=place)
         named = it.keeper.dialling._named
