@@ -29,6 +29,11 @@ FORCED: dict[str, Any] = {
     "validate_inbound_headers": True,  # against request smuggling
 }
 
+LEAKED_CA = (
+    "it signs with a leaked CA key that clients may trust, so a client that checks certificates"
+    " looks like one that does not (RFC 6585 section 7.4)"
+)
+
 REFUSED: dict[str, str] = {
     "ignore_hosts": "what it matches goes past every rule",
     "allow_hosts": "what it does not match goes past every rule",
@@ -37,6 +42,8 @@ REFUSED: dict[str, str] = {
     "stream_large_bodies": "it sends a body on before anything is decided;"
     " the policy's http.known streams what known clients send",
     "body_size_limit": "it answers 413 in the portal's place",
+    "emudhra": LEAKED_CA,
+    "emudhra_old": LEAKED_CA,
 }
 
 SERVED = (
