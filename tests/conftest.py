@@ -31,6 +31,9 @@ SOON = 60.0
 It bounds a failure alone: where a test passes, it costs nothing.
 """
 
+SHARED = ("lab", "network", "running", "whole_street")
+"""Fixtures that many tests share: labs, and a proxy on a thread. They take seconds to set up."""
+
 # No example, and no making of one, is too slow: that would be the machine's doing.
 hypothesis_settings.register_profile(
     "patient",
@@ -224,6 +227,18 @@ async def running_portal(
     finally:
         master.shutdown()
         await task
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Runs the tests that share a fixture in one worker, so that it is set up once."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        for shared in SHARED:
+            if shared in item.fixturenames:
+                place = "" if shared == "whole_street" else item.module.__name__
+                parameters = item.callspec.params if hasattr(item, "callspec") else {}
+                group = f"{shared}-{place}-{parameters.get(shared, '')}"
+                item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True)

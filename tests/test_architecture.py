@@ -141,6 +141,7 @@ TOOLS = {
     "ruff": "scripts/check",
     "pytest-asyncio": "asyncio_mode in pyproject.toml",
     "pytest-timeout": "timeout in pyproject.toml",
+    "pytest-xdist": "scripts/test",
 }
 
 

@@ -332,6 +332,9 @@ def test_revocation_cuts_what_is_open_and_empties_conntrack(
     for one in (client, other):
         store.put(session(one.mac))
         known.update([ClientId(one.mac)])
+        # Its address is in the set once a first packet has shown it: until then all is tracked.
+        wait_for(lambda c=one: echoes(c, ORIGIN4) and c.v4 in " ".join(elements(lab, "known4")))  # type: ignore[misc]
+    lab.router.run("conntrack", "-F")
     open_here, open_there = connected(client), connected(other)
     store.drop(ClientId(client.mac))
     wait_for(lambda: not answers(open_here, 3))
