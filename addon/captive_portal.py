@@ -10,7 +10,7 @@ import sys
 from mitmproxy import ctx
 
 try:
-    from capport.enforcement.mitm import CaptivePortal
+    from capport.proxy.addon import CaptivePortal
 except Exception as error:
     if ctx.master.addons.get("proxyserver").is_running:  # type: ignore[no-untyped-call]
         raise

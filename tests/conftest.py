@@ -18,9 +18,9 @@ from mitmproxy.tools.dump import DumpMaster
 
 from capport.core.client import parse_client_id
 from capport.core.session import Session
-from capport.enforcement import settings
-from capport.enforcement.mitm import CaptivePortal, Gatekeeper
 from capport.gate import Gate
+from capport.proxy import mitmproxy_options
+from capport.proxy.addon import CaptivePortal, Gatekeeper
 from requires import pytest_configure, pytest_runtest_setup
 
 LOGIN = "https://login.example.net/"
@@ -248,7 +248,7 @@ def no_sudden_end(monkeypatch: pytest.MonkeyPatch) -> None:
     def end(status: int) -> NoReturn:
         raise SystemExit(status)
 
-    monkeypatch.setattr(settings, "end", end)
+    monkeypatch.setattr(mitmproxy_options, "end", end)
 
 
 @pytest.fixture

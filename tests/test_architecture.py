@@ -39,16 +39,6 @@ FILES = ("os", "io", "pathlib", "shutil", "tempfile", "glob", "mmap", "sqlite3",
 SOCKETS = ("socket", "ssl", "select", "selectors", "asyncio", "http.client", "urllib.request")
 OTHERS = ("logging", "warnings", "random", "secrets", "subprocess", "threading", "ctypes", "sys")
 
-POLICY_FILE = ("capport.policy*", "capport.clientsfile", "capport.problems")
-
-KERNEL = tuple(
-    f"capport.enforcement.{name}"
-    for name in (
-        *("ruletext", "spans", "nftables", "libnftables", "conntrack"),
-        *("known_set", "elements", "garden", "keeper", "own"),
-    )
-)
-
 # The first row that holds a module counts.
 HOUSE: tuple[Row, ...] = (
     Row(
@@ -57,66 +47,60 @@ HOUSE: tuple[Row, ...] = (
         "it can be tested in a line and trusted in the dark",
         never=CLOCKS + FILES + SOCKETS + OTHERS,
     ),
-    Row(("capport.certificate",), ("capport.core.*", "cryptography"), "X.509 is read in one place"),
-    Row(
-        POLICY_FILE,
-        ("capport.core.*", "capport.certificate", "yaml", "idna"),
-        "YAML and IDNA stop here",
-    ),
     Row(("capport.clock",), ("capport.core.*",), "a clock knows nothing of what it is read for"),
     Row(
-        ("capport.events", "capport.metrics"),
-        ("capport.core.*", "capport.clock", "prometheus_client"),
-        "whoever has something to report can import them",
+        ("capport.linux", "capport.linux.*"),
+        ("capport.core.*",),
+        "the kernel's formats stop here",
     ),
-    Row(("capport.session_json",), ("capport.core.*",), "a session is told in one way"),
-    Row(("capport.filestate",), (), "that a file has changed is seen in one way"),
-    Row(("capport.netlink",), (), "the kernel's messages are taken apart in one place"),
-    Row(("capport.beside",), (), "what root opens in others' folders is opened in one place"),
     Row(
-        ("capport.stores.redis",),
+        ("capport.policy", "capport.policy.*"),
+        ("capport.core.*", "capport.linux.file_state", "yaml", "idna", "cryptography"),
+        "YAML, IDNA and X.509 stop here",
+    ),
+    Row(
+        ("capport.stores.redis", "capport.stores.redis.*"),
         ("capport.core.*", "capport.clock", "capport.stores", "capport.stores.*", "redis"),
         "Redis stops here",
     ),
     Row(
         ("capport.stores", "capport.stores.*"),
-        ("capport.core.*", "capport.clock", "capport.beside"),
+        ("capport.core.*", "capport.clock", "capport.linux.safe_files"),
         "a store never learns what it is for",
     ),
     Row(
-        ("capport.identity", "capport.identity.*"),
-        ("capport.core.*", "capport.netlink"),
-        "where a MAC comes from is known here",
+        ("capport.events", "capport.metrics"),
+        ("capport.core.*", "capport.clock", "prometheus_client"),
+        "whoever has something to report can import them",
+    ),
+    Row(("capport.session_view",), ("capport.core.*",), "a session is shown in one way"),
+    Row(
+        ("capport.session_events",),
+        ("capport.core.*", "capport.stores", "capport.events"),
+        "the events of sessions are written in one place",
     ),
     Row(
         ("capport.gate",),
         (
-            *("capport.core", "capport.core.*", "capport.stores", "capport.identity"),
+            *("capport.core", "capport.core.*", "capport.stores", "capport.linux"),
             *("capport.events", "capport.metrics", "capport.clock"),
         ),
         "it knows protocols, and can be given fakes",
     ),
     Row(
-        ("capport.ledger",),
-        ("capport.core.*", "capport.stores", "capport.events"),
-        "what is told of sessions is told in one place",
-    ),
-    Row(
-        ("capport.reload",),
-        ("capport.core.*", "capport.filestate", *POLICY_FILE),
-        "watching a file needs no proxy to be tested",
-    ),
-    Row(
-        KERNEL,
-        ("capport.core.*", "capport.clock", "capport.netlink", "capport.stores"),
+        ("capport.router", "capport.router.*"),
+        ("capport.core.*", "capport.clock", "capport.linux.*", "capport.stores"),
         "`capport router` runs where mitmproxy does not",
     ),
     Row(
-        ("capport.portal", "capport.portal.*"),
+        (
+            *("capport.web", "capport.web.*", "capport.login", "capport.login.*"),
+            *("capport.api", "capport.api.*"),
+        ),
         (
             *("capport.core.*", "capport.clock", "capport.gate", "capport.events"),
-            *("capport.beside", "capport.certificate", "capport.filestate", "capport.session_json"),
-            "capport.stores",
+            *("capport.linux.safe_files", "capport.linux.file_state"),
+            *("capport.policy.certificate", "capport.session_view", "capport.stores"),
             *("tornado", "argon2", "cryptography", "jwt", "markdown_it", "OpenSSL"),
         ),
         "Tornado stops here, and the login server can run alone",
@@ -125,17 +109,19 @@ HOUSE: tuple[Row, ...] = (
         ("capport.cli", "capport.__main__", "capport.commands", "capport.commands.*"),
         ("capport.*",),
         "`capport grant` starts without mitmproxy",
-        never=("capport.enforcement.mitm", "capport.appliance"),
+        never=("capport.proxy.addon", "capport.proxy.appliance"),
         lazily=("capport.*", "mitmproxy"),
     ),
     Row(
-        ("capport.enforcement", "capport.enforcement.*", "capport.appliance", "captive_portal"),
-        ("capport.*", "mitmproxy", "mitmproxy_rs", "h11", "h2"),
+        (
+            *("capport.service", "capport.service.*"),
+            *("capport.proxy", "capport.proxy.*", "captive_portal"),
+        ),
+        ("capport.*", *MITMPROXY, "h11", "h2"),
         "mitmproxy stops here",
     ),
 )
 
-# Of the dev group: what is run, not imported, and by whom.
 TOOLS = {
     "mypy": "scripts/check",
     "ruff": "scripts/check",
@@ -270,7 +256,7 @@ def test_imports_point_the_way_that_the_house_says() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["capport.core.decision", "capport.gate", "capport.cli", "capport.enforcement.nftables"],
+    ["capport.core.decision", "capport.gate", "capport.cli", "capport.router.nftables"],
 )
 def test_what_works_without_mitmproxy_does_not_reach_it_by_a_detour(module: str) -> None:
     reached = reach(module, CHECKOUT / "addon")
@@ -297,17 +283,17 @@ def plant(folder: Path, file: str, source: str) -> Path:
         ("core/decision.py", "from ..gate import Gate", "import capport.gate"),
         ("core/__init__.py", "from .. import gate", "import capport.gate"),
         ("core/decision.py", "import yaml", "trusted in the dark"),
-        ("policyfile.py", "import mitmproxy.http", "YAML and IDNA stop here"),
-        ("stores/sqlite.py", "import redis", "what it is for"),
-        ("stores/sqlite.py", "from capport.gate import Gate", "what it is for"),
-        ("identity/neighbours.py", "import yaml", "where a MAC comes from"),
-        ("gate.py", "from capport.stores.sqlite import SqliteStore", "can be given fakes"),
+        ("policy/values.py", "import mitmproxy.http", "YAML, IDNA and X.509 stop here"),
+        ("stores/sqlite/store.py", "import redis", "what it is for"),
+        ("stores/sqlite/store.py", "from capport.gate import Gate", "what it is for"),
+        ("linux/neighbours.py", "import yaml", "the kernel's formats"),
+        ("gate.py", "from capport.stores.sqlite.store import SqliteStore", "can be given fakes"),
         ("gate.py", "from mitmproxy import http", "can be given fakes"),
-        ("enforcement/nftables.py", "import mitmproxy", "where mitmproxy does not"),
-        ("portal/login.py", "from mitmproxy import http", "can run alone"),
-        ("cli.py", "from capport.enforcement import mitm", "starts without mitmproxy"),
+        ("router/nftables.py", "import mitmproxy", "where mitmproxy does not"),
+        ("login/forms.py", "from mitmproxy import http", "can run alone"),
+        ("cli.py", "from capport.proxy import addon", "starts without mitmproxy"),
         ("cli.py", "import mitmproxy", "starts without mitmproxy"),
-        ("enforcement/mitm.py", "import requests", "mitmproxy stops here"),
+        ("proxy/addon.py", "import requests", "mitmproxy stops here"),
         ("utilities.py", "", "has no row in HOUSE"),
         (
             "core/decision.py",
@@ -319,7 +305,7 @@ def plant(folder: Path, file: str, source: str) -> Path:
 def test_a_planted_violation_is_caught(
     file: str, source: str, because: str, tmp_path: Path
 ) -> None:
-    for name in ("gate", "enforcement/mitm", "stores/sqlite"):
+    for name in ("gate", "proxy/addon", "stores/sqlite/store"):
         plant(tmp_path, f"capport/{name}.py", "")
     caught = violations(plant(tmp_path, f"capport/{file}", source))
     assert len(caught) == 1
@@ -333,25 +319,25 @@ def test_a_planted_violation_is_caught(
         ("core/decision.py", "from capport.core.client import Client"),
         ("gate.py", "from capport import clock\nfrom capport.stores import SessionStore"),
         ("stores/redis.py", "import redis.asyncio"),
-        ("cli.py", "def run():\n    from capport.enforcement import mitm\n    import mitmproxy"),
-        ("enforcement/tls.py", "from mitmproxy import tls\nfrom capport.gate import Gate"),
+        ("cli.py", "def run():\n    from capport.proxy import addon\n    import mitmproxy"),
+        ("proxy/layers/tls.py", "from mitmproxy import tls\nfrom capport.gate import Gate"),
     ],
 )
 def test_what_the_table_lets_in_is_let_in(file: str, source: str, tmp_path: Path) -> None:
-    for name in ("core/client", "clock", "gate", "enforcement/mitm", "stores/__init__"):
+    for name in ("core/client", "clock", "gate", "proxy/addon", "stores/__init__"):
         plant(tmp_path, f"capport/{name}.py", "")
     assert violations(plant(tmp_path, f"capport/{file}", source)) == []
 
 
 def test_a_planted_detour_is_found(tmp_path: Path) -> None:
-    plant(tmp_path, "capport/cli.py", "from capport.enforcement import tls")
-    plant(tmp_path, "capport/enforcement/tls.py", "from mitmproxy import tls")
+    plant(tmp_path, "capport/cli.py", "from capport.proxy.layers import tls")
+    plant(tmp_path, "capport/proxy/layers/tls.py", "from mitmproxy import tls")
     reached = reach("capport.cli", tmp_path)
-    assert reached["mitmproxy"] == "capport.enforcement.tls"
-    plant(tmp_path, "capport/enforcement/tls.py", "def f():\n    from mitmproxy import tls")
+    assert reached["mitmproxy"] == "capport.proxy.layers.tls"
+    plant(tmp_path, "capport/proxy/layers/tls.py", "def f():\n    from mitmproxy import tls")
     assert "mitmproxy" not in reach("capport.cli", tmp_path)
-    plant(tmp_path, "capport/enforcement/__init__.py", "import mitmproxy")
-    assert reach("capport.cli", tmp_path)["mitmproxy"] == "capport.enforcement"
+    plant(tmp_path, "capport/proxy/__init__.py", "import mitmproxy")
+    assert reach("capport.cli", tmp_path)["mitmproxy"] == "capport.proxy"
 
 
 def reads_the_outside(tree: ast.AST) -> Iterator[int]:

@@ -17,18 +17,19 @@ from pathlib import Path
 
 import pytest
 
-from capport import __version__, cli, clock, policyfile
+from capport import __version__, cli, clock
 from capport.commands.records import moment
 from capport.core.client import Address, ClientId, Mac, parse_address, parse_mac
 from capport.core.policy import Sessions
 from capport.core.session import Session
-from capport.identity import lookup
-from capport.portal import vouchers
-from capport.portal.passwords import is_password
-from capport.portal.records import Records
-from capport.portal.tokens import token_digest
+from capport.linux import neighbour_lookup
+from capport.login import vouchers
+from capport.login.passwords import is_password
+from capport.policy import policy_file
 from capport.stores import SessionStore, open_store
-from portal.authority import an_authority, issued
+from capport.web.records import Records
+from capport.web.tokens import token_digest
+from login.authority import an_authority, issued
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 CONSOLE_SCRIPT = str(Path(sys.executable).with_name("capport"))
@@ -113,7 +114,7 @@ def policy(tmp_path: Path) -> str:
 def neighbours(monkeypatch: pytest.MonkeyPatch) -> dict[Address, Mac]:
     """A neighbour table for commands in this process; tests/identity has the kernel's."""
     table: dict[Address, Mac] = {}
-    monkeypatch.setattr(lookup, "table", lambda: table)
+    monkeypatch.setattr(neighbour_lookup, "table", lambda: table)
     return table
 
 
@@ -561,7 +562,7 @@ def test_explain_knows_who_may_be_blocked_by_a_mac_that_is_not_known(
         f"  - {{mac: {RANDOM_MAC}, access: blocked}}\n"
         "  - {address: 192.0.2.0/24, access: known}\n"
     )
-    monkeypatch.setattr(lookup, "is_on_link", lambda address, interfaces: on_link)
+    monkeypatch.setattr(neighbour_lookup, "is_on_link", lambda address, interfaces: on_link)
     if mac:
         neighbours[parse_address("192.0.2.7")] = parse_mac(mac)
     asked = ("explain", "p.yaml", "--json", "--client", "192.0.2.7", "http://a.example/")
@@ -619,7 +620,7 @@ def test_without_either_the_addons_own_defaults_hold(capport: Capport) -> None:
 
 
 def test_the_default_policy_says_nothing_of_sessions() -> None:
-    assert policyfile.default().sessions == Sessions()
+    assert policy_file.default().sessions == Sessions()
 
 
 def test_whoever_grants_may_have_any_name(here: Capport, monkeypatch: pytest.MonkeyPatch) -> None:

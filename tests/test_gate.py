@@ -9,7 +9,7 @@ from capport.core.place import Place
 from capport.core.policy import Access, ClientRules, Limits, Policy, Rate, Sessions
 from capport.core.verdict import NetworkAuthenticationRequired, Pass, TooManyRequests
 from capport.gate import Gate
-from capport.identity import NoNeighbours
+from capport.linux import NoNeighbours
 from capport.stores.memory import MemoryStore
 
 POLICY = Policy(

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import requires
-from capport import policysection
 from capport.core import policy as policies
-from capport.enforcement.settings import FORCED, NOT_SERVED, OURS, REFUSED
+from capport.policy import section as policysection
+from capport.proxy.mitmproxy_options import FORCED, NOT_SERVED, OURS, REFUSED
 from conftest import SOON
 
 CHECKOUT = Path(__file__).resolve().parents[1]

@@ -340,13 +340,13 @@ def _url(text: str) -> object:
 
 def _duration(text: str) -> float:
     from capport.core.session import LONGEST
-    from capport.policyvalues import duration
+    from capport.policy.values import duration
 
     return _read(duration(1, LONGEST), text)
 
 
 def _name(text: str) -> str:
-    from capport.policyvalues import for_people
+    from capport.policy.values import for_people
 
     if not text.isprintable():
         raise ArgumentTypeError(f"{text!r} has characters in it that cannot be shown")

@@ -13,7 +13,7 @@ from capport.core.policy import Policy
 from capport.core.session import Instant, Session
 from capport.core.verdict import NetworkAuthenticationRequired, Pass, SignIn, TlsVerdict, Verdict
 from capport.events import EventLog
-from capport.identity import Neighbours, NoNeighbours
+from capport.linux import Neighbours, NoNeighbours
 from capport.stores import SessionStore, StoreError
 
 BUCKETS = 50_000  # clients whose requests are counted at a time, for 429

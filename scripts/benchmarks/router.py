@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks.figures import Figure, Missing, Promise, alternate, percentile
 from benchmarks.load import BINARIES, HERE, needs, wrk
 from capport import cli
-from capport.enforcement import nftables
+from capport.router import nftables
 from lab.namespaces import end, wait_for
 from lab.network import ORIGIN4, Client, Lab, environment, missing
 

@@ -20,8 +20,8 @@ from benchmarks.gate import client, microseconds
 from capport import clock
 from capport.core.client import Client, ClientId
 from capport.core.session import Session
-from capport.stores import schema
-from capport.stores.sqlite import SqliteStore
+from capport.stores.sqlite import schema
+from capport.stores.sqlite.store import SqliteStore
 
 TEN = "with ten"
 

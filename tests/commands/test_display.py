@@ -11,7 +11,7 @@ from capport.commands import clients
 from capport.commands.display import cells, duration, fitted, moment, short_moment
 from capport.core.client import ClientId
 from capport.core.session import Session
-from capport.session_json import rfc3339
+from capport.session_view import rfc3339
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import requires
-from capport import policyfile
 from capport.core.policy import Policy
-from capport.enforcement.known_set import KnownSet
-from capport.identity.neighbours import NetlinkNeighbours
+from capport.linux.neighbours import NetlinkNeighbours
+from capport.policy import policy_file
+from capport.router.known_clients import KnownSet
 from capport.stores import open_store
 from lab.namespaces import Namespace, let_go, namespaces
 
@@ -69,7 +69,7 @@ def run_patiently(
 @contextlib.contextmanager
 def followed(router: Namespace, folder: Path) -> Iterator[None]:
     """A portal's part: the rules follow the store."""
-    policy: Policy = policyfile.load(folder / "policy.yaml")
+    policy: Policy = policy_file.load(folder / "policy.yaml")
     with (
         contextlib.closing(open_store(str(folder / "s.db"))) as store,
         contextlib.closing(router.call(NetlinkNeighbours)) as neighbours,

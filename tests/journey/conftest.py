@@ -16,7 +16,7 @@ from journey import website
 from journey.systems import Answer
 from lab.namespaces import wait_for
 from lab.network import ORIGIN4, ROUTER4, Client, Lab
-from portal.certificates import certificate
+from login.certificates import certificate
 
 LOGIN = "login.example.net"
 POLICY = """\

@@ -6,7 +6,7 @@ import ssl
 from urllib.parse import urlsplit
 
 from conftest import SOON
-from portal.house import Browser, Page
+from login.house import Browser, Page
 
 
 class Guest(Browser):

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 import requires
 from journey.conftest import LOGIN, Street
-from portal.chromium import Tab, chromium
+from login.chromium import Tab, chromium
 
 pytestmark = [pytest.mark.browser, pytest.mark.lab, requires.tool("chromium")]
 

@@ -9,12 +9,12 @@ import pytest
 
 from capport.core.place import Place
 from capport.core.policy import LoginServer, Probes
-from capport.enforcement import health
+from capport.service import login_health
 from conftest import SOON, StartPortal
 from journey.conftest import LOGIN, Street
 from journey.guests import Guest
 from journey.systems import CHECKS, Check, Finding
-from portal.house import LOOPBACK, Page, house, policy
+from login.house import LOOPBACK, Page, house, policy
 from ports import free_port
 
 pytestmark = pytest.mark.lab
@@ -84,8 +84,8 @@ async def test_no_302_while_the_login_server_does_not_answer(
     portal: StartPortal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A redirect that leads nowhere hides the portal from Chromium; a 511 does not."""
-    monkeypatch.setattr(health, "INTERVAL", 0.05)
-    monkeypatch.setattr(health, "AGAIN", 0.05)
+    monkeypatch.setattr(login_health, "INTERVAL", 0.05)
+    monkeypatch.setattr(login_health, "AGAIN", 0.05)
     port = free_port()
     url = "http://connectivitycheck.gstatic.com/generate_204"
     async with portal(f"login_url: http://127.0.0.1:{port}/\n") as it:

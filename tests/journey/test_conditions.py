@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from conftest import SOON, Origin
-from enforcement.mitmdump import started
 from journey.guests import Guest
 from ports import free_port
+from proxy.mitmdump import started
 
 
 class Place:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 import requires
-from capport.portal.asking import HEADER
+from capport.web.asker import HEADER
 from conftest import Origin, Portal, running_portal
-from enforcement.wire import until
 from journey.guests import Guest
-from portal.certificates import certificate
-from portal.chromium import chromium
+from login.certificates import certificate
+from login.chromium import chromium
 from ports import free_port
+from proxy.wire import until
 
 ONE, OTHER = "127.0.0.2", "127.0.0.3"
 

@@ -29,13 +29,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from capport import policyfile
+from capport.api.captivity import PATH
 from capport.core.client import Address, Mac, parse_address, parse_mac
 from capport.core.policy import Policy
-from capport.enforcement import known_set, nftables
-from capport.enforcement.libnftables import Nftables
-from capport.identity.neighbours import NetlinkNeighbours
-from capport.portal.api import PATH
+from capport.linux.libnftables import Nftables
+from capport.linux.neighbours import NetlinkNeighbours
+from capport.policy import policy_file
+from capport.router import known_clients, nftables
 from capport.stores import open_store
 from lab import namespaces, origin
 from lab.advertise import Advertiser
@@ -304,7 +304,7 @@ class Lab:
         else:
             self.policy_file = self.folder / "policy.yaml"
             self.policy_file.write_text(self._given.replace("{folder}", str(self.folder)))
-        self.policy = policyfile.load(self.policy_file)
+        self.policy = policy_file.load(self.policy_file)
         self._check_interfaces()
         self._trust()
         if self._portal:
@@ -390,7 +390,7 @@ class Lab:
         if self._follow:
             store = open_store(self.policy.sessions.store or ":memory:")
             self.known = self.router.call(
-                known_set.KnownSet, lambda: self.policy, store, self.neighbours
+                known_clients.KnownSet, lambda: self.policy, store, self.neighbours
             )
             self.router.call(self.known.start)
             self._stack.callback(store.close)

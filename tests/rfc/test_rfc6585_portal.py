@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from conftest import LOGIN, Origin, Portal, StartPortal
-from enforcement.wire import Answer, Dialled, answers, say, with_names
+from proxy.wire import Answer, Dialled, answers, say, with_names
 
 KNOWN = "clients:\n  - {address: 127.0.0.1, access: known}\n"
 

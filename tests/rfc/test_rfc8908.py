@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import requires
+from capport.api.captivity import PATH
 from capport.core.captivity import Captivity, captivity
 from capport.core.client import Address, ClientId, Mac
 from capport.core.place import Place
 from capport.core.policy import Access, ClientRule, Policy, network_of
 from capport.core.session import Session
-from capport.identity import NoNeighbours
-from capport.portal.api import PATH
-from portal.authority import Says, an_authority, issued, responder, until_stapled
-from portal.certificates import certificate
-from portal.house import House, at, house, policy
+from capport.linux import NoNeighbours
+from login.authority import Says, an_authority, issued, responder, until_stapled
+from login.certificates import certificate
+from login.house import House, at, house, policy
 
 ACCEPT = "application/captive+json"
 

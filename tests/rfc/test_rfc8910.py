@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capport.api.captivity import PATH
 from capport.core.captivity import reads_captivity
-from capport.portal.api import PATH
-from portal.house import house
+from login.house import house
 
 
 @pytest.mark.parametrize(

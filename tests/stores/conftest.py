@@ -2,22 +2,22 @@
 
 import pytest
 
-from capport.stores import database, revoked, sqlite, upkeep
+from capport.stores.sqlite import database, housekeeping, revocation_file, store
 from conftest import SOON
 
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A commit on a busy machine can take longer than a revocation waits for another one."""
-    for module in (sqlite, upkeep):
+    for module in (store, housekeeping):
         monkeypatch.setattr(module, "PUT_SECONDS", SOON)
-    monkeypatch.setattr(sqlite, "DROP_SECONDS", SOON)
-    monkeypatch.setattr(revoked, "_LOCK_SECONDS", SOON)
+    monkeypatch.setattr(store, "DROP_SECONDS", SOON)
+    monkeypatch.setattr(revocation_file, "_LOCK_SECONDS", SOON)
 
 
 @pytest.fixture
 def in_haste(patience: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in earnest: for who locks the file and sees what comes of it."""
-    for module in (sqlite, upkeep):
+    for module in (store, housekeeping):
         monkeypatch.setattr(module, "PUT_SECONDS", database.PUT_SECONDS)
-    monkeypatch.setattr(sqlite, "DROP_SECONDS", database.DROP_SECONDS)
+    monkeypatch.setattr(store, "DROP_SECONDS", database.DROP_SECONDS)

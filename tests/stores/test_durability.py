@@ -20,8 +20,8 @@ import pytest
 import requires
 from capport.core.client import ClientId
 from capport.stores import StoreError, open_store
-from capport.stores.revoked import BALLAST, Revoked
-from capport.stores.sqlite import SqliteStore
+from capport.stores.sqlite.revocation_file import BALLAST, Revoked
+from capport.stores.sqlite.store import SqliteStore
 from stores import writers
 from stores.contract import ADDRESS, MAC, OTHER, FakeTime, session, until
 from stores.test_sqlite import OneFile

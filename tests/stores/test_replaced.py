@@ -17,13 +17,15 @@ from pathlib import Path
 import pytest
 
 from capport.core.client import ClientId
-from capport.stores import StoreError, locks, schema, sqlite
-from capport.stores.sqlite import SqliteStore
+from capport.stores import StoreError
+from capport.stores.sqlite import locks, schema
+from capport.stores.sqlite import store as sqlite
+from capport.stores.sqlite.store import SqliteStore
+from proxy.test_appliance import appliance, ask
 from stores import writers
 from stores.contract import ADDRESS, MAC, OTHER, session, until
 from stores.test_durability import Writer
 from stores.test_sqlite import OneFile
-from test_appliance import appliance, ask
 
 CAPPORT = str(Path(sys.executable).with_name("capport"))
 GOES, STAYS, COMES = "192.0.2.1", "192.0.2.2", "192.0.2.3"

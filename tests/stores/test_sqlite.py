@@ -17,19 +17,13 @@ from hypothesis import strategies as st
 
 from capport.core.client import Address, ClientId, Mac, parse_address, parse_mac
 from capport.core.session import Session
-from capport.stores import (
-    StoreError,
-    default_store,
-    open_store,
-    schema,
-    sqlite,
-    store_path,
-    upkeep,
-)
+from capport.stores import StoreError, default_store, open_store, store_path
 from capport.stores.memory import MemoryStore
 from capport.stores.replica import FLUSH_SECONDS
-from capport.stores.sqlite import SqliteStore
-from capport.stores.upkeep import GRACE_SECONDS
+from capport.stores.sqlite import housekeeping, schema
+from capport.stores.sqlite import store as sqlite
+from capport.stores.sqlite.housekeeping import GRACE_SECONDS
+from capport.stores.sqlite.store import SqliteStore
 from stores.contract import (
     ADDRESS,
     MAC,
@@ -365,7 +359,7 @@ def test_touches_that_could_not_be_written_back_are_later(
     file: OneFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "TURN_SECONDS", 0.02)
-    monkeypatch.setattr(upkeep, "PUT_SECONDS", 0.05)
+    monkeypatch.setattr(housekeeping, "PUT_SECONDS", 0.05)
     store = file.open()
     store.put(session(idle=600.0))
     store.touch(MAC, 1010.0)
@@ -385,7 +379,7 @@ def test_what_is_over_is_cleared_away_in_a_while(
     file: OneFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "TURN_SECONDS", 0.02)
-    monkeypatch.setattr(upkeep, "BATCH", 3)
+    monkeypatch.setattr(housekeeping, "BATCH", 3)
     one, two = file.open(), file.open()
     for number in range(10):
         one.put(session(ClientId(f"192.0.2.{number}"), expires=1060.0))
@@ -398,14 +392,14 @@ def test_what_is_over_is_cleared_away_in_a_while(
     file.time.now = 1060.0 + GRACE_SECONDS - 1
     time.sleep(0.2)
     assert len(list(two.sessions())) == 12
-    file.time.now = 1100.0 + GRACE_SECONDS + upkeep.UPKEEP_SECONDS
+    file.time.now = 1100.0 + GRACE_SECONDS + housekeeping.UPKEEP_SECONDS
     for store in (one, two):
         until(lambda s=store: {x.client for x in s.sessions()} == {MAC, OTHER}, "clearing")  # type: ignore[misc]
     assert told == []  # they were over before, so nothing changed
 
 
 def test_the_log_does_not_grow_for_ever(file: OneFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("capport.stores.database._COMMITS_PER_CHECKPOINT", 20)
+    monkeypatch.setattr("capport.stores.sqlite.database._COMMITS_PER_CHECKPOINT", 20)
     store = file.open()
     log = Path(f"{file.path}-wal")
     sizes = []
@@ -425,7 +419,7 @@ def test_the_log_does_not_grow_for_ever(file: OneFile, monkeypatch: pytest.Monke
 def test_who_lags_behind_the_journal_of_changes_reads_everything(
     file: OneFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upkeep, "KEPT_CHANGES", 2)
+    monkeypatch.setattr(housekeeping, "KEPT_CHANGES", 2)
     monkeypatch.setattr(sqlite, "TURN_SECONDS", 0.02)
     one, two = file.open(), file.open()
     one.put(session(MAC))
@@ -436,7 +430,7 @@ def test_who_lags_behind_the_journal_of_changes_reads_everything(
         for number in range(10):
             one.put(session(ClientId(f"198.51.100.{number}")))
         one.drop(MAC)
-        file.time.now += upkeep.UPKEEP_SECONDS + 1
+        file.time.now += housekeeping.UPKEEP_SECONDS + 1
         db = sqlite3.connect(file.path)
         until(lambda: db.execute("SELECT count(*) FROM changes").fetchone()[0] == 2, "a trim")
         db.close()
@@ -448,7 +442,7 @@ def test_who_lags_behind_the_journal_of_changes_reads_everything(
 def test_without_inotify_it_looks_often_enough(
     file: OneFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("capport.stores.bell.Bell.watch", lambda bell: False)
+    monkeypatch.setattr("capport.stores.sqlite.file_notifier.Bell.watch", lambda bell: False)
     monkeypatch.setattr(sqlite, "TURN_SECONDS", 3600.0)
     one, two = file.open(), file.open()
     one.put(session())

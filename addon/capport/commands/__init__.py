@@ -20,7 +20,7 @@ class CommandError(Exception):
 
 def policy_at(path: str) -> Policy:
     """The policy in a file. Raises CommandError with every error in it."""
-    from capport.policyfile import PolicyError, load
+    from capport.policy.policy_file import PolicyError, load
 
     try:
         return load(Path(path))

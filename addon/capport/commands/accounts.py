@@ -9,8 +9,8 @@ from argparse import Namespace
 from capport.commands import CommandError, chosen_policy
 from capport.commands.records import records_of, warn_unless_asked
 from capport.core.policy import Conditions
-from capport.portal import tokens
-from capport.portal.passwords import MAX_PASSWORD, hash_password, normal_name
+from capport.login.passwords import MAX_PASSWORD, hash_password, normal_name
+from capport.web import tokens
 
 
 def add_user(arguments: Namespace) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from capport.commands import CommandError
 from capport.commands.display import duration
 from capport.core.policy import Limits, Policy
-from capport.policyfile import PolicyError, load_with_warnings
-from capport.problems import visible
+from capport.policy.errors import visible
+from capport.policy.policy_file import PolicyError, load_with_warnings
 from capport.stores import StoreError, default_store
 
 

@@ -13,7 +13,7 @@ from capport.commands.display import cells, duration, fitted, short_moment
 from capport.core.client import Mac, is_random, parts_of
 from capport.core.policy import ClientRule, Network
 from capport.core.session import Instant, Session
-from capport.session_json import document
+from capport.session_view import document
 
 _WIDTH = 80
 _MADE_UP = "~"

@@ -3,7 +3,7 @@
 import time
 import unicodedata
 
-from capport.problems import visible
+from capport.policy.errors import visible
 
 _UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 

@@ -15,11 +15,11 @@ from capport.core.explanation import Explanation, Url, in_words
 from capport.core.policy import Policy
 from capport.core.session import Instant, Session
 from capport.core.verdict import Pass, Verdict
-from capport.enforcement.own import is_own, may_reach
 from capport.gate import lacks_mac
-from capport.identity import lookup
-from capport.policytree import Fields, read_text, read_tree
-from capport.problems import Findings, PolicyError, visible
+from capport.linux import neighbour_lookup
+from capport.linux.own_addresses import is_own, may_reach
+from capport.policy.errors import Findings, PolicyError, visible
+from capport.policy.tree import Fields, read_text, read_tree
 from capport.stores import StoreError, default_store
 
 
@@ -42,8 +42,12 @@ def explain_url(arguments: Namespace) -> None:
     now = clock.now()
     session, asked = _session(arguments.sessions, policy, client, now)
     url: Url = arguments.url
-    interfaces = lookup.numbers([policy.router.client_interface]) if policy.router else None
-    lacks = lacks_mac(client, policy, lambda address: lookup.is_on_link(address, interfaces))
+    interfaces = (
+        neighbour_lookup.numbers([policy.router.client_interface]) if policy.router else None
+    )
+    lacks = lacks_mac(
+        client, policy, lambda address: neighbour_lookup.is_on_link(address, interfaces)
+    )
     found = explanation.explain(
         policy, client, session, now, url, arguments.method, lacks_mac=lacks
     )
@@ -117,7 +121,7 @@ def _no_line(found: Explanation) -> str:
 def _mac_of(address: Address) -> Mac | None:
     """As the portal would find it: none where the kernel has none, as of an off-link client."""
     with contextlib.suppress(OSError):
-        return lookup.table().get(address)
+        return neighbour_lookup.table().get(address)
     return None
 
 

@@ -21,7 +21,7 @@ from capport.core.client import Address, Client, ClientId, Mac, parts_of
 from capport.core.policy import Access, Policy
 from capport.core.session import Session
 from capport.gate import Gate
-from capport.identity import lookup
+from capport.linux import neighbour_lookup
 from capport.stores import StoreError
 
 type Macs = Mapping[Address, Mac]
@@ -141,7 +141,7 @@ def _parts(ids: Iterable[ClientId]) -> set[Mac | Address]:
 def _neighbours() -> dict[Address, Mac]:
     """Addresses and MACs as the portal finds them; none where the kernel gives none."""
     with contextlib.suppress(OSError):
-        return lookup.table()
+        return neighbour_lookup.table()
     return {}
 
 

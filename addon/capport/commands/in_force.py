@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Collection, Iterable
 
 from capport.core.client import Address, Client, Mac, parse_address, parse_mac
-from capport.enforcement.libnftables import Nftables, RulesError
-from capport.enforcement.nftables import TABLE, listed
+from capport.linux.libnftables import Nftables, RulesError
+from capport.router.nftables import TABLE, listed
 
 PATIENCE = 1.0
 """Seconds that a portal has to carry over what it hears of at once."""

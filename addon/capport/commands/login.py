@@ -10,9 +10,9 @@ from pathlib import Path
 from capport.commands import CommandError, store_url, writable_store
 from capport.core.policy import Policy
 from capport.gate import Gate
-from capport.portal.embedded import Embedded
-from capport.portal.records import records_beside
-from capport.reload import PolicyWatcher
+from capport.policy.watcher import PolicyWatcher
+from capport.service.login_server import Embedded
+from capport.web.records import records_beside
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def serve(arguments: Namespace) -> None:
     The sessions and the records are those of the proxy with the same policy and store, so its 511s
     lead here, and who signs in here is known there. Raises CommandError, OSError.
     """
-    from capport.policyfile import PolicyError
+    from capport.policy.policy_file import PolicyError
 
     watcher = _Watching(Path(arguments.policy))
     try:
@@ -37,7 +37,7 @@ def serve(arguments: Namespace) -> None:
 
 
 async def _serve(watcher: "_Watching", policy: Policy, url: str, socket: str | None) -> None:
-    from capport.identity.neighbours import NetlinkNeighbours
+    from capport.linux.neighbours import NetlinkNeighbours
 
     with contextlib.closing(writable_store(url)) as store:
         neighbours = NetlinkNeighbours()

@@ -7,9 +7,9 @@ from argparse import Namespace
 from capport import clock
 from capport.commands import CommandError, chosen_policy, store_url
 from capport.core.policy import Conditions, Policy
-from capport.portal.datekeeping import Moment
-from capport.portal.records import Records, records_beside
 from capport.stores import store_path
+from capport.web.date_reckoning import Moment
+from capport.web.records import Records, records_beside
 
 
 def moment() -> Moment:

@@ -6,7 +6,7 @@ import sys
 from argparse import Namespace
 
 from capport.commands import CommandError, existing_store, policy_at, store_url
-from capport.enforcement import nftables
+from capport.router import nftables
 from capport.stores.memory import MemoryStore
 
 
@@ -21,14 +21,14 @@ def up(arguments: Namespace) -> None:
             f"{arguments.policy_file} has no router: add one, such as"
             " router: {client_interface: br-lan, origin_interface: wan}"
         )
-    from capport.enforcement import known_set
-    from capport.identity.neighbours import NetlinkNeighbours
+    from capport.linux.neighbours import NetlinkNeighbours
+    from capport.router import known_clients
 
     url = store_url(arguments, policy)
     store = (None if url == ":memory:" else existing_store(url, start_closed=True)) or MemoryStore()
     neighbours = NetlinkNeighbours({policy.router.client_interface})
     with contextlib.closing(store), contextlib.closing(neighbours):
-        known_set.up(
+        known_clients.up(
             policy,
             store,
             neighbours,

@@ -5,7 +5,7 @@ from argparse import Namespace
 
 def run(arguments: Namespace) -> int:
     """Runs it to its end; the exit status. mitmproxy is imported here, and by no other command."""
-    from capport.appliance import run as run_appliance
+    from capport.proxy.appliance import run as run_appliance
 
     given = {"policy": arguments.policy, "sessions": arguments.sessions, "events": arguments.events}
     ours = [f"portal_{name}={value}" for name, value in given.items() if value is not None]

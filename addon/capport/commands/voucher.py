@@ -14,11 +14,11 @@ from capport.commands.display import moment as local_time
 from capport.commands.records import moment, records_of, warn_unless_asked
 from capport.core.negotiation import Language, preferred_language
 from capport.core.policy import Conditions
-from capport.portal import vouchers
-from capport.portal.records import Voucher
-from capport.portal.words import WORDS
-from capport.session_json import rfc3339
+from capport.login import vouchers
+from capport.login.words import WORDS
+from capport.session_view import rfc3339
 from capport.stores import StoreError
+from capport.web.records import Voucher
 
 _TITLES = ("NO", "FOR", "DEVICES", "STATE", "MADE", "NOTE")
 _WIDTHS = (5, 7, 7, 12, 16, 23)

@@ -107,7 +107,7 @@ def open_store(
         from capport.stores.memory import MemoryStore
 
         return MemoryStore()
-    from capport.stores.sqlite import SqliteStore
+    from capport.stores.sqlite.store import SqliteStore
 
     make_folder = _is_default(path)
     return SqliteStore(

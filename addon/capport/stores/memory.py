@@ -7,7 +7,7 @@ from dataclasses import replace
 from capport.core.client import ClientId
 from capport.core.session import Instant, Session, check_times
 from capport.stores import Watcher
-from capport.stores.watchers import Watchers
+from capport.stores.subscribers import Watchers
 
 _FEW = 1000
 """Sessions that may be over and still be there."""

@@ -1,0 +1,193 @@
+"""What every call of the API for login servers of others has in common: who may, what was sent.
+
+JSON, and errors as problem details (RFC 9457) that name the member at fault, and what would do.
+"""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Awaitable
+from functools import partial
+from typing import Any, Never
+from urllib.parse import quote
+
+from tornado import web
+
+from capport.core.client import ClientId, parse_client_id, parts_of
+from capport.core.session import Session
+from capport.session_view import document
+from capport.web.methods import methods_of
+from capport.web.portal import Portal
+from capport.web.tokens import token_digest
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY = 64 * 1024
+"""Bytes of a call's body; a longer one is 413."""
+
+REQUIRED, LEFT_OUT = object(), object()
+"""As the default of a member: it has to be sent; and, whether it was can be told."""
+
+
+class Problem(web.HTTPError):
+    """An error that the caller can do something about."""
+
+    def __init__(self, status: int, detail: str, **members: object) -> None:
+        super().__init__(status)
+        self.detail, self.members = detail, members
+
+
+class Unauthorized(Problem):
+    """401; `error` is RFC 6750's (section 3.1), None where no token came."""
+
+    def __init__(self, detail: str, error: str | None = None) -> None:
+        super().__init__(401, detail)
+        self.challenge = f'Bearer error="{error}"' if error else "Bearer"
+
+
+class Call(web.RequestHandler):
+    """A call of the API. `token_needed`: whether the connection alone is no authority."""
+
+    def initialize(self, portal: Portal, *, token_needed: bool) -> None:
+        """Called by Tornado with what the route has."""
+        self.portal, self.token_needed = portal, token_needed
+        self.grants = portal.grants
+
+    def set_default_headers(self) -> None:
+        """Also called for an error."""
+        self.clear_header("Server")
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("X-Content-Type-Options", "nosniff")
+
+    async def prepare(self) -> None:
+        """Checks the token, where one is needed, and the size of the body."""
+        if self.token_needed:
+            await self._check_token()
+        if len(self.request.body) > MAX_BODY:
+            raise Problem(413, f"the body has more than {MAX_BODY} bytes")
+
+    async def _check_token(self) -> None:
+        scheme, _, token = self.request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise Unauthorized("a token is needed: capport token new")
+        known = partial(self.portal.records.token_name, token_digest(token.strip()))
+        if await self.portal.recorded(known) is None:
+            why = "that token is not known here, or was replaced: capport token new"
+            raise Unauthorized(why, error="invalid_token")
+
+    def head(self, *arguments: str) -> Awaitable[None] | None:
+        """As GET, where there is one (RFC 9110 section 9.1); Tornado leaves the body out."""
+        return self.get(*arguments)
+
+    def compute_etag(self) -> str | None:
+        """None: nothing here is cached."""
+        return None
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """The error as problem details."""
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        problem: dict[str, object] = {"type": "about:blank"}  # the status says what it is
+        problem |= {"title": self._reason, "status": status_code}
+        if isinstance(error, Problem):
+            problem |= {"detail": error.detail} | error.members
+        elif isinstance(error, OSError):
+            # A revocation is in force also where it could not be made durable.
+            changed = "" if self.request.method == "DELETE" else "; nothing was changed"
+            problem["detail"] = f"{error}{changed}"
+        if isinstance(error, Unauthorized):  # here, for what was set before is gone by now
+            self.set_header("WWW-Authenticate", error.challenge)
+        if status_code == 405:  # RFC 9110 section 15.5.6
+            here = ", ".join(methods_of(self))
+            self.set_header("Allow", here)
+            problem["detail"] = f"{self.request.method} is not for this path: {here}"
+        self.set_header("Content-Type", "application/problem+json")
+        self.finish(json.dumps(problem) + "\n")
+
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        """Tornado's; what could not be made durable is 503."""
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        super().send_error(503 if isinstance(error, OSError) else status_code, **kwargs)
+
+    def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
+        """A caller's errors are the caller's to log."""
+        if isinstance(value, OSError):  # it names the place and what would do
+            logger.error("No answer; 503 instead: %s", value)
+        elif not isinstance(value, web.HTTPError):
+            logger.error("No answer; 500 or 503 instead", exc_info=(typ, value, tb))  # type: ignore[arg-type]
+
+    def answer(self, said: object, status: int = 200) -> None:
+        """`said` as JSON."""
+        self.set_status(status)
+        self.set_header("Content-Type", "application/json")
+        self.finish(json.dumps(said) + "\n")
+
+    def asked(self, **members: object) -> dict[str, Any]:
+        """The JSON object that was sent, with no member but these; each has its default."""
+        typed = self.request.headers.get("Content-Type", "")
+        if typed.partition(";")[0].strip().lower() != "application/json":
+            raise Problem(415, f"Content-Type is {shown_value(typed)}: send application/json")
+        try:
+            sent = json.loads(
+                self.request.body, parse_constant=_no_constant, object_pairs_hook=_object
+            )
+        except (ValueError, RecursionError) as error:
+            raise Problem(400, f"the body is not JSON: {error}") from None
+        if not isinstance(sent, dict):
+            raise Problem(422, f"the body is {shown_value(sent)}: send an object")
+        for name in sent:
+            if name not in members:
+                why = f"is not known here; known are {', '.join(members)}"
+                raise Problem(422, f"{shown_value(name)} {why}", member=name[:64])
+        for name, default in members.items():
+            if default is REQUIRED and name not in sent:
+                raise Problem(422, f"{name} is missing", member=name)
+        return members | sent
+
+    def told(self, session: Session) -> dict[str, object]:
+        """A session, as `capport clients --json` has it."""
+        return document(session, self.grants.now(), self.portal.wall())
+
+    def shown(self, session: Session, status: int = 200) -> None:
+        """A session that was asked for by what is not its path, which is told too."""
+        self.set_header("Location", f"/api/v1/sessions/{quote(session.client, safe=':@')}")
+        self.answer(self.told(session), status)
+
+    def session_of(self, client: ClientId) -> Session | None:
+        """The open session that counts, of the client with this address, MAC or id."""
+        mac, address = parts_of(client)
+        # Its session may be filed under the MAC that the address has now.
+        present = client if mac or address is None else self.grants.client_at(address)
+        return self.grants.find(present) or next(iter(self.grants.sessions_of(client)), None)
+
+    def client(self, text: object, name: str = "client") -> ClientId:
+        """The id in `text`."""
+        if not isinstance(text, str):
+            wrong(name, text, "is not a string, such as 192.0.2.7")
+        try:
+            return parse_client_id(text)
+        except ValueError:
+            wrong(name, text, "is no address and no MAC: 192.0.2.7 or 02:00:00:00:00:07")
+
+
+def wrong(member: str, value: object, why: str) -> Never:
+    """Raises Problem: 422, for the value of a member."""
+    raise Problem(422, f"{member} {shown_value(value)} {why}", member=member)
+
+
+def shown_value(value: object) -> str:
+    """What was sent, as JSON has it, and no more than tells it apart."""
+    said = json.dumps(value)
+    return said if len(said) <= 80 else f"{said[:79]}…"
+
+
+def _no_constant(text: str) -> Never:
+    raise ValueError(f"{text} is not in JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, each of whose members is there once: of two, who would say which is meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise Problem(422, f"{shown_value(twice)} is there more than once", member=twice[:64])
+    return found

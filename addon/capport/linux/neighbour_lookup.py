@@ -1,0 +1,156 @@
+"""The kernel's neighbour table and its routes: asked once, and read (rtnetlink(7))."""
+
+import errno
+import fcntl
+import socket
+import struct
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+
+from capport.core.client import Address, Mac, parse_mac
+from capport.linux.netlink import DUMP, INTERRUPTED, ROUTE, Message, ask, attribute, attributes
+
+# linux/rtnetlink.h, linux/neighbour.h
+_NEIGHBOUR = struct.Struct("=BBHiHBB")  # ndmsg: family, -, -, interface, state, flags, type
+_NEW_NEIGHBOUR, _DELETED_NEIGHBOUR, _GET_NEIGHBOUR = 28, 29, 30
+_PROXY = 0x8
+_DESTINATION, _LINK_ADDRESS = 1, 2
+# REACHABLE, STALE, DELAY, PROBE, PERMANENT. FAILED and INCOMPLETE have no MAC, or one that did not
+# answer; NOARP is multicast and loopback.
+_USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
+_TRIES = 100  # dumps that something changed during
+
+_ROUTE = struct.Struct("=8BI")  # rtmsg: family, prefix lengths (2), -, -, -, -, type, flags
+_GET_ROUTE = 26
+_TO, _INTERFACE, _GATEWAY, _VIA = 1, 4, 5, 18
+_UNICAST = 1
+_AS_LISTED = 0x2000  # RTM_F_FIB_MATCH: the route, and not what follows from it for one address
+# linux/sockios.h, linux/if.h
+_GET_FLAGS, _LOOPBACK, _NO_ARP = 0x8913, 0x8, 0x80
+# What the kernel says where no route leads: none at all, unreachable, prohibited, a black hole.
+_NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.ESRCH)
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """One entry: on interface number `interface`, `address` is at `mac`, or at none."""
+
+    interface: int
+    address: Address
+    mac: Mac | None
+
+
+def table() -> dict[Address, Mac]:
+    """Each address on the link and its MAC, IPv4 and IPv6, for whoever ends before that changes.
+
+    An address with different MACs on two interfaces has none. Raises OSError where the kernel gives
+    no dump.
+    """
+    found: dict[Address, set[Mac]] = {}
+    for one in entries():
+        if one.mac is not None:
+            found.setdefault(one.address, set()).add(one.mac)
+    return {address: next(iter(macs)) for address, macs in found.items() if len(macs) == 1}
+
+
+def entries() -> list[Neighbour]:
+    """The table, in one dump. Raises OSError."""
+    asked = _NEIGHBOUR.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0)
+    for _ in range(_TRIES):
+        messages = list(ask(ROUTE, _GET_NEIGHBOUR, asked, DUMP))
+        if not any(message.flags & INTERRUPTED for message in messages):
+            return [found for message in messages if (found := entry(message))]
+    raise OSError(f"the neighbour table changed during each of {_TRIES} dumps; try again")
+
+
+def is_of_the_table(message: Message) -> bool:
+    """Whether a message tells of an entry."""
+    return message.kind in (_NEW_NEIGHBOUR, _DELETED_NEIGHBOUR)
+
+
+def entry(message: Message) -> Neighbour | None:
+    """The entry as a message has it; None for one that no client of ours can have."""
+    family, _, _, interface, state, flags, _ = _NEIGHBOUR.unpack_from(message.body)
+    values = attributes(message.body[_NEIGHBOUR.size :])
+    if family not in (socket.AF_INET, socket.AF_INET6) or flags & _PROXY:
+        return None
+    if (address := values.get(_DESTINATION)) is None:
+        return None
+    mac = None
+    if message.kind == _NEW_NEIGHBOUR and state & _USABLE:
+        with suppress(ValueError):  # a tunnel's neighbour: no MAC, but an address
+            mac = parse_mac(values.get(_LINK_ADDRESS, b"").hex(":"))
+    return Neighbour(interface, ip_address(address), mac)
+
+
+def is_on_link(address: Address, interfaces: Collection[int] | None = None) -> bool:
+    """Whether the kernel would send to `address` itself and by its MAC, not to a router before it.
+
+    On one of `interfaces` (by number), or on any; not on those without MACs, such as tunnels. Not
+    this machine's own addresses either. Raises OSError where the kernel does not say. (30 us).
+    """
+    if isinstance(address, IPv6Address) and address.is_link_local:
+        return True  # never routed; which link is not in the address
+    route = _route(address)
+    if route is None or not route.is_direct or route.interface is None:
+        return False
+    return (interfaces is None or route.interface in interfaces) and _has_macs(route.interface)
+
+
+def numbers(names: Iterable[str]) -> frozenset[int]:
+    """The numbers of those interfaces that there are."""
+    found = set()
+    for name in names:
+        with suppress(OSError):  # not there yet
+            found.add(socket.if_nametoindex(name))
+    return frozenset(found)
+
+
+def is_behind(address: Address, interface: str) -> bool:
+    """Whether the kernel would send to `address` by `interface`, and not by the default route.
+
+    False where there is no such interface. Raises OSError where the kernel does not say.
+    """
+    route = _route(address)
+    if route is None or route.interface not in numbers([interface]):
+        return False
+    match = _route(address, _AS_LISTED)
+    return match is None or match.prefix > 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """One route: the length of the prefix it is for, and the number of the interface it leads to.
+
+    It is direct where the next hop is whom it is asked for.
+    """
+
+    prefix: int
+    interface: int | None
+    is_direct: bool
+
+
+def _route(address: Address, flags: int = 0) -> _Route | None:
+    """The route to `address`, None where none leads there. Raises OSError."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    asked = _ROUTE.pack(family, address.max_prefixlen, 0, 0, 0, 0, 0, 0, flags)
+    try:
+        ((_, _, body),) = ask(ROUTE, _GET_ROUTE, asked + attribute(_TO, address.packed))
+    except OSError as error:
+        if error.errno in _NO_ROUTE:
+            return None
+        raise
+    _, prefix, _, _, _, _, _, kind, _ = _ROUTE.unpack_from(body)
+    values = attributes(body[_ROUTE.size :])
+    number = struct.unpack("=i", values[_INTERFACE])[0] if _INTERFACE in values else None
+    is_direct = kind == _UNICAST and not {_GATEWAY, _VIA} & values.keys()
+    return _Route(prefix, number, is_direct)
+
+
+def _has_macs(interface: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        request = struct.pack("=16sH14x", socket.if_indextoname(interface).encode(), 0)
+        flags: int = struct.unpack_from("=16xH", fcntl.ioctl(asking, _GET_FLAGS, request))[0]
+    return not flags & (_LOOPBACK | _NO_ARP)

@@ -1,0 +1,436 @@
+"""The conditions, and the forms to meet them: sign in, go on, see how long is left, sign out."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from urllib.parse import urlsplit
+
+from tornado import iostream, web
+
+from capport.core.policy import Conditions
+from capport.core.session import Instant, Session
+from capport.login import passwords, vouchers
+from capport.login.page import Blocked, Handler
+from capport.login.theme import Terms
+from capport.web.portal import HASHES_WAITING
+from capport.web.states import State, StateError, login_url
+
+BY = "login server"
+"""Who granted, in the session."""
+
+FARTHEST = 86400.0
+"""Seconds until a page is left by itself, at most: browsers count milliseconds, in 31 bits."""
+
+PIECE = 16 * 1024
+"""Bytes of a file that wait for a client which takes them slowly."""
+
+
+class SignIn(Handler):
+    """`/` and `/sign-in`: what must be met, and the form to meet it."""
+
+    def get(self) -> None:
+        """The form; or how the client stands, if it is known and does not ask for more."""
+        stands = self.standing
+        if stands.blocked:
+            raise Blocked
+        more = stands.session and self.get_argument("more", "") and can_extend(self, stands.session)
+        if not stands.captivity.captive and not more:
+            self.redirect(
+                self.link("/welcome" if self.page_asked_for else "/status", state=self.state),
+                status=303,
+            )
+            return
+        if self.elsewhere():
+            own = self.state if own_state(self) else self.portal.states.mint(self.client)
+            self.redirect(login_url(self.policy, own), status=302)
+            return
+        self.form()
+
+    def head(self) -> None:
+        """As GET; Tornado leaves the body out."""
+        self.get()
+
+    async def post(self) -> None:
+        """Lets the client on, if the form meets the conditions."""
+        if self.elsewhere():
+            raise web.HTTPError(403, "the conditions are met elsewhere")
+        stands, terms = self.standing, self.terms()
+        if stands.blocked:
+            raise Blocked
+        if terms is not None and self.get_body_argument("terms", "") != terms.version:
+            self.form(problem=self.words.terms_changed, status=409)
+            return
+        for_all = self.portal.throttle.for_all(self.portal.grants.now())
+        if wait := self.must_wait(for_all):
+            self.too_many(wait, self.words.too_many.format(time=self.words.wait(wait)))
+            return
+        if self.conditions is Conditions.VOUCHER and self.code is None:
+            self.wrong(self.words.no_code, for_all)  # a slip, and an attempt all the same
+            return
+        left = self.left
+        match self.conditions:
+            case Conditions.TERMS:
+                met: Met | None = Met(self.policy.sessions.lifetime, "")
+            case Conditions.VOUCHER:
+                met = await self.voucher(beyond=left)
+            case Conditions.PASSWORD:
+                met = await self.password()
+        if met is None:
+            voucher = self.conditions is Conditions.VOUCHER
+            problem = self.words.wrong_voucher if voucher else self.words.wrong_password
+            self.wrong(problem, for_all)  # the same for wrong and used up
+            return
+        if self.conditions is not Conditions.TERMS:
+            self.portal.throttle.forgive(self.client, met.name)
+        if self.conditions is Conditions.VOUCHER and met.lifetime <= left:
+            self.form(problem=self.words.no_longer, status=409)
+            return
+        try:
+            # A session is never made shorter by asking for more.
+            await self.let_on(met, terms, grant=met.lifetime > left)
+        except OSError:
+            if met.give_back is not None:
+                await self.portal.recorded(met.give_back)
+            raise
+
+    async def let_on(self, met: "Met", terms: Terms | None, *, grant: bool) -> None:
+        """Notes the acceptance, then grants: whoever is online has accepted, power cut or not."""
+        records, client = self.portal.records, self.client
+        if terms is not None:
+            note = partial(
+                records.accept, client.id, terms.version, str(terms.language), terms.source
+            )
+            await self.portal.recorded(partial(note, self.portal.wall()))
+        accepted = f"terms {terms.version}" if terms else ""
+        how = ", ".join(filter(None, (met.how, accepted)))
+        if grant:
+            await self.portal.grants.grant(
+                client, lifetime=met.lifetime, by=BY, how=how, name=met.name
+            )
+            await self.unless_revoked(met)
+        self.forget_pages("in")
+        self.redirect(self.link("/welcome", state=self.state), status=303)
+
+    async def unless_revoked(self, met: "Met") -> None:
+        """Ends the session where its voucher was revoked since it was used.
+
+        Whoever did so may have looked for the sessions by it before there was this one.
+        """
+        if met.is_revoked is None:
+            return
+        revoked = True  # where it cannot be told, too
+        try:
+            revoked = await self.portal.recorded(met.is_revoked)
+        finally:
+            if revoked:
+                await self.portal.grants.revoke(self.client.id)
+
+    async def voucher(self, *, beyond: float) -> "Met | None":
+        """The voucher in the form, if it is good for this client.
+
+        It is not used where that is for no more than `beyond` seconds.
+        """
+        if self.code is None:
+            return None
+        records, client, at = self.portal.records, self.client.id, self.portal.moment()
+        use = partial(records.use_voucher, self.code, client, at, beyond=beyond)
+        if (used := await self.portal.recorded(use)) is None:
+            return None
+        number, lifetime = used
+        return Met(
+            lifetime,
+            f"voucher {number}",
+            give_back=partial(records.give_back, number, client, at),
+            is_revoked=partial(records.is_revoked, number),
+        )
+
+    async def password(self) -> "Met | None":
+        """The user in the form, if that is its password. Alike in time if there is no such user."""
+        name = passwords.normal_name(self.get_body_argument("name", ""))
+        given = self.get_body_argument("password", "", strip=False)
+        kept = None
+        if name is not None:
+            kept = await self.portal.recorded(partial(self.portal.records.password_of, name))
+        right = await self.portal.hashed(partial(passwords.is_password, kept, given))
+        lifetime = self.policy.sessions.lifetime
+        return Met(lifetime, "password", name) if right and name else None
+
+    def must_wait(self, for_all: float) -> float:
+        """Seconds until this client may try again, where all have to wait `for_all`; 0: now.
+
+        A voucher is looked at all the same: its 80 bits need no limit for all, and none of the
+        guests who have one waits for whoever makes up devices to guess. A wrong one is told to.
+        """
+        now = self.portal.grants.now()
+        if wait := self.portal.often.spend(self.client, now):
+            return wait
+        if self.conditions is Conditions.TERMS:
+            return 0.0
+        if self.portal.hashing >= HASHES_WAITING:
+            return 1.0
+        if for_all and self.conditions is Conditions.PASSWORD:
+            name = passwords.normal_name(self.get_body_argument("name", ""))
+            if name is None or not self.portal.throttle.was_right(self.client, name):
+                return for_all
+        return self.portal.throttle.attempt(self.client, now)
+
+    def wrong(self, problem: str, for_all: float) -> None:
+        """What was entered is wrong; where all have to wait `for_all`, so has who entered it."""
+        if for_all:
+            self.too_many(for_all, problem)
+        else:
+            self.form(problem=problem, status=403)
+
+    def too_many(self, wait: float, problem: str) -> None:
+        """There were too many attempts: again in `wait` seconds."""
+        self.set_header("Retry-After", str(int(wait) + 1))
+        self.form(problem=problem, status=429)
+
+    def form(self, *, problem: str | None = None, status: int = 200) -> None:
+        """The page with the form."""
+        conditions, words = self.conditions, self.words
+        extending = self.standing.session is not None
+        lead = {
+            (Conditions.TERMS, False): words.lead_terms,
+            (Conditions.VOUCHER, False): words.lead_voucher,
+            (Conditions.PASSWORD, False): words.lead_password,
+            (Conditions.TERMS, True): words.more_terms,
+            (Conditions.VOUCHER, True): words.more_voucher,
+            (Conditions.PASSWORD, True): words.more_password,
+        }[conditions, extending]
+        lifetime = words.time(self.policy.sessions.lifetime)
+        self.page(
+            "sign_in.html",
+            status,
+            conditions=str(conditions),
+            lead=lead.format(left=words.rounded(self.left), time=lifetime),
+            terms=self.terms(),
+            state=self.state,
+            problem=problem,
+            wrong=status == 403,
+            entered=self.entered,
+            extending=extending,
+            lifetime=lifetime,
+        )
+
+    def elsewhere(self) -> bool:
+        """Whether it is another login server's word that lets on, and not our forms."""
+        if not self.portal.theme(self.policy).signs_in_elsewhere:
+            return False
+        if self.policy.login_place == self.server.listen:
+            raise web.HTTPError(503, "return.pem is there, but login_url leads here")
+        return True
+
+    @property
+    def entered(self) -> str:
+        """The code or the name to put right: 16 letters are not typed twice. Never a password."""
+        if self.request.method != "POST":
+            return ""
+        field = {Conditions.VOUCHER: "code", Conditions.PASSWORD: "name"}.get(self.conditions)
+        return self.get_body_argument(field, "")[:64] if field else ""
+
+    @property
+    def code(self) -> bytes | None:
+        """What the code in the form is filed under; None where it cannot be one."""
+        return vouchers.digest(self.get_body_argument("code", ""))
+
+    @property
+    def left(self) -> float:
+        """Seconds of the client's session that are left; 0 where it has none."""
+        return left_of(self, self.standing.session)
+
+    @property
+    def conditions(self) -> Conditions:
+        """What the policy in force asks for; never what the form says it does."""
+        return self.server.conditions
+
+    def terms(self) -> Terms | None:
+        """The operator's terms; ours, where accepting terms is the condition and there are none."""
+        theme, language = self.portal.theme(self.policy), self.words.language
+        if (terms := theme.terms(language)) is not None:
+            return terms
+        return theme.own_terms(language) if self.conditions is Conditions.TERMS else None
+
+    @property
+    def page_asked_for(self) -> str | None:
+        """The page whose 511 brought the client here, if the state says so and is this client's."""
+        return page_asked_for(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Met:
+    """The conditions are met: for how many seconds, how (besides the terms), and by whom.
+
+    `give_back` undoes what was used up for that, where the session does not come about; and
+    `is_revoked` says whether it was ended since.
+    """
+
+    lifetime: float
+    how: str
+    name: str = ""
+    give_back: Callable[[], None] | None = None
+    is_revoked: Callable[[], bool] | None = None
+
+
+class Online(Handler):
+    """What the welcome and the status page share."""
+
+    template = "status.html"
+
+    def get(self) -> None:
+        """How long is left, and what there is to do."""
+        stands = self.standing
+        if stands.captivity.captive:
+            self.redirect(self.link("/", state=self.state), status=303)
+            return
+        onward = page_asked_for(self)
+        session = None if self.policy.clients.find(self.client) else stands.session
+        left, idle = left_of(self, session), session.idle if session else None
+        if session is not None:
+            self._leave_at(session.ends)
+        self.page(
+            self.template,
+            client=self.client,
+            seconds=left if session else None,
+            total=max(1, round(session.expires - session.granted)) if session else None,
+            idle=self.words.time(idle) if idle is not None and idle < left else None,
+            always_on=session is None,
+            can_sign_out=session is not None,
+            can_extend=session is not None and can_extend(self, session),
+            signed_in_with=self._signed_in_with(session),
+            onward=onward,
+            onward_host=urlsplit(onward).hostname if onward else None,
+            extend_link=self.link("/", more="1", state=self.state),
+            home_link=self.link("/"),
+            home=f"{self.request.protocol}://{self.request.host}",
+        )
+
+    def head(self) -> None:
+        """As GET."""
+        self.get()
+
+    def _leave_at(self, end: Instant) -> None:
+        """Has a page that is still open then give way to one that is true: it has no script.
+
+        It is the session that ends there, not a time for reading (WCAG 2.2, 2.2.1).
+        """
+        seconds = int(end - self.portal.grants.now()) + 1
+        if seconds <= FARTHEST:
+            self.set_header("Refresh", f"{seconds}; url={self.link('/signed-out', over='1')}")
+
+    def _signed_in_with(self, session: Session | None) -> str | None:
+        if session is None or session.by != BY:
+            return None
+        how = session.how.partition(",")[0].partition(" ")[0]
+        said = self.words.by.get(how)
+        return f"{said}: {session.name}" if said and session.name else said
+
+
+class Welcome(Online):
+    """`/welcome`: right after signing in, with the way to the page that was asked for.
+
+    A link, never a redirect: the page is the client's own wish, sealed in its state, but where one
+    goes from here is for the person to say.
+    """
+
+    template = "welcome.html"
+
+
+class Status(Online):
+    """`/status`: to come back to."""
+
+
+class SignOut(Handler):
+    """`/sign-out`: ends the client's own session, and no other."""
+
+    async def post(self) -> None:
+        """Ends every session that makes this client known."""
+        grants = self.portal.grants
+        await grants.revoke(*(one for one in self.client.ids if grants.find(one)))
+        self.forget_pages("out")
+        self.redirect(self.link("/signed-out"), status=303)
+
+
+class SignedOut(Handler):
+    """`/signed-out`: says so, if it is so."""
+
+    def get(self) -> None:
+        """The page; or the status, for whom is known all the same."""
+        if not self.standing.captivity.captive:
+            self.redirect(self.link("/status"), status=303)
+            return
+        words = self.words
+        heading = words.over if self.get_argument("over", "") else words.signed_out
+        self.page("signed_out.html", heading=heading, start=self.link("/"))
+
+    def head(self) -> None:
+        """As GET."""
+        self.get()
+
+
+class File(Handler):
+    """The style sheet, the logo and our mark."""
+
+    def initialize(self, portal, name: str) -> None:  # type: ignore[no-untyped-def,override]
+        """`name` is which."""
+        super().initialize(portal)
+        self.name = name
+
+    async def get(self) -> None:
+        """The bytes; for good, where the address has their version."""
+        theme = self.portal.theme(self.policy)
+        asset = {"style": theme.style, "logo": theme.logo, "mark": theme.mark}[self.name]()
+        if asset is None:
+            self.send_error(404)
+            return
+        if self.get_argument("v", "") == asset.version:
+            self.set_header("Cache-Control", "public, max-age=31536000, immutable")
+        self.set_header("Content-Type", asset.media_type)
+        # An SVG opened by itself is a page; ours brings its own style, and may do nothing else.
+        self.set_header(
+            "Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; sandbox"
+        )
+        self.set_header("Content-Length", str(len(asset.body)))
+        with suppress(iostream.StreamClosedError):
+            for at in range(0, len(asset.body), PIECE):  # or each connection has a whole copy
+                self.write(asset.body[at : at + PIECE])
+                await self.flush()
+            await self.finish()
+
+    async def head(self) -> None:
+        """As GET."""
+        await self.get()
+
+
+def own_state(handler: Handler) -> State | None:
+    """The state that came along: only the client's own, and only while it holds."""
+    try:
+        state = handler.portal.states.read(handler.state)
+    except StateError:
+        return None
+    return state if state.is_of(handler.client) else None
+
+
+def page_asked_for(handler: Handler) -> str | None:
+    """The page in the client's state."""
+    state = own_state(handler)
+    return state.page if state else None
+
+
+def left_of(handler: Handler, session: Session | None) -> float:
+    """Seconds that a session has left for whoever uses it; 0 where there is none.
+
+    Not until `Session.ends`, where there is an `idle`: that is put off by being there to read it.
+    """
+    return max(0.0, session.expires - handler.portal.grants.now()) if session else 0.0
+
+
+def can_extend(handler: Handler, session: Session) -> bool:
+    """Whether there is time to be gained that a person would notice."""
+    if handler.server.conditions is Conditions.VOUCHER:
+        return True
+    if handler.portal.theme(handler.policy).signs_in_elsewhere:
+        return True  # for how long is said elsewhere
+    lifetime = handler.policy.sessions.lifetime
+    return lifetime - left_of(handler, session) >= min(60.0, lifetime / 10)

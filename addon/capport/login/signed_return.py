@@ -1,0 +1,180 @@
+"""The way home through the browser, for a login server that cannot reach the router.
+
+Its public key is `login/return.pem` beside the policy; where that is, our own forms are off. When
+its conditions are met it sends the browser to `/return?g=JWS` (RFC 7515, as a JWT, RFC 7519) with
+
+    aud    the URL of `/return`, as the browser is sent there
+    state  what stood for `{state}` in `login_url`: of the client that comes with it
+    jti    used once
+    exp    at most 60 s ahead
+    lifetime, name   of the session; optional
+"""
+
+import hashlib
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from tornado import web
+
+from capport.core import session
+from capport.login.page import Blocked, Handler
+from capport.web.states import State, StateError
+
+logger = logging.getLogger(__name__)
+
+BY = "signed return"
+LONGEST = 60.0
+"""Seconds ahead that `exp` may be."""
+
+_CLAIMS = ("aud", "state", "jti", "exp")
+
+# RFC 9864 calls it Ed25519, and EdDSA deprecated; PyJWT knows the older name. Both are one thing.
+with suppress(ValueError):  # a PyJWT that has it by now
+    jwt.register_algorithm("Ed25519", jwt.algorithms.OKPAlgorithm())
+
+
+class ReturnError(ValueError):
+    """A return that lets nobody on, and what is wrong with it: for the log, not for the page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """What the login server signed. `lifetime` is in seconds, None as the policy has it."""
+
+    state: str
+    jti: str
+    lifetime: float | None
+    name: str
+
+
+def read_return(token: str, pem: bytes, audience: str, now: float) -> Return:
+    """What `token` says, signed with the key of which `pem` is the public one. `now`: Unix seconds.
+
+    Raises ReturnError; ValueError where `pem` is no key of ours. The algorithm is the key's, never
+    what the token says (RFC 8725 section 3.1).
+    """
+    key, algorithms = _key(pem)
+    try:
+        # The time is checked below: by a clock that is passed in, and at both ends. `iat`, which
+        # many libraries add, is information (RFC 7519 section 4.1.6): theirs may be a second ahead.
+        checks = {"require": list(_CLAIMS), "verify_exp": False}
+        checks |= {"verify_nbf": True, "verify_iat": False}
+        said = jwt.decode(
+            token,
+            key=key,
+            algorithms=algorithms,
+            audience=audience,
+            options=checks,  # type: ignore[arg-type]
+        )
+    except jwt.InvalidAudienceError:
+        raise ReturnError(f"aud is not {audience}") from None
+    except jwt.InvalidAlgorithmError:
+        alg = " or ".join(algorithms)
+        raise ReturnError(f"alg is not {alg}, which the key in return.pem is for") from None
+    except jwt.PyJWTError as error:
+        raise ReturnError(f"{type(error).__name__}: {error}") from None
+    expires = _number(said, "exp")
+    if not 0 < expires - now <= LONGEST:
+        raise ReturnError(f"exp is not 0 to {LONGEST:g} s ahead: {expires - now:.0f} s")
+    lifetime = _number(said, "lifetime") if "lifetime" in said else None
+    if lifetime is not None and not 1 <= lifetime <= session.LONGEST:
+        raise ReturnError(f"lifetime is not 1 to {session.LONGEST} s")
+    state, jti, name = (said.get(claim, "") for claim in ("state", "jti", "name"))
+    if not all(isinstance(text, str) and len(text) <= 2048 for text in (state, jti, name)):
+        raise ReturnError("state, jti and name are strings")
+    if not jti or len(name) > 100 or not (jti.isprintable() and name.isprintable()):
+        raise ReturnError("jti and name are printable; name has at most 100 characters, jti some")
+    return Return(state, jti, lifetime, name)
+
+
+class SignedReturn(Handler):
+    """`/return`: a client comes back from a login server that let it on."""
+
+    async def get(self) -> None:
+        """Lets the client on, once, and goes on to the welcome page."""
+        pem = self.portal.theme(self.policy).return_key()
+        if pem is None:
+            raise web.HTTPError(404)
+        audience = f"{self.request.protocol}://{self.request.host}/return"
+        token = self.get_query_argument("g", "")
+        try:
+            said = read_return(token, pem, audience, self.portal.wall())
+            state = self.portal.states.read(said.state)
+            if not state.is_of(self.client):
+                raise ReturnError("the state is another client's")
+        except (ReturnError, StateError) as error:
+            self._tell(str(error))
+            raise web.HTTPError(403, "%s", str(error)) from error
+        if self.standing.blocked:
+            raise Blocked
+        async with self.portal.granting:
+            if not await self._spent(said, state):
+                await self._let_on(said, state)
+            elif self.standing.captivity.captive:
+                self._tell("its state or its jti was used before")
+                raise web.HTTPError(403, "that return was used before")
+        self.redirect(self.link("/welcome", state=said.state), status=303)
+
+    def _tell(self, why: str) -> None:
+        """Tells the operator, to whose login server this page says nothing."""
+        if self.portal.returns.is_due(self.portal.grants.now()):
+            logger.warning("A signed return of %s lets nobody on: %r", self.client, why)
+
+    async def _let_on(self, said: Return, state: State) -> None:
+        """Grants; where that does not come about, what was spent on it is good still."""
+        grant = partial(self.portal.grants.grant, lifetime=said.lifetime, by=BY, name=said.name)
+        try:
+            await grant(self.client, how=f"jti {said.jti[:64]}")
+        except OSError:
+            for name in _once(said, state):
+                await self.portal.recorded(partial(self.portal.records.unspend, name))
+            raise
+        self.portal.states.spent(state)
+
+    async def _spent(self, said: Return, state: State) -> bool:
+        """Whether the state or the jti was used before; both are now. Neither, where it raises."""
+        records, names = self.portal.records, _once(said, state)
+        for count, name in enumerate(names):
+            spend = partial(records.spend, name, self.client.id, self.portal.boot, state.expires)
+            try:
+                spent_by = await self.portal.recorded(spend)
+            except OSError:
+                for spent in names[:count]:
+                    await self.portal.recorded(partial(records.unspend, spent))
+                raise
+            if spent_by is not None:
+                return True
+        return False
+
+
+def _once(said: Return, state: State) -> tuple[bytes, bytes]:
+    """The names of what counts once: the state, and the jti."""
+    jti = said.jti.encode("utf-8", "surrogatepass")
+    return state.id, hashlib.sha256(b"jti\0" + jti).digest()
+
+
+def _key(pem: bytes) -> tuple[Any, list[str]]:
+    key = load_pem_public_key(pem)
+    match key:
+        case ed25519.Ed25519PublicKey():
+            return key, ["EdDSA", "Ed25519"]
+        case ec.EllipticCurvePublicKey() if isinstance(key.curve, ec.SECP256R1):
+            return key, ["ES256"]
+        case _:
+            raise ValueError("return.pem is neither an Ed25519 nor a P-256 public key")
+
+
+def _number(said: dict[str, Any], claim: str) -> float:
+    value = said[claim]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ReturnError(f"{claim} is not a number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ReturnError(f"{claim} is a number beyond all bounds") from None

@@ -1,0 +1,174 @@
+"""What an operator makes of the login server: files in the folder `login/` beside the policy.
+
+    terms.md, terms.de.md, ...   the terms, in Markdown or (terms.html) HTML
+    logo.svg|png|webp|jpg        instead of our mark
+    theme.css                    after our own style; `:root { --accent: #0b57d0 }` is often enough
+    templates/sign_in.html       a page of ours replaced; the others stay
+    return.pem                   the key of a login server elsewhere, instead of our own forms
+
+All are optional, are read again when they change, and are the operator's own: trusted, and held by
+the same Content-Security-Policy as ours. A template is Tornado's, and runs as we do.
+"""
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import BinaryIO
+
+from markdown_it import MarkdownIt
+from tornado.template import BaseLoader, Template
+
+from capport.core.negotiation import Language
+from capport.linux.file_state import state_of
+
+LARGEST = 1024 * 1024
+"""Bytes a file of the operator's may have: it is sent over the air to every client."""
+
+_LOGOS = {"svg": "image/svg+xml", "png": "image/png", "webp": "image/webp", "jpg": "image/jpeg"}
+_OURS = files(__package__)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The terms as one client reads them. `version` changes whenever the text does."""
+
+    source: str
+    html: str
+    language: Language
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """A file for the browser. `version` is of its bytes, so a browser may keep it for good."""
+
+    body: bytes
+    media_type: str
+    version: str
+
+
+class Theme:
+    """The files for one policy. `folder` is the operator's, None for the embedded policy."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._loader = _Loader(self)
+        self._stamp: object = None
+
+    def terms(self, language: Language) -> Terms | None:
+        """The operator's terms in `language`, else those for all; None if there are none.
+
+        Raises OSError or UnicodeError where they are there and cannot be read: never ours instead.
+        """
+        for stem in (f"terms.{language}", "terms"):
+            for suffix in (".md", ".html"):
+                if (body := self._read(stem + suffix)) is not None:
+                    return _terms(body.decode("utf-8-sig"), suffix, language)
+        return None
+
+    def own_terms(self, language: Language) -> Terms:
+        """Ours, for an operator without any."""
+        return _terms((_OURS / "terms" / f"{language}.md").read_text("utf-8"), ".md", language)
+
+    def return_key(self) -> bytes | None:
+        """The public key of a login server elsewhere, whose word lets on (signed_return.py)."""
+        return self._read("return.pem")
+
+    @property
+    def signs_in_elsewhere(self) -> bool:
+        """Whether our own forms are off, for it is that login server's word that lets on."""
+        return self.return_key() is not None
+
+    def style(self) -> Asset:
+        """Our style sheet, then the operator's."""
+        ours = (_OURS / "style.css").read_bytes()
+        return _asset(ours + b"\n" + (self._read("theme.css") or b""), "text/css; charset=utf-8")
+
+    def logo(self) -> Asset | None:
+        """The operator's logo."""
+        for suffix, media_type in _LOGOS.items():
+            if (body := self._read(f"logo.{suffix}")) is not None:
+                return _asset(body, media_type)
+        return None
+
+    def mark(self) -> Asset:
+        """Our mark: the icon of the login server's pages."""
+        return _asset((_OURS / "mark.svg").read_bytes(), _LOGOS["svg"])
+
+    def template(self, name: str) -> Template:
+        """The page `name`, the operator's before ours, compiled once.
+
+        Raises OSError, or tornado.template.ParseError for a page of the operator's.
+        """
+        if (stamp := self._templates_stamp()) != self._stamp:
+            self._loader.reset()
+            self._stamp = stamp
+        return self._loader.load(name)
+
+    def template_source(self, name: str) -> bytes:
+        """What the page `name` is made from."""
+        theirs = self._read(f"templates/{name}")
+        return (_OURS / "templates" / name).read_bytes() if theirs is None else theirs
+
+    def _templates_stamp(self) -> object:
+        if self.folder is None:
+            return None
+        try:
+            return sorted(map(state_of, (self.folder / "templates").iterdir()))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _read(self, name: str) -> bytes | None:
+        if self.folder is None:
+            return None
+        path = self.folder / name
+        try:
+            with _regular(path) as file:
+                body = file.read(LARGEST + 1)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if len(body) > LARGEST:
+            raise OSError(f"{path} is larger than {LARGEST} bytes, too large for a login page")
+        return body
+
+
+def _regular(path: Path) -> BinaryIO:
+    """Opens a file, and nothing that would keep everybody waiting, as a pipe. Raises OSError."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path} is not a regular file: put one there")
+    return os.fdopen(descriptor, "rb")
+
+
+class _Loader(BaseLoader):
+    """Loads a page, and what it extends or includes, from a theme."""
+
+    def __init__(self, theme: Theme) -> None:
+        super().__init__(whitespace="single")
+        self._theme = theme
+
+    def resolve_path(self, name: str, parent_path: str | None = None) -> str:
+        return name
+
+    def _create_template(self, name: str) -> Template:
+        return Template(self._theme.template_source(name), name=name, loader=self)
+
+
+@lru_cache(64)
+def _terms(source: str, suffix: str, language: Language) -> Terms:
+    # html=False: Markdown that came from elsewhere, pasted, brings no markup of its own.
+    html = source
+    if suffix == ".md":
+        html = MarkdownIt("commonmark", {"html": False}).enable("table").render(source)
+    return Terms(source, html, language, hashlib.sha256(source.encode()).hexdigest()[:12])
+
+
+@lru_cache(16)
+def _asset(body: bytes, media_type: str) -> Asset:
+    return Asset(body, media_type, hashlib.sha256(body).hexdigest()[:12])

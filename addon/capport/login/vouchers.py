@@ -1,0 +1,79 @@
+"""Vouchers: codes that can be read out over a counter, and told from nothing but themselves.
+
+A code is 80 random bits in Crockford's base 32, four groups of four: no I, L, O or U to mistake.
+With so many bits a plain SHA-256 at rest is as good as a slow hash, and guessing is hopeless even
+without the throttle: 64 bits would do.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from itertools import batched, zip_longest
+from textwrap import wrap
+
+from capport.login.words import Words
+
+ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_LENGTH, _GROUP = 16, 4
+_COLUMN = 38  # characters of the sheet: two of them, and a line between, in a terminal's 80
+_AS_READ = str.maketrans(
+    {"O": "0", "I": "1", "L": "1", "-": None, " ": None, "\u2010": None, "\u2013": None}
+)
+
+
+def new_code() -> str:
+    """A code no one has seen: `7KQ3-M9XD-2HVT-4WPN`."""
+    code = "".join(secrets.choice(ALPHABET) for _ in range(_LENGTH))
+    return "-".join(code[at : at + _GROUP] for at in range(0, _LENGTH, _GROUP))
+
+
+def digest(code: str) -> bytes | None:
+    """What a code is filed under, however it was typed; None where it cannot be one.
+
+    Case, spaces and hyphens do not matter, nor O for 0, nor I and L for 1.
+    """
+    plain = code[:64].upper().translate(_AS_READ)
+    if len(plain) != _LENGTH or not set(plain) <= set(ALPHABET):
+        return None
+    return hashlib.sha256(b"voucher\0" + plain.encode()).digest()
+
+
+def sheet(
+    codes: Mapping[int, str],
+    words: Words,
+    *,
+    network: str | None,
+    place: str | None,
+    lifetime: float,
+    devices: int,
+    by: str | None = None,
+) -> str:
+    """Vouchers, each code by its number, as plain text to print and cut along the lines.
+
+    Two columns of 38, and each says what to do with it: `place` is where, None where that is
+    not known here. `lifetime`: seconds; `by`: when it has to be used first.
+    """
+    above = ["", *_wrapped(network or "Wi-Fi"), ""]
+    how = words.sheet_how.format(place=place) if place else words.sheet_opens
+    below = ["", *_wrapped(how), ""]
+    below += _wrapped(words.sheet_time.format(time=words.time(lifetime)))
+    below += [words.sheet_devices.format(count=devices) if devices > 1 else words.sheet_device]
+    below += _wrapped(words.sheet_by.format(date=by)) if by else []
+    cells = [
+        [*above, code, *below, words.sheet_number.format(number=number), ""]
+        for number, code in codes.items()
+    ]
+    rule = f"{'- ' * (_COLUMN // 2)}+{' -' * (_COLUMN // 2)}\n"
+    rows: list[str] = []
+    for pair in batched(cells, 2):
+        columns = zip_longest(*pair, fillvalue="")
+        rows.append("".join(f"{'|'.join(map(_centred, row)).rstrip()}\n" for row in columns))
+    return rule.join(["", *rows, ""])
+
+
+def _wrapped(text: str) -> list[str]:
+    return wrap(text, _COLUMN - 4, break_on_hyphens=False)
+
+
+def _centred(text: str) -> str:
+    return f"{text:^{_COLUMN}}"

@@ -1,0 +1,1 @@
+"""The policy file: YAML in, a `Policy` out, or errors with line, column and caret."""

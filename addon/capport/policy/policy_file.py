@@ -1,0 +1,405 @@
+"""The policy file: YAML in, a Policy out, or an error for each line that is wrong.
+
+A file is read whole and checked whole before any of it is used. Which keys there are stands in
+policysection.py, what a value may look like in policyvalues.py, how YAML is read in policytree.py.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from capport.core.place import Host, Place
+from capport.core.policy import (
+    Access,
+    ClientRules,
+    Conditions,
+    Connect,
+    GardenEntry,
+    KnownHttp,
+    KnownTls,
+    Limits,
+    LoginServer,
+    Policy,
+    Probes,
+    Rate,
+    Router,
+    Sessions,
+    Tls,
+    UnknownTls,
+    WalledGarden,
+    network_of,
+)
+from capport.core.session import LONGEST
+from capport.policy import clients_file
+from capport.policy import values as values
+from capport.policy.certificate import Chain
+from capport.policy.errors import (
+    Findings,
+    PolicyError,
+    Problem,
+    TooMany,
+    read_bounded,
+    reason,
+)
+from capport.policy.section import Section, optional
+from capport.policy.tree import Fields, Node, Refused, Word, kind, read_text, read_tree
+
+__all__ = ["PolicyError", "Problem", "default", "load", "load_with_warnings", "parse"]
+
+_LONGEST_CERTIFICATE = 1 << 20  # bytes, with its chain
+_DAY = 86400
+_REFRESH: int | None = 10
+
+type Opening = Callable[[str], object]
+"""Called with the name of each file just before it is opened, so that a change of it is noticed."""
+
+
+def load(path: Path, opening: Opening = str) -> Policy:
+    """The policy in the file at `path`. Raises PolicyError, with every error there is."""
+    return load_with_warnings(path, opening)[0]
+
+
+def load_with_warnings(path: Path, opening: Opening = str) -> tuple[Policy, tuple[Problem, ...]]:
+    """The policy at `path`, and what in it is no error, but hardly meant. Raises PolicyError."""
+    opening(str(path))
+    reader = _Reader(Findings(str(path), text := read_text(path)), path.parent, opening)
+    return reader.read(text, str(path))
+
+
+def parse(text: str, name: str, folder: Path) -> Policy:
+    """The policy in `text`, which errors call `name`. Raises PolicyError.
+
+    What it names by a relative path is sought in `folder`.
+    """
+    return _Reader(Findings(name, text), folder, str).read(text, name)[0]
+
+
+def default() -> Policy:
+    """The embedded policy, for whoever gives none."""
+    path = Path(__file__).parents[1] / "default.yaml"
+    text = read_text(path)
+    return _Reader(Findings(path.name, text), path.parent, str).read(text, None)[0]
+
+
+class _Reader:
+    """One policy in the reading, key by key."""
+
+    def __init__(self, findings: Findings, folder: Path, opening: Opening) -> None:
+        self.findings = findings
+        self._folder = folder
+        self._opening = opening
+        self._certificate: Chain | None = None  # the login server's, where it is one
+
+    def read(self, text: str, file: str | None) -> tuple[Policy, tuple[Problem, ...]]:
+        """The policy in `text`, and the warnings. Raises PolicyError."""
+        policy = None
+        try:
+            root = read_tree(text, self.findings)
+            policy = None if root is None else self.policy(root, file)
+        except TooMany:
+            pass
+        if policy is None or self.findings.errors:
+            raise PolicyError(self.findings.errors)
+        return policy, self.findings.warnings
+
+    def policy(self, root: Node, file: str | None) -> Policy | None:
+        """The policy in `root`; None if it has no use, which is then among the findings."""
+        if not isinstance(root, Fields):
+            if not isinstance(root, Refused):
+                message = (
+                    f"a policy is a map, such as login_url: https://…, and this is {kind(root)}"
+                )
+                self.findings.error(root.at, message)
+            return None
+        top = Section(self.findings, "the policy", root, "")
+        section = top.section("login_server")
+        login_server = self._login_server(section)
+        login = self._login(top, login_server)
+        if section is not None:
+            asked = "login_url" in top and login.scheme == "https"
+            self._doubt_certificate(section, login.place.host if asked else None)
+        return Policy(
+            login_url=login.url,
+            login_place=login.place,
+            network=top.take("network", optional(values.for_people), None),
+            refresh=top.take("refresh", values.refresh, _REFRESH),
+            clients=self._clients(top),
+            walled_garden=self._walled_garden(top, login_server),
+            tls=self._tls(top.section("tls")),
+            http_known=self._http(top.section("http")),
+            sessions=self._sessions(top.section("sessions")),
+            limits=self._limits(top.section("limits")),
+            probes=top.take("probes", values.word_of(Probes), Probes.COMPATIBLE),
+            login_server=login_server,
+            router=self._router(top.section("router")),
+            file=file,
+        )
+
+    def _login(self, top: Section, server: LoginServer | None) -> values.LoginUrl:
+        """Where a 511 sends people: as given, or the embedded login server's own address."""
+        nowhere = values.LoginUrl("", Place("", 0), "")
+        if "login_url" in top:
+            url = top.take("login_url", values.login_url, nowhere)
+            if url.scheme == "http" and values.is_public(url.place.host):
+                why = "browsers that prefer HTTPS do not follow it; use https"
+                self.findings.warn(
+                    top.mark("login_url"), f"login_url is http to a public name: {why}"
+                )
+            return url
+        if top.lacks("login_url") and top.lacks("login_server"):
+            what = "where people sign in, such as https://login.example.net/"
+            self.findings.error(top.at, f"login_url is missing: {what}, or a login_server")
+        if server is None:
+            return nowhere
+        host = server.listen.host
+        at = top.mark("login_server")
+        if not isinstance(host, str) and host.is_unspecified:
+            where = f"login_server listens on {host}, which nobody can go to"
+            self.findings.error(at, f"{where}: add a login_url, or listen on one address")
+        elif server.certificate:
+            why = "people go to the address that it listens on, and most certificates hold a name"
+            self.findings.warn(at, f"login_url is missing: {why}")
+        scheme = "https" if server.certificate else "http"
+        default_port = 443 if server.certificate else 80
+        derived = f"{scheme}://{server.listen.authority(default_port)}/"
+        return values.LoginUrl(derived, server.listen, scheme)
+
+    def _clients(self, top: Section) -> ClientRules:
+        rules = ClientRules()
+        for node in top.items("clients", "{address: 192.0.2.20, access: known}"):
+            if isinstance(node, Fields):
+                self._client(Section(self.findings, "clients", node, "clients"), rules)
+            elif not isinstance(node, Refused):
+                what = "{address: 192.0.2.20, access: known}"
+                self.findings.error(
+                    node.at, f"a client is a map, such as {what}: this is {kind(node)}"
+                )
+        return rules
+
+    def _client(self, rule: Section, rules: ClientRules) -> None:
+        access = rule.need("access", values.word_of(Access), "known or blocked")
+        name = rule.take("name", optional(values.for_people), None)
+        about = [key for key in ("mac", "address", "file") if key in rule]
+        if len(about) != 1:
+            found = "none" if not about else " and ".join(about)
+            self.findings.error(rule.at, f"clients: one of mac, address, file; here is {found}")
+            return
+        if about == ["file"]:
+            self._clients_file(rule, rules, access)
+            return
+        subject = (
+            rule.take("mac", optional(values.mac), None)
+            if about == ["mac"]
+            else rule.take("address", optional(values.network), None)
+        )
+        if subject is None or access is None:
+            return
+        if earlier := rules.covering(subject):
+            why = f"{earlier.where} comes first, and matches whatever it does"
+            self.findings.warn(rule.at, f"the client {subject} is never asked about: {why}")
+        rules.section(access, self.findings.file)
+        rules.add(subject, rule.at.line, name)
+
+    def _clients_file(self, rule: Section, rules: ClientRules, access: Access | None) -> None:
+        if "name" in rule:
+            self.findings.error(
+                rule.mark("name"), "name: in a file each client has its own; remove it"
+            )
+        path = rule.take("file", optional(values.path(self._folder)), None)
+        if path is None:
+            return
+        self._opening(str(path))
+        rules.section(access or Access.BLOCKED, str(path))
+        for problem in clients_file.read(path, rules):
+            if problem.line:
+                self.findings.error_in(rule.mark("file"), problem)
+            else:
+                self.findings.error(rule.mark("file"), f"file: {problem.file}: {problem.message}")
+
+    def _walled_garden(self, top: Section, login_server: LoginServer | None) -> WalledGarden:
+        garden = WalledGarden()
+        if login_server and login_server.certificate and self._certificate:
+            self._add_where_it_is_checked(garden, login_server.certificate, self._certificate)
+        for node in top.items("walled_garden", "www.example.org"):
+            if isinstance(node, Word) and not node.nothing:
+                self._garden_entry(node, garden)
+            elif isinstance(node, Fields):
+                what = "www.example.org or status.example.org:8080 (no space after the colon)"
+                self.findings.error(node.at, f"walled_garden takes words, such as {what}")
+            elif not isinstance(node, Refused):
+                message = (
+                    f"walled_garden takes words, such as www.example.org: this is {kind(node)}"
+                )
+                self.findings.error(node.at, message)
+        return garden
+
+    def _add_where_it_is_checked(self, garden: WalledGarden, path: str, chain: Chain) -> None:
+        """RFC 8908 section 4.1: OCSP, CRLs and issuers of the API's certificate are reachable."""
+        for place in chain.places_to_check():
+            entry = GardenEntry(str(place), frozenset({place.port}), path)
+            if isinstance(place.host, str):
+                garden.add_name(place.host, entry)
+            else:
+                garden.add_network(network_of(place.host), entry)
+
+    def _garden_entry(self, node: Word, garden: WalledGarden) -> None:
+        try:
+            found, ports = values.garden_entry(node.text)
+        except ValueError as error:
+            self.findings.error(node.at, f"walled_garden: {error}")
+            return
+        entry = GardenEntry(node.text, ports, f"{self.findings.file}:{node.at.line}")
+        if not isinstance(found, str):
+            if found.prefixlen <= (8 if found.version == 4 else 16):
+                self.findings.warn(
+                    node.at, f"{found} holds {found.num_addresses} addresses: all free"
+                )
+            garden.add_network(found, entry)
+            return
+        if found.startswith("*.") and found.count(".") == 1:
+            self.findings.warn(
+                node.at, f"{found} holds a whole top-level domain: all of it is free"
+            )
+        garden.add_name(found, entry)
+
+    def _tls(self, section: Section | None) -> Tls:
+        default = Tls()
+        if section is None:
+            return default
+        return Tls(
+            unknown=section.take("unknown", values.word_of(UnknownTls), default.unknown),
+            known=section.take("known", values.word_of(KnownTls), default.known),
+            connect=section.take("connect", values.word_of(Connect), default.connect),
+        )
+
+    def _http(self, section: Section | None) -> KnownHttp:
+        if section is None:
+            return KnownHttp.STREAM
+        return section.take("known", values.word_of(KnownHttp), KnownHttp.STREAM)
+
+    def _sessions(self, section: Section | None) -> Sessions:
+        default = Sessions()
+        if section is None:
+            return default
+        seconds = values.duration(1, LONGEST)
+        sessions = Sessions(
+            store=section.take("store", optional(values.store(self._folder)), default.store),
+            lifetime=section.take("lifetime", seconds, default.lifetime),
+            idle=section.take("idle", optional(seconds), default.idle),
+        )
+        if sessions.idle is not None and sessions.idle > sessions.lifetime:
+            self.findings.warn(
+                section.mark("idle"), "idle is longer than lifetime: it never matters"
+            )
+        return sessions
+
+    def _limits(self, section: Section | None) -> Limits:
+        if section is None:
+            return Limits()
+        limit = optional(values.size(256, 1 << 20))
+        limits = Limits(
+            requests=self._rate(section.section("requests")),
+            header_field=section.take("header_field", limit, None),
+            header_section=section.take("header_section", limit, None),
+            require_conditions=frozenset(
+                host
+                for node in section.items("require_conditions", "api.example.org")
+                if (host := self._host(node)) is not None
+            ),
+        )
+        if limits.header_section and (limits.header_field or 0) > limits.header_section:
+            at = section.mark("header_field")
+            self.findings.warn(at, "header_field is more than header_section: it never matters")
+        return limits
+
+    def _rate(self, section: Section | None) -> Rate | None:
+        if section is None:
+            return None
+        count = section.need("count", values.count(1, 1_000_000), "how many, such as 600")
+        per = section.need("per", values.duration(1, _DAY), "in what time, such as 1m")
+        return None if count is None or per is None else Rate(count, per)
+
+    def _host(self, node: Node) -> Host | None:
+        if isinstance(node, Word) and not node.nothing:
+            try:
+                return values.host(node.text)
+            except ValueError as error:
+                self.findings.error(node.at, f"require_conditions: {error}")
+        elif not isinstance(node, Refused):
+            message = f"require_conditions takes host names, and this is {kind(node)}"
+            self.findings.error(node.at, message)
+        return None
+
+    def _login_server(self, section: Section | None) -> LoginServer | None:
+        if section is None:
+            return None
+        listen = section.need("listen", values.listen, "where, such as 192.0.2.1:8511")
+        certificate, pem = self._file(section, "certificate")
+        key, private = self._file(section, "key")
+        self._check_pair(section, pem, private)
+        for one, other in (("certificate", "key"), ("key", "certificate")):
+            if one in section and other not in section:
+                message = f"{one} takes {other} beside it: add it, or leave both out for http"
+                self.findings.error(section.mark(one), message)
+        conditions = section.take("conditions", values.word_of(Conditions), Conditions.TERMS)
+        venue_info_url = section.take("venue_info_url", optional(values.web_page), None)
+        if venue_info_url is not None and certificate is None:
+            why = (
+                "only the Captive Portal API tells it, which is asked over https: add a certificate"
+            )
+            self.findings.warn(section.mark("venue_info_url"), f"venue_info_url: {why}")
+        if listen is None:
+            return None
+        return LoginServer(listen, certificate, key, conditions, venue_info_url)
+
+    def _check_pair(self, section: Section, pem: bytes | None, private: bytes | None) -> None:
+        """A certificate is one, and the key is its own."""
+        if pem is None:
+            return
+        try:
+            self._certificate = Chain(pem)
+        except ValueError as error:
+            self._amiss(section, "certificate", str(error))
+            return
+        if private is not None and (why := self._certificate.key_error(private)):
+            self._amiss(section, "key", why)
+
+    def _amiss(self, section: Section, key: str, why: str) -> None:
+        path = section.take(key, values.path(self._folder), self._folder)
+        self.findings.error(section.mark(key), f"{key}: {path} {why}")
+
+    def _doubt_certificate(self, section: Section, host: Host | None) -> None:
+        """Warns of what browsers will warn of; where there is no `host`, that was warned of."""
+        if self._certificate is None:
+            return
+        path = section.take("certificate", values.path(self._folder), self._folder)
+        for doubt in self._certificate.doubts(datetime.now(UTC), host):
+            self.findings.warn(section.mark("certificate"), f"certificate: {path} {doubt}")
+
+    def _file(self, section: Section, key: str) -> tuple[str | None, bytes | None]:
+        """The absolute path of a file, and what is in it, if it can be read."""
+        path = section.take(key, optional(values.path(self._folder)), None)
+        if path is None:
+            return None, None
+        self._opening(str(path))
+        data = None
+        try:
+            data = read_bounded(path, _LONGEST_CERTIFICATE)
+        except OSError as error:
+            self.findings.error(section.mark(key), f"{key}: {path}: {reason(error)}")
+        return str(path.absolute()), data
+
+    def _router(self, section: Section | None) -> Router | None:
+        if section is None:
+            return None
+        example = "such as br-lan"
+        client = section.need("client_interface", values.interface, f"the clients' side, {example}")
+        origin = section.need(
+            "origin_interface", values.interface, "the Internet's side, such as wan"
+        )
+        if client is None or origin is None:
+            return None
+        if client == origin:
+            message = f"client_interface and origin_interface are both {client}: a router has two"
+            self.findings.error(section.mark("origin_interface"), message)
+        return Router(client, origin)

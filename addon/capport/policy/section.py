@@ -1,0 +1,144 @@
+"""A policy's maps in the reading: which keys each may have, and what is said of the others."""
+
+from collections.abc import Callable
+
+from capport.policy import values as values
+from capport.policy.errors import Findings, Mark, shown
+from capport.policy.tree import Fields, Items, Node, Refused, Word, kind
+
+KEYS = {
+    "the policy": (
+        "network",
+        "login_url",
+        "refresh",
+        "clients",
+        "walled_garden",
+        "tls",
+        "http",
+        "sessions",
+        "limits",
+        "probes",
+        "login_server",
+        "router",
+    ),
+    "clients": ("mac", "address", "file", "access", "name"),
+    "tls": ("unknown", "known", "connect"),
+    "http": ("known",),
+    "sessions": ("store", "lifetime", "idle"),
+    "limits": ("requests", "header_field", "header_section", "require_conditions"),
+    "requests": ("count", "per"),
+    "login_server": ("listen", "certificate", "key", "conditions", "venue_info_url"),
+    "router": ("client_interface", "origin_interface"),
+}
+"""Each map of the policy, and the keys it may have."""
+
+NOT_BUILT_YET = (("sessions.store", "redis://", "a store in Redis"),)
+"""What a later change brings: the key, how its value begins, and what that would be."""
+
+
+class Section:
+    """One map of the policy in the reading: asked for each key, it gives the value or the default.
+
+    What is wrong goes to the findings, and the default is then what the caller gets.
+    """
+
+    def __init__(self, findings: Findings, name: str, node: Fields, path: str) -> None:
+        self.at = node.at
+        self._findings = findings
+        self._name = name
+        self._path = path
+        self._fields = {key: found for key, found in node.fields.items() if key in KEYS[name]}
+        self._meant: set[str] = set()  # keys that are there, misspelt: not missing as well
+        for key, (at, _) in node.fields.items():
+            if key not in KEYS[name]:
+                self._meant.update(values.near(key, KEYS[name]))
+                self._findings.error(at, _unknown(key, name))
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._fields
+
+    def lacks(self, key: str) -> bool:
+        """Whether `key` is not there, not even misspelt."""
+        return key not in self._fields and key not in self._meant
+
+    def mark(self, key: str) -> Mark:
+        """Where the value of `key` stands, or, if there is none, the map."""
+        found = self._fields.get(key)
+        return self.at if found is None else found[1].at
+
+    def take[Value](self, key: str, read: Callable[[str], Value], otherwise: Value) -> Value:
+        """The value of `key`, read by `read`."""
+        at, node = self._fields.get(key, (self.at, None))
+        if node is None or isinstance(node, Refused):
+            return otherwise
+        if not isinstance(node, Word):
+            self._findings.error(node.at, f"{key} takes one value, and this is {kind(node)}")
+        elif node.nothing:
+            self._findings.error(at, f"{key} has no value: give it one, or leave the line out")
+        else:
+            return self._read(key, read, node, otherwise)
+        return otherwise
+
+    def need[Value](self, key: str, read: Callable[[str], Value], what: str) -> Value | None:
+        """The value of `key`, which must be there; `what` says what it is."""
+        if self.lacks(key):
+            self._findings.error(self.at, f"{self._name} needs {key}: {what}")
+        return self.take(key, optional(read), None)
+
+    def section(self, key: str) -> "Section | None":
+        """The map under `key`; None where there is none, or it is empty."""
+        _, node = self._fields.get(key, (self.at, None))
+        if isinstance(node, Word) and node.nothing:
+            return Section(self._findings, key, Fields(self._fields[key][0]), self._within(key))
+        if isinstance(node, Fields):
+            return Section(self._findings, key, node, self._within(key))
+        if node is not None and not isinstance(node, Refused):
+            keys = ", ".join(KEYS[key])
+            message = f"{key} takes a map with the keys {keys}, and this is {kind(node)}"
+            self._findings.error(node.at, message)
+        return None
+
+    def items(self, key: str, example: str) -> list[Node]:
+        """The list under `key`; `example` is an item of it."""
+        _, node = self._fields.get(key, (self.at, None))
+        if isinstance(node, Items):
+            return node.items
+        if node is not None and not isinstance(node, Refused) and not _is_nothing(node):
+            message = f"{key} takes a list, such as [{example}], and this is {kind(node)}"
+            self._findings.error(node.at, message)
+        return []
+
+    def _read[Value](
+        self, key: str, read: Callable[[str], Value], node: Word, otherwise: Value
+    ) -> Value:
+        try:
+            value = read(node.text)
+        except ValueError as error:
+            self._findings.error(node.at, f"{key}: {error}")
+            return otherwise
+        for path, start, what in NOT_BUILT_YET:
+            if path == self._within(key) and node.text.startswith(start):
+                self._findings.error(node.at, f"{key}: {what} ({shown(node.text)}): not built yet")
+        return value
+
+    def _within(self, key: str) -> str:
+        return f"{self._path}.{key}" if self._path else key
+
+
+def optional[Value](read: Callable[[str], Value]) -> Callable[[str], Value | None]:
+    """`read`, for where nothing is a value too."""
+    return read
+
+
+def _is_nothing(node: Node) -> bool:
+    return isinstance(node, Word) and node.nothing
+
+
+def _unknown(key: str, section: str) -> str:
+    """What would do in place of `key`: one like it here, or where it belongs."""
+    wrong = f"{shown(key)} is not a key of {section}"
+    home = next((name for name, keys in KEYS.items() if key in keys), None)
+    if home is not None:
+        return f"{wrong}: it belongs {'at the top' if home == 'the policy' else f'under {home}'}"
+    near = values.did_you_mean(key, KEYS[section])
+    return f"{wrong}{near or f': there are {", ".join(KEYS[section])}'}"

@@ -1,0 +1,337 @@
+"""A policy's YAML as a tree of words, lists and maps, each of which knows where it stands.
+
+Scalars are what they look like: nothing is guessed to be a number, a date or a truth value, since
+PyYAML would read the MAC address `10:20:30:40:50:59` as a number in base 60, and `no` as false.
+What lets a small file mean a large one or a Python object (anchors, aliases, tags) is refused.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import yaml
+
+from capport.policy.errors import (
+    WHOLE,
+    Findings,
+    Mark,
+    PolicyError,
+    Problem,
+    read_bounded,
+    reason,
+    shown,
+)
+
+MOST_BYTES = 1 << 20
+_DEEPEST = 16  # the policy itself needs 4
+
+# libyaml where PyYAML has it: 1 MiB of lists takes it 0.7 s, the Python parser 7 s.
+_Loader: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+# What YAML 1.1 section 5.1 does not allow, and the line breaks that no editor counts as such.
+_NOT_TEXT = re.compile(
+    r"[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
+)
+# In a value, what `"\x1b"` may still bring in, and the overrides that make text look like another.
+_NOT_A_VALUE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+
+
+@dataclass(slots=True)
+class Word:
+    """A scalar, as written; `nothing` where a value was left out."""
+
+    at: Mark
+    text: str
+    nothing: bool = False
+
+
+@dataclass(slots=True)
+class Items:
+    """A list."""
+
+    at: Mark
+    items: "list[Node]" = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Fields:
+    """A map: to each key where it stands, and its value."""
+
+    at: Mark
+    fields: "dict[str, tuple[Mark, Node]]" = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Refused:
+    """What stands here has been reported."""
+
+    at: Mark
+
+
+type Node = Word | Items | Fields | Refused
+
+
+def read_text(path: Path) -> str:
+    """The text of a policy file. Raises PolicyError."""
+    try:
+        data = read_bounded(path, MOST_BYTES)
+    except OSError as error:
+        raise _unreadable(str(path), WHOLE, reason(error)) from error
+    return decode(data, str(path))
+
+
+def decode(data: bytes, name: str) -> str:
+    """`data` as UTF-8. Raises PolicyError, with the place of the byte that is none."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:4]:
+        raise _unreadable(name, Mark(1, 1), "is not UTF-8, but UTF-16 or no text: save it as UTF-8")
+    if data.startswith(b"\xef\xbb\xbf"):
+        message = "a byte order mark before the text: save it as UTF-8 without one (without BOM)"
+        raise _unreadable(name, Mark(1, 1), message)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        before = data[: error.start].decode()
+        line = data[: error.start + 1].decode(errors="replace")
+        at = _mark_at(before, len(before))
+        message = f"the byte 0x{data[error.start]:02x} is not UTF-8: save the file as UTF-8"
+        source = re.split(r"\r\n|\r|\n", line)[-1]
+        raise PolicyError([Problem(name, at.line, at.column, message, source)]) from error
+
+
+def read_tree(text: str, findings: Findings) -> Node | None:
+    """The tree in `text`; None where there is none to be had, which is then among the findings."""
+    if odd := _NOT_TEXT.search(text):
+        at = _mark_at(text, odd.start())
+        findings.error(
+            at, f"the character U+{ord(odd[0]):04X} cannot be used in a policy: remove it"
+        )
+        return None
+    builder = _Builder(findings)
+    try:
+        for event in _events(text, findings):
+            builder.take(event)
+    except yaml.MarkedYAMLError as error:
+        findings.error(*_explained(error, findings))
+        return None
+    except _Stop:
+        return None
+    if builder.root is None or (isinstance(builder.root, Word) and builder.root.nothing):
+        findings.error(Mark(1, 1), "is empty: a policy has at least a login_url or a login_server")
+        return None
+    return builder.root
+
+
+def kind(node: Node) -> str:
+    """What `node` is, for a message."""
+    match node:
+        case Word(nothing=True):
+            return "nothing"
+        case Word():
+            return f"the word {shown(node.text)}"
+        case Items():
+            return "a list"
+        case Fields():
+            return "a map"
+        case Refused():
+            return "refused"
+
+
+class _Stop(Exception):
+    """It has been reported, and there is no going on."""
+
+
+class _Builder:
+    """Events in, a tree out. It does not recurse, so no text can exhaust the stack."""
+
+    def __init__(self, findings: Findings) -> None:
+        self.root: Node | None = None
+        self._findings = findings
+        self._open: list[Items | Fields] = []
+        self._keys: list[tuple[Mark, str | None] | None] = []  # of each open map, where it is due
+
+    def take(self, event: yaml.Event) -> None:
+        """One more event of the parser's."""
+        at = _mark(event.start_mark)
+        match event:
+            case yaml.AliasEvent():
+                self._refuse(at, f"*{event.anchor}", "a name that starts with * takes quotes")
+                self._put(Refused(at))
+            case yaml.ScalarEvent():
+                self._put(self._word(event, at))
+            case yaml.SequenceStartEvent() | yaml.MappingStartEvent():
+                self._start(event, at)
+            case yaml.SequenceEndEvent() | yaml.MappingEndEvent():
+                self._open.pop()
+                self._keys.pop()
+            case yaml.DocumentStartEvent():
+                self._document(event, at)
+
+    def _document(self, event: yaml.DocumentStartEvent, at: Mark) -> None:
+        if self.root is not None:
+            self._findings.error(at, "a second document: a policy is one, so remove this ---")
+            raise _Stop
+        if event.version or event.tags:
+            self._findings.error(
+                at, "directives (lines that start with %) are not used here: remove them"
+            )
+
+    def _word(self, event: yaml.ScalarEvent, at: Mark) -> Node:
+        if not self._plain(event, at):
+            return Refused(at)
+        if odd := _NOT_A_VALUE.search(event.value):
+            what = "a line break" if odd[0] == "\n" else f"the character U+{ord(odd[0]):04X}"
+            self._findings.error(at, f"{shown(event.value)} holds {what}: remove it")
+            return Refused(at)
+        # `style` is None for a plain scalar in libyaml, "" in PyYAML's own parser.
+        return Word(at, event.value, nothing=not event.value and not event.style)
+
+    def _start(self, event: yaml.SequenceStartEvent | yaml.MappingStartEvent, at: Mark) -> None:
+        if len(self._open) == _DEEPEST:
+            self._findings.error(at, f"is nested more than {_DEEPEST} deep, which no policy needs")
+            raise _Stop
+        self._plain(event, at)
+        node = Items(at) if isinstance(event, yaml.SequenceStartEvent) else Fields(at)
+        self._put(node)
+        self._open.append(node)
+        self._keys.append(None)
+
+    def _plain(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent, at: Mark) -> bool:
+        if event.anchor:
+            self._refuse(
+                at, f"&{event.anchor}", "write it out each time; a text with & takes quotes"
+            )
+        if event.tag:
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            self._refuse(at, tag, "a value is what it looks like; a text with ! takes quotes")
+        return not event.anchor and not event.tag
+
+    def _refuse(self, at: Mark, what: str, instead: str) -> None:
+        name = {"*": "the alias", "&": "the anchor"}.get(what[0], "the tag")
+        self._findings.error(at, f"{name} {shown(what)} is not used here: {instead}")
+
+    def _put(self, node: Node) -> None:
+        if not self._open:
+            self.root = node
+        elif isinstance(parent := self._open[-1], Items):
+            parent.items.append(node)
+        elif (key := self._keys[-1]) is None:
+            self._keys[-1] = (node.at, self._key(parent, node))
+        else:
+            self._keys[-1] = None
+            at, name = key
+            if name is not None:
+                parent.fields[name] = (at, node)
+
+    def _key(self, parent: Fields, node: Node) -> str | None:
+        """The key that `node` is in `parent`; None, and reported, if it cannot be one."""
+        if isinstance(node, Refused):
+            return None
+        if not isinstance(node, Word) or node.nothing:
+            self._findings.error(node.at, f"a key is a word, and this is {kind(node)}")
+            return None
+        if first := parent.fields.get(node.text):
+            twice = (
+                f"{shown(node.text)} stands here a second time, and on line {first[0].line} already"
+            )
+            self._findings.error(node.at, f"{twice}: keep one of them")
+            return None
+        return node.text
+
+
+def _events(text: str, findings: Findings) -> Iterator[yaml.Event]:
+    loader = _Loader(text)
+    try:
+        while (event := loader.get_event()) is not None:
+            yield event
+    except (ValueError, OverflowError):  # PyYAML's own parser, on "\U99999999"
+        at = _mark(loader.get_mark() if isinstance(loader, yaml.SafeLoader) else None)
+        findings.error(at, "an escape in \"…\" that is no character: write '…' around the value")
+        raise _Stop from None
+    finally:
+        loader.dispose()
+
+
+class _YamlMark(Protocol):
+    line: int
+    column: int
+
+
+def _mark(mark: _YamlMark | None) -> Mark:
+    return Mark(mark.line + 1, mark.column + 1) if mark else Mark(1, 1)
+
+
+def _mark_at(text: str, index: int) -> Mark:
+    lines = re.split(r"\r\n|\r|\n", text[:index])
+    return Mark(len(lines), len(lines[-1]) + 1)
+
+
+def _unreadable(name: str, at: Mark, message: str) -> PolicyError:
+    return PolicyError([Problem(name, at.line, at.column, message)])
+
+
+# libyaml and PyYAML's own parser word their errors differently: a part of either's context or
+# problem, whether the place is where the thing began (context) or where it failed, and what we say.
+_EXPLANATIONS = (
+    ("scanning an alias", True, "a name that starts with * takes quotes"),
+    ("scanning an anchor", True, "a text that starts with & takes quotes"),
+    ("a tag", True, "a text that starts with ! takes quotes"),
+    ("directive", True, "lines that start with % are not used here: remove it"),
+    ("incompatible YAML", False, "lines that start with % are not used here: remove it"),
+    ("find expected ':'", True, "neither `key: value` nor `- item`: is a colon missing?"),
+    ("unexpected end of stream", True, "the quotation mark that opens here is never closed"),
+    ("document separator", True, "the quotation mark that opens here is never closed"),
+    ("escape", False, "a \\ in \"…\" that YAML does not know: write '…' around the value"),
+    ("flow sequence", True, "a list as [one, two] has commas, and ends in ]: this one goes wrong"),
+    ("flow mapping", True, "a map as {key: value} has commas, and ends in }: this one goes wrong"),
+    ("flow node", False, "an item is missing here, or there is a comma too many"),
+    (
+        "mapping values are not",
+        False,
+        "a second `: ` in one value, or a wrong indentation: a text with `: ` takes quotes, "
+        "and the keys of one map start in one column",
+    ),
+    ("entries are not allowed", False, "a list starts on a line of its own: - goes to the next"),
+    (
+        "block scalar",
+        False,
+        "a text after | or > starts on the next line; as text both take quotes",
+    ),
+    ("cannot start any token", False, "a text that starts with this character takes quotes"),
+    ("node content", False, "a value is missing here, or a bracket is closed that none opened"),
+    ("block collection", False, "does not line up: the items of one list start in one column"),
+    (
+        "block mapping",
+        False,
+        "does not line up: the keys of one map start in one column, and nothing follows a value",
+    ),
+    ("document start", False, "nothing follows the end of a policy: is there a bracket too many?"),
+)
+
+
+def _explained(error: yaml.MarkedYAMLError, findings: Findings) -> tuple[Mark, str]:
+    """The place of a syntax error, and a sentence that says what would do."""
+    at = min(_mark(error.problem_mark or error.context_mark), findings.end)
+    began = _mark(error.context_mark) if error.context_mark else at
+    for place in (at, began):
+        indent = re.match(r"\s*", findings.line(place))
+        if indent and "\t" in indent[0]:
+            column = indent[0].index("\t") + 1
+            return Mark(place.line, column), "a tab in the indentation: YAML takes spaces only"
+    if findings.line(at)[at.column - 1 : at.column] == "\t":
+        return at, "a tab: YAML takes spaces only"
+    if at == findings.end and "flow node" in (error.context or ""):
+        return at, "the file ends inside a list or a map: is a ] or } missing?"
+    said = f"{error.context}; {error.problem}"
+    for part, where_it_began, sentence in _EXPLANATIONS:
+        if part in said:
+            place = began if where_it_began else at
+            return place, _token(findings.line(place)[place.column - 1 :]) + sentence
+    return at, f"is not YAML: {error.problem}"
+
+
+def _token(text: str) -> str:
+    """What `text` begins with, for the head of a message, where that says more than its place."""
+    token = re.match(r"\S*?(?=:?(?:\s|$))", text)
+    return f"{shown(token[0])}: " if token and re.search(r"\w", token[0]) else ""

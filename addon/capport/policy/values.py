@@ -1,0 +1,410 @@
+"""The words of a policy file, one function for each kind: text in, a value out, or a ValueError.
+
+Each error names the value and what would do; where it stands, the caller adds.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface
+from pathlib import Path
+from socket import AF_INET, AF_INET6, inet_pton
+from typing import NamedTuple
+
+import idna
+
+from capport.core.client import Address, Mac, parse_address, parse_mac
+from capport.core.place import Host, Place, in_url, parse_authority, parse_host
+from capport.core.policy import WEB_PORTS, Network, network_of
+from capport.policy.errors import shown
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_SIZES = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20}
+_MAPPED = IPv6Network("::ffff:0:0/96")
+_MAC_LIKE = re.compile(r"[0-9A-Fa-f]{1,2}([:-][0-9A-Fa-f]{1,2}){5}", re.ASCII)
+# RFC 3986 appendix B, for the two schemes that a browser follows from a 511.
+_URL = re.compile(r"(https?)://([^/?#]*)([^?#]*)(\?[^#]*)?(#.*)?", re.IGNORECASE | re.DOTALL)
+# RFC 3986 section 2, less the apostrophe: the URL goes into HTML, JSON and a header field.
+_IN_A_URL = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&()*+,;=%]", re.ASCII)
+# What the kernel (dev_valid_name), nft's quoting and a command line all take; IFNAMSIZ is 16.
+_INTERFACE = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@+-]{0,14}", re.ASCII)
+
+
+class LoginUrl(NamedTuple):
+    """Where a 511 sends people: the URL in ASCII, and the place it names."""
+
+    url: str
+    place: Place
+    scheme: str
+
+
+def did_you_mean(text: str, known: Iterable[str]) -> str:
+    """`; did you mean '…'?`, where one of `known` is close to `text`."""
+    like = near(text, known)
+    return f"; did you mean '{like[0]}'?" if like else ""
+
+
+def near(text: str, known: Iterable[str]) -> list[str]:
+    """The one of `known` that `text` is close to, if there is one."""
+    return get_close_matches(text[:60].lower().replace("-", "_"), list(known), 1, 0.6)
+
+
+def word_of[Words: StrEnum](words: type[Words]) -> Callable[[str], Words]:
+    """The parser of one of `words`."""
+
+    def parse(text: str) -> Words:
+        if text in words:
+            return words(text)
+        raise ValueError(f"{shown(text)} is none of {', '.join(words)}{did_you_mean(text, words)}")
+
+    return parse
+
+
+def duration(least: int, most: int) -> Callable[[str], float]:
+    """The parser of `90s`, `30m`, `8h` or `7d`, between two bounds in seconds; gives seconds."""
+
+    def parse(text: str) -> float:
+        seconds = _seconds(text)
+        if not least <= seconds <= most:
+            bounds = f"{_in_units(least)} to {_in_units(most)}"
+            raise ValueError(f"{shown(text)} is out of bounds: {bounds}")
+        return float(seconds)
+
+    return parse
+
+
+def size(least: int, most: int) -> Callable[[str], int]:
+    """The parser of `4096`, `16KiB` or `1MiB`, between two bounds in bytes; gives bytes."""
+
+    def parse(text: str) -> int:
+        match = re.fullmatch(r"([0-9]{1,9})(KiB|MiB|)", text, re.ASCII)
+        if not match:
+            loose = re.fullmatch(r"([0-9]{1,9}) ?([KkMm])i?[Bb]?", text, re.ASCII)
+            instead = f"{loose[1]}{loose[2].upper()}iB" if loose else "4096, 16KiB or 1MiB"
+            raise ValueError(f"{shown(text)} is not a size: write {instead}")
+        value = int(match[1]) * _SIZES[match[2]]
+        if not least <= value <= most:
+            raise ValueError(f"{shown(text)} is out of bounds: {least} to {most} bytes")
+        return value
+
+    return parse
+
+
+def count(least: int, most: int) -> Callable[[str], int]:
+    """The parser of a whole number between two bounds."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,12}", text, re.ASCII) or not least <= int(text) <= most:
+            raise ValueError(f"{shown(text)} is not a whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def refresh(text: str) -> int | None:
+    """Seconds from 0 to a day; `never` is None."""
+    if text == "never":
+        return None
+    if re.fullmatch(r"[0-9]{1,9}s", text, re.ASCII):
+        raise ValueError(f"{shown(text)} has a unit: write {text[:-1]}, which is in seconds")
+    if not re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) or int(text) > 86400:
+        raise ValueError(f"{shown(text)} is neither a number of seconds, 0 to 86400, nor never")
+    return int(text)
+
+
+def for_people(text: str) -> str:
+    """A name that people read: not empty, at most 100 characters, on one line."""
+    if not text.strip():
+        raise ValueError("a name with nothing in it: give it one, or leave it out")
+    if len(text) > 100:
+        raise ValueError(f"{shown(text)} is {len(text)} characters long: 100 are the most")
+    return text.strip()
+
+
+def mac(text: str) -> Mac:
+    """A MAC address, with colons or hyphens."""
+    try:
+        return parse_mac(text)
+    except ValueError:
+        pass
+    try:
+        parse_address(text)
+    except ValueError:
+        raise ValueError(f"{shown(text)} is not a MAC address, such as 02:00:00:00:00:07") from None
+    raise ValueError(f"{shown(text)} is an address: write address: {text}")
+
+
+def network(text: str) -> Network:
+    """An address or a network, IPv4 or IPv6; IPv4 where it is IPv4 mapped into IPv6."""
+    if "%" in text:
+        raise ValueError(f"{shown(text)} has a zone, which means nothing here: leave out from % on")
+    if _MAC_LIKE.fullmatch(text):
+        raise ValueError(f"{shown(text)} is a MAC address: write mac: {text}")
+    address, slash, length = text.partition("/")
+    try:
+        if not slash:
+            return network_of(parse_address(address))
+        return _network(text, length)
+    except _HostBits:
+        raise
+    except ValueError:
+        example = "such as 192.0.2.20, 192.0.2.0/24 or 2001:db8::/48"
+        raise ValueError(f"{shown(text)} is neither an address nor a network, {example}") from None
+
+
+def subject(text: str) -> Mac | Address | Network:
+    """What a line of a clients file is about: a MAC address, an address or a network."""
+    if len(text) == 17 and text[2] in ":-":
+        try:
+            return parse_mac(text)
+        except ValueError:
+            pass
+    # A million lines: inet_pton takes 0.3 us where ip_address takes 2 (IPv4) or 6 (IPv6).
+    try:
+        return _unmapped(inet_pton(AF_INET6 if ":" in text else AF_INET, text))
+    except (OSError, ValueError):
+        pass
+    if "/" in text or "%" in text:
+        return network(text)
+    raise ValueError(f"{shown(text)} is neither an address nor a network nor a MAC address")
+
+
+def host(text: str) -> Host:
+    """A host name, in A-labels, or an address."""
+    if text.startswith("*"):
+        raise ValueError(f"{shown(text)} is no single name: write each name")
+    if "://" in text:
+        raise ValueError(f"{shown(text)} is a URL: write {shown(_host_in(text))}")
+    return _host(text)
+
+
+def garden_entry(text: str) -> tuple[str | Network, frozenset[int]]:
+    """A name (`*.` before it for those below it), address or network, and its ports."""
+    if "://" in text:
+        raise ValueError(f"{shown(text)} is a URL: write {shown(_host_in(text))}")
+    if "/" in text:
+        return _garden_network(text), WEB_PORTS
+    if text.count(":") > 1 and not text.startswith("["):
+        return network(text), WEB_PORTS
+    star, rest = ("*.", text[2:]) if text.startswith("*.") else ("", text)
+    if "*" in rest:
+        raise ValueError(f"{shown(text)}: a * stands at the start only, as in *.example.org")
+    if re.search(r":[^\]]*$", rest):
+        place = _place(rest)
+        found, ports = place.host, frozenset({place.port})
+    else:
+        found, ports = _host(rest), WEB_PORTS
+    if isinstance(found, str):
+        return star + found, ports
+    if star:
+        raise ValueError(f"{shown(text)}: a * stands before a name, not an address")
+    return network_of(found), ports
+
+
+def login_url(text: str) -> LoginUrl:
+    """An http or https URL that can stand in HTML and in a header field; its host in A-labels."""
+    what = shown(text)
+    if len(text) > 2000:
+        raise ValueError(f"{what} is {len(text)} characters long: 2000 are the most")
+    if text.count("{state}") > 1:
+        raise ValueError(f"{what}: {{state}} may stand in it once")
+    if odd := next(filter(_not_in_a_url, text.replace("{state}", "")), None):
+        instead = "; only {state} may" if odd in "{}" else f": write {_percent(odd)}"
+        raise ValueError(f"{what}: {odd!r} cannot stand in a URL{instead}")
+    match = _URL.fullmatch(text)
+    if not match or not match[2]:
+        raise ValueError(f"{what} is not a URL that starts with https:// or http:// and a host")
+    scheme, authority, path, query = match[1].lower(), match[2], match[3], match[4] or ""
+    if match[5]:
+        raise ValueError(f"{what} has a fragment, {shown(match[5])}: leave it out")
+    if "@" in authority:
+        raise ValueError(f"{what} has user information: leave out what stands before the @")
+    if re.search(r"%(?![0-9A-Fa-f]{2})", path + query):
+        raise ValueError(f"{what}: a % takes two hexadecimal digits after it; itself is %25")
+    port = {"http": 80, "https": 443}[scheme]
+    place = _place(authority, port)
+    rest = "".join(c if c.isascii() else _percent(c) for c in (path or "/") + query)
+    return LoginUrl(f"{scheme}://{place.authority(port)}{rest}", place, scheme)
+
+
+def web_page(text: str) -> str:
+    """An https URL to be shown to people's devices, of 1000 characters at the most."""
+    if len(text) > 1000:
+        raise ValueError(f"{shown(text)} is {len(text)} characters long: 1000 are the most")
+    if brace := next((c for c in text if c in "{}"), None):
+        raise ValueError(f"{shown(text)}: {brace!r} cannot stand in it: write {_percent(brace)}")
+    found = login_url(text)
+    if found.scheme != "https":
+        raise ValueError(f"{shown(text)} is not https, as RFC 8908 section 5 wants it")
+    return found.url
+
+
+def listen(text: str) -> Place:
+    """`ADDRESS:PORT`, IPv6 in brackets: an address of the router's own, and no name."""
+    if "%" in text:
+        raise ValueError(f"{shown(text)} has a zone: write an address that has none")
+    example = "such as 192.0.2.1:8511 or [2001:db8::1]:8511"
+    try:
+        place = parse_authority(text, None)
+    except ValueError:
+        raise ValueError(f"{shown(text)} is not an address and a port, {example}") from None
+    if isinstance(place.host, str):
+        raise ValueError(f"{shown(text)} has a name: write an address and a port, {example}")
+    return place
+
+
+def store(folder: Path) -> Callable[[str], str]:
+    """The parser of where sessions are kept; a bare path becomes absolute, from `folder` on."""
+
+    def parse(text: str) -> str:
+        scheme, separator, rest = text.partition("://")
+        if text == ":memory:":
+            return text
+        if not separator:
+            if not text or text.startswith(":"):
+                raise ValueError(f"{shown(text)} is no path; did you mean ':memory:'?")
+            return str(folder.absolute() / text)
+        if scheme == "sqlite":
+            # Others write an absolute path after the three slashes, which makes four.
+            if not re.fullmatch(r"//?[^/?#].*", rest) or rest.endswith("/"):
+                raise ValueError(f"{shown(text)} is not sqlite:///PATH, such as sqlite:///var/s.db")
+            return f"sqlite:///{rest.lstrip('/')}"
+        if scheme == "redis":
+            return _redis(text, rest)
+        raise ValueError(f"{shown(text)} is no store: a path, sqlite:///PATH or :memory:")
+
+    return parse
+
+
+def interface(text: str) -> str:
+    """The name of a network interface, as Linux has it: 1 to 15 characters."""
+    if not _INTERFACE.fullmatch(text) or text in (".", ".."):
+        rule = "1 to 15 letters, digits, or . _ - @ +"
+        raise ValueError(f"{shown(text)} is not the name of an interface: {rule}")
+    return text
+
+
+def path(folder: Path) -> Callable[[str], Path]:
+    """The parser of a file's name, which is relative to `folder`."""
+
+    def parse(text: str) -> Path:
+        if not text:
+            raise ValueError("a file with no name: write its name")
+        return folder / text
+
+    return parse
+
+
+def is_public(name: Host) -> bool:
+    """Whether `name` is one that anybody could own, so that browsers prefer HTTPS for it."""
+    own = {"local", "lan", "internal", "home", "intranet", "corp", "private", "test", "localhost"}
+    if not isinstance(name, str) or "." not in name:
+        return False
+    return name.rpartition(".")[2] not in own and not name.endswith(".home.arpa")
+
+
+def _unmapped(packed: bytes) -> Address:
+    if len(packed) == 4:
+        return IPv4Address(packed)
+    address = IPv6Address(packed)
+    return address.ipv4_mapped or address
+
+
+class _HostBits(ValueError):
+    """A network with bits set that are the host's: it has its own sentence."""
+
+
+def _seconds(text: str) -> int:
+    if match := re.fullmatch(r"([0-9]{1,9})([smhd])", text, re.ASCII):
+        return int(match[1]) * _UNITS[match[2]]
+    instead = "90s, 30m, 8h or 7d"
+    if re.fullmatch(r"[0-9]{1,9}", text, re.ASCII):
+        instead = f"{text}s, if seconds are meant; the units are s, m, h, d"
+    elif parts := re.fullmatch(r"(?:[0-9]{1,6} ?[smhd] ?)+", text.lower(), re.ASCII):
+        each = re.findall(r"([0-9]+) ?([smhd])", parts[0])
+        instead = _in_units(sum(int(number) * _UNITS[unit] for number, unit in each))
+    raise ValueError(f"{shown(text)} is not a duration: write {instead}")
+
+
+def _in_units(seconds: int) -> str:
+    """As one number with a unit."""
+    unit = next(u for u in "dhms" if seconds % _UNITS[u] == 0 and (seconds or u == "s"))
+    return f"{seconds // _UNITS[unit]}{unit}"
+
+
+def _network(text: str, length: str) -> Network:
+    if not re.fullmatch(r"[0-9]{1,3}", length, re.ASCII):
+        raise ValueError("a netmask")  # 10.0.0.0/255.0.0.0: the caller says what would do
+    there = ip_interface(text)
+    found: Network = there.network
+    if there.ip != found.network_address:
+        alone = f", or {there.ip} for it alone"
+        raise _HostBits(f"{text} has host bits set: write {found}{alone}")
+    if isinstance(found, IPv6Network) and found.subnet_of(_MAPPED):
+        address = parse_address(str(found.network_address))
+        return IPv4Network((int(address), found.prefixlen - 96))
+    return found
+
+
+def _garden_network(text: str) -> Network:
+    name = text.partition("/")[0]
+    if re.search(r"/[0-9]+:[0-9]+$", text) or text.startswith("["):
+        raise ValueError(f"{shown(text)}: a network takes no port; it stands for 80 and 443")
+    if re.search(r"[g-z]", name, re.IGNORECASE):
+        what = f"{shown(text)} has a path; the garden knows names and ports only"
+        raise ValueError(f"{what}: write {shown(name)}")
+    return network(text)
+
+
+def _host(text: str) -> Host:
+    return parse_host(_in_ascii(text))
+
+
+def _place(text: str, default_port: int | None = None) -> Place:
+    name, colon, port = text.rpartition(":")
+    if text.isascii() or not colon:
+        return parse_authority(_in_ascii(text), default_port)
+    return parse_authority(f"{_in_ascii(name)}:{port}", default_port)
+
+
+def _in_ascii(name: str) -> str:
+    """`name` in A-labels (RFC 5890), after the mapping of UTS 46."""
+    if name.isascii():
+        return name
+    if len(name) > 253:
+        raise ValueError(f"{shown(name)} is too long for a host name")
+    # The joiners are for idna to judge: some scripts cannot do without (RFC 5892 appendix A).
+    if odd := next((c for c in name if not c.isprintable() and c not in "\u200c\u200d"), None):
+        raise ValueError(f"{shown(name)} holds the character U+{ord(odd):04X}: remove it")
+    try:
+        return idna.encode(name, uts46=True).decode("ascii")
+    except UnicodeError as error:
+        raise ValueError(f"{shown(name)} is not a host name: {error}") from None
+
+
+def _host_in(url: str) -> str:
+    authority = re.split(r"[/?#]", url.partition("://")[2])[0].rpartition("@")[2]
+    return authority or "its host"
+
+
+def _not_in_a_url(character: str) -> bool:
+    """Whether it is ASCII that RFC 3986 has no place for, or a space or a mark that nobody sees."""
+    if character.isascii():
+        return not _IN_A_URL.match(character)
+    return not character.isprintable()
+
+
+def _percent(character: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in character.encode())
+
+
+def _redis(text: str, rest: str) -> str:
+    authority, slash, number = rest.partition("/")
+    try:
+        place = parse_authority(authority, None)
+        count(0, 9999)(number)
+    except ValueError:
+        example = "redis://HOST:PORT/DB, such as redis://192.0.2.5:6379/0"
+        raise ValueError(f"{shown(text)} is not {example}") from None
+    return f"redis://{in_url(place.host)}:{place.port}{slash}{number}"

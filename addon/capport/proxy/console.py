@@ -1,0 +1,98 @@
+"""The commands inside mitmproxy: who is known, why, and to change it."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from mitmproxy import command, exceptions, flow, http
+from mitmproxy.log import ALERT
+
+from capport.commands.clients import table
+from capport.core.client import ClientId, parse_client_id, parts_of
+from capport.core.session import LONGEST
+from capport.gate import Gate
+from capport.policy.values import duration
+
+logger = logging.getLogger(__name__)
+
+
+class Console:
+    """`portal.explain`, `portal.grant`, `portal.revoke` and `portal.clients`.
+
+    `explain_flow` is the gatekeeper's: it knows how a flow becomes a case.
+    """
+
+    name = "capport-console"
+
+    def __init__(
+        self, gate: Callable[[], Gate], explain_flow: Callable[[http.HTTPFlow], str]
+    ) -> None:
+        self._gate = gate
+        self._explain_flow = explain_flow
+        self._at_work: set[asyncio.Future[None]] = set()
+
+    @command.command("portal.explain")
+    def explain(self, flow: flow.Flow) -> str:
+        """Say which rules were asked about a flow, and which decided."""
+        if not isinstance(flow, http.HTTPFlow):
+            raise exceptions.CommandError("portal.explain wants an HTTP flow")
+        return self._explain_flow(flow)
+
+    @command.command("portal.grant")
+    def grant(self, client: str, lifetime: str = "") -> None:
+        """Open a session for an address or a MAC address, for 2h, 30m, 7d."""
+        who = self._filed_under(client)
+        try:
+            seconds = duration(1, LONGEST)(lifetime) if lifetime else None
+        except ValueError as error:
+            raise exceptions.CommandError(str(error)) from None
+        grant = partial(self._gate().grant, who, lifetime=seconds, by="console", how="portal.grant")
+        self._work(grant, f"{who} is known now")
+
+    @command.command("portal.revoke")
+    def revoke(self, client: str) -> None:
+        """End each session of an address or a MAC address, and what it has open."""
+        gate = self._gate()
+        open_ones = [session.client for session in gate.sessions_of(_parsed(client))]
+        if not open_ones:
+            raise exceptions.CommandError(f"{client} has no session")
+
+        self._work(partial(gate.revoke, *open_ones), f"{client} is revoked")
+
+    @command.command("portal.clients")
+    def clients(self) -> str:
+        """List who has a session."""
+        gate = self._gate()
+        now = gate.now()
+        sessions = [session for session in gate.store.sessions() if session.is_open(now)]
+        return "\n".join(table(sessions, now, time.time())) if sessions else "Nobody is known."
+
+    def _filed_under(self, text: str) -> ClientId:
+        """An address on the link is filed under its MAC, as `capport grant` does."""
+        who = _parsed(text)
+        mac, address = parts_of(who)
+        return who if mac or not address else self._gate().client(str(address)).id
+
+    def _work(self, work: Callable[[], object], done: str) -> None:
+        """Does what waits for the disk on a thread, and says how it went."""
+        running = asyncio.ensure_future(_reported(asyncio.to_thread(work), done))
+        self._at_work.add(running)
+        running.add_done_callback(self._at_work.discard)
+
+
+def _parsed(text: str) -> ClientId:
+    try:
+        return parse_client_id(text)
+    except ValueError as error:
+        raise exceptions.CommandError(str(error)) from None
+
+
+async def _reported(work: Awaitable[object], done: str) -> None:
+    try:
+        await work
+    except OSError as error:
+        logger.error(str(error))
+    else:
+        logger.log(ALERT, done)

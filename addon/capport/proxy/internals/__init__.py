@@ -1,0 +1,1 @@
+"""What mitmproxy does not document, read or replaced here and nowhere else."""

@@ -1,0 +1,1 @@
+"""mitmproxy's layers for unknown clients: they answer, and name no server."""

@@ -1,0 +1,387 @@
+"""The layers that answer unknown clients, and name no server.
+
+`RefusalLayer` speaks HTTP/1 to them itself: it reads a head within bounds, has it decided, answers,
+and never buffers a body. What may go on (to the login server, the garden) it hands to a
+`BoundLayer`, one request a connection, written anew from what was parsed, so that nobody downstream
+reads it otherwise than we did. `BoundLayer` is also what unknown clients' HTTP/2 and HTTP/3 gets.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import h11
+from mitmproxy import connection, http
+from mitmproxy.proxy import commands, context, events, layer
+from mitmproxy.proxy.layers import modes, tls
+from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
+from mitmproxy.proxy.layers.http._hooks import (
+    HttpRequestHeadersHook,
+    HttpRequestHook,
+    HttpResponseHeadersHook,
+    HttpResponseHook,
+)
+
+from capport.core.place import Place
+from capport.core.policy import Connect
+from capport.core.reply import Asked, Reply, reply_to
+from capport.core.verdict import HeaderFieldsTooLarge, Pass, Refusal, Verdict
+from capport.proxy.layers.http2 import ANSWERS, BoundLayer
+from capport.proxy.request_head import (
+    CREDENTIALS,
+    REDACTED,
+    Head,
+    is_framed_twice,
+    place_of,
+    redact,
+)
+from capport.proxy.responses import CLOSED, asked_of, bare, fields_of, to_mitmproxy
+
+if TYPE_CHECKING:
+    from capport.proxy.addon import Gatekeeper
+    from capport.proxy.layers.tls import HelloLayer
+
+logger = logging.getLogger(__name__)
+
+HEAD: Final = 64 * 1024  # bytes of a request line and its header section
+FIELDS: Final = 500  # header fields in one head
+LINGER: Final = 2.0  # seconds for a client to read its answer while it still sends
+HALF_CLOSED: Final = 10.0  # seconds for an origin to begin to answer who has closed its half
+LEFTOVER: Final = 1024 * 1024  # bytes of a body that are read, and thrown away, meanwhile
+
+# RFC 9110 section 7.6.1, and what only a proxy may see or say.
+_HOP_BY_HOP: Final = frozenset(
+    {
+        b"connection",
+        b"expect",
+        b"host",
+        b"http2-settings",
+        b"keep-alive",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"upgrade",
+    }
+)
+# What says where the body ends is never dropped, whatever a Connection field says.
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
+
+
+class SilentLayer(layer.Layer):
+    """Ends the connection, and says nothing: for what is neither HTTP nor TLS, and for faults."""
+
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if isinstance(event, events.DataReceived | events.ConnectionClosed):
+            yield commands.CloseConnection(self.context.client)
+
+
+def ends_on_faults[Handler: "RefusalLayer | HelloLayer"](
+    handle: Callable[[Handler, events.Event], layer.CommandGenerator[None]],
+) -> Callable[[Handler, events.Event], layer.CommandGenerator[None]]:
+    """A layer's events, of which one that raises ends the connection.
+
+    mitmproxy logs it as a crash of its own, and leaves the client waiting.
+    """
+
+    @functools.wraps(handle)
+    def wrapped(self: Handler, event: events.Event) -> layer.CommandGenerator[None]:
+        try:
+            yield from handle(self, event)
+        except Exception:
+            self.keeper.fault(type(self).__name__)
+            yield commands.CloseConnection(self.context.client)
+
+    return wrapped
+
+
+class RefusalLayer(layer.Layer):
+    """HTTP/1 with an unknown client, by h11, which is strict about what a head may be."""
+
+    def __init__(self, ctx: context.Context, keeper: "Gatekeeper") -> None:
+        self.explicit = isinstance(ctx.layers[0], modes.HttpProxy) and not ctx.server.address
+        # Inside TLS or a tunnel there is no half of a connection to close.
+        self.plain = not any(isinstance(it, tls.TLSLayer | HttpLayer) for it in ctx.layers)
+        super().__init__(ctx)
+        self.keeper = keeper
+        self.dialled = place_of(ctx.server.address)
+        self.scheme = "https" if ctx.client.tls_established and not self.explicit else "http"
+        self.parser = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD)
+        self.method = b""  # of the request that is being answered, once it is known
+        self.answers = 0
+        self.leftover: int | None = None  # bytes read since the last answer
+        self.linger: commands.RequestWakeup | None = None
+        self.onward: Onward | None = None
+
+    @ends_on_faults
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if isinstance(event, events.Wakeup) and event.command is self.linger:
+            yield commands.CloseConnection(self.context.client)
+        elif self.leftover is not None:
+            yield from self._throw_away(event)
+        elif self.onward:
+            yield from self.onward.handle_event(event)
+        elif isinstance(event, events.DataReceived):
+            self.keeper.handshakes.used(self.context.client)
+            self.parser.receive_data(event.data)
+            yield from self._read_heads()
+        elif isinstance(event, events.ConnectionClosed):
+            yield commands.CloseConnection(self.context.client)
+
+    def _read_heads(self) -> layer.CommandGenerator[None]:
+        while self.leftover is None and not self.onward:
+            self.method = b""
+            try:
+                head = self.parser.next_event()
+                if not isinstance(head, h11.Request):
+                    return
+                self.method = head.method
+                first = self.parser.next_event()
+            except h11.RemoteProtocolError as error:
+                status = 431 if error.error_status_hint == 431 else 400
+                yield from self._refuse_unread(status, str(error))
+                return
+            yield from self._request(head, first)
+
+    def _request(self, head: h11.Request, first: object) -> layer.CommandGenerator[None]:
+        raw = head.headers.raw_items()
+        size = len(head.target) + sum(len(name) + len(value) + 4 for name, value in raw)
+        if size > HEAD or len(raw) > FIELDS:
+            yield from self._refuse_unread(431, f"{len(raw)} header fields, {size} bytes")
+            return
+        if is_framed_twice(head):
+            yield from self._refuse_unread(400, "Content-Length and Transfer-Encoding, or HTTP/1.0")
+            return
+        asked = Head(head, explicit=self.explicit, scheme=self.scheme)
+        request = asked.to_mitmproxy(self.dialled)
+        redact(request.headers)
+        try:
+            verdict = self.keeper.request_verdict(
+                self.context.client, asked.as_case(size), asked.claim, self.dialled, asked.url
+            )
+            onward = self._onward(asked, verdict)
+            if onward:
+                self.keeper.hand_on(self.context.client, onward.verdict)
+        except Exception:
+            self.keeper.fault("a request")
+            verdict, onward = None, None
+        if onward:
+            self.onward = onward
+            yield from onward.start(self, first)
+            return
+        yield from self._answer(request, verdict, bodyless=type(first) is h11.EndOfMessage)
+
+    def _onward(self, asked: Head, verdict: Verdict) -> "Onward | None":
+        """Where the request may go on, if anywhere: for what may not there is an answer."""
+        tunnels = asked.method == "CONNECT" and self.explicit
+        if isinstance(verdict, Pass):
+            place = verdict.to or (asked.claim if self.explicit else self.dialled)
+            # mitmproxy takes "connect" for CONNECT; in a tunnel already, neither means anything.
+            if place is None or asked.has_controls or tunnels < (asked.method.upper() == "CONNECT"):
+                return None
+            return Onward(asked, place, verdict)
+        if tunnels and asked.claim and self.keeper.connect_way(asked.user_agent) is Connect.ALERT:
+            return Onward(asked, asked.claim, verdict)
+        return None
+
+    def _answer(
+        self,
+        request: http.Request,
+        verdict: Verdict | None,
+        *,
+        bodyless: bool,
+    ) -> layer.CommandGenerator[None]:
+        reply = CLOSED
+        if verdict is not None and not isinstance(verdict, Pass):
+            reply = self._reply_to(verdict, asked_of(request))
+        elif verdict is not None:  # let through, and it does not say where to
+            reply = bare(400)
+        shown = http.HTTPFlow(self.context.client, self.context.server, live=True)
+        shown.request, shown.response = request, to_mitmproxy(reply)
+        try:
+            self.keeper.refused(shown, verdict)
+        except Exception:  # what cannot be told is refused all the same
+            self.keeper.fault("telling of a refusal")
+        yield HttpRequestHeadersHook(shown)
+        yield HttpRequestHook(shown)
+        yield HttpResponseHeadersHook(shown)
+        yield HttpResponseHook(shown)
+        shown.live = False
+        self.answers += 1
+        last = self.answers >= ANSWERS or self.method == b"CONNECT" or reply.status == 400
+        ends = last or not bodyless
+        yield from self._send(reply, close=ends)
+
+    def _reply_to(self, verdict: Refusal, asked: Asked) -> Reply:
+        try:
+            return reply_to(verdict, asked)
+        except Exception:
+            self.keeper.fault("a reply")
+            return CLOSED
+
+    def _refuse_unread(self, status: int, why: str) -> layer.CommandGenerator[None]:
+        """Answers what could not be read as a request. It is too broken to be shown as a flow."""
+        try:
+            self.keeper.refused_unread(self.context.client, status, why)
+        except Exception:
+            self.keeper.fault("telling of a refusal")
+        reply = bare(status)
+        if status == 431:
+            asked = Asked(self.method.decode("ascii", "replace"))
+            reply = self._reply_to(HeaderFieldsTooLarge(why), asked)
+        yield from self._send(reply, close=True)
+
+    def _send(self, reply: Reply, *, close: bool) -> layer.CommandGenerator[None]:
+        fields = list(fields_of(reply))
+        if close:
+            fields.append(("Connection", "close"))
+        response = h11.Response(
+            status_code=reply.status, headers=fields, reason=reply.reason.encode("ascii")
+        )
+        data = self.parser.send(response) or b""
+        if reply.body and self.method != b"HEAD":
+            data += self.parser.send(h11.Data(data=reply.body)) or b""
+        data += self.parser.send(h11.EndOfMessage()) or b""
+        yield commands.SendData(self.context.client, data)
+        if self.parser.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
+            self.parser.start_next_cycle()
+            self.keeper.answered(self.context.client)
+            return
+        # RFC 9112 section 9.6: close at once, and the client loses the answer to the reset that
+        # what it still sends will draw. So: our half, a while for it to read, then the rest.
+        self.leftover = 0
+        if self.plain:
+            yield commands.CloseTcpConnection(self.context.client, half_close=True)
+        self.linger = commands.RequestWakeup(LINGER)
+        yield self.linger
+
+    def _throw_away(self, event: events.Event) -> layer.CommandGenerator[None]:
+        assert self.leftover is not None
+        if isinstance(event, events.DataReceived):
+            self.leftover += len(event.data)
+        if isinstance(event, events.ConnectionClosed) or self.leftover > LEFTOVER:
+            yield commands.CloseConnection(self.context.client)
+
+
+class Onward:
+    """One request that goes on: to `place` alone, by a `BoundLayer` that reads what we write.
+
+    A `verdict` other than Pass opens a tunnel that leads nowhere, for what is inside to be refused.
+    """
+
+    def __init__(self, asked: Head, place: Place, verdict: Verdict) -> None:
+        self.asked = asked
+        self.place = place
+        self.verdict = verdict
+        self.child: BoundLayer
+        self.parser: h11.Connection | None = None
+        self.half_closed: commands.RequestWakeup | None = None
+        self.hears = False  # something, since
+
+    def start(self, parent: RefusalLayer, first: object) -> layer.CommandGenerator[None]:
+        """Hands the head on, and what has come of the body."""
+        self.client = parent.context.client
+        self.is_gone = parent.keeper.is_gone
+        self.child = BoundLayer(parent.context, HTTPMode.regular)
+        yield from self.child.handle_event(events.Start())
+        if self.asked.method == "CONNECT":
+            early, _ = parent.parser.trailing_data
+            yield from self._write(self._connect_head() + early)
+            return
+        self.parser = parent.parser
+        self.writer = h11.Connection(h11.CLIENT)
+        yield from self._write(self.writer.send(self._request_head()) or b"")
+        if self.parser.they_are_waiting_for_100_continue:
+            go_on = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
+            yield commands.SendData(self.client, self.parser.send(go_on) or b"")
+        yield from self._pass_body(first)
+
+    def handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        """What comes after the head: the body as h11 frames it, a tunnel's bytes as they are."""
+        if isinstance(event, events.ConnectionClosed) and self._is_all_said(event):
+            # RFC 9293 section 3.6: it may hear the answer still. Or it has gone, which looks the
+            # same until something is sent to it.
+            self.half_closed = commands.RequestWakeup(HALF_CLOSED)
+            yield self.half_closed
+        elif self.half_closed and self._has_gone(event):
+            self.half_closed = None
+            yield from self.child.handle_event(events.ConnectionClosed(self.client))
+        elif isinstance(event, events.Wakeup) and event.command is self.half_closed:
+            pass
+        elif (
+            self.parser is None
+            or not isinstance(event, events.DataReceived)
+            or event.connection is not self.client
+        ):
+            yield from self.child.handle_event(event)
+        elif self.parser.their_state is h11.SEND_BODY:
+            self.parser.receive_data(event.data)
+            yield from self._pass_body()
+        # What follows the one request is for nobody: its answer says Connection: close.
+
+    def _is_all_said(self, event: events.ConnectionClosed) -> bool:
+        """Whether a client that closes has sent its whole request: mitmproxy gives up on it."""
+        whole = self.parser and self.parser.their_state in {h11.DONE, h11.MUST_CLOSE}
+        half = event.connection.state is connection.ConnectionState.CAN_WRITE
+        mine = event.connection is self.client and not self.is_gone(self.client)
+        return mine and half and bool(whole)
+
+    def _has_gone(self, event: events.Event) -> bool:
+        """Whether a client that has closed its half must have closed the other, too."""
+        if isinstance(event, events.DataReceived):
+            self.hears = True
+        waited = isinstance(event, events.Wakeup) and event.command is self.half_closed
+        return self.is_gone(self.client) or (waited and not self.hears)
+
+    def _pass_body(self, part: object = None) -> layer.CommandGenerator[None]:
+        assert self.parser
+        while True:
+            try:
+                part = part or self.parser.next_event()
+            except h11.RemoteProtocolError as error:
+                logger.info(f"A body for {self.place} is not what its head says: {error}")
+                yield commands.CloseConnection(self.client)
+                return
+            if isinstance(part, h11.Data):
+                yield from self._write(self.writer.send(part) or b"")
+            elif isinstance(part, h11.EndOfMessage):
+                # Without its trailers: mitmproxy's HTTP/1 raises over any, and hangs.
+                yield from self._write(self.writer.send(h11.EndOfMessage()) or b"")
+                return
+            else:
+                return
+            part = None
+
+    def _write(self, data: bytes) -> layer.CommandGenerator[None]:
+        if data:
+            yield from self.child.handle_event(events.DataReceived(self.client, data))
+
+    def _request_head(self) -> h11.Request:
+        names_it = self.place
+        if not isinstance(self.place.host, str) and self.asked.claim:
+            # It dialled an address of the garden, and may call it by a name.
+            names_it = self.asked.claim
+        host = names_it.authority(443 if self.asked.scheme == "https" else 80)
+        dropped = (_HOP_BY_HOP | self.asked.connection_options) - _FRAMING
+        fields = [(b"Host", host.encode()), (b"Connection", b"close")]
+        for name, value in self.asked.fields:
+            if name.lower() not in dropped:
+                fields.append((name, value))
+        path = self.asked.path
+        target = path if path == "*" else f"{self.asked.scheme}://{self.place}{path}"
+        return h11.Request(method=self.asked.method, target=target, headers=fields)
+
+    def _connect_head(self) -> bytes:
+        agent = self.asked.user_agent.encode("latin-1")
+        return (
+            f"CONNECT {self.place} HTTP/1.1\r\nHost: {self.place}\r\n".encode()
+            + (b"User-Agent: " + agent + b"\r\n" if agent else b"")
+            # That it sent some is told; the tunnel of who is refused leads nowhere.
+            + b"".join(
+                name + b": " + REDACTED + b"\r\n"
+                for name, _ in self.asked.fields
+                if name.lower() in CREDENTIALS and not isinstance(self.verdict, Pass)
+            )
+            + b"\r\n"
+        )

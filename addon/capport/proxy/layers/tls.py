@@ -1,0 +1,317 @@
+"""TLS: a ClientHello read, the verdict on it carried out, and what section 7.4 warns of reported.
+
+RFC 6585 section 7.4: a portal that answers inside TLS draws a certificate error.
+"""
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from mitmproxy import connection, flow, tcp, tls
+from mitmproxy.net.tls import starts_like_tls_record
+from mitmproxy.proxy import commands, context, events, layer
+from mitmproxy.proxy.layers import ClientTLSLayer, ServerTLSLayer, TCPLayer
+from mitmproxy.proxy.layers import tcp as tcp_layers
+from mitmproxy.tls import ClientHello
+
+from capport.core.client import Client
+from capport.core.place import Place, parse_host
+from capport.core.verdict import Drop, Inspect, Intercept, Refuse, TlsVerdict, Tunnel
+from capport.proxy.layers.http1 import LEFTOVER, LINGER, ends_on_faults
+from capport.proxy.request_head import place_of
+
+if TYPE_CHECKING:
+    from capport.proxy.addon import Gatekeeper
+
+logger = logging.getLogger(__name__)
+
+HELLO: Final = 64 * 1024  # bytes of a ClientHello; with post-quantum keys and ECH one has 2 KB
+RECORD: Final = 2**14  # bytes in a record before there are keys: RFC 8446 section 5.1
+ACCESS_DENIED: Final = 49  # RFC 8446 section 6.2
+SERVER_NAME: Final = 0  # RFC 6066 section 3
+CAVEAT: Final = (
+    "RFC 6585 section 7.4: the certificate was not the origin's, so whoever checks certificates"
+    " saw an error"
+)
+# What OpenSSL makes of an alert: "tlsv1 alert unknown ca", "tls alert certificate unknown".
+_ALERT = re.compile(r"(?:ssl|tls)v?[0-9.]* alert ([a-z ]+)")
+
+
+def alert_record(description: int, version: bytes = b"\x03\x03") -> bytes:
+    """A fatal alert as one TLS record (RFC 8446 sections 5.1 and 6)."""
+    return b"\x15" + version + b"\x00\x02\x02" + bytes([description])
+
+
+@dataclass(slots=True)
+class Handshake:
+    """One handshake that is intercepted, until we know how the client took the certificate."""
+
+    client: Client
+    sni: str | None
+    destination: str | None
+    because: str
+    established: bool = False
+
+
+class Handshakes:
+    """The intercepted handshakes under way, and the one `tls` event that each of them yields."""
+
+    def __init__(self, event: Callable[..., None]) -> None:
+        self._event = event
+        self._open: dict[str, Handshake] = {}
+
+    def intercepted(self, conn: connection.Client, handshake: Handshake) -> None:
+        """A certificate of ours will be shown; what the client makes of it comes later."""
+        self._open[conn.id] = handshake
+
+    def established(self, conn: connection.Client) -> None:
+        """The handshake is through. GnuTLS clients look at the certificate only now."""
+        if handshake := self._open.get(conn.id):
+            handshake.established = True
+
+    def failed(self, conn: connection.Client, error: str | None) -> None:
+        """The client ended the handshake: by an alert, or by hanging up."""
+        alert = _ALERT.search(error or "")
+        self._tell(conn, "rejected", alert.group(1).strip().replace(" ", "_") if alert else None)
+
+    def used(self, conn: connection.Client) -> None:
+        """The client sent something through the TLS it was offered: it took the certificate."""
+        if (handshake := self._open.get(conn.id)) and handshake.established:
+            self._tell(conn, "accepted", None)
+
+    def closed(self, conn: connection.Client) -> None:
+        """The connection is over; who has said nothing by now has hung up on the certificate."""
+        self._tell(conn, "rejected", None)
+
+    def _tell(self, conn: connection.Client, outcome: str, alert: str | None) -> None:
+        handshake = self._open.pop(conn.id, None)
+        if handshake is None:
+            return
+        hung_up = True if outcome == "rejected" and alert is None else None
+        self._event(
+            "tls",
+            handshake.client,
+            sni=handshake.sni,
+            destination=handshake.destination,
+            action="intercept",
+            outcome=outcome,
+            alert=alert,
+            hung_up=hung_up,
+            caveat=CAVEAT,
+            because=handshake.because,
+        )
+
+
+class ServerFirst:
+    """Has TLS begin with the origin first where its connection is open already.
+
+    That is so for known clients, whose protocol may wait for the server to speak. mitmproxy expects
+    it only of its own strategy, which is lazy here, and would write to a TLS that never began. It
+    sets what this sets for each handshake, so this stands behind it in the chain.
+    """
+
+    name = "capport-server-first"
+
+    def tls_clienthello(self, data: tls.ClientHelloData) -> None:
+        """Runs for handshakes that mitmproxy carries out itself."""
+        if data.context.server.connected:
+            data.establish_server_tls_first = True
+
+
+class HelloReader:
+    """Puts a ClientHello together from its records (RFC 8446 section 5.1), each byte read once.
+
+    mitmproxy's own reader begins anew with each piece: a client that sent 64 KiB in records of one
+    byte, a byte at a time, took 12 ms of the event loop for each of its bytes.
+    """
+
+    def __init__(self) -> None:
+        self.raw = bytearray()
+        self._message = bytearray()
+        self._record = 0  # where in `raw` the next record begins
+
+    def feed(self, data: bytes) -> ClientHello | None:
+        """The ClientHello once it is whole, None until then. Raises ValueError for what is none."""
+        self.raw += data
+        while self._take_record():
+            pass
+        start = bytes(self._message[:4])
+        start += bytes(self.raw[self._record + 5 : self._record + 9])[: 4 - len(start)]
+        if start[:1] not in (b"", b"\x01"):
+            raise ValueError(f"its first message is of type {start[0]}, not 1")
+        size = 4 + int.from_bytes(start[1:4])
+        if len(start) == 4 and size > HELLO:
+            raise ValueError(f"it says that it has {size} bytes, and {HELLO} may be")
+        if len(start) < 4 or len(self._message) < size:
+            if len(self.raw) > HELLO:
+                raise ValueError(f"it has more than {HELLO} bytes")
+            return None
+        return _parsed(bytes(self._message[4:size]))
+
+    def _take_record(self) -> bool:
+        header = bytes(self.raw[self._record : self._record + 5])
+        if len(header) < 5:
+            return False
+        size = int.from_bytes(header[3:])
+        if not starts_like_tls_record(header) or not 0 < size <= RECORD:
+            raise ValueError(f"{header.hex()} begins no handshake record")
+        end = self._record + 5 + size
+        if len(self.raw) < end:
+            return False
+        self._message += self.raw[self._record + 5 : end]
+        self._record = end
+        return True
+
+
+def _parsed(body: bytes) -> ClientHello:
+    try:
+        hello = ClientHello(body)
+        kinds = [kind for kind, _ in hello.extensions]
+    except EOFError:
+        raise ValueError("it ends before its fields do") from None
+    if len(kinds) != len(set(kinds)):
+        raise ValueError("it has an extension twice")  # RFC 8446 section 4.2
+    return hello
+
+
+class HelloLayer(layer.Layer):
+    """Reads a ClientHello, in however many pieces it comes, and carries out the verdict.
+
+    It answers no part of the handshake itself: what may go on becomes a tunnel that is not opened,
+    or mitmproxy's own TLS. `to_proxy` is TLS to mitmproxy itself (`https://` in a client's proxy
+    settings): there is nothing to decide yet.
+    """
+
+    def __init__(
+        self, ctx: context.Context, keeper: "Gatekeeper", *, to_proxy: bool = False
+    ) -> None:
+        super().__init__(ctx)
+        self.plain = len(ctx.layers) == 2  # on the wire itself, not in a tunnel
+        self.keeper = keeper
+        self.to_proxy = to_proxy
+        self.dialled = place_of(ctx.server.address)
+        self.reader = HelloReader()
+        self.child: layer.Layer | None = None
+        self.leftover: int | None = None
+        self.linger: commands.RequestWakeup | None = None
+
+    @ends_on_faults
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if isinstance(event, events.Wakeup) and event.command is self.linger:
+            yield commands.CloseConnection(self.context.client)
+        elif self.child:
+            yield from self.child.handle_event(event)
+        elif isinstance(event, events.ConnectionClosed):
+            yield commands.CloseConnection(event.connection)
+        elif isinstance(event, events.DataReceived):
+            if self.leftover is None:
+                yield from self._read(event.data)
+                return
+            self.leftover += len(event.data)
+            if self.leftover > LEFTOVER:
+                yield commands.CloseConnection(self.context.client)
+
+    def _read(self, data: bytes) -> layer.CommandGenerator[None]:
+        try:
+            hello = self.reader.feed(data)
+        except ValueError as error:
+            yield from self._no_hello(f"it is no ClientHello: {error}")
+            return
+        if hello is None:
+            return
+        if self.to_proxy:
+            yield from self._go_on(ClientTLSLayer(self.context))
+            return
+        sni, claim = self._claim(hello)
+        verdict = self.keeper.tls_verdict(self.context.client, claim, self._asked_for(sni, claim))
+        yield from self._carry_out(sni, verdict)
+
+    def _no_hello(self, why: str) -> layer.CommandGenerator[None]:
+        """Not TLS after all: nothing, but for who may send whatever it likes."""
+        verdict = self.keeper.tls_verdict(self.context.client, None, self.dialled)
+        if isinstance(verdict, Tunnel) and verdict.to is None and not self.to_proxy:
+            yield from self._carry_out(None, verdict)
+        else:
+            yield from self._refuse(None, Refuse(why))
+
+    def _claim(self, hello: ClientHello) -> tuple[str | None, Place | None]:
+        """The SNI as text that is safe to show, and the place it names if it names one."""
+        sent = next((body for kind, body in hello.extensions if kind == SERVER_NAME), None)
+        if sent is None:
+            return None, None
+        if hello.sni is None or not self.dialled:
+            return hello.sni or sent[5:].decode("ascii", "backslashreplace"), None
+        try:
+            return hello.sni, Place(parse_host(hello.sni), self.dialled.port)
+        except ValueError:  # an SNI that is no name claims nothing
+            return hello.sni, None
+
+    def _asked_for(self, sni: str | None, claim: Place | None) -> Place | None:
+        """The place to decide on. In a tunnel to a name, the SNI must be one that may be reached.
+
+        Else a garden's name in the CONNECT would open whatever else its servers serve.
+        """
+        tunnel = self.dialled and isinstance(self.dialled.host, str)
+        return claim if tunnel and sni is not None else self.dialled
+
+    def _carry_out(self, sni: str | None, verdict: TlsVerdict) -> layer.CommandGenerator[None]:
+        client = self.context.client
+        match verdict:
+            case Tunnel(to=place):
+                if place is not None:
+                    self.keeper.let_through(client, place)
+                    if place != self.dialled:
+                        self.context.server.address = (str(place.host), place.port)
+                else:
+                    self.keeper.let_through(client, None)
+                yield from self._go_on(TCPLayer(self.context, ignore=True))
+            case Inspect():
+                self.keeper.let_through(client, None)
+                yield from self._go_on(self._mitmproxy_tls())
+            case Intercept():
+                destination = str(self.dialled) if self.dialled else None
+                self.keeper.handshakes.intercepted(
+                    client,
+                    Handshake(self.keeper.client(client), sni, destination, verdict.because),
+                )
+                yield from self._go_on(self._mitmproxy_tls())
+            case Refuse() | Drop():
+                yield from self._refuse(sni, verdict)
+
+    def _mitmproxy_tls(self) -> layer.Layer:
+        server_tls = ServerTLSLayer(self.context)
+        server_tls.child_layer = ClientTLSLayer(self.context)
+        return server_tls
+
+    def _go_on(self, child: layer.Layer) -> layer.CommandGenerator[None]:
+        self.child = child
+        yield from child.handle_event(events.Start())
+        data, self.reader.raw = bytes(self.reader.raw), bytearray()
+        yield from child.handle_event(events.DataReceived(self.context.client, data))
+
+    def _refuse(self, sni: str | None, verdict: Refuse | Drop) -> layer.CommandGenerator[None]:
+        client = self.context.client
+        drops = isinstance(verdict, Drop)
+        shown = tcp.TCPFlow(client, self.context.server, live=True)
+        self.keeper.refused_tls(shown, sni, self.dialled, verdict)
+        yield tcp_layers.TcpStartHook(shown)
+        shown.error = flow.Error(f"TLS refused: {verdict.because}")
+        yield tcp_layers.TcpErrorHook(shown)
+        shown.live = False
+        self.leftover = 0
+        if drops:
+            self.keeper.reset(client)
+            yield commands.CloseConnection(client)
+            return
+        # The alert in the version that the client's own record has (RFC 8446 appendix D).
+        yield commands.SendData(client, alert_record(ACCESS_DENIED, bytes(self.reader.raw[1:3])))
+        self.reader.raw.clear()
+        if self.plain:
+            # Who sends more meanwhile would lose the alert to the reset that a close draws.
+            yield commands.CloseTcpConnection(client, half_close=True)
+            self.linger = commands.RequestWakeup(LINGER)
+            yield self.linger
+        else:
+            yield commands.CloseConnection(client)

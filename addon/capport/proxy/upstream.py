@@ -1,0 +1,104 @@
+"""Where a connection that may be opened is opened to: names resolved once, addresses approved."""
+
+import asyncio
+import logging
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from mitmproxy import connection
+from mitmproxy.proxy.server_hooks import ServerConnectionHookData
+
+from capport.core.client import Address, Client
+from capport.core.place import Place
+from capport.core.verdict import Pass
+from capport.linux import neighbour_lookup
+from capport.linux.own_addresses import is_own, may_reach
+from capport.proxy.connections import MOST_TO_LOGIN
+from capport.proxy.internals.server import own_ports
+from capport.proxy.life import Life
+from capport.proxy.request_head import place_of
+
+logger = logging.getLogger(__name__)
+
+
+class Dialling:
+    """What `server_connect` asks. A name is resolved here, and what it resolved to is dialled."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        # Weak: of one that waits for its turn when its client goes, mitmproxy tells nothing.
+        self._named: WeakKeyDictionary[connection.Server, connection.Address] = WeakKeyDictionary()
+
+    async def address_for(self, data: ServerConnectionHookData) -> Address:
+        """Where to connect for `data`. Raises OSError where nowhere."""
+        self._life.connections.dials(data.client, data.server.id)
+        place = place_of(data.server.address)
+        if place is None:
+            raise PermissionError(f"{data.server.address} names no place")
+        client = self._life.client(data.client)
+        self._allowed(client, place, data.client)
+        found = await self._life.addresses.resolve(place.host)
+        verdict = self._allowed(client, place, data.client)  # it may have been revoked meanwhile
+        to_login = place in self._life.gate.policy.login_places
+        if to_login and not self._life.connections.logs_in(data.client, data.server.id):
+            raise PermissionError(f"{client} has {MOST_TO_LOGIN} connections to {place} already")
+        listed = to_login or (verdict.to is not None and not isinstance(place.host, str))
+        for address in found:
+            if place.port in own_ports() and is_own(address):
+                continue
+            if not listed and verdict.to is not None and self._is_clients(address, place.port):
+                continue
+            if may_reach(client, address, (address,) if listed else ()):
+                return address
+        raise PermissionError(
+            f"{place} is closed to {client}: the router's own, a client's, or none"
+        )
+
+    def dial(self, server: connection.Server, address: Address) -> None:
+        """Has `server` connected to at `address`, whatever it is called."""
+        assert server.address
+        self._named[server] = server.address
+        server.address = (str(address), server.address[1])
+
+    def connected(self, data: ServerConnectionHookData) -> None:
+        """Gives the connection its name again, by which mitmproxy finds it for the next request."""
+        self._life.connections.dialled(data.client, data.server.id)
+        if named := self._named.pop(data.server, None):
+            # mitmproxy forbids it, because an open connection cannot go elsewhere; nor does this.
+            object.__setattr__(data.server, "address", named)
+
+    def failed(self, data: ServerConnectionHookData) -> None:
+        """Remembers an address that did not answer, for another of the name's to go first."""
+        self._life.connections.dialled(data.client, data.server.id)
+        self._life.connections.hung_up(data.client, data.server.id)
+        place = place_of(data.server.address)
+        if self._named.pop(data.server, None) and place and not isinstance(place.host, str):
+            self._life.addresses.did_not_answer(place.host)
+
+    def ended(self, data: ServerConnectionHookData) -> None:
+        """A connection to an origin is over."""
+        self._life.connections.hung_up(data.client, data.server.id)
+
+    def _allowed(self, client: Client, place: Place, conn: connection.Client) -> Pass:
+        verdict = self._life.gate.connection(client, place)
+        if isinstance(verdict, Pass):
+            return verdict
+        # The other hooks refuse more politely, and earlier. That this is asked at all means that
+        # something went past them, or that the client is unknown since.
+        logger.warning(f"Denied a connection to {place}: {verdict.because}")
+        told: dict[str, Any] = {"what": "server_connect", "host": str(place)}
+        self._life.event("fault", client, **told, because=verdict.because)
+        abort = self._life.connections.abort_connection
+        asyncio.get_running_loop().call_later(1.0, abort, conn)
+        raise PermissionError(verdict.because)
+
+    def _is_clients(self, address: Address, port: int) -> bool:
+        """Whether a name of the garden leads among the clients, where only an address may lead.
+
+        Whoever has a say in such a name's DNS (`*.example.org` is many people) would have a way to
+        every client, by the router, past whatever keeps clients apart.
+        """
+        policy = self._life.gate.policy
+        if policy.router is None or policy.walled_garden.find(address, port):
+            return False
+        return neighbour_lookup.is_behind(address, policy.router.client_interface)

@@ -1,0 +1,422 @@
+"""The kernel's sets of known clients, kept as the sessions and the policy's client rules have them.
+
+A pair (address, MAC) for each client on the link, an address for each that is behind another
+router, and the MAC of each session that is filed under one, so that a new address of its passes
+from the first packet on. An address that a sleeping client has left keeps its pair, for the check
+is by packet and by both; it loses it at once when another MAC turns up there, or when the session
+ends. Every element has its session's time left as its timeout: should this process die, it ends
+all the same.
+"""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Protocol
+
+from capport import clock
+from capport.core.client import Address, Client, ClientId, Mac, parse_address, parse_mac
+from capport.core.policy import Access, Policy
+from capport.core.session import Instant, Session
+from capport.linux import conntrack
+from capport.linux.libnftables import Nftables, RulesError
+from capport.router import nftables
+from capport.router.elements import Element, Elements, Key
+from capport.stores import SessionStore
+
+logger = logging.getLogger(__name__)
+
+RULE_LEASE = 86_400.0  # seconds an element lasts that is there by a client rule of the policy
+IDLE_GRACE = 5.0  # seconds longer in the kernel, where the end is put off later than here
+TRAFFIC = 10.0  # seconds between readings of the elements' counters, at most
+RESYNC = 300.0  # seconds between comparisons with what the kernel has
+SLACK = 5.0  # seconds by which the kernel may have another end than we: a listing takes its time
+RETRY = 1.0  # seconds after something failed
+ADDRESSES = 64  # of one MAC at a time; a device with privacy addresses has some ten
+
+SETS = ("known4", "known6", "routed4", "routed6")
+ALL_SETS = (*SETS, "macs")
+
+
+class Neighbourhood(Protocol):
+    """The neighbour table of the client interface (`NetlinkNeighbours` keeps it)."""
+
+    def find_mac(self, address: Address) -> Mac | None:
+        """The MAC that `address` has now."""
+
+    def addresses(self, mac: Mac) -> list[Address]:
+        """Every address that `mac` has."""
+
+    def items(self) -> list[tuple[Address, Mac]]:
+        """Every address and its MAC."""
+
+    def is_on_link(self, address: Address) -> bool:
+        """Whether it is reached by a MAC of its own, not through another router."""
+
+    def watch(self, watcher: Callable[[Address], None]) -> Callable[[], None]:
+        """Has `watcher` called with each address whose MAC changed; returns what ends that."""
+
+
+class KnownSet:
+    """Follows one store. `update` is for any thread; `start` has the rest done on one of its own.
+
+    `policy` gives the policy in force, which is replaced whole. Without the table (`capport router
+    down`) nothing is done and nothing fails; `up` puts everybody in again.
+    """
+
+    def __init__(
+        self,
+        policy: Callable[[], Policy],
+        store: SessionStore,
+        neighbours: Neighbourhood,
+        *,
+        rules: Nftables | None = None,
+        now: Callable[[], Instant] = clock.now,
+    ) -> None:
+        self._policy = policy
+        self._store = store
+        self._neighbours = neighbours
+        self._rules = rules or Nftables()
+        self._listing = Nftables(elements_only=True)  # listing 100 000 takes 2 s
+        self._now = now
+        self._elements = Elements()
+        self._counted: dict[str, int] = {}
+        self._cut: queue.SimpleQueue[Address | None] = queue.SimpleQueue()
+        self._hang_up: Callable[[Address], None] = _forget  # until there is a thread for it
+        self._lock = threading.RLock()
+        self._news = threading.Condition()
+        self._changed: set[ClientId | Address] = set()
+        self._closed = False
+        self._resync_at = now() + RESYNC
+        self._traffic_at = now() + TRAFFIC
+        self._stops: list[Callable[[], None]] = []
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Puts the sets right, and keeps them so until `close`."""
+        self._stops = [self._store.watch(self._tell), self._neighbours.watch(self._tell)]
+        self.resync()
+        self._hang_up = self._cut.put
+        for work in (self._follow, self._disconnect):
+            thread = threading.Thread(target=work, name=f"known-set{work.__name__}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def update(self, ids: Iterable[ClientId]) -> None:
+        """Carries out what has changed for these clients; in force on return.
+
+        Raises RulesError where the kernel would not have it; it is tried again at once. Takes 0.3
+        ms a client; before `start` (a command that runs once), as long as `resync`, for then only
+        the kernel knows who is in.
+        """
+        try:
+            with self._lock:
+                if not self._threads:
+                    self.resync()
+                else:
+                    self._settle([key for client in ids for key in self._keys(client)])
+        except RulesError:
+            self._resync_at = self._now()  # what is in the sets, the kernel alone knows now
+            raise
+        finally:
+            with self._news:
+                self._news.notify()  # there may be an earlier end to wait for
+
+    def resync(self) -> None:
+        """Compares the sets with the sessions, element by element, and puts them right."""
+        found = self._in_kernel()  # without the lock: what has changed since is put right below
+        with self._lock:
+            mine = {element.place for element in self._elements}
+            for element in self._elements:
+                there = found.get(element.place)
+                if there is None or abs(there.lapses - element.lapses) > SLACK:
+                    self._elements.forget(element)
+                    mine.discard(element.place)
+            strays = []
+            for place, element in found.items():
+                if place in mine:
+                    continue
+                if element.key in self._elements:
+                    strays.append(place)
+                else:
+                    self._elements.file(replace(element, lapses=0.0))  # renewed, if it stays
+            self._remove(strays)
+            self._settle([*self._everybody()])
+
+    def commands(self) -> str:
+        """Commands that put everybody known into empty sets, for `nftables.up`."""
+        with self._lock:
+            self.resync()
+            return "".join(f"{line}\n" for e in self._elements for line in self._added(e))
+
+    def reapply(self) -> None:
+        """Puts the rules of a policy that is new into force, where there are rules in force.
+
+        With the same proxy ports, and nobody known loses a packet. Raises what `nftables.up` does.
+        """
+        if (now := nftables.in_force(self._rules)) is not None:
+            self.apply(now.proxy_ports, again=True)
+
+    def apply(self, proxy_ports: Sequence[int], *, again: bool) -> None:
+        """Puts the rules into force with everybody known; `again`, unless they are gone by now.
+
+        Raises what `nftables.up` does.
+        """
+        with self._lock:
+            policy, elements = self._policy(), self.commands()
+            try:
+                nftables.up(
+                    policy,
+                    proxy_ports=proxy_ports,
+                    elements=elements,
+                    again=again,
+                    rules=self._rules,
+                )
+            except RulesError as error:
+                if not (again and error.missing):
+                    raise
+
+    def close(self) -> None:
+        """Ends following; the sets stay as they are, and run out by their timeouts."""
+        for stop in self._stops:
+            stop()
+        self._stops = []
+        with self._news:
+            self._closed = True
+            self._news.notify()
+        self._cut.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._listing.close()
+        self._rules.close()
+
+    # The thread.
+
+    def _tell(self, changed: ClientId | Address) -> None:
+        with self._news:
+            self._changed.add(changed)
+            self._news.notify()
+
+    def _follow(self) -> None:
+        while True:
+            with self._news:
+                if not self._changed and not self._closed:
+                    due = min(self._resync_at, self._traffic_at, self._elements.next_look)
+                    self._news.wait(max(0.0, due - self._now()))
+                if self._closed:
+                    return
+                changed, self._changed = self._changed, set()
+            try:
+                self._turn(changed, self._now())
+            except Exception:  # the edge: a thread that ended would leave revoked clients in
+                logger.exception("The kernel's set of known clients is not up to date")
+                with self._news:
+                    self._news.wait(RETRY)
+                self._resync_at = self._now()
+
+    def _turn(self, changed: Iterable[ClientId | Address], now: Instant) -> None:
+        with self._lock:
+            ended = [*self._elements.ended(now)]
+            self._settle([*self._meant(changed), *(k for k in ended if not self._is_idle(k, now))])
+        if now >= self._traffic_at or any(self._is_idle(key, now) for key in ended):
+            self._hear(now)
+            self._traffic_at = now + self._traffic_interval()
+        if now >= self._resync_at:
+            self._resync_at = now + RESYNC
+            self.resync()
+
+    def _traffic_interval(self) -> float:
+        idle = self._policy().sessions.idle
+        return TRAFFIC if idle is None else min(TRAFFIC, max(1.0, idle / 4))
+
+    def _meant(self, changed: Iterable[ClientId | Address]) -> Iterator[Key]:
+        for one in changed:
+            if isinstance(one, str):
+                yield from self._keys(one)
+            else:
+                yield one
+
+    def _hear(self, now: Instant) -> None:
+        """Has what the kernel forwards keep sessions with an idle time alive."""
+        if not any(element.idle for element in self._elements):
+            return
+        counted: dict[str, int] = {}
+        for name in SETS:
+            counted |= nftables.counters(self._listing, name)
+        with self._lock:
+            idle = [e for e in self._elements if e.idle]
+            for element in idle:
+                packets = counted.get(element.place[1], 0)
+                if element.session and packets > self._counted.get(element.place[1], 0):
+                    self._store.touch(element.session, now)
+            self._counted = counted
+            self._settle([element.key for element in idle])
+
+    def _is_idle(self, key: Key, now: Instant) -> bool:
+        """Whether its session would soon be over for want of traffic."""
+        element = self._elements.get(key)
+        return element is not None and element.idle and now < element.until
+
+    def _disconnect(self) -> None:
+        """Forgets the connections of those who are out: on a thread, for it may be thousands."""
+        while (address := self._cut.get()) is not None:
+            _forget(address)
+
+    # With the lock.
+
+    def _keys(self, client: ClientId) -> Iterator[Key]:
+        """What in the sets an id stands for: where it is, where it was last, and its MAC."""
+        text, at, address = client.partition("@")
+        if at:
+            yield parse_address(address)
+            return
+        try:
+            mac = parse_mac(text)
+        except ValueError:
+            yield parse_address(text)
+            return
+        yield mac
+        yield from {*self._neighbours.addresses(mac), *self._elements.addresses(mac)}
+
+    def _everybody(self) -> set[Key]:
+        keys: set[Key] = {element.key for element in self._elements}
+        keys.update(address for address, _ in self._neighbours.items())
+        for session in self._store.sessions():
+            keys.update(self._keys(session.client))
+        return keys
+
+    def _settle(self, keys: Iterable[Key]) -> None:
+        """Brings the sets up to date at `keys`: first who is out, then who is in."""
+        now = self._now()
+        out: list[Element] = []
+        into: list[Element] = []
+        for key in dict.fromkeys(keys):
+            before = self._elements.get(key)
+            after = self._wanted(key, before, now)
+            if before and (after is None or after.place != before.place):
+                self._elements.forget(before)
+                out.append(before)
+                before = None
+            if after is None or after == before:
+                continue
+            if before is None and (after := self._bounded(after, out)) is None:
+                continue
+            if before is None or after.until > before.lapses or after.until < before.until:
+                into.append(after)
+            else:
+                after = replace(after, lapses=before.lapses)
+            self._elements.file(after)
+        self._remove(place for element in out for place in element.places)
+        lines = [line for element in into for line in self._added(element)]
+        if lines:
+            self._run(lines)
+        for element in out:
+            if element.address is not None:
+                self._hang_up(element.address)
+
+    def _wanted(self, key: Key, before: Element | None, now: Instant) -> Element | None:
+        """What `key` should have in the sets now."""
+        if isinstance(key, str):
+            if self._policy().clients.covering(key) is not None:
+                return None  # the rules have that one already, whatever they say of it
+            return self._of_session(key, key, self._store.find([ClientId(key)], now))
+        if key.is_link_local or key.is_multicast or key.is_unspecified:
+            return None  # never forwarded
+        mac = self._neighbours.find_mac(key) or (before.mac if before else None)
+        client = Client(key, mac)
+        rule = self._policy().clients.find(client)
+        if rule is None:
+            return self._of_session(key, mac, self._store.find(client.ids, now))
+        if rule.access is not Access.KNOWN or mac is None:
+            return None  # off the link, the rules have it already
+        until = now + RULE_LEASE
+        if before and before.session is None and before.until > now + RULE_LEASE / 2:
+            until = before.until
+        return Element(key, mac, until, None, until)
+
+    def _of_session(self, key: Key, mac: Mac | None, session: Session | None) -> Element | None:
+        if session is None:
+            return None
+        if mac is None and not isinstance(key, str) and self._neighbours.is_on_link(key):
+            return None  # it has a MAC, which is not known yet: without one it would be anybody's
+        idle = session.idle is not None
+        lapses = session.ends + IDLE_GRACE * idle
+        return Element(key, mac, session.ends, session.client, lapses, idle)
+
+    def _bounded(self, element: Element, out: list[Element]) -> Element | None:
+        """`element`, if its MAC may have one more address: `out` gets one that it has left."""
+        mine = self._elements.addresses(element.mac) if element.mac and element.address else ()
+        if len(mine) < ADDRESSES:
+            return element
+        left = next((a for a in mine if self._neighbours.find_mac(a) != element.mac), None)
+        leaves = None if left is None else self._elements.get(left)
+        if leaves is None:
+            return None
+        out.append(leaves)
+        self._elements.forget(leaves)
+        return element
+
+    def _in_kernel(self) -> dict[tuple[str, str], Element]:
+        found: dict[tuple[str, str], Element] = {}
+        for name in ALL_SETS:
+            now = self._now()
+            for text, left in nftables.listed(self._listing, name):
+                if name == "macs":
+                    mac = parse_mac(text)
+                    found[name, text] = Element(mac, mac, lapses=now + left)
+                    continue
+                address, _, pair = text.partition(" . ")
+                bound = parse_mac(pair) if pair else None
+                found[name, text] = Element(parse_address(address), bound, lapses=now + left)
+        return found
+
+    def _added(self, element: Element) -> Iterator[str]:
+        left = element.lapses - self._now()
+        if left > 0:
+            self._counted.pop(element.place[1], None)  # its counter begins anew
+            for place in element.places:
+                yield from nftables.renew(*place, left)
+
+    def _remove(self, places: Iterable[tuple[str, str]]) -> None:
+        lines: list[str] = []
+        for place in places:
+            lines += nftables.remove(*place)
+            if place[0] == "macs":  # whoever is known still is learned anew by its next packet
+                lines += nftables.FORGET_LEARNED
+        if lines:
+            self._run(dict.fromkeys(lines))
+
+    def _run(self, lines: Iterable[str]) -> None:
+        try:
+            self._rules.run("".join(f"{line}\n" for line in lines))
+        except RulesError as error:
+            if not error.missing:
+                raise
+            logger.debug("The router's rules are not up: nothing to tell the kernel")
+
+
+def _forget(address: Address) -> None:
+    try:
+        conntrack.forget(address)
+    except OSError as error:
+        # Its packets are refused all the same, one by one.
+        logger.warning("What %s had open is still in conntrack: %s", address, error)
+
+
+def up(
+    policy: Policy,
+    store: SessionStore,
+    neighbours: Neighbourhood,
+    *,
+    proxy_ports: Sequence[int] = nftables.PROXY_PORTS,
+    rules: Nftables | None = None,
+) -> None:
+    """`capport router up`: the rules and everybody who is known, in one transaction.
+
+    Raises what `nftables.up` does.
+    """
+    own = rules or Nftables()
+    with closing(KnownSet(lambda: policy, store, neighbours, rules=own)) as known:
+        nftables.up(policy, proxy_ports=proxy_ports, elements=known.commands(), rules=own)

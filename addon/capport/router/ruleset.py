@@ -1,0 +1,461 @@
+"""The rules as text for nft(8): one table that holds unknown clients and lets known ones pass.
+
+RFC 6585 section 6.1 in the kernel. Whoever is not in the sets of known clients gets to mitmproxy
+(TCP 80 and 443, redirected), to the router's DNS and DHCP, to the login server, and nowhere else.
+Each packet is looked up in the sets, whatever connection it belongs to, so nothing outlives its
+session. The walled garden's web ports are mitmproxy's, which goes by the name that is asked for;
+an address alone would open whatever else is served there. Its other ports are let through here.
+
+The router's own address translation, and every table but `inet capport`, are left alone. Where
+there is no other table that could go by it, what known clients send and get is not even tracked:
+conntrack costs more than all of this. Clients' traffic must not be put into a flowtable: it would
+go past these rules.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeGuard
+
+from capport import __version__
+from capport.core.client import Address
+from capport.core.place import Host, Place
+from capport.core.policy import (
+    WEB_PORTS,
+    Access,
+    KnownHttp,
+    KnownTls,
+    Network,
+    Policy,
+    Router,
+    network_of,
+)
+from capport.router.ranges import ranges
+
+TABLE = "inet capport"
+PROXY_PORTS = (8080,)
+
+SET_SIZE = 262_144  # known clients; 100 000 load in 0.9 s
+METER_SIZE = 65_536  # unknown clients that are counted at a time; who is beyond it waits
+
+# For each unknown client. A browser's first page takes some 30 connections and 20 names.
+NEW = "limit rate 60/second burst 120 packets"
+HELD = "ct count 64"
+QUERIES = "limit rate 4/second burst 20 packets"
+QUERY_LENGTH = 140  # bytes with the UDP header: names to 105 bytes, and EDNS
+ANSWERS = "limit rate 800 bytes/second burst 16 kbytes"
+ECHOES = "limit rate 5/second burst 10 packets"
+TIMES = "limit rate 1/second burst 10 packets"
+REDIRECTED = "timeout 10m"  # without a packet; mitmproxy has closed what is idle by then
+SOLICITATIONS = "limit rate 50/second burst 100 packets"
+# For all of them together, for a MAC is easily made up: what their DNS can carry, and cost.
+ALL_QUERIES = "limit rate 100/second burst 200 packets"
+ALL_ANSWERS = "limit rate 64 kbytes/second burst 256 kbytes"
+REFUSALS = "limit rate over 1000/second burst 1000 packets"  # of all of them together
+
+# With the UDP header: without extension fields, in which anything could be sent (RFC 5905, 7.3).
+_NTP = "udp length 56"
+
+_NO_ADDRESS = "ip saddr 0.0.0.0 udp sport 68 udp dport 67"  # yet (RFC 2131 section 4.1)
+
+# What an unknown client sends from an address that is not on its side: our answers, and what of its
+# own they quote, would be sent out to there, which is a way out. Or to us.
+_ELSEWHERE = "fib saddr . iif oif missing drop"
+
+_FAMILIES = ((4, "ip"), (6, "ip6"))
+_NEVER = {"icmp": "ip6 saddr", "ip": "ip6 saddr", "icmpv6": "ip saddr", "ip6": "ip saddr"}
+
+_INTERFACE = re.compile(r'[^\s"*/\\]{1,15}')
+
+
+def ruleset(
+    policy: Policy,
+    *,
+    proxy_ports: Sequence[int] = PROXY_PORTS,
+    ethernet: bool = True,
+    tracked: bool = True,
+) -> str:
+    """The whole of it as text for nft(8), in place of what is in force.
+
+    `ethernet` is whether the client interface has MAC addresses, `tracked` whether conntrack sees
+    known clients' packets. Several proxy ports share the clients by their addresses. Raises
+    ValueError.
+    """
+    router = router_of(policy)
+    if not proxy_ports or any(not 0 < port < 65536 for port in proxy_ports):
+        raise ValueError(
+            f"{list(proxy_ports)} are not the ports of a proxy: 1 to 65535, one or more"
+        )
+    clients, origins = f'"{router.client_interface}"', f'"{router.origin_interface}"'
+    return "\n".join(
+        [
+            f"table {TABLE}",
+            f"delete table {TABLE}",
+            f"table {TABLE} {{",
+            f'comment "capport {__version__}, proxy ports {" ".join(map(str, proxy_ports))},'
+            f' {"" if tracked else "un"}tracked"',
+            *_sets(policy, ethernet),
+            *_known("known", "accept"),
+            *([] if tracked else _untracked(policy, clients, origins)),
+            *_to_portal(policy, clients, proxy_ports, ethernet),
+            *_input(policy, clients, origins, proxy_ports, ethernet),
+            *_forward(policy, clients, origins, ethernet, tracked),
+            *_output(clients),
+            "}",
+            "",
+        ]
+    )
+
+
+def _sets(policy: Policy, ethernet: bool) -> Iterator[str]:
+    known = ranges(policy.clients, Access.KNOWN)
+    barred = ranges(policy.clients, Access.BLOCKED)
+    gardens = garden_networks(policy)
+    for version, kind in ((4, "ipv4_addr"), (6, "ipv6_addr")):
+        timed = f"flags timeout; size {SET_SIZE};"
+        yield f"set known{version} {{ type {kind} . ether_addr; {timed} counter; }}"
+        yield f"set routed{version} {{ type {kind}; {timed} counter; }}"
+        yield f"set return{version} {{ type {kind}; {timed} }}"
+        yield f"set answers{version} {{ type {kind}; {_meter()} }}"
+        yield f"set learned{version} {{ type {kind}; {_meter()} }}"
+        yield f"set redirected{version} {{ type {kind} . inet_service; {_meter()} }}"
+        yield from _fixed(f"rules{version}", kind, [r for r in known if r[0].version == version])
+        yield from _fixed(f"barred{version}", kind, [r for r in barred if r[0].version == version])
+        for ports, networks in gardens.items():
+            mine = [n for n in networks if n.version == version]
+            named = "flags timeout; timeout 1d; size 65536;"
+            yield f"set garden{version}_{ports} {{ type {kind}; {named} }}"
+            yield from _fixed(f"gardens{version}_{ports}", kind, [(n[0], n[-1]) for n in mine])
+    subjects = [(s, access) for s, _, access in policy.clients.subjects() if isinstance(s, str)]
+    yield f"set macs {{ type ether_addr; flags timeout; size {SET_SIZE}; }}"
+    for name, said in (("rule_macs", Access.KNOWN), ("blocked", Access.BLOCKED)):
+        macs = ", ".join(mac for mac, access in subjects if access is said)
+        yield f"set {name} {{ type ether_addr; {f'elements = {{ {macs} }};' if macs else ''} }}"
+    for meter in ("fresh", "queries", "echoes", "times", "solicitations"):
+        yield from (
+            f"set {s} {{ type {t}; {_meter()} }}" for s, t, _ in _per_client(meter, ethernet)
+        )
+    for name, kind, _ in _per_client("held", ethernet):
+        yield f"set {name} {{ type {kind}; flags dynamic; size {METER_SIZE}; }}"
+
+
+def _meter() -> str:
+    return f"flags dynamic, timeout; timeout 1m; size {METER_SIZE};"
+
+
+def _fixed(name: str, kind: str, ranges: Sequence[tuple[Address, Address]]) -> Iterator[str]:
+    spans = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges)
+    yield f"set {name} {{ type {kind}; flags interval; auto-merge;"
+    yield f"elements = {{ {spans} }}; }}" if spans else "}"
+
+
+def _known(name: str, verdict: str) -> Iterator[str]:
+    """A chain that gives `verdict` to what a known client sends, and returns for all else."""
+    yield f"chain {name} {{"
+    yield from _in_the_sets(verdict, "return")
+    for version, ip in _FAMILIES:
+        yield f"{ip} saddr @rules{version} {verdict}"
+    # A new address of a known MAC, which is in no pair yet: it passes from the first packet on, and
+    # the answers find it, which tells the neighbour table, and so `KnownSet`, of it.
+    for version, ip in _FAMILIES:
+        yield f"{ip} saddr @barred{version} return"
+        for macs in ("macs", "rule_macs"):
+            learned = f"add @learned{version} {{ {ip} saddr timeout 10s }}"
+            yield f"ether saddr @{macs} {learned} {verdict}"
+    yield "}"
+
+
+def _in_the_sets(verdict: str, other: str) -> Iterator[str]:
+    """Rules that give `verdict` to what a client in `KnownSet`'s sets sends, by its address.
+
+    And `other` to what no further rule may let in by its address alone.
+    """
+    for version, ip in _FAMILIES:
+        yield f"{ip} saddr . ether saddr @known{version} {verdict}"
+    yield f"ether saddr @blocked {other}"
+    yield f"fib saddr type local {other}"  # ours, in whoever's hands
+    for version, ip in _FAMILIES:
+        yield f"{ip} saddr @routed{version} {verdict}"  # behind another router: no MAC to bind to
+
+
+def _untracked(policy: Policy, clients: str, origins: str) -> Iterator[str]:
+    """Keeps conntrack away from what the clients in the sets send, and from what they get."""
+    inspected = _inspected(policy)
+    yield "chain untracked { type filter hook prerouting priority raw; policy accept;"
+    yield f"iifname {clients} goto untracked_out"
+    # Whoever opens a connection from outside is tracked, and so has none.
+    yield f"iifname {origins} tcp flags & (syn | ack) == syn accept"
+    for version, ip in _FAMILIES:
+        yield f"iifname {origins} {ip} daddr @return{version} notrack accept"
+    yield "}"
+    yield "chain redirected {"
+    # What was redirected before its sender was known is mitmproxy's to its end.
+    for version, ip in _FAMILIES:
+        end, again = f"{ip} saddr . tcp sport", f"update @redirected{version}"
+        yield f"{end} @redirected{version} {again} {{ {end} {REDIRECTED} }} accept"
+    yield "}"
+    yield "chain untracked_out {"
+    if inspected:
+        yield f"meta l4proto {{ tcp, udp }} th dport {_braced(inspected)} accept"
+    yield f"tcp dport {_braced(WEB_PORTS)} jump redirected"
+    yield from _in_the_sets("notrack accept", "accept")
+    yield "}"
+
+
+def _to_portal(policy: Policy, clients: str, ports: Sequence[int], ethernet: bool) -> Iterator[str]:
+    """Has unknown clients' web traffic, bounded, at mitmproxy; and known clients', if inspected.
+
+    It sees the first packet of each connection, and what it drops leaves no entry in conntrack.
+    """
+    inspected = _inspected(policy)
+    yield "chain fresh {"
+    yield from _each("fresh", NEW, "return", ethernet)
+    yield "drop\n}"
+    yield "chain bounded {"
+    yield from _each("held", HELD, "goto fresh", ethernet, "meta l4proto tcp", "add")
+    yield "meta l4proto tcp drop"
+    yield "goto fresh\n}"
+    yield "chain to_proxy {"
+    for version, ip in _FAMILIES:
+        yield f"update @redirected{version} {{ {ip} saddr . tcp sport {REDIRECTED} }}"
+    if len(ports) == 1:
+        yield f"meta l4proto tcp redirect to :{ports[0]}"
+    else:
+        shares = ", ".join(f"{n} : {port}" for n, port in enumerate(ports))
+        for family, saddr in (("ipv4", "ip saddr"), ("ipv6", "ip6 saddr")):
+            share = f"jhash {saddr} mod {len(ports)} map {{ {shares} }}"
+            yield f"meta nfproto {family} meta l4proto tcp redirect to : {share}"
+    yield "}"
+    if inspected:
+        yield "chain inspected {"
+        yield f"fib daddr type != local tcp dport {_braced(inspected)} goto to_proxy"
+        yield "accept\n}"
+        yield from _known("known_inspected", "goto inspected")
+    # Ahead of the router's own dstnat (-100), which would else decide for us.
+    yield "chain to_portal { type nat hook prerouting priority dstnat - 10; policy accept;"
+    yield f"iifname != {clients} accept"
+    yield f"jump {'known_inspected' if inspected else 'known'}"
+    yield "jump bounded"
+    yield f"{_NO_ADDRESS} accept"
+    yield _ELSEWHERE
+    yield from _logins(policy)
+    yield f"tcp dport {_braced(WEB_PORTS)} goto to_proxy\n}}"
+
+
+def _input(
+    policy: Policy, clients: str, origins: str, ports: Sequence[int], ethernet: bool
+) -> Iterator[str]:
+    yield from _refuse()
+    yield "chain asked {"
+    yield f"{ALL_QUERIES} accept"
+    yield "drop\n}"
+    yield "chain inward { type filter hook input priority filter; policy accept;"
+    # Not redirected, its destination would be the proxy itself, which would connect to itself.
+    yield f"tcp dport {_braced(ports)} ct status dnat accept"
+    yield f"tcp dport {_braced(ports)} drop"
+    if policy.login_server:  # it is for clients; whoever is beyond the router is none
+        yield f"iifname {origins} {_at(policy.login_server.listen)} drop"
+    yield f"iifname != {clients} accept"
+    yield "icmpv6 type { nd-router-advert, nd-redirect } drop"
+    yield "jump known"  # what those may do to the router is for its other tables to say
+    # Who has no address yet looks whether another has it, listens, and asks for one.
+    yield f"ip6 saddr != :: {_ELSEWHERE}"
+    for kind in ("nd-neighbor-solicit", "nd-neighbor-advert", "nd-router-solicit"):
+        yield from _each("solicitations", SOLICITATIONS, "accept", ethernet, f"icmpv6 type {kind}")
+        yield f"icmpv6 type {kind} drop"
+    yield "icmpv6 type { mld-listener-report, mld-listener-done, mld2-listener-report } accept"
+    yield "ip protocol igmp accept"
+    yield f"{_NO_ADDRESS} accept"
+    yield _ELSEWHERE
+    yield "ct state invalid drop"
+    yield "udp sport 68 udp dport 67 accept"
+    yield "udp sport 546 udp dport 547 accept"
+    yield from _logins(policy)
+    yield "ct direction reply ct state established,related accept"
+    yield "meta l4proto { icmp, icmpv6 } ct state related accept"
+    for question in (
+        f"udp dport 53 udp length <= {QUERY_LENGTH}",
+        f"tcp dport 53 meta length <= {2 * QUERY_LENGTH}",
+    ):
+        yield from _each("queries", QUERIES, "goto asked", ethernet, question)
+    yield "meta l4proto { tcp, udp } th dport 53 drop"
+    yield from _each("times", TIMES, "accept", ethernet, f"udp dport 123 {_NTP}")
+    for echo in ("icmp type echo-request", "icmpv6 type echo-request"):
+        yield from _each("echoes", ECHOES, "accept", ethernet, echo)
+        yield f"{echo} drop"
+    yield "fib daddr type { broadcast, multicast, anycast } drop"
+    yield "goto refuse\n}"
+
+
+def _refuse() -> Iterator[str]:
+    """Says no at once, so that browsers fall back from QUIC and people see an error."""
+    yield "chain refuse {"
+    yield f"{REFUSALS} drop"
+    yield "meta l4proto tcp reject with tcp reset"
+    yield "reject with icmpx type admin-prohibited\n}"
+
+
+def _forward(
+    policy: Policy, clients: str, origins: str, ethernet: bool, tracked: bool
+) -> Iterator[str]:
+    inspected = _inspected(policy)
+    gardens = [
+        (ip, name, ports)
+        for ports in garden_networks(policy)
+        for version, ip in _FAMILIES
+        for name in (f"garden{version}_{ports}", f"gardens{version}_{ports}")
+    ]
+    yield "chain onward { type filter hook forward priority filter; policy drop;"
+    if not tracked:
+        # Looked up in chain `untracked`, in this very packet. Neighbour discovery is never tracked,
+        # whoever's it is (nf_conntrack_proto_icmpv6.c), so ICMPv6 is looked up below.
+        passed = "ct state untracked meta l4proto != ipv6-icmp accept"
+        yield f"oifname {origins} {passed}"
+        yield f"iifname {origins} oifname {clients} {passed}"
+    yield f"iifname {clients} oifname {origins} goto from_client"
+    yield f"iifname {origins} oifname {clients} goto to_client"
+    yield f"iifname {clients} goto refuse"  # other networks, other clients
+    yield f"oifname != {clients} accept\n}}"
+    yield "chain from_client {"
+    if inspected:
+        yield f"tcp dport {_braced(inspected)} goto refuse"  # open since before the inspection
+        yield f"udp dport {_braced(inspected)} goto refuse"  # QUIC would go past it
+    yield "jump known"
+    yield _ELSEWHERE
+    yield "ct state invalid drop"
+    for ip, name, ports in gardens:
+        yield f"{ip} daddr @{name} tcp dport {_garden_ports(ports)} accept"
+        if _is_ntp(ports):
+            time = f"{ip} daddr @{name} udp dport 123 {_NTP}"
+            yield from _each("times", TIMES, "accept", ethernet, time)
+    yield "goto refuse\n}"
+    yield "chain to_client {"
+    if not tracked:  # what is said of connections that are not tracked belongs to none
+        yield "ip6 daddr @return6 meta l4proto ipv6-icmp accept"
+    yield "ct state new,invalid,untracked drop"
+    for version, ip in _FAMILIES:
+        for name in ("return", "learned", "rules"):
+            yield f"{ip} daddr @{name}{version} accept"
+    for ip, name, ports in gardens:
+        yield f"{ip} saddr @{name} tcp sport {_garden_ports(ports)} accept"
+        if _is_ntp(ports):
+            yield f"{ip} saddr @{name} udp sport 123 {_NTP} accept"
+    yield "drop\n}"
+
+
+def _output(clients: str) -> Iterator[str]:
+    """Bounds what the router's resolver answers unknown clients: the way back of a tunnel."""
+    yield "chain answered {"
+    yield f"{ALL_ANSWERS} accept"
+    yield "drop\n}"
+    yield "chain answers {"
+    for version, ip in _FAMILIES:
+        for name in ("return", "learned", "rules"):
+            yield f"{ip} daddr @{name}{version} accept"
+        yield f"update @answers{version} {{ {ip} daddr {ANSWERS} }} goto answered"
+    yield "drop\n}"
+    yield "chain answering { type filter hook output priority filter; policy accept;"
+    yield f"oifname {clients} meta l4proto {{ tcp, udp }} th sport 53 goto answers\n}}"
+
+
+def _each(
+    meter: str, bound: str, verdict: str, ethernet: bool, match: str = "", verb: str = "update"
+) -> Iterator[str]:
+    """Rules that give `verdict` to what a client sends within `bound`; the rest goes on."""
+    for name, _, key in _per_client(meter, ethernet):
+        if _NEVER.get(match.partition(" ")[0]) == key:
+            continue  # no such packet
+        yield f"{match} {verb} @{name} {{ {key} {bound} }} {verdict}".strip()
+
+
+def _per_client(meter: str, ethernet: bool) -> tuple[tuple[str, str, str], ...]:
+    """By MAC where there is one: a client has as many IPv6 addresses as it likes."""
+    if ethernet:
+        return ((meter, "ether_addr", "ether saddr"),)
+    return ((f"{meter}4", "ipv4_addr", "ip saddr"), (f"{meter}6", "ipv6_addr", "ip6 saddr"))
+
+
+def _inspected(policy: Policy) -> frozenset[int]:
+    """The ports on which mitmproxy sees known clients too."""
+    ports = {80: policy.http_known is KnownHttp.INSPECT, 443: policy.tls.known is KnownTls.INSPECT}
+    return frozenset(port for port, inspect in ports.items() if inspect)
+
+
+def _logins(policy: Policy) -> Iterator[str]:
+    """Accepts what goes to a login server on this machine: the embedded one, or another's.
+
+    One that `login_url` has by name is reached through the portal, on the web's ports.
+    """
+    embedded = policy.login_server and policy.login_server.listen
+    for place in dict.fromkeys(policy.login_places):
+        if place == embedded or _is_one(place.host):
+            yield f"{_at(place)} accept"
+
+
+def _at(place: Place) -> str:
+    """What goes there, or to that port of any address of this machine's."""
+    port = f"fib daddr type local tcp dport {place.port}"
+    if _is_one(place.host):
+        return f"{port} {'ip' if place.host.version == 4 else 'ip6'} daddr {place.host}"
+    return port
+
+
+def _is_one(host: Host) -> TypeGuard[Address]:
+    """Whether it is one address, not a name or all there are."""
+    return not isinstance(host, str) and not host.is_unspecified
+
+
+def garden_names(policy: Policy) -> list[tuple[str, str]]:
+    """Each name that unknown clients may reach beyond the web's ports, and those: `8080_8443`."""
+    named = [(name, entry.ports) for name, entry in policy.walled_garden.names()]
+    place = policy.login_place
+    if isinstance(place.host, str):
+        named.append((place.host, frozenset({place.port})))
+    beyond = {(name, _port_list(ports - WEB_PORTS)) for name, ports in named}
+    return sorted((name, ports) for name, ports in beyond if ports)
+
+
+def garden_networks(policy: Policy) -> dict[str, list[Network]]:
+    """By list of ports beyond the web's: the networks that the policy names outright.
+
+    The login server's place is always in the garden; a list for names alone has no networks yet.
+    """
+    found: dict[str, list[Network]] = {}
+    for network, entry in policy.walled_garden.networks():
+        found.setdefault(_port_list(entry.ports - WEB_PORTS), []).append(network)
+    for _, ports in garden_names(policy):
+        found.setdefault(ports, [])
+    place = policy.login_place
+    beyond = _port_list(frozenset({place.port}) - WEB_PORTS)
+    if not isinstance(place.host, str):
+        found.setdefault(beyond, []).append(network_of(place.host))
+    found.pop("", None)
+    return dict(sorted(found.items()))
+
+
+def router_of(policy: Policy) -> Router:
+    """The policy's `router`, its names fit for nft(8). Raises ValueError."""
+    if policy.router is None:
+        raise ValueError(
+            f"{policy.file or 'the default policy'} has no `router`: it takes client_interface and"
+            " origin_interface to know which traffic to hold"
+        )
+    for name in (policy.router.client_interface, policy.router.origin_interface):
+        if not _INTERFACE.fullmatch(name):
+            raise ValueError(f"{name!r} is not the name of an interface, such as br-lan")
+    return policy.router
+
+
+def _port_list(ports: Iterable[int]) -> str:
+    return "_".join(map(str, sorted(ports)))
+
+
+def _is_ntp(ports: str) -> bool:
+    return "123" in ports.split("_")
+
+
+def _garden_ports(ports: str) -> str:
+    return _braced(map(int, ports.split("_")))
+
+
+def _braced(ports: Iterable[int]) -> str:
+    return "{ " + ", ".join(map(str, sorted(ports))) + " }"

@@ -1,0 +1,1 @@
+"""What runs behind every enforcement point: built, started, followed and stopped."""

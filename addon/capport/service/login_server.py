@@ -1,0 +1,142 @@
+"""The login server inside the addon: all that the addon needs of it, in one place."""
+
+import asyncio
+import contextlib
+import errno
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from capport.api.listener import BackChannel, NoPlace
+from capport.core.client import Address, Client
+from capport.core.place import Place
+from capport.gate import Gate
+from capport.login.server import LoginServer
+from capport.web.asker import sign_client
+from capport.web.gate_grants import GateGrants
+from capport.web.portal import Portal
+from capport.web.records import Records
+from capport.web.states import login_url
+
+logger = logging.getLogger(__name__)
+
+TIDY = 60.0
+"""Seconds between two clearings of spent states, and two notes of how late it is."""
+
+AGAIN = 1.0
+"""Seconds between two tries to listen for login servers of others, where another process does.
+
+Of several processes with one store one has the API, and when that ends, the next."""
+
+
+class Embedded:
+    """The login server, its API for others, and the links that lead to it.
+
+    `records` is the file they keep (None: in memory); `socket` is where the API for a login server
+    of the operator's own listens, and `api` where it does so with tokens, on loopback.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        records: Path | None,
+        *,
+        socket: Path | None = None,
+        api: Place | None = None,
+    ) -> None:
+        """Opens the records. Raises RecordsError."""
+        self._gate = gate
+        self._grants = GateGrants(gate)
+        self.portal = Portal(self._grants, Records(records))
+        self.server = LoginServer(self.portal)
+        self.back_channel = BackChannel(self.portal, socket, api) if socket else None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def link(self, client: Client, url: str | None) -> str:
+        """`Gate.link`: the login URL for `client`, who asked for `url`, with its state."""
+        return login_url(self._gate.policy, self.portal.states.mint(client, url))
+
+    @property
+    def signs_in_elsewhere(self) -> bool:
+        """Whether `login_url` leads to others (`Theme.signs_in_elsewhere`)."""
+        return self.portal.theme(self._gate.policy).signs_in_elsewhere
+
+    def sign(self, address: Address) -> str:
+        """The value of `asking.HEADER` on a request to the login server that `address` made.
+
+        The addon takes the field out of what every client sends, wherever it goes, and puts this in
+        where it passes a request on to `policy.login_place` or to `login_server.listen`.
+        """
+        return sign_client(address, self.portal.records.secret, self._gate.now())
+
+    async def start(self) -> None:
+        """Listens, in the running event loop. Raises OSError where the login server cannot.
+
+        NoPlace where the API's address cannot be had; where its unix socket cannot, that is logged,
+        and tried again. May be called again after an error.
+        """
+        try:
+            await self.server.start()  # before the API: of one port for both, the API's is amiss
+        finally:
+            if not self._tasks:
+                self._tasks.append(asyncio.create_task(self._tidy()))
+                self._start_api()
+
+    def _start_api(self) -> None:
+        if self.back_channel is not None and not self._listens(self.back_channel, logger.error):
+            self._tasks.append(asyncio.create_task(self._listen_later(self.back_channel)))
+
+    async def follow(self) -> None:
+        """To be called when the policy has changed. Raises OSError, as `start`."""
+        await self.server.follow()
+
+    async def stop(self) -> None:
+        """Ends everything, and lets go of the records."""
+        for task in self._tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await self.server.stop()
+        if self.back_channel is not None:
+            await self.back_channel.stop()
+        self.portal.close()
+        self._grants.close()
+
+    @staticmethod
+    def _listens(api: BackChannel, tell: Callable[..., None]) -> bool:
+        try:
+            api.start()
+        except NoPlace:
+            raise
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                tell = logger.debug  # another of the same store's, or it is one of ours that ends
+            what = "The API for a login server of your own is not there"
+            tell("%s: %s: %s", what, api.path, error.strerror)
+            return False
+        logger.info("The API for a login server of your own listens on %s", api.where)
+        return True
+
+    async def _listen_later(self, api: BackChannel) -> None:
+        said = None
+        while True:
+            await asyncio.sleep(AGAIN)
+            try:
+                if self._listens(api, logger.debug):
+                    return
+            except NoPlace as error:  # a stranger was quicker than we, or ours has not ended quite
+                if str(error) != said:
+                    logger.error("%s", said := str(error))
+
+    async def _tidy(self) -> None:
+        while True:
+            try:
+                await self.portal.recorded(self._tidy_up)
+            except OSError as error:
+                logger.warning("%s; spent states are cleared later", error)
+            await asyncio.sleep(TIDY)
+
+    def _tidy_up(self) -> None:
+        records, now = self.portal.records, self.portal.moment()
+        records.clear_spent(now.boot, now.running)
+        records.keep_time(now)

@@ -1,0 +1,160 @@
+"""Revocations that the database would not take, kept beside it until it does.
+
+One client id a line, synced before `add` returns. Whoever reads the store counts these clients as
+unknown, whatever the database says; the next process that can write deletes their sessions there
+and empties the file. So the file holds no times and needs none: every grant empties it first.
+
+The same file is the bell: who has committed a change sets its times, and inotify wakes the others.
+(The write-ahead log is no bell: it is written before the commit can be seen.)
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from capport.core.client import ClientId, parse_client_id
+from capport.linux import safe_files
+
+_LOCK_SECONDS = 0.5
+BALLAST = 1 << 20
+"""Bytes set aside on the disk, and freed when it is full so that a revocation finds room."""
+
+
+class Revoked:
+    """The journal at `path`, which belongs to whom the file `like` belongs to."""
+
+    def __init__(self, path: Path, like: Path) -> None:
+        self.path = path
+        self._like = like
+
+    def read(self) -> frozenset[ClientId]:
+        """The clients in it. A line that was being written when the power went is not counted."""
+        try:
+            descriptor = safe_files.open_to_read(self.path)
+        except OSError:
+            return frozenset()
+        try:
+            return _clients_in(descriptor)
+        except OSError:
+            return frozenset()
+        finally:
+            os.close(descriptor)
+
+    def add(self, client: ClientId) -> None:
+        """Writes one line, and returns when it is on the disk. Raises OSError."""
+        self.make()
+        with self.locked(os.O_WRONLY | os.O_APPEND) as descriptor:
+            # A line may have been torn by a power cut: the first newline ends whatever is there.
+            line = f"\n{client}\n".encode()
+            if os.write(descriptor, line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            os.fsync(descriptor)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[tuple[frozenset[ClientId], Callable[[], None]]]:
+        """The clients in it, and what empties it; nobody adds to it meanwhile. Raises OSError."""
+        with self.locked(os.O_RDWR) as descriptor:
+
+            def empty() -> None:
+                os.ftruncate(descriptor, 0)
+                os.fsync(descriptor)
+
+            yield _clients_in(descriptor), empty
+
+    def make(self) -> None:
+        """Makes the file if it is missing, durably. Raises OSError."""
+        descriptor, made = safe_files.open_or_make(self.path, self._like)
+        os.close(descriptor)
+        if made:
+            sync_folder(self.path.parent)
+
+    def ring(self) -> None:
+        """Tells the others that something was committed; they look once a second anyway."""
+        with contextlib.suppress(OSError):
+            descriptor = safe_files.open_to_change(self.path, os.O_RDONLY, self._like)
+            try:
+                os.utime(descriptor)
+            finally:
+                os.close(descriptor)
+
+    @contextlib.contextmanager
+    def locked(self, flags: int = os.O_RDWR) -> Iterator[int]:
+        """Keeps every other process out: a descriptor of the file. Raises OSError."""
+        descriptor = safe_files.open_to_change(self.path, flags, self._like)
+        try:
+            deadline = time.monotonic() + _LOCK_SECONDS
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.005)
+            yield descriptor
+        finally:
+            os.close(descriptor)  # which unlocks it
+
+
+def _clients_in(descriptor: int) -> frozenset[ClientId]:
+    """Raises OSError."""
+    if not (size := os.fstat(descriptor).st_size):
+        return frozenset()
+    clients = set()
+    for line in filter(None, os.pread(descriptor, size, 0).split(b"\n")[:-1]):
+        with contextlib.suppress(ValueError):
+            clients.add(parse_client_id(line.decode("ascii", "replace")))
+    return frozenset(clients)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in `folder` durable: syncing a new file does not. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def set_ballast(path: Path, like: Path) -> None:
+    """Takes up `BALLAST` bytes at `path`, or at least a quarter of it. Raises OSError."""
+    descriptor, _ = safe_files.open_or_make(path, like)
+    try:
+        has = os.fstat(descriptor).st_size
+        for size in (BALLAST, BALLAST // 2, BALLAST // 4):
+            if has >= size:
+                return
+            try:
+                os.posix_fallocate(descriptor, 0, size)
+                return
+            except OSError:
+                os.ftruncate(descriptor, has)
+                if size == BALLAST // 4:
+                    raise
+    finally:
+        os.close(descriptor)
+
+
+def free_ballast(path: Path, like: Path) -> None:
+    """Gives the room back, if there is any."""
+    with contextlib.suppress(OSError):
+        descriptor = safe_files.open_to_change(path, os.O_WRONLY, like)
+        try:
+            os.ftruncate(descriptor, 0)
+        finally:
+            os.close(descriptor)
+
+
+def spare_folders() -> tuple[Path, ...]:
+    """Where a revocation can still be noted when the database's own folder takes nothing.
+
+    They are gone after a reboot (tmpfs), but every process of this machine finds them.
+    """
+    folders = [Path("/run/capport")]
+    if (runtime := os.environ.get("XDG_RUNTIME_DIR", "")).startswith("/"):
+        folders.append(Path(runtime) / "capport")
+    return tuple(folders)

@@ -1,0 +1,87 @@
+"""The gate, as the login server knows it."""
+
+import math
+from collections.abc import Iterable, Mapping
+from functools import partial
+
+from capport.core import explanation
+from capport.core.client import Address, Client, ClientId
+from capport.core.policy import Policy
+from capport.core.session import Instant, Session
+from capport.gate import Gate
+from capport.web.worker import Worker
+
+
+class GateGrants:
+    """A Grants that rests on the gate of the same process."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        # Threads of their own: grants may wait for a lock, and no revocation for a grant. One that
+        # comes late is better than none.
+        self._granting = Worker("portal-grants")
+        self._revoking = Worker("portal-revocations", patience=math.inf)
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force now."""
+        return self._gate.policy
+
+    def now(self) -> Instant:
+        """The gate's clock."""
+        return self._gate.now()
+
+    def client_at(self, address: Address) -> Client:
+        """The client at `address`, with its MAC where it is known."""
+        return self._gate.client(str(address))
+
+    def find(self, client: Client | ClientId) -> Session | None:
+        """The open session of `client`'s, or under an id."""
+        ids = client.ids if isinstance(client, Client) else (client,)
+        return self._gate.store.find(ids, self.now())
+
+    def lacks_mac(self, client: Client) -> bool:
+        """As the gate has it."""
+        return self._gate.lacks_mac(client)
+
+    async def grant(
+        self,
+        client: Client | ClientId,
+        *,
+        lifetime: float | None,
+        by: str,
+        how: str,
+        name: str,
+        renews: bool = False,
+    ) -> Session:
+        """Opens a session, off the event loop, which goes on."""
+        under = client.id if isinstance(client, Client) else client
+        said = {"by": by, "how": how, "name": name}
+        grant = partial(self._gate.grant, under, lifetime=lifetime, renews=renews, **said)
+        return await self._granting.do(grant)
+
+    async def revoke(self, *clients: ClientId) -> bool:
+        """Ends sessions, off the event loop."""
+        return await self._revoking.do(partial(self._gate.revoke, *clients))
+
+    def close(self) -> None:
+        """Ends the threads, when what they are at is done."""
+        self._granting.close()
+        self._revoking.close()
+
+    def sessions(self) -> Iterable[Session]:
+        """Each session, open or over."""
+        return self._gate.store.sessions()
+
+    def sessions_of(self, client: ClientId) -> list[Session]:
+        """As the gate has it."""
+        return self._gate.sessions_of(client)
+
+    def explain(self, client: Client, url: str, method: str = "GET") -> Mapping[str, object]:
+        """As `capport explain --json`, less what only its command line knows. Raises ValueError."""
+        asked, now = explanation.parse_url(url), self.now()
+        session, lacks_mac = self.find(client), self.lacks_mac(client)
+        found = explanation.explain(
+            self.policy, client, session, now, asked, method, lacks_mac=lacks_mac
+        )
+        return explanation.document(found, self.policy)

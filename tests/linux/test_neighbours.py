@@ -1,0 +1,368 @@
+"""The replica of the neighbour table: in real namespaces on a real bridge, and against a model."""
+
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from ipaddress import ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import requires
+from capport.core.client import Address, Mac, is_random, parse_address, parse_mac
+from capport.linux import Neighbours
+from capport.linux.neighbour_lookup import Neighbour
+from capport.linux.neighbours import NetlinkNeighbours, Replica
+from conftest import SOON
+from lab.namespaces import Namespace, let_go, namespaces, veth, wait_for
+
+lab = pytest.mark.lab
+
+V4 = parse_address("192.0.2.7")
+V6 = parse_address("2001:db8:1::7")
+FIRST = parse_mac("02:00:00:00:00:01")
+SECOND = parse_mac("02:00:00:00:00:02")
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[tuple[Namespace, Namespace, Namespace]]:
+    """A router with a bridge, `br-lan`, and two clients on it, both without an address."""
+    requires.check(requires.namespaces())
+    with namespaces("nb-router", "nb-one", "nb-two") as (router, one, two):
+        router.ip(
+            "link add br-lan type bridge",
+            "link set br-lan up",
+            "address add 192.0.2.1/24 dev br-lan",
+            "address add 2001:db8:1::1/64 dev br-lan nodad",
+        )
+        for client, port, mac in ((one, "port1", FIRST), (two, "port2", SECOND)):
+            veth(client, "eth0", router, port)
+            client.ip(f"link set eth0 address {mac}", "link set eth0 up")
+            router.ip(f"link set {port} master br-lan", f"link set {port} up")
+        yield router, one, two
+    let_go()
+
+
+def take(client: Namespace, *addresses: str) -> None:
+    client.ip(*(f"address add {a} dev eth0 {'nodad' if ':' in a else ''}" for a in addresses))
+
+
+def leave(client: Namespace, *addresses: str) -> None:
+    client.ip(*(f"address del {address} dev eth0" for address in addresses))
+
+
+def announce(client: Namespace, address: str) -> None:
+    """Asks the router who it is, as whoever has just come does, so the router learns the client."""
+    target = "2001:db8:1::1" if ":" in address else "192.0.2.1"
+    client.ip("neighbour flush dev eth0")
+    client.call(_connect, address, target)
+
+
+def _connect(address: str, target: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sender:
+        sender.bind((address, 0))
+        sender.sendto(b"", (target, 9))
+
+
+@pytest.fixture
+def replica(network: tuple[Namespace, Namespace, Namespace]) -> Iterator[NetlinkNeighbours]:
+    router = network[0]
+    router.ip("neighbour flush all")
+    following = router.call(NetlinkNeighbours, ["br-lan"])
+    yield following
+    following.close()
+
+
+@lab
+def test_an_address_has_the_mac_of_whoever_took_it_over(
+    network: tuple[Namespace, Namespace, Namespace], replica: NetlinkNeighbours
+) -> None:
+    _, one, two = network
+    changed: list[Address] = []
+    replica.watch(changed.append)
+    take(one, "192.0.2.7/24")
+    announce(one, "192.0.2.7")
+    wait_for(lambda: replica.find_mac(V4) == FIRST)
+    leave(one, "192.0.2.7/24")
+    take(two, "192.0.2.7/24")
+    try:
+        announce(two, "192.0.2.7")
+        wait_for(lambda: replica.find_mac(V4) == SECOND)
+        wait_for(lambda: changed.count(V4) >= 2)
+        assert V4 in replica.addresses(SECOND)
+        assert V4 not in replica.addresses(FIRST)
+    finally:
+        leave(two, "192.0.2.7/24")
+
+
+@lab
+def test_several_addresses_of_one_mac_are_found_under_it(
+    network: tuple[Namespace, Namespace, Namespace], replica: NetlinkNeighbours
+) -> None:
+    _, one, _ = network
+    mine = ["192.0.2.7/24", "2001:db8:1::7/64", "2001:db8:1::8/64"]
+    take(one, *mine)
+    try:
+        for address in mine:
+            announce(one, address.partition("/")[0])
+        wait_for(lambda: len({V4, V6} & set(replica.addresses(FIRST))) == 2)
+        wait_for(lambda: replica.find_mac(parse_address("2001:db8:1::8")) == FIRST)
+        assert is_random(FIRST)
+    finally:
+        leave(one, *mine)
+
+
+@lab
+def test_a_client_that_has_connected_is_found_at_its_first_packet(
+    network: tuple[Namespace, Namespace, Namespace], replica: NetlinkNeighbours
+) -> None:
+    """Its MAC is there when `accept` returns, though the router never heard of it before."""
+    router, one, _ = network
+    take(one, "192.0.2.7/24")
+    listener = router.call(socket.create_server, ("192.0.2.1", 0))
+    listener.settimeout(SOON)
+    try:
+        for _ in range(20):
+            router.ip("neighbour flush dev br-lan")
+            wait_for(lambda: replica.find_mac(V4) is None)
+            client = one.call(
+                socket.create_connection, listener.getsockname(), SOON, ("192.0.2.7", 0)
+            )
+            accepted, peer = listener.accept()
+            found = replica.find_mac(parse_address(peer[0]))
+            client.close()
+            accepted.close()
+            assert found == FIRST
+    finally:
+        listener.close()
+        leave(one, "192.0.2.7/24")
+
+
+@lab
+@pytest.mark.parametrize("address", ["192.0.2.9", "2001:db8:1::9"])
+@pytest.mark.parametrize(
+    ("state", "usable"),
+    [
+        ("permanent", True),
+        ("reachable", True),
+        ("stale", True),
+        ("failed", False),
+        ("incomplete", False),
+        ("noarp", False),
+    ],
+)
+def test_only_entries_that_answered_have_a_mac(
+    network: tuple[Namespace, Namespace, Namespace],
+    replica: NetlinkNeighbours,
+    address: str,
+    state: str,
+    usable: bool,
+) -> None:
+    router = network[0]
+    at = f"{address} dev br-lan"
+    router.ip(f"neighbour replace {at} lladdr {SECOND} nud permanent")
+    wait_for(lambda: replica.find_mac(parse_address(address)) == SECOND)
+    # the kernel retries what is incomplete, so its state does not last: what is asked is before
+    router.ip(f"neighbour replace {at} lladdr {FIRST} nud {state}")
+    wait_for(lambda: replica.find_mac(parse_address(address)) == (FIRST if usable else None))
+    again = router.call(NetlinkNeighbours, ["br-lan"])
+    assert again.find_mac(parse_address(address)) == (FIRST if usable else None)
+    again.close()
+    router.ip(f"neighbour replace {at} lladdr {FIRST} nud permanent", f"neighbour del {at}")
+    wait_for(lambda: replica.find_mac(parse_address(address)) is None)
+
+
+@lab
+def test_the_dump_holds_what_was_there_before(
+    network: tuple[Namespace, Namespace, Namespace],
+) -> None:
+    router = network[0]
+    router.ip(
+        f"neighbour replace 192.0.2.77 dev br-lan lladdr {FIRST} nud permanent",
+        f"neighbour replace 2001:db8:1::77 dev br-lan lladdr {SECOND} nud permanent",
+    )
+    late = router.call(NetlinkNeighbours)
+    elsewhere = router.call(NetlinkNeighbours, ["port1"])
+    try:
+        assert late.find_mac(parse_address("192.0.2.77")) == FIRST
+        assert late.find_mac(parse_address("2001:db8:1::77")) == SECOND
+        assert elsewhere.items() == []
+    finally:
+        late.close()
+        elsewhere.close()
+        router.ip("neighbour flush nud permanent dev br-lan")
+
+
+@lab
+def test_an_overflow_leads_to_a_dump_and_not_to_a_stale_table(
+    network: tuple[Namespace, Namespace, Namespace],
+) -> None:
+    """The change that matters is lost among thousands while the thread cannot read."""
+    router = network[0]
+    router.ip(f"neighbour replace 192.0.2.50 dev br-lan lladdr {FIRST} nud permanent")
+    small = router.call(NetlinkNeighbours, ["br-lan"], receive_buffer=1)  # the kernel's minimum
+    try:
+        dumps = small.dumps
+        with small._lock:
+            flood = [
+                f"neighbour replace 192.0.2.{n} dev br-lan lladdr {mac} nud permanent"
+                for mac in (FIRST, SECOND)
+                for n in range(100, 200)
+            ]
+            flood.insert(150, "neighbour del 192.0.2.50 dev br-lan")
+            router.ip(*flood)
+        wait_for(lambda: small.dumps > dumps)
+        wait_for(lambda: small.find_mac(parse_address("192.0.2.50")) is None)
+        wait_for(lambda: len(small.addresses(SECOND)) == 100)
+        assert small.addresses(FIRST) == []
+    finally:
+        small.close()
+        router.ip("neighbour flush nud permanent dev br-lan")
+
+
+@lab
+def test_a_lost_socket_is_replaced_and_what_was_missed_is_found(
+    network: tuple[Namespace, Namespace, Namespace], replica: NetlinkNeighbours
+) -> None:
+    router = network[0]
+    nothing, other = socket.socketpair()
+    other.close()
+    with replica._lock:
+        os.dup2(nothing.fileno(), replica._socket.fileno())  # recv() gives an error from here on
+        replica._socket.shutdown(socket.SHUT_RDWR)
+        router.ip(f"neighbour replace 192.0.2.60 dev br-lan lladdr {FIRST} nud permanent")
+    nothing.close()
+    try:
+        wait_for(lambda: replica.find_mac(parse_address("192.0.2.60")) == FIRST)
+        router.ip(f"neighbour replace 192.0.2.60 dev br-lan lladdr {SECOND} nud permanent")
+        wait_for(lambda: replica.find_mac(parse_address("192.0.2.60")) == SECOND)
+    finally:
+        router.ip("neighbour flush nud permanent dev br-lan")
+
+
+@lab
+def test_an_interface_that_comes_later_is_followed(
+    network: tuple[Namespace, Namespace, Namespace],
+) -> None:
+    router = network[0]
+    following = router.call(NetlinkNeighbours, ["later"])
+    try:
+        router.ip(
+            "link add later type bridge",
+            "link set later up",
+            f"neighbour replace 198.51.100.9 dev later lladdr {FIRST} nud permanent",
+        )
+        # Asked in there, as all of a process is: interfaces are looked up by whoever asks.
+        address = parse_address("198.51.100.9")
+        wait_for(lambda: router.call(following.find_mac, address) == FIRST)
+        router.ip("link del later")
+        wait_for(lambda: router.call(following.find_mac, address) is None)
+    finally:
+        following.close()
+
+
+@lab
+async def test_watchers_are_called_on_the_loop_they_came_from(
+    network: tuple[Namespace, Namespace, Namespace], replica: NetlinkNeighbours
+) -> None:
+    router = network[0]
+    heard: asyncio.Queue[tuple[Address, bool]] = asyncio.Queue()
+
+    def watcher(address: Address) -> None:
+        heard.put_nowait((address, asyncio.get_running_loop() is here))
+
+    here = asyncio.get_running_loop()
+    stop = replica.watch(watcher)
+    router.ip(f"neighbour replace 192.0.2.61 dev br-lan lladdr {FIRST} nud permanent")
+    ours = parse_address("192.0.2.61")
+    async with asyncio.timeout(SOON):
+        while (news := await heard.get())[0] != ours:  # of what was there before
+            pass
+    assert news[1]
+    stop()
+    router.ip("neighbour del 192.0.2.61 dev br-lan")
+    wait_for(lambda: replica.find_mac(ours) is None)
+    await asyncio.sleep(0.05)
+    assert ours not in {heard.get_nowait()[0] for _ in range(heard.qsize())}
+
+
+@lab
+def test_a_watcher_that_fails_does_not_stop_the_replica(
+    network: tuple[Namespace, Namespace, Namespace], replica: NetlinkNeighbours
+) -> None:
+    router = network[0]
+
+    def faulty(address: Address) -> None:
+        raise RuntimeError(address)
+
+    replica.watch(faulty)
+    for mac in (FIRST, SECOND):
+        router.ip(f"neighbour replace 192.0.2.62 dev br-lan lladdr {mac} nud permanent")
+        wait_for(lambda mac=mac: replica.find_mac(parse_address("192.0.2.62")) == mac)  # type: ignore[misc]
+    router.ip("neighbour del 192.0.2.62 dev br-lan")
+
+
+@lab
+def test_it_keeps_the_protocol_and_closes_twice(
+    network: tuple[Namespace, Namespace, Namespace],
+) -> None:
+    following: Neighbours = network[0].call(NetlinkNeighbours)
+    following.close()
+    following.close()
+    assert following.find_mac(V4) is None
+
+
+MACS = st.sampled_from([FIRST, SECOND, None])
+ENTRIES = st.builds(
+    Neighbour,
+    st.integers(1, 3),
+    st.builds(
+        lambda version, n: ip_address(struct.pack("!I", n) if version == 4 else n.to_bytes(16)),
+        st.sampled_from([4, 6]),
+        st.integers(1, 4),
+    ),
+    MACS,
+)
+
+
+@given(st.lists(st.one_of(ENTRIES, st.lists(ENTRIES, max_size=6)), max_size=40))
+def test_the_replica_agrees_with_a_model(steps: list[Neighbour | list[Neighbour]]) -> None:
+    replica = Replica()
+    model: dict[tuple[int, Address], Mac] = {}
+
+    def mac_of(address: Address) -> Mac | None:
+        found = {mac for (_, at), mac in model.items() if at == address}
+        return found.pop() if len(found) == 1 else None
+
+    for step in steps:
+        seen = {address: mac_of(address) for _, address in model}
+        if isinstance(step, Neighbour):
+            model.pop((step.interface, step.address), None)
+            if step.mac:
+                model[step.interface, step.address] = step.mac
+            changed = {step.address} if replica.apply(step) else set()
+        else:
+            model = {(e.interface, e.address): e.mac for e in step if e.mac}
+            changed = replica.replace(step)
+        addresses = {*seen, *(address for _, address in model)}
+        assert changed == {a for a in addresses if seen.get(a) != mac_of(a)}
+        for address in addresses:
+            assert replica.find_mac(address) == mac_of(address)
+        for mac in (FIRST, SECOND):
+            assert set(replica.addresses(mac)) == {a for a in addresses if mac_of(a) == mac}
+
+
+def test_a_look_up_costs_no_system_call_when_there_is_an_entry(
+    network: tuple[Namespace, Namespace, Namespace], replica: NetlinkNeighbours
+) -> None:
+    """With the socket closed under it, a hit still answers."""
+    router = network[0]
+    router.ip(f"neighbour replace 192.0.2.63 dev br-lan lladdr {FIRST} nud permanent")
+    wait_for(lambda: replica.find_mac(parse_address("192.0.2.63")) == FIRST)
+    with replica._lock:  # whoever wanted the socket would wait here for ever
+        assert replica.find_mac(parse_address("192.0.2.63")) == FIRST
+    router.ip("neighbour del 192.0.2.63 dev br-lan")

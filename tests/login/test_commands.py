@@ -1,0 +1,94 @@
+"""The login server's own commands, as processes."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from capport.web.records import Records
+from conftest import SOON
+from login.house import Browser, free_port, until
+
+POLICY = "login_server: {{listen: 127.0.0.1:{port}, conditions: {conditions}}}\n"
+RUN = (
+    "import sys; from argparse import Namespace; from importlib import import_module;"
+    "from capport.commands import CommandError\n"
+    "module, name = sys.argv[1].split(':'); given = dict(a.split('=', 1) for a in sys.argv[2:])\n"
+    "given = {k: v or None for k, v in given.items()}\n"
+    "try: getattr(import_module('capport.commands.' + module), name)(Namespace(**given))\n"
+    "except CommandError as error: sys.exit(str(error))"
+)
+
+
+async def _start(does: str, **given: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", RUN, does, *(f"{name}={value}" for name, value in given.items())),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+
+
+async def _run(does: str, typed: str = "", **given: str) -> tuple[int | None, str, str]:
+    process = await _start(does, **given)
+    out, err = await process.communicate(typed.encode())
+    return process.returncode, out.decode(), err.decode()
+
+
+@asynccontextmanager
+async def login(folder: Path, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
+    given = {"policy": str(folder / "lab.yaml"), "sessions": str(folder / "sessions.db")}
+    process = await _start("login:serve", **given, socket=str(folder / "api.sock"))
+    try:
+        await until(lambda: process.returncode is not None or _open(port), "a login server")
+        yield process
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+        await asyncio.wait_for(process.wait(), SOON)
+
+
+def _open(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+async def test_the_login_server_alone_lets_on_into_the_store_that_is_shared(tmp_path: Path) -> None:
+    port, moved = free_port(), free_port()
+    policy = tmp_path / "lab.yaml"
+    policy.write_text(POLICY.format(port=port, conditions="terms"), "utf-8")
+    async with login(tmp_path, port) as process:
+        browser = Browser(port, "127.0.0.2")
+        assert (await browser.sign_in()).status == 303
+        assert "You are online" in (await browser.get("/status?lang=en")).text
+        assert (tmp_path / "api.sock").is_socket()
+        policy.write_text(POLICY.format(port=moved, conditions="terms"), "utf-8")
+        await until(lambda: _open(moved), "the login server at its new place")
+        assert (await Browser(moved, "127.0.0.2").get("/status")).status == 200
+        assert not _open(port)
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), SOON) == 0
+    records = Records(tmp_path / "portal.db")
+    assert [one.client for one in records.acceptances()] == ["127.0.0.2"]
+    records.close()
+    assert (tmp_path / "sessions.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("policy", "says"),
+    [("login_url: https://login.example.net/\n", "no login_server"), ("{", "lab.yaml:1")],
+)
+async def test_a_policy_with_nothing_to_serve_is_an_error(
+    tmp_path: Path, policy: str, says: str
+) -> None:
+    (tmp_path / "lab.yaml").write_text(policy, "utf-8")
+    given = {"policy": str(tmp_path / "lab.yaml"), "sessions": str(tmp_path / "s.db")}
+    status, _, error = await _run("login:serve", **given, socket="")
+    assert (status, says in error, "Traceback" in error) == (1, True, False)

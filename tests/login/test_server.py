@@ -1,0 +1,270 @@
+"""The login server bears what is thrown at it: too many connections, slow ones, nonsense."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from capport.login import server
+from conftest import SOON
+from login.house import House, house, policy, until
+
+
+async def _connect(h: House, address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", h.port, local_addr=(address, 0))
+
+
+def without_tornados_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves nothing but our own clocks that could end a connection."""
+    theirs = {"body_timeout": 3600.0, "idle_connection_timeout": 3600.0}
+    made = server.Server
+    monkeypatch.setattr(server, "Server", lambda app, **limits: made(app, **limits | theirs))
+
+
+def nothing_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is closed is closed for the sake of others."""
+    without_tornados_limits(monkeypatch)
+    monkeypatch.setattr(server, "PATIENCE", 3600.0)
+
+
+async def _is_closed(reader: asyncio.StreamReader) -> bool:
+    try:
+        async with asyncio.timeout(SOON):
+            return await reader.read(1) == b""
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def _all_wait(h: House, address: str, count: int) -> bool:
+    """Whether the server knows of so many connections from there, and answers none of them."""
+    assert h.server._server
+    there = h.server._server._open.get(address, {}).values()
+    return len(there) == count and all(one.waits for one in there)
+
+
+async def _gets_a_page(h: House, address: str) -> bool:
+    return (await h.browser(address).get("/")).status == 200
+
+
+async def test_one_client_cannot_take_every_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "CONNECTIONS_A_CLIENT", 5)
+    nothing_ends_by_itself(monkeypatch)
+    async with house() as h:
+        held = [await _connect(h, "127.0.0.2") for _ in range(5)]
+        reader, writer = await _connect(h, "127.0.0.2")
+        assert await _is_closed(reader)
+        writer.close()
+        assert (await h.browser("127.0.0.3").get("/")).status == 200
+        for _, each in held:
+            each.close()
+        await until(lambda: _gets_a_page(h, "127.0.0.2"), "a place for it")
+
+
+async def test_whoever_has_most_gives_up_a_place_for_a_newcomer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "CONNECTIONS", 6)
+    nothing_ends_by_itself(monkeypatch)
+    async with house() as h:
+        few = [await _connect(h, "127.0.0.4") for _ in range(2)]
+        many = [await _connect(h, "127.0.0.2") for _ in range(4)]
+        await _is_answered(*many[0])
+        await until(lambda: _all_wait(h, "127.0.0.4", 2), "two that wait")
+        await until(lambda: _all_wait(h, "127.0.0.2", 4), "four that wait")
+        assert (await h.browser("127.0.0.5").get("/")).status == 200
+        assert await _is_closed(many[0][0])
+        for reader, writer in (*few, *many[1:]):
+            await _is_answered(reader, writer)
+        for _, writer in (*few, *many):
+            writer.close()
+
+
+async def test_many_addresses_with_few_connections_each_do_not_close_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "CONNECTIONS", 90)
+    async with house() as h:
+        held = [await _connect(h, f"127.0.1.{n % 18 + 1}") for n in range(18 * 8)]
+        for number in range(2, 6):
+            assert (await h.browser(f"127.0.0.{number}").get("/")).status == 200
+        for _, writer in held:
+            writer.close()
+
+
+async def test_what_is_being_answered_stays_where_something_idle_can_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "CONNECTIONS", 3)
+    nothing_ends_by_itself(monkeypatch)
+    logo = b"<svg xmlns='http://www.w3.org/2000/svg'/>" + b" " * 1_000_000
+    (tmp_path / "login").mkdir()
+    (tmp_path / "login" / "logo.svg").write_bytes(logo)
+    async with house(policy(file=tmp_path / "policy.yaml")) as h:
+        assert h.server._server
+        for listening in h.server._server._sockets.values():  # which each connection takes over
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        slow = socket.socket()
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.bind(("127.0.0.2", 0))
+        slow.connect(("127.0.0.1", h.port))
+        busy = await asyncio.open_connection(sock=slow, limit=1024)
+        busy[1].write(b"GET /logo HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        start = await busy[0].readexactly(12)  # more than the buffers hold is still to come
+        idle = [await _connect(h, "127.0.0.2") for _ in range(2)]
+        assert (await h.browser("127.0.0.5").get("/")).status == 200
+        assert await _is_closed(idle[0][0])
+        assert start == b"HTTP/1.1 200"
+        assert (await busy[0].read(-1)).endswith(logo)
+        for _, writer in (busy, *idle):
+            writer.close()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\nX: ",
+        b"POST /sign-in HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9999\r\n\r\n",
+    ],
+)
+async def test_who_sends_no_whole_request_in_time_is_ended(
+    monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(server, "PATIENCE", 0.3)
+    without_tornados_limits(monkeypatch)
+    async with house() as h:
+        reader, writer = await _connect(h, "127.0.0.2")
+        writer.write(sent)
+
+        async def drip() -> None:
+            while True:
+                writer.write(b"x" if sent else b"")
+                await asyncio.sleep(0.02)
+
+        dripping = asyncio.create_task(drip())
+        async with asyncio.timeout(SOON):
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+        dripping.cancel()
+        writer.close()
+
+
+async def test_who_has_sent_a_request_may_send_the_next_one_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "PATIENCE", 0.3)
+    async with house() as h:
+
+        async def in_time() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            """On a busy machine our first request can itself come too late."""
+            reader, writer = await _connect(h, "127.0.0.2")
+            try:
+                await _is_answered(reader, writer)
+            except (asyncio.IncompleteReadError, ConnectionError) as error:
+                raise ConnectionError("ended before it had asked") from error
+            return reader, writer
+
+        reader, writer = await until(in_time, "an answer")
+        await asyncio.sleep(0.6)
+        await _is_answered(reader, writer)
+        writer.close()
+
+
+async def test_who_does_not_take_its_answer_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "TAKING", 0.5)
+    async with _with_logo(tmp_path, b"x" * 1_000_000) as h:
+        slow = _asks_for_the_logo(h)
+        assert await asyncio.to_thread(slow.recv, 12) == b"HTTP/1.1 200"
+        await until(lambda: _open_at(h) == 0, "the end of its connection")
+        slow.close()
+
+
+async def test_who_takes_its_answer_slowly_keeps_little_of_it_in_memory(tmp_path: Path) -> None:
+    async with _with_logo(tmp_path, b"x" * 1_000_000) as h:
+        slow = [_asks_for_the_logo(h) for _ in range(10)]
+        await until(lambda: _open_at(h) == 10, "ten connections")
+        assert h.server._server
+        (mine,) = h.server._server._open.values()
+        await until(lambda: all(len(stream._write_buffer) for stream in mine), "what is to be sent")
+        await asyncio.sleep(0.3)
+        waiting = [len(stream._write_buffer) for stream in mine]
+        for each in slow:
+            each.close()
+        assert max(waiting) <= 32 * 1024
+
+
+@contextlib.asynccontextmanager
+async def _with_logo(folder: Path, logo: bytes) -> AsyncIterator[House]:
+    """A login server whose connections have small buffers in the kernel, as on a slow link."""
+    (folder / "login").mkdir()
+    (folder / "login" / "logo.png").write_bytes(logo)
+    async with house(policy(file=folder / "policy.yaml")) as h:
+        assert h.server._server
+        for listening in h.server._server._sockets.values():  # which each connection takes over
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        yield h
+
+
+def _asks_for_the_logo(h: House) -> socket.socket:
+    slow = socket.socket()
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    slow.bind(("127.0.0.2", 0))
+    slow.connect(("127.0.0.1", h.port))
+    slow.sendall(b"GET /logo HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    return slow
+
+
+def _open_at(h: House) -> int:
+    assert h.server._server
+    return sum(map(len, h.server._server._open.values()))
+
+
+async def _is_answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HEAD / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    async with asyncio.timeout(SOON):
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 ")
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.binary(max_size=300)
+    | st.binary(max_size=200).map(lambda b: b"GET / HTTP/1.1\r\n" + b + b"\r\n\r\n")
+    | st.binary(max_size=200).map(
+        lambda b: (
+            b"POST /sign-in HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(b) + b
+        )
+    )
+)
+def test_no_bytes_let_anybody_on_or_bring_it_down(sent: bytes) -> None:
+    async def send() -> None:
+        async with house() as h:
+            with socket.socket() as one:
+                one.bind(("127.0.0.2", 0))
+                one.connect(("127.0.0.1", h.port))
+                one.sendall(sent)
+                one.shutdown(socket.SHUT_WR)
+                one.settimeout(SOON)
+                await asyncio.to_thread(_drain, one)
+            assert h.session() is None
+            assert (await h.browser().get("/")).status == 200
+
+    asyncio.run(send())
+
+
+def _drain(one: socket.socket) -> None:
+    try:
+        while one.recv(65536):
+            pass
+    except (ConnectionError, TimeoutError):
+        pass

@@ -1,0 +1,894 @@
+import contextlib
+import errno
+import os
+import random
+import re
+import socket
+import stat
+import time
+import tracemalloc
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+import yaml
+from cryptography.hazmat.primitives import serialization
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from capport.core.client import Client, parse_address, parse_mac
+from capport.core.place import Place
+from capport.core.policy import (
+    Access,
+    ClientRules,
+    Conditions,
+    Connect,
+    KnownHttp,
+    KnownTls,
+    Limits,
+    LoginServer,
+    Policy,
+    Probes,
+    Rate,
+    Router,
+    Sessions,
+    Tls,
+    UnknownTls,
+)
+from capport.policy import clients_file, policy_file, tree, values
+from capport.policy import section as policysection
+from capport.policy.policy_file import PolicyError, Problem
+from login.certificates import certificate
+
+HERE = Path(__file__).parent / "files"
+POLICIES = Path(__file__).parents[2] / "policies"
+SAMPLE = (HERE / "sample.yaml").read_text()
+LOGIN = "login_url: https://login.example.net/\n"
+BAD = sorted((HERE / "bad").glob("*.txt"))
+
+
+def parsed(text: str, folder: Path = HERE) -> Policy:
+    return policy_file.parse(text, "lab.yaml", folder)
+
+
+def error_of(text: str, folder: Path = HERE) -> PolicyError:
+    with pytest.raises(PolicyError) as caught:
+        policy_file.parse(text, "lab.yaml", folder)
+    return caught.value
+
+
+def warnings_of(text: str, folder: Path) -> list[str]:
+    (folder / "lab.yaml").write_text(text)
+    return [problem.message for problem in policy_file.load_with_warnings(folder / "lab.yaml")[1]]
+
+
+def access(policy: Policy, address: str, mac: str | None = None) -> Access | None:
+    client = Client(parse_address(address), parse_mac(mac) if mac else None)
+    rule = policy.clients.find(client)
+    return rule.access if rule else None
+
+
+@pytest.mark.parametrize("case", BAD, ids=lambda case: case.stem)
+def test_a_wrong_policy_gets_the_message_it_must(
+    case: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, message = re.split(r"(?m)^-{40}\n", case.read_text())
+    monkeypatch.chdir(HERE)
+    with pytest.raises(PolicyError) as caught:
+        policy_file.parse(text, "policy.yaml", Path())
+    assert str(caught.value) == message.removesuffix("\n")
+
+
+@pytest.mark.parametrize("case", BAD, ids=lambda case: case.stem)
+def test_without_libyaml_the_same_lines_are_wrong(
+    case: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, message = re.split(r"(?m)^-{40}\n", case.read_text())
+    monkeypatch.chdir(HERE)
+    monkeypatch.setattr(tree, "_Loader", yaml.SafeLoader)
+    with pytest.raises(PolicyError) as caught:
+        policy_file.parse(text, "policy.yaml", Path())
+    places = [f"{problem.file}:{problem.line}" for problem in caught.value.problems]
+    assert places == re.findall(r"(?m)^((?:policy\.yaml|staff\.csv):\d+):\d+: ", message)
+
+
+def test_there_are_wrong_policies_to_try() -> None:
+    assert len(BAD) > 90
+
+
+def test_the_sample_of_the_interface_is_read_as_it_says() -> None:
+    policy = parsed(SAMPLE)
+    assert policy.network == "Lab Wi-Fi"
+    assert policy.login_url == "https://login.example.net/"
+    assert policy.login_place == Place("login.example.net", 443)
+    assert policy.refresh == 10
+    assert policy.tls == Tls(UnknownTls.REFUSE, KnownTls.TUNNEL, Connect.AUTO)
+    assert policy.http_known is KnownHttp.STREAM
+    assert policy.sessions == Sessions("sqlite:///var/lib/capport/sessions.db", 28800.0, 1800.0)
+    conditional = frozenset({"api.example.org"})
+    assert policy.limits == Limits(Rate(600, 60.0), 16384, 65536, conditional)
+    assert policy.probes is Probes.COMPATIBLE
+    assert policy.login_server == LoginServer(
+        Place(ip_address("192.0.2.1"), 8511),
+        str(HERE / "fullchain.pem"),
+        str(HERE / "key.pem"),
+        Conditions.TERMS,
+        "https://venue.example.net/",
+    )
+    assert policy.router == Router("br-lan", "wan")
+    assert policy.file == "lab.yaml"
+    assert access(policy, "198.51.100.1", "02:00:00:00:00:07") is Access.KNOWN
+    assert access(policy, "192.0.2.20") is Access.KNOWN
+    assert access(policy, "10.0.9.200") is Access.BLOCKED
+    assert access(policy, "192.0.2.7") is Access.KNOWN  # staff.csv
+    assert access(policy, "198.51.100.1") is None
+    garden = policy.walled_garden
+    for host, port in (
+        ("www.example.org", 80),
+        ("www.example.org", 443),
+        ("a.b.example.org", 443),
+        ("status.example.org", 8080),
+    ):
+        assert garden.find(host, port) is not None, host
+    for host, port in (
+        ("example.org", 443),
+        ("www.example.org", 8080),
+        ("notexample.org", 443),
+        ("www.example.org.evil.example", 443),
+    ):
+        assert garden.find(host, port) is None, host
+    assert garden.find(ip_address("192.0.2.53"), 443) is not None
+    assert garden.find(ip_address("192.0.2.54"), 443) is None
+    assert garden.find(ip_address("2001:db8::1"), 443) is not None
+    assert garden.find(ip_address("2001:db9::1"), 443) is None
+
+
+def test_a_rule_knows_the_line_it_stands_on() -> None:
+    found = parsed(SAMPLE).clients.find(Client(ip_address("192.0.2.7")))
+    assert found is not None
+    assert (found.name, found.where) == ("front desk", f"{HERE / 'good.csv'}:4")
+    printer = Client(ip_address("198.51.100.1"), parse_mac("02:00:00:00:00:07"))
+    found = parsed(SAMPLE).clients.find(printer)
+    line = SAMPLE[: SAMPLE.index("name: printer")].count("\n") + 1
+    assert found is not None
+    assert (found.name, found.where) == ("printer", f"lab.yaml:{line}")
+
+
+@pytest.mark.parametrize("name", ["lab", "cafe", "hotel"])
+def test_each_policy_we_ship_is_good_and_draws_no_warning(name: str) -> None:
+    path = POLICIES / f"{name}.yaml"
+    policy, warnings = policy_file.load_with_warnings(path)
+    assert policy.file == str(path)
+    assert warnings == ()
+
+
+def test_the_default_is_the_embedded_login_server_on_loopback() -> None:
+    policy = policy_file.default()
+    assert policy.file is None
+    assert policy.login_url == "http://127.0.0.1:8511/"
+    assert policy.login_server == LoginServer(Place(ip_address("127.0.0.1"), 8511))
+    assert len(policy.clients) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "url", "place"),
+    [
+        ("https://login.example.net", "https://login.example.net/", "login.example.net:443"),
+        ("HTTPS://Login.Example.NET./a?b=c", "https://login.example.net/a?b=c", None),
+        ("http://login.lan:8080/", "http://login.lan:8080/", "login.lan:8080"),
+        ("https://login.example.net:443/", "https://login.example.net/", "login.example.net:443"),
+        ("https://[2001:db8::1]:8511/", "https://[2001:db8::1]:8511/", "[2001:db8::1]:8511"),
+        ("http://[::ffff:192.0.2.1]/", "http://192.0.2.1/", "192.0.2.1:80"),
+        ("https://bücher.example/ü?q=ß", "https://xn--bcher-kva.example/%C3%BC?q=%C3%9F", None),
+        ("https://login.example.net/{state}", "https://login.example.net/{state}", None),
+        (
+            "https://login.example.net?s={state}&a=1",
+            "https://login.example.net/?s={state}&a=1",
+            None,
+        ),
+    ],
+)
+def test_a_login_url_is_normalised(text: str, url: str, place: str | None) -> None:
+    policy = parsed(f'login_url: "{text}"\n')
+    assert policy.login_url == url
+    assert place is None or str(policy.login_place) == place
+
+
+@pytest.mark.parametrize(
+    ("listen", "more", "url"),
+    [
+        ("192.0.2.1:8511", "", "http://192.0.2.1:8511/"),
+        ("192.0.2.1:80", "", "http://192.0.2.1/"),
+        ("'[2001:db8::1]:8511'", "", "http://[2001:db8::1]:8511/"),
+        ("192.0.2.1:443", ", certificate: fullchain.pem, key: key.pem", "https://192.0.2.1/"),
+    ],
+)
+def test_a_login_url_is_where_the_login_server_listens(listen: str, more: str, url: str) -> None:
+    policy = parsed(f"login_server: {{listen: {listen}{more}}}\n")
+    assert policy.login_url == url
+    assert policy.login_server is not None
+    assert policy.login_place == policy.login_server.listen
+
+
+def test_a_login_server_may_listen_anywhere_where_a_login_url_says_how_to_get_there() -> None:
+    policy = parsed(LOGIN + "login_server: {listen: 0.0.0.0:8511}\n")
+    assert policy.login_url == "https://login.example.net/"
+
+
+@pytest.mark.parametrize(
+    ("entry", "host", "port"),
+    [
+        ("WWW.Example.ORG.", "www.example.org", 443),
+        ("bücher.example", "xn--bcher-kva.example", 80),
+        ('"*.bücher.example:8080"', "a.xn--bcher-kva.example", 8080),
+        ("192.0.2.53:53", "192.0.2.53", 53),
+        ("'[2001:db8::1]:8080'", "2001:db8::1", 8080),
+        ("'[2001:db8::1]'", "2001:db8::1", 80),
+        ("2001:db8::1", "2001:db8::1", 80),
+        ("::ffff:192.0.2.53", "192.0.2.53", 80),
+        ("::ffff:192.0.2.0/120", "192.0.2.53", 80),
+        ("_x.example.org", "_x.example.org", 443),
+        ("router", "router", 443),
+    ],
+)
+def test_a_garden_entry_holds_what_it_looks_like(entry: str, host: str, port: int) -> None:
+    garden = parsed(f"{LOGIN}walled_garden:\n  - {entry}\n").walled_garden
+    try:
+        assert garden.find(ip_address(host), port) is not None
+    except ValueError:
+        assert garden.find(host, port) is not None
+    assert garden.find(host, 25) is None
+
+
+@pytest.mark.parametrize("mac", ["10:20:30:40:50:59", "12:34:56:12:34:56", "AA-BB-CC-00-11-22"])
+def test_a_mac_is_no_number_in_base_60(mac: str) -> None:
+    policy = parsed(f"{LOGIN}clients: [{{mac: {mac}, access: known}}]\n")
+    assert access(policy, "192.0.2.1", mac) is Access.KNOWN
+
+
+@pytest.mark.parametrize("word", ["no", "yes", "on", "null", "~x", "1e3", "0x10", "2024-01-01"])
+def test_a_scalar_is_what_it_looks_like(word: str) -> None:
+    assert parsed(f"{LOGIN}network: {word}\n").network == word
+
+
+def test_what_is_left_empty_is_an_empty_list_or_map() -> None:
+    policy = parsed(f"{LOGIN}clients:\nwalled_garden:\ntls:\nhttp:\nsessions:\nlimits:\n")
+    assert len(policy.clients) == 0
+    assert policy.walled_garden.entries == []
+    assert policy.tls == Tls()
+    assert policy.limits == Limits()
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [("0", 0), ("10", 10), ("86400", 86400), ("never", None), ('"7"', 7)]
+)
+def test_refresh_is_seconds_or_never(value: str, seconds: int | None) -> None:
+    assert parsed(f"{LOGIN}refresh: {value}\n").refresh == seconds
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("90s", 90), ("30m", 1800), ("8h", 28800), ("7d", 604800), ("366d", 31622400)],
+)
+def test_a_duration_is_in_seconds(value: str, seconds: float) -> None:
+    assert parsed(f"{LOGIN}sessions: {{lifetime: {value}}}\n").sessions.lifetime == seconds
+
+
+@pytest.mark.parametrize(("value", "size"), [("4096", 4096), ("16KiB", 16384), ("1MiB", 1 << 20)])
+def test_a_size_is_in_bytes(value: str, size: int) -> None:
+    assert parsed(f"{LOGIN}limits: {{header_field: {value}}}\n").limits.header_field == size
+
+
+@pytest.mark.parametrize(
+    ("store", "kept"),
+    [
+        (":memory:", ":memory:"),
+        ("sqlite:///var/lib/capport/s.db", "sqlite:///var/lib/capport/s.db"),
+        ("sqlite:////var/lib/capport/s.db", "sqlite:///var/lib/capport/s.db"),
+        ("/var/lib/capport/s.db", "/var/lib/capport/s.db"),
+        ("s.db", str(HERE / "s.db")),
+    ],
+)
+def test_a_store_is_a_url_or_a_path_from_the_policy_on(store: str, kept: str) -> None:
+    assert parsed(f"{LOGIN}sessions: {{store: '{store}'}}\n").sessions.store == kept
+
+
+@pytest.mark.parametrize(("path", "start", "what"), policysection.NOT_BUILT_YET)
+def test_what_is_not_built_yet_is_refused_as_such(path: str, start: str, what: str) -> None:
+    section, _, key = path.partition(".")
+    text = f"{LOGIN}{section}: {{{key}: {start}192.0.2.5:6379/0}}\n"
+    assert f"{what} ({start}192.0.2.5:6379/0): not built yet" in str(error_of(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        ("login_url: http://login.example.net/\n", "http to a public name"),
+        (LOGIN + "walled_garden: ['*.com']\n", "a whole top-level domain"),
+        (LOGIN + "walled_garden: [0.0.0.0/0]\n", "4294967296 addresses"),
+        (LOGIN + "sessions: {lifetime: 1h, idle: 2h}\n", "idle is longer than lifetime"),
+        (LOGIN + "limits: {header_field: 2KiB, header_section: 1KiB}\n", "it never matters"),
+        (
+            LOGIN
+            + "login_server: {listen: '192.0.2.1:8511', venue_info_url: 'https://v.example/'}",
+            "only the Captive Portal API tells it",
+        ),
+        (
+            "login_server: {listen: 192.0.2.1:443, certificate: cert.pem, key: key.pem}\n",
+            "most certificates hold a name",
+        ),
+        (
+            LOGIN + "clients:\n  - {address: 10.0.0.0/8, access: blocked}\n"
+            "  - {address: 10.0.9.7, access: known}\n",
+            "the client 10.0.9.7/32 is never asked about",
+        ),
+        (
+            LOGIN + "clients:\n  - {mac: 02:00:00:00:00:07, access: blocked}\n"
+            "  - {mac: 02-00-00-00-00-07, access: known}\n",
+            "lab.yaml:3 comes first",
+        ),
+    ],
+)
+def test_what_is_hardly_meant_draws_one_warning(text: str, warning: str, tmp_path: Path) -> None:
+    certificate(tmp_path)
+    (found,) = warnings_of(text, tmp_path)
+    assert warning in found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "login_url: http://login.lan/\n",
+        "login_url: http://192.0.2.1/\n",
+        "login_url: http://login.home.arpa/\n",
+        LOGIN + "walled_garden: ['*.example.org', 10.0.0.0/16]\n",
+        LOGIN + "clients:\n  - {address: 10.0.9.7, access: known}\n"
+        "  - {address: 10.0.0.0/8, access: blocked}\n",
+    ],
+)
+def test_what_is_meant_draws_none(text: str, tmp_path: Path) -> None:
+    assert warnings_of(text, tmp_path) == []
+
+
+# Files that are none.
+
+
+def load_error(path: Path) -> str:
+    with pytest.raises(PolicyError) as caught:
+        policy_file.load(path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "lab.yaml:1:1: is empty"),
+        (b"# only this\n", "lab.yaml:1:1: is empty"),
+        (b"---", "lab.yaml:1:1: is empty"),
+        (b"\xef\xbb\xbf" + LOGIN.encode(), "lab.yaml:1:1: a byte order mark"),
+        (LOGIN.encode("utf-16"), "lab.yaml:1:1: is not UTF-8, but UTF-16"),
+        (LOGIN.encode("utf-16-le"), "lab.yaml:1:1: is not UTF-8, but UTF-16"),
+        (b"network: x\nlogin\xff: y\n", "lab.yaml:2:6: the byte 0xff is not UTF-8"),
+        (b"network: Caf\xe9\n", "lab.yaml:1:13: the byte 0xe9 is not UTF-8"),
+        (b"network: \xc3\xa9\xed\xa0\x80\n", "lab.yaml:1:11: the byte 0xed is not UTF-8"),
+        (LOGIN.encode() + b"network: a\0b\n", "lab.yaml:2:11: the character U+0000"),
+        (LOGIN.encode() + b"network: a\x1b[2Jb\n", "lab.yaml:2:11: the character U+001B"),
+        (LOGIN.encode() + "network: a\u2028b\n".encode(), "lab.yaml:2:11: the character U+2028"),
+        (b"x" * ((1 << 20) + 1), "lab.yaml: is larger than 1 MiB"),
+    ],
+)
+def test_bytes_that_are_no_policy_are_said_to_be_none(
+    data: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lab.yaml").write_bytes(data)
+    assert load_error(Path("lab.yaml")).startswith(message)
+
+
+def test_a_message_never_carries_what_a_terminal_obeys(tmp_path: Path) -> None:
+    path = tmp_path / "lab\x1b[2J.yaml"
+    path.write_bytes(LOGIN.encode() + b"network: \x1b]0;mine\x07\n" + b"\x1b[31m: x\n")
+    assert load_error(path).replace("\n", "").isprintable()
+
+
+def test_what_is_not_there_is_said_not_to_be(tmp_path: Path) -> None:
+    assert load_error(tmp_path / "no.yaml").endswith(
+        "no.yaml: cannot be read: No such file or directory"
+    )
+    assert "Not a directory" in load_error(Path("/dev/null/lab.yaml"))
+    assert "File name too long" in load_error(tmp_path / ("x" * 300))
+    assert "is no file name" in load_error(tmp_path / "a\0b")
+
+
+def test_what_is_no_file_is_refused_without_reading_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as listening:
+        with contextlib.chdir(tmp_path):
+            listening.bind("socket")
+        kinds = {"pipe": "a pipe", "socket": "a socket", ".": "a folder"}
+        for name, kind in kinds.items():
+            assert f"is {kind}: name a file" in load_error(tmp_path / name)
+    for device in ("/dev/zero", "/dev/null"):
+        assert stat.S_ISCHR(Path(device).stat().st_mode)
+        assert "is a device: name a file" in load_error(Path(device))
+
+
+def test_an_unreadable_file_is_said_to_be_unreadable(tmp_path: Path) -> None:
+    path = tmp_path / "lab.yaml"
+    path.write_text(LOGIN)
+    path.chmod(0)
+    if os.geteuid() != 0:
+        assert "Permission denied" in load_error(path)
+        return
+    child = os.fork()
+    if child == 0:  # root may read everything, so ask as nobody
+        code = 1
+        try:
+            tmp_path.parent.chmod(0o755)
+            tmp_path.chmod(0o755)
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            code = 0 if "Permission denied" in load_error(path) else 1
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_hundred_megabytes_are_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "lab.yaml"
+    with path.open("wb") as file:
+        file.truncate(100 << 20)
+    tracemalloc.start()
+    try:
+        assert "is larger than 1 MiB" in load_error(path)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        "[" * 1_000_000,
+        "{" * 1_000_000,
+        "a: " + "[" * 900_000 + "]" * 100_000,
+        "- " * 500_000,
+        "? " * 500_000,
+        "a:\n" * 300_000,
+        "".join(f"k{n}:\n" for n in range(120_000)),
+        ":" * 1_000_000,
+        "- -\n" * 250_000,
+        LOGIN + "walled_garden: [" + "!," * 400_000 + "]",
+        LOGIN + "network: " + '"' + "\\x41" * 250_000 + '"',
+        LOGIN + "refresh: " + "9" * 1_000_000,
+        LOGIN + "sessions: {lifetime: " + "1h" * 500_000 + "}",
+        "a: &a [x]\nb: &b [" + "*a, " * 200_000 + "]",
+        "ä" * 500_000,
+        "login_url: https://" + "ä" * 500_000,
+    ],
+    ids=lambda bomb: bomb[:12],
+)
+def test_a_bomb_is_an_error_within_seconds(bomb: str) -> None:
+    start = time.thread_time()
+    assert len(str(error_of(bomb))) < 100_000
+    assert time.thread_time() - start < 20  # the slowest takes 2 s
+
+
+def test_after_a_hundred_errors_no_more_are_looked_for() -> None:
+    error = error_of("".join(f"key{n}: x\n" for n in range(1000)))
+    assert len(error.problems) == 101
+    assert error.problems[-1].message == "100 errors: the rest of the file was not looked at"
+    assert [problem.line for problem in error.problems[:100]] == list(range(1, 101))
+
+
+# Whatever comes in.
+
+PIECES = [
+    *SAMPLE.split(),
+    *policysection.KEYS,
+    *(key for keys in policysection.KEYS.values() for key in keys),
+    *"[]{}:,-?*&!|>'\"%@`#\n\t \\",
+    "\n  - ",
+    "\n\n",
+    ": ",
+    "{state}",
+    "0",
+    "-1",
+    "::ffff:",
+    "::",
+    "/0",
+    "/129",
+    "999999999999999999",
+    "1" * 5000,
+    "\r",
+    "\r\n",
+    "\0",
+    "\x1b",
+    "\x85",
+    "\u2028",
+    "\u202e",
+    "\ufeff",
+    "é",
+    "\U0010ffff",
+    '"\\ud800"',
+    '"\\U99999999"',
+    "...",
+    "---",
+    "<<",
+    "null",
+    "~",
+    "\ufffe",
+]
+
+
+def mutated(text: str, random: random.Random) -> str:
+    """As radamsa does: pieces repeated, lost, swapped, put in, and bytes changed."""
+    for _ in range(random.randint(1, 6)):
+        a, b = sorted(random.randint(0, len(text)) for _ in range(2))
+        lines = text.splitlines(keepends=True)
+        n, m = (random.randrange(len(lines)) if lines else 0 for _ in range(2))
+        match random.randrange(7):
+            case 0:
+                text = text[:a] + text[min(b, a + 20) :]
+            case 1:
+                text = text[:a] + random.choice(PIECES) + text[a:]
+            case 2:
+                text = text[:b] + text[a : a + 40] * random.randint(1, 30) + text[b:]
+            case 3 if lines:
+                lines[n], lines[m] = lines[m], lines[n]
+                text = "".join(lines)
+            case 4 if lines:
+                text = "".join([*lines[:n], lines[m], *lines[n:]])
+            case 5:
+                text = (
+                    text[:a] + chr(random.choice([0, 9, 10, 32, 127, 160, 0x2028])) + text[a + 1 :]
+                )
+            case _:
+                text = text[:a] + random.choice(PIECES) + text[min(b, a + 8) :]
+    return text[: 1 << 20]
+
+
+def outcome(text: str) -> Policy | PolicyError:
+    try:
+        return policy_file.parse(text, "lab.yaml", HERE)
+    except PolicyError as error:
+        return error
+
+
+def policy_or_error(text: str) -> None:
+    """Anything else that is raised fails the test that called this."""
+    got = outcome(text)
+    if isinstance(got, Policy):
+        assert got.login_url.isascii()
+        assert got.login_url.startswith(("http://", "https://"))
+        assert not re.search(r"[\s\"'<>\\^`|]", got.login_url)
+        return
+    assert got.problems
+    assert str(got).replace("\n", "").isprintable()
+    lines = len(re.split(r"\r\n|\r|\n", text))
+    for problem in got.problems:
+        assert problem.message
+        assert 0 <= problem.line <= lines or problem.file != "lab.yaml"
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_any_mutation_of_the_sample_is_a_policy_or_a_policy_error(random: random.Random) -> None:
+    policy_or_error(mutated(SAMPLE, random))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=40).map(" ".join))
+def test_any_heap_of_pieces_is_a_policy_or_a_policy_error(text: str) -> None:
+    policy_or_error(text)
+
+
+def test_any_mutation_is_that_without_libyaml_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree, "_Loader", yaml.SafeLoader)
+    chance = random.Random(6585)
+    for _ in range(60):
+        policy_or_error(mutated(SAMPLE, chance))
+    for word in (r'"\U99999999"', r'"\ud800"'):
+        assert error_of(f"{LOGIN}network: {word}\n").problems[0].line == 2
+
+
+@settings(max_examples=300, deadline=None)
+@example(b"\xef\xbb")
+@example(b"\xed\xa0\x80")
+@given(st.binary(max_size=300))
+def test_any_bytes_are_text_or_a_policy_error(data: bytes) -> None:
+    with contextlib.suppress(PolicyError):
+        text = tree.decode(data, "lab.yaml")
+        assert text.encode() == data
+        policy_or_error(text)
+
+
+TEXTS = st.text(max_size=40) | st.text("0123456789abcdefx.:/%[]*-@ \u3002\uff0e\uff11", max_size=40)
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS)
+def test_any_word_is_a_value_or_a_value_error(text: str) -> None:
+    for read in (
+        values.garden_entry,
+        values.network,
+        values.subject,
+        values.host,
+        values.login_url,
+        values.listen,
+        values.mac,
+        values.interface,
+        values.refresh,
+        values.for_people,
+        values.duration(1, 100),
+        values.size(1, 100),
+        values.store(HERE),
+    ):
+        with contextlib.suppress(ValueError):
+            read(text)
+    with contextlib.suppress(ValueError):
+        values.login_url(f"https://{text}")
+
+
+@settings(max_examples=300)
+@given(st.ip_addresses() | st.ip_addresses(network="::ffff:0:0/96"), st.booleans())
+def test_an_address_in_a_clients_file_is_read_as_one_on_the_wire(
+    address: object, upper: bool
+) -> None:
+    text = str(address).upper() if upper else str(address)
+    assert values.subject(text) == parse_address(text)
+
+
+@settings(max_examples=300)
+@given(st.text("0123456789abcdef.:", max_size=20))
+def test_a_clients_file_takes_no_address_that_the_wire_would_not(text: str) -> None:
+    try:
+        subject = values.subject(text)
+    except ValueError:
+        return
+    if not isinstance(subject, str):
+        assert str(subject) == str(parse_address(text))
+
+
+@settings(max_examples=200)
+@given(st.ip_addresses(), st.integers(0, 128))
+def test_host_bits_get_the_network_that_would_do(address: object, length: int) -> None:
+    version, bits = (4, 32) if "." in str(address) and ":" not in str(address) else (6, 128)
+    length = min(length, bits)
+    network = ip_network(f"{address}/{length}", strict=False)
+    if str(network.network_address) == str(address):
+        assert network.version == version
+        return
+    with pytest.raises(ValueError, match="has host bits set") as caught:
+        values.network(f"{address}/{length}")
+    assert f"write {network}, or {address}" in str(caught.value)
+
+
+# Clients files.
+
+
+def read_clients(text: bytes, folder: Path) -> tuple[ClientRules, list[Problem]]:
+    path = folder / "staff.csv"
+    path.write_bytes(text)
+    rules = ClientRules()
+    rules.section(Access.KNOWN, "staff.csv")
+    return rules, clients_file.read(path, rules)
+
+
+def test_a_clients_file_has_subjects_names_comments_and_blank_lines(tmp_path: Path) -> None:
+    rules, problems = read_clients(
+        b"\xef\xbb\xbf02:00:00:00:00:01,printer #2\r\n"
+        b"\r\n"
+        b"# staff, and others\n"
+        b'  192.0.2.1 ,  "Smith, ""J""" \n'
+        b"192.0.2.2 # no name, here\n"
+        b"2001:db8::/48,caf\xc3\xa9\n"
+        b"192.0.2.1,again\n"
+        b'"192.0.2.3"',
+        tmp_path,
+    )
+    assert problems == []
+    assert len(rules) == 6
+    expected = {
+        "192.0.2.1": ('Smith, "J"', 4),
+        "192.0.2.2": (None, 5),
+        "2001:db8::9": ("café", 6),
+        "192.0.2.3": (None, 8),
+    }
+    for address, (name, line) in expected.items():
+        found = rules.find(Client(ip_address(address)))
+        assert found is not None, address
+        assert (found.name, found.where) == (name, f"staff.csv:{line}")
+    found = rules.find(Client(ip_address("203.0.113.1"), parse_mac("02:00:00:00:00:01")))
+    assert found is not None
+    assert found.name == "printer #2"
+
+
+def test_of_a_clients_file_twenty_errors_are_told_and_the_rest_counted(tmp_path: Path) -> None:
+    _, problems = read_clients(b"nobody\n" * 1000, tmp_path)
+    assert len(problems) == 21
+    assert [problem.line for problem in problems[:20]] == list(range(1, 21))
+    assert problems[20].message == "980 more lines are wrong"
+    error = error_of(f"{LOGIN}clients: [{{file: staff.csv, access: known}}]\n", tmp_path)
+    assert f"file: {tmp_path / 'staff.csv'}: 980 more lines are wrong" in str(error)
+
+
+def test_a_clients_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, (long,) = read_clients(b"x" * 3_000_000 + b"\n192.0.2.1\n", tmp_path)
+    assert str(long).endswith(
+        "staff.csv:1:1: a line of 1025 bytes or more: 1024 bytes are the most"
+    )
+    monkeypatch.setattr(clients_file, "MOST_LINES", 2)
+    rules, (lines,) = read_clients(b"192.0.2.1\n" * 3, tmp_path)
+    assert "has more than 2 lines" in str(lines)
+    assert len(rules) == 2
+    monkeypatch.setattr(clients_file, "MOST_BYTES", 2 << 20)
+    for text in (b"#" * 1000 + b"\n", b"y" * 5_000_000):
+        monkeypatch.setattr(clients_file, "MOST_LINES", 1 << 30)
+        _, problems = read_clients(text * 3000 if len(text) < 2000 else text, tmp_path)
+        assert "is larger than 2 MiB" in str(problems[-1])
+
+
+def test_a_clients_file_that_never_ends_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name, kind in (("pipe", "a pipe"), ("/dev/zero", "a device"), (".", "a folder")):
+        text = f"{LOGIN}clients: [{{file: {name}, access: known}}]\n"
+        assert f"is {kind}: name a file" in str(error_of(text, tmp_path))
+
+
+def test_a_clients_file_is_sought_beside_the_policy(tmp_path: Path) -> None:
+    (tmp_path / "staff.csv").write_text("192.0.2.7\n")
+    (tmp_path / "lab.yaml").write_text(f"{LOGIN}clients: [{{file: staff.csv, access: known}}]\n")
+    opened: list[str] = []
+    policy = policy_file.load(tmp_path / "lab.yaml", opened.append)
+    assert access(policy, "192.0.2.7") is Access.KNOWN
+    assert opened == [str(tmp_path / "lab.yaml"), str(tmp_path / "staff.csv")]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.binary(max_size=200) | st.text('0123456789abcdef.:/,#"\n% ;', max_size=200).map(str.encode)
+)
+def test_any_bytes_are_clients_or_problems(
+    tmp_path_factory: pytest.TempPathFactory, text: bytes
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "clients"
+    folder.mkdir(exist_ok=True)
+    rules, problems = read_clients(text, folder)
+    assert len(rules) + len(problems) <= text.count(b"\n") + 1
+    for problem in problems:
+        assert str(problem).replace("\n", "").isprintable()
+
+
+def test_a_million_clients_take_seconds_and_a_quarter_of_a_gigabyte(tmp_path: Path) -> None:
+    path = tmp_path / "staff.csv"
+    with path.open("w") as file:
+        for n in range(1_000_000):
+            file.write(f"02:00:00:{n >> 16:02x}:{n >> 8 & 255:02x}:{n & 255:02x},guest {n}\n")
+    before = resident()
+    start = time.thread_time()
+    policy = parsed(f"{LOGIN}clients: [{{file: staff.csv, access: known}}]\n", tmp_path)
+    assert time.thread_time() - start < 60  # 3 s; what is not linear would take hours
+    assert resident() - before < 300 << 20
+    last = Client(ip_address("192.0.2.1"), parse_mac("02:00:00:0f:42:3f"))
+    found = policy.clients.find(last)
+    assert found is not None
+    assert (found.name, found.where) == ("guest 999999", f"{path}:1000000")
+
+
+def resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_an_error_while_reading_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        def __enter__(self) -> "Failing":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def readline(self, _: int) -> bytes:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(clients_file, "open_regular", lambda _: Failing())
+    (problem,) = clients_file.read(tmp_path / "staff.csv", ClientRules())
+    assert str(problem).endswith("staff.csv: cannot be read: Input/output error")
+
+
+def test_where_the_apis_certificate_is_checked_is_in_the_garden(tmp_path: Path) -> None:
+    """RFC 8908 section 4.1."""
+    certificate(tmp_path, places=True)
+    text = "login_server: {listen: 192.0.2.1:8511, certificate: cert.pem, key: key.pem}"
+    garden = policy_file.parse(text, "lab.yaml", tmp_path).walled_garden
+    for host, port in (("ocsp.example.org", 80), ("ca.example.org", 8080), ("crl.example.org", 80)):
+        assert garden.find(host, port)
+    assert not garden.find("ocsp.example.org", 443)
+
+
+TLS = LOGIN + "login_server:\n  listen: 192.0.2.1:8511\n  certificate: cert.pem\n  key: key.pem\n"
+
+
+def test_a_certificate_and_its_key_for_the_login_urls_host_draw_no_word(tmp_path: Path) -> None:
+    certificate(tmp_path)
+    assert warnings_of(TLS, tmp_path) == []
+
+
+def test_a_wildcard_holds_the_login_urls_host(tmp_path: Path) -> None:
+    certificate(tmp_path, "*.example.net")
+    assert warnings_of(TLS, tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["www.example.org", "example.net", "*.login.example.net", "*.net"])
+def test_a_certificate_of_another_name_draws_a_warning_with_both(name: str, tmp_path: Path) -> None:
+    certificate(tmp_path, name)
+    (found,) = warnings_of(TLS, tmp_path)
+    where = f"{tmp_path / 'cert.pem'} is for {name} and not for login.example.net"
+    assert found == f"certificate: {where}, where login_url leads"
+
+
+def test_an_expired_certificate_draws_a_warning_with_the_date(tmp_path: Path) -> None:
+    certificate(tmp_path, days=-3)
+    (tmp_path / "lab.yaml").write_text(TLS)
+    (found,) = policy_file.load_with_warnings(tmp_path / "lab.yaml")[1]
+    assert (found.line, found.column) == (4, 16)
+    assert re.search(r"cert\.pem expired on \d{4}-\d\d-\d\d \d\d:\d\d UTC", found.message)
+
+
+@pytest.mark.parametrize("content", [b"", b"not PEM", b"-----BEGIN CERTIFICATE-----\n", b"\0" * 99])
+def test_a_certificate_that_is_none_is_an_error(content: bytes, tmp_path: Path) -> None:
+    certificate(tmp_path)
+    (tmp_path / "cert.pem").write_bytes(content)
+    (problem,) = error_of(TLS, tmp_path).problems
+    assert (problem.line, problem.column) == (4, 16)
+    assert f"certificate: {tmp_path / 'cert.pem'} is no certificate in PEM" in problem.message
+
+
+@pytest.mark.parametrize("content", [b"", b"not PEM", b"-----BEGIN PRIVATE KEY-----\n"])
+def test_a_key_that_is_none_is_an_error(content: bytes, tmp_path: Path) -> None:
+    certificate(tmp_path)
+    (tmp_path / "key.pem").write_bytes(content)
+    (problem,) = error_of(TLS, tmp_path).problems
+    assert (problem.line, problem.column) == (5, 8)
+    assert f"key: {tmp_path / 'key.pem'} is no private key in PEM" in problem.message
+
+
+def test_a_key_with_a_passphrase_is_an_error(tmp_path: Path) -> None:
+    _, key = certificate(tmp_path)
+    private = serialization.load_pem_private_key(key.read_bytes(), None)
+    key.write_bytes(
+        private.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    (problem,) = error_of(TLS, tmp_path).problems
+    assert f"key: {key} has a passphrase" in problem.message
+
+
+def test_a_certificate_whose_names_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    certificate(tmp_path, names=b"no sequence of names")
+    (problem,) = error_of(TLS, tmp_path).problems
+    cannot = f"certificate: {tmp_path / 'cert.pem'} has extensions that cannot be read: "
+    assert problem.message.startswith(cannot)
+
+
+def test_the_key_of_another_certificate_is_an_error(tmp_path: Path) -> None:
+    _, key = certificate(tmp_path)
+    other = key.read_bytes()
+    certificate(tmp_path)
+    key.write_bytes(other)
+    (problem,) = error_of(TLS, tmp_path).problems
+    assert (problem.line, problem.column) == (5, 8)
+    assert problem.message == f"key: {key} is the key of another certificate"
+
+
+def test_a_certificate_without_end_is_not_read_to_it(tmp_path: Path) -> None:
+    certificate(tmp_path)
+    with (tmp_path / "cert.pem").open("wb") as file:
+        file.truncate(1 << 30)
+    (problem,) = error_of(TLS, tmp_path).problems
+    assert "is larger than 1 MiB" in problem.message

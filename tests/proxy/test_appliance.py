@@ -1,0 +1,181 @@
+"""The headless appliance, as `capport run` starts it, and what other commands do to it."""
+
+import contextlib
+import json
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from capport.proxy import appliance as appliance_module
+from ports import free_port
+
+CONSOLE_SCRIPT = str(Path(sys.executable).with_name("capport"))
+SOON = 180.0  # seconds: a bound for a loaded machine, not an expectation
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> str:
+    file = tmp_path / "policy.yaml"
+    file.write_text("login_url: https://login.example.net/\n")
+    return str(file)
+
+
+@contextlib.contextmanager
+def appliance(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """`capport run` on a free port of 127.0.0.1, once it listens."""
+    port = free_port()
+    running = subprocess.Popen(
+        [
+            *(CONSOLE_SCRIPT, "run", "--listen-host", "127.0.0.1", "--listen-port", str(port)),
+            *("--set", f"confdir={folder / 'conf'}", *arguments),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+    )
+    try:
+        limit = time.monotonic() + SOON
+        while True:
+            with contextlib.suppress(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            assert running.poll() is None, running.communicate()
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        yield running, port
+    finally:
+        if running.poll() is None:
+            running.kill()
+        running.communicate()
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    """Waits until `holds()`."""
+    limit = time.monotonic() + SOON
+    while not holds():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+def ask(port: int, url: str) -> int:
+    """The status of the answer to a GET through the proxy."""
+    with socket.create_connection(("127.0.0.1", port), timeout=SOON) as asking:
+        host = url.split("/")[2]
+        asking.sendall(f"GET {url} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        return int(asking.recv(100).split()[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_appliance_answers_and_ends_cleanly(
+    tmp_path: Path, policy: str, number: signal.Signals
+) -> None:
+    with appliance(
+        tmp_path, "--policy", policy, "--sessions", "s.db", "--events", "events.jsonl"
+    ) as (running, port):
+        assert ask(port, "http://a.example/") == 511
+        running.send_signal(number)
+        out, err = running.communicate(timeout=SOON)
+    assert (running.returncode, err) == (0, "")
+    assert "Traceback" not in out
+    assert "client connect" not in out  # a client could fill a disk with it
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events] == ["policy", "refused"]
+
+
+def test_the_portal_hears_of_what_a_command_grants_and_revokes(tmp_path: Path, policy: str) -> None:
+    origin = socket.create_server(("127.0.0.1", 0))
+    answer = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"
+    url = f"http://127.0.0.1:{origin.getsockname()[1]}/"
+
+    def carry_out(command: str) -> None:
+        argv = [CONSOLE_SCRIPT, command, "127.0.0.1", "--sessions", "s.db"]
+        subprocess.run(argv, cwd=tmp_path, check=True, capture_output=True)
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = origin.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(answer)
+
+    threading.Thread(target=serve, daemon=True).start()
+    with appliance(tmp_path, "--policy", policy, "--sessions", "s.db") as (_, port):
+        for _ in range(5):
+            carry_out("grant")
+            eventually(lambda: ask(port, url) == 204)  # at once, where there is a CPU to spare
+            carry_out("revoke")
+            eventually(lambda: ask(port, url) == 511)
+    origin.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "because"),
+    [
+        ("--policy none.yaml", "none.yaml: "),
+        ("--set portal_polcy=x", "did you mean portal_policy?"),
+        ("--set keepserving=true", "keepserving: no option of the appliance's"),
+        ("--set ignore_hosts=a", "ignore_hosts cannot be used with the portal"),
+        ("--mode wireguard", "mode wireguard: not served by the portal"),
+    ],
+)
+def test_the_appliance_does_not_start_without_a_gate(
+    tmp_path: Path, arguments: str, because: str
+) -> None:
+    ran = subprocess.run(
+        [
+            *(CONSOLE_SCRIPT, "run", "--listen-host", "127.0.0.1", "--listen-port", "0"),
+            *("--set", "confdir=conf", "--sessions", "s.db", *arguments.split()),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=100,
+        check=False,
+    )
+    assert ran.returncode == 1, ran
+    assert because in ran.stderr
+    assert "Traceback" not in ran.stderr + ran.stdout
+    assert "listening" not in ran.stdout
+
+
+def test_the_appliance_carries_only_what_a_portal_needs() -> None:
+    names = {make.__name__ for make in appliance_module._ADDONS}
+    assert not names & {
+        "Dumper",
+        "Save",
+        "ClientPlayback",
+        "Onboarding",
+        "MapRemote",
+        "KeepServing",
+    }
+
+
+def test_a_moment_without_descriptors_does_not_end_what_systemd_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What ended it would have systemd end a portal that serves."""
+    path = str(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(path)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            appliance_module._tell_systemd("WATCHDOG=1")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert "systemd was not told WATCHDOG=1" in caplog.text
+        appliance_module._tell_systemd("WATCHDOG=1")
+        assert told.recv(100) == b"WATCHDOG=1"

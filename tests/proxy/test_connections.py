@@ -1,0 +1,66 @@
+"""The books that are kept of open connections."""
+
+import asyncio
+
+from mitmproxy import connection
+
+from capport.core.client import Client, parse_address
+from capport.core.place import Place
+from capport.core.policy import Policy
+from capport.gate import Gate
+from capport.proxy.connections import GARDEN, Connections
+from capport.stores.memory import MemoryStore
+from proxy.wire import later
+
+CLIENT = Client(parse_address("192.0.2.7"))
+
+
+def gate() -> Gate:
+    place = Place("login.example.net", 443)
+    policy = Policy(login_url="https://login.example.net/", login_place=place)
+    return Gate(policy, MemoryStore())
+
+
+def connect() -> connection.Client:
+    return connection.Client(peername=("192.0.2.7", 40000), sockname=("198.51.100.2", 80))
+
+
+async def test_a_port_that_is_used_again_is_another_connection() -> None:
+    books = Connections(gate(), lambda _: None)
+    first, second = connect(), connect()
+    books.opened(first, CLIENT)
+    books.opened(second, CLIENT)
+    assert len(books) == 1
+    books.closed(first)  # told late, and no word on the second
+    assert len(books) == 1
+    books.closed(second)
+    assert len(books) == 0
+    await asyncio.sleep(0)
+
+
+async def test_the_hour_in_the_garden_begins_anew_for_who_could_go_anywhere_meanwhile() -> None:
+    """Who signs out on a connection that is older still hears the answer."""
+    books, conn = Connections(gate(), lambda _: None), connect()
+    books.opened(conn, CLIENT)
+    (entry,) = books._open.values()
+    books.let_through(conn, books.gate.policy.login_place)
+    books.let_through(conn, None)
+    later(2 * GARDEN)
+    books.let_through(conn, books.gate.policy.login_place)
+    await asyncio.sleep(0)
+    assert not entry.over
+    assert entry.leaves is not None
+    assert entry.leaves > asyncio.get_running_loop().time()
+    books.closed(conn)
+
+
+async def test_nothing_is_kept_of_a_connection_that_has_ended() -> None:
+    books = Connections(gate(), lambda _: None)
+    for port in range(40000, 40100):
+        conn = connection.Client(peername=("192.0.2.7", port), sockname=("198.51.100.2", 80))
+        books.opened(conn, CLIENT)
+        books.closed(conn)
+    assert len(books) == 0
+    assert not books._unknown
+    assert not books._unknown_of
+    assert not books._by_id

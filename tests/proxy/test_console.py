@@ -1,0 +1,130 @@
+"""The commands inside mitmproxy."""
+
+import pytest
+from mitmproxy import exceptions
+
+from capport.core.client import Address, ClientId, Mac, parse_mac
+from capport.linux import NoNeighbours
+from capport.stores import StoreError
+from conftest import Origin, Portal, StartPortal
+from proxy.wire import until
+
+
+async def settled(portal: Portal, address: str, known: bool) -> None:
+    """Waits until a command that works on a thread has done it."""
+    await until(lambda: bool(portal.gate.known(portal.gate.client(address))) is known)
+
+
+async def test_a_grant_and_a_revocation_are_in_force(portal: StartPortal, origin: Origin) -> None:
+    ask = b"GET http://127.0.0.1:%d/ HTTP/1.1\r\nHost: x\r\n\r\n" % origin.port
+    async with portal() as it:
+        call = it.master.commands.execute
+        assert call("portal.clients") == "Nobody is known."
+        call("portal.grant 127.0.0.1 2h")
+        await settled(it, "127.0.0.1", known=True)
+        assert "127.0.0.1" in call("portal.clients")
+        assert (await it.ask(ask)).startswith(b"HTTP/1.1 200")
+        call("portal.revoke 127.0.0.1")
+        await settled(it, "127.0.0.1", known=False)
+        assert b" 511 " in await it.ask(ask)
+
+
+MAC, OTHER = "02:00:00:00:00:07", "02:00:00:00:00:08"
+
+
+class Table(NoNeighbours):
+    """A neighbour table: the device has two addresses, the other one."""
+
+    def find_mac(self, address: Address) -> Mac | None:
+        macs = {"192.0.2.7": MAC, "2001:db8::7": MAC, "192.0.2.8": OTHER}
+        return parse_mac(mac) if (mac := macs.get(str(address))) else None
+
+
+@pytest.mark.parametrize("who", ["192.0.2.7", "2001:db8::7", MAC])
+@pytest.mark.parametrize("under", ["192.0.2.7", "2001:db8::7", MAC, f"{MAC}@192.0.2.7"])
+async def test_a_device_is_revoked_whatever_its_session_is_filed_under(
+    portal: StartPortal, who: str, under: str
+) -> None:
+    async with portal() as it:
+        it.gate.neighbours = Table()
+        it.grant(under)
+        it.grant("192.0.2.8")
+        it.master.commands.execute(f"portal.revoke {who}")
+        await settled(it, "192.0.2.7", known=False)
+        await settled(it, "2001:db8::7", known=False)
+        assert it.gate.known(it.gate.client("192.0.2.8"))
+
+
+async def test_of_a_pair_that_alone_is_revoked(portal: StartPortal) -> None:
+    async with portal() as it:
+        it.gate.neighbours = Table()
+        it.grant(f"{MAC}@192.0.2.7")
+        it.grant("2001:db8::7")
+        it.master.commands.execute(f"portal.revoke {MAC}@192.0.2.7")
+        await settled(it, "192.0.2.7", known=False)
+        assert it.gate.known(it.gate.client("2001:db8::7"))
+
+
+async def test_one_that_cannot_be_made_durable_does_not_keep_the_others_open(
+    portal: StartPortal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with portal() as it:
+        it.gate.neighbours = Table()
+        drop = it.gate.store.drop
+
+        def not_durable(client: ClientId) -> bool:
+            drop(client)
+            raise StoreError("the disk is full")
+
+        monkeypatch.setattr(it.gate.store, "drop", not_durable)
+        for under in (MAC, "192.0.2.7"):
+            it.grant(under)
+        it.master.commands.execute("portal.revoke 192.0.2.7")
+        await settled(it, "192.0.2.7", known=False)
+
+
+async def test_explain_says_which_rule_decided(portal: StartPortal) -> None:
+    async with portal() as it:
+        await it.ask(b"GET http://example.org/ HTTP/1.1\r\nHost: example.org\r\n\r\n")
+        said = it.keeper.explain(it.flows.requests[0]).splitlines()
+    assert said[0] == "Then NetworkAuthenticationRequired: 127.0.0.1 has no session"
+    assert said[1] == "header_fields_too_large: says nothing"
+    assert said[-1] == "unknown_client: 127.0.0.1 has no session"
+
+
+async def test_explain_says_what_was_decided_then_and_what_would_be_now(
+    portal: StartPortal, origin: Origin
+) -> None:
+    ask = b"GET http://127.0.0.1:%d/ HTTP/1.1\r\nHost: x\r\n\r\n" % origin.port
+    async with portal() as it:
+        await it.ask(ask)
+        it.grant("127.0.0.1")
+        said = it.keeper.explain(it.flows.requests[0]).splitlines()
+        assert said[0] == "Then NetworkAuthenticationRequired: 127.0.0.1 has no session"
+        assert said[1] == "Now Pass, as the rules are asked now:"
+        assert said[-1].startswith("open_session: 127.0.0.1 is known for ")
+        assert (await it.ask(ask)).startswith(b"HTTP/1.1 200")
+        passed = it.flows.requests[-1]
+        assert it.keeper.explain(passed).startswith("Then Pass: 127.0.0.1 is known for ")
+        assert "Now " not in it.keeper.explain(passed)
+        assert it.gate.revoke(ClientId("127.0.0.1"))
+        said = it.keeper.explain(passed).splitlines()
+        assert said[0].startswith("Then Pass: 127.0.0.1 is known for ")
+        assert said[1] == "Now NetworkAuthenticationRequired, as the rules are asked now:"
+        assert said[-1] == "unknown_client: 127.0.0.1 has no session"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("portal.grant nobody", "'nobody' is neither an address nor a MAC address"),
+        ("portal.grant 192.0.2.7 soon", "soon"),
+        ("portal.revoke 192.0.2.7", "192.0.2.7 has no session"),
+    ],
+)
+async def test_a_command_that_cannot_be_done_says_why(
+    portal: StartPortal, command: str, message: str
+) -> None:
+    async with portal() as it:
+        with pytest.raises(exceptions.CommandError, match=message):
+            it.master.commands.execute(command)

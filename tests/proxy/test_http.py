@@ -1,0 +1,559 @@
+"""An unknown client's HTTP is answered 511, and no origin hears of it."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator
+from email.utils import parsedate_to_datetime
+
+import pytest
+
+from capport.proxy import connections
+from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
+from proxy.wire import (
+    GARDEN,
+    OUTSIDE,
+    WAYS,
+    Dialled,
+    Way,
+    answers,
+    garden,
+    later,
+    say,
+    until,
+    with_names,
+)
+
+KNOWN = "clients:\n  - {address: 127.0.0.1, access: known}\n"
+
+each_way = pytest.mark.parametrize("way", WAYS, ids=str)
+
+METHODS = [
+    *("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"),
+    *("PROPFIND", "PROPPATCH", "MKCOL", "COPY", "MOVE", "LOCK", "UNLOCK", "REPORT", "SEARCH"),
+    *("PURGE", "BREW", "M-SEARCH", "get", "connect", "head"),
+]
+
+
+def get(origin: Origin, more: bytes = b"") -> bytes:
+    return b"GET http://127.0.0.1:%d/ HTTP/1.1\r\nHost: x\r\n%s\r\n" % (origin.port, more)
+
+
+@pytest.fixture
+async def origin(request: pytest.FixtureRequest) -> AsyncIterator[Origin]:
+    """An origin, on IPv6 where the way is one that dials it there."""
+    way = getattr(request.node, "callspec", None) and request.node.callspec.params.get("way")
+    async with Origin().serving(way.origin_at if isinstance(way, Way) else "127.0.0.1") as it:
+        yield it
+
+
+async def test_an_unknown_client_gets_a_511(portal: StartPortal, origin: Origin) -> None:
+    async with portal() as it:
+        answer = await it.ask(get(origin))
+        assert answer.startswith(b"HTTP/1.1 511 Network Authentication Required\r\n")
+        assert b"https://login.example.net/" in answer
+    assert origin.connections == 0
+
+
+async def test_a_known_client_passes(portal: StartPortal, origin: Origin) -> None:
+    async with portal(KNOWN) as it:
+        assert (await it.ask(get(origin))).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert origin.connections == 1
+
+
+@each_way
+async def test_every_method_and_both_versions_are_answered_511(
+    portal: StartPortal, origin: Origin, dialled: Dialled, way: Way
+) -> None:
+    async with way.portal(portal, dialled, origin) as it:
+        for method in METHODS:
+            for version in ("HTTP/1.0", "HTTP/1.1"):
+                target = way.target(f"127.0.0.1:{origin.port}")
+                head = f"{method} {target} {version}\r\nHost: 127.0.0.1:{origin.port}\r\n\r\n"
+                data = await say(await way.connect(it, origin.port), head.encode())
+                (answer,) = answers(data, method)
+                assert (method, answer.status, answer.version) == (method, 511, "HTTP/1.1")
+                assert answer.fields["cache-control"] == "no-store"
+                closes = "close" if version == "HTTP/1.0" else None
+                assert answer.fields.get("connection") == closes, method
+    assert origin.connections == 0
+
+
+@each_way
+async def test_head_has_the_fields_of_get_and_no_body(
+    portal: StartPortal, origin: Origin, dialled: Dialled, way: Way
+) -> None:
+    async with way.portal(portal, dialled, origin) as it:
+        request = f" {way.target('x')} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+        got = await say(await way.connect(it, origin.port), b"GET" + request + b"HEAD" + request)
+        full, bare = answers(got, "GET", "HEAD")
+        assert full.body
+        assert not bare.body
+        without_date = [{k: v for k, v in a.fields.items() if k != "date"} for a in (full, bare)]
+        assert without_date[0] == without_date[1]
+    assert origin.connections == 0
+
+
+# What a client may send, and the statuses it gets; None is an end without an answer. ORIGIN is
+# where a server listens that must hear nothing.
+ODD: dict[str, tuple[bytes, list[int]]] = {
+    "options *": (b"OPTIONS * HTTP/1.1\r\nHost: ORIGIN\r\n\r\n", [511]),
+    "absolute": (b"GET http://ORIGIN/ HTTP/1.1\r\nHost: ORIGIN\r\n\r\n", [511]),
+    "absolute, another Host": (b"GET http://ORIGIN/ HTTP/1.1\r\nHost: example.net\r\n\r\n", [511]),
+    "absolute with userinfo": (b"GET http://u:p@ORIGIN/ HTTP/1.1\r\nHost: ORIGIN\r\n\r\n", [511]),
+    "absolute https": (b"GET https://ORIGIN/ HTTP/1.1\r\nHost: ORIGIN\r\n\r\n", [511]),
+    "absolute ws": (b"GET ws://ORIGIN/ HTTP/1.1\r\nHost: ORIGIN\r\n\r\n", [511]),
+    "absolute ftp": (b"GET ftp://ORIGIN/ HTTP/1.1\r\nHost: ORIGIN\r\n\r\n", [511]),
+    "absolute, upper case": (b"GET HTTP://ORIGIN/ HTTP/1.1\r\nHost: ORIGIN\r\n\r\n", [511]),
+    "absolute, no path": (b"GET http://ORIGIN HTTP/1.1\r\nHost: ORIGIN\r\n\r\n", [511]),
+    "absolute, query at once": (b"GET http://ORIGIN?a HTTP/1.1\r\nHost: ORIGIN\r\n\r\n", [511]),
+    "absolute, backslash": (b"GET http://ORIGIN\\@x/ HTTP/1.1\r\nHost: ORIGIN\r\n\r\n", [511]),
+    "absolute, empty authority": (b"GET http:/// HTTP/1.1\r\nHost: ORIGIN\r\n\r\n", [511]),
+    "no scheme": (b"GET //ORIGIN/ HTTP/1.1\r\nHost: ORIGIN\r\n\r\n", [511]),
+    "no slash": (b"GET ORIGIN HTTP/1.1\r\nHost: ORIGIN\r\n\r\n", [511]),
+    "lower-case connect, absolute": (
+        b"connect http://ORIGIN/ HTTP/1.1\r\nHost: ORIGIN\r\n\r\n",
+        [511],
+    ),
+    "lower-case connect": (b"connect ORIGIN HTTP/1.1\r\nHost: ORIGIN\r\n\r\n", [511]),
+    "websocket": (
+        b"GET / HTTP/1.1\r\nHost: ORIGIN\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        [511],
+    ),
+    "h2c upgrade": (
+        b"GET / HTTP/1.1\r\nHost: ORIGIN\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+        b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n",
+        [511],
+    ),
+    "h2c prior knowledge": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9), [511, 400]),
+    "http/0.9": (b"GET /\r\n\r\n", [400]),
+    "http/0.9, bare LF": (b"GET /\n\n", [400]),
+    "http/3.0": (b"GET / HTTP/3.0\r\nHost: ORIGIN\r\n\r\n", [511]),
+    "http/1.2": (b"GET / HTTP/1.2\r\nHost: ORIGIN\r\n\r\n", [511]),
+    "http/11.1": (b"GET / HTTP/11.1\r\nHost: ORIGIN\r\n\r\n", [400]),
+    "lower-case http": (b"GET / http/1.1\r\nHost: ORIGIN\r\n\r\n", [400]),
+    "icy": (b"GET / ICY/1.0\r\nHost: ORIGIN\r\n\r\n", [400]),
+    "bare LF": (b"GET / HTTP/1.1\nHost: ORIGIN\n\n", [511]),
+    "bare CR": (b"GET / HTTP/1.1\r\nHost: ORIGIN\rX: y\r\n\r\n", [400]),
+    "bare CR for an end": (b"GET / HTTP/1.1\rHost: ORIGIN\r\r", []),
+    "NUL": (b"GET / HTTP/1.1\r\nHost: ORIGIN\r\nX: a\x00b\r\n\r\n", [400]),
+    "NUL in the Host": (b"GET / HTTP/1.1\r\nHost: ORI\x00GIN\r\n\r\n", [400]),
+    "NUL in the target": (b"GET /\x00 HTTP/1.1\r\nHost: ORIGIN\r\n\r\n", [400]),
+    "a control character": (b"GET / HTTP/1.1\r\nHost: ORIGIN\r\nX: a\x01b\r\n\r\n", [511]),
+    "obs-fold": (b"GET / HTTP/1.1\r\nHost: ORIGIN\r\nX: a\r\n b\r\n\r\n", [511]),
+    "obs-fold in the Host": (b"GET / HTTP/1.1\r\nHost: ORIGIN\r\n example.net\r\n\r\n", [511]),
+    "obs-fold at once": (b"GET / HTTP/1.1\r\n Host: ORIGIN\r\n\r\n", [400]),
+    "0xFF in the Host": (b"GET / HTTP/1.1\r\nHost: \xff.example.net\r\n\r\n", [511]),
+    "0xFF in the target": (b"GET /\xff HTTP/1.1\r\nHost: ORIGIN\r\n\r\n", [400]),
+    "space before the colon": (b"GET / HTTP/1.1\r\nHost : ORIGIN\r\n\r\n", [400]),
+    "two spaces": (b"GET  / HTTP/1.1\r\nHost: ORIGIN\r\n\r\n", [400]),
+    "a tab": (b"GET\t/ HTTP/1.1\r\nHost: ORIGIN\r\n\r\n", [400]),
+    "a leading space": (b" GET / HTTP/1.1\r\nHost: ORIGIN\r\n\r\n", [400]),
+    "two Hosts": (b"GET / HTTP/1.1\r\nHost: ORIGIN\r\nHost: example.net\r\n\r\n", [400]),
+    "two equal Hosts": (b"GET / HTTP/1.1\r\nHost: ORIGIN\r\nhost: ORIGIN\r\n\r\n", [400]),
+    "no Host": (b"GET / HTTP/1.1\r\n\r\n", [400]),
+    "no Host in 1.0": (b"GET / HTTP/1.0\r\n\r\n", [511]),
+    "an empty Host": (b"GET / HTTP/1.1\r\nHost:\r\n\r\n", [511]),
+    "Host with userinfo": (b"GET / HTTP/1.1\r\nHost: a@ORIGIN\r\n\r\n", [511]),
+    "Host with brackets": (b"GET / HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", [511]),
+    "Host with half a bracket": (b"GET / HTTP/1.1\r\nHost: [::1\r\n\r\n", [511]),
+    "Host with a trailing dot": (b"GET / HTTP/1.1\r\nHost: example.net.\r\n\r\n", [511]),
+    "Host in upper case": (b"GET / HTTP/1.1\r\nHost: EXAMPLE.NET\r\n\r\n", [511]),
+    "Host with a U-label": ("GET / HTTP/1.1\r\nHost: bücher.example\r\n\r\n".encode(), [511]),
+    "Host with a URL": (b"GET / HTTP/1.1\r\nHost: http://ORIGIN/\r\n\r\n", [511]),
+    "Host with port 0": (b"GET / HTTP/1.1\r\nHost: example.net:0\r\n\r\n", [511]),
+    "Host with port 99999": (b"GET / HTTP/1.1\r\nHost: example.net:99999\r\n\r\n", [511]),
+    "TE and CL": (
+        b"POST / HTTP/1.1\r\nHost: ORIGIN\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n"
+        b"\r\n0\r\n\r\nGET / HTTP/1.1\r\nHost: ORIGIN\r\n\r\n",
+        [400],
+    ),
+    "TE in 1.0": (b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", [400]),
+    "two CLs": (
+        b"POST / HTTP/1.1\r\nHost: ORIGIN\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+        [400],
+    ),
+    "a list of CLs": (b"POST / HTTP/1.1\r\nHost: ORIGIN\r\nContent-Length: 2, 3\r\n\r\nab", [400]),
+    "CL +5": (b"POST / HTTP/1.1\r\nHost: ORIGIN\r\nContent-Length: +5\r\n\r\nabcde", [400]),
+    "CL of 5000 digits": (
+        b"POST / HTTP/1.1\r\nHost: ORIGIN\r\nContent-Length: %s\r\n\r\n" % (b"9" * 5000),
+        [400],
+    ),
+    "TE: gzip": (b"POST / HTTP/1.1\r\nHost: ORIGIN\r\nTransfer-Encoding: gzip\r\n\r\n", [400]),
+    "TE: gzip, chunked": (
+        b"POST / HTTP/1.1\r\nHost: ORIGIN\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        [400],
+    ),
+    "TE with a tab": (
+        b"POST / HTTP/1.1\r\nHost: ORIGIN\r\nTransfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+        [400],
+    ),
+    "trailers": (
+        b"POST / HTTP/1.1\r\nHost: ORIGIN\r\nTransfer-Encoding: chunked\r\nTrailer: X\r\n\r\n"
+        b"1\r\na\r\n0\r\nX: y\r\n\r\n",
+        [511],
+    ),
+    "trailers after nothing": (
+        b"POST / HTTP/1.1\r\nHost: ORIGIN\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: y\r\n\r\n",
+        [511],
+    ),
+    "chunk extensions": (
+        b"POST / HTTP/1.1\r\nHost: ORIGIN\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b'1;a=b;c="d"\r\na\r\n0\r\n\r\n',
+        [511],
+    ),
+    "a huge chunk": (
+        b"POST / HTTP/1.1\r\nHost: ORIGIN\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"FFFFFFFFFFFFFFFFFFFF\r\n" + b"a" * 10_000,
+        [511],
+    ),
+    "a chunk beyond all numbers": (
+        b"POST / HTTP/1.1\r\nHost: ORIGIN\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + b"F" * 30
+        + b"\r\na",
+        [400],
+    ),
+    "a chunk of no number": (
+        b"POST / HTTP/1.1\r\nHost: ORIGIN\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\na\r\n",
+        [400],
+    ),
+    "a short body": (b"POST / HTTP/1.1\r\nHost: ORIGIN\r\nContent-Length: 9\r\n\r\nab", [511]),
+    "a request in a body": (
+        b"POST / HTTP/1.1\r\nHost: ORIGIN\r\nContent-Length: 3\r\n\r\nabc"
+        b"GET / HTTP/1.1\r\nHost: ORIGIN\r\n\r\n",
+        [511],
+    ),
+    "Expect": (
+        b"POST / HTTP/1.1\r\nHost: ORIGIN\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n",
+        [511],
+    ),
+    "Expect of something else": (
+        b"POST / HTTP/1.1\r\nHost: ORIGIN\r\nContent-Length: 9\r\nExpect: 42\r\n\r\n",
+        [511],
+    ),
+    "HEAD with a bad chunk": (
+        b"HEAD / HTTP/1.1\r\nHost: ORIGIN\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n",
+        [400],
+    ),
+    "HEAD with TE and CL": (
+        b"HEAD / HTTP/1.1\r\nHost: ORIGIN\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n"
+        b"\r\n0\r\n\r\n",
+        [400],
+    ),
+    "an unknown option": (
+        b"POST / HTTP/1.1\r\nHost: ORIGIN\r\nConnection: content-length, host\r\n"
+        b"Content-Length: 1\r\n\r\na",
+        [511],
+    ),
+    "ssh": (b"SSH-2.0-OpenSSH_9.2p1\r\n", []),
+    "smtp": (b"EHLO client.example.com\r\n", []),
+    "smtp, an empty line": (b"EHLO client.example.com\r\n\r\n", [400]),
+    "garbage": (bytes(range(128, 256)) * 4, []),
+    "garbage below a space": (bytes(range(32)) * 4, [400]),
+    "a proxy header": (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 80\r\nGET / HTTP/1.1\r\n\r\n", [400]),
+    "a proxy header, binary": (b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + bytes(12), [400]),
+    "redis": (b"*1\r\n$4\r\nPING\r\n", []),
+    "rtsp": (b"OPTIONS rtsp://ORIGIN/ RTSP/1.0\r\nCSeq: 1\r\n\r\n", [400]),
+    "ssdp": (b"M-SEARCH * HTTP/1.1\r\nHOST: 239.255.255.250:1900\r\n\r\n", [511]),
+    "dns over tcp": (
+        b"\x00\x1d\x12\x34\x01\x00\x00\x01" + bytes(6) + b"\x01a\x00\x00\x01\x00\x01",
+        [400],
+    ),
+    "TLS later": (
+        b"GET / HTTP/1.1\r\nHost: ORIGIN\r\n\r\n\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        [511, 400],
+    ),
+    "h2 after an upgrade": (
+        b"GET / HTTP/1.1\r\nHost: ORIGIN\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+        b"HTTP2-Settings: AAMAAABk\r\n\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        [511, 511, 400],
+    ),
+    "bytes after CONNECT": (
+        b"CONNECT ORIGIN HTTP/1.1\r\nHost: ORIGIN\r\n\r\nGET / HTTP/1.1\r\nHost: ORIGIN\r\n\r\n",
+        [511],
+    ),
+}  # fmt: skip
+
+
+def odd(name: str, origin: Origin, at: str = "127.0.0.1") -> bytes:
+    host = f"[{at}]" if ":" in at else at
+    return ODD[name][0].replace(b"ORIGIN", f"{host}:{origin.port}".encode())
+
+
+@each_way
+async def test_nothing_of_any_odd_request_goes_on(
+    portal: StartPortal, origin: Origin, dialled: Dialled, way: Way
+) -> None:
+    async with way.portal(portal, dialled, origin) as it:
+        got = {}
+        for name in ODD:
+            method = ODD[name][0].split(b" ")[0].decode("latin-1")
+            data = await say(await way.connect(it, origin.port), odd(name, origin, way.origin_at))
+            got[name] = [answer.status for answer in answers(data, method)]
+            assert (name, origin.connections) == (name, 0)
+    assert got == {name: statuses for name, (_, statuses) in ODD.items()}
+
+
+@pytest.mark.parametrize("way", WAYS[:2], ids=str)
+async def test_a_request_in_segments_of_one_byte_is_a_request(
+    portal: StartPortal, origin: Origin, dialled: Dialled, way: Way
+) -> None:
+    async with way.portal(portal, dialled, origin) as it:
+        for first in (1, 2, 3, 5):
+            request = odd("absolute", origin)
+            pieces = [request[:first], *(request[i : i + 1] for i in range(first, len(request)))]
+            reader, writer = await way.connect(it, origin.port)
+            for piece in pieces:
+                writer.write(piece)
+                await asyncio.sleep(0.001)
+            assert b" 511 " in await asyncio.wait_for(one_answer(reader), SOON)
+            writer.close()
+    assert origin.connections == 0
+
+
+@each_way
+async def test_a_client_that_waits_for_the_server_to_speak_first_hears_nothing(
+    portal: StartPortal, dialled: Dialled, way: Way
+) -> None:
+    async with Origin(greeting=b"220 smtp.example.com\r\n").serving(way.origin_at) as origin:
+        async with way.portal(portal, dialled, origin) as it:
+            reader, writer = await way.connect(it, origin.port)
+            await until(lambda: len(it.keeper.connections) == 1)
+            later(connections.PATIENCE)
+            assert await until_closed(reader) == b""
+            writer.close()
+        assert origin.connections == 0
+
+
+@each_way
+async def test_pipelined_requests_are_answered_in_their_order(
+    portal: StartPortal, origin: Origin, dialled: Dialled, way: Way
+) -> None:
+    languages = ["de", "fr", "es", "en"] * 5
+    target = way.target(OUTSIDE)
+    async with way.portal(portal, dialled, origin) as it:
+        sent = "".join(
+            f"GET {target} HTTP/1.1\r\nHost: x\r\nAccept-Language: {tag}\r\n\r\n"
+            for tag in languages
+        )
+        data = await say(await way.connect(it, origin.port), sent.encode())
+        assert [answer.fields["content-language"] for answer in answers(data)] == languages
+    assert origin.connections == 0
+
+
+async def test_a_connection_has_a_hundred_answers_and_then_ends(
+    portal: StartPortal, origin: Origin
+) -> None:
+    async with portal() as it:
+        data = await it.talk(get(origin) * 150)
+        found = answers(data)
+        assert [answer.status for answer in found] == [511] * 100
+        assert ["connection" in answer.fields for answer in found] == [False] * 99 + [True]
+    assert origin.connections == 0
+
+
+async def test_a_kept_connection_is_answered_again_and_again(
+    portal: StartPortal, origin: Origin
+) -> None:
+    async with portal() as it:
+        reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+        for _ in range(5):
+            writer.write(get(origin))
+            assert b" 511 " in await asyncio.wait_for(one_answer(reader), SOON)
+        writer.close()
+    assert origin.connections == 0
+
+
+async def test_an_answer_to_a_body_says_that_it_is_the_last(
+    portal: StartPortal, origin: Origin
+) -> None:
+    async with portal() as it:
+        (answer,) = answers(await it.talk(get(origin, b"Content-Length: 9\r\n") + b"abc"))
+        assert (answer.status, answer.fields["connection"]) == (511, "close")
+
+
+@each_way
+async def test_of_mixed_pipelined_requests_exactly_the_gardens_first_one_leaves(
+    portal: StartPortal, origin: Origin, dialled: Dialled, way: Way
+) -> None:
+    inside, outside = f"www.example.org:{origin.port}", f"127.0.0.1:{origin.port}"
+    if ":" in way.origin_at:
+        outside = f"[::1]:{origin.port}"
+
+    def request(host: str, path: str) -> str:
+        return f"GET {way.target(host, path)} HTTP/1.1\r\nHost: {host}\r\n\r\n"
+
+    async with way.portal(portal, dialled, origin, garden(inside)) as it:
+        with_names(it, "www.example.org", at=way.origin_at)
+        sent = request(outside, "/1") + request(inside, "/2") + request(outside, "/3")
+        data = await say(await way.connect(it, origin.port), sent.encode(), ends=False)
+        assert [answer.status for answer in answers(data)] == [511, 200]
+    assert len(origin.heads) == 1
+    assert origin.heads[0].startswith(b"GET /2 HTTP/1.1\r\n")
+    assert origin.received.count(b"HTTP/1.1") == 1
+
+
+async def test_whoever_becomes_known_between_connecting_and_asking_comes_again(
+    portal: StartPortal, origin: Origin
+) -> None:
+    async with portal() as it:
+        reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+        writer.write(get(origin))
+        assert b" 511 " in await asyncio.wait_for(one_answer(reader), SOON)
+        it.grant("127.0.0.1")
+        assert await asyncio.wait_for(reader.read(), SOON) == b""
+        writer.close()
+        assert b" 200 " in await it.ask(get(origin))
+        it.revoke("127.0.0.1")
+        assert b" 511 " in await it.ask(get(origin))
+    assert origin.connections == 1
+
+
+async def test_whoever_is_known_without_the_portal_having_noticed_goes_on(
+    portal: StartPortal, origin: Origin, dialled: Dialled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the bell of another process is late: the request itself is decided anew."""
+    dialled("127.0.0.1", origin.port)
+    for mode in ("regular", "transparent"):
+        async with portal(mode=mode) as it:
+            monkeypatch.setattr(it.keeper.connections, "_recheck", lambda entry: None)
+            reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+            await until(lambda: len(it.keeper.connections) == 1)
+            it.grant("127.0.0.1")
+            writer.write(get(origin))
+            assert b" 200 " in await asyncio.wait_for(one_answer(reader), SOON)
+            writer.close()
+
+
+def raising(*args: object, **kwargs: object) -> None:
+    raise RuntimeError("a fault, made for this test")
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "gate.store.find",
+        "gate.neighbours",
+        "gate.now",
+        "gate.policy",
+        "gate.request",
+        "gate.client",
+        "gate.events.write",
+        "event",
+        "refused",
+    ],
+)
+async def test_whatever_raises_the_client_is_answered_and_nothing_leaves(
+    portal: StartPortal, origin: Origin, monkeypatch: pytest.MonkeyPatch, broken: str, method: str
+) -> None:
+    """On a connection that has its layer: before that, it is closed without an answer."""
+    async with portal() as it:
+        reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+        writer.write(get(origin))
+        await one_answer(reader)
+        *way, last = broken.split(".")
+        owner: object = it.keeper
+        for name in way:
+            owner = getattr(owner, name)
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, last, raising)
+            request = get(origin).replace(b"GET", method.encode(), 1)
+            data = await say((reader, writer), request)
+            told = {"gate.events.write", "event", "refused"}
+            (answer,) = answers(data, method)
+            assert answer.status == (511 if broken in told else 503)
+            assert answer.fields["cache-control"] == "no-store"
+            fresh = await say(await asyncio.open_connection("127.0.0.1", it.port), request)
+            assert not fresh or answers(fresh, method)[0].status in {511, 503}
+    assert origin.connections == 0
+
+
+def seen(it: Portal) -> list[int | None]:
+    return [f.response.status_code if f.response else None for f in it.flows.requests]
+
+
+async def test_each_refusal_is_seen_with_its_verdict(portal: StartPortal, origin: Origin) -> None:
+    async with portal() as it:
+        await it.ask(get(origin))
+        (flow,) = it.flows.requests
+        assert seen(it) == [511]
+        assert flow.marked == ":no_entry:"
+        assert "has no session" in flow.comment
+        assert flow.metadata["portal"]["verdict"] == "NetworkAuthenticationRequired"
+        assert flow.request.url == f"http://127.0.0.1:{origin.port}/"
+
+
+async def test_nothing_that_an_unknown_client_sends_to_prove_itself_is_shown(
+    portal: StartPortal, origin: Origin
+) -> None:
+    secrets = (
+        b"Cookie: a=secret1\r\ncookie: b=secret2\r\nAUTHORIZATION: Basic c2VjcmV0\r\n"
+        b"Proxy-Authorization: Bearer secret3\r\n"
+    )
+    async with portal() as it:
+        await it.ask(get(origin, secrets))
+        (shown,) = it.flows.shown
+        assert b"secret" not in shown
+        assert b"c2VjcmV0" not in shown
+        assert it.flows.requests[0].metadata["portal"]["credentials"] == {
+            "cookie": 2,
+            "authorization": 1,
+            "proxy-authorization": 1,
+        }
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"), [(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 511), (b"GET /\r\n\r\n", 400)]
+)
+async def test_an_answer_has_the_time_in_it_where_there_is_a_clock(
+    portal: StartPortal,
+    dialled: Dialled,
+    monkeypatch: pytest.MonkeyPatch,
+    request_: bytes,
+    status: int,
+) -> None:
+    """RFC 9110 section 6.6.1, in its one form; a router that was not told the time has none."""
+    dialled("192.0.2.80", 80)
+    form = re.compile(r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT")
+    async with portal(mode="transparent") as it:
+        (answer,) = answers(await it.ask(request_))
+        said = answer.fields["date"]
+        assert (answer.status, bool(form.fullmatch(said))) == (status, True)
+        assert abs(time.time() - parsedate_to_datetime(said).timestamp()) < 60
+        assert answer.order.count("date") == 1
+        monkeypatch.setattr(time, "time", lambda: 86400.0 * 3)
+        (answer,) = answers(await it.ask(request_))
+        assert (answer.status, "date" in answer.fields) == (status, False)
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("who", ["known", "unknown"])
+async def test_an_answer_with_trailers_arrives_whole(
+    portal: StartPortal, origin: Origin, dialled: Dialled, who: str
+) -> None:
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"
+    origin.answer = chunked + b"\r\n5\r\nhello\r\n0\r\nX-Checksum: 1\r\n\r\n"
+    dialled("127.0.0.1", origin.port)
+    place = f"{GARDEN}:{origin.port}"
+    request = f"GET / HTTP/1.1\r\nHost: {place}\r\nConnection: close\r\n\r\n".encode()
+    async with portal(garden(place), mode="transparent") as it:
+        with_names(it, GARDEN)
+        if who == "known":
+            it.grant("127.0.0.1")
+        answer = await it.talk(request)
+        assert answer.startswith(chunked)
+        assert answer.endswith(b"\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
+
+
+async def test_a_known_clients_request_with_trailers_is_answered(
+    portal: StartPortal, origin: Origin, dialled: Dialled
+) -> None:
+    dialled("127.0.0.1", origin.port)
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with portal(mode="transparent") as it:
+        it.grant("127.0.0.1")
+        answer = await it.ask(head + b"5\r\nhello\r\n0\r\nX-Checksum: 1\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200 ")
+    assert origin.received.endswith(b"\r\n\r\n5\r\nhello\r\n0\r\n\r\n")

@@ -1,0 +1,121 @@
+"""428, 429 and 431 (RFC 6585 sections 3 to 5), for known and for unknown clients."""
+
+import asyncio
+
+import pytest
+
+from conftest import Origin, StartPortal, one_answer
+from proxy.wire import GARDEN, Dialled, answers, garden, with_names
+
+LIMITS = """
+limits:
+  header_field: 1KiB
+  header_section: 4KiB
+  require_conditions: [www.example.org]
+"""
+FEW = "limits:\n  requests: {count: 3, per: 1h}\n"
+KNOWN = "clients:\n  - {address: 127.0.0.1, access: known}\n"
+BROWSER = "User-Agent: Mozilla/5.0\r\n"
+
+everyone = pytest.mark.parametrize("who", ["", KNOWN], ids=["unknown", "known"])
+
+
+def request(origin: Origin, method: str = "GET", more: str = "", path: str = "/") -> bytes:
+    host = f"{GARDEN}:{origin.port}"
+    return f"{method} http://{host}{path} HTTP/1.1\r\nHost: {host}\r\n{more}\r\n".encode()
+
+
+@everyone
+async def test_a_field_that_is_too_large_is_named(
+    portal: StartPortal, origin: Origin, who: str
+) -> None:
+    async with portal(LIMITS + who) as it:
+        with_names(it, GARDEN)
+        (answer,) = answers(await it.ask(request(origin, more=f"X-Large: {'a' * 2000}\r\n")))
+        assert answer.status == 431
+        assert b"x-large" in answer.body.lower()
+        assert answer.fields["cache-control"] == "no-store"
+        many = "".join(f"X-{n}: {'a' * 900}\r\n" for n in range(5))
+        (answer,) = answers(await it.ask(request(origin, more=many)))
+        assert answer.status == 431
+        assert b"x-1" not in answer.body.lower()
+        just = await it.ask(request(origin, more=f"X-Small: {'a' * 900}\r\n"))
+        assert answers(just)[0].status == (200 if who else 511)
+    assert origin.connections == (1 if who else 0)
+
+
+@everyone
+async def test_too_many_requests_are_told_when_to_come_again(
+    portal: StartPortal, origin: Origin, who: str
+) -> None:
+    async with portal(FEW + who) as it:
+        with_names(it, GARDEN)
+        found = [answers(await it.ask(request(origin)))[0] for _ in range(5)]
+        assert [answer.status for answer in found] == [200 if who else 511] * 3 + [429] * 2
+        assert 0 < int(found[-1].fields["retry-after"]) <= 3600
+        assert found[-1].fields["cache-control"] == "no-store"
+    assert origin.connections == (3 if who else 0)
+
+
+async def test_requests_of_a_kept_connection_count(portal: StartPortal, origin: Origin) -> None:
+    async with portal(FEW) as it:
+        reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+        writer.write(request(origin) * 5)
+        found = [answers(await one_answer(reader))[0].status for _ in range(5)]
+        assert found == [511] * 3 + [429] * 2
+        writer.close()
+
+
+async def test_what_goes_on_to_the_garden_counts_once(portal: StartPortal, origin: Origin) -> None:
+    async with portal(FEW + garden(f"{GARDEN}:{origin.port}")) as it:
+        with_names(it, GARDEN)
+        found = [answers(await it.ask(request(origin)))[0].status for _ in range(4)]
+        assert found == [200] * 3 + [429]
+    assert origin.connections == 3
+
+
+async def test_a_connect_counts_once_however_it_is_refused(
+    portal: StartPortal, origin: Origin
+) -> None:
+    for agent, status in (("", b"511"), (BROWSER, b"200")):
+        async with portal(FEW + "probes: strict\n") as it:
+            head = f"CONNECT 192.0.2.80:443 HTTP/1.1\r\nHost: x\r\n{agent}\r\n".encode()
+            first = [(await it.ask(head)).split(b" ")[1] for _ in range(3)]
+            assert first == [status] * 3
+            assert (await it.ask(request(origin))).split(b" ")[1] == b"429"
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "POST"])
+async def test_an_update_needs_a_condition(
+    portal: StartPortal, origin: Origin, method: str
+) -> None:
+    async with portal(LIMITS + KNOWN) as it:
+        with_names(it, GARDEN)
+        (answer,) = answers(await it.ask(request(origin, method)))
+        assert answer.status == 428
+        assert b"If-Match" in answer.body
+        for condition in ('If-Match: "a"', "If-None-Match: *", "If-Unmodified-Since: x"):
+            data = await it.ask(request(origin, method, f"{condition}\r\n"))
+            assert answers(data)[0].status == 200
+        assert answers(await it.ask(request(origin)))[0].status == 200
+    assert origin.connections == 4
+
+
+async def test_an_unknown_client_is_asked_to_sign_in_and_not_for_a_condition(
+    portal: StartPortal, origin: Origin
+) -> None:
+    async with portal(LIMITS) as it:
+        with_names(it, GARDEN)
+        assert answers(await it.ask(request(origin, "PUT")))[0].status == 511
+    assert origin.connections == 0
+
+
+async def test_limits_hold_in_transparent_mode(
+    portal: StartPortal, origin: Origin, dialled: Dialled
+) -> None:
+    dialled("127.0.0.1", origin.port)
+    for who in ("", KNOWN):
+        async with portal(FEW + who, mode="transparent") as it:
+            head = b"GET / HTTP/1.1\r\nHost: www.example.org\r\n\r\n"
+            found = [answers(await it.ask(head))[0].status for _ in range(4)]
+            assert found == [200 if who else 511] * 3 + [429]

@@ -1,0 +1,89 @@
+"""Which addresses are this machine's own, and who may reach them."""
+
+import subprocess
+import sys
+from ipaddress import ip_address
+
+import pytest
+
+import requires
+from capport.core.client import Client, parse_address
+from capport.linux.own_addresses import is_own, is_reachable, may_reach
+from capport.proxy.resolver import Addresses
+
+FAR = Client(parse_address("198.51.100.7"))
+HERE = Client(parse_address("127.0.0.1"))
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "127.9.9.9", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1"]
+)
+def test_loopback_in_every_form_is_our_own(address: str) -> None:
+    assert is_own(parse_address(address))
+    assert not may_reach(FAR, parse_address(address), ())
+
+
+@pytest.mark.parametrize("address", ["192.0.2.7", "2001:db8::7"])
+def test_another_machines_address_is_not_our_own(address: str) -> None:
+    assert not is_own(parse_address(address))
+
+
+def test_only_what_is_listed_and_who_is_here_reaches_our_own() -> None:
+    own = parse_address("127.0.0.1")
+    assert not may_reach(FAR, own, ())
+    assert may_reach(FAR, own, (own,))
+    assert may_reach(HERE, own, ())
+
+
+@pytest.mark.parametrize(
+    "address", ["224.0.0.1", "255.255.255.255", "169.254.0.1", "ff02::1", "fe80::1"]
+)
+def test_nobody_reaches_what_is_no_one_host(address: str) -> None:
+    assert not is_reachable(parse_address(address))
+    assert not may_reach(HERE, parse_address(address), (parse_address(address),))
+
+
+IN_A_NAMESPACE = """
+import subprocess, sys
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from pathlib import Path
+from capport.linux.own_addresses import is_own
+for command in ("link add d0 type veth peer name d1",
+                "link set lo up", "link set d0 up", "link set d1 up",
+                "addr add 192.0.2.1/24 dev d0", "-6 addr add 2001:db8::1/64 dev d0 nodad",
+                "route add local 203.0.113.0/24 dev lo"):
+    subprocess.run(["ip", *command.split()], check=True)
+ask = "192.0.2.1 2001:db8::1 203.0.113.9 192.0.2.2 2001:db8::2".split()
+print([is_own(ip_address(one)) for one in ask])
+for version in (4, 6):
+    Path(f"/proc/sys/net/ipv{version}/ip_nonlocal_bind").write_text("1")
+print([is_own(ip_address(one)) for one in ask])
+"""
+
+
+@requires.namespaces()
+def test_our_own_are_known_whatever_may_be_bound() -> None:
+    done = subprocess.run(
+        ["unshare", "-n", sys.executable, "-c", IN_A_NAMESPACE],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[True, True, True, False, False]\n" * 2
+
+
+async def test_an_address_that_did_not_answer_is_tried_last() -> None:
+    addresses = Addresses()
+    first, *rest = await addresses.resolve("localhost")
+    assert first == ip_address("127.0.0.1")
+    addresses.did_not_answer(first)
+    assert (await addresses.resolve("localhost"))[-1] == first
+    assert rest
+
+
+async def test_a_name_without_an_address_is_said_by_its_name() -> None:
+    want = r"^nowhere\.invalid (has no address: \S|did not resolve within)"
+    with pytest.raises(OSError, match=want):
+        await Addresses().resolve("nowhere.invalid")  # RFC 6761 section 6.4

@@ -1,0 +1,239 @@
+"""What a client had open ends with its session, and what was refused goes the new way."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from capport.proxy import connections
+from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
+from proxy.hellos import over_tls
+from proxy.test_http2 import INTERCEPT, secure_origin, tls
+from proxy.test_tls import TlsOrigin, connected, secure
+from proxy.wire import GARDEN, OUTSIDE, Dialled, Streams, garden, until, with_names
+
+__all__ = ["secure", "secure_origin"]  # fixtures
+
+type Opened = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def kept_alive(it: Portal, origin: Origin) -> Opened:
+    reader, writer = await connected(it, "transparent", 0)
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert b" 200 " in await one_answer(reader)
+    return reader, writer
+
+
+async def a_running_download(it: Portal, origin: Origin) -> Opened:
+    origin.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n" + b"x" * 1000
+    reader, writer = await connected(it, "transparent", 0)
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    await reader.readuntil(b"xxxx")
+    return reader, writer
+
+
+async def a_running_upload(it: Portal, origin: Origin) -> Opened:
+    origin.answer = b""
+    reader, writer = await connected(it, "transparent", 0)
+    writer.write(b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n" + b"x" * 1000)
+    await reached(origin, b"xxxx")
+    return reader, writer
+
+
+async def a_websocket(it: Portal, origin: Origin) -> Opened:
+    origin.answer = (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
+    )
+    reader, writer = await connected(it, "transparent", 0)
+    writer.write(
+        b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"\x81\x85\x00\x00\x00\x00hello")
+    await reached(origin, b"\x81\x85")
+    return reader, writer
+
+
+async def raw_tcp(it: Portal, origin: Origin) -> Opened:
+    origin.answer, origin.greeting = b"", b"220 origin ready\r\n"
+    reader, writer = await connected(it, "transparent", 0)
+    assert await reader.readline() == origin.greeting
+    writer.write(b"EHLO x\r\n")
+    await reached(origin, b"EHLO")
+    return reader, writer
+
+
+async def reached(origin: Origin, data: bytes) -> None:
+    await until(lambda: data in origin.received)
+
+
+WAYS = [kept_alive, a_running_download, a_running_upload, a_websocket, raw_tcp]
+ENDINGS = ["revoked", "over", "blocked"]
+
+
+def end(it: Portal, how: str) -> None:
+    """Has the session end, at once or soon."""
+    if how == "revoked":
+        it.revoke("127.0.0.1")
+    elif how == "over":
+        it.grant("127.0.0.1", 0.2)
+    else:
+        file = it.master.options.portal_policy
+        with Path(file).open("a") as policy:
+            policy.write("clients:\n  - {address: 127.0.0.1, access: blocked}\n")
+
+
+@contextlib.asynccontextmanager
+async def known(portal: StartPortal) -> AsyncIterator[Portal]:
+    async with portal(mode="transparent") as it:
+        it.grant("127.0.0.1")
+        yield it
+
+
+async def assert_ended(it: Portal, streams: Streams) -> None:
+    await until_closed(streams[0])
+    streams[1].close()
+    with contextlib.suppress(ConnectionError):
+        again = await it.talk(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert b" 511 " in again
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda it: it.__name__)
+@pytest.mark.parametrize("how", ENDINGS)
+async def test_what_was_open_ends_with_the_session(
+    portal: StartPortal, origin: Origin, dialled: Dialled, how: str, way: object
+) -> None:
+    dialled("127.0.0.1", origin.port)
+    async with known(portal) as it:
+        assert callable(way)
+        streams = await way(it, origin)
+        end(it, how)
+        await assert_ended(it, streams)
+        await until(lambda: not origin.open)
+
+
+@pytest.mark.parametrize("mode", ["transparent", "regular"])
+@pytest.mark.parametrize("how", ["revoked", "over"])
+async def test_a_tunnel_ends_with_the_session(
+    portal: StartPortal, secure: TlsOrigin, dialled: Dialled, how: str, mode: str
+) -> None:
+    dialled("127.0.0.1", secure.port)
+    async with portal(mode=mode) as it:
+        it.grant("127.0.0.1")
+        streams = await connected(it, mode, secure.port)
+        inside = await over_tls(streams)
+        assert inside.getpeercert(True) == secure.certificate
+        end(it, how)
+        await until_closed(streams[0])
+        streams[1].close()
+
+
+@pytest.mark.parametrize("how", ["revoked", "the garden is less"])
+async def test_a_stream_to_the_login_server_keeps_no_other_open(
+    portal: StartPortal, secure_origin: Origin, dialled: Dialled, tmp_path: Path, how: str
+) -> None:
+    dialled("127.0.0.1", secure_origin.port)
+    login, place = (f"{name}:{secure_origin.port}" for name in ("login.example.net", GARDEN))
+    policy = f"login_url: https://{login}/\n{INTERCEPT}"
+    async with portal(policy + garden(place), mode="transparent", ssl_insecure=True) as it:
+        with_names(it, GARDEN)
+        client = await tls(it, "h2")
+        assert (await client.answer(client.ask(authority=place))).status == 200
+        if how == "revoked":
+            it.grant("127.0.0.1")
+            place = f"{OUTSIDE}:{secure_origin.port}"
+        secure_origin.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\nbegun"
+        download = client.ask(authority=place)
+        await until(lambda: download.status == 200)
+        assert (await client.answer(client.ask(authority=login))).status == 502  # no such name
+        assert not download.ended
+        if how == "revoked":
+            it.revoke("127.0.0.1")
+        else:
+            (tmp_path / "policy.yaml").write_text(policy)
+        await until(lambda: client.gone)
+        await until(lambda: not secure_origin.open)
+        await client.close()
+
+
+async def test_a_session_that_is_extended_cuts_nothing(
+    portal: StartPortal, origin: Origin, dialled: Dialled
+) -> None:
+    dialled("127.0.0.1", origin.port)
+    async with portal(mode="transparent") as it:
+        it.grant("127.0.0.1")
+        reader, writer = await raw_tcp(it, origin)
+        (entry,) = it.keeper.connections._open.values()
+        before = entry.until
+        it.grant("127.0.0.1", 3)
+        await until(lambda: entry.until != before)
+        it.grant("127.0.0.1")
+        await asyncio.sleep(3.2)
+        writer.write(b"still here\r\n")
+        await reached(origin, b"still here")
+        it.grant("127.0.0.1", 0.1)  # and one that is shortened does
+        await until_closed(reader)
+        writer.close()
+
+
+async def test_another_clients_revocation_cuts_nothing(
+    portal: StartPortal, origin: Origin, dialled: Dialled
+) -> None:
+    dialled("127.0.0.1", origin.port)
+    async with known(portal) as it:
+        it.grant("192.0.2.9")
+        _, writer = await raw_tcp(it, origin)
+        it.revoke("192.0.2.9")
+        it.revoke("127.0.0.2")
+        await asyncio.sleep(0.2)
+        writer.write(b"still here\r\n")
+        await reached(origin, b"still here")
+        writer.close()
+
+
+@pytest.mark.parametrize("mode", ["regular", "transparent"])
+async def test_a_grant_has_the_next_request_go_the_new_way(
+    portal: StartPortal,
+    origin: Origin,
+    dialled: Dialled,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+) -> None:
+    monkeypatch.setattr(connections, "PATIENCE", 10 * SOON)  # it is not that which ends it
+    dialled("127.0.0.1", origin.port)
+    target = f"http://127.0.0.1:{origin.port}/" if mode == "regular" else "/"
+    request = f"GET {target} HTTP/1.1\r\nHost: 127.0.0.1:{origin.port}\r\n\r\n".encode()
+    async with portal(mode=mode) as it:
+        reader, writer = await connected(it, "transparent", 0)
+        writer.write(request)
+        assert b" 511 " in await one_answer(reader)
+        it.grant("127.0.0.1")
+        await until_closed(reader)
+        writer.close()
+        assert (await it.ask(request)).startswith(b"HTTP/1.1 200 ")
+    assert origin.connections == 1
+
+
+async def test_a_session_store_that_cannot_be_used_is_told(
+    portal: StartPortal, tmp_path: Path
+) -> None:
+    store = tmp_path / "state" / "sessions.db"
+    store.parent.mkdir()
+    async with portal(events=True, sessions=str(store)) as it:
+        store.rename(tmp_path / "away.db")
+        await until(lambda: it.keeper.gate.events.counts.get("fault") == 1)
+        answer = await it.ask(
+            b"GET http://www.example.org/ HTTP/1.1\r\nHost: www.example.org\r\n\r\n"
+        )
+        assert answer.startswith(b"HTTP/1.1 511 ")
+        (tmp_path / "away.db").rename(store)
+        await until(lambda: it.keeper.gate.store.fault is None)
+        assert it.keeper.gate.events.counts["fault"] == 1
+    lines = (tmp_path / "events.jsonl").read_text().splitlines()
+    (told,) = [line for line in map(json.loads, lines) if line["event"] == "fault"]
+    assert f"{store}" in told["what"]

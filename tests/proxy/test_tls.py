@@ -1,0 +1,684 @@
+"""TLS of unknown clients is refused, dropped or intercepted, and no origin hears of it."""
+
+import asyncio
+import contextlib
+import re
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from hypothesis import given
+from hypothesis import strategies as st
+
+import requires
+from capport.proxy import connections
+from capport.proxy.layers.tls import HELLO, HelloReader
+from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
+from login.certificates import certificate
+from proxy.hellos import (
+    ALERT_49,
+    ECH,
+    RECORD,
+    extension,
+    message,
+    over_tls,
+    real,
+    records,
+    server_name,
+    trusting_all,
+)
+from proxy.wire import (
+    GARDEN,
+    OUTSIDE,
+    Dialled,
+    Streams,
+    garden,
+    until,
+    with_names,
+)
+
+KNOWN = "clients:\n  - {address: 127.0.0.1, access: known}\n"
+ALERT = "tls: {connect: alert}\n"
+ELSEWHERE = "192.0.2.1"
+
+
+@dataclass
+class TlsOrigin:
+    """An origin with TLS and a certificate of its own, which answers each request with 200."""
+
+    context: ssl.SSLContext
+    certificate: bytes
+    port: int = 0
+    connections: int = 0
+    sni: list[str | None] = field(default_factory=list)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            await writer.start_tls(self.context)
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        writer.close()
+
+
+@pytest.fixture
+async def secure(tmp_path: Path) -> AsyncIterator[TlsOrigin]:
+    """An origin with TLS on 127.0.0.1."""
+    cert, key = certificate(tmp_path, GARDEN)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    it = TlsOrigin(context, ssl.PEM_cert_to_DER_cert(cert.read_text()))
+    context.sni_callback = lambda _, name, __: it.sni.append(name)
+    server = await asyncio.start_server(it._serve, "127.0.0.1", 0)
+    it.port = server.sockets[0].getsockname()[1]
+    yield it
+    server.close()
+
+
+@dataclass
+class Told:
+    """The events of a portal as they are written, before any is counted instead."""
+
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        return [it for it in self.events if it["event"] == event]
+
+    async def one(self, event: str) -> dict[str, Any]:
+        """The one event of this kind; it fails where none comes, or a second."""
+        await until(lambda: bool(self.of(event)))
+        await asyncio.sleep(0.1)
+        (told,) = self.of(event)
+        return told
+
+
+def listened(it: Portal, monkeypatch: pytest.MonkeyPatch) -> Told:
+    told = Told()
+    before = it.gate.events.write
+
+    def write(event: str, client: Any = None, **fields: Any) -> None:
+        told.events.append({"event": event, "client": client, **fields})
+        before(event, client, **fields)
+
+    monkeypatch.setattr(it.gate.events, "write", write)
+    return told
+
+
+async def connected(it: Portal, mode: str, port: int, host: str = "127.0.0.1") -> Streams:
+    """A connection on which TLS may begin."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+    if mode == "regular":
+        writer.write(f"CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
+        answer = await reader.readuntil(b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200 "), answer
+    elif mode == "socks5":
+        writer.write(b"\x05\x01\x00\x05\x01\x00\x03" + bytes([len(host)]) + host.encode())
+        writer.write(port.to_bytes(2))
+        assert (await reader.readexactly(12))[2:4] == b"\x05\x00"
+    return reader, writer
+
+
+async def raw(streams: Streams, *pieces: bytes, timeout: float | None = None) -> bytes:
+    """All that comes back for `pieces`, each in a segment of its own as far as that can be had."""
+    reader, writer = streams
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0)
+        return await until_closed(reader, timeout)
+    except ConnectionError:
+        return await until_closed(reader, timeout)
+    finally:
+        writer.close()
+
+
+each_mode = pytest.mark.parametrize("mode", ["transparent", "regular", "socks5"])
+
+# --- refuse, drop ---------------------------------------------------------------------------------
+
+
+@each_mode
+async def test_an_unknown_clients_handshake_ends_with_alert_49(
+    portal: StartPortal,
+    origin: Origin,
+    dialled: Dialled,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+) -> None:
+    dialled("127.0.0.1", origin.port)
+    async with portal(ALERT, mode=mode) as it:
+        told = listened(it, monkeypatch)
+        with pytest.raises(ssl.SSLError, match="TLSV1_ALERT_ACCESS_DENIED"):
+            await over_tls(await connected(it, mode, origin.port))
+        event = await told.one("tls")
+        assert event["sni"] == OUTSIDE
+        assert event["destination"] == f"127.0.0.1:{origin.port}"
+        assert (event["action"], event["outcome"]) == ("refuse", "refused")
+        assert "no session" in event["because"]
+        (shown,) = it.flows.streams
+        assert shown.marked == ":no_entry:"
+        assert OUTSIDE in shown.comment
+        assert shown.metadata["portal"]["verdict"] == "Refuse"
+    assert origin.connections == 0
+
+
+@requires.tool("curl", "wget")
+async def test_each_client_says_that_access_was_denied(
+    portal: StartPortal, origin: Origin, dialled: Dialled
+) -> None:
+    dialled("127.0.0.1", origin.port)
+    async with portal(mode="transparent") as it:
+        url = f"https://localhost:{it.port}/"
+        status, said = await run("curl", "-sS", "--noproxy", "*", "--max-time", "60", url)
+        assert status == 35, said
+        assert "access denied" in said
+        status, said = await run("openssl", "s_client", "-connect", f"127.0.0.1:{it.port}")
+        assert status == 1, said
+        assert "alert access denied" in said
+        assert "no peer certificate available" in said
+        status, said = await run("wget", "--no-proxy", "-t", "1", "-T", "60", "-O", "-", url)
+        assert status == 4, said
+        assert "Access was denied" in said or "access denied" in said
+    assert origin.connections == 0
+
+
+async def run(*command: str) -> tuple[int, str]:
+    """The exit status of `command`, and all that it said."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await asyncio.wait_for(process.communicate(), 2 * SOON)
+    assert process.returncode is not None
+    return process.returncode, said.decode("utf-8", "replace")
+
+
+@each_mode
+async def test_a_dropped_handshake_ends_with_a_reset(
+    portal: StartPortal,
+    origin: Origin,
+    dialled: Dialled,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+) -> None:
+    dialled("127.0.0.1", origin.port)
+    async with portal("tls: {unknown: drop, connect: alert}\n", mode=mode) as it:
+        told = listened(it, monkeypatch)
+        with pytest.raises(ConnectionResetError):
+            await over_tls(await connected(it, mode, origin.port))
+        event = await told.one("tls")
+        assert (event["action"], event["outcome"]) == ("drop", "dropped")
+    assert origin.connections == 0
+
+
+# --- hellos of all kinds --------------------------------------------------------------------------
+
+HELLO_OF_OUTSIDE = message(server_name(OUTSIDE.encode()))
+WHOLE = {
+    "OpenSSL's": real(),
+    "without an SNI": real(None),
+    "with an address for its SNI": message(server_name(b"192.0.2.1")),
+    "with ALPN h2": real(alpn=["h2", "http/1.1"]),
+    "with an odd ALPN": real(alpn=["\x7f odd", "spdy/1"]),
+    "with odd bytes in its SNI": message(server_name(b"a\x00b\r\n\xff")),
+    "with an empty SNI": message(server_name(b"")),
+    "with two names": message(server_name(GARDEN.encode(), OUTSIDE.encode())),
+    "with ECH": message(server_name(b"public.example.net"), extension(ECH, b"\x00" * 200)),
+    "without extensions": message(),
+    "of TLS 1.0": message(version=b"\x03\x01", ciphers=b"\x00\x2f"),
+    "of SSL 3": message(version=b"\x03\x00", ciphers=b"\x00\x0a"),
+    "with 40 KB of padding": message(server_name(b"x.test"), extension(21, b"\x00" * 40_000)),
+}
+WHOLE = {
+    name: hello if hello.startswith(RECORD) else records(hello) for name, hello in WHOLE.items()
+}
+BROKEN = {
+    "garbage after its first bytes": b"\x16\x03\x01\x02\x00" + b"\xde\xad\xbe\xef" * 200,
+    "a length of 16 MB": records(b"\x01\xff\xff\xff" + b"x" * 500),
+    "a ServerHello": records(b"\x02" + HELLO_OF_OUTSIDE[1:]),
+    "an empty record": RECORD + b"\x00\x00" + records(HELLO_OF_OUTSIDE),
+    "a record too long": RECORD + b"\xff\xff" + HELLO_OF_OUTSIDE,
+    "application data in between": records(HELLO_OF_OUTSIDE, 30)[:35] + b"\x17\x03\x03\x00\x01x",
+    "a name twice": records(message(server_name(GARDEN.encode()), server_name(b"x.test"))),
+    "an end before its fields": records(b"\x01\x00\x00\x05\x03\x03abc"),
+}
+
+
+@pytest.mark.parametrize("unknown", ["refuse", "intercept"])
+async def test_no_hello_of_an_unknown_client_leaves(
+    portal: StartPortal, origin: Origin, dialled: Dialled, unknown: str
+) -> None:
+    dialled("127.0.0.1", origin.port)
+
+    async def one(it: Portal, name: str, pieces: list[bytes]) -> None:
+        streams = await connected(it, "transparent", 0)
+        if unknown == "refuse":
+            assert await raw(streams, *pieces) == ALERT_49, name
+        else:
+            got = await raw(streams, *pieces, timeout=1)
+            assert not got or got[0] in (0x15, 0x16), (name, got)
+
+    async with (
+        portal(f"tls: {{unknown: {unknown}}}\n", mode="transparent") as it,
+        asyncio.TaskGroup() as group,
+    ):
+        for name, hello in WHOLE.items():
+            for cut in ([], [1, 2], [60]):
+                pieces = [hello[a:b] for a, b in pairwise([0, *cut, len(hello)])]
+                group.create_task(one(it, name, pieces))
+    assert origin.connections == 0
+
+
+@pytest.mark.parametrize("unknown", ["refuse", "intercept"])
+async def test_what_only_begins_like_tls_is_refused(
+    portal: StartPortal, origin: Origin, dialled: Dialled, unknown: str
+) -> None:
+    dialled("127.0.0.1", origin.port)
+    async with portal(f"tls: {{unknown: {unknown}}}\n", mode="transparent") as it:
+        for name, data in BROKEN.items():
+            assert await raw(await connected(it, "transparent", 0), data) == ALERT_49, name
+    assert origin.connections == 0
+
+
+async def test_a_hello_in_pieces_and_records_of_one_byte_is_a_hello(
+    portal: StartPortal, origin: Origin, dialled: Dialled
+) -> None:
+    dialled("127.0.0.1", origin.port)
+    hello = message(server_name(OUTSIDE.encode()))
+    async with portal(mode="transparent") as it:
+        sent = records(hello, 1)
+        pieces = (sent[at : at + 1] for at in range(len(sent)))
+        assert await raw(await connected(it, "transparent", 0), *pieces) == ALERT_49
+        (shown,) = it.flows.streams
+        assert OUTSIDE in shown.comment
+    assert origin.connections == 0
+
+
+async def test_a_hello_that_never_ends_meets_the_deadline(
+    portal: StartPortal, origin: Origin, dialled: Dialled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "PATIENCE", 0.5)
+    dialled("127.0.0.1", origin.port)
+    hello = records(message(extension(21, b"\x00" * 30_000)))
+    async with portal(mode="transparent") as it:
+        reader, writer = await connected(it, "transparent", 0)
+        gone = asyncio.create_task(until_closed(reader))
+        with contextlib.suppress(ConnectionError):
+            for at in range(len(hello) - 1):
+                writer.write(hello[at : at + 1])
+                await writer.drain()
+                if gone.done():
+                    break
+                await asyncio.sleep(0.02)
+        await gone
+        writer.close()
+    assert origin.connections == 0
+
+
+@given(st.binary(max_size=300), st.lists(st.integers(1, 40), max_size=30), st.integers(1, 50))
+def test_a_hello_is_read_the_same_however_it_is_cut(
+    padding: bytes, cuts: list[int], size: int
+) -> None:
+    hello = message(server_name(OUTSIDE.encode()), extension(21, padding))
+    sent, reader, found = records(hello, size) + b"more", HelloReader(), None
+    for cut in [*cuts, len(sent)]:
+        piece, sent = sent[:cut], sent[cut:]
+        found = found or reader.feed(piece)
+    assert found is not None
+    assert found.sni == OUTSIDE
+    assert bytes(reader.raw).startswith(records(hello, size)[:10])
+
+
+@given(st.binary(max_size=400), st.integers(0, 200), st.integers(0, 60))
+def test_whatever_comes_is_a_hello_or_none_or_an_error(noise: bytes, at: int, size: int) -> None:
+    hello = message(server_name(OUTSIDE.encode()), extension(16, b"\x00\x03\x02h2"))
+    mangled = hello[:at] + noise + hello[at + size :]
+    for sent in (
+        RECORD + noise,
+        records(mangled),
+        records(b"\x01" + len(mangled).to_bytes(3) + mangled),
+    ):
+        with contextlib.suppress(ValueError):
+            if found := HelloReader().feed(sent):
+                assert found.sni is None or found.sni.isprintable()
+
+
+def test_a_hello_costs_the_same_for_each_of_its_bytes() -> None:
+    reader = HelloReader()
+    sent = records(b"\x01\x00\xf0\x00" + b"x" * 10_800, 1)
+    assert len(sent) > HELLO - 1000
+    began = time.process_time()
+    for at in range(len(sent)):
+        reader.feed(sent[at : at + 1])
+    assert time.process_time() - began < 20  # 0.3 s; mitmproxy's own reader needs 400 s
+
+
+# --- intercept ------------------------------------------------------------------------------------
+
+INTERCEPT = "tls: {unknown: intercept, connect: alert}\n"
+
+
+@each_mode
+async def test_who_takes_the_certificate_gets_the_511_inside(
+    portal: StartPortal,
+    origin: Origin,
+    dialled: Dialled,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+) -> None:
+    dialled("127.0.0.1", origin.port)
+    async with portal(INTERCEPT, mode=mode) as it:
+        told = listened(it, monkeypatch)
+        reader, writer = await connected(it, mode, origin.port)
+        inside = await over_tls((reader, writer))
+        assert "mitmproxy" in issuer(inside)
+        writer.write(f"GET /x HTTP/1.1\r\nHost: {OUTSIDE}\r\nCookie: a=b\r\n\r\n".encode())
+        answer = await reader.readuntil(b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 511 ")
+        event = await told.one("tls")
+        assert (event["sni"], event["action"]) == (OUTSIDE, "intercept")
+        assert (event["outcome"], event["alert"], event["hung_up"]) == ("accepted", None, None)
+        assert "7.4" in event["caveat"]
+        (shown,) = it.flows.requests[-1:]
+        assert shown.request.headers["cookie"] == "[redacted]"
+        writer.close()
+    assert origin.connections == 0
+
+
+def issuer(inside: ssl.SSLObject) -> str:
+    der = inside.getpeercert(True)
+    assert der
+    return x509.load_der_x509_certificate(der).issuer.rfc4514_string()
+
+
+@requires.tool("curl")
+async def test_http_2_inside_interception_is_answered_511(
+    portal: StartPortal, origin: Origin, dialled: Dialled
+) -> None:
+    dialled("127.0.0.1", origin.port)
+    async with portal(INTERCEPT, mode="transparent") as it:
+        url = f"https://localhost:{it.port}/"
+        status, said = await run("curl", "-ksi", "--http2", "--noproxy", "*", url)
+        assert (status, said.partition("\r\n")[0]) == (0, "HTTP/2 511 "), said
+    assert origin.connections == 0
+
+
+async def test_who_rejects_the_certificate_is_told_by_its_alert(
+    portal: StartPortal, origin: Origin, dialled: Dialled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dialled("127.0.0.1", origin.port)
+    async with portal(INTERCEPT, mode="transparent") as it:
+        told = listened(it, monkeypatch)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await asyncio.to_thread(check_the_certificate, it.port)
+        event = await told.one("tls")
+        assert (event["outcome"], event["alert"]) == ("rejected", "unknown_ca")
+        assert event["hung_up"] is None
+    assert origin.connections == 0
+
+
+def check_the_certificate(port: int) -> None:
+    """As most clients do; asyncio's own hang up without the alert that OpenSSL has ready."""
+    context = ssl.create_default_context()
+    with (
+        socket.create_connection(("127.0.0.1", port), SOON) as plain,
+        context.wrap_socket(plain, server_hostname=OUTSIDE),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("when", ["before the certificate", "after it"])
+async def test_who_hangs_up_has_rejected_the_certificate(
+    portal: StartPortal,
+    origin: Origin,
+    dialled: Dialled,
+    monkeypatch: pytest.MonkeyPatch,
+    when: str,
+) -> None:
+    dialled("127.0.0.1", origin.port)
+    async with portal(INTERCEPT, mode="transparent") as it:
+        told = listened(it, monkeypatch)
+        reader, writer = await connected(it, "transparent", 0)
+        if when == "after it":  # as GnuTLS clients do: they look once the handshake is through
+            await over_tls((reader, writer))
+        else:
+            writer.write(real())
+            await reader.read(1)
+        writer.close()
+        event = await told.one("tls")
+        assert (event["outcome"], event["alert"], event["hung_up"]) == ("rejected", None, True)
+    assert origin.connections == 0
+
+
+async def test_nothing_plain_inside_an_intercepted_handshake_leaves(
+    portal: StartPortal, origin: Origin, dialled: Dialled
+) -> None:
+    dialled("127.0.0.1", origin.port)
+
+    async def one(it: Portal, alpn: list[str], data: bytes) -> None:
+        reader, writer = await connected(it, "transparent", 0)
+        await over_tls((reader, writer), trusting_all(alpn))
+        writer.write(data)
+        assert b" 200 " not in await until_closed(reader, 1)
+        writer.close()
+
+    async with portal(INTERCEPT, mode="transparent") as it, asyncio.TaskGroup() as group:
+        for alpn in ([], ["http/1.1"], ["odd"], ["h2"]):
+            for data in (b"\n", b"x", b"\x00\x01\x02", b"SSH-2.0-x\r\n", b"GET /\r\n\r\n"):
+                group.create_task(one(it, alpn, data))
+    assert origin.connections == 0
+
+
+@requires.tool("curl", "wget")
+@pytest.mark.parametrize(
+    ("client", "says"),
+    [
+        (("wget", "--no-proxy", "-t", "1", "-T", "60", "-O", "-"), "not trusted"),
+        (("curl", "-sS", "--noproxy", "*", "--max-time", "60"), "certificate"),
+        (("openssl", "s_client", "-verify_return_error", "-connect"), "verify error"),
+    ],
+    ids=lambda it: it[0],
+)
+async def test_real_clients_reject_the_certificate_each_in_its_way(
+    portal: StartPortal,
+    origin: Origin,
+    dialled: Dialled,
+    monkeypatch: pytest.MonkeyPatch,
+    client: tuple[str, ...],
+    says: str,
+) -> None:
+    dialled("127.0.0.1", origin.port)
+    async with portal(INTERCEPT, mode="transparent") as it:
+        told = listened(it, monkeypatch)
+        there = f"localhost:{it.port}"
+        status, said = await run(*client, there if client[0] == "openssl" else f"https://{there}/")
+        assert status, said
+        assert says in said
+        event = await told.one("tls")
+        assert event["outcome"] == "rejected"
+        assert event["alert"] in ("unknown_ca", None)
+        assert (event["alert"] is None) == (event["hung_up"] is True)
+    assert origin.connections == 0
+
+
+async def test_tls_inside_intercepted_tls_is_decided_like_any_other(
+    portal: StartPortal, origin: Origin, dialled: Dialled
+) -> None:
+    dialled("127.0.0.1", origin.port)
+    async with portal(INTERCEPT, mode="transparent") as it:
+        reader, writer = await connected(it, "transparent", 0)
+        await over_tls((reader, writer))
+        writer.write(real(OUTSIDE))
+        await until_closed(reader, 0.3)
+        writer.close()
+    assert origin.connections == 0
+
+
+# --- TLS to the proxy itself ----------------------------------------------------------------------
+
+
+@requires.tool("curl")
+@pytest.mark.parametrize("policy", [ALERT, INTERCEPT, "tls: {connect: answer}\n"])
+async def test_tls_to_the_proxy_itself_is_a_way_in_like_any_other(
+    portal: StartPortal, origin: Origin, policy: str
+) -> None:
+    async with portal(policy) as it:
+        proxy = ("-ksi", "--noproxy", "", "--proxy-insecure", "-x", f"https://127.0.0.1:{it.port}")
+        status, said = await run("curl", *proxy, f"http://127.0.0.1:{origin.port}/")
+        assert (status, said[:12]) == (0, "HTTP/1.1 511"), said
+        status, said = await run("curl", *proxy, f"https://127.0.0.1:{origin.port}/")
+        if policy == ALERT:
+            assert status == 35, said
+        elif policy == INTERCEPT:
+            assert "511" in said, said
+        else:
+            assert (status, said[:12]) == (56, "HTTP/1.1 511"), said
+    assert origin.connections == 0
+
+
+async def test_a_hello_to_the_proxy_itself_is_bounded_too(
+    portal: StartPortal, origin: Origin
+) -> None:
+    async with portal() as it:
+        assert await raw(await connected(it, "", 0), BROKEN["a length of 16 MB"]) == ALERT_49
+    assert origin.connections == 0
+
+
+# --- known clients --------------------------------------------------------------------------------
+
+
+@each_mode
+@pytest.mark.parametrize("known", ["tunnel", "inspect"])
+async def test_a_known_client_has_the_origins_certificate_or_mitmproxys(
+    portal: StartPortal, secure: TlsOrigin, dialled: Dialled, mode: str, known: str
+) -> None:
+    dialled("127.0.0.1", secure.port)
+    policy = f"{KNOWN}tls: {{known: {known}}}\n"
+    async with portal(policy, mode=mode, ssl_insecure=True) as it:
+        for alpn in ([], ["h2", "http/1.1"]):
+            reader, writer = await connected(it, mode, secure.port)
+            inside = await over_tls((reader, writer), trusting_all(alpn), OUTSIDE)
+            if known == "tunnel":
+                assert inside.getpeercert(True) == secure.certificate
+            else:
+                assert "mitmproxy" in issuer(inside)
+            if inside.selected_alpn_protocol() != "h2":
+                writer.write(f"GET / HTTP/1.1\r\nHost: {OUTSIDE}\r\n\r\n".encode())
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+            writer.close()
+    assert secure.connections >= 1
+    assert secure.sni[0] == OUTSIDE
+
+
+async def test_what_only_begins_like_tls_goes_on_for_a_known_client(
+    portal: StartPortal, origin: Origin, dialled: Dialled
+) -> None:
+    dialled("127.0.0.1", origin.port)
+    data = b"\x16\x03\x01 is how a protocol of its own begins\r\n\r\n"
+    async with portal(KNOWN, mode="transparent") as it:
+        reader, writer = await connected(it, "transparent", 0)
+        writer.write(data)
+        assert (await one_answer(reader)).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+    assert origin.received == data
+
+
+async def test_a_client_that_becomes_known_or_unknown_is_decided_anew(
+    portal: StartPortal, secure: TlsOrigin, dialled: Dialled
+) -> None:
+    dialled("127.0.0.1", secure.port)
+    async with portal(mode="transparent") as it:
+        for _ in range(2):
+            with pytest.raises(ssl.SSLError, match="ACCESS_DENIED"):
+                await over_tls(await connected(it, "transparent", 0))
+            it.grant("127.0.0.1")
+            streams = await connected(it, "transparent", 0)
+            inside = await over_tls(streams)
+            assert inside.getpeercert(True) == secure.certificate
+            it.revoke("127.0.0.1")
+            assert await until_closed(streams[0]) == b""
+    assert secure.connections == 2
+
+
+# --- the walled garden ----------------------------------------------------------------------------
+
+
+async def test_the_gardens_sni_leads_to_the_gardens_own_address_whatever_was_dialled(
+    portal: StartPortal, secure: TlsOrigin, dialled: Dialled
+) -> None:
+    dialled(ELSEWHERE, secure.port)
+    async with portal(garden(f"{GARDEN}:{secure.port}"), mode="transparent") as it:
+        names = with_names(it, GARDEN)
+        inside = await over_tls(await connected(it, "transparent", 0), sni=GARDEN.upper() + ".")
+        assert inside.getpeercert(True) == secure.certificate
+        assert names.asked == [GARDEN]
+        (opened,) = [
+            server
+            for handler in it.master.addons.get("proxyserver").connections.values()
+            for server in handler.transports
+            if server is not handler.client
+        ]
+        assert opened.peername[0] == "127.0.0.1"
+
+
+async def test_the_gardens_sni_on_another_port_is_refused(
+    portal: StartPortal, origin: Origin, dialled: Dialled
+) -> None:
+    dialled("127.0.0.1", origin.port)
+    async with portal(garden(GARDEN), mode="transparent") as it:
+        with_names(it, GARDEN)
+        with pytest.raises(ssl.SSLError, match="ACCESS_DENIED"):
+            await over_tls(await connected(it, "transparent", 0), sni=GARDEN)
+    assert origin.connections == 0
+
+
+@pytest.mark.parametrize("mode", ["regular", "socks5"])
+@pytest.mark.parametrize("unknown", ["refuse", "intercept", "drop"])
+async def test_in_a_tunnel_to_the_garden_only_the_gardens_own_sni_goes_on(
+    portal: StartPortal, secure: TlsOrigin, mode: str, unknown: str
+) -> None:
+    place = f"{GARDEN}:{secure.port}"
+    policy = f"{garden(place)}tls: {{unknown: {unknown}}}\n"
+    async with portal(policy, mode=mode) as it:
+        with_names(it, GARDEN, OUTSIDE)
+        for sni in (GARDEN, None):
+            streams = await connected(it, mode, secure.port, GARDEN)
+            inside = await over_tls(streams, sni=sni)
+            assert inside.getpeercert(True) == secure.certificate
+            streams[1].close()
+        assert secure.connections == 2
+        if unknown != "intercept":
+            with pytest.raises((ssl.SSLError, ConnectionResetError)):
+                await over_tls(await connected(it, mode, secure.port, GARDEN), sni=OUTSIDE)
+        for odd in ("with odd bytes in its SNI", "with two names"):
+            streams = await connected(it, mode, secure.port, GARDEN)
+            await raw(streams, WHOLE[odd], timeout=0.5)
+        assert secure.connections == 2
+
+
+async def test_in_a_tunnel_to_the_garden_raw_bytes_go_nowhere(
+    portal: StartPortal, origin: Origin
+) -> None:
+    async with portal(garden(f"{GARDEN}:{origin.port}")) as it:
+        with_names(it, GARDEN, OUTSIDE)
+        for data in (b"SSH-2.0-x\r\n", b"\x00\x01\x02\x03", b"\n\n\n", b"EHLO x\r\n"):
+            streams = await connected(it, "regular", origin.port, GARDEN)
+            answer = await raw(streams, data, timeout=0.5)
+            assert b" 200 " not in answer
+        assert origin.connections == 0
+        streams = await connected(it, "regular", origin.port, GARDEN)
+        host = f"GET / HTTP/1.1\r\nHost: {GARDEN}:{origin.port}\r\n\r\n".encode()
+        assert b" 200 " in await raw(streams, host)
+    assert re.findall(rb"(?i)\nHost: ([^\r]*)", origin.received) == [
+        f"{GARDEN}:{origin.port}".encode()
+    ]

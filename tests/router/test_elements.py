@@ -1,0 +1,58 @@
+"""Who is in the kernel's sets, by address and by MAC, and when each is looked at."""
+
+from capport.core.client import ClientId, parse_address, parse_mac
+from capport.router.elements import IDLE_LEAD, Element, Elements
+
+ADA, MAC = parse_address("192.0.2.7"), parse_mac("02:00:00:00:00:07")
+LATER = parse_address("2001:db8::7")
+
+
+def element(until: float, *, idle: bool = False) -> Element:
+    return Element(ADA, MAC, until, ClientId(MAC), until, idle)
+
+
+def test_an_end_is_looked_at_once_when_it_has_come() -> None:
+    elements = Elements()
+    elements.file(element(60.0))
+    assert [*elements.ended(59.9)] == []
+    assert elements.next_look == 60.0
+    assert [*elements.ended(60.0)] == [ADA]
+    assert [*elements.ended(1000.0)] == []
+
+
+def test_where_traffic_may_put_it_off_it_is_looked_at_before_too() -> None:
+    elements = Elements()
+    elements.file(element(60.0, idle=True))
+    assert [*elements.ended(60.0 - IDLE_LEAD)] == [ADA]
+    assert [*elements.ended(59.9)] == []
+    assert [*elements.ended(60.0)] == [ADA]
+
+
+def test_traffic_leaves_no_more_to_be_looked_at_than_there_are_elements() -> None:
+    elements = Elements()
+    for second in range(1000):
+        elements.file(element(600.0 + second, idle=True))
+    assert len(elements._looks) == len(elements) == 1
+    assert [*elements.ended(1598.0)] == []
+    assert [*elements.ended(1599.0)] == [ADA]
+
+
+def test_what_ends_earlier_than_it_was_to_is_looked_at_earlier() -> None:
+    elements = Elements()
+    for until in (600.0, 60.0):
+        elements.file(element(until))
+    assert [*elements.ended(60.0)] == [ADA]
+    elements.forget(element(60.0))
+    assert [*elements.ended(600.0)] == []
+
+
+def test_a_mac_has_the_addresses_that_are_in_the_sets() -> None:
+    elements = Elements()
+    one, other = element(60.0), Element(LATER, MAC, 60.0)
+    for each in (one, other, Element(MAC, MAC, 60.0)):
+        elements.file(each)
+    assert elements.addresses(MAC) == (ADA, LATER)
+    elements.forget(one)
+    elements.forget(other)
+    assert elements.addresses(MAC) == ()
+    assert MAC in elements

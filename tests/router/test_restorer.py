@@ -1,0 +1,243 @@
+"""The rules stay: what others do to nftables, and what it means for known clients' traffic."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+import requires
+from capport import clock
+from capport.core.client import ClientId, parse_client_id
+from capport.core.session import Session
+from capport.linux.libnftables import Nftables, RulesError
+from capport.router import nftables
+from capport.router.known_clients import KnownSet
+from capport.router.restorer import RulesKeeper
+from capport.stores.memory import MemoryStore
+from lab.namespaces import wait_for
+from lab.network import ORIGIN4, Lab
+
+pytestmark = pytest.mark.lab
+
+FIREWALL = """
+table inet firewall {
+chain onward { type filter hook forward priority filter; ct state established,related accept
+}
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    requires.check(requires.namespaces())
+    requires.check(requires.tool("nft", "dnsmasq", "curl"))
+    with Lab(clients=2, portal=False, name="keeper") as it:
+        yield it
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+def grant(store: MemoryStore, who: str, seconds: float) -> ClientId:
+    client, now = parse_client_id(who), clock.now()
+    store.put(Session(client, now, now + seconds, None, last_seen=now))
+    return client
+
+
+@pytest.fixture
+def known(lab: Lab, store: MemoryStore) -> Iterator[KnownSet]:
+    """The rules, with the first client known."""
+    with suppress(RulesError):
+        lab.rules.run("delete table inet firewall\n")
+    nftables.up(lab.policy, proxy_ports=(8080, 8082), rules=lab.rules)
+    grant(store, lab.client.mac, 3600)
+    following = lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
+    lab.router.call(following.start)
+    following.update([ClientId(lab.client.mac)])
+    yield following
+    following.close()
+
+
+@pytest.fixture
+def keeper(lab: Lab, known: KnownSet, told: list[str]) -> Iterator[RulesKeeper]:
+    keeper = lab.router.call(RulesKeeper, known, told.append)
+    lab.router.call(keeper.start)
+    yield keeper
+    keeper.close()
+
+
+def reaches(lab: Lab, number: int) -> bool:
+    return lab.clients[number].status(f"http://{ORIGIN4}/") == 200
+
+
+def is_tracked(lab: Lab) -> bool | None:
+    state = nftables.in_force(lab.rules)
+    return state.tracked if state else None
+
+
+@pytest.mark.parametrize("how", ["flush ruleset", "delete table inet capport"])
+def test_rules_that_somebody_takes_away_are_back_at_once_with_who_is_known(
+    lab: Lab, keeper: RulesKeeper, told: list[str], how: str
+) -> None:
+    before = lab.rules.outline("list table inet capport")
+    assert reaches(lab, 0)
+    for times in (1, 2):
+        lab.rules.run(f"{how}\n")
+        wait_for(lambda times=times: len(told) == times)  # type: ignore[misc]
+        assert lab.rules.outline("list table inet capport") == before
+    assert reaches(lab, 0)
+    assert not reaches(lab, 1)
+    assert told[0] == "table inet capport was taken away by somebody, and is back"
+
+
+def macs(lab: Lab) -> dict[str, float]:
+    """Who has a session by its MAC, in the kernel, and for how many seconds more."""
+    return dict(nftables.listed(lab.rules, "macs"))
+
+
+def test_what_changes_while_a_command_puts_the_rules_up_is_in_force_when_it_has(
+    lab: Lab, store: MemoryStore, known: KnownSet, keeper: RulesKeeper
+) -> None:
+    """`capport router up` has a list of who is known, of a moment before its rules are there."""
+    revoked, prolonged, granted = "02:00:00:00:00:a1", "02:00:00:00:00:a2", "02:00:00:00:00:a3"
+    known.update([grant(store, revoked, 3600), grant(store, prolonged, 60)])
+    lists = lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours).commands()
+    store.drop(ClientId(revoked))
+    changed = [grant(store, prolonged, 3600), grant(store, granted, 3600)]
+    known.update([ClientId(revoked), *changed])
+    nftables.up(lab.policy, proxy_ports=(8080, 8082), elements=lists, rules=lab.rules)
+    wait_for(lambda: macs(lab).keys() == {lab.client.mac, prolonged, granted})
+    wait_for(lambda: macs(lab)[prolonged] > 600)
+
+
+def test_the_garden_is_looked_up_at_once_where_the_table_is_another(
+    lab: Lab, known: KnownSet
+) -> None:
+    tables: list[int | None] = []
+
+    def anew() -> None:
+        tables.append(nftables.handle(lab.rules))
+
+    keeper = lab.router.call(RulesKeeper, known, lambda said: None, anew)
+    lab.router.call(keeper.start)
+    try:
+        assert tables == []
+        lab.rules.run("flush ruleset\n")
+        wait_for(lambda: tables)
+        nftables.down(rules=lab.rules)
+        nftables.up(lab.policy, rules=lab.rules)
+        table = nftables.handle(lab.rules)
+        wait_for(lambda: tables[-1] == table)
+    finally:
+        keeper.close()
+
+
+def test_a_fault_of_ours_does_not_end_the_keeping(
+    lab: Lab, keeper: RulesKeeper, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_force, faults = nftables.in_force, [KeyError("elem"), KeyError("elem")]
+
+    def faulty(rules: Nftables) -> nftables.InForce | None:
+        if faults:
+            raise faults.pop()
+        return in_force(rules)
+
+    monkeypatch.setattr(nftables, "in_force", faulty)
+    lab.rules.run("flush ruleset\n")
+    wait_for(lambda: len(told) == 1)
+    assert nftables.show(rules=lab.rules) is not None
+
+
+def test_capport_router_down_is_meant(lab: Lab, keeper: RulesKeeper, told: list[str]) -> None:
+    nftables.down(rules=lab.rules)
+    lab.rules.run("table inet later\ndelete table inet later\n")  # something else happens
+    with pytest.raises(TimeoutError):
+        wait_for(lambda: nftables.show(rules=lab.rules) is not None, 0.5)
+    assert told == []
+    nftables.up(lab.policy, rules=lab.rules)
+    wait_for(lambda: keeper._ports == (8080,))
+    lab.rules.run("flush ruleset\n")
+    wait_for(lambda: nftables.show(rules=lab.rules) is not None)
+
+
+def test_down_is_meant_however_soon_after_up_it_comes(
+    lab: Lab, keeper: RulesKeeper, told: list[str]
+) -> None:
+    """What the kernel says of the one may be read when the other is done."""
+    for _ in range(30):
+        nftables.up(lab.policy, rules=lab.rules)
+        lab.rules.run("table inet later\ndelete table inet later\n")
+        nftables.down(rules=lab.rules)
+    with pytest.raises(TimeoutError):
+        wait_for(lambda: nftables.show(rules=lab.rules) is not None, 0.5)
+    assert told == []
+
+
+def test_without_rules_at_the_start_there_is_nothing_to_put_back(
+    lab: Lab, known: KnownSet, told: list[str]
+) -> None:
+    nftables.down(rules=lab.rules)
+    keeper = lab.router.call(RulesKeeper, known, told.append)
+    lab.router.call(keeper.start)
+    try:
+        lab.rules.run("flush ruleset\n")
+        lab.rules.run("table inet later\ndelete table inet later\n")
+        with pytest.raises(TimeoutError):
+            wait_for(lambda: nftables.show(rules=lab.rules) is not None, 0.5)
+    finally:
+        keeper.close()
+
+
+def test_known_clients_are_tracked_as_soon_as_another_table_may_go_by_it(
+    lab: Lab, keeper: RulesKeeper
+) -> None:
+    assert is_tracked(lab) is False
+    lab.rules.run("table inet without_a_hook {\nchain nothing {\n}\n}\n")
+    assert is_tracked(lab) is False
+    lab.rules.run(FIREWALL)
+    wait_for(lambda: is_tracked(lab) is True)
+    assert reaches(lab, 0)
+    assert not reaches(lab, 1)
+    state = nftables.in_force(lab.rules)
+    assert state is not None
+    assert state.proxy_ports == (8080, 8082)
+    lab.rules.run("delete table inet firewall\n")
+    wait_for(lambda: is_tracked(lab) is False)
+    assert reaches(lab, 0)
+
+
+def test_rules_that_are_taken_down_while_they_are_made_anew_stay_down(
+    lab: Lab, known: KnownSet, keeper: RulesKeeper
+) -> None:
+    nftables.down(rules=lab.rules)
+    known.apply((8080,), again=True)
+    assert nftables.show(rules=lab.rules) is None
+
+
+def test_rules_that_cannot_be_put_back_are_tried_again(
+    lab: Lab,
+    known: KnownSet,
+    keeper: RulesKeeper,
+    told: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    apply, failures = known.apply, [RulesError("No buffer space available")] * 2
+
+    def fails_twice(ports: tuple[int, ...], *, again: bool) -> None:
+        if failures:
+            raise failures.pop()
+        apply(ports, again=again)
+
+    monkeypatch.setattr(known, "apply", fails_twice)
+    lab.rules.run("flush ruleset\n")
+    wait_for(lambda: len(told) == 1)
+    assert caplog.text.count("The router's rules cannot be kept: No buffer space") == 1
+    assert not reaches(lab, 1)

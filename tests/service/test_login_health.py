@@ -1,0 +1,108 @@
+"""Whose answer counts as the login server's: nobody is sent to a stranger who has its port."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from capport.core.captivity import MEDIA_TYPE
+from capport.core.place import Place
+from capport.core.policy import LoginServer, Policy
+from capport.proxy.resolver import Addresses
+from capport.service import login_health
+from capport.service.login_health import is_ours, login_answers
+from conftest import SOON
+from login.house import LOOPBACK, house, policy
+
+FOUND = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 0\r\n\r\n"
+MENTIONED = FOUND.replace(b"text/html", b"text/html; not=" + MEDIA_TYPE.encode())
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an answer is to come, it comes."""
+    monkeypatch.setattr(login_health, "PATIENCE", SOON)
+
+
+@asynccontextmanager
+async def stranger(answer: bytes) -> AsyncIterator[int]:
+    """A server that says `answer` to everybody, and its port."""
+
+    async def say(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(say, str(LOOPBACK), 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+def at(port: int, *, embedded: bool, behind: int | None = None) -> Policy:
+    place = Place(LOOPBACK, port)
+    server = LoginServer(Place(LOOPBACK, behind or port)) if embedded else None
+    url = f"http://{place}/"
+    return replace(policy(), login_server=server, login_url=url, login_place=place)
+
+
+async def answers(wanted: Policy, *, elsewhere: bool = False) -> bool:
+    ours = is_ours(wanted, lambda: elsewhere)
+    return await login_answers(wanted, Addresses(), ours=ours)
+
+
+async def test_the_embedded_login_server_answers() -> None:
+    async with house() as h:
+        assert await answers(at(h.port, embedded=True))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        FOUND,
+        MENTIONED,
+        b"HTTP/1.1 404 Not Found\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n",
+        b"SSH-2.0\r\n",
+        b"",
+    ],
+)
+async def test_a_stranger_on_its_port_does_not_answer_for_it(answer: bytes) -> None:
+    async with stranger(answer) as port:
+        assert not await answers(at(port, embedded=True))
+
+
+async def test_a_head_without_end_does_not_answer_for_it() -> None:
+    async with stranger(FOUND.replace(b"\r\n\r\n", b"\r\nA: " + b"a" * (1 << 18))) as port:
+        assert not await answers(at(port, embedded=True))
+
+
+@pytest.mark.parametrize("answer", [FOUND, b"HTTP/1.0 404 Not Found\n\n", b"HTTP/1.1 302 F\r\n"])
+async def test_of_a_login_server_of_others_any_answer_counts(answer: bytes) -> None:
+    async with stranger(answer) as port:
+        assert await answers(at(port, embedded=False))
+
+
+async def test_so_does_one_of_a_server_in_front_of_the_embedded_one() -> None:
+    async with stranger(b"HTTP/1.1 301 Moved\r\n\r\n") as port:
+        assert await answers(at(port, embedded=True, behind=port + 1))
+
+
+async def test_so_does_one_of_others_that_listen_on_the_same_port_as_the_embedded_one() -> None:
+    async with stranger(FOUND) as port:
+        assert await answers(at(port, embedded=True), elsewhere=True)
+
+
+def test_where_the_key_of_others_cannot_be_read_they_are_not_believed() -> None:
+    def unreadable() -> bool:
+        raise OSError("return.pem: larger than any key")
+
+    assert is_ours(at(8511, embedded=True), unreadable)
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+async def test_nobody_there_does_not_answer(embedded: bool) -> None:
+    with socket.socket() as nobody:
+        nobody.bind((str(LOOPBACK), 0))
+        assert not await answers(at(nobody.getsockname()[1], embedded=embedded))

@@ -1,0 +1,124 @@
+"""The login server inside the addon: the links of its 511s lead to it, and it lets on."""
+
+import asyncio
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from capport.core.decision import HttpRequest
+from capport.core.place import Place
+from capport.core.verdict import NetworkAuthenticationRequired, Pass
+from capport.gate import Gate
+from capport.service import login_server
+from capport.service.login_server import Embedded
+from capport.stores import StoreError
+from capport.stores.memory import MemoryStore
+from capport.web.asker import HEADER
+from capport.web.records import records_beside
+from conftest import Origin, StartPortal
+from login.house import Browser, Clock, at, policy, until
+from ports import free_port
+
+PAGE = "http://www.example.org/news"
+ORIGIN = Place("www.example.org", 80)
+
+
+async def test_from_the_511_to_online_and_the_page_that_was_asked_for(tmp_path: Path) -> None:
+    gate = Gate(policy(), MemoryStore(), now=Clock())
+    login_server = Embedded(gate, tmp_path / "portal.db", socket=tmp_path / "api.sock")
+    await login_server.start()
+    gate.link = login_server.link
+    try:
+        client = at("127.0.0.2")
+        refused = gate.request(client, HttpRequest(path="/news"), ORIGIN, None, PAGE)
+        assert isinstance(refused, NetworkAuthenticationRequired)
+        link = urlsplit(refused.login_url)
+        assert "example" not in link.query
+        assert "127.0.0.2" not in link.query
+        browser = Browser(login_server.server.places[0].port, "127.0.0.2")
+        welcome = await browser.follow(await browser.sign_in(f"/?{link.query}"))
+        assert PAGE in welcome.links
+        assert isinstance(gate.request(client, HttpRequest(), ORIGIN, None, PAGE), Pass)
+        assert (tmp_path / "api.sock").is_socket()
+    finally:
+        await login_server.stop()
+    assert not (tmp_path / "api.sock").exists()
+
+
+async def test_a_proxied_client_is_named_by_the_addon(tmp_path: Path) -> None:
+    gate = Gate(policy(), MemoryStore(), now=Clock())
+    login_server = Embedded(gate, None)
+    await login_server.start()
+    try:
+        browser = Browser(login_server.server.places[0].port, "127.0.0.1")
+        signed = {HEADER: login_server.sign(ip_address("2001:db8::7"))}
+        page = await browser.get("/", **signed)
+        assert (await browser.post("/sign-in", page.fields, **signed)).status == 303
+        assert [one.client for one in gate.store.sessions()] == ["2001:db8::7"]
+    finally:
+        await login_server.stop()
+
+
+@pytest.mark.parametrize(
+    ("store", "records"),
+    [
+        (":memory:", None),
+        ("/var/lib/capport/sessions.db", Path("/var/lib/capport/portal.db")),
+        ("sqlite:///var/lib/capport/sessions.db", Path("/var/lib/capport/portal.db")),
+        ("sessions.db", Path("portal.db")),
+    ],
+)
+def test_the_records_are_beside_the_sessions(store: str, records: Path | None) -> None:
+    assert records_beside(store) == records
+
+
+def test_a_store_elsewhere_has_no_place_for_records() -> None:
+    with pytest.raises(StoreError):
+        records_beside("redis://192.0.2.1:6379/0")
+
+
+async def test_of_two_processes_with_one_store_one_has_the_api_and_then_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(login_server, "AGAIN", 0.05)
+    without = replace(policy(), login_server=None, login_url="https://login.example.net/")
+    both = [
+        Embedded(
+            Gate(without, MemoryStore(), now=Clock()),
+            tmp_path / "portal.db",
+            socket=tmp_path / "api.sock",
+        )
+        for _ in range(2)
+    ]
+    for one in both:
+        await one.start()
+    await both[0].stop()
+    try:
+        reader, writer = await until(
+            lambda: asyncio.open_unix_connection(tmp_path / "api.sock"), "the other's socket"
+        )
+        writer.write(b"GET /api/v1/sessions HTTP/1.0\r\n\r\n")
+        assert b'{"sessions": []}' in await reader.read()
+        writer.close()
+    finally:
+        await both[1].stop()
+    assert not (tmp_path / "api.sock").exists()
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_who_asks_is_told_to_our_login_server_alone(
+    portal: StartPortal, origin: Origin, tmp_path: Path, elsewhere: bool
+) -> None:
+    """By a proxy in front of it, too; but not to another, whose signed word lets on."""
+    if elsewhere:
+        (tmp_path / "login").mkdir()
+        (tmp_path / "login" / "return.pem").write_text("")
+    at = f"127.0.0.1:{origin.port}"
+    policy = f"login_url: http://{at}/\nlogin_server: {{listen: '127.0.0.1:{free_port()}'}}\n"
+    async with portal(policy) as it:
+        await it.ask(b"GET http://%b/ HTTP/1.1\r\nHost: %b\r\n\r\n" % (at.encode(), at.encode()))
+    (head,) = (head for head in origin.heads if head.startswith(b"GET"))
+    assert (HEADER.encode() in head) is not elsewhere

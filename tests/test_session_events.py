@@ -1,0 +1,129 @@
+import json
+from pathlib import Path
+from typing import Any
+
+from capport.core.client import ClientId
+from capport.core.session import Session
+from capport.events import EventLog
+from capport.session_events import Ledger
+from capport.stores.memory import MemoryStore
+
+CLIENT = ClientId("02:00:00:00:00:07@192.0.2.7")
+
+
+class House:
+    def __init__(self, folder: Path) -> None:
+        self.now = 1000.0
+        self.file = folder / "events.jsonl"
+        self.events = EventLog(self.file)
+        self.store = MemoryStore()
+        self.ledger = Ledger(self.store, lambda: self.events, lambda: self.now)
+
+    def grant(self, seconds: float, idle: float | None = None) -> None:
+        self.store.put(
+            Session(CLIENT, self.now, self.now + seconds, idle, self.now, by="login", how="terms")
+        )
+        self.ledger.changed(CLIENT)
+
+    def revoke(self) -> None:
+        self.store.drop(CLIENT)
+        self.ledger.changed(CLIENT)
+
+    def told(self) -> list[dict[str, Any]]:
+        self.events.close()
+        assert self.events._thread
+        self.events._thread.join(30)  # close() itself waits for 2 s
+        return [json.loads(line) for line in self.file.read_text().splitlines()]
+
+
+def test_a_session_is_told_when_it_opens_and_when_it_is_revoked(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.grant(60)
+    house.revoke()
+    granted, revoked = house.told()
+    assert granted["event"] == "granted"
+    assert (granted["client"], granted["mac"]) == ("192.0.2.7", "02:00:00:00:00:07")
+    assert (granted["seconds"], granted["by"], granted["how"]) == (60, "login", "terms")
+    assert revoked["event"] == "revoked"
+
+
+def test_whoever_signs_in_and_out_all_the_time_is_looked_at_once(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    for _ in range(100):
+        house.grant(3600)
+        house.revoke()
+        house.now += 1
+    assert len(house.ledger._looks) == 1
+    house.grant(3600)
+    house.now += 3599
+    assert house.ledger.ended() == []
+    house.now += 1
+    assert house.ledger.ended() == [CLIENT]
+    assert not house.ledger._looks
+    assert not house.ledger._look
+    assert [line["event"] for line in house.told()].count("expired") == 1
+
+
+def test_a_session_that_ends_by_itself_has_expired(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.grant(60)
+    house.now += 59
+    assert house.ledger.ended() == []
+    house.now += 1
+    assert house.ledger.ended() == [CLIENT]
+    assert house.ledger.ended() == []
+    assert [line["event"] for line in house.told()] == ["granted", "expired"]
+
+
+def test_extending_is_a_grant_and_a_touch_is_not(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.grant(60, idle=20)
+    house.now += 10
+    house.store.touch(CLIENT, house.now)
+    house.ledger.changed(CLIENT)
+    house.now += 15
+    assert house.ledger.ended() == []
+    house.grant(600, idle=20)
+    assert [line["event"] for line in house.told()] == ["granted", "granted"]
+
+
+def test_traffic_leaves_no_more_to_be_looked_at_than_there_are_sessions(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.grant(100_000, idle=10_000)
+    for _ in range(100):
+        house.now += 90
+        house.store.touch(CLIENT, house.now)
+        house.ledger.changed(CLIENT)
+    assert len(house.ledger._looks) == 1
+    house.now += 9999
+    assert house.ledger.ended() == []
+    house.now += 1
+    assert house.ledger.ended() == [CLIENT]
+    assert [line["event"] for line in house.told()] == ["granted", "expired"]
+
+
+def test_a_session_that_is_made_shorter_ends_at_its_new_end(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    for seconds in (600, 60, 30):
+        house.grant(seconds)
+    house.now += 30
+    assert house.ledger.ended() == [CLIENT]
+    house.now += 600
+    assert house.ledger.ended() == []
+
+
+def test_a_touch_of_a_session_from_before_the_start_is_no_grant(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.store.put(Session(CLIENT, 100.0, 2000.0))
+    house.ledger.changed(CLIENT)
+    house.revoke()
+    assert [line["event"] for line in house.told()] == ["revoked"]
+
+
+def test_what_was_opened_and_ended_before_we_heard_of_it_is_told_once(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.store.put(Session(CLIENT, house.now, house.now + 60))
+    house.store.drop(CLIENT)
+    house.ledger.changed(CLIENT)
+    house.ledger.changed(CLIENT)
+    assert [line["event"] for line in house.told()] == ["revoked"]
