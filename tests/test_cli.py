@@ -387,6 +387,34 @@ def test_check_tells_warnings_and_is_content(here: Capport, tmp_path: Path) -> N
     assert "can be used" in ran.out
 
 
+@pytest.mark.parametrize(
+    ("login", "families", "would_do"),
+    [
+        (["192.0.2.1:8511"], {4, 6}, "add an IPv6 address of the router to login_server.listen"),
+        (["[2001:db8::1]:8511"], {4, 6}, "add an IPv4 address of the router"),
+        (["192.0.2.1:8511"], {4}, None),
+        (["192.0.2.1:8511", "[2001:db8::1]:8511"], {4, 6}, None),
+        ("http://192.0.2.9/", {4, 6}, "give login_url a name that has both"),
+        ("http://login.lan/", {4, 6}, None),
+    ],
+)
+def test_check_warns_of_a_family_of_addresses_that_cannot_sign_in(
+    here: Capport,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    login: str | list[str],
+    families: set[int],
+    would_do: str | None,
+) -> None:
+    monkeypatch.setattr(neighbour_lookup, "families", lambda interface: families)
+    router = {"client_interface": "br-lan", "origin_interface": "wan"}
+    where = {"login_url": login} if isinstance(login, str) else {"login_server": {"listen": login}}
+    (tmp_path / "p.yaml").write_text(json.dumps(where | {"router": router}))
+    ran = here("check", "p.yaml")
+    assert ran.status == 0
+    assert would_do in ran.err if would_do else not ran.err
+
+
 def test_check_of_a_file_that_is_not_there_is_one_line(here: Capport) -> None:
     assert here("check", "none.yaml").error.startswith("none.yaml: ")
 

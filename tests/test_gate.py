@@ -1,13 +1,13 @@
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
 
 from capport.core.client import Address, ClientId, Mac
 from capport.core.decision import HttpRequest
 from capport.core.place import Place
-from capport.core.policy import Access, ClientRules, Limits, Policy, Rate, Sessions
-from capport.core.verdict import NetworkAuthenticationRequired, Pass, TooManyRequests
+from capport.core.policy import Access, ClientRules, Limits, Login, Policy, Rate, Sessions
+from capport.core.verdict import NetworkAuthenticationRequired, Pass, SignIn, TooManyRequests
 from capport.gate import Gate
 from capport.linux import NoNeighbours
 from capport.stores.memory import MemoryStore
@@ -92,6 +92,39 @@ def test_the_link_is_made_for_the_client_and_for_what_it_asked() -> None:
     verdict = gate.request(client, HttpRequest(), ELSEWHERE, None, "http://elsewhere.example.com/")
     assert isinstance(verdict, NetworkAuthenticationRequired)
     assert verdict.login_url.endswith("?s=192.0.2.7+http://elsewhere.example.com/")
+
+
+@pytest.mark.parametrize(
+    ("answers_at", "client", "sign_in"),
+    [
+        ("192.0.2.1", "192.0.2.7", True),
+        ("192.0.2.1", "127.0.0.1", True),
+        ("127.0.1.1", "192.0.2.7", False),  # the client would ask itself
+        ("127.0.1.1", "127.0.0.1", True),
+        (None, "192.0.2.7", False),
+    ],
+)
+def test_a_302_is_for_a_client_whom_the_login_server_answers(
+    answers_at: str | None, client: str, *, sign_in: bool
+) -> None:
+    gate, _ = make()
+    if answers_at is not None:
+        gate.answering = {POLICY.login_place: ip_address(answers_at)}
+    probe = Place("connectivitycheck.gstatic.com", 80)
+    asked = HttpRequest(path="/generate_204")
+    verdict = gate.request(gate.client(client), asked, probe, None)
+    assert isinstance(verdict, SignIn if sign_in else NetworkAuthenticationRequired)
+
+
+def test_a_302_is_for_the_family_whose_login_server_answers() -> None:
+    six = Place(ip_address("2001:db8:1::1"), 8511)
+    policy = replace(POLICY, other_login=Login(f"http://{six}/", six))
+    gate, _ = make(replace(policy, login_place=Place(ip_address("192.0.2.1"), 8511)))
+    gate.answering = {six: ip_address("2001:db8:1::1")}
+    probe = Place("connectivitycheck.gstatic.com", 80)
+    asked = HttpRequest(path="/generate_204")
+    for client, kind in (("2001:db8:1::7", SignIn), ("192.0.2.7", NetworkAuthenticationRequired)):
+        assert isinstance(gate.request(gate.client(client), asked, probe, None), kind)
 
 
 def test_explaining_neither_counts_nor_keeps_a_session_up() -> None:

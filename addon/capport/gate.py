@@ -1,7 +1,7 @@
 """The gate: gathers a case, has it decided, and says what was decided."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from capport import clock
@@ -39,7 +39,9 @@ class Gate:
         self.neighbours: Neighbours = neighbours or NoNeighbours()
         self.events = events or EventLog()
         self.now = now
-        self.login_answers = False  # whether a 302 to the login server would arrive
+        self.answering: Mapping[
+            Place, Address
+        ] = {}  # the login places that do, and at what address
         self.link: Link | None = None
         self.in_force: Callable[[ClientId], None] | None = None  # carries a change out at once
         self._buckets: OrderedDict[ClientId, rates.Bucket] = OrderedDict()
@@ -58,9 +60,8 @@ class Gate:
         url: str | None = None,
     ) -> Verdict:
         """The verdict on one HTTP request; it counts for 429, and keeps an idle session alive."""
-        case = replace(
-            self._case(client, claim, dialled), request=request, login_answers=self.login_answers
-        )
+        case = self._case(client, claim, dialled)
+        case = replace(case, request=request, login_answers=self._login_answers(client))
         if self.policy.limits.requests is not None:
             case = replace(case, retry_after=self._spend(client))
         verdict = decision.decide(case, self.policy)
@@ -109,9 +110,8 @@ class Gate:
         self, client: Client, request: HttpRequest, claim: Place | None, dialled: Place | None
     ) -> list[tuple[str, Verdict | None]]:
         """Each rule that would be asked of such a request, and what it says. Counts nothing."""
-        case = replace(
-            self._case(client, claim, dialled), request=request, login_answers=self.login_answers
-        )
+        case = self._case(client, claim, dialled)
+        case = replace(case, request=request, login_answers=self._login_answers(client))
         return decision.explain(case, self.policy)
 
     def grant(
@@ -197,6 +197,14 @@ class Gate:
         rule = self.policy.clients.find(client)
         session = None if rule else self.store.find(client.ids, now)
         return Case(client, now, rule, session, claim, dialled)
+
+    def _login_answers(self, client: Client) -> bool:
+        """Whether a 302 would take `client` to a login server that answers it."""
+        address = self.answering.get(self.policy.login_for(client.address).place)
+        if address is None:
+            return False
+        # On loopback it answers this machine; any other client would ask itself.
+        return client.address.is_loopback or not address.is_loopback
 
     def _heard_of(self, case: Case) -> None:
         if case.session is not None and case.session.idle is not None:

@@ -24,6 +24,7 @@ from capport.core.policy import (
     GardenEntry,
     KnownTls,
     Limits,
+    Login,
     LoginServer,
     Policy,
     Probes,
@@ -125,13 +126,36 @@ def test_the_embedded_login_server_is_open_beside_another_in_login_url(
     """Who signs in elsewhere comes back to it, and asks its API."""
     case = replace(UNKNOWN, **{"claim": None, **of(OURS)})
     assert isinstance(decide(case, POLICY), NetworkAuthenticationRequired)
-    both = replace(POLICY, login_server=LoginServer(OURS))
+    both = replace(POLICY, login_server=LoginServer((OURS,)))
     got = decide(case, both)
     assert isinstance(got, Pass)
     assert got.to == OURS
     assert isinstance(decide(replace(case, **of(LOGIN)), both), Pass)
     other = replace(case, **of(replace(OURS, port=8512)))
     assert isinstance(decide(other, both), NetworkAuthenticationRequired)
+
+
+@pytest.mark.parametrize("path", ["/", "/generate_204"])
+@pytest.mark.parametrize(
+    ("client", "url"),
+    [
+        ("198.51.100.7", "http://192.0.2.1:8511/"),
+        ("2001:db8:1::7", "http://[2001:db8:1::1]:8511/"),
+    ],
+)
+def test_a_client_is_sent_to_a_login_address_of_its_own_family(
+    client: str, url: str, path: str
+) -> None:
+    other = Login("http://[2001:db8:1::1]:8511/", Place(parse_address("2001:db8:1::1"), 8511))
+    policy = replace(
+        POLICY, login_url="http://192.0.2.1:8511/", login_place=OURS, other_login=other
+    )
+    case = replace(PROBE, client=Client(parse_address(client)), request=HttpRequest(path=path))
+    got = decide(case, policy)
+    assert isinstance(got, SignIn if path == "/generate_204" else NetworkAuthenticationRequired)
+    assert got.login_url == url
+    for place in (OURS, other.place):
+        assert isinstance(decide(replace(case, claim=None, dialled=place), policy), Pass)
 
 
 PROBE = replace(

@@ -2,8 +2,10 @@
 
 import asyncio
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +16,8 @@ from conftest import SOON, StartPortal
 from journey.conftest import LOGIN, Street
 from journey.guests import Guest
 from journey.systems import CHECKS, Check, Finding
-from login.house import LOOPBACK, Page, house, policy
+from login.certificates import certificate
+from login.house import LOOPBACK, Page, house, policy, until
 from ports import free_port
 
 pytestmark = pytest.mark.lab
@@ -91,11 +94,35 @@ async def test_no_302_while_the_login_server_does_not_answer(
     async with portal(f"login_url: http://127.0.0.1:{port}/\n") as it:
         guest = Guest(it.port, port)
         assert (await guest.visit(url)).status == 511
-        up = replace(policy(), login_server=LoginServer(Place(LOOPBACK, port)))
+        up = replace(policy(), login_server=LoginServer((Place(LOOPBACK, port),)))
         async with house(up):
             answer = await becomes(guest, url, 302)
             assert answer.location == f"http://127.0.0.1:{port}/"
         assert (await becomes(guest, url, 511)).location is None
+
+
+async def test_no_302_to_a_certificate_that_this_machine_does_not_trust(
+    portal: StartPortal,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It hides the portal from Chromium. Once the machine trusts it, there is a 302."""
+    monkeypatch.setattr(login_health, "INTERVAL", 0.05)
+    monkeypatch.setattr(login_health, "AGAIN", 0.05)
+    shown, key = certificate(tmp_path, "localhost")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "trusted.pem"))
+    url = "http://connectivitycheck.gstatic.com/generate_204"
+    async with (
+        house(policy(certificate=str(shown), key=str(key))) as h,
+        portal(f"login_url: https://localhost:{h.port}/\n") as it,
+    ):
+        guest = Guest(it.port, h.port)
+        await until(lambda: "does not trust its certificate" in caplog.text, "a question")
+        assert (await guest.visit(url)).status == 511
+        shutil.copy(shown, tmp_path / "trusted.pem")
+        answer = await becomes(guest, url, 302)
+        assert answer.location == f"https://localhost:{h.port}/"
 
 
 async def becomes(guest: Guest, url: str, status: int) -> Page:

@@ -37,7 +37,9 @@ async def proxy(folder: Path, *, encrypted: bool, refresh: int = 10) -> AsyncIte
 def guest(portal: Portal, address: str = ONE) -> Guest:
     server = portal.gate.policy.login_server
     assert server is not None
-    return Guest(portal.port, server.listen.port, address, encrypted=server.certificate is not None)
+    return Guest(
+        portal.port, server.listen[0].port, address, encrypted=server.certificate is not None
+    )
 
 
 def known(portal: Portal) -> list[str]:
@@ -137,7 +139,7 @@ async def test_chromium_is_taken_there_by_itself(tmp_path: Path) -> None:
             assert await tab.text() == "The news"
             server = portal.gate.policy.login_server
             assert server is not None
-            await tab.open(f"https://127.0.0.1:{server.listen.port}/status")
+            await tab.open(f"https://127.0.0.1:{server.listen[0].port}/status")
             await tab.click("form[action='/sign-out'] button")
             assert known(portal) == []
             before = len(origin.heads)

@@ -434,7 +434,8 @@ class Lab:
     def _await_proxy(self, process: Popen[bytes], port: int) -> None:
         """Until it listens in IPv4 and IPv6, and its login server does, which comes up later."""
         server = self.policy.login_server
-        wanted = {port: 2} if server is None else {port: 2, server.listen.port: 1}
+        wanted = Counter({port: 2})
+        wanted.update(place.port for place in (server.listen if server else ()))
 
         def listening() -> bool:
             if process.poll() is not None:
@@ -446,7 +447,9 @@ class Lab:
 
     def _start(self, where: Namespace, name: str, *argv: str) -> Popen[bytes]:
         with (self.folder / f"{name}.log").open("ab") as log:
-            process = where.start(*argv, log=log, env=environment())
+            # The router trusts the login server's certificate, as people's devices do.
+            env = {**environment(), "SSL_CERT_FILE": str(self.trusted)}
+            process = where.start(*argv, log=log, env=env)
         self._stack.callback(end, process)
         return process
 

@@ -36,6 +36,22 @@ def network() -> Iterator[Namespace]:
     let_go()
 
 
+@pytest.mark.parametrize(
+    ("removed", "left"),
+    [
+        ((), {4, 6}),
+        (("addr del 2001:db8::1/64 dev lan0",), {4}),  # its link-local address stays
+        (("addr del 192.0.2.1/24 dev lan0",), {6}),
+        (("link del lan0",), set()),
+    ],
+)
+def test_an_interface_has_the_families_of_its_addresses(
+    network: Namespace, removed: tuple[str, ...], left: set[int]
+) -> None:
+    network.ip("addr add 198.51.100.1/24 dev lan1", *removed)
+    assert network.call(neighbour_lookup.families, "lan0") == left
+
+
 def test_each_usable_entry_is_found(network: Namespace) -> None:
     network.ip(
         f"neigh add 192.0.2.7 lladdr {MAC} dev lan0 nud permanent",

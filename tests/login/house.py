@@ -47,7 +47,7 @@ def policy(*, file: Path | None = None, **login_server: Any) -> Policy:
         network="Example Café",
         login_url="http://127.0.0.1:8511/?state={state}",
         login_place=Place(LOOPBACK, 8511),
-        login_server=LoginServer(Place(LOOPBACK, 0), **login_server),
+        login_server=LoginServer((Place(LOOPBACK, 0),), **login_server),
         file=str(file) if file else None,
     )
 

@@ -1,21 +1,36 @@
 """The way from the sign-in page to online and back, by the forms and links of the pages alone."""
 
 import asyncio
+import http.client
+import json
 import logging
 import re
+import socket
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
 
+from capport.api.captivity import PATH
+from capport.core.captivity import MEDIA_TYPE
 from capport.core.negotiation import Language
 from capport.core.place import Place
-from capport.core.policy import Access, ClientRules, Conditions, Sessions, network_of
+from capport.core.policy import (
+    Access,
+    ClientRules,
+    Conditions,
+    Login,
+    LoginServer,
+    Sessions,
+    network_of,
+)
 from capport.login import passwords, vouchers
 from capport.login.words import WORDS
 from capport.web.asker import HEADER, sign_client
 from capport.web.throttle import FREE
+from conftest import SOON
 from login.house import LOOPBACK, Browser, House, Page, at, free_port, house, policy
 
 PAGE = "http://www.example.org/news?a=b&c=%22d"
@@ -755,12 +770,44 @@ async def test_a_policy_without_a_login_server_has_none() -> None:
         assert h.server.places == ()
 
 
+async def test_the_login_server_listens_at_each_of_its_addresses() -> None:
+    """And tells each client's agent of the page at an address of the client's family."""
+    one, other = Place(LOOPBACK, free_port()), Place(ip_address("::1"), free_port())
+    both = replace(
+        policy(),
+        login_url=f"https://{one}/",
+        login_place=one,
+        other_login=Login(f"https://{other}/", other),
+        login_server=LoginServer((one, other)),
+    )
+    async with house(both) as h:
+        assert h.server.places == (one, other)
+        for place in (one, other):
+            asked = http.client.HTTPConnection(str(place.host), place.port, timeout=SOON)
+            await asyncio.to_thread(asked.request, "GET", PATH, None, {"Accept": MEDIA_TYPE})
+            answer = await asyncio.to_thread(asked.getresponse)
+            document = json.loads(await asyncio.to_thread(answer.read))
+            assert document["user-portal-url"].startswith(f"https://{place}/?state=")
+            asked.close()
+
+
+async def test_where_one_address_cannot_be_had_it_listens_at_none() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        free = Place(LOOPBACK, free_port())
+        places = (free, Place(LOOPBACK, taken.getsockname()[1]))
+        with pytest.raises(OSError, match=f"cannot listen on {places[1]}"):
+            async with house(replace(policy(), login_server=LoginServer(places))):
+                pass
+        with socket.create_server(("127.0.0.1", free.port)):
+            pass
+
+
 async def test_a_new_policy_moves_the_login_server() -> None:
     async with house() as h:
         listening = h.gate.policy.login_server
         assert listening is not None
         elsewhere = Place(LOOPBACK, free_port())
-        h.change_policy(login_server=replace(listening, listen=elsewhere))
+        h.change_policy(login_server=replace(listening, listen=(elsewhere,)))
         await h.server.follow()
         assert h.server.places == (elsewhere,)
         before = h.port

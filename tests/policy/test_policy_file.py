@@ -109,7 +109,7 @@ def test_the_sample_of_the_interface_is_read_as_it_says() -> None:
     assert policy.limits == Limits(Rate(600, 60.0), 16384, 65536, conditional)
     assert policy.probes is Probes.COMPATIBLE
     assert policy.login_server == LoginServer(
-        Place(ip_address("192.0.2.1"), 8511),
+        (Place(ip_address("192.0.2.1"), 8511),),
         str(HERE / "fullchain.pem"),
         str(HERE / "key.pem"),
         Conditions.TERMS,
@@ -166,7 +166,7 @@ def test_the_default_is_the_embedded_login_server_on_loopback() -> None:
     policy = policy_file.default()
     assert policy.file is None
     assert policy.login_url == "http://127.0.0.1:8511/"
-    assert policy.login_server == LoginServer(Place(ip_address("127.0.0.1"), 8511))
+    assert policy.login_server == LoginServer((Place(ip_address("127.0.0.1"), 8511),))
     assert len(policy.clients) == 0
 
 
@@ -207,7 +207,42 @@ def test_a_login_url_is_where_the_login_server_listens(listen: str, more: str, u
     policy = parsed(f"login_server: {{listen: {listen}{more}}}\n")
     assert policy.login_url == url
     assert policy.login_server is not None
-    assert policy.login_place == policy.login_server.listen
+    assert (policy.login_place,) == policy.login_server.listen
+
+
+def test_a_login_server_on_several_addresses_has_a_login_url_for_each_family() -> None:
+    places = "192.0.2.1:8511, '[2001:db8::1]:8511', 192.0.2.2:8511"
+    policy = parsed(f"login_server: {{listen: [{places}]}}\n")
+    assert policy.login_server is not None
+    assert [str(place) for place in policy.login_server.listen] == places.replace("'", "").split(
+        ", "
+    )
+    assert [str(place) for place in policy.login_places] == places.replace("'", "").split(", ")
+    assert policy.login_lacks is None
+    for client, url in (
+        ("192.0.2.7", "http://192.0.2.1:8511/"),
+        ("2001:db8::7", "http://[2001:db8::1]:8511/"),
+    ):
+        assert policy.login_for(ip_address(client)).url == url
+
+
+@pytest.mark.parametrize(
+    ("text", "lacks"),
+    [
+        ("login_server: {listen: 192.0.2.1:8511}\n", 6),
+        ("login_server: {listen: '[2001:db8::1]:8511'}\n", 4),
+        ("login_url: https://192.0.2.9/\nlogin_server: {listen: '[::]:8511'}\n", 6),
+        (LOGIN, None),
+        (LOGIN + "login_server: {listen: 192.0.2.1:8511}\n", None),
+    ],
+)
+def test_a_policy_says_which_family_of_addresses_has_no_login_url(
+    text: str, lacks: int | None
+) -> None:
+    policy = parsed(text)
+    assert policy.login_lacks == lacks
+    for client in ("192.0.2.7", "2001:db8::7"):
+        assert policy.login_for(ip_address(client)).url == policy.login_url
 
 
 def test_a_login_server_may_listen_anywhere_where_a_login_url_says_how_to_get_there() -> None:

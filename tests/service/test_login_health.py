@@ -5,16 +5,19 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from capport.core.captivity import MEDIA_TYPE
-from capport.core.place import Place
-from capport.core.policy import LoginServer, Policy
+from capport.core.client import Address
+from capport.core.place import Host, Place
+from capport.core.policy import Login, LoginServer, Policy
 from capport.proxy.resolver import Addresses
 from capport.service import login_health
-from capport.service.login_health import is_ours, login_answers
+from capport.service.login_health import answer, is_ours, trusted_here
 from conftest import SOON
+from login.certificates import certificate
 from login.house import LOOPBACK, house, policy
 
 FOUND = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 0\r\n\r\n"
@@ -42,14 +45,18 @@ async def stranger(answer: bytes) -> AsyncIterator[int]:
 
 def at(port: int, *, embedded: bool, behind: int | None = None) -> Policy:
     place = Place(LOOPBACK, port)
-    server = LoginServer(Place(LOOPBACK, behind or port)) if embedded else None
+    server = LoginServer((Place(LOOPBACK, behind or port),)) if embedded else None
     url = f"http://{place}/"
     return replace(policy(), login_server=server, login_url=url, login_place=place)
 
 
 async def answers(wanted: Policy, *, elsewhere: bool = False) -> bool:
-    ours = is_ours(wanted, lambda: elsewhere)
-    return await login_answers(wanted, Addresses(), ours=ours)
+    ours = is_ours(wanted, wanted.login_place, lambda: elsewhere)
+    login = wanted.login_for(None)
+    try:
+        return await answer(login, Addresses(), trusted_here(), ours=ours) == LOOPBACK
+    except OSError:
+        return False
 
 
 async def test_the_embedded_login_server_answers() -> None:
@@ -98,7 +105,7 @@ def test_where_the_key_of_others_cannot_be_read_they_are_not_believed() -> None:
     def unreadable() -> bool:
         raise OSError("return.pem: larger than any key")
 
-    assert is_ours(at(8511, embedded=True), unreadable)
+    assert is_ours(at(8511, embedded=True), Place(LOOPBACK, 8511), unreadable)
 
 
 @pytest.mark.parametrize("embedded", [True, False])
@@ -106,3 +113,41 @@ async def test_nobody_there_does_not_answer(embedded: bool) -> None:
     with socket.socket() as nobody:
         nobody.bind((str(LOOPBACK), 0))
         assert not await answers(at(nobody.getsockname()[1], embedded=embedded))
+
+
+class _HostsFile(Addresses):
+    """Every name is at 127.0.0.1."""
+
+    async def resolve(self, host: Host) -> list[Address]:
+        return [LOOPBACK]
+
+
+@pytest.mark.parametrize(
+    ("trusted", "name", "days", "why"),
+    [
+        (True, "login.example.net", 1, None),
+        (False, "login.example.net", 1, "does not trust its certificate: self-signed"),
+        (True, "login.example.org", 1, "does not trust its certificate: Hostname mismatch"),
+        (True, "login.example.net", -1, "does not trust its certificate: certificate has expired"),
+    ],
+)
+async def test_a_certificate_counts_as_a_client_would_check_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    trusted: bool,
+    name: str,
+    days: int,
+    why: str | None,
+) -> None:
+    """Chromium shows no sign-in tab where the 302 leads to a certificate it does not trust."""
+    shown, key = certificate(tmp_path, name, days=days)
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(shown))
+    async with house(policy(certificate=str(shown), key=str(key))) as h:
+        place = Place("login.example.net", h.port)
+        asked = answer(Login(f"https://{place}/", place), _HostsFile(), trusted_here(), ours=True)
+        if why is None:
+            assert await asked == LOOPBACK
+        else:
+            with pytest.raises(OSError, match=why):
+                await asked

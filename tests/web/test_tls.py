@@ -270,7 +270,7 @@ async def test_policies_in_quick_succession_move_it_once(tmp_path: Path) -> None
         listening = h.gate.policy.login_server
         assert listening is not None
         elsewhere = Place(LOOPBACK, free_port())
-        h.change_policy(login_server=replace(listening, listen=elsewhere))
+        h.change_policy(login_server=replace(listening, listen=(elsewhere,)))
         await asyncio.gather(*(h.server.follow() for _ in range(3)))
         assert h.server.places == (elsewhere,)
         assert await asyncio.to_thread(_shown, elsewhere.port)

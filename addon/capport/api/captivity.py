@@ -19,7 +19,9 @@ class CaptivePortalApi(Handler):
         # from a cache. RFC 8908 section 4: private, or stricter; it is a client's own state.
         self.set_header("Cache-Control", "private, no-store")
         self.set_header("Vary", "Accept")
-        portal_url = login_url(self.policy, self.portal.states.for_agent(self.client))
+        portal_url = login_url(
+            self.policy, self.client.address, self.portal.states.for_agent(self.client)
+        )
         if not reads_captivity(self.request.headers.get("Accept", "")):
             self.redirect(portal_url, status=302)
             return

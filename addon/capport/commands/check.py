@@ -9,6 +9,7 @@ from pathlib import Path
 from capport.commands import CommandError
 from capport.commands.display import duration
 from capport.core.policy import Limits, Policy
+from capport.linux import neighbour_lookup
 from capport.policy.errors import visible
 from capport.policy.policy_file import PolicyError, load_with_warnings
 from capport.stores import StoreError, default_store
@@ -22,6 +23,8 @@ def check(arguments: Namespace) -> None:
         raise CommandError(str(error)) from None
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    if lacking := _family_without_login(policy):
+        print(f"warning: {arguments.policy_file}: {lacking}", file=sys.stderr)
     print(f"{arguments.policy_file} can be used.")
     for name, value in summary(policy):
         print(f"  {name:<14} {visible(value)}")
@@ -32,9 +35,12 @@ def summary(policy: Policy) -> Iterator[tuple[str, str]]:
     if policy.network:
         yield "network", policy.network
     server = policy.login_server
-    where = f", at {server.listen}" if server else ""
+    where = f", at {' and '.join(map(str, server.listen))}" if server else ""
     kind = f"the embedded login server: {server.conditions}" if server else "your own login server"
-    yield "login", f"{policy.login_url} ({kind}{where})"
+    urls = " or ".join(login.url for login in policy.logins)
+    lacks = policy.login_lacks
+    only = f"; clients with IPv{lacks} alone cannot go there" if lacks else ""
+    yield "login", f"{urls} ({kind}{where}{only})"
     yield "refresh", "never" if policy.refresh is None else f"after {policy.refresh} s"
     yield "clients", _clients(policy)
     entries = len(policy.walled_garden.entries)
@@ -52,6 +58,18 @@ def summary(policy: Policy) -> Iterator[tuple[str, str]]:
             "router",
             f"clients at {router.client_interface}, origins at {router.origin_interface}",
         )
+
+
+def _family_without_login(policy: Policy) -> str | None:
+    """What clients of one family of addresses lack, where the router has some at this machine."""
+    router, lacks = policy.router, policy.login_lacks
+    if router is None or lacks not in neighbour_lookup.families(router.client_interface):
+        return None
+    here = f"{router.client_interface} has IPv{lacks}, and no client with IPv{lacks} alone"
+    would_do = f"add an IPv{lacks} address of the router to login_server.listen"
+    if policy.login_server is None or policy.login_server.certificate:
+        would_do = "give login_url a name that has both an IPv4 and an IPv6 address"
+    return f"{here} can go to {policy.login_url}: {would_do}"
 
 
 def _store(policy: Policy) -> str:

@@ -145,7 +145,7 @@ def walled_garden(case: Case, policy: Policy) -> Verdict | None:
 def blocked_client(case: Case, policy: Policy) -> Verdict | None:
     """Never let on, whatever its session; still gets the 511."""
     if case.rule and case.rule.access is Access.BLOCKED:
-        required = _required(policy, f"{case.client} is blocked by {case.rule.where}")
+        required = _required(case, policy, f"{case.client} is blocked by {case.rule.where}")
         return replace(required, blocked=True)
     return None
 
@@ -161,17 +161,17 @@ def connectivity_check(case: Case, policy: Policy) -> Verdict | None:
     if probe is None:
         return None
     because = f"{case.client} has no session, and this is a connectivity check"
-    return SignIn(because, policy.login_url, body=probe.body)
+    return SignIn(because, policy.login_for(case.client.address).url, body=probe.body)
 
 
 def unknown_client(case: Case, policy: Policy) -> Verdict:
     """Everybody else, so that there is always a verdict."""
     if case.lacks_mac:
         because = f"{case.client} has a MAC that is not known now, and a rule may block it by that"
-        return _required(policy, because)
+        return _required(case, policy, because)
     if case.session:
-        return _required(policy, f"{case.client} has a session, and its session is over")
-    return _required(policy, f"{case.client} has no session")
+        return _required(case, policy, f"{case.client} has a session, and its session is over")
+    return _required(case, policy, f"{case.client} has no session")
 
 
 # The first that answers decides. The limits come first: they hold for known clients too. Who signs
@@ -247,5 +247,6 @@ def _in_garden(place: Place, entry: GardenEntry) -> str:
     return f"{place} is in the walled garden: {entry.text!r} in {entry.where}"
 
 
-def _required(policy: Policy, because: str) -> NetworkAuthenticationRequired:
-    return NetworkAuthenticationRequired(because, policy.login_url, policy.refresh, policy.network)
+def _required(case: Case, policy: Policy, because: str) -> NetworkAuthenticationRequired:
+    url = policy.login_for(case.client.address).url
+    return NetworkAuthenticationRequired(because, url, policy.refresh, policy.network)

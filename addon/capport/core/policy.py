@@ -321,10 +321,11 @@ class Limits:
 class LoginServer:
     """The policy's `login_server`: the embedded one. Paths are absolute.
 
-    `venue_info_url` is https: what the operator has to say of the place (RFC 8908 section 5).
+    `listen` has at least one place. `venue_info_url` is https: what the operator has to say of the
+    place (RFC 8908 section 5).
     """
 
-    listen: Place
+    listen: tuple[Place, ...]
     certificate: str | None = None
     key: str | None = None
     conditions: Conditions = Conditions.TERMS
@@ -339,12 +340,25 @@ class Router:
     origin_interface: str
 
 
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Where a 511 sends people: the URL, and the place that it names."""
+
+    url: str
+    place: Place
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """The whole policy file. `file` is its path, None for the embedded default."""
+    """The whole policy file. `file` is its path, None for the embedded default.
+
+    `other_login` is set where `login_url` leads to an address, and the login server has one of the
+    other family too: a client follows the link to an address of its own family.
+    """
 
     login_url: str
     login_place: Place
+    other_login: Login | None = None
     network: str | None = None
     refresh: int | None = 10
     clients: ClientRules = field(default_factory=ClientRules)
@@ -359,10 +373,35 @@ class Policy:
     file: str | None = None
 
     @property
-    def login_places(self) -> tuple[Place, ...]:
-        """Where people sign in, and where the embedded login server is: they may be two.
+    def logins(self) -> tuple[Login, ...]:
+        """Each login URL: one, or one for each family of addresses."""
+        first = Login(self.login_url, self.login_place)
+        return (first, self.other_login) if self.other_login else (first,)
 
-        Who signs in elsewhere comes back to ours with a signed return, and asks its API.
+    def login_for(self, address: Address | None) -> Login:
+        """The login URL for a client at `address`: of its family, where there is one of each."""
+        other = self.other_login
+        if address and other and _version(other.place) == address.version:
+            return other
+        return Login(self.login_url, self.login_place)
+
+    @property
+    def login_places(self) -> tuple[Place, ...]:
+        """Where people sign in, and where the embedded login server listens, each once.
+
+        A client that signs in elsewhere comes back to ours with a signed return, and asks its API.
         """
-        ours = self.login_server and self.login_server.listen
-        return (self.login_place, ours) if ours else (self.login_place,)
+        ours = self.login_server.listen if self.login_server else ()
+        return tuple(dict.fromkeys((*(login.place for login in self.logins), *ours)))
+
+    @property
+    def login_lacks(self) -> int | None:
+        """The family, 4 or 6, that has no login address; None if both have, or a name may have."""
+        other_than = {4: 6, 6: 4}
+        version = None if self.other_login else _version(self.login_place)
+        return None if version is None else other_than[version]
+
+
+def _version(place: Place) -> int | None:
+    """The family of its address, 4 or 6; None for a name."""
+    return None if isinstance(place.host, str) else place.host.version

@@ -22,6 +22,10 @@ _DESTINATION, _LINK_ADDRESS = 1, 2
 _USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
 _TRIES = 100  # dumps that something changed during
 
+_OWN = struct.Struct("=4Bi")  # ifaddrmsg: family, -, -, scope, interface
+_GET_ADDRESS = 22
+_EVERYWHERE = 0  # the scope: neither of one link nor of this machine alone
+
 _ROUTE = struct.Struct("=8BI")  # rtmsg: family, prefix lengths (2), -, -, -, -, type, flags
 _GET_ROUTE = 26
 _TO, _INTERFACE, _GATEWAY, _VIA = 1, 4, 5, 18
@@ -105,6 +109,19 @@ def numbers(names: Iterable[str]) -> frozenset[int]:
     for name in names:
         with suppress(OSError):  # not there yet
             found.add(socket.if_nametoindex(name))
+    return frozenset(found)
+
+
+def families(interface: str) -> frozenset[int]:
+    """The families, 4 and 6, that this machine has an address of there, link-local ones aside.
+
+    None where there is no such interface. Raises OSError where the kernel does not say.
+    """
+    mine, found = numbers([interface]), set()
+    for message in ask(ROUTE, _GET_ADDRESS, _OWN.pack(socket.AF_UNSPEC, 0, 0, 0, 0), DUMP):
+        family, _, _, scope, number = _OWN.unpack_from(message.body)
+        if number in mine and scope == _EVERYWHERE:
+            found.add(4 if family == socket.AF_INET else 6)
     return frozenset(found)
 
 

@@ -43,7 +43,7 @@ class SignIn(Handler):
             return
         if self.elsewhere():
             own = self.state if own_state(self) else self.portal.states.mint(self.client)
-            self.redirect(login_url(self.policy, own), status=302)
+            self.redirect(login_url(self.policy, self.client.address, own), status=302)
             return
         self.form()
 
@@ -218,7 +218,7 @@ class SignIn(Handler):
         """Whether it is another login server's word that lets on, and not our forms."""
         if not self.portal.theme(self.policy).signs_in_elsewhere:
             return False
-        if self.policy.login_place == self.server.listen:
+        if self.policy.login_place in self.server.listen:
             raise web.HTTPError(503, "return.pem is there, but login_url leads here")
         return True
 

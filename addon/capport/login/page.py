@@ -175,7 +175,7 @@ class Handler(web.RequestHandler):
             heading, text, start = words.blocked, words.blocked_text, ""
             device = self.client.address  # to be told to whoever runs the network
         if isinstance(error, Misdirected):
-            start = login_url(self.policy, None)
+            start = login_url(self.policy, self._asked_at(), None)
         try:
             self.page(
                 "error.html", status_code, heading=heading, text=text, start=start, device=device
@@ -252,9 +252,7 @@ class Handler(web.RequestHandler):
         )
 
     def _our_names(self) -> set[Host]:
-        names: set[Host] = {self.policy.login_place.host}
-        if self.policy.login_server is not None:
-            names.add(self.policy.login_server.listen.host)
+        names = {place.host for place in self.policy.login_places}
         if (address := self._asked_at()) is not None:
             names.add(address)
             if address.is_loopback:

@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import errno
 import logging
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,23 @@ CONNECTIONS_A_CLIENT = 60
 
 
 _SELDOM = SeldomFilter()
+
+
+def _bound(places: Sequence[Place]) -> list[tuple[Place, socket.socket]]:
+    """Each socket that listens at one of `places`: at all of them, or OSError."""
+    with contextlib.ExitStack() as unless_all:
+        at = []
+        for place in places:
+            try:
+                sockets = netutil.bind_sockets(place.port, str(place.host))
+            except OSError as error:
+                why = f"{error.strerror}: {_cannot_listen(error, place)}"
+                raise OSError(error.errno, why) from error
+            for one in sockets:
+                unless_all.callback(one.close)
+                at.append((place, one))
+        unless_all.pop_all()
+        return at
 
 
 def _cannot_listen(error: OSError, place: Place) -> str:
@@ -276,13 +294,7 @@ class LoginServer:
             return
         logging.getLogger("tornado.general").addFilter(_SELDOM)  # it is added once
         shown = await asyncio.to_thread(_Shown, listening) if listening.certificate else None
-        place = listening.listen
-        try:
-            sockets = netutil.bind_sockets(place.port, str(place.host))
-        except OSError as error:
-            raise OSError(
-                error.errno, f"{error.strerror}: {_cannot_listen(error, place)}"
-            ) from error
+        at = _bound(listening.listen)
         server = Server(
             create_app(self.portal, encrypted=shown is not None),
             idle_connection_timeout=IDLE,
@@ -294,9 +306,9 @@ class LoginServer:
         server.tls = shown.context if shown else None
         server.vouched = self.portal.vouched
         self.portal.certified = shown.names if shown else ()
-        server.add_sockets(sockets)
+        server.add_sockets(one for _, one in at)
         self._server, self._as = server, listening
-        self._at = tuple(Place(place.host, one.getsockname()[1]) for one in sockets)
+        self._at = tuple(Place(place.host, one.getsockname()[1]) for place, one in at)
         if shown is not None:
             self._watch = asyncio.create_task(self._follow_certificate(server, shown))
         else:

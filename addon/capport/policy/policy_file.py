@@ -6,6 +6,7 @@ policysection.py, what a value may look like in policyvalues.py, how YAML is rea
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from capport.core.place import Host, Place
@@ -18,6 +19,7 @@ from capport.core.policy import (
     KnownHttp,
     KnownTls,
     Limits,
+    Login,
     LoginServer,
     Policy,
     Probes,
@@ -48,6 +50,7 @@ __all__ = ["PolicyError", "Problem", "default", "load", "load_with_warnings", "p
 
 _LONGEST_CERTIFICATE = 1 << 20  # bytes, with its chain
 _DAY = 86400
+_EVERY_ADDRESS = (IPv4Address("0.0.0.0"), IPv6Address("::"))  # noqa: S104
 _REFRESH: int | None = 10
 
 type Opening = Callable[[str], object]
@@ -114,13 +117,14 @@ class _Reader:
         top = Section(self.findings, "the policy", root, "")
         section = top.section("login_server")
         login_server = self._login_server(section)
-        login = self._login(top, login_server)
+        login, *other = self._login(top, login_server)
         if section is not None:
             asked = "login_url" in top and login.scheme == "https"
             self._doubt_certificate(section, login.place.host if asked else None)
         return Policy(
             login_url=login.url,
             login_place=login.place,
+            other_login=Login(other[0].url, other[0].place) if other else None,
             network=top.take("network", optional(values.for_people), None),
             refresh=top.take("refresh", values.refresh, _REFRESH),
             clients=self._clients(top),
@@ -135,8 +139,11 @@ class _Reader:
             file=file,
         )
 
-    def _login(self, top: Section, server: LoginServer | None) -> values.LoginUrl:
-        """Where a 511 sends people: as given, or the embedded login server's own address."""
+    def _login(self, top: Section, server: LoginServer | None) -> list[values.LoginUrl]:
+        """Where a 511 sends people: as given, or the embedded login server's own addresses.
+
+        One URL, or one for each family of addresses.
+        """
         nowhere = values.LoginUrl("", Place("", 0), "")
         if "login_url" in top:
             url = top.take("login_url", values.login_url, nowhere)
@@ -145,24 +152,28 @@ class _Reader:
                 self.findings.warn(
                     top.mark("login_url"), f"login_url is http to a public name: {why}"
                 )
-            return url
+            return [url]
         if top.lacks("login_url") and top.lacks("login_server"):
             what = "where people sign in, such as https://login.example.net/"
             self.findings.error(top.at, f"login_url is missing: {what}, or a login_server")
         if server is None:
-            return nowhere
-        host = server.listen.host
+            return [nowhere]
         at = top.mark("login_server")
-        if not isinstance(host, str) and host.is_unspecified:
-            where = f"login_server listens on {host}, which nobody can go to"
+        if every := next((p.host for p in server.listen if p.host in _EVERY_ADDRESS), None):
+            where = f"login_server listens on {every}, which nobody can go to"
             self.findings.error(at, f"{where}: add a login_url, or listen on one address")
         elif server.certificate:
             why = "people go to the address that it listens on, and most certificates hold a name"
             self.findings.warn(at, f"login_url is missing: {why}")
-        scheme = "https" if server.certificate else "http"
-        default_port = 443 if server.certificate else 80
-        derived = f"{scheme}://{server.listen.authority(default_port)}/"
-        return values.LoginUrl(derived, server.listen, scheme)
+        scheme, default_port = ("https", 443) if server.certificate else ("http", 80)
+        # The first of each family of addresses: a client follows the link to one of its own.
+        places: dict[type, Place] = {}
+        for place in server.listen:
+            places.setdefault(type(place.host), place)
+        return [
+            values.LoginUrl(f"{scheme}://{place.authority(default_port)}/", place, scheme)
+            for place in places.values()
+        ]
 
     def _clients(self, top: Section) -> ClientRules:
         rules = ClientRules()
@@ -303,8 +314,9 @@ class _Reader:
             header_section=section.take("header_section", limit, None),
             require_conditions=frozenset(
                 host
-                for node in section.items("require_conditions", "api.example.org")
-                if (host := self._host(node)) is not None
+                for host, _ in section.several(
+                    "require_conditions", values.host, "host names", "api.example.org"
+                )
             ),
         )
         if limits.header_section and (limits.header_field or 0) > limits.header_section:
@@ -319,21 +331,10 @@ class _Reader:
         per = section.need("per", values.duration(1, _DAY), "in what time, such as 1m")
         return None if count is None or per is None else Rate(count, per)
 
-    def _host(self, node: Node) -> Host | None:
-        if isinstance(node, Word) and not node.nothing:
-            try:
-                return values.host(node.text)
-            except ValueError as error:
-                self.findings.error(node.at, f"require_conditions: {error}")
-        elif not isinstance(node, Refused):
-            message = f"require_conditions takes host names, and this is {kind(node)}"
-            self.findings.error(node.at, message)
-        return None
-
     def _login_server(self, section: Section | None) -> LoginServer | None:
         if section is None:
             return None
-        listen = section.need("listen", values.listen, "where, such as 192.0.2.1:8511")
+        listen = self._listen(section)
         certificate, pem = self._file(section, "certificate")
         key, private = self._file(section, "key")
         self._check_pair(section, pem, private)
@@ -348,9 +349,24 @@ class _Reader:
                 "only the Captive Portal API tells it, which is asked over https: add a certificate"
             )
             self.findings.warn(section.mark("venue_info_url"), f"venue_info_url: {why}")
-        if listen is None:
+        if not listen:
             return None
         return LoginServer(listen, certificate, key, conditions, venue_info_url)
+
+    def _listen(self, section: Section) -> tuple[Place, ...]:
+        """Where the login server listens; nowhere only where that is an error."""
+        example = "192.0.2.1:8511"
+        if section.lacks("listen"):
+            self.findings.error(section.at, f"login_server needs listen: where, such as {example}")
+        found: list[Place] = []
+        for place, at in section.several(
+            "listen", values.listen, "an address and a port", example, needed=True
+        ):
+            if one := next((one for one in found if _overlap(one, place)), None):
+                what = f"listen: nobody can listen on both {one} and {place}"
+                self.findings.error(at, f"{what}: leave one out")
+            found.append(place)
+        return tuple(found)
 
     def _check_pair(self, section: Section, pem: bytes | None, private: bytes | None) -> None:
         """A certificate is one, and the key is its own."""
@@ -403,3 +419,10 @@ class _Reader:
             message = f"client_interface and origin_interface are both {client}: a router has two"
             self.findings.error(section.mark("origin_interface"), message)
         return Router(client, origin)
+
+
+def _overlap(one: Place, other: Place) -> bool:
+    """Whether only one of these can be listened at."""
+    every = one.host in _EVERY_ADDRESS or other.host in _EVERY_ADDRESS
+    same_family = type(one.host) is type(other.host)
+    return one.port == other.port and same_family and (every or one.host == other.host)

@@ -79,6 +79,33 @@ class Section:
             return self._read(key, read, node, otherwise)
         return otherwise
 
+    def several[Value](
+        self,
+        key: str,
+        read: Callable[[str], Value],
+        what: str,
+        example: str,
+        *,
+        needed: bool = False,
+    ) -> list[tuple[Value, Mark]]:
+        """Each value in the list under `key`, read by `read`, and where it stands.
+
+        `what` the list holds, and an `example` of it, are for the errors. If one value is `needed`,
+        it may also stand there without a list.
+        """
+        _, node = self._fields.get(key, (self.at, None))
+        items = [node] if needed and isinstance(node, Word) else self.items(key, example)
+        if needed and isinstance(node, Items) and not items:
+            self._findings.error(node.at, f"{key} is empty: write {what}, such as {example}")
+        found: list[tuple[Value, Mark]] = []
+        for item in items:
+            if isinstance(item, Word) and not item.nothing:
+                if (value := self._read(key, optional(read), item, None)) is not None:
+                    found.append((value, item.at))
+            elif not isinstance(item, Refused):
+                self._findings.error(item.at, f"{key} takes {what}, and this is {kind(item)}")
+        return found
+
     def need[Value](self, key: str, read: Callable[[str], Value], what: str) -> Value | None:
         """The value of `key`, which must be there; `what` says what it is."""
         if self.lacks(key):

@@ -252,8 +252,8 @@ def _input(
     # Not redirected, its destination would be the proxy itself, which would connect to itself.
     yield f"tcp dport {_braced(ports)} ct status dnat accept"
     yield f"tcp dport {_braced(ports)} drop"
-    if policy.login_server:  # it is for clients; whoever is beyond the router is none
-        yield f"iifname {origins} {_at(policy.login_server.listen)} drop"
+    for place in _embedded(policy):  # it is for clients; whoever is beyond the router is none
+        yield f"iifname {origins} {_at(place)} drop"
     yield f"iifname != {clients} accept"
     yield "icmpv6 type { nd-router-advert, nd-redirect } drop"
     yield "jump known"  # what those may do to the router is for its other tables to say
@@ -385,10 +385,13 @@ def _logins(policy: Policy) -> Iterator[str]:
 
     One that `login_url` has by name is reached through the portal, on the web's ports.
     """
-    embedded = policy.login_server and policy.login_server.listen
-    for place in dict.fromkeys(policy.login_places):
-        if place == embedded or _is_one(place.host):
+    for place in policy.login_places:
+        if place in _embedded(policy) or _is_one(place.host):
             yield f"{_at(place)} accept"
+
+
+def _embedded(policy: Policy) -> tuple[Place, ...]:
+    return policy.login_server.listen if policy.login_server else ()
 
 
 def _at(place: Place) -> str:
@@ -424,10 +427,10 @@ def garden_networks(policy: Policy) -> dict[str, list[Network]]:
         found.setdefault(_port_list(entry.ports - WEB_PORTS), []).append(network)
     for _, ports in garden_names(policy):
         found.setdefault(ports, [])
-    place = policy.login_place
-    beyond = _port_list(frozenset({place.port}) - WEB_PORTS)
-    if not isinstance(place.host, str):
-        found.setdefault(beyond, []).append(network_of(place.host))
+    for place in (login.place for login in policy.logins):
+        beyond = _port_list(frozenset({place.port}) - WEB_PORTS)
+        if not isinstance(place.host, str):
+            found.setdefault(beyond, []).append(network_of(place.host))
     found.pop("", None)
     return dict(sorted(found.items()))
 

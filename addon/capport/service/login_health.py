@@ -1,4 +1,7 @@
-"""Whether the login server answers: for Chromium, a 302 that leads nowhere is no portal."""
+"""Whether the login server answers, asked as a client would ask it.
+
+For Chromium, a 302 that leads nowhere, or to a certificate that it does not trust, is no portal.
+"""
 
 import asyncio
 import logging
@@ -8,8 +11,11 @@ from urllib.parse import urlsplit
 
 from capport.api.captivity import PATH
 from capport.core.captivity import MEDIA_TYPE
-from capport.core.policy import Policy, Probes
+from capport.core.client import Address
+from capport.core.place import Place
+from capport.core.policy import Login, Policy, Probes
 from capport.gate import Gate
+from capport.linux.file_state import state_of
 from capport.proxy.resolver import Addresses
 
 logger = logging.getLogger(__name__)
@@ -18,79 +24,128 @@ INTERVAL = 5.0  # seconds between two questions
 AGAIN = 1.0  # where there was no answer: a login server that has just started is soon found
 PATIENCE = 3.0  # seconds for an answer
 
-_OTHERS = "The login server does not answer"
-
 
 async def follow(gate: Gate, addresses: Addresses, elsewhere: Callable[[], bool]) -> None:
-    """Keeps `gate.login_answers` true to what the login server does, for ever.
+    """Keeps `gate.answering` true to what the login server does, for ever.
 
     `elsewhere` says whether `login_url` leads to others, though there is an embedded one.
     """
-    said = None
+    asking = _Asking(addresses, elsewhere)
+    before: dict[Place, Address | str] = {}
     while True:
-        if gate.policy.probes is Probes.COMPATIBLE:
-            ours = is_ours(gate.policy, elsewhere)
-            answers = await login_answers(gate.policy, addresses, ours=ours)
-            if answers and answers != said:
-                logger.info("The login server answers: connectivity checks get a 302")
-            elif answers != said:
-                who = "No login server of capport's answers" if ours else _OTHERS
-                logger.warning(
-                    f"{who} at {gate.policy.login_place}, where this machine finds it:"
-                    " connectivity checks get a 511"
-                )
-            gate.login_answers = said = answers
-        await asyncio.sleep(INTERVAL if said else AGAIN)
+        policy, all_answer = gate.policy, False
+        if policy.probes is Probes.COMPATIBLE:
+            found = await asking.each(policy)
+            for place, said in found.items():
+                if said != before.get(place):
+                    _report(place, said)
+            gate.answering = {p: said for p, said in found.items() if not isinstance(said, str)}
+            all_answer, before = len(gate.answering) == len(found), found
+        await asyncio.sleep(INTERVAL if all_answer else AGAIN)
 
 
-async def login_answers(policy: Policy, addresses: Addresses, *, ours: bool) -> bool:
-    """Whether the login server of `policy` answers HTTP, with anything but an error of its own.
+def _report(place: Place, said: Address | str) -> None:
+    if isinstance(said, str):
+        logger.warning(f"{said}: connectivity checks get a 511")
+    else:
+        logger.info(f"The login server answers at {place}: connectivity checks get a 302")
+
+
+class _Asking:
+    """Asks, with the certificates that this machine trusts now."""
+
+    def __init__(self, addresses: Addresses, elsewhere: Callable[[], bool]) -> None:
+        self._addresses = addresses
+        self._elsewhere = elsewhere
+        self._trusted: ssl.SSLContext | None = None
+        self._made_of: object = None
+
+    async def each(self, policy: Policy) -> dict[Place, Address | str]:
+        """For each login URL's place: the address that answers, or a sentence that says why not."""
+        places = [login.place for login in policy.logins]
+        said = await asyncio.gather(*(self._one(policy, login) for login in policy.logins))
+        return dict(zip(places, said, strict=True))
+
+    async def _one(self, policy: Policy, login: Login) -> Address | str:
+        ours = is_ours(policy, login.place, self._elsewhere)
+        try:
+            return await answer(login, self._addresses, self._trust(), ours=ours)
+        except OSError as error:
+            who = "No login server of capport's" if ours else "No login server"
+            return f"{who} answers at {login.place} ({error.strerror or error})"
+
+    def _trust(self) -> ssl.SSLContext:
+        paths = ssl.get_default_verify_paths()
+        made_of = [state_of(path) for path in (paths.cafile, paths.capath) if path]
+        if self._trusted is None or made_of != self._made_of:
+            self._made_of, self._trusted = made_of, trusted_here()
+        return self._trusted
+
+
+def trusted_here() -> ssl.SSLContext:
+    """A context that checks certificates against this machine's trust store, as browsers would."""
+    context = ssl.create_default_context()
+    # Python 3.13 also wants of each certificate what browsers do without, as key identifiers.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
+
+
+async def answer(
+    login: Login, addresses: Addresses, trust: ssl.SSLContext, *, ours: bool
+) -> Address:
+    """The address at which the login server answers HTTP, with anything but an error of its own.
 
     Where it is `ours`, the embedded one, only its Captive Portal API's answer counts: another
-    server can have taken its port, and nobody should be sent to that.
+    server can have taken its port, and nobody should be sent to that. Raises OSError, which says
+    why a client would get no answer.
     """
-    place = policy.login_place
-    asked = f"HEAD {PATH if ours else '/'} HTTP/1.1\r\nHost: {place}\r\n"
-    accept = f"Accept: {MEDIA_TYPE}\r\n" if ours else ""
-    head = f"{asked}{accept}Connection: close\r\n\r\n"
-    tls = _any_certificate() if urlsplit(policy.login_url).scheme == "https" else None
     try:
         async with asyncio.timeout(PATIENCE):
-            address = (await addresses.resolve(place.host))[0]
-            reader, writer = await asyncio.open_connection(
-                str(address), place.port, ssl=tls, server_hostname=str(place.host) if tls else None
-            )
-            try:
-                writer.write(head.encode("ascii"))
-                line = await reader.readline()
-                fields = await reader.readuntil(b"\r\n\r\n") if ours else b""
-            finally:
-                writer.close()
-    except (OSError, TimeoutError, IndexError, ValueError):
-        return False  # ValueError: a line without end
-    except (asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-        return False
+            address = (await addresses.resolve(login.place.host))[0]
+            line, fields = await _head(login, address, trust, ours=ours)
+    except ssl.SSLCertVerificationError as error:
+        why = f"this machine does not trust its certificate: {error.verify_message}"
+        raise OSError(why) from error
+    except TimeoutError:
+        raise OSError(f"nothing within {PATIENCE:g} s") from None
+    except (ValueError, EOFError, IndexError, asyncio.LimitOverrunError) as error:
+        raise OSError("what is there does not speak HTTP") from error
     if ours:
         media_type = f"\r\ncontent-type: {MEDIA_TYPE}\r\n".encode("ascii")
-        return line.startswith(b"HTTP/1.1 200 ") and media_type in b"\r\n" + fields.lower()
-    return line.startswith(b"HTTP/1.") and line[9:10] in (b"2", b"3", b"4")
+        good = line.startswith(b"HTTP/1.1 200 ") and media_type in b"\r\n" + fields.lower()
+    else:
+        good = line.startswith(b"HTTP/1.") and line[9:10] in (b"2", b"3", b"4")
+    if not good:
+        raise OSError(f"what is there answers {line[:40].strip()!r}")
+    return address
 
 
-def is_ours(policy: Policy, elsewhere: Callable[[], bool]) -> bool:
-    """Whether the login URL leads straight to the embedded login server, with nothing in front."""
+async def _head(
+    login: Login, address: Address, trust: ssl.SSLContext, *, ours: bool
+) -> tuple[bytes, bytes]:
+    """The status line of its answer and, where it is to be `ours`, the fields."""
+    place, tls = login.place, urlsplit(login.url).scheme == "https"
+    asked = f"HEAD {PATH if ours else '/'} HTTP/1.1\r\nHost: {place}\r\n"
+    accept = f"Accept: {MEDIA_TYPE}\r\n" if ours else ""
+    reader, writer = await asyncio.open_connection(
+        str(address),
+        place.port,
+        ssl=trust if tls else None,
+        server_hostname=str(place.host) if tls else None,
+    )
+    try:
+        writer.write(f"{asked}{accept}Connection: close\r\n\r\n".encode("ascii"))
+        return await reader.readline(), await reader.readuntil(b"\r\n\r\n") if ours else b""
+    finally:
+        writer.close()
+
+
+def is_ours(policy: Policy, place: Place, elsewhere: Callable[[], bool]) -> bool:
+    """Whether `place` is straight the embedded login server, with nothing in front."""
     server = policy.login_server
-    if server is None or server.listen.port != policy.login_place.port:
+    if server is None or place.port not in {each.port for each in server.listen}:
         return False
     try:
         return not elsewhere()
     except OSError:  # its key cannot be read: nobody is let on by it
         return True
-
-
-def _any_certificate() -> ssl.SSLContext:
-    # The question is whether it answers. Clients check its certificate themselves, and this machine
-    # may not have the CA that they have.
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context

@@ -54,7 +54,8 @@ class Embedded:
 
     def link(self, client: Client, url: str | None) -> str:
         """`Gate.link`: the login URL for `client`, who asked for `url`, with its state."""
-        return login_url(self._gate.policy, self.portal.states.mint(client, url))
+        token = self.portal.states.mint(client, url)
+        return login_url(self._gate.policy, client.address, token)
 
     @property
     def signs_in_elsewhere(self) -> bool:
@@ -65,7 +66,7 @@ class Embedded:
         """The value of `asking.HEADER` on a request to the login server that `address` made.
 
         The addon takes the field out of what every client sends, wherever it goes, and puts this in
-        where it passes a request on to `policy.login_place` or to `login_server.listen`.
+        where it passes a request on to one of `policy.login_places`.
         """
         return sign_client(address, self.portal.records.secret, self._gate.now())
 

@@ -96,9 +96,9 @@ class Alongside:
         policy = self._gate.policy
         if self._embedded is None or policy.login_server is None:
             return False
-        if place == policy.login_server.listen:
+        if place in policy.login_server.listen:
             return True
-        return place == policy.login_place and not self._signs_in_elsewhere()
+        return place in policy.login_places and not self._signs_in_elsewhere()
 
     def _signs_in_elsewhere(self) -> bool:
         return self._embedded is not None and self._embedded.signs_in_elsewhere
@@ -144,10 +144,8 @@ class Alongside:
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            listen = self._gate.policy.login_server
-            where = listen.listen if listen else "its address"
             logger.warning(
-                f"The login server is not ours: something listens on {where} already;"
+                f"The login server is not ours: {error.strerror};"
                 " if that is not capport login, end it and start again"
             )
         else:

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from capport.core.client import Client, parse_mac
+from capport.core.client import Address, Client, parse_mac
 from capport.core.policy import Policy
 from capport.core.session import Instant
 
@@ -163,13 +163,13 @@ def safe_page(url: str) -> str | None:
     return url
 
 
-def login_url(policy: Policy, token: str | None) -> str:
-    """The policy's `login_url` with `{state}` filled in; with nothing where there is no token.
+def login_url(policy: Policy, address: Address | None, token: str | None) -> str:
+    """The login URL for a client at `address`, its `{state}` filled in: with nothing, if no token.
 
     The embedded login server is given its state also where the policy's `login_url` has no place
     for one.
     """
-    url = policy.login_url
+    url = policy.login_for(address).url
     if token and "{state}" not in url and policy.login_server is not None:
         return f"{url}{'&' if '?' in url else '?'}state={token}"
     return url.replace("{state}", token or "")
