@@ -101,7 +101,7 @@ HOUSE: tuple[Row, ...] = (
             *("capport.core.*", "capport.clock", "capport.gate", "capport.events"),
             *("capport.linux.safe_files", "capport.linux.file_state"),
             *("capport.policy.certificate", "capport.session_view", "capport.stores"),
-            *("tornado", "argon2", "cryptography", "jwt", "markdown_it", "OpenSSL"),
+            *("tornado", "argon2", "cryptography", "jwt", "markdown_it"),
         ),
         "Tornado stops here, and the login server can run alone",
     ),

@@ -29,7 +29,7 @@ from capport.policy import policy_file
 from capport.stores import SessionStore, open_store
 from capport.web.records import Records
 from capport.web.tokens import token_digest
-from login.authority import an_authority, issued
+from login.certificates import certificate
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 CONSOLE_SCRIPT = str(Path(sys.executable).with_name("capport"))
@@ -515,13 +515,13 @@ def test_explain_says_what_is_closed_to_every_client(
 def test_explain_names_the_line_of_a_certificate_that_opens_a_place(
     here: Capport, tmp_path: Path
 ) -> None:
-    issued(tmp_path, an_authority(), "http://ocsp.example.net/")
+    certificate(tmp_path, places=True)
     policy = tmp_path / "policy.yaml"
     policy.write_text(
         "login_url: https://login.example.net:8511/\n"
         "login_server:\n  listen: 192.0.2.1:8511\n  certificate: cert.pem\n  key: key.pem\n"
     )
-    asked = ("explain", str(policy), "--client", "192.0.2.7", "http://ocsp.example.net/")
+    asked = ("explain", str(policy), "--client", "192.0.2.7", "http://ocsp.example.org/")
     said = json.loads(here(*asked, "--json").out)
     assert said["verdict"] == "Pass"
     assert said["decided_by"]["line"] == 4

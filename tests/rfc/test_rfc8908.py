@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import requires
 from capport.api.captivity import PATH
 from capport.core.captivity import Captivity, captivity
 from capport.core.client import Address, ClientId, Mac
@@ -17,7 +16,6 @@ from capport.core.place import Place
 from capport.core.policy import Access, ClientRule, Policy, network_of
 from capport.core.session import Session
 from capport.linux import NoNeighbours
-from login.authority import Says, an_authority, issued, responder, until_stapled
 from login.certificates import certificate
 from login.house import House, at, house, policy
 
@@ -58,16 +56,6 @@ async def test_4_1_the_api_is_served_over_tls(tmp_path: Path) -> None:
     async with house(_https(tmp_path)) as h:
         assert h.encrypted
         assert (await _document(h))["captive"] is True
-
-
-@requires.tool("openssl")
-async def test_4_1_the_certificates_status_is_stapled(tmp_path: Path) -> None:
-    authority = an_authority()
-    with responder(Says(authority)) as ocsp:
-        made = issued(tmp_path, authority, ocsp.url)
-        ocsp.certificate, ocsp.issuer = made.certificate, authority.certificate
-        async with house(policy(certificate=str(made.chain), key=str(made.key))) as h:
-            assert "Cert Status: good" in await until_stapled(h.port)
 
 
 async def test_4_2_every_change_of_state_shows_in_the_next_answer() -> None:

@@ -5,12 +5,12 @@ import contextlib
 import errno
 import logging
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from OpenSSL import SSL
 from tornado import httpserver, httputil, iostream, netutil, web
 
 from capport.api.captivity import PATH, CaptivePortalApi
@@ -24,8 +24,6 @@ from capport.policy.certificate import Chain
 from capport.web.asker import Vouched
 from capport.web.portal import Portal
 from capport.web.seldom import SeldomFilter
-from capport.web.stapling import Stapler
-from capport.web.tls import context, encrypted
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +141,7 @@ class _Connection:
 
 
 class Server(httpserver.HTTPServer):
-    """Tornado's, bounded in connections: in all, and for each client. With `tls`, in TLS.
+    """Tornado's, bounded in connections: in all, and for each client.
 
     Where there are too many in all, whoever has most gives one up for the newcomer: on a link
     without encryption one device can have many addresses, and would else close us to everybody.
@@ -154,7 +152,6 @@ class Server(httpserver.HTTPServer):
         super().initialize(*args, **kwargs)
         # The oldest first, both who has any and what they have.
         self._open: dict[str, dict[iostream.IOStream, _Connection]] = {}
-        self.tls: SSL.Context | None = None  # asked for each new connection
         self.vouched = Vouched()
 
     def handle_stream(self, stream: iostream.IOStream, address: Any) -> None:
@@ -167,8 +164,6 @@ class Server(httpserver.HTTPServer):
             return
         if sum(map(len, self._open.values())) >= CONNECTIONS:
             self._give_one_up()
-        if self.tls is not None:
-            stream = encrypted(stream, self.tls)
         self.vouched.taken(address, stream)
         one = _Connection(stream, who)
         self._open.setdefault(who, {})[stream] = one
@@ -303,7 +298,7 @@ class LoginServer:
             max_body_size=_MAX_READ,
             max_buffer_size=64 * 1024,
         )
-        server.tls = shown.context if shown else None
+        server.ssl_options = shown.context if shown else None  # used for each new connection
         server.vouched = self.portal.vouched
         self.portal.certified = shown.names if shown else ()
         server.add_sockets(one for _, one in at)
@@ -347,11 +342,9 @@ class LoginServer:
         self._server, self._as, self._at = None, None, ()
 
     async def _follow_certificate(self, server: Server, shown: "_Shown") -> None:
-        """Shows the certificate that is there, with the OCSP response that holds now."""
+        """Shows the certificate that is there now."""
         tried = shown.stamp
         while True:
-            if shown.stapler.is_due():
-                await shown.stapler.refresh()
             await asyncio.sleep(RENEWED)
             if (stamp := await asyncio.to_thread(_stamp, shown.listening)) == tried:
                 continue
@@ -362,27 +355,38 @@ class LoginServer:
                 file = shown.listening.certificate
                 logger.error("%s: %s; the certificate from before stays", file, error)
                 continue
-            await renewed.stapler.refresh()  # or, for a moment, it would be shown without
-            shown, server.tls = renewed, renewed.context
+            shown, server.ssl_options = renewed, renewed.context
             self.portal.certified = shown.names
             logger.info("%s: renewed", shown.listening.certificate)
 
 
 class _Shown:
-    """A certificate as it was when it was read: to show, to ask about, to tell from a later one."""
+    """A certificate as it was when it was read: to show, and to tell from a later one."""
 
     def __init__(self, listening: Listening) -> None:
         """Reads it. Raises OSError where it cannot be used."""
         assert listening.certificate is not None
         assert listening.key is not None
         self.listening, self.stamp = listening, _stamp(listening)
-        chain = Path(listening.certificate).read_bytes()
-        self.stapler = Stapler(listening.certificate, chain)
-        self.context = context(listening.certificate, listening.key, self.stapler.response)
+        self.context = _context(listening.certificate, listening.key)
         try:
-            self.names = Chain(chain).names
+            self.names = Chain(Path(listening.certificate).read_bytes()).names
         except ValueError:  # OpenSSL takes one that we cannot read: then login_url has its name
             self.names = ()
+
+
+def _context(certificate: str, key: str) -> ssl.SSLContext:
+    """TLS 1.2 and later, with the chain in `certificate`. Raises OSError."""
+    for path in (certificate, key):
+        Path(path).open("rb").close()  # OpenSSL does not say which of the two is not there
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.minimum_version = ssl.TLSVersion.TLSv1_2
+    made.set_alpn_protocols(["http/1.1"])
+    try:
+        made.load_cert_chain(certificate, key, password="")  # or OpenSSL asks at the terminal
+    except ssl.SSLError as error:
+        raise OSError(f"{certificate} with {key}: {error.reason or error}") from error
+    return made
 
 
 def _how(listening: Listening | None) -> object:
