@@ -354,8 +354,9 @@ def _name(text: str) -> str:
 
 
 def _method(text: str) -> str:
-    # RFC 9110 section 9.1: a token, and case matters.
-    if not text or not all(c.isascii() and (c.isalnum() or c in "!#$%&'*+-.^_`|~") for c in text):
+    from capport.core.http import is_token
+
+    if not is_token(text):  # RFC 9110 section 9.1; case matters
         raise ArgumentTypeError(f"{text!r} is not a method, such as GET")
     return text
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from capport.core.bounded_map import BoundedMap
 from capport.core.client import Client, ClientId, parts_of
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class EventLog:
 
     def __post_init__(self) -> None:
         self._lines: OrderedDict[tuple[Value, ...], _Line] = OrderedDict()
-        self._shares: OrderedDict[str, _Share] = OrderedDict()
+        self._shares = BoundedMap[str, _Share](TABLE)
         self._backlog: deque[str] = deque()
         self._lost = 0
         self._file: int | None = None
@@ -128,8 +129,6 @@ class EventLog:
         self._lines[key] = _Line(told, now + WINDOW)
         while len(self._lines) > TABLE:
             self._flush(next(iter(self._lines)))
-        while len(self._shares) > TABLE:
-            self._shares.popitem(last=False)
         return True
 
     def _flush(self, key: tuple[Value, ...]) -> None:

@@ -1,11 +1,11 @@
 """The gate: gathers a case, has it decided, and says what was decided."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from capport import clock
 from capport.core import decision, rates
+from capport.core.bounded_map import BoundedMap
 from capport.core.client import Address, Client, ClientId, Mac, parse_address, parts_of
 from capport.core.decision import Case, HttpRequest
 from capport.core.place import Place
@@ -44,7 +44,7 @@ class Gate:
         ] = {}  # the login places that do, and at what address
         self.link: Link | None = None
         self.in_force: Callable[[ClientId], None] | None = None  # carries a change out at once
-        self._buckets: OrderedDict[ClientId, rates.Bucket] = OrderedDict()
+        self._buckets = BoundedMap[ClientId, rates.Bucket](BUCKETS)
 
     def client(self, address: str) -> Client:
         """Who is at `address`, as a socket names its peer. Raises ValueError."""
@@ -213,10 +213,8 @@ class Gate:
     def _spend(self, client: Client) -> int | None:
         rate = self.policy.limits.requests
         assert rate is not None
-        bucket, wait = rates.spend(self._buckets.pop(client.id, None), rate, self.now())
-        self._buckets[client.id] = bucket
-        if len(self._buckets) > BUCKETS:
-            self._buckets.popitem(last=False)
+        bucket = self._buckets.get(client.id)
+        self._buckets[client.id], wait = rates.spend(bucket, rate, self.now())
         return wait
 
 

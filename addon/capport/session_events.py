@@ -1,12 +1,11 @@
 """Which sessions were opened and which have ended, told as events, whichever process did it."""
 
-import heapq
-import math
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from capport.core.bounded_map import BoundedMap
 from capport.core.client import ClientId
+from capport.core.deadlines import Deadlines
 from capport.core.session import Instant, Session
 from capport.events import EventLog
 from capport.stores import SessionStore
@@ -37,21 +36,19 @@ class Ledger:
         self._events = events
         self._now = now
         self._entries: dict[ClientId, _Entry] = {}
-        self._gone: OrderedDict[ClientId, None] = OrderedDict()
-        self._looks: list[tuple[Instant, ClientId]] = []
-        self._look: dict[ClientId, Instant] = {}  # the one of those that counts
+        self._gone = BoundedMap[ClientId, None](GONE)
+        self._ends = Deadlines[ClientId]()
 
     def changed(self, client: ClientId) -> None:
         """The store's word that something about `client` has changed."""
         now = self._now()
         before = self._entries.pop(client, None)
+        self._ends.drop(client)
         session = self._store.find((client,), now)
         if session is None:
             if client in self._gone:
                 return  # opened and ended again before we heard of either
             self._gone[client] = None
-            while len(self._gone) > GONE:
-                self._gone.popitem(last=False)
             over = before is not None and before.ends <= now
             self._events().write("expired" if over else "revoked", client)
             return
@@ -65,13 +62,7 @@ class Ledger:
     def ended(self) -> list[ClientId]:
         """Who has become unknown by time alone since the last call; each is told as `expired`."""
         now, over = self._now(), []
-        while self._looks and self._looks[0][0] <= now:
-            look, client = heapq.heappop(self._looks)
-            if self._look.get(client) != look:
-                continue  # there was an earlier one
-            del self._look[client]
-            if client not in self._entries:
-                continue  # revoked
+        for client in self._ends.due(now):
             session = self._store.find((client,), now)
             if session is None:
                 del self._entries[client]
@@ -82,15 +73,8 @@ class Ledger:
         return over
 
     def _file(self, session: Session) -> None:
-        """Has it looked at no later than it ends.
-
-        Once: traffic puts that off, people sign out and in, and who looks too early looks again.
-        """
-        client = session.client
-        self._entries[client] = _Entry(session.expires, session.ends)
-        if session.ends < self._look.get(client, math.inf):
-            self._look[client] = session.ends
-            heapq.heappush(self._looks, (session.ends, client))
+        self._entries[session.client] = _Entry(session.expires, session.ends)
+        self._ends.set(session.client, session.ends)
 
     def _tell_granted(self, session: Session, now: Instant) -> None:
         self._events().write(

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 from capport.core import decision
 from capport.core.client import Client
 from capport.core.decision import Case, HttpRequest
+from capport.core.http import DEFAULT_PORTS
 from capport.core.place import Place, parse_authority
 from capport.core.policy import Connect, Policy
 from capport.core.reply import Asked, reply_to
@@ -23,7 +24,6 @@ from capport.core.verdict import (
 )
 
 BAD_GATEWAY = 502  # what mitmproxy says where no connection is opened
-PORTS = {"http": 80, "https": 443}
 
 type Steps = tuple[tuple[str, Verdict | None], ...]
 """Each rule that was asked, in order, and what it said; the last one decided."""
@@ -97,7 +97,7 @@ class Explanation:
 def parse_url(text: str) -> Url:
     """The URL in `text`. Raises ValueError for one that a client could not ask us for."""
     parts = urlsplit(text)
-    default_port = PORTS.get(parts.scheme.lower())
+    default_port = DEFAULT_PORTS.get(parts.scheme.lower())
     if default_port is None or not parts.netloc:
         raise ValueError(f"{text!r} is not an http or https URL, such as http://www.example.org/")
     place = parse_authority(parts.netloc.rpartition("@")[2], default_port)

@@ -10,7 +10,6 @@ for one that is not (a `login_url` with a fresh token in it).
 """
 
 import json
-import re
 from base64 import b64encode
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,6 +18,7 @@ from html import escape
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
+from capport.core.http import is_token
 from capport.core.negotiation import Form, Language, preferred_form, preferred_language
 from capport.core.phrases import PHRASES, Phrases
 from capport.core.verdict import (
@@ -190,13 +190,12 @@ def _message(
     return _Message(status, heading, sentences, " ".join(sentences), fields=fields)
 
 
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)  # RFC 9110 section 5.6.2
 _LONGEST_NAME = 60  # Of the names in IANA's registry, the longest has 45.
 
 
 def _shown(field_name: str) -> str | None:
     """`field_name`, cut, if it is one (RFC 9110 section 5.1). It is the client's own word."""
-    if not _TOKEN.fullmatch(field_name):
+    if not is_token(field_name):
         return None
     return field_name if len(field_name) <= _LONGEST_NAME else f"{field_name[:_LONGEST_NAME]}…"
 

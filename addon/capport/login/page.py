@@ -9,6 +9,7 @@ from tornado import iostream, web
 from tornado.template import ParseError
 
 from capport.core.client import Address, Client, parse_address
+from capport.core.http import default_port
 from capport.core.negotiation import Language, preferred_language
 from capport.core.place import Host, parse_authority
 from capport.core.policy import LoginServer, Policy
@@ -244,7 +245,7 @@ class Handler(web.RequestHandler):
     def _asks_us(self) -> bool:
         """Whether the Host field names us. RFC 6585 appendix B; and DNS rebinding."""
         try:
-            named = parse_authority(self.request.host, 443 if self.encrypted else 80).host
+            named = parse_authority(self.request.host, default_port(self.request.protocol)).host
         except ValueError:
             return False
         return named in self._our_names() or any(

@@ -9,6 +9,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from capport.core.http import DEFAULT_PORTS
 from capport.core.place import Host, Place, parse_host
 
 UNREADABLE = (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
@@ -102,7 +103,7 @@ def _url(name: x509.GeneralName) -> str:
 def _place(url: str) -> Place | None:
     try:
         parts = urlsplit(url)
-        default = {"http": 80, "https": 443}.get(parts.scheme)
+        default = DEFAULT_PORTS.get(parts.scheme)
         if default is None or not parts.hostname:
             return None
         return Place(parse_host(parts.hostname), parts.port or default)

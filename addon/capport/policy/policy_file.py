@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
+from capport.core.http import DEFAULT_PORTS
 from capport.core.place import Host, Place
 from capport.core.policy import (
     Access,
@@ -165,13 +166,13 @@ class _Reader:
         elif server.certificate:
             why = "people go to the address that it listens on, and most certificates hold a name"
             self.findings.warn(at, f"login_url is missing: {why}")
-        scheme, default_port = ("https", 443) if server.certificate else ("http", 80)
+        scheme = "https" if server.certificate else "http"
         # The first of each family of addresses: a client follows the link to one of its own.
         places: dict[type, Place] = {}
         for place in server.listen:
             places.setdefault(type(place.host), place)
         return [
-            values.LoginUrl(f"{scheme}://{place.authority(default_port)}/", place, scheme)
+            values.LoginUrl(f"{scheme}://{place.authority(DEFAULT_PORTS[scheme])}/", place, scheme)
             for place in places.values()
         ]
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import idna
 
 from capport.core.client import Address, Mac, parse_address, parse_mac
+from capport.core.http import DEFAULT_PORTS
 from capport.core.place import Host, Place, in_url, parse_authority, parse_host
 from capport.core.policy import WEB_PORTS, Network, network_of
 from capport.policy.errors import shown
@@ -222,7 +223,7 @@ def login_url(text: str) -> LoginUrl:
         raise ValueError(f"{what} has user information: leave out what stands before the @")
     if re.search(r"%(?![0-9A-Fa-f]{2})", path + query):
         raise ValueError(f"{what}: a % takes two hexadecimal digits after it; itself is %25")
-    port = {"http": 80, "https": 443}[scheme]
+    port = DEFAULT_PORTS[scheme]
     place = _place(authority, port)
     rest = "".join(c if c.isascii() else _percent(c) for c in (path or "/") + query)
     return LoginUrl(f"{scheme}://{place.authority(port)}{rest}", place, scheme)

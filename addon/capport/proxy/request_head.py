@@ -8,10 +8,10 @@ import h11
 from mitmproxy import connection, http
 
 from capport.core.decision import HttpRequest
+from capport.core.http import default_port, is_token
 from capport.core.place import Place, parse_authority, parse_host
 
 _CONTROLS: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
 _NO_TARGET: Final = re.compile(rb"[\x00-\x20\x7f]")
 
 REDACTED: Final = b"[redacted]"
@@ -79,7 +79,6 @@ def _cookies(value: bytes) -> int:
 
 def claim_of(request: http.Request) -> Place | None:
     """The place a request names by its target or its one Host field."""
-    default = 443 if request.scheme == "https" else 80
     if request.method == "CONNECT":
         return place_of((request.host, request.port))
     hosts = request.headers.get_all("host")
@@ -89,7 +88,7 @@ def claim_of(request: http.Request) -> Place | None:
     if not named:
         return place_of((request.host, request.port)) if request.host else None
     try:
-        return parse_authority(named, default)
+        return parse_authority(named, default_port(request.scheme))
     except ValueError:
         return None
 
@@ -98,7 +97,7 @@ def url_of(scheme: str, claim: Place | None, path: str) -> str | None:
     """What a request asks for, as a URL; None for `*`, and for what names no place."""
     if claim is None or path == "*":
         return None
-    return f"{scheme}://{claim.authority(443 if scheme == 'https' else 80)}{path}"
+    return f"{scheme}://{claim.authority(default_port(scheme))}{path}"
 
 
 def case_of(request: http.Request) -> HttpRequest:
@@ -115,14 +114,14 @@ def case_of(request: http.Request) -> HttpRequest:
 
 def is_plain(request: http.Request) -> bool:
     """Whether its head is one in HTTP/1, too: HTTP/2 can say a method with a target in it."""
-    line = _TOKEN.fullmatch(request.data.method) and not _NO_TARGET.search(request.data.path)
+    line = is_token(request.method) and not _NO_TARGET.search(request.data.path)
     return bool(line) and not any(_CONTROLS.search(value) for _, value in request.headers.fields)
 
 
 def send_to(request: http.Request, place: Place) -> None:
     """Sends a request to `place`, with exactly one Host field, that says so."""
     claim = claim_of(request)
-    default = 443 if request.scheme == "https" else 80
+    default = default_port(request.scheme)
     names_it = claim if claim and not isinstance(place.host, str) else place
     request.data.host, request.data.port = str(place.host), place.port
     if request.is_http2 or request.is_http3:
@@ -151,7 +150,7 @@ class Head:
         self.scheme = scheme
         self.version = head.http_version
         self.host = self.field(b"host")
-        default = 443 if scheme == "https" else 80
+        default = default_port(scheme)
         self.path, self.claim = self.target, self._place(self.host, default)
         if self.method == "CONNECT":
             self.claim = self._place(self.target, None) if explicit else None

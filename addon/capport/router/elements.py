@@ -1,11 +1,10 @@
 """What the kernel's sets of known clients have in them: each element, and when it is looked at."""
 
-import heapq
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from capport.core.client import Address, ClientId, Mac
+from capport.core.deadlines import Deadlines
 from capport.core.session import Instant
 
 IDLE_LEAD = 0.5  # seconds before an idle time is over that traffic is read once more
@@ -57,9 +56,7 @@ class Elements:
     def __init__(self) -> None:
         self._by_key: dict[Key, Element] = {}
         self._of_mac: dict[Mac, dict[Address, None]] = {}
-        self._looks: list[tuple[Instant, int, Key]] = []
-        self._look: dict[Key, Instant] = {}  # the one of those that counts
-        self._order = 0
+        self._looks = Deadlines[Key]()
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -84,11 +81,12 @@ class Elements:
         self._by_key[element.key] = element
         if element.mac is not None and element.address is not None:
             self._of_mac.setdefault(element.mac, {})[element.address] = None
-        self._look_at(element.key, element.look)
+        self._looks.set(element.key, element.look)
 
     def forget(self, element: Element) -> None:
         """Takes it out."""
         del self._by_key[element.key]
+        self._looks.drop(element.key)
         if element.mac is not None and element.address is not None:
             mine = self._of_mac[element.mac]
             del mine[element.address]
@@ -98,30 +96,11 @@ class Elements:
     @property
     def next_look(self) -> Instant:
         """When `ended` may have something to say; never, where that is infinite."""
-        return self._looks[0][0] if self._looks else math.inf
+        return self._looks.next
 
     def ended(self, now: Instant) -> Iterator[Key]:
         """Whose end has come; or is near, where traffic that was not read yet may put it off."""
-        while self.next_look <= now:
-            look, _, key = heapq.heappop(self._looks)
-            if self._look.get(key) != look:
-                continue
-            del self._look[key]
-            if (element := self._by_key.get(key)) is None:
-                continue
-            if now < element.look:
-                self._look_at(key, element.look)  # it was put off meanwhile
-                continue
-            if now < element.until:
-                self._look_at(key, element.until)
+        for key in self._looks.due(now):
+            if now < (until := self._by_key[key].until):
+                self._looks.set(key, until)
             yield key
-
-    def _look_at(self, key: Key, at: Instant) -> None:
-        """Has `key` looked at no later than `at`.
-
-        Once: traffic puts an end off all the time, and who looks too early looks again.
-        """
-        if at < self._look.get(key, math.inf):
-            self._look[key] = at
-            self._order += 1
-            heapq.heappush(self._looks, (at, self._order, key))

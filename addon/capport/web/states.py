@@ -13,7 +13,6 @@ import secrets
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -22,6 +21,7 @@ from urllib.parse import urlsplit
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from capport.core.bounded_map import BoundedMap
 from capport.core.client import Address, Client, parse_mac
 from capport.core.policy import Policy
 from capport.core.session import Instant
@@ -33,6 +33,7 @@ MAX_PAGE = 1024
 """Characters. The page asked for is left out where it is longer: most are far shorter, and the
 token is part of a URL."""
 
+_REMEMBERED = 4096  # clients whose agents ask again
 _SALT = 16
 _HEAD = struct.Struct(">dBB")  # when, length of the address, length of the MAC
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{40,2048}", re.ASCII)
@@ -75,7 +76,7 @@ class States:
         self._secret = secret
         self._boot = boot.encode()
         self._clock = clock
-        self._lately: OrderedDict[Client, tuple[Instant, str]] = OrderedDict()
+        self._lately = BoundedMap[Client, tuple[Instant, str]](_REMEMBERED)
 
     def mint(self, client: Client, page: str | None = None) -> str:
         """A token for `client`, who asked for `page`. 9 us; no two are the same."""
@@ -94,12 +95,10 @@ class States:
         RFC 8908 section 4: repeated queries should be answered alike.
         """
         now = self._clock()
-        minted, token = self._lately.pop(client, (-LIFETIME, ""))
+        minted, token = self._lately.get(client, (-LIFETIME, ""))
         if now - minted > LIFETIME / 2:
             minted, token = now, self.mint(client)
         self._lately[client] = (minted, token)
-        if len(self._lately) > 4096:
-            self._lately.popitem(last=False)
         return token
 
     def spent(self, state: State) -> None:

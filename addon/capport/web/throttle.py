@@ -7,10 +7,11 @@ Ten devices that are made up reach the limit for all, and must not close the log
 it holds up neither whoever has been right about the same name before, nor a voucher that is good.
 """
 
-from collections import OrderedDict, deque
+from collections import deque
 from ipaddress import IPv6Address, ip_network
 
 from capport.core import rates
+from capport.core.bounded_map import BoundedMap
 from capport.core.client import Client
 from capport.core.policy import Rate
 from capport.core.session import Instant
@@ -34,9 +35,9 @@ class Throttle:
     """Counts attempts. Times are instants, passed in."""
 
     def __init__(self) -> None:
-        self._wrong: OrderedDict[object, tuple[int, Instant]] = OrderedDict()
+        self._wrong = BoundedMap[object, tuple[int, Instant]](_REMEMBERED)
         self._lately: deque[Instant] = deque()
-        self._right: OrderedDict[tuple[object, str], None] = OrderedDict()
+        self._right = BoundedMap[tuple[object, str], None](_REMEMBERED)
 
     def for_all(self, now: Instant) -> float:
         """Seconds until all clients together have few enough wrong attempts in a minute; 0: now."""
@@ -64,9 +65,6 @@ class Throttle:
             if wait > 0:
                 return wait
         self._wrong[who] = (count + 1, now)
-        self._wrong.move_to_end(who)
-        if len(self._wrong) > _REMEMBERED:
-            self._wrong.popitem(last=False)
         self._lately.append(now)
         return 0.0
 
@@ -77,9 +75,6 @@ class Throttle:
         """
         if name:
             self._right[_who(client), name] = None
-            self._right.move_to_end((_who(client), name))
-            if len(self._right) > _REMEMBERED:
-                self._right.popitem(last=False)
         count, last = self._wrong.get(_who(client), (0, 0.0))
         if count:
             self._wrong[_who(client)] = (count - 1, last)
@@ -91,15 +86,12 @@ class Often:
     """Counts each client's sign-ins: whoever meets the conditions could do so in a loop."""
 
     def __init__(self) -> None:
-        self._buckets: OrderedDict[object, rates.Bucket] = OrderedDict()
+        self._buckets = BoundedMap[object, rates.Bucket](_REMEMBERED)
 
     def spend(self, client: Client, now: Instant) -> int:
         """Seconds to wait before `client` may sign in; 0: now, and it counts."""
         who = _who(client)
-        bucket, wait = rates.spend(self._buckets.pop(who, None), SIGN_INS, now)
-        self._buckets[who] = bucket
-        if len(self._buckets) > _REMEMBERED:
-            self._buckets.popitem(last=False)
+        self._buckets[who], wait = rates.spend(self._buckets.get(who), SIGN_INS, now)
         return wait or 0
 
 

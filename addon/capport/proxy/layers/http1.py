@@ -23,6 +23,7 @@ from mitmproxy.proxy.layers.http._hooks import (
     HttpResponseHook,
 )
 
+from capport.core.http import default_port
 from capport.core.place import Place
 from capport.core.policy import Connect
 from capport.core.reply import Asked, Reply, reply_to
@@ -362,7 +363,7 @@ class Onward:
         if not isinstance(self.place.host, str) and self.asked.claim:
             # It dialled an address of the garden, and may call it by a name.
             names_it = self.asked.claim
-        host = names_it.authority(443 if self.asked.scheme == "https" else 80)
+        host = names_it.authority(default_port(self.asked.scheme))
         dropped = (_HOP_BY_HOP | self.asked.connection_options) - _FRAMING
         fields = [(b"Host", host.encode()), (b"Connection", b"close")]
         for name, value in self.asked.fields:

@@ -1,0 +1,18 @@
+"""What several modules need of RFC 9110: the token, and the default ports of the web's schemes."""
+
+import re
+from typing import Final
+
+DEFAULT_PORTS: Final = {"http": 80, "https": 443}  # RFC 9110 sections 4.2.1 and 4.2.2
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]++", re.ASCII)  # RFC 9110 section 5.6.2
+
+
+def default_port(scheme: str) -> int:
+    """The port of a URL that names none: 443 for https, else 80."""
+    return DEFAULT_PORTS.get(scheme, 80)
+
+
+def is_token(text: str) -> bool:
+    """Whether `text` is a token: what methods and field names are."""
+    return _TOKEN.fullmatch(text) is not None
