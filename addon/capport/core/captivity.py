@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from capport.core.negotiation import weighted
 from capport.core.policy import Access, ClientRule
 from capport.core.session import Instant, Session
 
@@ -73,13 +74,4 @@ def reads_captivity(accept: str) -> bool:
     RFC 8910 section 2: who does not may be sent to the login server instead. A wildcard names
     nothing: that is a browser.
     """
-    for one in accept[:1024].split(","):
-        name, *parameters = (part.strip().lower() for part in one.split(";"))
-        if name in ASKED_FOR_AS and not any(map(_is_zero, parameters)):
-            return True
-    return False
-
-
-def _is_zero(parameter: str) -> bool:
-    name, _, value = parameter.partition("=")
-    return name.strip() == "q" and value.strip().rstrip("0").rstrip(".") in {"", "0"}
+    return any(name in ASKED_FOR_AS and weight > 0 for name, weight in weighted(accept))

@@ -64,7 +64,7 @@ def _cut(field: str) -> str:
 @lru_cache(_KEPT)
 def _form(accept: str) -> Form:
     weights: dict[str, float] = {}
-    for name, weight in _weighted(accept):
+    for name, weight in weighted(accept):
         weights[name] = max(weight, weights.get(name, 0.0))
     ranks = [(_rank(form, weights), form) for form in Form]
     (weight, _), best = max(ranks, key=lambda ranked: ranked[0])  # the first of equals
@@ -94,7 +94,7 @@ def _is_json(name: str) -> bool:
 
 @lru_cache(_KEPT)
 def _language(accept_language: str) -> Language:
-    ranges = list(_weighted(accept_language))
+    ranges = list(weighted(accept_language))
     ranges.sort(key=lambda weighted: -weighted[1])  # equals stay in the client's order
     refused = {name for name, weight in ranges if weight == 0}
     for name, weight in ranges:
@@ -105,11 +105,13 @@ def _language(accept_language: str) -> Language:
     return next((language for language in Language if language not in refused), Language.ENGLISH)
 
 
-def _weighted(field: str) -> Iterator[tuple[str, float]]:
+def weighted(field: str) -> Iterator[tuple[str, float]]:
     """Each name in a list with weights, in lower case, without its parameters. RFC 9110 5.6.1.
 
-    A name whose weight cannot be read is left out: neither its most nor its least is meant.
+    A name whose weight cannot be read is left out: neither its most nor its least is meant. So is
+    the end of a field that is longer than any real one.
     """
+    field = _cut(field)
     if '"' in field:
         field = _QUOTED.sub('""', field)  # a comma in quotes parts nothing
     for element in field.lower().split(","):
