@@ -54,10 +54,12 @@ WEB = frozenset({80, 443})
 def garden() -> WalledGarden:
     it = WalledGarden()
     it.add_name("www.example.org", GardenEntry("www.example.org", WEB, "lab.yaml:20"))
-    it.add_name("*.example.org", GardenEntry("*.example.org", WEB, "lab.yaml:21"))
+    it.add_name("*.example.org", GardenEntry("*.example.org", WEB, "lab.yaml:21", True))
     it.add_name("status.example.org", GardenEntry("…:8080", frozenset({8080}), "lab.yaml:22"))
     it.add_network(ip_network("192.0.2.53"), GardenEntry("192.0.2.53", WEB, "lab.yaml:23"))
-    it.add_network(ip_network("2001:db8::/48"), GardenEntry("2001:db8::/48", WEB, "lab.yaml:24"))
+    it.add_network(
+        ip_network("2001:db8::/48"), GardenEntry("2001:db8::/48", WEB, "lab.yaml:24", True)
+    )
     return it
 
 
@@ -184,6 +186,52 @@ PROBE = replace(
 )
 def test_a_connectivity_check_is_sent_to_sign_in(verdict: type, changes: dict[str, Any]) -> None:
     assert isinstance(decide(replace(PROBE, **changes), POLICY), verdict)
+
+
+CHECK_AT = Place("a.example.org", 80)
+IN_NETWORK = Place(parse_address("2001:db8::9"), 80)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "changes"),
+    [
+        (SignIn, {"claim": CHECK_AT}),
+        (SignIn, {"dialled": IN_NETWORK}),  # by an address in a wide network
+        (NetworkAuthenticationRequired, {"claim": CHECK_AT, "login_answers": False}),
+        (NetworkAuthenticationRequired, {"claim": CHECK_AT, "rule": BLOCKED}),
+        (Pass, {"claim": Place("www.example.org", 80)}),  # by its own name
+        (Pass, {"dialled": Place(ADDRESS, 80)}),
+        (Pass, {"claim": CHECK_AT, "request": HttpRequest(path="/generate_204?a")}),
+        (Pass, {"claim": Place("a.example.org", 443), "request": HttpRequest(scheme="https")}),
+        (Pass, {"claim": CHECK_AT, "session": OPEN}),
+    ],
+)
+def test_only_an_entry_for_one_host_lets_a_connectivity_check_through(
+    verdict: type, changes: dict[str, Any]
+) -> None:
+    """A wide one would hide the portal: nobody would be asked to sign in."""
+    assert isinstance(decide(replace(PROBE, **changes), POLICY), verdict)
+
+
+def test_a_check_that_reads_a_511_gets_it_in_a_wide_garden_too() -> None:
+    it = WalledGarden()
+    it.add_name("*.ubuntu.com", GardenEntry("*.ubuntu.com", WEB, "lab.yaml:20", True))
+    policy = replace(POLICY, walled_garden=it)
+    case = replace(UNKNOWN, claim=Place("connectivity-check.ubuntu.com", 80), login_answers=True)
+    assert isinstance(decide(case, policy), NetworkAuthenticationRequired)
+    strict = replace(policy, probes=Probes.STRICT)
+    assert isinstance(decide(case, strict), NetworkAuthenticationRequired)
+    assert isinstance(decide(replace(case, request=HttpRequest(path="/a")), policy), Pass)
+
+
+def test_a_policy_names_the_paths_that_are_checks_at_whatever_host() -> None:
+    case = replace(PROBE, claim=Place("elsewhere.example.com", 80))
+    assert isinstance(decide(case, POLICY), SignIn)
+    for paths, verdict in (((), NetworkAuthenticationRequired), (("/generate_204",), SignIn)):
+        assert isinstance(decide(case, replace(POLICY, probe_paths=paths)), verdict)
+    own = replace(case, request=HttpRequest(path="/check.txt"))
+    assert isinstance(decide(own, POLICY), NetworkAuthenticationRequired)
+    assert isinstance(decide(own, replace(POLICY, probe_paths=("/check.txt",))), SignIn)
 
 
 def test_a_strict_policy_answers_connectivity_checks_511() -> None:

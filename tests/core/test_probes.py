@@ -1,10 +1,11 @@
-"""Which requests are connectivity checks that need a 302."""
+"""Which requests are connectivity checks, and which of them need a 302."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capport.core.probes import Probe, sign_in_probe
+from capport.core.place import parse_host
+from capport.core.probes import ANYWHERE, Probe, connectivity_check, known_checks
 
 CHECKS = [
     ("Android", "connectivitycheck.gstatic.com", "/generate_204"),
@@ -31,6 +32,12 @@ CHECKS = [
 ]
 
 
+def sign_in_probe(host: str, path: str, method: str) -> Probe | None:
+    """A check that needs a 302, by its host alone."""
+    probe = connectivity_check(host, path, method, ())
+    return probe if probe and probe.redirect else None
+
+
 @pytest.mark.parametrize(("system", "host", "path"), CHECKS)
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_a_check_that_does_not_know_a_511_is_found(
@@ -45,7 +52,7 @@ def test_only_connmans_answer_has_no_body() -> None:
     bodiless = {
         host
         for _, host, path in CHECKS
-        if sign_in_probe(host, path, "GET") == Probe("ConnMan", False)
+        if sign_in_probe(host, path, "GET") == Probe("ConnMan", body=False)
     }
     assert bodiless == {"ipv4.connman.net", "ipv6.connman.net"}
     assert all(
@@ -69,11 +76,42 @@ def test_only_connmans_answer_has_no_body() -> None:
         ("fedoraproject.org", "/static/hotspot.txt"),
         ("ping.archlinux.org", "/nm-check.txt"),
         ("edge-http.microsoft.com", "/captiveportal/generate_204"),
-        ("controlplane.tailscale.com", "/generate_204"),
     ],
 )
 def test_a_check_that_knows_a_511_gets_one(host: str, path: str) -> None:
-    assert sign_in_probe(host, path, "GET") is None
+    probe = connectivity_check(host, path, "GET", ANYWHERE)
+    assert probe is not None
+    assert not probe.redirect
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "conn1.oppomobile.com",
+        "wifi.vivo.com.cn",
+        "connectivitycheck.cbg-app.huawei.com",
+        "connectivitycheck.hihonor.com",
+        "connectivity.samsung.com.cn",
+        "fireoscaptiveportal.com",
+        "www.google.cn",
+        "192.0.2.7",  # some devices let people choose
+    ],
+)
+def test_a_path_that_is_a_check_at_whatever_host_needs_a_302_there(host: str) -> None:
+    for method, sign_in in (("GET", True), ("HEAD", True), ("POST", False)):
+        probe = connectivity_check(host, "/generate_204", method, ANYWHERE)
+        assert (probe is not None and probe.redirect) == sign_in
+    assert connectivity_check(host, "/generate_204", "GET", ("/check",)) is None
+    assert connectivity_check(host, "/check", "GET", ("/check",)) is not None
+    for path in ("/generate_204?a", "/a/generate_204", "/generate_204/", "/Generate_204"):
+        assert connectivity_check(host, path, "GET", ANYWHERE) is None
+
+
+def test_no_check_is_for_a_host_that_would_not_be_found() -> None:
+    assert len({(host, path) for _, host, path in known_checks()}) > 45
+    for _, host, path in known_checks():
+        assert connectivity_check(host, path, "GET", ()) is not None
+        assert (parse_host(host), path[0]) == (host, "/")
 
 
 @pytest.mark.parametrize(

@@ -131,5 +131,10 @@ CHECKS = (
     Check("Chromium", "http://connectivitycheck.gstatic.com/generate_204", chromium, 302),
     Check("Firefox", "http://detectportal.firefox.com/canonical.html", firefox, 511),
     Check("NetworkManager, Debian", "http://network-test.debian.org/nm", network_manager, 511),
-    Check("Tailscale", "http://derp1.tailscale.com/generate_204", tailscale, 511),
+    Check("Tailscale", "http://derp1.tailscale.com/generate_204", tailscale, 302),
+    Check("OPPO", "http://conn1.oppomobile.com/generate_204", android, 302),
+    Check("vivo", "http://wifi.vivo.com.cn/generate_204", android, 302),
+    Check("Honor", "http://connectivitycheck.hihonor.com/generate_204", android, 302),
+    Check("Samsung in China", "http://connectivity.samsung.com.cn/generate_204", android, 302),
+    Check("Amazon", "http://fireoscaptiveportal.com/generate_204", android, 302),
 )

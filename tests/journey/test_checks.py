@@ -80,7 +80,10 @@ def test_strict_is_511_for_every_one_of_them(strict: Street) -> None:
     answers = {check.system: strict.ask(check.url) for check in CHECKS}
     assert {answer.status for answer in answers.values()} == {511}
     lost = {c.system for c in CHECKS if c.model(answers[c.system]) is not Finding.SIGN_IN}
-    assert lost == {check.system for check in CHECKS if check.compatible == 302} - {"Chromium"}
+    assert lost == {check.system for check in CHECKS if check.compatible == 302} - {
+        "Chromium",
+        "Tailscale",
+    }
 
 
 async def test_no_302_while_the_login_server_does_not_answer(
@@ -99,6 +102,17 @@ async def test_no_302_while_the_login_server_does_not_answer(
             answer = await becomes(guest, url, 302)
             assert answer.location == f"http://127.0.0.1:{port}/"
         assert (await becomes(guest, url, 511)).location is None
+
+
+async def test_a_wide_garden_does_not_hide_the_portal(portal: StartPortal) -> None:
+    async with (
+        house() as h,
+        portal(f"login_url: http://127.0.0.1:{h.port}/\nwalled_garden: ['*.gstatic.com']\n") as it,
+    ):
+        guest = Guest(it.port, h.port)
+        answer = await becomes(guest, "http://connectivitycheck.gstatic.com/generate_204", 302)
+        assert answer.location == f"http://127.0.0.1:{h.port}/"
+        assert (await guest.visit("http://fonts.gstatic.com/")).status not in (302, 511)
 
 
 async def test_no_302_to_a_certificate_that_this_machine_does_not_trust(

@@ -108,6 +108,7 @@ def test_the_sample_of_the_interface_is_read_as_it_says() -> None:
     conditional = frozenset({"api.example.org"})
     assert policy.limits == Limits(Rate(600, 60.0), 16384, 65536, conditional)
     assert policy.probes is Probes.COMPATIBLE
+    assert policy.probe_paths == ("/generate_204",)
     assert policy.login_server == LoginServer(
         (Place(ip_address("192.0.2.1"), 8511),),
         str(HERE / "fullchain.pem"),
@@ -341,6 +342,22 @@ def test_what_is_not_built_yet_is_refused_as_such(path: str, start: str, what: s
         ("login_url: http://login.example.net/\n", "http to a public name"),
         (LOGIN + "walled_garden: ['*.com']\n", "a whole top-level domain"),
         (LOGIN + "walled_garden: [0.0.0.0/0]\n", "4294967296 addresses"),
+        (
+            LOGIN + "walled_garden: ['*.apple.com']\n",
+            "*.apple.com does not let connectivity checks through, such as"
+            " http://captive.apple.com/hotspot-detect.html: Apple would not ask people to sign in",
+        ),
+        (LOGIN + "walled_garden: ['*.gstatic.com']\n", "Android and ChromeOS would not ask"),
+        (LOGIN + "walled_garden: ['*.amazonaws.com:80']\n", "Fire OS would not ask"),
+        (
+            LOGIN + "walled_garden: [www.gstatic.com]\n",
+            "www.gstatic.com lets the connectivity check http://www.gstatic.com/generate_204"
+            " through: ChromeOS may not ask people to sign in",
+        ),
+        (
+            LOGIN + "walled_garden: ['*.google.com:443']\n",
+            "the connectivity check https://www.google.com/generate_204 is let through",
+        ),
         (LOGIN + "sessions: {lifetime: 1h, idle: 2h}\n", "idle is longer than lifetime"),
         (LOGIN + "limits: {header_field: 2KiB, header_section: 1KiB}\n", "it never matters"),
         (
@@ -377,6 +394,7 @@ def test_what_is_hardly_meant_draws_one_warning(text: str, warning: str, tmp_pat
         "login_url: http://192.0.2.1/\n",
         "login_url: http://login.home.arpa/\n",
         LOGIN + "walled_garden: ['*.example.org', 10.0.0.0/16]\n",
+        LOGIN + "walled_garden: [apple.com, '*.www.apple.com', '*.gstatic.com:443']\n",
         LOGIN + "clients:\n  - {address: 10.0.9.7, access: known}\n"
         "  - {address: 10.0.0.0/8, access: blocked}\n",
     ],

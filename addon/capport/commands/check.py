@@ -52,7 +52,7 @@ def summary(policy: Policy) -> Iterator[tuple[str, str]]:
     idle = f", {duration(sessions.idle)} without traffic" if sessions.idle is not None else ""
     yield "sessions", f"{duration(sessions.lifetime)}{idle}, {_store(policy)}"
     yield "limits", ", ".join(_limits(policy.limits)) or "none"
-    yield "probes", policy.probes
+    yield "probes", f"{policy.probes}, at any host: {', '.join(policy.probe_paths) or 'none'}"
     if router := policy.router:
         yield (
             "router",

@@ -7,10 +7,18 @@ line in `RULES`.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from capport.core import probes
 from capport.core.client import Client
 from capport.core.place import Place
-from capport.core.policy import Access, ClientRule, GardenEntry, KnownTls, Policy, UnknownTls
-from capport.core.probes import sign_in_probe
+from capport.core.policy import (
+    Access,
+    ClientRule,
+    GardenEntry,
+    KnownTls,
+    Policy,
+    Probes,
+    UnknownTls,
+)
 from capport.core.session import Instant, Session
 from capport.core.verdict import (
     Drop,
@@ -132,13 +140,16 @@ def open_session(case: Case, policy: Policy) -> Verdict | None:
 
 
 def walled_garden(case: Case, policy: Policy) -> Verdict | None:
-    """By the name it claims, at that name's own address; or by the address it dialled."""
-    place = _named(case)
-    if place and (entry := policy.walled_garden.find(place.host, place.port)):
-        return Pass(_in_garden(place, entry), to=place)
-    dialled = case.dialled
-    if dialled and (entry := policy.walled_garden.find(dialled.host, dialled.port)):
-        return Pass(_in_garden(dialled, entry), to=dialled)
+    """By the name it claims, at that name's own address; or by the address it dialled.
+
+    Only an entry for that one host lets a connectivity check through: `*.apple.com` would hide the
+    portal from every device whose check it answers.
+    """
+    exactly = _check(case, policy) is not None
+    for place in (_named(case), case.dialled):
+        entry = place and policy.walled_garden.find(place.host, place.port, exactly=exactly)
+        if place and entry:
+            return Pass(_in_garden(place, entry), to=place)
     return None
 
 
@@ -152,13 +163,10 @@ def blocked_client(case: Case, policy: Policy) -> Verdict | None:
 
 def connectivity_check(case: Case, policy: Policy) -> Verdict | None:
     """A system's own check that takes a 302, not a 511, for "sign in"."""
-    request = case.request
-    if request is None or case.claim is None or policy.probes != "compatible":
+    if policy.probes is Probes.STRICT or not case.login_answers:
         return None
-    if request.scheme != "http" or case.claim.port != 80 or not case.login_answers:
-        return None
-    probe = sign_in_probe(str(case.claim.host), request.path, request.method)
-    if probe is None:
+    probe = _check(case, policy)
+    if probe is None or not probe.redirect:
         return None
     because = f"{case.client} has no session, and this is a connectivity check"
     return SignIn(because, policy.login_for(case.client.address).url, body=probe.body)
@@ -241,6 +249,16 @@ def _named(case: Case) -> Place | None:
     if case.claim is None or (case.dialled and case.dialled.port != case.claim.port):
         return None
     return case.claim
+
+
+def _check(case: Case, policy: Policy) -> probes.Probe | None:
+    """The connectivity check that the request is: plain HTTP on port 80."""
+    request, claim = case.request, case.claim
+    if request is None or request.scheme != "http" or claim is None or claim.port != 80:
+        return None
+    return probes.connectivity_check(
+        str(claim.host), request.path, request.method, policy.probe_paths
+    )
 
 
 def _in_garden(place: Place, entry: GardenEntry) -> str:

@@ -34,7 +34,7 @@ _KEYS = {
     "too_many_requests": ("limits.requests",),
     "precondition_required": ("limits.require_conditions",),
     "login_server": ("login_url", "login_server"),
-    "connectivity_check": ("probes",),
+    "connectivity_check": ("probes", "probe_paths"),
 }
 
 

@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 
 from capport.core.client import Address, Client, Mac
 from capport.core.place import Host, Place
+from capport.core.probes import ANYWHERE
 
 type Network = IPv4Network | IPv6Network
 
@@ -217,11 +218,15 @@ def _start(section: tuple[int, Access, str]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class GardenEntry:
-    """One line of the walled garden, as written, and where it stands: `lab.yaml:21`."""
+    """One line of the walled garden, as written, and where it stands: `lab.yaml:21`.
+
+    `wide`: it holds more than one name or address.
+    """
 
     text: str
     ports: frozenset[int]
     where: str
+    wide: bool = False
 
 
 class WalledGarden:
@@ -248,9 +253,10 @@ class WalledGarden:
         self._networks.setdefault(network, []).append(entry)
         self.entries.append(entry)
 
-    def find(self, host: Host, port: int) -> GardenEntry | None:
-        """The entry that holds `host` and `port`."""
-        return next((e for e in self._candidates(host) if port in e.ports), None)
+    def find(self, host: Host, port: int, *, exactly: bool = False) -> GardenEntry | None:
+        """The entry that holds `host` and `port`; `exactly`: and holds no other."""
+        found = (e for e in self._candidates(host) if port in e.ports)
+        return next((e for e in found if not (exactly and e.wide)), None)
 
     def names(self) -> Iterator[tuple[str, GardenEntry]]:
         """Each name in the garden (`*.example.org` with its star) and its entry."""
@@ -368,6 +374,7 @@ class Policy:
     sessions: Sessions = Sessions()
     limits: Limits = Limits()
     probes: Probes = Probes.COMPATIBLE
+    probe_paths: tuple[str, ...] = ANYWHERE
     login_server: LoginServer | None = None
     router: Router | None = None
     file: str | None = None

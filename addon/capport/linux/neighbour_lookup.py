@@ -115,7 +115,7 @@ def numbers(names: Iterable[str]) -> frozenset[int]:
 def families(interface: str) -> frozenset[int]:
     """The families, 4 and 6, that this machine has an address of there, link-local ones aside.
 
-    None where there is no such interface. Raises OSError where the kernel does not say.
+    None of them where there is no such interface. Raises OSError where the kernel does not say.
     """
     mine, found = numbers([interface]), set()
     for message in ask(ROUTE, _GET_ADDRESS, _OWN.pack(socket.AF_UNSPEC, 0, 0, 0, 0), DUMP):

@@ -32,6 +32,7 @@ from capport.core.policy import (
     WalledGarden,
     network_of,
 )
+from capport.core.probes import ANYWHERE, CHECKED_BY_TLS, known_checks
 from capport.core.session import LONGEST
 from capport.policy import clients_file
 from capport.policy import values as values
@@ -135,6 +136,7 @@ class _Reader:
             sessions=self._sessions(top.section("sessions")),
             limits=self._limits(top.section("limits")),
             probes=top.take("probes", values.word_of(Probes), Probes.COMPATIBLE),
+            probe_paths=self._probe_paths(top),
             login_server=login_server,
             router=self._router(top.section("router")),
             file=file,
@@ -260,7 +262,8 @@ class _Reader:
         except ValueError as error:
             self.findings.error(node.at, f"walled_garden: {error}")
             return
-        entry = GardenEntry(node.text, ports, f"{self.findings.file}:{node.at.line}")
+        wide = found.startswith("*.") if isinstance(found, str) else found.num_addresses > 1
+        entry = GardenEntry(node.text, ports, f"{self.findings.file}:{node.at.line}", wide)
         if not isinstance(found, str):
             if found.prefixlen <= (8 if found.version == 4 else 16):
                 self.findings.warn(
@@ -268,11 +271,32 @@ class _Reader:
                 )
             garden.add_network(found, entry)
             return
+        garden.add_name(found, entry)
         if found.startswith("*.") and found.count(".") == 1:
             self.findings.warn(
                 node.at, f"{found} holds a whole top-level domain: all of it is free"
             )
-        garden.add_name(found, entry)
+        else:
+            self._checks_in_the_garden(node, found, entry)
+
+    def _checks_in_the_garden(self, node: Word, name: str, entry: GardenEntry) -> None:
+        """Warns where an entry of the garden meets connectivity checks."""
+        found = [check for check in known_checks() if _holds(name, check[1])]
+        if 80 in entry.ports and found:
+            systems = " and ".join(dict.fromkeys(system for system, _, _ in found))
+            url = f"http://{found[0][1]}{found[0][2]}"
+            if entry.wide:
+                so = f"{systems} would not ask people to sign in; to let one through, name its host"
+                message = f"{name} does not let connectivity checks through, such as {url}: {so}"
+            else:
+                so = f"{systems} may not ask people to sign in"
+                message = f"{name} lets the connectivity check {url} through: {so}"
+            self.findings.warn(node.at, message)
+        if 443 in entry.ports and _holds(name, CHECKED_BY_TLS):
+            why = "is let through, because what is asked for inside TLS cannot be seen"
+            so = "Android and ChromeOS may not ask people to sign in"
+            check = f"the connectivity check https://{CHECKED_BY_TLS}/generate_204"
+            self.findings.warn(node.at, f"{name}: {check} {why}: {so}")
 
     def _tls(self, section: Section | None) -> Tls:
         default = Tls()
@@ -331,6 +355,12 @@ class _Reader:
         count = section.need("count", values.count(1, 1_000_000), "how many, such as 600")
         per = section.need("per", values.duration(1, _DAY), "in what time, such as 1m")
         return None if count is None or per is None else Rate(count, per)
+
+    def _probe_paths(self, top: Section) -> tuple[str, ...]:
+        if "probe_paths" not in top:
+            return ANYWHERE
+        paths = top.several("probe_paths", values.probe_path, "paths", ANYWHERE[0])
+        return tuple(path for path, _ in paths)
 
     def _login_server(self, section: Section | None) -> LoginServer | None:
         if section is None:
@@ -427,3 +457,8 @@ def _overlap(one: Place, other: Place) -> bool:
     every = one.host in _EVERY_ADDRESS or other.host in _EVERY_ADDRESS
     same_family = type(one.host) is type(other.host)
     return one.port == other.port and same_family and (every or one.host == other.host)
+
+
+def _holds(entry: str, host: str) -> bool:
+    """Whether a name in the garden is `host`, or a star above it."""
+    return host.endswith(entry[1:]) if entry.startswith("*.") else host == entry

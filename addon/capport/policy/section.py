@@ -18,6 +18,7 @@ KEYS = {
         "sessions",
         "limits",
         "probes",
+        "probe_paths",
         "login_server",
         "router",
     ),

@@ -241,6 +241,21 @@ def web_page(text: str) -> str:
     return found.url
 
 
+def probe_path(text: str) -> str:
+    """The path of a connectivity check, as requests have it: `/generate_204`."""
+    if "://" in text:
+        raise ValueError(f"{shown(text)} is a URL: write its path, such as /generate_204")
+    if not text.startswith("/"):
+        raise ValueError(f"{shown(text)} is not a path: write {shown('/' + text)}")
+    if text == "/":
+        raise ValueError("/ is the first page of every site: name a path that only checks ask for")
+    if "?" in text or "#" in text:
+        raise ValueError(f"{shown(text)} has a query or a fragment: leave it out")
+    if odd := next(filter(_not_in_a_url, text), None):
+        raise ValueError(f"{shown(text)}: {odd!r} cannot stand in a URL: write {_percent(odd)}")
+    return text
+
+
 def listen(text: str) -> Place:
     """`ADDRESS:PORT`, IPv6 in brackets: an address of the router's own, and no name."""
     if "%" in text:
