@@ -638,7 +638,11 @@ def test_lifetime_idle_and_store_are_the_policys(here: Capport, policy: str) -> 
     session = sessions("mine.db")["192.0.2.7"]
     assert session.expires - session.granted == pytest.approx(3600)
     assert session.idle == 600
-    assert "192.0.2.7" in here("clients", "--policy", policy).out
+    # What is left is until it ends whatever the client does, not the time of a silence.
+    _, row = here("clients", "--policy", policy).out.splitlines()[:2]
+    assert re.search(r"^192\.0\.2\.7 .* (1h|59m)", row), row
+    asked = ("explain", policy, "--client", "192.0.2.7", "http://origin.example/")
+    assert re.search(r"of 192\.0\.2\.7, (1h|59m).* left", here(*asked).out)
     assert here("revoke", "192.0.2.7", "--policy", policy).status == 0
 
 

@@ -10,7 +10,8 @@ def document(session: Session, now: Instant, wall: float) -> dict[str, object]:
     """A session for programs. Members are added to it, never changed.
 
     Times are RFC 3339 in UTC, reckoned by this machine's wall clock; `seconds_remaining` is what
-    counts. `expires` is when it ends for certain, `ends` when it does if the client stays silent.
+    counts. `expires` is when it ends whatever the client does, after `seconds_remaining`; `ends` is
+    when it does if the client stays silent from now on.
     """
     mac, address = parts_of(session.client)
     return {

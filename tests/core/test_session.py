@@ -51,6 +51,13 @@ def test_its_end_is_outside_and_seconds_are_whole(now: float, is_open: bool, sec
     assert HOUR.seconds_remaining(now) == seconds
 
 
+def test_the_seconds_that_remain_are_those_until_it_ends_whatever_the_client_does() -> None:
+    idle = replace(HOUR, idle=60.0)
+    assert idle.seconds_remaining(1000.0) == 3600
+    assert idle.seconds_remaining(1059.0) == 3541
+    assert idle.seconds_remaining(1060.0) == 0  # over, for want of traffic
+
+
 @given(instants, spans, st.none() | spans, instants, instants, spans)
 def test_once_over_it_stays_over_and_it_is_never_longer_than_granted(
     granted: float, lifetime: float, idle: float | None, seen: float, now: float, later: float

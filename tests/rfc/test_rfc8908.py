@@ -13,7 +13,7 @@ from capport.api.captivity import PATH
 from capport.core.captivity import Captivity, captivity
 from capport.core.client import Address, ClientId, Mac
 from capport.core.place import Place
-from capport.core.policy import Access, ClientRule, Policy, network_of
+from capport.core.policy import Access, ClientRule, Conditions, Policy, Sessions, network_of
 from capport.core.session import Session
 from capport.linux import NoNeighbours
 from login.certificates import certificate
@@ -74,6 +74,34 @@ async def test_4_2_every_change_of_state_shows_in_the_next_answer() -> None:
         h.gate.grant(session.client, lifetime=60)
         h.gate.revoke(session.client)
         assert (await _document(h))["captive"] is True
+
+
+async def test_5_the_seconds_are_until_the_session_ends_whatever_the_client_does() -> None:
+    async with house(replace(policy(), sessions=Sessions(lifetime=7200, idle=1200))) as h:
+        await h.browser().sign_in()
+        assert (await _document(h))["seconds-remaining"] == 7200
+        h.clock.at += 1199
+        assert (await _document(h))["seconds-remaining"] == 6001
+
+
+@pytest.mark.parametrize(
+    ("conditions", "after", "can"),
+    [
+        (Conditions.TERMS, 0, False),  # accepting them again gains no time that one would notice
+        (Conditions.TERMS, 60, True),
+        (Conditions.PASSWORD, 0, False),
+        (Conditions.VOUCHER, 0, True),
+    ],
+)
+async def test_5_a_session_can_be_extended_where_the_portal_has_a_way_to(
+    conditions: Conditions, after: float, *, can: bool
+) -> None:
+    async with house(policy(conditions=conditions)) as h:
+        h.gate.grant(ClientId("127.0.0.2"))
+        h.clock.at += after
+        assert (await _document(h))["can-extend-session"] is can
+        status = await h.browser().get("/status")
+        assert ("/?more=1" in status.links) is can
 
 
 async def test_5_the_media_type_is_captive_json() -> None:

@@ -3,6 +3,7 @@
 import json
 
 from capport.core.captivity import MEDIA_TYPE, reads_captivity
+from capport.login.forms import can_extend
 from capport.login.page import Handler
 from capport.web.states import login_url
 
@@ -25,10 +26,11 @@ class CaptivePortalApi(Handler):
         if not reads_captivity(self.request.headers.get("Accept", "")):
             self.redirect(portal_url, status=302)
             return
-        document = self.standing.captivity.document(
+        stands = self.standing
+        document = stands.captivity.document(
             user_portal_url=portal_url,
             venue_info_url=self.server.venue_info_url,
-            can_extend=True,
+            can_extend=stands.session is not None and can_extend(self, stands.session),
         )
         self.set_header("Content-Type", MEDIA_TYPE)
         self.finish(json.dumps(document) + "\n")

@@ -41,7 +41,7 @@ def clients(arguments: Namespace) -> None:
     if store is not None:
         with contextlib.closing(store):
             sessions = [session for session in store.sessions() if session.is_open(now)]
-    sessions.sort(key=lambda session: (session.ends, session.client))
+    sessions.sort(key=lambda session: (session.expires, session.client))
     rules = list(policy.clients.known())
     if arguments.json:
         documents = [document(session, now, wall) for session in sessions]
@@ -97,8 +97,8 @@ def _cells_of(session: Session, now: Instant, wall: float) -> tuple[str, ...]:
         f"{session.client}{_MADE_UP if mac and is_random(mac) else ''}",
         session.name,
         short_moment(session.granted_at, wall),
-        short_moment(wall + session.ends - now, wall),
-        duration(session.ends - now),
+        short_moment(wall + session.expires - now, wall),
+        duration(session.expires - now),
         ", ".join(filter(None, (session.how, session.by))),
     )
 

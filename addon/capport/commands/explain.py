@@ -106,7 +106,7 @@ def _named(verdict: Verdict | None) -> str:
 def _told(session: Session | None, now: Instant) -> str:
     if session is None:
         return "none"
-    left = duration(session.ends - now)
+    left = duration(session.expires - now)
     return (
         f"of {session.client}, {left} left" if session.is_open(now) else f"over: {session.client}"
     )

@@ -43,8 +43,11 @@ class Session:
         return now < self.ends
 
     def seconds_remaining(self, now: Instant) -> int:
-        """Whole seconds until `ends`, and 0 after it."""
-        return max(0, int(self.ends - now))
+        """Whole seconds until it ends whatever the client does, and 0 once it is over.
+
+        Not until `ends`: what a client still sends puts that off. RFC 8908 section 5.
+        """
+        return int(self.expires - now) if self.is_open(now) else 0
 
 
 def check_times(session: Session) -> None:

@@ -419,10 +419,7 @@ def page_asked_for(handler: Handler) -> str | None:
 
 
 def left_of(handler: Handler, session: Session | None) -> float:
-    """Seconds that a session has left for whoever uses it; 0 where there is none.
-
-    Not until `Session.ends`, where there is an `idle`: that is put off by being there to read it.
-    """
+    """Seconds until a session ends whatever the client does; 0 where there is none."""
     return max(0.0, session.expires - handler.portal.grants.now()) if session else 0.0
 
 
