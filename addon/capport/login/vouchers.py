@@ -7,6 +7,7 @@ without the throttle: 64 bits would do.
 
 import hashlib
 import secrets
+import unicodedata
 from collections.abc import Mapping
 from itertools import batched, zip_longest
 from textwrap import wrap
@@ -16,9 +17,7 @@ from capport.login.words import Words
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _LENGTH, _GROUP = 16, 4
 _COLUMN = 38  # characters of the sheet: two of them, and a line between, in a terminal's 80
-_AS_READ = str.maketrans(
-    {"O": "0", "I": "1", "L": "1", "-": None, " ": None, "\u2010": None, "\u2013": None}
-)
+_AS_READ = str.maketrans({"O": "0", "I": "1", "L": "1"})
 
 
 def new_code() -> str:
@@ -30,9 +29,11 @@ def new_code() -> str:
 def digest(code: str) -> bytes | None:
     """What a code is filed under, however it was typed; None where it cannot be one.
 
-    Case, spaces and hyphens do not matter, nor O for 0, nor I and L for 1.
+    Case does not matter, nor O for 0, nor I and L for 1, nor full-width letters; nor what a phone
+    puts between the groups: spaces, dashes, dots, whatever is no letter and no digit.
     """
-    plain = code[:64].upper().translate(_AS_READ)
+    letters = filter(str.isalnum, unicodedata.normalize("NFKC", code[:64]))
+    plain = "".join(letters).upper().translate(_AS_READ)
     if len(plain) != _LENGTH or not set(plain) <= set(ALPHABET):
         return None
     return hashlib.sha256(b"voucher\0" + plain.encode()).digest()
