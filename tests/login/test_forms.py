@@ -15,6 +15,7 @@ import pytest
 
 from capport.api.captivity import PATH
 from capport.core.captivity import MEDIA_TYPE
+from capport.core.client import ClientId
 from capport.core.negotiation import Language
 from capport.core.place import Place
 from capport.core.policy import (
@@ -26,6 +27,7 @@ from capport.core.policy import (
     Sessions,
     network_of,
 )
+from capport.core.session import Session
 from capport.login import passwords, vouchers
 from capport.login.words import WORDS
 from capport.web.asker import HEADER, sign_client
@@ -625,14 +627,85 @@ async def test_who_signs_in_and_out_in_a_loop_is_told_to_wait() -> None:
     async with house() as h:
         browser = h.browser()
         form = (await browser.get("/")).fields
-        for _ in range(60):
+        for count in range(60):  # each a form of its own: the same form again changes nothing
+            form["count"] = str(count)
             assert (await browser.post("/sign-in", form)).status == 303
             assert (await browser.post("/sign-out", form)).status == 303
+        form["count"] = "60"
         page = await browser.post("/sign-in", form)
         assert (page.status, page.headers["Retry-After"], h.session()) == (429, "11", None)
         assert (await h.browser("127.0.0.3").sign_in()).status == 303
         h.clock.at += 11
         assert (await browser.post("/sign-in", form)).status == 303
+
+
+@pytest.mark.parametrize("conditions", Conditions)
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_form_that_is_sent_twice_has_one_answer_and_one_effect(
+    conditions: Conditions, *, at_once: bool
+) -> None:
+    async with house(policy(conditions=conditions)) as h:
+        browser = h.browser()
+        fields = {"code": _voucher(h), "name": "ada", "password": "a right password"}
+        h.portal.records.put_user("ada", passwords.hash_password(fields["password"]), 0.0)
+        changed: list[ClientId] = []
+        h.gate.store.watch(changed.append)
+        for path, page in (("/sign-in", "/"), ("/sign-out", "/status")):
+            form = (await browser.get(page)).fields | fields
+            if at_once:
+                first, second = await asyncio.gather(
+                    browser.post(path, form), browser.post(path, form)
+                )
+            else:
+                first, second = await browser.post(path, form), await browser.post(path, form)
+            assert (first.status, second.status) == (303, 303), second.text
+            assert first.location == second.location
+            assert first.headers["Set-Cookie"] == second.headers["Set-Cookie"]
+            assert h.client().id in changed
+            assert len(changed) == 1
+            changed.clear()
+        assert h.session() is None
+
+
+async def test_a_form_that_comes_again_late_neither_signs_in_again_nor_out() -> None:
+    async with house() as h:
+        browser = h.browser()
+        entered = (await browser.get("/")).fields
+        await browser.post("/sign-in", entered)
+        left = (await browser.get("/status")).fields
+        await browser.post("/sign-out", left)
+        assert (await browser.post("/sign-in", entered)).status == 303
+        assert h.session() is None
+        assert (await browser.sign_in()).status == 303
+        assert (await browser.post("/sign-out", left)).status == 303
+        assert h.session() is not None
+
+
+async def test_a_form_is_the_same_for_the_client_that_was_given_it_alone() -> None:
+    async with house() as h:
+        browser, other = h.browser("127.0.0.2"), h.browser("127.0.0.3")
+        form = (await browser.get("/")).fields
+        other.cookies = browser.cookies
+        assert (await browser.post("/sign-in", form)).status == 303
+        assert (await other.post("/sign-in", form)).status == 303
+        assert h.session("127.0.0.3")
+
+
+async def test_a_form_that_failed_may_be_sent_again() -> None:
+    async with house(policy(conditions=Conditions.VOUCHER)) as h:
+        browser = h.browser()
+        form = (await browser.get("/")).fields | {"code": _voucher(h)}
+        put, failures = h.gate.store.put, [OSError("the disk is full")]
+
+        def once_full(session: Session) -> None:
+            if failures:
+                raise failures.pop()
+            put(session)
+
+        h.gate.store.put = once_full  # type: ignore[method-assign]
+        answers = await asyncio.gather(*(browser.post("/sign-in", form) for _ in range(3)))
+        assert sorted(answer.status for answer in answers) == [303, 303, 503]
+        assert h.session()
 
 
 # -- what an operator makes of it ------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The conditions, and the forms to meet them: sign in, go on, see how long is left, sign out."""
 
+import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from capport.core.policy import Conditions
 from capport.core.session import Instant, Session
 from capport.login import passwords, vouchers
 from capport.login.page import Blocked, Handler
+from capport.login.repeated_forms import Outcome
 from capport.login.theme import Terms
 from capport.web.portal import HASHES_WAITING
 from capport.web.states import State, StateError, login_url
@@ -26,7 +28,33 @@ PIECE = 16 * 1024
 """Bytes of a file that wait for a client which takes them slowly."""
 
 
-class SignIn(Handler):
+class Form(Handler):
+    """A page with a form, which is answered once, however often it is sent."""
+
+    stands = "in"
+    """How the client stands after a form that was in order."""
+
+    async def post(self) -> None:
+        """Answers the form."""
+        sent = "\0".join((self.client.id, self.request.path, ""))
+        form = hashlib.sha256(sent.encode() + self.request.body).digest()
+        outcome = await self.portal.forms.once(form, self.portal.grants.now(), self.sent)
+        if outcome.problem:
+            self.show_problem(outcome)
+        else:
+            self.forget_pages(self.stands)
+            self.redirect(outcome.path, status=outcome.status)
+
+    async def sent(self) -> Outcome:
+        """Does what the form asks for."""
+        raise NotImplementedError
+
+    def show_problem(self, outcome: Outcome) -> None:
+        """The form again, with what is wrong."""
+        raise NotImplementedError
+
+
+class SignIn(Form):
     """`/` and `/sign-in`: what must be met, and the form to meet it."""
 
     def get(self) -> None:
@@ -51,23 +79,20 @@ class SignIn(Handler):
         """As GET; Tornado leaves the body out."""
         self.get()
 
-    async def post(self) -> None:
-        """Lets the client on, if the form meets the conditions."""
+    async def sent(self) -> Outcome:
+        """Grants the client a session, if the form meets the conditions."""
         if self.elsewhere():
             raise web.HTTPError(403, "the conditions are met elsewhere")
         stands, terms = self.standing, self.terms()
         if stands.blocked:
             raise Blocked
         if terms is not None and self.get_body_argument("terms", "") != terms.version:
-            self.form(problem=self.words.terms_changed, status=409)
-            return
+            return Outcome(problem=self.words.terms_changed, status=409)
         for_all = self.portal.throttle.for_all(self.portal.grants.now())
         if wait := self.must_wait(for_all):
-            self.too_many(wait, self.words.too_many.format(time=self.words.wait(wait)))
-            return
+            return too_many(wait, self.words.too_many.format(time=self.words.wait(wait)))
         if self.conditions is Conditions.VOUCHER and self.code is None:
-            self.wrong(self.words.no_code, for_all)  # a slip, and an attempt all the same
-            return
+            return wrong(self.words.no_code, for_all)  # a slip, and an attempt all the same
         left = self.left
         match self.conditions:
             case Conditions.TERMS:
@@ -79,22 +104,20 @@ class SignIn(Handler):
         if met is None:
             voucher = self.conditions is Conditions.VOUCHER
             problem = self.words.wrong_voucher if voucher else self.words.wrong_password
-            self.wrong(problem, for_all)  # the same for wrong and used up
-            return
+            return wrong(problem, for_all)  # the same for wrong and used up
         if self.conditions is not Conditions.TERMS:
             self.portal.throttle.forgive(self.client, met.name)
         if self.conditions is Conditions.VOUCHER and met.lifetime <= left:
-            self.form(problem=self.words.no_longer, status=409)
-            return
+            return Outcome(problem=self.words.no_longer, status=409)
         try:
             # A session is never made shorter by asking for more.
-            await self.let_on(met, terms, grant=met.lifetime > left)
+            return await self.let_on(met, terms, grant=met.lifetime > left)
         except OSError:
             if met.give_back is not None:
                 await self.portal.recorded(met.give_back)
             raise
 
-    async def let_on(self, met: "Met", terms: Terms | None, *, grant: bool) -> None:
+    async def let_on(self, met: "Met", terms: Terms | None, *, grant: bool) -> Outcome:
         """Notes the acceptance, then grants: whoever is online has accepted, power cut or not."""
         records, client = self.portal.records, self.client
         if terms is not None:
@@ -109,8 +132,7 @@ class SignIn(Handler):
                 client, lifetime=met.lifetime, by=BY, how=how, name=met.name
             )
             await self.unless_revoked(met)
-        self.forget_pages("in")
-        self.redirect(self.link("/welcome", state=self.state), status=303)
+        return Outcome(self.link("/welcome", state=self.state))
 
     async def unless_revoked(self, met: "Met") -> None:
         """Ends the session where its voucher was revoked since it was used.
@@ -175,17 +197,11 @@ class SignIn(Handler):
                 return for_all
         return self.portal.throttle.attempt(self.client, now)
 
-    def wrong(self, problem: str, for_all: float) -> None:
-        """What was entered is wrong; where all have to wait `for_all`, so has who entered it."""
-        if for_all:
-            self.too_many(for_all, problem)
-        else:
-            self.form(problem=problem, status=403)
-
-    def too_many(self, wait: float, problem: str) -> None:
-        """There were too many attempts: again in `wait` seconds."""
-        self.set_header("Retry-After", str(int(wait) + 1))
-        self.form(problem=problem, status=429)
+    def show_problem(self, outcome: Outcome) -> None:
+        """The form again, with what is wrong."""
+        if outcome.wait:
+            self.set_header("Retry-After", str(outcome.wait))
+        self.form(problem=outcome.problem, status=outcome.status)
 
     def form(self, *, problem: str | None = None, status: int = 200) -> None:
         """The page with the form."""
@@ -341,15 +357,16 @@ class Status(Online):
     """`/status`: to come back to."""
 
 
-class SignOut(Handler):
+class SignOut(Form):
     """`/sign-out`: ends the client's own session, and no other."""
 
-    async def post(self) -> None:
+    stands = "out"
+
+    async def sent(self) -> Outcome:
         """Ends every session that makes this client known."""
         grants = self.portal.grants
         await grants.revoke(*(one for one in self.client.ids if grants.find(one)))
-        self.forget_pages("out")
-        self.redirect(self.link("/signed-out"), status=303)
+        return Outcome(self.link("/signed-out"))
 
 
 class SignedOut(Handler):
@@ -401,6 +418,16 @@ class File(Handler):
     async def head(self) -> None:
         """As GET."""
         await self.get()
+
+
+def wrong(problem: str, for_all: float) -> Outcome:
+    """What was entered is wrong; where all have to wait `for_all`, so has who entered it."""
+    return too_many(for_all, problem) if for_all else Outcome(problem=problem, status=403)
+
+
+def too_many(wait: float, problem: str) -> Outcome:
+    """There were too many attempts: again in `wait` seconds."""
+    return Outcome(problem=problem, status=429, wait=int(wait) + 1)
 
 
 def own_state(handler: Handler) -> State | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from capport import clock
 from capport.core.place import Host
 from capport.core.policy import Policy
+from capport.login.repeated_forms import Forms
 from capport.login.theme import Theme
 from capport.web.asker import Vouched
 from capport.web.date_reckoning import Moment
@@ -35,6 +36,7 @@ class Portal:
     wall: Callable[[], float] = time.time
     throttle: Throttle = field(default_factory=Throttle)
     often: Often = field(default_factory=Often)
+    forms: Forms = field(default_factory=Forms)
     hashing: int = 0
     vouched: Vouched = field(default_factory=Vouched)
     returns: Seldom = field(default_factory=partial(Seldom, RETURNS))
