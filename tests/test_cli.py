@@ -367,6 +367,7 @@ def test_check_says_what_a_policy_comes_to(capport: Capport, policy: str) -> Non
     assert "2 rules: 1 blocked, 1 known" in said["clients"]
     assert "1 entry" in said["walled"]
     assert "1h, 10m without traffic, in " in said["sessions"]
+    assert said["sessions"].endswith("; at most 20000")
     assert "unknown: refuse, known: tunnel, connect: auto" in said["tls"]
 
 
@@ -644,6 +645,14 @@ def test_lifetime_idle_and_store_are_the_policys(here: Capport, policy: str) -> 
     asked = ("explain", policy, "--client", "192.0.2.7", "http://origin.example/")
     assert re.search(r"of 192\.0\.2\.7, (1h|59m).* left", here(*asked).out)
     assert here("revoke", "192.0.2.7", "--policy", policy).status == 0
+
+
+def test_no_more_are_granted_than_the_policy_allows(here: Capport, policy: str) -> None:
+    Path(policy).write_text(POLICY + "  store: mine.db\n  most: 1\n")
+    assert here("grant", "192.0.2.7", "--policy", policy).status == 0
+    error = here("grant", "192.0.2.8", "--policy", policy).error
+    assert error == "there are as many sessions as sessions.most allows: 1"
+    assert here("grant", "192.0.2.7", "--policy", policy).status == 0
 
 
 def test_without_either_the_addons_own_defaults_hold(capport: Capport) -> None:

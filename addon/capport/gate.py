@@ -14,7 +14,7 @@ from capport.core.session import Instant, Session
 from capport.core.verdict import NetworkAuthenticationRequired, Pass, SignIn, TlsVerdict, Verdict
 from capport.events import EventLog
 from capport.linux import Neighbours, NoNeighbours
-from capport.stores import SessionStore, StoreError
+from capport.stores import FullError, SessionStore, StoreError
 
 BUCKETS = 50_000  # clients whose requests are counted at a time, for 429
 
@@ -128,8 +128,9 @@ class Gate:
 
         It is durable, and in force at every enforcement point of this process, on return.
 
-        Raises StoreError; LookupError where it `renews` one that is revoked, or cleared away, by
-        now. It waits for the disk: not for the event loop.
+        Raises StoreError; FullError where there are as many as the policy allows, however it is
+        granted; LookupError where it `renews` one that is revoked, or cleared away, by now. It
+        waits for the disk: not for the event loop.
         """
         now, sessions = self.now(), self.policy.sessions
         session = Session(
@@ -143,10 +144,14 @@ class Gate:
             how=how,
             name=name,
         )
-        if not renews:
-            self.store.put(session)
-        elif not self.store.renew(session):
-            raise LookupError(f"{client} has no session any more")
+        try:
+            if not renews:
+                self.store.put(session, most=sessions.most)
+            elif not self.store.renew(session):
+                raise LookupError(f"{client} has no session any more")
+        except FullError as error:
+            self.events.write("fault", what=str(error))
+            raise
         if self.in_force is not None:
             self.in_force(client)
         return session

@@ -23,7 +23,7 @@ from capport.api.call import MAX_BODY
 from capport.api.listener import BackChannel
 from capport.core.client import Address, Client, ClientId, Mac, parse_client_id
 from capport.core.place import Place
-from capport.core.policy import Access, ClientRules, network_of
+from capport.core.policy import Access, ClientRules, Sessions, network_of
 from capport.core.session import Session
 from capport.stores import StoreError
 from capport.web.states import LIFETIME
@@ -311,6 +311,23 @@ async def test_a_session_that_is_revoked_meanwhile_is_not_changed_back(
         monkeypatch.setattr(a.house.gate, "grant", meanwhile)
         assert (await a.call("PATCH", f"/sessions/{ADA}", {"name": "Ada"})).status == 404
         assert a.house.session(ADA) is None
+
+
+async def test_one_session_too_many_is_refused_with_the_reason_and_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with api(tmp_path) as a:
+        a.house.change_policy(sessions=Sessions(most=1))
+        assert (await a.call("POST", "/sessions", {"client": ADA})).status == 201
+        state = a.house.portal.states.mint(at("192.0.2.9"))
+        for who in ({"client": "192.0.2.8"}, {"state": state}, {"mac": "02:00:00:00:00:07"}):
+            refused = await a.call("POST", "/sessions", who)
+            full = "there are as many sessions as sessions.most allows: 1"
+            assert (refused.status, refused.json["detail"]) == (503, f"{full}; nothing was changed")
+        assert caplog.text.count(full) == 1
+        assert (await a.call("POST", "/sessions", {"client": ADA})).status == 200
+        assert (await a.call("DELETE", f"/sessions/{ADA}")).status == 204
+        assert (await a.call("POST", "/sessions", {"state": state})).status == 201
 
 
 async def test_a_session_is_changed_and_stays_itself(tmp_path: Path) -> None:

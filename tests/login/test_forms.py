@@ -15,7 +15,7 @@ import pytest
 
 from capport.api.captivity import PATH
 from capport.core.captivity import MEDIA_TYPE
-from capport.core.client import ClientId
+from capport.core.client import Address, ClientId, Mac
 from capport.core.negotiation import Language
 from capport.core.place import Place
 from capport.core.policy import (
@@ -28,10 +28,12 @@ from capport.core.policy import (
     network_of,
 )
 from capport.core.session import Session
+from capport.events import EventLog
+from capport.linux import NoNeighbours
 from capport.login import passwords, vouchers
 from capport.login.words import WORDS
 from capport.web.asker import HEADER, sign_client
-from capport.web.throttle import FREE
+from capport.web.throttle import FREE, TERMS_FOR_ALL
 from conftest import SOON
 from login.house import LOOPBACK, Browser, House, Page, at, free_port, house, policy
 
@@ -697,15 +699,67 @@ async def test_a_form_that_failed_may_be_sent_again() -> None:
         form = (await browser.get("/")).fields | {"code": _voucher(h)}
         put, failures = h.gate.store.put, [OSError("the disk is full")]
 
-        def once_full(session: Session) -> None:
+        def once_full(session: Session, *, most: int | None = None) -> None:
             if failures:
                 raise failures.pop()
-            put(session)
+            put(session, most=most)
 
         h.gate.store.put = once_full  # type: ignore[method-assign]
         answers = await asyncio.gather(*(browser.post("/sign-in", form) for _ in range(3)))
         assert sorted(answer.status for answer in answers) == [303, 303, 503]
         assert h.session()
+
+
+class _MadeUp(NoNeighbours):
+    """A device that has another MAC each time it is looked up."""
+
+    def __init__(self) -> None:
+        self.looked = 0
+
+    def find_mac(self, address: Address) -> Mac | None:
+        self.looked += 1
+        return Mac(f"02:00:00:00:{self.looked >> 8:02x}:{self.looked & 255:02x}")
+
+
+async def test_made_up_macs_fill_no_more_than_the_policy_allows_and_everybody_is_told(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    async with house(replace(policy(), sessions=Sessions(most=5))) as h:
+        h.gate.events = EventLog(tmp_path / "events.jsonl")
+        h.gate.neighbours, plain = _MadeUp(), h.gate.neighbours
+        for status in [303] * 5 + [503] * 3:
+            page = await h.browser().sign_in()
+            assert page.status == status
+        assert "This network is full" in page.text
+        assert "Not possible at the moment" not in page.text
+        assert len(list(h.gate.store.sessions())) == 5
+        full = "there are as many sessions as sessions.most allows: 5"
+        assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == [
+            f"No page; answering 503: {full}"
+        ]
+        h.gate.events.close()
+        lines = map(json.loads, (tmp_path / "events.jsonl").read_text().splitlines())
+        assert [(line["what"], line.get("repeats")) for line in lines] == [(full, None), (full, 2)]
+        # A device that has a session may have it renewed, and another comes in when one is over.
+        h.gate.neighbours = plain
+        (*_, last) = h.gate.store.sessions()
+        h.gate.grant(last.client)
+        h.gate.revoke(last.client)
+        assert (await h.browser().sign_in()).status == 303
+
+
+async def test_devices_that_are_made_up_accept_the_terms_no_faster_than_a_crowd() -> None:
+    async with house() as h:
+        h.gate.neighbours = _MadeUp()
+        for _ in range(TERMS_FOR_ALL.count):
+            assert h.portal.often.accept_terms(h.clock()) == 0
+        page = await h.browser().sign_in()
+        assert (page.status, page.headers["Retry-After"]) == (429, "2")
+        assert not list(h.gate.store.sessions())
+        h.clock.at += 1
+        for _ in range(10):
+            assert (await h.browser().sign_in()).status == 303
+        assert (await h.browser().sign_in()).status == 429
 
 
 # -- what an operator makes of it ------------------------------------------------------------------

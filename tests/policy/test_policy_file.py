@@ -104,7 +104,8 @@ def test_the_sample_of_the_interface_is_read_as_it_says() -> None:
     assert policy.refresh == 10
     assert policy.tls == Tls(UnknownTls.REFUSE, KnownTls.TUNNEL, Connect.AUTO)
     assert policy.http_known is KnownHttp.STREAM
-    assert policy.sessions == Sessions("sqlite:///var/lib/capport/sessions.db", 28800.0, 1800.0)
+    store = "sqlite:///var/lib/capport/sessions.db"
+    assert policy.sessions == Sessions(store, 28800.0, 1800.0, most=20_000)
     conditional = frozenset({"api.example.org"})
     assert policy.limits == Limits(Rate(600, 60.0), 16384, 65536, conditional)
     assert policy.probes is Probes.COMPATIBLE

@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -20,6 +21,12 @@ from pathlib import Path
 import pytest
 
 import requires
+from capport import clock
+from capport.core.client import ClientId
+from capport.core.policy import Sessions
+from capport.core.session import Session
+from capport.stores import open_store
+from capport.stores.sqlite.schema import COLUMNS
 from conftest import SOON
 from lab.namespaces import Namespace, end, namespaces, veth, wait_for
 
@@ -330,6 +337,40 @@ def test_the_portal_keeps_the_kernels_set_with_the_units_capabilities_and_says_t
             assert set(said[1:-1]) == {b"WATCHDOG=1"}
         finally:
             end(portal)
+
+
+def test_as_many_sessions_as_the_default_allows_fit_in_the_units_memory(booted: Booting) -> None:
+    """Each under a MAC, as `terms` has them, with an idle time: the kernel has them all, too."""
+    most, now = Sessions().most, clock.now()
+    file = booted.folder / "sessions.db"
+    with contextlib.closing(open_store(str(file))) as store:
+        store.put(Session(ClientId("02:00:00:00:00:00"), now, now + 3600, 1800.0))
+    with contextlib.closing(sqlite3.connect(file)) as db, db:
+        copied = COLUMNS.removeprefix("client, ")
+        for number in range(1, most):
+            client = (0x020000000000 + number).to_bytes(6).hex(":")
+            db.execute(
+                f"INSERT INTO sessions ({COLUMNS}) SELECT ?, {copied} FROM sessions"
+                " WHERE client = '02:00:00:00:00:00'",
+                (client,),
+            )
+    assert booted.carry_out("ExecReload") == [0]
+    [command] = values("capport.service", "ExecStart")
+    [limit] = values("capport.service", "MemoryMax")
+    environment = {**os.environ, "NOTIFY_SOCKET": str(booted.folder / "notify")}
+    with heard_by_systemd(booted.folder / "notify") as said:
+        portal = booted.router.start(*booted.argv(command), env=environment)
+        try:
+            wait_for(lambda: b"READY=1" in said or portal.poll() is not None)
+            status = Path(f"/proc/{portal.pid}/status").read_text()
+            listed = booted.router.run("nft", "list", "set", "inet", "capport", "macs").stdout
+        finally:
+            end(portal, SOON)
+    assert listed.count("expires") == most
+    [peak] = re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    assert limit.endswith("M")
+    # Half of it is left for what clients can have it hold beside that (THREATS.md, P8).
+    assert int(peak) / 1024 < int(limit[:-1]) / 2, f"{int(peak) // 1024} MiB of {limit}"
 
 
 @contextlib.contextmanager

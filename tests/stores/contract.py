@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from capport.core.client import ClientId
 from capport.core.session import Session
-from capport.stores import SessionStore
+from capport.stores import FullError, SessionStore
 from conftest import SOON
 
 MAC = ClientId("02:00:00:00:00:07")
@@ -267,6 +267,21 @@ class StoreContract:
             raise BaseExceptionGroup("in the threads", failures)
         left = {f"192.0.2.{number * 10 + i}" for number in range(4) for i in range(1, 10, 2)}
         assert {s.client for s in store.sessions()} == left
+
+    def test_a_new_client_is_one_too_many_where_there_are_as_many_as_may_be(
+        self, store: SessionStore
+    ) -> None:
+        store.put(session(ADDRESS), most=2)
+        store.put(session(), most=2)
+        with pytest.raises(FullError, match=r"as many sessions as sessions\.most allows: 2"):
+            store.put(session(OTHER), most=2)
+        assert store.find((OTHER,), 1000.0) is None
+        store.put(session(now=1010.0), most=2)  # who has one may have it renewed,
+        assert store.renew(session(ADDRESS, now=1020.0))
+        store.put(session(ADDRESS), most=1)  # also where the bound was lowered
+        store.drop(ADDRESS)
+        store.put(session(OTHER), most=2)
+        assert {one.client for one in store.sessions()} == {MAC, OTHER}
 
     def test_nobody_is_known_to_a_closed_store(self, store: SessionStore) -> None:
         store.put(session())

@@ -109,10 +109,14 @@ class Call(web.RequestHandler):
         super().send_error(503 if isinstance(error, OSError) else status_code, **kwargs)
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
-        """A caller's errors are the caller's to log."""
+        """A caller's errors are the caller's to log; ours are logged once a minute."""
+        if isinstance(value, web.HTTPError):
+            return
+        if not self.portal.faults.is_due(self.grants.now(), (type(self), typ)):
+            return
         if isinstance(value, OSError):  # it names the place and what would do
             logger.error("No answer; 503 instead: %s", value)
-        elif not isinstance(value, web.HTTPError):
+        else:
             logger.error("No answer; 500 or 503 instead", exc_info=(typ, value, tb))  # type: ignore[arg-type]
 
     def answer(self, said: object, status: int = 200) -> None:

@@ -50,7 +50,8 @@ def summary(policy: Policy) -> Iterator[tuple[str, str]]:
     yield "http", f"known: {policy.http_known}"
     sessions = policy.sessions
     idle = f", {duration(sessions.idle)} without traffic" if sessions.idle is not None else ""
-    yield "sessions", f"{duration(sessions.lifetime)}{idle}, {_store(policy)}"
+    most = f"at most {sessions.most}"
+    yield "sessions", f"{duration(sessions.lifetime)}{idle}, {_store(policy)}; {most}"
     yield "limits", ", ".join(_limits(policy.limits)) or "none"
     yield "probes", f"{policy.probes}, at any host: {', '.join(policy.probe_paths) or 'none'}"
     if router := policy.router:

@@ -298,11 +298,12 @@ class Tls:
 
 @dataclass(frozen=True, slots=True)
 class Sessions:
-    """The policy's `sessions`. `lifetime` and `idle` are in seconds."""
+    """The policy's `sessions`. `lifetime` and `idle` are in seconds; `most` is of all clients."""
 
     store: str | None = None
     lifetime: float = 8 * 3600.0
     idle: float | None = None
+    most: int = 20_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,7 +188,7 @@ class SignIn(Form):
         if wait := self.portal.often.spend(self.client, now):
             return wait
         if self.conditions is Conditions.TERMS:
-            return 0.0
+            return self.portal.often.accept_terms(now)
         if self.portal.hashing >= HASHES_WAITING:
             return 1.0
         if for_all and self.conditions is Conditions.PASSWORD:

@@ -15,6 +15,7 @@ from capport.core.place import Host, parse_authority
 from capport.core.policy import LoginServer, Policy
 from capport.login.words import WORDS, Words
 from capport.policy.certificate import holds
+from capport.stores import FullError
 from capport.web.asker import HEADER, AskingError, verify_client
 from capport.web.grants import Standing, standing
 from capport.web.methods import methods_of
@@ -172,6 +173,8 @@ class Handler(web.RequestHandler):
         }.get(status_code, (words.refused, words.refused_text))
         if isinstance(error, FormOver):
             heading, text = words.form_over, words.form_over_text
+        if isinstance(error, FullError):
+            heading, text = words.full, words.full_text
         if isinstance(error, Blocked):
             heading, text, start = words.blocked, words.blocked_text, ""
             device = self.client.address  # to be told to whoever runs the network

@@ -69,6 +69,8 @@ class Words:
     form_over_text: str
     refused: str
     refused_text: str
+    full: str
+    full_text: str
     unavailable: str
     unavailable_text: str
     elsewhere: str
@@ -169,6 +171,8 @@ WORDS: dict[Language, Words] = {
         form_over_text="Nothing was changed. Please start again; it takes only a moment. If this happens every time, allow cookies for this page.",
         refused="That did not work",
         refused_text="This request cannot be answered. Please start again.",
+        full="This network is full",
+        full_text="There are as many devices here as this network can take. Please try again in a few minutes.",
         unavailable="Not possible at the moment",
         unavailable_text="Something is out of order here. Please try again in a minute; if that does not help, tell whoever runs this network.",
         elsewhere="This is not the page you asked for",
@@ -239,6 +243,8 @@ WORDS: dict[Language, Words] = {
         form_over_text="Es wurde nichts geändert. Bitte beginnen Sie noch einmal; es geht schnell. Wenn das jedes Mal geschieht, erlauben Sie Cookies für diese Seite.",
         refused="Das hat nicht geklappt",
         refused_text="Diese Anfrage kann nicht beantwortet werden. Bitte beginnen Sie noch einmal.",
+        full="Dieses Netzwerk ist voll",
+        full_text="Hier sind so viele Geräte, wie dieses Netzwerk aufnehmen kann. Bitte versuchen Sie es in ein paar Minuten erneut.",
         unavailable="Im Moment nicht möglich",
         unavailable_text="Hier ist etwas gestört. Bitte versuchen Sie es in einer Minute erneut; wenn das nicht hilft, sagen Sie dem Betreiber dieses Netzwerks Bescheid.",
         elsewhere="Das ist nicht die Seite, die Sie aufgerufen haben",
@@ -318,6 +324,8 @@ WORDS: dict[Language, Words] = {
         form_over_text="Rien n’a été modifié. Veuillez recommencer ; cela ne prend qu’un instant. Si cela se répète, autorisez les cookies pour cette page.",
         refused="Cela n’a pas fonctionné",
         refused_text="Cette demande ne peut pas aboutir. Veuillez recommencer.",
+        full="Ce réseau est complet",
+        full_text="Il y a ici autant d’appareils que ce réseau peut en accueillir. Veuillez réessayer dans quelques minutes.",
         unavailable="Impossible pour le moment",
         unavailable_text="Quelque chose ne fonctionne pas ici. Veuillez réessayer dans une minute ; si cela ne suffit pas, prévenez l’exploitant de ce réseau.",
         elsewhere="Ce n’est pas la page que vous avez demandée",
@@ -397,6 +405,8 @@ WORDS: dict[Language, Words] = {
         form_over_text="No se ha cambiado nada. Empiece de nuevo; es solo un momento. Si ocurre cada vez, permita las cookies para esta página.",
         refused="No ha funcionado",
         refused_text="No se puede responder a esta petición. Empiece de nuevo.",
+        full="Esta red está completa",
+        full_text="Aquí hay tantos dispositivos como esta red puede admitir. Inténtelo de nuevo dentro de unos minutos.",
         unavailable="No es posible en este momento",
         unavailable_text="Algo no funciona aquí. Inténtelo de nuevo dentro de un minuto; si no sirve, avise a quien administra esta red.",
         elsewhere="Esta no es la página que ha solicitado",

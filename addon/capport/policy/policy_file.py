@@ -322,6 +322,7 @@ class _Reader:
             store=section.take("store", optional(values.store(self._folder)), default.store),
             lifetime=section.take("lifetime", seconds, default.lifetime),
             idle=section.take("idle", optional(seconds), default.idle),
+            most=section.take("most", values.count(1, 1_000_000), default.most),
         )
         if sessions.idle is not None and sessions.idle > sessions.lifetime:
             self.findings.warn(

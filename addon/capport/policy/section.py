@@ -25,7 +25,7 @@ KEYS = {
     "clients": ("mac", "address", "file", "access", "name"),
     "tls": ("unknown", "known", "connect"),
     "http": ("known",),
-    "sessions": ("store", "lifetime", "idle"),
+    "sessions": ("store", "lifetime", "idle", "most"),
     "limits": ("requests", "header_field", "header_section", "require_conditions"),
     "requests": ("count", "per"),
     "login_server": ("listen", "certificate", "key", "conditions", "venue_info_url"),

@@ -22,6 +22,13 @@ class StoreError(OSError):
     """A change that the store could not make durable; what was in force stays in force."""
 
 
+class FullError(StoreError):
+    """There are as many sessions as there may be, so a new client gets none."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"there are as many sessions as sessions.most allows: {most}")
+
+
 class SessionStore(Protocol):
     """Sessions by client id, shared by every process that opens the same store.
 
@@ -39,11 +46,12 @@ class SessionStore(Protocol):
         From memory: it never waits for a disk or a network, and is asked on the event loop.
         """
 
-    def put(self, session: Session) -> None:
+    def put(self, session: Session, *, most: int | None = None) -> None:
         """Opens a session, or replaces the one with the same id (but `last_seen` never goes back).
 
         Durable on return; raises StoreError, and changes nothing, where it cannot be made so.
-        ValueError for a session whose times are no numbers.
+        FullError where it would be one more than `most`; those that are over count until they are
+        cleared away. ValueError for a session whose times are no numbers.
         """
 
     def renew(self, session: Session) -> bool:

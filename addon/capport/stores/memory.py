@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from capport.core.client import ClientId
 from capport.core.session import Instant, Session, check_times
-from capport.stores import Watcher
+from capport.stores import FullError, Watcher
 from capport.stores.subscribers import Watchers
 
 _FEW = 1000
@@ -32,20 +32,25 @@ class MemoryStore:
                 return session
         return None
 
-    def put(self, session: Session) -> None:
+    def put(self, session: Session, *, most: int | None = None) -> None:
         """Opens or replaces a session."""
-        self._put(session, renews=False)
+        self._put(session, renews=False, most=most)
 
     def renew(self, session: Session) -> bool:
         """Replaces one."""
         return self._put(session, renews=True)
 
-    def _put(self, session: Session, *, renews: bool) -> bool:
+    def _put(self, session: Session, *, renews: bool, most: int | None = None) -> bool:
         check_times(session)
         with self._lock:
             before = self._sessions.get(session.client)
-            if renews and before is None:
-                return False
+            if before is None:
+                if renews:
+                    return False
+                if most is not None and len(self._sessions) >= most:
+                    self._clear(session.granted)
+                    if len(self._sessions) >= most:
+                        raise FullError(most)
             seen = max(session.last_seen, session.granted, before.last_seen if before else 0.0)
             self._sessions[session.client] = replace(session, last_seen=seen)
             if len(self._sessions) > self._most:

@@ -28,6 +28,12 @@ FOR_ALL = 100
 SIGN_INS = Rate(60, 600.0)
 """How often a client may sign in, right or wrong: whoever is let on is written down, and told."""
 
+TERMS_FOR_ALL = Rate(600, 60.0)
+"""How often all clients together may accept the terms: a crowd that arrives may, ten a second.
+
+Nothing is used up by that, and a device that makes up MACs is a new client each time.
+"""
+
 _REMEMBERED = 20_000  # clients; a few MB
 
 
@@ -87,6 +93,12 @@ class Often:
 
     def __init__(self) -> None:
         self._buckets = BoundedMap[object, rates.Bucket](_REMEMBERED)
+        self._terms: rates.Bucket | None = None
+
+    def accept_terms(self, now: Instant) -> int:
+        """Seconds to wait before any client may accept the terms; 0: now, and it counts."""
+        self._terms, wait = rates.spend(self._terms, TERMS_FOR_ALL, now)
+        return wait or 0
 
     def spend(self, client: Client, now: Instant) -> int:
         """Seconds to wait before `client` may sign in; 0: now, and it counts."""

@@ -25,7 +25,7 @@ from pathlib import Path
 from capport import clock as clocks
 from capport.core.client import Address, ClientId, Mac
 from capport.core.session import Instant, Session, check_times
-from capport.stores import StoreError, Watcher
+from capport.stores import FullError, StoreError, Watcher
 from capport.stores.replica import Replica, Row
 from capport.stores.sqlite.boot_clock import StoreTime
 from capport.stores.sqlite.database import DROP_SECONDS, PUT_SECONDS, Database, followed
@@ -49,6 +49,7 @@ _UPSERT = f"""INSERT INTO sessions ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?
         granted_by = excluded.granted_by, how = excluded.how, name = excluded.name
 """  # noqa: S608
 _THERE = "SELECT 1 FROM sessions WHERE client = ?"
+_COUNT = "SELECT count(*) FROM sessions"
 
 
 class SqliteStore:
@@ -125,9 +126,9 @@ class SqliteStore:
         """Has `watcher` called on each change, also where written-back touches moved an end."""
         return self._watchers.add(watcher)
 
-    def put(self, session: Session) -> None:
+    def put(self, session: Session, *, most: int | None = None) -> None:
         """Opens or replaces a session: on the disk, and in force here, on return."""
-        self._put(session, renews=False)
+        self._put(session, renews=False, most=most)
 
     def renew(self, session: Session) -> bool:
         """Replaces one, likewise."""
@@ -170,12 +171,15 @@ class SqliteStore:
         self._replica.replace({}, 0.0)
         self._watchers.close()
 
-    def _put(self, session: Session, *, renews: bool) -> bool:
+    def _put(self, session: Session, *, renews: bool, most: int | None = None) -> bool:
         check_times(session)
         self._fold(PUT_SECONDS)  # or a revocation noted earlier would end this session
         with self._database.transaction(PUT_SECONDS) as (db, shift):
-            if renews and not db.execute(_THERE, (session.client,)).fetchone():
-                return False
+            if not db.execute(_THERE, (session.client,)).fetchone():
+                if renews:
+                    return False
+                if most is not None and db.execute(_COUNT).fetchone()[0] >= most:
+                    raise FullError(most)
             db.execute(_UPSERT, _row(session, shift))
             db.execute(CHANGE, (session.client,))
         self._read_back()
