@@ -106,6 +106,10 @@ class Gate:
         """Whether what is known of `client` does not count, for want of its MAC."""
         return lacks_mac(client, self.policy, self.neighbours.is_on_link)
 
+    def is_without_mac(self, client: Client) -> bool:
+        """Whether `client` has a MAC that is not known now: its address alone is not it."""
+        return client.mac is None and self.neighbours.is_on_link(client.address)
+
     def explain(
         self, client: Client, request: HttpRequest, claim: Place | None, dialled: Place | None
     ) -> list[tuple[str, Verdict | None]]:

@@ -313,6 +313,23 @@ async def test_a_session_that_is_revoked_meanwhile_is_not_changed_back(
         assert a.house.session(ADA) is None
 
 
+async def test_a_state_is_not_for_the_bare_address_of_a_device_whose_mac_is_missing(
+    tmp_path: Path,
+) -> None:
+    async with api(tmp_path) as a:
+        neighbours = a.house.gate.neighbours = _OneNeighbour(Mac("02:00:00:00:00:07"), "192.0.2.9")
+        state = a.house.portal.states.mint(at(ADA))
+        refused = await a.call("POST", "/sessions", {"state": state})
+        assert (refused.status, "its MAC is not known yet" in refused.json["detail"]) == (503, True)
+        assert not list(a.house.gate.store.sessions())
+        neighbours.address = ADA
+        granted = await a.call("POST", "/sessions", {"state": state})
+        assert (granted.status, granted.json["client"]) == (201, "02:00:00:00:00:07")
+        # Who names an address may mean a device that is not there yet.
+        named = await a.call("POST", "/sessions", {"address": "192.0.2.8"})
+        assert (named.status, named.json["client"]) == (201, "192.0.2.8")
+
+
 async def test_one_session_too_many_is_refused_with_the_reason_and_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

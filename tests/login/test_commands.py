@@ -1,9 +1,12 @@
 """The login server's own commands, as processes."""
 
 import asyncio
+import contextlib
+import http.client
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,8 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from api.test_own_server import portal
+from capport.stores import open_store
 from capport.web.records import Records
 from conftest import SOON
+from login.certificates import certificate
 from login.house import Browser, free_port, until
 
 POLICY = "login_server: {{listen: 127.0.0.1:{port}, conditions: {conditions}}}\n"
@@ -79,6 +85,50 @@ async def test_the_login_server_alone_lets_on_into_the_store_that_is_shared(tmp_
     assert [one.client for one in records.acceptances()] == ["127.0.0.2"]
     records.close()
     assert (tmp_path / "sessions.db").exists()
+
+
+class _Tunnelled(Browser):
+    """A browser that reaches the login server in a tunnel of the explicit proxy's."""
+
+    proxy = 0
+
+    def _connection(self) -> http.client.HTTPConnection:
+        plain = ssl.create_default_context()
+        plain.check_hostname, plain.verify_mode = False, ssl.CERT_NONE
+        connection = http.client.HTTPSConnection(
+            "127.0.0.1", self.proxy, timeout=SOON, source_address=(self.address, 0), context=plain
+        )
+        connection.set_tunnel("127.0.0.1", self.port)
+        return connection
+
+
+async def test_in_a_tunnel_of_the_proxys_no_client_is_taken_for_another_by_the_login_server_alone(
+    tmp_path: Path,
+) -> None:
+    port = free_port()
+    cert, key = certificate(tmp_path, places=True)
+    policy = (
+        f"login_server: {{listen: 127.0.0.1:{port}, certificate: {cert}, key: {key},"
+        " conditions: terms}\n"
+    )
+    (tmp_path / "lab.yaml").write_text(policy, "utf-8")
+    async with login(tmp_path, port) as process:
+        async with portal(tmp_path, "capport run", policy) as (proxy, _, _):
+            for address in ("127.0.0.2", "127.0.0.3"):
+                browser = _Tunnelled(port, address, encrypted=True)
+                browser.proxy = proxy
+                for path in ("/", "/status", "/api/captive-portal"):
+                    page = await browser.get(path, Accept_Language="en")
+                    assert page.status == 403
+                    assert "Please open this page without the proxy" in page.text
+                direct = Browser(port, address, encrypted=True)
+                assert (await direct.get("/status")).status == 303
+            with contextlib.closing(open_store(str(tmp_path / "sessions.db"))) as store:
+                assert not list(store.sessions())
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        said = (await process.stderr.read()).decode()
+    assert said.count("A client comes from 127.0.0.1, in a tunnel of the proxy's") == 1
 
 
 @pytest.mark.parametrize(

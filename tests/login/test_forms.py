@@ -710,6 +710,39 @@ async def test_a_form_that_failed_may_be_sent_again() -> None:
         assert h.session()
 
 
+class _ComesUp(NoNeighbours):
+    """A link on which nobody has a MAC until `mac` is known."""
+
+    mac: Mac | None = None
+
+    def find_mac(self, address: Address) -> Mac | None:
+        return self.mac
+
+    def is_on_link(self, address: Address) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("conditions", Conditions)
+async def test_no_session_is_for_the_bare_address_of_a_device_whose_mac_is_missing(
+    conditions: Conditions,
+) -> None:
+    async with house(policy(conditions=conditions)) as h:
+        code, mac = _voucher(h), Mac("02:00:00:00:00:07")
+        h.portal.records.put_user("ada", passwords.hash_password("a right password"), 0.0)
+        fields = {"code": code, "name": "ada", "password": "a right password"}
+        h.gate.neighbours = link = _ComesUp()
+        browser = h.browser()
+        form = (await browser.get("/")).fields | fields
+        page = await browser.post("/sign-in", form)
+        assert (page.status, "not recognised yet" in page.text) == (503, True)
+        assert not list(h.gate.store.sessions())
+        link.mac = Mac("02:00:00:00:00:08")  # another device has the address next
+        assert (await h.browser().get("/status")).status == 303
+        link.mac = mac  # the same form goes through, and the voucher is whole, once it is known
+        assert (await browser.post("/sign-in", form)).status == 303
+        assert {str(one.client) for one in h.gate.store.sessions()} == {mac}
+
+
 class _MadeUp(NoNeighbours):
     """A device that has another MAC each time it is looked up."""
 

@@ -62,6 +62,25 @@ async def test_a_proxied_client_is_named_by_the_addon(tmp_path: Path) -> None:
         await login_server.stop()
 
 
+async def test_a_client_of_a_proxy_elsewhere_is_named_by_the_addon_or_by_nobody() -> None:
+    gate = Gate(policy(), MemoryStore(), now=Clock())
+    login_server = Embedded(gate, None, may_be_proxy=lambda asks, asked_at: asks == asked_at)
+    await login_server.start()
+    try:
+        browser = Browser(login_server.server.places[0].port, "127.0.0.1")
+        refused = await browser.get("/")
+        assert (refused.status, "cannot be told from others" in refused.text) == (403, True)
+        signed = {HEADER: login_server.sign(ip_address("192.0.2.7"))}
+        page = await browser.get("/", **signed)
+        assert (await browser.post("/sign-in", page.fields)).status == 403
+        assert (await browser.post("/sign-in", page.fields, **signed)).status == 303
+        assert [one.client for one in gate.store.sessions()] == ["192.0.2.7"]
+        itself = Browser(browser.port, "127.0.0.2")
+        assert (await itself.get("/")).status == 200
+    finally:
+        await login_server.stop()
+
+
 @pytest.mark.parametrize(
     ("store", "records"),
     [

@@ -27,7 +27,7 @@ _WHO = ("state", "client", "address", "mac")
 # What would do, where a state does not.
 _ANEW = "the link in the client's next 511 has a new one"
 
-type Grant = Callable[[Client | ClientId], Awaitable[Session]]
+type Grant = Callable[[], Awaitable[Session]]
 
 
 class States(Call):
@@ -88,9 +88,11 @@ class Sessions(Call):
             raise Problem(422, f"one of {', '.join(_WHO)} says who", member=(who or _WHO)[0])
         lifetime, name = _lifetime(asked["lifetime"]), _name(asked["name"]) or ""
         if who != ["state"]:
-            client = self._named(who[0], asked[who[0]])
-            grant = partial(self.grants.grant, lifetime=lifetime, by=BY, how="", name=name)
-            await self._grant(self._whole(client), grant)
+            client = self._whole(self._named(who[0], asked[who[0]]))
+            # It need not be there yet, or not with a MAC: then the session is for its address.
+            under = client.id if isinstance(client, Client) else client
+            grant = partial(self.grants.grant, under, lifetime=lifetime, by=BY, how="", name=name)
+            await self._grant(client, grant)
             return
         async with self.portal.granting:
             await self._by_state(asked["state"], lifetime, name)
@@ -120,8 +122,8 @@ class Sessions(Call):
             self.shown(session)
             return
         try:
-            grant = partial(self.grants.grant, lifetime=lifetime, by=BY, how="state", name=name)
-            await self._grant(client, grant)
+            of = partial(self.grants.grant, client, by=BY, how="state")
+            await self._grant(client, partial(of, lifetime=lifetime, name=name))
         except (OSError, Problem):
             await self.portal.recorded(partial(records.unspend, state.id))
             raise
@@ -132,7 +134,7 @@ class Sessions(Call):
         if rule is not None and rule.access is Access.BLOCKED:
             raise Problem(409, f"the policy blocks that client: {rule.where}")
         before = self.grants.find(client)
-        session = await grant(client)
+        session = await grant()
         self.shown(session, 200 if before else 201)
 
     def _rule(self, client: Client | ClientId) -> ClientRule | None:

@@ -8,8 +8,10 @@ from argparse import Namespace
 from pathlib import Path
 
 from capport.commands import CommandError, store_url, writable_store
+from capport.core.client import Address
 from capport.core.policy import Policy
 from capport.gate import Gate
+from capport.linux.own_addresses import is_own
 from capport.policy.watcher import PolicyWatcher
 from capport.service.login_server import Embedded
 from capport.web.records import records_beside
@@ -42,7 +44,8 @@ async def _serve(watcher: "_Watching", policy: Policy, url: str, socket: str | N
     with contextlib.closing(writable_store(url)) as store:
         neighbours = NetlinkNeighbours()
         gate = Gate(policy, store, neighbours=neighbours)
-        embedded = Embedded(gate, records_beside(url), socket=Path(socket) if socket else None)
+        api = Path(socket) if socket else None
+        embedded = Embedded(gate, records_beside(url), socket=api, may_be_proxy=_may_be_proxy)
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -57,6 +60,14 @@ async def _serve(watcher: "_Watching", policy: Policy, url: str, socket: str | N
             await watcher.end()
             await embedded.stop()
             neighbours.close()
+
+
+def _may_be_proxy(asks: Address, asked_at: Address | None) -> bool:
+    """Whether it comes from this machine: the proxy is another process, and a tunnel says nothing.
+
+    What connects to an address of its own does so from that one, but for `connect_addr`.
+    """
+    return asks == asked_at or (not asks.is_loopback and is_own(asks))
 
 
 class _Watching:

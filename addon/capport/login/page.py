@@ -17,7 +17,7 @@ from capport.login.words import WORDS, Words
 from capport.policy.certificate import holds
 from capport.stores import FullError
 from capport.web.asker import HEADER, AskingError, verify_client
-from capport.web.grants import Standing, standing
+from capport.web.grants import NoMacError, Standing, standing
 from capport.web.methods import methods_of
 from capport.web.portal import Portal
 from capport.web.states import login_url
@@ -164,17 +164,21 @@ class Handler(web.RequestHandler):
         words, start, device = self.words, self.link("/", state=self.state), None
         if status_code == 405:
             self.set_header("Allow", ", ".join(methods_of(self)))
-        heading, text = {
+        by_error = {
+            FormOver: (words.form_over, words.form_over_text),
+            FullError: (words.full, words.full_text),
+            Proxied: (words.proxied, words.proxied_text),
+            NoMacError: (words.no_mac, words.no_mac_text),
+        }
+        by_status = {
             403: (words.refused, words.refused_text),
             404: (words.not_found, words.not_found_text),
             421: (words.elsewhere, words.elsewhere_text),
             500: (words.unavailable, words.unavailable_text),
             503: (words.unavailable, words.unavailable_text),
-        }.get(status_code, (words.refused, words.refused_text))
-        if isinstance(error, FormOver):
-            heading, text = words.form_over, words.form_over_text
-        if isinstance(error, FullError):
-            heading, text = words.full, words.full_text
+        }
+        refused = by_status.get(status_code, (words.refused, words.refused_text))
+        heading, text = by_error.get(type(error), refused)
         if isinstance(error, Blocked):
             heading, text, start = words.blocked, words.blocked_text, ""
             device = self.client.address  # to be told to whoever runs the network
@@ -236,6 +240,15 @@ class Handler(web.RequestHandler):
             return self.portal.grants.client_at(vouched)
         asks = parse_address(self.request.remote_ip or "")
         fields = self.request.headers.get_list(HEADER)
+        if not fields and self.portal.may_be_proxy(asks, self._asked_at()):
+            if self.portal.faults.is_due(self.portal.grants.now(), Proxied):
+                logger.warning(
+                    "A client comes from %s, in a tunnel of the proxy's that may be anybody's: it"
+                    " is refused. Have clients reach the login server without the proxy, or run it"
+                    " in the proxy's process: end capport login",
+                    asks,
+                )
+            raise Proxied
         if not fields:
             return self.portal.grants.client_at(asks)
         if len(fields) > 1:
@@ -309,6 +322,13 @@ class Blocked(web.HTTPError):
 
     def __init__(self) -> None:
         super().__init__(403, "blocked by the policy")
+
+
+class Proxied(web.HTTPError):
+    """403: a client that comes through a proxy, and could be any of its clients."""
+
+    def __init__(self) -> None:
+        super().__init__(403, "through a proxy that does not say for whom")
 
 
 class NotFound(Handler):

@@ -69,6 +69,10 @@ class Words:
     form_over_text: str
     refused: str
     refused_text: str
+    proxied: str
+    proxied_text: str
+    no_mac: str
+    no_mac_text: str
     full: str
     full_text: str
     unavailable: str
@@ -171,6 +175,10 @@ WORDS: dict[Language, Words] = {
         form_over_text="Nothing was changed. Please start again; it takes only a moment. If this happens every time, allow cookies for this page.",
         refused="That did not work",
         refused_text="This request cannot be answered. Please start again.",
+        proxied="This device cannot be told from others",
+        proxied_text="You have come here through a proxy, behind which all devices look alike. Please open this page without the proxy.",
+        no_mac="This device is not recognised yet",
+        no_mac_text="The network does not know the hardware address of this device yet. Please try again in a moment.",
         full="This network is full",
         full_text="There are as many devices here as this network can take. Please try again in a few minutes.",
         unavailable="Not possible at the moment",
@@ -243,6 +251,10 @@ WORDS: dict[Language, Words] = {
         form_over_text="Es wurde nichts geändert. Bitte beginnen Sie noch einmal; es geht schnell. Wenn das jedes Mal geschieht, erlauben Sie Cookies für diese Seite.",
         refused="Das hat nicht geklappt",
         refused_text="Diese Anfrage kann nicht beantwortet werden. Bitte beginnen Sie noch einmal.",
+        proxied="Dieses Gerät ist von anderen nicht zu unterscheiden",
+        proxied_text="Sie sind über einen Proxy hier, hinter dem alle Geräte gleich aussehen. Bitte öffnen Sie diese Seite ohne den Proxy.",
+        no_mac="Dieses Gerät wird noch nicht erkannt",
+        no_mac_text="Das Netzwerk kennt die Hardware-Adresse dieses Geräts noch nicht. Bitte versuchen Sie es gleich noch einmal.",
         full="Dieses Netzwerk ist voll",
         full_text="Hier sind so viele Geräte, wie dieses Netzwerk aufnehmen kann. Bitte versuchen Sie es in ein paar Minuten erneut.",
         unavailable="Im Moment nicht möglich",
@@ -324,6 +336,10 @@ WORDS: dict[Language, Words] = {
         form_over_text="Rien n’a été modifié. Veuillez recommencer ; cela ne prend qu’un instant. Si cela se répète, autorisez les cookies pour cette page.",
         refused="Cela n’a pas fonctionné",
         refused_text="Cette demande ne peut pas aboutir. Veuillez recommencer.",
+        proxied="Cet appareil ne se distingue pas des autres",
+        proxied_text="Vous êtes arrivé ici par un proxy, derrière lequel tous les appareils se ressemblent. Veuillez ouvrir cette page sans le proxy.",
+        no_mac="Cet appareil n’est pas encore reconnu",
+        no_mac_text="Le réseau ne connaît pas encore l’adresse matérielle de cet appareil. Veuillez réessayer dans un instant.",
         full="Ce réseau est complet",
         full_text="Il y a ici autant d’appareils que ce réseau peut en accueillir. Veuillez réessayer dans quelques minutes.",
         unavailable="Impossible pour le moment",
@@ -405,6 +421,10 @@ WORDS: dict[Language, Words] = {
         form_over_text="No se ha cambiado nada. Empiece de nuevo; es solo un momento. Si ocurre cada vez, permita las cookies para esta página.",
         refused="No ha funcionado",
         refused_text="No se puede responder a esta petición. Empiece de nuevo.",
+        proxied="Este dispositivo no se distingue de otros",
+        proxied_text="Ha llegado aquí a través de un proxy, tras el que todos los dispositivos parecen iguales. Abra esta página sin el proxy.",
+        no_mac="Este dispositivo aún no se reconoce",
+        no_mac_text="La red aún no conoce la dirección física de este dispositivo. Inténtelo de nuevo dentro de un momento.",
         full="Esta red está completa",
         full_text="Aquí hay tantos dispositivos como esta red puede admitir. Inténtelo de nuevo dentro de unos minutos.",
         unavailable="No es posible en este momento",

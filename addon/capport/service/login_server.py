@@ -14,7 +14,7 @@ from capport.gate import Gate
 from capport.login.server import LoginServer
 from capport.web.asker import sign_client
 from capport.web.gate_grants import GateGrants
-from capport.web.portal import Portal
+from capport.web.portal import MayBeProxy, Portal
 from capport.web.records import Records
 from capport.web.states import login_url
 
@@ -33,7 +33,8 @@ class Embedded:
     """The login server, its API for others, and the links that lead to it.
 
     `records` is the file they keep (None: in memory); `socket` is where the API for a login server
-    of the operator's own listens, and `api` where it does so with tokens, on loopback.
+    of the operator's own listens, and `api` where it does so with tokens, on loopback. Where the
+    proxy is in another process, `may_be_proxy` says which connections may be its.
     """
 
     def __init__(
@@ -43,11 +44,14 @@ class Embedded:
         *,
         socket: Path | None = None,
         api: Place | None = None,
+        may_be_proxy: MayBeProxy | None = None,
     ) -> None:
         """Opens the records. Raises RecordsError."""
         self._gate = gate
         self._grants = GateGrants(gate)
         self.portal = Portal(self._grants, Records(records))
+        if may_be_proxy is not None:
+            self.portal.may_be_proxy = may_be_proxy
         self.server = LoginServer(self.portal)
         self.back_channel = BackChannel(self.portal, socket, api) if socket else None
         self._tasks: list[asyncio.Task[None]] = []

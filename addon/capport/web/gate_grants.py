@@ -9,6 +9,7 @@ from capport.core.client import Address, Client, ClientId
 from capport.core.policy import Policy
 from capport.core.session import Instant, Session
 from capport.gate import Gate
+from capport.web.grants import NoMacError
 from capport.web.worker import Worker
 
 
@@ -56,6 +57,8 @@ class GateGrants:
     ) -> Session:
         """Opens a session, off the event loop, which goes on."""
         under = client.id if isinstance(client, Client) else client
+        if isinstance(client, Client) and self._gate.is_without_mac(client):
+            raise NoMacError(client)
         said = {"by": by, "how": how, "name": name}
         grant = partial(self._gate.grant, under, lifetime=lifetime, renews=renews, **said)
         return await self._granting.do(grant)

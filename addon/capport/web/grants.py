@@ -10,6 +10,15 @@ from capport.core.policy import Access, Policy
 from capport.core.session import Instant, Session
 
 
+class NoMacError(OSError):
+    """A client has a MAC that is not known now, so that its session would be for its address."""
+
+    def __init__(self, client: Client) -> None:
+        super().__init__(
+            f"{client.address} is on the link, and its MAC is not known yet; ask again"
+        )
+
+
 class Grants(Protocol):
     """The gate, as far as the login server may know it.
 
@@ -44,7 +53,8 @@ class Grants(Protocol):
     ) -> Session:
         """Opens or renews a session of `lifetime` seconds (None: as the policy has it).
 
-        A Client is filed under its own id. On return the session is durable and every enforcement
+        A Client is there now, and filed under its own id: NoMacError where that would be an address
+        that another device may have next. On return the session is durable and every enforcement
         point has changed. Raises OSError, and changes nothing, where it cannot be made durable;
         LookupError where it `renews` a session that was revoked before its turn came.
         """

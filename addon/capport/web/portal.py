@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from capport import clock
+from capport.core.client import Address
 from capport.core.place import Host
 from capport.core.policy import Policy
 from capport.login.repeated_forms import Forms
@@ -21,6 +22,10 @@ from capport.web.seldom import FAULTS, RETURNS, Seldom
 from capport.web.states import States
 from capport.web.throttle import Often, Throttle
 from capport.web.worker import Worker
+
+type MayBeProxy = Callable[[Address, Address | None], bool]
+"""Whether a connection from the first address to the second, which is ours, may be of a proxy that
+cannot say which of its clients it is for."""
 
 HASHES_WAITING = 8
 """Passwords that may wait for the one thread that hashes; more are told to come back."""
@@ -41,6 +46,8 @@ class Portal:
     vouched: Vouched = field(default_factory=Vouched)
     returns: Seldom = field(default_factory=partial(Seldom, RETURNS))
     faults: Seldom = field(default_factory=partial(Seldom, FAULTS))
+    may_be_proxy: MayBeProxy = lambda asks, asked_at: False
+    """The proxy in this process vouches for each client (`vouched`), so others are themselves."""
     certified: tuple[Host, ...] = ()
     """The names in the certificate that we show: whatever `login_url` says, they are ours."""
 
