@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -31,7 +32,9 @@ def policy(tmp_path: Path) -> str:
 
 
 @contextlib.contextmanager
-def appliance(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def appliance(
+    folder: Path, *arguments: str, out: IO[str] | int = subprocess.PIPE
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """`capport run` on a free port of 127.0.0.1, once it listens."""
     port = free_port()
     running = subprocess.Popen(
@@ -39,8 +42,8 @@ def appliance(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[
             *(CONSOLE_SCRIPT, "run", "--listen-host", "127.0.0.1", "--listen-port", str(port)),
             *("--set", f"confdir={folder / 'conf'}", *arguments),
         ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=out,
+        stderr=out,
         text=True,
         cwd=folder,
     )
@@ -160,6 +163,50 @@ def test_the_appliance_carries_only_what_a_portal_needs() -> None:
         "MapRemote",
         "KeepServing",
     }
+
+
+def test_without_a_descriptor_left_each_listener_waits_and_the_log_has_a_line(
+    tmp_path: Path,
+) -> None:
+    login, api = free_port(), free_port()
+    policy, log = tmp_path / "policy.yaml", tmp_path / "log"
+    policy.write_text(f"login_server: {{listen: 127.0.0.1:{login}, conditions: terms}}\n")
+    store = ("--set", f"portal_sessions={tmp_path / 's.db'}")
+    api_at = ("--set", f"portal_api=127.0.0.1:{api}", *store)
+    with log.open("w") as out, contextlib.ExitStack() as waiting:
+        running, proxy = waiting.enter_context(
+            appliance(tmp_path, "--policy", str(policy), *api_at, out=out)
+        )
+        eventually(lambda: "The login server answers" in log.read_text())
+        before = log.read_text()
+        _, hard = resource.prlimit(running.pid, resource.RLIMIT_NOFILE)
+        in_use = len(list(Path(f"/proc/{running.pid}/fd").iterdir()))
+        resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (in_use, hard))
+        spent = _processor_time(running.pid)
+        clients = [
+            waiting.enter_context(socket.create_connection(("127.0.0.1", port), SOON))
+            for port in (proxy, login, api)
+        ]
+        beside = waiting.enter_context(socket.socket(socket.AF_UNIX))
+        beside.connect(str(tmp_path / "api.sock"))
+        eventually(lambda: "can be accepted" in log.read_text())
+        time.sleep(3.0)  # in which each tries three times; nothing is to be seen of that
+        assert _processor_time(running.pid) - spent < 1.0
+        resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (hard, hard))
+        for client in (*clients, beside):
+            client.settimeout(SOON)
+            client.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+            assert client.recv(9) == b"HTTP/1.1 "
+        said = log.read_text().removeprefix(before)
+        assert said.count("can be accepted: [Errno 24] Too many open files; tried again") == 1
+        assert "Traceback" not in said
+        assert len(said.splitlines()) < 10, said
+
+
+def _processor_time(pid: int) -> float:
+    """Seconds that a process has had, of which a hundredth is one tick."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
 
 
 def test_a_moment_without_descriptors_does_not_end_what_systemd_is_told(

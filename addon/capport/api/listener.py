@@ -17,6 +17,7 @@ from tornado import httpserver, netutil
 
 from capport.api.resources import create_app
 from capport.core.place import Place
+from capport.web.accepting import patient
 from capport.web.portal import Portal
 
 _MAX_READ = 1024 * 1024  # bytes of a body; one beyond it is not read, nor answered 413
@@ -96,7 +97,7 @@ class BackChannel:
             max_header_size=16 * 1024,
             max_body_size=_MAX_READ,
         )
-        server.add_sockets(sockets)
+        server.add_sockets(patient(sockets))
         self._servers.append(server)
 
 

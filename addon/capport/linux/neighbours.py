@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _NEIGHBOURS_AND_LINKS = 0x4 | 0x1  # RTMGRP_NEIGH, RTMGRP_LINK, of linux/rtnetlink.h
 _RECEIVE_BUFFER = 4 << 20  # bytes: some 5 000 notifications in the kernel's accounting
+_QUIET = 60.0  # seconds between two lines of the log on the same fault
 _RETRY = 0.5  # seconds between dumps that fail
 _SETTLE = 0.05  # seconds between dumps in a flood, which would else be nothing but dumps
 _CATCH_UP = 256  # datagrams that one miss reads at most: some 5 ms in a flood
@@ -137,6 +138,7 @@ class NetlinkNeighbours:
         self._changes: deque[Address] = deque()
         self._stale = False
         self._broken = False
+        self._quiet_until = 0.0
         self._closed = False
         self._receive_buffer = receive_buffer
         self._socket = self._listen()
@@ -169,7 +171,10 @@ class NetlinkNeighbours:
         try:
             return neighbour_lookup.is_on_link(address, self._numbers)
         except OSError as error:
-            logger.error("No route to %s is to be had: %s", address, error)
+            # Any client's request brings it about.
+            if (now := time.monotonic()) >= self._quiet_until:
+                self._quiet_until = now + _QUIET
+                logger.error("No route to %s is to be had: %s", address, error)
             return True
 
     def addresses(self, mac: Mac) -> list[Address]:
@@ -225,6 +230,7 @@ class NetlinkNeighbours:
 
     def _refresh(self) -> None:
         """Takes fresh dumps until one is whole and nothing was lost since."""
+        said = False
         while self._stale and not self._closed:
             try:
                 with self._lock:
@@ -239,12 +245,14 @@ class NetlinkNeighbours:
                 with self._lock:
                     self._stale = True
                     self._changes.extend(self._replica.replace(()))  # rather none than an old one
-                logger.error(
-                    "No dump of the neighbour table (%s): no client has a MAC until there is one,"
-                    " tried again every %s s",
-                    error,
-                    _RETRY,
-                )
+                if not said:
+                    logger.error(
+                        "No dump of the neighbour table (%s): no client has a MAC until there is"
+                        " one, tried again every %s s",
+                        error,
+                        _RETRY,
+                    )
+                said = True
                 self._tell()
                 time.sleep(_RETRY)
             else:

@@ -188,11 +188,12 @@ class Handler(web.RequestHandler):
             self.page(
                 "error.html", status_code, heading=heading, text=text, start=start, device=device
             )
-        except Exception:
+        except Exception as failed:
             # The edge: a page of the operator's that does not compile must not hide the first error
             # behind a second, nor show either.
             if self._is_to_be_told("error.html"):
-                logger.exception("No error page; answering without one")
+                trace = not isinstance(failed, OSError)  # which names the place
+                logger.error("No error page; answering without one: %s", failed, exc_info=trace)
             self.set_header("Content-Type", "text/plain; charset=utf-8")
             self.finish(f"{heading}\n{text}\n")
 

@@ -21,6 +21,7 @@ from capport.login import forms
 from capport.login.page import MAX_FORM, NotFound
 from capport.login.signed_return import SignedReturn
 from capport.policy.certificate import Chain
+from capport.web.accepting import patient
 from capport.web.asker import Vouched
 from capport.web.portal import Portal
 from capport.web.seldom import SeldomFilter
@@ -57,7 +58,7 @@ def _bound(places: Sequence[Place]) -> list[tuple[Place, socket.socket]]:
         at = []
         for place in places:
             try:
-                sockets = netutil.bind_sockets(place.port, str(place.host))
+                sockets = patient(netutil.bind_sockets(place.port, str(place.host)))
             except OSError as error:
                 why = f"{error.strerror}: {_cannot_listen(error, place)}"
                 raise OSError(error.errno, why) from error

@@ -81,6 +81,7 @@ class Life(Telling):
         if self._watcher:
             self._watcher.start()
         server.lengthen_backlog()
+        server.accept_patiently()
         try:
             await self.alongside.start()
         except OSError as error:

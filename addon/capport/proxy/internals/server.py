@@ -1,12 +1,18 @@
 """mitmproxy's own server: where it listens, whose connections it has, and when it connects."""
 
+import asyncio
 import os
 import socket
+import time
+from collections.abc import Iterator
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 from mitmproxy import ctx
 from mitmproxy.options import Options
 from mitmproxy.proxy import server
+
+from capport.web import accepting
 
 BACKLOG = 4096
 
@@ -30,11 +36,56 @@ def lengthen_backlog() -> None:
 
     One more than that waits a second, until it sends its SYN again.
     """
+    for transport in _listening():
+        with socket.socket(fileno=os.dup(transport.fileno())) as same:
+            same.listen(BACKLOG)
+
+
+def accept_patiently() -> None:
+    """Tries once a second where no descriptor is left, and logs that once a minute.
+
+    asyncio tries a hundred times though the first has failed (up to CPython 3.13), logs each with a
+    traceback, and sets a timer for each, after which there are more: soon that is all it does.
+    """
+    for transport in _listening():
+        transport._sock.__class__ = _Patient
+    loop = asyncio.get_running_loop()
+    before = loop.get_exception_handler()
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if "socket.accept()" in context.get("message", ""):
+            return  # `_Patient` has logged it
+        if before is None:
+            loop.default_exception_handler(context)
+        else:
+            before(loop, context)
+
+    loop.set_exception_handler(handle)
+
+
+class _Patient(socket.socket):
+    """A listening socket that raises once, for asyncio to wait, and then says that nobody waits."""
+
+    __slots__ = ()
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if time.monotonic() < _paused.get(self, 0.0):
+            raise BlockingIOError
+        try:
+            return super().accept()
+        except OSError as error:
+            if accepting.is_scarcity(error, self):
+                _paused[self] = time.monotonic() + accepting.AGAIN / 2  # asyncio waits for 1 s
+            raise
+
+
+_paused: WeakKeyDictionary[socket.socket, float] = WeakKeyDictionary()
+
+
+def _listening() -> Iterator[Any]:
     for instance in _proxyserver().servers:
-        for listening in getattr(instance, "_servers", ()):
-            for transport in getattr(listening, "sockets", ()):
-                with socket.socket(fileno=os.dup(transport.fileno())) as same:
-                    same.listen(BACKLOG)
+        for one in getattr(instance, "_servers", ()):
+            yield from getattr(one, "sockets", ())
 
 
 def connect_early(handler: server.ConnectionHandler | None) -> None:
