@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks.figures import Figure, Missing, Promise, alternate, percentile
 from benchmarks.load import BINARIES, HERE, needs, wrk
 from capport import cli
-from capport.router import nftables
+from capport.router import known_clients, nftables
 from lab.namespaces import end, wait_for
 from lab.network import ORIGIN4, Client, Lab, environment, missing
 
@@ -97,7 +97,7 @@ def forwarding(lab: Lab, rounds: int, seconds: int) -> Iterator[Figure]:
 def by(lab: Lab, way: str, measure: Callable[[Lab, int], float], seconds: int) -> float:
     """One measurement, with the router set to forward in that way."""
     extra = {NATTED: MASQUERADING, BOTH: MASQUERADING, RELAY: RELAYING}.get(way)
-    nftables.down(rules=lab.rules)
+    lab.router.call(known_clients.down)
     if extra:
         lab.rules.run(extra)
     try:

@@ -154,12 +154,35 @@ def test_a_client_that_the_policy_blocks_is_not_let_in_by_a_command(
         assert "a client rule has the last word" in ran.stderr
 
 
+def ip_rules(router: Namespace) -> str:
+    return router.run("ip", "rule").stdout + router.run("ip", "-6", "rule").stdout
+
+
+def test_rules_that_somebody_took_away_are_shown_to_be_missed(
+    router: Namespace, tmp_path: Path
+) -> None:
+    router.run("nft", "flush", "ruleset")
+    shown = run(router, tmp_path, "router", "show")
+    assert shown.returncode == 1
+    assert "until then nothing is forwarded from lan0" in shown.stderr
+    assert run(router, tmp_path, "router", "up", "policy.yaml").returncode == 0
+    router.run("ip", "rule", "del", "priority", "1")
+    shown = run(router, tmp_path, "router", "show")
+    assert shown.returncode == 0
+    assert "warning: there is no ip rule" in shown.stderr
+
+
 def test_the_rules_come_and_go_without_a_trace(router: Namespace, tmp_path: Path) -> None:
+    assert "prohibit" in ip_rules(router)
     shown = run(router, tmp_path, "router", "show", "policy.yaml")
     assert (shown.returncode, shown.stdout.startswith("table inet capport {")) == (0, True)
+    assert shown.stdout.endswith(
+        "}\n# ip rule: nothing is forwarded from lan0 but what this table has marked\n"
+    )
     (tmp_path / "policy.yaml").write_text("no longer: a policy\n")
     assert run(router, tmp_path, "router", "down", "policy.yaml").returncode == 0
     assert router.run("nft", "list", "ruleset").stdout == ""
+    assert "prohibit" not in ip_rules(router)
     assert run(router, tmp_path, "router", "down").returncode == 0  # idempotent
     gone = run(router, tmp_path, "router", "show")
     assert (gone.returncode, gone.stdout) == (1, "")

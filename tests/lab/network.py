@@ -17,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from subprocess import CompletedProcess, Popen
@@ -36,6 +36,7 @@ from capport.linux.libnftables import Nftables
 from capport.linux.neighbours import NetlinkNeighbours
 from capport.policy import policy_file
 from capport.router import known_clients, nftables
+from capport.router.fence import Fence
 from capport.stores import open_store
 from lab import namespaces, origin
 from lab.advertise import Advertiser
@@ -386,6 +387,8 @@ class Lab:
         self._stack.callback(self.neighbours.close)
         nftables.up(self.policy, proxy_ports=self.proxy_ports, rules=self.rules)
         self._stack.callback(self.rules.close)
+        with closing(self.router.call(Fence)) as fence:
+            fence.put(CLIENT_SIDE)
         self.router.sysctl(ipv4__ip_forward=1, ipv6__conf__all__forwarding=1)
         if self._follow:
             store = open_store(self.policy.sessions.store or ":memory:")

@@ -6,7 +6,7 @@ import sys
 from argparse import Namespace
 
 from capport.commands import CommandError, existing_store, policy_at, store_url
-from capport.router import nftables
+from capport.router import fence, nftables
 from capport.stores.memory import MemoryStore
 
 
@@ -54,13 +54,27 @@ def _is_here(interface: str) -> bool:
 
 def down(arguments: Namespace) -> None:
     """Takes the rules away, whatever has become of the policy since."""
-    nftables.down()
+    from capport.router import known_clients
+
+    known_clients.down()
     print(f"There is no table {nftables.TABLE} any more: the kernel holds nobody", file=sys.stderr)
 
 
 def show(arguments: Namespace) -> None:
     """Prints the rules in force. Raises CommandError where there are none."""
     rules = nftables.show()
+    with contextlib.closing(fence.Fence()) as asked:
+        fenced = asked.interfaces()
     if rules is None:
-        raise CommandError(f"there is no table {nftables.TABLE}; capport router up POLICY makes it")
+        held = f"; until then nothing is forwarded from {', '.join(fenced)}" if fenced else ""
+        raise CommandError(
+            f"there is no table {nftables.TABLE}; capport router up POLICY makes it{held}"
+        )
     print(rules.rstrip("\n"))
+    for interface in fenced:
+        print(f"# ip rule: nothing is forwarded from {interface} but what this table has marked")
+    if not fenced:
+        print(
+            "warning: there is no ip rule that holds clients while the table is away",
+            file=sys.stderr,
+        )

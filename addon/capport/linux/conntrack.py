@@ -52,7 +52,7 @@ def _delete(kernel: socket.socket, family: bytes, tuples: tuple[bytes, ...]) -> 
     kind = netlink.NESTED | _TUPLE_ORIG
     bodies = [family + netlink.attribute(kind, one) for one in tuples]
     kernel.send(b"".join(netlink.message(_DELETE, body, netlink.ACK) for body in bodies))
-    answers = netlink.answers(kernel, unless=errno.ENOENT)  # it may have ended
+    answers = netlink.answers(kernel, errno.ENOENT)  # it may have ended
     return sum(not answer.code for answer in islice(answers, len(tuples)))
 
 

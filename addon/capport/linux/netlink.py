@@ -59,11 +59,11 @@ def ask(protocol: int, kind: int, body: bytes, flags: int = 0) -> Iterator[Messa
                 return
 
 
-def answers(kernel: socket.socket, unless: int = 0) -> Iterator[Message]:
-    """Each message that comes, without end. Raises OSError, for one too, but for `unless`."""
+def answers(kernel: socket.socket, *unless: int) -> Iterator[Message]:
+    """Each message that comes, without end. Raises OSError, for an error too, but for `unless`."""
     while True:
         for answer in messages(kernel.recv(DATAGRAM)):
-            if answer.kind == ERROR and answer.code not in (0, unless):
+            if answer.kind == ERROR and answer.code not in (0, *unless):
                 raise OSError(answer.code, os.strerror(answer.code))
             yield answer
 

@@ -24,6 +24,8 @@ from capport.linux import conntrack
 from capport.linux.libnftables import Nftables, RulesError
 from capport.router import nftables
 from capport.router.elements import Element, Elements, Key
+from capport.router.fence import Fence
+from capport.router.ruleset import router_of
 from capport.stores import SessionStore
 
 logger = logging.getLogger(__name__)
@@ -80,6 +82,7 @@ class KnownSet:
         self._neighbours = neighbours
         self._rules = rules or Nftables()
         self._listing = Nftables(elements_only=True)  # listing 100 000 takes 2 s
+        self._fence = Fence()
         self._now = now
         self._elements = Elements()
         self._counted: dict[str, int] = {}
@@ -160,9 +163,9 @@ class KnownSet:
             self.apply(now.proxy_ports, again=True)
 
     def apply(self, proxy_ports: Sequence[int], *, again: bool) -> None:
-        """Puts the rules into force with everybody known; `again`, unless they are gone by now.
+        """Puts the rules into force with everybody known, and then the fence around them.
 
-        Raises what `nftables.up` does.
+        `again`, unless they are gone by now. Raises what `nftables.up` does.
         """
         with self._lock:
             policy, elements = self._policy(), self.commands()
@@ -175,8 +178,20 @@ class KnownSet:
                     rules=self._rules,
                 )
             except RulesError as error:
-                if not (again and error.missing):
-                    raise
+                if again and error.missing:
+                    return
+                raise
+            self.put_fence()
+
+    def put_fence(self) -> bool:
+        """Has nothing forwarded from the clients without the rules; whether that was amiss."""
+        with self._lock:
+            return self._fence.put(router_of(self._policy()).client_interface)
+
+    def take_fence_away(self) -> None:
+        """Once the rules are down, and meant to be."""
+        with self._lock:
+            self._fence.take_away()
 
     def close(self) -> None:
         """Ends following; the sets stay as they are, and run out by their timeouts."""
@@ -191,6 +206,7 @@ class KnownSet:
             thread.join()
         self._listing.close()
         self._rules.close()
+        self._fence.close()
 
     # The thread.
 
@@ -413,10 +429,16 @@ def up(
     proxy_ports: Sequence[int] = nftables.PROXY_PORTS,
     rules: Nftables | None = None,
 ) -> None:
-    """`capport router up`: the rules and everybody who is known, in one transaction.
+    """`capport router up`: the rules and everybody who is known, in one transaction; the fence.
 
     Raises what `nftables.up` does.
     """
-    own = rules or Nftables()
-    with closing(KnownSet(lambda: policy, store, neighbours, rules=own)) as known:
-        nftables.up(policy, proxy_ports=proxy_ports, elements=known.commands(), rules=own)
+    with closing(KnownSet(lambda: policy, store, neighbours, rules=rules)) as known:
+        known.apply(proxy_ports, again=False)
+
+
+def down() -> None:
+    """`capport router down`: the rules first, for whoever keeps them puts a fence back."""
+    nftables.down()
+    with closing(Fence()) as fence:
+        fence.take_away()

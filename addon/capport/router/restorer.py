@@ -1,9 +1,10 @@
 """Sees that the rules stay: puts them back when others take them away, `flush ruleset` above all.
 
 The kernel tells of every change to its tables (NFNLGRP_NFTABLES). Only `nftables.down` takes ours
-away to stay away, and says so with its last breath. From a flush until the rules are back, the
-router forwards whatever its other tables let through: 6 to 10 ms (measured). What others change
-also decides whether known clients' traffic may go untracked.
+away to stay away, and says so with its last breath. From a flush until the rules are back, 6 to
+15 ms (measured), nothing of a client's is forwarded: that is the fence's (`fence.py`), which others
+may take away as well (RTNLGRP_IPV4_RULE). What others change also decides whether known clients'
+traffic may go untracked.
 
 `capport router up` puts a table in this one's place, with who was known when it looked: a grant or
 a revocation of that instant is not in it. So a table that is new is compared with the sessions.
@@ -13,13 +14,14 @@ import errno
 import logging
 import os
 import select
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from threading import Thread
 
 from capport.linux import netlink
 from capport.linux.libnftables import Nftables
-from capport.router import nftables
+from capport.router import fence, nftables
 from capport.router.known_clients import KnownSet
 
 logger = logging.getLogger(__name__)
@@ -52,11 +54,11 @@ class RulesKeeper:
         self._table: int | None = None  # whose elements are known to be right
         self._rules = Nftables()
         self._ports: tuple[int, ...] | None = None  # of our rules, while they are to be there
+        self._meant = False  # that they are not, which somebody has just said
         self._failing = False
         self._ended, self._end = os.pipe()
-        self._kernel = netlink.connect(netlink.NETFILTER)
-        self._kernel.setblocking(False)
-        self._kernel.bind((0, 1 << (_GROUP_NFTABLES - 1)))
+        self._kernel = _listening(netlink.NETFILTER, 1 << (_GROUP_NFTABLES - 1))
+        self._routing = _listening(netlink.ROUTE, fence.GROUPS)
         self._thread = Thread(target=self._follow, name="rules-keeper", daemon=True)
 
     def start(self) -> None:
@@ -76,12 +78,13 @@ class RulesKeeper:
             self._thread.join()
         os.close(self._ended)
         self._kernel.close()
+        self._routing.close()
         self._rules.close()
 
     def _follow(self) -> None:
         while True:
             patience = RETRY if self._failing else EVERY
-            watched = [self._kernel.fileno(), self._ended]
+            watched = [self._kernel.fileno(), self._routing.fileno(), self._ended]
             ready, _, _ = select.select(watched, [], [], patience)
             if self._ended in ready:
                 return
@@ -98,21 +101,14 @@ class RulesKeeper:
 
         All of it: what it says first may be over by what it says last.
         """
-        news = False
-        while True:
-            try:
-                data = self._kernel.recv(netlink.DATAGRAM)
-            except BlockingIOError:
-                return news
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                news = True  # it said more than we could take
-                continue
+        news = bool([*_said(self._routing)])
+        for data in _said(self._kernel):
+            news = news or not data
             for kind, _, body in netlink.messages(data):
                 news = news or kind not in _ELEMENTS
                 if kind == _NEW_CHAIN and all(name in body for name in _ENDED):
-                    self._ports = None
+                    self._ports, self._meant = None, True
+        return news
 
     def _look(self) -> None:
         try:
@@ -128,19 +124,47 @@ class RulesKeeper:
         table = nftables.handle(self._rules)  # first: one that comes now is news
         state = nftables.in_force(self._rules)
         if state is not None:
-            self._ports = state.proxy_ports
-            if table != self._table and self._thread.ident is not None:
+            self._ports, self._meant = state.proxy_ports, False
+            same = table == self._table
+            if not same and self._thread.ident is not None:
                 self._known.resync()  # as `KnownSet.start` has just done, before there is a thread
                 self._anew()
             self._table = table
+            if self._known.put_fence() and same and table == nftables.handle(self._rules):
+                self._told(
+                    "the ip rule that holds clients without the table was taken away, and is back"
+                )
             if state.tracked != nftables.others_may_track(self._rules):
                 self._known.apply(self._ports, again=True)
         elif self._ports is not None and not self._was_meant():
             self._known.apply(self._ports, again=False)
             self._told(f"table {nftables.TABLE} was taken away by somebody, and is back")
+        elif self._meant:
+            self._known.take_fence_away()  # we may have put it back since
+            self._meant = False
 
     def _was_meant(self) -> bool:
         """Whether `nftables.down` took our rules away: that they are gone shows a moment before."""
         time.sleep(_UNTIL_SAID)
         self._is_news()
         return self._ports is None
+
+
+def _listening(protocol: int, groups: int) -> socket.socket:
+    kernel = netlink.connect(protocol)
+    kernel.setblocking(False)
+    kernel.bind((0, groups))
+    return kernel
+
+
+def _said(kernel: socket.socket) -> Iterator[bytes]:
+    """Each datagram that is there; an empty one where the kernel had more to say than we took."""
+    while True:
+        try:
+            yield kernel.recv(netlink.DATAGRAM)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            yield b""

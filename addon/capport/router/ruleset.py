@@ -37,6 +37,9 @@ PROXY_PORTS = (8080,)
 SET_SIZE = 262_144  # known clients; 100 000 load in 0.9 s
 METER_SIZE = 65_536  # unknown clients that are counted at a time; who is beyond it waits
 
+MARK = 1 << 29
+"""The bit of a packet's mark that says that these rules have it in hand (`fence.py`)."""
+
 # For each unknown client. A browser's first page takes some 30 connections and 20 names.
 NEW = "limit rate 60/second burst 120 packets"
 HELD = "ct count 64"
@@ -96,6 +99,7 @@ def ruleset(
             *_sets(policy, ethernet),
             *_known("known", "accept"),
             *([] if tracked else _untracked(policy, clients, origins)),
+            *_marked(clients),
             *_to_portal(policy, clients, proxy_ports, ethernet),
             *_input(policy, clients, origins, proxy_ports, ethernet),
             *_forward(policy, clients, origins, ethernet, tracked),
@@ -199,6 +203,12 @@ def _untracked(policy: Policy, clients: str, origins: str) -> Iterator[str]:
     yield f"tcp dport {_braced(WEB_PORTS)} jump redirected"
     yield from _in_the_sets("notrack accept", "accept")
     yield "}"
+
+
+def _marked(clients: str) -> Iterator[str]:
+    """Marks what these rules judge. Last before it is routed: others' chains set marks whole."""
+    yield "chain marked { type filter hook prerouting priority 300; policy accept;"
+    yield f"iifname {clients} meta mark set meta mark | {MARK:#x}\n}}"
 
 
 def _to_portal(policy: Policy, clients: str, ports: Sequence[int], ethernet: bool) -> Iterator[str]:
