@@ -10,6 +10,7 @@ from capport.core.policy import Access, ClientRules, Limits, Login, Policy, Rate
 from capport.core.verdict import NetworkAuthenticationRequired, Pass, SignIn, TooManyRequests
 from capport.gate import Gate
 from capport.linux import NoNeighbours
+from capport.stores import StoreError
 from capport.stores.memory import MemoryStore
 
 POLICY = Policy(
@@ -48,6 +49,24 @@ def test_a_revoked_client_is_unknown_at_once() -> None:
     assert gate.revoke(client.id)
     assert gate.known(client) is None
     assert not gate.revoke(client.id)
+
+
+def test_a_client_that_the_router_has_no_place_for_gets_no_session() -> None:
+    gate, _ = make()
+    carried_out: list[ClientId] = []
+
+    def full(client: ClientId) -> None:
+        carried_out.append(client)
+        raise StoreError("set known4 is full")
+
+    one, other = gate.client("192.0.2.7").id, gate.client("192.0.2.8").id
+    gate.grant(other)
+    gate.in_force = full
+    with pytest.raises(StoreError, match="set known4 is full"):
+        gate.grant(one)
+    assert [session.client for session in gate.store.sessions()] == [other]
+    assert gate.revoke(one, other)
+    assert carried_out == [one, one, other]
 
 
 def test_traffic_keeps_an_idle_session_up() -> None:

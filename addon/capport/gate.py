@@ -1,6 +1,7 @@
 """The gate: gathers a case, has it decided, and says what was decided."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from capport import clock
@@ -43,7 +44,8 @@ class Gate:
             Place, Address
         ] = {}  # the login places that do, and at what address
         self.link: Link | None = None
-        self.in_force: Callable[[ClientId], None] | None = None  # carries a change out at once
+        # Carries a change out at once. Raises StoreError where there is no place for one more.
+        self.in_force: Callable[[ClientId], None] | None = None
         self._buckets = BoundedMap[ClientId, rates.Bucket](BUCKETS)
 
     def client(self, address: str) -> Client:
@@ -132,9 +134,9 @@ class Gate:
 
         It is durable, and in force at every enforcement point of this process, on return.
 
-        Raises StoreError; FullError where there are as many as the policy allows, however it is
-        granted; LookupError where it `renews` one that is revoked, or cleared away, by now. It
-        waits for the disk: not for the event loop.
+        Raises StoreError, also where the router has no place for it; FullError where there are as
+        many as the policy allows, however it is granted; LookupError where it `renews` one that is
+        revoked, or cleared away, by now. It waits for the disk: not for the event loop.
         """
         now, sessions = self.now(), self.policy.sessions
         session = Session(
@@ -157,7 +159,11 @@ class Gate:
             self.events.write("fault", what=str(error))
             raise
         if self.in_force is not None:
-            self.in_force(client)
+            try:
+                self.in_force(client)
+            except StoreError:
+                self.store.drop(client)  # known here, and held by the router, it would be stuck
+                raise
         return session
 
     def revoke(self, *clients: ClientId) -> bool:
@@ -173,7 +179,8 @@ class Gate:
                 failures.append(error)
             finally:
                 if self.in_force is not None:
-                    self.in_force(client)
+                    with suppress(StoreError):  # who is out needs no place
+                        self.in_force(client)
         if failures:
             raise failures[0]
         return ended

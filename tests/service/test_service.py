@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -18,8 +18,9 @@ class Follower:
     made: ClassVar[list["Follower"]] = []
     fails: ClassVar[bool] = False
 
-    def __init__(self, *given: object, **_: object) -> None:
+    def __init__(self, *given: object, **named: Any) -> None:
         self.given = given
+        self.named = named
         self.started = self.closed = 0
         self.made.append(self)
 
@@ -72,6 +73,23 @@ async def test_the_garden_is_looked_up_again_when_the_table_is_another(
         await become_a_router(it)
     _, garden, keeper = followers
     assert garden.again in keeper.given
+
+
+async def test_a_full_set_is_a_fault_in_the_log_and_in_the_events(
+    portal: StartPortal,
+    followers: list[Follower],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    faults: list[object] = []
+    async with portal() as it:
+        await become_a_router(it)
+        monkeypatch.setattr(
+            it.gate.events, "write", lambda *event, **of: faults.append((event, of))
+        )
+        followers[0].named["told"]("set macs is full")
+        assert faults == [(("fault",), {"what": "set macs is full"})]
+    assert caplog.text.count("set macs is full") == 1
 
 
 async def test_what_had_begun_is_closed_where_the_rest_cannot(

@@ -50,7 +50,8 @@ def grant(arguments: Namespace) -> None:
         absent = "" if any(one.mac for one in present) else ", or it is not there yet"
         raise CommandError(
             f"{client}: the session is in {url}, but the router's rules do not let it through: a"
-            f" client rule has the last word, or no portal that follows this store runs{absent}"
+            " client rule has the last word, no portal that follows this store runs, or a set is"
+            f" full, as its log says{absent}"
         )
 
 

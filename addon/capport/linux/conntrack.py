@@ -3,7 +3,7 @@
 import errno
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import batched, islice
 
 from capport.core.client import Address
@@ -13,38 +13,48 @@ from capport.linux import netlink
 _GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2
 _FAMILY = struct.Struct("=BBH")  # nfgenmsg
 _TUPLE_ORIG, _STATUS, _TUPLE_IP = 1, 3, 1  # CTA_*, and CTA_TUPLE_IP inside the first
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _SOURCE = {4: 1, 6: 3}  # CTA_IP_V4_SRC, CTA_IP_V6_SRC
 
 # Redirected: mitmproxy ends these itself, and its last words to the client need the entry.
 _IPS_DST_NAT = 1 << 5
 
+_FEW = 8  # addresses that are sooner searched for in an entry than it is taken apart
 _BATCH = 100  # deletions asked for at a time: their answers fit in the receive buffer
 
 
-def forget(address: Address) -> int:
-    """Drops the entries of connections that `address` opened past mitmproxy; how many there were.
+def forget(addresses: Collection[Address]) -> int:
+    """Drops the entries of connections that `addresses` opened past mitmproxy; how many there were.
 
-    Waits for the kernel. Raises OSError.
+    The table is read once for all of them: with a hundred thousand entries, that takes 0.3 s for
+    one address and 0.45 s for a thousand. Waits for the kernel. Raises OSError.
     """
-    family = _FAMILY.pack(socket.AF_INET if address.version == 4 else socket.AF_INET6, 0, 0)
-    mine = [
-        entry[_TUPLE_ORIG]
-        for entry in _entries(family, address.packed)
-        if _source(entry[_TUPLE_ORIG], address.version) == address.packed
-        and not int.from_bytes(entry[_STATUS]) & _IPS_DST_NAT
-    ]
-    with netlink.connect(netlink.NETFILTER) as kernel:
-        return sum(_delete(kernel, family, some) for some in batched(mine, _BATCH))
+    forgotten = 0
+    for version, family in _FAMILIES.items():
+        wanted = {address.packed for address in addresses if address.version == version}
+        if wanted:
+            header = _FAMILY.pack(family, 0, 0)
+            mine = [*_entries(header, version, wanted)]
+            with netlink.connect(netlink.NETFILTER) as kernel:
+                forgotten += sum(_delete(kernel, header, some) for some in batched(mine, _BATCH))
+    return forgotten
 
 
-def _entries(family: bytes, within: bytes) -> Iterator[dict[int, bytes]]:
-    """The attributes of each entry of a family that has these bytes in it.
+def _entries(header: bytes, version: int, sources: Collection[bytes]) -> Iterator[bytes]:
+    """Which entries have one of `sources`, by their tuples, and are not redirected.
 
-    The kernel's own filter has IPv6 the wrong way round: Linux 6.18 gives all the others.
+    The kernel's own filter takes one address, and has IPv6 the wrong way round: Linux 6.18 gives
+    all the others.
     """
-    for _, _, body in netlink.ask(netlink.NETFILTER, _GET, family, netlink.DUMP):
-        if within in body:
-            yield netlink.attributes(body[_FAMILY.size :])
+    few = sources if len(sources) < _FEW else ()
+    for _, _, body in netlink.ask(netlink.NETFILTER, _GET, header, netlink.DUMP):
+        if few and not any(source in body for source in few):
+            continue
+        entry = body[_FAMILY.size :]
+        if netlink.find(entry, _TUPLE_ORIG, _TUPLE_IP, _SOURCE[version]) not in sources:
+            continue
+        if not int.from_bytes(netlink.find(entry, _STATUS)) & _IPS_DST_NAT:
+            yield netlink.find(entry, _TUPLE_ORIG)
 
 
 def _delete(kernel: socket.socket, family: bytes, tuples: tuple[bytes, ...]) -> int:
@@ -54,8 +64,3 @@ def _delete(kernel: socket.socket, family: bytes, tuples: tuple[bytes, ...]) -> 
     kernel.send(b"".join(netlink.message(_DELETE, body, netlink.ACK) for body in bodies))
     answers = netlink.answers(kernel, errno.ENOENT)  # it may have ended
     return sum(not answer.code for answer in islice(answers, len(tuples)))
-
-
-def _source(entry: bytes, version: int) -> bytes | None:
-    addresses = netlink.attributes(entry).get(_TUPLE_IP, b"")
-    return netlink.attributes(addresses).get(_SOURCE[version])

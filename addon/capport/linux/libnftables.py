@@ -17,6 +17,8 @@ _INTERRUPTED = b"Interrupted system call"
 _ATTEMPTS = 100
 _PAUSE = 0.002  # seconds
 
+_QUOTED = 200  # characters of a command that failed: one may have 500 elements
+
 _CAP_NET_ADMIN = 12  # linux/capability.h
 
 # Rules are printed and read by getprotobynumber(3) and its like, whose answers all threads share:
@@ -27,13 +29,17 @@ _RULES = threading.Lock()
 class RulesError(OSError):
     """What nftables said of commands that it did not carry out; nothing of them is in force.
 
-    `missing` is set where they named a table, set or element that is not there.
+    `missing` is set where they named a table, set or element that is not there, and nothing else
+    was wrong: where a set is full, what should be deleted from it next is missing too.
     """
 
     def __init__(self, said: str) -> None:
         lines = [line for line in said.splitlines() if line.strip()]
-        super().__init__("; ".join(lines[:2]) or "nftables gave no reason")
-        self.missing = "No such file or directory" in said
+        super().__init__(
+            "; ".join(line[:_QUOTED] for line in lines[:2]) or "nftables gave no reason"
+        )
+        errors = [line for line in lines if "Error: " in line]
+        self.missing = bool(errors) and all("No such file or directory" in e for e in errors)
 
 
 class Nftables:

@@ -90,13 +90,25 @@ def attribute(kind: int, value: bytes) -> bytes:
 
 def attributes(body: bytes) -> dict[int, bytes]:
     """The attributes behind a message's fixed part, or in another attribute, by type."""
-    values = {}
+    return dict(_attributes(body))
+
+
+def find(body: bytes, *kinds: int) -> bytes:
+    """The attribute of the last of `kinds`, in that of the one before; empty where there is none.
+
+    Reads no further than that: a listing of connections has a hundred bytes of others in each.
+    """
+    for kind in kinds:
+        body = next((value for found, value in _attributes(body) if found == kind), b"")
+    return body
+
+
+def _attributes(body: bytes) -> Iterator[tuple[int, bytes]]:
     at = 0
     while at + _ATTRIBUTE.size <= len(body):
         length, kind = _ATTRIBUTE.unpack_from(body, at)
-        values[kind & _KIND] = body[at + _ATTRIBUTE.size : at + length]
+        yield kind & _KIND, body[at + _ATTRIBUTE.size : at + length]
         at += max(_aligned(length), _ATTRIBUTE.size)
-    return values
 
 
 def _aligned(length: int) -> int:

@@ -1,5 +1,6 @@
 """What the kernel's sets of known clients have in them: each element, and when it is looked at."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -56,6 +57,7 @@ class Elements:
     def __init__(self) -> None:
         self._by_key: dict[Key, Element] = {}
         self._of_mac: dict[Mac, dict[Address, None]] = {}
+        self._in: Counter[str] = Counter()
         self._looks = Deadlines[Key]()
 
     def __len__(self) -> int:
@@ -76,9 +78,16 @@ class Elements:
         """Those that `mac` has in the sets, the oldest first."""
         return tuple(self._of_mac.get(mac, ()))
 
+    def count(self, name: str) -> int:
+        """How many there are in the set of that name."""
+        return self._in[name]
+
     def file(self, element: Element) -> None:
         """Adds it, in place of the one with its key."""
+        if (before := self._by_key.get(element.key)) is not None:
+            self.forget(before)
         self._by_key[element.key] = element
+        self._in.update(name for name, _ in element.places)
         if element.mac is not None and element.address is not None:
             self._of_mac.setdefault(element.mac, {})[element.address] = None
         self._looks.set(element.key, element.look)
@@ -87,6 +96,7 @@ class Elements:
         """Takes it out."""
         del self._by_key[element.key]
         self._looks.drop(element.key)
+        self._in.subtract(name for name, _ in element.places)
         if element.mac is not None and element.address is not None:
             mine = self._of_mac[element.mac]
             del mine[element.address]

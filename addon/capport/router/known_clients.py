@@ -11,9 +11,11 @@ all the same.
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from itertools import batched, chain
 from typing import Protocol
 
 from capport import clock
@@ -25,8 +27,8 @@ from capport.linux.libnftables import Nftables, RulesError
 from capport.router import nftables
 from capport.router.elements import Element, Elements, Key
 from capport.router.fence import Fence
-from capport.router.ruleset import router_of
-from capport.stores import SessionStore
+from capport.router.ruleset import SET_SIZE, router_of
+from capport.stores import SessionStore, StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ TRAFFIC = 10.0  # seconds between readings of the elements' counters, at most
 RESYNC = 300.0  # seconds between comparisons with what the kernel has
 SLACK = 5.0  # seconds by which the kernel may have another end than we: a listing takes its time
 RETRY = 1.0  # seconds after something failed
+REST = 9  # times the processor time that reading the kernel's tables took, until they are again
+MOST = SET_SIZE * 3 // 4  # elements of a set; what has timed out is in it until the kernel clears
 ADDRESSES = 64  # of one MAC at a time; a device with privacy addresses has some ten
 
 SETS = ("known4", "known6", "routed4", "routed6")
@@ -61,11 +65,17 @@ class Neighbourhood(Protocol):
         """Has `watcher` called with each address whose MAC changed; returns what ends that."""
 
 
+class SetFullError(StoreError):
+    """The kernel has no place for one more client: it would be known, and not forwarded."""
+
+
 class KnownSet:
     """Follows one store. `update` is for any thread; `start` has the rest done on one of its own.
 
     `policy` gives the policy in force, which is replaced whole. Without the table (`capport router
-    down`) nothing is done and nothing fails; `up` puts everybody in again.
+    down`) nothing is done and nothing fails; `up` puts everybody in again. Where a set is full,
+    those who are in it stay, `told` gets one sentence, and whoever is left out is looked at again
+    with the next comparison.
     """
 
     def __init__(
@@ -76,6 +86,7 @@ class KnownSet:
         *,
         rules: Nftables | None = None,
         now: Callable[[], Instant] = clock.now,
+        told: Callable[[str], None] = logger.error,
     ) -> None:
         self._policy = policy
         self._store = store
@@ -84,15 +95,21 @@ class KnownSet:
         self._listing = Nftables(elements_only=True)  # listing 100 000 takes 2 s
         self._fence = Fence()
         self._now = now
+        self._told = told
+        self._full: set[str] = set()  # the sets that somebody was left out of, since we compared
+        self._said: set[str] = set()  # of those, whose being full is known
         self._elements = Elements()
         self._counted: dict[str, int] = {}
-        self._cut: queue.SimpleQueue[Address | None] = queue.SimpleQueue()
-        self._hang_up: Callable[[Address], None] = _forget  # until there is a thread for it
+        self._cut: queue.SimpleQueue[Collection[Address] | None] = queue.SimpleQueue()
+        self._hang_up: Callable[[Collection[Address]], None] = _forget  # until there is a thread
         self._lock = threading.RLock()
         self._news = threading.Condition()
         self._changed: set[ClientId | Address] = set()
         self._closed = False
+        self._over = threading.Event()  # the same, for who waits for something else
         self._resync_at = now() + RESYNC
+        self._rested_at = now()  # not before this
+        self._failing = False
         self._traffic_at = now() + TRAFFIC
         self._stops: list[Callable[[], None]] = []
         self._threads: list[threading.Thread] = []
@@ -100,7 +117,12 @@ class KnownSet:
     def start(self) -> None:
         """Puts the sets right, and keeps them so until `close`."""
         self._stops = [self._store.watch(self._tell), self._neighbours.watch(self._tell)]
-        self.resync()
+        try:
+            self.resync()
+        except RulesError as error:  # who is in is in, and the thread tries again
+            logger.error("The kernel's set of known clients is not up to date: %s", error)
+            self._failing = True
+            self._compare(after=RETRY)
         self._hang_up = self._cut.put
         for work in (self._follow, self._disconnect):
             thread = threading.Thread(target=work, name=f"known-set{work.__name__}", daemon=True)
@@ -110,18 +132,21 @@ class KnownSet:
     def update(self, ids: Iterable[ClientId]) -> None:
         """Carries out what has changed for these clients; in force on return.
 
-        Raises RulesError where the kernel would not have it; it is tried again at once. Takes 0.3
-        ms a client; before `start` (a command that runs once), as long as `resync`, for then only
-        the kernel knows who is in.
+        Raises SetFullError where there is no place for one, and RulesError where the kernel would
+        not have it; it is tried again at once. Takes 0.3 ms a client; before `start` (a command
+        that runs once), as long as `resync`, for then only the kernel knows who is in.
         """
         try:
             with self._lock:
                 if not self._threads:
                     self.resync()
-                else:
-                    self._settle([key for client in ids for key in self._keys(client)])
+                    return
+                keys = [[*self._keys(client)] for client in ids]
+                left_out = self._settle(key for mine in keys for key in mine)
+                if any(mine[0] in left_out for mine in keys):
+                    raise SetFullError(_full(sorted(self._full)[0]))
         except RulesError:
-            self._resync_at = self._now()  # what is in the sets, the kernel alone knows now
+            self._compare(after=0.0)  # what is in the sets, the kernel alone knows now
             raise
         finally:
             with self._news:
@@ -129,8 +154,17 @@ class KnownSet:
 
     def resync(self) -> None:
         """Compares the sets with the sessions, element by element, and puts them right."""
+        began = time.thread_time()
+        try:
+            self._put_right()
+        finally:
+            self._rested_at = self._now() + REST * (time.thread_time() - began)
+        self._failing = False
+
+    def _put_right(self) -> None:
         found = self._in_kernel()  # without the lock: what has changed since is put right below
         with self._lock:
+            self._full.clear()
             mine = {element.place for element in self._elements}
             for element in self._elements:
                 there = found.get(element.place)
@@ -146,13 +180,15 @@ class KnownSet:
                 else:
                     self._elements.file(replace(element, lapses=0.0))  # renewed, if it stays
             self._remove(strays)
-            self._settle([*self._everybody()])
+            self._settle(self._everybody())
+            self._said &= self._full
 
     def commands(self) -> str:
         """Commands that put everybody known into empty sets, for `nftables.up`."""
         with self._lock:
             self.resync()
-            return "".join(f"{line}\n" for e in self._elements for line in self._added(e))
+            everybody = nftables.renew_all(each for e in self._elements for each in self._added(e))
+            return "".join(f"{add}\n" for add, _, _ in everybody)
 
     def reapply(self) -> None:
         """Puts the rules of a policy that is new into force, where there are rules in force.
@@ -202,6 +238,7 @@ class KnownSet:
             self._closed = True
             self._news.notify()
         self._cut.put(None)
+        self._over.set()
         for thread in self._threads:
             thread.join()
         self._listing.close()
@@ -227,21 +264,25 @@ class KnownSet:
             try:
                 self._turn(changed, self._now())
             except Exception:  # the edge: a thread that ended would leave revoked clients in
-                logger.exception("The kernel's set of known clients is not up to date")
-                with self._news:
-                    self._news.wait(RETRY)
-                self._resync_at = self._now()
+                if not self._failing:
+                    logger.exception("The kernel's set of known clients is not up to date")
+                self._failing = True
+                self._compare(after=RETRY)
 
     def _turn(self, changed: Iterable[ClientId | Address], now: Instant) -> None:
         with self._lock:
             ended = [*self._elements.ended(now)]
             self._settle([*self._meant(changed), *(k for k in ended if not self._is_idle(k, now))])
         if now >= self._traffic_at or any(self._is_idle(key, now) for key in ended):
-            self._hear(now)
             self._traffic_at = now + self._traffic_interval()
+            self._hear(now)
         if now >= self._resync_at:
             self._resync_at = now + RESYNC
             self.resync()
+
+    def _compare(self, after: float) -> None:
+        """Has the sets compared in `after` seconds: later, where that would be all that is done."""
+        self._resync_at = max(self._now() + after, self._rested_at)
 
     def _traffic_interval(self) -> float:
         idle = self._policy().sessions.idle
@@ -276,9 +317,18 @@ class KnownSet:
         return element is not None and element.idle and now < element.until
 
     def _disconnect(self) -> None:
-        """Forgets the connections of those who are out: on a thread, for it may be thousands."""
-        while (address := self._cut.get()) is not None:
-            _forget(address)
+        """Forgets the connections of those who are out: on a thread, for it may be thousands.
+
+        Of all together who have come to be out while it was done for others.
+        """
+        some: list[Collection[Address] | None] = []
+        while None not in some:
+            some = [self._cut.get()]
+            while not self._cut.empty():
+                some.append(self._cut.get())
+            began = time.thread_time()
+            _forget({address for addresses in some for address in addresses or ()})
+            self._over.wait(REST * (time.thread_time() - began))
 
     # With the lock.
 
@@ -296,18 +346,22 @@ class KnownSet:
         yield mac
         yield from {*self._neighbours.addresses(mac), *self._elements.addresses(mac)}
 
-    def _everybody(self) -> set[Key]:
-        keys: set[Key] = {element.key for element in self._elements}
-        keys.update(address for address, _ in self._neighbours.items())
+    def _everybody(self) -> Iterator[Key]:
+        """Who is in first: where there is no place for all, they stay."""
+        yield from [element.key for element in self._elements]
+        yield from (address for address, _ in self._neighbours.items())
         for session in self._store.sessions():
-            keys.update(self._keys(session.client))
-        return keys
+            yield from self._keys(session.client)
 
-    def _settle(self, keys: Iterable[Key]) -> None:
-        """Brings the sets up to date at `keys`: first who is out, then who is in."""
+    def _settle(self, keys: Iterable[Key]) -> set[Key]:
+        """Brings the sets up to date at `keys`: first who is out, then who is in.
+
+        Returns who should be in, and finds no place.
+        """
         now = self._now()
         out: list[Element] = []
         into: list[Element] = []
+        left_out: set[Key] = set()
         for key in dict.fromkeys(keys):
             before = self._elements.get(key)
             after = self._wanted(key, before, now)
@@ -317,6 +371,9 @@ class KnownSet:
                 before = None
             if after is None or after == before:
                 continue
+            if before is None and not self._has_place(after):
+                left_out.add(key)
+                continue
             if before is None and (after := self._bounded(after, out)) is None:
                 continue
             if before is None or after.until > before.lapses or after.until < before.until:
@@ -325,12 +382,12 @@ class KnownSet:
                 after = replace(after, lapses=before.lapses)
             self._elements.file(after)
         self._remove(place for element in out for place in element.places)
-        lines = [line for element in into for line in self._added(element)]
-        if lines:
-            self._run(lines)
-        for element in out:
-            if element.address is not None:
-                self._hang_up(element.address)
+        if gone := [element.address for element in out if element.address is not None]:
+            self._hang_up(gone)
+        for some in batched(into, nftables.TOGETHER):
+            added = chain.from_iterable(map(self._added, some))
+            self._run(chain.from_iterable(nftables.renew_all(added)))
+        return left_out
 
     def _wanted(self, key: Key, before: Element | None, now: Instant) -> Element | None:
         """What `key` should have in the sets now."""
@@ -361,6 +418,17 @@ class KnownSet:
         lapses = session.ends + IDLE_GRACE * idle
         return Element(key, mac, session.ends, session.client, lapses, idle)
 
+    def _has_place(self, element: Element) -> bool:
+        """Whether the kernel has a place for one more; says so once where it has not."""
+        for name, _ in element.places:
+            if self._elements.count(name) >= MOST:
+                self._full.add(name)
+                if name not in self._said:
+                    self._said.add(name)
+                    self._told(_full(name))
+                return False
+        return True
+
     def _bounded(self, element: Element, out: list[Element]) -> Element | None:
         """`element`, if its MAC may have one more address: `out` gets one that it has left."""
         mine = self._elements.addresses(element.mac) if element.mac and element.address else ()
@@ -388,20 +456,20 @@ class KnownSet:
                 found[name, text] = Element(parse_address(address), bound, lapses=now + left)
         return found
 
-    def _added(self, element: Element) -> Iterator[str]:
+    def _added(self, element: Element) -> Iterator[tuple[str, str, float]]:
         left = element.lapses - self._now()
         if left > 0:
             self._counted.pop(element.place[1], None)  # its counter begins anew
-            for place in element.places:
-                yield from nftables.renew(*place, left)
+            for name, text in element.places:
+                yield name, text, left
 
     def _remove(self, places: Iterable[tuple[str, str]]) -> None:
-        lines: list[str] = []
-        for place in places:
-            lines += nftables.remove(*place)
-            if place[0] == "macs":  # whoever is known still is learned anew by its next packet
-                lines += nftables.FORGET_LEARNED
-        if lines:
+        for some in batched(places, nftables.TOGETHER):  # what a transaction takes fits into memory
+            lines: list[str] = []
+            for place in some:
+                lines += nftables.remove(*place)
+                if place[0] == "macs":  # whoever is known still is learned anew by its next packet
+                    lines += nftables.FORGET_LEARNED
             self._run(dict.fromkeys(lines))
 
     def _run(self, lines: Iterable[str]) -> None:
@@ -413,12 +481,17 @@ class KnownSet:
             logger.debug("The router's rules are not up: nothing to tell the kernel")
 
 
-def _forget(address: Address) -> None:
+def _full(name: str) -> str:
+    return f"set {name} of table {nftables.TABLE} is full: it has the {MOST} clients that it takes"
+
+
+def _forget(addresses: Collection[Address]) -> None:
     try:
-        conntrack.forget(address)
+        conntrack.forget(addresses)
     except OSError as error:
-        # Its packets are refused all the same, one by one.
-        logger.warning("What %s had open is still in conntrack: %s", address, error)
+        # Their packets are refused all the same, one by one.
+        count = len(addresses)
+        logger.warning("What %d addresses had open is still in conntrack: %s", count, error)
 
 
 def up(

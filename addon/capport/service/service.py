@@ -202,11 +202,13 @@ class Alongside:
         gate = self._gate
         try:
             neighbours = cast(Neighbourhood, gate.neighbours)
-            known = KnownSet(lambda: gate.policy, gate.store, neighbours, now=gate.now)
+            known = KnownSet(
+                lambda: gate.policy, gate.store, neighbours, now=gate.now, told=self._fault
+            )
             self._kernel.callback(known.close)
             garden = GardenFollower(lambda: gate.policy)
             self._kernel.callback(garden.close)
-            keeper = RulesKeeper(known, self._put_back, garden.again)
+            keeper = RulesKeeper(known, self._fault, garden.again)
             self._kernel.callback(keeper.close)
             for follower in (known, garden, keeper):
                 await asyncio.to_thread(follower.start)
@@ -217,7 +219,7 @@ class Alongside:
         self._known, self._garden = known, garden
         gate.in_force = self._carried_out
 
-    def _put_back(self, what: str) -> None:
+    def _fault(self, what: str) -> None:
         logger.error(what)
         self._gate.events.write("fault", what=what)
 

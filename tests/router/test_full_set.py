@@ -1,0 +1,203 @@
+"""A set of the kernel's that is full: who is in stays in, it is said once, and it is no loop."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+import requires
+from capport import clock
+from capport.core.client import Address, ClientId, Mac
+from capport.core.session import Session
+from capport.linux import conntrack
+from capport.linux.libnftables import Nftables, RulesError
+from capport.policy import policy_file
+from capport.router import known_clients, nftables, ruleset
+from capport.router.known_clients import KnownSet, SetFullError
+from capport.stores.memory import MemoryStore
+from lab.namespaces import Namespace, namespaces, wait_for
+
+pytestmark = pytest.mark.lab
+
+POLICY = policy_file.parse(
+    "login_url: https://login.example.net/\n"
+    "router: {client_interface: lan0, origin_interface: wan0}\n",
+    "policy.yaml",
+    Path("/"),
+)
+
+
+class Nobody:
+    """No neighbours: sessions by MAC are for whoever comes with it."""
+
+    def find_mac(self, address: Address) -> Mac | None:
+        return None
+
+    def addresses(self, mac: Mac) -> list[Address]:
+        return []
+
+    def items(self) -> list[tuple[Address, Mac]]:
+        return []
+
+    def is_on_link(self, address: Address) -> bool:
+        return False
+
+    def watch(self, watcher: Callable[[Address], None]) -> Callable[[], None]:
+        return lambda: None
+
+
+@pytest.fixture
+def router() -> Iterator[Namespace]:
+    requires.check(requires.namespaces())
+    requires.check(requires.tool("nft"))
+    with namespaces("fullset") as (made,):
+        yield made
+
+
+@pytest.fixture
+def rules(router: Namespace) -> Iterator[Nftables]:
+    with closing(router.call(Nftables)) as it:
+        yield it
+
+
+def client(number: int) -> ClientId:
+    return ClientId(f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}")
+
+
+def grant(store: MemoryStore, *numbers: int) -> None:
+    now = clock.now()
+    for number in numbers:
+        store.put(Session(client(number), now, now + 3600, None, last_seen=now))
+
+
+def inside(rules: Nftables) -> set[str]:
+    return {text for text, _ in nftables.listed(rules, "macs")}
+
+
+def test_who_is_in_a_full_set_stays_in_and_who_is_not_is_refused_until_there_is_a_place(
+    router: Namespace, rules: Nftables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known_clients, "MOST", 4)
+    nftables.up(POLICY, rules=rules)
+    store, told = MemoryStore(), list[str]()
+    grant(store, 1, 2, 3)
+    with closing(router.call(KnownSet, lambda: POLICY, store, Nobody(), told=told.append)) as known:
+        router.call(known.start)
+        grant(store, 4)
+        known.update([client(4)])
+        assert told == []
+        grant(store, *range(5, 1000))
+        for number in (5, 6):
+            with pytest.raises(SetFullError, match="set macs of table inet capport is full"):
+                known.update([client(number)])
+        known.resync()
+        assert inside(rules) == {client(number) for number in (1, 2, 3, 4)}
+        assert told == [
+            "set macs of table inet capport is full: it has the 4 clients that it takes"
+        ]
+        store.drop(client(2))
+        known.update([client(2)])
+        known.update([client(6)])
+        assert inside(rules) == {client(number) for number in (1, 3, 4, 6)}
+        for number in range(7, 1000):
+            store.drop(client(number))
+        store.drop(client(5))
+        known.resync()
+        assert len(told) == 1
+        grant(store, 7)
+        known.resync()
+        assert len(told) == 2
+
+
+def test_a_set_that_the_kernel_finds_full_is_no_loop_and_keeps_nobody_in_who_is_out(
+    router: Namespace, rules: Nftables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ruleset, "SET_SIZE", 64)
+    monkeypatch.setattr(nftables, "TOGETHER", 4)
+    monkeypatch.setattr(known_clients, "RETRY", 0.0)
+    nftables.up(POLICY, rules=rules)
+    store, compared, errors = MemoryStore(), list[tuple[float, float]](), list[str]()
+    grant(store, *range(2000))
+    with closing(router.call(KnownSet, lambda: POLICY, store, Nobody())) as known:
+        in_kernel = known._in_kernel
+
+        def noted() -> object:
+            compared.append((time.monotonic(), time.thread_time()))
+            return in_kernel()
+
+        monkeypatch.setattr(known, "_in_kernel", noted)
+        monkeypatch.setattr(known_clients.logger, "error", lambda *said: errors.append(said[0]))
+        monkeypatch.setattr(known_clients.logger, "exception", lambda *said: errors.append(said[0]))
+        router.call(known.start)
+        wait_for(lambda: len(compared) >= 6)
+        (began, used), (ended, used_by_then) = compared[1], compared[5]  # the first was not its own
+        assert used_by_then - used < (ended - began) / 5
+        assert len(errors) == 1
+        within = inside(rules)
+        assert len(within) == 64
+        gone = next(iter(within))
+        store.drop(ClientId(gone))
+        wait_for(lambda: gone not in inside(rules))
+        for number in range(40, 2000):
+            store.drop(client(number))
+        wait_for(lambda: inside(rules) >= {client(n) for n in range(40)} - {gone})
+
+
+def test_what_many_had_open_is_forgotten_in_one_reading_of_the_table(
+    router: Namespace, rules: Nftables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nftables.up(POLICY, rules=rules)
+    readings: list[int] = []
+
+    def forget(addresses: list[Address]) -> int:
+        readings.append(len(addresses))
+        return 0
+
+    monkeypatch.setattr(conntrack, "forget", forget)
+    store, now = MemoryStore(), clock.now()
+    ids = [ClientId(f"10.0.{number >> 8}.{number & 255}") for number in range(1000)]
+    for one in ids:
+        store.put(Session(one, now, now + 3600, None, last_seen=now))
+    with closing(router.call(KnownSet, lambda: POLICY, store, Nobody())) as known:
+        router.call(known.resync)
+        for one in ids:
+            store.drop(one)
+        router.call(known.resync)
+        assert readings == [1000]
+        for one in ids:
+            store.put(Session(one, now, now + 3600, None, last_seen=now))
+        router.call(known.start)
+        for one in ids:
+            store.drop(one)
+        known.update(ids)
+        wait_for(lambda: sum(readings) == 2000)
+    assert len(readings) < 20
+
+
+def test_what_the_kernel_refuses_of_one_does_not_leave_another_connected(
+    router: Namespace, rules: Nftables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nftables.up(POLICY, rules=rules)
+    forgotten: set[Address] = set()
+    monkeypatch.setattr(conntrack, "forget", lambda addresses: forgotten.update(addresses))
+    store, now = MemoryStore(), clock.now()
+    out, into = ClientId("10.0.0.1"), ClientId("10.0.0.2")
+    store.put(Session(out, now, now + 3600, None, last_seen=now))
+    with closing(router.call(KnownSet, lambda: POLICY, store, Nobody())) as known:
+        router.call(known.start)
+        run = known._rules.run
+
+        def refuses(commands: str) -> str:
+            if commands.startswith("add element") and into in commands:
+                raise RulesError("Too many open files in system")
+            return run(commands)
+
+        monkeypatch.setattr(known._rules, "run", refuses)
+        with known._lock:
+            store.drop(out)
+            store.put(Session(into, now, now + 3600, None, last_seen=now))
+            with pytest.raises(RulesError, match="Too many open files"):
+                known.update([into, out])
+        wait_for(lambda: {str(address) for address in forgotten} == {out})
