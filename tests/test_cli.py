@@ -416,6 +416,40 @@ def test_check_warns_of_a_family_of_addresses_that_cannot_sign_in(
     assert would_do in ran.err if would_do else not ran.err
 
 
+@pytest.mark.parametrize(
+    ("name", "would_do"),
+    [
+        ("terms.it.md", "call it terms.md, or terms.LANGUAGE.md for one of de, en, es, fr"),
+        ("Terms_de.html", "call it terms.html"),
+        ("terms.txt", "call it terms.md"),
+        ("logo.jpeg", "did you mean logo.jpg?"),
+        ("Logo.SVG", "did you mean logo.svg?"),
+        ("style.css", "did you mean theme.css?"),
+        ("sign_in.html", "put it into templates/sign_in.html"),
+        ("templates/signin.html", "did you mean sign_in.html?"),
+        ("notes.doc", "there are logo.jpg, "),
+        ("terms.de.md", None),
+        ("terms.html", None),
+        ("templates/sign_in.html", None),
+        (".terms.md.swp", None),
+    ],
+)
+def test_check_warns_of_a_page_that_nobody_would_see(
+    here: Capport, tmp_path: Path, name: str, would_do: str | None
+) -> None:
+    (tmp_path / "p.yaml").write_text("login_server: {listen: 192.0.2.1:8511}\n")
+    path = tmp_path / "login" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("a")
+    ran = here("check", "p.yaml")
+    assert ran.status == 0
+    if would_do is None:
+        assert ran.err == ""
+    else:
+        assert ran.err.startswith(f"warning: {path} has no use: ")
+        assert would_do in ran.err
+
+
 def test_check_of_a_file_that_is_not_there_is_one_line(here: Capport) -> None:
     assert here("check", "none.yaml").error.startswith("none.yaml: ")
 

@@ -54,13 +54,39 @@ def test_a_mac_is_six_lower_case_pairs_however_written(mac: str, upper: bool, hy
 @pytest.mark.parametrize(
     "text",
     [
+        "2:0:0:a:b:7",  # ether_aton(3), and arp -a where it is BSD's
+        "2-0-0-A-B-7",
+        "02.00.00.0a.0b.07",
+        "02 00 00 0A 0B 07",
+        "0200.000a.0B07",  # Cisco
+        "0200-000a-0b07",
+        "0200:000a:0b07",
+        "020000-0a0b07",  # HP
+        "020000:0A0B07",
+        "0200000a0b07",
+    ],
+)
+def test_a_mac_is_read_as_other_systems_write_it(text: str) -> None:
+    assert parse_mac(text) == "02:00:00:0a:0b:07"
+    assert parse_client_id(text) == "02:00:00:0a:0b:07"
+    assert parse_client_id(f"{text}@192.0.2.7") == "02:00:00:0a:0b:07@192.0.2.7"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         "",
         "02:00:00:00:00",
         "02:00:00:00:00:07:08",
         "02:00-00:00:00:07",
-        "2:0:0:0:0:7",
-        "020000000007",
-        "0200.0000.0007",
+        "2:0:0:0:7",
+        "2:0:0:0-0:7",
+        "02000000007",
+        "0200.0000.007",
+        "0200.0000-0007",
+        "020.000.000.007",
+        "020000:0000:07",
+        "02:00:00:00:00:007",
         "02:00:00:00:00:0g",
         " 02:00:00:00:00:07",
         "02:00:00:00:00:07\n",

@@ -44,6 +44,7 @@ HERE = Path(__file__).parent / "files"
 POLICIES = Path(__file__).parents[2] / "policies"
 SAMPLE = (HERE / "sample.yaml").read_text()
 LOGIN = "login_url: https://login.example.net/\n"
+ROUTER = "router: {client_interface: br-lan, origin_interface: wan}\n"
 BAD = sorted((HERE / "bad").glob("*.txt"))
 
 
@@ -341,6 +342,13 @@ def test_what_is_not_built_yet_is_refused_as_such(path: str, start: str, what: s
     ("text", "warning"),
     [
         ("login_url: http://login.example.net/\n", "http to a public name"),
+        ("login_url: http://portal.local/\n", "write a name such as login.home.arpa"),
+        ("login_url: https://portal/\n", "portal alone for its name"),
+        ("login_url: http://0.0.0.0/\n", "0.0.0.0, which nobody can go to"),
+        ("login_url: 'http://[fe80::1]/'\n", "fe80::1, which nobody can go to"),
+        (f"login_url: http://localhost:8511/\n{ROUTER}", "where each client finds itself"),
+        (f"login_server: {{listen: 127.0.0.1:8511}}\n{ROUTER}", "where each client finds itself"),
+        (LOGIN + "walled_garden: ['2001:db8::1:443']\n", 'write "[2001:db8::1]:443"'),
         (LOGIN + "walled_garden: ['*.com']\n", "a whole top-level domain"),
         (LOGIN + "walled_garden: [0.0.0.0/0]\n", "4294967296 addresses"),
         (
@@ -392,6 +400,9 @@ def test_what_is_hardly_meant_draws_one_warning(text: str, warning: str, tmp_pat
     "text",
     [
         "login_url: http://login.lan/\n",
+        "login_url: http://localhost:8511/\n",
+        f"login_server: {{listen: 192.0.2.1:8511}}\n{ROUTER}",
+        LOGIN + "walled_garden: ['2001:db8::1', '[2001:db8::1]:443']\n",
         "login_url: http://192.0.2.1/\n",
         "login_url: http://login.home.arpa/\n",
         LOGIN + "walled_garden: ['*.example.org', 10.0.0.0/16]\n",
@@ -719,7 +730,147 @@ def test_host_bits_get_the_network_that_would_do(address: object, length: int) -
     assert f"write {network}, or {address}" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "would_do"),
+    [
+        (".example.org", ['"*.example.org"', "example.org"]),  # squid, no_proxy, CoovaChilli
+        ("*example.org", ['"*.example.org"', "example.org"]),
+        ("/example.org/", ['"*.example.org"', "example.org"]),  # dnsmasq
+        ("tcp/example.org", ["example.org"]),
+        ("tcp:example.org:443", ["example.org:443"]),  # CoovaChilli's uamallowed
+        ("tcp://192.0.2.9:80", ["192.0.2.9:80"]),
+        ("example.org:443/tcp", ["example.org:443"]),
+        ("udp/192.0.2.1:123", ["192.0.2.1:123"]),
+        ("10.0.0.1-10.0.0.9", ["10.0.0.1", "10.0.0.2/31", "10.0.0.4/30", "10.0.0.8/31"]),
+        ("10.0.0.1 - 10.0.0.9", ["10.0.0.1", "10.0.0.8/31"]),
+        ("10.0.0.0-255", ["10.0.0.0/24"]),  # could be a name, by its letters
+        ("2001:db8::-2001:db8::ffff", ["2001:db8::/112"]),
+        ("10.0.0.*", ["10.0.0.0/24"]),
+        ("10.0.*.*", ["10.0.0.0/16"]),
+        ("10.0.0", ["10.0.0.0/24"]),
+        ("10.0.0.0/255.255.255.0", ["10.0.0.0/24"]),
+        ("10.0.0.0 255.255.0.0", ["10.0.0.0/16"]),
+        ("example.org:80,443", ["example.org:80", "example.org:443"]),
+        ("example.org:8000-8010", ["example.org:8000"]),
+        ("example.org:https", ["example.org:443"]),
+        ("example.org:*", ["example.org:8080"]),
+        ("example.org 8080", ["example.org:8080"]),
+    ],
+)
+def test_a_garden_entry_as_others_write_it_is_told_what_would_do(
+    text: str, would_do: list[str]
+) -> None:
+    with pytest.raises(ValueError, match=": write ") as caught:
+        values.garden_entry(text)
+    assert text in str(caught.value)
+    for each in would_do:
+        assert each in str(caught.value)
+        assert values.garden_entry(each.strip('"'))
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("www.example.org www.example.com", "is 2 in one: write an item for each"),  # openNDS
+        ("www.example.org,www.example.com", "is 2 in one"),
+        ("any", "would be everything"),
+        ("*", "would be everything"),
+        (r"^.*\.example\.org$", "is an expression"),  # CoovaChilli's uamregex
+        ("udp/192.0.2.1:53", "is for UDP"),
+        ("02:00:00:00:00:07", "name the device under clients"),
+        ("0200.0000.0007", "name the device under clients"),
+        ("10.0.0.9-10.0.0.1", "is a range that ends before it begins"),
+        ("10.0.0.9-1", "is a range that ends before it begins"),
+    ],
+)
+def test_a_garden_entry_that_cannot_be_one_says_why(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(why)):
+        values.garden_entry(text)
+
+
+def test_a_name_that_looks_like_a_mac_is_a_name_all_the_same() -> None:
+    assert values.garden_entry("face.beef.cafe") == ("face.beef.cafe", frozenset({80, 443}))
+
+
+@pytest.mark.parametrize(
+    ("rule", "would_do"),
+    [
+        ("address: 10.0.0.1-9", "write 10.0.0.1, 10.0.0.2/31, 10.0.0.4/30 and 10.0.0.8/31"),
+        ("address: 10.0.0.1-10.9.0.9", "is a range: write networks, such as 10.0.0.1"),
+        ("address: '10.0.0.*'", "write 10.0.0.0/24"),
+        ("address: '10.0.0.1, 10.0.0.2'", "is 2 in one: write an item for each"),
+        ("address: 0200.0000.0007", "write mac: 0200.0000.0007"),
+        ("address: www.example.org", "is a name, and a client is known by its address"),
+        ("mac: '02:00:00:00:00:07,02:00:00:00:00:08'", "is 2 in one: write an item for each"),
+        ("mac: '02:00:00:*'", "is a part of a MAC address"),
+        ("mac: 02:00:00:00:00:00/24", "is a part of a MAC address"),
+        ("mac: 02:00:00:00:00:07@192.0.2.7", "mac: 02:00:00:00:00:07 or address: 192.0.2.7"),
+        ("mac: 02:00:00:00:00:07, access: allow", "write known"),
+        ("mac: 02:00:00:00:00:07, access: Deny", "write blocked"),
+    ],
+)
+def test_a_client_as_others_write_it_is_told_what_would_do(rule: str, would_do: str) -> None:
+    access = "" if "access" in rule else ", access: known"
+    assert would_do in str(error_of(f"{LOGIN}clients: [{{{rule}{access}}}]\n"))
+
+
+@pytest.mark.parametrize("mac", ["0200.0000.0007", "020000000007", "2:0:0:0:0:7", "020000-000007"])
+def test_a_client_has_one_mac_however_it_is_written(mac: str, tmp_path: Path) -> None:
+    policy = parsed(f"{LOGIN}clients: [{{mac: '{mac}', access: known}}]\n")
+    assert access(policy, "192.0.2.1", "02:00:00:00:00:07") is Access.KNOWN
+    (tmp_path / "staff.csv").write_text(f"{mac},printer\n")
+    policy = parsed(f"{LOGIN}clients: [{{file: staff.csv, access: known}}]\n", tmp_path)
+    assert access(policy, "192.0.2.1", "02:00:00:00:00:07") is Access.KNOWN
+
+
+@pytest.mark.parametrize(
+    ("listen", "would_do"),
+    [
+        ("[2001:db8::1]:8511", 'takes quotes: "[2001:db8::1]:8511"'),
+        ("[::1]:8511", 'takes quotes: "[::1]:8511"'),
+        ("8511", "write 0.0.0.0:8511"),
+        ("'*:8511'", "write 0.0.0.0:8511"),
+        ("http://192.0.2.1:8511/", "write 192.0.2.1:8511"),
+        ("192.0.2.1 8511", "write 192.0.2.1:8511"),
+        ("'192.0.2.1:8511, 192.0.2.2:8511'", "is 2 in one: write an item for each"),
+    ],
+)
+def test_a_place_to_listen_as_others_write_it_is_told_what_would_do(
+    listen: str, would_do: str
+) -> None:
+    assert would_do in str(error_of(f"{LOGIN}login_server:\n  listen: {listen}\n"))
+
+
 # Clients files.
+
+
+@pytest.mark.parametrize(
+    ("text", "errors"),
+    [
+        ("mac,name\n02:00:00:00:00:07,printer\n", ["mac,name' is a heading: remove it"]),
+        ('# ours\n"IP address","Name"\n192.0.2.1,x\n', ["is a heading: remove it"]),
+        ("sep=;\n", ["is a heading: remove it"]),
+        ("192.0.2.1,x\nmac,name\n", ["mac is neither an address nor"]),  # not the first
+        ("02:00:00:00:00:07;printer\n", ["write 02:00:00:00:00:07,printer"]),
+        ('"02:00:00:00:00:07";"the printer"\n', ["write 02:00:00:00:00:07,the printer"]),
+        ("02:00:00:00:00:07\tprinter\n", ["write 02:00:00:00:00:07,printer"]),  # /etc/ethers
+        ("printer,02:00:00:00:00:07\n", ["write 02:00:00:00:00:07,printer"]),
+        ("dhcp-host=0200.0000.0007,printer\n", ["write 0200.0000.0007,dhcp-host printer"]),
+        ("02:00:00:00:00:07,02:00:00:00:00:08\n", ["several clients in one line"]),  # nodogsplash
+        ("02:00:00:00:00:07,192.0.2.7\n", ["several clients in one line"]),
+        ("10.0.0.1-10.0.0.9\n", ["is a range: write 10.0.0.1, 10.0.0.2/31"]),
+        ("10.0.0.0 255.255.255.0\n", ["write 10.0.0.0/24"]),
+        ("// staff\n; staff\n", ["is no comment: write # before it"] * 2),
+        ("192.0.2.1,St. Mary's\n192.0.2.2,room 7-9\n192.0.2.3,5.1\n", []),
+    ],
+)
+def test_a_line_of_a_clients_file_as_others_write_it_is_told_what_would_do(
+    text: str, errors: list[str], tmp_path: Path
+) -> None:
+    _, problems = read_clients(text.encode(), tmp_path)
+    assert len(problems) == len(errors)
+    for problem, error in zip(problems, errors, strict=True):
+        assert error in problem.message
 
 
 def read_clients(text: bytes, folder: Path) -> tuple[ClientRules, list[Problem]]:

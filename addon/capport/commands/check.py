@@ -25,6 +25,8 @@ def check(arguments: Namespace) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     if lacking := _family_without_login(policy):
         print(f"warning: {arguments.policy_file}: {lacking}", file=sys.stderr)
+    for unused in _unused_pages(policy):
+        print(f"warning: {unused}", file=sys.stderr)
     print(f"{arguments.policy_file} can be used.")
     for name, value in summary(policy):
         print(f"  {name:<14} {visible(value)}")
@@ -71,6 +73,15 @@ def _family_without_login(policy: Policy) -> str | None:
     if policy.login_server is None or policy.login_server.certificate:
         would_do = "give login_url a name that has both an IPv4 and an IPv6 address"
     return f"{here} can go to {policy.login_url}: {would_do}"
+
+
+def _unused_pages(policy: Policy) -> Iterator[str]:
+    """Each file beside the policy that is meant for the login server's pages, and has no use."""
+    folder = Path(policy.file or "").absolute().parent / "login"
+    if policy.login_server is not None and folder.is_dir():
+        from capport.login.theme import Theme
+
+        yield from Theme(folder).unused()
 
 
 def _store(policy: Policy) -> str:

@@ -14,6 +14,13 @@ ClientId = NewType("ClientId", str)
 """What a session is filed under: a MAC, an address, or `MAC@ADDRESS` for both bound together."""
 
 _MAC = re.compile(r"[0-9a-f]{2}([:-])[0-9a-f]{2}(?:\1[0-9a-f]{2}){4}", re.ASCII)
+# As ether_aton(3) and switches write it: 2:0:0:0:0:7, 0200.0000.0007, 020000-000007, 020000000007.
+_OTHER_MAC = re.compile(
+    r"[0-9a-f]{1,2}([:. -])[0-9a-f]{1,2}(?:\1[0-9a-f]{1,2}){4}"
+    r"|[0-9a-f]{4}([:.-])[0-9a-f]{4}\2[0-9a-f]{4}"
+    r"|[0-9a-f]{6}[:-]?[0-9a-f]{6}",
+    re.ASCII,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +59,15 @@ def parse_address(text: str) -> Address:
 
 
 def parse_mac(text: str) -> Mac:
-    """The MAC address in `text`, with colons or hyphens, in either case. Raises ValueError."""
+    """The MAC address in `text`, in any usual spelling and either case. Raises ValueError."""
     lower = text.lower()
-    if not _MAC.fullmatch(lower):
+    if _MAC.fullmatch(lower):
+        return Mac(lower.replace("-", ":"))
+    if not _OTHER_MAC.fullmatch(lower):
         raise ValueError(f"{text!r} is not a MAC address, such as 02:00:00:00:00:07")
-    return Mac(lower.replace("-", ":"))
+    groups = re.split(r"[:. -]", lower)  # one, of twelve digits without a separator
+    digits = "".join(group.zfill(12 // len(groups)) for group in groups)
+    return Mac(bytes.fromhex(digits).hex(":"))
 
 
 def parse_client_id(text: str) -> ClientId:

@@ -289,6 +289,8 @@ class LoginServer:
         if listening is None:
             return
         logging.getLogger("tornado.general").addFilter(_SELDOM)  # it is added once
+        for unused in self.portal.theme(self.portal.grants.policy).unused():
+            logger.warning("%s", unused)
         shown = await asyncio.to_thread(_Shown, listening) if listening.certificate else None
         at = _bound(listening.listen)
         server = Server(

@@ -13,7 +13,9 @@ the same Content-Security-Policy as ours. A template is Tornado's, and runs as w
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -30,6 +32,7 @@ LARGEST = 1024 * 1024
 
 _LOGOS = {"svg": "image/svg+xml", "png": "image/png", "webp": "image/webp", "jpg": "image/jpeg"}
 _OURS = files(__package__)
+_LANGUAGES = ("", *(f".{language}" for language in Language))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,16 @@ class Theme:
         theirs = self._read(f"templates/{name}")
         return (_OURS / "templates" / name).read_bytes() if theirs is None else theirs
 
+    def unused(self) -> Iterator[str]:
+        """For each file in the folder that has no use there: its path, and what would do."""
+        if self.folder is None:
+            return
+        pages = {entry.name for entry in (_OURS / "templates").iterdir()}
+        for folder, names in ((self.folder, _names()), (self.folder / "templates", pages)):
+            for path in sorted(folder.glob("[!.]*")):
+                if path.is_file() and path.name not in names:
+                    yield f"{path} has no use: {_would_do(path.name, names, pages)}"
+
     def _templates_stamp(self) -> object:
         if self.folder is None:
             return None
@@ -134,6 +147,24 @@ class Theme:
         if len(body) > LARGEST:
             raise OSError(f"{path} is larger than {LARGEST} bytes, too large for a login page")
         return body
+
+
+def _names() -> set[str]:
+    """What a file in the folder may be called."""
+    terms = {f"terms{language}{kind}" for language in _LANGUAGES for kind in (".md", ".html")}
+    return terms | {f"logo.{kind}" for kind in _LOGOS} | {"theme.css", "return.pem"}
+
+
+def _would_do(name: str, names: set[str], pages: set[str]) -> str:
+    if name.lower().startswith("terms"):
+        kind = "html" if name.lower().endswith("html") else "md"
+        spoken = ", ".join(sorted(Language))
+        return f"call it terms.{kind}, or terms.LANGUAGE.{kind} for one of {spoken}"
+    if name in pages:
+        return f"put it into templates/{name}"
+    if like := get_close_matches(name.lower(), sorted(names), 1):
+        return f"did you mean {like[0]}?"
+    return f"there are {', '.join(sorted(names))}"
 
 
 def _regular(path: Path) -> BinaryIO:

@@ -4,11 +4,13 @@ A line is a MAC address, an address or a network, then, after a comma, a name. W
 the start of a line, or after a subject that has no name, is a comment.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from capport.core.policy import ClientRules
+from capport.policy import hints
 from capport.policy.errors import WHOLE, Mark, Problem, open_regular, reason, shown
 from capport.policy.values import for_people, subject
 
@@ -16,6 +18,8 @@ MOST_BYTES = 256 << 20
 MOST_LINES = 2_000_000
 _LONGEST = 1024  # bytes of a line: a network, a comma and a hundred characters fit
 _MOST_ERRORS = 20
+# What a name hardly ever is. Twelve digits in one may be a name: a number of something.
+_CLIENT = re.compile(r"(?=.*[.:-])[0-9A-Fa-f.:/-]{3,}")
 
 
 def read(path: Path, rules: ClientRules) -> list[Problem]:
@@ -40,6 +44,7 @@ class _Reading:
         self._rules = rules
         self._errors: list[Problem] = []
         self._untold = 0
+        self._begun = False  # whether there was a line that is not a comment
 
     def all(self, file: BinaryIO) -> None:
         """Reads it, line by line, so that no more than one is in memory."""
@@ -53,9 +58,10 @@ class _Reading:
                 self.error(Mark(number, 1), f"a line of {len(raw)} bytes or more: {longest}")
                 continue
             try:
-                self._line(number, raw)
+                self._begun = self._line(number, raw) or self._begun
             except ValueError as error:
                 self._wrong(number, raw, error)
+                self._begun = True
 
     def error(self, at: Mark, message: str, source: str = "") -> None:
         """Files an error, or, where there are enough, counts it."""
@@ -71,17 +77,22 @@ class _Reading:
         rest = f"{self._untold} more lines are wrong"
         return [*self._errors, Problem(self._name, 0, 0, rest)]
 
-    def _line(self, number: int, raw: bytes) -> None:
+    def _line(self, number: int, raw: bytes) -> bool:
+        """Adds the client of a line; False where there is none in it. Raises ValueError."""
         text, comma, rest = raw.decode().partition(",")
         text = text.strip()
         if not text or text.startswith("#"):
             if comma and not text:
-                raise ValueError("a name without an address: write the address before the comma")
-            return
+                raise _LineError("a name without an address: write the address before the comma")
+            return False
         name = _unquoted(rest) if comma else None
         if "#" in text:
             text, name = text.partition("#")[0].strip(), None
-        self._rules.add(subject(_unquoted(text)), number, _name(name) if name else None)
+        who = subject(_unquoted(text))
+        if name and all(map(_is_client, name.split(","))):
+            raise _LineError("several clients in one line: write a line for each")
+        self._rules.add(who, number, _name(name) if name else None)
+        return True
 
     def _wrong(self, number: int, raw: bytes, error: ValueError) -> None:
         """Files what was wrong with a line, with the place in it."""
@@ -96,9 +107,14 @@ class _Reading:
             message = f"the byte 0x{raw[error.start]:02x} is not UTF-8: save the file as UTF-8"
         elif isinstance(error, _NameError):
             column = source.index(",") + 2
-        elif ";" in source:
-            message = f"{message}; the name stands after a comma, not a semicolon"
+        elif not isinstance(error, _LineError):
+            hint = hints.of_client_line(source, _is_client, first=not self._begun)
+            message = f"{shown(source.strip())} {hint}" if hint else message
         self.error(Mark(number, column), message, source)
+
+
+class _LineError(ValueError):
+    """It is the whole line that is wrong."""
 
 
 class _NameError(ValueError):
@@ -123,6 +139,17 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
         # A spreadsheet's export begins with a byte order mark.
         yield line.removeprefix(b"\xef\xbb\xbf") if first else line
         first = False
+
+
+def _is_client(text: str) -> bool:
+    """Whether `text` could stand before a comma."""
+    if not _CLIENT.fullmatch(text.strip()):
+        return False
+    try:
+        subject(text.strip())
+    except ValueError:
+        return False
+    return True
 
 
 def _unquoted(text: str) -> str:

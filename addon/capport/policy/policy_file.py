@@ -4,6 +4,7 @@ A file is read whole and checked whole before any of it is used. Which keys ther
 policysection.py, what a value may look like in policyvalues.py, how YAML is read in policytree.py.
 """
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address
@@ -120,6 +121,10 @@ class _Reader:
         section = top.section("login_server")
         login_server = self._login_server(section)
         login, *other = self._login(top, login_server)
+        if "router" in top and values.is_on_this_machine(login.place):
+            key = "login_url" if "login_url" in top else "login_server"
+            why = "where each client finds itself: write the router's address on the clients' side"
+            self.findings.warn(top.mark(key), f"{key}: people are sent to {login.place}, {why}")
         if section is not None:
             asked = "login_url" in top and login.scheme == "https"
             self._doubt_certificate(section, login.place.host if asked else None)
@@ -150,11 +155,8 @@ class _Reader:
         nowhere = values.LoginUrl("", Place("", 0), "")
         if "login_url" in top:
             url = top.take("login_url", values.login_url, nowhere)
-            if url.scheme == "http" and values.is_public(url.place.host):
-                why = "browsers that prefer HTTPS do not follow it; use https"
-                self.findings.warn(
-                    top.mark("login_url"), f"login_url is http to a public name: {why}"
-                )
+            if doubt := values.doubt_of(url):
+                self.findings.warn(top.mark("login_url"), f"login_url {doubt}")
             return [url]
         if top.lacks("login_url") and top.lacks("login_server"):
             what = "where people sign in, such as https://login.example.net/"
@@ -264,6 +266,10 @@ class _Reader:
             return
         wide = found.startswith("*.") if isinstance(found, str) else found.num_addresses > 1
         entry = GardenEntry(node.text, ports, f"{self.findings.file}:{node.at.line}", wide)
+        if re.search(r"^[^\[]*:.*:(80|443|8080|8443)$", node.text):
+            host, _, port = node.text.rpartition(":")
+            meant = f'"[{host}]:{port}"'
+            self.findings.warn(node.at, f"{node.text} is one address: for its port write {meant}")
         if not isinstance(found, str):
             if found.prefixlen <= (8 if found.version == 4 else 16):
                 self.findings.warn(

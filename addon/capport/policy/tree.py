@@ -323,6 +323,8 @@ def _explained(error: yaml.MarkedYAMLError, findings: Findings) -> tuple[Mark, s
         return at, "a tab: YAML takes spaces only"
     if at == findings.end and "flow node" in (error.context or ""):
         return at, "the file ends inside a list or a map: is a ] or } missing?"
+    if match := re.search(r"(?<!['\"])\[[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*\]:[0-9]+", findings.line(at)):
+        return Mark(at.line, match.start() + 1), f'{match[0]} takes quotes: "{match[0]}"'
     said = f"{error.context}; {error.problem}"
     for part, where_it_began, sentence in _EXPLANATIONS:
         if part in said:

@@ -18,12 +18,16 @@ from capport.core.client import Address, Mac, parse_address, parse_mac
 from capport.core.http import DEFAULT_PORTS
 from capport.core.place import Host, Place, in_url, parse_authority, parse_host
 from capport.core.policy import WEB_PORTS, Network, network_of
+from capport.policy import hints
 from capport.policy.errors import shown
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_SYNONYMS = {
+    **dict.fromkeys(("allow", "allowed", "accept", "trusted", "trust", "pass", "yes"), "known"),
+    **dict.fromkeys(("deny", "denied", "block", "drop", "reject", "no"), "blocked"),
+}
 _SIZES = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20}
 _MAPPED = IPv6Network("::ffff:0:0/96")
-_MAC_LIKE = re.compile(r"[0-9A-Fa-f]{1,2}([:-][0-9A-Fa-f]{1,2}){5}", re.ASCII)
 # RFC 3986 appendix B, for the two schemes that a browser follows from a 511.
 _URL = re.compile(r"(https?)://([^/?#]*)([^?#]*)(\?[^#]*)?(#.*)?", re.IGNORECASE | re.DOTALL)
 # RFC 3986 section 2, less the apostrophe: the URL goes into HTML, JSON and a header field.
@@ -57,6 +61,8 @@ def word_of[Words: StrEnum](words: type[Words]) -> Callable[[str], Words]:
     def parse(text: str) -> Words:
         if text in words:
             return words(text)
+        if (meant := _SYNONYMS.get(text.lower())) in words:
+            raise ValueError(f"{shown(text)} is none of {', '.join(words)}: write {meant}")
         raise ValueError(f"{shown(text)} is none of {', '.join(words)}{did_you_mean(text, words)}")
 
     return parse
@@ -124,11 +130,13 @@ def for_people(text: str) -> str:
 
 
 def mac(text: str) -> Mac:
-    """A MAC address, with colons or hyphens."""
+    """A MAC address, in any usual spelling."""
     try:
         return parse_mac(text)
     except ValueError:
         pass
+    if hint := hints.of_mac(text):
+        raise ValueError(f"{shown(text)} {hint}")
     try:
         parse_address(text)
     except ValueError:
@@ -140,8 +148,6 @@ def network(text: str) -> Network:
     """An address or a network, IPv4 or IPv6; IPv4 where it is IPv4 mapped into IPv6."""
     if "%" in text:
         raise ValueError(f"{shown(text)} has a zone, which means nothing here: leave out from % on")
-    if _MAC_LIKE.fullmatch(text):
-        raise ValueError(f"{shown(text)} is a MAC address: write mac: {text}")
     address, slash, length = text.partition("/")
     try:
         if not slash:
@@ -151,7 +157,8 @@ def network(text: str) -> Network:
         raise
     except ValueError:
         example = "such as 192.0.2.20, 192.0.2.0/24 or 2001:db8::/48"
-        raise ValueError(f"{shown(text)} is neither an address nor a network, {example}") from None
+        hint = hints.of_network(text) or f"is neither an address nor a network, {example}"
+        raise ValueError(f"{shown(text)} {hint}") from None
 
 
 def subject(text: str) -> Mac | Address | Network:
@@ -168,7 +175,12 @@ def subject(text: str) -> Mac | Address | Network:
         pass
     if "/" in text or "%" in text:
         return network(text)
-    raise ValueError(f"{shown(text)} is neither an address nor a network nor a MAC address")
+    try:
+        return parse_mac(text)
+    except ValueError:
+        what = "is neither an address nor a network nor a MAC address"
+        hint = hints.of_subject(text) or what
+        raise ValueError(f"{shown(text)} {hint}") from None
 
 
 def host(text: str) -> Host:
@@ -182,6 +194,18 @@ def host(text: str) -> Host:
 
 def garden_entry(text: str) -> tuple[str | Network, frozenset[int]]:
     """A name (`*.` before it for those below it), address or network, and its ports."""
+    hint = hints.unlike_a_name(text)
+    try:
+        if hint is None:
+            return _garden_entry(text)
+    except ValueError:
+        hint = hints.of_place(text)
+        if hint is None:
+            raise
+    raise ValueError(f"{shown(text)} {hint}")
+
+
+def _garden_entry(text: str) -> tuple[str | Network, frozenset[int]]:
     if "://" in text:
         raise ValueError(f"{shown(text)} is a URL: write {shown(_host_in(text))}")
     if "/" in text:
@@ -215,7 +239,8 @@ def login_url(text: str) -> LoginUrl:
         raise ValueError(f"{what}: {odd!r} cannot stand in a URL{instead}")
     match = _URL.fullmatch(text)
     if not match or not match[2]:
-        raise ValueError(f"{what} is not a URL that starts with https:// or http:// and a host")
+        otherwise = "is not a URL that starts with https:// or http:// and a host"
+        raise ValueError(f"{what} {hints.of_login_url(text) or otherwise}")
     scheme, authority, path, query = match[1].lower(), match[2], match[3], match[4] or ""
     if match[5]:
         raise ValueError(f"{what} has a fragment, {shown(match[5])}: leave it out")
@@ -264,7 +289,8 @@ def listen(text: str) -> Place:
     try:
         place = parse_authority(text, None)
     except ValueError:
-        raise ValueError(f"{shown(text)} is not an address and a port, {example}") from None
+        what = hints.of_listen(text) or f"is not an address and a port, {example}"
+        raise ValueError(f"{shown(text)} {what}") from None
     if isinstance(place.host, str):
         raise ValueError(f"{shown(text)} has a name: write an address and a port, {example}")
     return place
@@ -310,6 +336,32 @@ def path(folder: Path) -> Callable[[str], Path]:
         return folder / text
 
     return parse
+
+
+def doubt_of(login: LoginUrl) -> str | None:
+    """Why people may not get to a login URL, and what would do."""
+    host, would_do = login.place.host, "write a name such as login.home.arpa, or an address"
+    if not isinstance(host, str):
+        if host.is_unspecified or host.is_link_local or host.is_multicast:
+            return f"leads to {host}, which nobody can go to: write an address of the router"
+        return None
+    if host.endswith(".local"):
+        return f"has a name under .local, which many devices ask no name server for: {would_do}"
+    if "." not in host and host != "localhost":
+        return (
+            f"has {shown(host)} alone for its name, and many browsers search for that: {would_do}"
+        )
+    if login.scheme == "http" and is_public(host):
+        return "is http to a public name: browsers that prefer HTTPS do not follow it; use https"
+    return None
+
+
+def is_on_this_machine(place: Place) -> bool:
+    """Whether each client would find `place` on itself."""
+    host = place.host
+    if isinstance(host, str):
+        return host == "localhost" or host.endswith(".localhost")
+    return host.is_loopback
 
 
 def is_public(name: Host) -> bool:

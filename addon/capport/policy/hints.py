@@ -1,0 +1,238 @@
+"""What would do in place of a value that other portals, firewalls and spreadsheets spell otherwise.
+
+Each function gives the rest of an error's sentence, after the value itself; None where it knows no
+better.
+"""
+
+import re
+from collections.abc import Callable
+from ipaddress import (
+    IPv4Network,
+    IPv6Network,
+    ip_address,
+    ip_network,
+    summarize_address_range,
+)
+
+from capport.core.client import parse_mac
+
+_MOST = 6  # networks or places that an error writes out
+_PROTOCOL = r"(tcp|udp|icmp|ip|any)"
+_DASH = "[-\N{EN DASH}]"
+_HEADINGS = {"mac", "address", "ip", "name", "hostname", "client", "device", "sep"}
+_SERVICES = {"http": 80, "www": 80, "https": 443, "domain": 53, "ntp": 123}
+
+
+def of_network(text: str) -> str | None:
+    """Ranges, wildcards, netmasks, several in one, names, MAC addresses."""
+    return _first(text, _wildcard, _netmask, _range, _several, _mac, _name)
+
+
+def of_place(text: str) -> str | None:
+    """Of an entry of the walled garden."""
+    kinds = (_client, _wildcard, _netmask, _protocol, _ports, _names_below, _several)
+    return unlike_a_name(text) or _first(text, *kinds)
+
+
+def unlike_a_name(text: str) -> str | None:
+    """Of what could be a host name, but surely is not meant as one: `10.0.0.1-9`, `any`."""
+    return _first(text, _range, _everything)
+
+
+def of_mac(text: str) -> str | None:
+    """Several in one, a part of one, or one with an address."""
+    return _first(text, _several, _part_of_a_mac)
+
+
+def of_subject(text: str) -> str | None:
+    """Of what a line of a clients file is about."""
+    return _first(text, _wildcard, _netmask, _range, _part_of_a_mac, _name)
+
+
+def of_listen(text: str) -> str | None:
+    """A port alone, a URL, or several in one."""
+    if match := re.fullmatch(r"(?:\*?:)?([0-9]{1,5})", text):
+        every = f"0.0.0.0:{match[1]} for every IPv4 address, [::]:{match[1]} for every IPv6 one"
+        return f"names no address: write {every}"
+    if match := re.fullmatch(r"https?://([^/]+)/?", text, re.IGNORECASE):
+        return f"is a URL: write {match[1]}"
+    return _first(text, _several)
+
+
+def of_login_url(text: str) -> str | None:
+    """A URL without its scheme."""
+    match = re.fullmatch(
+        r"(?://)?(\[[0-9a-f:.]+\]|[\w.-]+)((?::[0-9]+)?(?:/.*)?)", text, re.IGNORECASE
+    )
+    if match is None:
+        return None
+    scheme = "https" if re.search(r"[^0-9.]", match[1]) and match[1][0] != "[" else "http"
+    return f"has no scheme: write {scheme}://{match[1]}{match[2] or '/'}"
+
+
+def of_client_line(line: str, is_client: Callable[[str], bool], *, first: bool) -> str | None:
+    """Of a line in a clients file that cannot be read."""
+    if (
+        first
+        and not re.search(r"[0-9]", line)
+        and _HEADINGS & {*re.findall("[a-z]+", line.lower())}
+    ):
+        return "is a heading: remove it, or write # before it"
+    if line.lstrip().startswith(("//", ";", "--")):
+        return "is no comment: write # before it"
+    if _first(line.strip(), _wildcard, _netmask, _range):
+        return None  # which is said already
+    columns = [column.strip('"') for column in re.split(r"[,;\s=]+", line)]
+    clients = [*filter(is_client, columns)]
+    if not clients:
+        return None
+    name = " ".join(c for c in columns if c not in clients and re.search(r"\w", c))
+    return f"is not a client, then a comma and its name: write {clients[0]},{name or '…'}"
+
+
+def is_mac(text: str) -> bool:
+    """Whether it is a MAC address, in whatever spelling."""
+    try:
+        parse_mac(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _first(text: str, *kinds: Callable[[str], str | None]) -> str | None:
+    if len(text) > 200:
+        return None
+    return next((hint for kind in kinds if (hint := kind(text))), None)
+
+
+def _name(text: str) -> str | None:
+    if not re.fullmatch(r"(?:[a-z0-9_-]+\.)+[a-z][a-z0-9-]+", text, re.IGNORECASE):
+        return None
+    return "is a name, and a client is known by its address or its MAC address"
+
+
+def _mac(text: str) -> str | None:
+    return f"is a MAC address: write mac: {text}" if is_mac(text) else None
+
+
+def _client(text: str) -> str | None:
+    if not is_mac(text):
+        return None
+    return "is a MAC address, and the garden has places: name the device under clients"
+
+
+def _part_of_a_mac(text: str) -> str | None:
+    mac, at, address = text.partition("@")
+    if at and is_mac(mac):
+        return f"is a MAC and an address: write one of them, mac: {mac} or address: {address}"
+    if re.fullmatch(r"([0-9a-f]{2}[:-]){2,5}([0-9a-fx]{0,2}|\*)", text, re.IGNORECASE) or (
+        is_mac(text.partition("/")[0])
+    ):
+        return "is a part of a MAC address, and each is named whole, such as 02:00:00:00:00:07"
+    return None
+
+
+def _range(text: str) -> str | None:
+    """`10.0.0.1-10.0.0.9` or `10.0.0.1-9`."""
+    match = re.fullmatch(rf"([0-9a-f.:]+) *{_DASH} *([0-9a-f.:]+)", text, re.IGNORECASE)
+    if match is None:
+        return None
+    first, last = match.groups()
+    if last.isdigit():
+        last = f"{first.rpartition('.')[0]}.{last}"
+    try:
+        ends = ip_address(first), ip_address(last)
+        if int(ends[1]) < int(ends[0]):
+            return "is a range that ends before it begins"
+        networks = [*summarize_address_range(*ends)]
+    except (ValueError, TypeError):  # no addresses, or of two families
+        return None
+    if len(networks) > _MOST:
+        return f"is a range: write networks, such as {_in_short(networks[0])}"
+    return f"is a range: write {_all_of([*map(_in_short, networks)])}"
+
+
+def _wildcard(text: str) -> str | None:
+    """`10.0.0.*`, `10.0.0.x`, `10.0.0.` or `10.0.0`."""
+    match = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,3}){0,2})((?:\.[*x])+|\.|)", text, re.IGNORECASE)
+    if match is None or not (match[2] or text.count(".") == 2):
+        return None
+    parts = match[1].split(".")
+    try:
+        network = ip_network(".".join([*parts, "0", "0", "0"][:4]) + f"/{8 * len(parts)}")
+    except ValueError:
+        return None
+    return f"is neither an address nor a network: write {network}, if that is meant"
+
+
+def _netmask(text: str) -> str | None:
+    """`10.0.0.0/255.255.255.0`, or with a blank between."""
+    match = re.fullmatch(r"([0-9.]+)(?:/| +|:)([0-9]+\.[0-9.]+)", text)
+    try:
+        return (
+            f"has a netmask: write {IPv4Network(match.groups(), strict=False)}" if match else None
+        )
+    except ValueError:
+        return None
+
+
+def _several(text: str) -> str | None:
+    parts = [part for part in re.split(r"[\s,;|]+", text) if part]
+    if len(parts) < 2:
+        return None
+    if len(parts) == 2 and " " in text.strip() and parts[1].isdigit():
+        return f"has a blank in it: write {parts[0]}:{parts[1]}"
+    return f"is {len(parts)} in one: write an item for each"
+
+
+def _protocol(text: str) -> str | None:
+    """`tcp/example.org`, `tcp:192.0.2.9:80`, `udp://192.0.2.9:53`, `192.0.2.9:53/udp`."""
+    match = re.fullmatch(rf"{_PROTOCOL}(?::?/+|:| +)(.+?)/?|(.+?)(?:/|:| +){_PROTOCOL}", text, re.I)
+    if match is None:
+        return None
+    protocol, place = (match[1] or match[4]).lower(), match[2] or match[3]
+    if protocol == "udp" and not place.endswith(":123"):
+        return "is for UDP, and the garden is for TCP, and NTP on port 123"
+    if protocol == "icmp":
+        return "is for ICMP, and the garden is for TCP, and NTP on port 123"
+    return f"names a protocol, and the garden has none: write {place}"
+
+
+def _ports(text: str) -> str | None:
+    """`example.org:80,443`, `example.org:8000-8080`, `example.org:https`, `example.org:*`."""
+    match = re.fullmatch(rf"([^:\s]+):([0-9]+(?: *(?:,|{_DASH}) *[0-9]+)+|\*|[a-z]+)", text)
+    if match is None:
+        return None
+    host, ports = match.groups()
+    if ports in _SERVICES:
+        return f"has a port's name: write {host}:{_SERVICES[ports]}"
+    if ports.isalpha():
+        return None
+    numbers = re.findall("[0-9]+", ports)
+    if numbers and not re.search(_DASH, ports):
+        return f"has several ports: write {_all_of([f'{host}:{port}' for port in numbers])}"
+    return f"has several ports: write an item for each, such as {host}:{(*numbers, 8080)[0]}"
+
+
+def _everything(text: str) -> str | None:
+    if text.lower() not in {"*", "any", "all", "."}:
+        return None
+    return "would be everything: name the places that unknown clients may reach"
+
+
+def _names_below(text: str) -> str | None:
+    """`.example.org`, `*example.org`, `/example.org/`, and expressions."""
+    if re.search(r"[\\^$()+?]", text):
+        return 'is an expression: the garden takes names, and "*.example.org" for all below one'
+    match = re.fullmatch(r"(?:\.|\*(?!\.)|\*?/)([a-z0-9_-]+(?:\.[a-z0-9_-]+)+)/?", text, re.I)
+    if match is None:
+        return None
+    return f'is no name: write "*.{match[1]}" for the names below it, and {match[1]} for itself'
+
+
+def _in_short(network: IPv4Network | IPv6Network) -> str:
+    return str(network.network_address if network.num_addresses == 1 else network)
+
+
+def _all_of(items: list[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}, each an item"
