@@ -1,6 +1,7 @@
 """What goes wrong below or beside the login server takes nothing from anybody."""
 
 import asyncio
+import errno
 import http.client
 import logging
 import threading
@@ -16,7 +17,7 @@ from capport.core.policy import Conditions
 from capport.core.session import Session
 from capport.gate import Gate
 from capport.linux import NoNeighbours
-from capport.login import passwords, vouchers
+from capport.login import passwords, server, vouchers
 from capport.stores import StoreError
 from capport.stores.memory import MemoryStore
 from capport.web.asker import Vouched
@@ -287,7 +288,34 @@ def test_bytes_that_are_no_request_are_a_line_of_the_log_now_and_then() -> None:
         return seldom.filter(record)
 
     assert not shown(logging.INFO, 1000.0)
+    long = logging.LogRecord("tornado.general", logging.ERROR, "", 1, "%s", ("x" * 9000,), None)
+    steady.at = 900.0
+    assert seldom.filter(long)
+    assert long.getMessage() == "x" * 200
     assert [shown(logging.ERROR, 1000.0 + second) for second in range(61)].count(True) == 2
+
+
+async def test_connections_that_cannot_be_taken_over_are_a_line_of_the_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came: list[object] = []
+
+    def fails(stream: object, who: str) -> bool:
+        came.append(who)
+        raise OSError(errno.ENOTCONN, "no connection any more")
+
+    for name, seldom in server._SELDOM.items():  # which may have let a line through just now
+        logging.getLogger(name).removeFilter(seldom)
+        monkeypatch.setitem(server._SELDOM, name, SeldomFilter())
+    async with house() as h:
+        monkeypatch.setattr(server, "_is_here", fails)
+        for _ in range(3):
+            _, writer = await asyncio.open_connection("127.0.0.1", h.port)
+            writer.close()
+        await until(lambda: len(came) == 3, "each connection")
+    assert [
+        record.message for record in caplog.records if record.name == "tornado.application"
+    ] == ["Error in connection callback"]
 
 
 async def test_nobody_fills_the_log_with_bytes_that_are_no_request(

@@ -20,6 +20,7 @@ from capport.web.asker import HEADER, AskingError, verify_client
 from capport.web.grants import NoMacError, Standing, standing
 from capport.web.methods import methods_of
 from capport.web.portal import Portal
+from capport.web.seldom import QUOTED
 from capport.web.states import login_url
 
 logger = logging.getLogger(__name__)
@@ -200,7 +201,8 @@ class Handler(web.RequestHandler):
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
         """Errors of ours are logged whole; those of a client in a line, without what it sent."""
         if isinstance(value, web.HTTPError):
-            logger.debug("%s: %s %s", self.request.remote_ip, value.status_code, value.log_message)
+            said = (value.log_message or "")[:QUOTED]
+            logger.debug("%s: %s %s", self.request.remote_ip, value.status_code, said)
         elif not self._is_to_be_told(typ):
             pass
         elif isinstance(value, ParseError):

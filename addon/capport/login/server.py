@@ -49,7 +49,8 @@ CONNECTIONS = 1000  # in all; one takes about 20 KB
 CONNECTIONS_A_CLIENT = 60
 
 
-_SELDOM = SeldomFilter()
+_SELDOM = {name: SeldomFilter() for name in ("tornado.general", "tornado.application")}
+"""What Tornado logs of a client's bytes, and of what went wrong while it read them."""
 
 
 def _bound(places: Sequence[Place]) -> list[tuple[Place, socket.socket]]:
@@ -288,7 +289,8 @@ class LoginServer:
         listening = self.portal.grants.policy.login_server
         if listening is None:
             return
-        logging.getLogger("tornado.general").addFilter(_SELDOM)  # it is added once
+        for name, seldom in _SELDOM.items():
+            logging.getLogger(name).addFilter(seldom)  # it is added once
         for unused in self.portal.theme(self.portal.grants.policy).unused():
             logger.warning("%s", unused)
         shown = await asyncio.to_thread(_Shown, listening) if listening.certificate else None

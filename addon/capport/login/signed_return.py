@@ -24,6 +24,7 @@ from tornado import web
 
 from capport.core import session
 from capport.login.page import Blocked, Handler
+from capport.web.seldom import QUOTED
 from capport.web.states import State, StateError
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ class SignedReturn(Handler):
     def _tell(self, why: str) -> None:
         """Tells the operator, to whose login server this page says nothing."""
         if self.portal.returns.is_due(self.portal.grants.now()):
-            logger.warning("A signed return of %s lets nobody on: %r", self.client, why)
+            logger.warning("A signed return of %s lets nobody on: %r", self.client, why[:QUOTED])
 
     async def _let_on(self, said: Return, state: State) -> None:
         """Grants; where that does not come about, what was spent on it is good still."""

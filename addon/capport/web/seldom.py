@@ -4,7 +4,9 @@ import logging
 import time
 from collections.abc import Callable
 
-RETURNS = 10.0
+QUOTED = 200
+"""Characters of what a stranger sent that are quoted in the log."""
+RETURNS = 60.0
 """Seconds from one line on a signed return that lets nobody on to the next."""
 FAULTS = 60.0
 """The same, for pages that fail for one reason, and for bytes that are no request."""
@@ -36,4 +38,7 @@ class SeldomFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Called by logging, for each record of the logger's."""
-        return record.levelno >= logging.WARNING and self._seldom.is_due(self._steady())
+        if record.levelno < logging.WARNING or not self._seldom.is_due(self._steady()):
+            return False
+        record.msg, record.args = record.getMessage()[:QUOTED], ()
+        return True
