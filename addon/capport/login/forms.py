@@ -389,6 +389,8 @@ class SignedOut(Handler):
 class File(Handler):
     """The style sheet, the logo and our mark."""
 
+    for_anybody = True
+
     def initialize(self, portal, name: str) -> None:  # type: ignore[no-untyped-def,override]
         """`name` is which."""
         super().initialize(portal)

@@ -61,6 +61,8 @@ class Handler(web.RequestHandler):
 
     client: Client
     policy: Policy
+    for_anybody = False
+    """Whether it answers a client too that nothing tells from others."""
 
     def initialize(self, portal: Portal) -> None:
         """Called by Tornado with what the route has."""
@@ -243,7 +245,8 @@ class Handler(web.RequestHandler):
             return self.portal.grants.client_at(vouched)
         asks = parse_address(self.request.remote_ip or "")
         fields = self.request.headers.get_list(HEADER)
-        if not fields and self.portal.may_be_proxy(asks, self._asked_at()):
+        may_be_proxy = not fields and self.portal.may_be_proxy(asks, self._asked_at())
+        if may_be_proxy and not self.for_anybody:
             if self.portal.faults.is_due(self.portal.grants.now(), Proxied):
                 logger.warning(
                     "A client comes from %s, in a tunnel of the proxy's that may be anybody's: it"
