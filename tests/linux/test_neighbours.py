@@ -1,11 +1,14 @@
 """The replica of the neighbour table: in real namespaces on a real bridge, and against a model."""
 
 import asyncio
+import contextlib
+import errno
 import os
 import socket
 import struct
 from collections.abc import Iterator
 from ipaddress import ip_address
+from typing import Never
 
 import pytest
 from hypothesis import given
@@ -13,7 +16,7 @@ from hypothesis import strategies as st
 
 import requires
 from capport.core.client import Address, Mac, is_random, parse_address, parse_mac
-from capport.linux import Neighbours
+from capport.linux import Neighbours, neighbour_lookup
 from capport.linux.neighbour_lookup import Neighbour
 from capport.linux.neighbours import NetlinkNeighbours, Replica
 from conftest import SOON
@@ -242,6 +245,30 @@ def test_a_lost_socket_is_replaced_and_what_was_missed_is_found(
         wait_for(lambda: replica.find_mac(parse_address("192.0.2.60")) == SECOND)
     finally:
         router.ip("neighbour flush nud permanent dev br-lan")
+
+
+def test_a_kernel_that_does_not_answer_is_a_line_of_the_log_and_not_one_each_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries = 0
+
+    def fails(*_: object) -> Never:
+        nonlocal tries
+        tries += 1
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with contextlib.closing(NetlinkNeighbours()) as following:
+        monkeypatch.setattr(neighbour_lookup, "is_on_link", fails)
+        assert all(following.is_on_link(V4) for _ in range(3))
+        assert caplog.text.count("No route to 192.0.2.7 is to be had") == 1
+        monkeypatch.setattr(neighbour_lookup, "entries", fails)
+        with following._lock:
+            following._stale = True
+        os.eventfd_write(following._wake, 1)
+        wait_for(lambda: tries >= 5)
+        monkeypatch.undo()
+        wait_for(lambda: not following._stale)
+    assert caplog.text.count("No dump of the neighbour table") == 1
 
 
 @lab
