@@ -16,10 +16,19 @@ import pytest
 from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
+from mitmproxy.tls import ClientHello
 
 import requires
+from capport.front.hello import (
+    CIPHERS,
+    HELLO,
+    ITEMS,
+    RECORDS,
+    SHOWN,
+    HelloReader,
+    read_hello,
+)
 from capport.proxy import connections
-from capport.proxy.layers.tls import HELLO, HelloReader
 from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
 from login.certificates import certificate
 from proxy.hellos import (
@@ -163,6 +172,7 @@ async def test_an_unknown_clients_handshake_ends_with_alert_49(
         assert event["destination"] == f"127.0.0.1:{origin.port}"
         assert (event["action"], event["outcome"]) == ("refuse", "refused")
         assert "no session" in event["because"]
+        assert event["caveat"] is None
         (shown,) = it.flows.streams
         assert shown.marked == ":no_entry:"
         assert OUTSIDE in shown.comment
@@ -223,6 +233,7 @@ async def test_a_dropped_handshake_ends_with_a_reset(
 
 # --- hellos of all kinds --------------------------------------------------------------------------
 
+ALPN_OF_NOTHING = extension(16, (60_000).to_bytes(2) + bytes(60_000))
 HELLO_OF_OUTSIDE = message(server_name(OUTSIDE.encode()))
 WHOLE = {
     "OpenSSL's": real(),
@@ -249,6 +260,11 @@ BROKEN = {
     "an empty record": RECORD + b"\x00\x00" + records(HELLO_OF_OUTSIDE),
     "a record too long": RECORD + b"\xff\xff" + HELLO_OF_OUTSIDE,
     "application data in between": records(HELLO_OF_OUTSIDE, 30)[:35] + b"\x17\x03\x03\x00\x01x",
+    "60 000 protocols without a name": records(message(ALPN_OF_NOTHING)),
+    "15 000 extensions": records(message(*(extension(kind, b"") for kind in range(100, 15_100)))),
+    "20 000 names": records(message(server_name(*[b""] * 20_000))),
+    "30 000 cipher suites": records(message(ciphers=b"\x13\x01" * 30_000)),
+    "5000 records": records(message(extension(21, bytes(5000))), 1),
     "a name twice": records(message(server_name(GARDEN.encode()), server_name(b"x.test"))),
     "an end before its fields": records(b"\x01\x00\x00\x05\x03\x03abc"),
 }
@@ -288,6 +304,24 @@ async def test_what_only_begins_like_tls_is_refused(
         for name, data in BROKEN.items():
             assert await raw(await connected(it, "transparent", 0), data) == ALERT_49, name
     assert origin.connections == 0
+
+
+@pytest.mark.parametrize("unknown", ["refuse", "drop", "intercept"])
+async def test_the_event_of_an_ech_hello_says_that_the_name_may_be_the_outer_one(
+    portal: StartPortal,
+    origin: Origin,
+    dialled: Dialled,
+    monkeypatch: pytest.MonkeyPatch,
+    unknown: str,
+) -> None:
+    dialled("127.0.0.1", origin.port)
+    async with portal(f"tls: {{unknown: {unknown}}}\n", mode="transparent") as it:
+        told = listened(it, monkeypatch)
+        await raw(await connected(it, "transparent", 0), WHOLE["with ECH"], timeout=0.5)
+        event = await told.one("tls")
+        assert event["sni"] == "public.example.net"
+        assert "outer name" in event["caveat"]
+        assert ("7.4" in event["caveat"]) == (unknown == "intercept")
 
 
 async def test_a_hello_in_pieces_and_records_of_one_byte_is_a_hello(
@@ -335,7 +369,7 @@ def test_a_hello_is_read_the_same_however_it_is_cut(
         piece, sent = sent[:cut], sent[cut:]
         found = found or reader.feed(piece)
     assert found is not None
-    assert found.sni == OUTSIDE
+    assert found.sni == found.server_name == OUTSIDE
     assert bytes(reader.raw).startswith(records(hello, size)[:10])
 
 
@@ -353,9 +387,65 @@ def test_whatever_comes_is_a_hello_or_none_or_an_error(noise: bytes, at: int, si
                 assert found.sni is None or found.sni.isprintable()
 
 
+name_in = st.one_of(
+    st.sampled_from([b"www.example.org", b"WWW.EXAMPLE.ORG.", b"192.0.2.1", b"a_b.test"]),
+    st.from_regex(rb"[a-z0-9-]{1,40}(\.[a-z0-9-]{1,40}){0,4}", fullmatch=True),
+)
+
+
+@given(
+    name=st.none() | name_in,
+    protocols=st.lists(st.binary(min_size=1, max_size=40), max_size=ITEMS),
+    others=st.dictionaries(st.integers(17, 0xFFFF), st.binary(max_size=40), max_size=ITEMS - 2),
+    ciphers=st.lists(st.binary(min_size=2, max_size=2), min_size=1, max_size=CIPHERS),
+    bare=st.booleans(),
+)
+def test_a_hello_is_read_as_mitmproxy_reads_it(
+    name: bytes | None,
+    protocols: list[bytes],
+    others: dict[int, bytes],
+    ciphers: list[bytes],
+    bare: bool,
+) -> None:
+    said = [extension(kind, body) for kind, body in others.items()]
+    if name is not None:
+        said.append(server_name(name))
+    if protocols:
+        listed = b"".join(bytes([len(it)]) + it for it in protocols)
+        said.append(extension(16, len(listed).to_bytes(2) + listed))
+    body = message(*([] if bare else said), ciphers=b"".join(ciphers))[4:]
+    ours, theirs = read_hello(body), ClientHello(body)
+    assert ours.server_name == ours.sni
+    assert list(ours.protocols) == theirs.alpn_protocols
+    assert ours.has_ech == (ECH in dict(theirs.extensions))
+    if theirs.sni is not None:  # None where it is no host name to mitmproxy
+        assert ours.server_name == theirs.sni
+    assert (ours.sni is None) == (0 not in dict(theirs.extensions))
+
+
+@given(st.binary(max_size=60), st.integers(0, 400), st.integers(0, 8))
+def test_what_is_a_hello_here_is_one_to_mitmproxy(noise: bytes, at: int, size: int) -> None:
+    said = (server_name(OUTSIDE.encode()), extension(16, b"\x00\x03\x02h2"))
+    whole = message(*said, extension(ECH, b"e" * 9))[4:]
+    body = whole[:at] + noise + whole[at + size :]
+    with contextlib.suppress(ValueError):
+        ours = read_hello(body)
+        theirs = ClientHello(body)
+        assert list(ours.protocols) == theirs.alpn_protocols
+        assert theirs.sni in (None, ours.server_name)
+        assert len(dict(theirs.extensions)) == len(theirs.extensions)
+
+
+def test_no_more_of_an_sni_is_shown_than_two_hundred_characters() -> None:
+    hello = read_hello(message(server_name(b"a" * 30_000, b"\xff" * 30_000))[4:])
+    assert hello.server_name is None
+    assert hello.sni is not None
+    assert len(hello.sni) == SHOWN
+
+
 def test_a_hello_costs_the_same_for_each_of_its_bytes() -> None:
     reader = HelloReader()
-    sent = records(b"\x01\x00\xf0\x00" + b"x" * 10_800, 1)
+    sent = records(b"\x01\x00\xf0\x00" + b"x" * 60_000, 64)[: RECORDS * 69]
     assert len(sent) > HELLO - 1000
     began = time.process_time()
     for at in range(len(sent)):
@@ -546,12 +636,26 @@ async def test_tls_to_the_proxy_itself_is_a_way_in_like_any_other(
     assert origin.connections == 0
 
 
+@pytest.mark.parametrize("policy", ["", KNOWN])
 async def test_a_hello_to_the_proxy_itself_is_bounded_too(
-    portal: StartPortal, origin: Origin
+    portal: StartPortal, origin: Origin, policy: str
 ) -> None:
-    async with portal() as it:
-        assert await raw(await connected(it, "", 0), BROKEN["a length of 16 MB"]) == ALERT_49
+    async with portal(policy) as it:
+        for name, data in BROKEN.items():
+            assert await raw(await connected(it, "", 0), data) == ALERT_49, name
     assert origin.connections == 0
+
+
+@pytest.mark.parametrize("policy", ["", KNOWN, INTERCEPT])
+async def test_tls_to_the_proxy_itself_speaks_http_1_alone(
+    portal: StartPortal, policy: str
+) -> None:
+    async with portal(policy) as it:
+        for offered, chosen in ((["h2", "http/1.1"], "http/1.1"), (["h2"], None)):
+            streams = await connected(it, "", 0)
+            inside = await over_tls(streams, trusting_all(offered))
+            assert inside.selected_alpn_protocol() == chosen
+            streams[1].close()
 
 
 # --- known clients --------------------------------------------------------------------------------
@@ -610,6 +714,30 @@ async def test_a_client_that_becomes_known_or_unknown_is_decided_anew(
     assert secure.connections == 2
 
 
+@each_mode
+async def test_a_known_client_reaches_the_login_server_by_its_address(
+    portal: StartPortal, secure: TlsOrigin, dialled: Dialled, mode: str
+) -> None:
+    """It is connected to what it dialled before its SNI says what it means."""
+    dialled("127.0.0.1", secure.port)
+    policy = f"{KNOWN}login_url: https://{GARDEN}:{secure.port}/\n"
+    async with portal(policy, mode=mode) as it:
+        with_names(it, GARDEN)
+        reader, writer = await connected(it, mode, secure.port)
+        inside = await over_tls((reader, writer), sni=GARDEN)
+        assert inside.getpeercert(True) == secure.certificate
+        writer.write(f"GET / HTTP/1.1\r\nHost: {GARDEN}\r\n\r\n".encode())
+        assert (await one_answer(reader)).startswith(b"HTTP/1.1 200 ")
+        await until(lambda: sum(len(h.transports) for h in handlers(it)) == 2)
+        writer.close()
+        await until(lambda: not it.keeper.connections)
+        assert it.gate.events.counts.get("fault") is None
+
+
+def handlers(it: Portal) -> list[Any]:
+    return list(it.master.addons.get("proxyserver").connections.values())
+
+
 # --- the walled garden ----------------------------------------------------------------------------
 
 
@@ -651,19 +779,42 @@ async def test_in_a_tunnel_to_the_garden_only_the_gardens_own_sni_goes_on(
     policy = f"{garden(place)}tls: {{unknown: {unknown}}}\n"
     async with portal(policy, mode=mode) as it:
         with_names(it, GARDEN, OUTSIDE)
-        for sni in (GARDEN, None):
+        streams = await connected(it, mode, secure.port, GARDEN)
+        inside = await over_tls(streams, sni=GARDEN)
+        assert inside.getpeercert(True) == secure.certificate
+        streams[1].close()
+        assert secure.connections == 1
+        for sni in (OUTSIDE, None):
             streams = await connected(it, mode, secure.port, GARDEN)
-            inside = await over_tls(streams, sni=sni)
-            assert inside.getpeercert(True) == secure.certificate
-            streams[1].close()
-        assert secure.connections == 2
-        if unknown != "intercept":
-            with pytest.raises((ssl.SSLError, ConnectionResetError)):
-                await over_tls(await connected(it, mode, secure.port, GARDEN), sni=OUTSIDE)
+            if unknown == "intercept":
+                assert "mitmproxy" in issuer(await over_tls(streams, sni=sni))
+                streams[1].close()
+            else:
+                with pytest.raises((ssl.SSLError, ConnectionResetError)):
+                    await over_tls(streams, sni=sni)
         for odd in ("with odd bytes in its SNI", "with two names"):
             streams = await connected(it, mode, secure.port, GARDEN)
             await raw(streams, WHOLE[odd], timeout=0.5)
-        assert secure.connections == 2
+        assert secure.connections == 1
+
+
+@each_mode
+async def test_without_an_sni_only_an_address_of_the_garden_goes_on(
+    portal: StartPortal, secure: TlsOrigin, dialled: Dialled, mode: str
+) -> None:
+    dialled("127.0.0.1", secure.port)
+    for place, goes_on in ((GARDEN, False), ("127.0.0.1", True)):
+        async with portal(ALERT + garden(f"{place}:{secure.port}"), mode=mode) as it:
+            with_names(it, GARDEN)
+            streams = await connected(it, mode, secure.port, place)
+            if goes_on:
+                inside = await over_tls(streams, sni=None)
+                assert inside.getpeercert(True) == secure.certificate
+            else:
+                with pytest.raises(ssl.SSLError, match="ACCESS_DENIED"):
+                    await over_tls(streams, sni=None)
+            streams[1].close()
+    assert secure.connections == 1
 
 
 async def test_in_a_tunnel_to_the_garden_raw_bytes_go_nowhere(

@@ -199,14 +199,12 @@ class Gatekeeper(Life):
         )
         if data[:1] == b"\x16" and len(data) < 3 and not known:
             raise exceptions.AddonHalt  # not even the default addon: ask again when there is more
-        if starts_like_tls_record(data) and not to_proxy:
-            asked.layer = HelloLayer(asked.context, self)
+        if starts_like_tls_record(data):
+            asked.layer = HelloLayer(asked.context, self, to_proxy=to_proxy)
         elif known:
             return
         elif not data:
             raise exceptions.AddonHalt
-        elif starts_like_tls_record(data):
-            asked.layer = HelloLayer(asked.context, self, to_proxy=True)
         elif conn.alpn == b"h2":
             mode = HTTPMode.transparent if asked.context.server.address else HTTPMode.regular
             asked.layer = BoundLayer(asked.context, mode)

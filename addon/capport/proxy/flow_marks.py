@@ -77,7 +77,12 @@ class Telling:
         self.event("refused", self.client(conn), status=status, because=f"not read: {why}")
 
     def refused_tls(
-        self, shown: tcp.TCPFlow, sni: str | None, dialled: Place | None, verdict: TlsVerdict
+        self,
+        shown: tcp.TCPFlow,
+        sni: str | None,
+        dialled: Place | None,
+        verdict: TlsVerdict,
+        caveat: str | None,
     ) -> None:
         """A handshake that was refused before any certificate: shown, and told."""
         action = "refuse" if isinstance(verdict, Refuse) else "drop"
@@ -91,6 +96,7 @@ class Telling:
             destination=str(dialled) if dialled else None,
             action=action,
             outcome=outcome,
+            caveat=caveat,
             because=verdict.because,
         )
 

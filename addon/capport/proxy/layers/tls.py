@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from mitmproxy import connection, flow, tcp, tls
-from mitmproxy.net.tls import starts_like_tls_record
 from mitmproxy.proxy import commands, context, events, layer
 from mitmproxy.proxy.layers import ClientTLSLayer, ServerTLSLayer, TCPLayer
 from mitmproxy.proxy.layers import tcp as tcp_layers
-from mitmproxy.tls import ClientHello
 
 from capport.core.client import Client
 from capport.core.place import Place, parse_host
 from capport.core.verdict import Drop, Inspect, Intercept, Refuse, TlsVerdict, Tunnel
+from capport.front.hello import Hello, HelloReader
 from capport.proxy.layers.http1 import LEFTOVER, LINGER, ends_on_faults
 from capport.proxy.request_head import place_of
 
@@ -27,13 +26,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-HELLO: Final = 64 * 1024  # bytes of a ClientHello; with post-quantum keys and ECH one has 2 KB
-RECORD: Final = 2**14  # bytes in a record before there are keys: RFC 8446 section 5.1
 ACCESS_DENIED: Final = 49  # RFC 8446 section 6.2
-SERVER_NAME: Final = 0  # RFC 6066 section 3
 CAVEAT: Final = (
     "RFC 6585 section 7.4: the certificate was not the origin's, so whoever checks certificates"
     " saw an error"
+)
+OUTER: Final = (
+    "RFC 9849: the hello has encrypted_client_hello, so its SNI may be the outer name, and the name"
+    " that is meant is hidden"
 )
 # What OpenSSL makes of an alert: "tlsv1 alert unknown ca", "tls alert certificate unknown".
 _ALERT = re.compile(r"(?:ssl|tls)v?[0-9.]* alert ([a-z ]+)")
@@ -52,6 +52,7 @@ class Handshake:
     sni: str | None
     destination: str | None
     because: str
+    caveat: str = CAVEAT
     established: bool = False
 
 
@@ -99,7 +100,7 @@ class Handshakes:
             outcome=outcome,
             alert=alert,
             hung_up=hung_up,
-            caveat=CAVEAT,
+            caveat=handshake.caveat,
             because=handshake.because,
         )
 
@@ -120,62 +121,6 @@ class ServerFirst:
             data.establish_server_tls_first = True
 
 
-class HelloReader:
-    """Puts a ClientHello together from its records (RFC 8446 section 5.1), each byte read once.
-
-    mitmproxy's own reader begins anew with each piece: a client that sent 64 KiB in records of one
-    byte, a byte at a time, took 12 ms of the event loop for each of its bytes.
-    """
-
-    def __init__(self) -> None:
-        self.raw = bytearray()
-        self._message = bytearray()
-        self._record = 0  # where in `raw` the next record begins
-
-    def feed(self, data: bytes) -> ClientHello | None:
-        """The ClientHello once it is whole, None until then. Raises ValueError for what is none."""
-        self.raw += data
-        while self._take_record():
-            pass
-        start = bytes(self._message[:4])
-        start += bytes(self.raw[self._record + 5 : self._record + 9])[: 4 - len(start)]
-        if start[:1] not in (b"", b"\x01"):
-            raise ValueError(f"its first message is of type {start[0]}, not 1")
-        size = 4 + int.from_bytes(start[1:4])
-        if len(start) == 4 and size > HELLO:
-            raise ValueError(f"it says that it has {size} bytes, and {HELLO} may be")
-        if len(start) < 4 or len(self._message) < size:
-            if len(self.raw) > HELLO:
-                raise ValueError(f"it has more than {HELLO} bytes")
-            return None
-        return _parsed(bytes(self._message[4:size]))
-
-    def _take_record(self) -> bool:
-        header = bytes(self.raw[self._record : self._record + 5])
-        if len(header) < 5:
-            return False
-        size = int.from_bytes(header[3:])
-        if not starts_like_tls_record(header) or not 0 < size <= RECORD:
-            raise ValueError(f"{header.hex()} begins no handshake record")
-        end = self._record + 5 + size
-        if len(self.raw) < end:
-            return False
-        self._message += self.raw[self._record + 5 : end]
-        self._record = end
-        return True
-
-
-def _parsed(body: bytes) -> ClientHello:
-    try:
-        hello = ClientHello(body)
-        kinds = [kind for kind, _ in hello.extensions]
-    except EOFError:
-        raise ValueError("it ends before its fields do") from None
-    if len(kinds) != len(set(kinds)):
-        raise ValueError("it has an extension twice")  # RFC 8446 section 4.2
-    return hello
-
-
 class HelloLayer(layer.Layer):
     """Reads a ClientHello, in however many pieces it comes, and carries out the verdict.
 
@@ -194,6 +139,7 @@ class HelloLayer(layer.Layer):
         self.dialled = place_of(ctx.server.address)
         self.reader = HelloReader()
         self.child: layer.Layer | None = None
+        self.left: connection.Server | None = None  # what it leads to no more
         self.leftover: int | None = None
         self.linger: commands.RequestWakeup | None = None
 
@@ -201,6 +147,8 @@ class HelloLayer(layer.Layer):
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(event, events.Wakeup) and event.command is self.linger:
             yield commands.CloseConnection(self.context.client)
+        elif isinstance(event, events.ConnectionEvent) and event.connection is self.left:
+            pass
         elif self.child:
             yield from self.child.handle_event(event)
         elif isinstance(event, events.ConnectionClosed):
@@ -222,50 +170,47 @@ class HelloLayer(layer.Layer):
         if hello is None:
             return
         if self.to_proxy:
+            # By the layers below its TLS mitmproxy knows that this is TLS to itself, and offers
+            # http/1.1 alone in ALPN.
+            self.context.layers.remove(self)
             yield from self._go_on(ClientTLSLayer(self.context))
             return
-        sni, claim = self._claim(hello)
-        verdict = self.keeper.tls_verdict(self.context.client, claim, self._asked_for(sni, claim))
-        yield from self._carry_out(sni, verdict)
+        claim = self._claim(hello)
+        verdict = self.keeper.tls_verdict(self.context.client, claim, self._asked_for(claim))
+        yield from self._carry_out(hello, verdict)
 
     def _no_hello(self, why: str) -> layer.CommandGenerator[None]:
         """Not TLS after all: nothing, but for who may send whatever it likes."""
         verdict = self.keeper.tls_verdict(self.context.client, None, self.dialled)
         if isinstance(verdict, Tunnel) and verdict.to is None and not self.to_proxy:
-            yield from self._carry_out(None, verdict)
+            yield from self._carry_out(Hello(), verdict)
         else:
-            yield from self._refuse(None, Refuse(why))
+            yield from self._refuse(Hello(), Refuse(why))
 
-    def _claim(self, hello: ClientHello) -> tuple[str | None, Place | None]:
-        """The SNI as text that is safe to show, and the place it names if it names one."""
-        sent = next((body for kind, body in hello.extensions if kind == SERVER_NAME), None)
-        if sent is None:
-            return None, None
-        if hello.sni is None or not self.dialled:
-            return hello.sni or sent[5:].decode("ascii", "backslashreplace"), None
+    def _claim(self, hello: Hello) -> Place | None:
+        """The place that its SNI names, if it names one."""
+        if hello.server_name is None or not self.dialled:
+            return None
         try:
-            return hello.sni, Place(parse_host(hello.sni), self.dialled.port)
+            return Place(parse_host(hello.server_name), self.dialled.port)
         except ValueError:  # an SNI that is no name claims nothing
-            return hello.sni, None
+            return None
 
-    def _asked_for(self, sni: str | None, claim: Place | None) -> Place | None:
+    def _asked_for(self, claim: Place | None) -> Place | None:
         """The place to decide on. In a tunnel to a name, the SNI must be one that may be reached.
 
-        Else a garden's name in the CONNECT would open whatever else its servers serve.
+        Else a garden's name in the CONNECT would open whatever else its servers serve, with another
+        SNI or with none.
         """
-        tunnel = self.dialled and isinstance(self.dialled.host, str)
-        return claim if tunnel and sni is not None else self.dialled
+        return claim if self.dialled and isinstance(self.dialled.host, str) else self.dialled
 
-    def _carry_out(self, sni: str | None, verdict: TlsVerdict) -> layer.CommandGenerator[None]:
+    def _carry_out(self, hello: Hello, verdict: TlsVerdict) -> layer.CommandGenerator[None]:
         client = self.context.client
         match verdict:
             case Tunnel(to=place):
-                if place is not None:
-                    self.keeper.let_through(client, place)
-                    if place != self.dialled:
-                        self.context.server.address = (str(place.host), place.port)
-                else:
-                    self.keeper.let_through(client, None)
+                self.keeper.let_through(client, place)
+                if place is not None and place != self.dialled:
+                    yield from self._lead_to(place)
                 yield from self._go_on(TCPLayer(self.context, ignore=True))
             case Inspect():
                 self.keeper.let_through(client, None)
@@ -274,11 +219,29 @@ class HelloLayer(layer.Layer):
                 destination = str(self.dialled) if self.dialled else None
                 self.keeper.handshakes.intercepted(
                     client,
-                    Handshake(self.keeper.client(client), sni, destination, verdict.because),
+                    Handshake(
+                        self.keeper.client(client),
+                        hello.sni,
+                        destination,
+                        verdict.because,
+                        f"{CAVEAT}; {OUTER}" if hello.has_ech else CAVEAT,
+                    ),
                 )
                 yield from self._go_on(self._mitmproxy_tls())
             case Refuse() | Drop():
-                yield from self._refuse(sni, verdict)
+                yield from self._refuse(hello, verdict)
+
+    def _lead_to(self, place: Place) -> layer.CommandGenerator[None]:
+        """Leads to `place`, not to where the client dialled, be it open there already.
+
+        That is so for known clients, and a connection that is open cannot have another address.
+        """
+        self.left, self.context.server = (
+            self.context.server,
+            connection.Server(address=(str(place.host), place.port)),
+        )
+        if self.left.connected:
+            yield commands.CloseConnection(self.left)
 
     def _mitmproxy_tls(self) -> layer.Layer:
         server_tls = ServerTLSLayer(self.context)
@@ -291,11 +254,12 @@ class HelloLayer(layer.Layer):
         data, self.reader.raw = bytes(self.reader.raw), bytearray()
         yield from child.handle_event(events.DataReceived(self.context.client, data))
 
-    def _refuse(self, sni: str | None, verdict: Refuse | Drop) -> layer.CommandGenerator[None]:
+    def _refuse(self, hello: Hello, verdict: Refuse | Drop) -> layer.CommandGenerator[None]:
         client = self.context.client
         drops = isinstance(verdict, Drop)
         shown = tcp.TCPFlow(client, self.context.server, live=True)
-        self.keeper.refused_tls(shown, sni, self.dialled, verdict)
+        caveat = OUTER if hello.has_ech else None
+        self.keeper.refused_tls(shown, hello.sni, self.dialled, verdict, caveat)
         yield tcp_layers.TcpStartHook(shown)
         shown.error = flow.Error(f"TLS refused: {verdict.because}")
         yield tcp_layers.TcpErrorHook(shown)
