@@ -1,9 +1,17 @@
-"""No test of enforcement passes over a crash that mitmproxy only logs."""
+"""What the tests of enforcement share; none passes over a crash that mitmproxy only logs."""
 
+import asyncio
 import logging
-from collections.abc import Iterator
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from mitmproxy import certs
+
+from conftest import Origin
+from proxy.wire import GARDEN
 
 CRASHES = ("has crashed", "No verdict in RefusalLayer")
 
@@ -22,3 +30,28 @@ def nothing_crashed(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     for record in crashes:
         text = logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
         pytest.fail(f"{record.getMessage()}\n{text}")
+
+
+@pytest.fixture
+async def secure_origin(tmp_path: Path) -> AsyncIterator[Origin]:
+    """An origin that speaks HTTP/1.1 inside TLS."""
+    store = certs.CertStore.from_store(tmp_path / "origin", "origin", 2048)
+    made = store.get_cert(GARDEN, [])
+    file = tmp_path / "origin.pem"
+    file.write_bytes(
+        made.privatekey.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.TraditionalOpenSSL,
+            serialization.NoEncryption(),
+        )
+        + made.cert.to_pem()
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    origin = Origin()
+    server = await asyncio.start_server(origin._serve, "127.0.0.1", 0, ssl=context)
+    origin.port = server.sockets[0].getsockname()[1]
+    yield origin
+    server.close()
+    for writer in tuple(origin.open):
+        writer.transport.abort()

@@ -91,6 +91,13 @@ class Process:
         self.said.set()
 
 
+def memory(it: Process, line: str = "VmRSS") -> int:
+    """Bytes, as the kernel counts them."""
+    status = Path(f"/proc/{it.process.pid}/status").read_text()
+    found = next(text for text in status.splitlines() if text.startswith(line))
+    return int(found.split()[1]) * 1024
+
+
 def policy(folder: Path, text: str = "", name: str = "policy.yaml") -> Path:
     """A policy file in `folder`."""
     file = folder / name

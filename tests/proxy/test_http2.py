@@ -5,6 +5,7 @@ import gc
 import json
 import ssl
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,8 +19,6 @@ import h2.errors
 import h2.events
 import h2.exceptions
 import pytest
-from cryptography.hazmat.primitives import serialization
-from mitmproxy import certs
 
 from capport.proxy import connections
 from conftest import SOON, Origin, Portal, StartPortal, until_closed
@@ -62,7 +61,7 @@ class Http2:
         self.streams: dict[int, Stream] = {}
         self.gone = False
         self.goodbye: h2.events.ConnectionTerminated | None = None
-        self.untaken = 0  # bytes of answers, where `takes` is not set
+        self._untaken: Counter[int] = Counter()  # bytes of answers, where `takes` is not set
         self.takes = True
         self.flush()
         self._listening = asyncio.create_task(self._listen())
@@ -111,7 +110,7 @@ class Http2:
             stream.status, stream.fields = int(fields[":status"]), fields
         elif isinstance(event, h2.events.DataReceived):
             stream.body += event.data or b""
-            self.untaken += event.flow_controlled_length or 0
+            self._untaken[event.stream_id or 0] += event.flow_controlled_length or 0
             if self.takes:
                 self.take()
         elif isinstance(event, h2.events.StreamEnded):
@@ -124,10 +123,16 @@ class Http2:
     def take(self) -> None:
         """Opens the window again for what has come (RFC 9113 section 6.9)."""
         closed = self.h2.state_machine.state is h2.connection.ConnectionState.CLOSED
-        if self.untaken and not closed:
-            self.h2.increment_flow_control_window(self.untaken)
-            self.untaken = 0
+        if self._untaken and not closed:
+            for number, size in self._untaken.items():
+                self.h2.acknowledge_received_data(size, number)
+            self._untaken.clear()
             self.flush()
+
+    @property
+    def untaken(self) -> int:
+        """Bytes of answers for which the window has not been opened again."""
+        return self._untaken.total()
 
     async def close(self) -> None:
         self.writer.close()
@@ -157,31 +162,6 @@ async def tls_streams(
     chosen = writer.get_extra_info("ssl_object").selected_alpn_protocol()
     assert chosen == (alpn[0] if alpn else None)
     return reader, writer
-
-
-@pytest.fixture
-async def secure_origin(tmp_path: Path) -> AsyncIterator[Origin]:
-    """An origin that speaks HTTP/1.1 inside TLS."""
-    store = certs.CertStore.from_store(tmp_path / "origin", "origin", 2048)
-    made = store.get_cert(GARDEN, [])
-    file = tmp_path / "origin.pem"
-    file.write_bytes(
-        made.privatekey.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.TraditionalOpenSSL,
-            serialization.NoEncryption(),
-        )
-        + made.cert.to_pem()
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(file)
-    origin = Origin()
-    server = await asyncio.start_server(origin._serve, "127.0.0.1", 0, ssl=context)
-    origin.port = server.sockets[0].getsockname()[1]
-    yield origin
-    server.close()
-    for writer in tuple(origin.open):
-        writer.transport.abort()
 
 
 async def test_every_stream_is_answered_511(

@@ -11,11 +11,11 @@ import pytest
 from capport.proxy import connections
 from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
 from proxy.hellos import over_tls
-from proxy.test_http2 import INTERCEPT, secure_origin, tls
+from proxy.test_http2 import INTERCEPT, tls
 from proxy.test_tls import TlsOrigin, connected, secure
 from proxy.wire import GARDEN, OUTSIDE, Dialled, Streams, garden, until, with_names
 
-__all__ = ["secure", "secure_origin"]  # fixtures
+__all__ = ["secure"]  # a fixture
 
 type Opened = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 

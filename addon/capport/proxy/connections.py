@@ -6,6 +6,10 @@ whoever was let through is asked about again when its session ends. What an unkn
 to the garden ends after an hour at the most, however busy: that is long for a sign-in, a download
 or a long poll, and a body that drips for ever holds two sockets for no longer.
 
+All that an unknown client has on its connections is to stay within 64 MiB. So asyncio reads little
+of it at once, and keeps little that it does not read: a megabyte of each that waited for a garden
+that is down were 500 MB. What waits for a client to read it keeps its origin waiting.
+
 A timer can be late: the process was stopped, the machine slept, the loop was busy. So the end of a
 session is looked at once more when something comes, and nothing that comes after it goes on.
 """
@@ -17,10 +21,10 @@ import resource
 import socket
 import struct
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 from mitmproxy import connection
 from mitmproxy.proxy import context, events, layer, server
@@ -30,6 +34,7 @@ from capport.core.place import Place
 from capport.core.session import Instant
 from capport.core.verdict import Pass
 from capport.gate import Gate
+from capport.proxy.internals import http2_bounds
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +43,12 @@ GARDEN = 3600.0  # seconds for which an unknown client's connection may lead to 
 MOST_TO_LOGIN = 32  # connections to the login server for one client; it has 1000 for all of them
 HEARD = 0.2  # seconds between two words to the gate that something of a client's was relayed
 MOST_A_CLIENT = 512  # connections of one unknown client; one more ends its oldest
-MOST_KEPT = 1024 * 1024  # bytes of a client's that wait for a connection to be opened
+TLS = 4  # what mitmproxy's own TLS adds to the weight of a connection: some 100 KiB
+MOST_KEPT_OF_ONE = 16 * 1024 * 1024  # bytes of one client's that wait for connections to be opened
+MOST_KEPT = 1024 * 1024  # of those, bytes of a known client's on one of its connections
+MOST_UNREAD = 8 * 1024 * 1024  # bytes of answers in HTTP/2 that a known client does not take in
+LITTLE = 8 * 1024  # each of these for an unknown client; and what is read or written at once
+READER_LIMIT = 64 * 1024  # asyncio's own
 DESCRIPTORS_KEPT = 256  # for everything that is not an unknown client
 
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER with time 0: close(2) sends RST
@@ -59,11 +69,14 @@ class Open:
     `until` is when the session ends that it was let through by, `heard` when the gate was told
     last that the client was heard of. `leaves` is the loop's time for the garden to end; `logins`
     are mitmproxy's ids for its connections to the login server, and whose they count as; `dialled`
-    are those that are being opened, for which `kept` bytes of the client's wait.
+    are those that are being opened, for which `kept` bytes of the client's wait. `came` bytes
+    have come of it just now, before which `unread` bytes of answers waited for it. It counts as
+    `weight` connections.
     """
 
     conn: connection.Client
     client: Client
+    counted_as: ClientId  # not by address: IPv6 gives one device many
     let_through: bool = False
     places: frozenset[Place | None] = frozenset({None})
     until: Instant | None = None
@@ -71,11 +84,19 @@ class Open:
     over: bool = False
     leaves: float | None = None
     logins: dict[str, ClientId] = field(default_factory=dict)
-    counted_as: ClientId | None = None
     dialled: set[str] = field(default_factory=set)
     kept: int = 0
     goes_somewhere: asyncio.Event = field(default_factory=asyncio.Event)
+    came: int = 0
+    unread: int = 0
+    reads: asyncio.Event = field(default_factory=asyncio.Event)
+    weight: int = 1
     timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it may go wherever it wants."""
+        return self.let_through and None in self.places
 
 
 class Watched:
@@ -118,6 +139,7 @@ class Connections:
         self._unknown_of: dict[ClientId, OrderedDict[Key, Open]] = {}
         self._by_id: dict[ClientId, set[Key]] = {}
         self._logins: Counter[ClientId] = Counter()
+        self._kept: Counter[ClientId] = Counter()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -127,21 +149,26 @@ class Connections:
         key = key_of(conn)
         if before := self._open.get(key):
             self.closed(before.conn)  # the client's port is in use again before its end was told
-        entry = self._open[key] = Open(conn, client)
+        entry = self._open[key] = Open(conn, client, client.id)
         self._file(entry)
         self._watch(entry)
         if self.gate.known(client):
             self._let_through(entry)
             return
         self._unknown[key] = entry
-        entry.counted_as = client.id  # not by address: IPv6 gives one device many
         own = self._unknown_of.setdefault(client.id, OrderedDict())
         own[key] = entry
-        if len(own) > MOST_A_CLIENT:
-            self.abort(next(iter(own.values())))
-        elif len(self._unknown) > self.most:
+        self._make_room(own)
+        if len(self._unknown) > self.most:
             self.abort(next(iter(self._unknown.values())))
         self._wait(entry, PATIENCE)
+        self._set_buffers(entry)
+
+    def takes_tls(self, conn: connection.Client) -> None:
+        """A connection begins to speak mitmproxy's own TLS, and counts as several from now on."""
+        if entry := self._open.get(key_of(conn)):
+            entry.weight += TLS
+            self._make_room(self._unknown_of.get(entry.counted_as, {}))
 
     def closed(self, conn: connection.Client) -> None:
         """A client's connection has ended: nothing of it is kept."""
@@ -150,6 +177,7 @@ class Connections:
             return
         del self._open[key_of(conn)]
         self._cancel(entry)
+        self._keep(entry, -entry.kept)
         self._forget_unknown(entry)
         self._unfile(entry)
         for server_id in tuple(entry.logins):
@@ -200,9 +228,10 @@ class Connections:
     def dialled(self, conn: connection.Client, server_id: str) -> None:
         """It is open, or will not be."""
         if entry := self._open.get(key_of(conn)):
+            self._set_buffers(entry)
             entry.dialled.discard(server_id)
             if not entry.dialled:
-                entry.kept = 0
+                self._keep(entry, -entry.kept)
                 entry.goes_somewhere.set()
 
     def hung_up(self, conn: connection.Client, server_id: str) -> None:
@@ -230,6 +259,7 @@ class Connections:
         """Ends a connection and what it had open to origins, whatever is still to be sent."""
         entry.over = True  # and what has been read of it already goes nowhere either
         entry.goes_somewhere.set()  # or its end would be seen late
+        entry.reads.set()
         self._cancel(entry)
         self._forget_unknown(entry)
         self.abort_connection(entry.conn, reset=reset)
@@ -254,6 +284,10 @@ class Connections:
         io = handler.transports.get(conn) if handler else None
         if io and io.writer and not io.writer.is_closing():
             io.writer.close()
+
+    def _make_room(self, own: Mapping[Key, Open]) -> None:
+        while sum(entry.weight for entry in own.values()) > MOST_A_CLIENT:
+            self.abort(next(iter(own.values())))
 
     def _recheck(self, entry: Open) -> None:
         """Decides on a connection once more. Whom the gate raises on is unknown."""
@@ -296,6 +330,7 @@ class Connections:
 
     def _let_through(self, entry: Open) -> None:
         entry.let_through = True
+        self._set_buffers(entry)
         self._cancel(entry)
         loop = asyncio.get_running_loop()
         if None not in entry.places:  # who was let through to a place is unknown still, and counts
@@ -334,21 +369,56 @@ class Connections:
         It keeps all that a client sends while a connection is being opened: 400 MB in 3 s, and to a
         host that is down this takes two minutes. Every now and then some more is read all the same:
         mitmproxy opens five at a time, and the others may end by what is read.
+
+        And an origin waits whose last answer the client does not take in (RFC 9113 section 5.2):
+        mitmproxy keeps all of that, too, and has no end of it where an origin is the faster.
         """
         handler = self.handler_of(entry.conn.id)
         if handler is None:
             return
+        brought = http2_bounds.unread(entry.conn) > entry.unread
         await type(handler).drain_writers(handler)
         io = handler.transports.get(entry.conn)
-        if entry.dialled and entry.kept > MOST_KEPT and io and io.handler is asyncio.current_task():
+        if io is None or io.handler is not asyncio.current_task():
+            most = MOST_UNREAD if entry.is_known else LITTLE
+            while brought and not entry.over and http2_bounds.unread(entry.conn) > most:
+                entry.reads.clear()
+                await entry.reads.wait()
+            return
+        entry.reads.set()
+        bodies = http2_bounds.bodies(entry.conn)
+        if entry.dialled:  # in HTTP/2, only bodies wait: whatever else comes is for what is open
+            self._keep(entry, entry.came if bodies is None else bodies)
+        if entry.dialled and entry.kept > (MOST_KEPT if entry.is_known else LITTLE):
+            may_keep = self._kept[entry.counted_as] < MOST_KEPT_OF_ONE
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(PATIENCE if may_keep else None):
                     await entry.goes_somewhere.wait()
+
+    def _keep(self, entry: Open, size: int) -> None:
+        entry.kept += size
+        self._kept[entry.counted_as] += size
+        if not self._kept[entry.counted_as]:
+            del self._kept[entry.counted_as]
+
+    def _set_buffers(self, entry: Open) -> None:
+        """How much asyncio reads and keeps of a connection, and of those to origins.
+
+        By itself it reads 256 KiB at once, goes on until it has kept 128, and takes 64 to be sent.
+        """
+        handler = self.handler_of(entry.conn.id)
+        for io in tuple(handler.transports.values()) if handler else ():
+            if isinstance(io.writer, asyncio.StreamWriter):
+                transport: Any = io.writer.transport
+                transport.max_size = type(transport).max_size if entry.is_known else LITTLE
+                transport.set_write_buffer_limits(None if entry.is_known else LITTLE)
+                cast(Any, io.reader)._limit = READER_LIMIT if entry.is_known else LITTLE
 
     def _goes_on(self, entry: Open, event: events.DataReceived) -> bool:
         """Whether what has come on a connection just now is in time."""
-        if entry.dialled and event.connection is entry.conn:
-            entry.kept += len(event.data)
+        if event.connection is entry.conn:
+            entry.came = len(event.data)
+        entry.unread = http2_bounds.unread(entry.conn)
         if entry.until is None or entry.over:
             return not entry.over
         try:
@@ -395,11 +465,10 @@ class Connections:
 
     def _forget_unknown(self, entry: Open) -> None:
         self._unknown.pop(key_of(entry.conn), None)
-        counted_as = entry.counted_as
-        if counted_as and (own := self._unknown_of.get(counted_as)):
+        if own := self._unknown_of.get(entry.counted_as):
             own.pop(key_of(entry.conn), None)
             if not own:
-                del self._unknown_of[counted_as]
+                del self._unknown_of[entry.counted_as]
 
 
 def _raised_limit() -> int:

@@ -173,6 +173,7 @@ class HelloLayer(layer.Layer):
             # By the layers below its TLS mitmproxy knows that this is TLS to itself, and offers
             # http/1.1 alone in ALPN.
             self.context.layers.remove(self)
+            self.keeper.connections.takes_tls(self.context.client)
             yield from self._go_on(ClientTLSLayer(self.context))
             return
         claim = self._claim(hello)
@@ -216,6 +217,7 @@ class HelloLayer(layer.Layer):
                 self.keeper.let_through(client, None)
                 yield from self._go_on(self._mitmproxy_tls())
             case Intercept():
+                self.keeper.connections.takes_tls(client)
                 destination = str(self.dialled) if self.dialled else None
                 self.keeper.handshakes.intercepted(
                     client,

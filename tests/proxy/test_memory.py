@@ -1,0 +1,180 @@
+"""What all the connections of one unknown client keep of memory, in a real mitmdump."""
+
+import asyncio
+import contextlib
+import resource
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import Origin, Portal, StartPortal
+from proxy.hellos import extension, message, over_tls, records, trusting_all
+from proxy.mitmdump import SCRIPT, Process, memory, policy, started
+from proxy.test_http2 import Http2
+from proxy.wire import Streams, garden, until
+
+MB = 1024 * 1024
+MOST = 64 * MB  # THREATS.md, P8
+CONNECTIONS = 500
+SIZE = 4 * MB
+ANSWER = f"HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n".encode() + bytes(SIZE)
+
+PATIENT = """
+import sys
+sys.path.insert(0, {addon!r})
+from capport.proxy import connections
+connections.PATIENCE = 600
+from captive_portal import addons
+"""
+
+HEAD = b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 60_000
+HELLO = records(message(extension(21, bytes(60_000))))[:-1]
+
+
+@contextlib.asynccontextmanager
+async def mitmdump(folder: Path, text: str, *more: str) -> AsyncIterator[Process]:
+    """One that waits for a client longer than a test takes."""
+    script = folder / "patient.py"
+    script.write_text(PATIENT.format(addon=str(SCRIPT.parent)))
+    arguments = ["--set", f"portal_policy={policy(folder, text)}", "--set", "flow_detail=0"]
+    async with started(folder, *arguments, *more, script=script) as it:
+        yield it
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """A port where nothing answers, as at a host that is down: its backlog is full."""
+    with contextlib.ExitStack() as opened:
+        listening = opened.enter_context(socket.socket())
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        port: int = listening.getsockname()[1]
+        for _ in range(4):
+            full = opened.enter_context(socket.socket())
+            full.setblocking(False)
+            full.connect_ex(("127.0.0.1", port))
+        yield port
+
+
+async def connected(port: int, data: bytes) -> Streams:
+    """A client that has sent `data`, as far as the portal has taken it, and reads nothing."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
+    writer.transport.set_write_buffer_limits(0)
+    writer.write(data)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            await writer.drain()
+    return reader, writer
+
+
+async def settled(it: Process) -> int:
+    """What it has of memory once that no longer grows."""
+    before, now = 0, memory(it)
+    while now > before:
+        await asyncio.sleep(0.5)
+        before, now = max(before, now), memory(it)
+    return now
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "sent",
+    [
+        *("a head without an end", "a hello without an end"),
+        *("an upload to a garden that is down", "a download that is not read"),
+    ],
+)
+async def test_five_hundred_connections_of_one_client_keep_less_than_64_mb(
+    tmp_path: Path, many_descriptors: None, silent: int, origin: Origin, sent: str
+) -> None:
+    origin.answer = ANSWER
+    down, big = f"127.0.0.1:{silent}", f"127.0.0.1:{origin.port}"
+    download = f"GET http://{big}/ HTTP/1.1\r\nHost: {big}\r\n\r\n"
+    data = {
+        "a head without an end": HEAD,
+        "a hello without an end": HELLO,
+        "an upload to a garden that is down": (
+            f"PUT http://{down}/ HTTP/1.1\r\nHost: {down}\r\nContent-Length: 9000000\r\n\r\n"
+        ).encode()
+        + bytes(3 * MB),
+        "a download that is not read": download.encode(),
+    }[sent]
+    async with mitmdump(tmp_path, garden(down, big)) as it:
+        clients = [await connected(it.port, data)]
+        before = await settled(it)
+        for _ in range(CONNECTIONS // 50):
+            clients += await asyncio.gather(*(connected(it.port, data) for _ in range(50)))
+        assert await settled(it) - before < MOST
+        assert sum(reader.at_eof() for reader, _ in clients) == 0  # all of them are open
+        if sent == "a download that is not read":
+            assert await clients[0][0].read(12) == b"HTTP/1.1 200"
+        for _, writer in clients:
+            writer.transport.abort()
+
+
+INTERCEPT = "tls: {unknown: intercept, connect: alert}\n"
+
+
+async def http2(it: Process | Portal, port: int = 443) -> Http2:
+    """HTTP/2 inside a tunnel that is intercepted."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+    writer.write(f"CONNECT 192.0.2.80:{port} HTTP/1.1\r\nHost: 192.0.2.80\r\n\r\n".encode())
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+    await over_tls((reader, writer), trusting_all(["h2"]))
+    return Http2(reader, writer)
+
+
+async def test_answers_that_a_client_does_not_take_in_keep_their_origins_waiting(
+    tmp_path: Path, secure_origin: Origin
+) -> None:
+    secure_origin.answer = ANSWER
+    place = f"127.0.0.1:{secure_origin.port}"
+    text = f"{garden(place)}{INTERCEPT}"
+    async with mitmdump(tmp_path, text, "--set", "ssl_insecure=true") as it:
+        client = await http2(it, secure_origin.port)
+        stream = await client.answer(client.ask(authority=place))
+        assert (stream.status, len(stream.body)) == (200, SIZE)
+        before = await settled(it)
+        client.takes = False
+        streams = [client.ask(authority=place) for _ in range(10)]
+        await until(lambda: client.untaken > 30_000)
+        assert await settled(it) - before < 4 * MB
+        client.takes = True
+        client.take()
+        for stream in streams:  # and nothing of them is lost
+            await client.answer(stream)
+            assert (stream.status, len(stream.body)) == (200, SIZE)
+        await client.close()
+
+
+async def test_a_connection_with_tls_counts_as_five(
+    portal: StartPortal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("capport.proxy.connections.MOST_A_CLIENT", 20)
+    async with portal(INTERCEPT) as it:
+        clients = [await http2(it) for _ in range(6)]
+        await until(lambda: sum(client.gone for client in clients) == 2)
+        assert [client.gone for client in clients] == [True] * 2 + [False] * 4
+        assert (await clients[-1].answer(clients[-1].ask())).status == 511
+        for client in clients:
+            await client.close()
+
+
+async def test_a_frame_of_16_mb_ends_the_connection_before_it_is_kept(portal: StartPortal) -> None:
+    async with portal(INTERCEPT) as it:
+        client = await http2(it)
+        client.writer.write(b"\xff\xff\xff\x00\x00\x00\x00\x00\x01")
+        await until(lambda: client.gone)
+        assert client.goodbye is not None
+        assert b"16777215 bytes" in (client.goodbye.additional_data or b"")
+        await client.close()
