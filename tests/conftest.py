@@ -51,6 +51,7 @@ class Origin:
     received: bytes = b""
     answer: bytes = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
     greeting: bytes = b""
+    closes: bool = False  # once it has answered
     port: int = 0
     heads: list[bytes] = field(default_factory=list)
     open: set[asyncio.StreamWriter] = field(default_factory=set)
@@ -70,6 +71,8 @@ class Origin:
                     self.heads.append(head)
                     writer.write(self.answer)
                 await writer.drain()
+                if self.closes and self.heads:
+                    break
         self.open.discard(writer)
         writer.close()
 

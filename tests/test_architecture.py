@@ -48,6 +48,7 @@ HOUSE: tuple[Row, ...] = (
         never=CLOCKS + FILES + SOCKETS + OTHERS,
     ),
     Row(("capport.clock",), ("capport.core.*",), "a clock knows nothing of what it is read for"),
+    Row(("capport.seldom",), (), "what strangers bring about is logged in one way"),
     Row(
         ("capport.linux", "capport.linux.*"),
         ("capport.core.*",),
@@ -101,6 +102,7 @@ HOUSE: tuple[Row, ...] = (
             *("capport.core.*", "capport.clock", "capport.gate", "capport.events"),
             *("capport.linux.safe_files", "capport.linux.file_state"),
             *("capport.policy.certificate", "capport.session_view", "capport.stores"),
+            "capport.seldom",
             *("tornado", "argon2", "cryptography", "jwt", "markdown_it"),
         ),
         "Tornado stops here, and the login server can run alone",

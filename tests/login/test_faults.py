@@ -18,13 +18,13 @@ from capport.core.session import Session
 from capport.gate import Gate
 from capport.linux import NoNeighbours
 from capport.login import passwords, server, vouchers
+from capport.seldom import SeldomFilter
 from capport.stores import StoreError
 from capport.stores.memory import MemoryStore
 from capport.web.asker import Vouched
 from capport.web.date_reckoning import Moment
 from capport.web.gate_grants import GateGrants
 from capport.web.records import Records, RecordsError
-from capport.web.seldom import SeldomFilter
 from capport.web.throttle import FOR_ALL
 from capport.web.worker import Worker
 from conftest import SOON

@@ -24,8 +24,8 @@ from capport.core.client import ClientId
 from capport.core.place import Place
 from capport.core.session import Session
 from capport.login.signed_return import ReturnError, read_return
+from capport.seldom import RETURNS
 from capport.web.records import RecordsError
-from capport.web.seldom import RETURNS
 from capport.web.states import State
 from login.house import House, Page, at, house, policy
 

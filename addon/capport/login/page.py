@@ -15,12 +15,12 @@ from capport.core.place import Host, parse_authority
 from capport.core.policy import LoginServer, Policy
 from capport.login.words import WORDS, Words
 from capport.policy.certificate import holds
+from capport.seldom import QUOTED
 from capport.stores import FullError
 from capport.web.asker import HEADER, AskingError, verify_client
 from capport.web.grants import NoMacError, Standing, standing
 from capport.web.methods import methods_of
 from capport.web.portal import Portal
-from capport.web.seldom import QUOTED
 from capport.web.states import login_url
 
 logger = logging.getLogger(__name__)

@@ -21,10 +21,10 @@ from capport.login import forms
 from capport.login.page import MAX_FORM, NotFound
 from capport.login.signed_return import SignedReturn
 from capport.policy.certificate import Chain
+from capport.seldom import SeldomFilter
 from capport.web.accepting import patient
 from capport.web.asker import Vouched
 from capport.web.portal import Portal
-from capport.web.seldom import SeldomFilter
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from tornado import web
 
 from capport.core import session
 from capport.login.page import Blocked, Handler
-from capport.web.seldom import QUOTED
+from capport.seldom import QUOTED
 from capport.web.states import State, StateError
 
 logger = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from capport.proxy.console import Console
 from capport.proxy.fail_closed import Guard
 from capport.proxy.flow_marks import GARDEN_MARK, KNOWN_MARK, REFUSED_MARK, decided_on, mark
 from capport.proxy.hook_errors import closed
-from capport.proxy.internals import http2_bounds, trailers
+from capport.proxy.internals import http1_reader, http2_bounds
 from capport.proxy.internals.server import connect_early, handler_of, own_ports
 from capport.proxy.layers.http1 import RefusalLayer, SilentLayer
 from capport.proxy.layers.http2 import BoundLayer
@@ -422,7 +422,7 @@ class CaptivePortal:
         self.keeper: Gatekeeper = keeper
         mitmproxy_options.outlive_our_errors()
         mitmproxy_options.log_at_once()
-        trailers.discard()
+        http1_reader.install()
         http2_bounds.bound()
         try:
             mitmproxy_options.check_deferred(ctx.options)

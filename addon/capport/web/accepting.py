@@ -10,7 +10,7 @@ from typing import Any
 
 from tornado.ioloop import IOLoop
 
-from capport.web.seldom import FAULTS, Seldom
+from capport.seldom import FAULTS, Seldom
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ from capport.core.place import Host
 from capport.core.policy import Policy
 from capport.login.repeated_forms import Forms
 from capport.login.theme import Theme
+from capport.seldom import FAULTS, RETURNS, Seldom
 from capport.web.asker import Vouched
 from capport.web.date_reckoning import Moment
 from capport.web.grants import Grants
 from capport.web.records import Records
-from capport.web.seldom import FAULTS, RETURNS, Seldom
 from capport.web.states import States
 from capport.web.throttle import Often, Throttle
 from capport.web.worker import Worker

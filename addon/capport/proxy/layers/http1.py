@@ -23,11 +23,13 @@ from mitmproxy.proxy.layers.http._hooks import (
     HttpResponseHook,
 )
 
+from capport.core.cost import FIELDS, HEAD
 from capport.core.http import default_port
 from capport.core.place import Place
 from capport.core.policy import Connect
 from capport.core.reply import Asked, Reply, reply_to
 from capport.core.verdict import HeaderFieldsTooLarge, Pass, Refusal, Verdict
+from capport.proxy.internals import http1_reader
 from capport.proxy.layers.http2 import ANSWERS, BoundLayer
 from capport.proxy.request_head import (
     CREDENTIALS,
@@ -45,8 +47,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-HEAD: Final = 64 * 1024  # bytes of a request line and its header section
-FIELDS: Final = 500  # header fields in one head
 LINGER: Final = 2.0  # seconds for a client to read its answer while it still sends
 HALF_CLOSED: Final = 10.0  # seconds for an origin to begin to answer who has closed its half
 LEFTOVER: Final = 1024 * 1024  # bytes of a body that are read, and thrown away, meanwhile
@@ -108,7 +108,7 @@ class RefusalLayer(layer.Layer):
         self.keeper = keeper
         self.dialled = place_of(ctx.server.address)
         self.scheme = "https" if ctx.client.tls_established and not self.explicit else "http"
-        self.parser = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD)
+        self.parser = http1_reader.reader()
         self.method = b""  # of the request that is being answered, once it is known
         self.answers = 0
         self.leftover: int | None = None  # bytes read since the last answer
@@ -140,8 +140,8 @@ class RefusalLayer(layer.Layer):
                 self.method = head.method
                 first = self.parser.next_event()
             except h11.RemoteProtocolError as error:
-                status = 431 if error.error_status_hint == 431 else 400
-                yield from self._refuse_unread(status, str(error))
+                hint = error.error_status_hint
+                yield from self._refuse_unread(hint if hint in (414, 431) else 400, str(error))
                 return
             yield from self._request(head, first)
 
@@ -285,6 +285,7 @@ class Onward:
         self.client = parent.context.client
         self.is_gone = parent.keeper.is_gone
         self.child = BoundLayer(parent.context, HTTPMode.regular)
+        self.child.interim = self.asked.version > b"1.0"
         yield from self.child.handle_event(events.Start())
         if self.asked.method == "CONNECT":
             early, _ = parent.parser.trailing_data

@@ -23,6 +23,7 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmproxy.proxy.layers.http._hooks import HttpRequestHook, HttpResponseHeadersHook
 from mitmproxy.proxy.layers.http._http2 import Http2Server
 
+from capport.proxy.internals.http1_reader import is_interim
 from capport.proxy.request_head import redact, restore
 from capport.proxy.responses import bare, to_mitmproxy
 
@@ -37,6 +38,7 @@ class BoundStream(HttpStream):
 
     taken: dict[bytes, list[bytes]]
     answered = False
+    interim = True  # whether the client can read interim responses: HTTP/1.0 has none
 
     def handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         """The same, but what goes to a garden host bears the client's own credentials.
@@ -54,6 +56,8 @@ class BoundStream(HttpStream):
                     restore(sent.request.headers, self.taken)
                     if _speaks_http1(command.connection):
                         _frame(sent)
+                elif is_interim(sent) and not self.interim:
+                    continue
                 elif isinstance(sent, ResponseHeaders):
                     self.answered = sent.response.status_code >= 200
                     if self.answered and self.one_request and self.flow.request.method != "CONNECT":
@@ -144,6 +148,7 @@ class BoundLayer(HttpLayer):
         super().__init__(ctx, mode)
         self.requests = 0
         self.last = 0  # stream that was taken
+        self.interim = True  # as its streams have it
         self.linger: commands.RequestWakeup | None = None
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
@@ -161,7 +166,8 @@ class BoundLayer(HttpLayer):
             return
         self.requests += 1
         self.last = stream_id
-        self.streams[stream_id] = BoundStream(self.context.fork(), stream_id)
+        self.streams[stream_id] = stream = BoundStream(self.context.fork(), stream_id)
+        stream.interim = self.interim
         yield from self.event_to_child(self.streams[stream_id], events.Start())
 
     def _refuse(self, stream_id: int) -> layer.CommandGenerator[None]:

@@ -1,0 +1,257 @@
+"""HTTP/1 as h11 and mitmproxy read it: within bounds, with interim responses, without trailers.
+
+Both libraries read whatever a peer sends, and some of their expressions take quadratic time over
+it. So each head is checked first, in linear time: its bytes, its fields, and what it may contain.
+Chunked bodies are read here altogether: h11 makes an object for each chunk, and mitmproxy passes
+each on by itself.
+"""
+
+import contextlib
+import functools
+import re
+from typing import Any, Final
+
+import h11
+from h2.events import Event, InformationalResponseReceived
+from h11 import _readers
+from h11._receivebuffer import ReceiveBuffer, blank_line_regex
+from mitmproxy import http
+from mitmproxy.net.http import http1
+from mitmproxy.net.http.validate import validate_headers
+from mitmproxy.proxy import commands, events, layer
+from mitmproxy.proxy.layers import http as http_layers
+from mitmproxy.proxy.layers.http import HttpStream, _http1, _http2
+from mitmproxy.proxy.layers.http._base import ReceiveHttp
+from mitmproxy.proxy.layers.http._events import (
+    ErrorCode,
+    HttpEvent,
+    ResponseHeaders,
+    ResponseProtocolError,
+)
+
+from capport.core.cost import CHUNK_LINE, FIELDS, HEAD, LINE
+from capport.proxy.responses import bare, to_mitmproxy
+from capport.seldom import QUOTED
+
+INTERIM: Final = 100
+"""Interim responses to one request; with a 102 each 20 s, half an hour of them."""
+
+# What makes h11's expression for a field fail only after it has tried each way to share out blanks.
+_UNFIT: Final = re.compile(rb"[\0\v\f]|\r(?!\n)")
+# mitmproxy looks for commas in a coding by an expression that begins with as many blanks as may be.
+_LONG_CODING: Final = re.compile(rb"\ntransfer-encoding[ \t]*+:[^\n]{200}", re.IGNORECASE)
+_CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,20}+)(?:;[^\r\n]*+|[ \t]*+)\r\n")
+
+_TRAILER: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++:|[ \t]")  # a field, or more of one
+
+
+class Lines(ReceiveBuffer):
+    """What h11 and mitmproxy keep until a head is whole, within bounds."""
+
+    def maybe_extract_lines(self) -> list[bytearray] | None:
+        """The lines of a head; None until there are all. Raises LocalProtocolError."""
+        whole = blank_line_regex.search(self._data, self._multiple_lines_search, HEAD)
+        end = whole.end() if whole else len(self)
+        if not whole and end >= HEAD:
+            raise h11.LocalProtocolError(f"a head has {HEAD} bytes or more", 431)
+        if self._data.count(b"\n", 0, end) > FIELDS + 2:
+            raise h11.LocalProtocolError(f"a head has more than {FIELDS} fields", 431)
+        if (self._data.find(b"\n", 0, LINE) < 0) and end >= LINE:
+            raise h11.LocalProtocolError(f"its first line has {LINE} bytes or more", 414)
+        if whole:
+            self.check(end)
+        return super().maybe_extract_lines()
+
+    def check(self, end: int) -> None:
+        """Raises LocalProtocolError for what mitmproxy cannot read in linear time up to `end`."""
+        if _LONG_CODING.search(self._data, 0, end):
+            raise h11.LocalProtocolError("a Transfer-Encoding field is too long")
+
+
+class StrictLines(Lines):
+    """The same for h11's own reader."""
+
+    def check(self, end: int) -> None:
+        """The same for h11."""
+        if _UNFIT.search(self._data, 0, end):
+            raise h11.LocalProtocolError("a head has a byte that no field may have")
+
+
+class Chunks(_readers.ChunkedReader):
+    """A chunked body: the data of all chunks that are there at once, and no trailers.
+
+    mitmproxy raises over trailers, and says no more. Who passes a body on may discard them
+    (RFC 9112 section 7.1.2).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._left = 0  # bytes of the chunk that is being read
+        self._due = b""  # what has to come before the next one: CRLF, or the rest of it
+        self._last = False  # whether the chunk of no bytes has come
+        self._fault = ""
+
+    def __call__(self, buf: ReceiveBuffer) -> h11.Data | h11.EndOfMessage | None:
+        """The next part of the body; None until there is more. Raises LocalProtocolError."""
+        data = bytearray()
+        del buf._data[: self._read(buf._data, data)]
+        if data:
+            return h11.Data(data=bytes(data))
+        if self._fault:  # only now: what was right before it has been passed on
+            raise h11.LocalProtocolError(self._fault)
+        trailers = buf.maybe_extract_lines() if self._last else None
+        if trailers is None:
+            return None
+        if not all(map(_TRAILER.match, trailers)):
+            raise h11.LocalProtocolError("what should be trailers are no fields")
+        return h11.EndOfMessage()
+
+    def _read(self, have: bytearray, data: bytearray) -> int:
+        """Copies what `have` has of chunks to `data`; how many bytes of it have been read."""
+        at, end = 0, len(have)
+        while at < end and not self._last and not self._fault:
+            if self._left:
+                part = have[at : at + self._left]
+                data += part
+                at += len(part)
+                self._left -= len(part)
+                self._due = b"" if self._left else b"\r\n"
+            elif self._due:
+                part = have[at : at + len(self._due)]
+                if not self._due.startswith(part):
+                    self._fault = "a chunk is longer than it says"
+                at += len(part)
+                self._due = self._due[len(part) :]
+            elif line := _CHUNK.match(have, at, at + CHUNK_LINE):
+                at = line.end()
+                self._left = int(line[1], 16)
+                self._last = not self._left
+            elif end - at >= CHUNK_LINE or have.find(b"\n", at) >= 0:
+                self._fault = "a chunk does not begin with its size"
+            else:
+                break
+        return at
+
+
+class Server(_http1.Http1Server):
+    """mitmproxy's end towards a client."""
+
+    def send(self, event: HttpEvent) -> layer.CommandGenerator[None]:
+        """The same; an interim response leaves room for another, be it an error."""
+        yield from super().send(event)
+        if is_interim(event):
+            self.response = None
+
+    def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
+        """The same, within bounds; empty lines come before no request (RFC 9112 section 2.2)."""
+        _prepare(self.buf, event)
+        try:
+            yield from super().read_headers(event)
+        except h11.LocalProtocolError as error:
+            response = to_mitmproxy(bare(error.error_status_hint))
+            response.headers["connection"] = "close"
+            yield commands.SendData(self.conn, http1.assemble_response(response))
+            yield commands.CloseConnection(self.conn)
+            self.state = self.done
+
+
+class Client(_http1.Http1Client):
+    """mitmproxy's end towards an origin."""
+
+    interim = 0
+
+    def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
+        """The same, within bounds, and an interim response is not the only one."""
+        _prepare(self.buf, event)
+        if not self.request:
+            del self.buf._data[QUOTED:]  # it is logged, and the connection closed
+        again = True
+        while again:
+            again = False
+            try:
+                for command in super().read_headers(event):
+                    if isinstance(command, ReceiveHttp) and is_interim(command.event):
+                        again = bool(self.buf)
+                        self.interim += 1
+                        if self.interim > INTERIM:
+                            raise h11.LocalProtocolError(f"more than {INTERIM} interim responses")
+                        yield command
+                        break  # before it reads on as after a response that is final
+                    self.interim = 0
+                    yield command
+            except h11.LocalProtocolError as error:
+                again = False
+                yield commands.CloseConnection(self.conn)
+                assert self.stream_id is not None
+                code = ErrorCode.GENERIC_SERVER_ERROR
+                yield ReceiveHttp(ResponseProtocolError(self.stream_id, str(error), code))
+
+
+class Http2Client(_http2.Http2Client):
+    """The same for an origin that speaks HTTP/2."""
+
+    interim = 0
+
+    def handle_h2_event(self, event: Event) -> layer.CommandGenerator[bool]:
+        """The same, but it passes interim responses on."""
+        if isinstance(event, InformationalResponseReceived) and self.interim < INTERIM:
+            self.interim += 1
+            with contextlib.suppress(ValueError):
+                status, headers = _http2.parse_h2_response_headers(event.headers)
+                response = http.Response.make(status)
+                response.http_version, response.headers = "HTTP/2.0", headers
+                yield ReceiveHttp(ResponseHeaders(event.stream_id, response, end_stream=False))
+            return False
+        return (yield from super().handle_h2_event(event))
+
+
+def is_interim(event: HttpEvent) -> bool:
+    """Whether a response is one that another follows (RFC 9110 section 15.2)."""
+    if not isinstance(event, ResponseHeaders):
+        return False
+    return 100 <= event.response.status_code < 200 and event.response.status_code != 101
+
+
+_wait: Final = HttpStream.state_wait_for_response_headers
+
+
+@functools.wraps(_wait)
+def _forward_interim(stream: HttpStream, event: ResponseHeaders) -> layer.CommandGenerator[None]:
+    """Waits for a response, and forwards the interim ones before it to the client.
+
+    Not a 100, which the proxy itself sends where one is expected; and none to HTTP/1.0.
+    """
+    if not is_interim(event):
+        yield from _wait(stream, event)
+    elif event.response.status_code != 100 and stream.flow.request.http_version != "HTTP/1.0":
+        with contextlib.suppress(ValueError):
+            validate_headers(event.response)
+            yield http_layers.SendHttp(event, stream.context.client)
+
+
+def _prepare(buf: ReceiveBuffer, event: events.ConnectionEvent) -> None:
+    """Leaves in `buf` what a head may begin with; at its end, what may be quoted in the log."""
+    if isinstance(event, events.ConnectionClosed):
+        del buf._data[QUOTED:]
+    elif buf._data.startswith((b"\r", b"\n")):
+        del buf._data[: len(buf) - len(buf._data.lstrip(b"\r\n"))]
+
+
+def reader() -> h11.Connection:
+    """h11's end towards an unknown client."""
+    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD)
+    parser._receive_buffer = StrictLines()
+    return parser
+
+
+def install() -> None:
+    """Has mitmproxy and h11 read so whatever they read from now on."""
+    readers: dict[object, Any] = _readers.READERS  # type: ignore[assignment]
+    readers[h11.SEND_BODY]["chunked"] = Chunks
+    for module, ours in (
+        (_http1, {"ChunkedReader": Chunks, "ReceiveBuffer": Lines}),
+        (http_layers, {"Http1Server": Server, "Http1Client": Client, "Http2Client": Http2Client}),
+        (HttpStream, {"state_wait_for_response_headers": _forward_interim}),
+    ):
+        for name, replacement in ours.items():
+            setattr(module, name, replacement)

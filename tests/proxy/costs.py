@@ -1,0 +1,165 @@
+"""What an input costs the portal: how long its event loop is held, and how much memory it keeps.
+
+Every step that the portal's event loop takes is measured, whatever it calls: layers, hooks,
+libraries, the log. Clients and origins are plain sockets in threads of their own. Time is the
+processor time of the loop's thread: on a busy machine the clock measures the others. Memory is what
+is kept from one step to the next, as tracemalloc has it, which slows everything down: time is
+measured without it.
+"""
+
+import asyncio
+import contextlib
+import gc
+import socket
+import time
+import tracemalloc
+from asyncio.events import Handle
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+
+import pytest
+
+from capport.core import cost
+from conftest import SOON, Portal
+from proxy.wire import until
+
+HALF = cost.INPUT // 2
+RUNS = 2  # the least of them counts: what else the machine did is in the others
+SLIGHT = 0.004  # seconds; what costs less grows by chance
+
+type Peer = contextlib.AbstractAsyncContextManager[socket.socket]
+type Connect = Callable[[Portal], Peer]
+
+
+@dataclass(slots=True)
+class Cost:
+    """What the steps of an event loop have cost."""
+
+    held: float = 0.0  # seconds of the longest step
+    spent: float = 0.0  # seconds of all steps
+    kept: int = 0  # bytes more than before, at the end of a step
+
+
+@contextlib.asynccontextmanager
+async def measured(*, memory: bool = False) -> AsyncIterator[Cost]:
+    """Measures every step that the event loop takes meanwhile."""
+    found, over = Cost(), False
+    run = Handle._run
+
+    def step(handle: Handle) -> None:
+        began = time.thread_time()
+        run(handle)
+        if over:
+            return  # it was the test's own, which goes on after what is measured
+        took = time.thread_time() - began
+        found.held = max(found.held, took)
+        found.spent += took
+        if memory:
+            found.kept = max(found.kept, tracemalloc.get_traced_memory()[0] - before)
+
+    if memory:
+        gc.collect()
+        tracemalloc.start()
+    else:
+        gc.disable()  # what a collection takes hangs on all that the test process has
+    before = tracemalloc.get_traced_memory()[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Handle, "_run", step)
+        try:
+            yield found
+        finally:
+            over = True
+            tracemalloc.stop()
+            gc.enable()
+
+
+async def cost_of(it: Portal, connect: Connect, data: bytes, *, memory: bool = False) -> Cost:
+    """What it costs that somebody sends `data`, and closes."""
+    async with connect(it) as peer, measured(memory=memory) as found:
+        await asyncio.to_thread(say, peer, data)
+    return found
+
+
+def say(peer: socket.socket, data: bytes) -> int:
+    """Sends `data`, and reads whatever comes until the other end has closed; how much it was."""
+    with contextlib.suppress(OSError):  # it may have been closed on, or reset
+        peer.sendall(data)
+        peer.shutdown(socket.SHUT_WR)
+    return hear(peer)
+
+
+def hear(peer: socket.socket) -> int:
+    """Reads whatever comes until the other end has closed; how much it was."""
+    heard, into = 0, bytearray(65536)
+    with contextlib.suppress(ConnectionError):
+        while size := peer.recv_into(into):
+            heard += size
+    return heard
+
+
+async def all_within_bounds(
+    it: Portal, connect: Connect, table: Mapping[str, Callable[[int], bytes]], kept: int
+) -> None:
+    """Holds to the bounds whatever is in `table`: an input of 64 KiB, and one of half of that.
+
+    `kept` are the bytes that may be kept of it.
+    """
+    it.master.addons.remove(it.flows)  # it keeps every flow
+    faults = [
+        f"{name}: {fault}"
+        for name, make in table.items()
+        for fault in await _faults(it, connect, make, kept)
+    ]
+    assert not faults, "\n".join(faults)
+
+
+async def _faults(
+    it: Portal, connect: Connect, make: Callable[[int], bytes], most: int
+) -> list[str]:
+    whole, half = make(cost.INPUT), make(HALF)
+    await cost_of(it, connect, whole)  # what a first one costs is no input's
+    kept = (await cost_of(it, connect, whole, memory=True)).kept
+    wholes = [await cost_of(it, connect, whole) for _ in range(RUNS)]
+    halves = [await cost_of(it, connect, half) for _ in range(RUNS)]
+    held = min(run.held for run in wholes)
+    spent, of_half = (min(run.spent for run in runs) for runs in (wholes, halves))
+    faults = {
+        f"the loop is held for {held * 1e3:.1f} ms": held > cost.HELD,
+        f"{spent * 1e3:.1f} ms, and {of_half * 1e3:.1f} for half": spent
+        > cost.GROWTH * max(of_half, SLIGHT),
+        f"{kept} bytes are kept, {most} may be": kept > most,
+    }
+    return [fault for fault, is_one in faults.items() if is_one]
+
+
+@contextlib.asynccontextmanager
+async def client(it: Portal) -> AsyncIterator[socket.socket]:
+    """A client that is connected, and has said nothing."""
+    before = len(it.keeper.connections)
+    with socket.create_connection(("127.0.0.1", it.port), timeout=SOON) as peer:
+        await until(lambda: len(it.keeper.connections) > before)
+        yield peer
+    await until(lambda: len(it.keeper.connections) == before)
+
+
+@dataclass
+class Visited:
+    """An origin that a client visits by `request`, and waits for."""
+
+    request: str = "GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+    port: int = field(default=0)
+
+    @contextlib.asynccontextmanager
+    async def __call__(self, it: Portal) -> AsyncIterator[socket.socket]:
+        """The origin's end of its connection, on which it has said nothing."""
+        with socket.create_server(("127.0.0.1", self.port)) as server:
+            host = f"127.0.0.1:{server.getsockname()[1]}"
+            async with client(it) as visitor:
+                visitor.sendall(self.request.format(host=host).encode())
+                peer, _ = await asyncio.to_thread(server.accept)
+                with peer:
+                    peer.settimeout(SOON)
+                    await asyncio.to_thread(peer.recv, 65536)
+                    reading = asyncio.create_task(asyncio.to_thread(hear, visitor))
+                    yield peer
+                    await reading

@@ -1,0 +1,154 @@
+"""Whatever a stranger sends, it holds the event loop for a bounded time, and keeps little memory.
+
+One table: the worst that is known for each parser. Another parser is some lines more.
+"""
+
+from collections.abc import Callable
+from itertools import count
+
+import pytest
+
+from capport.core.cost import READ
+from conftest import StartPortal
+from proxy.costs import Visited, all_within_bounds, client
+
+type Make = Callable[[int], bytes]
+
+UNKNOWN = "probes: strict\n"  # nothing else runs meanwhile
+KNOWN = UNKNOWN + "clients:\n  - {address: 127.0.0.1, access: known}\n"
+POST = b"POST http://192.0.2.80/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+def filled(before: bytes, filling: bytes, after: bytes = b"") -> Make:
+    """An input of so many bytes: as much of `filling` as there is room for between the two."""
+
+    def make(size: int) -> bytes:
+        room = size - len(before) - len(after)
+        return before + (filling * (room // len(filling) + 1))[:room] + after
+
+    return make
+
+
+def many(before: bytes, each: Callable[[int], bytes], after: bytes = b"") -> Make:
+    """The same, of pieces that are made one by one, and whole."""
+
+    def make(size: int) -> bytes:
+        made = bytearray(before)
+        for number in count():
+            piece = each(number)
+            if len(made) + len(piece) + len(after) > size:
+                return bytes(made + after)
+            made += piece
+        raise AssertionError
+
+    return make
+
+
+# The same head is the worst for a client's request and for an origin's response.
+HEADS: dict[str, tuple[bytes, bytes, bytes]] = {
+    "blanks and a NUL": (b"X: a", b" ", b"\0\r\n\r\n"),
+    "blanks and a VT": (b"X: a", b" ", b"\x0b\r\n\r\n"),
+    "tabs and a FF": (b"X: a", b"\t", b"\x0c\r\n\r\n"),
+    "blanks and a CR": (b"X: a", b" ", b"\rb\r\n\r\n"),
+    "runs of blanks": (b"X: a", b"  b", b"\0\r\n\r\n"),
+    "blanks before the value": (b"X:", b" ", b"\0\r\n\r\n"),
+    "blanks alone": (b"X:", b" ", b"\r\n\r\n"),
+    "blanks and no end": (b"X: a", b" ", b""),
+    "one name": (b"", b"a", b"\r\n\r\n"),
+    "one value": (b"X: ", b"a", b"\r\n\r\n"),
+    "folded lines": (b"X: a\r\n", b" \r\n", b"\r\n"),
+    "folded text": (b"X: a\r\n", b" b\r\n", b"\r\n"),
+    "short fields": (b"", b"a:\r\n", b"\r\n"),
+    "short fields, bare LF": (b"", b"a:\n", b"\n"),
+    "cookies": (b"Cookie: a", b"; b=c", b"\r\n\r\n"),
+    "commas": (b"Connection: a", b",", b"\r\n\r\n"),
+    "accepted": (b"Accept: a/b", b", a/b;q=.1", b"\r\n\r\n"),
+    "accepted, quoted": (b'Accept: a/b;c="', b'\\"', b"\r\n\r\n"),
+    "languages": (b"Accept-Language: a", b", b;q=.1", b"\r\n\r\n"),
+    "codings": (b"Transfer-Encoding: a", b" ,", b"\r\n\r\n"),
+    "a coding and blanks": (b"Transfer-Encoding: a", b" ", b"b\r\n\r\n"),
+    "a folded coding and blanks": (b"Transfer-Encoding: a\r\n", b" \t", b"b\r\n\r\n"),
+    "a length": (b"Content-Length: 1", b"0", b"\r\n\r\n"),
+    "lengths": (b"Content-Length: 1", b",1", b"\r\n\r\n"),
+}
+LINES: dict[str, Make] = {
+    "a method": filled(b"", b"A", b" / HTTP/1.1\r\n\r\n"),
+    "a path": filled(b"GET /", b"a", b" HTTP/1.1\r\nHost: x\r\n\r\n"),
+    "slashes": filled(b"GET http:", b"/", b" HTTP/1.1\r\nHost: x\r\n\r\n"),
+    "an authority": filled(b"GET http://", b"a.", b"/ HTTP/1.1\r\nHost: x\r\n\r\n"),
+    "brackets": filled(b"CONNECT [", b":", b"]:443 HTTP/1.1\r\nHost: x\r\n\r\n"),
+    "a port": filled(b"CONNECT a:", b"4", b" HTTP/1.1\r\nHost: x\r\n\r\n"),
+    "a Host": filled(b"GET / HTTP/1.1\r\nHost: ", b"a.", b"\r\n\r\n"),
+    "blanks": filled(b"GET ", b" ", b" HTTP/1.1\r\n\r\n"),
+    "empty lines": filled(b"", b"\r\n"),
+    "LFs": filled(b"", b"\n"),
+    "CRs": filled(b"GET ", b"\r"),
+    "requests": filled(b"", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
+    "the shortest requests": filled(b"", b"G / HTTP/1.0\n\n"),
+    "bytes": many(b"", lambda number: bytes([number * 7 % 256])),
+}
+BODIES: dict[str, tuple[bytes, bytes, bytes]] = {
+    "an extension of blanks, then LF": (b"1;", b" ", b"\nb\r\na\r\n0\r\n\r\n"),
+    "an extension of semicolons and blanks": (b"1", b" ;", b"\nb\r\na\r\n0\r\n\r\n"),
+    "an extension": (b"1;", b"a", b"\r\na\r\n0\r\n\r\n"),
+    "an extension without an end": (b"1;", b" ", b""),
+    "a size": (b"", b"0", b"\r\n\r\n"),
+    "a size of blanks": (b"1", b" ", b"\n\r\n\r\n"),
+    "small chunks": (b"", b"1\r\na\r\n", b""),
+    "small chunks, extended": (b"", b"1;a\r\na\r\n", b""),
+    "trailers": (b"0\r\n", b"a:\r\n", b"\r\n"),
+    "a trailer of blanks, then NUL": (b"0\r\nX: a", b" ", b"\0\r\n\r\n"),
+    "a trailer of blanks, then VT": (b"0\r\nX: a", b"\t", b"\x0b\r\n\r\n"),
+    "folded trailers": (b"0\r\nX: a\r\n", b" \r\n", b"\r\n"),
+    "a trailer without an end": (b"0\r\nX: a", b" ", b""),
+}
+RESPONSES: dict[str, Make] = {
+    "a status line": filled(b"HTTP/1.1 200 ", b"a", b"\r\n\r\n"),
+    "a status line of blanks": filled(b"HTTP/1.1", b" ", b"200\r\n\r\n"),
+    "a status": filled(b"HTTP/1.1 ", b"2", b" OK\r\n\r\n"),
+    "a version": filled(b"HTTP/", b"1", b" 200 OK\r\n\r\n"),
+    "no end": filled(b"HTTP/1.1 200 OK\r\nX: ", b"a"),
+    "interim responses": filled(b"", b"HTTP/1.1 103 \r\n\r\n"),
+    "interim responses, short": filled(b"", b"HTTP/1.1 102\n\n"),
+    "empty lines": filled(b"", b"\r\n"),
+    "what nobody asked for": filled(OK + b"Content-Length: 0\r\n\r\n", b"\xff"),
+}
+
+
+def after(head: bytes, table: dict[str, tuple[bytes, bytes, bytes]]) -> dict[str, Make]:
+    return {
+        name: filled(head + first, filling, last) for name, (first, filling, last) in table.items()
+    }
+
+
+REQUESTS = {
+    "lines": LINES,
+    "heads": after(b"GET http://192.0.2.80/ HTTP/1.1\r\nHost: x\r\n", HEADS),
+    "bodies": after(POST, BODIES),
+}
+ANSWERS = {"lines": RESPONSES, "heads": after(OK, HEADS), "bodies": after(CHUNKED, BODIES)}
+
+
+@pytest.mark.parametrize("table", REQUESTS)
+async def test_what_an_unknown_client_sends_holds_nobody_up(
+    portal: StartPortal, table: str
+) -> None:
+    async with portal(UNKNOWN) as it:
+        await all_within_bounds(it, client, REQUESTS[table], READ)
+
+
+@pytest.mark.parametrize("table", REQUESTS)
+async def test_what_a_known_client_sends_holds_nobody_up(portal: StartPortal, table: str) -> None:
+    async with portal(KNOWN) as it:
+        await all_within_bounds(it, client, REQUESTS[table], READ)
+
+
+@pytest.mark.parametrize("table", ANSWERS)
+@pytest.mark.parametrize("http", ["stream", "inspect"])
+async def test_what_an_origin_sends_holds_nobody_up(
+    portal: StartPortal, table: str, http: str
+) -> None:
+    async with portal(f"{KNOWN}http: {{known: {http}}}\n") as it:
+        await all_within_bounds(it, Visited(), ANSWERS[table], READ)
