@@ -30,13 +30,11 @@ RESTING: Final = 32 * 1024
 """Bytes that a connection may keep while nothing is going on in it."""
 
 HEAD: Final = 64 * 1024
-"""Bytes of a request line or status line and its header section."""
+"""Bytes of a request line or status line and its header section; of trailers; of a chunk's size
+and its extensions (RFC 9112 section 7.1.1: to be limited)."""
 
 LINE: Final = 16 * 1024
 """Bytes of a request line or status line alone (RFC 9112 section 3: 8000 have to be read)."""
 
 FIELDS: Final = 500
 """Header fields in one head, or in the trailers of one body."""
-
-CHUNK_LINE: Final = 4 * 1024
-"""Bytes of a chunk's size and its extensions (RFC 9112 section 7.1.1: to be limited)."""

@@ -144,6 +144,10 @@ class Gatekeeper(Life):
         """An unknown client had its answer on a connection that stays open."""
         self.connections.answered(conn)
 
+    def lingers(self, conn: connection.Client) -> None:
+        """An unknown client had its last answer, and may still be sending."""
+        self.connections.lingers(conn)
+
     def is_gone(self, conn: connection.Client) -> bool:
         """Whether nothing that is sent to a client can reach it any more."""
         return self.connections.is_gone(conn)

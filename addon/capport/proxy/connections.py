@@ -35,6 +35,7 @@ from capport.core.session import Instant
 from capport.core.verdict import Pass
 from capport.gate import Gate
 from capport.proxy.internals import http2_bounds
+from capport.proxy.layers.lingering import STAGE, STAGES
 
 logger = logging.getLogger(__name__)
 
@@ -187,6 +188,11 @@ class Connections:
         """An unknown client had its answer, and may send its next request."""
         if (entry := self._open.get(key_of(conn))) and not entry.let_through:
             self._wait(entry, PATIENCE)
+
+    def lingers(self, conn: connection.Client) -> None:
+        """An unknown client had its last answer: its layer ends the connection, and this if not."""
+        if (entry := self._open.get(key_of(conn))) and not entry.let_through:
+            self._wait(entry, 2 * STAGE * STAGES)
 
     def let_through(
         self, conn: connection.Client, place: Place | None, *, beside: bool = False

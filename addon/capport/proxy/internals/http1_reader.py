@@ -29,7 +29,7 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseProtocolError,
 )
 
-from capport.core.cost import CHUNK_LINE, FIELDS, HEAD, LINE
+from capport.core.cost import FIELDS, HEAD, LINE
 from capport.proxy.responses import bare, to_mitmproxy
 from capport.seldom import QUOTED
 
@@ -57,7 +57,7 @@ class Lines(ReceiveBuffer):
         if self._data.count(b"\n", 0, end) > FIELDS + 2:
             raise h11.LocalProtocolError(f"a head has more than {FIELDS} fields", 431)
         if (self._data.find(b"\n", 0, LINE) < 0) and end >= LINE:
-            raise h11.LocalProtocolError(f"its first line has {LINE} bytes or more", 414)
+            raise h11.LocalProtocolError(f"its first line has {LINE} bytes or more", 431)
         if whole:
             self.check(end)
         return super().maybe_extract_lines()
@@ -122,11 +122,11 @@ class Chunks(_readers.ChunkedReader):
                     self._fault = "a chunk is longer than it says"
                 at += len(part)
                 self._due = self._due[len(part) :]
-            elif line := _CHUNK.match(have, at, at + CHUNK_LINE):
+            elif line := _CHUNK.match(have, at):
                 at = line.end()
                 self._left = int(line[1], 16)
                 self._last = not self._left
-            elif end - at >= CHUNK_LINE or have.find(b"\n", at) >= 0:
+            elif have.find(b"\n", at) >= 0 or end - at >= HEAD:
                 self._fault = "a chunk does not begin with its size"
             else:
                 break

@@ -31,6 +31,7 @@ from capport.core.reply import Asked, Reply, reply_to
 from capport.core.verdict import HeaderFieldsTooLarge, Pass, Refusal, Verdict
 from capport.proxy.internals import http1_reader
 from capport.proxy.layers.http2 import ANSWERS, BoundLayer
+from capport.proxy.layers.lingering import STAGE, Lingering
 from capport.proxy.request_head import (
     CREDENTIALS,
     REDACTED,
@@ -47,9 +48,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LINGER: Final = 2.0  # seconds for a client to read its answer while it still sends
+LINGER: Final = STAGE
 HALF_CLOSED: Final = 10.0  # seconds for an origin to begin to answer who has closed its half
-LEFTOVER: Final = 1024 * 1024  # bytes of a body that are read, and thrown away, meanwhile
 
 # RFC 9110 section 7.6.1, and what only a proxy may see or say.
 _HOP_BY_HOP: Final = frozenset(
@@ -111,16 +111,14 @@ class RefusalLayer(layer.Layer):
         self.parser = http1_reader.reader()
         self.method = b""  # of the request that is being answered, once it is known
         self.answers = 0
-        self.leftover: int | None = None  # bytes read since the last answer
-        self.linger: commands.RequestWakeup | None = None
+        self.declared = 0  # bytes of its body, as its head says
+        self.lingering: Lingering | None = None  # since the last answer
         self.onward: Onward | None = None
 
     @ends_on_faults
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
-        if isinstance(event, events.Wakeup) and event.command is self.linger:
-            yield commands.CloseConnection(self.context.client)
-        elif self.leftover is not None:
-            yield from self._throw_away(event)
+        if self.lingering:
+            yield from self.lingering.handle(event)
         elif self.onward:
             yield from self.onward.handle_event(event)
         elif isinstance(event, events.DataReceived):
@@ -131,7 +129,7 @@ class RefusalLayer(layer.Layer):
             yield commands.CloseConnection(self.context.client)
 
     def _read_heads(self) -> layer.CommandGenerator[None]:
-        while self.leftover is None and not self.onward:
+        while not self.lingering and not self.onward:
             self.method = b""
             try:
                 head = self.parser.next_event()
@@ -140,8 +138,8 @@ class RefusalLayer(layer.Layer):
                 self.method = head.method
                 first = self.parser.next_event()
             except h11.RemoteProtocolError as error:
-                hint = error.error_status_hint
-                yield from self._refuse_unread(hint if hint in (414, 431) else 400, str(error))
+                status = 431 if error.error_status_hint == 431 else 400
+                yield from self._refuse_unread(status, str(error))
                 return
             yield from self._request(head, first)
 
@@ -155,6 +153,7 @@ class RefusalLayer(layer.Layer):
             yield from self._refuse_unread(400, "Content-Length and Transfer-Encoding, or HTTP/1.0")
             return
         asked = Head(head, explicit=self.explicit, scheme=self.scheme)
+        self.declared = int(asked.field(b"content-length") or 0)
         request = asked.to_mitmproxy(self.dialled)
         redact(request.headers)
         try:
@@ -249,20 +248,9 @@ class RefusalLayer(layer.Layer):
             self.parser.start_next_cycle()
             self.keeper.answered(self.context.client)
             return
-        # RFC 9112 section 9.6: close at once, and the client loses the answer to the reset that
-        # what it still sends will draw. So: our half, a while for it to read, then the rest.
-        self.leftover = 0
-        if self.plain:
-            yield commands.CloseTcpConnection(self.context.client, half_close=True)
-        self.linger = commands.RequestWakeup(LINGER)
-        yield self.linger
-
-    def _throw_away(self, event: events.Event) -> layer.CommandGenerator[None]:
-        assert self.leftover is not None
-        if isinstance(event, events.DataReceived):
-            self.leftover += len(event.data)
-        if isinstance(event, events.ConnectionClosed) or self.leftover > LEFTOVER:
-            yield commands.CloseConnection(self.context.client)
+        self.keeper.lingers(self.context.client)
+        self.lingering = Lingering(self.context.client, LINGER, self.declared)
+        yield from self.lingering.begin(half_close=self.plain)
 
 
 class Onward:

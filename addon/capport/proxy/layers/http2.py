@@ -24,11 +24,11 @@ from mitmproxy.proxy.layers.http._hooks import HttpRequestHook, HttpResponseHead
 from mitmproxy.proxy.layers.http._http2 import Http2Server
 
 from capport.proxy.internals.http1_reader import is_interim
+from capport.proxy.layers.lingering import STAGE, Lingering
 from capport.proxy.request_head import redact, restore
 from capport.proxy.responses import bare, to_mitmproxy
 
 ANSWERS: Final = 100  # on one connection
-LINGER: Final = 2.0  # seconds for a client to read its last answer, and to hang up itself
 NO_ERROR: Final = 0  # RFC 9113 section 7
 REFUSED_STREAM: Final = 7
 
@@ -149,15 +149,15 @@ class BoundLayer(HttpLayer):
         self.requests = 0
         self.last = 0  # stream that was taken
         self.interim = True  # as its streams have it
-        self.linger: commands.RequestWakeup | None = None
+        self.lingering: Lingering | None = None
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
-        if self.linger is None:
-            yield from super()._handle_event(event)
-            if self.requests >= ANSWERS and not self.streams and not self._has_more_to_say():
-                yield from self._say_goodbye()
-        elif isinstance(event, events.ConnectionClosed | events.Wakeup):
-            yield commands.CloseConnection(self.context.client)
+        if self.lingering:
+            yield from self.lingering.handle(event)
+            return
+        yield from super()._handle_event(event)
+        if self.requests >= ANSWERS and not self.streams and not self._has_more_to_say():
+            yield from self._say_goodbye()
 
     def make_stream(self, stream_id: int) -> layer.CommandGenerator[None]:
         """A stream of ours for each request, and none for one too many."""
@@ -189,5 +189,5 @@ class BoundLayer(HttpLayer):
         if isinstance(server, Http2Server):
             server.h2_conn.close_connection(NO_ERROR, last_stream_id=self.last)
             yield commands.SendData(self.context.client, server.h2_conn.data_to_send())
-        self.linger = commands.RequestWakeup(LINGER)
-        yield self.linger
+        self.lingering = Lingering(self.context.client, STAGE)
+        yield from self.lingering.begin(half_close=False)

@@ -18,7 +18,8 @@ from capport.core.client import Client
 from capport.core.place import Place, parse_host
 from capport.core.verdict import Drop, Inspect, Intercept, Refuse, TlsVerdict, Tunnel
 from capport.front.hello import Hello, HelloReader
-from capport.proxy.layers.http1 import LEFTOVER, LINGER, ends_on_faults
+from capport.proxy.layers.http1 import LINGER, ends_on_faults
+from capport.proxy.layers.lingering import Lingering
 from capport.proxy.request_head import place_of
 
 if TYPE_CHECKING:
@@ -140,13 +141,12 @@ class HelloLayer(layer.Layer):
         self.reader = HelloReader()
         self.child: layer.Layer | None = None
         self.left: connection.Server | None = None  # what it leads to no more
-        self.leftover: int | None = None
-        self.linger: commands.RequestWakeup | None = None
+        self.lingering: Lingering | None = None
 
     @ends_on_faults
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
-        if isinstance(event, events.Wakeup) and event.command is self.linger:
-            yield commands.CloseConnection(self.context.client)
+        if self.lingering:
+            yield from self.lingering.handle(event)
         elif isinstance(event, events.ConnectionEvent) and event.connection is self.left:
             pass
         elif self.child:
@@ -154,12 +154,7 @@ class HelloLayer(layer.Layer):
         elif isinstance(event, events.ConnectionClosed):
             yield commands.CloseConnection(event.connection)
         elif isinstance(event, events.DataReceived):
-            if self.leftover is None:
-                yield from self._read(event.data)
-                return
-            self.leftover += len(event.data)
-            if self.leftover > LEFTOVER:
-                yield commands.CloseConnection(self.context.client)
+            yield from self._read(event.data)
 
     def _read(self, data: bytes) -> layer.CommandGenerator[None]:
         try:
@@ -266,7 +261,7 @@ class HelloLayer(layer.Layer):
         shown.error = flow.Error(f"TLS refused: {verdict.because}")
         yield tcp_layers.TcpErrorHook(shown)
         shown.live = False
-        self.leftover = 0
+        self.lingering = Lingering(client, LINGER)
         if drops:
             self.keeper.reset(client)
             yield commands.CloseConnection(client)
@@ -275,9 +270,7 @@ class HelloLayer(layer.Layer):
         yield commands.SendData(client, alert_record(ACCESS_DENIED, bytes(self.reader.raw[1:3])))
         self.reader.raw.clear()
         if self.plain:
-            # Who sends more meanwhile would lose the alert to the reset that a close draws.
-            yield commands.CloseTcpConnection(client, half_close=True)
-            self.linger = commands.RequestWakeup(LINGER)
-            yield self.linger
+            self.keeper.lingers(client)
+            yield from self.lingering.begin(half_close=True)
         else:
             yield commands.CloseConnection(client)

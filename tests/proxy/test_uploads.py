@@ -1,0 +1,107 @@
+"""A client that uploads faster than it reads gets its answer (RFC 9112 section 9.6)."""
+
+import asyncio
+import http.client
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from conftest import SOON, Origin, StartPortal
+from proxy.mitmdump import policy, started
+from proxy.wire import answers
+
+MB = 1_000_000
+TIMES = 20
+
+NODE = """
+const http = require("http"), [port, size, chunked] = process.argv.slice(1).map(Number);
+const headers = chunked ? {} : {"Content-Length": size};
+const it = http.request({port, method: "POST", path: "http://192.0.2.80/", headers}, (answer) => {
+  console.log(answer.statusCode); answer.resume(); answer.on("end", () => process.exit(0)); });
+it.on("error", (error) => { console.log(error.code); process.exit(1); });
+it.end(Buffer.alloc(size));
+"""
+
+
+def by_urllib(port: int, size: int) -> int:
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({"http": f"http://127.0.0.1:{port}"})
+    )
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        opener.open(urllib.request.Request("http://192.0.2.80/", bytes(size)), timeout=SOON)
+    assert b"login.example.net" in raised.value.read()
+    return raised.value.code
+
+
+def by_chunks(port: int, size: int) -> int:
+    """As Java's HttpURLConnection does where it streams: it reads once all is written."""
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=SOON)
+    pieces = (bytes(MB) for _ in range(size // MB))
+    client.request("POST", "http://192.0.2.80/", pieces, encode_chunked=True)
+    return client.getresponse().status
+
+
+def by_curl(port: int, size: int) -> int:
+    command = ["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--data-binary", "@-"]
+    proxy = f"http://127.0.0.1:{port}"
+    done = subprocess.run(
+        [*command, "-H", "Expect:", "-x", proxy, "http://192.0.2.80/"],
+        input=bytes(size),
+        capture_output=True,
+        timeout=SOON,
+    )
+    return int(done.stdout) if not done.returncode else -done.returncode
+
+
+def by_node(port: int, size: int) -> int:
+    done = subprocess.run(
+        ["node", "-e", NODE, str(port), str(size), "0"], capture_output=True, timeout=SOON
+    )
+    return int(done.stdout) if done.stdout.strip().isdigit() else -1
+
+
+WAYS = {"urllib": by_urllib, "chunks": by_chunks, "curl": by_curl, "node": by_node}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("way", WAYS)
+async def test_an_upload_of_20_megabytes_gets_its_511_each_time(tmp_path: Path, way: str) -> None:
+    if way in ("curl", "node") and not shutil.which(way):
+        pytest.skip(f"there is no {way}")
+    options = ["--set", f"portal_policy={policy(tmp_path)}", "--set", "flow_detail=0"]
+    async with started(tmp_path, *options) as it:
+        got = [await asyncio.to_thread(WAYS[way], it.port, 20 * MB) for _ in range(TIMES)]
+    assert got == [511] * TIMES
+
+
+async def test_a_longer_upload_that_says_how_long_it_is_gets_its_511(tmp_path: Path) -> None:
+    async with started(tmp_path, "--set", f"portal_policy={policy(tmp_path)}") as it:
+        assert await asyncio.to_thread(by_urllib, it.port, 150 * MB) == 511
+
+
+async def test_one_that_goes_on_sending_is_read_stage_by_stage(
+    portal: StartPortal, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For as long as it sends enough, and then no longer."""
+    monkeypatch.setattr("capport.proxy.layers.http1.LINGER", 0.5)
+    head = b"POST http://192.0.2.80/ HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n"
+    async with portal() as it:
+        reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+        loop = asyncio.get_running_loop()
+        writer.write(head)
+        (answer,) = answers(await reader.readuntil(b"</html>\n"))
+        assert answer.status == 511
+        began = loop.time()
+        while loop.time() < began + 2.0:  # four stages
+            writer.write(bytes(32 * 1024))
+            await writer.drain()
+            await asyncio.sleep(0.2)
+        assert len(it.keeper.connections) == 1
+        while len(it.keeper.connections):  # and now too little to be an upload
+            writer.write(b"a")
+            await asyncio.sleep(0.1)
+        writer.close()
