@@ -154,6 +154,21 @@ async def test_what_comes_with_the_connect_is_the_tunnels(
     assert origin.heads == [f"GET /early HTTP/1.1\r\nHost: {place}\r\nConnection: close".encode()]
 
 
+async def test_by_auto_a_connect_to_port_80_is_answered_inside(
+    portal: StartPortal, origin: Origin
+) -> None:
+    """undici's ProxyAgent (Node's fetch) opens one, and hides what a CONNECT is answered."""
+    async with portal() as it:
+        reader, writer = await tunnel(it, "192.0.2.80:80", "undici")
+        writer.write(b"GET / HTTP/1.1\r\nHost: 192.0.2.80\r\n\r\n")
+        assert b" 511 " in await one_answer(reader)
+        writer.close()
+    async with portal("tls: {connect: answer}\n") as it:
+        (answer,) = answers(await it.talk(connect("192.0.2.80:80", "undici")), "CONNECT")
+        assert answer.status == 511
+    assert origin.connections == 0
+
+
 INSIDE = {
     "a request": b"GET / HTTP/1.1\r\nHost: ORIGIN\r\n\r\n",
     "absolute": b"GET http://ORIGIN/ HTTP/1.1\r\nHost: ORIGIN\r\n\r\n",
@@ -180,14 +195,17 @@ async def test_nothing_leaves_by_a_tunnel_that_leads_nowhere(
         reader, writer = await tunnel(it, place, BROWSER)
         writer.write(INSIDE[name].replace(b"ORIGIN", place.encode()))
         data = b""
-        if name in {"ssh", "one byte"}:  # which may yet become something
+        if name in {"ssh", "one byte", "h2c"}:  # which may yet become something
             await asyncio.sleep(0.1)
             later(connections.PATIENCE)
         elif name in {"a request", "absolute", "a websocket"}:  # after which there may be more
             data = await one_answer(reader)
             later(connections.PATIENCE)
         data += await until_closed(reader)
-        expected = {"ssh": [], "one byte": [], "socks": [400], "h2c": [511, 400], "garbage": [400]}
+        expected = {"ssh": [], "one byte": [], "socks": [400], "garbage": [400]}
+        if name == "h2c":  # SETTINGS (RFC 9113 section 6.5), and nothing of HTTP/1
+            assert (data[3:5], b"HTTP/1" in data) == (b"\x04\x00", False)
+            return
         found = [answer.status for answer in answers(data)]
         assert found == expected.get(name, [511])
     assert origin.connections == 0

@@ -126,7 +126,7 @@ ODD: dict[str, tuple[bytes, list[int]]] = {
         b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n",
         [511],
     ),
-    "h2c prior knowledge": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9), [511, 400]),
+    "h2c prior knowledge, almost": (b"PRI * HTTP/2.0\r\n\r\nSN\r\n\r\n", [511, 400]),
     "http/0.9": (b"GET /\r\n\r\n", [400]),
     "http/0.9, bare LF": (b"GET /\n\n", [400]),
     "http/3.0": (b"GET / HTTP/3.0\r\nHost: ORIGIN\r\n\r\n", [511]),

@@ -21,7 +21,7 @@ import h2.exceptions
 import pytest
 
 from capport.proxy import connections
-from conftest import SOON, Origin, Portal, StartPortal, until_closed
+from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
 from proxy.wire import (
     GARDEN,
     OUTSIDE,
@@ -180,6 +180,38 @@ async def test_every_stream_is_answered_511(
             assert "server" not in stream.fields
         await client.close()
     assert origin.connections == 0
+
+
+@pytest.mark.parametrize("mode", ["regular", "transparent", "a tunnel"])
+async def test_http2_in_the_clear_is_answered_511_by_http2(
+    portal: StartPortal, origin: Origin, dialled: Dialled, mode: str
+) -> None:
+    """With prior knowledge, RFC 9113 section 3.3."""
+    dialled("127.0.0.1", origin.port)
+    async with portal(mode="transparent" if mode == "transparent" else "regular") as it:
+        reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+        if mode == "a tunnel":
+            writer.write(b"CONNECT 192.0.2.80:80 HTTP/1.1\r\nHost: 192.0.2.80:80\r\n\r\n")
+            assert b" 200 " in await one_answer(reader)
+        client = Http2(reader, writer)
+        for method in ("GET", "HEAD", "POST"):
+            stream = await client.answer(client.ask(method=method, scheme="http"))
+            assert (stream.status, bool(stream.body)) == (511, method != "HEAD")
+        await client.close()
+    assert origin.connections == 0
+
+
+async def test_a_method_that_begins_as_http2_does_is_read_as_http1(
+    portal: StartPortal, origin: Origin
+) -> None:
+    async with portal() as it:
+        reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+        for piece in (b"P", b"R", b"OPFIND / HTTP/1.1\r\nHost: x\r\n\r\n"):
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0.05)
+        assert b" 511 " in await one_answer(reader)
+        writer.close()
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ from capport.proxy.responses import CLOSED, asked_of, bare, to_mitmproxy
 from capport.proxy.upstream import Dialling
 from capport.web.asker import HEADER
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # of an HTTP/2 client, RFC 9113 section 3.4
 LATER = 5  # seconds until one of a client's connections to the login server should have ended
 
 
@@ -120,15 +121,17 @@ class Gatekeeper(Life):
     def _too_many(self, conn: connection.Client) -> str:
         return f"{self.client(conn)} has {MOST_TO_LOGIN} connections to the login server open"
 
-    def connect_way(self, user_agent: str) -> Connect:
+    def connect_way(self, user_agent: str, port: int) -> Connect:
         """How a CONNECT is refused: `answer` or `alert`.
 
-        Chromium and Firefox hide the answer to a CONNECT behind a dead end.
+        Chromium and Firefox hide the answer to a CONNECT behind a dead end. So does undici, which
+        opens a tunnel for plain HTTP too: what it asks for in there it does read the answer to.
         """
         way = self.gate.policy.tls.connect
         if way is not Connect.AUTO:
             return way
-        return Connect.ALERT if user_agent.startswith("Mozilla/") else Connect.ANSWER
+        reads_inside = user_agent.startswith("Mozilla/") or port == 80
+        return Connect.ALERT if reads_inside else Connect.ANSWER
 
     def let_through(self, conn: connection.Client, place: Place | None) -> None:
         """Something of this connection's goes on; its deadline is lifted."""
@@ -209,7 +212,10 @@ class Gatekeeper(Life):
             return
         elif not data:
             raise exceptions.AddonHalt
-        elif conn.alpn == b"h2":
+        elif PREFACE.startswith(data) and len(data) < len(PREFACE):
+            raise exceptions.AddonHalt  # HTTP/2, or a method that begins as its preface does
+        elif data.startswith(PREFACE) or conn.alpn == b"h2":
+            conn.alpn = b"h2"  # also where nobody negotiated it (RFC 9113 section 3.3)
             mode = HTTPMode.transparent if asked.context.server.address else HTTPMode.regular
             asked.layer = BoundLayer(asked.context, mode)
         else:
@@ -315,7 +321,7 @@ class Gatekeeper(Life):
         if isinstance(verdict, Pass):
             mark(shown, GARDEN_MARK if verdict.to else KNOWN_MARK, "Pass", verdict.because)
             self.let_through(shown.client_conn, verdict.to)
-        elif self.connect_way(shown.request.headers.get("user-agent", "")) is Connect.ANSWER:
+        elif self._answers_connect(shown.request):
             shown.response = to_mitmproxy(reply_to(verdict, asked_of(shown.request)))
             shown.response.headers["connection"] = "close"
             self.refused(shown, verdict)
@@ -333,6 +339,10 @@ class Gatekeeper(Life):
         if shown.response:
             shown.response.headers["connection"] = "close"
             shown.response.headers["cache-control"] = "no-store"
+
+    def _answers_connect(self, request: http.Request) -> bool:
+        agent = request.headers.get("user-agent", "")
+        return self.connect_way(agent, request.port) is Connect.ANSWER
 
     def _verdict_on(self, shown: http.HTTPFlow) -> Verdict:
         handed_on = self._handed_on.pop(key_of(shown.client_conn), None)

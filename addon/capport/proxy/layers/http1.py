@@ -181,8 +181,9 @@ class RefusalLayer(layer.Layer):
             if place is None or asked.has_controls or tunnels < (asked.method.upper() == "CONNECT"):
                 return None
             return Onward(asked, place, verdict)
-        if tunnels and asked.claim and self.keeper.connect_way(asked.user_agent) is Connect.ALERT:
-            return Onward(asked, asked.claim, verdict)
+        if tunnels and asked.claim:
+            way = self.keeper.connect_way(asked.user_agent, asked.claim.port)
+            return Onward(asked, asked.claim, verdict) if way is Connect.ALERT else None
         return None
 
     def _answer(
