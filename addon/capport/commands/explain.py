@@ -9,6 +9,7 @@ from pathlib import Path
 from capport import clock
 from capport.commands import CommandError, existing_store, policy_at
 from capport.commands.display import duration
+from capport.commands.router import others_in_the_way
 from capport.core import explanation
 from capport.core.client import Address, Client, Mac
 from capport.core.explanation import Explanation, Url, in_words
@@ -53,10 +54,14 @@ def explain_url(arguments: Namespace) -> None:
     )
     found = replace(found, closed=_is_closed(found, policy))
     line = _line_of(found, policy)
+    others = others_in_the_way() if policy.router else []
     if arguments.json:
-        print(json.dumps(document(found, policy, line, now, asked), indent=2))
+        told = document(found, policy, line, now, asked) | {"in_the_way": others}
+        print(json.dumps(told, indent=2))
     else:
         print(text(found, policy, line, now, asked))
+        for other in others:
+            print(f"In the way: {other}")
 
 
 def text(found: Explanation, policy: Policy, line: Line | None, now: Instant, asked: str) -> str:

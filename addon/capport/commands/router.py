@@ -4,9 +4,12 @@ import contextlib
 import socket
 import sys
 from argparse import Namespace
+from collections.abc import Iterable
 
 from capport.commands import CommandError, existing_store, policy_at, store_url
+from capport.linux.libnftables import Nftables
 from capport.router import fence, nftables
+from capport.router.other_firewalls import CLOSED, in_the_way
 from capport.stores.memory import MemoryStore
 
 
@@ -35,6 +38,8 @@ def up(arguments: Namespace) -> None:
             proxy_ports=arguments.proxy_ports or nftables.PROXY_PORTS,
         )
     print(f"The rules of {arguments.policy_file} are in force: table {nftables.TABLE}")
+    # closed.nft's is there when the unit comes up, and goes next.
+    _warn(line for line in others_in_the_way() if CLOSED not in line)
     if not _is_here(interface := policy.router.client_interface):
         print(
             f"warning: there is no interface {interface} yet; who comes in by another is not held",
@@ -42,6 +47,18 @@ def up(arguments: Namespace) -> None:
         )
     if lines := nftables.dnsmasq(policy):
         print(f"For the walled garden, dnsmasq.conf needs:\n{lines}", end="")
+
+
+def others_in_the_way() -> list[str]:
+    """What other tables drop that ours accepts; nothing where ours is not in force, or not seen."""
+    with contextlib.suppress(OSError), contextlib.closing(Nftables()) as rules:
+        return in_the_way(rules)
+    return []
+
+
+def _warn(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def _is_here(interface: str) -> bool:
@@ -74,7 +91,5 @@ def show(arguments: Namespace) -> None:
     for interface in fenced:
         print(f"# ip rule: nothing is forwarded from {interface} but what this table has marked")
     if not fenced:
-        print(
-            "warning: there is no ip rule that holds clients while the table is away",
-            file=sys.stderr,
-        )
+        _warn(["there is no ip rule that holds clients while the table is away"])
+    _warn(others_in_the_way())

@@ -9,7 +9,8 @@ from typing import Any
 
 LIBRARY = "libnftables.so.1"
 
-# NFT_CTX_OUTPUT_JSON and NFT_CTX_OUTPUT_TERSE in nftables/libnftables.h.
+# NFT_CTX_OUTPUT_HANDLE, _JSON and _TERSE in nftables/libnftables.h.
+_HANDLE = 1 << 3
 _JSON = 1 << 4
 _TERSE = 1 << 11
 
@@ -75,6 +76,10 @@ class Nftables:
     def outline(self, command: str) -> str:
         """What `command` lists, without the elements of sets. Raises RulesError."""
         return self._run(command, _TERSE)
+
+    def numbered(self, command: str) -> list[str]:
+        """The lines of what `command` lists, each with its handle. Raises RulesError."""
+        return self._run(command, _HANDLE).splitlines()
 
     def ask(self, command: str) -> list[dict[str, Any]]:
         """What `command` lists, as libnftables-json(5) has it. Raises RulesError."""

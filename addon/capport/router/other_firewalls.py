@@ -1,0 +1,343 @@
+"""Other tables that drop what ours accepts: an accept of ours is no accept of Docker's or ufw's.
+
+Each chain at a hook decides for itself, so what is to pass has to be accepted by all of them. The
+rules of each other table are followed for a few packets without which no portal works. What cannot
+be read (a set, an extension of iptables) may match or not: a chain stands in the way only where
+every way through it ends in a drop.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from capport.linux.libnftables import Nftables, RulesError
+from capport.router.ruleset import TABLE
+
+CLOSED = "inet capport_closed"
+"""The table of systemd/closed.nft, which is there until the rules are in force."""
+
+type _Facts = Mapping[str, str | int]
+type _Json = dict[str, Any]
+
+_FAMILIES = {"ip": ("ipv4",), "ip6": ("ipv6",), "inet": ("ipv4", "ipv6")}
+_LEGACY = {"ip_tables_names": "iptables-legacy", "ip6_tables_names": "ip6tables-legacy"}
+
+# What becomes of a packet at a rule, or in a chain.
+_ACCEPT, _DROP, _LEAVE, _ON = "accept", "drop", "leave", "on"
+_VERDICTS = {
+    "accept": _ACCEPT,
+    "continue": _ON,
+    "drop": _DROP,
+    "queue": _ACCEPT,
+    "reject": _DROP,
+    "return": _LEAVE,
+}
+_MAY_MATCH = ("ct count", "limit", "quota", "xt")
+
+# In our table, as it is printed: the interfaces, and the ports of the proxy and the login server.
+_WAY = re.compile(r'iifname "([^"]+)" oifname "([^"]+)" goto from_client')
+_LET_IN = re.compile(
+    r"tcp dport (\{[^}]*\}|\d+) ct status dnat accept"
+    r"|fib daddr type local tcp dport (\d+)[^\n]* accept"
+)
+
+# As iptables' matches are printed, which are no more than a name in JSON.
+_STATES = re.compile(r" ct state ([a-z,]+) ")
+_PORTS = re.compile(r" (tcp|udp) dport \{ ([0-9, ]+) \} ")
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """One that has to pass at `hook`, and what the message calls it."""
+
+    hook: str
+    what: str
+    facts: _Facts
+
+
+@dataclass
+class Chain:
+    """A chain at a hook, and what it drops of ours."""
+
+    table: str
+    name: str
+    dropped: list[Packet] = field(default_factory=list)
+
+
+def in_the_way(rules: Nftables) -> list[str]:
+    """A sentence for each chain that stands in the way of our table, with what would do.
+
+    None where our table is not in force. Raises RulesError.
+    """
+    try:
+        ours = rules.outline(f"list table {TABLE}")
+    except RulesError as error:
+        if error.missing:
+            return []
+        raise
+    if (way := _WAY.search(ours)) is None:
+        return []
+    clients, origins = way[1], way[2]
+    ports = {
+        int(port)
+        for let_in in _LET_IN.findall(ours)
+        for port in re.findall(r"\d+", " ".join(let_in))
+    }
+    packets = [*_packets(clients, origins, ports)]
+    return [
+        *(
+            _said(chain, names, clients, origins)
+            for table in _tables(rules)
+            for chain, names in _dropping(table, rules, packets)
+        ),
+        *_legacy(),
+    ]
+
+
+def _packets(clients: str, origins: str, ports: Iterable[int]) -> Iterator[Packet]:
+    web: _Facts = {"l4proto": "tcp", "sport": 50_000, "dport": 443, "state": "new"}
+    answer: _Facts = {"l4proto": "tcp", "sport": 443, "dport": 50_000, "state": "established"}
+    there = {**web, "iifname": clients, "oifname": origins}
+    yield Packet("forward", "what known clients send", there)
+    back = {**answer, "iifname": origins, "oifname": clients}
+    yield Packet("forward", "what they are answered", back)
+    for protocol, port in [*(("tcp", port) for port in sorted(ports)), ("udp", 53), ("udp", 67)]:
+        source = 68 if port == 67 else 50_000
+        facts: _Facts = {"l4proto": protocol, "sport": source, "dport": port}
+        here = {**facts, "iifname": clients, "state": "new"}
+        yield Packet("input", f"{protocol.upper()} port {port}", here)
+
+
+def _tables(rules: Nftables) -> Iterator[str]:
+    """Those of others with a chain that filters at these hooks."""
+    found = {}
+    for item in rules.ask("list chains"):
+        chain = item.get("chain", {})
+        if chain.get("type") == "filter" and chain.get("hook") in ("forward", "input"):
+            found[f"{chain['family']} {chain['table']}"] = chain["family"]
+    yield from (table for table, family in found.items() if family in _FAMILIES and table != TABLE)
+
+
+def _dropping(
+    table: str, rules: Nftables, packets: Iterable[Packet]
+) -> Iterator[tuple[Chain, set[str]]]:
+    """Each of its chains that drops some of `packets`, and the names of all its chains."""
+    bases: list[_Json] = []
+    chains: dict[str, list[_Json]] = {}
+    for item in rules.ask(f"list table {table}"):
+        if chain := item.get("chain"):
+            chains[chain["name"]] = []
+            if chain.get("type") == "filter":
+                bases.append(chain)
+        elif rule := item.get("rule"):
+            chains[rule["chain"]].append(rule)
+    extended = any("xt" in said for each in chains.values() for r in each for said in r["expr"])
+    printed = _printed(table, rules) if extended else {}
+    for base in bases:
+        found = Chain(table, base["name"])
+        for packet in packets:
+            if packet.hook != base["hook"]:
+                continue
+            for family in _FAMILIES[base["family"]]:
+                if family == "ipv6" and packet.facts["dport"] == 67:
+                    continue  # DHCP of IPv4
+                ends = _Walk(chains, printed, {**packet.facts, "nfproto": family}).chain(
+                    base["name"]
+                )
+                if {base.get("policy", _ACCEPT) if end == _LEAVE else end for end in ends} == {
+                    _DROP
+                }:
+                    found.dropped.append(packet)
+                    break
+        if found.dropped:
+            yield found, set(chains)
+
+
+def _printed(table: str, rules: Nftables) -> dict[int | None, str]:
+    """Each rule as nft(8) prints it, by its handle."""
+    lines = (line.rpartition(" # handle ") for line in rules.numbered(f"list table {table}"))
+    return {int(handle): f" {text.strip()} " for text, _, handle in lines if handle.isdecimal()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """One packet's ways through a table's chains."""
+
+    chains: Mapping[str, list[_Json]]
+    printed: Mapping[int | None, str]
+    facts: _Facts
+    been: dict[str, set[str]] = field(default_factory=dict)
+
+    def chain(self, name: str) -> set[str]:
+        """How it may end there: by a verdict, or by leaving the chain."""
+        if name not in self.been:
+            self.been[name] = self._ends(name)
+        return self.been[name]
+
+    def _ends(self, name: str) -> set[str]:
+        ends: set[str] = set()
+        for rule in self.chains.get(name, ()):
+            matches, then = self._rule(rule)
+            if matches is not False:
+                ends |= then - {_ON}
+            if matches and _ON not in then:
+                return ends
+        return ends | {_LEAVE}
+
+    def _rule(self, rule: _Json) -> tuple[bool | None, set[str]]:
+        """Whether it matches, None where that cannot be said; and what then."""
+        matches: bool | None = True
+        for statement in rule["expr"]:
+            for kind, said in statement.items():
+                if kind in ("jump", "goto"):
+                    return matches, self._target(kind, said)
+                if kind in _VERDICTS:
+                    return matches, {_VERDICTS[kind]}
+                if kind == "vmap":
+                    return self._vmap(matches, said)
+                if kind == "xt" and (said or {}).get("type") == "target":
+                    if said["name"] == "REJECT":
+                        return matches, {_DROP}
+                    continue
+                if kind == "match":
+                    one = self._match(said)
+                elif kind == "xt":
+                    one = self._extension(self.printed.get(rule.get("handle"), ""))
+                elif kind in _MAY_MATCH:
+                    one = None
+                else:
+                    continue
+                if one is False:
+                    return False, {_ON}
+                matches = matches and one
+        return matches, {_ON}
+
+    def _target(self, kind: str, said: _Json) -> set[str]:
+        ends = self.chain(said["target"])
+        return {_ON if kind == "jump" and end == _LEAVE else end for end in ends}
+
+    def _vmap(self, matches: bool | None, said: _Json) -> tuple[bool | None, set[str]]:
+        """A map of verdicts: that of the packet, where it can be said which."""
+        elements = said["data"].get("set") if isinstance(said["data"], dict) else None
+        if elements is None:
+            return None, {_ACCEPT}  # a map with a name: whatever it has
+        may: set[str] = set()
+        for value, verdict in elements:
+            one = self._match({"op": "==", "left": said["key"], "right": value})
+            if one is not False:
+                _, then = self._rule({"expr": [verdict]})
+                if one:
+                    return matches, then
+                may |= then
+        return (None, may) if may else (False, {_ON})
+
+    def _match(self, said: _Json) -> bool | None:
+        mine = self._value(said["left"])
+        if mine is False:
+            return False
+        if mine is None or said["op"] not in ("==", "in", "!="):
+            return None
+        one = _holds(said["right"], mine)
+        return one if one is None or said["op"] != "!=" else not one
+
+    def _value(self, left: Any) -> str | int | bool | None:
+        """What the packet has there; None where that is not known, False where it has no such."""
+        if not isinstance(left, dict):
+            return None
+        if key := left.get("meta", {}).get("key") or left.get("ct", {}).get("key"):
+            return self.facts.get({"iif": "iifname", "oif": "oifname"}.get(key, key))
+        payload = left.get("payload", {})
+        protocol, name = payload.get("protocol"), payload.get("field")
+        if protocol in ("ip", "ip6"):
+            if self.facts["nfproto"] != {"ip": "ipv4", "ip6": "ipv6"}[protocol]:
+                return False
+            return self.facts["l4proto"] if name in ("protocol", "nexthdr") else None
+        if protocol == "th" or protocol == self.facts["l4proto"]:
+            return self.facts.get(name)
+        return False if protocol in ("tcp", "udp", "icmp", "icmpv6", "sctp", "dccp") else None
+
+    def _extension(self, printed: str) -> bool | None:
+        """Whether a match of iptables' is met: one of the state, or of ports, can be read."""
+        states = _STATES.search(printed)
+        if states and self.facts["state"] not in states[1].split(","):
+            return False
+        ports = _PORTS.search(printed)
+        if ports and ports[1] == self.facts["l4proto"]:
+            return None if str(self.facts["dport"]) in ports[2].split(", ") else False
+        return False if ports else None
+
+
+def _holds(right: Any, mine: str | int) -> bool | None:
+    """Whether `right` of a match, in libnftables-json(5), is met by `mine`."""
+    if isinstance(right, dict):
+        if "set" in right:
+            right = right["set"]
+        elif "range" in right and isinstance(mine, int):
+            low, high = map(int, right["range"])
+            return low <= mine <= high
+        else:
+            return None
+    if isinstance(right, list):
+        each: list[bool | None] = [_holds(one, mine) for one in right]
+        return True if True in each else None if None in each else False
+    if isinstance(right, str) and right.startswith("@"):
+        return None
+    if isinstance(right, str) and right.endswith("*"):
+        return str(mine).startswith(right[:-1])
+    same: bool = right == mine
+    return same
+
+
+def _said(chain: Chain, names: set[str], clients: str, origins: str) -> str:
+    what = " and ".join(packet.what for packet in chain.dropped)
+    to_us = " of clients' to the router" if chain.dropped[0].hook == "input" else ""
+    remedies = " && ".join(_remedies(chain, names, clients, origins))
+    return (
+        f"table {chain.table}, chain {chain.name} drops {what}{to_us}, whatever table {TABLE}"
+        f" accepts; what would do: {remedies}"
+    )
+
+
+def _remedies(chain: Chain, names: set[str], clients: str, origins: str) -> Iterator[str]:
+    """Commands that let it through, of whoever keeps the table."""
+    if chain.table == CLOSED:
+        yield "systemctl restart capport-router takes it away once the rules are in force"
+        return
+    insert = f"nft insert rule {chain.table} {chain.name}"
+    docker = f"{'ip6' if chain.table.startswith('ip6') else 'ip'}tables -I DOCKER-USER"
+    ufw = any(name.startswith(("ufw-", "ufw6-")) for name in names)
+    ports: dict[str, list[str]] = {}
+    for packet in chain.dropped:
+        if packet.hook == "input":
+            ports.setdefault(str(packet.facts["l4proto"]), []).append(str(packet.facts["dport"]))
+            continue
+        new = packet.facts["state"] == "new"
+        if "DOCKER-USER" in names:
+            states = "" if new else " -m conntrack --ctstate RELATED,ESTABLISHED"
+            way = f"-i {clients} -o {origins}" if new else f"-i {origins} -o {clients}"
+            yield f"{docker} {way}{states} -j ACCEPT"
+        elif ufw and new:
+            yield f"ufw route allow in on {clients} out on {origins}"
+        elif new:
+            yield f'{insert} iifname "{clients}" oifname "{origins}" accept'
+        else:
+            states = "ct state established,related"
+            yield f'{insert} iifname "{origins}" oifname "{clients}" {states} accept'
+    for protocol, mine in ports.items():
+        if ufw:
+            yield f"ufw allow in on {clients} to any port {','.join(mine)} proto {protocol}"
+        else:
+            yield f'{insert} iifname "{clients}" {protocol} dport {{ {", ".join(mine)} }} accept'
+
+
+def _legacy() -> Iterator[str]:
+    for name, command in _LEGACY.items():
+        with suppress(OSError):  # not built in
+            if "filter" in Path("/proc/thread-self/net", name).read_text().split():
+                yield (
+                    f"{command} has a table filter, which cannot be read from here: what its chains"
+                    f" FORWARD and INPUT drop is dropped ({command} -S)"
+                )
