@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from capport.api.call import MAX_BODY
 from capport.api.listener import BackChannel
-from capport.core.client import Address, Client, ClientId, Mac, parse_client_id
+from capport.core.client import Address, Client, ClientId, Mac, Way, parse_client_id
 from capport.core.place import Place
 from capport.core.policy import Access, ClientRules, Sessions, network_of
 from capport.core.session import Session
@@ -218,6 +218,9 @@ class _OneNeighbour:
 
     def is_on_link(self, address: Address) -> bool:
         return True
+
+    def way(self, address: Address) -> Way | None:
+        return Way(address)
 
     def watch(self, watcher: object) -> Any:
         return lambda: None

@@ -19,7 +19,7 @@ from lab.namespaces import Namespace, let_go, namespaces
 pytestmark = [pytest.mark.lab, requires.namespaces(), requires.tool("nft")]
 
 CONSOLE_SCRIPT = str(Path(sys.executable).with_name("capport"))
-MAC = "00:00:5e:00:53:07"  # RFC 7042 section 2.1.2
+MAC, HOP = "00:00:5e:00:53:07", "00:00:5e:00:53:09"  # RFC 7042 section 2.1.2
 POLICY = """\
 login_url: https://login.example.net/
 clients:
@@ -39,6 +39,8 @@ def router(tmp_path: Path) -> Iterator[Namespace]:
             "link set lan0 up",
             "addr add 192.0.2.1/24 dev lan0",
             f"neigh add 192.0.2.7 lladdr {MAC} dev lan0 nud permanent",
+            f"neigh add 192.0.2.8 lladdr {HOP} dev lan0 nud permanent",
+            "route add 198.51.100.0/24 via 192.0.2.8",
         )
         ran = run(made, tmp_path, "router", "up", "policy.yaml", "--sessions", "s.db")
         assert ran.returncode == 0, ran.stderr
@@ -72,7 +74,7 @@ def followed(router: Namespace, folder: Path) -> Iterator[None]:
     policy: Policy = policy_file.load(folder / "policy.yaml")
     with (
         contextlib.closing(open_store(str(folder / "s.db"))) as store,
-        contextlib.closing(router.call(NetlinkNeighbours)) as neighbours,
+        contextlib.closing(router.call(NetlinkNeighbours, ["lan0"])) as neighbours,
     ):
         known = router.call(KnownSet, lambda: policy, store, neighbours)
         with contextlib.closing(known):
@@ -98,14 +100,16 @@ def test_the_kernel_has_let_the_client_in_when_a_grant_returns(
             assert MAC not in known(router)
 
 
-def test_a_client_behind_another_router_is_known_by_its_address(
+def test_a_client_behind_another_router_is_known_by_its_address_and_that_routers_mac(
     router: Namespace, tmp_path: Path
 ) -> None:
     with followed(router, tmp_path):
         granted = run_patiently(router, tmp_path, "grant", "198.51.100.7", "--sessions", "s.db")
         assert (granted.returncode, granted.stderr) == (0, "")
-        routed = router.run("nft", "list", "set", "inet", "capport", "routed4").stdout
-        assert "198.51.100.7" in routed
+        assert f"198.51.100.7 . {HOP}" in known(router)
+        revoked = run_patiently(router, tmp_path, "revoke", "198.51.100.7", "--sessions", "s.db")
+        assert (revoked.returncode, revoked.stdout) == (0, "198.51.100.7 is revoked\n")
+        assert HOP not in known(router)
 
 
 def test_a_grant_that_nobody_carries_over_says_so(router: Namespace, tmp_path: Path) -> None:

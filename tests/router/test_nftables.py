@@ -678,15 +678,44 @@ def test_a_blocked_mac_does_not_pass_with_the_address_of_a_client_off_the_link(l
 
 
 @LAB
-def test_a_session_for_an_address_off_the_link_is_by_address(
+def test_a_session_for_an_address_off_the_link_is_for_the_frames_of_the_router_before_it(
     lab: Lab, store: MemoryStore, known: KnownSet
 ) -> None:
-    store.put(session("203.0.113.8"))
-    known.update([ClientId("203.0.113.8")])
-    assert "203.0.113.8" in elements(lab, "routed4")
-    store.drop(ClientId("203.0.113.8"))
-    wait_for(lambda: elements(lab, "routed4") == {})
-    assert elements(lab, "return4") == {}
+    hop, other = lab.clients
+    behind = ClientId("203.0.113.8")
+    lab.router.ip(f"route replace {behind}/32 via {hop.v4} dev br-lan")
+    lab.origin.ip(f"route replace {behind}/32 via 198.51.100.1")
+    for client in lab.clients:
+        client.namespace.ip(f"address add {behind}/32 dev lo")
+    hop.namespace.call(pings, ROUTER4, 1)  # so that its MAC is known
+    try:
+        store.put(session(behind))
+        lab.router.call(known.update, [behind])
+        wait_for(lambda: f"{behind} . {hop.mac}" in elements(lab, "known4"))
+        assert hop.namespace.call(_echo_from, behind)
+        # It also claims the address by ARP, as a client on the link would.
+        before = len(lab.reached())
+        assert not other.namespace.call(_echo_from, behind, 1)
+        router_mac = lab.router.run("cat", "/sys/class/net/br-lan/address").stdout.strip()
+        other.namespace.call(_spoof, router_mac, other.mac, behind)
+        lab.router.call(known.resync)
+        other.namespace.call(_spoof, router_mac, other.mac, behind)
+        time.sleep(0.2)
+        assert not [line for line in lab.reached()[before:] if line.startswith("udp")]
+        assert elements(lab, "known4").keys() == {f"{behind} . {hop.mac}"}
+        assert elements(lab, "routed4") == {}
+        # The router before it has another interface from here on.
+        moved = "02:00:00:00:00:77"
+        lab.router.ip(f"neighbour replace {hop.v4} lladdr {moved} dev br-lan nud permanent")
+        wait_for(lambda: elements(lab, "known4").keys() == {f"{behind} . {moved}"})
+        store.drop(behind)
+        wait_for(lambda: elements(lab, "known4") == {})
+        assert elements(lab, "return4") == {}
+    finally:
+        lab.router.ip(f"neighbour del {hop.v4} dev br-lan", f"route del {behind}/32")
+        lab.origin.ip(f"route del {behind}/32")
+        for client in lab.clients:
+            client.namespace.ip(f"address del {behind}/32 dev lo")
 
 
 @LAB

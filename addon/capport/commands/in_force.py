@@ -7,10 +7,12 @@ can be seen, with CAP_NET_ADMIN, so it is waited for. Nothing is put into the ru
 the policy in force says of a client, only the portal knows.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Collection, Iterable
 
 from capport.core.client import Address, Client, Mac, parse_address, parse_mac
+from capport.linux import neighbour_lookup
 from capport.linux.libnftables import Nftables, RulesError
 from capport.router.nftables import TABLE, listed
 
@@ -61,9 +63,10 @@ class Kernel:
     def _is_in(self, client: Client) -> bool:
         assert self._rules is not None
         version = client.address.version
-        pair = f"{client.address} . {client.mac}"
+        sender = client.mac or _hop_of(client.address)
+        pair = f"{client.address} . {sender}"
         name, element = (
-            (f"known{version}", pair) if client.mac else (f"routed{version}", str(client.address))
+            (f"known{version}", pair) if sender else (f"routed{version}", str(client.address))
         )
         try:
             self._rules.run(f"get element {TABLE} {name} {{ {element} }}")
@@ -81,3 +84,11 @@ class Kernel:
                 return False
             time.sleep(_EVERY)
         return True
+
+
+def _hop_of(address: Address) -> Mac | None:
+    """The MAC of the router that `address` is behind."""
+    with contextlib.suppress(OSError):
+        way = neighbour_lookup.way(address)
+        return neighbour_lookup.table().get(way.hop) if way and way.hop else None
+    return None

@@ -13,6 +13,9 @@ Mac = NewType("Mac", str)
 ClientId = NewType("ClientId", str)
 """What a session is filed under: a MAC, an address, or `MAC@ADDRESS` for both bound together."""
 
+UNSEEN = Mac("unseen")
+"""In a frame's place: the kernel kept nothing of the frame, although it could have."""
+
 _MAC = re.compile(r"[0-9a-f]{2}([:-])[0-9a-f]{2}(?:\1[0-9a-f]{2}){4}", re.ASCII)
 # As ether_aton(3) and switches write it: 2:0:0:0:0:7, 0200.0000.0007, 020000-000007, 020000000007.
 _OTHER_MAC = re.compile(
@@ -25,10 +28,15 @@ _OTHER_MAC = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A device on our side of the network (RFC 8952's User Equipment)."""
+    """A device on our side of the network (RFC 8952's User Equipment).
+
+    `astray`: its frames do not come from where `address` is. So nothing that is filed under the
+    address alone is this client's.
+    """
 
     address: Address
     mac: Mac | None = None
+    astray: bool = False
 
     @property
     def id(self) -> ClientId:
@@ -37,14 +45,38 @@ class Client:
 
     @property
     def ids(self) -> tuple[ClientId, ...]:
-        """Each id that a session of this client's may be filed under, the narrowest first."""
-        address = str(self.address)
-        if self.mac is None:
-            return (ClientId(address),)
-        return (ClientId(f"{self.mac}@{address}"), ClientId(self.mac), ClientId(address))
+        """Each id that a session of this client's may be filed under, the narrowest first.
+
+        None at all where nothing tells the client from others: it is astray, and has no MAC.
+        """
+        address = ClientId(str(self.address))
+        of_mac = (ClientId(f"{self.mac}@{address}"), ClientId(self.mac)) if self.mac else ()
+        return of_mac if self.astray else (*of_mac, address)
 
     def __str__(self) -> str:
         return f"{self.address} ({self.mac})" if self.mac else str(self.address)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The other end of a connection: its address, and the MAC that its first frame came from.
+
+    `frame` is None where there is none to know (loopback, a tunnel, UDP), or UNSEEN.
+    """
+
+    address: Address
+    frame: Mac | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How frames go to an address by a link of the clients' side, and come from it.
+
+    `hop` is the address whose MAC they have: its own, or that of the router before it; None on a
+    link without MACs.
+    """
+
+    hop: Address | None
 
 
 def parse_address(text: str) -> Address:

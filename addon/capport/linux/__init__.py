@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from capport.core.client import Address, Mac
+from capport.core.client import Address, Mac, Way
 
 
 class Neighbours(Protocol):
@@ -17,6 +17,9 @@ class Neighbours(Protocol):
 
         One system call, which does not wait for anybody; True where the kernel does not say.
         """
+
+    def way(self, address: Address) -> Way | None:
+        """How frames go to `address` and come from it; None where by no link that is followed."""
 
     def watch(self, watcher: Callable[[Address], None]) -> Callable[[], None]:
         """Has `watcher` called with each address whose MAC changed; returns what ends that."""
@@ -35,6 +38,10 @@ class NoNeighbours:
     def is_on_link(self, address: Address) -> bool:
         """Always False: no client has a MAC."""
         return False
+
+    def way(self, address: Address) -> Way | None:
+        """Always None: no frame is looked at."""
+        return None
 
     def watch(self, watcher: Callable[[Address], None]) -> Callable[[], None]:
         """Nothing changes."""

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 
-from capport.core.client import Address, Mac, parse_mac
+from capport.core.client import Address, Mac, Way, parse_mac
 from capport.linux.netlink import DUMP, INTERRUPTED, ROUTE, Message, ask, attribute, attributes
 
 # linux/rtnetlink.h, linux/neighbour.h
@@ -95,12 +95,23 @@ def is_on_link(address: Address, interfaces: Collection[int] | None = None) -> b
     On one of `interfaces` (by number), or on any; not on those without MACs, such as tunnels. Not
     this machine's own addresses either. Raises OSError where the kernel does not say. (30 us).
     """
+    found = way(address, interfaces)
+    return found is not None and found.hop == address
+
+
+def way(address: Address, interfaces: Collection[int] | None = None) -> Way | None:
+    """How frames go to `address` by one of `interfaces` (by number), or by any; None if not at all.
+
+    Raises OSError where the kernel does not say. (30 us).
+    """
     if isinstance(address, IPv6Address) and address.is_link_local:
-        return True  # never routed; which link is not in the address
+        return Way(address)  # never routed; which link is not in the address
     route = _route(address)
-    if route is None or not route.is_direct or route.interface is None:
-        return False
-    return (interfaces is None or route.interface in interfaces) and _has_macs(route.interface)
+    if route is None or not route.is_unicast or route.interface is None:
+        return None
+    if interfaces is not None and route.interface not in interfaces:
+        return None
+    return Way((route.gateway or address) if _has_macs(route.interface) else None)
 
 
 def numbers(names: Iterable[str]) -> frozenset[int]:
@@ -141,12 +152,13 @@ def is_behind(address: Address, interface: str) -> bool:
 class _Route:
     """One route: the length of the prefix it is for, and the number of the interface it leads to.
 
-    It is direct where the next hop is whom it is asked for.
+    Without a `gateway` the next hop is the address that the route was asked for.
     """
 
     prefix: int
     interface: int | None
-    is_direct: bool
+    is_unicast: bool
+    gateway: Address | None
 
 
 def _route(address: Address, flags: int = 0) -> _Route | None:
@@ -162,8 +174,8 @@ def _route(address: Address, flags: int = 0) -> _Route | None:
     _, prefix, _, _, _, _, _, kind, _ = _ROUTE.unpack_from(body)
     values = attributes(body[_ROUTE.size :])
     number = struct.unpack("=i", values[_INTERFACE])[0] if _INTERFACE in values else None
-    is_direct = kind == _UNICAST and not {_GATEWAY, _VIA} & values.keys()
-    return _Route(prefix, number, is_direct)
+    hop = values.get(_GATEWAY) or values.get(_VIA, b"")[2:]  # `via` has its family before it
+    return _Route(prefix, number, kind == _UNICAST, ip_address(hop) if hop else None)
 
 
 def _has_macs(interface: int) -> bool:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-from capport.core.client import Address, Mac
+from capport.core.client import Address, Mac, Way
 from capport.linux import neighbour_lookup, netlink
 from capport.linux.neighbour_lookup import Neighbour
 
@@ -168,14 +168,27 @@ class NetlinkNeighbours:
 
         Asked in the network namespace of whoever calls.
         """
+        found = self.way(address)
+        return found is not None and found.hop == address
+
+    def way(self, address: Address) -> Way | None:
+        """How frames go to `address`, by the kernel's routes; as if on the link if it does not say.
+
+        A router before an address is known as its way only where `interfaces` says which side is
+        the clients': elsewhere its frames may come from any of several. Asked in the network
+        namespace of the caller.
+        """
         try:
-            return neighbour_lookup.is_on_link(address, self._numbers)
+            found = neighbour_lookup.way(address, self._numbers)
         except OSError as error:
             # Any client's request brings it about.
             if (now := time.monotonic()) >= self._quiet_until:
                 self._quiet_until = now + _QUIET
                 logger.error("No route to %s is to be had: %s", address, error)
-            return True
+            return Way(address)
+        if self._names is None and found is not None and found.hop != address:
+            return None
+        return found
 
     def addresses(self, mac: Mac) -> list[Address]:
         """Every address that `mac` has."""

@@ -15,7 +15,10 @@ type Key = Address | Mac
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """An address, or a MAC: until when, for which session, and when the kernel lets go of it."""
+    """An address, or a MAC: until when, for which session, and when the kernel lets go of it.
+
+    `mac` is the client's own; `hop` is that of the router before it, if it is not on the link.
+    """
 
     key: Key
     mac: Mac | None
@@ -23,11 +26,17 @@ class Element:
     session: ClientId | None = None
     lapses: Instant = 0.0
     idle: bool = False
+    hop: Mac | None = None
 
     @property
     def address(self) -> Address | None:
         """None where it is a MAC's."""
         return None if isinstance(self.key, str) else self.key
+
+    @property
+    def sender(self) -> Mac | None:
+        """The MAC that its frames come from; None on a link without MACs."""
+        return self.mac or self.hop
 
     @property
     def look(self) -> Instant:
@@ -39,9 +48,9 @@ class Element:
         """The set and the element in it."""
         if isinstance(self.key, str):
             return "macs", self.key
-        if self.mac is None:
+        if self.sender is None:
             return f"routed{self.key.version}", str(self.key)
-        return f"known{self.key.version}", f"{self.key} . {self.mac}"
+        return f"known{self.key.version}", f"{self.key} . {self.sender}"
 
     @property
     def places(self) -> list[tuple[str, str]]:

@@ -1,11 +1,11 @@
 """The kernel's sets of known clients, kept as the sessions and the policy's client rules have them.
 
-A pair (address, MAC) for each client on the link, an address for each that is behind another
-router, and the MAC of each session that is filed under one, so that a new address of its passes
-from the first packet on. An address that a sleeping client has left keeps its pair, for the check
-is by packet and by both; it loses it at once when another MAC turns up there, or when the session
-ends. Every element has its session's time left as its timeout: should this process die, it ends
-all the same.
+A pair (address, MAC) for each client, and the MAC of each session that is filed under one, so that
+a new address of its passes from the first packet on. The frames of a client behind another router
+have that router's MAC; on a link without MACs there is the address alone. An address that a
+sleeping client has left keeps its pair, for the check is by packet and by both; it loses it at once
+when another MAC turns up there, or when the session ends. Every element has its session's time left
+as its timeout: should this process die, it ends all the same.
 """
 
 import logging
@@ -19,7 +19,7 @@ from itertools import batched, chain
 from typing import Protocol
 
 from capport import clock
-from capport.core.client import Address, Client, ClientId, Mac, parse_address, parse_mac
+from capport.core.client import Address, Client, ClientId, Mac, Way, parse_address, parse_mac
 from capport.core.policy import Access, Policy
 from capport.core.session import Instant, Session
 from capport.linux import conntrack
@@ -58,8 +58,8 @@ class Neighbourhood(Protocol):
     def items(self) -> list[tuple[Address, Mac]]:
         """Every address and its MAC."""
 
-    def is_on_link(self, address: Address) -> bool:
-        """Whether it is reached by a MAC of its own, not through another router."""
+    def way(self, address: Address) -> Way | None:
+        """How frames go to `address` and come from it; None where by no link of the clients'."""
 
     def watch(self, watcher: Callable[[Address], None]) -> Callable[[], None]:
         """Has `watcher` called with each address whose MAC changed; returns what ends that."""
@@ -100,11 +100,13 @@ class KnownSet:
         self._said: set[str] = set()  # of those, whose being full is known
         self._elements = Elements()
         self._counted: dict[str, int] = {}
+        self._behind: dict[Address, set[Address]] = {}  # a router of the clients' side: who is
         self._cut: queue.SimpleQueue[Collection[Address] | None] = queue.SimpleQueue()
         self._hang_up: Callable[[Collection[Address]], None] = _forget  # until there is a thread
         self._lock = threading.RLock()
         self._news = threading.Condition()
         self._changed: set[ClientId | Address] = set()
+        self._lost: set[ClientId] = set()
         self._closed = False
         self._over = threading.Event()  # the same, for who waits for something else
         self._resync_at = now() + RESYNC
@@ -152,6 +154,12 @@ class KnownSet:
             with self._news:
                 self._news.notify()  # there may be an earlier end to wait for
 
+    def again(self, client: ClientId) -> None:
+        """The kernel lacks what it should have of this client's: it is put in again, shortly."""
+        with self._news:
+            self._lost.add(client)
+        self._tell(client)
+
     def resync(self) -> None:
         """Compares the sets with the sessions, element by element, and puts them right."""
         began = time.thread_time()
@@ -180,6 +188,7 @@ class KnownSet:
                 else:
                     self._elements.file(replace(element, lapses=0.0))  # renewed, if it stays
             self._remove(strays)
+            self._behind.clear()
             self._settle(self._everybody())
             self._said &= self._full
 
@@ -261,7 +270,9 @@ class KnownSet:
                 if self._closed:
                     return
                 changed, self._changed = self._changed, set()
+                lost, self._lost = self._lost, set()
             try:
+                self._forget(lost)
                 self._turn(changed, self._now())
             except Exception:  # the edge: a thread that ended would leave revoked clients in
                 if not self._failing:
@@ -294,6 +305,13 @@ class KnownSet:
                 yield from self._keys(one)
             else:
                 yield one
+                yield from self._behind.pop(one, ())
+
+    def _forget(self, lost: Iterable[ClientId]) -> None:
+        with self._lock:
+            for key in [key for client in lost for key in self._keys(client)]:
+                if (element := self._elements.get(key)) is not None:
+                    self._elements.forget(element)
 
     def _hear(self, now: Instant) -> None:
         """Has what the kernel forwards keep sessions with an idle time alive."""
@@ -397,11 +415,19 @@ class KnownSet:
             return self._of_session(key, key, self._store.find([ClientId(key)], now))
         if key.is_link_local or key.is_multicast or key.is_unspecified:
             return None  # never forwarded
-        mac = self._neighbours.find_mac(key) or (before.mac if before else None)
+        way: Way | None = Way(key)
+        mac = self._neighbours.find_mac(key)
+        if mac is None or self._store.find((ClientId(str(key)),), now):
+            way = self._neighbours.way(key)
+            if way != Way(key):
+                mac = None  # on the link, any device can put its own there
+            elif mac is None and before:
+                mac = before.mac
         client = Client(key, mac)
         rule = self._policy().clients.find(client)
         if rule is None:
-            return self._of_session(key, mac, self._store.find(client.ids, now))
+            element = self._of_session(key, mac, self._store.find(client.ids, now))
+            return element and self._bound(element, key, way, before)
         if rule.access is not Access.KNOWN or mac is None:
             return None  # off the link, the rules have it already
         until = now + RULE_LEASE
@@ -412,8 +438,6 @@ class KnownSet:
     def _of_session(self, key: Key, mac: Mac | None, session: Session | None) -> Element | None:
         if session is None:
             return None
-        if mac is None and not isinstance(key, str) and self._neighbours.is_on_link(key):
-            return None  # it has a MAC, which is not known yet: without one it would be anybody's
         idle = session.idle is not None
         lapses = session.ends + IDLE_GRACE * idle
         return Element(key, mac, session.ends, session.client, lapses, idle)
@@ -428,6 +452,21 @@ class KnownSet:
                     self._told(_full(name))
                 return False
         return True
+
+    def _bound(
+        self, element: Element, address: Address, way: Way | None, before: Element | None
+    ) -> Element | None:
+        """`element` with the MAC that its frames come from; None where that is not known.
+
+        Without a MAC it would be anybody's on the link.
+        """
+        if element.mac is not None or way == Way(None):
+            return element
+        if way is None or way.hop is None or way.hop == address:
+            return None
+        self._behind.setdefault(way.hop, set()).add(address)
+        hop = self._neighbours.find_mac(way.hop) or (before.sender if before else None)
+        return replace(element, hop=hop) if hop else None
 
     def _bounded(self, element: Element, out: list[Element]) -> Element | None:
         """`element`, if its MAC may have one more address: `out` gets one that it has left."""

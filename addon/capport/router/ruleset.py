@@ -178,7 +178,7 @@ def _in_the_sets(verdict: str, other: str) -> Iterator[str]:
     yield f"ether saddr @blocked {other}"
     yield f"fib saddr type local {other}"  # ours, in whoever's hands
     for version, ip in _FAMILIES:
-        yield f"{ip} saddr @routed{version} {verdict}"  # behind another router: no MAC to bind to
+        yield f"{ip} saddr @routed{version} {verdict}"  # on a link without MACs
 
 
 def _untracked(policy: Policy, clients: str, origins: str) -> Iterator[str]:
