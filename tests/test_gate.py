@@ -3,10 +3,10 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from capport.core.client import Address, ClientId, Mac
+from capport.core.client import UNSEEN, Address, ClientId, Mac, Peer, Way, parse_address
 from capport.core.decision import HttpRequest
 from capport.core.place import Place
-from capport.core.policy import Access, ClientRules, Limits, Login, Policy, Rate, Sessions
+from capport.core.policy import Access, ClientRules, Limits, Login, Policy, Rate, Router, Sessions
 from capport.core.verdict import NetworkAuthenticationRequired, Pass, SignIn, TooManyRequests
 from capport.gate import Gate
 from capport.linux import NoNeighbours
@@ -178,6 +178,63 @@ def rules(*lines: tuple[str, Access]) -> ClientRules:
         made.section(access, "lab.yaml")
         made.add(Mac(subject) if subject.count(":") == 5 else ip_network(subject), number)
     return made
+
+
+class Link(NoNeighbours):
+    """A link with a client on it, and a router with 203.0.113.0/24 behind it.
+
+    Somebody on the link has answered for an address behind that router, too.
+    """
+
+    def find_mac(self, address: Address) -> Mac | None:
+        macs = {"192.0.2.7": OWN, "192.0.2.9": HOP, "203.0.113.9": OTHER}
+        return macs.get(str(address))
+
+    def way(self, address: Address) -> Way | None:
+        if address in ip_network("203.0.113.0/24"):
+            return Way(parse_address("192.0.2.9"))
+        return Way(address) if address in ip_network("192.0.2.0/24") else None
+
+
+OWN, HOP, OTHER = (Mac(f"02:00:00:00:00:{end}") for end in ("07", "09", "66"))
+
+
+@pytest.mark.parametrize(
+    ("session", "address", "frame", "known"),
+    [
+        (OWN, "192.0.2.7", OWN, True),
+        (OWN, "192.0.2.7", OTHER, False),
+        (OWN, "192.0.2.7", UNSEEN, False),
+        (OWN, "192.0.2.7", None, True),  # nothing was asked of a frame
+        (OWN, "192.0.2.8", OWN, True),  # an address that is not in the table yet
+        (f"{OWN}@192.0.2.7", "192.0.2.7", OTHER, False),
+        (OTHER, "192.0.2.7", OTHER, True),  # as itself, wherever it is
+        ("192.0.2.7", "192.0.2.7", OWN, True),
+        ("192.0.2.7", "192.0.2.7", OTHER, False),
+        ("203.0.113.8", "203.0.113.8", HOP, True),
+        ("203.0.113.8", "203.0.113.8", OTHER, False),
+        ("203.0.113.8", "203.0.113.8", UNSEEN, False),
+        ("203.0.113.9", "203.0.113.9", HOP, True),
+        ("203.0.113.9", "203.0.113.9", OTHER, False),  # whoever answered for it
+        (HOP, "203.0.113.8", HOP, False),  # the router's own session is not theirs behind it
+        ("198.51.100.7", "198.51.100.7", OTHER, True),  # by another interface
+    ],
+)
+def test_a_client_is_who_its_frames_come_from(
+    session: str, address: str, frame: Mac | None, known: bool
+) -> None:
+    policy = replace(POLICY, router=Router("lan0", "wan0"))
+    gate = Gate(policy, MemoryStore(), neighbours=Link())
+    gate.grant(ClientId(session), lifetime=60.0)
+    client = gate.client(Peer(parse_address(address), frame))
+    assert (gate.known(client) is not None) == known
+    assert (gate.known_until(client) is not None) == known
+
+
+def test_without_a_router_a_frame_that_was_not_seen_says_nothing() -> None:
+    gate = Gate(POLICY, MemoryStore(), neighbours=Link())
+    gate.grant(ClientId(OWN), lifetime=60.0)
+    assert gate.known(gate.client(Peer(parse_address("192.0.2.7"), UNSEEN)))
 
 
 NETWORK = ("192.0.2.0/24", Access.KNOWN)

@@ -7,7 +7,17 @@ from dataclasses import replace
 from capport import clock
 from capport.core import decision, rates
 from capport.core.bounded_map import BoundedMap
-from capport.core.client import Address, Client, ClientId, Mac, parse_address, parts_of
+from capport.core.client import (
+    UNSEEN,
+    Address,
+    Client,
+    ClientId,
+    Mac,
+    Peer,
+    Way,
+    parse_address,
+    parts_of,
+)
 from capport.core.decision import Case, HttpRequest
 from capport.core.place import Place
 from capport.core.policy import Policy
@@ -48,10 +58,43 @@ class Gate:
         self.in_force: Callable[[ClientId], None] | None = None
         self._buckets = BoundedMap[ClientId, rates.Bucket](BUCKETS)
 
-    def client(self, address: str) -> Client:
-        """Who is at `address`, as a socket names its peer. Raises ValueError."""
-        parsed = parse_address(address)
-        return Client(parsed, self.neighbours.find_mac(parsed))
+    def client(self, at: Peer | str) -> Client:
+        """Who is at the other end of a connection, or at an address, as a socket names its peer.
+
+        As the kernel's rules have it, which look at the address and the MAC of each frame: the MAC
+        is the frame's own, and has to be where frames of that address come from. Where the frame
+        was not seen, a client on a router counts as known by nothing. Raises ValueError for what is
+        no address.
+        """
+        peer = at if isinstance(at, Peer) else Peer(parse_address(at))
+        address, frame = peer.address, peer.frame
+        mac = self._mac_of(address)
+        if frame is None or (frame == UNSEEN and self.policy.router is None):
+            return Client(address, mac)
+        if frame == UNSEEN:
+            seen = Client(address, mac)
+            return seen if self.known(seen) is None else Client(address, astray=True)
+        if mac is not None:
+            return Client(address, frame, astray=frame != mac)
+        way = self.neighbours.way(address)
+        if way is None or way.hop is None:
+            return Client(address)
+        if way.hop == address:  # and not in the table yet, or not any more
+            return Client(address, frame)
+        return Client(address, astray=frame != self.neighbours.find_mac(way.hop))
+
+    def _mac_of(self, address: Address) -> Mac | None:
+        """The MAC that the neighbour table has for `address`, if it is on the link.
+
+        Any device on the link can put its own MAC there for an address behind a router, which has
+        to be looked at where a session is filed under the address alone.
+        """
+        mac = self.neighbours.find_mac(address)
+        if mac is None or self.policy.router is None:
+            return mac
+        if self.store.find((ClientId(str(address)),), self.now()) is None:
+            return mac
+        return mac if self.neighbours.way(address) == Way(address) else None
 
     def request(
         self,
@@ -93,16 +136,20 @@ class Gate:
         verdict = decision.decide_connection(case, self.policy)
         return verdict if isinstance(verdict, Pass) else None
 
+    def session(self, client: Client) -> Session | None:
+        """Its open session, if a session is what makes it known."""
+        return self._case(client, None, None).session
+
     def known_until(self, client: Client) -> Instant | None:
         """When its session ends, if a session is what makes it known."""
-        case = self._case(client, None, None)
-        return case.session.ends if case.session else None
+        session = self.session(client)
+        return session.ends if session else None
 
     def heard_of(self, client: Client, at: Instant) -> None:
         """Something of `client`'s went through at `at`, which no decision was asked for."""
-        case = self._case(client, None, None)
-        if case.session is not None and at > case.session.last_seen:
-            self.store.touch(case.session.client, at)
+        session = self.session(client)
+        if session is not None and at > session.last_seen:
+            self.store.touch(session.client, at)
 
     def lacks_mac(self, client: Client) -> bool:
         """Whether what is known of `client` does not count, for want of its MAC."""

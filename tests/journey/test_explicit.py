@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import requires
+from capport.core.client import Peer
 from capport.web.asker import HEADER
 from conftest import Origin, Portal, running_portal
 from journey.guests import Guest
@@ -77,7 +78,7 @@ async def test_two_clients_have_their_own_sessions(
 async def test_nobody_signs_in_for_somebody_else(tmp_path: Path, encrypted: bool) -> None:
     """Not even with a field that the addon did sign, for somebody else, a moment ago."""
     async with proxy(tmp_path, encrypted=encrypted) as portal:
-        signed = portal.keeper.alongside.sign(ip_address(OTHER))
+        signed = portal.keeper.alongside.sign(Peer(ip_address(OTHER)))
         assert signed is not None
         for forged in (signed, OTHER, f"v1 {OTHER} 1000.000 {'0' * 64}"):
             claims = {HEADER: forged, "X-Forwarded-For": OTHER, "Forwarded": f"for={OTHER}"}

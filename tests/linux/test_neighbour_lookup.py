@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 import requires
-from capport.core.client import parse_mac
+from capport.core.client import Way, parse_mac
 from capport.core.place import Place
 from capport.core.policy import Access, ClientRules, Policy
 from capport.gate import Gate
@@ -144,6 +144,34 @@ def test_on_the_link_is_where_the_kernel_needs_a_mac(
     assert routed.call(neighbour_lookup.is_on_link, asked) == any_interface
     with contextlib.closing(routed.call(NetlinkNeighbours, ["lan0"])) as replica:
         assert routed.call(replica.is_on_link, asked) == of_the_clients
+
+
+@pytest.mark.parametrize(
+    ("address", "hop"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("198.51.100.7", "192.0.2.2"),
+        ("2001:db8:1::7", "2001:db8::2"),
+        ("198.51.101.7", "2001:db8::2"),  # IPv4 by a router that has IPv6 alone (RFC 5549)
+        ("fe80::7", "fe80::7"),
+        ("10.8.0.7", None),  # no link with MACs
+    ],
+)
+def test_the_way_is_by_whose_mac_frames_come(
+    routed: Namespace, address: str, hop: str | None
+) -> None:
+    routed.ip("route add 198.51.101.0/24 via inet6 2001:db8::2 dev lan0")
+    way = Way(ip_address(hop) if hop else None)
+    assert routed.call(neighbour_lookup.way, ip_address(address)) == way
+    # Of a router that is not on the clients' side nothing is known.
+    with contextlib.closing(routed.call(NetlinkNeighbours, ["wan0"])) as replica:
+        by_wan = way if address.startswith("fe80") else None
+        assert routed.call(replica.way, ip_address(address)) == by_wan
+
+
+@pytest.mark.parametrize("address", ["203.0.113.1", "192.0.2.1", "127.0.0.1", "10.9.0.7"])
+def test_no_way_leads_to_this_machine_or_nowhere(routed: Namespace, address: str) -> None:
+    assert routed.call(neighbour_lookup.way, ip_address(address)) is None
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from capport.core.client import Address, ClientId, Mac
+from capport.core.client import Address, ClientId, Mac, Peer
 from capport.core.policy import Conditions
 from capport.core.session import Session
 from capport.gate import Gate
@@ -205,7 +205,7 @@ async def test_who_hangs_up_before_the_request_is_read_is_not_the_router() -> No
         form = urlencode(fields)
         _, writer = await asyncio.open_connection("127.0.0.1", h.port)
         end = writer.get_extra_info("sockname")
-        vouched.connected(end, ip_address("192.0.2.7"))
+        vouched.connected(end, Peer(ip_address("192.0.2.7")))
         await until(lambda: end in vouched._taken, "the connection taken")
         writer.write(
             f"POST /sign-in HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(form)}\r\n"
@@ -221,26 +221,26 @@ async def test_who_hangs_up_before_the_request_is_read_is_not_the_router() -> No
 
 def test_a_connection_that_the_login_server_never_took_is_forgotten_at_once() -> None:
     vouched, end = Vouched(), ("192.0.2.1", 40000)
-    vouched.connected(end, ip_address("192.0.2.7"))
-    assert vouched.find((*end, 0, 0)) == ip_address("192.0.2.7")
+    vouched.connected(end, Peer(ip_address("192.0.2.7")))
+    assert vouched.find((*end, 0, 0)) == Peer(ip_address("192.0.2.7"))
     vouched.hung_up(end)
     assert vouched.find(end) is None
     vouched.taken(end, "one")
     vouched.done(end, "one")
-    vouched.connected(end, ip_address("192.0.2.7"))  # told after it was done with
+    vouched.connected(end, Peer(ip_address("192.0.2.7")))  # told after it was done with
     vouched.hung_up(end)
     assert not len(vouched)
 
 
 def test_the_next_connection_from_a_port_is_not_forgotten_with_the_one_before() -> None:
     vouched, end = Vouched(), ("192.0.2.1", 40000)
-    vouched.connected(end, ip_address("192.0.2.7"))
+    vouched.connected(end, Peer(ip_address("192.0.2.7")))
     vouched.taken(end, "one")
     vouched.hung_up(end)
-    vouched.connected(end, ip_address("192.0.2.8"))
+    vouched.connected(end, Peer(ip_address("192.0.2.8")))
     vouched.taken(end, "next")
     vouched.done(end, "one")
-    assert vouched.find(end) == ip_address("192.0.2.8")
+    assert vouched.find(end) == Peer(ip_address("192.0.2.8"))
     vouched.done(end, "next")
     assert not len(vouched)
 

@@ -15,7 +15,7 @@ import pytest
 
 from capport.api.captivity import PATH
 from capport.core.captivity import MEDIA_TYPE
-from capport.core.client import Address, ClientId, Mac
+from capport.core.client import Address, ClientId, Mac, Peer
 from capport.core.negotiation import Language
 from capport.core.place import Place
 from capport.core.policy import (
@@ -143,7 +143,9 @@ async def test_a_header_of_the_clients_does_not_make_it_another(claim: dict[str,
 async def test_the_addons_header_makes_the_proxied_client_the_one_that_asks() -> None:
     async with house() as h:
         browser = h.browser("127.0.0.1")
-        signed = {HEADER: sign_client(at("192.0.2.7").address, h.portal.records.secret, h.clock())}
+        signed = {
+            HEADER: sign_client(Peer(at("192.0.2.7").address), h.portal.records.secret, h.clock())
+        }
         page = await browser.get("/", **signed)
         await browser.post("/sign-in", page.fields, **signed)
         assert h.session("192.0.2.7") is not None
@@ -160,7 +162,9 @@ async def test_a_header_that_the_addon_did_not_sign_is_refused(value: str) -> No
 async def test_a_header_that_the_addon_signed_is_worth_nothing_in_a_clients_hands() -> None:
     async with house() as h:
         await h.browser().sign_in()
-        signed = {HEADER: sign_client(at("127.0.0.2").address, h.portal.records.secret, h.clock())}
+        signed = {
+            HEADER: sign_client(Peer(at("127.0.0.2").address), h.portal.records.secret, h.clock())
+        }
         assert (await h.browser("127.0.0.1").get("/status", **signed)).status == 200
         page = await h.browser("127.0.0.3").get("/status", **signed)
         assert (page.status, "127.0.0.2" in page.text) == (403, False)

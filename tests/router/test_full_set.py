@@ -9,7 +9,7 @@ import pytest
 
 import requires
 from capport import clock
-from capport.core.client import Address, ClientId, Mac
+from capport.core.client import Address, ClientId, Mac, Way
 from capport.core.session import Session
 from capport.linux import conntrack
 from capport.linux.libnftables import Nftables, RulesError
@@ -43,6 +43,9 @@ class Nobody:
 
     def is_on_link(self, address: Address) -> bool:
         return False
+
+    def way(self, address: Address) -> Way | None:
+        return None
 
     def watch(self, watcher: Callable[[Address], None]) -> Callable[[], None]:
         return lambda: None

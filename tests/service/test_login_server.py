@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from capport.core.client import Peer
 from capport.core.decision import HttpRequest
 from capport.core.place import Place
 from capport.core.verdict import NetworkAuthenticationRequired, Pass
@@ -54,7 +55,7 @@ async def test_a_proxied_client_is_named_by_the_addon(tmp_path: Path) -> None:
     await login_server.start()
     try:
         browser = Browser(login_server.server.places[0].port, "127.0.0.1")
-        signed = {HEADER: login_server.sign(ip_address("2001:db8::7"))}
+        signed = {HEADER: login_server.sign(Peer(ip_address("2001:db8::7")))}
         page = await browser.get("/", **signed)
         assert (await browser.post("/sign-in", page.fields, **signed)).status == 303
         assert [one.client for one in gate.store.sessions()] == ["2001:db8::7"]
@@ -71,7 +72,7 @@ async def test_a_client_of_a_proxy_elsewhere_is_named_by_the_addon_or_by_nobody(
         refused = await browser.get("/")
         assert (refused.status, "cannot be told from others" in refused.text) == (403, True)
         assert (await browser.get("/style.css")).status == 200  # which that page has, too
-        signed = {HEADER: login_server.sign(ip_address("192.0.2.7"))}
+        signed = {HEADER: login_server.sign(Peer(ip_address("192.0.2.7")))}
         page = await browser.get("/", **signed)
         assert (await browser.post("/sign-in", page.fields)).status == 403
         assert (await browser.post("/sign-in", page.fields, **signed)).status == 303

@@ -6,16 +6,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capport.core.client import Address, parse_address
+from capport.core.client import UNSEEN, Mac, Peer, parse_address
 from capport.web.asker import LIFETIME, AskingError, sign_client, verify_client
 
 SECRET = b"secret"
 times = st.floats(0, 1e9)
 
 
-@given(address=st.ip_addresses(), now=times)
-def test_what_was_signed_is_what_is_read(address: IPv4Address | IPv6Address, now: float) -> None:
-    same = parse_address(str(address))  # an IPv4 address in IPv6 is the IPv4 address
+@given(
+    address=st.ip_addresses(),
+    frame=st.sampled_from([None, UNSEEN, Mac("02:00:00:00:00:07")]),
+    now=times,
+)
+def test_what_was_signed_is_what_is_read(
+    address: IPv4Address | IPv6Address, frame: Mac | None, now: float
+) -> None:
+    # An IPv4 address in IPv6 is the IPv4 address.
+    same = Peer(parse_address(str(address)), frame)
     assert verify_client(sign_client(same, SECRET, now), SECRET, now) == same
 
 
@@ -45,4 +52,4 @@ def test_it_is_for_one_secret_and_one_moment(secret: bytes, now: float) -> None:
         verify_client(value, secret, now)
 
 
-_CLIENT: Address = IPv4Address("192.0.2.7")
+_CLIENT = Peer(IPv4Address("192.0.2.7"), Mac("02:00:00:00:00:07"))

@@ -14,6 +14,8 @@ PATH = "/api/captive-portal"
 class CaptivePortalApi(Handler):
     """Answers for the client at the other end of the connection, and for nobody else."""
 
+    for_anybody = True
+
     def get(self) -> None:
         """The document; or the way to the login server, for whom does not ask for a document."""
         # RFC 8910 section 2: who is sent elsewhere by its Accept field must not be shown it again

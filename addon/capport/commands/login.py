@@ -42,7 +42,8 @@ async def _serve(watcher: "_Watching", policy: Policy, url: str, socket: str | N
     from capport.linux.neighbours import NetlinkNeighbours
 
     with contextlib.closing(writable_store(url)) as store:
-        neighbours = NetlinkNeighbours()
+        router = policy.router
+        neighbours = NetlinkNeighbours([router.client_interface] if router else None)
         gate = Gate(policy, store, neighbours=neighbours)
         api = Path(socket) if socket else None
         embedded = Embedded(gate, records_beside(url), socket=api, may_be_proxy=_may_be_proxy)

@@ -28,6 +28,7 @@ from capport.core.verdict import (
     Refusal,
     SignIn,
     TooManyRequests,
+    Unavailable,
 )
 
 type Fields = tuple[tuple[str, str], ...]
@@ -60,6 +61,8 @@ def reply_to(verdict: Refusal, asked: Asked) -> Reply:
     facts = replace(verdict, because="")
     if isinstance(facts, SignIn):
         reply = _redirect(facts)
+    elif isinstance(facts, Unavailable):
+        reply = _unavailable()
     else:
         language = preferred_language(asked.accept_language)
         reply = _refusal(facts, language, preferred_form(asked.accept))
@@ -315,6 +318,13 @@ def _redirect(verdict: SignIn) -> Reply:
 </html>
 """
     return _html(HTTPStatus.FOUND, page, (location, ("Content-Language", Language.ENGLISH.value)))
+
+
+def _unavailable() -> Reply:
+    """In English, and plain: it is gone when the fault is put right, a moment later."""
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    text = f"{status.value} {status.phrase}: the captive portal puts a fault right\n"
+    return _reply(status, "text/plain; charset=utf-8", text, (("Retry-After", "1"),))
 
 
 def _html(status: HTTPStatus, page: str, fields: Fields) -> Reply:

@@ -67,12 +67,20 @@ class PreconditionRequired:
     method: str
 
 
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """Answer 503: by a fault of the portal's, a known client cannot go on now."""
+
+    because: str
+
+
 type Refusal = (
     NetworkAuthenticationRequired
     | SignIn
     | HeaderFieldsTooLarge
     | TooManyRequests
     | PreconditionRequired
+    | Unavailable
 )
 type Verdict = Pass | Refusal
 

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from tornado import iostream, web
 from tornado.template import ParseError
 
-from capport.core.client import Address, Client, parse_address
+from capport.core.client import UNSEEN, Address, Client, Peer, parse_address
 from capport.core.http import default_port
 from capport.core.negotiation import Language, preferred_language
 from capport.core.place import Host, parse_authority
@@ -62,7 +62,7 @@ class Handler(web.RequestHandler):
     client: Client
     policy: Policy
     for_anybody = False
-    """Whether it answers a client too that nothing tells from others."""
+    """Whether it answers a client too that nothing tells from others (`Client.ids`)."""
 
     def initialize(self, portal: Portal) -> None:
         """Called by Tornado with what the route has."""
@@ -88,6 +88,8 @@ class Handler(web.RequestHandler):
             raise web.HTTPError(403, str(error)) from error
         if not self._asks_us():
             raise Misdirected
+        if not self.client.ids and not self.for_anybody:
+            raise Indistinct
         if self.request.method not in ("GET", "HEAD"):
             self._check_origin()
 
@@ -185,6 +187,8 @@ class Handler(web.RequestHandler):
         if isinstance(error, Blocked):
             heading, text, start = words.blocked, words.blocked_text, ""
             device = self.client.address  # to be told to whoever runs the network
+        if isinstance(error, Indistinct):
+            heading, text = words.indistinct, words.indistinct_text
         if isinstance(error, Misdirected):
             start = login_url(self.policy, self._asked_at(), None)
         try:
@@ -242,7 +246,7 @@ class Handler(web.RequestHandler):
         context = getattr(self.request.connection, "context", None)
         peer = getattr(context, "address", None)
         if peer and (vouched := self.portal.vouched.find(peer)):
-            return self.portal.grants.client_at(vouched)
+            return self.portal.grants.client_of(vouched)
         asks = parse_address(self.request.remote_ip or "")
         fields = self.request.headers.get_list(HEADER)
         may_be_proxy = not fields and self.portal.may_be_proxy(asks, self._asked_at())
@@ -256,13 +260,14 @@ class Handler(web.RequestHandler):
                 )
             raise Proxied
         if not fields:
-            return self.portal.grants.client_at(asks)
+            stream = getattr(self.request.server_connection, "stream", None)
+            return self.portal.grants.client_of(Peer(asks, self.portal.frames.get(stream, UNSEEN)))
         if len(fields) > 1:
             raise AskingError(f"{HEADER} is there {len(fields)} times")
         if asks != self._asked_at():  # a copy; the addon is on this machine
             raise AskingError(f"{HEADER} does not come from {asks}")
         secret, now = self.portal.records.secret, self.portal.grants.now()
-        return self.portal.grants.client_at(verify_client(fields[0], secret, now))
+        return self.portal.grants.client_of(verify_client(fields[0], secret, now))
 
     def _asks_us(self) -> bool:
         """Whether the Host field names us. RFC 6585 appendix B; and DNS rebinding."""
@@ -335,6 +340,13 @@ class Proxied(web.HTTPError):
 
     def __init__(self) -> None:
         super().__init__(403, "through a proxy that does not say for whom")
+
+
+class Indistinct(web.HTTPError):
+    """403: nothing tells this client from others, so no session could be its own."""
+
+    def __init__(self) -> None:
+        super().__init__(403, "its frames do not come from where its address is")
 
 
 class NotFound(Handler):

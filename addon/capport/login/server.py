@@ -10,12 +10,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from tornado import httpserver, httputil, iostream, netutil, web
 
 from capport.api.captivity import PATH, CaptivePortalApi
+from capport.core.client import Mac
 from capport.core.place import Place
 from capport.core.policy import LoginServer as Listening
+from capport.linux import frames
 from capport.linux.file_state import state_of
 from capport.login import forms
 from capport.login.page import MAX_FORM, NotFound
@@ -48,6 +51,9 @@ _MAX_READ = 1024 * 1024
 CONNECTIONS = 1000  # in all; one takes about 20 KB
 CONNECTIONS_A_CLIENT = 60
 
+BACKLOG = 4096
+"""Handshakes that may be under way: of one more, answered with a cookie, the SYN is not kept."""
+
 
 _SELDOM = {name: SeldomFilter() for name in ("tornado.general", "tornado.application")}
 """What Tornado logs of a client's bytes, and of what went wrong while it read them."""
@@ -59,12 +65,15 @@ def _bound(places: Sequence[Place]) -> list[tuple[Place, socket.socket]]:
         at = []
         for place in places:
             try:
-                sockets = patient(netutil.bind_sockets(place.port, str(place.host)))
+                sockets = patient(
+                    netutil.bind_sockets(place.port, str(place.host), backlog=BACKLOG)
+                )
             except OSError as error:
                 why = f"{error.strerror}: {_cannot_listen(error, place)}"
                 raise OSError(error.errno, why) from error
             for one in sockets:
                 unless_all.callback(one.close)
+                frames.keep(one)
                 at.append((place, one))
         unless_all.pop_all()
         return at
@@ -155,6 +164,7 @@ class Server(httpserver.HTTPServer):
         # The oldest first, both who has any and what they have.
         self._open: dict[str, dict[iostream.IOStream, _Connection]] = {}
         self.vouched = Vouched()
+        self.frames = WeakKeyDictionary[object, Mac | None]()
 
     def handle_stream(self, stream: iostream.IOStream, address: Any) -> None:
         """Closes what is one too many of one client's, unread; or else, one too many of all."""
@@ -166,6 +176,7 @@ class Server(httpserver.HTTPServer):
             return
         if sum(map(len, self._open.values())) >= CONNECTIONS:
             self._give_one_up()
+        self.frames[stream] = frames.sender(stream.socket)
         self.vouched.taken(address, stream)
         one = _Connection(stream, who)
         self._open.setdefault(who, {})[stream] = one
@@ -304,7 +315,7 @@ class LoginServer:
             max_buffer_size=64 * 1024,
         )
         server.ssl_options = shown.context if shown else None  # used for each new connection
-        server.vouched = self.portal.vouched
+        server.vouched, server.frames = self.portal.vouched, self.portal.frames
         self.portal.certified = shown.names if shown else ()
         server.add_sockets(one for _, one in at)
         self._server, self._as = server, listening

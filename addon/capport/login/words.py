@@ -65,6 +65,8 @@ class Words:
     not_found_text: str
     blocked: str
     blocked_text: str
+    indistinct: str
+    indistinct_text: str
     form_over: str
     form_over_text: str
     refused: str
@@ -171,6 +173,8 @@ WORDS: dict[Language, Words] = {
         not_found_text="This page does not exist. Perhaps the address was mistyped.",
         blocked="This device is not allowed on this network",
         blocked_text="Please ask whoever runs this network.",
+        indistinct="This device cannot be told apart",
+        indistinct_text="Another device may have the same address on this network. Please disconnect from the network, connect again, and then start again.",
         form_over="This page is out of date",
         form_over_text="Nothing was changed. Please start again; it takes only a moment. If this happens every time, allow cookies for this page.",
         refused="That did not work",
@@ -247,6 +251,8 @@ WORDS: dict[Language, Words] = {
         not_found_text="Diese Seite gibt es nicht. Vielleicht haben Sie sich bei der Adresse vertippt.",
         blocked="Dieses Gerät ist in diesem Netzwerk nicht zugelassen",
         blocked_text="Bitte wenden Sie sich an den Betreiber dieses Netzwerks.",
+        indistinct="Dieses Gerät ist von anderen nicht zu unterscheiden",
+        indistinct_text="Vielleicht hat ein anderes Gerät in diesem Netzwerk dieselbe Adresse. Bitte trennen Sie die Verbindung zum Netzwerk, verbinden Sie sich neu und beginnen Sie dann noch einmal.",
         form_over="Diese Seite ist veraltet",
         form_over_text="Es wurde nichts geändert. Bitte beginnen Sie noch einmal; es geht schnell. Wenn das jedes Mal geschieht, erlauben Sie Cookies für diese Seite.",
         refused="Das hat nicht geklappt",
@@ -332,6 +338,8 @@ WORDS: dict[Language, Words] = {
         not_found_text="Cette page n’existe pas. L’adresse est peut-être mal saisie.",
         blocked="Cet appareil n’est pas autorisé sur ce réseau",
         blocked_text="Veuillez vous adresser à l’exploitant de ce réseau.",
+        indistinct="Cet appareil ne peut pas être distingué d’un autre",
+        indistinct_text="Un autre appareil a peut-être la même adresse sur ce réseau. Veuillez vous déconnecter du réseau, vous y reconnecter, puis recommencer.",
         form_over="Cette page n’est plus à jour",
         form_over_text="Rien n’a été modifié. Veuillez recommencer ; cela ne prend qu’un instant. Si cela se répète, autorisez les cookies pour cette page.",
         refused="Cela n’a pas fonctionné",
@@ -417,6 +425,8 @@ WORDS: dict[Language, Words] = {
         not_found_text="Esta página no existe. Quizá la dirección tenga una errata.",
         blocked="Este dispositivo no está autorizado en esta red",
         blocked_text="Consulte a quien administra esta red.",
+        indistinct="Este dispositivo no se puede distinguir de otro",
+        indistinct_text="Es posible que otro dispositivo tenga la misma dirección en esta red. Desconéctese de la red, vuelva a conectarse y empiece de nuevo.",
         form_over="Esta página ya no está al día",
         form_over_text="No se ha cambiado nada. Empiece de nuevo; es solo un momento. Si ocurre cada vez, permita las cookies para esta página.",
         refused="No ha funcionado",

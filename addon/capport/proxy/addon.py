@@ -16,11 +16,21 @@ from mitmproxy.proxy.layers import UDPLayer, modes
 from mitmproxy.proxy.layers.http import HTTPMode
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
+from capport.core.client import Peer, parse_address
 from capport.core.decision import HttpRequest
 from capport.core.place import Place
 from capport.core.policy import Connect, KnownHttp, KnownTls, UnknownTls
 from capport.core.reply import Reply, reply_to
-from capport.core.verdict import Pass, Refuse, TlsVerdict, TooManyRequests, Tunnel, Verdict
+from capport.core.verdict import (
+    Inspect,
+    Pass,
+    Refuse,
+    TlsVerdict,
+    TooManyRequests,
+    Tunnel,
+    Unavailable,
+    Verdict,
+)
 from capport.linux.own_addresses import is_own
 from capport.policy import policy_file
 from capport.proxy import mitmproxy_options
@@ -30,11 +40,11 @@ from capport.proxy.fail_closed import Guard
 from capport.proxy.flow_marks import GARDEN_MARK, KNOWN_MARK, REFUSED_MARK, decided_on, mark
 from capport.proxy.hook_errors import closed
 from capport.proxy.internals import http1_reader, http2_bounds
-from capport.proxy.internals.server import connect_early, handler_of, own_ports
+from capport.proxy.internals.server import connect_early, frame_of, handler_of, own_ports
 from capport.proxy.layers.http1 import RefusalLayer, SilentLayer
 from capport.proxy.layers.http2 import BoundLayer
 from capport.proxy.layers.tls import Handshakes, HelloLayer, ServerFirst
-from capport.proxy.life import Life
+from capport.proxy.life import HELD, Life
 from capport.proxy.request_head import (
     case_of,
     claim_of,
@@ -96,8 +106,13 @@ class Gatekeeper(Life):
         url: str | None,
     ) -> Verdict:
         """The gate's verdict on a request."""
-        verdict = self.gate.request(self.client(conn), request, claim, dialled, url)
-        if isinstance(verdict, Pass) and not self._may_go(conn, verdict.to):
+        client = self.client(conn)
+        verdict = self.gate.request(client, request, claim, dialled, url)
+        if not isinstance(verdict, Pass):
+            return verdict
+        if verdict.to is None and self.is_held(conn, client):
+            return Unavailable(HELD)
+        if not self._may_go(conn, verdict.to):
             return TooManyRequests(self._too_many(conn), LATER)
         return verdict
 
@@ -106,7 +121,13 @@ class Gatekeeper(Life):
     ) -> TlsVerdict:
         """The gate's verdict on a handshake, Refuse where it has none."""
         try:
-            verdict = self.gate.handshake(self.client(conn), sni, dialled)
+            client = self.client(conn)
+            verdict = self.gate.handshake(client, sni, dialled)
+            known = isinstance(verdict, Inspect) or (
+                isinstance(verdict, Tunnel) and verdict.to is None
+            )
+            if known and self.is_held(conn, client):
+                return Refuse(HELD)
             if isinstance(verdict, Tunnel) and not self._may_go(conn, verdict.to):
                 return Refuse(self._too_many(conn))
             return verdict
@@ -171,9 +192,10 @@ class Gatekeeper(Life):
             if dialled and dialled.port in own_ports() and here:
                 conn.error = "portal: a connection to the proxy itself, which would loop"
                 return
-        client = self.client(conn)
-        self.connections.opened(conn, client)
-        if self.gate.known(client):
+        peer = Peer(parse_address(conn.peername[0]), frame_of(conn))
+        client = self.gate.client(peer)
+        self.connections.opened(conn, client, peer.frame)
+        if self.gate.known(client) and not self.is_held(conn, client):
             connect_early(handler_of(conn.id))
         conn.error = before
 
@@ -251,7 +273,7 @@ class Gatekeeper(Life):
     def server_connected(self, data: ServerConnectionHookData) -> None:
         """The origin is there."""
         self.dialling.connected(data)
-        self.alongside.connected(data.server, self.client(data.client).address)
+        self.alongside.connected(data.server, self.peer(data.client))
 
     @closed(_deny_nothing)
     def server_disconnected(self, data: ServerConnectionHookData) -> None:
@@ -356,7 +378,7 @@ class Gatekeeper(Life):
     def _vouch(self, shown: http.HTTPFlow) -> None:
         """Tells the login server who asks: all that comes by us has our address."""
         if self.alongside.is_login_server(place_of((shown.request.host, shown.request.port))):
-            signed = self.alongside.sign(self.client(shown.client_conn).address)
+            signed = self.alongside.sign(self.peer(shown.client_conn))
             if signed:
                 shown.request.headers[HEADER] = signed
 

@@ -29,7 +29,7 @@ from typing import Any, cast
 from mitmproxy import connection
 from mitmproxy.proxy import context, events, layer, server
 
-from capport.core.client import Client, ClientId
+from capport.core.client import UNSEEN, Client, ClientId, Mac, Peer, parse_address
 from capport.core.place import Place
 from capport.core.session import Instant
 from capport.core.verdict import Pass
@@ -65,7 +65,9 @@ def key_of(conn: connection.Client) -> Key:
 
 @dataclass(slots=True, eq=False)
 class Open:
-    """One connection. `places` are what was let through; None among them: wherever it wants.
+    """One connection, and the MAC that its first `frame` came from (`Peer`).
+
+    `places` are what was let through; None among them: wherever it wants.
 
     `until` is when the session ends that it was let through by, `heard` when the gate was told
     last that the client was heard of. `leaves` is the loop's time for the garden to end; `logins`
@@ -78,6 +80,7 @@ class Open:
     conn: connection.Client
     client: Client
     counted_as: ClientId  # not by address: IPv6 gives one device many
+    frame: Mac | None = None
     let_through: bool = False
     places: frozenset[Place | None] = frozenset({None})
     until: Instant | None = None
@@ -145,12 +148,17 @@ class Connections:
     def __len__(self) -> int:
         return len(self._open)
 
-    def opened(self, conn: connection.Client, client: Client) -> None:
+    def peer_of(self, conn: connection.Client) -> Peer:
+        """The other end of a connection. Raises ValueError for a peer name that is no address."""
+        entry = self._open.get(key_of(conn))
+        return Peer(parse_address(conn.peername[0]), entry.frame if entry else UNSEEN)
+
+    def opened(self, conn: connection.Client, client: Client, frame: Mac | None = None) -> None:
         """A client has connected; nothing of it is let through yet."""
         key = key_of(conn)
         if before := self._open.get(key):
             self.closed(before.conn)  # the client's port is in use again before its end was told
-        entry = self._open[key] = Open(conn, client, client.id)
+        entry = self._open[key] = Open(conn, client, client.id, frame)
         self._file(entry)
         self._watch(entry)
         if self.gate.known(client):
@@ -202,6 +210,8 @@ class Connections:
         What went on before is over, unless this is `beside` it, as a stream of HTTP/2 is.
         """
         if entry := self._open.get(key_of(conn)):
+            if entry.client.astray:
+                self._is_same(entry)  # it is where its address is by now, or was not let through
             before = entry.places if beside and entry.let_through else frozenset()
             entry.places = before | {place}
             self._let_through(entry)
@@ -316,11 +326,13 @@ class Connections:
 
         A MAC that is not in the neighbour table (any more, or not yet) is no other device.
         """
-        client = self.gate.client(str(entry.client.address))
-        if client.mac is None or client == entry.client:
+        client = self.gate.client(Peer(entry.client.address, entry.frame))
+        if client == entry.client:
             return True
-        if entry.client.mac is not None:
-            return False
+        if client.astray:
+            return entry.frame == UNSEEN  # and so it was when it connected
+        if entry.client.mac not in (None, client.mac):
+            return client.mac is None
         self._unfile(entry)
         entry.client = client
         self._file(entry)

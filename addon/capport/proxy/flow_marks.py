@@ -7,10 +7,11 @@ from typing import Any
 
 from mitmproxy import connection, flow, http, tcp
 
-from capport.core.client import Client
+from capport.core.client import Client, Peer
 from capport.core.place import Place
 from capport.core.verdict import Refuse, TlsVerdict, Verdict
 from capport.gate import Gate
+from capport.proxy.connections import Connections
 from capport.proxy.request_head import credentials_in
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ class Telling:
     """Who decides, and tells of it. Until it is `started` there is no gate: what asks raises."""
 
     gate: Gate
+    connections: Connections
     started = False
 
     def __init__(self) -> None:
@@ -32,7 +34,11 @@ class Telling:
 
     def client(self, conn: connection.Client) -> Client:
         """Who is at the other end. Raises ValueError for a peer name that is no address."""
-        return self.gate.client(conn.peername[0])
+        return self.gate.client(self.peer(conn))
+
+    def peer(self, conn: connection.Client) -> Peer:
+        """The other end itself."""
+        return self.connections.peer_of(conn)
 
     def event(self, event: str, client: Client | None = None, **fields: Any) -> None:
         """One event. It never raises: what cannot be told is decided all the same."""

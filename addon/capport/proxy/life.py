@@ -4,8 +4,10 @@ import errno
 import logging
 from pathlib import Path
 
-from mitmproxy import ctx, exceptions
+from mitmproxy import connection, ctx, exceptions
+from mitmproxy.proxy import mode_specs
 
+from capport.core.client import Client
 from capport.core.policy import Policy
 from capport.events import EventLog
 from capport.gate import Gate
@@ -23,11 +25,12 @@ from capport.stores import default_store, open_store
 
 logger = logging.getLogger(__name__)
 
+HELD = "the client has a session, and the kernel's set lacks it: that is put right"
+
 
 class Life(Telling):
     """What the hooks ask, opened, followed and closed."""
 
-    connections: Connections
     alongside: Alongside
 
     def __init__(self) -> None:
@@ -80,8 +83,7 @@ class Life(Telling):
         self._running = True
         if self._watcher:
             self._watcher.start()
-        server.lengthen_backlog()
-        server.accept_patiently()
+        server.prepare_listeners()
         try:
             await self.alongside.start()
         except OSError as error:
@@ -96,6 +98,12 @@ class Life(Telling):
             self.gate.neighbours.close()
             self.gate.store.close()
             self.gate.events.close()
+
+    def is_held(self, conn: connection.Client, client: Client) -> bool:
+        """Whether a known client is here only because the kernel's set lacks it (`Alongside`)."""
+        if not isinstance(conn.proxy_mode, mode_specs.TransparentMode):
+            return False
+        return self.alongside.is_held(self.peer(conn), client)
 
     def _open_policy(self) -> tuple[Policy, PolicyWatcher | None]:
         file = ctx.options.portal_policy

@@ -15,7 +15,7 @@ from capport.linux import neighbour_lookup
 from capport.linux.own_addresses import is_own, may_reach
 from capport.proxy.connections import MOST_TO_LOGIN
 from capport.proxy.internals.server import own_ports
-from capport.proxy.life import Life
+from capport.proxy.life import HELD, Life
 from capport.proxy.request_head import place_of
 
 logger = logging.getLogger(__name__)
@@ -82,6 +82,8 @@ class Dialling:
     def _allowed(self, client: Client, place: Place, conn: connection.Client) -> Pass:
         verdict = self._life.gate.connection(client, place)
         if isinstance(verdict, Pass):
+            if verdict.to is None and self._life.is_held(conn, client):
+                raise PermissionError(HELD)
             return verdict
         # The other hooks refuse more politely, and earlier. That this is asked at all means that
         # something went past them, or that the client is unknown since.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from capport.api.listener import BackChannel, NoPlace
-from capport.core.client import Address, Client
+from capport.core.client import Client, Peer
 from capport.core.place import Place
 from capport.gate import Gate
 from capport.login.server import LoginServer
@@ -58,21 +58,21 @@ class Embedded:
 
     def link(self, client: Client, url: str | None) -> str:
         """`Gate.link`: the login URL for `client`, who asked for `url`, with its state."""
-        token = self.portal.states.mint(client, url)
-        return login_url(self._gate.policy, client.address, token)
+        state = self.portal.states.link(client, url)
+        return login_url(self._gate.policy, client.address, state)
 
     @property
     def signs_in_elsewhere(self) -> bool:
         """Whether `login_url` leads to others (`Theme.signs_in_elsewhere`)."""
         return self.portal.theme(self._gate.policy).signs_in_elsewhere
 
-    def sign(self, address: Address) -> str:
-        """The value of `asking.HEADER` on a request to the login server that `address` made.
+    def sign(self, asks: Peer) -> str:
+        """The value of `asking.HEADER` on a request to the login server that `asks` made.
 
         The addon takes the field out of what every client sends, wherever it goes, and puts this in
         where it passes a request on to one of `policy.login_places`.
         """
-        return sign_client(address, self.portal.records.secret, self._gate.now())
+        return sign_client(asks, self.portal.records.secret, self._gate.now())
 
     async def start(self) -> None:
         """Listens, in the running event loop. Raises OSError where the login server cannot.

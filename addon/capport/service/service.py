@@ -12,9 +12,10 @@ from typing import Any, cast
 
 from mitmproxy import connection, ctx
 
-from capport.core.client import Address, ClientId, parse_address, parts_of
+from capport.core.client import Client, ClientId, Peer, parse_address, parts_of
 from capport.core.place import Place
 from capport.core.policy import Policy
+from capport.core.session import Instant
 from capport.gate import Gate
 from capport.linux.libnftables import RulesError
 from capport.linux.own_addresses import is_own
@@ -23,6 +24,7 @@ from capport.proxy import mitmproxy_options
 from capport.proxy.resolver import Addresses
 from capport.router.garden_addresses import GardenFollower
 from capport.router.known_clients import KnownSet, Neighbourhood
+from capport.router.membership import is_let_through
 from capport.router.restorer import RulesKeeper
 from capport.service import login_health
 from capport.service.login_server import Embedded
@@ -31,6 +33,7 @@ from capport.web.records import records_beside
 
 logger = logging.getLogger(__name__)
 
+CARRIED_OUT = 1.0  # seconds in which the kernel has what was granted, or has ended
 TICK = 0.1  # seconds between two looks at which sessions time has ended
 
 
@@ -57,6 +60,7 @@ class Alongside:
         self._tasks: set[asyncio.Task[None]] = set()
         self._moving = asyncio.Lock()  # by one policy at a time
         self._known: KnownSet | None = None
+        self._held: dict[ClientId, Instant] = {}  # whom the kernel lacks, and until when: in order
         self._garden: GardenFollower | None = None
         self._kernel = ExitStack()  # closes those that follow into the kernel
         self._embedded: Embedded | None = None
@@ -86,6 +90,32 @@ class Alongside:
         if self._embedded:
             await self._embedded.stop()
 
+    # --- the kernel's set ------------------------------------------------------------------------
+
+    def is_held(self, peer: Peer, client: Client) -> bool:
+        """Whether the kernel holds what a client sends that has a session: a fault.
+
+        The rules are in force, and their set lacks it. That is reported, and put right within the
+        second for which the client is held here too.
+        """
+        now, session = self._gate.now(), self._gate.session(client)
+        if self._known is None or session is None:
+            return False
+        if now < session.granted + CARRIED_OUT or now > session.ends - CARRIED_OUT:
+            return False
+        while self._held and next(iter(self._held.values())) <= now:
+            del self._held[next(iter(self._held))]
+        if session.client in self._held:
+            return True
+        sender = client.mac or peer.frame
+        if is_let_through(client.address, sender) or not self._gate.neighbours.way(client.address):
+            return False
+        self._held[session.client] = now + CARRIED_OUT
+        self._known.again(session.client)
+        what = "the kernel's set lacks a client that has a session; it is put in again"
+        self._gate.events.write("fault", client, what=what)
+        return True
+
     # --- the login server ------------------------------------------------------------------------
 
     def is_login_server(self, place: Place | None) -> bool:
@@ -103,11 +133,11 @@ class Alongside:
     def _signs_in_elsewhere(self) -> bool:
         return self._embedded is not None and self._embedded.signs_in_elsewhere
 
-    def sign(self, address: Address) -> str | None:
+    def sign(self, asks: Peer) -> str | None:
         """What the login server is told of who asks, in a field that only we can write."""
-        return self._embedded.sign(address) if self._embedded else None
+        return self._embedded.sign(asks) if self._embedded else None
 
-    def connected(self, server: connection.Server, client: Address) -> None:
+    def connected(self, server: connection.Server, client: Peer) -> None:
         """Tells the login server for whom a connection of ours to it is.
 
         It sees only us at the other end, and in a tunnel nothing can be added to a request.

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 
 from capport.core import explanation
-from capport.core.client import Address, Client, ClientId
+from capport.core.client import Address, Client, ClientId, Peer
 from capport.core.policy import Policy
 from capport.core.session import Instant, Session
 from capport.gate import Gate
@@ -35,6 +35,10 @@ class GateGrants:
     def client_at(self, address: Address) -> Client:
         """The client at `address`, with its MAC where it is known."""
         return self._gate.client(str(address))
+
+    def client_of(self, peer: Peer) -> Client:
+        """As the gate has it."""
+        return self._gate.client(peer)
 
     def find(self, client: Client | ClientId) -> Session | None:
         """The open session of `client`'s, or under an id."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from capport.core.captivity import Captivity, captivity
-from capport.core.client import Address, Client, ClientId
+from capport.core.client import Address, Client, ClientId, Peer
 from capport.core.policy import Access, Policy
 from capport.core.session import Instant, Session
 
@@ -34,6 +34,9 @@ class Grants(Protocol):
 
     def client_at(self, address: Address) -> Client:
         """The client that has `address` now, with its MAC where the neighbour table has one."""
+
+    def client_of(self, peer: Peer) -> Client:
+        """The client at the other end of a connection, as the kernel's rules have it."""
 
     def find(self, client: Client | ClientId) -> Session | None:
         """The open session of `client`'s, or under an id alone. The policy is not asked here."""

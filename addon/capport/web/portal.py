@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from capport import clock
-from capport.core.client import Address
+from capport.core.client import Address, Mac
 from capport.core.place import Host
 from capport.core.policy import Policy
 from capport.login.repeated_forms import Forms
@@ -44,6 +45,8 @@ class Portal:
     forms: Forms = field(default_factory=Forms)
     hashing: int = 0
     vouched: Vouched = field(default_factory=Vouched)
+    frames: WeakKeyDictionary[object, Mac | None] = field(default_factory=WeakKeyDictionary)
+    """The MAC that the first frame of a connection came from, by its stream (`Peer`)."""
     returns: Seldom = field(default_factory=partial(Seldom, RETURNS))
     faults: Seldom = field(default_factory=partial(Seldom, FAULTS))
     may_be_proxy: MayBeProxy = lambda asks, asked_at: False

@@ -89,11 +89,17 @@ class States:
             salt + self._box(salt).encrypt(_NONCE, head + address + mac + asked.encode(), None)
         )
 
-    def for_agent(self, client: Client) -> str:
-        """A token for `client` that stays the same for half its life, for an agent that asks often.
+    def link(self, client: Client, page: str | None = None) -> str | None:
+        """What `mint` gives; None for a client that nothing tells from others."""
+        return self.mint(client, page) if client.ids else None
+
+    def for_agent(self, client: Client) -> str | None:
+        """A `link` for an agent that asks often: it stays the same for half its life.
 
         RFC 8908 section 4: repeated queries should be answered alike.
         """
+        if not client.ids:
+            return None
         now = self._clock()
         minted, token = self._lately.get(client, (-LIFETIME, ""))
         if now - minted > LIFETIME / 2:

@@ -4,14 +4,15 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Iterator
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-from mitmproxy import ctx
+from mitmproxy import connection, ctx
 from mitmproxy.options import Options
 from mitmproxy.proxy import server
 
+from capport.core.client import Mac
+from capport.linux import frames
 from capport.web import accepting
 
 BACKLOG = 4096
@@ -31,24 +32,42 @@ def own_ports() -> set[int]:
     return ports
 
 
-def lengthen_backlog() -> None:
-    """Lets more clients wait to be accepted than the 100 that mitmproxy asks for.
+def frame_of(conn: connection.Client) -> Mac | None:
+    """The MAC that a connection's first frame came from (`Peer`); to be asked once."""
+    handler = handler_of(conn.id)
+    io = handler.transports.get(conn) if handler else None
+    if io is None or not isinstance(io.writer, asyncio.StreamWriter):
+        return None  # UDP, and what comes by tun
+    return frames.sender(io.writer.get_extra_info("socket"))
 
-    One more than that waits a second, until it sends its SYN again.
+
+def prepare_listeners() -> None:
+    """Makes each listening socket, now and later, fit for what is asked of it.
+
+    More clients may wait to be accepted than the 100 that mitmproxy asks for: one more than that
+    waits a second, until it sends its SYN again. And the kernel keeps each SYN.
     """
-    for transport in _listening():
-        with socket.socket(fileno=os.dup(transport.fileno())) as same:
-            same.listen(BACKLOG)
+    _proxyserver().servers.changed.connect(_prepare)
+    _prepare()
+    _wait_where_no_descriptor_is_left()
 
 
-def accept_patiently() -> None:
-    """Tries once a second where no descriptor is left, and logs that once a minute.
+def _prepare() -> None:
+    for instance in _proxyserver().servers:
+        for listening in getattr(instance, "_servers", ()):
+            for transport in getattr(listening, "sockets", ()):
+                transport._sock.__class__ = _Patient
+                with socket.socket(fileno=os.dup(transport.fileno())) as same:
+                    same.listen(BACKLOG)
+                    frames.keep(same)
+
+
+def _wait_where_no_descriptor_is_left() -> None:
+    """Tries to accept once a second where no descriptor is left, and logs that once a minute.
 
     asyncio tries a hundred times though the first has failed (up to CPython 3.13), logs each with a
     traceback, and sets a timer for each, after which there are more: soon that is all it does.
     """
-    for transport in _listening():
-        transport._sock.__class__ = _Patient
     loop = asyncio.get_running_loop()
     before = loop.get_exception_handler()
 
@@ -80,12 +99,6 @@ class _Patient(socket.socket):
 
 
 _paused: WeakKeyDictionary[socket.socket, float] = WeakKeyDictionary()
-
-
-def _listening() -> Iterator[Any]:
-    for instance in _proxyserver().servers:
-        for one in getattr(instance, "_servers", ()):
-            yield from getattr(one, "sockets", ())
 
 
 def connect_early(handler: server.ConnectionHandler | None) -> None:

@@ -1,0 +1,65 @@
+"""The MAC that a TCP connection's first frame came from: its SYN, which the kernel keeps (tcp(7)).
+
+The neighbour table says which MAC an address has. It does not say who sent a frame: a device that
+writes another's address into its own frames is that other one, as far as the table can tell. The
+kernel keeps the SYN from its Ethernet header on, if the listening socket asks for it (Linux 5.10).
+A SYN that was answered with a cookie (net.ipv4.tcp_syncookies) is not kept.
+"""
+
+import socket
+from functools import cache
+
+from capport.core.client import UNSEEN, Mac, parse_address, parse_mac
+
+# linux/tcp.h
+_SAVE_SYN, _SAVED_SYN = 27, 28
+_WITH_MAC_HEADER = 2
+_LONGEST = 256  # an Ethernet header with a tag, and two headers of 60 bytes
+
+_LINK_HEADERS = (14, 18, 0)  # bytes: Ethernet's, with a tag, and none (a tunnel)
+_SOURCES = {4: slice(12, 16), 6: slice(8, 24)}  # of an IP header
+_NOBODY = bytes(6)  # loopback's
+
+
+def keep(listening: socket.socket) -> None:
+    """Makes the kernel keep the SYN of each connection to a TCP socket, from Linux 5.10 on."""
+    if is_kept():
+        listening.setsockopt(socket.IPPROTO_TCP, _SAVE_SYN, _WITH_MAC_HEADER)
+
+
+@cache
+def is_kept() -> bool:
+    """Whether this kernel keeps a SYN with its Ethernet header."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tried:
+        try:
+            tried.setsockopt(socket.IPPROTO_TCP, _SAVE_SYN, _WITH_MAC_HEADER)
+        except OSError:
+            return False
+    return True
+
+
+def sender(connected: socket.socket) -> Mac | None:
+    """The MAC that `connected` was opened from; to be asked once, when it has been accepted.
+
+    None where there is none: loopback, a tunnel, a socket that is not TCP, an older kernel. UNSEEN
+    where the kernel has not kept it.
+    """
+    if connected.family not in (socket.AF_INET, socket.AF_INET6) or not is_kept():
+        return None
+    try:
+        peer = connected.getpeername()[0]
+        syn = connected.getsockopt(socket.IPPROTO_TCP, _SAVED_SYN, _LONGEST)
+    except OSError:  # it has ended; or UDP
+        return None if connected.type != socket.SOCK_STREAM else UNSEEN
+    return sender_in(syn, peer)
+
+
+def sender_in(syn: bytes, peer: str) -> Mac | None:
+    """The MAC in a SYN of `peer`'s as the kernel keeps it."""
+    address = parse_address(peer)
+    version = address.version
+    for length in _LINK_HEADERS:
+        head, mac = syn[length:], syn[6:12] if length else _NOBODY
+        if head[:1].hex()[:1] == str(version) and head[_SOURCES[version]] == address.packed:
+            return None if mac == _NOBODY else parse_mac(mac.hex(":"))
+    return UNSEEN
