@@ -959,9 +959,10 @@ async def test_where_one_address_cannot_be_had_it_listens_at_none() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         free = Place(LOOPBACK, free_port())
         places = (free, Place(LOOPBACK, taken.getsockname()[1]))
-        with pytest.raises(OSError, match=f"cannot listen on {places[1]}"):
+        with pytest.raises(OSError, match="cannot listen on ") as caught:
             async with house(replace(policy(), login_server=LoginServer(places))):
                 pass
+        assert str(places[1]) in str(caught.value)
         with socket.create_server(("127.0.0.1", free.port)):
             pass
 

@@ -35,7 +35,7 @@ from capport.core.policy import (
     Tls,
     UnknownTls,
 )
-from capport.policy import clients_file, policy_file, tree, values
+from capport.policy import clients_file, hints, policy_file, tree, values
 from capport.policy import section as policysection
 from capport.policy.policy_file import PolicyError, Problem
 from login.certificates import certificate
@@ -682,6 +682,7 @@ def test_any_word_is_a_value_or_a_value_error(text: str) -> None:
         values.host,
         values.login_url,
         values.listen,
+        values.probe_path,
         values.mac,
         values.interface,
         values.refresh,
@@ -694,6 +695,25 @@ def test_any_word_is_a_value_or_a_value_error(text: str) -> None:
             read(text)
     with contextlib.suppress(ValueError):
         values.login_url(f"https://{text}")
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.text("0123456789abcdefx.:/*@-[]*, tcpudp\u200b\x1b\xa0", max_size=40)
+    | st.text(max_size=200).map(lambda text: f"tcp/{text}")
+    | st.text(max_size=200).map(lambda text: f"02:00:00:00:00:07;{text}")
+)
+def test_what_would_do_can_be_printed(text: str) -> None:
+    for hint in (
+        hints.of_place(text),
+        hints.of_network(text),
+        hints.of_mac(text),
+        hints.of_subject(text),
+        hints.of_listen(text),
+        hints.of_login_url(text),
+        hints.of_client_line(text, hints.is_mac, first=True),
+    ):
+        assert hint is None or hint.isprintable()
 
 
 @settings(max_examples=300)

@@ -57,6 +57,30 @@ _APPLE_ALIASES = (
     "itools.info",
 )
 
+# Chromium and Firefox read a 511; for NetworkManager any unexpected answer is a portal, for Windows
+# any status but 200; the others compare what they get with what they expect.
+_READ_A_511 = (
+    ("Windows", "www.msftconnecttest.com", "/connecttest.txt"),
+    ("Windows", "ipv6.msftconnecttest.com", "/connecttest.txt"),
+    ("Windows", "www.msftconnecttest.com", "/redirect"),
+    ("Windows", "www.msftncsi.com", "/ncsi.txt"),
+    ("Windows", "ipv6.msftncsi.com", "/ncsi.txt"),
+    ("Edge", "edge-http.microsoft.com", "/captiveportal/generate_204"),
+    ("Firefox", "detectportal.firefox.com", "/canonical.html"),
+    ("Firefox", "detectportal.firefox.com", "/success.txt"),
+    ("Firefox", "detectportal.firefox.com", "/success.txt?ipv4"),
+    ("Firefox", "detectportal.firefox.com", "/success.txt?ipv6"),
+    ("Debian", "network-test.debian.org", "/nm"),
+    ("GNOME", "nmcheck.gnome.org", "/check_network_status.txt"),
+    ("Ubuntu", "connectivity-check.ubuntu.com", "/"),
+    ("Fedora", "fedoraproject.org", "/static/hotspot.txt"),
+    ("Arch Linux", "ping.archlinux.org", "/nm-check.txt"),
+    ("KDE", "networkcheck.kde.org", "/"),
+    ("Fire OS", "spectrum.s3.amazonaws.com", "/kindle-wifi/wifistub.html"),
+    ("Nintendo", "conntest.nintendowifi.net", "/"),
+    ("Steam", "test.steampowered.com", "/204"),
+)
+
 _PROBES: dict[tuple[str, str], Probe] = {
     **{(host, "/generate_204"): _ANDROID for host in _ANDROID_HOSTS},
     ("www.google.com", "/gen_204"): _ANDROID,
@@ -70,37 +94,7 @@ _PROBES: dict[tuple[str, str], Probe] = {
         for path in ("/", "/library/test/success.html")
     },
     **{(f"ipv{n}.connman.net", "/online/status.html"): _CONNMAN for n in (4, 6)},  # its two URLs
-    # These take a 511: Chromium and Firefox read it, for NetworkManager any unexpected answer is a
-    # portal, for Windows any status but 200. The games consoles and readers compare the content.
-    **{
-        (host, path): Probe(system, redirect=False)
-        for system, hosts, paths in (
-            (
-                "Windows",
-                ("www.msftconnecttest.com", "ipv6.msftconnecttest.com"),
-                ("/connecttest.txt",),
-            ),
-            ("Windows", ("www.msftncsi.com", "ipv6.msftncsi.com"), ("/ncsi.txt",)),
-            ("Windows", ("www.msftconnecttest.com",), ("/redirect",)),
-            ("Edge", ("edge-http.microsoft.com",), ("/captiveportal/generate_204",)),
-            (
-                "Firefox",
-                ("detectportal.firefox.com",),
-                ("/canonical.html", "/success.txt", "/success.txt?ipv4", "/success.txt?ipv6"),
-            ),
-            ("Debian", ("network-test.debian.org",), ("/nm",)),
-            ("GNOME", ("nmcheck.gnome.org",), ("/check_network_status.txt",)),
-            ("Ubuntu", ("connectivity-check.ubuntu.com",), ("/",)),
-            ("Fedora", ("fedoraproject.org",), ("/static/hotspot.txt",)),
-            ("Arch Linux", ("ping.archlinux.org",), ("/nm-check.txt",)),
-            ("KDE", ("networkcheck.kde.org",), ("/",)),
-            ("Fire OS", ("spectrum.s3.amazonaws.com",), ("/kindle-wifi/wifistub.html",)),
-            ("Nintendo", ("conntest.nintendowifi.net",), ("/",)),
-            ("Steam", ("test.steampowered.com",), ("/204",)),
-        )
-        for host in hosts
-        for path in paths
-    },
+    **{(host, path): Probe(system, redirect=False) for system, host, path in _READ_A_511},
 }
 
 

@@ -17,7 +17,7 @@ from ipaddress import (
 from capport.core.client import parse_mac
 
 _MOST = 6  # networks or places that an error writes out
-_PROTOCOL = r"(tcp|udp|icmp|ip|any)"
+_PROTOCOL, _PLACE = r"(tcp|udp|icmp|ip|any)", r"([\w.*:\[\]-]+?)"
 _DASH = "[-\N{EN DASH}]"
 _HEADINGS = {"mac", "address", "ip", "name", "hostname", "client", "device", "sep"}
 _SERVICES = {"http": 80, "www": 80, "https": 443, "domain": 53, "ntp": 123}
@@ -54,7 +54,7 @@ def of_listen(text: str) -> str | None:
     if match := re.fullmatch(r"(?:\*?:)?([0-9]{1,5})", text):
         every = f"0.0.0.0:{match[1]} for every IPv4 address, [::]:{match[1]} for every IPv6 one"
         return f"names no address: write {every}"
-    if match := re.fullmatch(r"https?://([^/]+)/?", text, re.IGNORECASE):
+    if match := re.fullmatch(r"https?://([\w.:\[\]-]+)/?", text, re.IGNORECASE):
         return f"is a URL: write {match[1]}"
     return _first(text, _several)
 
@@ -62,7 +62,7 @@ def of_listen(text: str) -> str | None:
 def of_login_url(text: str) -> str | None:
     """A URL without its scheme."""
     match = re.fullmatch(
-        r"(?://)?(\[[0-9a-f:.]+\]|[\w.-]+)((?::[0-9]+)?(?:/.*)?)", text, re.IGNORECASE
+        r"(?://)?(\[[0-9a-f:.]+\]|[\w.-]+)((?::[0-9]+)?(?:/[!-~]*)?)", text, re.IGNORECASE
     )
     if match is None:
         return None
@@ -87,6 +87,7 @@ def of_client_line(line: str, is_client: Callable[[str], bool], *, first: bool) 
     if not clients:
         return None
     name = " ".join(c for c in columns if c not in clients and re.search(r"\w", c))
+    name = name if name.isprintable() else ""
     return f"is not a client, then a comma and its name: write {clients[0]},{name or '…'}"
 
 
@@ -123,7 +124,7 @@ def _client(text: str) -> str | None:
 
 def _part_of_a_mac(text: str) -> str | None:
     mac, at, address = text.partition("@")
-    if at and is_mac(mac):
+    if at and is_mac(mac) and re.fullmatch(r"[0-9a-f:.]+", address, re.IGNORECASE):
         return f"is a MAC and an address: write one of them, mac: {mac} or address: {address}"
     if re.fullmatch(r"([0-9a-f]{2}[:-]){2,5}([0-9a-fx]{0,2}|\*)", text, re.IGNORECASE) or (
         is_mac(text.partition("/")[0])
@@ -187,7 +188,8 @@ def _several(text: str) -> str | None:
 
 def _protocol(text: str) -> str | None:
     """`tcp/example.org`, `tcp:192.0.2.9:80`, `udp://192.0.2.9:53`, `192.0.2.9:53/udp`."""
-    match = re.fullmatch(rf"{_PROTOCOL}(?::?/+|:| +)(.+?)/?|(.+?)(?:/|:| +){_PROTOCOL}", text, re.I)
+    before, after = rf"{_PROTOCOL}(?::?/+|:| +){_PLACE}/?", rf"{_PLACE}(?:/|:| +){_PROTOCOL}"
+    match = re.fullmatch(f"{before}|{after}", text, re.IGNORECASE)
     if match is None:
         return None
     protocol, place = (match[1] or match[4]).lower(), match[2] or match[3]
@@ -200,7 +202,9 @@ def _protocol(text: str) -> str | None:
 
 def _ports(text: str) -> str | None:
     """`example.org:80,443`, `example.org:8000-8080`, `example.org:https`, `example.org:*`."""
-    match = re.fullmatch(rf"([^:\s]+):([0-9]+(?: *(?:,|{_DASH}) *[0-9]+)+|\*|[a-z]+)", text)
+    match = re.fullmatch(
+        rf"([\w.*-]+|\[[0-9a-f:.]+\]):([0-9]+(?: *(?:,|{_DASH}) *[0-9]+)+|\*|[a-z]+)", text
+    )
     if match is None:
         return None
     host, ports = match.groups()
