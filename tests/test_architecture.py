@@ -89,6 +89,12 @@ HOUSE: tuple[Row, ...] = (
         "it knows protocols, and can be given fakes",
     ),
     Row(
+        ("capport.front", "capport.front.*"),
+        ("capport.core.*", "capport.gate"),
+        "it knows neither mitmproxy nor a socket",
+        never=FILES + SOCKETS,
+    ),
+    Row(
         ("capport.router", "capport.router.*"),
         ("capport.core.*", "capport.clock", "capport.linux.*", "capport.stores"),
         "`capport router` runs where mitmproxy does not",
@@ -100,7 +106,7 @@ HOUSE: tuple[Row, ...] = (
         ),
         (
             *("capport.core.*", "capport.clock", "capport.gate", "capport.events"),
-            *("capport.linux.safe_files", "capport.linux.file_state"),
+            *("capport.linux.safe_files", "capport.linux.file_state", "capport.linux.frames"),
             *("capport.policy.certificate", "capport.session_view", "capport.stores"),
             "capport.seldom",
             *("tornado", "argon2", "cryptography", "jwt", "markdown_it"),
