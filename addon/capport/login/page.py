@@ -174,6 +174,7 @@ class Handler(web.RequestHandler):
             FullError: (words.full, words.full_text),
             Proxied: (words.proxied, words.proxied_text),
             NoMacError: (words.no_mac, words.no_mac_text),
+            Indistinct: (words.indistinct, words.indistinct_text),
         }
         by_status = {
             403: (words.refused, words.refused_text),
@@ -187,8 +188,6 @@ class Handler(web.RequestHandler):
         if isinstance(error, Blocked):
             heading, text, start = words.blocked, words.blocked_text, ""
             device = self.client.address  # to be told to whoever runs the network
-        if isinstance(error, Indistinct):
-            heading, text = words.indistinct, words.indistinct_text
         if isinstance(error, Misdirected):
             start = login_url(self.policy, self._asked_at(), None)
         try:

@@ -154,6 +154,12 @@ class KnownSet:
             with self._news:
                 self._news.notify()  # there may be an earlier end to wait for
 
+    def has(self, client: Client) -> bool:
+        """Whether it has been put into the kernel's sets, and nobody here has taken it out."""
+        return client.address in self._elements or (
+            client.mac is not None and client.mac in self._elements
+        )
+
     def again(self, client: ClientId) -> None:
         """The kernel lacks what it should have of this client's: it is put in again, shortly."""
         with self._news:

@@ -95,12 +95,12 @@ class Alongside:
     def is_held(self, peer: Peer, client: Client) -> bool:
         """Whether the kernel holds what a client sends that has a session: a fault.
 
-        The rules are in force, and their set lacks it. That is reported, and put right within the
-        second for which the client is held here too.
+        The rules are in force, and their set lacks what was put into it. That is reported, and put
+        right within the second for which the client is held here too.
         """
         now, session = self._gate.now(), self._gate.session(client)
-        if self._known is None or session is None:
-            return False
+        if self._known is None or session is None or not self._known.has(client):
+            return False  # or it is new where it is, and about to be put in
         if now < session.granted + CARRIED_OUT or now > session.ends - CARRIED_OUT:
             return False
         while self._held and next(iter(self._held.values())) <= now:
@@ -108,7 +108,7 @@ class Alongside:
         if session.client in self._held:
             return True
         sender = client.mac or peer.frame
-        if is_let_through(client.address, sender) or not self._gate.neighbours.way(client.address):
+        if is_let_through(client.address, sender):
             return False
         self._held[session.client] = now + CARRIED_OUT
         self._known.again(session.client)
