@@ -15,7 +15,8 @@ from capport.linux import conntrack
 from capport.linux.libnftables import Nftables, RulesError
 from capport.policy import policy_file
 from capport.router import known_clients, nftables, ruleset
-from capport.router.known_clients import KnownSet, SetFullError
+from capport.router.known_clients import KnownSet
+from capport.stores import FullError
 from capport.stores.memory import MemoryStore
 from lab.namespaces import Namespace, namespaces, wait_for
 
@@ -93,7 +94,7 @@ def test_who_is_in_a_full_set_stays_in_and_who_is_not_is_refused_until_there_is_
         assert told == []
         grant(store, *range(5, 1000))
         for number in (5, 6):
-            with pytest.raises(SetFullError, match="set macs of table inet capport is full"):
+            with pytest.raises(FullError, match="set macs of table inet capport is full"):
                 known.update([client(number)])
         known.resync()
         assert inside(rules) == {client(number) for number in (1, 2, 3, 4)}

@@ -28,7 +28,7 @@ from capport.router import nftables
 from capport.router.elements import Element, Elements, Key
 from capport.router.fence import Fence
 from capport.router.ruleset import SET_SIZE, router_of
-from capport.stores import SessionStore, StoreError
+from capport.stores import FullError, SessionStore
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +63,6 @@ class Neighbourhood(Protocol):
 
     def watch(self, watcher: Callable[[Address], None]) -> Callable[[], None]:
         """Has `watcher` called with each address whose MAC changed; returns what ends that."""
-
-
-class SetFullError(StoreError):
-    """The kernel has no place for one more client: it would be known, and not forwarded."""
 
 
 class KnownSet:
@@ -134,7 +130,7 @@ class KnownSet:
     def update(self, ids: Iterable[ClientId]) -> None:
         """Carries out what has changed for these clients; in force on return.
 
-        Raises SetFullError where there is no place for one, and RulesError where the kernel would
+        Raises FullError where there is no place for one, and RulesError where the kernel would
         not have it; it is tried again at once. Takes 0.3 ms a client; before `start` (a command
         that runs once), as long as `resync`, for then only the kernel knows who is in.
         """
@@ -146,7 +142,7 @@ class KnownSet:
                 keys = [[*self._keys(client)] for client in ids]
                 left_out = self._settle(key for mine in keys for key in mine)
                 if any(mine[0] in left_out for mine in keys):
-                    raise SetFullError(_full(sorted(self._full)[0]))
+                    raise FullError(_full(sorted(self._full)[0]))
         except RulesError:
             self._compare(after=0.0)  # what is in the sets, the kernel alone knows now
             raise

@@ -23,10 +23,12 @@ class StoreError(OSError):
 
 
 class FullError(StoreError):
-    """There are as many sessions as there may be, so a new client gets none."""
+    """There is no place for one more session, so a new client gets none."""
 
-    def __init__(self, most: int) -> None:
-        super().__init__(f"there are as many sessions as sessions.most allows: {most}")
+    @classmethod
+    def by_policy(cls, most: int) -> "FullError":
+        """There are as many as the policy allows."""
+        return cls(f"there are as many sessions as sessions.most allows: {most}")
 
 
 class SessionStore(Protocol):

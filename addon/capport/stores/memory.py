@@ -50,7 +50,7 @@ class MemoryStore:
                 if most is not None and len(self._sessions) >= most:
                     self._clear(session.granted)
                     if len(self._sessions) >= most:
-                        raise FullError(most)
+                        raise FullError.by_policy(most)
             seen = max(session.last_seen, session.granted, before.last_seen if before else 0.0)
             self._sessions[session.client] = replace(session, last_seen=seen)
             if len(self._sessions) > self._most:

@@ -179,7 +179,7 @@ class SqliteStore:
                 if renews:
                     return False
                 if most is not None and db.execute(_COUNT).fetchone()[0] >= most:
-                    raise FullError(most)
+                    raise FullError.by_policy(most)
             db.execute(_UPSERT, _row(session, shift))
             db.execute(CHANGE, (session.client,))
         self._read_back()
