@@ -1,7 +1,7 @@
 """The lab: clients, a router with the portal, and an origin, each in a network namespace.
 
     client1 --.
-    client2 --+-- br-lan [router: dnsmasq, mitmdump, nftables] wan -- eth0 [origin]
+    client2 --+-- br-lan [router: dnsmasq twice, mitmdump, nftables] wan -- eth0 [origin]
 
 IPv4 and IPv6, a real bridge and neighbour table, DHCP and router advertisements with the portal's
 URL, DNS that the router resolves at the origin. Addresses are those of the documentation (RFC
@@ -400,22 +400,43 @@ class Lab:
             self._stack.callback(self.known.close)
 
     def _start_dnsmasq(self) -> None:
+        """With the snippet that is shipped, but for what the lab has in another way.
+
+        It advertises and names the login server by itself, and its origin's addresses are not ones
+        that a public name has.
+        """
+        shipped = (CHECKOUT / "systemd" / "capport.dnsmasq.conf").read_text().splitlines()
+        others = ("enable-ra", "dhcp-range=2001:", "dhcp-option=option6:", "local=", "stop-dns-")
         config = self.folder / "dnsmasq.conf"
         config.write_text(
             "\n".join(
                 [
                     "keep-in-foreground\nuser=root\nno-hosts\nno-resolv\nno-ping\npid-file=",
-                    "interface=br-lan\ninterface=lo\nbind-interfaces\ndhcp-authoritative",
-                    "dhcp-range=192.0.2.100,192.0.2.199,1h",
-                    f"dhcp-leasefile={self.folder}/leases",
+                    f"interface=lo\ndhcp-leasefile={self.folder}/leases",
                     f"server={ORIGIN4}",
                     f"server=/{TUNNEL}/{ORIGIN4}#{TUNNEL_PORT}",
                     *(f"address=/{n}/{a}\nlocal=/{n}/" for n, a in self._names.items()),
-                    nftables.dnsmasq(self.policy, captive_portal_api=CAPTIVE_PORTAL),
+                    *(line for line in shipped if not line.startswith(others)),
+                    "",
                 ]
             )
         )
         self._start(self.router, "dnsmasq", "dnsmasq", f"--conf-file={config}")
+        self.resolver = self.start_resolver()
+
+    def start_resolver(self) -> Popen[bytes]:
+        """Starts the resolver for unknown clients, and the one for the garden's stars if needed."""
+        shipped = (CHECKOUT / "systemd" / "resolver-unknown.conf").read_text()
+        files = {
+            "stars": nftables.stars(self.policy),
+            "unknown": shipped + nftables.to_stars(self.policy),
+        }
+        for name, text in files.items():
+            if text:
+                config = self.folder / f"resolver-{name}.conf"
+                config.write_text(f"keep-in-foreground\nuser=root\npid-file=\n{text}")
+                started = self._start(self.router, name, "dnsmasq", f"--conf-file={config}")
+        return started
 
     def _mitmdump(self, port: int) -> Popen[bytes]:
         settings = {

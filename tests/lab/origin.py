@@ -10,6 +10,7 @@ import socket
 import ssl
 import struct
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 HTTP, HTTPS, ECHO, DNS = (80, 8080), (443, 8443), 7, 53
@@ -69,6 +70,11 @@ class Dns(UdpEcho):
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         assert isinstance(self.transport, asyncio.DatagramTransport)
+        self.transport.sendto(self.answer(data), addr)
+
+    @staticmethod
+    def answer(data: bytes) -> bytes:
+        """The answer to one question."""
         end = data.index(0, 12) + 5
         question = data[12:end]
         (kind,) = struct.unpack_from("!H", data, end - 4)
@@ -79,7 +85,17 @@ class Dns(UdpEcho):
             packed = socket.inet_pton(family[1], address)
             record = struct.pack("!HHHIH", 0xC00C, kind, 1, 60, len(packed)) + packed
         head = data[:2] + struct.pack("!HHHHH", 0x8580, 1, bool(record), 0, 0)
-        self.transport.sendto(head + question + record, addr)
+        return head + question + record
+
+
+async def dns_by_tcp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """The same answers over TCP (RFC 7766)."""
+    with suppress(OSError, EOFError):
+        while size := int.from_bytes(await reader.readexactly(2)):
+            answer = Dns.answer(await reader.readexactly(size))
+            writer.write(len(answer).to_bytes(2) + answer)
+            await writer.drain()
+    writer.close()
 
 
 def describe(frame: bytes) -> dict[str, object] | None:
@@ -140,6 +156,7 @@ async def main(folder: Path) -> None:
     for port in HTTPS:
         await asyncio.start_server(http, None, port, ssl=tls)
     await asyncio.start_server(echo, None, ECHO)
+    await asyncio.start_server(dns_by_tcp, None, DNS)
     for address in (address for version in (4, 6) for address in ADDRESSES[version]):
         for protocol, port in ((UdpEcho, ECHO), (UdpEcho, 443), (Dns, DNS)):
             await loop.create_datagram_endpoint(protocol, (address, port))

@@ -116,8 +116,9 @@ def test_no_unit_is_given_up_for_good_nor_holds_the_network_up_where_the_rules_f
 def test_the_files_that_the_units_name_are_those_that_are_here() -> None:
     text = "".join(unit.read_text() for unit in UNITS)
     named = set(re.findall(r"/etc/capport/(\S+)", text))
-    assert named == {"policy.yaml", "closed.nft"}
+    assert named == {"policy.yaml", "closed.nft", "resolver-%i.conf"}
     assert (FOLDER / "closed.nft").exists()
+    assert (FOLDER / "resolver-unknown.conf").exists()
 
 
 class Booting:

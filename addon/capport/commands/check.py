@@ -12,6 +12,7 @@ from capport.core.policy import Limits, Policy
 from capport.linux import neighbour_lookup
 from capport.policy.errors import visible
 from capport.policy.policy_file import PolicyError, load_with_warnings
+from capport.router.dns_rules import PAYLOAD, RESOLVER_PORT
 from capport.stores import StoreError, default_store
 
 
@@ -60,6 +61,10 @@ def summary(policy: Policy) -> Iterator[tuple[str, str]]:
         yield (
             "router",
             f"clients at {router.client_interface}, origins at {router.origin_interface}",
+        )
+        yield (
+            "dns",
+            f"unknown clients': a resolver on port {RESOLVER_PORT}, {PAYLOAD} bytes/s each way",
         )
 
 

@@ -5,12 +5,16 @@ import socket
 import sys
 from argparse import Namespace
 from collections.abc import Iterable
+from pathlib import Path
 
 from capport.commands import CommandError, existing_store, policy_at, store_url
 from capport.linux.libnftables import Nftables
 from capport.router import fence, nftables
+from capport.router.dns_rules import RESOLVER_PORT
 from capport.router.other_firewalls import CLOSED, in_the_way
 from capport.stores.memory import MemoryStore
+
+RESOLVER_FILE = "/etc/capport/resolver-{}.conf"
 
 
 def up(arguments: Namespace) -> None:
@@ -45,8 +49,13 @@ def up(arguments: Namespace) -> None:
             f"warning: there is no interface {interface} yet; who comes in by another is not held",
             file=sys.stderr,
         )
-    if lines := nftables.dnsmasq(policy):
-        print(f"For the walled garden, dnsmasq.conf needs:\n{lines}", end="")
+    if conf := nftables.stars(policy):
+        print(
+            "For each *.name of the walled garden on ports beyond 80 and 443, add to"
+            f" {RESOLVER_FILE.format('unknown')}:\n{nftables.to_stars(policy)}"
+            f"and make {RESOLVER_FILE.format('stars')}, for capport-resolver@stars:\n{conf}",
+            end="",
+        )
 
 
 def others_in_the_way() -> list[str]:
@@ -78,7 +87,10 @@ def down(arguments: Namespace) -> None:
 
 
 def show(arguments: Namespace) -> None:
-    """Prints the rules in force. Raises CommandError where there are none."""
+    """Prints the rules in force, and warns if no resolver answers unknown clients.
+
+    Raises CommandError where there are no rules.
+    """
     rules = nftables.show()
     with contextlib.closing(fence.Fence()) as asked:
         fenced = asked.interfaces()
@@ -93,3 +105,17 @@ def show(arguments: Namespace) -> None:
     if not fenced:
         _warn(["there is no ip rule that holds clients while the table is away"])
     _warn(others_in_the_way())
+    if not _resolves():
+        _warn(
+            [
+                f"nothing listens on UDP port {RESOLVER_PORT}, where unknown clients' DNS goes: they"
+                " find no name, and no portal. Start capport-resolver@unknown"
+            ]
+        )
+
+
+def _resolves() -> bool:
+    """Whether there is a resolver for unknown clients, by what the kernel says of its sockets."""
+    tables = (Path("/proc/thread-self/net", name) for name in ("udp", "udp6"))
+    port = f":{RESOLVER_PORT:04X} "
+    return any(port in table.read_text() for table in tables if table.exists())

@@ -97,6 +97,23 @@ _PROBES: dict[tuple[str, str], Probe] = {
     **{(host, path): Probe(system, redirect=False) for system, host, path in _READ_A_511},
 }
 
+# Those that read a 511, or anything unexpected, as a portal: Firefox, Windows, NetworkManager.
+_OTHER_HOSTS = (
+    "detectportal.firefox.com",
+    "www.msftconnecttest.com",
+    "ipv6.msftconnecttest.com",
+    "www.msftncsi.com",
+    "dns.msftncsi.com",
+    "nmcheck.gnome.org",
+    "network-test.debian.org",
+    "connectivity-check.ubuntu.com",
+    "fedoraproject.org",
+    "ping.archlinux.org",
+)
+
+CHECK_HOSTS = frozenset({*(host for host, _ in _PROBES), *_OTHER_HOSTS})
+"""Where systems ask whether there is a portal: names that have to be found for one to be shown."""
+
 
 def connectivity_check(
     host: str, path: str, method: str, anywhere: Collection[str]

@@ -1,7 +1,7 @@
 """Keeps the kernel's garden sets at the addresses that the garden's names have, as we resolve them.
 
 For the ports that mitmproxy does not see (`ruletext.garden_names`). A name is asked for as this
-machine resolves names; `*.example.org`, which nobody can ask for, is left to `nftables.dnsmasq`.
+machine resolves names; `*.example.org`, which nobody can ask for, is left to `nftables.stars`.
 """
 
 import logging

@@ -17,6 +17,7 @@ from typing import Any
 from capport.core.client import Address
 from capport.core.policy import Policy
 from capport.linux.libnftables import Nftables, RulesError
+from capport.router.dns_rules import STARS_PORT
 from capport.router.ruleset import PROXY_PORTS as PROXY_PORTS
 from capport.router.ruleset import TABLE as TABLE
 from capport.router.ruleset import garden_names, garden_networks, router_of, ruleset
@@ -139,18 +140,34 @@ def update_garden(
         rules.run("\n".join(commands) + "\n")
 
 
-def dnsmasq(policy: Policy, *, captive_portal_api: str | None = None) -> str:
-    """Lines for dnsmasq.conf: the garden's names into the sets as dnsmasq resolves them.
+def to_stars(policy: Policy) -> str:
+    """Lines for resolver-unknown.conf: what is below `*.example.org` is asked where `stars` says.
 
-    The one way for `*.example.org`, which nobody can look up. With `captive_portal_api`, an
-    https URL, DHCP option 114 too (RFC 8910 section 2.1).
+    Of its options `server` alone has a pattern that leaves out the name itself.
     """
-    lines = [f"dhcp-option=114,{captive_portal_api}"] if captive_portal_api else []
+    names = [name for name, _ in garden_names(policy) if name.startswith("*.")]
+    return "".join(f"server=/{n}/127.0.0.1#{STARS_PORT}\n" for n in dict.fromkeys(names))
+
+
+def stars(policy: Policy) -> str:
+    """The whole of resolver-stars.conf; nothing where no `*.example.org` needs it.
+
+    Its dnsmasq puts addresses into the garden's sets as it resolves names, the one way for a name
+    that nobody can look up. `nftset` takes the name itself too, so nobody may ask this one for it.
+    """
     table = TABLE.replace(" ", "#")
-    for name, ports in garden_names(policy):
-        sets = ",".join(f"{v}#{table}#garden{v}_{ports}" for v in (4, 6))
-        lines.append(f"nftset=/{name.removeprefix('*.')}/{sets}")
-    return "".join(f"{line}\n" for line in lines)
+    lines = [
+        f"nftset=/{name.removeprefix('*.')}/"
+        + ",".join(f"{v}#{table}#garden{v}_{ports}" for v in (4, 6))
+        for name, ports in garden_names(policy)
+        if name.startswith("*.")
+    ]
+    if not lines:
+        return ""
+    own = [f"port={STARS_PORT}", "listen-address=127.0.0.1", "bind-interfaces"]
+    # Without a cache, so that each question of a client's has the addresses kept.
+    asks = ["no-resolv", "no-hosts", "server=127.0.0.1", "cache-size=0"]
+    return "".join(f"{line}\n" for line in (*own, *asks, *lines))
 
 
 def renew(to: str, element: str, seconds: float) -> tuple[str, str, str]:

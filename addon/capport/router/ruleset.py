@@ -1,7 +1,8 @@
 """The rules as text for nft(8): one table that holds unknown clients and lets known ones pass.
 
 RFC 6585 section 6.1 in the kernel. Whoever is not in the sets of known clients gets to mitmproxy
-(TCP 80 and 443, redirected), to the router's DNS and DHCP, to the login server, and nowhere else.
+(TCP 80 and 443, redirected), to a resolver on the router (`dnstext.py`), to its DHCP, to the login
+server, and nowhere else.
 Each packet is looked up in the sets, whatever connection it belongs to, so nothing outlives its
 session. The walled garden's web ports are mitmproxy's, which goes by the name that is asked for;
 an address alone would open whatever else is served there. Its other ports are let through here.
@@ -29,6 +30,7 @@ from capport.core.policy import (
     Router,
     network_of,
 )
+from capport.router import dns_rules
 from capport.router.ranges import ranges
 
 TABLE = "inet capport"
@@ -43,16 +45,10 @@ MARK = 1 << 29
 # For each unknown client. A browser's first page takes some 30 connections and 20 names.
 NEW = "limit rate 60/second burst 120 packets"
 HELD = "ct count 64"
-QUERIES = "limit rate 4/second burst 20 packets"
-QUERY_LENGTH = 140  # bytes with the UDP header: names to 105 bytes, and EDNS
-ANSWERS = "limit rate 800 bytes/second burst 16 kbytes"
 ECHOES = "limit rate 5/second burst 10 packets"
 TIMES = "limit rate 1/second burst 10 packets"
 REDIRECTED = "timeout 10m"  # without a packet; mitmproxy has closed what is idle by then
 SOLICITATIONS = "limit rate 50/second burst 100 packets"
-# For all of them together, for a MAC is easily made up: what their DNS can carry, and cost.
-ALL_QUERIES = "limit rate 100/second burst 200 packets"
-ALL_ANSWERS = "limit rate 64 kbytes/second burst 256 kbytes"
 REFUSALS = "limit rate over 1000/second burst 1000 packets"  # of all of them together
 
 # With the UDP header: without extension fields, in which anything could be sent (RFC 5905, 7.3).
@@ -103,7 +99,7 @@ def ruleset(
             *_to_portal(policy, clients, proxy_ports, ethernet),
             *_input(policy, clients, origins, proxy_ports, ethernet),
             *_forward(policy, clients, origins, ethernet, tracked),
-            *_output(clients),
+            *_output(policy, clients),
             "}",
             "",
         ]
@@ -119,7 +115,6 @@ def _sets(policy: Policy, ethernet: bool) -> Iterator[str]:
         yield f"set known{version} {{ type {kind} . ether_addr; {timed} counter; }}"
         yield f"set routed{version} {{ type {kind}; {timed} counter; }}"
         yield f"set return{version} {{ type {kind}; {timed} }}"
-        yield f"set answers{version} {{ type {kind}; {_meter()} }}"
         yield f"set learned{version} {{ type {kind}; {_meter()} }}"
         yield f"set redirected{version} {{ type {kind} . inet_service; {_meter()} }}"
         yield from _fixed(f"rules{version}", kind, [r for r in known if r[0].version == version])
@@ -134,7 +129,8 @@ def _sets(policy: Policy, ethernet: bool) -> Iterator[str]:
     for name, said in (("rule_macs", Access.KNOWN), ("blocked", Access.BLOCKED)):
         macs = ", ".join(mac for mac, access in subjects if access is said)
         yield f"set {name} {{ type ether_addr; {f'elements = {{ {macs} }};' if macs else ''} }}"
-    for meter in ("fresh", "queries", "echoes", "times", "solicitations"):
+    yield from dns_rules.sets(METER_SIZE)
+    for meter in ("fresh", "echoes", "times", "solicitations"):
         yield from (
             f"set {s} {{ type {t}; {_meter()} }}" for s, t, _ in _per_client(meter, ethernet)
         )
@@ -244,6 +240,7 @@ def _to_portal(policy: Policy, clients: str, ports: Sequence[int], ethernet: boo
     yield "chain to_portal { type nat hook prerouting priority dstnat - 10; policy accept;"
     yield f"iifname != {clients} accept"
     yield f"jump {'known_inspected' if inspected else 'known'}"
+    yield dns_rules.redirect()  # bounded where it arrives, packet by packet
     yield "jump bounded"
     yield f"{_NO_ADDRESS} accept"
     yield _ELSEWHERE
@@ -255,9 +252,7 @@ def _input(
     policy: Policy, clients: str, origins: str, ports: Sequence[int], ethernet: bool
 ) -> Iterator[str]:
     yield from _refuse()
-    yield "chain asked {"
-    yield f"{ALL_QUERIES} accept"
-    yield "drop\n}"
+    yield from dns_rules.questions(policy, ethernet)
     yield "chain inward { type filter hook input priority filter; policy accept;"
     # Not redirected, its destination would be the proxy itself, which would connect to itself.
     yield f"tcp dport {_braced(ports)} ct status dnat accept"
@@ -282,11 +277,7 @@ def _input(
     yield from _logins(policy)
     yield "ct direction reply ct state established,related accept"
     yield "meta l4proto { icmp, icmpv6 } ct state related accept"
-    for question in (
-        f"udp dport 53 udp length <= {QUERY_LENGTH}",
-        f"tcp dport 53 meta length <= {2 * QUERY_LENGTH}",
-    ):
-        yield from _each("queries", QUERIES, "goto asked", ethernet, question)
+    yield f"meta l4proto {{ tcp, udp }} th dport {dns_rules.RESOLVER_PORT} goto questions"
     yield "meta l4proto { tcp, udp } th dport 53 drop"
     yield from _each("times", TIMES, "accept", ethernet, f"udp dport 123 {_NTP}")
     for echo in ("icmp type echo-request", "icmpv6 type echo-request"):
@@ -352,19 +343,17 @@ def _forward(
     yield "drop\n}"
 
 
-def _output(clients: str) -> Iterator[str]:
-    """Bounds what the router's resolver answers unknown clients: the way back of a tunnel."""
-    yield "chain answered {"
-    yield f"{ALL_ANSWERS} accept"
-    yield "drop\n}"
-    yield "chain answers {"
+def _output(policy: Policy, clients: str) -> Iterator[str]:
+    """Bounds what the router's resolvers answer unknown clients: the way back of a tunnel."""
+    yield from dns_rules.answers(policy)
+    yield "chain answering { type filter hook output priority filter; policy accept;"
+    yield f"oifname != {clients} accept"
+    yield "meta l4proto != { tcp, udp } accept"
+    yield f"th sport != {{ 53, {dns_rules.RESOLVER_PORT} }} accept"
     for version, ip in _FAMILIES:
         for name in ("return", "learned", "rules"):
             yield f"{ip} daddr @{name}{version} accept"
-        yield f"update @answers{version} {{ {ip} daddr {ANSWERS} }} goto answered"
-    yield "drop\n}"
-    yield "chain answering { type filter hook output priority filter; policy accept;"
-    yield f"oifname {clients} meta l4proto {{ tcp, udp }} th sport 53 goto answers\n}}"
+    yield "goto answers\n}"
 
 
 def _each(
