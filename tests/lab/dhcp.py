@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 _DISCOVER, _OFFER, _REQUEST, _ACK = 1, 2, 3, 5
 _MASK, _ROUTER, _DNS, _REQUESTED, _LEASE, _TYPE, _SERVER, _ASK = 1, 3, 6, 50, 51, 53, 54, 55
+_HOST_NAME, _CLIENT_ID = 12, 61
 _CAPTIVE = 114  # RFC 8910 section 2.1
 _COOKIE = b"\x63\x82\x53\x63"
 
@@ -25,8 +26,12 @@ class Lease:
     captive_portal: str | None
 
 
-def lease(interface: str, mac: str, seconds: float = 60) -> Lease:
-    """A lease for `interface`, which has no address yet. Raises TimeoutError."""
+def lease(
+    interface: str, mac: str, seconds: float = 60, *, host_name: str = "", client_id: bytes = b""
+) -> Lease:
+    """A lease for `interface`, by what its client says of itself. Raises TimeoutError."""
+    said = {_HOST_NAME: host_name.encode(), _CLIENT_ID: client_id}
+    itself = {code: value for code, value in said.items() if value}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as talk:
         talk.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         talk.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -37,11 +42,12 @@ def lease(interface: str, mac: str, seconds: float = 60) -> Lease:
             talk.settimeout(patience)  # a server that is there may be slow
             patience *= 1.5
             exchange = os.urandom(4)
-            if not (offer := _ask(talk, exchange, mac, {_TYPE: bytes([_DISCOVER])}, _OFFER)):
+            sought = {_TYPE: bytes([_DISCOVER]), **itself}
+            if not (offer := _ask(talk, exchange, mac, sought, _OFFER)):
                 continue
             address, options = offer
             wanted = {_TYPE: bytes([_REQUEST]), _REQUESTED: address, _SERVER: options[_SERVER]}
-            if found := _ask(talk, exchange, mac, wanted, _ACK):
+            if found := _ask(talk, exchange, mac, {**wanted, **itself}, _ACK):
                 return _lease(*found)
     raise TimeoutError(f"no DHCP lease on {interface} in {seconds} s")
 
