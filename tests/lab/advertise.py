@@ -58,6 +58,19 @@ class Advertiser:
                 self._socket.recv(1500)
 
 
+def advertised(seconds: float = 10) -> dict[int, bytes]:
+    """The options of the next router advertisement that comes (RFC 4861 section 4.2), by type."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as raw:
+        raw.settimeout(seconds)
+        while (packet := raw.recv(1500))[0] != _ADVERTISEMENT:
+            pass
+    found, options = {}, packet[16:]
+    while options:
+        found[options[0]] = options[2 : options[1] * 8]
+        options = options[options[1] * 8 :]
+    return found
+
+
 def _message(prefix: str, dns: str, captive_portal: str) -> bytes:
     head = struct.pack("!BBHBBHII", _ADVERTISEMENT, 0, 0, 64, 0, 1800, 0, 0)
     # On-link and autonomous (RFC 4861 section 4.6.2); RDNSS (RFC 8106 section 5.1).

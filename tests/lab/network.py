@@ -179,7 +179,8 @@ class Lab:
     `policy` is the text of a policy, in which `{folder}` is the lab's own folder, or a file that is
     used where it lies, so that what it includes is found and errors name it. Without `portal`
     there is no mitmdump, which keeps the kernel's set of known clients; with `follow` the lab
-    keeps it, too. `names` are at the addresses given; every other name is the origin's.
+    keeps it, too. `names` are at the addresses given, a blank between them; every other name
+    is the origin's.
     """
 
     def __init__(
@@ -415,7 +416,12 @@ class Lab:
                     f"interface=lo\ndhcp-leasefile={self.folder}/leases",
                     f"server={ORIGIN4}",
                     f"server=/{TUNNEL}/{ORIGIN4}#{TUNNEL_PORT}",
-                    *(f"address=/{n}/{a}\nlocal=/{n}/" for n, a in self._names.items()),
+                    *(f"local=/{name}/" for name in self._names),
+                    *(
+                        f"address=/{n}/{a}"
+                        for n, every in self._names.items()
+                        for a in every.split()
+                    ),
                     *(line for line in shipped if not line.startswith(others)),
                     "",
                 ]

@@ -12,6 +12,7 @@ import pytest
 
 import requires
 from conftest import SOON
+from lab.advertise import advertised
 from lab.namespaces import end, wait_for
 from lab.network import (
     CAPTIVE_PORTAL,
@@ -265,18 +266,7 @@ def test_the_lease_and_the_advertisements_name_the_portal(lab: Lab) -> None:
     assert lab.client.lease is not None
     assert lab.client.lease.captive_portal == CAPTIVE_PORTAL
 
-    def advertised() -> bytes:
-        with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as raw:
-            raw.settimeout(SOON)
-            while (packet := raw.recv(1500))[0] != 134:
-                pass
-            return packet
-
-    options = lab.client.namespace.call(advertised)[16:]
-    found = {}
-    while options:
-        found[options[0]] = options[2 : options[1] * 8]
-        options = options[options[1] * 8 :]
+    found = lab.client.namespace.call(advertised, SOON)
     assert found[37].rstrip(b"\0").decode() == CAPTIVE_PORTAL
 
 
