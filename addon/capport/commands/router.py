@@ -15,6 +15,10 @@ from capport.router.other_firewalls import CLOSED, in_the_way
 from capport.stores.memory import MemoryStore
 
 RESOLVER_FILE = "/etc/capport/resolver-{}.conf"
+NO_RESOLVER = (
+    f"nothing listens on UDP port {RESOLVER_PORT}, where unknown clients' DNS goes: they find no"
+    " name, and no portal. Start capport-resolver@unknown"
+)
 
 
 def up(arguments: Namespace) -> None:
@@ -106,12 +110,7 @@ def show(arguments: Namespace) -> None:
         _warn(["there is no ip rule that holds clients while the table is away"])
     _warn(others_in_the_way())
     if not _resolves():
-        _warn(
-            [
-                f"nothing listens on UDP port {RESOLVER_PORT}, where unknown clients' DNS goes: they"
-                " find no name, and no portal. Start capport-resolver@unknown"
-            ]
-        )
+        _warn([NO_RESOLVER])
 
 
 def _resolves() -> bool:
