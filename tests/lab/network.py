@@ -406,7 +406,7 @@ class Lab:
         It advertises and names the login server by itself, and its origin's addresses are not ones
         that a public name has.
         """
-        shipped = (CHECKOUT / "systemd" / "capport.dnsmasq.conf").read_text().splitlines()
+        shipped = (CHECKOUT / "scripts" / "router" / "capport.dnsmasq.conf").read_text().splitlines()
         others = ("enable-ra", "dhcp-range=2001:", "dhcp-option=option6:", "local=", "stop-dns-")
         config = self.folder / "dnsmasq.conf"
         config.write_text(
@@ -432,7 +432,7 @@ class Lab:
 
     def start_resolver(self) -> Popen[bytes]:
         """Starts the resolver for unknown clients, and the one for the garden's stars if needed."""
-        shipped = (CHECKOUT / "systemd" / "resolver-unknown.conf").read_text()
+        shipped = (CHECKOUT / "scripts" / "router" / "resolver-unknown.conf").read_text()
         files = {
             "stars": nftables.stars(self.policy),
             "unknown": shipped + nftables.to_stars(self.policy),
