@@ -21,6 +21,7 @@ import pytest
 
 from capport.core import cost
 from conftest import SOON, Portal
+from proxy.hellos import trusting_all
 from proxy.wire import until
 
 HALF = cost.INPUT // 2
@@ -140,6 +141,28 @@ async def client(it: Portal) -> AsyncIterator[socket.socket]:
         await until(lambda: len(it.keeper.connections) > before)
         yield peer
     await until(lambda: len(it.keeper.connections) == before)
+
+
+@contextlib.asynccontextmanager
+async def tunnel(it: Portal) -> AsyncIterator[socket.socket]:
+    """A client in a tunnel, in which it has said nothing."""
+    async with client(it) as peer:
+        peer.sendall(b"CONNECT 192.0.2.80:443 HTTP/1.1\r\nHost: 192.0.2.80:443\r\n\r\n")
+        answer = await asyncio.to_thread(peer.recv, 4096)
+        assert answer.startswith(b"HTTP/1.1 200 "), answer
+        yield peer
+
+
+@contextlib.asynccontextmanager
+async def http2(it: Portal) -> AsyncIterator[socket.socket]:
+    """The same in HTTP/2, in TLS that is intercepted."""
+    async with tunnel(it) as plain:
+        inside = await asyncio.to_thread(trusting_all(["h2"]).wrap_socket, plain)
+        with inside:
+            assert inside.selected_alpn_protocol() == "h2"
+            inside.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5))
+            await asyncio.to_thread(inside.recv, 4096)
+            yield inside
 
 
 @dataclass

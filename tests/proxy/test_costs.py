@@ -4,13 +4,16 @@ One table: the worst that is known for each parser. Another parser is some lines
 """
 
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 
 import pytest
 
 from capport.core.cost import READ
 from conftest import StartPortal
-from proxy.costs import Visited, all_within_bounds, client
+from proxy.costs import Connect, Visited, all_within_bounds, client, http2, tunnel
+from proxy.hellos import extension, message, records, server_name
+from proxy.test_http2_bounds import ASKED, WORST
 
 type Make = Callable[[int], bytes]
 
@@ -152,3 +155,50 @@ async def test_what_an_origin_sends_holds_nobody_up(
 ) -> None:
     async with portal(f"{KNOWN}http: {{known: {http}}}\n") as it:
         await all_within_bounds(it, Visited(), ANSWERS[table], READ)
+
+
+def listed(name: Callable[[int], bytes]) -> Make:
+    """A hello with a list of ALPN that has as many of these as there is room for."""
+
+    def make(size: int) -> bytes:
+        names = b"".join(map(name, range((size - 200) // len(name(0)))))
+        return records(message(extension(16, len(names).to_bytes(2) + names)))
+
+    return make
+
+
+HELLOS: dict[str, Make] = {
+    "protocols without a name": listed(lambda _: b"\0"),
+    "protocols": listed(lambda _: b"\x02h2"),
+    "extensions": lambda size: records(
+        message(*(extension(kind, b"") for kind in range(100, 100 + (size - 200) // 4)))
+    ),
+    "one extension again and again": lambda size: records(
+        message(*[extension(100, b"")] * ((size - 200) // 4))
+    ),
+    "names": lambda size: records(message(server_name(*[b""] * ((size - 200) // 3)))),
+    "a name": lambda size: records(message(server_name(b"a" * (size - 200)))),
+    "labels": lambda size: records(message(server_name(b"a." * (size // 2 - 100)))),
+    "cipher suites": lambda size: records(message(ciphers=b"\x13\x01" * (size // 2 - 100))),
+    "padding": lambda size: records(message(extension(21, bytes(size - 200)))),
+    "records of one byte": lambda size: records(message(extension(21, bytes(size // 6 - 100))), 1),
+    "records of 64 bytes": lambda size: records(message(extension(21, bytes(size - 8000))), 64),
+    "no end": lambda size: records(message(extension(21, bytes(size - 200))))[:-1],
+}
+ALERT = UNKNOWN + "tls: {connect: alert}\n"
+INTERCEPT = UNKNOWN + "tls: {unknown: intercept, connect: alert}\n"
+
+
+@pytest.mark.parametrize("policy", [ALERT, INTERCEPT])
+@pytest.mark.parametrize("connect", [client, tunnel])
+async def test_what_an_unknown_client_begins_tls_with_holds_nobody_up(
+    portal: StartPortal, policy: str, connect: Connect
+) -> None:
+    async with portal(policy) as it:
+        await all_within_bounds(it, connect, HELLOS, READ)
+
+
+async def test_what_an_unknown_client_says_in_http_2_holds_nobody_up(portal: StartPortal) -> None:
+    table = {name: partial(worst, head=ASKED) for name, worst in WORST.items()}
+    async with portal(INTERCEPT) as it:
+        await all_within_bounds(it, http2, table, READ)

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-HELLO: Final = 64 * 1024  # bytes of a ClientHello; with post-quantum keys and ECH one has 2 KB
+from capport.core.cost import INPUT
+
+HELLO: Final = INPUT  # bytes of a ClientHello; with post-quantum keys and ECH one has 2 KB
 RECORD: Final = 2**14  # bytes in a record before there are keys: RFC 8446 section 5.1
 RECORDS: Final = 1024  # that a hello may be cut into; most come in one
 ITEMS: Final = 100  # extensions, protocols, names: a browser sends 20 at the most of each

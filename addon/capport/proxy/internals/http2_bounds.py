@@ -19,9 +19,9 @@ from mitmproxy.proxy.layers import http as http_layers
 from mitmproxy.proxy.layers.http import _http2
 from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
 
+from capport.core.cost import FIELDS, HEAD
+
 FRAME: Final = 2**14  # bytes in a frame: RFC 9113 section 4.2, and no more is asked for
-BLOCK: Final = 64 * 1024  # bytes of a header section as it is sent, CONTINUATION included
-FIELDS: Final = 500  # header fields in one section
 FRAMES: Final = 500  # frames at once, of which a request counts as two, and
 FRAMES_A_SECOND: Final = 1000.0
 BYTES_A_FRAME: Final = 512  # of what is sent either way, for which there may be one frame more
@@ -74,8 +74,8 @@ class Frames:
             self._block = 0
         if kind in (HEADERS, PUSH_PROMISE, CONTINUATION):
             self._block += size
-            if self._block > BLOCK:
-                raise ProtocolError(f"a header section of more than {BLOCK} bytes")
+            if self._block > HEAD:
+                raise ProtocolError(f"a header section of more than {HEAD} bytes")
         elif kind == DATA:
             self.bodies += size
             self._earn(size / BYTES_A_FRAME)
