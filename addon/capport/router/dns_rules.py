@@ -2,7 +2,7 @@
 
 Their port 53, UDP and TCP and to whatever address, is redirected to a resolver of its own on the
 router, which gives true answers without the records that are made to carry anything
-(systemd/resolver-unknown.conf). Where that resolver does not run, nothing is answered.
+(scripts/router/resolver-unknown.conf). Where that resolver does not run, nothing is answered.
 
 Whatever resolves names also carries bytes to the name servers of whoever asks, and back. So each
 packet is charged the bytes that it can carry:

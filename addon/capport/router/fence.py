@@ -30,7 +30,7 @@ _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _OURS = {
     _PRIORITY: struct.pack("=I", 1),  # right behind `local`: others' rules cannot get round it
     _MASK: struct.pack("=I", MARK),
-    _PROTOCOL: b"\xd4",  # 212: nobody else's, as far as we know; 211 is systemd/'s
+    _PROTOCOL: b"\xd4",  # 212: nobody else's, as far as we know; 211 is scripts/router/'s
 }
 
 

@@ -17,7 +17,7 @@ from capport.linux.libnftables import Nftables, RulesError
 from capport.router.ruleset import TABLE
 
 CLOSED = "inet capport_closed"
-"""The table of systemd/closed.nft, which is there until the rules are in force."""
+"""The table of scripts/router/closed.nft, which is there until the rules are in force."""
 
 type _Facts = Mapping[str, str | int]
 type _Json = dict[str, Any]
