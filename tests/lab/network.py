@@ -44,6 +44,7 @@ from lab.dhcp import Lease, lease
 from lab.namespaces import Namespace, end, veth, wait_for
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+SHIPPED = CHECKOUT / "scripts" / "router"
 TOOLS = ("ip", "nft", "dnsmasq")
 
 ROUTER4, ROUTER6 = "192.0.2.1", "2001:db8:1::1"
@@ -406,7 +407,7 @@ class Lab:
         It advertises and names the login server by itself, and its origin's addresses are not ones
         that a public name has.
         """
-        shipped = (CHECKOUT / "scripts" / "router" / "capport.dnsmasq.conf").read_text().splitlines()
+        shipped = (SHIPPED / "capport.dnsmasq.conf").read_text().splitlines()
         others = ("enable-ra", "dhcp-range=2001:", "dhcp-option=option6:", "local=", "stop-dns-")
         config = self.folder / "dnsmasq.conf"
         config.write_text(
@@ -432,7 +433,7 @@ class Lab:
 
     def start_resolver(self) -> Popen[bytes]:
         """Starts the resolver for unknown clients, and the one for the garden's stars if needed."""
-        shipped = (CHECKOUT / "scripts" / "router" / "resolver-unknown.conf").read_text()
+        shipped = (SHIPPED / "resolver-unknown.conf").read_text()
         files = {
             "stars": nftables.stars(self.policy),
             "unknown": shipped + nftables.to_stars(self.policy),

@@ -390,7 +390,7 @@ def _seconds(text: str) -> int:
     if re.fullmatch(r"[0-9]{1,9}", text, re.ASCII):
         instead = f"{text}s, if seconds are meant; the units are s, m, h, d"
     elif parts := re.fullmatch(r"(?:[0-9]{1,6} ?[smhd] ?)+", text.lower(), re.ASCII):
-        each = re.findall(r"([0-9]+) ?([smhd])", parts[0])
+        each = re.findall(r"([0-9]{1,6}) ?([smhd])", parts[0])
         instead = _in_units(sum(int(number) * _UNITS[unit] for number, unit in each))
     raise ValueError(f"{shown(text)} is not a duration: write {instead}")
 

@@ -458,6 +458,7 @@ class CaptivePortal:
         self.keeper: Gatekeeper = keeper
         mitmproxy_options.outlive_our_errors()
         mitmproxy_options.log_at_once()
+        mitmproxy_options.log_strangers_seldom()
         http1_reader.install()
         http2_bounds.bound()
         try:

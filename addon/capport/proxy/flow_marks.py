@@ -13,6 +13,7 @@ from capport.core.verdict import Refuse, TlsVerdict, Verdict
 from capport.gate import Gate
 from capport.proxy.connections import Connections
 from capport.proxy.request_head import credentials_in
+from capport.seldom import FAULTS, Seldom
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class Telling:
     started = False
 
     def __init__(self) -> None:
-        self._quiet_until: dict[str, float] = {}
+        self._faults = Seldom(FAULTS)
 
     def client(self, conn: connection.Client) -> Client:
         """Who is at the other end. Raises ValueError for a peer name that is no address."""
@@ -49,10 +50,8 @@ class Telling:
 
     def fault(self, where: str) -> None:
         """Says that something was denied by a fault of ours. Called where one is handled."""
-        now = time.monotonic()
-        if now >= self._quiet_until.get(where, 0.0):
+        if self._faults.is_due(time.monotonic(), where):
             # In full once a minute: who can cause it once can do so a thousand times a second.
-            self._quiet_until[where] = now + 60
             logger.exception(f"No verdict in {where}; it is denied")
         if self.started:
             with contextlib.suppress(Exception):  # whoever calls this has nowhere to raise to

@@ -2,6 +2,7 @@
 
 import difflib
 import io
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from typing import Any, NoReturn
 from mitmproxy import ctx, exceptions
 from mitmproxy.options import Options
 from mitmproxy.proxy import mode_specs
+
+from capport.seldom import StrangersFilter
 
 OURS = {
     "portal_policy": "The policy file; watched, and reloaded when it changes. Default: the"
@@ -60,6 +63,16 @@ NOT_SERVED = {
     "dns": "it resolves names for unknown clients by itself, before anything is decided",
     "osproxy": "its clients are this machine's own programs",
 }
+
+STRANGERS = (
+    "mitmproxy.addons.tlsconfig",
+    "mitmproxy.addons.dns_resolver",
+    "mitmproxy.net.",
+    "mitmproxy.proxy.",
+    "capport.proxy.upstream",
+    "capport.proxy.layers.http1",
+)
+"""Those who log what a stranger does; some of mitmproxy's addons (disable_h2c) do by the root."""
 
 end: Callable[[int], NoReturn] = os._exit
 """How a process ends at once; for tests that have mitmproxy in their own to put another."""
@@ -161,6 +174,18 @@ def log_at_once() -> None:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
+
+
+def log_strangers_seldom() -> None:
+    """Has what anybody can bring about logged in short, and seldom, by mitmproxy too."""
+    ours = StrangersFilter()
+    for name in ("", *logging.root.manager.loggerDict):
+        if not name or name.startswith(STRANGERS):
+            logger = logging.getLogger(name)
+            for other in logger.filters[:]:
+                if isinstance(other, StrangersFilter):
+                    logger.removeFilter(other)
+            logger.addFilter(ours)
 
 
 def starting() -> bool:

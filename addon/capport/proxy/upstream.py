@@ -87,7 +87,8 @@ class Dialling:
             return verdict
         # The other hooks refuse more politely, and earlier. That this is asked at all means that
         # something went past them, or that the client is unknown since.
-        logger.warning(f"Denied a connection to {place}: {verdict.because}")
+        said = f"Denied a connection to {place}: {verdict.because}"
+        logger.warning(said, extra={"client": conn.peername})
         told: dict[str, Any] = {"what": "server_connect", "host": str(place)}
         self._life.event("fault", client, **told, because=verdict.because)
         abort = self._life.connections.abort_connection

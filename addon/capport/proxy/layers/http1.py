@@ -331,7 +331,10 @@ class Onward:
             try:
                 part = part or self.parser.next_event()
             except h11.RemoteProtocolError as error:
-                logger.info(f"A body for {self.place} is not what its head says: {error}")
+                logger.info(
+                    f"A body for {self.place} is not what its head says: {error}",
+                    extra={"client": self.client.peername},
+                )
                 yield commands.CloseConnection(self.client)
                 return
             if isinstance(part, h11.Data):

@@ -1,0 +1,112 @@
+"""No regular expression of ours takes more than linear time, whatever it is given."""
+
+import ast
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "addon"
+METHODS = ("match", "fullmatch", "search", "split", "sub", "findall", "finditer")
+SIZE = 16 * 1024
+HELD = 0.020 / 4  # seconds: as core/cost.py has it, for a quarter of its input
+
+FILLINGS = (
+    *(" ", "\t", "a", "A", "0", "1", "f", ".", "-", "_", ":", "/", "%", "@", ";", ",", "=", "*"),
+    *("\\", '"', "[", "]", "\n", "\r", "\r\n", "\r ", "a:", "1s ", "1 s", "a ", " a", "0a", "%4"),
+    *('\\"', "a.", "1.", "//", "0x", "?a", "\xff", "\0"),
+)
+BEFORE = (
+    "",
+    '"',
+    "http://",
+    "1",
+    "a",
+    "[redacted",
+    "0x",
+    "/",
+    "1;",
+    "v1 ",
+    ":",
+    "a:",
+    "\nTransfer-Encoding:",
+)
+AFTER = ("", "\0", "\n", "!", '"', " \x0b")
+
+
+@dataclass(frozen=True)
+class Expression:
+    where: str
+    pattern: str | bytes
+    flags: int
+    methods: frozenset[str]
+
+
+def expressions() -> Iterator[Expression]:
+    """Each one that stands in the source as a literal, and what it is asked by."""
+    for file in sorted(SOURCE.rglob("*.py")):
+        tree = ast.parse(file.read_text())
+        asked: dict[str, set[str]] = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                asked.setdefault(node.value.id, set()).add(node.attr)
+        named = {
+            id(node.value): target.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value
+            for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+            if isinstance(target, ast.Name)
+        }
+        for node in ast.walk(tree):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            if not (isinstance(node.func.value, ast.Name) and node.func.value.id == "re"):
+                continue
+            if node.func.attr not in (*METHODS, "compile"):
+                continue
+            where = f"{file.relative_to(SOURCE)}:{node.lineno}"
+            pattern = ast.literal_eval(node.args[0])
+            given = [*node.args[1:], *(word.value for word in node.keywords)]
+            names = re.findall(r"re\.([A-Z]+)", " ".join(map(ast.unparse, given)))
+            flags = sum(getattr(re, name) for name in names)
+            methods = {node.func.attr}
+            if node.func.attr == "compile":
+                methods = asked.get(named.get(id(node), ""), set(METHODS)) & set(METHODS)
+            yield Expression(where, pattern, flags, frozenset(methods))
+
+
+ALL = list(expressions())
+
+
+def test_they_are_found() -> None:
+    assert len(ALL) > 50
+    assert all(it.methods for it in ALL), [it.where for it in ALL if not it.methods]
+
+
+@pytest.mark.parametrize("it", ALL, ids=lambda it: it.where)
+def test_each_takes_linear_time(it: Expression) -> None:
+    compiled = re.compile(it.pattern, it.flags)
+    slow = {}
+    for filling in FILLINGS:
+        for before in BEFORE:
+            for after in AFTER:
+                text = (before + filling * (SIZE // len(filling)))[:SIZE] + after
+                given = text.encode("latin-1") if isinstance(it.pattern, bytes) else text
+                for method in it.methods:
+                    ask = getattr(compiled, method)
+                    arguments = (given[:0], given) if method == "sub" else (given,)
+                    took = HELD + 1
+                    for _ in range(3):  # a machine that is busy is not busy thrice
+                        began = time.thread_time()
+                        found = ask(*arguments)
+                        if method == "finditer":
+                            list(found)
+                        took = min(took, time.thread_time() - began)
+                        if took < HELD / 4:
+                            break
+                    if took > HELD:
+                        slow[before, filling, after, method] = took
+    assert not slow
