@@ -64,6 +64,15 @@ def wait_for(address: tuple[str, int], process: subprocess.Popen[str]) -> None:
     raise AssertionError(f"nothing listens on {address}: {process.communicate()}")
 
 
+def tour_of(portal: subprocess.Popen[str]) -> str:
+    """What it has said once it has said the last line of the tour, or has ended."""
+    told = ""
+    assert portal.stdout
+    while "a browser with that proxy" not in told and (line := portal.stdout.readline()):
+        told += line
+    return told
+
+
 @contextmanager
 def running(home: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """scripts/run, less the default policy: its login server's port may be taken here."""
@@ -116,13 +125,12 @@ def test_once_set_up_a_script_starts_four_small_commands_before_its_own(tmp_path
 @requires.tool("strace")
 def test_once_set_up_no_socket_is_opened_to_the_network(tmp_path: Path) -> None:
     log = tmp_path / "trace"
-    setup = f'source "{CHECKOUT}/scripts/_setup.sh"; set_up; source "{CHECKOUT}/scripts/_system.sh"'
+    setup = f'source "{CHECKOUT}/scripts/_setup.sh"; set_up; source "{CHECKOUT}/scripts/_extras.sh"'
     # Where it is installed it is looked for, and no more.
-    schemathesis = f'source "{CHECKOUT}/scripts/_schemathesis.sh"; ! has_schemathesis || '
-    schemathesis += "install_schemathesis"
+    extras = "! has_schemathesis || install_extras"
     got = call(
         *("strace", "-f", "-qq", "-e", "trace=connect,execve", "-o", log),
-        *("bash", "-euc", f"{setup}; install_packages; {schemathesis}"),
+        *("bash", "-euc", f"{setup}; {extras}"),
         HOME=str(tmp_path),
     )
     assert got.returncode == 0
@@ -175,8 +183,9 @@ def test_where_the_caller_wants_it_to_listen_it_listens(
     at = free_port()
     with running(tmp_path, *(part.format(port=at) for part in arguments)) as portal:
         wait_for((host, int(port.format(port=at))), portal)
+        told = tour_of(portal)
         portal.send_signal(signal.SIGTERM)
-        told, _ = portal.communicate(timeout=SOON)
+        told += portal.communicate(timeout=SOON)[0]
     assert portal.returncode == 0
     lines = [line for line in told.splitlines() if not line.startswith("[")]
     assert len(lines) == 3
@@ -188,6 +197,18 @@ def test_a_mode_of_the_callers_brings_its_own_port(tmp_path: Path) -> None:
     at = free_port()
     with running(tmp_path, "--mode", f"regular@127.0.0.1:{at}") as portal:
         wait_for(("127.0.0.1", at), portal)
+        assert f"curl -i -x http://127.0.0.1:{at} " in tour_of(portal)
+
+
+def test_a_start_that_stops_says_why_on_stderr_and_tells_of_no_tour(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("login_url: nowhere\n")
+    got = call(
+        *(RUN, "-p", str(free_port()), "--set", f"portal_policy={policy}"), HOME=str(tmp_path)
+    )
+    assert got.returncode == 1
+    assert f"{policy}:1:12: " in got.stderr
+    assert all(line.startswith("[") for line in got.stdout.splitlines())
 
 
 def test_a_venv_of_another_checkout_is_known_for_what_it_is(tmp_path: Path) -> None:
@@ -262,8 +283,9 @@ def test_a_shim_that_answers_127_is_passed_over_for_pyenvs_own_python(tmp_path: 
         shim.write_text("#!/bin/sh\necho 'pyenv: version not installed' >&2\nexit 127\n")
         shim.chmod(0o755)
     (real / "python3").symlink_to(sys.executable)
+    pythons = "good_uv uv || { pyenv_into_path; type -ap python3; }"
     got = call(
-        *("bash", "-euc", f'source "{CHECKOUT}/scripts/_setup.sh"; good_uv uv || pyenv_pythons'),
+        *("bash", "-euc", f'source "{CHECKOUT}/scripts/_setup.sh"; {pythons}'),
         PATH=f"{shims}:/usr/bin:/bin",
         HOME=str(tmp_path),
     )

@@ -1,0 +1,74 @@
+# shellcheck shell=bash
+# What tests use besides .venv, sourced after _setup.sh: `install_extras` brings the system
+# packages of packages.txt, where it may, and what holds the API against its OpenAPI document.
+
+# In a venv of its own: it and mitmproxy want different versions of typing-extensions.
+schemathesis='schemathesis>=4.20,<5'
+policy=/usr/sbin/policy-rc.d
+mark='# capport: no service starts while its packages are installed'
+
+missing_packages() {
+  local package command _
+  while read -r package command _; do
+    [[ -z $package || $package == \#* ]] || command -v "$command" >/dev/null || echo "$package"
+  done <"$checkout/scripts/packages.txt"
+}
+
+# Its venv is whole once it has a file that is called what it was made for.
+has_schemathesis() { [[ -e $venv/schemathesis/$schemathesis ]]; }
+
+missing_extras() {
+  missing_packages
+  has_schemathesis || echo "$schemathesis"
+}
+
+services() { find /etc/init.d /lib/systemd/system -type f ! -name '*@*' -printf '%f\n' | sort; }
+
+# squid, nginx and their like would start, and take ports, once installed and at each boot.
+install_packages() {
+  local missing before service
+  mapfile -t missing < <(missing_packages) # others may have held the lock
+  ((${#missing[@]})) || return 0
+  say "installing ${missing[*]}"
+  if [[ ! -e $policy ]] || grep -qsF "$mark" "$policy"; then
+    trap 'as_root rm -f "$policy"' EXIT
+    printf '#!/bin/sh\n%s\nexit 101\n' "$mark" | as_root install -m 755 /dev/stdin "$policy"
+  fi
+  before=$(services)
+  apt_install "${missing[@]}" || for package in "${missing[@]}"; do
+    apt_get install "$package" || say "apt-get could not install $package"
+  done
+  ! command -v systemctl >/dev/null || comm -13 <(echo "$before") <(services) |
+    while read -r service; do
+      as_root systemctl disable --quiet "$service" </dev/null || say "$service may start at the next boot"
+    done
+}
+
+install_schemathesis() {
+  say "installing $schemathesis into $venv/schemathesis"
+  cd -- "$checkout" # for the date in pyproject.toml that packages are taken of
+  find_uv
+  "$uv" venv --quiet --clear --python "$venv/bin/python" "$venv/schemathesis" >&2 &&
+    "$uv" pip install --quiet --python "$venv/schemathesis/bin/python" "$schemathesis" >&2 &&
+    touch -- "$venv/schemathesis/$schemathesis"
+}
+
+bring_extras() {
+  ! may_install || locked /var/lib/dpkg install_packages
+  has_schemathesis || (install_schemathesis) ||
+    say "uv could not install $schemathesis (its reason is above)"
+  printf '%s\n' "$EUID" "$(missing_extras)" >"$1"
+}
+
+# What could not be brought is tried again a day later, by another user, or when it is
+# something else.
+install_extras() {
+  local missing note=$venv/.capport-extras
+  missing=$(missing_extras)
+  if [[ -n $missing && -w $venv ]] &&
+    ! [[ -n $(find "$note" -mmin -1440 2>/dev/null) && $(<"$note") == "$EUID"$'\n'"$missing" ]]; then
+    locked "$checkout" bring_extras "$note"
+    missing=$(missing_extras)
+  fi
+  [[ -z $missing ]] || say "without ${missing//$'\n'/, }, some tests cannot run (rm $note: try again)"
+}
