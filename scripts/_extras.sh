@@ -22,7 +22,9 @@ missing_extras() {
   has_schemathesis || echo "$schemathesis"
 }
 
-services() { find /etc/init.d /lib/systemd/system -type f ! -name '*@*' -printf '%f\n' | sort; }
+services() {
+  find /etc/init.d /lib/systemd/system -type f ! -name '*@*' -printf '%f\n' 2>/dev/null | sort || true
+}
 
 # squid, nginx and their like would start, and take ports, once installed and at each boot.
 install_packages() {

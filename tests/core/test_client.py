@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 from capport.core.client import (
     Address,
     Client,
+    ClientId,
     Mac,
     is_random,
     parse_address,
     parse_client_id,
     parse_mac,
+    parts_of,
 )
 
 ADDRESSES: st.SearchStrategy[Address] = st.ip_addresses()
@@ -132,10 +134,25 @@ def test_a_client_id_is_normalised(text: str, client: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("client", "mac", "address"),
+    [
+        ("02:00:00:00:00:07@192.0.2.7", "02:00:00:00:00:07", "192.0.2.7"),
+        ("02:00:00:00:00:07", "02:00:00:00:00:07", None),
+        ("192.0.2.7", None, "192.0.2.7"),
+        ("2001:db8::7", None, "2001:db8::7"),
+    ],
+)
+def test_an_id_has_a_mac_or_an_address_or_both(
+    client: str, mac: str | None, address: str | None
+) -> None:
+    assert parts_of(ClientId(client)) == (mac, ip_address(address) if address else None)
+
+
+@pytest.mark.parametrize(
     "text", ["", "@", "@192.0.2.1", "02:00:00:00:00:07@", "192.0.2.1@02:00:00:00:00:07", "a@b@c"]
 )
 def test_half_an_id_is_a_value_error(text: str) -> None:
-    with pytest.raises(ValueError, match=r"."):
+    with pytest.raises(ValueError, match=r"is not a MAC|does not appear|is neither an address nor"):
         parse_client_id(text)
 
 

@@ -121,6 +121,13 @@ def test_decide(verdict: type, because: str, changes: dict[str, Any]) -> None:
     assert because in got.because
 
 
+def test_what_passes_by_the_address_it_dialled_goes_to_that_address() -> None:
+    case = replace(UNKNOWN, dialled=Place(ADDRESS, 80))
+    assert decide(case, POLICY) == Pass(
+        "192.0.2.53:80 is in the walled garden: '192.0.2.53' in lab.yaml:23", Place(ADDRESS, 80)
+    )
+
+
 @pytest.mark.parametrize("of", [lambda at: {"claim": at}, lambda at: {"dialled": at}])
 def test_the_embedded_login_server_is_open_beside_another_in_login_url(
     of: Callable[[Place], dict[str, Any]],
@@ -272,10 +279,20 @@ PUT = HttpRequest("PUT", fields=(("host", 10),), section_size=10)
         (Pass, "known", {"request": HttpRequest(fields=(("cookie", 100),), section_size=1000)}),
         (TooManyRequests, "more than 5 requests in 60 s", {"retry_after": 3}),
         (PreconditionRequired, "PUT to api.example.com", {"request": PUT}),
+        (PreconditionRequired, "PATCH to", {"request": replace(PUT, method="PATCH")}),
+        (PreconditionRequired, "DELETE to", {"request": replace(PUT, method="DELETE")}),
+        (PreconditionRequired, "POST to", {"request": replace(PUT, method="POST")}),
+        (PreconditionRequired, "PUT to", {"request": PUT, "session": None, "rule": KNOWN}),
+        (NetworkAuthenticationRequired, "is blocked", {"request": PUT, "rule": BLOCKED}),
         (Pass, "known", {"request": replace(PUT, method="GET")}),
+        (Pass, "known", {"request": None}),
+        (Pass, "known", {"request": PUT, "claim": None}),
         (Pass, "known", {"request": replace(PUT, fields=(("if-match", 9),))}),
+        (Pass, "known", {"request": replace(PUT, fields=(("if-none-match", 9),))}),
+        (Pass, "known", {"request": replace(PUT, fields=(("if-unmodified-since", 9),))}),
         (Pass, "known", {"request": PUT, "claim": Place("www.example.org", 80)}),
         (NetworkAuthenticationRequired, "no session", {"request": PUT, "session": None}),
+        (NetworkAuthenticationRequired, "session is over", {"request": PUT, "session": OVER}),
     ],
 )
 def test_limits(verdict: type, because: str, changes: dict[str, Any]) -> None:
@@ -283,6 +300,84 @@ def test_limits(verdict: type, because: str, changes: dict[str, Any]) -> None:
     got = decide(replace(case, **changes), LIMITED)
     assert isinstance(got, verdict)
     assert because in got.because
+
+
+@pytest.mark.parametrize(
+    ("because", "changes"),
+    [
+        (
+            "its field 'cookie' has 101 bytes, and 100 may be",
+            {"request": HttpRequest(fields=(("host", 9), ("cookie", 101)))},
+        ),
+        (
+            "its header section has 1001 bytes, and 1000 may be",
+            {"request": HttpRequest(section_size=1001)},
+        ),
+        ("it has sent more than 5 requests in 60 s", {"retry_after": 3}),
+        ("PUT to api.example.com has no precondition", {"request": PUT, "session": OPEN}),
+        ("login.example.net:443 is the login server", {"claim": LOGIN}),
+        ("198.51.100.7 (02:00:00:00:00:07) is known by lab.yaml:9", {"rule": KNOWN}),
+        ("198.51.100.7 (02:00:00:00:00:07) is known for 60 s more", {"session": OPEN}),
+        (
+            "www.example.org:80 is in the walled garden: 'www.example.org' in lab.yaml:20",
+            {"claim": Place("www.example.org", 80)},
+        ),
+        ("198.51.100.7 (02:00:00:00:00:07) is blocked by lab.yaml:11", {"rule": BLOCKED}),
+        (
+            "198.51.100.7 (02:00:00:00:00:07) has no session, and this is a connectivity check",
+            {"claim": PROBE.claim, "request": PROBE.request, "login_answers": True},
+        ),
+        (
+            "198.51.100.7 (02:00:00:00:00:07) has a MAC that is not known now, "
+            "and a rule may block it by that",
+            {"lacks_mac": True},
+        ),
+        (
+            "198.51.100.7 (02:00:00:00:00:07) has a session, and its session is over",
+            {"session": OVER},
+        ),
+        ("198.51.100.7 (02:00:00:00:00:07) has no session", {}),
+    ],
+)
+def test_each_rule_says_why_in_a_sentence(because: str, changes: dict[str, Any]) -> None:
+    case = replace(UNKNOWN, claim=Place("api.example.com", 80))
+    assert decide(replace(case, **changes), LIMITED).because == because
+
+
+def test_what_a_reply_needs_is_in_its_verdict() -> None:
+    known = replace(UNKNOWN, session=OPEN, claim=Place("api.example.com", 80))
+    field = replace(known, request=HttpRequest(fields=(("cookie", 101),)))
+    assert getattr(decide(field, LIMITED), "field", None) == "cookie"
+    section = replace(known, request=HttpRequest(section_size=1001))
+    assert getattr(decide(section, LIMITED), "field", "") is None
+    slow = decide(replace(known, retry_after=3), LIMITED)
+    assert isinstance(slow, TooManyRequests)
+    assert (slow.retry_after, slow.limit) == (3, Rate(5, 60.0))
+    update = decide(replace(known, request=PUT), LIMITED)
+    assert isinstance(update, PreconditionRequired)
+    assert update.method == "PUT"
+    named = replace(POLICY, refresh=7, network="Lab Wi-Fi")
+    required = decide(UNKNOWN, named)
+    assert isinstance(required, NetworkAuthenticationRequired)
+    assert (required.login_url, required.refresh, required.network) == (
+        *("https://login.example.net/", 7, "Lab Wi-Fi"),
+    )
+    sign_in = decide(PROBE, POLICY)
+    assert isinstance(sign_in, SignIn)
+    assert (sign_in.login_url, sign_in.body) == ("https://login.example.net/", True)
+    connman = replace(
+        PROBE,
+        claim=Place("ipv4.connman.net", 80),
+        request=HttpRequest(path="/online/status.html"),
+    )
+    assert getattr(decide(connman, POLICY), "body", None) is False
+
+
+def test_what_is_not_said_of_a_case_or_a_request_is_nothing() -> None:
+    assert HttpRequest() == HttpRequest("GET", "http", "/", (), 0)
+    assert Case(CLIENT, NOW) == Case(
+        CLIENT, NOW, None, None, None, None, None, None, login_answers=False, lacks_mac=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -311,7 +406,8 @@ def test_the_gardens_tls_is_sent_to_the_name_and_not_where_it_dialled() -> None:
 
 
 def test_a_connection_is_not_held_to_the_limits_of_requests() -> None:
-    case = replace(UNKNOWN, session=OPEN, retry_after=3)
+    request = HttpRequest(section_size=1001)
+    case = replace(UNKNOWN, session=OPEN, retry_after=3, request=request)
     assert isinstance(decide_connection(case, LIMITED), Pass)
 
 

@@ -164,7 +164,27 @@ def test_a_form_with_weight_0_is_not_given_while_another_will_do(
     assert preferred_form(",".join([f"{refused};q=0", *others])) is not refused
 
 
+@pytest.mark.parametrize(
+    ("accept", "form"),
+    [
+        ("text/*, application/json", PROBLEM),  # the one that is named
+        ("text/html;q=0.5, text/*, */*", TEXT),  # the one whose type is
+        ("image/x+json, text/plain;q=0.5", TEXT),
+        ("application/json; q=0.1, text/plain;q=0.5", TEXT),
+        ("text/plain;format=flowed, application/json", PROBLEM),  # no q is 1
+        ('text/plain"x"', HTML),  # that is no media type
+    ],
+)
+def test_the_most_specific_range_decides_between_equals(accept: str, form: Form) -> None:
+    assert preferred_form(accept) is form
+
+
+def test_a_language_that_is_refused_in_one_country_is_not_asked_for() -> None:
+    assert preferred_language("de-AT;q=0") is EN
+
+
 def test_a_header_is_read_only_so_far() -> None:
+    assert LONGEST == 1000
     padding = "x/y," * (LONGEST // 4)
     assert preferred_form(padding + "text/plain") is HTML
     assert preferred_form("text/plain," + padding) is TEXT

@@ -64,6 +64,7 @@ def test_any_text_is_a_place_or_a_value_error(text: str, default: int | None) ->
     [
         *("", ".", "..", "a..b", ".a", "-a", "a-", "a b", "a\n", "*", "*.a", "a/b", "a@b", "a:b"),
         *("127.1", "1", "0x7f.0.0.1", "0x", "a.0x1", "a.1", "127.0.0.1.", "192.0.2.256"),
+        *("2001:db8::1]", "[2001:db8::1"),
         *("010.0.0.1", "[192.0.2.1]", "[::1", "::1]", "[]", "[a]", "[[::1]]", "fe80::1%eth0"),
         *(
             "a" * 64,
@@ -77,6 +78,31 @@ def test_any_text_is_a_place_or_a_value_error(text: str, default: int | None) ->
 def test_what_is_no_host_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_host(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("fe80::1%eth0", "has a zone, which means nothing beyond one machine"),
+        ("[192.0.2.1]", "has brackets around an IPv4 address"),
+        ("a b", "is neither a host name nor an address"),
+        ("127.1", "ends in a number, but is no address"),
+        ("a.0x1", "ends in a number, but is no address"),
+    ],
+)
+def test_what_is_no_host_says_why(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        parse_host(text)
+    assert str(caught.value) == f"{text!r} {why}"
+
+
+def test_a_name_has_at_most_253_characters_and_a_label_63() -> None:
+    longest = ".".join(["a" * 63] * 3 + ["a" * 61])
+    assert parse_host(longest) == longest
+    assert parse_host(f"{longest}.") == longest
+    for text in (f"{longest}a", "a" * 64):
+        with pytest.raises(ValueError, match="is neither"):
+            parse_host(text)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +130,20 @@ def test_what_is_no_port_is_a_value_error(text: str) -> None:
 )
 def test_what_is_no_authority_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
+        parse_authority(text, 80)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[::1:80", "is not HOST or HOST:PORT"),
+        ("a]:80", "is not HOST or HOST:PORT"),
+        ("2001:db8::1:80", "is not HOST or HOST:PORT"),
+        ("a:", "'' is not a port, 1 to 65535"),
+    ],
+)
+def test_what_is_no_authority_says_why(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
         parse_authority(text, 80)
 
 

@@ -1,16 +1,31 @@
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capport.core.client import Address, Client, Mac
+from capport.core.place import Place
 from capport.core.policy import (
+    WEB_PORTS,
     Access,
+    ClientRule,
     ClientRules,
+    Conditions,
+    Connect,
     GardenEntry,
+    KnownHttp,
+    KnownTls,
+    Limits,
+    LoginServer,
     Network,
     NetworkTable,
+    Policy,
+    Probes,
+    Sessions,
+    Tls,
+    UnknownTls,
     WalledGarden,
     network_of,
 )
@@ -163,6 +178,118 @@ def test_a_rule_says_where_it_stands_across_files() -> None:
     ]
 
 
+RULED = [
+    (Mac("02:00:00:00:00:01"), Access.KNOWN),
+    (ip_network("192.0.2.0/24"), Access.KNOWN),
+    (ip_network("192.0.2.7"), Access.KNOWN),  # idle: the network above has it
+    (ip_network("192.0.2.0/24"), Access.BLOCKED),  # idle, too
+    (Mac("02:00:00:00:00:02"), Access.BLOCKED),
+    (ip_network("2001:db8::/48"), Access.BLOCKED),
+    (ip_network("2001:db8::7"), Access.KNOWN),  # idle
+    (ip_network("198.51.100.0/24"), Access.KNOWN),
+    (ip_network("0.0.0.0/0"), Access.KNOWN),
+    (Mac("02:00:00:00:00:01"), Access.BLOCKED),  # idle
+]
+
+
+def ruled() -> ClientRules:
+    table = ClientRules()
+    for line, (subject, access) in enumerate(RULED, 1):
+        table.section(access, "lab.yaml")
+        table.add(subject, line, f"name {line}" if line == 2 else None)
+    return table
+
+
+def test_each_rule_that_makes_known_and_is_not_idle_is_listed_in_order() -> None:
+    assert list(ruled().known()) == [
+        (Mac("02:00:00:00:00:01"), ClientRule(Access.KNOWN, "lab.yaml:1")),
+        (ip_network("192.0.2.0/24"), ClientRule(Access.KNOWN, "lab.yaml:2", "name 2")),
+        (ip_network("198.51.100.0/24"), ClientRule(Access.KNOWN, "lab.yaml:8")),
+        (ip_network("0.0.0.0/0"), ClientRule(Access.KNOWN, "lab.yaml:9")),
+    ]
+
+
+def test_the_order_of_who_is_known_is_the_files() -> None:
+    table = ClientRules()
+    table.section(Access.KNOWN, "lab.yaml")
+    subjects = [ip_network("192.0.2.7"), ip_network("2001:db8::/48"), Mac("02:00:00:00:00:01")]
+    for line, subject in enumerate(subjects, 1):
+        table.add(subject, line)
+    assert [subject for subject, _ in table.known()] == subjects
+
+
+def test_each_mac_and_network_is_listed_with_its_first_rule() -> None:
+    assert list(ruled().subjects()) == [
+        (Mac("02:00:00:00:00:01"), 0, Access.KNOWN),
+        (Mac("02:00:00:00:00:02"), 4, Access.BLOCKED),
+        (ip_network("192.0.2.0/24"), 1, Access.KNOWN),
+        (ip_network("198.51.100.0/24"), 7, Access.KNOWN),
+        (ip_network("192.0.2.7"), 2, Access.KNOWN),
+        (ip_network("2001:db8::/48"), 5, Access.BLOCKED),
+        (ip_network("2001:db8::7"), 6, Access.KNOWN),
+        (ip_network("0.0.0.0/0"), 8, Access.KNOWN),
+    ]
+    assert len(ruled()) == len(RULED)
+
+
+@pytest.mark.parametrize(
+    ("subject", "line"),
+    [
+        (Mac("02:00:00:00:00:01"), 1),
+        (Mac("02:00:00:00:00:02"), 5),
+        (Mac("02:00:00:00:00:03"), None),
+        (ip_network("192.0.2.0/25"), 2),
+        (ip_network("192.0.2.0/23"), 9),
+        (ip_address("192.0.2.7"), 2),
+        (ip_network("2001:db8::/48"), 6),
+        (ip_network("2001:db8::/47"), None),
+        (ip_address("2001:db8::7"), 6),
+    ],
+)
+def test_what_a_rule_covers_is_covered_by_the_first(
+    subject: Mac | Address | Network, line: int | None
+) -> None:
+    found = ruled().covering(subject)
+    assert (found and found.where) == (line and f"lab.yaml:{line}")
+
+
+@pytest.mark.parametrize(
+    ("address", "may"),
+    [
+        ("192.0.2.7", False),  # its network's rule comes before any block by MAC
+        ("198.51.100.7", True),
+        ("2001:db8::7", False),  # it is blocked without a MAC
+        ("2001:db9::7", True),  # no rule has it
+    ],
+)
+def test_a_mac_that_is_not_known_may_block_where_no_rule_comes_first(
+    address: str, may: bool
+) -> None:
+    assert ruled().may_block(ip_address(address)) is may
+    assert not ClientRules().may_block(ip_address(address))
+
+
+@pytest.mark.parametrize(
+    ("rules", "may"),
+    [
+        ([("mac 1", "known"), ("mac 1", "blocked")], False),  # the second never decides
+        ([("mac 1", "blocked"), ("net", "known"), ("mac 2", "blocked")], True),
+        ([("net", "known"), ("mac 1", "blocked"), ("mac 2", "blocked")], False),
+    ],
+)
+def test_the_first_rule_that_blocks_by_mac_counts(rules: list[tuple[str, str]], may: bool) -> None:
+    subjects: dict[str, Mac | Network] = {
+        "mac 1": Mac("02:00:00:00:00:01"),
+        "mac 2": Mac("02:00:00:00:00:02"),
+        "net": ip_network("192.0.2.0/24"),
+    }
+    table = ClientRules()
+    for line, (subject, access) in enumerate(rules, 1):
+        table.section(Access(access), "lab.yaml")
+        table.add(subjects[subject], line)
+    assert table.may_block(ip_address("192.0.2.7")) is may
+
+
 NAMES = st.lists(st.sampled_from(["a", "b", "org", "xorg"]), min_size=1, max_size=4).map(".".join)
 PORTS = st.frozensets(st.sampled_from([80, 443, 8080]), min_size=1)
 GARDEN = st.lists(
@@ -215,3 +342,58 @@ def test_a_star_holds_only_what_is_below(host: str) -> None:
     assert garden.find("a.b.example.org", 443) is not None
     assert garden.find(host, 443) is None
     assert garden.find("a.example.org", 80) is None
+
+
+def test_the_garden_lists_its_names_and_networks_with_each_entry() -> None:
+    garden = WalledGarden()
+    first, second = (GardenEntry("it", frozenset({n}), f"lab.yaml:{n}") for n in (1, 2))
+    for entry in (first, second):
+        garden.add_name("www.example.net", entry)
+        garden.add_name("*.example.org", entry)
+        garden.add_network(ip_network("192.0.2.0/24"), entry)
+        garden.add_network(ip_network("2001:db8::/48"), entry)
+    names = ["www.example.net", "*.example.org"]
+    assert list(garden.names()) == [(name, entry) for name in names for entry in (first, second)]
+    networks = [ip_network("192.0.2.0/24"), ip_network("2001:db8::/48")]
+    assert list(garden.networks()) == [(it, entry) for it in networks for entry in (first, second)]
+    assert garden.entries == [first] * 4 + [second] * 4
+    for host in ("www.example.net", "a.example.org", ip_address("192.0.2.255")):
+        assert [garden.find(host, port) for port in (1, 2, 3)] == [first, second, None]
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (Access, "known blocked"),
+        (UnknownTls, "refuse intercept drop"),
+        (KnownTls, "tunnel inspect"),
+        (Connect, "auto answer alert"),
+        (KnownHttp, "stream inspect"),
+        (Probes, "compatible strict"),
+        (Conditions, "terms voucher password"),
+    ],
+)
+def test_the_words_are_those_of_the_policy_file(words: type[StrEnum], values: str) -> None:
+    assert " ".join(words) == values
+
+
+def test_what_a_policy_file_leaves_out_has_the_default_that_the_readme_names() -> None:
+    place = Place("login.example.net", 443)
+    policy = Policy(login_url="https://login.example.net/", login_place=place)
+    assert policy.refresh == 10
+    assert policy.tls == Tls(UnknownTls.REFUSE, KnownTls.TUNNEL, Connect.AUTO)
+    assert policy.sessions == Sessions(None, 28800.0, None)
+    assert policy.limits == Limits(None, None, None, frozenset())
+    assert (policy.http_known, policy.probes) == (KnownHttp.STREAM, Probes.COMPATIBLE)
+    assert LoginServer(place) == LoginServer(place, None, None, Conditions.TERMS, None)
+    assert {80, 443} == WEB_PORTS
+
+
+def test_people_sign_in_at_login_url_and_at_the_embedded_server() -> None:
+    there, here = Place("login.example.net", 443), Place(ip_address("192.0.2.1"), 8511)
+    policy = Policy(login_url="https://login.example.net/", login_place=there)
+    assert policy.login_places == (there,)
+    both = Policy(
+        login_url="https://login.example.net/", login_place=there, login_server=LoginServer(here)
+    )
+    assert both.login_places == (there, here)

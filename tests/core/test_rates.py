@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +15,11 @@ def test_as_many_as_the_rate_says_may_come_at_once_and_then_one_has_to_wait() ->
         assert wait is None
     _, wait = spend(bucket, RATE, 100.0)
     assert wait == 20
+
+
+@pytest.mark.parametrize(("left", "wait"), [(0.0, 20), (0.5, 10), (0.98, 1), (1.0, None)])
+def test_the_wait_is_as_long_as_what_is_left_lacks_of_one(left: float, wait: int | None) -> None:
+    assert spend(Bucket(left, 100.0), RATE, 100.0)[1] == wait
 
 
 def test_who_waits_as_long_as_told_is_let_through() -> None:

@@ -4,7 +4,7 @@ import json
 import re
 import time
 from base64 import b64encode
-from dataclasses import replace
+from dataclasses import asdict, replace
 from hashlib import sha256
 from html.parser import HTMLParser
 
@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capport.core.negotiation import Language
+from capport.core.phrases import PHRASES
 from capport.core.policy import Rate
 from capport.core.reply import Asked, Reply, reply_to
 from capport.core.verdict import (
@@ -108,6 +109,78 @@ every_verdict = pytest.mark.parametrize("verdict", EVERY, ids=repr)
 every_refusal = pytest.mark.parametrize("verdict", REFUSALS, ids=repr)
 every_form = pytest.mark.parametrize("form", FORMS)
 every_language = pytest.mark.parametrize("language", LANGUAGES)
+
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="refresh" content="10; url=https://login.example.net/?state=abc&amp;n=1">
+<title>Sign in to Lab Wi-Fi</title>
+<style></style>
+</head>
+<body>
+<main>
+<h1>Sign in to <span>Lab Wi-Fi</span></h1>
+<p>You need to sign in before you can use this network.</p>
+<p>This answer comes from the network you are using, not from the site you asked for.</p>
+<p><a href="https://login.example.net/?state=abc&amp;n=1">Go to the sign-in page</a></p>
+<p class="faint">login.example.net<br>You will be taken there in 10 seconds.</p>
+</main>
+<footer lang="en">511 Network Authentication Required</footer>
+</body>
+</html>
+"""
+TO_A_BLOCKED_CLIENT = """<h1>This device is not allowed on this network</h1>
+<p>Please ask whoever runs this network.</p>
+<p>This answer comes from the network you are using, not from the site you asked for.</p>
+<p class="faint"><a href="https://login.example.net/?state=abc&amp;n=1">login.example.net</a>\
+<br>You will be taken there in 10 seconds.</p>
+</main>"""
+TO_A_CHECK = """<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><title>Sign in to this network</title></head>
+<body><p><a href="https://login.example.net/?state=abc&amp;n=1">\
+Go to the sign-in page</a></p></body>
+</html>
+"""
+
+
+def test_a_page_is_this_to_the_letter() -> None:
+    style = re.compile("(?<=<style>).*(?=</style>)", re.DOTALL)
+    assert style.sub("", page_of(REQUIRED)) == PAGE
+    assert f"<main>\n{TO_A_BLOCKED_CLIENT}" in page_of(BLOCKED)
+    assert "<title>This device is not allowed on this network</title>" in page_of(BLOCKED)
+    assert page_of(SIGN_IN) == TO_A_CHECK
+    now = page_of(replace(REQUIRED, refresh=0))
+    assert "login.example.net<br>You are being taken there" in now
+
+
+def test_a_problem_is_this_to_the_letter() -> None:
+    assert problem_of(REQUIRED) == {
+        "type": "about:blank",
+        "title": "Network Authentication Required",
+        "status": 511,
+        "detail": f"Sign in at {LOGIN} to use the network “Lab Wi-Fi”. This answer comes from the"
+        " network you are using, not from the site you asked for.",
+        "login_url": LOGIN,
+    }
+    assert problem_of(BLOCKED)["detail"] == (
+        f"This device is not allowed on this network ({LOGIN}). Please ask whoever runs this"
+        " network. This answer comes from the network you are using, not from the site you"
+        " asked for."
+    )
+
+
+def test_every_language_has_each_phrase_and_fills_in_the_same() -> None:
+    english = asdict(PHRASES[Language.ENGLISH])
+    for language in Language:
+        phrases = asdict(PHRASES[language])
+        assert all(phrases.values())
+        for name, text in phrases.items():
+            filled_in = sorted(re.findall("{.*?}", text))
+            assert filled_in == sorted(re.findall("{.*?}", english[name]))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capport.core.client import ClientId
-from capport.core.session import Session, check_times
+from capport.core.session import LONGEST, Session, check_times
 
 HOUR = Session(ClientId("192.0.2.7"), granted=1000.0, expires=4600.0)
 instants = st.floats(-1e9, 1e9)
@@ -74,7 +74,18 @@ def test_once_over_it_stays_over_and_it_is_never_longer_than_granted(
 @pytest.mark.parametrize("field", ["granted", "expires", "idle", "last_seen", "granted_at"])
 def test_a_time_that_is_no_number_is_an_error(field: str) -> None:
     for time in (math.nan, math.inf, -math.inf):
-        with pytest.raises(ValueError, match=r"192\.0\.2\.7: -?(nan|inf) in"):
+        with pytest.raises(ValueError, match=r"192\.0\.2\.7: -?(nan|inf) in .* is no time"):
             check_times(replace(HOUR, **{field: time}))  # type: ignore[arg-type]
     check_times(HOUR)
     check_times(replace(HOUR, idle=60.0))
+
+
+def test_what_is_not_said_of_a_session_is_nothing() -> None:
+    assert Session(ClientId("192.0.2.7"), 1.0, 2.0) == Session(
+        ClientId("192.0.2.7"), 1.0, 2.0, idle=None, last_seen=0.0, granted_at=0.0
+    )
+    assert (HOUR.by, HOUR.how, HOUR.name) == ("", "", "")
+
+
+def test_a_session_lasts_a_leap_year_at_most() -> None:
+    assert LONGEST == 31_622_400
