@@ -48,7 +48,11 @@ HOUSE: tuple[Row, ...] = (
         never=CLOCKS + FILES + SOCKETS + OTHERS,
     ),
     Row(("capport.clock",), ("capport.core.*",), "a clock knows nothing of what it is read for"),
-    Row(("capport.seldom",), (), "what strangers bring about is logged in one way"),
+    Row(
+        ("capport.seldom",),
+        ("capport.core.*",),
+        "what strangers bring about is logged in one way",
+    ),
     Row(
         ("capport.linux", "capport.linux.*"),
         ("capport.core.*",),

@@ -6,8 +6,9 @@ So they never fill it, whoever says them: this package, mitmproxy, Tornado.
 import logging
 import re
 import time
-from collections import OrderedDict
 from collections.abc import Callable
+
+from capport.core.bounded_map import BoundedMap
 
 QUOTED = 200
 """Characters of what a stranger sent that are quoted in the log."""
@@ -27,16 +28,13 @@ class Seldom:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._quiet_until: OrderedDict[object, float] = OrderedDict()
+        self._quiet_until = BoundedMap[object, float](KINDS)
 
     def is_due(self, now: float, what: object = None) -> bool:
         """Whether `what` may be told now, and so is."""
         if now < self._quiet_until.get(what, now):
             return False
         self._quiet_until[what] = now + self._seconds
-        self._quiet_until.move_to_end(what)
-        if len(self._quiet_until) > KINDS:
-            self._quiet_until.popitem(last=False)
         return True
 
 
