@@ -385,7 +385,7 @@ def test_what_a_policy_file_leaves_out_has_the_default_that_the_readme_names() -
     assert policy.sessions == Sessions(None, 28800.0, None)
     assert policy.limits == Limits(None, None, None, frozenset())
     assert (policy.http_known, policy.probes) == (KnownHttp.STREAM, Probes.COMPATIBLE)
-    assert LoginServer(place) == LoginServer(place, None, None, Conditions.TERMS, None)
+    assert LoginServer((place,)) == LoginServer((place,), None, None, Conditions.TERMS, None)
     assert {80, 443} == WEB_PORTS
 
 
@@ -394,6 +394,6 @@ def test_people_sign_in_at_login_url_and_at_the_embedded_server() -> None:
     policy = Policy(login_url="https://login.example.net/", login_place=there)
     assert policy.login_places == (there,)
     both = Policy(
-        login_url="https://login.example.net/", login_place=there, login_server=LoginServer(here)
+        login_url="https://login.example.net/", login_place=there, login_server=LoginServer((here,))
     )
     assert both.login_places == (there, here)
