@@ -114,7 +114,7 @@ async def test_the_whole_way_by_state(tmp_path: Path) -> None:
         assert granted.status == 201
         assert granted.headers["Location"] == f"/api/v1/sessions/{ADA}"
         assert (granted.json["client"], granted.json["seconds_remaining"]) == (ADA, 60)
-        described = json.loads((files("capport.web") / "openapi.json").read_bytes())
+        described = json.loads((files("capport.api") / "openapi.json").read_bytes())
         properties = described["components"]["schemas"]["Session"]["properties"]
         assert granted.json.keys() == properties.keys()
         session = a.house.session(ADA)
@@ -402,7 +402,7 @@ async def test_explain_names_the_rule_that_decided(tmp_path: Path) -> None:
         assert said.json["verdict"] == "NetworkAuthenticationRequired"
         assert "has no session" in said.json["because"]
         assert said.json["rules"][-1]["rule"] == "unknown_client"
-        described = json.loads((files("capport.web") / "openapi.json").read_bytes())
+        described = json.loads((files("capport.api") / "openapi.json").read_bytes())
         explanation = described["components"]["schemas"]["Explanation"]
         assert said.json.keys() == explanation["properties"].keys()
 
@@ -556,7 +556,7 @@ def test_any_text_may_be_offered_for_a_token(text: str) -> None:
 
 
 async def test_the_description_describes_what_is_there(tmp_path: Path) -> None:
-    described = json.loads((files("capport.web") / "openapi.json").read_bytes())
+    described = json.loads((files("capport.api") / "openapi.json").read_bytes())
     async with api(tmp_path) as a:
         assert (await a.call("GET", "/openapi.json")).json == described
         for path, methods in described["paths"].items():

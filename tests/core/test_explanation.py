@@ -81,7 +81,7 @@ REFUSED = "no status: the TLS alert access_denied (49), before any certificate"
         (
             PROBE,
             {},
-            *("connectivity_check", ("probes",)),
+            *("connectivity_check", ("probes", "probe_paths")),
             *(302, "302; 511 while the login server does not answer"),
         ),
         (

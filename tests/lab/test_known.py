@@ -134,7 +134,7 @@ def test_known_clients_go_on_while_the_rules_are_put_in_force_again(
         for _ in range(3):
             done = lab.capport("router", "up", str(lab.policy_file))
             assert done.returncode == 0, done.stderr
-            assert "nftset=/status.example.org/4#inet#capport#garden4_8081," in done.stdout
+            assert "nftset" not in done.stdout  # the portal itself follows names without a star
             talk.sendall(b"still?")
             assert talk.recv(100) == b"still?"
 

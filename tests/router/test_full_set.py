@@ -46,7 +46,7 @@ class Nobody:
         return False
 
     def way(self, address: Address) -> Way | None:
-        return None
+        return Way(None)
 
     def watch(self, watcher: Callable[[Address], None]) -> Callable[[], None]:
         return lambda: None

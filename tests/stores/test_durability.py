@@ -270,7 +270,7 @@ def fill(path: Path) -> None:
 def test_the_ballast_is_there_again_when_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("capport.stores.sqlite.TURN_SECONDS", 0.02)
+    monkeypatch.setattr("capport.stores.sqlite.store.TURN_SECONDS", 0.02)
     ballast = tmp_path / "sessions.db-ballast"
     file = OneFile(tmp_path)
     store = file.open()

@@ -14,7 +14,7 @@ PATH = "/api/captive-portal"
 class CaptivePortalApi(Handler):
     """Answers for the client at the other end of the connection, and for nobody else."""
 
-    for_anybody = True
+    for_indistinct = True  # such a client is captive
 
     def get(self) -> None:
         """The document; or the way to the login server, for whom does not ask for a document."""

@@ -62,6 +62,8 @@ class Handler(web.RequestHandler):
     client: Client
     policy: Policy
     for_anybody = False
+    """Whether it answers whoever asks, because the answer is the same for all."""
+    for_indistinct = False
     """Whether it answers a client too that nothing tells from others (`Client.ids`)."""
 
     def initialize(self, portal: Portal) -> None:
@@ -88,7 +90,7 @@ class Handler(web.RequestHandler):
             raise web.HTTPError(403, str(error)) from error
         if not self._asks_us():
             raise Misdirected
-        if not self.client.ids and not self.for_anybody:
+        if not (self.client.ids or self.for_anybody or self.for_indistinct):
             raise Indistinct
         if self.request.method not in ("GET", "HEAD"):
             self._check_origin()

@@ -18,6 +18,9 @@ from capport.core.client import parse_mac
 
 _MOST = 6  # networks or places that an error writes out
 _PROTOCOL, _PLACE = r"(tcp|udp|icmp|ip|any)", r"([\w.*:\[\]-]+?)"
+_WITH_PROTOCOL = re.compile(
+    rf"{_PROTOCOL}(?::?/+|:| +){_PLACE}/?|{_PLACE}(?:/|:| +){_PROTOCOL}", re.IGNORECASE
+)
 _DASH = "[-\N{EN DASH}]"
 _HEADINGS = {"mac", "address", "ip", "name", "hostname", "client", "device", "sep"}
 _SERVICES = {"http": 80, "www": 80, "https": 443, "domain": 53, "ntp": 123}
@@ -181,15 +184,15 @@ def _several(text: str) -> str | None:
     parts = [part for part in re.split(r"[\s,;|]+", text) if part]
     if len(parts) < 2:
         return None
-    if len(parts) == 2 and " " in text.strip() and parts[1].isdigit():
-        return f"has a blank in it: write {parts[0]}:{parts[1]}"
+    one = len(parts) == 2 and " " in text.strip() and parts[1].isdigit()
+    if one and (place := f"{parts[0]}:{parts[1]}").isprintable():
+        return f"has a blank in it: write {place}"
     return f"is {len(parts)} in one: write an item for each"
 
 
 def _protocol(text: str) -> str | None:
     """`tcp/example.org`, `tcp:192.0.2.9:80`, `udp://192.0.2.9:53`, `192.0.2.9:53/udp`."""
-    before, after = rf"{_PROTOCOL}(?::?/+|:| +){_PLACE}/?", rf"{_PLACE}(?:/|:| +){_PROTOCOL}"
-    match = re.fullmatch(f"{before}|{after}", text, re.IGNORECASE)
+    match = _WITH_PROTOCOL.fullmatch(text)
     if match is None:
         return None
     protocol, place = (match[1] or match[4]).lower(), match[2] or match[3]

@@ -4,7 +4,6 @@ A file is read whole and checked whole before any of it is used. Which keys ther
 policysection.py, what a value may look like in policyvalues.py, how YAML is read in policytree.py.
 """
 
-import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address
@@ -51,6 +50,7 @@ from capport.policy.tree import Fields, Node, Refused, Word, kind, read_text, re
 
 __all__ = ["PolicyError", "Problem", "default", "load", "load_with_warnings", "parse"]
 
+_WEB_PORTS = {"80", "443", "8080", "8443"}  # which the end of an IPv6 address is hardly meant to be
 _LONGEST_CERTIFICATE = 1 << 20  # bytes, with its chain
 _DAY = 86400
 _EVERY_ADDRESS = (IPv4Address("0.0.0.0"), IPv6Address("::"))  # noqa: S104
@@ -266,8 +266,8 @@ class _Reader:
             return
         wide = found.startswith("*.") if isinstance(found, str) else found.num_addresses > 1
         entry = GardenEntry(node.text, ports, f"{self.findings.file}:{node.at.line}", wide)
-        if re.search(r"^[^\[]*:.*:(80|443|8080|8443)$", node.text):
-            host, _, port = node.text.rpartition(":")
+        host, _, port = node.text.rpartition(":")
+        if ":" in host and "[" not in host and port in _WEB_PORTS:
             meant = f'"[{host}]:{port}"'
             self.findings.warn(node.at, f"{node.text} is one address: for its port write {meant}")
         if not isinstance(found, str):

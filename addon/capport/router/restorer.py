@@ -10,6 +10,7 @@ traffic may go untracked.
 a revocation of that instant is not in it. So a table that is new is compared with the sessions.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 EVERY = 60.0  # seconds between two looks when the kernel says nothing
 RETRY = 0.2  # seconds after something failed
+_RECEIVE_BUFFER_FORCE = 33  # SO_RCVBUFFORCE: beyond net.core.rmem_max, with CAP_NET_ADMIN
+_RECEIVE_BUFFER = 4 << 20  # bytes: the rules are put in force a dozen times
 _UNTIL_SAID = 0.002  # seconds until the kernel has told of what it has done
 
 # linux/netfilter/nfnetlink.h and nf_tables.h.
@@ -153,6 +156,9 @@ class RulesKeeper:
 def _listening(protocol: int, groups: int) -> socket.socket:
     kernel = netlink.connect(protocol)
     kernel.setblocking(False)
+    # Whether the table went by `down` is said once, amid all rules that come and go with it.
+    with contextlib.suppress(PermissionError):
+        kernel.setsockopt(socket.SOL_SOCKET, _RECEIVE_BUFFER_FORCE, _RECEIVE_BUFFER)
     kernel.bind((0, groups))
     return kernel
 
