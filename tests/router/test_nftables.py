@@ -153,6 +153,12 @@ def answers(connection: socket.socket, seconds: float = SOON) -> bool:
         return False
 
 
+def seen(lab: Lab, client: Client) -> None:
+    """Waits until the router knows the MAC of `client`: all namespaces share one table of them."""
+    address = parse_address(client.v4)
+    wait_for(lambda: echoes(client, ORIGIN4) or lab.neighbours.find_mac(address))
+
+
 def elements(lab: Lab, name: str) -> dict[str, float]:
     return dict(nftables.listed(lab.rules, name))
 
@@ -318,6 +324,7 @@ def test_a_known_client_passes_by_the_kernel_and_nobody_else(
 @LAB
 def test_update_is_in_force_when_it_returns(lab: Lab, store: MemoryStore, known: KnownSet) -> None:
     client = lab.client
+    seen(lab, client)
     granted = session(f"{client.mac}@{client.v4}")
     store.put(granted)
     known.update([granted.client])
@@ -818,6 +825,7 @@ def test_the_garden_follows_its_names(lab: Lab, caplog: pytest.LogCaptureFixture
 def test_without_the_table_nothing_fails_and_up_puts_everybody_in(
     lab: Lab, store: MemoryStore, known: KnownSet
 ) -> None:
+    seen(lab, lab.client)
     nftables.down(rules=lab.rules)
     store.put(session(lab.client.mac))
     known.update([ClientId(lab.client.mac)])
