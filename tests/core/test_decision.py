@@ -365,6 +365,7 @@ def test_what_a_reply_needs_is_in_its_verdict() -> None:
     sign_in = decide(PROBE, POLICY)
     assert isinstance(sign_in, SignIn)
     assert (sign_in.login_url, sign_in.body) == ("https://login.example.net/", True)
+    assert SignIn("it is a check", "https://login.example.net/").body is True
     connman = replace(
         PROBE,
         claim=Place("ipv4.connman.net", 80),

@@ -173,6 +173,52 @@ def test_a_problem_is_this_to_the_letter() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("verdict", "line"),
+    [
+        (
+            HeaderFieldsTooLarge("", "cookie"),
+            "431 Request Header Fields Too Large: The header field “cookie” of this request is too"
+            " large. Send it again with less in its header fields.",
+        ),
+        (
+            HeaderFieldsTooLarge("", "no token"),
+            "431 Request Header Fields Too Large: A header field of this request is too large."
+            " Send it again with less in its header fields.",
+        ),
+        (
+            HeaderFieldsTooLarge(""),
+            "431 Request Header Fields Too Large: The header fields of this request are too large,"
+            " taken together. Send it again with less in its header fields.",
+        ),
+        (
+            TooManyRequests("", 30, Rate(600, 60.0)),
+            "429 Too Many Requests: This device has sent too many requests."
+            " This network allows 600 requests in 60 seconds. Try again in 30 seconds.",
+        ),
+        (
+            TooManyRequests("", 1),
+            "429 Too Many Requests: This device has sent too many requests. Try again in 1 second.",
+        ),
+    ],
+)
+def test_a_line_is_this_to_the_letter(verdict: Refusal, line: str) -> None:
+    assert line_of(verdict) == f"{line}\n"
+
+
+@pytest.mark.parametrize(("length", "shown"), [(60, "a" * 60), (61, "a" * 60 + "…")])
+def test_sixty_characters_of_a_field_name_are_shown(length: int, shown: str) -> None:
+    assert f" “{shown}” " in line_of(HeaderFieldsTooLarge("", "a" * length))
+
+
+def test_a_problem_ends_with_a_newline() -> None:
+    assert reply_to(REQUIRED, Asked(accept="application/json")).body.endswith(b"}\n")
+
+
+def test_what_is_not_said_of_a_request_is_the_usual() -> None:
+    assert Asked() == Asked("GET", accept="", accept_language="")
+
+
 def test_every_language_has_each_phrase_and_fills_in_the_same() -> None:
     english = asdict(PHRASES[Language.ENGLISH])
     for language in Language:
