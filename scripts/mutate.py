@@ -8,13 +8,14 @@ cosmic-ray the statements: hence our own.
 import ast
 import gc
 import os
-import signal
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from importlib.machinery import SourceFileLoader
 from multiprocessing import get_context
 from pathlib import Path
+from resource import RLIMIT_CPU, setrlimit
 from typing import Any
 
 import pytest
@@ -108,9 +109,8 @@ def changes_of(stem: str) -> tuple[ast.Module, dict[str, Change]]:
     return tree, named
 
 
-def seen(task: tuple[str, str]) -> bool:
-    """Whether the tests of a module see its change of that name."""
-    stem, name = task
+def run(stem: str, name: str) -> None:
+    """End this process as the tests of a module end with its change of that name."""
     tree, named = changes_of(stem)
     setattr(*named[name])
     code = compile(ast.fix_missing_locations(tree), stem, "exec")
@@ -118,11 +118,16 @@ def seen(task: tuple[str, str]) -> bool:
     SourceFileLoader.get_code = lambda self, module: (  # type: ignore
         code if module == f"capport.core.{stem}" else get_code(self, module)
     )
-    # A change may make a loop endless; hypothesis lets only this exception through each time.
-    signal.signal(signal.SIGVTALRM, signal.default_int_handler)
-    signal.setitimer(signal.ITIMER_VIRTUAL, 10, 1)
+    setrlimit(RLIMIT_CPU, (30, 30))  # seconds; a change may make a loop endless
     with Path(os.devnull).open("w") as null, redirect_stdout(null), redirect_stderr(null):
-        return pytest.main([*PYTEST, tests_of(stem)]) != 0
+        os._exit(pytest.main([*PYTEST, tests_of(stem)]))
+
+
+def seen(task: tuple[str, str]) -> bool:
+    process = get_context("fork").Process(target=run, args=task)
+    process.start()
+    process.join()
+    return process.exitcode != 0
 
 
 def main() -> None:
@@ -140,8 +145,8 @@ def main() -> None:
     listed = set((CHECKOUT / "scripts/mutants.txt").read_text().splitlines())
     tasks = [(stem, name) for stem in stems for name in changes_of(stem)[1]]
     wrong = 0
-    with get_context("fork").Pool(maxtasksperchild=1) as pool:
-        for (_, name), dead in zip(tasks, pool.imap(seen, tasks), strict=True):
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for (_, name), dead in zip(tasks, pool.map(seen, tasks), strict=True):
             if dead == (name in listed):
                 wrong += 1
                 print(
