@@ -49,7 +49,7 @@ HOUSE: tuple[Row, ...] = (
     ),
     Row(("capport.clock",), ("capport.core.*",), "a clock knows nothing of what it is read for"),
     Row(
-        ("capport.seldom",),
+        ("capport.log_limits",),
         ("capport.core.*",),
         "what strangers bring about is logged in one way",
     ),
@@ -112,7 +112,7 @@ HOUSE: tuple[Row, ...] = (
             *("capport.core.*", "capport.clock", "capport.gate", "capport.events"),
             *("capport.linux.safe_files", "capport.linux.file_state", "capport.linux.frames"),
             *("capport.policy.certificate", "capport.session_view", "capport.stores"),
-            "capport.seldom",
+            "capport.log_limits",
             *("tornado", "argon2", "cryptography", "jwt", "markdown_it"),
         ),
         "Tornado stops here, and the login server can run alone",

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from capport import __version__, cli, clock
-from capport.commands.records import moment
+from capport.api.tokens import token_digest
+from capport.commands.login_records import moment
 from capport.core.client import Address, ClientId, Mac, parse_address, parse_mac
 from capport.core.policy import Sessions
 from capport.core.session import Session
@@ -28,7 +29,6 @@ from capport.login.passwords import is_password
 from capport.policy import policy_file
 from capport.stores import SessionStore, open_store
 from capport.web.records import Records
-from capport.web.tokens import token_digest
 from login.certificates import certificate
 
 CHECKOUT = Path(__file__).resolve().parents[1]

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 import requires
-from capport.api.call import Call
-from capport.api.listener import BackChannel
+from capport.api.back_channel import BackChannel
+from capport.api.call_handler import Call
+from capport.api.tokens import new_token, token_digest
 from capport.core.client import ClientId
 from capport.core.place import Place
-from capport.web.tokens import new_token, token_digest
 from login.house import LOOPBACK, House, at, house
 
 EXAMPLES = 25

@@ -9,7 +9,7 @@ import pytest
 
 import requires
 from capport.core.client import Peer
-from capport.web.asker import HEADER
+from capport.web.vouching import HEADER
 from conftest import Origin, Portal, running_portal
 from journey.guests import Guest
 from login.certificates import certificate

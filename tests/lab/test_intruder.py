@@ -12,7 +12,7 @@ import pytest
 
 import requires
 from capport import clock
-from capport.api.captivity import PATH
+from capport.api.captivity_api import PATH
 from capport.router import nftables
 from capport.service.service import CARRIED_OUT
 from lab.namespaces import wait_for

@@ -20,10 +20,10 @@ from capport.core.place import Place
 from capport.core.policy import Conditions, LoginServer, Policy
 from capport.core.session import Session
 from capport.gate import Gate
-from capport.login.server import LoginServer as Server
 from capport.stores.memory import MemoryStore
+from capport.web.context import Portal
 from capport.web.gate_grants import GateGrants
-from capport.web.portal import Portal
+from capport.web.login_listener import LoginServer as Server
 from capport.web.records import Records
 from conftest import SOON
 from ports import free_port as free_port

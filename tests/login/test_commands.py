@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from api.test_own_server import portal
+from api.test_external_login_server import portal
 from capport.stores import open_store
 from capport.web.records import Records
 from conftest import SOON

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from capport.api.listener import BackChannel
+from capport.api.back_channel import BackChannel
 from login.house import Browser, House, at, free_port, house, until
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "external-login-server"

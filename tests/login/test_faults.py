@@ -17,15 +17,16 @@ from capport.core.policy import Conditions
 from capport.core.session import Session
 from capport.gate import Gate
 from capport.linux import NoNeighbours
-from capport.login import passwords, server, vouchers
-from capport.seldom import SeldomFilter
+from capport.log_limits import SeldomFilter
+from capport.login import passwords, vouchers
+from capport.login.throttle import FOR_ALL
 from capport.stores import StoreError
 from capport.stores.memory import MemoryStore
-from capport.web.asker import Vouched
+from capport.web import login_listener
 from capport.web.date_reckoning import Moment
 from capport.web.gate_grants import GateGrants
 from capport.web.records import Records, RecordsError
-from capport.web.throttle import FOR_ALL
+from capport.web.vouching import Vouched
 from capport.web.worker import Worker
 from conftest import SOON
 from login.house import Browser, Clock, House, at, house, policy, until
@@ -304,11 +305,14 @@ async def test_connections_that_cannot_be_taken_over_are_a_line_of_the_log(
         came.append(who)
         raise OSError(errno.ENOTCONN, "no connection any more")
 
-    for name, seldom in server._SELDOM.items():  # which may have let a line through just now
+    for (
+        name,
+        seldom,
+    ) in login_listener._SELDOM.items():  # which may have let a line through just now
         logging.getLogger(name).removeFilter(seldom)
-        monkeypatch.setitem(server._SELDOM, name, SeldomFilter())
+        monkeypatch.setitem(login_listener._SELDOM, name, SeldomFilter())
     async with house() as h:
-        monkeypatch.setattr(server, "_is_here", fails)
+        monkeypatch.setattr(login_listener, "_is_here", fails)
         for _ in range(3):
             _, writer = await asyncio.open_connection("127.0.0.1", h.port)
             writer.close()

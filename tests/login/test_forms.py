@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from capport.api.captivity import PATH
+from capport.api.captivity_api import PATH
 from capport.core.captivity import MEDIA_TYPE
 from capport.core.client import Address, ClientId, Mac, Peer
 from capport.core.negotiation import Language
@@ -31,9 +31,9 @@ from capport.core.session import Session
 from capport.events import EventLog
 from capport.linux import NoNeighbours
 from capport.login import passwords, vouchers
+from capport.login.throttle import FREE, TERMS_FOR_ALL
 from capport.login.words import WORDS
-from capport.web.asker import HEADER, sign_client
-from capport.web.throttle import FREE, TERMS_FOR_ALL
+from capport.web.vouching import HEADER, sign_client
 from conftest import SOON
 from login.house import LOOPBACK, Browser, House, Page, at, free_port, house, policy
 

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from capport.core.client import ClientId
 from capport.core.place import Place
 from capport.core.session import Session
+from capport.log_limits import RETURNS
 from capport.login.signed_return import ReturnError, read_return
-from capport.seldom import RETURNS
 from capport.web.records import RecordsError
 from capport.web.states import State
 from login.house import House, Page, at, house, policy

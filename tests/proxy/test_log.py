@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from capport.seldom import FAULTS, QUOTED, StrangersFilter
+from capport.log_limits import FAULTS, QUOTED, StrangersFilter
 from conftest import Origin, Portal, StartPortal
 from proxy.mitmdump import policy, started
 from proxy.wire import GARDEN, garden, say, with_names

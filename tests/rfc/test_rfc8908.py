@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capport.api.captivity import PATH
+from capport.api.captivity_api import PATH
 from capport.core.captivity import Captivity, captivity
 from capport.core.client import Address, ClientId, Mac
 from capport.core.place import Place

@@ -17,8 +17,8 @@ from capport.service import login_server
 from capport.service.login_server import Embedded
 from capport.stores import StoreError
 from capport.stores.memory import MemoryStore
-from capport.web.asker import HEADER
 from capport.web.records import records_beside
+from capport.web.vouching import HEADER
 from conftest import Origin, StartPortal
 from login.house import Browser, Clock, at, policy, until
 from ports import free_port

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import requires
-from capport.commands.records import moment
+from capport.commands.login_records import moment
 from capport.core.client import ClientId
 from capport.stores.sqlite.locks import _holders
 from capport.web import records as records_module
@@ -224,7 +224,7 @@ USE = """
 import sys
 from pathlib import Path
 
-from capport.commands.records import moment
+from capport.commands.login_records import moment
 from capport.core.client import ClientId
 from capport.web.records import ClockError, Records
 

@@ -16,8 +16,8 @@ from capport.core.client import Client, Mac
 from capport.core.negotiation import Language
 from capport.login import passwords, vouchers
 from capport.login.theme import LARGEST, Theme
+from capport.login.throttle import FOR_ALL, FREE, LONGEST, SIGN_INS, Often, Throttle
 from capport.login.words import WORDS
-from capport.web.throttle import FOR_ALL, FREE, LONGEST, SIGN_INS, Often, Throttle
 
 ADA, EVE = Client(IPv4Address("192.0.2.7")), Client(IPv4Address("192.0.2.8"))
 

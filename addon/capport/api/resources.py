@@ -9,12 +9,12 @@ from typing import Any
 
 from tornado import web
 
-from capport.api.call import LEFT_OUT, REQUIRED, Call, Problem, shown_value, wrong
+from capport.api.call_handler import LEFT_OUT, REQUIRED, Call, Problem, shown_value, wrong
 from capport.core.client import Address, Client, ClientId, parse_address, parse_mac, parts_of
 from capport.core.http import is_token
 from capport.core.policy import Access, ClientRule
 from capport.core.session import LONGEST, Session
-from capport.web.portal import Portal
+from capport.web.context import Portal
 from capport.web.states import State, StateError
 
 BY = "api"

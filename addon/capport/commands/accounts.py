@@ -6,11 +6,11 @@ import sys
 import time
 from argparse import Namespace
 
+from capport.api import tokens
 from capport.commands import CommandError, chosen_policy
-from capport.commands.records import records_of, warn_unless_asked
+from capport.commands.login_records import records_of, warn_unless_asked
 from capport.core.policy import Conditions
 from capport.login.passwords import MAX_PASSWORD, hash_password, normal_name
-from capport.web import tokens
 
 
 def add_user(arguments: Namespace) -> None:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from capport.commands import CommandError, chosen_policy, existing_store, store_url
 from capport.commands.display import duration, fitted
 from capport.commands.display import moment as local_time
-from capport.commands.records import moment, records_of, warn_unless_asked
+from capport.commands.login_records import moment, records_of, warn_unless_asked
 from capport.core.negotiation import Language, preferred_language
 from capport.core.policy import Conditions
 from capport.login import vouchers

@@ -12,10 +12,10 @@ from tornado import iostream, web
 from capport.core.policy import Conditions
 from capport.core.session import Instant, Session
 from capport.login import passwords, vouchers
-from capport.login.page import Blocked, Handler
+from capport.login.page_handler import Blocked, Handler
 from capport.login.repeated_forms import Outcome
 from capport.login.theme import Terms
-from capport.web.portal import HASHES_WAITING
+from capport.web.context import HASHES_WAITING
 from capport.web.states import State, StateError, login_url
 
 BY = "login server"

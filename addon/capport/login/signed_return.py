@@ -23,8 +23,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from tornado import web
 
 from capport.core import session
-from capport.login.page import Blocked, Handler
-from capport.seldom import QUOTED
+from capport.log_limits import QUOTED
+from capport.login.page_handler import Blocked, Handler
 from capport.web.states import State, StateError
 
 logger = logging.getLogger(__name__)

@@ -56,7 +56,7 @@ from capport.proxy.request_head import (
 )
 from capport.proxy.responses import CLOSED, asked_of, bare, to_mitmproxy
 from capport.proxy.upstream import Dialling
-from capport.web.asker import HEADER
+from capport.web.vouching import HEADER
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # of an HTTP/2 client, RFC 9113 section 3.4
 LATER = 5  # seconds until one of a client's connections to the login server should have ended

@@ -11,9 +11,9 @@ from capport.core.client import Client, Peer
 from capport.core.place import Place
 from capport.core.verdict import Refuse, TlsVerdict, Verdict
 from capport.gate import Gate
+from capport.log_limits import FAULTS, Seldom
 from capport.proxy.connections import Connections
 from capport.proxy.request_head import credentials_in
-from capport.seldom import FAULTS, Seldom
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from mitmproxy import ctx, exceptions
 from mitmproxy.options import Options
 from mitmproxy.proxy import mode_specs
 
-from capport.seldom import StrangersFilter
+from capport.log_limits import StrangersFilter
 
 OURS = {
     "portal_policy": "The policy file; watched, and reloaded when it changes. Default: the"

@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from capport.api.captivity import PATH
+from capport.api.captivity_api import PATH
 from capport.core.captivity import MEDIA_TYPE
 from capport.core.client import Address
 from capport.core.place import Place

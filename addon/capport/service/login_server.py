@@ -7,16 +7,16 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from capport.api.listener import BackChannel, NoPlace
+from capport.api.back_channel import BackChannel, NoPlace
 from capport.core.client import Client, Peer
 from capport.core.place import Place
 from capport.gate import Gate
-from capport.login.server import LoginServer
-from capport.web.asker import sign_client
+from capport.web.context import MayBeProxy, Portal
 from capport.web.gate_grants import GateGrants
-from capport.web.portal import MayBeProxy, Portal
+from capport.web.login_listener import LoginServer
 from capport.web.records import Records
 from capport.web.states import login_url
+from capport.web.vouching import sign_client
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tornado.ioloop import IOLoop
 
-from capport.seldom import FAULTS, Seldom
+from capport.log_limits import FAULTS, Seldom
 
 logger = logging.getLogger(__name__)
 

@@ -30,8 +30,8 @@ from mitmproxy.proxy.layers.http._events import (
 )
 
 from capport.core.cost import FIELDS, HEAD, LINE
+from capport.log_limits import QUOTED
 from capport.proxy.responses import bare, to_mitmproxy
-from capport.seldom import QUOTED
 
 INTERIM: Final = 100
 """Interim responses to one request; with a 102 each 20 s, half an hour of them."""

@@ -13,15 +13,15 @@ from capport.core.http import default_port
 from capport.core.negotiation import Language, preferred_language
 from capport.core.place import Host, parse_authority
 from capport.core.policy import LoginServer, Policy
+from capport.log_limits import QUOTED
 from capport.login.words import WORDS, Words
 from capport.policy.certificate import holds
-from capport.seldom import QUOTED
 from capport.stores import FullError
-from capport.web.asker import HEADER, AskingError, verify_client
+from capport.web.context import Portal
 from capport.web.grants import NoMacError, Standing, standing
 from capport.web.methods import methods_of
-from capport.web.portal import Portal
 from capport.web.states import login_url
+from capport.web.vouching import HEADER, AskingError, verify_client
 
 logger = logging.getLogger(__name__)
 

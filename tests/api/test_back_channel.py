@@ -19,15 +19,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capport.api.call import MAX_BODY
-from capport.api.listener import BackChannel
+from capport.api.back_channel import BackChannel
+from capport.api.call_handler import MAX_BODY
+from capport.api.tokens import new_token, token_digest
 from capport.core.client import Address, Client, ClientId, Mac, Way, parse_client_id
 from capport.core.place import Place
 from capport.core.policy import Access, ClientRules, Sessions, network_of
 from capport.core.session import Session
 from capport.stores import StoreError
 from capport.web.states import LIFETIME
-from capport.web.tokens import new_token, token_digest
 from conftest import SOON
 from login.house import LOOPBACK, House, at, house
 

@@ -14,12 +14,12 @@ from cryptography.hazmat.primitives import serialization
 
 from capport.core.place import Place
 from capport.core.policy import Policy
-from capport.login import server
 from capport.policy.certificate import Chain
+from capport.web import login_listener
 from conftest import SOON
 from login.certificates import certificate
 from login.house import LOOPBACK, House, free_port, house, policy, until
-from login.test_server import without_tornados_limits
+from web.test_login_listener import without_tornados_limits
 
 
 def _policy(folder: Path) -> Policy:
@@ -71,7 +71,7 @@ async def test_a_form_sent_from_the_same_name_without_tls_is_refused(tmp_path: P
 async def test_a_renewed_certificate_is_shown_without_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "RENEWED", 0.05)
+    monkeypatch.setattr(login_listener, "RENEWED", 0.05)
     async with house(_policy(tmp_path)) as h:
         before = await asyncio.to_thread(_shown, h.port)
         certificate(tmp_path)
@@ -86,7 +86,7 @@ async def test_a_renewed_certificate_is_shown_without_a_restart(
 async def test_one_that_openssl_can_read_and_we_cannot_is_not_the_last_that_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "RENEWED", 0.05)
+    monkeypatch.setattr(login_listener, "RENEWED", 0.05)
     x400_address = bytes.fromhex("3004a3020500")  # RFC 5280 section 4.2.1.6
     async with house(_policy(tmp_path)) as h:
         before = await asyncio.to_thread(_shown, h.port)
@@ -99,7 +99,7 @@ async def test_one_that_openssl_can_read_and_we_cannot_is_not_the_last_that_is_s
 async def test_the_names_in_its_certificate_are_its_own_whatever_login_url_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "RENEWED", 0.05)
+    monkeypatch.setattr(login_listener, "RENEWED", 0.05)
     async with house(_policy(tmp_path)) as h:
 
         async def status(name: str) -> int:
@@ -179,7 +179,7 @@ HELLO = b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03"  # the first bytes of a 
 async def test_who_leaves_in_the_handshake_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes, *, reset: bool
 ) -> None:
-    monkeypatch.setattr(server, "CONNECTIONS_A_CLIENT", 3)
+    monkeypatch.setattr(login_listener, "CONNECTIONS_A_CLIENT", 3)
 
     def leave(port: int) -> None:
         with socket.socket() as plain:
@@ -202,7 +202,7 @@ async def test_who_leaves_in_the_handshake_leaves_nothing_behind(
 async def test_a_handshake_that_does_not_end_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "PATIENCE", 0.3)
+    monkeypatch.setattr(login_listener, "PATIENCE", 0.3)
     without_tornados_limits(monkeypatch)
     async with house(_policy(tmp_path)) as h:
         reader, writer = await asyncio.open_connection("127.0.0.1", h.port)
@@ -215,7 +215,7 @@ async def test_a_handshake_that_does_not_end_is_ended(
 async def test_who_asks_nothing_after_the_handshake_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "PATIENCE", 0.5)
+    monkeypatch.setattr(login_listener, "PATIENCE", 0.5)
     without_tornados_limits(monkeypatch)
     async with house(_policy(tmp_path)) as h:
         # On a busy machine the handshake itself can take too long, and end so.

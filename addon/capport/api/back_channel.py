@@ -18,7 +18,7 @@ from tornado import httpserver, netutil
 from capport.api.resources import create_app
 from capport.core.place import Place
 from capport.web.accepting import patient
-from capport.web.portal import Portal
+from capport.web.context import Portal
 
 _MAX_READ = 1024 * 1024  # bytes of a body; one beyond it is not read, nor answered 413
 

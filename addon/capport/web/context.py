@@ -13,15 +13,15 @@ from capport import clock
 from capport.core.client import Address, Mac
 from capport.core.place import Host
 from capport.core.policy import Policy
+from capport.log_limits import FAULTS, RETURNS, Seldom
 from capport.login.repeated_forms import Forms
 from capport.login.theme import Theme
-from capport.seldom import FAULTS, RETURNS, Seldom
-from capport.web.asker import Vouched
+from capport.login.throttle import Often, Throttle
 from capport.web.date_reckoning import Moment
 from capport.web.grants import Grants
 from capport.web.records import Records
 from capport.web.states import States
-from capport.web.throttle import Often, Throttle
+from capport.web.vouching import Vouched
 from capport.web.worker import Worker
 
 type MayBeProxy = Callable[[Address, Address | None], bool]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from capport.login import server
+from capport.web import login_listener
 from conftest import SOON
 from login.house import House, house, policy, until
 
@@ -22,14 +22,16 @@ async def _connect(h: House, address: str) -> tuple[asyncio.StreamReader, asynci
 def without_tornados_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves nothing but our own clocks that could end a connection."""
     theirs = {"body_timeout": 3600.0, "idle_connection_timeout": 3600.0}
-    made = server.Server
-    monkeypatch.setattr(server, "Server", lambda app, **limits: made(app, **limits | theirs))
+    made = login_listener.Server
+    monkeypatch.setattr(
+        login_listener, "Server", lambda app, **limits: made(app, **limits | theirs)
+    )
 
 
 def nothing_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is closed is closed for the sake of others."""
     without_tornados_limits(monkeypatch)
-    monkeypatch.setattr(server, "PATIENCE", 3600.0)
+    monkeypatch.setattr(login_listener, "PATIENCE", 3600.0)
 
 
 async def _is_closed(reader: asyncio.StreamReader) -> bool:
@@ -54,7 +56,7 @@ async def _gets_a_page(h: House, address: str) -> bool:
 
 
 async def test_one_client_cannot_take_every_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "CONNECTIONS_A_CLIENT", 5)
+    monkeypatch.setattr(login_listener, "CONNECTIONS_A_CLIENT", 5)
     nothing_ends_by_itself(monkeypatch)
     async with house() as h:
         held = [await _connect(h, "127.0.0.2") for _ in range(5)]
@@ -70,7 +72,7 @@ async def test_one_client_cannot_take_every_place(monkeypatch: pytest.MonkeyPatc
 async def test_whoever_has_most_gives_up_a_place_for_a_newcomer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server, "CONNECTIONS", 6)
+    monkeypatch.setattr(login_listener, "CONNECTIONS", 6)
     nothing_ends_by_itself(monkeypatch)
     async with house() as h:
         few = [await _connect(h, "127.0.0.4") for _ in range(2)]
@@ -89,7 +91,7 @@ async def test_whoever_has_most_gives_up_a_place_for_a_newcomer(
 async def test_many_addresses_with_few_connections_each_do_not_close_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server, "CONNECTIONS", 90)
+    monkeypatch.setattr(login_listener, "CONNECTIONS", 90)
     async with house() as h:
         held = [await _connect(h, f"127.0.1.{n % 18 + 1}") for n in range(18 * 8)]
         for number in range(2, 6):
@@ -101,7 +103,7 @@ async def test_many_addresses_with_few_connections_each_do_not_close_it(
 async def test_what_is_being_answered_stays_where_something_idle_can_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "CONNECTIONS", 3)
+    monkeypatch.setattr(login_listener, "CONNECTIONS", 3)
     nothing_ends_by_itself(monkeypatch)
     logo = b"<svg xmlns='http://www.w3.org/2000/svg'/>" + b" " * 1_000_000
     (tmp_path / "login").mkdir()
@@ -137,7 +139,7 @@ async def test_what_is_being_answered_stays_where_something_idle_can_go(
 async def test_who_sends_no_whole_request_in_time_is_ended(
     monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    monkeypatch.setattr(server, "PATIENCE", 0.3)
+    monkeypatch.setattr(login_listener, "PATIENCE", 0.3)
     without_tornados_limits(monkeypatch)
     async with house() as h:
         reader, writer = await _connect(h, "127.0.0.2")
@@ -159,7 +161,7 @@ async def test_who_sends_no_whole_request_in_time_is_ended(
 async def test_who_has_sent_a_request_may_send_the_next_one_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server, "PATIENCE", 0.3)
+    monkeypatch.setattr(login_listener, "PATIENCE", 0.3)
     async with house() as h:
 
         async def in_time() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -180,7 +182,7 @@ async def test_who_has_sent_a_request_may_send_the_next_one_later(
 async def test_who_does_not_take_its_answer_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "TAKING", 0.5)
+    monkeypatch.setattr(login_listener, "TAKING", 0.5)
     async with _with_logo(tmp_path, b"x" * 1_000_000) as h:
         slow = _asks_for_the_logo(h)
         assert await asyncio.to_thread(slow.recv, 12) == b"HTTP/1.1 200"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capport.core.client import UNSEEN, Mac, Peer, parse_address
-from capport.web.asker import LIFETIME, AskingError, sign_client, verify_client
+from capport.web.vouching import LIFETIME, AskingError, sign_client, verify_client
 
 SECRET = b"secret"
 times = st.floats(0, 1e9)

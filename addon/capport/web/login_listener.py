@@ -14,20 +14,20 @@ from weakref import WeakKeyDictionary
 
 from tornado import httpserver, httputil, iostream, netutil, web
 
-from capport.api.captivity import PATH, CaptivePortalApi
+from capport.api.captivity_api import PATH, CaptivePortalApi
 from capport.core.client import Mac
 from capport.core.place import Place
 from capport.core.policy import LoginServer as Listening
 from capport.linux import frames
 from capport.linux.file_state import state_of
+from capport.log_limits import SeldomFilter
 from capport.login import forms
-from capport.login.page import MAX_FORM, NotFound
+from capport.login.page_handler import MAX_FORM, NotFound
 from capport.login.signed_return import SignedReturn
 from capport.policy.certificate import Chain
-from capport.seldom import SeldomFilter
 from capport.web.accepting import patient
-from capport.web.asker import Vouched
-from capport.web.portal import Portal
+from capport.web.context import Portal
+from capport.web.vouching import Vouched
 
 logger = logging.getLogger(__name__)
 

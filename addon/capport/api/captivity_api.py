@@ -4,7 +4,7 @@ import json
 
 from capport.core.captivity import MEDIA_TYPE, reads_captivity
 from capport.login.forms import can_extend
-from capport.login.page import Handler
+from capport.login.page_handler import Handler
 from capport.web.states import login_url
 
 PATH = "/api/captive-portal"

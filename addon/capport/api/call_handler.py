@@ -13,12 +13,12 @@ from urllib.parse import quote
 
 from tornado import web
 
+from capport.api.tokens import token_digest
 from capport.core.client import ClientId, parse_client_id, parts_of
 from capport.core.session import Session
 from capport.session_view import document
+from capport.web.context import Portal
 from capport.web.methods import methods_of
-from capport.web.portal import Portal
-from capport.web.tokens import token_digest
 
 logger = logging.getLogger(__name__)
 
