@@ -60,7 +60,13 @@ HOUSE: tuple[Row, ...] = (
     ),
     Row(
         ("capport.policy", "capport.policy.*"),
-        ("capport.core.*", "capport.linux.file_state", "yaml", "idna", "cryptography"),
+        (
+            "capport.core.*",
+            "capport.linux.file_state",
+            "yaml",
+            "idna",
+            "cryptography",
+        ),
         "YAML, IDNA and X.509 stop here",
     ),
     Row(
@@ -104,18 +110,27 @@ HOUSE: tuple[Row, ...] = (
         "`capport router` runs where mitmproxy does not",
     ),
     Row(
+        ("capport.web", "capport.web.*"),
         (
-            *("capport.web", "capport.web.*", "capport.login", "capport.login.*"),
-            *("capport.api", "capport.api.*"),
-        ),
-        (
-            *("capport.core.*", "capport.clock", "capport.gate", "capport.events"),
+            *("capport.core.*", "capport.clock", "capport.gate", "capport.stores"),
             *("capport.linux.safe_files", "capport.linux.file_state", "capport.linux.frames"),
-            *("capport.policy.certificate", "capport.session_view", "capport.stores"),
-            "capport.log_limits",
-            *("tornado", "argon2", "cryptography", "jwt", "markdown_it"),
+            *("capport.policy.certificate", "capport.log_limits", "tornado", "cryptography"),
         ),
-        "Tornado stops here, and the login server can run alone",
+        "what pages and APIs have in common knows neither",
+    ),
+    Row(
+        ("capport.login", "capport.login.*"),
+        (
+            *("capport.core.*", "capport.web.*", "capport.log_limits", "capport.stores"),
+            *("capport.linux.file_state", "tornado"),
+            *("argon2", "cryptography", "jwt", "markdown_it"),
+        ),
+        "the pages and the APIs never learn of each other",
+    ),
+    Row(
+        ("capport.api", "capport.api.*"),
+        ("capport.core.*", "capport.web.*", "capport.session_view", "tornado"),
+        "the APIs and the pages never learn of each other",
     ),
     Row(
         ("capport.cli", "capport.__main__", "capport.commands", "capport.commands.*"),
@@ -302,7 +317,11 @@ def plant(folder: Path, file: str, source: str) -> Path:
         ("gate.py", "from capport.stores.sqlite.store import SqliteStore", "can be given fakes"),
         ("gate.py", "from mitmproxy import http", "can be given fakes"),
         ("router/nftables.py", "import mitmproxy", "where mitmproxy does not"),
-        ("login/forms.py", "from mitmproxy import http", "can run alone"),
+        ("login/forms.py", "from mitmproxy import http", "never learn of each other"),
+        ("login/forms.py", "from capport.api import resources", "never learn of each other"),
+        ("api/resources.py", "from capport.login import forms", "never learn of each other"),
+        ("web/context.py", "from capport.login import forms", "knows neither"),
+        ("web/context.py", "from capport.api import resources", "knows neither"),
         ("cli.py", "from capport.proxy import addon", "starts without mitmproxy"),
         ("cli.py", "import mitmproxy", "starts without mitmproxy"),
         ("proxy/addon.py", "import requests", "mitmproxy stops here"),
@@ -317,7 +336,7 @@ def plant(folder: Path, file: str, source: str) -> Path:
 def test_a_planted_violation_is_caught(
     file: str, source: str, because: str, tmp_path: Path
 ) -> None:
-    for name in ("gate", "proxy/addon", "stores/sqlite/store"):
+    for name in ("gate", "proxy/addon", "stores/sqlite/store", "login/forms", "api/resources"):
         plant(tmp_path, f"capport/{name}.py", "")
     caught = violations(plant(tmp_path, f"capport/{file}", source))
     assert len(caught) == 1

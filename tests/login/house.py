@@ -20,6 +20,8 @@ from capport.core.place import Place
 from capport.core.policy import Conditions, LoginServer, Policy
 from capport.core.session import Session
 from capport.gate import Gate
+from capport.login.login_context import LoginContext
+from capport.service.login_pages import LoginPages
 from capport.stores.memory import MemoryStore
 from capport.web.context import Portal
 from capport.web.gate_grants import GateGrants
@@ -58,6 +60,7 @@ class House:
 
     gate: Gate
     portal: Portal
+    login: LoginContext
     server: Server
     clock: Clock
     encrypted: bool
@@ -96,14 +99,16 @@ async def house(
     gate = Gate(with_policy or policy(), MemoryStore(), now=clock)
     grants = GateGrants(gate)
     portal = Portal(grants, Records(records))
-    server = Server(portal)
+    pages = LoginPages(portal)
+    server = Server(portal, pages.create)
     await server.start()
     listening = gate.policy.login_server
     encrypted = listening is not None and listening.certificate is not None
     try:
-        yield House(gate, portal, server, clock, encrypted)
+        yield House(gate, portal, pages.login, server, clock, encrypted)
     finally:
         await server.stop()
+        pages.close()
         portal.close()
         grants.close()
 

@@ -305,10 +305,8 @@ async def test_connections_that_cannot_be_taken_over_are_a_line_of_the_log(
         came.append(who)
         raise OSError(errno.ENOTCONN, "no connection any more")
 
-    for (
-        name,
-        seldom,
-    ) in login_listener._SELDOM.items():  # which may have let a line through just now
+    # The filters may have let a line through just now.
+    for name, seldom in login_listener._SELDOM.items():
         logging.getLogger(name).removeFilter(seldom)
         monkeypatch.setitem(login_listener._SELDOM, name, SeldomFilter())
     async with house() as h:
@@ -374,7 +372,7 @@ async def test_devices_that_are_made_up_to_guess_keep_nobody_out_who_was_in() ->
 
 def _guessed(h: House) -> None:
     for n in range(FOR_ALL):
-        assert h.portal.throttle.attempt(at(f"10.0.0.{n}"), h.clock()) == 0
+        assert h.login.throttle.attempt(at(f"10.0.0.{n}"), h.clock()) == 0
 
 
 def _voucher(h: House) -> str:

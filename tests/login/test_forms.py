@@ -789,7 +789,7 @@ async def test_devices_that_are_made_up_accept_the_terms_no_faster_than_a_crowd(
     async with house() as h:
         h.gate.neighbours = _MadeUp()
         for _ in range(TERMS_FOR_ALL.count):
-            assert h.portal.often.accept_terms(h.clock()) == 0
+            assert h.login.often.accept_terms(h.clock()) == 0
         page = await h.browser().sign_in()
         assert (page.status, page.headers["Retry-After"]) == (429, "2")
         assert not list(h.gate.store.sessions())

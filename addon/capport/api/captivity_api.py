@@ -3,15 +3,14 @@
 import json
 
 from capport.core.captivity import MEDIA_TYPE, reads_captivity
-from capport.login.forms import can_extend
-from capport.login.page_handler import Handler
+from capport.web.client_handler import ClientHandler
 from capport.web.states import login_url
 
 PATH = "/api/captive-portal"
 """Below the login server; what DHCP option 114 and the RA option name, in full and over https."""
 
 
-class CaptivePortalApi(Handler):
+class CaptivePortalApi(ClientHandler):
     """Answers for the client at the other end of the connection, and for nobody else."""
 
     for_indistinct = True  # such a client is captive
@@ -32,7 +31,7 @@ class CaptivePortalApi(Handler):
         document = stands.captivity.document(
             user_portal_url=portal_url,
             venue_info_url=self.server.venue_info_url,
-            can_extend=stands.session is not None and can_extend(self, stands.session),
+            can_extend=stands.session is not None and self.can_extend(stands.session),
         )
         self.set_header("Content-Type", MEDIA_TYPE)
         self.finish(json.dumps(document) + "\n")

@@ -12,10 +12,11 @@ from tornado import iostream, web
 from capport.core.policy import Conditions
 from capport.core.session import Instant, Session
 from capport.login import passwords, vouchers
-from capport.login.page_handler import Blocked, Handler
+from capport.login.login_context import HASHES_WAITING, LoginContext
+from capport.login.page_handler import Blocked, Page
 from capport.login.repeated_forms import Outcome
 from capport.login.theme import Terms
-from capport.web.context import HASHES_WAITING
+from capport.web.context import Portal
 from capport.web.states import State, StateError, login_url
 
 BY = "login server"
@@ -28,7 +29,7 @@ PIECE = 16 * 1024
 """Bytes of a file that wait for a client which takes them slowly."""
 
 
-class Form(Handler):
+class Form(Page):
     """A page with a form, which is answered once, however often it is sent."""
 
     stands = "in"
@@ -38,7 +39,7 @@ class Form(Handler):
         """Answers the form."""
         sent = "\0".join((self.client.id, self.request.path, ""))
         form = hashlib.sha256(sent.encode() + self.request.body).digest()
-        outcome = await self.portal.forms.once(form, self.portal.grants.now(), self.sent)
+        outcome = await self.login.forms.once(form, self.portal.grants.now(), self.sent)
         if outcome.problem:
             self.show_problem(outcome)
         else:
@@ -62,7 +63,7 @@ class SignIn(Form):
         stands = self.standing
         if stands.blocked:
             raise Blocked
-        more = stands.session and self.get_argument("more", "") and can_extend(self, stands.session)
+        more = stands.session and self.get_argument("more", "") and self.can_extend(stands.session)
         if not stands.captivity.captive and not more:
             self.redirect(
                 self.link("/welcome" if self.page_asked_for else "/status", state=self.state),
@@ -88,7 +89,7 @@ class SignIn(Form):
             raise Blocked
         if terms is not None and self.get_body_argument("terms", "") != terms.version:
             return Outcome(problem=self.words.terms_changed, status=409)
-        for_all = self.portal.throttle.for_all(self.portal.grants.now())
+        for_all = self.login.throttle.for_all(self.portal.grants.now())
         if wait := self.must_wait(for_all):
             return too_many(wait, self.words.too_many.format(time=self.words.wait(wait)))
         if self.conditions is Conditions.VOUCHER and self.code is None:
@@ -106,7 +107,7 @@ class SignIn(Form):
             problem = self.words.wrong_voucher if voucher else self.words.wrong_password
             return wrong(problem, for_all)  # the same for wrong and used up
         if self.conditions is not Conditions.TERMS:
-            self.portal.throttle.forgive(self.client, met.name)
+            self.login.throttle.forgive(self.client, met.name)
         if self.conditions is Conditions.VOUCHER and met.lifetime <= left:
             return Outcome(problem=self.words.no_longer, status=409)
         try:
@@ -174,7 +175,7 @@ class SignIn(Form):
         kept = None
         if name is not None:
             kept = await self.portal.recorded(partial(self.portal.records.password_of, name))
-        right = await self.portal.hashed(partial(passwords.is_password, kept, given))
+        right = await self.login.hashed(partial(passwords.is_password, kept, given))
         lifetime = self.policy.sessions.lifetime
         return Met(lifetime, "password", name) if right and name else None
 
@@ -185,17 +186,17 @@ class SignIn(Form):
         guests who have one waits for whoever makes up devices to guess. A wrong one is told to.
         """
         now = self.portal.grants.now()
-        if wait := self.portal.often.spend(self.client, now):
+        if wait := self.login.often.spend(self.client, now):
             return wait
         if self.conditions is Conditions.TERMS:
-            return self.portal.often.accept_terms(now)
-        if self.portal.hashing >= HASHES_WAITING:
+            return self.login.often.accept_terms(now)
+        if self.login.hashing >= HASHES_WAITING:
             return 1.0
         if for_all and self.conditions is Conditions.PASSWORD:
             name = passwords.normal_name(self.get_body_argument("name", ""))
-            if name is None or not self.portal.throttle.was_right(self.client, name):
+            if name is None or not self.login.throttle.was_right(self.client, name):
                 return for_all
-        return self.portal.throttle.attempt(self.client, now)
+        return self.login.throttle.attempt(self.client, now)
 
     def show_problem(self, outcome: Outcome) -> None:
         """The form again, with what is wrong."""
@@ -232,7 +233,7 @@ class SignIn(Form):
 
     def elsewhere(self) -> bool:
         """Whether it is another login server's word that lets on, and not our forms."""
-        if not self.portal.theme(self.policy).signs_in_elsewhere:
+        if not self.login.theme(self.policy).signs_in_elsewhere:
             return False
         if self.policy.login_place in self.server.listen:
             raise web.HTTPError(503, "return.pem is there, but login_url leads here")
@@ -254,7 +255,7 @@ class SignIn(Form):
     @property
     def left(self) -> float:
         """Seconds of the client's session that are left; 0 where it has none."""
-        return left_of(self, self.standing.session)
+        return self.left_of(self.standing.session)
 
     @property
     def conditions(self) -> Conditions:
@@ -263,7 +264,7 @@ class SignIn(Form):
 
     def terms(self) -> Terms | None:
         """The operator's terms; ours, where accepting terms is the condition and there are none."""
-        theme, language = self.portal.theme(self.policy), self.words.language
+        theme, language = self.login.theme(self.policy), self.words.language
         if (terms := theme.terms(language)) is not None:
             return terms
         return theme.own_terms(language) if self.conditions is Conditions.TERMS else None
@@ -289,7 +290,7 @@ class Met:
     is_revoked: Callable[[], bool] | None = None
 
 
-class Online(Handler):
+class Online(Page):
     """What the welcome and the status page share."""
 
     template = "status.html"
@@ -302,7 +303,7 @@ class Online(Handler):
             return
         onward = page_asked_for(self)
         session = None if self.policy.clients.find(self.client) else stands.session
-        left, idle = left_of(self, session), session.idle if session else None
+        left, idle = self.left_of(session), session.idle if session else None
         if session is not None:
             self._leave_at(session.ends)
         self.page(
@@ -313,7 +314,7 @@ class Online(Handler):
             idle=self.words.time(idle) if idle is not None and idle < left else None,
             always_on=session is None,
             can_sign_out=session is not None,
-            can_extend=session is not None and can_extend(self, session),
+            can_extend=session is not None and self.can_extend(session),
             signed_in_with=self._signed_in_with(session),
             onward=onward,
             onward_host=urlsplit(onward).hostname if onward else None,
@@ -369,7 +370,7 @@ class SignOut(Form):
         return Outcome(self.link("/signed-out"))
 
 
-class SignedOut(Handler):
+class SignedOut(Page):
     """`/signed-out`: says so, if it is so."""
 
     def get(self) -> None:
@@ -386,19 +387,21 @@ class SignedOut(Handler):
         self.get()
 
 
-class File(Handler):
+class File(Page):
     """The style sheet, the logo and our mark."""
 
     for_anybody = True
 
-    def initialize(self, portal, name: str) -> None:  # type: ignore[no-untyped-def,override]
+    def initialize(  # type: ignore[override]
+        self, portal: Portal, login: LoginContext, name: str = ""
+    ) -> None:
         """`name` is which."""
-        super().initialize(portal)
+        super().initialize(portal, login)
         self.name = name
 
     async def get(self) -> None:
         """The bytes; for good, where the address has their version."""
-        theme = self.portal.theme(self.policy)
+        theme = self.login.theme(self.policy)
         asset = {"style": theme.style, "logo": theme.logo, "mark": theme.mark}[self.name]()
         if asset is None:
             self.send_error(404)
@@ -432,7 +435,7 @@ def too_many(wait: float, problem: str) -> Outcome:
     return Outcome(problem=problem, status=429, wait=int(wait) + 1)
 
 
-def own_state(handler: Handler) -> State | None:
+def own_state(handler: Page) -> State | None:
     """The state that came along: only the client's own, and only while it holds."""
     try:
         state = handler.portal.states.read(handler.state)
@@ -441,22 +444,7 @@ def own_state(handler: Handler) -> State | None:
     return state if state.is_of(handler.client) else None
 
 
-def page_asked_for(handler: Handler) -> str | None:
+def page_asked_for(handler: Page) -> str | None:
     """The page in the client's state."""
     state = own_state(handler)
     return state.page if state else None
-
-
-def left_of(handler: Handler, session: Session | None) -> float:
-    """Seconds until a session ends whatever the client does; 0 where there is none."""
-    return max(0.0, session.expires - handler.portal.grants.now()) if session else 0.0
-
-
-def can_extend(handler: Handler, session: Session) -> bool:
-    """Whether there is time to be gained that a person would notice."""
-    if handler.server.conditions is Conditions.VOUCHER:
-        return True
-    if handler.portal.theme(handler.policy).signs_in_elsewhere:
-        return True  # for how long is said elsewhere
-    lifetime = handler.policy.sessions.lifetime
-    return lifetime - left_of(handler, session) >= min(60.0, lifetime / 10)

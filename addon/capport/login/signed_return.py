@@ -24,7 +24,7 @@ from tornado import web
 
 from capport.core import session
 from capport.log_limits import QUOTED
-from capport.login.page_handler import Blocked, Handler
+from capport.login.page_handler import Blocked, Page
 from capport.web.states import State, StateError
 
 logger = logging.getLogger(__name__)
@@ -94,12 +94,12 @@ def read_return(token: str, pem: bytes, audience: str, now: float) -> Return:
     return Return(state, jti, lifetime, name)
 
 
-class SignedReturn(Handler):
+class SignedReturn(Page):
     """`/return`: a client comes back from a login server that let it on."""
 
     async def get(self) -> None:
         """Lets the client on, once, and goes on to the welcome page."""
-        pem = self.portal.theme(self.policy).return_key()
+        pem = self.login.theme(self.policy).return_key()
         if pem is None:
             raise web.HTTPError(404)
         audience = f"{self.request.protocol}://{self.request.host}/return"
@@ -124,7 +124,7 @@ class SignedReturn(Handler):
 
     def _tell(self, why: str) -> None:
         """Tells the operator, to whose login server this page says nothing."""
-        if self.portal.returns.is_due(self.portal.grants.now()):
+        if self.login.returns.is_due(self.portal.grants.now()):
             logger.warning("A signed return of %s lets nobody on: %r", self.client, why[:QUOTED])
 
     async def _let_on(self, said: Return, state: State) -> None:

@@ -6,14 +6,16 @@ import errno
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from capport.api.back_channel import BackChannel, NoPlace
 from capport.core.client import Client, Peer
 from capport.core.place import Place
+from capport.core.policy import Policy
 from capport.gate import Gate
 from capport.web.context import MayBeProxy, Portal
 from capport.web.gate_grants import GateGrants
-from capport.web.login_listener import LoginServer
+from capport.web.login_listener import App, LoginServer
 from capport.web.records import Records
 from capport.web.states import login_url
 from capport.web.vouching import sign_client
@@ -27,6 +29,19 @@ AGAIN = 1.0
 """Seconds between two tries to listen for login servers of others, where another process does.
 
 Of several processes with one store one has the API, and when that ends, the next."""
+
+
+class Pages(Protocol):
+    """What `service/login_pages.py` makes: it is imported only where a policy asks for it."""
+
+    def create(self, encrypted: bool) -> App:
+        """What answers on the login server's port."""
+
+    def signs_in_elsewhere(self, policy: Policy) -> bool:
+        """Whether `login_url` leads to others (`Theme.signs_in_elsewhere`)."""
+
+    def close(self) -> None:
+        """Ends their thread."""
 
 
 class Embedded:
@@ -52,7 +67,8 @@ class Embedded:
         self.portal = Portal(self._grants, Records(records))
         if may_be_proxy is not None:
             self.portal.may_be_proxy = may_be_proxy
-        self.server = LoginServer(self.portal)
+        self._made: Pages | None = None
+        self.server = LoginServer(self.portal, lambda encrypted: self._pages().create(encrypted))
         self.back_channel = BackChannel(self.portal, socket, api) if socket else None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -64,7 +80,16 @@ class Embedded:
     @property
     def signs_in_elsewhere(self) -> bool:
         """Whether `login_url` leads to others (`Theme.signs_in_elsewhere`)."""
-        return self.portal.theme(self._gate.policy).signs_in_elsewhere
+        policy = self._gate.policy
+        return policy.login_server is not None and self._pages().signs_in_elsewhere(policy)
+
+    def _pages(self) -> "Pages":
+        """The pages, imported when a policy asks for them: they need the extra `login`."""
+        if self._made is None:
+            from capport.service.login_pages import LoginPages
+
+            self._made = LoginPages(self.portal)
+        return self._made
 
     def sign(self, asks: Peer) -> str:
         """The value of `asking.HEADER` on a request to the login server that `asks` made.
@@ -104,6 +129,8 @@ class Embedded:
         await self.server.stop()
         if self.back_channel is not None:
             await self.back_channel.stop()
+        if self._made is not None:
+            self._made.close()
         self.portal.close()
         self._grants.close()
 

@@ -14,22 +14,23 @@ from weakref import WeakKeyDictionary
 
 from tornado import httpserver, httputil, iostream, netutil, web
 
-from capport.api.captivity_api import PATH, CaptivePortalApi
 from capport.core.client import Mac
 from capport.core.place import Place
 from capport.core.policy import LoginServer as Listening
 from capport.linux import frames
 from capport.linux.file_state import state_of
 from capport.log_limits import SeldomFilter
-from capport.login import forms
-from capport.login.page_handler import MAX_FORM, NotFound
-from capport.login.signed_return import SignedReturn
 from capport.policy.certificate import Chain
 from capport.web.accepting import patient
 from capport.web.context import Portal
 from capport.web.vouching import Vouched
 
 logger = logging.getLogger(__name__)
+
+type App = web.Application
+
+type CreateApp = Callable[[bool], App]
+"""Makes what answers the requests; `True` where they come by TLS."""
 
 RENEWED = 10.0
 """Seconds between two looks at the certificate's file."""
@@ -44,6 +45,9 @@ TAKING = 60.0
 """Seconds for an answer, from the whole of its request to its last byte taken.
 
 Without it whoever reads nothing keeps a connection, and what is to be sent, for ever."""
+
+MAX_FORM = 16 * 1024
+"""Bytes of a form; those of ours have some hundred."""
 
 _MAX_READ = 1024 * 1024
 """Bytes of a request that are read at all: more than a form may have, for it to be told so."""
@@ -86,37 +90,6 @@ def _cannot_listen(error: OSError, place: Place) -> str:
         errno.EADDRNOTAVAIL: "that has to be an address of this machine",
     }
     return "; ".join(filter(None, (where, would_do.get(error.errno or 0))))
-
-
-def create_app(portal: Portal, *, encrypted: bool) -> web.Application:
-    """The pages, the style, and the Captive Portal API."""
-    routes: list[Any] = [
-        (r"/", forms.SignIn, {"portal": portal}),
-        (r"/sign-in", forms.SignIn, {"portal": portal}),
-        (r"/welcome", forms.Welcome, {"portal": portal}),
-        (r"/status", forms.Status, {"portal": portal}),
-        (r"/sign-out", forms.SignOut, {"portal": portal}),
-        (r"/signed-out", forms.SignedOut, {"portal": portal}),
-        (r"/style\.css", forms.File, {"portal": portal, "name": "style"}),
-        (r"/logo", forms.File, {"portal": portal, "name": "logo"}),
-        (r"/mark\.svg", forms.File, {"portal": portal, "name": "mark"}),
-        (r"/return", SignedReturn, {"portal": portal}),
-        (PATH, CaptivePortalApi, {"portal": portal}),
-    ]
-    return web.Application(
-        routes,
-        default_handler_class=NotFound,
-        default_handler_args={"portal": portal},
-        xsrf_cookies=True,
-        # Lax, not Strict: the way here leads through a 511 under another name, and with Strict each
-        # new tab would void the form in the tab before. Lax is not sent with another site's form.
-        xsrf_cookie_kwargs={"httponly": True, "samesite": "Lax", "secure": encrypted, "path": "/"},
-        # The prefix keeps a neighbouring name, or the same without TLS, from setting it.
-        xsrf_cookie_name="__Host-capport" if encrypted else "capport",
-        # A URL here has a state in it, and who reads the log need not have it.
-        log_function=lambda handler: None,
-        serve_traceback=False,
-    )
 
 
 @dataclass(eq=False, slots=True)
@@ -274,13 +247,14 @@ def _is_here(stream: iostream.IOStream, who: str) -> bool:
 
 
 class LoginServer:
-    """Listens in the running event loop, as the policy in force says."""
+    """Listens in the running event loop, as the policy in force says.
 
-    def __init__(
-        self, portal: Portal, on_change: Callable[[bool], None] = lambda answers: None
-    ) -> None:
+    `create_app` makes the routes, when it begins to listen: for TLS or not.
+    """
+
+    def __init__(self, portal: Portal, create_app: CreateApp) -> None:
         self.portal = portal
-        self.on_change = on_change
+        self._create_app = create_app
         self._server: Server | None = None
         self._as: Listening | None = None
         self._at: tuple[Place, ...] = ()
@@ -302,12 +276,11 @@ class LoginServer:
             return
         for name, seldom in _SELDOM.items():
             logging.getLogger(name).addFilter(seldom)  # it is added once
-        for unused in self.portal.theme(self.portal.grants.policy).unused():
-            logger.warning("%s", unused)
         shown = await asyncio.to_thread(_Shown, listening) if listening.certificate else None
+        app = self._create_app(shown is not None)
         at = _bound(listening.listen)
         server = Server(
-            create_app(self.portal, encrypted=shown is not None),
+            app,
             idle_connection_timeout=IDLE,
             body_timeout=15.0,
             max_header_size=16 * 1024,
@@ -327,7 +300,6 @@ class LoginServer:
                 "The login server has no certificate: its pages can be read and changed on the "
                 "way, and no system will ask its Captive Portal API (RFC 8908 section 4.1)"
             )
-        self.on_change(True)
 
     async def follow(self) -> None:
         """Listens as the policy in force says, if that is not how it does. Raises OSError.
@@ -352,7 +324,6 @@ class LoginServer:
                 await self._watch
             self._watch = None
         if self._server is not None:
-            self.on_change(False)
             self._server.stop()
             await self._server.close_all_connections()
         self._server, self._as, self._at = None, None, ()

@@ -1,0 +1,52 @@
+"""What the login server's pages share, besides what they have in common with the APIs."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from capport.core.policy import Policy
+from capport.log_limits import RETURNS, Seldom
+from capport.login.repeated_forms import Forms
+from capport.login.theme import Theme
+from capport.login.throttle import Often, Throttle
+
+HASHES_WAITING = 8
+"""Passwords that may wait for the one thread that hashes; more are told to come back."""
+
+
+@dataclass
+class LoginContext:
+    """The theme, the forms that were sent lately, and what slows guessing down."""
+
+    throttle: Throttle = field(default_factory=Throttle)
+    often: Often = field(default_factory=Often)
+    forms: Forms = field(default_factory=Forms)
+    returns: Seldom = field(default_factory=partial(Seldom, RETURNS))
+    hashing: int = 0
+
+    def __post_init__(self) -> None:
+        self._theme: tuple[str | None, Theme] = (None, Theme(None))
+        # One thread: argon2 takes 19 MiB for each password.
+        self._hash = ThreadPoolExecutor(1, thread_name_prefix="portal-hash")
+
+    def theme(self, policy: Policy) -> Theme:
+        """The theme in the folder `login/` beside the policy file."""
+        if self._theme[0] != policy.file:
+            folder = Path(policy.file).absolute().parent / "login" if policy.file else None
+            self._theme = (policy.file, Theme(folder))
+        return self._theme[1]
+
+    async def hashed[Answer](self, what: Callable[[], Answer]) -> Answer:
+        """`what` computed on the one thread for passwords, off the event loop."""
+        self.hashing += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._hash, what)
+        finally:
+            self.hashing -= 1
+
+    def close(self) -> None:
+        """Ends the thread, when what it is at is done."""
+        self._hash.shutdown(wait=True)
