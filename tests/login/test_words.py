@@ -1,0 +1,72 @@
+"""What the pages say, in each language."""
+
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capport.core.negotiation import Language
+from capport.login.words import WORDS
+
+
+@pytest.mark.parametrize("language", list(Language))
+def test_every_language_says_everything_and_fills_in_the_same(language: Language) -> None:
+    for name in WORDS[Language.ENGLISH].__slots__:
+        ours, english = getattr(WORDS[language], name), getattr(WORDS[Language.ENGLISH], name)
+        if isinstance(english, str):
+            assert ours.strip()
+            assert _fields(ours) == _fields(english), name
+    assert WORDS[language].by.keys() == WORDS[Language.ENGLISH].by.keys()
+    assert WORDS[language].language is language
+
+
+def _fields(text: str) -> set[str | None]:
+    return {field for _, field, _, _ in string.Formatter().parse(text) if field}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "less than a minute"),
+        (59, "less than a minute"),
+        (60, "1 minute"),
+        (3600, "1 hour"),
+        (3660, "1 hour 1 minute"),
+        (2 * 3600 + 59 * 60 + 59, "2 hours 59 minutes"),
+        (86400, "1 day"),
+        (86400 + 120, "1 day"),
+        (7 * 86400 + 3600, "7 days 1 hour"),
+    ],
+)
+def test_time_is_said_as_people_say_it(seconds: float, said: str) -> None:
+    assert WORDS[Language.ENGLISH].time(seconds).replace("\N{NO-BREAK SPACE}", " ") == said
+
+
+@pytest.mark.parametrize(
+    ("language", "seconds", "said"),
+    [
+        (Language.ENGLISH, 0, "1 second"),
+        (Language.ENGLISH, 1.4, "1 second"),
+        (Language.ENGLISH, 30, "30 seconds"),
+        (Language.ENGLISH, 59.4, "59 seconds"),
+        (Language.ENGLISH, 59.6, "1 minute"),
+        (Language.ENGLISH, 120, "2 minutes"),
+        (Language.GERMAN, 1, "1 Sekunde"),
+        (Language.GERMAN, 2, "2 Sekunden"),
+        (Language.FRENCH, 1, "1 seconde"),
+        (Language.FRENCH, 2, "2 secondes"),
+        (Language.SPANISH, 1, "1 segundo"),
+        (Language.SPANISH, 2, "2 segundos"),
+    ],
+)
+def test_a_short_wait_is_said_to_the_second(language: Language, seconds: float, said: str) -> None:
+    assert WORDS[language].wait(seconds).replace("\N{NO-BREAK SPACE}", " ") == said
+
+
+@given(st.floats(0.01, 3600))
+def test_nobody_is_told_to_wait_for_less_than_they_have_to(seconds: float) -> None:
+    units = {"second": 1, "minute": 60, "hour": 3600}
+    number, unit = WORDS[Language.ENGLISH].wait(seconds).split("\N{NO-BREAK SPACE}")
+    told = int(number) * units[unit.removesuffix("s")]
+    assert seconds - 0.5 <= told < seconds + (61 if told > 60 else 1)
