@@ -64,7 +64,9 @@ class ClientHandler(web.RequestHandler):
     client: Client
     policy: Policy
     for_anybody = False
-    """Whether it answers a client too that nothing tells from others (`Client.ids`)."""
+    """Whether its answer is the same for every client, so that it may go to any."""
+    for_indistinct = False
+    """Whether it also answers a client that nothing tells from others (`Client.ids`)."""
 
     def initialize(self, portal: Portal) -> None:
         """Called by Tornado with what the route has."""
@@ -90,7 +92,7 @@ class ClientHandler(web.RequestHandler):
             raise web.HTTPError(403, str(error)) from error
         if not self.asks_us():
             raise Misdirected
-        if not self.client.ids and not self.for_anybody:
+        if not (self.client.ids or self.for_anybody or self.for_indistinct):
             raise Indistinct
 
     @property
