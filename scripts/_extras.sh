@@ -1,9 +1,10 @@
 # shellcheck shell=bash
 # What tests use besides .venv, sourced after _setup.sh: `install_extras` brings the system
-# packages of packages.txt, where it may, and what holds the API against its OpenAPI document.
+# packages of packages.txt, where it may, and venvs in .venv for what cannot be in it.
 
-# In a venv of its own: it and mitmproxy want different versions of typing-extensions.
-schemathesis='schemathesis>=4.20,<5'
+# schemathesis holds the API against its OpenAPI document; it and mitmproxy want different versions
+# of typing-extensions. `bare` is the portal without the extras of pyproject.toml.
+declare -A venvs=([schemathesis]='schemathesis>=4.20,<5' [bare]="--editable=$checkout")
 policy=/usr/sbin/policy-rc.d
 mark='# capport: no service starts while its packages are installed'
 
@@ -14,13 +15,16 @@ missing_packages() {
   done <"$checkout/scripts/packages.txt"
 }
 
-# Its venv is whole once it has a file that is called what it was made for.
-has_schemathesis() { [[ -e $venv/schemathesis/$schemathesis ]]; }
+# Venv $1 is whole once it has a file that is called what it was made for.
+made_for() { printf '%s/%s/made-for-%s' "$venv" "$1" "$(sum_for "$1" | cut -c -16)"; }
+sum_for() { { echo "${venvs[$1]}" && project_sum; } | sha256sum; }
 
-missing_extras() {
-  missing_packages
-  has_schemathesis || echo "$schemathesis"
+missing_venvs() {
+  local name
+  for name in "${!venvs[@]}"; do [[ -e $(made_for "$name") ]] || echo "$name"; done
 }
+
+missing_extras() { missing_packages && missing_venvs; }
 
 services() {
   find /etc/init.d /lib/systemd/system -type f ! -name '*@*' -printf '%f\n' 2>/dev/null | sort || true
@@ -46,19 +50,21 @@ install_packages() {
     done
 }
 
-install_schemathesis() {
-  say "installing $schemathesis into $venv/schemathesis"
+install_venv() {
+  say "installing ${venvs[$1]} into $venv/$1"
   cd -- "$checkout" # for the date in pyproject.toml that packages are taken of
   find_uv
-  "$uv" venv --quiet --clear --python "$venv/bin/python" "$venv/schemathesis" >&2 &&
-    "$uv" pip install --quiet --python "$venv/schemathesis/bin/python" "$schemathesis" >&2 &&
-    touch -- "$venv/schemathesis/$schemathesis"
+  "$uv" venv --quiet --clear --python "$venv/bin/python" "$venv/$1" >&2 &&
+    "$uv" pip install --quiet --python "$venv/$1/bin/python" "${venvs[$1]}" >&2 &&
+    touch -- "$(made_for "$1")"
 }
 
 bring_extras() {
+  local name
   ! may_install || locked /var/lib/dpkg install_packages
-  has_schemathesis || (install_schemathesis) ||
-    say "uv could not install $schemathesis (its reason is above)"
+  for name in $(missing_venvs); do
+    (install_venv "$name") || say "uv could not install ${venvs[$name]} (its reason is above)"
+  done
   printf '%s\n' "$EUID" "$(missing_extras)" >"$1"
 }
 

@@ -170,7 +170,7 @@ make_venv() {
   sum=$(project_sum) # of the file as it is before uv reads it
   say "setting up $venv (once; half a minute)"
   # --inexact: what somebody has added to .venv by hand stays.
-  UV_PROJECT_ENVIRONMENT=$venv "$uv" sync "${quiet[@]}" --inexact --group dev \
+  UV_PROJECT_ENVIRONMENT=$venv "$uv" sync "${quiet[@]}" --inexact --all-extras --group dev \
     --python "$(find_python)" >&2 || die "uv could not set up $venv (its reason is above)"
   stamp_for "$sum" >"$stamp"
 }

@@ -21,6 +21,9 @@ from pathlib import Path
 import pytest
 
 SCHEMATHESIS = Path(sys.prefix) / "schemathesis" / "bin" / "schemathesis"
+BARE = Path(sys.prefix) / "bare" / "bin"
+"""The commands of a venv with the portal, but without the extras of pyproject.toml."""
+
 PACKAGES = Path(__file__).resolve().parents[1] / "scripts" / "packages.txt"
 
 
@@ -56,7 +59,12 @@ def namespaces() -> pytest.MarkDecorator:
 
 def schemathesis() -> pytest.MarkDecorator:
     """Needs schemathesis, in the venv of its own that scripts/test makes for it."""
-    return pytest.mark.requires(Need(_no_schemathesis, to_be_installed=True))
+    return pytest.mark.requires(Need(lambda: _not_made(SCHEMATHESIS), to_be_installed=True))
+
+
+def bare_venv() -> pytest.MarkDecorator:
+    """Needs the venv without extras that scripts/test makes."""
+    return pytest.mark.requires(Need(lambda: _not_made(BARE / "capport"), to_be_installed=True))
 
 
 def check(mark: pytest.MarkDecorator) -> None:
@@ -73,8 +81,8 @@ def _tool(name: str) -> Need:
     )
 
 
-def _no_schemathesis() -> str | None:
-    return None if SCHEMATHESIS.exists() else "no schemathesis here: scripts/test installs it"
+def _not_made(command: Path) -> str | None:
+    return None if command.exists() else f"no {command} here: scripts/test installs it"
 
 
 def _no_root() -> str | None:

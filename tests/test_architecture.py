@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,7 @@ HOUSE: tuple[Row, ...] = (
         "it can be tested in a line and trusted in the dark",
         never=CLOCKS + FILES + SOCKETS + OTHERS,
     ),
+    Row(("capport.extras",), (), "whatever needs an extra says so in one way"),
     Row(("capport.clock",), ("capport.core.*",), "a clock knows nothing of what it is read for"),
     Row(
         ("capport.log_limits",),
@@ -62,6 +64,7 @@ HOUSE: tuple[Row, ...] = (
         ("capport.policy", "capport.policy.*"),
         (
             "capport.core.*",
+            "capport.extras",
             "capport.linux.file_state",
             "yaml",
             "idna",
@@ -436,10 +439,13 @@ def normal(distribution: str) -> str:
 
 
 def declared() -> tuple[set[str], set[str]]:
-    """The distributions that pyproject.toml names: for the addon, and for work on it."""
+    """The distributions that pyproject.toml names: for the addon with extras, and to work on it."""
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
-    runtime = {normal(name) for name in project["project"]["dependencies"]}
-    return runtime, {normal(name) for name in project["dependency-groups"]["dev"]}
+    extras = project["project"]["optional-dependencies"].values()
+    needed = chain(project["project"]["dependencies"], *extras)
+    return {normal(name) for name in needed}, {
+        normal(name) for name in project["dependency-groups"]["dev"]
+    }
 
 
 def distributions(folder: Path) -> dict[str, str]:

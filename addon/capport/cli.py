@@ -65,6 +65,7 @@ def _see_to_streams() -> None:
 def _run(argv: Sequence[str] | None) -> int:
     arguments = parser().parse_args(argv)
     from capport.commands import CommandError
+    from capport.extras import EXTRAS, lacking
 
     try:
         status: int | None = _function(arguments.does)(arguments)
@@ -73,6 +74,12 @@ def _run(argv: Sequence[str] | None) -> int:
         raise
     except CommandError as error:
         print(error, file=sys.stderr)
+        return _FAILED
+    except ModuleNotFoundError as error:
+        extra = next((name for name, modules in EXTRAS.items() if error.name in modules), None)
+        if extra is None:
+            raise
+        print(f"this command {lacking(extra)}", file=sys.stderr)
         return _FAILED
     except OSError as error:
         print(_told(error), file=sys.stderr)

@@ -122,7 +122,7 @@ async def started(
     """
     await asyncio.to_thread(folder.mkdir, exist_ok=True)
     command = [
-        str(Path(sys.executable).with_name(tool)),
+        str(Path(sys.executable).parent / tool),
         *(("--set", f"confdir={folder / 'conf'}") if "confdir=" not in str(arguments) else ()),
         *("--listen-host", "127.0.0.1", "--listen-port", "0"),
         *(("-s", str(script)) if script else ()),

@@ -34,6 +34,7 @@ from capport.core.policy import (
 )
 from capport.core.probes import ANYWHERE, CHECKED_BY_TLS, known_checks
 from capport.core.session import LONGEST
+from capport.extras import lacking
 from capport.policy import clients_file
 from capport.policy import values as values
 from capport.policy.certificate import Chain
@@ -372,6 +373,8 @@ class _Reader:
     def _login_server(self, section: Section | None) -> LoginServer | None:
         if section is None:
             return None
+        if why := lacking("login"):
+            self.findings.error(section.at, f"login_server {why}")
         listen = self._listen(section)
         certificate, pem = self._file(section, "certificate")
         key, private = self._file(section, "key")

@@ -12,12 +12,11 @@ from pathlib import Path
 from socket import AF_INET, AF_INET6, inet_pton
 from typing import NamedTuple
 
-import idna
-
 from capport.core.client import Address, Mac, parse_address, parse_mac
 from capport.core.http import DEFAULT_PORTS
 from capport.core.place import Host, Place, in_url, parse_authority, parse_host
 from capport.core.policy import WEB_PORTS, Network, network_of
+from capport.extras import lacking
 from capport.policy import hints
 from capport.policy.errors import shown
 
@@ -445,6 +444,10 @@ def _in_ascii(name: str) -> str:
     # The joiners are for idna to judge: some scripts cannot do without (RFC 5892 appendix A).
     if odd := next((c for c in name if not c.isprintable() and c not in "\u200c\u200d"), None):
         raise ValueError(f"{shown(name)} holds the character U+{ord(odd):04X}: remove it")
+    if why := lacking("idna"):
+        raise ValueError(f"{shown(name)} is not ASCII, and {why}")
+    import idna
+
     try:
         return idna.encode(name, uts46=True).decode("ascii")
     except UnicodeError as error:
