@@ -7,6 +7,7 @@ import ast
 import re
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -424,6 +425,11 @@ def test_no_module_is_named_for_having_no_subject() -> None:
     vague = {"utils", "util", "helpers", "misc", "common", "tools"}
     named_so = [m for m in sources(CHECKOUT / "addon") if vague & set(m.split("."))]
     assert named_so == []
+
+
+def test_no_two_modules_have_the_same_name() -> None:
+    names = Counter(path.name for path in sources(CHECKOUT / "addon").values())
+    assert {name for name, count in names.items() if count > 1} == {"__init__.py"}
 
 
 def test_the_map_leads_to_files_that_are_there() -> None:

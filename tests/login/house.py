@@ -24,7 +24,7 @@ from capport.login.login_context import LoginContext
 from capport.service.login_pages import LoginPages
 from capport.stores.memory import MemoryStore
 from capport.web.context import Portal
-from capport.web.gate_grants import GateGrants
+from capport.web.gate_in_process import GateGrants
 from capport.web.login_listener import LoginServer as Server
 from capport.web.records import Records
 from conftest import SOON

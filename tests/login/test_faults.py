@@ -24,7 +24,7 @@ from capport.stores import StoreError
 from capport.stores.memory import MemoryStore
 from capport.web import login_listener
 from capport.web.date_reckoning import Moment
-from capport.web.gate_grants import GateGrants
+from capport.web.gate_in_process import GateGrants
 from capport.web.records import Records, RecordsError
 from capport.web.vouching import Vouched
 from capport.web.worker import Worker

@@ -17,7 +17,7 @@ from capport.login.words import WORDS, Words
 from capport.stores import FullError
 from capport.web.client_handler import ClientHandler, Indistinct, Misdirected, Proxied
 from capport.web.context import Portal
-from capport.web.grants import NoMacError
+from capport.web.gate_protocol import NoMacError
 from capport.web.login_listener import MAX_FORM
 from capport.web.methods import methods_of
 from capport.web.states import login_url

@@ -14,7 +14,7 @@ from capport.core.place import Place
 from capport.core.policy import Policy
 from capport.gate import Gate
 from capport.web.context import MayBeProxy, Portal
-from capport.web.gate_grants import GateGrants
+from capport.web.gate_in_process import GateGrants
 from capport.web.login_listener import App, LoginServer
 from capport.web.records import Records
 from capport.web.states import login_url

@@ -12,7 +12,7 @@ from capport.core.policy import LoginServer, Policy
 from capport.core.session import Session
 from capport.policy.certificate import holds
 from capport.web.context import Portal
-from capport.web.grants import Standing, standing
+from capport.web.gate_protocol import Standing, standing
 from capport.web.vouching import HEADER, AskingError, verify_client
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from capport.core.client import Address, Mac
 from capport.core.place import Host
 from capport.log_limits import FAULTS, Seldom
 from capport.web.date_reckoning import Moment
-from capport.web.grants import Grants
+from capport.web.gate_protocol import Grants
 from capport.web.records import Records
 from capport.web.states import States
 from capport.web.vouching import Vouched

@@ -9,7 +9,7 @@ from capport.core.client import Address, Client, ClientId, Peer
 from capport.core.policy import Policy
 from capport.core.session import Instant, Session
 from capport.gate import Gate
-from capport.web.grants import NoMacError
+from capport.web.gate_protocol import NoMacError
 from capport.web.worker import Worker
 
 
