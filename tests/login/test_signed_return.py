@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import jwt
 import pytest
@@ -84,6 +85,14 @@ async def test_who_comes_back_is_online_and_may_go_on(tmp_path: Path) -> None:
         session = e.house.session()
         assert session is not None
         assert (session.seconds_remaining(e.house.clock()), session.name) == (90, "Ada")
+
+
+async def test_a_head_does_not_use_it_up(tmp_path: Path) -> None:
+    async with elsewhere(tmp_path) as e:
+        path = f"/return?{urlencode({'g': e.token()})}"
+        head = await e.house.browser().send("HEAD", path)
+        assert (head.status, head.headers["Allow"], e.house.session()) == (405, "GET", None)
+        assert (await e.house.browser().get(path)).status == 303
 
 
 async def test_the_algorithm_may_have_its_newer_name(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ JSON, and errors as problem details (RFC 9457) that name the member at fault, an
 import json
 import logging
 from collections import Counter
-from collections.abc import Awaitable
 from functools import partial
 from typing import Any, Never
 from urllib.parse import quote
@@ -17,8 +16,8 @@ from capport.api.tokens import token_digest
 from capport.core.client import ClientId, parse_client_id, parts_of
 from capport.core.session import Session
 from capport.session_view import document
+from capport.web.base_handler import BaseHandler
 from capport.web.context import Portal
-from capport.web.methods import methods_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,19 +44,13 @@ class Unauthorized(Problem):
         self.challenge = f'Bearer error="{error}"' if error else "Bearer"
 
 
-class Call(web.RequestHandler):
+class Call(BaseHandler):
     """A call of the API. `token_needed`: whether the connection alone is no authority."""
 
     def initialize(self, portal: Portal, *, token_needed: bool) -> None:
         """Called by Tornado with what the route has."""
         self.portal, self.token_needed = portal, token_needed
         self.grants = portal.grants
-
-    def set_default_headers(self) -> None:
-        """Also called for an error."""
-        self.clear_header("Server")
-        self.set_header("Cache-Control", "no-store")
-        self.set_header("X-Content-Type-Options", "nosniff")
 
     async def prepare(self) -> None:
         """Checks the token, where one is needed, and the size of the body."""
@@ -75,14 +68,6 @@ class Call(web.RequestHandler):
             why = "that token is not known here, or was replaced: capport token new"
             raise Unauthorized(why, error="invalid_token")
 
-    def head(self, *arguments: str) -> Awaitable[None] | None:
-        """As GET, where there is one (RFC 9110 section 9.1); Tornado leaves the body out."""
-        return self.get(*arguments)
-
-    def compute_etag(self) -> str | None:
-        """None: nothing here is cached."""
-        return None
-
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """The error as problem details."""
         error = kwargs.get("exc_info", (None, None, None))[1]
@@ -97,22 +82,17 @@ class Call(web.RequestHandler):
         if isinstance(error, Unauthorized):  # here, for what was set before is gone by now
             self.set_header("WWW-Authenticate", error.challenge)
         if status_code == 405:  # RFC 9110 section 15.5.6
-            here = ", ".join(methods_of(self))
+            here = ", ".join(self.methods())
             self.set_header("Allow", here)
             problem["detail"] = f"{self.request.method} is not for this path: {here}"
         self.set_header("Content-Type", "application/problem+json")
         self.finish(json.dumps(problem) + "\n")
 
-    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
-        """Tornado's; what could not be made durable is 503."""
-        error = kwargs.get("exc_info", (None, None, None))[1]
-        super().send_error(503 if isinstance(error, OSError) else status_code, **kwargs)
-
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
         """A caller's errors are the caller's to log; ours are logged once a minute."""
         if isinstance(value, web.HTTPError):
             return
-        if not self.portal.faults.is_due(self.grants.now(), (type(self), typ)):
+        if not self.is_to_be_logged(typ):
             return
         if isinstance(value, OSError):  # it names the place and what would do
             logger.error("No answer; 503 instead: %s", value)

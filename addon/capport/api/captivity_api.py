@@ -35,7 +35,3 @@ class CaptivePortalApi(ClientHandler):
         )
         self.set_header("Content-Type", MEDIA_TYPE)
         self.finish(json.dumps(document) + "\n")
-
-    def head(self) -> None:
-        """As GET."""
-        self.get()

@@ -76,10 +76,6 @@ class SignIn(Form):
             return
         self.form()
 
-    def head(self) -> None:
-        """As GET; Tornado leaves the body out."""
-        self.get()
-
     async def sent(self) -> Outcome:
         """Grants the client a session, if the form meets the conditions."""
         if self.elsewhere():
@@ -323,10 +319,6 @@ class Online(Page):
             home=f"{self.request.protocol}://{self.request.host}",
         )
 
-    def head(self) -> None:
-        """As GET."""
-        self.get()
-
     def _leave_at(self, end: Instant) -> None:
         """Has a page that is still open then give way to one that is true: it has no script.
 
@@ -382,10 +374,6 @@ class SignedOut(Page):
         heading = words.over if self.get_argument("over", "") else words.signed_out
         self.page("signed_out.html", heading=heading, start=self.link("/"))
 
-    def head(self) -> None:
-        """As GET."""
-        self.get()
-
 
 class File(Page):
     """The style sheet, the logo and our mark."""
@@ -419,10 +407,6 @@ class File(Page):
                 self.write(asset.body[at : at + PIECE])
                 await self.flush()
             await self.finish()
-
-    async def head(self) -> None:
-        """As GET."""
-        await self.get()
 
 
 def wrong(problem: str, for_all: float) -> Outcome:

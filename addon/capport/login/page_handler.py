@@ -19,7 +19,6 @@ from capport.web.client_handler import ClientHandler, Indistinct, Misdirected, P
 from capport.web.context import Portal
 from capport.web.gate_protocol import NoMacError
 from capport.web.login_listener import MAX_FORM
-from capport.web.methods import methods_of
 from capport.web.states import login_url
 
 logger = logging.getLogger(__name__)
@@ -116,7 +115,7 @@ class Page(ClientHandler):
             status_code, error = 421, Misdirected()
         words, start, device = self.words, self.link("/", state=self.state), None
         if status_code == 405:
-            self.set_header("Allow", ", ".join(methods_of(self)))
+            self.set_header("Allow", ", ".join(self.methods()))
         by_error = {
             FormOver: (words.form_over, words.form_over_text),
             FullError: (words.full, words.full_text),
@@ -145,7 +144,7 @@ class Page(ClientHandler):
         except Exception as failed:
             # The edge: a page of the operator's that does not compile must not hide the first error
             # behind a second, nor show either.
-            if self._is_to_be_told("error.html"):
+            if self.is_to_be_logged("error.html"):
                 trace = not isinstance(failed, OSError)  # which names the place
                 logger.error("No error page; answering without one: %s", failed, exc_info=trace)
             self.set_header("Content-Type", "text/plain; charset=utf-8")
@@ -156,7 +155,7 @@ class Page(ClientHandler):
         if isinstance(value, web.HTTPError):
             said = (value.log_message or "")[:QUOTED]
             logger.debug("%s: %s %s", self.request.remote_ip, value.status_code, said)
-        elif not self._is_to_be_told(typ):
+        elif not self.is_to_be_logged(typ):
             pass
         elif isinstance(value, ParseError):
             place = f"login/templates/{value.filename}:{value.lineno}"
@@ -168,7 +167,7 @@ class Page(ClientHandler):
 
     def check_xsrf_cookie(self) -> None:
         """Tornado's, with a page that helps; but a method that is not here is 405, form or not."""
-        if self.request.method not in methods_of(self):
+        if self.request.method not in self.methods():
             raise web.HTTPError(405)
         if int(self.request.headers.get("Content-Length", "0")) > MAX_FORM:
             raise web.HTTPError(413)
@@ -178,9 +177,6 @@ class Page(ClientHandler):
             raise FormOver(error.log_message) from error
 
     # ------------------------------------------------------------------------------------------
-
-    def _is_to_be_told(self, fault: object) -> bool:
-        return self.portal.faults.is_due(self.portal.grants.now(), (type(self), fault))
 
     def _check_origin(self) -> None:
         """A form of another site's is not ours, whatever it brings. Older browsers send neither."""

@@ -97,6 +97,8 @@ def read_return(token: str, pem: bytes, audience: str, now: float) -> Return:
 class SignedReturn(Page):
     """`/return`: a client comes back from a login server that let it on."""
 
+    SUPPORTED_METHODS = ("GET",)  # no HEAD: it would use up the return
+
     async def get(self) -> None:
         """Lets the client on, once, and goes on to the welcome page."""
         pem = self.login.theme(self.policy).return_key()

@@ -1,7 +1,6 @@
 """A request by a client: who asks, whether it is us who are asked, and how the client stands."""
 
 import logging
-from typing import Any
 
 from tornado import iostream, web
 
@@ -11,6 +10,7 @@ from capport.core.place import Host, parse_authority
 from capport.core.policy import LoginServer, Policy
 from capport.core.session import Session
 from capport.policy.certificate import holds
+from capport.web.base_handler import BaseHandler
 from capport.web.context import Portal
 from capport.web.gate_protocol import Standing, standing
 from capport.web.vouching import HEADER, AskingError, verify_client
@@ -26,14 +26,12 @@ CONTENT_SECURITY_POLICY = (
 _SECURITY = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "X-Frame-Options": "DENY",  # for the captive portals' browsers that know no frame-ancestors
-    "X-Content-Type-Options": "nosniff",
     # A state stays between us and the browser. `no-referrer` would do so too, but makes the Origin
     # of our own forms `null` (Fetch, 3.2.5), which could then not be checked.
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
-    "Cache-Control": "no-store",
 }
 
 
@@ -58,7 +56,7 @@ class Indistinct(web.HTTPError):
         super().__init__(403, "its frames do not come from where its address is")
 
 
-class ClientHandler(web.RequestHandler):
+class ClientHandler(BaseHandler):
     """A request to the login server. `client` and `policy` are set before any method is called."""
 
     client: Client
@@ -76,7 +74,7 @@ class ClientHandler(web.RequestHandler):
 
     def set_default_headers(self) -> None:
         """Also called for an error, when all else was cleared."""
-        self.clear_header("Server")
+        super().set_default_headers()
         for name, value in _SECURITY.items():
             self.set_header(name, value)
 
@@ -107,17 +105,6 @@ class ClientHandler(web.RequestHandler):
     def decode_argument(self, value: bytes, name: str | None = None) -> str:
         """As UTF-8, whatever was sent: what is none is no state, language or code of ours."""
         return value.decode("utf-8", "replace")
-
-    def compute_etag(self) -> str | None:
-        """None: what is no-store is not revalidated either."""
-        return None
-
-    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
-        """Tornado's, but what cannot be written down or made durable is 503: come back later."""
-        error = kwargs.get("exc_info", (None, None, None))[1]
-        if isinstance(error, OSError):
-            status_code = 503
-        super().send_error(status_code, **kwargs)
 
     def asks_us(self) -> bool:
         """Whether the Host field names us. RFC 6585 appendix B; and DNS rebinding."""
