@@ -306,11 +306,11 @@ async def test_connections_that_cannot_be_taken_over_are_a_line_of_the_log(
         raise OSError(errno.ENOTCONN, "no connection any more")
 
     # The filters may have let a line through just now.
-    for name, seldom in login_listener._SELDOM.items():
+    for name, seldom in login_listener.QUIET.items():
         logging.getLogger(name).removeFilter(seldom)
-        monkeypatch.setitem(login_listener._SELDOM, name, SeldomFilter())
+        monkeypatch.setitem(login_listener.QUIET, name, SeldomFilter())
     async with house() as h:
-        monkeypatch.setattr(login_listener, "_is_here", fails)
+        monkeypatch.setattr(login_listener, "is_here", fails)
         for _ in range(3):
             _, writer = await asyncio.open_connection("127.0.0.1", h.port)
             writer.close()

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from capport.web import login_listener
+from capport.web.accepting import patient
 from conftest import SOON
 from login.house import House, house, policy, until
 
@@ -46,13 +47,28 @@ async def _is_closed(reader: asyncio.StreamReader) -> bool:
 
 def _all_wait(h: House, address: str, count: int) -> bool:
     """Whether the server knows of so many connections from there, and answers none of them."""
-    assert h.server._server
-    there = h.server._server._open.get(address, {}).values()
+    assert h.server.http
+    there = h.server.http.open.get(address, {}).values()
     return len(there) == count and all(one.waits for one in there)
 
 
 async def _gets_a_page(h: House, address: str) -> bool:
     return (await h.browser(address).get("/")).status == 200
+
+
+@contextlib.contextmanager
+def _small_buffers() -> Iterator[None]:
+    """What listens has small buffers in the kernel, and each connection takes them over."""
+
+    def small(sockets: Iterable[socket.socket]) -> list[socket.socket]:
+        made = patient(sockets)
+        for one in made:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(login_listener, "patient", small)
+        yield
 
 
 async def test_one_client_cannot_take_every_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,12 +122,7 @@ async def test_what_is_being_answered_stays_where_something_idle_can_go(
     monkeypatch.setattr(login_listener, "CONNECTIONS", 3)
     nothing_ends_by_itself(monkeypatch)
     logo = b"<svg xmlns='http://www.w3.org/2000/svg'/>" + b" " * 1_000_000
-    (tmp_path / "login").mkdir()
-    (tmp_path / "login" / "logo.svg").write_bytes(logo)
-    async with house(policy(file=tmp_path / "policy.yaml")) as h:
-        assert h.server._server
-        for listening in h.server._server._sockets.values():  # which each connection takes over
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    async with _with_logo(tmp_path, logo) as h:
         slow = socket.socket()
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.bind(("127.0.0.2", 0))
@@ -194,8 +205,8 @@ async def test_who_takes_its_answer_slowly_keeps_little_of_it_in_memory(tmp_path
     async with _with_logo(tmp_path, b"x" * 1_000_000) as h:
         slow = [_asks_for_the_logo(h) for _ in range(10)]
         await until(lambda: _open_at(h) == 10, "ten connections")
-        assert h.server._server
-        (mine,) = h.server._server._open.values()
+        assert h.server.http
+        (mine,) = h.server.http.open.values()
         await until(lambda: all(len(stream._write_buffer) for stream in mine), "what is to be sent")
         await asyncio.sleep(0.3)
         waiting = [len(stream._write_buffer) for stream in mine]
@@ -209,11 +220,9 @@ async def _with_logo(folder: Path, logo: bytes) -> AsyncIterator[House]:
     """A login server whose connections have small buffers in the kernel, as on a slow link."""
     (folder / "login").mkdir()
     (folder / "login" / "logo.png").write_bytes(logo)
-    async with house(policy(file=folder / "policy.yaml")) as h:
-        assert h.server._server
-        for listening in h.server._server._sockets.values():  # which each connection takes over
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        yield h
+    with _small_buffers():
+        async with house(policy(file=folder / "policy.yaml")) as h:
+            yield h
 
 
 def _asks_for_the_logo(h: House) -> socket.socket:
@@ -226,8 +235,8 @@ def _asks_for_the_logo(h: House) -> socket.socket:
 
 
 def _open_at(h: House) -> int:
-    assert h.server._server
-    return sum(map(len, h.server._server._open.values()))
+    assert h.server.http
+    return sum(map(len, h.server.http.open.values()))
 
 
 async def _is_answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

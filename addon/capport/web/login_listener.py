@@ -59,7 +59,7 @@ BACKLOG = 4096
 """Handshakes that may be under way: of one more, answered with a cookie, the SYN is not kept."""
 
 
-_SELDOM = {name: SeldomFilter() for name in ("tornado.general", "tornado.application")}
+QUIET = {name: SeldomFilter() for name in ("tornado.general", "tornado.application")}
 """What Tornado logs of a client's bytes, and of what went wrong while it read them."""
 
 
@@ -93,7 +93,7 @@ def _cannot_listen(error: OSError, place: Place) -> str:
 
 
 @dataclass(eq=False, slots=True)
-class _Connection:
+class Connection:
     """One connection of `who`. It `waits` while no request of it, sent whole, is being answered."""
 
     stream: iostream.IOStream
@@ -134,8 +134,8 @@ class Server(httpserver.HTTPServer):
     def initialize(self, *args: Any, **kwargs: Any) -> None:
         """Called by Tornado in place of `__init__`."""
         super().initialize(*args, **kwargs)
-        # The oldest first, both who has any and what they have.
-        self._open: dict[str, dict[iostream.IOStream, _Connection]] = {}
+        self.open: dict[str, dict[iostream.IOStream, Connection]] = {}
+        """By who has any: the oldest first, and so are the connections of each."""
         self.vouched = Vouched()
         self.frames = WeakKeyDictionary[object, Mac | None]()
 
@@ -143,16 +143,16 @@ class Server(httpserver.HTTPServer):
         """Closes what is one too many of one client's, unread; or else, one too many of all."""
         who = _who(address)
         # All that comes by the proxy comes from this machine, and is bounded for each client there.
-        most = CONNECTIONS if _is_here(stream, who) else CONNECTIONS_A_CLIENT
-        if len(self._open.get(who, ())) >= most < CONNECTIONS:
+        most = CONNECTIONS if is_here(stream, who) else CONNECTIONS_A_CLIENT
+        if len(self.open.get(who, ())) >= most < CONNECTIONS:
             stream.close()
             return
-        if sum(map(len, self._open.values())) >= CONNECTIONS:
+        if sum(map(len, self.open.values())) >= CONNECTIONS:
             self._give_one_up()
         self.frames[stream] = frames.sender(stream.socket)
         self.vouched.taken(address, stream)
-        one = _Connection(stream, who)
-        self._open.setdefault(who, {})[stream] = one
+        one = Connection(stream, who)
+        self.open.setdefault(who, {})[stream] = one
         one.ends_in(PATIENCE)
         if isinstance(stream, iostream.SSLIOStream):
             stream.wait_for_handshake().add_done_callback(lambda done: self._shook_hands(one, done))
@@ -175,28 +175,28 @@ class Server(httpserver.HTTPServer):
         if one := self._find(server_conn):
             self._forget(one)
 
-    def _find(self, server_conn: Any) -> _Connection | None:
-        return self._open.get(_who(server_conn.context.address), {}).get(server_conn.stream)
+    def _find(self, server_conn: Any) -> Connection | None:
+        return self.open.get(_who(server_conn.context.address), {}).get(server_conn.stream)
 
     def _give_one_up(self) -> None:
         """Ends the oldest connection of whoever has most, one that waits before one that does not.
 
         Of those who have as many, whoever has had some for longest.
         """
-        own = max(self._open.values(), key=len)
+        own = max(self.open.values(), key=len)
         one = next((each for each in own.values() if each.waits), next(iter(own.values())))
         self._forget(one)  # now, not when Tornado has seen to it: more may come before that
         one.stream.close()
 
-    def _forget(self, one: _Connection) -> None:
+    def _forget(self, one: Connection) -> None:
         one.goes_on()
-        own = self._open[one.who]
+        own = self.open[one.who]
         del own[one.stream]
         if not own:
-            del self._open[one.who]
+            del self.open[one.who]
 
-    def _shook_hands(self, one: _Connection, done: "asyncio.Future[Any]") -> None:
-        still_there = one.stream in self._open.get(one.who, ())
+    def _shook_hands(self, one: Connection, done: "asyncio.Future[Any]") -> None:
+        still_there = one.stream in self.open.get(one.who, ())
         if still_there and one.waits and not done.cancelled() and done.exception() is None:
             one.ends_in(PATIENCE)
 
@@ -237,7 +237,7 @@ def _who(address: Any) -> str:
     return str(address[0]) if isinstance(address, tuple) and address else ""
 
 
-def _is_here(stream: iostream.IOStream, who: str) -> bool:
+def is_here(stream: iostream.IOStream, who: str) -> bool:
     """Whether the other end is this machine: it has the address that it connected to.
 
     What connects to an address of its own does so from that one (Linux).
@@ -255,7 +255,8 @@ class LoginServer:
     def __init__(self, portal: Portal, create_app: CreateApp) -> None:
         self.portal = portal
         self._create_app = create_app
-        self._server: Server | None = None
+        self.http: Server | None = None
+        """What listens now."""
         self._as: Listening | None = None
         self._at: tuple[Place, ...] = ()
         self._watch: asyncio.Task[None] | None = None
@@ -274,7 +275,7 @@ class LoginServer:
         listening = self.portal.grants.policy.login_server
         if listening is None:
             return
-        for name, seldom in _SELDOM.items():
+        for name, seldom in QUIET.items():
             logging.getLogger(name).addFilter(seldom)  # it is added once
         shown = await asyncio.to_thread(_Shown, listening) if listening.certificate else None
         app = self._create_app(shown is not None)
@@ -291,7 +292,7 @@ class LoginServer:
         server.vouched, server.frames = self.portal.vouched, self.portal.frames
         self.portal.certified = shown.names if shown else ()
         server.add_sockets(one for _, one in at)
-        self._server, self._as = server, listening
+        self.http, self._as = server, listening
         self._at = tuple(Place(place.host, one.getsockname()[1]) for place, one in at)
         if shown is not None:
             self._watch = asyncio.create_task(self._follow_certificate(server, shown))
@@ -323,10 +324,10 @@ class LoginServer:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
             self._watch = None
-        if self._server is not None:
-            self._server.stop()
-            await self._server.close_all_connections()
-        self._server, self._as, self._at = None, None, ()
+        if self.http is not None:
+            self.http.stop()
+            await self.http.close_all_connections()
+        self.http, self._as, self._at = None, None, ()
 
     async def _follow_certificate(self, server: Server, shown: "_Shown") -> None:
         """Shows the certificate that is there now."""
