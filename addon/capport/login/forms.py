@@ -12,12 +12,11 @@ from tornado import iostream, web
 from capport.core.policy import Conditions
 from capport.core.session import Instant, Session
 from capport.login import passwords, vouchers
-from capport.login.login_context import HASHES_WAITING, LoginContext
+from capport.login.login_context import HASHES_WAITING
 from capport.login.page_handler import Blocked, Page
 from capport.login.repeated_forms import Outcome
 from capport.login.theme import Terms
-from capport.web.context import Portal
-from capport.web.states import State, StateError, login_url
+from capport.web.states import login_url
 
 BY = "login server"
 """Who granted, in the session."""
@@ -71,7 +70,7 @@ class SignIn(Form):
             )
             return
         if self.elsewhere():
-            own = self.state if own_state(self) else self.portal.states.mint(self.client)
+            own = self.state if self.own_state() else self.portal.states.mint(self.client)
             self.redirect(login_url(self.policy, self.client.address, own), status=302)
             return
         self.form()
@@ -265,11 +264,6 @@ class SignIn(Form):
             return terms
         return theme.own_terms(language) if self.conditions is Conditions.TERMS else None
 
-    @property
-    def page_asked_for(self) -> str | None:
-        """The page whose 511 brought the client here, if the state says so and is this client's."""
-        return page_asked_for(self)
-
 
 @dataclass(frozen=True, slots=True)
 class Met:
@@ -297,7 +291,7 @@ class Online(Page):
         if stands.captivity.captive:
             self.redirect(self.link("/", state=self.state), status=303)
             return
-        onward = page_asked_for(self)
+        onward = self.page_asked_for
         session = None if self.policy.clients.find(self.client) else stands.session
         left, idle = self.left_of(session), session.idle if session else None
         if session is not None:
@@ -380,17 +374,10 @@ class File(Page):
 
     for_anybody = True
 
-    def initialize(  # type: ignore[override]
-        self, portal: Portal, login: LoginContext, name: str = ""
-    ) -> None:
-        """`name` is which."""
-        super().initialize(portal, login)
-        self.name = name
-
-    async def get(self) -> None:
+    async def get(self, name: str) -> None:
         """The bytes; for good, where the address has their version."""
         theme = self.login.theme(self.policy)
-        asset = {"style": theme.style, "logo": theme.logo, "mark": theme.mark}[self.name]()
+        asset = {"style.css": theme.style, "logo": theme.logo, "mark.svg": theme.mark}[name]()
         if asset is None:
             self.send_error(404)
             return
@@ -417,18 +404,3 @@ def wrong(problem: str, for_all: float) -> Outcome:
 def too_many(wait: float, problem: str) -> Outcome:
     """There were too many attempts: again in `wait` seconds."""
     return Outcome(problem=problem, status=429, wait=int(wait) + 1)
-
-
-def own_state(handler: Page) -> State | None:
-    """The state that came along: only the client's own, and only while it holds."""
-    try:
-        state = handler.portal.states.read(handler.state)
-    except StateError:
-        return None
-    return state if state.is_of(handler.client) else None
-
-
-def page_asked_for(handler: Page) -> str | None:
-    """The page in the client's state."""
-    state = own_state(handler)
-    return state.page if state else None

@@ -19,7 +19,7 @@ from capport.web.client_handler import ClientHandler, Indistinct, Misdirected, P
 from capport.web.context import Portal
 from capport.web.gate_protocol import NoMacError
 from capport.web.login_listener import MAX_FORM
-from capport.web.states import login_url
+from capport.web.states import State, StateError, login_url
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +94,20 @@ class Page(ClientHandler):
             "in_language": self._in_language,
         }
         self.finish(theme.template(name).generate(**(namespace | values)))
+
+    def own_state(self) -> State | None:
+        """The state that came along: only the client's own, and only while it holds."""
+        try:
+            state = self.portal.states.read(self.state)
+        except StateError:
+            return None
+        return state if state.is_of(self.client) else None
+
+    @property
+    def page_asked_for(self) -> str | None:
+        """The page whose 511 brought the client here, if the state says so and is this client's."""
+        state = self.own_state()
+        return state.page if state else None
 
     def left_of(self, session: Session | None) -> float:
         """Seconds until a session ends whatever the client does; 0 where there is none."""
@@ -196,13 +210,8 @@ class Page(ClientHandler):
     def _in_language(self, words: Words) -> str:
         # The result of a form has no address of its own; the start has.
         path = self.request.path if self.request.method in ("GET", "HEAD") else "/"
-        query = {
-            "lang": str(words.language),
-            "state": self.state,
-            "more": self.get_argument("more", "")[:1],
-            "over": self.get_argument("over", "")[:1],
-        }
-        return f"{path}?{urlencode({name: value for name, value in query.items() if value})}"
+        kept = {name: self.get_argument(name, "")[:1] for name in ("more", "over")}
+        return self.link(path, lang=str(words.language), state=self.state, **kept)
 
 
 class FormOver(web.HTTPError):

@@ -23,9 +23,7 @@ def create_app(
         (r"/status", forms.Status, given),
         (r"/sign-out", forms.SignOut, given),
         (r"/signed-out", forms.SignedOut, given),
-        (r"/style\.css", forms.File, given | {"name": "style"}),
-        (r"/logo", forms.File, given | {"name": "logo"}),
-        (r"/mark\.svg", forms.File, given | {"name": "mark"}),
+        (r"/(style\.css|logo|mark\.svg)", forms.File, given),
         (r"/return", SignedReturn, given),
         *((path, answers, given) for path, answers in also),
     ]
