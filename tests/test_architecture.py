@@ -118,6 +118,8 @@ HOUSE: tuple[Row, ...] = (
         (
             *("capport.core.*", "capport.clock", "capport.gate", "capport.stores"),
             *("capport.linux.safe_files", "capport.linux.file_state", "capport.linux.frames"),
+            *("capport.stores.sqlite.boot_clock", "capport.stores.sqlite.database"),
+            "capport.stores.sqlite.schema",
             *("capport.policy.certificate", "capport.log_limits", "tornado", "cryptography"),
         ),
         "what pages and APIs have in common knows neither",

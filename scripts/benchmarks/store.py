@@ -21,6 +21,7 @@ from capport import clock
 from capport.core.client import Client, ClientId
 from capport.core.session import Session
 from capport.stores.sqlite import schema
+from capport.stores.sqlite.session_schema import COLUMNS
 from capport.stores.sqlite.store import SqliteStore
 
 TEN = "with ten"
@@ -55,7 +56,7 @@ def fill(path: Path, count: int) -> None:
         row = (-60.0, 8 * 3600.0)
         db.execute("BEGIN")
         db.executemany(
-            f"INSERT INTO sessions ({schema.COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO sessions ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 (client(n).mac, *row, 1800.0 if n % 2 else None, 0.0, 1.7e9, "ann", "voucher", "")
                 for n in range(count)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import http.client
+import json
 import os
 import signal
 import socket
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from api.test_external_login_server import portal
+from capport.commands.login_records import moment
+from capport.login import vouchers
 from capport.stores import open_store
 from capport.web.records import Records
 from conftest import SOON
@@ -85,6 +88,30 @@ async def test_the_login_server_alone_lets_on_into_the_store_that_is_shared(tmp_
     assert [one.client for one in records.acceptances()] == ["127.0.0.2"]
     records.close()
     assert (tmp_path / "sessions.db").exists()
+
+
+def _voucher_in(path: Path) -> str:
+    code = vouchers.new_code()
+    digest = vouchers.digest(code)
+    assert digest is not None
+    with contextlib.closing(Records(path)) as records:
+        records.add_vouchers([digest], lifetime=60, devices=1, valid=None, note="", at=moment())
+    return code
+
+
+async def test_records_that_are_put_in_the_place_of_others_hold_at_once(tmp_path: Path) -> None:
+    port, path = free_port(), tmp_path / "portal.db"
+    policy = tmp_path / "lab.yaml"
+    policy.write_text(POLICY.format(port=port, conditions="voucher"), "utf-8")
+    old, new = _voucher_in(path), _voucher_in(tmp_path / "backup.db")
+    async with login(tmp_path, port):
+        (tmp_path / "backup.db").replace(path)
+        assert (await Browser(port, "127.0.0.2").sign_in(code=new)).status == 303
+        assert (await Browser(port, "127.0.0.3").sign_in(code=old)).status == 403
+        status, out, err = await _run(
+            "voucher:show", policy="", sessions=str(tmp_path / "sessions.db"), json="yes"
+        )
+        assert (status, err, json.loads(out)[0]["used"]) == (0, "", 1)
 
 
 class _Tunnelled(Browser):

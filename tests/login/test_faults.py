@@ -25,7 +25,8 @@ from capport.stores.memory import MemoryStore
 from capport.web import login_listener
 from capport.web.date_reckoning import Moment
 from capport.web.gate_in_process import GateGrants
-from capport.web.records import Records, RecordsError
+from capport.web.records import Records
+from capport.web.states import StateError
 from capport.web.vouching import Vouched
 from capport.web.worker import Worker
 from conftest import SOON
@@ -130,13 +131,13 @@ async def test_a_voucher_that_is_revoked_meanwhile_lets_nobody_on(
 ) -> None:
     async with house(policy(conditions=Conditions.VOUCHER)) as h:
         code, grant = _voucher(h), h.gate.grant
+        if not told:
+            monkeypatch.setattr(h.portal.records, "is_revoked", _gone)
 
         def meanwhile(client: ClientId, **how: Any) -> Session:
             if told:  # its sessions are looked for before there is one
                 assert h.portal.records.revoke_voucher(1, 1.0) == [client]
                 assert not h.gate.revoke(client)
-            else:
-                monkeypatch.setattr(h.portal.records, "_rows", _gone)
             return grant(client, **how)
 
         monkeypatch.setattr(h.gate, "grant", meanwhile)
@@ -146,7 +147,7 @@ async def test_a_voucher_that_is_revoked_meanwhile_lets_nobody_on(
 
 
 def _gone(*_: object) -> None:
-    raise RecordsError("portal.db: gone")
+    raise StoreError("portal.db: gone")
 
 
 def test_what_is_given_back_is_the_use_that_came_to_nothing() -> None:
@@ -161,20 +162,36 @@ def test_what_is_given_back_is_the_use_that_came_to_nothing() -> None:
     records.close()
 
 
-def test_a_file_that_was_taken_away_or_replaced_is_not_written_to(tmp_path: Path) -> None:
+def test_a_file_that_was_taken_away_or_is_half_copied_is_not_written_to(tmp_path: Path) -> None:
     path, kept = tmp_path / "portal.db", tmp_path / "kept.db"
     records = Records(path)
     records.accept(ADA, "1", "en", "text", 1.0)
     path.rename(kept)
     for ask in (records.acceptances, lambda: records.accept(EVE, "1", "en", "text", 2.0)):
-        with pytest.raises(RecordsError, match="put it back, or start again"):
+        with pytest.raises(StoreError, match="put it back, or start again"):
             ask()
     path.touch()
-    with pytest.raises(RecordsError, match=r"portal\.db: another file was put in its place"):
+    with pytest.raises(StoreError, match=r"portal\.db: empty; is a backup being copied there\?"):
         records.revoke_voucher(1, 3.0)
     kept.replace(path)
     assert [one.client for one in records.acceptances()] == [ADA]
     records.close()
+
+
+async def test_a_link_holds_no_longer_than_the_records_whose_secret_sealed_it(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "portal.db"
+    Records(tmp_path / "backup.db").close()
+    async with house(records=path) as h:
+        state = h.portal.states.mint(h.client())
+        assert h.portal.states.read(state).client == h.client()
+        (tmp_path / "backup.db").replace(path)
+        await h.portal.recorded(h.portal.records.look)
+        with pytest.raises(StateError):
+            h.portal.states.read(state)
+        state = h.portal.states.mint(h.client())
+        assert h.portal.states.read(state).client == h.client()
 
 
 async def test_what_fails_for_the_disk_is_a_line_of_the_log(

@@ -26,7 +26,7 @@ from capport.core.place import Place
 from capport.core.session import Session
 from capport.log_limits import RETURNS
 from capport.login.signed_return import ReturnError, read_return
-from capport.web.records import RecordsError
+from capport.stores import StoreError
 from capport.web.states import State
 from login.house import House, Page, at, house, policy
 
@@ -161,7 +161,7 @@ async def test_where_the_disk_fails_half_way_nothing_is_used_up(
             nonlocal spent
             spent += 1
             if spent == 2:
-                raise RecordsError("database or disk is full")
+                raise StoreError("database or disk is full")
             return spend(*what)
 
         monkeypatch.setattr(records, "spend", full)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from capport.stores.sqlite import database, housekeeping, revocation_file, store
+from capport.stores.sqlite import database, housekeeping, locks, store
 from conftest import SOON
 
 
@@ -12,7 +12,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (store, housekeeping):
         monkeypatch.setattr(module, "PUT_SECONDS", SOON)
     monkeypatch.setattr(store, "DROP_SECONDS", SOON)
-    monkeypatch.setattr(revocation_file, "_LOCK_SECONDS", SOON)
+    monkeypatch.setattr(locks, "LOCK_SECONDS", SOON)
 
 
 @pytest.fixture

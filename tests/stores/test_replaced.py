@@ -18,8 +18,9 @@ import pytest
 
 from capport.core.client import ClientId
 from capport.stores import StoreError
-from capport.stores.sqlite import locks, schema
+from capport.stores.sqlite import locks
 from capport.stores.sqlite import store as sqlite
+from capport.stores.sqlite.session_schema import SESSIONS
 from capport.stores.sqlite.store import SqliteStore
 from proxy.test_appliance import appliance, ask
 from stores import writers
@@ -224,7 +225,7 @@ def not_ours(path: Path) -> None:
 
 def newer(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as db:
-        db.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+        db.execute(f"PRAGMA application_id = {SESSIONS.application_id}")
         db.execute("PRAGMA user_version = 99")
 
 

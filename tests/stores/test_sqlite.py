@@ -23,6 +23,7 @@ from capport.stores.replica import FLUSH_SECONDS
 from capport.stores.sqlite import housekeeping, schema
 from capport.stores.sqlite import store as sqlite
 from capport.stores.sqlite.housekeeping import GRACE_SECONDS
+from capport.stores.sqlite.session_schema import SESSIONS
 from capport.stores.sqlite.store import SqliteStore
 from stores.contract import (
     ADDRESS,
@@ -189,7 +190,7 @@ def test_a_url_that_names_none_says_what_would_do(url: str, says: str) -> None:
 
 def test_each_schema_there_ever_was_has_a_fixture() -> None:
     assert {path.stem for path in SCHEMAS.glob("*.sql")} == {
-        str(version + 1) for version in range(len(schema.MIGRATIONS))
+        str(version + 1) for version in range(len(SESSIONS.migrations))
     }
 
 
@@ -212,14 +213,14 @@ def test_a_file_of_an_earlier_version_keeps_its_sessions(file: OneFile, fixture:
 def test_each_migration_is_done_once_and_whole(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     path.touch()
-    more = (*schema.MIGRATIONS, ("ALTER TABLE sessions ADD COLUMN note TEXT",), ("SELECT 1",))
+    more = (*SESSIONS.migrations, ("ALTER TABLE sessions ADD COLUMN note TEXT",), ("SELECT 1",))
     broken = (*more, ("CREATE TABLE half (a)", "no SQL"))
     db = schema.connect(path)
-    schema.prepare(db, path, schema.MIGRATIONS)
-    schema.prepare(db, path, more)
-    schema.prepare(db, path, more)
+    schema.prepare(db, path, SESSIONS)
+    schema.prepare(db, path, replace(SESSIONS, migrations=more))
+    schema.prepare(db, path, replace(SESSIONS, migrations=more))
     with pytest.raises(sqlite3.OperationalError):
-        schema.prepare(db, path, broken)
+        schema.prepare(db, path, replace(SESSIONS, migrations=broken))
     assert db.execute("PRAGMA user_version").fetchone() == (len(more),)
     assert not db.execute("SELECT * FROM sqlite_schema WHERE name = 'half'").fetchall()
     db.execute("SELECT note FROM sessions")
@@ -232,7 +233,7 @@ def test_each_migration_is_done_once_and_whole(tmp_path: Path) -> None:
         ("CREATE TABLE bookmarks (url)", "a SQLite database, but not of sessions"),
         ("PRAGMA user_version = 7", "a SQLite database, but not of sessions"),
         (
-            f"PRAGMA application_id = {schema.APPLICATION_ID}; PRAGMA user_version = 99",
+            f"PRAGMA application_id = {SESSIONS.application_id}; PRAGMA user_version = 99",
             r"written by a newer capport \(schema 99, this one knows",
         ),
     ],
@@ -399,7 +400,7 @@ def test_what_is_over_is_cleared_away_in_a_while(
 
 
 def test_the_log_does_not_grow_for_ever(file: OneFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("capport.stores.sqlite.database._COMMITS_PER_CHECKPOINT", 20)
+    monkeypatch.setattr("capport.stores.sqlite.database.COMMITS_PER_CHECKPOINT", 20)
     store = file.open()
     log = Path(f"{file.path}-wal")
     sizes = []
@@ -512,10 +513,10 @@ def test_what_another_process_makes_a_store_meanwhile_is_one(tmp_path: Path) -> 
         def meanwhile(statement: str) -> None:
             if statement.startswith("SELECT"):  # not the first question
                 with suppress(sqlite3.OperationalError):  # it is kept out
-                    schema.prepare(other, path, schema.MIGRATIONS)
+                    schema.prepare(other, path, SESSIONS)
 
         db.set_trace_callback(meanwhile)
-        schema.prepare(db, path, schema.MIGRATIONS)
+        schema.prepare(db, path, SESSIONS)
         db.set_trace_callback(None)
-        schema.prepare(other, path, schema.MIGRATIONS)
-        assert db.execute("PRAGMA application_id").fetchone() == (schema.APPLICATION_ID,)
+        schema.prepare(other, path, SESSIONS)
+        assert db.execute("PRAGMA application_id").fetchone() == (SESSIONS.application_id,)

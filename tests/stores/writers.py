@@ -14,7 +14,7 @@ from capport import clock
 from capport.core.client import ClientId
 from capport.core.session import Session
 from capport.stores import StoreError
-from capport.stores.sqlite import revocation_file, schema
+from capport.stores.sqlite import locks, schema
 from capport.stores.sqlite import store as sqlite
 from capport.stores.sqlite.store import SqliteStore
 
@@ -104,7 +104,7 @@ def tell(path: str) -> None:
 if __name__ == "__main__":
     # None of them is about how long a grant waits for another's, which can stall with the machine.
     vars(sqlite).update(PUT_SECONDS=60.0)
-    revocation_file._LOCK_SECONDS = 60.0
+    locks.LOCK_SECONDS = 60.0
     commands: dict[str, Callable[..., None]] = {
         "fork_writers": fork_writers,
         "grant_and_stay": grant_and_stay,

@@ -1,6 +1,7 @@
 """What the login server keeps outlives it, and is nobody else's to read."""
 
 import contextlib
+import hashlib
 import os
 import pwd
 import sqlite3
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,10 +21,11 @@ from hypothesis import strategies as st
 import requires
 from capport.commands.login_records import moment
 from capport.core.client import ClientId
-from capport.stores.sqlite.locks import _holders
-from capport.web import records as records_module
+from capport.stores import StoreError
+from capport.stores.sqlite import database, schema
+from capport.stores.sqlite.locks import holders
 from capport.web.date_reckoning import Moment, reckon
-from capport.web.records import ClockError, Records, RecordsError
+from capport.web.records import SCHEMA, ClockError, Records
 
 
 def on(running: float, wall: float | None = None, boot: str = "this") -> Moment:
@@ -36,7 +39,7 @@ ADA, EVE = ClientId("192.0.2.7"), ClientId("02:00:00:00:00:07")
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who writes at once with others waits however long a commit takes on a busy machine."""
-    monkeypatch.setattr(records_module, "_BUSY", 60.0)
+    monkeypatch.setattr(database, "PUT_SECONDS", 60.0)
 
 
 def test_everything_is_there_again_after_a_restart(tmp_path: Path) -> None:
@@ -82,10 +85,11 @@ def test_what_root_makes_first_belongs_to_whom_the_folder_does(tmp_path: Path) -
 
 def test_what_was_acknowledged_survives_a_power_cut(tmp_path: Path) -> None:
     """By SQLite's own word: WAL with synchronous=FULL (2)."""
-    records = Records(tmp_path / "portal.db")
-    assert records._rows("PRAGMA journal_mode") == [("wal",)]
-    assert records._rows("PRAGMA synchronous") == [(2,)]
-    records.close()
+    path = tmp_path / "portal.db"
+    Records(path).close()
+    with contextlib.closing(schema.connect(path)) as db:
+        assert db.execute("PRAGMA journal_mode").fetchall() == [("wal",)]
+        assert db.execute("PRAGMA synchronous").fetchall() == [(2,)]
 
 
 def test_a_state_is_spent_once_among_processes_and_threads(tmp_path: Path) -> None:
@@ -188,12 +192,14 @@ def test_on_the_operators_word_a_clock_that_was_ahead_is_right_again() -> None:
 
 
 def test_how_late_it_is_is_noted_only_where_a_voucher_lives_by_it(tmp_path: Path) -> None:
-    records = Records(tmp_path / "portal.db")
-    records.keep_time(on(5))
-    assert records._rows("SELECT * FROM clock") == []
-    records.add_vouchers([b"h"], lifetime=60, devices=1, valid=None, note="", at=on(6))
-    records.keep_time(on(7))
-    assert records._rows("SELECT wall FROM clock") == [(7.0,)]
+    path = tmp_path / "portal.db"
+    records = Records(path)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        records.keep_time(on(5))
+        assert db.execute("SELECT * FROM day").fetchall() == []
+        records.add_vouchers([b"h"], lifetime=60, devices=1, valid=None, note="", at=on(6))
+        records.keep_time(on(7))
+        assert db.execute("SELECT wall FROM day").fetchall() == [(7.0,)]
     records.close()
 
 
@@ -202,7 +208,8 @@ def test_a_file_of_the_first_version_keeps_its_vouchers_and_what_they_have_left(
 ) -> None:
     path = tmp_path / "portal.db"
     with sqlite3.connect(path) as db:
-        db.executescript(records_module._VERSION_1)
+        for statement in SCHEMA.migrations[0]:
+            db.execute(statement)
         row = (b"h", 3600.0, 1, None, 1.0, None, "")
         db.execute(
             "INSERT INTO voucher (hash, lifetime, devices, expires, created, revoked, note)"
@@ -220,13 +227,69 @@ def test_a_file_of_the_first_version_keeps_its_vouchers_and_what_they_have_left(
     records.close()
 
 
+SCHEMAS = Path(__file__).parent / "schemas"
+BOOT = "0c1d1b6e-0000-4000-8000-000000000001"
+
+
+def test_each_schema_there_ever_was_has_a_fixture() -> None:
+    versions = range(1, len(SCHEMA.migrations) + 1)
+    assert {path.stem for path in SCHEMAS.glob("*.sql")} == set(map(str, versions))
+
+
+@pytest.mark.parametrize("fixture", sorted(SCHEMAS.glob("*.sql")), ids=lambda path: path.stem)
+def test_a_file_of_an_earlier_version_keeps_all_that_is_in_it(
+    tmp_path: Path, fixture: Path
+) -> None:
+    path = tmp_path / "portal.db"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(fixture.read_text())
+    records = Records(path)
+    used, expires, revoked, token = (
+        hashlib.sha256(name).digest() for name in (b"used", b"expires", b"revoked", b"token")
+    )
+    now = Moment(1.8e9 + 300, BOOT, 1300.0)
+    assert records.secret == bytes(range(32))
+    assert [(a.client, a.language, a.first, a.last) for a in records.acceptances()] == [
+        (ADA, "en", 1.8e9, 1.8e9 + 9),
+        (EVE, "de", 1.8e9 + 1, 1.8e9 + 1),
+    ]
+    assert records.terms("v1", "de") == "Sei nett."
+    assert [(v.number, v.note, v.used, v.revoked) for v in records.vouchers()] == [
+        (1, "Zoë", 1, None),
+        (2, "", 0, None),
+        (3, "", 1, 1.8e9 + 150),
+    ]
+    # It was used at 1100, and the first schema did not say at which second of the clock of boots.
+    left = 3600 if fixture.stem == "1" else 3600 - 200
+    assert records.use_voucher(used, ADA, now) == (1, left)
+    assert records.use_voucher(used, EVE, now) is None
+    assert records.use_voucher(expires, EVE, now) == (2, 600)
+    assert records.use_voucher(expires, ADA, replace(now, wall=1.8e9 + 86400)) is None
+    assert records.use_voucher(revoked, EVE, now) is None
+    assert (records.users(), records.tokens()) == (["ada"], ["hotel desk"])
+    assert (records.password_of("ada") or "").startswith("$argon2id$")
+    assert records.token_name(token) == "hotel desk"
+    assert records.spend(b"\x01" * 16, EVE, BOOT, 2000.0) == ADA
+    records.close()
+
+
+def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "portal.db"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE bookmarks (url)")
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="but not of the login server's records"):
+        Records(path)
+    assert path.read_bytes() == before
+
+
 USE = """
 import sys
 from pathlib import Path
 
 from capport.commands.login_records import moment
 from capport.core.client import ClientId
-from capport.web.records import ClockError, Records
+from capport.web.records import SCHEMA, ClockError, Records
 
 records = Records(Path(sys.argv[1]))
 try:
@@ -264,6 +327,27 @@ def test_a_client_that_accepts_again_and_again_takes_no_more_room() -> None:
     assert (accepted.first, accepted.last) == (5.0, 49.0)
 
 
+def test_the_newest_acceptances_are_kept_and_no_more_than_a_stated_number() -> None:
+    records = Records(None)
+    for number in range(10):
+        records.accept(ClientId(f"192.0.2.{number}"), "v1", "en", "Be kind.", float(number))
+    records.accept(ClientId("192.0.2.0"), "v1", "en", "Be kind.", 20.0)  # it came again
+    records.clear_accepted(most=4)
+    kept = [accepted.client for accepted in records.acceptances()]
+    assert kept == [ClientId(f"192.0.2.{number}") for number in (0, 7, 8, 9)]
+    assert records.terms("v1", "en") == "Be kind."
+
+
+def test_an_acceptance_that_no_session_came_of_can_be_taken_back() -> None:
+    records = Records(None)
+    records.accept(ADA, "v1", "en", "Be kind.", 5.0)
+    records.accept(ADA, "v1", "en", "Be kind.", 6.0)
+    records.accept(EVE, "v1", "en", "Be kind.", 6.0)
+    for client in (ADA, EVE):
+        records.withdraw(client, "v1", "en", 6.0)
+    assert [accepted.client for accepted in records.acceptances()] == [ADA]
+
+
 def test_a_revoked_voucher_says_whom_it_let_on() -> None:
     records = Records(None)
     records.add_vouchers([b"h"], lifetime=60, devices=2, valid=None, note="", at=on(0))
@@ -277,7 +361,7 @@ def test_a_revoked_voucher_says_whom_it_let_on() -> None:
 
 def test_vouchers_are_added_all_or_none() -> None:
     records = Records(None)
-    with pytest.raises(RecordsError):
+    with pytest.raises(StoreError):
         records.add_vouchers([b"a", b"a"], lifetime=1, devices=1, valid=None, note="", at=on(0))
     assert records.vouchers() == []
 
@@ -298,7 +382,7 @@ def test_a_file_that_is_no_database_is_an_error_that_names_it(
 ) -> None:
     path = tmp_path / "portal.db"
     path.write_bytes(content)
-    with pytest.raises(RecordsError, match=r"portal\.db"):
+    with pytest.raises(StoreError, match=r"portal\.db"):
         Records(path)
 
 
@@ -307,7 +391,7 @@ def test_a_file_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
     Records(path).close()
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version = 99")
-    with pytest.raises(RecordsError, match="later capport"):
+    with pytest.raises(StoreError, match="newer capport"):
         Records(path)
 
 
@@ -317,7 +401,7 @@ def test_a_link_is_not_followed(tmp_path: Path, there: bool) -> None:
     if there:
         elsewhere.touch()  # SQLite takes an empty file for a database
     (tmp_path / "portal.db").symlink_to(elsewhere)
-    with pytest.raises(RecordsError, match="not a regular file"):
+    with pytest.raises(StoreError, match="not a regular file"):
         Records(tmp_path / "portal.db")
     assert elsewhere.exists() == there
     assert not there or not elsewhere.stat().st_size
@@ -326,7 +410,7 @@ def test_a_link_is_not_followed(tmp_path: Path, there: bool) -> None:
 def test_a_file_with_a_second_name_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "precious").touch()
     (tmp_path / "portal.db").hardlink_to(tmp_path / "precious")
-    with pytest.raises(RecordsError, match="hard link"):
+    with pytest.raises(StoreError, match="hard link"):
         Records(tmp_path / "portal.db")
     assert not (tmp_path / "precious").stat().st_size
 
@@ -337,7 +421,7 @@ def test_a_strangers_file_is_left_alone_unless_the_sessions_are_theirs_too(tmp_p
     for name in ("portal.db", "sessions.db"):
         (tmp_path / name).touch()
         os.chown(tmp_path / name, nobody.pw_uid, nobody.pw_gid)
-    with pytest.raises(RecordsError, match=f"belongs to user {nobody.pw_uid}, not"):
+    with pytest.raises(StoreError, match=f"belongs to user {nobody.pw_uid}, not"):
         Records(tmp_path / "portal.db")
     assert not (tmp_path / "portal.db").stat().st_size
     Records(tmp_path / "portal.db", like=tmp_path / "sessions.db").close()
@@ -350,7 +434,7 @@ def test_root_goes_through_no_link_of_somebody_elses_to_the_records(tmp_path: Pa
     (tmp_path / "link").symlink_to(tmp_path / "mine")
     Records(tmp_path / "link" / "portal.db").close()
     os.lchown(tmp_path / "link", nobody.pw_uid, nobody.pw_gid)
-    with pytest.raises(RecordsError, match="root follows none"):
+    with pytest.raises(StoreError, match="root follows none"):
         Records(tmp_path / "link" / "portal.db")
 
 
@@ -359,9 +443,9 @@ def test_opening_the_file_again_keeps_sqlites_locks_on_it(tmp_path: Path) -> Non
     """To close any descriptor of a file lets go of every lock that the process has on it."""
     path = tmp_path / "portal.db"
     with contextlib.closing(Records(path)):
-        assert os.getpid() in _holders(path)
+        assert os.getpid() in holders(path)
         with contextlib.closing(Records(path)):
-            assert os.getpid() in _holders(path)
+            assert os.getpid() in holders(path)
 
 
 type Step = tuple[float, float, bool, bool]
@@ -392,9 +476,11 @@ def test_no_run_of_the_clocks_brings_back_time(steps: list[Step]) -> None:
 AT_ONCE = """\
 import os, sys, time
 from pathlib import Path
+from capport.stores import StoreError
+from capport.stores.sqlite import database
 from capport.web import records
 
-records._BUSY = 60.0
+database.PUT_SECONDS = 60.0
 for number in range(20):
     at, children = time.monotonic() + 0.02, []
     for _ in range(4):
@@ -402,7 +488,7 @@ for number in range(20):
             try:
                 time.sleep(max(0.0, at - time.monotonic()))
                 records.Records(Path(sys.argv[1], f"{number}.db"))
-            except records.RecordsError as error:
+            except StoreError as error:
                 print(error, flush=True)
             finally:
                 os._exit(0)

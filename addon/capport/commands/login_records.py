@@ -30,7 +30,7 @@ def warn_unless_asked(arguments: Namespace, policy: Policy, wanted: Conditions) 
 
 
 def records_of(arguments: Namespace) -> Records:
-    """The records beside the session store. Raises CommandError, RecordsError."""
+    """The records beside the session store. Raises CommandError, StoreError."""
     url = store_url(arguments, chosen_policy(arguments))
     path = records_beside(url)
     if path is None:

@@ -106,6 +106,15 @@ def follow(path: Path) -> Path:
     return path.resolve()
 
 
+def sync_folder(folder: Path) -> None:
+    """Makes the names in `folder` durable: syncing a new file does not. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _make(path: Path, like: Path) -> int | None:
     """A descriptor of a new file; None where something is there. Raises OSError."""
     try:

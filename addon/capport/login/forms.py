@@ -116,17 +116,21 @@ class SignIn(Form):
     async def let_on(self, met: "Met", terms: Terms | None, *, grant: bool) -> Outcome:
         """Notes the acceptance, then grants: whoever is online has accepted, power cut or not."""
         records, client = self.portal.records, self.client
+        at = self.portal.wall()
         if terms is not None:
-            note = partial(
-                records.accept, client.id, terms.version, str(terms.language), terms.source
-            )
-            await self.portal.recorded(partial(note, self.portal.wall()))
+            which = (client.id, terms.version, str(terms.language))
+            await self.portal.recorded(partial(records.accept, *which, terms.source, at))
         accepted = f"terms {terms.version}" if terms else ""
         how = ", ".join(filter(None, (met.how, accepted)))
         if grant:
-            await self.portal.grants.grant(
-                client, lifetime=met.lifetime, by=BY, how=how, name=met.name
-            )
+            try:
+                await self.portal.grants.grant(
+                    client, lifetime=met.lifetime, by=BY, how=how, name=met.name
+                )
+            except OSError:
+                if terms is not None:
+                    await self.portal.recorded(partial(records.withdraw, *which, at))
+                raise
             await self.unless_revoked(met)
         return Outcome(self.link("/welcome", state=self.state))
 

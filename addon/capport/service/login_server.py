@@ -13,6 +13,7 @@ from capport.core.client import Client, Peer
 from capport.core.place import Place
 from capport.core.policy import Policy
 from capport.gate import Gate
+from capport.log_limits import Seldom
 from capport.web.context import MayBeProxy, Portal
 from capport.web.gate_in_process import GateGrants
 from capport.web.login_listener import App, LoginServer
@@ -22,8 +23,11 @@ from capport.web.vouching import sign_client
 
 logger = logging.getLogger(__name__)
 
+LOOK = 1.0
+"""Seconds between two looks whether the records are another file."""
+
 TIDY = 60.0
-"""Seconds between two clearings of spent states, and two notes of how late it is."""
+"""Seconds between two clearings of what is over, and two notes of how late it is."""
 
 AGAIN = 1.0
 """Seconds between two tries to listen for login servers of others, where another process does.
@@ -61,7 +65,7 @@ class Embedded:
         api: Place | None = None,
         may_be_proxy: MayBeProxy | None = None,
     ) -> None:
-        """Opens the records. Raises RecordsError."""
+        """Opens the records. Raises StoreError."""
         self._gate = gate
         self._grants = GateGrants(gate)
         self.portal = Portal(self._grants, Records(records))
@@ -70,6 +74,7 @@ class Embedded:
         self._made: Pages | None = None
         self.server = LoginServer(self.portal, lambda encrypted: self._pages().create(encrypted))
         self.back_channel = BackChannel(self.portal, socket, api) if socket else None
+        self._tidying = Seldom(TIDY)
         self._tasks: list[asyncio.Task[None]] = []
 
     def link(self, client: Client, url: str | None) -> str:
@@ -161,14 +166,20 @@ class Embedded:
                     logger.error("%s", said := str(error))
 
     async def _tidy(self) -> None:
+        said = None
         while True:
             try:
                 await self.portal.recorded(self._tidy_up)
+                said = None
             except OSError as error:
-                logger.warning("%s; spent states are cleared later", error)
-            await asyncio.sleep(TIDY)
+                if str(error) != said:
+                    logger.warning("%s; spent states are cleared later", said := str(error))
+            await asyncio.sleep(LOOK)
 
     def _tidy_up(self) -> None:
         records, now = self.portal.records, self.portal.moment()
-        records.clear_spent(now.boot, now.running)
-        records.keep_time(now)
+        records.look()
+        if self._tidying.is_due(now.running):
+            records.clear_spent(now.boot, now.running)
+            records.clear_accepted()
+            records.keep_time(now)

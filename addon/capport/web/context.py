@@ -42,8 +42,16 @@ class Portal:
 
     def __post_init__(self) -> None:
         self.granting = asyncio.Lock()  # one state at a time is spent
-        self.states = States(self.records.secret, self.boot, self.grants.now)
+        self._states: tuple[bytes, States] | None = None
         self._disk = Worker("portal-records")  # one thread: SQLite takes one writer at a time
+
+    @property
+    def states(self) -> States:
+        """The states in links, sealed by the secret of the records that are there now."""
+        secret = self.records.secret
+        if self._states is None or self._states[0] != secret:
+            self._states = secret, States(secret, self.boot, self.grants.now)
+        return self._states[1]
 
     def moment(self) -> Moment:
         """What the clocks say."""

@@ -1,12 +1,14 @@
 """Which day it is, where the wall clock may be wrong: a router without a battery boots in 1970.
 
 A voucher that is good until a day must not be good for longer because the clock was set back. So
-the latest time that was ever seen is kept, and the boot clock says how much has passed since then.
+the latest time that was ever seen is kept, and the clock of boots says what has passed since then.
 After a boot nobody knows how long the machine was off: until the clock says at least what it said
 before, the day is not sure, and nothing is judged by it.
 """
 
 from dataclasses import dataclass
+
+from capport.stores.sqlite.boot_clock import BootClock
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,32 +24,27 @@ class Moment:
 class Reckoning:
     """What is known of a moment, from all moments before it.
 
-    `elapsed` are the seconds that the machine has run in all, `wall` is the latest time seen, with
-    what has passed since; `sure`, whether it is now that late.
+    `wall` is the latest time seen, with what has passed since; `sure`, whether it is now that late.
     """
 
-    boot: str
-    running: float
-    elapsed: float
+    clock: BootClock
     wall: float
     sure: bool
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds that the machine has run, in all boots, since the first moment."""
+        return self.clock.checkpoint
 
 
 def reckon(before: Reckoning | None, now: Moment) -> Reckoning:
     """What is known now. Neither `wall` nor `elapsed` is ever less than before."""
     if before is None:
-        return Reckoning(now.boot, now.running, 0.0, now.wall, sure=True)
-    if before.boot != now.boot:
-        sure = now.wall >= before.wall
+        return Reckoning(BootClock().moved_on(now.boot, now.running), now.wall, sure=True)
+    clock, is_sure = before.clock, before.sure
+    if clock.boot != now.boot:
         # Of this boot all that has passed counts, of the time that the machine was off nothing.
-        elapsed = before.elapsed + max(0.0, now.running)
-        return Reckoning(now.boot, now.running, elapsed, max(now.wall, before.wall), sure)
-    passed = max(0.0, now.running - before.running)
-    least = before.wall + (passed if before.sure else 0.0)
-    return Reckoning(
-        now.boot,
-        max(now.running, before.running),
-        before.elapsed + passed,
-        max(now.wall, least),
-        sure=before.sure or now.wall >= least,
-    )
+        clock, is_sure = BootClock(now.boot, clock.checkpoint, clock.checkpoint), False
+    clock = clock.moved_on(now.boot, now.running)
+    least = before.wall + (clock.checkpoint - before.elapsed if is_sure else 0.0)
+    return Reckoning(clock, max(now.wall, least), is_sure or now.wall >= least)

@@ -1,65 +1,77 @@
 """What the login server keeps: its secret, vouchers, users, who accepted which terms, spent states.
 
-One SQLite file beside the session store, `portal.db`, mode 0600. WAL with synchronous=FULL: what
-was acknowledged survives a power cut. Every method may block for the disk, so on the event loop it
-is called through an executor. Times are passed in: Unix seconds, where a person reads them, and a
-Moment, where a voucher is judged by them, which must not last longer for a clock that is set back.
+One SQLite file beside the session store, `portal.db`, mode 0600, on the same base as the sessions:
+what was acknowledged survives a power cut, and where another file is put in its place, what is in
+that one holds. Every method may block for the disk, so on the event loop it is called through an
+executor, and raises StoreError where the file cannot be read or written. Times are passed in: Unix
+seconds, where a person reads them, and a Moment, where a voucher is judged by them, which must not
+last longer for a clock that is set back.
 """
 
 import secrets
 import sqlite3
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from capport.core.client import ClientId
-from capport.linux import safe_files
-from capport.stores import store_path
+from capport.stores import StoreError, store_path
+from capport.stores.sqlite.boot_clock import CLOCK, BootClock
+from capport.stores.sqlite.database import Contents, Database, MemoryDatabase
+from capport.stores.sqlite.schema import Schema
 from capport.web.date_reckoning import Moment, Reckoning, reckon
 
-VERSION = 2
-"""The schema's, kept in `user_version`."""
+ACCEPTANCES = 200_000
+"""Clients and terms of which it is kept that the one accepted the others: the newest, 20 MB.
 
-_BUSY = 2.0  # seconds to wait for another process; a person waits at the other end
+A device that makes up MACs is a new client each time."""
 
-_VERSION_1 = """
-CREATE TABLE secret (only INTEGER PRIMARY KEY CHECK (only = 1), bytes BLOB NOT NULL);
-CREATE TABLE spent (state BLOB PRIMARY KEY, client TEXT NOT NULL, boot TEXT NOT NULL,
-    expires REAL NOT NULL) WITHOUT ROWID;
-CREATE TABLE terms (version TEXT, language TEXT, text TEXT NOT NULL, since REAL NOT NULL,
-    PRIMARY KEY (version, language)) WITHOUT ROWID;
-CREATE TABLE accepted (client TEXT, version TEXT, language TEXT, first REAL NOT NULL,
-    last REAL NOT NULL, PRIMARY KEY (client, version, language)) WITHOUT ROWID;
-CREATE TABLE voucher (number INTEGER PRIMARY KEY AUTOINCREMENT, hash BLOB NOT NULL UNIQUE,
-    lifetime REAL NOT NULL, devices INTEGER NOT NULL, expires REAL, created REAL NOT NULL,
-    revoked REAL, note TEXT NOT NULL);
-CREATE TABLE voucher_use (number INTEGER NOT NULL REFERENCES voucher, client TEXT NOT NULL,
-    since REAL NOT NULL, PRIMARY KEY (number, client)) WITHOUT ROWID;
-CREATE TABLE user (name TEXT PRIMARY KEY, password TEXT NOT NULL, created REAL NOT NULL)
-    WITHOUT ROWID;
-CREATE TABLE token (hash BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE, created REAL NOT NULL)
-    WITHOUT ROWID;
-"""
+_VERSION_1 = (
+    "CREATE TABLE secret (only INTEGER PRIMARY KEY CHECK (only = 1), bytes BLOB NOT NULL)",
+    """CREATE TABLE spent (state BLOB PRIMARY KEY, client TEXT NOT NULL, boot TEXT NOT NULL,
+        expires REAL NOT NULL) WITHOUT ROWID""",
+    """CREATE TABLE terms (version TEXT, language TEXT, text TEXT NOT NULL, since REAL NOT NULL,
+        PRIMARY KEY (version, language)) WITHOUT ROWID""",
+    """CREATE TABLE accepted (client TEXT, version TEXT, language TEXT, first REAL NOT NULL,
+        last REAL NOT NULL, PRIMARY KEY (client, version, language)) WITHOUT ROWID""",
+    """CREATE TABLE voucher (number INTEGER PRIMARY KEY AUTOINCREMENT, hash BLOB NOT NULL UNIQUE,
+        lifetime REAL NOT NULL, devices INTEGER NOT NULL, expires REAL, created REAL NOT NULL,
+        revoked REAL, note TEXT NOT NULL)""",
+    """CREATE TABLE voucher_use (number INTEGER NOT NULL REFERENCES voucher, client TEXT NOT NULL,
+        since REAL NOT NULL, PRIMARY KEY (number, client)) WITHOUT ROWID""",
+    """CREATE TABLE user (name TEXT PRIMARY KEY, password TEXT NOT NULL, created REAL NOT NULL)
+        WITHOUT ROWID""",
+    """CREATE TABLE token (hash BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE, created REAL NOT NULL)
+        WITHOUT ROWID""",
+)
 # `began` counts the seconds that the machine runs, from the moment that version 2 was made on.
-_VERSION_2 = """
-CREATE TABLE clock (one INTEGER PRIMARY KEY CHECK (one = 1), boot TEXT NOT NULL,
-    running REAL NOT NULL, elapsed REAL NOT NULL, wall REAL NOT NULL, sure INTEGER NOT NULL);
-ALTER TABLE voucher_use ADD COLUMN began REAL NOT NULL DEFAULT 0;
-UPDATE voucher_use SET began = min(0.0, since - CAST(strftime('%s', 'now') AS REAL));
-"""
-_MIGRATIONS = (_VERSION_1, _VERSION_2)
+_VERSION_2 = (
+    """CREATE TABLE clock (one INTEGER PRIMARY KEY CHECK (one = 1), boot TEXT NOT NULL,
+        running REAL NOT NULL, elapsed REAL NOT NULL, wall REAL NOT NULL, sure INTEGER NOT NULL)""",
+    "ALTER TABLE voucher_use ADD COLUMN began REAL NOT NULL DEFAULT 0",
+    "UPDATE voucher_use SET began = min(0.0, since - CAST(strftime('%s', 'now') AS REAL))",
+)
+# The clock that the sessions have, and the day apart from it.
+_VERSION_3 = (
+    "ALTER TABLE clock RENAME TO clock_2",
+    *CLOCK,
+    "INSERT OR REPLACE INTO clock SELECT 1, boot, elapsed - running, elapsed FROM clock_2",
+    """CREATE TABLE day (one INTEGER PRIMARY KEY CHECK (one = 1), wall REAL NOT NULL,
+        sure INTEGER NOT NULL) STRICT""",
+    "INSERT INTO day SELECT 1, wall, sure FROM clock_2",
+    "DROP TABLE clock_2",
+)
+SCHEMA = Schema(
+    "the login server's records",
+    0x63617072,  # "capr"
+    (_VERSION_1, _VERSION_2, _VERSION_3),
+    marked_since=3,
+)
 
 
-class RecordsError(OSError):
-    """The records cannot be read or written; what they said before still holds."""
-
-
-class ClockError(RecordsError):
+class ClockError(StoreError):
     """It is not known which day it is, and it matters."""
 
 
@@ -88,30 +100,52 @@ class Acceptance:
     last: float
 
 
-class Records:
+class Records(Contents):
     """The file. Safe to call from several threads, and from several processes."""
+
+    schema = SCHEMA
 
     def __init__(self, path: Path | None, *, like: Path | None = None) -> None:
         """Opens `path`, made with its folder if need be; None keeps all in memory.
 
-        It must be ours, or belong to whom its folder does, or the file at `like`. Raises
-        RecordsError.
+        It must be ours, or belong to whom its folder does, or the file at `like`.
         """
-        self.path = path
-        self._lock = threading.Lock()
+        self.secret = b""
+        self._database: Database | MemoryDatabase
+        if path is None:
+            self._database = MemoryDatabase(self)
+            return
+        lock = path.with_name(f"{path.name}-lock")
+        self._database = Database(
+            path, self, lock=lock, make_folder=True, like=like or path.absolute().parent
+        )
         try:
-            self._db = self._open(like)
-        except (OSError, sqlite3.Error) as error:
-            raise RecordsError(f"{self._name}: {error}; the login server cannot start") from error
-        if not self._rows("SELECT bytes FROM secret"):
-            with self._change() as db:
-                db.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", (secrets.token_bytes(32),))
-        self.secret: bytes = self._rows("SELECT bytes FROM secret")[0][0]
+            self.look()
+        except StoreError:
+            self._database.close()
+            raise
+
+    def begin(self, reader: sqlite3.Connection, writer: sqlite3.Connection) -> None:
+        """Writes a secret into a new file."""
+        if not reader.execute("SELECT 1 FROM secret").fetchone():
+            new = secrets.token_bytes(32)
+            writer.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", (new,))
+
+    def load(self, reader: sqlite3.Connection) -> None:
+        """Reads the secret. What is sealed and signed by it is void in another file."""
+        row = reader.execute("SELECT bytes FROM secret").fetchone()
+        if row is None:
+            raise StoreError(f"{self._database.path}: has no secret, and takes none")
+        self.secret = row[0]
+
+    def look(self) -> None:
+        """Opens the file that is at the path now, where another was put there."""
+        with self._database.current():
+            pass
 
     def close(self) -> None:
         """Lets go of the file."""
-        with self._lock:
-            self._db.close()
+        self._database.close()
 
     # -- states --------------------------------------------------------------------------------
 
@@ -120,7 +154,7 @@ class Records:
 
         `expires` is an instant of this boot's clock; other boots' states are void by themselves.
         """
-        with self._change() as db:
+        with self._database.transaction() as db:
             row = db.execute("SELECT client FROM spent WHERE state = ?", (state,)).fetchone()
             if row is not None:
                 return ClientId(row[0])
@@ -129,7 +163,7 @@ class Records:
 
     def unspend(self, state: bytes) -> None:
         """Gives a state back, where what it was spent on did not come about."""
-        with self._change() as db:
+        with self._database.transaction() as db:
             db.execute("DELETE FROM spent WHERE state = ?", (state,))
 
     def spent_by(self, state: bytes) -> ClientId | None:
@@ -139,22 +173,42 @@ class Records:
 
     def clear_spent(self, boot: str, now: float) -> None:
         """Forgets states that are over."""
-        with self._change() as db:
+        with self._database.transaction() as db:
             db.execute("DELETE FROM spent WHERE boot != ? OR expires <= ?", (boot, now))
 
     # -- terms ---------------------------------------------------------------------------------
 
     def accept(self, client: ClientId, version: str, language: str, text: str, at: float) -> None:
         """Notes that `client` accepted these terms, and keeps each version's text once."""
-        with self._change() as db:
+        with self._database.transaction() as db:
             db.execute(
                 "INSERT OR IGNORE INTO terms VALUES (?, ?, ?, ?)", (version, language, text, at)
             )
-            db.execute(  # one row, however often it is sent: a client cannot fill the disk
+            db.execute(  # one row, however often it is sent
                 "INSERT INTO accepted VALUES (?, ?, ?, ?, ?)"
                 " ON CONFLICT DO UPDATE SET last = excluded.last",
                 (client, version, language, at, at),
             )
+
+    def withdraw(self, client: ClientId, version: str, language: str, at: float) -> None:
+        """Takes back what `client` accepted first at `at`: no session came of it."""
+        with self._database.transaction() as db:
+            db.execute(
+                "DELETE FROM accepted"
+                " WHERE client = ? AND version = ? AND language = ? AND first = ?",
+                (client, version, language, at),
+            )
+
+    def clear_accepted(self, most: int = ACCEPTANCES) -> None:
+        """Forgets all acceptances but the newest `most`. To be called now and then."""
+        over = self._rows("SELECT count(*) FROM accepted")[0][0] - most
+        if over > 0:
+            with self._database.transaction() as db:
+                db.execute(
+                    "DELETE FROM accepted WHERE (client, version, language) IN"
+                    " (SELECT client, version, language FROM accepted ORDER BY last LIMIT ?)",
+                    (over,),
+                )
 
     def acceptances(self) -> list[Acceptance]:
         """Who accepted which terms, the oldest first."""
@@ -184,7 +238,7 @@ class Records:
 
         All or none. Raises ClockError where they are to expire and the day is not known.
         """
-        with self._change() as db:
+        with self._database.transaction() as db:
             now = _moved_on(db, at)
             if valid is not None:
                 _must_be_sure(now, at)
@@ -210,7 +264,7 @@ class Records:
         this client: the caller is not told which. Raises ClockError for one that expires where the
         day is not known.
         """
-        with self._change() as db:
+        with self._database.transaction() as db:
             voucher = db.execute(
                 "SELECT number, lifetime, devices, expires FROM voucher"
                 " WHERE hash = ? AND revoked IS NULL",
@@ -245,7 +299,7 @@ class Records:
 
         Where it had been used before then, it stays so.
         """
-        with self._change() as db:
+        with self._database.transaction() as db:
             db.execute(
                 "DELETE FROM voucher_use WHERE number = ? AND client = ? AND since = ?",
                 (number, client, at.wall),
@@ -254,16 +308,17 @@ class Records:
     def keep_time(self, at: Moment) -> None:
         """Notes how late it is, where a voucher lives by it. To be called now and then."""
         if self._rows("SELECT EXISTS (SELECT 1 FROM voucher)")[0][0]:
-            with self._change() as db:
+            with self._database.transaction() as db:
                 _moved_on(db, at)
 
     def reckoning(self, at: Moment) -> Reckoning:
         """What vouchers are judged by now."""
-        return reckon(next(map(_reckoning, self._rows(_CLOCK)), None), at)
+        with self._database.current() as db:
+            return reckon(_known(db), at)
 
     def trust_clock(self, at: Moment) -> None:
         """Has the wall clock be right, on somebody's word: for one that was ahead before."""
-        with self._change() as db:
+        with self._database.transaction() as db:
             _keep(db, replace(_moved_on(db, at), wall=at.wall, sure=True))
 
     def vouchers(self) -> list[Voucher]:
@@ -279,7 +334,7 @@ class Records:
 
         None where there is no such voucher.
         """
-        with self._change() as db:
+        with self._database.transaction() as db:
             found = db.execute(
                 "UPDATE voucher SET revoked = coalesce(revoked, ?) WHERE number = ?", (at, number)
             )
@@ -297,12 +352,12 @@ class Records:
 
     def put_user(self, name: str, password: str, at: float) -> None:
         """Adds a user, or gives one a new password. `password` is hashed already."""
-        with self._change() as db:
+        with self._database.transaction() as db:
             db.execute("INSERT OR REPLACE INTO user VALUES (?, ?, ?)", (name, password, at))
 
     def drop_user(self, name: str) -> bool:
         """Removes a user; whether there was one."""
-        with self._change() as db:
+        with self._database.transaction() as db:
             return bool(db.execute("DELETE FROM user WHERE name = ?", (name,)).rowcount)
 
     def password_of(self, name: str) -> str | None:
@@ -316,12 +371,12 @@ class Records:
 
     def put_token(self, name: str, digest: bytes, at: float) -> None:
         """Files a bearer token for the API under its hash, in place of an earlier one so named."""
-        with self._change() as db:
+        with self._database.transaction() as db:
             db.execute("INSERT OR REPLACE INTO token VALUES (?, ?, ?)", (digest, name, at))
 
     def drop_token(self, name: str) -> bool:
         """Ends a token; whether there was one. The next call with it is refused."""
-        with self._change() as db:
+        with self._database.transaction() as db:
             return bool(db.execute("DELETE FROM token WHERE name = ?", (name,)).rowcount)
 
     def tokens(self) -> list[str]:
@@ -333,72 +388,9 @@ class Records:
         rows = self._rows("SELECT name FROM token WHERE hash = ?", (digest,))
         return rows[0][0] if rows else None
 
-    # ------------------------------------------------------------------------------------------
-
-    @property
-    def _name(self) -> str:
-        return str(self.path or ":memory:")
-
-    def _open(self, like: Path | None) -> sqlite3.Connection:
-        if self.path is not None:
-            self.path = safe_files.follow(self.path.parent) / self.path.name
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not safe_files.make_database(self.path):
-                safe_files.check_database(self.path, like or self.path.parent)
-        db = sqlite3.connect(
-            self._name, timeout=_BUSY, isolation_level=None, check_same_thread=False
-        )
-        try:
-            _prepare(db)
-            self._file = _identity(self.path) if self.path is not None else None
-        except BaseException:
-            db.close()
-            raise
-        return db
-
-    @contextmanager
-    def _change(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            self._see_that_it_is_there()
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    yield self._db
-                    self._db.execute("COMMIT")
-                finally:
-                    if self._db.in_transaction:
-                        self._db.execute("ROLLBACK")
-            except sqlite3.Error as error:
-                raise RecordsError(f"{self._name}: {error}") from error
-
     def _rows(self, question: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        with self._lock:
-            self._see_that_it_is_there()
-            try:
-                return self._db.execute(question, values).fetchall()
-            except sqlite3.Error as error:
-                raise RecordsError(f"{self._name}: {error}") from error
-
-    def _see_that_it_is_there(self) -> None:
-        """Raises RecordsError where what is at the path is not the file that was opened.
-
-        SQLite would go on with that one, where nobody else sees what is noted, and no voucher that
-        somebody adds or revokes is seen.
-        """
-        if self.path is None:
-            return
-        try:
-            there = _identity(self.path)
-        except OSError as error:
-            why = f"{error.strerror}; put it back, or start again"
-            raise RecordsError(f"{self._name}: {why}") from error
-        if there != self._file:
-            raise RecordsError(f"{self._name}: another file was put in its place; start again")
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino
+        with self._database.current() as db:
+            return db.execute(question, values).fetchall()
 
 
 def records_beside(store: str) -> Path | None:
@@ -410,62 +402,22 @@ def records_beside(store: str) -> Path | None:
     return None if path is None else path.with_name("portal.db")
 
 
-def _prepare(db: sqlite3.Connection) -> None:
-    """Has the file be what this version knows. Raises OSError and sqlite3.Error."""
-    _set_wal(db)
-    # WAL with NORMAL, SQLite's usual pair, lost 8 of 8 acknowledged commits in a power cut.
-    db.execute("PRAGMA synchronous = FULL")
-    db.execute("PRAGMA foreign_keys = ON")
-    if _version(db) == VERSION:
-        return  # nothing is written, so a full disk keeps nobody from reading
-    db.execute("BEGIN IMMEDIATE")
-    found = _version(db)  # another process may have been first
-    if found > VERSION:
-        raise OSError(f"its schema is version {found}, from a later capport than this")
-    for migration in _MIGRATIONS[found:]:
-        for statement in migration.split(";"):
-            db.execute(statement)
-    db.execute(f"PRAGMA user_version = {VERSION}")
-    db.execute("COMMIT")
-
-
-def _version(db: sqlite3.Connection) -> int:
-    return int(db.execute("PRAGMA user_version").fetchone()[0])
-
-
-def _set_wal(db: sqlite3.Connection) -> None:
-    """Waits for others that open the file at the same time: here SQLite itself does not."""
-    deadline = time.monotonic() + _BUSY
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
-        else:
-            return
-
-
-_CLOCK = "SELECT boot, running, elapsed, wall, sure FROM clock"
-
-
-def _reckoning(row: tuple[Any, ...]) -> Reckoning:
-    boot, running, elapsed, wall, sure = row
-    return Reckoning(boot, running, elapsed, wall, bool(sure))
+def _known(db: sqlite3.Connection) -> Reckoning | None:
+    """What was known at the last moment that was noted."""
+    day = db.execute("SELECT wall, sure FROM day").fetchone()
+    return Reckoning(BootClock.read(db), day[0], bool(day[1])) if day else None
 
 
 def _moved_on(db: sqlite3.Connection, at: Moment) -> Reckoning:
     """What is known now, and noted."""
-    row = db.execute(_CLOCK).fetchone()
-    now = reckon(_reckoning(row) if row else None, at)
+    now = reckon(_known(db), at)
     _keep(db, now)
     return now
 
 
 def _keep(db: sqlite3.Connection, now: Reckoning) -> None:
-    row = (now.boot, now.running, now.elapsed, now.wall, now.sure)
-    db.execute("INSERT OR REPLACE INTO clock VALUES (1, ?, ?, ?, ?, ?)", row)
+    now.clock.write(db)
+    db.execute("INSERT OR REPLACE INTO day VALUES (1, ?, ?)", (now.wall, now.sure))
 
 
 def _must_be_sure(now: Reckoning, at: Moment) -> None:

@@ -1,4 +1,4 @@
-"""The file that sessions are in: made, opened, written to, and found gone or replaced.
+"""The file that a database is in: made, opened, written to, and found gone or replaced.
 
 Two connections to it: a writer, and a reader that no write of ours makes wait. SQLite knows the
 file by its descriptor and the log by its name, so what happens to the name is for us to see:
@@ -15,23 +15,21 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from capport.linux import safe_files
 from capport.stores import StoreError
 from capport.stores.sqlite import locks
-from capport.stores.sqlite.boot_clock import StoreTime
-from capport.stores.sqlite.revocation_file import Revoked, free_ballast, set_ballast, sync_folder
-from capport.stores.sqlite.schema import MIGRATIONS, connect, describe, no_room, prepare
+from capport.stores.sqlite.schema import Schema, connect, describe, migrate, no_room, prepare
 
 logger = logging.getLogger(__name__)
 
 PUT_SECONDS = 2.0
-"""How long a grant waits for another process's write."""
+"""How long a grant, or another change that somebody waits for, waits for other writes."""
 DROP_SECONDS = 0.1
 """How long a revocation does, before it goes to the journal beside the database instead."""
-_COMMITS_PER_CHECKPOINT = 200
+COMMITS_PER_CHECKPOINT = 200
 _LOGS = ("-wal", "-shm")
 _LEAVE_LOG = sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE
 
@@ -39,37 +37,64 @@ type _File = tuple[int, int]
 """Which file it is: its device and inode."""
 
 
+class Contents:
+    """What is kept in a database, as far as the database must know. Nothing is done by default."""
+
+    schema: Schema
+
+    def begin(self, reader: sqlite3.Connection, writer: sqlite3.Connection) -> None:
+        """Writes what a file must say before it is loaded. Raises OSError.
+
+        sqlite3.Error where that cannot be written: then it is loaded as it is.
+        """
+
+    def load(self, reader: sqlite3.Connection) -> None:
+        """Reads a file that was opened; what this raises leaves everything as it was."""
+
+    def opened(self) -> None:
+        """A file was opened."""
+
+    def settle(self, writer: sqlite3.Connection) -> None:
+        """Begins each write transaction."""
+
+    def committed(self) -> None:
+        """Something was written."""
+
+    def free_room(self) -> None:
+        """The disk is full: gives back what was set aside on it."""
+
+
 class Database:
     """The file at `path`, made where it is missing unless `make` is False (and not twice).
 
-    `load` is called with the reader whenever a file is opened, with `reading` held; what it raises
-    leaves everything as it was. Whoever needs both locks takes `writing` first.
+    `contents.load` is called with the reader whenever a file is opened, with `reading` held.
+    Whoever needs both locks takes `writing` first. The file at `lock` is made when an old log has
+    to go. With `like`, the path may not end in a link, and the file must be ours, or belong to whom
+    its folder or the file at `like` does.
     """
 
     def __init__(
         self,
         path: Path,
-        journal: Revoked,
-        store_time: StoreTime,
-        load: Callable[[sqlite3.Connection], None],
+        contents: Contents,
         *,
+        lock: Path,
         make: bool = True,
         make_folder: bool = False,
+        like: Path | None = None,
     ) -> None:
-        self.path = followed(path)
+        self._named, self._like, self._lock = path.absolute(), like, lock
+        self.path = self._followed()
         self.writing, self.reading = threading.RLock(), threading.RLock()
         self.reader: sqlite3.Connection | None = None
         self.fault: str | None = None
         self.commits = 0
-        self._named = path.absolute()
-        self._journal, self._time, self._load = journal, store_time, load
+        self._contents = contents
         self._make, self._make_folder = make, make_folder
-        self._ballast = Path(f"{self.path}-ballast")
         self._writer: sqlite3.Connection | None = None
         self._file: _File | None = None
         self._logs: dict[str, _File] = {}
         self._opened = self._closed = self._lost = False
-        self._has_room = True
 
     @property
     def is_open(self) -> bool:
@@ -107,34 +132,40 @@ class Database:
         return self._writer
 
     @contextlib.contextmanager
-    def transaction(self, seconds: float) -> Iterator[tuple[sqlite3.Connection, float]]:
-        """A write that is on the disk when this ends: the connection and the shift.
+    def current(self) -> Iterator[sqlite3.Connection]:
+        """A connection to read by, what is in the file that is at the path now.
 
-        Waits at most `seconds` for other writers, of this process and of others. Raises
-        StoreError, and nothing has changed then, in the file that is there.
+        Raises StoreError. Waits for what other threads write.
         """
+        with self.writing:
+            db = self.connection()
+            try:
+                yield db
+            except sqlite3.Error as error:
+                raise StoreError(describe(self.path, error)) from error
+
+    @contextlib.contextmanager
+    def transaction(self, seconds: float | None = None) -> Iterator[sqlite3.Connection]:
+        """A write that is on the disk when this ends.
+
+        Waits at most `seconds` (`PUT_SECONDS`) for other writers, of this process and of others.
+        Raises StoreError, and nothing has changed then, in the file that is there.
+        """
+        seconds = PUT_SECONDS if seconds is None else seconds
         deadline = time.monotonic() + seconds
         if not self.writing.acquire(timeout=seconds):
             raise StoreError(f"{self.path}: busy with other writes; try again")
         try:
             db = self.connection()
-            try:
-                left = max(DROP_SECONDS, deadline - time.monotonic())
-                db.execute(f"PRAGMA busy_timeout = {int(left * 1000)}")
-                db.execute("BEGIN IMMEDIATE")
-                yield db, self._time.settle(db)
-                db.execute("COMMIT")
-            except sqlite3.Error as error:
-                roll_back(db)
-                raise StoreError(describe(self.path, error)) from error
-            except BaseException:
-                roll_back(db)
-                raise
+            left = max(DROP_SECONDS, deadline - time.monotonic())
+            with _transaction(db, self.path, left):
+                self._contents.settle(db)
+                yield db
             self._see_that_it_is_there()
             self.say(None)
-            self._journal.ring()
+            self._contents.committed()
             self.commits += 1
-            if self.commits >= _COMMITS_PER_CHECKPOINT:
+            if self.commits >= COMMITS_PER_CHECKPOINT:
                 self.checkpoint(db)
         finally:
             self.writing.release()
@@ -154,7 +185,7 @@ class Database:
 
     def free_room(self) -> bool:
         """Gives back what was set aside on the disk, for one more write; whether in time."""
-        free_ballast(self._ballast, self.path)
+        self._contents.free_room()
         if not self.writing.acquire(timeout=DROP_SECONDS):
             return False
         try:
@@ -162,18 +193,6 @@ class Database:
         finally:
             self.writing.release()
         return True
-
-    def make_room(self) -> None:
-        """Sees to it that a full disk still takes revocations; says so once where it cannot."""
-        try:
-            self._journal.make()
-            set_ballast(self._ballast, self.path)
-        except OSError as error:
-            if self._has_room:
-                logger.warning("%s: %s; revocations may fail", self._ballast, error.strerror)
-            self._has_room = False
-        else:
-            self._has_room = True
 
     def say(self, fault: str | None) -> None:
         """Logs a fault once, and its end."""
@@ -193,10 +212,16 @@ class Database:
 
     def _identity(self) -> tuple[_File, int]:
         """Which file is at the path now, and its size. Raises OSError."""
-        if followed(self._named) != self.path:
+        if self._followed() != self.path:
             raise StoreError(f"{self._named}: leads to another file since; start again")
-        status = self.path.stat()
+        status = self.path.lstat()
         return (status.st_dev, status.st_ino), status.st_size
+
+    def _followed(self) -> Path:
+        """The path without links. Raises StoreError."""
+        if self._like is None:
+            return followed(self._named)
+        return followed(self._named.parent) / self._named.name
 
     def _create(self) -> bool:
         """Makes the file, empty, unless there is one; whether it did. Raises OSError."""
@@ -207,23 +232,24 @@ class Database:
         if not safe_files.make_database(self.path):
             return False
         for named_in in (folder, *(parent.parent for parent in missing)):
-            sync_folder(named_in)
+            safe_files.sync_folder(named_in)
         return True
 
     def _open(self, file: _File) -> None:
         """Opens the file and has all of it read; leaves everything as it was where that fails."""
-        self._time.begin()
+        if self._like is not None:
+            safe_files.check_database(self.path, self._like)
         writer = self._prepared()
         try:
             reader = self._connect()
             try:
                 reader.execute(f"PRAGMA busy_timeout = {int(DROP_SECONDS * 1000)}")
-                can_be_written = self._begin_boot(reader, writer)
+                can_be_written = self._begin(reader, writer)
                 with self.reading:
                     logs = {name: _inode(Path(f"{self.path}{name}")) for name in _LOGS}
                     if self._identity()[0] != file:
                         raise StoreError(f"{self.path}: replaced while it was opened; try again")
-                    self._load(reader)
+                    self._contents.load(reader)
                     self.reader, self._writer, self._file, self._logs = reader, writer, file, logs
                 for db in (reader, writer):
                     db.setconfig(_LEAVE_LOG, False)
@@ -240,7 +266,7 @@ class Database:
         if can_be_written:
             self.say(None)
         self._opened, self._make = True, False
-        self.make_room()
+        self._contents.opened()
 
     def _prepared(self) -> sqlite3.Connection:
         """A connection to a store of this version. Raises StoreError, OSError, sqlite3.Error."""
@@ -252,7 +278,7 @@ class Database:
                 writer = self._connect()
                 writer.execute("SELECT 1 FROM sqlite_schema").fetchone()  # which opens the log
                 self._see_whose_log_it_is()
-                prepare(writer, self.path, MIGRATIONS)
+                prepare(writer, self.path, self._contents.schema)
                 return writer
             except BaseException as error:
                 if writer is not None:
@@ -260,9 +286,7 @@ class Database:
                 if time.monotonic() > deadline:
                     raise
                 if isinstance(error, sqlite3.OperationalError) and no_room(error):
-                    free_ballast(
-                        self._ballast, self.path
-                    )  # the log and its index need some even to be read
+                    self._contents.free_room()  # the log and its index need some even to be read
                     deadline = 0
                 elif not isinstance(error, _ForeignLogError) and not _is_being_made(error):
                     raise
@@ -274,17 +298,10 @@ class Database:
         db.setconfig(_LEAVE_LOG, True)
         return db
 
-    def _begin_boot(self, reader: sqlite3.Connection, writer: sqlite3.Connection) -> bool:
-        """Has the file know of this boot; False where it cannot be written.
-
-        Then each process reckons by itself.
-        """
-        if self._time.has_begun(reader):
-            return True
+    def _begin(self, reader: sqlite3.Connection, writer: sqlite3.Connection) -> bool:
+        """Writes what the file must say before it is loaded; False where it cannot be written."""
         try:
-            writer.execute("BEGIN IMMEDIATE")
-            self._time.settle(writer)
-            writer.execute("COMMIT")
+            self._contents.begin(reader, writer)
         except sqlite3.Error as error:
             roll_back(writer)
             self.say(describe(self.path, error))
@@ -317,8 +334,8 @@ class Database:
         """
         assert self._writer is not None
         moved = self.checkpoint(self._writer)
-        self._journal.make()
-        with self._journal.locked():  # others that had the file open do the same
+        locks.make(self._lock, self.path)
+        with locks.locked(self._lock, self.path):  # others that had the file open do the same
             for name in _LOGS:
                 log = Path(f"{self.path}{name}")
                 with contextlib.suppress(FileNotFoundError):
@@ -329,7 +346,7 @@ class Database:
                     else:
                         kept = log.rename(f"{log}-{self._logs[name][1]}")
                         logger.warning("%s has what the replaced file does not have yet", kept)
-            sync_folder(self.path.parent)
+            safe_files.sync_folder(self.path.parent)
         self._disconnect()
 
     def _disconnect(self) -> None:
@@ -342,16 +359,66 @@ class Database:
             self.reader = self._writer = self._file = None
 
 
+class MemoryDatabase:
+    """A database in memory, until the process ends: what of `Database` is used for one."""
+
+    path = Path(":memory:")
+
+    def __init__(self, contents: Contents) -> None:
+        self._contents, self._lock = contents, threading.RLock()
+        self._db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        migrate(self._db, contents.schema)
+        contents.begin(self._db, self._db)
+        contents.load(self._db)
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[sqlite3.Connection]:
+        """A connection to read by. Raises StoreError."""
+        with self._lock:
+            try:
+                yield self._db
+            except sqlite3.Error as error:
+                raise StoreError(describe(self.path, error)) from error
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A write, all of it or nothing. Raises StoreError."""
+        with self._lock, _transaction(self._db, self.path, 0):
+            self._contents.settle(self._db)
+            yield self._db
+
+    def close(self) -> None:
+        """Forgets everything."""
+        with self._lock:
+            self._db.close()
+
+
 class _ForeignLogError(StoreError):
     """The log beside the file is another file's."""
 
 
 def followed(path: Path) -> Path:
-    """`beside.follow`, which raises StoreError here."""
+    """`safe_files.follow`, which raises StoreError here."""
     try:
         return safe_files.follow(path)
     except PermissionError as error:
         raise StoreError(*error.args) from error
+
+
+@contextlib.contextmanager
+def _transaction(db: sqlite3.Connection, path: Path, seconds: float) -> Iterator[None]:
+    """Commits at the end, or rolls back; waits `seconds` for other processes."""
+    try:
+        db.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
+        db.execute("BEGIN IMMEDIATE")
+        yield
+        db.execute("COMMIT")
+    except sqlite3.Error as error:
+        roll_back(db)
+        raise StoreError(describe(path, error)) from error
+    except BaseException:
+        roll_back(db)
+        raise
 
 
 def roll_back(db: sqlite3.Connection) -> None:

@@ -11,7 +11,8 @@ from capport.stores.replica import Replica, Row, pack
 from capport.stores.sqlite.boot_clock import StoreTime
 from capport.stores.sqlite.database import Database, roll_back
 from capport.stores.sqlite.revocations import Revocations
-from capport.stores.sqlite.schema import COLUMNS, describe
+from capport.stores.sqlite.schema import describe
+from capport.stores.sqlite.session_schema import COLUMNS
 from capport.stores.subscribers import Watchers
 
 _ALL = f"SELECT {COLUMNS} FROM sessions"  # noqa: S608

@@ -1,6 +1,5 @@
 """What is due now and then: touches written back, what is over cleared away, the clock noted."""
 
-import math
 from collections.abc import Callable
 
 from capport.core.session import Instant
@@ -8,7 +7,7 @@ from capport.stores import StoreError
 from capport.stores.replica import FLUSH_SECONDS, Replica
 from capport.stores.sqlite.boot_clock import StoreTime
 from capport.stores.sqlite.database import PUT_SECONDS, Database
-from capport.stores.sqlite.schema import CHANGE
+from capport.stores.sqlite.session_schema import CHANGE
 
 UPKEEP_SECONDS = 60.0
 """How often what is over is cleared away, and how much time a power cut may give twice."""
@@ -30,9 +29,10 @@ class Upkeep:
         replica: Replica,
         store_time: StoreTime,
         sync: Callable[[], object],
+        set_room_aside: Callable[[], None],
     ) -> None:
         self._database, self._replica, self._time = database, replica, store_time
-        self._sync = sync
+        self._sync, self._set_room_aside = sync, set_room_aside
         self._due: Instant = store_time.now() + UPKEEP_SECONDS
 
     def turn(self) -> None:
@@ -49,14 +49,15 @@ class Upkeep:
             with self._database.writing:
                 if self._database.commits:
                     self._database.checkpoint(self._database.connection())
-            self._database.make_room()
+            self._set_room_aside()
 
     def flush(self) -> None:
         """Writes back when clients were heard of; what raises StoreError is kept for later."""
         heard = list(self._replica.heard().items())
         for batch in (heard[i : i + BATCH] for i in range(0, len(heard), BATCH)):
             try:
-                with self._database.transaction(PUT_SECONDS) as (db, shift):
+                with self._database.transaction(PUT_SECONDS) as db:
+                    shift = self._time.shift(db)
                     for client, at in batch:
                         if db.execute(_HEARD, (at + shift, client, at + shift)).rowcount:
                             db.execute(CHANGE, (client,))
@@ -70,9 +71,9 @@ class Upkeep:
         """Writes down how far time has come, unless somebody did in the last `seconds`."""
         with self._database.writing:
             db = self._database.connection()
-            unwritten = self._time.unwritten(db)
+            is_due = self._time.unwritten(db) > seconds
             (sessions,) = db.execute("SELECT EXISTS (SELECT 1 FROM sessions)").fetchone()
-        if sessions and (math.inf if unwritten is None else unwritten) > seconds:
+        if sessions and is_due:
             with self._database.transaction(PUT_SECONDS):
                 pass
 
@@ -83,8 +84,8 @@ class Upkeep:
             before = self._time.now() + self._time.shift(db) - GRACE_SECONDS
             if not db.execute(_OVER, (before, 1)).fetchone():
                 return False
-        with self._database.transaction(PUT_SECONDS) as (db, shift):
-            before = self._time.now() + shift - GRACE_SECONDS
+        with self._database.transaction(PUT_SECONDS) as db:
+            before = self._time.now() + self._time.shift(db) - GRACE_SECONDS
             clients = db.execute(_OVER, (before, BATCH)).fetchall()
             db.executemany("DELETE FROM sessions WHERE client = ?", clients)
             db.executemany(CHANGE, clients)
@@ -97,7 +98,7 @@ class Upkeep:
             db = self._database.connection()
             (kept,) = db.execute("SELECT max(seq) - min(seq) FROM changes").fetchone()
         if (kept or 0) > 2 * KEPT_CHANGES:
-            with self._database.transaction(PUT_SECONDS) as (db, _):
+            with self._database.transaction(PUT_SECONDS) as db:
                 db.execute(
                     "DELETE FROM changes WHERE seq <= (SELECT max(seq) FROM changes) - ?",
                     (KEPT_CHANGES,),

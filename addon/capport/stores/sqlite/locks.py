@@ -1,11 +1,19 @@
-"""Which process uses a database's log: from /proc/locks, for to ask by fcntl(2) is to let go.
+"""Who uses a database's log, and a lock among the processes that take an old one away.
 
-(Closing any descriptor of a file drops every POSIX lock that the process has on it, SQLite's too.)
+/proc/locks says who has a lock, because asking with fcntl(2) releases them: closing any descriptor
+of a file drops every POSIX lock that the process has on it, SQLite's too.
 """
 
+import contextlib
+import fcntl
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from capport.linux import safe_files
+
+LOCK_SECONDS = 0.5
 _LOCKS = Path("/proc/locks")
 
 
@@ -18,16 +26,43 @@ def user_of_another(path: Path) -> int | None:
     system whose device numbers are not stat(2)'s (btrfs).
     """
     try:
-        of_the_log, of_the_file = _holders(Path(f"{path}-shm")), _holders(path)
+        of_the_log, of_the_file = holders(Path(f"{path}-shm")), holders(path)
     except OSError:  # there is no log, or no file
         return None
     return min(of_the_log - of_the_file, default=None)
 
 
-def _holders(path: Path) -> set[int]:
-    """Who has a lock on the file at `path`. Raises OSError."""
+def holders(path: Path) -> set[int]:
+    """The processes that have a lock on the file at `path`. Raises OSError."""
     status = path.stat()
     inode = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     # `1: POSIX  ADVISORY  READ 2528 fe:00:2195594 128 128`; who waits has an arrow in between.
     lines = (line.split() for line in _LOCKS.read_text().splitlines())
     return {int(line[4]) for line in lines if line[1] == "POSIX" and line[5] == inode}
+
+
+def make(path: Path, like: Path) -> None:
+    """Makes a file to lock, durably, unless it is there. Raises OSError."""
+    descriptor, made = safe_files.open_or_make(path, like)
+    os.close(descriptor)
+    if made:
+        safe_files.sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def locked(path: Path, like: Path, flags: int = os.O_RDWR) -> Iterator[int]:
+    """Keeps every other process out: a descriptor of the file at `path`. Raises OSError."""
+    descriptor = safe_files.open_to_change(path, flags, like)
+    try:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
+        yield descriptor
+    finally:
+        os.close(descriptor)  # which unlocks it

@@ -10,16 +10,14 @@ The same file is the bell: who has committed a change sets its times, and inotif
 
 import contextlib
 import errno
-import fcntl
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from capport.core.client import ClientId, parse_client_id
 from capport.linux import safe_files
+from capport.stores.sqlite import locks
 
-_LOCK_SECONDS = 0.5
 BALLAST = 1 << 20
 """Bytes set aside on the disk, and freed when it is full so that a revocation finds room."""
 
@@ -47,7 +45,7 @@ class Revoked:
     def add(self, client: ClientId) -> None:
         """Writes one line, and returns when it is on the disk. Raises OSError."""
         self.make()
-        with self.locked(os.O_WRONLY | os.O_APPEND) as descriptor:
+        with locks.locked(self.path, self._like, os.O_WRONLY | os.O_APPEND) as descriptor:
             # A line may have been torn by a power cut: the first newline ends whatever is there.
             line = f"\n{client}\n".encode()
             if os.write(descriptor, line) != len(line):
@@ -57,7 +55,7 @@ class Revoked:
     @contextlib.contextmanager
     def held(self) -> Iterator[tuple[frozenset[ClientId], Callable[[], None]]]:
         """The clients in it, and what empties it; nobody adds to it meanwhile. Raises OSError."""
-        with self.locked(os.O_RDWR) as descriptor:
+        with locks.locked(self.path, self._like) as descriptor:
 
             def empty() -> None:
                 os.ftruncate(descriptor, 0)
@@ -67,10 +65,7 @@ class Revoked:
 
     def make(self) -> None:
         """Makes the file if it is missing, durably. Raises OSError."""
-        descriptor, made = safe_files.open_or_make(self.path, self._like)
-        os.close(descriptor)
-        if made:
-            sync_folder(self.path.parent)
+        locks.make(self.path, self._like)
 
     def ring(self) -> None:
         """Tells the others that something was committed; they look once a second anyway."""
@@ -80,24 +75,6 @@ class Revoked:
                 os.utime(descriptor)
             finally:
                 os.close(descriptor)
-
-    @contextlib.contextmanager
-    def locked(self, flags: int = os.O_RDWR) -> Iterator[int]:
-        """Keeps every other process out: a descriptor of the file. Raises OSError."""
-        descriptor = safe_files.open_to_change(self.path, flags, self._like)
-        try:
-            deadline = time.monotonic() + _LOCK_SECONDS
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise
-                    time.sleep(0.005)
-            yield descriptor
-        finally:
-            os.close(descriptor)  # which unlocks it
 
 
 def _clients_in(descriptor: int) -> frozenset[ClientId]:
@@ -109,15 +86,6 @@ def _clients_in(descriptor: int) -> frozenset[ClientId]:
         with contextlib.suppress(ValueError):
             clients.add(parse_client_id(line.decode("ascii", "replace")))
     return frozenset(clients)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in `folder` durable: syncing a new file does not. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def set_ballast(path: Path, like: Path) -> None:

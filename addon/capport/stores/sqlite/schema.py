@@ -1,56 +1,30 @@
-"""The SQLite file: its tables, its version, and what must be true before it is used.
-
-Times in it are in store time: a clock that runs while the machine does, over all its boots. `clock`
-says what to take off for an instant of the boot it names, and how far store time had come at the
-last write. So after a reboot each session goes on with what it had left, no row need be rewritten,
-and no wall clock is asked. Time that passed unwritten before a power cut is given twice, which is a
-minute at most; time in which the machine was off does not count.
-"""
+"""A SQLite file: its version, what must be true before it is used, and its errors as sentences."""
 
 import os
 import sqlite3
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 from capport.stores import StoreError
 
-APPLICATION_ID = 0x63617070  # "capp", so that file(1) and we know our own
 SYNCHRONOUS = "FULL"
 """With a write-ahead log the least that survives a power cut: NORMAL lost 8 grants of 8."""
 
-_VERSION_1 = (
-    """CREATE TABLE sessions (
-        client TEXT NOT NULL PRIMARY KEY,
-        granted REAL NOT NULL,
-        expires REAL NOT NULL,
-        idle REAL,
-        last_seen REAL NOT NULL,
-        granted_at REAL NOT NULL,
-        granted_by TEXT NOT NULL,
-        how TEXT NOT NULL,
-        name TEXT NOT NULL,
-        ends REAL GENERATED ALWAYS AS
-            (CASE WHEN idle IS NULL THEN expires
-             ELSE min(expires, max(granted, last_seen) + idle) END) VIRTUAL
-    ) STRICT, WITHOUT ROWID""",
-    "CREATE INDEX sessions_by_end ON sessions (ends)",
-    # What changed, in order, so that another process reads no more than that. Only the last
-    # thousands are kept: who lags behind reads everything.
-    "CREATE TABLE changes (seq INTEGER PRIMARY KEY AUTOINCREMENT, client TEXT NOT NULL) STRICT",
-    """CREATE TABLE clock (
-        one INTEGER PRIMARY KEY CHECK (one = 1),
-        boot TEXT NOT NULL,
-        shift REAL NOT NULL,
-        checkpoint REAL NOT NULL
-    ) STRICT""",
-    "INSERT INTO clock VALUES (1, '', 0, 0)",
-)
-MIGRATIONS = (_VERSION_1,)
-"""From each version to the next; the first makes an empty file a store."""
 
-COLUMNS = "client, granted, expires, idle, last_seen, granted_at, granted_by, how, name"
-CHANGE = "INSERT INTO changes (client) VALUES (?)"
-"""Has other processes hear of a change to this client's session."""
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What a file must have in it to be used, and how it comes to have it.
+
+    `kind` says in a sentence what it is of. `migrations` lead from each version to the next; the
+    first makes an empty file one of this kind. Files before version `marked_since` do not have the
+    `application_id` yet, by which file(1) and we know our own.
+    """
+
+    kind: str
+    application_id: int
+    migrations: tuple[tuple[str, ...], ...]
+    marked_since: int = 1
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -70,38 +44,46 @@ def connect(path: Path) -> sqlite3.Connection:
     return db
 
 
-def prepare(db: sqlite3.Connection, path: Path, migrations: tuple[tuple[str, ...], ...]) -> None:
-    """Makes sure that `db` is a store of this version. Raises StoreError and sqlite3.Error."""
-    db.execute("BEGIN")  # or another process could make it a store between our questions
+def prepare(db: sqlite3.Connection, path: Path, schema: Schema) -> None:
+    """Makes sure that `db` has this schema. Raises StoreError and sqlite3.Error.
+
+    Writes nothing if it has, so a full disk keeps nobody from reading.
+    """
+    db.execute("BEGIN")  # or another process could migrate it between our questions
     try:
-        version = _version(db, path, len(migrations))
+        version = _version(db, path, schema)
     finally:
         if db.in_transaction:
             db.execute("ROLLBACK")
-    if version < len(migrations):
-        _set_wal(db, path)
+    _set_wal(db, path)
+    if version < len(schema.migrations):
         db.execute("BEGIN IMMEDIATE")
         try:
-            version = _version(db, path, len(migrations))  # another process may have been first
-            for statement in (s for step in migrations[version:] for s in step):
-                db.execute(statement)
-            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            db.execute(f"PRAGMA user_version = {len(migrations)}")
+            version = _version(db, path, schema)  # another process may have been first
+            migrate(db, schema, version)
             db.execute("COMMIT")
         finally:
             if db.in_transaction:
                 db.execute("ROLLBACK")
-    else:
-        _set_wal(db, path)
 
 
-def _version(db: sqlite3.Connection, path: Path, ours: int) -> int:
+def migrate(db: sqlite3.Connection, schema: Schema, version: int = 0) -> None:
+    """Brings `db` from `version` to the newest one. Raises sqlite3.Error."""
+    for statement in (s for step in schema.migrations[version:] for s in step):
+        db.execute(statement)
+    db.execute(f"PRAGMA application_id = {schema.application_id}")
+    db.execute(f"PRAGMA user_version = {len(schema.migrations)}")
+
+
+def _version(db: sqlite3.Connection, path: Path, schema: Schema) -> int:
     (version,) = db.execute("PRAGMA user_version").fetchone()
     (application,) = db.execute("PRAGMA application_id").fetchone()
     (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    if application != APPLICATION_ID and (version or tables or application):
-        raise StoreError(f"{path}: a SQLite database, but not of sessions; name another file")
-    if version > ours:
+    is_early = not application and 0 < version < schema.marked_since
+    is_empty = not (version or tables or application)
+    if application != schema.application_id and not is_early and not is_empty:
+        raise StoreError(f"{path}: a SQLite database, but not of {schema.kind}; name another file")
+    if version > (ours := len(schema.migrations)):
         raise StoreError(
             f"{path}: written by a newer capport (schema {version}, this one knows {ours});"
             " run that version, or name another file"

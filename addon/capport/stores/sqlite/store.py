@@ -34,7 +34,9 @@ from capport.stores.sqlite.follower import Follower
 from capport.stores.sqlite.housekeeping import Upkeep
 from capport.stores.sqlite.revocation_file import Revoked, spare_folders
 from capport.stores.sqlite.revocations import Revocations
-from capport.stores.sqlite.schema import CHANGE, COLUMNS, describe, is_busy, no_room
+from capport.stores.sqlite.schema import describe, is_busy, no_room
+from capport.stores.sqlite.session_contents import SessionContents
+from capport.stores.sqlite.session_schema import CHANGE, COLUMNS
 from capport.stores.subscribers import Watchers
 
 logger = logging.getLogger(__name__)
@@ -81,15 +83,14 @@ class SqliteStore:
         self._follower = Follower(
             self._replica, self._revocations, self._time, self._watchers, about
         )
+        journal = self._revocations.places[0]
+        contents = SessionContents(self.path, journal, self._time, self._follower)
         self._database = Database(
-            path,
-            self._revocations.places[0],
-            self._time,
-            self._follower.load,
-            make=make,
-            make_folder=make_folder,
+            path, contents, lock=journal.path, make=make, make_folder=make_folder
         )
-        self._upkeep = Upkeep(self._database, self._replica, self._time, self._sync)
+        self._upkeep = Upkeep(
+            self._database, self._replica, self._time, self._sync, contents.opened
+        )
         self._closed = False
         try:
             with self._database.writing:
@@ -174,13 +175,13 @@ class SqliteStore:
     def _put(self, session: Session, *, renews: bool, most: int | None = None) -> bool:
         check_times(session)
         self._fold(PUT_SECONDS)  # or a revocation noted earlier would end this session
-        with self._database.transaction(PUT_SECONDS) as (db, shift):
+        with self._database.transaction(PUT_SECONDS) as db:
             if not db.execute(_THERE, (session.client,)).fetchone():
                 if renews:
                     return False
                 if most is not None and db.execute(_COUNT).fetchone()[0] >= most:
                     raise FullError.by_policy(most)
-            db.execute(_UPSERT, _row(session, shift))
+            db.execute(_UPSERT, _row(session, self._time.shift(db)))
             db.execute(CHANGE, (session.client,))
         self._read_back()
         return True
@@ -188,7 +189,7 @@ class SqliteStore:
     # --- revoking ---
 
     def _delete(self, client: ClientId) -> bool:
-        with self._database.transaction(DROP_SECONDS) as (db, _):
+        with self._database.transaction(DROP_SECONDS) as db:
             known = db.execute("DELETE FROM sessions WHERE client = ?", (client,)).rowcount > 0
             if known:
                 db.execute(CHANGE, (client,))
@@ -215,7 +216,7 @@ class SqliteStore:
                         f"{place.path}: cannot be emptied ({error.strerror}); check its owner"
                     ) from error
         for client in tuple(self._revocations.unnoted):
-            with self._database.transaction(seconds) as (db, _):
+            with self._database.transaction(seconds) as db:
                 db.execute(
                     "DELETE FROM sessions WHERE client = ? AND granted <= ?",
                     (client, self._revocations.since(client)),
@@ -231,7 +232,7 @@ class SqliteStore:
         Every grant folds first, so no line outlives a grant that came after it.
         """
         with contextlib.ExitStack() as stack:
-            with self._database.transaction(seconds) as (db, _):
+            with self._database.transaction(seconds) as db:
                 clients, empty = stack.enter_context(place.held())
                 for client in clients:
                     db.execute("DELETE FROM sessions WHERE client = ?", (client,))
