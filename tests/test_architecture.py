@@ -64,12 +64,9 @@ HOUSE: tuple[Row, ...] = (
     Row(
         ("capport.policy", "capport.policy.*"),
         (
-            "capport.core.*",
-            "capport.extras",
-            "capport.linux.file_state",
-            "yaml",
-            "idna",
-            "cryptography",
+            *("capport.core.*", "capport.extras"),
+            *("capport.linux.file_state", "capport.linux.safe_files"),
+            *("yaml", "idna", "cryptography"),
         ),
         "YAML, IDNA and X.509 stop here",
     ),

@@ -166,7 +166,7 @@ def test_help_names_every_command(capport: Capport) -> None:
     ran = capport("--help")
     assert (ran.status, ran.err) == (0, "")
     for command in (
-        *("check", "explain", "grant", "revoke", "clients", "report"),
+        *("check", "explain", "grant", "revoke", "clients"),
         *("router", "run", "voucher", "user", "token", "script"),
     ):
         assert re.search(rf"^    {command}\b", ran.out, re.MULTILINE), command
@@ -175,7 +175,7 @@ def test_help_names_every_command(capport: Capport) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *("check", "explain", "grant", "revoke", "clients", "report", "run", "script"),
+        *("check", "explain", "grant", "revoke", "clients", "run", "script"),
         *("router up", "router down", "router show"),
         *("voucher new", "voucher list", "voucher revoke"),
         *("user add", "user list", "user remove"),
@@ -198,6 +198,7 @@ def test_the_version_is_the_packages(capport: Capport) -> None:
     [
         ("", "COMMAND"),
         ("grnat", "invalid choice: 'grnat'"),
+        ("report", "invalid choice: 'report'"),  # it is not built yet
         ("grant", "ADDRESS|MAC"),
         ("grant example.org", "'example.org' is neither an address nor a MAC address"),
         ("grant 192.0.2.7 --for 2", "write 2s, if seconds are meant"),
@@ -343,10 +344,6 @@ def test_control_c_is_quiet(tmp_path: Path) -> None:
 def maps(pid: int) -> bytes:
     """What a process has in memory: SQLite maps FILE-shm once it has the database open."""
     return Path(f"/proc/{pid}/maps").read_bytes()
-
-
-def test_what_is_not_built_says_so(capport: Capport) -> None:
-    assert capport("report").error == "capport report: not built yet"
 
 
 # --- check -------------------------------------------------------------------------------------

@@ -168,8 +168,6 @@ def _add_clients(commands: "Subcommands") -> None:
     clients = _add(commands, "clients", "clients:clients", "list who is known, and by what")
     _takes_store(clients)
     _takes_json(clients)
-    report = _add(commands, "report", "report:report", "say what the portal does to clients")
-    _takes_json(report)
 
 
 def _add_router(commands: "Subcommands") -> None:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -54,12 +54,11 @@ class _Share:
 
 @dataclass
 class EventLog:
-    """The events of one process. `path` None writes nothing, and still counts. Never raises."""
+    """The events of one process. `path` None writes nothing. Never raises."""
 
     path: Path | None = None
     wall: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
-    counts: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._lines: OrderedDict[tuple[Value, ...], _Line] = OrderedDict()
@@ -79,7 +78,6 @@ class EventLog:
 
     def write(self, event: str, client: Client | ClientId | None = None, **fields: Value) -> None:
         """One event. `fields` are in the order they are written; None is left out."""
-        self.counts[event] = self.counts.get(event, 0) + 1
         if self.path is None:
             return
         told: dict[str, Value] = {"event": event}

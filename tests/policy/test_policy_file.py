@@ -331,13 +331,6 @@ def test_a_store_is_a_url_or_a_path_from_the_policy_on(store: str, kept: str) ->
     assert parsed(f"{LOGIN}sessions: {{store: '{store}'}}\n").sessions.store == kept
 
 
-@pytest.mark.parametrize(("path", "start", "what"), policysection.NOT_BUILT_YET)
-def test_what_is_not_built_yet_is_refused_as_such(path: str, start: str, what: str) -> None:
-    section, _, key = path.partition(".")
-    text = f"{LOGIN}{section}: {{{key}: {start}192.0.2.5:6379/0}}\n"
-    assert f"{what} ({start}192.0.2.5:6379/0): not built yet" in str(error_of(text))
-
-
 @pytest.mark.parametrize(
     ("text", "warning"),
     [

@@ -1,4 +1,7 @@
-"""Databases and what lies beside them, in a folder whose owner may not be who opens them.
+"""Files in a folder whose owner may not be who opens them: nothing that waits, nothing elsewhere.
+
+What people write for us to read is opened by `open_regular`, through any link. The rest of this
+module is about databases and what lies beside them.
 
 Root revokes, and makes vouchers, in the folder of an unprivileged service. Whoever owns that can
 put anything at any name in it, at any moment: a link to a file of root's, a second name of one, a
@@ -13,10 +16,27 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 # O_NONBLOCK: a pipe would keep whoever opens it waiting.
-_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+_AT_ONCE = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_FLAGS = _AT_ONCE | os.O_NOFOLLOW
 _MOST_LINKS = 40  # as the kernel has it (path_resolution(7))
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a file to read, and nothing that would wait, or never end. Raises OSError."""
+    try:
+        _refuse_irregular(path, path.stat())  # opening a device may have effects
+        file = os.fdopen(os.open(path, os.O_RDONLY | _AT_ONCE), "rb")
+    except ValueError as error:  # a NUL in the name
+        raise OSError(errno.EINVAL, f"is no file name: {error}") from error
+    try:
+        _refuse_irregular(path, os.fstat(file.fileno()))
+    except OSError:
+        file.close()
+        raise
+    return file
 
 
 def open_to_read(path: Path) -> int:
@@ -113,6 +133,13 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _refuse_irregular(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        kind = kinds.get(stat.S_IFMT(status.st_mode), "a device")
+        raise OSError(errno.EINVAL, f"is {kind}: name a file", str(path))
 
 
 def _make(path: Path, like: Path) -> int | None:

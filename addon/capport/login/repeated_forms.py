@@ -5,10 +5,10 @@ same form again has the same answer again, and nothing is done a second time.
 """
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from capport.core.bounded_map import BoundedMap
 from capport.core.session import Instant
 
 KEPT = 900.0
@@ -41,7 +41,7 @@ class Forms:
     """What was sent lately, by the form."""
 
     def __init__(self) -> None:
-        self._sent: OrderedDict[bytes, _Sent] = OrderedDict()
+        self._sent = BoundedMap[bytes, _Sent](MOST)
 
     async def once(
         self, form: bytes, now: Instant, answer: Callable[[], Awaitable[Outcome]]
@@ -67,8 +67,5 @@ class Forms:
             sent.answered.set()
 
     def _forget(self, now: Instant) -> None:
-        while self._sent:
-            oldest = next(iter(self._sent.values()))
-            if len(self._sent) < MOST and now - oldest.at < KEPT:
-                return
+        while self._sent and now - next(iter(self._sent.values())).at >= KEPT:
             self._sent.popitem(last=False)

@@ -11,21 +11,19 @@ the same Content-Security-Policy as ours. A template is Tornado's, and runs as w
 """
 
 import hashlib
-import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import BinaryIO
 
 from markdown_it import MarkdownIt
 from tornado.template import BaseLoader, Template
 
 from capport.core.negotiation import Language
 from capport.linux.file_state import state_of
+from capport.linux.safe_files import open_regular
 
 LARGEST = 1024 * 1024
 """Bytes a file of the operator's may have: it is sent over the air to every client."""
@@ -140,7 +138,7 @@ class Theme:
             return None
         path = self.folder / name
         try:
-            with _regular(path) as file:
+            with open_regular(path) as file:
                 body = file.read(LARGEST + 1)
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -165,16 +163,6 @@ def _would_do(name: str, names: set[str], pages: set[str]) -> str:
     if like := get_close_matches(name.lower(), sorted(names), 1):
         return f"did you mean {like[0]}?"
     return f"there are {', '.join(sorted(names))}"
-
-
-def _regular(path: Path) -> BinaryIO:
-    """Opens a file, and nothing that would keep everybody waiting, as a pipe. Raises OSError."""
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-    descriptor = os.open(path, flags)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(f"{path} is not a regular file: put one there")
-    return os.fdopen(descriptor, "rb")
 
 
 class _Loader(BaseLoader):

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from capport.core.policy import ClientRules
+from capport.linux.safe_files import open_regular
 from capport.policy import hints
-from capport.policy.errors import WHOLE, Mark, Problem, open_regular, reason, shown
+from capport.policy.errors import WHOLE, Mark, Problem, reason, shown
 from capport.policy.values import for_people, subject
 
 MOST_BYTES = 256 << 20

@@ -1,14 +1,13 @@
 """What is wrong with a file, where, and how to show it: the line, and a caret under the place."""
 
 import errno
-import os
 import re
-import stat
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+
+from capport.linux.safe_files import open_regular
 
 MOST_ERRORS = 100
 """So many errors are shown; a file with more is not what it is taken for."""
@@ -142,34 +141,10 @@ def read_bounded(path: Path, most: int) -> bytes:
     return data
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """Opens a regular file, and nothing that would wait, or never end. Raises OSError."""
-    try:
-        _refuse_irregular(path.stat().st_mode)
-        file = os.fdopen(
-            os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), "rb"
-        )
-    except ValueError as error:  # a NUL in the name
-        raise OSError(errno.EINVAL, f"is no file name: {error}") from error
-    try:
-        _refuse_irregular(os.fstat(file.fileno()).st_mode)
-    except OSError:
-        file.close()
-        raise
-    return file
-
-
 def reason(error: OSError) -> str:
     """What went wrong with a file, less its name, which stands before it already."""
     text = error.strerror or str(error)
     return text if text.startswith("is ") else f"cannot be read: {text}"
-
-
-def _refuse_irregular(mode: int) -> None:
-    if not stat.S_ISREG(mode):
-        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-        kind = kinds.get(stat.S_IFMT(mode), "a device")
-        raise OSError(errno.EINVAL, f"is {kind}: name a file")
 
 
 def _escaped(character: str) -> str:

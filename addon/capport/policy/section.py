@@ -33,9 +33,6 @@ KEYS = {
 }
 """Each map of the policy, and the keys it may have."""
 
-NOT_BUILT_YET = (("sessions.store", "redis://", "a store in Redis"),)
-"""What a later change brings: the key, how its value begins, and what that would be."""
-
 
 class Section:
     """One map of the policy in the reading: asked for each key, it gives the value or the default.
@@ -140,14 +137,10 @@ class Section:
         self, key: str, read: Callable[[str], Value], node: Word, otherwise: Value
     ) -> Value:
         try:
-            value = read(node.text)
+            return read(node.text)
         except ValueError as error:
             self._findings.error(node.at, f"{key}: {error}")
             return otherwise
-        for path, start, what in NOT_BUILT_YET:
-            if path == self._within(key) and node.text.startswith(start):
-                self._findings.error(node.at, f"{key}: {what} ({shown(node.text)}): not built yet")
-        return value
 
     def _within(self, key: str) -> str:
         return f"{self._path}.{key}" if self._path else key

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from capport.core.client import Address, Mac, parse_address, parse_mac
 from capport.core.http import DEFAULT_PORTS
-from capport.core.place import Host, Place, in_url, parse_authority, parse_host
+from capport.core.place import Host, Place, parse_authority, parse_host
 from capport.core.policy import WEB_PORTS, Network, network_of
 from capport.extras import lacking
 from capport.policy import hints
@@ -311,8 +311,8 @@ def store(folder: Path) -> Callable[[str], str]:
             if not re.fullmatch(r"//?[^/?#].*", rest) or rest.endswith("/"):
                 raise ValueError(f"{shown(text)} is not sqlite:///PATH, such as sqlite:///var/s.db")
             return f"sqlite:///{rest.lstrip('/')}"
-        if scheme == "redis":
-            return _redis(text, rest)
+        if scheme in ("redis", "rediss"):
+            raise ValueError(f"{shown(text)}: not built yet; use sqlite:///PATH")
         raise ValueError(f"{shown(text)} is no store: a path, sqlite:///PATH or :memory:")
 
     return parse
@@ -468,14 +468,3 @@ def _not_in_a_url(character: str) -> bool:
 
 def _percent(character: str) -> str:
     return "".join(f"%{byte:02X}" for byte in character.encode())
-
-
-def _redis(text: str, rest: str) -> str:
-    authority, slash, number = rest.partition("/")
-    try:
-        place = parse_authority(authority, None)
-        count(0, 9999)(number)
-    except ValueError:
-        example = "redis://HOST:PORT/DB, such as redis://192.0.2.5:6379/0"
-        raise ValueError(f"{shown(text)} is not {example}") from None
-    return f"redis://{in_url(place.host)}:{place.port}{slash}{number}"
