@@ -26,11 +26,13 @@ OTHER = Client(parse_address("192.0.2.8"))
 
 @dataclass
 class Clock:
-    """A clock that a test moves."""
+    """A clock that a test moves; `asked` is how often somebody looked at it."""
 
     at: float = 1000.0
+    asked: int = 0
 
     def __call__(self) -> float:
+        self.asked += 1
         return self.at
 
 
@@ -41,10 +43,7 @@ def log(path: Path, clock: Clock | None = None) -> Iterator[EventLog]:
     try:
         yield it
     finally:
-        it.close()
-        assert it._thread
-        it._thread.join(SOON)
-        assert not it._thread.is_alive()
+        assert it.close(SOON)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -131,9 +130,9 @@ def test_many_clients_together_are_bounded_in_memory(tmp_path: Path) -> None:
     with log(path) as it:
         for number in range(50_000):
             it.write("refused", Client(parse_address(f"10.0.{number >> 8}.{number & 255}")))
-        assert len(it._backlog) <= BACKLOG
-        assert len(it._lines) <= 20_000
-        assert len(it._shares) <= 20_000
+        assert len(it.backlog) <= BACKLOG
+        assert len(it.lines) <= 20_000
+        assert len(it.shares) <= 20_000
 
 
 @given(st.text(), st.text(alphabet=st.characters(codec=None)))
@@ -174,7 +173,7 @@ def test_a_full_disk_is_told_once_and_what_was_lost_is_counted(
     with caplog.at_level(logging.WARNING), log(path) as it:
         for number in range(3):
             it.write("refused", CLIENT, host=f"{number}.test")
-            eventually(lambda want=number + 1: it._lost >= want)
+            eventually(lambda want=number + 1: it.lost >= want)
         path.unlink()  # as if there were room again
         it.write("refused", CLIENT, host="after.test")
         eventually(lambda: path.exists() and path.stat().st_size)
@@ -186,24 +185,14 @@ def test_a_full_disk_is_told_once_and_what_was_lost_is_counted(
     assert "No space left on device" in caplog.records[0].getMessage()
 
 
-def test_what_was_lost_is_not_forgotten_while_nothing_happens(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "events"
+def test_what_was_lost_is_not_forgotten_while_nothing_happens(tmp_path: Path) -> None:
+    path, clock = tmp_path / "events", Clock()
     path.symlink_to("/dev/full")
-    with log(path) as it:
-        turns = 0
-        flush_due = it._flush_due
-
-        def counted(everything: bool) -> None:
-            nonlocal turns
-            turns += 1
-            flush_due(everything)
-
+    with log(path, clock) as it:
         it.write("refused", CLIENT, host="lost.test")
-        eventually(lambda: it._lost == 1)
-        monkeypatch.setattr(it, "_flush_due", counted)
-        eventually(lambda: turns == 2)  # with nothing to write
+        eventually(lambda: it.lost == 1)
+        before = clock.asked
+        eventually(lambda: clock.asked >= before + 2)  # what is due, with nothing to write
         path.unlink()
         it.write("refused", CLIENT, host="after.test")
     assert [line.get("lost") for line in lines(path)] == [1, None]
@@ -251,7 +240,7 @@ def test_a_pipe_that_nobody_reads_holds_nothing_up(tmp_path: Path) -> None:
         with log(path) as it:
             for number in range(5000):  # more than a pipe holds
                 it.write("granted", OTHER, number=number)
-            eventually(lambda: it._lost)
+            eventually(lambda: it.lost)
         whole = os.read(reader, 10_000).split(b"\n")[:-1]
         assert [json.loads(line)["number"] for line in whole] == list(range(len(whole)))
     finally:
@@ -268,7 +257,7 @@ def test_half_a_line_spoils_no_other(tmp_path: Path, room: int) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, rest))  # a disk that is full soon
             for number in range(100):
                 it.write("granted", OTHER, number=number)
-            eventually(lambda: it._lost)
+            eventually(lambda: it.lost)
             resource.setrlimit(resource.RLIMIT_FSIZE, (fits, rest))
             it.write("granted", OTHER, number="last")
     finally:

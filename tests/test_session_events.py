@@ -30,9 +30,7 @@ class House:
         self.ledger.changed(CLIENT)
 
     def told(self) -> list[dict[str, Any]]:
-        self.events.close()
-        assert self.events._thread
-        self.events._thread.join(30)  # close() itself waits for 2 s
+        assert self.events.close(30)
         return [json.loads(line) for line in self.file.read_text().splitlines()]
 
 

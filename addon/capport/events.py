@@ -61,10 +61,10 @@ class EventLog:
     monotonic: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
-        self._lines: OrderedDict[tuple[Value, ...], _Line] = OrderedDict()
-        self._shares = BoundedMap[str, _Share](TABLE)
-        self._backlog: deque[str] = deque()
-        self._lost = 0
+        self.lines: OrderedDict[tuple[Value, ...], _Line] = OrderedDict()
+        self.shares = BoundedMap[str, _Share](TABLE)
+        self.backlog: deque[str] = deque()
+        self.lost = 0
         self._file: int | None = None
         self._failing = False
         self._torn = False  # whether the last line in the file is half of one
@@ -93,52 +93,55 @@ class EventLog:
                 self._put(told)
             self._wake.notify()
 
-    def close(self) -> None:
-        """Writes what was counted and what waits, as far as the disk lets it within 2 s."""
+    def close(self, seconds: float = 2.0) -> bool:
+        """Writes what was counted and what waits; whether the disk let it in so many seconds."""
         with self._wake:
             self._closing = True
             self._wake.notify()
         if self._thread is not None:
-            self._thread.join(2.0)
-        if self._file is not None and self._thread is not None and not self._thread.is_alive():
+            self._thread.join(seconds)
+            if self._thread.is_alive():
+                return False
+        if self._file is not None:
             os.close(self._file)
             self._file = None
+        return True
 
     def _is_new(self, told: dict[str, Value]) -> bool:
         now = self.monotonic()
         who = str(told.get("mac") or told.get("client", ""))  # IPv6 gives one device many addresses
         key = (told["event"], who, *(told.get(name) for name in _TELLING))
-        line = self._lines.get(key)
+        line = self.lines.get(key)
         if line is not None and now < line.until:
             line.repeats += 1
             return False
-        share = self._shares.get(who)
+        share = self.shares.get(who)
         if share is None or now >= share.until:
-            share = self._shares[who] = _Share(now + WINDOW)
+            share = self.shares[who] = _Share(now + WINDOW)
         share.lines += 1
         if share.lines > LINES_A_CLIENT:
             key = (told["event"], who, "more")
             told = {name: told[name] for name in ("event", "client", "mac") if name in told}
-            if key in self._lines:
-                self._lines[key].repeats += 1
+            if key in self.lines:
+                self.lines[key].repeats += 1
                 return False
             told["because"] = "this client makes up ever new ones; the rest are counted here"
         self._flush(key)
-        self._lines[key] = _Line(told, now + WINDOW)
-        while len(self._lines) > TABLE:
-            self._flush(next(iter(self._lines)))
+        self.lines[key] = _Line(told, now + WINDOW)
+        while len(self.lines) > TABLE:
+            self._flush(next(iter(self.lines)))
         return True
 
     def _flush(self, key: tuple[Value, ...]) -> None:
-        line = self._lines.pop(key, None)
+        line = self.lines.pop(key, None)
         if line is not None and line.repeats:
             self._put(line.fields | {"repeats": line.repeats})
 
     def _put(self, told: dict[str, Value]) -> None:
-        if len(self._backlog) >= BACKLOG:
-            self._lost += 1
+        if len(self.backlog) >= BACKLOG:
+            self.lost += 1
             return
-        self._backlog.append(self._line(told))
+        self.backlog.append(self._line(told))
 
     def _line(self, told: dict[str, Value]) -> str:
         at = datetime.fromtimestamp(self.wall(), UTC).isoformat(timespec="milliseconds")
@@ -147,28 +150,28 @@ class EventLog:
     def _run(self) -> None:
         while True:
             with self._wake:
-                if not self._backlog and not self._closing:
+                if not self.backlog and not self._closing:
                     self._wake.wait(1.0)
                 closing = self._closing
                 self._flush_due(closing)
-                lines, lost = list(self._backlog), self._lost
-                self._backlog.clear()
+                lines, lost = list(self.backlog), self.lost
+                self.backlog.clear()
                 if lines:  # or there is none to tell of them with: they are told with the next
-                    self._lost = 0
+                    self.lost = 0
             if lines:
                 told: dict[str, Value] = {"event": "fault", "what": "events", "lost": lost}
                 left = self._left_of([self._line(told), *lines] if lost else lines)
                 with self._wake:
                     # Where the line that tells of them went through, those before are told.
-                    self._lost += left if left <= len(lines) else len(lines) + lost
+                    self.lost += left if left <= len(lines) else len(lines) + lost
             if closing:
                 return
 
     def _flush_due(self, everything: bool) -> None:
         """Writes how often what was counted came, where its window is over: the oldest first."""
         now = self.monotonic()
-        while self._lines and (everything or now >= next(iter(self._lines.values())).until):
-            self._flush(next(iter(self._lines)))
+        while self.lines and (everything or now >= next(iter(self.lines.values())).until):
+            self._flush(next(iter(self.lines)))
 
     def _left_of(self, lines: list[str]) -> int:
         """How many of `lines` could not be written."""

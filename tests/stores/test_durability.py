@@ -372,7 +372,7 @@ def test_a_locked_file_grants_nothing_in_time_and_revokes_at_once(tmp_path: Path
 def test_a_grant_after_a_noted_revocation_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(SqliteStore, "_turn", lambda store: None)  # it must not depend on it
+    monkeypatch.setattr(SqliteStore, "turn", lambda store: None)  # it must not depend on it
     file = OneFile(tmp_path)
     store = file.open()
     for turn in range(5):
@@ -604,7 +604,7 @@ def test_root_changes_nothing_that_was_put_in_place_of_journal_and_ballast(
     store = SqliteStore(theirs / "sessions.db", spares=())
     store.put(session(MAC))
     assert store.drop(MAC)
-    store._database.free_room()
+    store.database.free_room()
     store.close()
     assert untouched(precious)
 

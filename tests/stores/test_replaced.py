@@ -186,7 +186,7 @@ def test_nothing_acknowledged_after_a_replacement_is_lost(path: Path, turn: int)
 def test_who_lets_go_of_an_old_file_leaves_the_log_of_the_new_one(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(SqliteStore, "_turn", lambda store: None)  # it does not notice
+    monkeypatch.setattr(SqliteStore, "turn", lambda store: None)  # it does not notice
     old = SqliteStore(path, spares=())
     old.put(writers.granted(GOES))
     remove(path)

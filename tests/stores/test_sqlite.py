@@ -289,9 +289,7 @@ def test_a_power_cut_gives_at_most_the_unwritten_time_again_and_never_more_than_
         store.put(session(ADDRESS))  # writes the clock down
         cut = OneFile(Path(folder) / "cut")
         cut.path.parent.mkdir()
-        with (
-            store._database.writing
-        ):  # which keeps the background from writing the clock down again
+        with store.database.writing:  # which keeps the background from writing the clock down again
             file.time.now += lived
             for suffix in ("", "-wal"):  # what is on the disk at this moment
                 shutil.copy(f"{file.path}{suffix}", f"{cut.path}{suffix}")
@@ -427,7 +425,7 @@ def test_who_lags_behind_the_journal_of_changes_reads_everything(
     until(lambda: two.find((MAC,), 1000.0) is not None)
     told: list[ClientId] = []
     two.watch(told.append)
-    with two._database.reading:  # as if its thread had been stopped
+    with two.database.reading:  # as if its thread had been stopped
         for number in range(10):
             one.put(session(ClientId(f"198.51.100.{number}")))
         one.drop(MAC)

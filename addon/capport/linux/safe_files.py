@@ -12,15 +12,16 @@ byte of it changes, and nothing is given away but what was made here just now.
 it would let go of SQLite's locks.)
 """
 
+import contextlib
 import errno
 import os
 import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 # O_NONBLOCK: a pipe would keep whoever opens it waiting.
-_AT_ONCE = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-_FLAGS = _AT_ONCE | os.O_NOFOLLOW
+_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _MOST_LINKS = 40  # as the kernel has it (path_resolution(7))
 
 
@@ -28,15 +29,10 @@ def open_regular(path: Path) -> BinaryIO:
     """Opens a file to read, and nothing that would wait, or never end. Raises OSError."""
     try:
         _refuse_irregular(path, path.stat())  # opening a device may have effects
-        file = os.fdopen(os.open(path, os.O_RDONLY | _AT_ONCE), "rb")
     except ValueError as error:  # a NUL in the name
         raise OSError(errno.EINVAL, f"is no file name: {error}") from error
-    try:
-        _refuse_irregular(path, os.fstat(file.fileno()))
-    except OSError:
-        file.close()
-        raise
-    return file
+    opened = _open(path, os.O_RDONLY, lambda status: _refuse_irregular(path, status))
+    return os.fdopen(opened, "rb")
 
 
 def open_to_read(path: Path) -> int:
@@ -44,13 +40,7 @@ def open_to_read(path: Path) -> int:
 
     Whoever owns it: what is noted in it is revoked, and to leave it unread would be to forget that.
     """
-    descriptor = os.open(path, os.O_RDONLY | _FLAGS)
-    try:
-        _check_regular(os.fstat(descriptor), path)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+    return _open(path, os.O_RDONLY | os.O_NOFOLLOW, lambda status: _check_regular(status, path))
 
 
 def open_to_change(path: Path, flags: int, like: Path) -> int:
@@ -58,13 +48,7 @@ def open_to_change(path: Path, flags: int, like: Path) -> int:
 
     It must be ours, or belong to whom the database at `like` or its folder does.
     """
-    descriptor = os.open(path, flags | _FLAGS)
-    try:
-        _check(os.fstat(descriptor), path, like)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+    return _open(path, flags | os.O_NOFOLLOW, lambda status: _check(status, path, like))
 
 
 def open_or_make(path: Path, like: Path) -> tuple[int, bool]:
@@ -126,13 +110,30 @@ def follow(path: Path) -> Path:
     return path.resolve()
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes the names in `folder` durable: syncing a new file does not. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+@contextlib.contextmanager
+def closing(descriptor: int) -> Iterator[int]:
+    """Closes `descriptor` at the end."""
     try:
-        os.fsync(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in `folder` durable: syncing a new file does not. Raises OSError."""
+    with closing(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as descriptor:
+        os.fsync(descriptor)
+
+
+def _open(path: Path, flags: int, check: Callable[[os.stat_result], None]) -> int:
+    """A descriptor of what is at `path`, if `check` does not raise. Raises OSError."""
+    descriptor = os.open(path, flags | _FLAGS)
+    try:
+        check(os.fstat(descriptor))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _refuse_irregular(path: Path, status: os.stat_result) -> None:
@@ -145,7 +146,7 @@ def _refuse_irregular(path: Path, status: os.stat_result) -> None:
 def _make(path: Path, like: Path) -> int | None:
     """A descriptor of a new file; None where something is there. Raises OSError."""
     try:
-        made = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
+        made = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | _FLAGS, 0o600)
     except FileExistsError:
         return None
     try:

@@ -62,7 +62,7 @@ class StoreTime:
         self.now = clock
         self._boot_id = boot_id
         self._boot = ""
-        self._reckoned = (BootClock(), 0.0)
+        self._reckoned: tuple[BootClock, float] | None = None
 
     def begin(self, reader: sqlite3.Connection, writer: sqlite3.Connection) -> None:
         """Finds out which boot this is, and makes the file know of it. Raises OSError.
@@ -80,7 +80,7 @@ class StoreTime:
         clock = BootClock.read(db)
         if clock.boot == self._boot:
             return clock.shift
-        if self._reckoned[0] != clock:
+        if self._reckoned is None or self._reckoned[0] != clock:
             self._reckoned = clock, clock.checkpoint - self.now()
         return self._reckoned[1]
 

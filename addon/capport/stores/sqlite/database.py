@@ -21,7 +21,16 @@ from pathlib import Path
 from capport.linux import safe_files
 from capport.stores import StoreError
 from capport.stores.sqlite import locks
-from capport.stores.sqlite.schema import Schema, connect, describe, migrate, no_room, prepare
+from capport.stores.sqlite.schema import (
+    Schema,
+    connect,
+    describe,
+    is_busy,
+    migrate,
+    no_room,
+    prepare,
+    roll_back,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -285,11 +294,11 @@ class Database:
                     writer.close()
                 if time.monotonic() > deadline:
                     raise
-                if isinstance(error, sqlite3.OperationalError) and no_room(error):
+                if no_room(error):
                     self._contents.free_room()  # the log and its index need some even to be read
                     deadline = 0
-                elif not isinstance(error, _ForeignLogError) and not _is_being_made(error):
-                    raise
+                elif not isinstance(error, _ForeignLogError) and not is_busy(error):
+                    raise  # else another process has yet to let go of the log, or makes the file
                 time.sleep(0.02)
 
     def _connect(self) -> sqlite3.Connection:
@@ -318,13 +327,10 @@ class Database:
 
     def _see_that_it_is_there(self) -> None:
         """After a commit: raises StoreError where it went to another file than is at the path."""
-        if not self._is_there():
-            raise StoreError(f"{self.path}: gone or replaced while it was written to; try again")
-
-    def _is_there(self) -> bool:
         with contextlib.suppress(OSError):
-            return self._identity()[0] == self._file
-        return False
+            if self._identity()[0] == self._file:
+                return
+        raise StoreError(f"{self.path}: gone or replaced while it was written to; try again")
 
     def _let_go(self) -> None:
         """Lets go of a file that is not at the path any more, and takes its log away from there.
@@ -421,21 +427,6 @@ def _transaction(db: sqlite3.Connection, path: Path, seconds: float) -> Iterator
         raise
 
 
-def roll_back(db: sqlite3.Connection) -> None:
-    """Ends a transaction, if SQLite has not done so itself (it does on a full or failing disk)."""
-    with contextlib.suppress(sqlite3.Error):
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-
-
 def _inode(path: Path) -> _File:
     status = path.stat()
     return status.st_dev, status.st_ino
-
-
-def _is_being_made(error: BaseException) -> bool:
-    """Whether another process is making the same file."""
-    return (
-        isinstance(error, sqlite3.OperationalError)
-        and error.sqlite_errorcode == sqlite3.SQLITE_BUSY
-    )

@@ -9,9 +9,9 @@ from collections.abc import Collection, Iterator
 from capport.core.client import Address, ClientId, Mac
 from capport.stores.replica import Replica, Row, pack
 from capport.stores.sqlite.boot_clock import StoreTime
-from capport.stores.sqlite.database import Database, roll_back
+from capport.stores.sqlite.database import Database
 from capport.stores.sqlite.revocations import Revocations
-from capport.stores.sqlite.schema import describe
+from capport.stores.sqlite.schema import describe, roll_back
 from capport.stores.sqlite.session_schema import COLUMNS
 from capport.stores.subscribers import Watchers
 

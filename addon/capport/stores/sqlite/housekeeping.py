@@ -36,7 +36,7 @@ class Upkeep:
         self._due: Instant = store_time.now() + UPKEEP_SECONDS
 
     def turn(self) -> None:
-        """Does what is due. Raises sqlite3.Error too."""
+        """Does what is due."""
         now = self._time.now()
         if now >= self._replica.flush_due:
             self.flush()
@@ -46,9 +46,9 @@ class Upkeep:
                 pass
             self.note_time(UPKEEP_SECONDS - 1)
             self._forget_changes()
-            with self._database.writing:
+            with self._database.current() as db:
                 if self._database.commits:
-                    self._database.checkpoint(self._database.connection())
+                    self._database.checkpoint(db)
             self._set_room_aside()
 
     def flush(self) -> None:
@@ -69,8 +69,7 @@ class Upkeep:
 
     def note_time(self, seconds: float) -> None:
         """Writes down how far time has come, unless somebody did in the last `seconds`."""
-        with self._database.writing:
-            db = self._database.connection()
+        with self._database.current() as db:
             is_due = self._time.unwritten(db) > seconds
             (sessions,) = db.execute("SELECT EXISTS (SELECT 1 FROM sessions)").fetchone()
         if sessions and is_due:
@@ -79,8 +78,7 @@ class Upkeep:
 
     def _clear_batch(self) -> bool:
         """Deletes some sessions that are over; whether there may be more."""
-        with self._database.writing:
-            db = self._database.connection()
+        with self._database.current() as db:
             before = self._time.now() + self._time.shift(db) - GRACE_SECONDS
             if not db.execute(_OVER, (before, 1)).fetchone():
                 return False
@@ -94,8 +92,7 @@ class Upkeep:
 
     def _forget_changes(self) -> None:
         """Keeps the last thousands: who lags behind reads everything."""
-        with self._database.writing:
-            db = self._database.connection()
+        with self._database.current() as db:
             (kept,) = db.execute("SELECT max(seq) - min(seq) FROM changes").fetchone()
         if (kept or 0) > 2 * KEPT_CHANGES:
             with self._database.transaction(PUT_SECONDS) as db:

@@ -52,8 +52,7 @@ def make(path: Path, like: Path) -> None:
 @contextlib.contextmanager
 def locked(path: Path, like: Path, flags: int = os.O_RDWR) -> Iterator[int]:
     """Keeps every other process out: a descriptor of the file at `path`. Raises OSError."""
-    descriptor = safe_files.open_to_change(path, flags, like)
-    try:
+    with safe_files.closing(safe_files.open_to_change(path, flags, like)) as descriptor:
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:
@@ -63,6 +62,4 @@ def locked(path: Path, like: Path, flags: int = os.O_RDWR) -> Iterator[int]:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.005)
-        yield descriptor
-    finally:
-        os.close(descriptor)  # which unlocks it
+        yield descriptor  # closing it unlocks it

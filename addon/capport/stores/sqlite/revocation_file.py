@@ -32,15 +32,10 @@ class Revoked:
     def read(self) -> frozenset[ClientId]:
         """The clients in it. A line that was being written when the power went is not counted."""
         try:
-            descriptor = safe_files.open_to_read(self.path)
+            with safe_files.closing(safe_files.open_to_read(self.path)) as descriptor:
+                return _clients_in(descriptor)
         except OSError:
             return frozenset()
-        try:
-            return _clients_in(descriptor)
-        except OSError:
-            return frozenset()
-        finally:
-            os.close(descriptor)
 
     def add(self, client: ClientId) -> None:
         """Writes one line, and returns when it is on the disk. Raises OSError."""
@@ -70,11 +65,9 @@ class Revoked:
     def ring(self) -> None:
         """Tells the others that something was committed; they look once a second anyway."""
         with contextlib.suppress(OSError):
-            descriptor = safe_files.open_to_change(self.path, os.O_RDONLY, self._like)
-            try:
+            opened = safe_files.open_to_change(self.path, os.O_RDONLY, self._like)
+            with safe_files.closing(opened) as descriptor:
                 os.utime(descriptor)
-            finally:
-                os.close(descriptor)
 
 
 def _clients_in(descriptor: int) -> frozenset[ClientId]:
@@ -90,8 +83,7 @@ def _clients_in(descriptor: int) -> frozenset[ClientId]:
 
 def set_ballast(path: Path, like: Path) -> None:
     """Takes up `BALLAST` bytes at `path`, or at least a quarter of it. Raises OSError."""
-    descriptor, _ = safe_files.open_or_make(path, like)
-    try:
+    with safe_files.closing(safe_files.open_or_make(path, like)[0]) as descriptor:
         has = os.fstat(descriptor).st_size
         for size in (BALLAST, BALLAST // 2, BALLAST // 4):
             if has >= size:
@@ -103,18 +95,14 @@ def set_ballast(path: Path, like: Path) -> None:
                 os.ftruncate(descriptor, has)
                 if size == BALLAST // 4:
                     raise
-    finally:
-        os.close(descriptor)
 
 
 def free_ballast(path: Path, like: Path) -> None:
     """Gives the room back, if there is any."""
     with contextlib.suppress(OSError):
-        descriptor = safe_files.open_to_change(path, os.O_WRONLY, like)
-        try:
+        opened = safe_files.open_to_change(path, os.O_WRONLY, like)
+        with safe_files.closing(opened) as descriptor:
             os.ftruncate(descriptor, 0)
-        finally:
-            os.close(descriptor)
 
 
 def spare_folders() -> tuple[Path, ...]:

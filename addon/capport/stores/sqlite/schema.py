@@ -1,5 +1,6 @@
 """A SQLite file: its version, what must be true before it is used, and its errors as sentences."""
 
+import contextlib
 import os
 import sqlite3
 from dataclasses import dataclass
@@ -53,8 +54,7 @@ def prepare(db: sqlite3.Connection, path: Path, schema: Schema) -> None:
     try:
         version = _version(db, path, schema)
     finally:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
+        roll_back(db)
     _set_wal(db, path)
     if version < len(schema.migrations):
         db.execute("BEGIN IMMEDIATE")
@@ -63,8 +63,7 @@ def prepare(db: sqlite3.Connection, path: Path, schema: Schema) -> None:
             migrate(db, schema, version)
             db.execute("COMMIT")
         finally:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
+            roll_back(db)
 
 
 def migrate(db: sqlite3.Connection, schema: Schema, version: int = 0) -> None:
@@ -97,6 +96,13 @@ def _set_wal(db: sqlite3.Connection, path: Path) -> None:
         raise StoreError(
             f"{path}: this file system allows no write-ahead log; keep it on a local disk"
         )
+
+
+def roll_back(db: sqlite3.Connection) -> None:
+    """Ends a transaction, if SQLite has not done so itself (it does on a full or failing disk)."""
+    with contextlib.suppress(sqlite3.Error):
+        if db.in_transaction:
+            db.execute("ROLLBACK")
 
 
 def no_room(error: BaseException | None) -> bool:

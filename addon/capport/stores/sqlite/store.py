@@ -17,7 +17,6 @@ is not in it is unknown (`database.py`).
 import contextlib
 import logging
 import math
-import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -34,7 +33,7 @@ from capport.stores.sqlite.follower import Follower
 from capport.stores.sqlite.housekeeping import Upkeep
 from capport.stores.sqlite.revocation_file import Revoked, spare_folders
 from capport.stores.sqlite.revocations import Revocations
-from capport.stores.sqlite.schema import describe, is_busy, no_room
+from capport.stores.sqlite.schema import is_busy, no_room
 from capport.stores.sqlite.session_contents import SessionContents
 from capport.stores.sqlite.session_schema import CHANGE, COLUMNS
 from capport.stores.subscribers import Watchers
@@ -85,21 +84,19 @@ class SqliteStore:
         )
         journal = self._revocations.places[0]
         contents = SessionContents(self.path, journal, self._time, self._follower)
-        self._database = Database(
+        self.database = Database(
             path, contents, lock=journal.path, make=make, make_folder=make_folder
         )
-        self._upkeep = Upkeep(
-            self._database, self._replica, self._time, self._sync, contents.opened
-        )
+        self._upkeep = Upkeep(self.database, self._replica, self._time, self._sync, contents.opened)
         self._closed = False
         try:
-            with self._database.writing:
-                self._database.connection()
+            with self.database.writing:
+                self.database.connection()
         except StoreError as error:
             if not start_closed:
-                self._database.close()
+                self.database.close()
                 raise
-            self._database.say(str(error))
+            self.database.say(str(error))
         self._bell = Bell((place.path for place in self._revocations.places), self.path)
         self._thread = threading.Thread(target=self._keep, name=f"{self.path.name}", daemon=True)
         self._thread.start()
@@ -107,7 +104,7 @@ class SqliteStore:
     @property
     def fault(self) -> str | None:
         """Why the file cannot be used now, None while it can."""
-        return self._database.fault
+        return self.database.fault
 
     # --- what the protocol promises ---
 
@@ -138,7 +135,7 @@ class SqliteStore:
     def drop(self, client: ClientId) -> bool:
         """Ends a session; whether there was one."""
         now = self._time.now() + self._replica.state.shift
-        self._revocations.begin(client, now if self._database.is_open else math.inf)
+        self._revocations.begin(client, now if self.database.is_open else math.inf)
         known = self._replica.set(client, None)
         if known:
             self._watchers.tell(client)
@@ -163,19 +160,17 @@ class SqliteStore:
             self._upkeep.flush()
             self._upkeep.note_time(TURN_SECONDS)
         except StoreError as error:
-            self._database.say(str(error))
-        except sqlite3.Error as error:
-            self._database.say(describe(self.path, error))
+            self.database.say(str(error))
         self._closed = True
         self._bell.close()
-        self._database.close()
+        self.database.close()
         self._replica.replace({}, 0.0)
         self._watchers.close()
 
     def _put(self, session: Session, *, renews: bool, most: int | None = None) -> bool:
         check_times(session)
         self._fold(PUT_SECONDS)  # or a revocation noted earlier would end this session
-        with self._database.transaction(PUT_SECONDS) as db:
+        with self.database.transaction(PUT_SECONDS) as db:
             if not db.execute(_THERE, (session.client,)).fetchone():
                 if renews:
                     return False
@@ -189,7 +184,7 @@ class SqliteStore:
     # --- revoking ---
 
     def _delete(self, client: ClientId) -> bool:
-        with self._database.transaction(DROP_SECONDS) as db:
+        with self.database.transaction(DROP_SECONDS) as db:
             known = db.execute("DELETE FROM sessions WHERE client = ?", (client,)).rowcount > 0
             if known:
                 db.execute(CHANGE, (client,))
@@ -199,7 +194,7 @@ class SqliteStore:
         try:
             return self._delete(client)
         except StoreError as error:
-            if not no_room(error.__cause__) or not self._database.free_room():
+            if not no_room(error.__cause__) or not self.database.free_room():
                 raise
             return self._delete(client)
 
@@ -216,7 +211,7 @@ class SqliteStore:
                         f"{place.path}: cannot be emptied ({error.strerror}); check its owner"
                     ) from error
         for client in tuple(self._revocations.unnoted):
-            with self._database.transaction(seconds) as db:
+            with self.database.transaction(seconds) as db:
                 db.execute(
                     "DELETE FROM sessions WHERE client = ? AND granted <= ?",
                     (client, self._revocations.since(client)),
@@ -232,7 +227,7 @@ class SqliteStore:
         Every grant folds first, so no line outlives a grant that came after it.
         """
         with contextlib.ExitStack() as stack:
-            with self._database.transaction(seconds) as db:
+            with self.database.transaction(seconds) as db:
                 clients, empty = stack.enter_context(place.held())
                 for client in clients:
                     db.execute("DELETE FROM sessions WHERE client = ?", (client,))
@@ -251,30 +246,28 @@ class SqliteStore:
             raise StoreError(self.fault or f"{self.path}: cannot be read back")
 
     def _sync(self, also: ClientId | None = None) -> bool:
-        return self._follower.sync(self._database, also)
+        return self._follower.sync(self.database, also)
 
     # --- in the background ---
 
     def _keep(self) -> None:
         while self._bell.wait(TURN_SECONDS):
             try:
-                self._turn()
+                self.turn()
             except StoreError as error:
-                self._database.say(str(error))
-            except sqlite3.Error as error:
-                self._database.say(describe(self.path, error))
+                self.database.say(str(error))
             except Exception:
                 # The edge: without this thread no revocation of another process would be seen.
                 logger.exception("The session store's upkeep failed; it goes on")
 
-    def _turn(self) -> None:
+    def turn(self) -> None:
         """What is due now: changes of others, the file itself, touches, upkeep."""
         self._sync()
-        if self._database.writing.acquire(blocking=False):
+        if self.database.writing.acquire(blocking=False):
             try:
-                self._database.connection()
+                self.database.connection()
             finally:
-                self._database.writing.release()
+                self.database.writing.release()
         if self._revocations.waiting():
             try:
                 self._fold(DROP_SECONDS)
