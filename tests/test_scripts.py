@@ -301,7 +301,7 @@ def test_every_package_has_a_command_and_a_reason() -> None:
 @requires.tool("shellcheck")
 def test_shellcheck_finds_nothing() -> None:
     scripts = [CHECKOUT / ".ci" / "run"]
-    for path in (CHECKOUT / "scripts").iterdir():
+    for path in (CHECKOUT / "scripts").rglob("*"):
         if path.is_file() and path.read_bytes().startswith(b"#!/usr/bin/env bash"):
             scripts.append(path)
     assert RUN in scripts

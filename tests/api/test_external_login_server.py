@@ -150,7 +150,7 @@ async def test_without_a_state_in_its_url_it_names_the_client(tmp_path: Path, wa
 async def test_who_signed_in_elsewhere_comes_back_through_the_proxy(
     tmp_path: Path, way: str
 ) -> None:
-    """By README's words alone: the login server that comes with it is kept, and nothing listed."""
+    """By the page alone: the login server that comes with it is kept, and nothing listed."""
     key, listen = ed25519.Ed25519PrivateKey.generate(), free_port()
     (tmp_path / "login").mkdir()
     pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -178,7 +178,7 @@ async def _answers(port: int) -> bool:
 @requires.tool("curl")
 async def test_the_readmes_calls_are_answered_as_it_says(tmp_path: Path) -> None:
     """Over the unix socket, and over TCP with a token, which there it does not go without."""
-    readme = (CHECKOUT / "README.md").read_text()
+    readme = (CHECKOUT / "addon/capport/api/README.md").read_text()
     calls = "".join(re.findall(r"<!-- api -->\n```console\n(.*?)```", readme, re.S))
     tcp = free_port()
     policy = "login_url: https://login.example.net/?state={state}\n"

@@ -108,7 +108,7 @@ def test_forty_questions_a_second_for_ordinary_names_are_answered(lab: Lab, addr
 def test_each_way_the_bound_is_that_of_the_readme() -> None:
     assert QUESTIONS.most <= PAYLOAD
     assert ANSWERS.most <= PAYLOAD
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "scripts/router/README.md").read_text()
     assert f"{PAYLOAD} bytes a second each way" in readme
 
 
