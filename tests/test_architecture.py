@@ -431,12 +431,47 @@ def test_no_two_modules_have_the_same_name() -> None:
     assert {name for name, count in names.items() if count > 1} == {"__init__.py"}
 
 
-def test_the_map_leads_to_files_that_are_there() -> None:
-    addon = CHECKOUT / "addon"
-    rows = [line for line in (addon / "README.md").read_text().splitlines() if line[:1] == "|"]
-    named = {name for row in rows for name in re.findall(r"`([a-z_/]+\.py)`", row)} - {"redis.py"}
+def map_of_the_house() -> str:
+    return (CHECKOUT / "addon" / "README.md").read_text()
+
+
+def test_the_map_has_a_line_for_each_module_and_none_for_another() -> None:
+    lines = re.findall(r"^\| `([a-z0-9_/]+\.py)` \| \S", map_of_the_house(), re.M)
+    package = CHECKOUT / "addon" / "capport"
+    there = {str(path.relative_to(package)): path for path in package.rglob("*.py")}
+    modules = {name for name in there if not name.endswith("__init__.py")}
+    missing = [f"| `{name}` | {opening(there[name])} |" for name in sorted(modules - set(lines))]
+    assert "\n".join(missing) == ""
+    assert sorted(lines) == sorted(modules)
+
+
+def test_the_map_names_no_file_that_is_not_there() -> None:
+    places = (CHECKOUT / "addon" / "capport", CHECKOUT)
+    named = re.findall(r"`([a-z0-9_]+/[a-z0-9_/]+\.[a-z]+)`", map_of_the_house())
     assert len(named) > 15
-    assert {name for name in named if not (addon / "capport" / name).exists()} == set()
+    assert [name for name in named if not any((at / name).exists() for at in places)] == []
+
+
+def test_the_map_has_a_heading_for_each_folder() -> None:
+    package = CHECKOUT / "addon" / "capport"
+    folders = {str(p.parent.relative_to(package)) for p in package.rglob("__init__.py")} - {"."}
+    assert set(re.findall(r"^### ([a-z/0-9]+)/$", map_of_the_house(), re.M)) == folders
+
+
+def shown(row: Row) -> str:
+    """A row of HOUSE as a row of the map's table."""
+
+    def names(patterns: tuple[str, ...]) -> str:
+        folders = {name.removesuffix(".*") for name in patterns if name.endswith(".*")}
+        modules = (name for name in patterns if name not in folders)
+        paths = (re.sub(r"^capport\.(?!\*)", "", name).replace(".", "/") for name in modules)
+        return ", ".join(f"`{path.removesuffix('*')}`" for path in paths) or "nothing"
+
+    return f"| {names(row.modules)} | {names(row.may_import)} | {row.so_that} |"
+
+
+def test_the_map_shows_the_table_of_the_imports() -> None:
+    assert "\n".join(map(shown, HOUSE)) in map_of_the_house()
 
 
 def normal(distribution: str) -> str:
