@@ -162,6 +162,20 @@ def test_every_link_leads_somewhere(page: str) -> None:
         assert not anchor or anchor in anchors(path.read_text()), link
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_a_page_names_is_there(page: str) -> None:
+    named = re.findall(r"(?<![\w/.-])(?:scripts|policies|addon|tests)/[\w@./-]*\w", PAGES[page])
+    assert [name for name in named if not (CHECKOUT / name).exists()] == []
+
+
+def test_the_router_s_page_installs_each_file_of_its_folder() -> None:
+    page = PAGES["scripts/router/README.md"]
+    installed = set(re.findall(r"scripts/router/([\w@.-]+)", page.partition("## Start")[0]))
+    linked = set(re.findall(r"\]\((capport[\w.]+)\)", page))
+    there = {path.name for path in (CHECKOUT / "scripts" / "router").iterdir()} - {"README.md"}
+    assert there == installed | linked
+
+
 def test_every_page_is_within_reach_of_the_readme() -> None:
     linked = {
         str((CHECKOUT / link).relative_to(CHECKOUT))
