@@ -471,7 +471,8 @@ def shown(row: Row) -> str:
 
 
 def test_the_map_shows_the_table_of_the_imports() -> None:
-    assert "\n".join(map(shown, HOUSE)) in map_of_the_house()
+    table = map_of_the_house().partition("| place | may import | so that |\n|---|---|---|\n")[2]
+    assert table.partition("\n\n")[0].splitlines() == list(map(shown, HOUSE))
 
 
 def normal(distribution: str) -> str:
