@@ -125,7 +125,7 @@ HOUSE: tuple[Row, ...] = (
         ("capport.login", "capport.login.*"),
         (
             *("capport.core.*", "capport.web.*", "capport.log_limits", "capport.stores"),
-            *("capport.linux.file_state", "tornado"),
+            *("capport.linux.file_state", "capport.linux.safe_files", "tornado"),
             *("argon2", "cryptography", "jwt", "markdown_it"),
         ),
         "the pages and the APIs never learn of each other",
