@@ -20,7 +20,7 @@ from capport.core.client import parse_client_id
 from capport.core.session import Session
 from capport.gate import Gate
 from capport.proxy import mitmproxy_options
-from capport.proxy.addon import CaptivePortal, Gatekeeper
+from capport.proxy.addon import CaptivePortal, Hooks
 from requires import pytest_configure, pytest_runtest_setup
 
 LOGIN = "https://login.example.net/"
@@ -109,7 +109,7 @@ class Portal:
     """A running portal."""
 
     master: DumpMaster
-    keeper: Gatekeeper
+    keeper: Hooks
     flows: Flows
     port: int
 
@@ -224,7 +224,7 @@ async def running_portal(
     if task.done():
         task.result()
     port = master.addons.get("proxyserver").listen_addrs()[0][1]
-    keeper = cast(Gatekeeper, master.addons.get("capport"))
+    keeper = cast(Hooks, master.addons.get("capport"))
     try:
         yield Portal(master, keeper, flows, port)
     finally:

@@ -115,6 +115,7 @@ HOUSE: tuple[Row, ...] = (
         (
             *("capport.core.*", "capport.clock", "capport.gate", "capport.stores"),
             *("capport.linux.safe_files", "capport.linux.file_state", "capport.linux.frames"),
+            "capport.stores.opening",
             *("capport.stores.sqlite.boot_clock", "capport.stores.sqlite.database"),
             "capport.stores.sqlite.schema",
             *("capport.policy.certificate", "capport.log_limits", "tornado", "cryptography"),
@@ -143,10 +144,13 @@ HOUSE: tuple[Row, ...] = (
         lazily=("capport.*", "mitmproxy"),
     ),
     Row(
-        (
-            *("capport.service", "capport.service.*"),
-            *("capport.proxy", "capport.proxy.*", "captive_portal"),
-        ),
+        ("capport.service", "capport.service.*"),
+        ("capport.*",),
+        "the wiring is written once, for a proxy and without one",
+        never=("capport.proxy", "capport.commands", "capport.cli"),
+    ),
+    Row(
+        ("capport.proxy", "capport.proxy.*", "captive_portal"),
         ("capport.*", *MITMPROXY, "h11", "h2"),
         "mitmproxy stops here",
     ),
@@ -286,7 +290,10 @@ def test_imports_point_the_way_that_the_house_says() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["capport.core.decision", "capport.gate", "capport.cli", "capport.router.nftables"],
+    [
+        *("capport.core.decision", "capport.gate", "capport.cli", "capport.router.nftables"),
+        *("capport.service.service", "capport.commands.login"),
+    ],
 )
 def test_what_works_without_mitmproxy_does_not_reach_it_by_a_detour(module: str) -> None:
     reached = reach(module, CHECKOUT / "addon")
@@ -328,6 +335,8 @@ def plant(folder: Path, file: str, source: str) -> Path:
         ("cli.py", "from capport.proxy import addon", "starts without mitmproxy"),
         ("cli.py", "import mitmproxy", "starts without mitmproxy"),
         ("proxy/addon.py", "import requests", "mitmproxy stops here"),
+        ("service/service.py", "from mitmproxy import ctx", "the wiring is written once"),
+        ("service/service.py", "from capport.proxy import addon", "the wiring is written once"),
         ("utilities.py", "", "has no row in HOUSE"),
         (
             "core/decision.py",
@@ -372,6 +381,51 @@ def test_a_planted_detour_is_found(tmp_path: Path) -> None:
     assert "mitmproxy" not in reach("capport.cli", tmp_path)
     plant(tmp_path, "capport/proxy/__init__.py", "import mitmproxy")
     assert reach("capport.cli", tmp_path)["mitmproxy"] == "capport.proxy"
+
+
+def circles(folder: Path) -> list[str]:
+    """The modules that import one another, each way round; what is for types alone counts too."""
+    modules = sources(folder)
+    asks: dict[str, set[str]] = {
+        module: {module_of(found.name, modules) for found in imports(module, path)} - {module}
+        for module, path in modules.items()
+    }
+    found: list[str] = []
+    done: set[str] = set()
+
+    def walk(way: list[str]) -> None:
+        for name in sorted(asks.get(way[-1], ())):
+            if name in way:
+                found.append(" -> ".join([*way[way.index(name) :], name]))
+            elif name not in done:
+                walk([*way, name])
+        done.add(way[-1])
+
+    for module in modules:
+        if module not in done:
+            walk([module])
+    return found
+
+
+def test_no_modules_import_one_another() -> None:
+    assert circles(CHECKOUT / "addon") == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from capport.proxy import addon",
+        "def f():\n    from capport.proxy.addon import Hooks",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import capport.proxy.addon",
+    ],
+)
+def test_a_planted_circle_is_found(tmp_path: Path, source: str) -> None:
+    plant(tmp_path, "capport/proxy/addon.py", "from capport.proxy.layers import tls")
+    plant(tmp_path, "capport/proxy/layers/tls.py", "from capport.proxy import asked")
+    assert circles(plant(tmp_path, "capport/proxy/asked.py", source)) == [
+        "capport.proxy.addon -> capport.proxy.layers.tls -> capport.proxy.asked"
+        " -> capport.proxy.addon"
+    ]
 
 
 def reads_the_outside(tree: ast.AST) -> Iterator[int]:

@@ -27,7 +27,8 @@ from capport.linux import neighbour_lookup
 from capport.login import vouchers
 from capport.login.passwords import is_password
 from capport.policy import policy_file
-from capport.stores import SessionStore, open_store
+from capport.stores import SessionStore
+from capport.stores.opening import open_store
 from capport.web.records import Records
 from login.certificates import certificate
 

@@ -52,21 +52,21 @@ def test_a_revoked_client_is_unknown_at_once() -> None:
 
 
 def test_a_client_that_the_router_has_no_place_for_gets_no_session() -> None:
-    gate, _ = make()
     carried_out: list[ClientId] = []
 
-    def full(client: ClientId) -> None:
+    def full_after_one(client: ClientId) -> None:
         carried_out.append(client)
-        raise StoreError("set known4 is full")
+        if len(carried_out) > 1:
+            raise StoreError("set known4 is full")
 
+    gate = Gate(POLICY, MemoryStore(), carry_out=full_after_one)
     one, other = gate.client("192.0.2.7").id, gate.client("192.0.2.8").id
     gate.grant(other)
-    gate.in_force = full
     with pytest.raises(StoreError, match="set known4 is full"):
         gate.grant(one)
     assert [session.client for session in gate.store.sessions()] == [other]
     assert gate.revoke(one, other)
-    assert carried_out == [one, one, other]
+    assert carried_out == [other, one, one, other]
 
 
 def test_traffic_keeps_an_idle_session_up() -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from types import MappingProxyType
+from typing import Final
 
 from capport import clock
 from capport.core import decision, rates
@@ -27,14 +29,21 @@ from capport.events import EventLog
 from capport.linux import Neighbours, NoNeighbours
 from capport.stores import FullError, SessionStore, StoreError
 
+NOWHERE: Final[Mapping[Place, Address]] = MappingProxyType({})
 BUCKETS = 50_000  # clients whose requests are counted at a time, for 429
 
-type Link = Callable[[Client, str | None], str]
-"""The login URL for a client and the URL it asked for: what stands in the 511's link."""
+type Link = Callable[[Client, str | None], str | None]
+"""The login URL for a client and the URL it asked for; None where the policy's own does."""
 
 
 class Gate:
-    """Decides for every enforcement point. `policy` is replaced whole, never edited."""
+    """Decides for every enforcement point.
+
+    `policy` and `events` may be replaced, each as a whole; they are never edited. `link` makes the
+    link of a 511. `answering` are the places of the login server that answer now, and at what
+    address. `carry_out` is called with the client of each session that was opened or ended here:
+    it returns when the change is in force, and raises StoreError where there is no room for it.
+    """
 
     def __init__(
         self,
@@ -44,18 +53,18 @@ class Gate:
         neighbours: Neighbours | None = None,
         events: EventLog | None = None,
         now: Callable[[], Instant] = clock.now,
+        link: Link | None = None,
+        answering: Mapping[Place, Address] = NOWHERE,
+        carry_out: Callable[[ClientId], None] | None = None,
     ) -> None:
         self.policy = policy
         self.store = store
         self.neighbours: Neighbours = neighbours or NoNeighbours()
         self.events = events or EventLog()
         self.now = now
-        self.answering: Mapping[
-            Place, Address
-        ] = {}  # the login places that do, and at what address
-        self.link: Link | None = None
-        # Carries a change out at once. Raises StoreError where there is no place for one more.
-        self.in_force: Callable[[ClientId], None] | None = None
+        self.link = link
+        self.answering = answering
+        self._carry_out = carry_out or _nothing_to_do
         self._buckets = BoundedMap[ClientId, rates.Bucket](BUCKETS)
 
     def client(self, at: Peer | str) -> Client:
@@ -115,7 +124,7 @@ class Gate:
         elif self.link is not None and isinstance(verdict, NetworkAuthenticationRequired | SignIn):
             # Nobody wants to go on to a connectivity check once they are online.
             page = url if isinstance(verdict, NetworkAuthenticationRequired) else None
-            verdict = replace(verdict, login_url=self.link(client, page))
+            verdict = replace(verdict, login_url=self.link(client, page) or verdict.login_url)
         return verdict
 
     def connection(self, client: Client, place: Place) -> Verdict:
@@ -205,12 +214,11 @@ class Gate:
         except FullError as error:
             self.events.write("fault", what=str(error))
             raise
-        if self.in_force is not None:
-            try:
-                self.in_force(client)
-            except StoreError:
-                self.store.drop(client)  # known here, and held by the router, it would be stuck
-                raise
+        try:
+            self._carry_out(client)
+        except StoreError:
+            self.store.drop(client)  # known here, and held by the router, it would be stuck
+            raise
         return session
 
     def revoke(self, *clients: ClientId) -> bool:
@@ -225,9 +233,8 @@ class Gate:
             except StoreError as error:
                 failures.append(error)
             finally:
-                if self.in_force is not None:
-                    with suppress(StoreError):  # who is out needs no place
-                        self.in_force(client)
+                with suppress(StoreError):  # who is out needs no place
+                    self._carry_out(client)
         if failures:
             raise failures[0]
         return ended
@@ -279,6 +286,10 @@ class Gate:
         bucket = self._buckets.get(client.id)
         self._buckets[client.id], wait = rates.spend(bucket, rate, self.now())
         return wait
+
+
+def _nothing_to_do(client: ClientId) -> None:
+    """The store is the only place where a session counts."""
 
 
 def lacks_mac(client: Client, policy: Policy, is_on_link: Callable[[Address], bool]) -> bool:

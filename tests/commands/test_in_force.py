@@ -13,7 +13,7 @@ from capport.core.policy import Policy
 from capport.linux.neighbours import NetlinkNeighbours
 from capport.policy import policy_file
 from capport.router.known_clients import KnownSet
-from capport.stores import open_store
+from capport.stores.opening import open_store
 from lab.namespaces import Namespace, let_go, namespaces
 
 pytestmark = [pytest.mark.lab, requires.namespaces(), requires.tool("nft")]
@@ -78,6 +78,7 @@ def followed(router: Namespace, folder: Path) -> Iterator[None]:
     ):
         known = router.call(KnownSet, lambda: policy, store, neighbours)
         with contextlib.closing(known):
+            store.watch(known.changed)
             router.call(known.start)
             yield
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import requires
-from capport.stores import open_store
+from capport.stores.opening import open_store
 from journey import website
 from journey.systems import Answer
 from lab.namespaces import wait_for

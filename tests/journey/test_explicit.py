@@ -78,8 +78,9 @@ async def test_two_clients_have_their_own_sessions(
 async def test_nobody_signs_in_for_somebody_else(tmp_path: Path, encrypted: bool) -> None:
     """Not even with a field that the addon did sign, for somebody else, a moment ago."""
     async with proxy(tmp_path, encrypted=encrypted) as portal:
-        signed = portal.keeper.alongside.sign(Peer(ip_address(OTHER)))
-        assert signed is not None
+        login = portal.keeper.service.login
+        assert login is not None
+        signed = login.sign(Peer(ip_address(OTHER)))
         for forged in (signed, OTHER, f"v1 {OTHER} 1000.000 {'0' * 64}"):
             claims = {HEADER: forged, "X-Forwarded-For": OTHER, "Forwarded": f"for={OTHER}"}
             one = guest(portal)
@@ -109,7 +110,7 @@ async def test_the_login_server_forgets_for_whom_a_connection_was(
 ) -> None:
     async with proxy(tmp_path, encrypted=True) as portal:
         await guest(portal).sign_in_for(f"http://127.0.0.1:{origin.port}/")
-        embedded = portal.keeper.alongside._embedded
+        embedded = portal.keeper.service.login
         assert embedded is not None
         vouched = embedded.portal.vouched
         await until(lambda: not vouched)

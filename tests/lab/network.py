@@ -37,7 +37,7 @@ from capport.linux.neighbours import NetlinkNeighbours
 from capport.policy import policy_file
 from capport.router import known_clients, nftables
 from capport.router.fence import Fence
-from capport.stores import open_store
+from capport.stores.opening import open_store
 from lab import namespaces, origin
 from lab.advertise import Advertiser
 from lab.dhcp import Lease, lease
@@ -397,6 +397,7 @@ class Lab:
             self.known = self.router.call(
                 known_clients.KnownSet, lambda: self.policy, store, self.neighbours
             )
+            store.watch(self.known.changed)
             self.router.call(self.known.start)
             self._stack.callback(store.close)
             self._stack.callback(self.known.close)

@@ -14,7 +14,7 @@ import requires
 from capport import clock
 from capport.api.captivity_api import PATH
 from capport.router import nftables
-from capport.service.service import CARRIED_OUT
+from capport.service.kernel import CARRIED_OUT
 from lab.namespaces import wait_for
 from lab.network import ORIGIN4, ORIGIN6, POLICY, ROUTER4, Client, Lab
 

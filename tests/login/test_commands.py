@@ -18,7 +18,7 @@ import pytest
 from api.test_external_login_server import portal
 from capport.commands.login_records import moment
 from capport.login import vouchers
-from capport.stores import open_store
+from capport.stores.opening import open_store
 from capport.web.records import Records
 from conftest import SOON
 from login.certificates import certificate

@@ -385,7 +385,7 @@ async def test_little_is_kept_of_what_waits_for_a_connection(
     place = f"{GARDEN}:{origin.port}"
     head = f"PUT http://{place}/ HTTP/1.1\r\nHost: {place}\r\nContent-Length: {len(body)}\r\n\r\n"
     async with portal(garden(place)) as it:
-        it.keeper.addresses = names = SlowNames({GARDEN: "127.0.0.1"})
+        it.keeper.dialling.addresses = names = SlowNames({GARDEN: "127.0.0.1"})
         if who == "known":
             it.grant("127.0.0.1")
         reader, writer = await asyncio.open_connection("127.0.0.1", it.port)

@@ -441,8 +441,8 @@ def raising(*args: object, **kwargs: object) -> None:
         "gate.request",
         "gate.client",
         "gate.events.write",
-        "event",
-        "refused",
+        "marks.event",
+        "marks.refused",
     ],
 )
 async def test_whatever_raises_the_client_is_answered_and_nothing_leaves(
@@ -461,7 +461,7 @@ async def test_whatever_raises_the_client_is_answered_and_nothing_leaves(
             patch.setattr(owner, last, raising)
             request = get(origin).replace(b"GET", method.encode(), 1)
             data = await say((reader, writer), request)
-            told = {"gate.events.write", "event", "refused"}
+            told = {"gate.events.write", "marks.event", "marks.refused"}
             (answer,) = answers(data, method)
             assert answer.status == (511 if broken in told else 503)
             assert answer.fields["cache-control"] == "no-store"

@@ -11,7 +11,7 @@ import pytest
 from capport import clock
 from capport.core.client import parse_client_id
 from capport.core.session import Session
-from capport.stores import open_store
+from capport.stores.opening import open_store
 from conftest import SOON, Origin, Portal, StartPortal, until_closed
 from proxy.mitmdump import policy, started
 from proxy.test_revocation import (

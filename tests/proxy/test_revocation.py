@@ -233,7 +233,7 @@ async def test_a_session_store_that_cannot_be_used_is_told(
         )
         assert answer.startswith(b"HTTP/1.1 511 ")
         (tmp_path / "away.db").rename(store)
-        await until(lambda: it.keeper.gate.store.fault is None)
+        await until(lambda: it.gate.store.fault is None)
         assert written["fault"] == 1
     lines = (tmp_path / "events.jsonl").read_text().splitlines()
     (told,) = [line for line in map(json.loads, lines) if line["event"] == "fault"]

@@ -40,7 +40,7 @@ class Names(Addresses):
 def with_names(it: Portal, *names: str, at: str = "127.0.0.1") -> Names:
     """Has `names` resolve to an address of this machine's."""
     found = Names(dict.fromkeys(names, at))
-    it.keeper.addresses = found
+    it.keeper.dialling.addresses = found
     return found
 
 

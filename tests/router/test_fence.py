@@ -54,6 +54,7 @@ def portal(lab: Lab, up: None, store: MemoryStore, told: list[str]) -> Iterator[
     """What a portal that is running keeps."""
     known = lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
     keeper = lab.router.call(RulesKeeper, known, told.append)
+    store.watch(known.changed)
     lab.router.call(known.start)
     lab.router.call(keeper.start)
     yield

@@ -88,6 +88,7 @@ def test_who_is_in_a_full_set_stays_in_and_who_is_not_is_refused_until_there_is_
     store, told = MemoryStore(), list[str]()
     grant(store, 1, 2, 3)
     with closing(router.call(KnownSet, lambda: POLICY, store, Nobody(), told=told.append)) as known:
+        store.watch(known.changed)
         router.call(known.start)
         grant(store, 4)
         known.update([client(4)])
@@ -134,6 +135,7 @@ def test_a_set_that_the_kernel_finds_full_is_no_loop_and_keeps_nobody_in_who_is_
         monkeypatch.setattr(known, "_in_kernel", noted)
         monkeypatch.setattr(known_clients.logger, "error", lambda *said: errors.append(said[0]))
         monkeypatch.setattr(known_clients.logger, "exception", lambda *said: errors.append(said[0]))
+        store.watch(known.changed)
         router.call(known.start)
         wait_for(lambda: len(compared) >= 6)
         (began, used), (ended, used_by_then) = compared[1], compared[5]  # the first was not its own
@@ -172,6 +174,7 @@ def test_what_many_had_open_is_forgotten_in_one_reading_of_the_table(
         assert readings == [1000]
         for one in ids:
             store.put(Session(one, now, now + 3600, None, last_seen=now))
+        store.watch(known.changed)
         router.call(known.start)
         for one in ids:
             store.drop(one)
@@ -190,6 +193,7 @@ def test_what_the_kernel_refuses_of_one_does_not_leave_another_connected(
     out, into = ClientId("10.0.0.1"), ClientId("10.0.0.2")
     store.put(Session(out, now, now + 3600, None, last_seen=now))
     with closing(router.call(KnownSet, lambda: POLICY, store, Nobody())) as known:
+        store.watch(known.changed)
         router.call(known.start)
         run = known._rules.run
 

@@ -88,6 +88,7 @@ def known(lab: Lab, store: MemoryStore) -> Iterator[KnownSet]:
     """The rules, anew, and a set that follows `store`."""
     nftables.up(lab.policy, rules=lab.rules)
     following = lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
+    store.watch(following.changed)
     lab.router.call(following.start)
     yield following
     following.close()
@@ -744,6 +745,7 @@ def test_what_the_sessions_do_not_account_for_goes_at_the_start(
     lab.rules.run("\n".join(nftables.renew("known4", stray, 3600)) + "\n")
     lab.rules.run("\n".join(nftables.renew("known4", f"192.0.2.5 . {lab.client.mac}", 9)) + "\n")
     following = lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
+    store.watch(following.changed)
     lab.router.call(following.start)
     try:
         assert elements(lab, "known4") == {}
@@ -770,6 +772,7 @@ def test_a_new_policy_is_put_in_force_with_the_same_ports_and_who_is_known(
     policies = [lab.policy]
     nftables.up(lab.policy, proxy_ports=(8080, 8082), rules=lab.rules)
     following = lab.router.call(KnownSet, lambda: policies[-1], store, lab.neighbours)
+    store.watch(following.changed)
     lab.router.call(following.start)
     try:
         store.put(session(lab.client.mac))
@@ -869,6 +872,7 @@ def is_put_off(lab: Lab, store: MemoryStore, idle: float) -> bool:
     policy = replace(lab.policy, sessions=replace(lab.policy.sessions, idle=idle))
     nftables.up(policy, rules=lab.rules)
     following = lab.router.call(KnownSet, lambda: policy, store, lab.neighbours)
+    store.watch(following.changed)
     lab.router.call(following.start)
     try:
         store.put(session(lab.client.mac, idle=idle))

@@ -59,6 +59,7 @@ def known(lab: Lab, store: MemoryStore) -> Iterator[KnownSet]:
     nftables.up(lab.policy, proxy_ports=(8080, 8082), rules=lab.rules)
     grant(store, lab.client.mac, 3600)
     following = lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
+    store.watch(following.changed)
     lab.router.call(following.start)
     following.update([ClientId(lab.client.mac)])
     yield following

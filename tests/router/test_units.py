@@ -25,7 +25,7 @@ from capport import clock
 from capport.core.client import ClientId
 from capport.core.policy import Sessions
 from capport.core.session import Session
-from capport.stores import open_store
+from capport.stores.opening import open_store
 from capport.stores.sqlite.session_schema import COLUMNS
 from conftest import SOON
 from lab.namespaces import Namespace, end, namespaces, veth, wait_for

@@ -1,14 +1,13 @@
 """What runs beside the hooks follows one policy after the other, and is closed where it fails."""
 
 import time
-from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
-from capport.core.policy import Router
-from capport.service import service
-from conftest import Portal, StartPortal
+from capport.service import kernel
+from conftest import LOGIN, Portal, StartPortal
 from proxy.wire import until
 
 
@@ -36,6 +35,9 @@ class Follower:
     def again(self) -> None:
         """The same."""
 
+    def changed(self, what: object) -> None:
+        """A session is another."""
+
     def close(self) -> None:
         self.closed += 1
 
@@ -44,33 +46,34 @@ class Follower:
 def followers(monkeypatch: pytest.MonkeyPatch) -> list[Follower]:
     monkeypatch.setattr(Follower, "made", [])
     for name in ("KnownSet", "GardenFollower", "RulesKeeper"):
-        monkeypatch.setattr(service, name, Follower)
+        monkeypatch.setattr(kernel, name, Follower)
     return Follower.made
 
 
-async def become_a_router(portal: Portal, times: int = 1) -> None:
-    """So many policies in quick succession; returns when all of them have been followed."""
-    beside = portal.keeper.alongside
-    before = len(beside._tasks)
+def become_a_router(portal: Portal, folder: Path, times: int = 1) -> None:
+    """So many policies in quick succession."""
+    policy = folder / "router.yaml"
+    router = "{client_interface: br-lan, origin_interface: wan}"
+    policy.write_text(f"login_url: {LOGIN}\nrouter: {router}\n")
     for _ in range(times):
-        portal.gate.policy = replace(portal.gate.policy, router=Router("br-lan", "wan"))
-        beside.policy_changed()
-    await until(lambda: len(beside._tasks) == before)
+        portal.keeper.service.follow_policy_file(policy)
 
 
 async def test_policies_in_quick_succession_are_followed_by_one(
-    portal: StartPortal, followers: list[Follower]
+    portal: StartPortal, followers: list[Follower], tmp_path: Path
 ) -> None:
     async with portal() as it:
-        await become_a_router(it, times=3)
+        become_a_router(it, tmp_path, times=3)
+        await until(lambda: [one.started for one in followers[:3]] == [1] * 3)
     assert [(one.started, one.closed) for one in followers] == [(1, 1)] * 3
 
 
 async def test_the_garden_is_looked_up_again_when_the_table_is_another(
-    portal: StartPortal, followers: list[Follower]
+    portal: StartPortal, followers: list[Follower], tmp_path: Path
 ) -> None:
     async with portal() as it:
-        await become_a_router(it)
+        become_a_router(it, tmp_path)
+        await until(lambda: len(followers) == 3)
     _, garden, keeper = followers
     assert garden.again in keeper.given
 
@@ -80,10 +83,12 @@ async def test_a_full_set_is_a_fault_in_the_log_and_in_the_events(
     followers: list[Follower],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
 ) -> None:
     faults: list[object] = []
     async with portal() as it:
-        await become_a_router(it)
+        become_a_router(it, tmp_path)
+        await until(lambda: bool(followers))
         monkeypatch.setattr(
             it.gate.events, "write", lambda *event, **of: faults.append((event, of))
         )
@@ -93,13 +98,18 @@ async def test_a_full_set_is_a_fault_in_the_log_and_in_the_events(
 
 
 async def test_what_had_begun_is_closed_where_the_rest_cannot(
-    portal: StartPortal, followers: list[Follower], monkeypatch: pytest.MonkeyPatch
+    portal: StartPortal,
+    followers: list[Follower],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setattr(Follower, "fails", True)
     async with portal() as it:
-        await become_a_router(it)
+        become_a_router(it, tmp_path)
+        await until(lambda: [one.closed for one in followers] == [1] * 3)
         assert [(one.started, one.closed) for one in followers] == [(1, 1), (1, 1), (0, 1)]
         monkeypatch.setattr(Follower, "fails", False)
-        await become_a_router(it)
+        become_a_router(it, tmp_path)
+        await until(lambda: [one.started for one in followers[3:]] == [1] * 3)
         assert [(one.started, one.closed) for one in followers[3:]] == [(1, 0)] * 3
     assert [one.closed for one in followers] == [1] * 6

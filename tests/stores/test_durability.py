@@ -19,7 +19,8 @@ import pytest
 
 import requires
 from capport.core.client import ClientId
-from capport.stores import StoreError, open_store
+from capport.stores import StoreError
+from capport.stores.opening import open_store
 from capport.stores.sqlite.revocation_file import BALLAST, Revoked
 from capport.stores.sqlite.store import SqliteStore
 from stores import writers

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from capport.core.client import Address, ClientId, Mac, parse_address, parse_mac
 from capport.core.session import Session
-from capport.stores import StoreError, default_store, open_store, store_path
+from capport.stores import StoreError
 from capport.stores.memory import MemoryStore
+from capport.stores.opening import default_store, open_store, store_path
 from capport.stores.replica import FLUSH_SECONDS
 from capport.stores.sqlite import housekeeping, schema
 from capport.stores.sqlite import store as sqlite

@@ -11,7 +11,8 @@ from pathlib import Path
 from capport.core.client import Address, Mac
 from capport.core.place import Place
 from capport.core.policy import Policy
-from capport.stores import SessionStore, default_store, open_store, store_path, was_in_use
+from capport.stores import SessionStore
+from capport.stores.opening import default_store, open_store, store_path, was_in_use
 
 
 class CommandError(Exception):

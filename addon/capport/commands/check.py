@@ -13,7 +13,8 @@ from capport.linux import neighbour_lookup
 from capport.policy.errors import visible
 from capport.policy.policy_file import PolicyError, load_with_warnings
 from capport.router.dns_rules import PAYLOAD, RESOLVER_PORT
-from capport.stores import StoreError, default_store
+from capport.stores import StoreError
+from capport.stores.opening import default_store
 
 
 def check(arguments: Namespace) -> None:

@@ -21,7 +21,8 @@ from capport.linux import neighbour_lookup
 from capport.linux.own_addresses import is_own, may_reach
 from capport.policy.errors import Findings, PolicyError, visible
 from capport.policy.tree import Fields, read_text, read_tree
-from capport.stores import StoreError, default_store
+from capport.stores import StoreError
+from capport.stores.opening import default_store
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from argparse import Namespace
 from capport import clock
 from capport.commands import CommandError, chosen_policy, store_url
 from capport.core.policy import Conditions, Policy
-from capport.stores import store_path
+from capport.stores.opening import store_path
 from capport.web.date_reckoning import Moment
 from capport.web.records import Records, records_beside
 

@@ -2,7 +2,7 @@
 
 mitmproxy logs what a hook raises and lets the flow go on. So each hook denies first and lifts after
 (`closed` sees to what is raised between), `server_connect` is the gate proper, and the `Guard`
-stands behind it. `Gatekeeper` is installed once and stays, whatever becomes of the script.
+stands behind it. `Hooks` are installed once and stay, whatever becomes of the script.
 """
 
 import asyncio
@@ -18,33 +18,48 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from capport.core.client import Peer, parse_address
 from capport.core.decision import HttpRequest
-from capport.core.place import Place
 from capport.core.policy import Connect, KnownHttp, KnownTls, UnknownTls
 from capport.core.reply import Reply, reply_to
-from capport.core.verdict import (
-    Inspect,
-    Pass,
-    Refuse,
-    TlsVerdict,
-    TooManyRequests,
-    Tunnel,
-    Unavailable,
-    Verdict,
-)
+from capport.core.verdict import Pass, Verdict
+from capport.gate import Gate
 from capport.linux.own_addresses import is_own
-from capport.policy import policy_file
+from capport.policy.policy_file import PolicyError
 from capport.proxy import mitmproxy_options
-from capport.proxy.connections import MOST_TO_LOGIN, Key, key_of
+from capport.proxy.connections import Connections
 from capport.proxy.console import Console
-from capport.proxy.fail_closed import Guard
-from capport.proxy.flow_marks import GARDEN_MARK, KNOWN_MARK, REFUSED_MARK, decided_on, mark
-from capport.proxy.hook_errors import closed
+from capport.proxy.fail_closed import (
+    NO_VERDICT,
+    Guard,
+    NotStarted,
+    closed,
+    deny_client,
+    deny_dns,
+    deny_flow,
+    deny_layer,
+    deny_nothing,
+)
+from capport.proxy.flow_marks import (
+    GARDEN_MARK,
+    KNOWN_MARK,
+    REFUSED_MARK,
+    FlowMarks,
+    decided_on,
+    mark,
+)
+from capport.proxy.gate_enforcer import GateEnforcer
+from capport.proxy.handshakes import Handshakes
 from capport.proxy.internals import http1_reader, http2_bounds
-from capport.proxy.internals.server import connect_early, frame_of, handler_of, own_ports
-from capport.proxy.layers.http1 import RefusalLayer, SilentLayer
+from capport.proxy.internals.server import (
+    connect_early,
+    frame_of,
+    handler_of,
+    own_ports,
+    prepare_listeners,
+)
+from capport.proxy.layers.http1 import RefusalLayer
 from capport.proxy.layers.http2 import BoundLayer
-from capport.proxy.layers.tls import Handshakes, HelloLayer, ServerFirst
-from capport.proxy.life import HELD, Life
+from capport.proxy.layers.silent import SilentLayer
+from capport.proxy.layers.tls import HelloLayer, ServerFirst
 from capport.proxy.request_head import (
     case_of,
     claim_of,
@@ -54,138 +69,77 @@ from capport.proxy.request_head import (
     send_to,
     url_of,
 )
-from capport.proxy.responses import CLOSED, asked_of, bare, to_mitmproxy
+from capport.proxy.resolver import Addresses
+from capport.proxy.responses import asked_of, bare, to_mitmproxy
 from capport.proxy.upstream import Dialling
+from capport.service.service import Service
+from capport.service.settings import SettingError
 from capport.web.vouching import HEADER
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # of an HTTP/2 client, RFC 9113 section 3.4
-LATER = 5  # seconds until one of a client's connections to the login server should have ended
 
 
-def _deny_flow(self: "Gatekeeper", shown: http.HTTPFlow) -> None:
-    shown.response = to_mitmproxy(CLOSED)
-    shown.response.headers["connection"] = "close"
-
-
-def _deny_client(self: "Gatekeeper", client: connection.Client) -> None:
-    client.error = client.error or "portal: no verdict"
-
-
-def _deny_layer(self: "Gatekeeper", asked: layer.NextLayer) -> None:
-    if not isinstance(asked.layer, SilentLayer):
-        asked.layer = SilentLayer(asked.context)
-
-
-def _deny_nothing[Data](self: "Gatekeeper", data: Data) -> None:
-    """For hooks after which nothing is let through."""
-
-
-class Gatekeeper(Life):
-    """Every hook of the portal.
-
-    It has no gate until `start`: until then whatever asks for it raises, and so is denied.
-    """
+class Hooks:
+    """Every hook of the portal, in terms of a service that has started."""
 
     name = "capport"
 
-    def __init__(self, guard: Guard) -> None:
-        super().__init__()
-        self.guard = guard
-        self.handshakes = Handshakes(self.event)
-        self.dialling = Dialling(self)
-        self._handed_on: dict[Key, Verdict] = {}
-
-    # --- what the layers ask and say -------------------------------------------------------------
-
-    def request_verdict(
+    def __init__(
         self,
-        conn: connection.Client,
-        request: HttpRequest,
-        claim: Place | None,
-        dialled: Place | None,
-        url: str | None,
-    ) -> Verdict:
-        """The gate's verdict on a request."""
-        client = self.client(conn)
-        verdict = self.gate.request(client, request, claim, dialled, url)
-        if not isinstance(verdict, Pass):
-            return verdict
-        if verdict.to is None and self.is_held(conn, client):
-            return Unavailable(HELD)
-        if not self._may_go(conn, verdict.to):
-            return TooManyRequests(self._too_many(conn), LATER)
-        return verdict
+        service: Service,
+        connections: Connections,
+        marks: FlowMarks,
+        enforcer: GateEnforcer,
+        dialling: Dialling,
+        guard: Guard,
+    ) -> None:
+        self.service = service
+        self.connections = connections
+        self.marks = marks
+        self.enforcer = enforcer
+        self.handshakes = enforcer.handshakes
+        self.dialling = dialling
+        self.guard = guard
 
-    def tls_verdict(
-        self, conn: connection.Client, sni: Place | None, dialled: Place | None
-    ) -> TlsVerdict:
-        """The gate's verdict on a handshake, Refuse where it has none."""
+    @property
+    def gate(self) -> Gate:
+        """What decides."""
+        return self.service.gate
+
+    # --- hooks: the portal itself ----------------------------------------------------------------
+
+    def configure(self, updated: set[str]) -> None:
+        """A change of our options while running; `mitmproxy_options` holds mitmproxy's own."""
+        for name in ("portal_sessions", "portal_api"):
+            if name in updated:
+                raise mitmproxy_options.Unusable(f"{name} cannot be changed while the portal runs")
+        wanted = mitmproxy_options.settings_of(ctx.options)
         try:
-            client = self.client(conn)
-            verdict = self.gate.handshake(client, sni, dialled)
-            known = isinstance(verdict, Inspect) or (
-                isinstance(verdict, Tunnel) and verdict.to is None
-            )
-            if known and self.is_held(conn, client):
-                return Refuse(HELD)
-            if isinstance(verdict, Tunnel) and not self._may_go(conn, verdict.to):
-                return Refuse(self._too_many(conn))
-            return verdict
-        except Exception:
-            self.fault("tls_verdict")
-            return Refuse("the portal cannot decide now")
+            if "portal_events" in updated:
+                self.service.write_events_to(wanted.events)
+            if "portal_policy" in updated:
+                self.service.follow_policy_file(wanted.policy)
+        except (PolicyError, SettingError) as error:
+            raise exceptions.OptionsError(str(error)) from None
 
-    def _may_go(self, conn: connection.Client, place: Place | None) -> bool:
-        to_login = place is not None and place in self.gate.policy.login_places
-        return not to_login or self.connections.may_log_in(conn)
+    async def running(self) -> None:
+        """Begins what needs the event loop."""
+        prepare_listeners()
+        try:
+            await self.service.start(self.connections)
+        except OSError as error:
+            mitmproxy_options.stop_the_start(error)
 
-    def _too_many(self, conn: connection.Client) -> str:
-        return f"{self.client(conn)} has {MOST_TO_LOGIN} connections to the login server open"
-
-    def connect_way(self, user_agent: str, port: int) -> Connect:
-        """How a CONNECT is refused: `answer` or `alert`.
-
-        Chromium and Firefox hide the answer to a CONNECT behind a dead end. So does undici, which
-        opens a tunnel for plain HTTP too: what it asks for in there it does read the answer to.
-        """
-        way = self.gate.policy.tls.connect
-        if way is not Connect.AUTO:
-            return way
-        reads_inside = user_agent.startswith("Mozilla/") or port == 80
-        return Connect.ALERT if reads_inside else Connect.ANSWER
-
-    def let_through(self, conn: connection.Client, place: Place | None) -> None:
-        """Something of this connection's goes on; its deadline is lifted."""
-        self.connections.let_through(conn, place)
-
-    def hand_on(self, conn: connection.Client, verdict: Verdict) -> None:
-        """A request was decided upon, and counted; mitmproxy's HTTP reads it next."""
-        if isinstance(verdict, Pass):
-            self.let_through(conn, verdict.to)
-        self._handed_on[key_of(conn)] = verdict
-
-    def answered(self, conn: connection.Client) -> None:
-        """An unknown client had its answer on a connection that stays open."""
-        self.connections.answered(conn)
-
-    def lingers(self, conn: connection.Client) -> None:
-        """An unknown client had its last answer, and may still be sending."""
-        self.connections.lingers(conn)
-
-    def is_gone(self, conn: connection.Client) -> bool:
-        """Whether nothing that is sent to a client can reach it any more."""
-        return self.connections.is_gone(conn)
-
-    def reset(self, conn: connection.Client) -> None:
-        """Ends a connection with RST."""
-        self.connections.abort_connection(conn, reset=True)
+    async def done(self) -> None:
+        """The end."""
+        await self.service.stop()
 
     # --- hooks: connections ----------------------------------------------------------------------
 
-    @closed(_deny_client)
+    @closed(deny_client)
     def client_connected(self, conn: connection.Client) -> None:
         """Refuses what would loop, starts the deadline of an unknown client."""
-        before, conn.error = conn.error, conn.error or "portal: no verdict"
+        before, conn.error = conn.error, conn.error or NO_VERDICT
         if isinstance(conn.proxy_mode, mode_specs.TransparentMode | mode_specs.TunMode):
             dialled = place_of(conn.sockname)
             here = dialled and not isinstance(dialled.host, str) and is_own(dialled.host)
@@ -195,14 +149,14 @@ class Gatekeeper(Life):
         peer = Peer(parse_address(conn.peername[0]), frame_of(conn))
         client = self.gate.client(peer)
         self.connections.opened(conn, client, peer.frame)
-        if self.gate.known(client) and not self.is_held(conn, client):
+        if self.gate.known(client) and not self.enforcer.is_held(conn, client):
             connect_early(handler_of(conn.id))
         conn.error = before
 
-    @closed(_deny_nothing)
+    @closed(deny_nothing)
     def client_disconnected(self, conn: connection.Client) -> None:
         """Forgets the connection, and closes what mitmproxy left open."""
-        self._handed_on.pop(key_of(conn), None)
+        self.enforcer.handed_on(conn)
         handler = handler_of(conn.id)
         for io in tuple(handler.transports.values()) if handler else ():
             if io.writer and not io.writer.is_closing():
@@ -210,13 +164,13 @@ class Gatekeeper(Life):
         self.handshakes.closed(conn)
         self.connections.closed(conn)
 
-    @closed(_deny_layer)
+    @closed(deny_layer)
     def next_layer(self, asked: layer.NextLayer) -> None:
         """Chooses for every TLS, and for all that an unknown client sends."""
         if asked.layer:
             return  # by another addon of the operator's; server_connect decides on it all the same
         conn, data = asked.context.client, asked.data_client()
-        known = self.gate.known(self.client(conn))
+        known = self.gate.known(self.connections.client_of(conn))
         if conn.transport_protocol != "tcp":
             if not known:
                 self._next_layer_of_udp(asked)
@@ -229,7 +183,7 @@ class Gatekeeper(Life):
         if data[:1] == b"\x16" and len(data) < 3 and not known:
             raise exceptions.AddonHalt  # not even the default addon: ask again when there is more
         if starts_like_tls_record(data):
-            asked.layer = HelloLayer(asked.context, self, to_proxy=to_proxy)
+            asked.layer = HelloLayer(asked.context, self.enforcer, to_proxy=to_proxy)
         elif known:
             return
         elif not data:
@@ -241,7 +195,7 @@ class Gatekeeper(Life):
             mode = HTTPMode.transparent if asked.context.server.address else HTTPMode.regular
             asked.layer = BoundLayer(asked.context, mode)
         else:
-            asked.layer = RefusalLayer(asked.context, self)
+            asked.layer = RefusalLayer(asked.context, self.enforcer)
 
     def _next_layer_of_udp(self, asked: layer.NextLayer) -> None:
         """An unknown client's UDP: nothing, but for QUIC that is to be intercepted (tun mode)."""
@@ -257,55 +211,59 @@ class Gatekeeper(Life):
         The name is resolved here, once, and what was resolved is what is dialled: whoever answers
         DNS otherwise a second time changes nothing.
         """
-        before, data.server.error = data.server.error, data.server.error or "portal: no verdict"
+        before, data.server.error = data.server.error, data.server.error or NO_VERDICT
         try:
             address = await self.dialling.address_for(data)
         except Exception as error:
             if not isinstance(error, OSError):
-                self.fault("server_connect")
+                self.marks.fault("server_connect")
             data.server.error = data.server.error if before else f"portal: {error}"
             return
         self.dialling.dial(data.server, address)
         data.server.error = before
         self.guard.approve(data.server)
 
-    @closed(_deny_nothing)
+    @closed(deny_nothing)
     def server_connected(self, data: ServerConnectionHookData) -> None:
         """The origin is there."""
         self.dialling.connected(data)
-        self.alongside.connected(data.server, self.peer(data.client))
+        login, server = self.service.login, data.server
+        if login and server.sockname and server.peername:
+            peer = self.connections.peer_of(data.client)
+            login.connected(server.sockname, server.peername, peer)
 
-    @closed(_deny_nothing)
+    @closed(deny_nothing)
     def server_disconnected(self, data: ServerConnectionHookData) -> None:
         """The login server need not remember for whom that was."""
         self.dialling.ended(data)
-        self.alongside.disconnected(data.server)
+        if self.service.login and data.server.sockname:
+            self.service.login.disconnected(data.server.sockname)
 
-    @closed(_deny_nothing)
+    @closed(deny_nothing)
     def server_connect_error(self, data: ServerConnectionHookData) -> None:
         """It is not, or may not be reached."""
         self.dialling.failed(data)
 
     # --- hooks: TLS ------------------------------------------------------------------------------
 
-    @closed(_deny_nothing)
+    @closed(deny_nothing)
     def tls_established_client(self, data: tls.TlsData) -> None:
         """The client has taken the certificate, or has not looked yet."""
         self.handshakes.established(data.context.client)
 
-    @closed(_deny_nothing)
+    @closed(deny_nothing)
     def tls_failed_client(self, data: tls.TlsData) -> None:
         """The client has rejected the certificate. RFC 6585 section 7.4."""
         self.handshakes.failed(data.context.client, data.conn.error)
 
     # --- hooks: HTTP -----------------------------------------------------------------------------
 
-    @closed(_deny_flow)
+    @closed(deny_flow)
     def requestheaders(self, shown: http.HTTPFlow) -> None:
         """Decides on each request that mitmproxy's own HTTP has read."""
         if shown.response or shown.error:
             return  # answered: by a layer of ours, another addon, or mitmproxy (400)
-        _deny_flow(self, shown)
+        deny_flow(shown)
         self.handshakes.used(shown.client_conn)
         shown.request.headers.pop(HEADER, None)  # only we say who asks
         verdict = self._verdict_on(shown)
@@ -330,32 +288,32 @@ class Gatekeeper(Life):
         shown.request.headers.pop("expect", None)
         if not (shown.request.is_http2 or shown.request.is_http3):
             shown.response.headers["connection"] = "close"
-        self.refused(shown, verdict)
-        self.answered(shown.client_conn)
+        self.marks.refused(shown, verdict)
+        self.connections.answered(shown.client_conn)
 
-    @closed(_deny_flow)
+    @closed(deny_flow)
     def http_connect(self, shown: http.HTTPFlow) -> None:
         """Decides on a CONNECT. In a tunnel that leads nowhere, `next_layer` refuses."""
         if shown.response or shown.error:
             return
-        _deny_flow(self, shown)
+        deny_flow(shown)
         verdict = self._verdict_on(shown)
         if isinstance(verdict, Pass):
             mark(shown, GARDEN_MARK if verdict.to else KNOWN_MARK, "Pass", verdict.because)
-            self.let_through(shown.client_conn, verdict.to)
+            self.connections.let_through(shown.client_conn, verdict.to)
         elif self._answers_connect(shown.request):
             shown.response = to_mitmproxy(reply_to(verdict, asked_of(shown.request)))
             shown.response.headers["connection"] = "close"
-            self.refused(shown, verdict)
+            self.marks.refused(shown, verdict)
             return
         else:
             mark(shown, REFUSED_MARK, type(verdict).__name__, verdict.because)
             if credentials_in(shown.request.headers):
                 shown.response = None  # which the tunnel has that leads nowhere
-                self.refused(shown, verdict)
+                self.marks.refused(shown, verdict)
         shown.response = None
 
-    @closed(_deny_nothing)
+    @closed(deny_nothing)
     def http_connect_error(self, shown: http.HTTPFlow) -> None:
         """Ends the connection of a CONNECT that failed: mitmproxy cannot take a second one."""
         if shown.response:
@@ -364,25 +322,24 @@ class Gatekeeper(Life):
 
     def _answers_connect(self, request: http.Request) -> bool:
         agent = request.headers.get("user-agent", "")
-        return self.connect_way(agent, request.port) is Connect.ANSWER
+        return self.enforcer.way_of_connect(agent, request.port) is Connect.ANSWER
 
     def _verdict_on(self, shown: http.HTTPFlow) -> Verdict:
-        handed_on = self._handed_on.pop(key_of(shown.client_conn), None)
+        handed_on = self.enforcer.handed_on(shown.client_conn)
         if handed_on is not None:
             return handed_on  # decided, and counted, by the layer that read its head
         request, claim = shown.request, claim_of(shown.request)
         dialled = place_of(shown.server_conn.address)
         url = url_of(request.scheme, claim, request.path)
-        return self.request_verdict(shown.client_conn, case_of(request), claim, dialled, url)
+        return self.enforcer.decide(shown.client_conn, case_of(request), claim, dialled, url)
 
     def _vouch(self, shown: http.HTTPFlow) -> None:
         """Tells the login server who asks: all that comes by us has our address."""
-        if self.alongside.is_login_server(place_of((shown.request.host, shown.request.port))):
-            signed = self.alongside.sign(self.peer(shown.client_conn))
-            if signed:
-                shown.request.headers[HEADER] = signed
+        login = self.service.login
+        if login and login.is_at(place_of((shown.request.host, shown.request.port))):
+            shown.request.headers[HEADER] = login.sign(self.connections.peer_of(shown.client_conn))
 
-    @closed(_deny_nothing)
+    @closed(deny_nothing)
     def responseheaders(self, shown: http.HTTPFlow) -> None:
         """Has what an origin sends pass through unbuffered, unless the operator wants to see it."""
         if shown.response is None or decided_on(shown)[0] != "Pass":
@@ -391,35 +348,30 @@ class Gatekeeper(Life):
         if garden or self.gate.policy.http_known is KnownHttp.STREAM:
             shown.response.stream = True
 
-    @closed(_deny_nothing)
+    @closed(deny_nothing)
     def websocket_message(self, shown: http.HTTPFlow) -> None:
         """Keeps no message for ever, as mitmproxy would."""
         if self.gate.policy.http_known is KnownHttp.STREAM and shown.websocket:
             del shown.websocket.messages[:-1]  # the last is what dumper and others after us read
 
-    @closed(_deny_nothing)
+    @closed(deny_nothing)
     def tcp_message(self, shown: tcp.TCPFlow) -> None:
         """The same for raw TCP."""
         if self.gate.policy.http_known is KnownHttp.STREAM:
             # mitmproxy sends the last message after this hook, so it is the one that must stay.
             del shown.messages[:-1]
 
-    @closed(_deny_nothing)
+    @closed(deny_nothing)
     def udp_message(self, shown: udp.UDPFlow) -> None:
         """The same for UDP."""
         if self.gate.policy.http_known is KnownHttp.STREAM:
             del shown.messages[:-1]
 
+    @closed(deny_dns)
     def dns_request(self, shown: dns.DNSFlow) -> None:
         """Refuses an unknown client's DNS, which mitmproxy answers without a connection."""
-        before = shown.response
-        shown.response = shown.request.fail(5)  # RFC 1035 section 4.1.1: REFUSED
-        try:
-            client = self.client(shown.client_conn)
-            if self.gate.known(client):
-                shown.response = before
-        except Exception:
-            self.fault("dns_request")
+        if not self.gate.known(self.connections.client_of(shown.client_conn)):
+            deny_dns(shown)
 
     def explain(self, shown: http.HTTPFlow) -> str:
         """What was decided on it; and which rules are asked of one like it now, and which decides.
@@ -429,7 +381,7 @@ class Gatekeeper(Life):
         request = shown.request
         case = HttpRequest(request.method, request.scheme, request.path)
         dialled = place_of(shown.server_conn.address)
-        client = self.client(shown.client_conn)
+        client = self.connections.client_of(shown.client_conn)
         steps = self.gate.explain(client, case, claim_of(request), dialled)
         lines = [f"{name}: {said.because if said else 'says nothing'}" for name, said in steps]
         verdict, because = decided_on(shown)
@@ -446,16 +398,9 @@ class CaptivePortal:
 
     def load(self, loader: Loader) -> None:
         """The guard first: from here on nothing is let through that nobody approved."""
-        guard = ctx.master.addons.get(Guard.name)
-        if guard is None:
-            guard = Guard()
-            ctx.master.addons.add(guard)
-        keeper = ctx.master.addons.get(Gatekeeper.name)
-        if keeper is None:
-            keeper = Gatekeeper(guard)
-            _install(keeper)
-            ctx.master.addons.add(ServerFirst(), Console(lambda: keeper.gate, keeper.explain))
-        self.keeper: Gatekeeper = keeper
+        if ctx.master.addons.get(Guard.name) is None:
+            ctx.master.addons.add(Guard())
+            _install(NotStarted())
         mitmproxy_options.outlive_our_errors()
         mitmproxy_options.log_at_once()
         mitmproxy_options.log_strangers_seldom()
@@ -471,17 +416,24 @@ class CaptivePortal:
 
     def configure(self, updated: set[str]) -> None:
         """Called by mitmproxy once our options have their values."""
-        if self.keeper.started:
+        not_started = ctx.master.addons.get(Hooks.name)
+        if isinstance(not_started, Hooks):
             return
         try:
-            self.keeper.start()
-        except (exceptions.OptionsError, policy_file.PolicyError, OSError) as error:
+            mitmproxy_options.hold(ctx.options)
+            hooks = compose(ctx.master.addons.get(Guard.name))
+        except (exceptions.OptionsError, PolicyError, SettingError, OSError) as error:
             self._cannot(error)
+        else:
+            ctx.master.addons.remove(not_started)
+            _install(hooks)
+            ctx.master.addons.add(ServerFirst(), Console(hooks.gate, hooks.explain))
 
     def running(self) -> None:
         """The portal begins, also where the script was added while mitmproxy ran."""
-        if not mitmproxy_options.starting():
-            self._beginning = asyncio.create_task(self.keeper.running())
+        hooks = ctx.master.addons.get(Hooks.name)
+        if isinstance(hooks, Hooks) and not mitmproxy_options.starting():
+            self._beginning = asyncio.create_task(hooks.running())
 
     def _cannot(self, error: Exception) -> None:
         if mitmproxy_options.starting():
@@ -489,12 +441,25 @@ class CaptivePortal:
         raise exceptions.OptionsError(str(error))
 
 
-def _install(keeper: Gatekeeper) -> None:
-    """Puts `keeper` where a script would stand: before mitmproxy chooses layers and TLS."""
+def compose(guard: Guard) -> Hooks:
+    """Opens a service by mitmproxy's options, and puts the hooks together.
+
+    Raises OptionsError, PolicyError, SettingError, or OSError.
+    """
+    addresses = Addresses()
+    service = Service(mitmproxy_options.settings_of(ctx.options), addresses)
+    connections = Connections(service.gate, handler_of)
+    marks = FlowMarks(service.gate, connections)
+    enforcer = GateEnforcer(service, connections, marks, Handshakes(marks.event))
+    return Hooks(service, connections, marks, enforcer, Dialling(enforcer, addresses), guard)
+
+
+def _install(addon: Hooks | NotStarted) -> None:
+    """Puts `addon` where a script would stand: before mitmproxy chooses layers and TLS."""
     manager = ctx.master.addons
-    manager.register(keeper)
+    manager.register(addon)
     names = [getattr(addon, "name", type(addon).__name__.lower()) for addon in manager.chain]
-    manager.chain.insert(names.index("scriptloader") + 1, keeper)
+    manager.chain.insert(names.index("scriptloader") + 1, addon)
 
 
 def _is_quic(asked: layer.NextLayer) -> bool:

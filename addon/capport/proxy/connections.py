@@ -153,6 +153,10 @@ class Connections:
         entry = self._open.get(key_of(conn))
         return Peer(parse_address(conn.peername[0]), entry.frame if entry else UNSEEN)
 
+    def client_of(self, conn: connection.Client) -> Client:
+        """The client at the other end, as the gate knows it. Raises ValueError, as `peer_of`."""
+        return self.gate.client(self.peer_of(conn))
+
     def opened(self, conn: connection.Client, client: Client, frame: Mac | None = None) -> None:
         """A client has connected; nothing of it is let through yet."""
         key = key_of(conn)

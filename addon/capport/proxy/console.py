@@ -21,14 +21,12 @@ logger = logging.getLogger(__name__)
 class Console:
     """`portal.explain`, `portal.grant`, `portal.revoke` and `portal.clients`.
 
-    `explain_flow` is the gatekeeper's: it knows how a flow becomes a case.
+    `explain_flow` is the hooks': they know how a flow becomes a case.
     """
 
     name = "capport-console"
 
-    def __init__(
-        self, gate: Callable[[], Gate], explain_flow: Callable[[http.HTTPFlow], str]
-    ) -> None:
+    def __init__(self, gate: Gate, explain_flow: Callable[[http.HTTPFlow], str]) -> None:
         self._gate = gate
         self._explain_flow = explain_flow
         self._at_work: set[asyncio.Future[None]] = set()
@@ -48,32 +46,30 @@ class Console:
             seconds = duration(1, LONGEST)(lifetime) if lifetime else None
         except ValueError as error:
             raise exceptions.CommandError(str(error)) from None
-        grant = partial(self._gate().grant, who, lifetime=seconds, by="console", how="portal.grant")
+        grant = partial(self._gate.grant, who, lifetime=seconds, by="console", how="portal.grant")
         self._work(grant, f"{who} is known now")
 
     @command.command("portal.revoke")
     def revoke(self, client: str) -> None:
         """End each session of an address or a MAC address, and what it has open."""
-        gate = self._gate()
-        open_ones = [session.client for session in gate.sessions_of(_parsed(client))]
+        open_ones = [session.client for session in self._gate.sessions_of(_parsed(client))]
         if not open_ones:
             raise exceptions.CommandError(f"{client} has no session")
 
-        self._work(partial(gate.revoke, *open_ones), f"{client} is revoked")
+        self._work(partial(self._gate.revoke, *open_ones), f"{client} is revoked")
 
     @command.command("portal.clients")
     def clients(self) -> str:
         """List who has a session."""
-        gate = self._gate()
-        now = gate.now()
-        sessions = [session for session in gate.store.sessions() if session.is_open(now)]
+        now = self._gate.now()
+        sessions = [session for session in self._gate.store.sessions() if session.is_open(now)]
         return "\n".join(table(sessions, now, time.time())) if sessions else "Nobody is known."
 
     def _filed_under(self, text: str) -> ClientId:
         """An address on the link is filed under its MAC, as `capport grant` does."""
         who = _parsed(text)
         mac, address = parts_of(who)
-        return who if mac or not address else self._gate().client(str(address)).id
+        return who if mac or not address else self._gate.client(str(address)).id
 
     def _work(self, work: Callable[[], object], done: str) -> None:
         """Does what waits for the disk on a thread, and says how it went."""

@@ -1,4 +1,4 @@
-"""What is shown and told of what was decided: marks on flows, events, faults."""
+"""What is shown and reported of what was decided: marks on flows, events, faults."""
 
 import contextlib
 import logging
@@ -7,7 +7,7 @@ from typing import Any
 
 from mitmproxy import connection, flow, http, tcp
 
-from capport.core.client import Client, Peer
+from capport.core.client import Client
 from capport.core.place import Place
 from capport.core.verdict import Refuse, TlsVerdict, Verdict
 from capport.gate import Gate
@@ -23,39 +23,28 @@ KNOWN_MARK = ":white_check_mark:"
 AUTHORIZATIONS = ("authorization", "proxy-authorization")
 
 
-class Telling:
-    """Who decides, and tells of it. Until it is `started` there is no gate: what asks raises."""
+class FlowMarks:
+    """Shows in mitmproxy, and writes as events, what was decided."""
 
-    gate: Gate
-    connections: Connections
-    started = False
-
-    def __init__(self) -> None:
+    def __init__(self, gate: Gate, connections: Connections) -> None:
+        self._gate = gate
+        self._connections = connections
         self._faults = Seldom(FAULTS)
 
-    def client(self, conn: connection.Client) -> Client:
-        """Who is at the other end. Raises ValueError for a peer name that is no address."""
-        return self.gate.client(self.peer(conn))
-
-    def peer(self, conn: connection.Client) -> Peer:
-        """The other end itself."""
-        return self.connections.peer_of(conn)
-
     def event(self, event: str, client: Client | None = None, **fields: Any) -> None:
-        """One event. It never raises: what cannot be told is decided all the same."""
+        """One event. It never raises: what cannot be reported is decided all the same."""
         try:
-            self.gate.events.write(event, client, **fields)
+            self._gate.events.write(event, client, **fields)
         except Exception:
-            logger.exception(f"The event {event!r} could not be told")
+            logger.exception(f"The event {event!r} could not be written")
 
     def fault(self, where: str) -> None:
         """Says that something was denied by a fault of ours. Called where one is handled."""
         if self._faults.is_due(time.monotonic(), where):
             # In full once a minute: who can cause it once can do so a thousand times a second.
             logger.exception(f"No verdict in {where}; it is denied")
-        if self.started:
-            with contextlib.suppress(Exception):  # whoever calls this has nowhere to raise to
-                self.event("fault", what=where)
+        with contextlib.suppress(Exception):  # whoever calls this has nowhere to raise to
+            self.event("fault", what=where)
 
     def refused(self, shown: http.HTTPFlow, verdict: Verdict | None) -> None:
         """A request that was answered in the origin's place: shown, and told."""
@@ -68,7 +57,7 @@ class Telling:
             shown.metadata["portal"]["credentials"] = credentials
         self.event(
             "refused",
-            self.client(shown.client_conn),
+            self._connections.client_of(shown.client_conn),
             status=status,
             host=shown.request.host or None,
             method=shown.request.method,
@@ -79,7 +68,9 @@ class Telling:
 
     def refused_unread(self, conn: connection.Client, status: int, why: str) -> None:
         """Something that is no request, or too much of one."""
-        self.event("refused", self.client(conn), status=status, because=f"not read: {why}")
+        self.event(
+            "refused", self._connections.client_of(conn), status=status, because=f"not read: {why}"
+        )
 
     def refused_tls(
         self,
@@ -96,7 +87,7 @@ class Telling:
         mark(shown, REFUSED_MARK, type(verdict).__name__, f"{to}: {verdict.because}")
         self.event(
             "tls",
-            self.client(shown.client_conn),
+            self._connections.client_of(shown.client_conn),
             sni=sni,
             destination=str(dialled) if dialled else None,
             action=action,

@@ -6,13 +6,17 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from mitmproxy import ctx, exceptions
 from mitmproxy.options import Options
 from mitmproxy.proxy import mode_specs
 
+from capport.core.place import Place
 from capport.log_limits import StrangersFilter
+from capport.policy import values
+from capport.service.settings import Settings
 
 OURS = {
     "portal_policy": "The policy file; watched, and reloaded when it changes. Default: the"
@@ -80,6 +84,39 @@ end: Callable[[int], NoReturn] = os._exit
 
 class Unusable(exceptions.OptionsError):
     """An option with a value that a gate cannot stand behind: one line that says which and why."""
+
+
+def settings_of(options: Any) -> Settings:
+    """What our options say. Raises Unusable."""
+    return Settings(
+        policy=path_of("portal_policy", options.portal_policy),
+        sessions=options.portal_sessions or None,
+        events=path_of("portal_events", options.portal_events),
+        api=_api(options.portal_api),
+    )
+
+
+def path_of(option: str, text: str | None) -> Path | None:
+    """The path in `text`. Raises Unusable for the home of a user who has none here."""
+    try:
+        return Path(text).expanduser() if text else None
+    except RuntimeError:
+        raise Unusable(f"{option}: {text}: there is no such home folder") from None
+
+
+def _api(text: str | None) -> Place | None:
+    """Where the API for another login server listens besides its unix socket."""
+    if text is None:
+        return None
+    would_do = "127.0.0.1:8512 would do"
+    try:
+        place = values.listen(text)
+    except ValueError as error:
+        raise Unusable(f"portal_api: {error}; here on loopback: {would_do}") from None
+    if isinstance(place.host, str) or not place.host.is_loopback:
+        why = f"is not on loopback, and clients could reach it: {would_do}"
+        raise Unusable(f"portal_api: {place} {why}")
+    return place
 
 
 def force(options: Options) -> None:

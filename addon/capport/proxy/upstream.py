@@ -14,9 +14,10 @@ from capport.core.verdict import Pass
 from capport.linux import neighbour_lookup
 from capport.linux.own_addresses import is_own, may_reach
 from capport.proxy.connections import MOST_TO_LOGIN
+from capport.proxy.gate_enforcer import HELD, GateEnforcer
 from capport.proxy.internals.server import own_ports
-from capport.proxy.life import HELD, Life
 from capport.proxy.request_head import place_of
+from capport.proxy.resolver import Addresses
 
 logger = logging.getLogger(__name__)
 
@@ -24,23 +25,25 @@ logger = logging.getLogger(__name__)
 class Dialling:
     """What `server_connect` asks. A name is resolved here, and what it resolved to is dialled."""
 
-    def __init__(self, life: Life) -> None:
-        self._life = life
+    def __init__(self, enforcer: GateEnforcer, addresses: Addresses) -> None:
+        self.addresses = addresses
+        self._enforcer = enforcer
+        self._connections = enforcer.connections
         # Weak: of one that waits for its turn when its client goes, mitmproxy tells nothing.
         self._named: WeakKeyDictionary[connection.Server, connection.Address] = WeakKeyDictionary()
 
     async def address_for(self, data: ServerConnectionHookData) -> Address:
         """Where to connect for `data`. Raises OSError where nowhere."""
-        self._life.connections.dials(data.client, data.server.id)
+        self._connections.dials(data.client, data.server.id)
         place = place_of(data.server.address)
         if place is None:
             raise PermissionError(f"{data.server.address} names no place")
-        client = self._life.client(data.client)
+        client = self._connections.client_of(data.client)
         self._allowed(client, place, data.client)
-        found = await self._life.addresses.resolve(place.host)
+        found = await self.addresses.resolve(place.host)
         verdict = self._allowed(client, place, data.client)  # it may have been revoked meanwhile
-        to_login = place in self._life.gate.policy.login_places
-        if to_login and not self._life.connections.logs_in(data.client, data.server.id):
+        to_login = place in self._enforcer.gate.policy.login_places
+        if to_login and not self._connections.logs_in(data.client, data.server.id):
             raise PermissionError(f"{client} has {MOST_TO_LOGIN} connections to {place} already")
         listed = to_login or (verdict.to is not None and not isinstance(place.host, str))
         for address in found:
@@ -62,27 +65,27 @@ class Dialling:
 
     def connected(self, data: ServerConnectionHookData) -> None:
         """Gives the connection its name again, by which mitmproxy finds it for the next request."""
-        self._life.connections.dialled(data.client, data.server.id)
+        self._connections.dialled(data.client, data.server.id)
         if named := self._named.pop(data.server, None):
             # mitmproxy forbids it, because an open connection cannot go elsewhere; nor does this.
             object.__setattr__(data.server, "address", named)
 
     def failed(self, data: ServerConnectionHookData) -> None:
         """Remembers an address that did not answer, for another of the name's to go first."""
-        self._life.connections.dialled(data.client, data.server.id)
-        self._life.connections.hung_up(data.client, data.server.id)
+        self._connections.dialled(data.client, data.server.id)
+        self._connections.hung_up(data.client, data.server.id)
         place = place_of(data.server.address)
         if self._named.pop(data.server, None) and place and not isinstance(place.host, str):
-            self._life.addresses.did_not_answer(place.host)
+            self.addresses.did_not_answer(place.host)
 
     def ended(self, data: ServerConnectionHookData) -> None:
         """A connection to an origin is over."""
-        self._life.connections.hung_up(data.client, data.server.id)
+        self._connections.hung_up(data.client, data.server.id)
 
     def _allowed(self, client: Client, place: Place, conn: connection.Client) -> Pass:
-        verdict = self._life.gate.connection(client, place)
+        verdict = self._enforcer.gate.connection(client, place)
         if isinstance(verdict, Pass):
-            if verdict.to is None and self._life.is_held(conn, client):
+            if verdict.to is None and self._enforcer.is_held(conn, client):
                 raise PermissionError(HELD)
             return verdict
         # The other hooks refuse more politely, and earlier. That this is asked at all means that
@@ -90,8 +93,8 @@ class Dialling:
         said = f"Denied a connection to {place}: {verdict.because}"
         logger.warning(said, extra={"client": conn.peername})
         told: dict[str, Any] = {"what": "server_connect", "host": str(place)}
-        self._life.event("fault", client, **told, because=verdict.because)
-        abort = self._life.connections.abort_connection
+        self._enforcer.marks.event("fault", client, **told, because=verdict.because)
+        abort = self._connections.abort_connection
         asyncio.get_running_loop().call_later(1.0, abort, conn)
         raise PermissionError(verdict.because)
 
@@ -101,7 +104,7 @@ class Dialling:
         Whoever has a say in such a name's DNS (`*.example.org` is many people) would have a way to
         every client, by the router, past whatever keeps clients apart.
         """
-        policy = self._life.gate.policy
+        policy = self._enforcer.gate.policy
         if policy.router is None or policy.walled_garden.find(address, port):
             return False
         return neighbour_lookup.is_behind(address, policy.router.client_interface)

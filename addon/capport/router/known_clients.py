@@ -66,8 +66,9 @@ class Neighbourhood(Protocol):
 
 
 class KnownSet:
-    """Follows one store. `update` is for any thread; `start` has the rest done on one of its own.
+    """Follows the sessions of one store. `update` is for any thread; the rest is on one of its own.
 
+    It does not watch the store: `changed` is called with each client whose session has changed.
     `policy` gives the policy in force, which is replaced whole. Without the table (`capport router
     down`) nothing is done and nothing fails; `up` puts everybody in again. Where a set is full,
     those who are in it stay, `told` gets one sentence, and whoever is left out is looked at again
@@ -114,7 +115,7 @@ class KnownSet:
 
     def start(self) -> None:
         """Puts the sets right, and keeps them so until `close`."""
-        self._stops = [self._store.watch(self._tell), self._neighbours.watch(self._tell)]
+        self._stops = [self._neighbours.watch(self.changed)]
         try:
             self.resync()
         except RulesError as error:  # who is in is in, and the thread tries again
@@ -156,11 +157,17 @@ class KnownSet:
             client.mac is not None and client.mac in self._elements
         )
 
+    def changed(self, what: ClientId | Address) -> None:
+        """A client's session, or the MAC of an address, has changed: followed shortly."""
+        with self._news:
+            self._changed.add(what)
+            self._news.notify()
+
     def again(self, client: ClientId) -> None:
         """The kernel lacks what it should have of this client's: it is put in again, shortly."""
         with self._news:
             self._lost.add(client)
-        self._tell(client)
+        self.changed(client)
 
     def resync(self) -> None:
         """Compares the sets with the sessions, element by element, and puts them right."""
@@ -257,11 +264,6 @@ class KnownSet:
         self._fence.close()
 
     # The thread.
-
-    def _tell(self, changed: ClientId | Address) -> None:
-        with self._news:
-            self._changed.add(changed)
-            self._news.notify()
 
     def _follow(self) -> None:
         while True:

@@ -7,16 +7,15 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from capport.api.captivity_api import PATH
 from capport.core.captivity import MEDIA_TYPE
 from capport.core.client import Address
-from capport.core.place import Place
+from capport.core.place import Host, Place
 from capport.core.policy import Login, Policy, Probes
-from capport.gate import Gate
 from capport.linux.file_state import state_of
-from capport.proxy.resolver import Addresses
 
 logger = logging.getLogger(__name__)
 
@@ -25,22 +24,35 @@ AGAIN = 1.0  # where there was no answer: a login server that has just started i
 PATIENCE = 3.0  # seconds for an answer
 
 
-async def follow(gate: Gate, addresses: Addresses, elsewhere: Callable[[], bool]) -> None:
-    """Keeps `gate.answering` true to what the login server does, for ever.
+class Names(Protocol):
+    """Resolves names as this machine does."""
+
+    async def resolve(self, host: Host) -> list[Address]:
+        """The addresses of `host`, the best first. Raises OSError."""
+
+
+async def follow(
+    policy_in_force: Callable[[], Policy],
+    answering: dict[Place, Address],
+    names: Names,
+    elsewhere: Callable[[], bool],
+) -> None:
+    """Keeps in `answering` which login places answer now, and at what address, for ever.
 
     `elsewhere` says whether `login_url` leads to others, though there is an embedded one.
     """
-    asking = _Asking(addresses, elsewhere)
+    asking = _Asking(names, elsewhere)
     before: dict[Place, Address | str] = {}
     while True:
-        policy, all_answer = gate.policy, False
+        policy, all_answer = policy_in_force(), False
         if policy.probes is Probes.COMPATIBLE:
             found = await asking.each(policy)
             for place, said in found.items():
                 if said != before.get(place):
                     _report(place, said)
-            gate.answering = {p: said for p, said in found.items() if not isinstance(said, str)}
-            all_answer, before = len(gate.answering) == len(found), found
+            answering.clear()
+            answering.update((p, said) for p, said in found.items() if not isinstance(said, str))
+            all_answer, before = len(answering) == len(found), found
         await asyncio.sleep(INTERVAL if all_answer else AGAIN)
 
 
@@ -54,8 +66,8 @@ def _report(place: Place, said: Address | str) -> None:
 class _Asking:
     """Asks, with the certificates that this machine trusts now."""
 
-    def __init__(self, addresses: Addresses, elsewhere: Callable[[], bool]) -> None:
-        self._addresses = addresses
+    def __init__(self, names: Names, elsewhere: Callable[[], bool]) -> None:
+        self._names = names
         self._elsewhere = elsewhere
         self._trusted: ssl.SSLContext | None = None
         self._made_of: object = None
@@ -69,7 +81,7 @@ class _Asking:
     async def _one(self, policy: Policy, login: Login) -> Address | str:
         ours = is_ours(policy, login.place, self._elsewhere)
         try:
-            return await answer(login, self._addresses, self._trust(), ours=ours)
+            return await answer(login, self._names, self._trust(), ours=ours)
         except OSError as error:
             who = "No login server of capport's" if ours else "No login server"
             return f"{who} answers at {login.place} ({error.strerror or error})"
@@ -90,9 +102,7 @@ def trusted_here() -> ssl.SSLContext:
     return context
 
 
-async def answer(
-    login: Login, addresses: Addresses, trust: ssl.SSLContext, *, ours: bool
-) -> Address:
+async def answer(login: Login, names: Names, trust: ssl.SSLContext, *, ours: bool) -> Address:
     """The address at which the login server answers HTTP, with anything but an error of its own.
 
     Where it is `ours`, the embedded one, only its Captive Portal API's answer counts: another
@@ -101,7 +111,7 @@ async def answer(
     """
     try:
         async with asyncio.timeout(PATIENCE):
-            address = (await addresses.resolve(login.place.host))[0]
+            address = (await names.resolve(login.place.host))[0]
             line, fields = await _head(login, address, trust, ours=ours)
     except ssl.SSLCertVerificationError as error:
         why = f"this machine does not trust its certificate: {error.verify_message}"

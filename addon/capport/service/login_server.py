@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Protocol
 
 from capport.api.back_channel import BackChannel, NoPlace
-from capport.core.client import Client, Peer
+from capport.core.client import Address, Client, Peer, parse_address
 from capport.core.place import Place
 from capport.core.policy import Policy
 from capport.gate import Gate
+from capport.linux.own_addresses import is_own
 from capport.log_limits import Seldom
 from capport.web.context import MayBeProxy, Portal
 from capport.web.gate_in_process import GateGrants
@@ -33,6 +34,9 @@ AGAIN = 1.0
 """Seconds between two tries to listen for login servers of others, where another process does.
 
 Of several processes with one store one has the API, and when that ends, the next."""
+
+type End = tuple[str, int] | tuple[str, int, int, int]
+"""An end of a TCP connection, as a socket names it."""
 
 
 class Pages(Protocol):
@@ -78,7 +82,7 @@ class Embedded:
         self._tasks: list[asyncio.Task[None]] = []
 
     def link(self, client: Client, url: str | None) -> str:
-        """`Gate.link`: the login URL for `client`, who asked for `url`, with its state."""
+        """The login URL for `client`, who asked for `url`, with its state."""
         state = self.portal.states.link(client, url)
         return login_url(self._gate.policy, client.address, state)
 
@@ -103,6 +107,33 @@ class Embedded:
         where it passes a request on to one of `policy.login_places`.
         """
         return sign_client(asks, self.portal.records.secret, self._gate.now())
+
+    def is_at(self, place: Place | None) -> bool:
+        """Whether `place` is this login server, or a proxy in front of it.
+
+        With `return.pem`, another login server signs clients in, and `login_url` points to it.
+        """
+        policy = self._gate.policy
+        if policy.login_server is None:
+            return False
+        if place in policy.login_server.listen:
+            return True
+        return place in policy.login_places and not self.signs_in_elsewhere
+
+    def connected(self, here: End, there: End, client: Peer) -> None:
+        """The proxy has connected from `here` to `there` on behalf of `client`.
+
+        If that is this login server, it sees only the proxy at the other end, and nothing can be
+        added to a request that is in a tunnel.
+        """
+        address = parse_address(there[0])
+        for place in self.server.places:
+            if place.port == there[1] and (place.host == address or is_own(address)):
+                self.portal.vouched.connected(here, client)
+
+    def disconnected(self, here: End) -> None:
+        """A connection of the proxy's from `here` has ended."""
+        self.portal.vouched.hung_up(here)
 
     async def start(self) -> None:
         """Listens, in the running event loop. Raises OSError where the login server cannot.
@@ -183,3 +214,11 @@ class Embedded:
             records.clear_spent(now.boot, now.running)
             records.clear_accepted()
             records.keep_time(now)
+
+
+def may_be_proxy(asks: Address, asked_at: Address | None) -> bool:
+    """Whether it comes from this machine: the proxy is another process, and a tunnel says nothing.
+
+    What connects to an address of its own does so from that one, but for `connect_addr`.
+    """
+    return asks == asked_at or (not asks.is_loopback and is_own(asks))

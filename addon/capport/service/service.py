@@ -1,6 +1,7 @@
-"""What runs beside the hooks, in the same process: the login server, the kernel's set, the ledger.
+"""The portal without its proxy: store, gate, kernel, login server and API, built and kept going.
 
-Each of them follows the gate and none of them decides: where one fails, the gate goes on as it is.
+The addon, `capport run` and `capport login` each have one. Everything but the gate follows it and
+decides nothing: where a part fails, the gate goes on as it is.
 """
 
 import asyncio
@@ -8,171 +9,241 @@ import errno
 import logging
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import ExitStack
-from typing import Any, cast
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
 
-from mitmproxy import connection, ctx
-
-from capport.core.client import Client, ClientId, Peer, parse_address, parts_of
+from capport.core.client import Address, Client, ClientId, Peer, parts_of
 from capport.core.place import Place
 from capport.core.policy import Policy
-from capport.core.session import Instant
+from capport.events import EventLog
 from capport.gate import Gate
-from capport.linux.libnftables import RulesError
-from capport.linux.own_addresses import is_own
-from capport.policy import values
-from capport.proxy import mitmproxy_options
-from capport.proxy.resolver import Addresses
-from capport.router.garden_addresses import GardenFollower
-from capport.router.known_clients import KnownSet, Neighbourhood
-from capport.router.membership import is_let_through
-from capport.router.restorer import RulesKeeper
+from capport.linux.neighbours import NetlinkNeighbours
+from capport.policy import policy_file
+from capport.policy.policy_file import PolicyError
+from capport.policy.watcher import PolicyWatcher
 from capport.service import login_health
-from capport.service.login_server import Embedded
+from capport.service.kernel import Kernel
+from capport.service.login_health import Names
+from capport.service.login_server import Embedded, may_be_proxy
+from capport.service.session_changes import SessionChanges, Subscriber
+from capport.service.settings import SettingError, Settings
 from capport.session_events import Ledger
+from capport.stores import SessionStore
+from capport.stores.opening import default_store, open_store
 from capport.web.records import records_beside
 
 logger = logging.getLogger(__name__)
 
-CARRIED_OUT = 1.0  # seconds in which the kernel has what was granted, or has ended
+API = "api.sock"  # beside the sessions: the socket of the API for another login server
+OPEN_SESSIONS = partial(open_store, start_closed=True)
 TICK = 0.1  # seconds between two looks at which sessions time has ended
 
 
-class Alongside:
-    """Starts, follows and ends it all. `recheck` is called with whom something has changed for."""
+class OpenConnections(Protocol):
+    """The proxy's connections with clients."""
+
+    def recheck(self, ids: Iterable[ClientId]) -> None:
+        """Decides again on those of these clients."""
+
+    def recheck_all(self) -> None:
+        """Decides again on each."""
+
+
+class Service:
+    """Opens what a portal consists of; `start` begins to serve, `stop` ends everything.
+
+    `names` resolves names where this process is the enforcement device. Without it the login server
+    is alone here: the proxy, another process with the same store, has the rest.
+    """
 
     def __init__(
         self,
-        gate: Gate,
-        addresses: Addresses,
-        store_url: str,
-        recheck: Callable[[Iterable[ClientId]], None],
+        settings: Settings,
+        names: Names | None = None,
+        *,
+        open_sessions: Callable[[str], SessionStore] = OPEN_SESSIONS,
     ) -> None:
-        """Opens the login server's records. Raises OSError, where the policy needs them.
-
-        settings.Unusable for a `portal_api` that cannot be.
-        """
-        self._gate = gate
-        self._addresses = addresses
-        self._store_url = store_url
-        self._api = _api(store_url)
-        self._recheck = recheck
-        self._ledger = Ledger(gate.store, lambda: gate.events, gate.now)
+        """Raises PolicyError, SettingError, or OSError, and leaves nothing open."""
+        self._settings = settings
+        self._names = names
+        policy, self._watcher = self._open_policy(settings.policy)
+        if names is None and policy.login_server is None:
+            raise SettingError(f"{settings.policy} has no login_server to serve")
+        self._url = settings.sessions or ""
+        if settings.sessions is None:  # "" is a store that was named, and names no file
+            self._url = policy.sessions.store or default_store()
+        if settings.api is not None and records_beside(self._url) is None:
+            raise SettingError("portal_api: its tokens are in a file, and :memory: has none")
+        self._answering: dict[Place, Address] = {}
+        self._connections: OpenConnections | None = None
+        self._running = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._moving = asyncio.Lock()  # by one policy at a time
-        self._known: KnownSet | None = None
-        self._held: dict[ClientId, Instant] = {}  # whom the kernel lacks, and until when: in order
-        self._garden: GardenFollower | None = None
-        self._kernel = ExitStack()  # closes those that follow into the kernel
-        self._embedded: Embedded | None = None
         self._serving = False
-        self._open_login_server()
+        self.login: Embedded | None = None
+        self._changes = SessionChanges()
+        with ExitStack() as opened:
+            self._events = _event_log(settings.events)
+            opened.callback(lambda: self._events.close())
+            store = open_sessions(self._url)
+            opened.callback(store.close)
+            neighbours = NetlinkNeighbours(
+                [policy.router.client_interface] if policy.router else None
+            )
+            opened.callback(neighbours.close)
+            self.gate = Gate(
+                policy,
+                store,
+                neighbours=neighbours,
+                events=self._events,
+                link=self._link,
+                answering=self._answering,
+                carry_out=self._changes.carry_out,
+            )
+            self._kernel = Kernel(self.gate, self._fault)
+            self._ledger = Ledger(store, lambda: self._events, self.gate.now)
+            self._open_login_server()
+            self._opened = opened.pop_all()
+        self._policy_loaded()
 
-    async def start(self) -> None:
+    async def start(self, connections: OpenConnections | None = None) -> None:
         """Begins. Raises OSError where the login server cannot listen, or the API's address."""
-        self._gate.store.watch(self._session_changed)
-        self._gate.neighbours.watch(lambda address: self._recheck([ClientId(str(address))]))
+        if self._running:
+            return
+        self._running, self._connections = True, connections
+        if self._watcher:
+            self._watcher.start()
         async with self._moving:
-            if self._embedded:
-                await self._serve(self._embedded)
-            self._spawn(login_health.follow(self._gate, self._addresses, self._signs_in_elsewhere))
+            if self._names is None:
+                await self._listen()
+                return
+            soon = asyncio.get_running_loop().call_soon_threadsafe
+            # In order: whoever is revoked leaves the kernel's set, is cut off here, is reported.
+            self._changes.subscribe(
+                self._kernel.subscriber,
+                Subscriber(lambda client: soon(self._recheck, client)),
+                Subscriber(lambda client: soon(self._ledger.changed, client)),
+            )
+            # On a thread of the store's: the kernel's set does not wait for a busy event loop.
+            await asyncio.to_thread(self.gate.store.watch, self._changes.changed)
+            self.gate.neighbours.watch(lambda address: self._recheck(ClientId(str(address))))
+            await self._listen()
+            self._spawn(
+                login_health.follow(
+                    lambda: self.gate.policy,
+                    self._answering,
+                    self._names,
+                    self._signs_in_elsewhere,
+                )
+            )
             self._spawn(self._end_sessions())
-            await self._follow_kernel()
-
-    def policy_changed(self) -> None:
-        """The gate has another policy."""
-        self._spawn(self._follow_policy())
+            await self._kernel.follow()
 
     async def stop(self) -> None:
-        """Ends it all."""
+        """Ends everything; what is pending is written."""
+        if self._watcher:
+            self._watcher.stop()
         for task in tuple(self._tasks):
             task.cancel()
-        await asyncio.to_thread(self._kernel.close)
-        if self._embedded:
-            await self._embedded.stop()
+        await self._kernel.stop()
+        if self.login:
+            await self.login.stop()
+        self._opened.close()
 
-    # --- the kernel's set ------------------------------------------------------------------------
+    def follow_policy_file(self, path: Path | None) -> None:
+        """Another policy file, from here on. Raises PolicyError, and keeps the one before."""
+        policy, watcher = self._open_policy(path)
+        if self._watcher:
+            self._watcher.stop()
+        self._watcher = watcher
+        self._use(policy)
+        if watcher and self._running:
+            watcher.start()
+
+    def write_events_to(self, path: Path | None) -> None:
+        """Another file for events, from here on. Raises SettingError, and keeps the one before."""
+        events = _event_log(path)
+        self._events.close()
+        self._events = self.gate.events = events
 
     def is_held(self, peer: Peer, client: Client) -> bool:
-        """Whether the kernel holds what a client sends that has a session: a fault.
+        """Whether the kernel holds back a client that has a session (`Kernel.is_held`)."""
+        return self._kernel.is_held(peer, client)
 
-        The rules are in force, and their set lacks what was put into it. That is reported, and put
-        right within the second for which the client is held here too.
-        """
-        now, session = self._gate.now(), self._gate.session(client)
-        if self._known is None or session is None or not self._known.has(client):
-            return False  # or it is new where it is, and about to be put in
-        if now < session.granted + CARRIED_OUT or now > session.ends - CARRIED_OUT:
-            return False
-        while self._held and next(iter(self._held.values())) <= now:
-            del self._held[next(iter(self._held))]
-        if session.client in self._held:
-            return True
-        sender = client.mac or peer.frame
-        if is_let_through(client.address, sender):
-            return False
-        self._held[session.client] = now + CARRIED_OUT
-        self._known.again(session.client)
-        what = "the kernel's set lacks a client that has a session; it is put in again"
-        self._gate.events.write("fault", client, what=what)
-        return True
+    @property
+    def listens_at(self) -> list[Place]:
+        """Where the login server listens."""
+        return list(self.login.server.places) if self.login else []
+
+    # --- the policy ------------------------------------------------------------------------------
+
+    def _open_policy(self, path: Path | None) -> tuple[Policy, PolicyWatcher | None]:
+        if path is None:
+            return policy_file.default(), None
+        watcher = PolicyWatcher(path, self._use, self._policy_rejected)
+        return watcher.load(), watcher
+
+    def _use(self, policy: Policy) -> None:
+        self.gate.policy = policy
+        if self._connections:
+            self._connections.recheck_all()
+        if self._running:
+            self._spawn(self._follow_policy())
+        self._policy_loaded()
+
+    def _policy_loaded(self) -> None:
+        name = self.gate.policy.file or "the embedded default policy"
+        logger.info(f"Policy in force: {name}")
+        self._events.write("policy", action="loaded", file=name)
+
+    def _policy_rejected(self, error: PolicyError) -> None:
+        logger.error(f"The last good policy stays in force.\n{error}")
+        file = self.gate.policy.file
+        self._events.write("policy", action="rejected", file=file, because=str(error))
+
+    async def _follow_policy(self) -> None:
+        async with self._moving:
+            try:
+                self._open_login_server()
+                if self.login and self._serving:
+                    await self.login.follow()
+                else:
+                    await self._listen()
+            except OSError as error:
+                logger.error(f"The login server does not follow the policy: {error}")
+            if self._names is not None:
+                await self._kernel.follow()
 
     # --- the login server ------------------------------------------------------------------------
 
-    def is_login_server(self, place: Place | None) -> bool:
-        """Whether `place` is the login server in this process, or a proxy in front of it.
-
-        Where others' word lets on (`return.pem`), `login_url` leads to them.
-        """
-        policy = self._gate.policy
-        if self._embedded is None or policy.login_server is None:
-            return False
-        if place in policy.login_server.listen:
-            return True
-        return place in policy.login_places and not self._signs_in_elsewhere()
-
-    def _signs_in_elsewhere(self) -> bool:
-        return self._embedded is not None and self._embedded.signs_in_elsewhere
-
-    def sign(self, asks: Peer) -> str | None:
-        """What the login server is told of who asks, in a field that only we can write."""
-        return self._embedded.sign(asks) if self._embedded else None
-
-    def connected(self, server: connection.Server, client: Peer) -> None:
-        """Tells the login server for whom a connection of ours to it is.
-
-        It sees only us at the other end, and in a tunnel nothing can be added to a request.
-        """
-        if self._embedded and server.sockname and server.peername:
-            here = parse_address(server.peername[0])
-            for place in self._embedded.server.places:
-                if place.port == server.peername[1] and (place.host == here or is_own(here)):
-                    self._embedded.portal.vouched.connected(server.sockname, client)
-
-    def disconnected(self, server: connection.Server) -> None:
-        """A connection of ours has ended."""
-        if self._embedded and server.sockname:
-            self._embedded.portal.vouched.hung_up(server.sockname)
-
     def _open_login_server(self) -> None:
-        """Also where the policy has none: whose own it is asks our API, beside the sessions."""
-        needed = needs_login_server(self._gate.policy)
-        if self._embedded is None:
-            try:
-                records = records_beside(self._store_url)
-                if needed or records is not None:
-                    socket = records and records.with_name("api.sock")
-                    self._embedded = Embedded(self._gate, records, socket=socket, api=self._api)
-            except OSError as error:
-                if needed:
-                    raise
-                logger.error(f"The API for a login server of your own is not there: {error}")
-        self._gate.link = self._embedded.link if self._embedded and needed else None
-
-    async def _serve(self, embedded: Embedded) -> None:
+        """Also where the policy has none: another login server may ask our API."""
+        if self.login is not None:
+            return
+        needed, alone = needs_login_server(self.gate.policy), self._names is None
         try:
-            await embedded.start()
+            records = records_beside(self._url)
+            if needed or records is not None:
+                self.login = Embedded(
+                    self.gate,
+                    records,
+                    socket=self._settings.socket if alone else records and records.with_name(API),
+                    api=self._settings.api,
+                    may_be_proxy=may_be_proxy if alone else None,
+                )
         except OSError as error:
-            if error.errno != errno.EADDRINUSE:
+            if needed:
+                raise
+            logger.error(f"The API for a login server of your own is not there: {error}")
+
+    async def _listen(self) -> None:
+        if self.login is None:
+            return
+        try:
+            await self.login.start()
+        except OSError as error:
+            if self._names is None or error.errno != errno.EADDRINUSE:
                 raise
             logger.warning(
                 f"The login server is not ours: {error.strerror};"
@@ -181,84 +252,37 @@ class Alongside:
         else:
             self._serving = True
 
-    # --- following -------------------------------------------------------------------------------
+    def _link(self, client: Client, url: str | None) -> str | None:
+        if self.login is None or not needs_login_server(self.gate.policy):
+            return None
+        return self.login.link(client, url)
 
-    def _session_changed(self, client: ClientId) -> None:
-        mac, address = parts_of(client)
-        both = [ClientId(str(part)) for part in (mac, address) if part is not None]
-        self._recheck({client, *both})
-        self._ledger.changed(client)
+    def _signs_in_elsewhere(self) -> bool:
+        return self.login is not None and self.login.signs_in_elsewhere
+
+    # --- sessions --------------------------------------------------------------------------------
+
+    def _recheck(self, client: ClientId) -> None:
+        if self._connections:
+            parts = {ClientId(str(part)) for part in parts_of(client) if part is not None}
+            self._connections.recheck({client, *parts})
 
     async def _end_sessions(self) -> None:
         fault = None
         while True:
             await asyncio.sleep(TICK)
             try:
-                if over := self._ledger.ended():
-                    self._recheck(over)
-                before, fault = fault, self._gate.store.fault
+                for client in self._ledger.ended():
+                    self._recheck(client)
+                before, fault = fault, self.gate.store.fault
                 if fault is not None and before is None:
-                    self._gate.events.write("fault", what=fault)
+                    self._events.write("fault", what=fault)
             except Exception:  # the edge: a loop that ended would leave open what time has ended
                 logger.exception("What sessions that are over had open may still be open")
 
-    async def _follow_policy(self) -> None:
-        async with self._moving:
-            await self._move()
-
-    async def _move(self) -> None:
-        try:
-            self._open_login_server()
-            if self._embedded and self._serving:
-                await self._embedded.follow()
-            elif self._embedded:
-                await self._serve(self._embedded)
-        except OSError as error:
-            logger.error(f"The login server does not follow the policy: {error}")
-        if self._known:
-            try:
-                await asyncio.to_thread(self._known.reapply)
-                if self._garden:
-                    self._garden.again()
-            except (OSError, ValueError) as error:
-                logger.error(f"The router's rules do not follow the policy: {error}")
-        else:
-            await self._follow_kernel()
-
-    async def _follow_kernel(self) -> None:
-        """Keeps the kernel's set of known clients, where the policy has a router."""
-        if self._gate.policy.router is None or self._known:
-            return
-        gate = self._gate
-        try:
-            neighbours = cast(Neighbourhood, gate.neighbours)
-            known = KnownSet(
-                lambda: gate.policy, gate.store, neighbours, now=gate.now, told=self._fault
-            )
-            self._kernel.callback(known.close)
-            garden = GardenFollower(lambda: gate.policy)
-            self._kernel.callback(garden.close)
-            keeper = RulesKeeper(known, self._fault, garden.again)
-            self._kernel.callback(keeper.close)
-            for follower in (known, garden, keeper):
-                await asyncio.to_thread(follower.start)
-        except OSError as error:
-            logger.error(f"The router's set of known clients cannot be kept: {error}")
-            await asyncio.to_thread(self._kernel.close)
-            return
-        self._known, self._garden = known, garden
-        gate.in_force = self._carried_out
-
     def _fault(self, what: str) -> None:
         logger.error(what)
-        self._gate.events.write("fault", what=what)
-
-    def _carried_out(self, client: ClientId) -> None:
-        assert self._known
-        try:
-            self._known.update([client])
-        except RulesError as error:
-            logger.error(f"{client}: the router's rules do not follow: {error}")
+        self._events.write("fault", what=what)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -271,25 +295,14 @@ def needs_login_server(policy: Policy) -> bool:
     return policy.login_server is not None or "{state}" in policy.login_url
 
 
-_LOCAL = "127.0.0.1:8512 would do"
-
-
-def _api(store_url: str) -> Place | None:
-    """Where the API for a login server of the operator's own listens besides its unix socket."""
-    text = ctx.options.portal_api
-    if text is None:
-        return None
+def _event_log(path: Path | None) -> EventLog:
+    """The log in the file at `path`. Raises SettingError, which says what would do."""
     try:
-        place = values.listen(text)
-    except ValueError as error:
-        raise mitmproxy_options.Unusable(
-            f"portal_api: {error}; here on loopback: {_LOCAL}"
-        ) from None
-    if isinstance(place.host, str) or not place.host.is_loopback:
-        why = f"is not on loopback, and clients could reach it: {_LOCAL}"
-        raise mitmproxy_options.Unusable(f"portal_api: {place} {why}")
-    if records_beside(store_url) is None:
-        raise mitmproxy_options.Unusable(
-            "portal_api: its tokens are in a file, and :memory: has none"
-        )
-    return place
+        return EventLog(path)
+    except OSError as error:
+        would_do = {
+            errno.ENOENT: "no such folder; make it first",
+            errno.EISDIR: "is a folder; name a file in it",
+        }
+        why = would_do.get(error.errno or 0, error.strerror or str(error))
+        raise SettingError(f"portal_events: {path}: {why}") from None

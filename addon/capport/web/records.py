@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from capport.core.client import ClientId
-from capport.stores import StoreError, store_path
+from capport.stores import StoreError
+from capport.stores.opening import store_path
 from capport.stores.sqlite.boot_clock import CLOCK, BootClock
 from capport.stores.sqlite.database import Contents, Database, MemoryDatabase
 from capport.stores.sqlite.schema import Schema

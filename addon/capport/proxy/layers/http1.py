@@ -6,10 +6,8 @@ and never buffers a body. What may go on (to the login server, the garden) it ha
 reads it otherwise than we did. `BoundLayer` is also what unknown clients' HTTP/2 and HTTP/3 gets.
 """
 
-import functools
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import h11
 from mitmproxy import connection, http
@@ -29,9 +27,11 @@ from capport.core.place import Place
 from capport.core.policy import Connect
 from capport.core.reply import Asked, Reply, reply_to
 from capport.core.verdict import HeaderFieldsTooLarge, Pass, Refusal, Verdict
+from capport.proxy.enforcer import Enforcer
 from capport.proxy.internals import http1_reader
 from capport.proxy.layers.http2 import ANSWERS, BoundLayer
 from capport.proxy.layers.lingering import STAGE, Lingering
+from capport.proxy.layers.silent import ends_on_faults
 from capport.proxy.request_head import (
     CREDENTIALS,
     REDACTED,
@@ -42,13 +42,8 @@ from capport.proxy.request_head import (
 )
 from capport.proxy.responses import CLOSED, asked_of, bare, fields_of, to_mitmproxy
 
-if TYPE_CHECKING:
-    from capport.proxy.addon import Gatekeeper
-    from capport.proxy.layers.tls import HelloLayer
-
 logger = logging.getLogger(__name__)
 
-LINGER: Final = STAGE
 HALF_CLOSED: Final = 10.0  # seconds for an origin to begin to answer who has closed its half
 
 # RFC 9110 section 7.6.1, and what only a proxy may see or say.
@@ -70,42 +65,15 @@ _HOP_BY_HOP: Final = frozenset(
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
-class SilentLayer(layer.Layer):
-    """Ends the connection, and says nothing: for what is neither HTTP nor TLS, and for faults."""
-
-    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
-        if isinstance(event, events.DataReceived | events.ConnectionClosed):
-            yield commands.CloseConnection(self.context.client)
-
-
-def ends_on_faults[Handler: "RefusalLayer | HelloLayer"](
-    handle: Callable[[Handler, events.Event], layer.CommandGenerator[None]],
-) -> Callable[[Handler, events.Event], layer.CommandGenerator[None]]:
-    """A layer's events, of which one that raises ends the connection.
-
-    mitmproxy logs it as a crash of its own, and leaves the client waiting.
-    """
-
-    @functools.wraps(handle)
-    def wrapped(self: Handler, event: events.Event) -> layer.CommandGenerator[None]:
-        try:
-            yield from handle(self, event)
-        except Exception:
-            self.keeper.fault(type(self).__name__)
-            yield commands.CloseConnection(self.context.client)
-
-    return wrapped
-
-
 class RefusalLayer(layer.Layer):
     """HTTP/1 with an unknown client, by h11, which is strict about what a head may be."""
 
-    def __init__(self, ctx: context.Context, keeper: "Gatekeeper") -> None:
+    def __init__(self, ctx: context.Context, enforcer: Enforcer) -> None:
         self.explicit = isinstance(ctx.layers[0], modes.HttpProxy) and not ctx.server.address
         # Inside TLS or a tunnel there is no half of a connection to close.
         self.plain = not any(isinstance(it, tls.TLSLayer | HttpLayer) for it in ctx.layers)
         super().__init__(ctx)
-        self.keeper = keeper
+        self.enforcer = enforcer
         self.dialled = place_of(ctx.server.address)
         self.scheme = "https" if ctx.client.tls_established and not self.explicit else "http"
         self.parser = http1_reader.reader()
@@ -122,7 +90,7 @@ class RefusalLayer(layer.Layer):
         elif self.onward:
             yield from self.onward.handle_event(event)
         elif isinstance(event, events.DataReceived):
-            self.keeper.handshakes.used(self.context.client)
+            self.enforcer.used(self.context.client)
             self.parser.receive_data(event.data)
             yield from self._read_heads()
         elif isinstance(event, events.ConnectionClosed):
@@ -160,14 +128,14 @@ class RefusalLayer(layer.Layer):
         request = asked.to_mitmproxy(self.dialled)
         redact(request.headers)
         try:
-            verdict = self.keeper.request_verdict(
+            verdict = self.enforcer.decide(
                 self.context.client, asked.as_case(size), asked.claim, self.dialled, asked.url
             )
             onward = self._onward(asked, verdict)
             if onward:
-                self.keeper.hand_on(self.context.client, onward.verdict)
+                self.enforcer.hand_on(self.context.client, onward.verdict)
         except Exception:
-            self.keeper.fault("a request")
+            self.enforcer.fault("a request")
             verdict, onward = None, None
         if onward:
             self.onward = onward
@@ -185,7 +153,7 @@ class RefusalLayer(layer.Layer):
                 return None
             return Onward(asked, place, verdict)
         if tunnels and asked.claim:
-            way = self.keeper.connect_way(asked.user_agent, asked.claim.port)
+            way = self.enforcer.way_of_connect(asked.user_agent, asked.claim.port)
             return Onward(asked, asked.claim, verdict) if way is Connect.ALERT else None
         return None
 
@@ -204,9 +172,9 @@ class RefusalLayer(layer.Layer):
         shown = http.HTTPFlow(self.context.client, self.context.server, live=True)
         shown.request, shown.response = request, to_mitmproxy(reply)
         try:
-            self.keeper.refused(shown, verdict)
+            self.enforcer.refused(shown, verdict)
         except Exception:  # what cannot be told is refused all the same
-            self.keeper.fault("telling of a refusal")
+            self.enforcer.fault("telling of a refusal")
         yield HttpRequestHeadersHook(shown)
         yield HttpRequestHook(shown)
         yield HttpResponseHeadersHook(shown)
@@ -221,15 +189,15 @@ class RefusalLayer(layer.Layer):
         try:
             return reply_to(verdict, asked)
         except Exception:
-            self.keeper.fault("a reply")
+            self.enforcer.fault("a reply")
             return CLOSED
 
     def _refuse_unread(self, status: int, why: str) -> layer.CommandGenerator[None]:
         """Answers what could not be read as a request. It is too broken to be shown as a flow."""
         try:
-            self.keeper.refused_unread(self.context.client, status, why)
+            self.enforcer.refused_unread(self.context.client, status, why)
         except Exception:
-            self.keeper.fault("telling of a refusal")
+            self.enforcer.fault("telling of a refusal")
         reply = bare(status)
         if status == 431:
             asked = Asked(self.method.decode("ascii", "replace"))
@@ -252,10 +220,10 @@ class RefusalLayer(layer.Layer):
         yield commands.SendData(self.context.client, data)
         if self.parser.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
             self.parser.start_next_cycle()
-            self.keeper.answered(self.context.client)
+            self.enforcer.answered(self.context.client)
             return
-        self.keeper.lingers(self.context.client)
-        self.lingering = Lingering(self.context.client, LINGER, self.declared)
+        self.enforcer.lingers(self.context.client)
+        self.lingering = Lingering(self.context.client, STAGE, self.declared)
         yield from self.lingering.begin(half_close=self.plain)
 
 
@@ -277,7 +245,7 @@ class Onward:
     def start(self, parent: RefusalLayer, first: object) -> layer.CommandGenerator[None]:
         """Hands the head on, and what has come of the body."""
         self.client = parent.context.client
-        self.is_gone = parent.keeper.is_gone
+        self.is_gone = parent.enforcer.is_gone
         self.child = BoundLayer(parent.context, HTTPMode.regular)
         self.child.interim = self.asked.version > b"1.0"
         yield from self.child.handle_event(events.Start())

@@ -4,26 +4,20 @@ RFC 6585 section 7.4: a portal that answers inside TLS draws a certificate error
 """
 
 import logging
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from mitmproxy import connection, flow, tcp, tls
 from mitmproxy.proxy import commands, context, events, layer
 from mitmproxy.proxy.layers import ClientTLSLayer, ServerTLSLayer, TCPLayer
 from mitmproxy.proxy.layers import tcp as tcp_layers
 
-from capport.core.client import Client
 from capport.core.place import Place, parse_host
 from capport.core.verdict import Drop, Inspect, Intercept, Refuse, TlsVerdict, Tunnel
 from capport.front.hello import Hello, HelloReader
-from capport.proxy.layers.http1 import LINGER, ends_on_faults
-from capport.proxy.layers.lingering import Lingering
+from capport.proxy.enforcer import Enforcer
+from capport.proxy.layers.lingering import STAGE, Lingering
+from capport.proxy.layers.silent import ends_on_faults
 from capport.proxy.request_head import place_of
-
-if TYPE_CHECKING:
-    from capport.proxy.addon import Gatekeeper
 
 logger = logging.getLogger(__name__)
 
@@ -36,74 +30,11 @@ OUTER: Final = (
     "RFC 9849: the hello has encrypted_client_hello, so its SNI may be the outer name, and the name"
     " that is meant is hidden"
 )
-# What OpenSSL makes of an alert: "tlsv1 alert unknown ca", "tls alert certificate unknown".
-_ALERT = re.compile(r"(?:ssl|tls)v?[0-9.]* alert ([a-z ]+)")
 
 
 def alert_record(description: int, version: bytes = b"\x03\x03") -> bytes:
     """A fatal alert as one TLS record (RFC 8446 sections 5.1 and 6)."""
     return b"\x15" + version + b"\x00\x02\x02" + bytes([description])
-
-
-@dataclass(slots=True)
-class Handshake:
-    """One handshake that is intercepted, until we know how the client took the certificate."""
-
-    client: Client
-    sni: str | None
-    destination: str | None
-    because: str
-    caveat: str = CAVEAT
-    established: bool = False
-
-
-class Handshakes:
-    """The intercepted handshakes under way, and the one `tls` event that each of them yields."""
-
-    def __init__(self, event: Callable[..., None]) -> None:
-        self._event = event
-        self._open: dict[str, Handshake] = {}
-
-    def intercepted(self, conn: connection.Client, handshake: Handshake) -> None:
-        """A certificate of ours will be shown; what the client makes of it comes later."""
-        self._open[conn.id] = handshake
-
-    def established(self, conn: connection.Client) -> None:
-        """The handshake is through. GnuTLS clients look at the certificate only now."""
-        if handshake := self._open.get(conn.id):
-            handshake.established = True
-
-    def failed(self, conn: connection.Client, error: str | None) -> None:
-        """The client ended the handshake: by an alert, or by hanging up."""
-        alert = _ALERT.search(error or "")
-        self._tell(conn, "rejected", alert.group(1).strip().replace(" ", "_") if alert else None)
-
-    def used(self, conn: connection.Client) -> None:
-        """The client sent something through the TLS it was offered: it took the certificate."""
-        if (handshake := self._open.get(conn.id)) and handshake.established:
-            self._tell(conn, "accepted", None)
-
-    def closed(self, conn: connection.Client) -> None:
-        """The connection is over; who has said nothing by now has hung up on the certificate."""
-        self._tell(conn, "rejected", None)
-
-    def _tell(self, conn: connection.Client, outcome: str, alert: str | None) -> None:
-        handshake = self._open.pop(conn.id, None)
-        if handshake is None:
-            return
-        hung_up = True if outcome == "rejected" and alert is None else None
-        self._event(
-            "tls",
-            handshake.client,
-            sni=handshake.sni,
-            destination=handshake.destination,
-            action="intercept",
-            outcome=outcome,
-            alert=alert,
-            hung_up=hung_up,
-            caveat=handshake.caveat,
-            because=handshake.because,
-        )
 
 
 class ServerFirst:
@@ -130,12 +61,10 @@ class HelloLayer(layer.Layer):
     settings): there is nothing to decide yet.
     """
 
-    def __init__(
-        self, ctx: context.Context, keeper: "Gatekeeper", *, to_proxy: bool = False
-    ) -> None:
+    def __init__(self, ctx: context.Context, enforcer: Enforcer, *, to_proxy: bool = False) -> None:
         super().__init__(ctx)
         self.plain = len(ctx.layers) == 2  # on the wire itself, not in a tunnel
-        self.keeper = keeper
+        self.enforcer = enforcer
         self.to_proxy = to_proxy
         self.dialled = place_of(ctx.server.address)
         self.reader = HelloReader()
@@ -168,16 +97,16 @@ class HelloLayer(layer.Layer):
             # By the layers below its TLS mitmproxy knows that this is TLS to itself, and offers
             # http/1.1 alone in ALPN.
             self.context.layers.remove(self)
-            self.keeper.connections.takes_tls(self.context.client)
+            self.enforcer.takes_tls(self.context.client)
             yield from self._go_on(ClientTLSLayer(self.context))
             return
         claim = self._claim(hello)
-        verdict = self.keeper.tls_verdict(self.context.client, claim, self._asked_for(claim))
+        verdict = self.enforcer.decide_tls(self.context.client, claim, self._asked_for(claim))
         yield from self._carry_out(hello, verdict)
 
     def _no_hello(self, why: str) -> layer.CommandGenerator[None]:
         """Not TLS after all: nothing, but for who may send whatever it likes."""
-        verdict = self.keeper.tls_verdict(self.context.client, None, self.dialled)
+        verdict = self.enforcer.decide_tls(self.context.client, None, self.dialled)
         if isinstance(verdict, Tunnel) and verdict.to is None and not self.to_proxy:
             yield from self._carry_out(Hello(), verdict)
         else:
@@ -204,26 +133,17 @@ class HelloLayer(layer.Layer):
         client = self.context.client
         match verdict:
             case Tunnel(to=place):
-                self.keeper.let_through(client, place)
+                self.enforcer.let_through(client, place)
                 if place is not None and place != self.dialled:
                     yield from self._lead_to(place)
                 yield from self._go_on(TCPLayer(self.context, ignore=True))
             case Inspect():
-                self.keeper.let_through(client, None)
+                self.enforcer.let_through(client, None)
                 yield from self._go_on(self._mitmproxy_tls())
             case Intercept():
-                self.keeper.connections.takes_tls(client)
-                destination = str(self.dialled) if self.dialled else None
-                self.keeper.handshakes.intercepted(
-                    client,
-                    Handshake(
-                        self.keeper.client(client),
-                        hello.sni,
-                        destination,
-                        verdict.because,
-                        f"{CAVEAT}; {OUTER}" if hello.has_ech else CAVEAT,
-                    ),
-                )
+                self.enforcer.takes_tls(client)
+                caveat = f"{CAVEAT}; {OUTER}" if hello.has_ech else CAVEAT
+                self.enforcer.intercepted(client, hello.sni, self.dialled, verdict.because, caveat)
                 yield from self._go_on(self._mitmproxy_tls())
             case Refuse() | Drop():
                 yield from self._refuse(hello, verdict)
@@ -256,21 +176,21 @@ class HelloLayer(layer.Layer):
         drops = isinstance(verdict, Drop)
         shown = tcp.TCPFlow(client, self.context.server, live=True)
         caveat = OUTER if hello.has_ech else None
-        self.keeper.refused_tls(shown, hello.sni, self.dialled, verdict, caveat)
+        self.enforcer.refused_tls(shown, hello.sni, self.dialled, verdict, caveat)
         yield tcp_layers.TcpStartHook(shown)
         shown.error = flow.Error(f"TLS refused: {verdict.because}")
         yield tcp_layers.TcpErrorHook(shown)
         shown.live = False
-        self.lingering = Lingering(client, LINGER)
+        self.lingering = Lingering(client, STAGE)
         if drops:
-            self.keeper.reset(client)
+            self.enforcer.reset(client)
             yield commands.CloseConnection(client)
             return
         # The alert in the version that the client's own record has (RFC 8446 appendix D).
         yield commands.SendData(client, alert_record(ACCESS_DENIED, bytes(self.reader.raw[1:3])))
         self.reader.raw.clear()
         if self.plain:
-            self.keeper.lingers(client)
+            self.enforcer.lingers(client)
             yield from self.lingering.begin(half_close=True)
         else:
             yield commands.CloseConnection(client)

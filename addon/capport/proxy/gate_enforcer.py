@@ -1,0 +1,177 @@
+"""The enforcer of the layers and the hooks: it asks the gate, and counts connections."""
+
+from mitmproxy import connection, http, tcp
+from mitmproxy.proxy import mode_specs
+
+from capport.core.client import Client
+from capport.core.decision import HttpRequest
+from capport.core.place import Place
+from capport.core.policy import Connect
+from capport.core.verdict import (
+    Inspect,
+    Pass,
+    Refuse,
+    TlsVerdict,
+    TooManyRequests,
+    Tunnel,
+    Unavailable,
+    Verdict,
+)
+from capport.proxy.connections import MOST_TO_LOGIN, Connections, Key, key_of
+from capport.proxy.flow_marks import FlowMarks
+from capport.proxy.handshakes import Handshake, Handshakes
+from capport.service.service import Service
+
+HELD = "the client has a session, and the kernel's set lacks it: that is put right"
+LATER = 5  # seconds until one of a client's connections to the login server should have ended
+
+
+class GateEnforcer:
+    """An `Enforcer` (its docstrings say what is asked) by the gate of a service."""
+
+    def __init__(
+        self, service: Service, connections: Connections, marks: FlowMarks, handshakes: Handshakes
+    ) -> None:
+        self.gate = service.gate
+        self.connections = connections
+        self.marks = marks
+        self.handshakes = handshakes
+        self._service = service
+        self._handed_on: dict[Key, Verdict] = {}
+
+    def decide(
+        self,
+        conn: connection.Client,
+        request: HttpRequest,
+        claim: Place | None,
+        dialled: Place | None,
+        url: str | None,
+    ) -> Verdict:
+        """The gate's verdict on a request."""
+        client = self.connections.client_of(conn)
+        verdict = self.gate.request(client, request, claim, dialled, url)
+        if not isinstance(verdict, Pass):
+            return verdict
+        if verdict.to is None and self.is_held(conn, client):
+            return Unavailable(HELD)
+        if not self._may_go(conn, verdict.to):
+            return TooManyRequests(self._too_many(conn), LATER)
+        return verdict
+
+    def decide_tls(
+        self, conn: connection.Client, sni: Place | None, dialled: Place | None
+    ) -> TlsVerdict:
+        """The gate's verdict on a handshake, Refuse where it has none."""
+        try:
+            client = self.connections.client_of(conn)
+            verdict = self.gate.handshake(client, sni, dialled)
+            known = isinstance(verdict, Inspect) or (
+                isinstance(verdict, Tunnel) and verdict.to is None
+            )
+            if known and self.is_held(conn, client):
+                return Refuse(HELD)
+            if isinstance(verdict, Tunnel) and not self._may_go(conn, verdict.to):
+                return Refuse(self._too_many(conn))
+            return verdict
+        except Exception:
+            self.fault("decide_tls")
+            return Refuse("the portal cannot decide now")
+
+    def is_held(self, conn: connection.Client, client: Client) -> bool:
+        """Whether a known client is here only because the kernel's set lacks it."""
+        if not isinstance(conn.proxy_mode, mode_specs.TransparentMode):
+            return False
+        return self._service.is_held(self.connections.peer_of(conn), client)
+
+    def _may_go(self, conn: connection.Client, place: Place | None) -> bool:
+        to_login = place is not None and place in self.gate.policy.login_places
+        return not to_login or self.connections.may_log_in(conn)
+
+    def _too_many(self, conn: connection.Client) -> str:
+        client = self.connections.client_of(conn)
+        return f"{client} has {MOST_TO_LOGIN} connections to the login server open"
+
+    def way_of_connect(self, user_agent: str, port: int) -> Connect:
+        """How a CONNECT is refused: `answer` or `alert`.
+
+        Chromium and Firefox hide the answer to a CONNECT behind a dead end. So does undici, which
+        opens a tunnel for plain HTTP too: what it asks for in there it does read the answer to.
+        """
+        way = self.gate.policy.tls.connect
+        if way is not Connect.AUTO:
+            return way
+        reads_inside = user_agent.startswith("Mozilla/") or port == 80
+        return Connect.ALERT if reads_inside else Connect.ANSWER
+
+    def let_through(self, conn: connection.Client, place: Place | None) -> None:
+        """The connection's deadline is lifted."""
+        self.connections.let_through(conn, place)
+
+    def hand_on(self, conn: connection.Client, verdict: Verdict) -> None:
+        """Keeps the verdict until mitmproxy's HTTP has read the request (`handed_on`)."""
+        if isinstance(verdict, Pass):
+            self.let_through(conn, verdict.to)
+        self._handed_on[key_of(conn)] = verdict
+
+    def handed_on(self, conn: connection.Client) -> Verdict | None:
+        """The verdict on the request that comes next, if there is one already; once."""
+        return self._handed_on.pop(key_of(conn), None)
+
+    def refused(self, shown: http.HTTPFlow, verdict: Verdict | None) -> None:
+        """Shown, and reported."""
+        self.marks.refused(shown, verdict)
+
+    def refused_unread(self, conn: connection.Client, status: int, why: str) -> None:
+        """Reported."""
+        self.marks.refused_unread(conn, status, why)
+
+    def refused_tls(
+        self,
+        shown: tcp.TCPFlow,
+        sni: str | None,
+        dialled: Place | None,
+        verdict: TlsVerdict,
+        caveat: str | None,
+    ) -> None:
+        """Shown, and reported."""
+        self.marks.refused_tls(shown, sni, dialled, verdict, caveat)
+
+    def answered(self, conn: connection.Client) -> None:
+        """The connection's deadline begins again."""
+        self.connections.answered(conn)
+
+    def lingers(self, conn: connection.Client) -> None:
+        """The connection has its last deadline."""
+        self.connections.lingers(conn)
+
+    def is_gone(self, conn: connection.Client) -> bool:
+        """Whether the client's end is closed."""
+        return self.connections.is_gone(conn)
+
+    def reset(self, conn: connection.Client) -> None:
+        """Ends a connection with RST."""
+        self.connections.abort_connection(conn, reset=True)
+
+    def takes_tls(self, conn: connection.Client) -> None:
+        """It counts as several connections."""
+        self.connections.takes_tls(conn)
+
+    def intercepted(
+        self,
+        conn: connection.Client,
+        sni: str | None,
+        dialled: Place | None,
+        because: str,
+        caveat: str,
+    ) -> None:
+        """Reported, once it is known how the client took the certificate."""
+        client, destination = self.connections.client_of(conn), str(dialled) if dialled else None
+        self.handshakes.intercepted(conn, Handshake(client, sni, destination, because, caveat))
+
+    def used(self, conn: connection.Client) -> None:
+        """The client took the certificate, if there was one."""
+        self.handshakes.used(conn)
+
+    def fault(self, where: str) -> None:
+        """Reported."""
+        self.marks.fault(where)

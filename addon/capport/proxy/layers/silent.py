@@ -1,0 +1,43 @@
+"""Ending a connection without a word: what a layer does that can do nothing else."""
+
+import functools
+from collections.abc import Callable
+from typing import Protocol
+
+from mitmproxy.proxy import commands, context, events, layer
+
+from capport.proxy.enforcer import Enforcer
+
+
+class SilentLayer(layer.Layer):
+    """Ends the connection, and says nothing: for what is neither HTTP nor TLS, and for faults."""
+
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if isinstance(event, events.DataReceived | events.ConnectionClosed):
+            yield commands.CloseConnection(self.context.client)
+
+
+class Decides(Protocol):
+    """A layer that has an enforcer."""
+
+    context: context.Context
+    enforcer: Enforcer
+
+
+def ends_on_faults[Handler: Decides](
+    handle: Callable[[Handler, events.Event], layer.CommandGenerator[None]],
+) -> Callable[[Handler, events.Event], layer.CommandGenerator[None]]:
+    """A layer's events, of which one that raises ends the connection.
+
+    mitmproxy logs it as a crash of its own, and leaves the client waiting.
+    """
+
+    @functools.wraps(handle)
+    def wrapped(self: Handler, event: events.Event) -> layer.CommandGenerator[None]:
+        try:
+            yield from handle(self, event)
+        except Exception:
+            self.enforcer.fault(type(self).__name__)
+            yield commands.CloseConnection(self.context.client)
+
+    return wrapped
