@@ -17,8 +17,9 @@ from capport.core.place import Host
 from capport.core.policy import ClientRules
 from capport.linux import NoNeighbours
 from capport.proxy import addon as mitm
+from capport.proxy.fail_closed import NotStarted
 from capport.proxy.layers import http1
-from conftest import Origin, Portal, StartPortal, until_closed
+from conftest import Origin, Portal, StartPortal, one_answer, until_closed
 from proxy.hellos import message, over_tls, records, server_name, trusting_all
 from proxy.wire import GARDEN, OUTSIDE, Dialled, garden, until, with_names
 
@@ -297,6 +298,26 @@ async def test_the_guard_denies_what_the_gatekeeper_did_not_approve(
         it.master.addons.chain = chain
         monkeypatch.undo()
     assert origin.connections == 0
+
+
+async def test_a_portal_that_has_not_started_stops_what_was_open_before_it(
+    portal: StartPortal, origin: Origin
+) -> None:
+    """As where the script is added to a mitmproxy that runs, with a policy that cannot be used."""
+    there = f"127.0.0.1:{origin.port}"
+    request = f"GET http://{there}/ HTTP/1.1\r\nHost: {there}\r\n\r\n".encode()
+    async with portal(KNOWN) as it:
+        reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+        writer.write(request)
+        assert (await one_answer(reader)).startswith(b"HTTP/1.1 200 ")
+        chain = it.master.addons.chain
+        it.master.addons.chain = [NotStarted() if one is it.keeper else one for one in chain]
+        writer.write(request)
+        assert (await one_answer(reader)).startswith(b"HTTP/1.1 503 ")
+        writer.close()
+        assert await it.talk(request) == b""
+        it.master.addons.chain = chain
+    assert len(origin.heads) == 1
 
 
 @pytest.mark.parametrize("mode", ["regular", "transparent"])

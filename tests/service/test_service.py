@@ -1,13 +1,18 @@
-"""What runs beside the hooks follows one policy after the other, and is closed where it fails."""
+"""The service follows one policy after the other, and each change of a session, by one road."""
 
+import queue
 import time
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
+from capport import clock
+from capport.core.client import ClientId
+from capport.core.session import Session
 from capport.service import kernel
-from conftest import LOGIN, Portal, StartPortal
+from capport.stores import FullError
+from conftest import LOGIN, SOON, Portal, StartPortal
 from proxy.wire import until
 
 
@@ -16,11 +21,14 @@ class Follower:
 
     made: ClassVar[list["Follower"]] = []
     fails: ClassVar[bool] = False
+    full: ClassVar[bool] = False
 
     def __init__(self, *given: object, **named: Any) -> None:
         self.given = given
         self.named = named
         self.started = self.closed = 0
+        self.heard = queue.SimpleQueue[object]()
+        self.carried_out: list[object] = []
         self.made.append(self)
 
     def start(self) -> None:
@@ -37,6 +45,13 @@ class Follower:
 
     def changed(self, what: object) -> None:
         """A session is another."""
+        self.heard.put(what)
+
+    def update(self, ids: list[ClientId]) -> None:
+        """A session is another, now."""
+        if self.full:
+            raise FullError("set known4 is full")
+        self.carried_out += ids
 
     def close(self) -> None:
         self.closed += 1
@@ -113,3 +128,53 @@ async def test_what_had_begun_is_closed_where_the_rest_cannot(
         await until(lambda: [one.started for one in followers[3:]] == [1] * 3)
         assert [(one.started, one.closed) for one in followers[3:]] == [(1, 0)] * 3
     assert [one.closed for one in followers] == [1] * 6
+
+
+ONE = ClientId("192.0.2.7")
+
+
+async def test_a_grant_by_another_process_reaches_the_kernel_though_the_event_loop_is_busy(
+    portal: StartPortal, followers: list[Follower], tmp_path: Path
+) -> None:
+    async with portal() as it:
+        become_a_router(it, tmp_path)
+        await until(lambda: [one.started for one in followers] == [1] * 3)
+        now = clock.now()
+        it.gate.store.put(Session(ONE, now, now + 60, None, last_seen=now))
+        assert followers[0].heard.get(timeout=SOON) == ONE  # without an await: the loop stands
+        await until(lambda: it.gate.events.counts.get("granted") == 1)
+
+
+async def is_followed(portal: Portal, followers: list[Follower]) -> None:
+    """Returns once a change is carried out in the kernel."""
+
+    def is_carried_out() -> bool:
+        portal.gate.revoke(ONE)
+        return followers[:1] != [] and followers[0].carried_out != []
+
+    await until(is_carried_out)
+    followers[0].carried_out.clear()
+
+
+async def test_a_grant_here_is_in_the_kernel_when_it_returns(
+    portal: StartPortal, followers: list[Follower], tmp_path: Path
+) -> None:
+    async with portal() as it:
+        become_a_router(it, tmp_path)
+        await is_followed(it, followers)
+        it.gate.grant(ONE)
+        assert followers[0].carried_out == [ONE]
+        it.gate.revoke(ONE)
+        assert followers[0].carried_out == [ONE, ONE]
+
+
+async def test_where_the_kernel_has_no_room_there_is_no_session(
+    portal: StartPortal, followers: list[Follower], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with portal() as it:
+        become_a_router(it, tmp_path)
+        await is_followed(it, followers)
+        monkeypatch.setattr(Follower, "full", True)
+        with pytest.raises(FullError):
+            it.gate.grant(ONE)
+        assert not list(it.gate.store.sessions())

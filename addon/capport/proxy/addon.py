@@ -100,6 +100,7 @@ class Hooks:
         self.handshakes = enforcer.handshakes
         self.dialling = dialling
         self.guard = guard
+        self._began = False
 
     @property
     def gate(self) -> Gate:
@@ -123,7 +124,10 @@ class Hooks:
             raise exceptions.OptionsError(str(error)) from None
 
     async def running(self) -> None:
-        """Begins what needs the event loop."""
+        """Begins what needs the event loop: once, though the script may ask for it as well."""
+        if self._began:
+            return
+        self._began = True
         prepare_listeners()
         try:
             await self.service.start(self.connections)

@@ -109,8 +109,6 @@ class Service:
 
     async def start(self, connections: OpenConnections | None = None) -> None:
         """Begins. Raises OSError where the login server cannot listen, or the API's address."""
-        if self._running:
-            return
         self._running, self._connections = True, connections
         if self._watcher:
             self._watcher.start()
