@@ -1,5 +1,6 @@
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 import pytest
 
@@ -26,9 +27,9 @@ class Time:
         return self.now
 
 
-def make(policy: Policy = POLICY) -> tuple[Gate, Time]:
+def make(policy: Policy = POLICY, **more: Any) -> tuple[Gate, Time]:
     time = Time()
-    return Gate(policy, MemoryStore(), now=time), time
+    return Gate(policy, MemoryStore(), now=time, **more), time
 
 
 def test_a_grant_lets_through_until_it_expires() -> None:
@@ -59,7 +60,7 @@ def test_a_client_that_the_router_has_no_place_for_gets_no_session() -> None:
         if len(carried_out) > 1:
             raise StoreError("set known4 is full")
 
-    gate = Gate(POLICY, MemoryStore(), carry_out=full_after_one)
+    gate, _ = make(carry_out=full_after_one)
     one, other = gate.client("192.0.2.7").id, gate.client("192.0.2.8").id
     gate.grant(other)
     with pytest.raises(StoreError, match="set known4 is full"):
@@ -105,8 +106,7 @@ def test_requests_that_come_too_fast_are_told_when_to_come_back() -> None:
 
 
 def test_the_link_is_made_for_the_client_and_for_what_it_asked() -> None:
-    gate, _ = make()
-    gate.link = lambda client, url: f"https://login.example.net/?s={client.id}+{url}"
+    gate, _ = make(link=lambda client, url: f"https://login.example.net/?s={client.id}+{url}")
     client = gate.client("192.0.2.7")
     verdict = gate.request(client, HttpRequest(), ELSEWHERE, None, "http://elsewhere.example.com/")
     assert isinstance(verdict, NetworkAuthenticationRequired)
@@ -126,9 +126,7 @@ def test_the_link_is_made_for_the_client_and_for_what_it_asked() -> None:
 def test_a_302_is_for_a_client_whom_the_login_server_answers(
     answers_at: str | None, client: str, *, sign_in: bool
 ) -> None:
-    gate, _ = make()
-    if answers_at is not None:
-        gate.answering = {POLICY.login_place: ip_address(answers_at)}
+    gate, _ = make(answering={POLICY.login_place: ip_address(answers_at)} if answers_at else {})
     probe = Place("connectivitycheck.gstatic.com", 80)
     asked = HttpRequest(path="/generate_204")
     verdict = gate.request(gate.client(client), asked, probe, None)
@@ -138,8 +136,8 @@ def test_a_302_is_for_a_client_whom_the_login_server_answers(
 def test_a_302_is_for_the_family_whose_login_server_answers() -> None:
     six = Place(ip_address("2001:db8:1::1"), 8511)
     policy = replace(POLICY, other_login=Login(f"http://{six}/", six))
-    gate, _ = make(replace(policy, login_place=Place(ip_address("192.0.2.1"), 8511)))
-    gate.answering = {six: ip_address("2001:db8:1::1")}
+    policy = replace(policy, login_place=Place(ip_address("192.0.2.1"), 8511))
+    gate, _ = make(policy, answering={six: ip_address("2001:db8:1::1")})
     probe = Place("connectivitycheck.gstatic.com", 80)
     asked = HttpRequest(path="/generate_204")
     for client, kind in (("2001:db8:1::7", SignIn), ("192.0.2.7", NetworkAuthenticationRequired)):

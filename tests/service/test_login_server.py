@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from capport.core.client import Peer
+from capport.core.client import Client, Peer
 from capport.core.decision import HttpRequest
 from capport.core.place import Place
 from capport.core.verdict import NetworkAuthenticationRequired, Pass
@@ -28,10 +28,12 @@ ORIGIN = Place("www.example.org", 80)
 
 
 async def test_from_the_511_to_online_and_the_page_that_was_asked_for(tmp_path: Path) -> None:
-    gate = Gate(policy(), MemoryStore(), now=Clock())
-    login_server = Embedded(gate, tmp_path / "portal.db", socket=tmp_path / "api.sock")
-    await login_server.start()
-    gate.link = login_server.link
+    def link_to(client: Client, url: str | None) -> str:
+        return ours.link(client, url)
+
+    gate = Gate(policy(), MemoryStore(), now=Clock(), link=link_to)
+    ours = Embedded(gate, tmp_path / "portal.db", socket=tmp_path / "api.sock")
+    await ours.start()
     try:
         client = at("127.0.0.2")
         refused = gate.request(client, HttpRequest(path="/news"), ORIGIN, None, PAGE)
@@ -39,13 +41,13 @@ async def test_from_the_511_to_online_and_the_page_that_was_asked_for(tmp_path: 
         link = urlsplit(refused.login_url)
         assert "example" not in link.query
         assert "127.0.0.2" not in link.query
-        browser = Browser(login_server.server.places[0].port, "127.0.0.2")
+        browser = Browser(ours.server.places[0].port, "127.0.0.2")
         welcome = await browser.follow(await browser.sign_in(f"/?{link.query}"))
         assert PAGE in welcome.links
         assert isinstance(gate.request(client, HttpRequest(), ORIGIN, None, PAGE), Pass)
         assert (tmp_path / "api.sock").is_socket()
     finally:
-        await login_server.stop()
+        await ours.stop()
     assert not (tmp_path / "api.sock").exists()
 
 
