@@ -242,11 +242,11 @@ def get(port: int) -> bytes:
     return f"GET http://{there}/ HTTP/1.1\r\nHost: {there}\r\nConnection: close\r\n\r\n".encode()
 
 
-def without_the_gatekeeper(it: Portal, _: pytest.MonkeyPatch) -> None:
+def without_the_hooks(it: Portal, _: pytest.MonkeyPatch) -> None:
     it.master.addons.chain.remove(it.keeper)
 
 
-def with_a_gatekeeper_that_raises(it: Portal, patch: pytest.MonkeyPatch) -> None:
+def with_a_hook_that_raises(it: Portal, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(it.keeper, "server_connect", broken)
 
 
@@ -275,13 +275,13 @@ class Hooked:
 @pytest.mark.parametrize(
     "change",
     [
-        *(without_the_gatekeeper, with_a_gatekeeper_that_raises),
+        *(without_the_hooks, with_a_hook_that_raises),
         *(without_any_addon, with_an_addon_that_ends_the_chain),
     ],
     ids=lambda it: it.__name__,
 )
 @pytest.mark.parametrize("mode", ["regular", "transparent", "socks5"])
-async def test_the_guard_denies_what_the_gatekeeper_did_not_approve(
+async def test_the_guard_denies_what_the_hooks_did_not_approve(
     portal: StartPortal,
     origin: Origin,
     dialled: Dialled,
