@@ -44,6 +44,7 @@ from capport.proxy.responses import CLOSED, asked_of, bare, fields_of, to_mitmpr
 
 logger = logging.getLogger(__name__)
 
+LINGER: Final = STAGE
 HALF_CLOSED: Final = 10.0  # seconds for an origin to begin to answer who has closed its half
 
 # RFC 9110 section 7.6.1, and what only a proxy may see or say.
@@ -223,7 +224,7 @@ class RefusalLayer(layer.Layer):
             self.enforcer.answered(self.context.client)
             return
         self.enforcer.lingers(self.context.client)
-        self.lingering = Lingering(self.context.client, STAGE, self.declared)
+        self.lingering = Lingering(self.context.client, LINGER, self.declared)
         yield from self.lingering.begin(half_close=self.plain)
 
 
