@@ -10,8 +10,12 @@ import sys
 from mitmproxy import ctx
 
 try:
+    from capport.proxy.internals.verify import verify
+
+    verify()
     from capport.proxy.addon import CaptivePortal
 except Exception as error:
+    # Asked here, because the package may be what cannot be imported.
     if ctx.master.addons.get("proxyserver").is_running:  # type: ignore[no-untyped-call]
         raise
     # mitmproxy opens its port before it loads a script, and serves until it has ended because of

@@ -80,3 +80,22 @@ install_extras() {
   fi
   [[ -z $missing ]] || say "without ${missing//$'\n'/, }, some tests cannot run (rm $note: try again)"
 }
+
+install_mitmproxy() {
+  [[ ! -e $2/$3 ]] || return 0 # made while we waited for the lock
+  say "installing mitmproxy $1 into $2"
+  cd -- "$checkout"
+  find_uv
+  "$uv" venv --quiet --clear --python "$venv/bin/python" "$2" >&2 &&
+    "$uv" pip install --quiet --python "$2/bin/python" --editable . --group dev "mitmproxy==$1" >&2 &&
+    touch -- "$2/$3"
+}
+
+# Makes `venv` one like .venv, but with mitmproxy $1. It is whole once it has a file that is called
+# after the project file and the Python that it was made for.
+venv_with_mitmproxy() {
+  local other=$venv/mitmproxy-$1 made_for
+  made_for=made-for-$(stamp_for "$(project_sum)" | sha256sum | cut -c -16)
+  [[ -e $other/$made_for ]] || locked "$checkout" install_mitmproxy "$1" "$other" "$made_for"
+  venv=$other
+}

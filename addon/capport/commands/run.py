@@ -1,10 +1,18 @@
 """`capport run`: the headless appliance."""
 
+import sys
 from argparse import Namespace
 
 
 def run(arguments: Namespace) -> int:
     """Runs it to its end; the exit status. mitmproxy is imported here, and by no other command."""
+    from capport.proxy.internals.verify import NotAsTested, verify
+
+    try:
+        verify()
+    except NotAsTested as error:
+        print(error, file=sys.stderr)
+        return 1
     from capport.proxy.appliance import run as run_appliance
 
     given = {"policy": arguments.policy, "sessions": arguments.sessions, "events": arguments.events}
