@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,6 +19,7 @@ from mitmproxy.tools.dump import DumpMaster
 
 from capport.core.client import parse_client_id
 from capport.core.session import Session
+from capport.events import EventLog
 from capport.gate import Gate
 from capport.proxy import mitmproxy_options
 from capport.proxy.addon import CaptivePortal, Hooks
@@ -279,6 +281,19 @@ def dialled(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
         monkeypatch.setattr(mitmproxy.platform, "original_addr", lambda sock: (host, port))
 
     return set_to
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each event was written, whether or not there is a file for them."""
+    counts, write = Counter[str](), EventLog.write
+
+    def counted(log: EventLog, event: str, *client: Any, **fields: Any) -> None:
+        counts[event] += 1
+        write(log, event, *client, **fields)
+
+    monkeypatch.setattr(EventLog, "write", counted)
+    return counts
 
 
 __all__ = ["pytest_configure", "pytest_runtest_setup"]

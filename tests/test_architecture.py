@@ -11,9 +11,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from importlib.metadata import packages_distributions
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
@@ -426,6 +429,116 @@ def test_a_planted_circle_is_found(tmp_path: Path, source: str) -> None:
         "capport.proxy.addon -> capport.proxy.layers.tls -> capport.proxy.asked"
         " -> capport.proxy.addon"
     ]
+
+
+# What mitmproxy documents that an addon may set, by the names that we give to what has it.
+DOCUMENTED = {
+    *("asked.layer", "client.error", "conn.error", "data.server.error", "server.error"),
+    *("data.establish_server_tls_first", "server.address", "headers.fields"),
+    *("shown.request", "shown.response", "shown.error", "shown.live", "shown.marked"),
+    *("shown.comment", "shown.request.stream", "shown.response.stream"),
+}
+LIBRARIES = (*MITMPROXY, "h11", "h2")
+INTERNALS = "capport.proxy.internals"
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def defined(tree: ast.AST) -> Iterator[str]:
+    """The attributes that the classes in a file define."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef):
+                    yield inner.name
+                elif isinstance(inner, ast.AnnAssign) and isinstance(inner.target, ast.Name):
+                    yield inner.target.id
+                elif is_set(inner) and ast.unparse(inner.value) == "self":
+                    yield inner.attr
+
+
+def is_set(node: ast.AST) -> TypeGuard[ast.Attribute]:
+    return isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load)
+
+
+@cache
+def private_in_mitmproxy() -> set[str]:
+    """The underscored names of the classes that ours could inherit from."""
+    spec = find_spec("mitmproxy")
+    assert spec
+    assert spec.origin
+    files = [*Path(spec.origin).parent.glob("proxy/**/*.py")]
+    return {n for file in files for n in defined(ast.parse(file.read_text())) if is_private(n)}
+
+
+def liberties(module: str, path: Path, own: set[str]) -> Iterator[str]:
+    """What a module reads or sets that mitmproxy, h11 or h2 do not promise. `own`: attributes."""
+    tree = ast.parse(path.read_text(), str(path))
+    asked = [it.name for it in imports(module, path)]
+    if not any(within(name, (*LIBRARIES, INTERNALS)) for name in asked):
+        return
+    for name in asked:
+        if within(name, LIBRARIES) and any(map(is_private, name.split("."))):
+            yield f"{path.name}: imports {name}"
+    heirs = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.bases)
+    inherited = {n for it in heirs for n in defined(it)} & private_in_mitmproxy()
+    yield from (f"{path.name}: defines {name}" for name in inherited)
+    for node in ast.walk(tree):
+        text = ast.unparse(node) if isinstance(node, ast.Attribute | ast.Call) else ""
+        if isinstance(node, ast.Call):
+            if re.match(r"(object\.__)?(set|del)attr(__)?\(", text):
+                yield f"{path.name}:{node.lineno}: {text}"
+        elif isinstance(node, ast.Attribute):
+            mine = ast.unparse(node.value) in ("self", "cls")
+            if not mine and text != "os._exit" and is_private(node.attr):
+                yield f"{path.name}:{node.lineno}: reads {text}"
+            elif is_set(node) and not mine and node.attr not in own and text not in DOCUMENTED:
+                yield f"{path.name}:{node.lineno}: sets {text}"
+
+
+def all_liberties(folder: Path) -> list[str]:
+    modules = sources(folder)
+    outside = {name: path for name, path in modules.items() if not within(name, (INTERNALS,))}
+    own = {n for path in outside.values() for n in defined(ast.parse(path.read_text()))}
+    return [it for name, path in outside.items() for it in liberties(name, path, own)]
+
+
+def test_mitmproxy_s_internals_are_read_and_replaced_in_one_folder() -> None:
+    assert all_liberties(CHECKOUT / "addon") == []
+
+
+@pytest.mark.parametrize(
+    ("source", "because"),
+    [
+        ("from mitmproxy.proxy.layers.http import _events", "imports mitmproxy.proxy.layers.http."),
+        ("from mitmproxy.proxy.layers.http._hooks import HttpRequestHook", "imports mitmproxy"),
+        ("import h11._readers", "imports h11._readers"),
+        (
+            "from mitmproxy import ctx\nctx.options._options['mode'].set(1)",
+            "reads ctx.options",
+        ),
+        ("from mitmproxy import ctx\nctx.master.addons.chain = []", "sets ctx.master.addons.chain"),
+        (
+            "from mitmproxy.proxy import server\nserver.ConnectionHandler.log = 1",
+            "sets server.",
+        ),
+        ("import h2\ndef f(handler):\n    handler.layer = 1", "sets handler.layer"),
+        ("import h2\ndef f(it):\n    setattr(it, 'address', 1)", "a.py:3: setattr(it, "),
+        ("import h2\ndef f(it):\n    object.__setattr__(it, 'a', 1)", "a.py:3: object.__setattr__"),
+        ("import h2\ndef f(sock):\n    sock.__class__ = int", "sets sock.__class__"),
+        (
+            "from mitmproxy.proxy.layer import Layer\nclass A(Layer):\n"
+            "    def _handle_event(self, event):\n        pass",
+            "defines _handle_event",
+        ),
+    ],
+)
+def test_a_planted_liberty_is_caught(source: str, because: str, tmp_path: Path) -> None:
+    plant(tmp_path, "capport/proxy/internals/b.py", source)
+    (caught,) = all_liberties(plant(tmp_path, "capport/proxy/a.py", source))
+    assert because in caught
 
 
 def reads_the_outside(tree: ast.AST) -> Iterator[int]:

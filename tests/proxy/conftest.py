@@ -3,16 +3,13 @@
 import asyncio
 import logging
 import ssl
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from mitmproxy import certs
 
-from capport.events import EventLog
 from conftest import Origin
 from proxy.wire import GARDEN
 
@@ -33,19 +30,6 @@ def nothing_crashed(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     for record in crashes:
         text = logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
         pytest.fail(f"{record.getMessage()}\n{text}")
-
-
-@pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each event was written, whether or not there is a file for them."""
-    counts, write = Counter[str](), EventLog.write
-
-    def counted(log: EventLog, event: str, *client: Any, **fields: Any) -> None:
-        counts[event] += 1
-        write(log, event, *client, **fields)
-
-    monkeypatch.setattr(EventLog, "write", counted)
-    return counts
 
 
 @pytest.fixture

@@ -48,7 +48,9 @@ from capport.proxy.flow_marks import (
 )
 from capport.proxy.gate_enforcer import GateEnforcer
 from capport.proxy.handshakes import Handshakes
-from capport.proxy.internals import http1_reader, http2_bounds
+from capport.proxy.internals import http1_reader, http2_bounds, sockets
+from capport.proxy.internals.addons import put_where_scripts_stand
+from capport.proxy.internals.http_streams import speak_http2
 from capport.proxy.internals.server import (
     connect_early,
     frame_of,
@@ -161,10 +163,7 @@ class Hooks:
     def client_disconnected(self, conn: connection.Client) -> None:
         """Forgets the connection, and closes what mitmproxy left open."""
         self.enforcer.handed_on(conn)
-        handler = handler_of(conn.id)
-        for io in tuple(handler.transports.values()) if handler else ():
-            if io.writer and not io.writer.is_closing():
-                io.writer.close()
+        sockets.close(handler_of(conn.id))
         self.handshakes.closed(conn)
         self.connections.closed(conn)
 
@@ -195,7 +194,7 @@ class Hooks:
         elif PREFACE.startswith(data) and len(data) < len(PREFACE):
             raise exceptions.AddonHalt  # HTTP/2, or a method that begins as its preface does
         elif data.startswith(PREFACE) or conn.alpn == b"h2":
-            conn.alpn = b"h2"  # also where nobody negotiated it (RFC 9113 section 3.3)
+            speak_http2(conn)
             mode = HTTPMode.transparent if asked.context.server.address else HTTPMode.regular
             asked.layer = BoundLayer(asked.context, mode)
         else:
@@ -404,7 +403,7 @@ class CaptivePortal:
         """The guard first: from here on nothing is let through that nobody approved."""
         if ctx.master.addons.get(Guard.name) is None:
             ctx.master.addons.add(Guard())
-            _install(NotStarted())
+            put_where_scripts_stand(NotStarted())
         mitmproxy_options.outlive_our_errors()
         mitmproxy_options.log_at_once()
         mitmproxy_options.log_strangers_seldom()
@@ -430,7 +429,7 @@ class CaptivePortal:
             self._cannot(error)
         else:
             ctx.master.addons.remove(not_started)
-            _install(hooks)
+            put_where_scripts_stand(hooks)
             ctx.master.addons.add(ServerFirst(), Console(hooks.gate, hooks.explain))
 
     def running(self) -> None:
@@ -456,14 +455,6 @@ def compose(guard: Guard) -> Hooks:
     marks = FlowMarks(service.gate, connections)
     enforcer = GateEnforcer(service, connections, marks, Handshakes(marks.event))
     return Hooks(service, connections, marks, enforcer, Dialling(enforcer, addresses), guard)
-
-
-def _install(addon: Hooks | NotStarted) -> None:
-    """Puts `addon` where a script would stand: before mitmproxy chooses layers and TLS."""
-    manager = ctx.master.addons
-    manager.register(addon)
-    names = [getattr(addon, "name", type(addon).__name__.lower()) for addon in manager.chain]
-    manager.chain.insert(names.index("scriptloader") + 1, addon)
 
 
 def _is_quic(asked: layer.NextLayer) -> bool:

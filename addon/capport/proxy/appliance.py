@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mitmproxy import exceptions, master, options
-from mitmproxy.addonmanager import Loader
+from mitmproxy.addonmanager import AddonManager, Loader
 from mitmproxy.addons import (
     block,
     core,
@@ -24,13 +24,14 @@ from mitmproxy.addons import (
     next_layer,
     proxyserver,
     script,
-    termlog,
     tlsconfig,
 )
 from mitmproxy.utils import human
 
 from capport.proxy import mitmproxy_options
 from capport.proxy.addon import CaptivePortal
+from capport.proxy.internals.log import format_lines
+from capport.proxy.internals.options import undeclared
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ def _syslog_level(level: int) -> int:
     return next((syslog for least, syslog in levels if level >= least), 7)
 
 
-def _log_to_journal(log: termlog.TermLog) -> None:
+def _log_to_journal(addons: AddonManager) -> None:
     """Gives each line its level where systemd's journal is what reads them."""
     try:
         out = os.fstat(sys.stdout.fileno())
@@ -121,7 +122,7 @@ def _log_to_journal(log: termlog.TermLog) -> None:
         return
     # systemd.exec(5): it may have been set for another's output than ours.
     if os.environ.get("JOURNAL_STREAM") == f"{out.st_dev}:{out.st_ino}":
-        log.logger.setFormatter(_ToJournal())
+        format_lines(addons, _ToJournal())
 
 
 _ADDONS: tuple[Callable[[], object], ...] = (
@@ -158,15 +159,15 @@ async def _serve(given: Mapping[str, object], values: Sequence[str]) -> None:
     opts: Any = options.Options()
     appliance = master.Master(opts, with_termlog=True)
     addons: Any = appliance.addons
-    _log_to_journal(addons.get("termlog"))
+    _log_to_journal(addons)
     addons.add(*(make() for make in _ADDONS))
     opts.set(*values, defer=True)
     opts.update(**given)
     portal = CaptivePortal()
     addons.add(portal)
     addons.add(_Supervised())
-    if opts.deferred:  # nobody has taken them: they would be without effect
-        names = ", ".join(sorted(opts.deferred))
+    if unknown := undeclared(opts):
+        names = ", ".join(sorted(unknown))
         mitmproxy_options.stop_the_start(ValueError(f"{names}: no option of the appliance's"))
     portal.configure(set(opts.keys()))
     _end_on_signals(appliance)

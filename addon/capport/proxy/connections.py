@@ -18,23 +18,20 @@ import asyncio
 import contextlib
 import logging
 import resource
-import socket
-import struct
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
 
 from mitmproxy import connection
-from mitmproxy.proxy import context, events, layer, server
+from mitmproxy.proxy import events, server
 
 from capport.core.client import UNSEEN, Client, ClientId, Mac, Peer, parse_address
 from capport.core.place import Place
 from capport.core.session import Instant
 from capport.core.verdict import Pass
 from capport.gate import Gate
-from capport.proxy.internals import http2_bounds
+from capport.proxy.internals import http2_bounds, sockets
 from capport.proxy.layers.lingering import STAGE, STAGES
 
 logger = logging.getLogger(__name__)
@@ -49,11 +46,7 @@ MOST_KEPT_OF_ONE = 16 * 1024 * 1024  # bytes of one client's that wait for conne
 MOST_KEPT = 1024 * 1024  # of those, bytes of a known client's on one of its connections
 MOST_UNREAD = 8 * 1024 * 1024  # bytes of answers in HTTP/2 that a known client does not take in
 LITTLE = 8 * 1024  # each of these for an unknown client; and what is read or written at once
-READER_LIMIT = 64 * 1024  # asyncio's own
 DESCRIPTORS_KEPT = 256  # for everything that is not an unknown client
-
-RESET = struct.pack("ii", 1, 0)  # SO_LINGER with time 0: close(2) sends RST
-
 
 type Key = tuple[object, object]
 
@@ -101,32 +94,6 @@ class Open:
     def is_known(self) -> bool:
         """Whether it may go wherever it wants."""
         return self.let_through and None in self.places
-
-
-class Watched:
-    """A connection's layers, less what comes when it is over; it stands where the first did.
-
-    What was let through is not asked about again with each segment: `goes_on` compares two numbers.
-    """
-
-    def __init__(self, inner: layer.Layer, goes_on: Callable[[events.DataReceived], bool]) -> None:
-        self._inner = inner
-        self._goes_on = goes_on
-
-    @property
-    def context(self) -> context.Context:
-        """What mitmproxy and its addons look at from outside."""
-        return self._inner.context
-
-    def handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
-        """The same, but for data that is too late, of either side."""
-        if isinstance(event, events.DataReceived) and not self._goes_on(event):
-            return _nothing()
-        return self._inner.handle_event(event)
-
-
-def _nothing() -> layer.CommandGenerator[None]:
-    yield from ()
 
 
 class Connections:
@@ -261,9 +228,7 @@ class Connections:
 
     def is_gone(self, conn: connection.Client) -> bool:
         """Whether nothing that is sent to a client can reach it any more."""
-        handler = self.handler_of(conn.id)
-        io = handler.transports.get(conn) if handler else None
-        return io is None or io.writer is None or io.writer.is_closing()
+        return sockets.is_gone(self.handler_of(conn.id), conn)
 
     def recheck(self, ids: Iterable[ClientId]) -> None:
         """Something was granted, revoked or has ended: each of these clients' connections anew."""
@@ -286,24 +251,11 @@ class Connections:
 
     def abort_connection(self, conn: connection.Client, *, reset: bool = False) -> None:
         """The same for a connection of mitmproxy's. `reset` tells the client with RST, not FIN."""
-        handler = self.handler_of(conn.id)
-        if handler is None:
-            return
-        for io in tuple(handler.transports.values()):
-            if isinstance(io.writer, asyncio.StreamWriter):
-                sock = io.writer.get_extra_info("socket")
-                if reset and sock is not None:
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-                io.writer.transport.abort()
-            elif io.writer is not None:  # mitmproxy_rs: UDP, and what comes by tun
-                io.writer.close()
+        sockets.abort(self.handler_of(conn.id), reset=reset)
 
     def finish(self, conn: connection.Client) -> None:
         """Closes a connection once what was written to it has been sent."""
-        handler = self.handler_of(conn.id)
-        io = handler.transports.get(conn) if handler else None
-        if io and io.writer and not io.writer.is_closing():
-            io.writer.close()
+        sockets.close(self.handler_of(conn.id), conn)
 
     def _make_room(self, own: Mapping[Key, Open]) -> None:
         while sum(entry.weight for entry in own.values()) > MOST_A_CLIENT:
@@ -380,10 +332,8 @@ class Connections:
         self.abort(entry)
 
     def _watch(self, entry: Open) -> None:
-        if handler := self.handler_of(entry.conn.id):
-            watched = Watched(handler.layer, partial(self._goes_on, entry))
-            handler.layer = cast(layer.Layer, watched)
-            handler.drain_writers = partial(self._drain, entry)  # type: ignore[method-assign]
+        handler = self.handler_of(entry.conn.id)
+        sockets.watch(handler, partial(self._goes_on, entry), partial(self._drain, entry))
 
     async def _drain(self, entry: Open) -> None:
         """Waits as mitmproxy does before it reads on; and for what it keeps to have a place to go.
@@ -399,9 +349,8 @@ class Connections:
         if handler is None:
             return
         brought = http2_bounds.unread(entry.conn) > entry.unread
-        await type(handler).drain_writers(handler)
-        io = handler.transports.get(entry.conn)
-        if io is None or io.handler is not asyncio.current_task():
+        await sockets.drain(handler)
+        if not sockets.is_reader_of(handler, entry.conn):
             most = MOST_UNREAD if entry.is_known else LITTLE
             while brought and not entry.over and http2_bounds.unread(entry.conn) > most:
                 entry.reads.clear()
@@ -424,17 +373,9 @@ class Connections:
             del self._kept[entry.counted_as]
 
     def _set_buffers(self, entry: Open) -> None:
-        """How much asyncio reads and keeps of a connection, and of those to origins.
-
-        By itself it reads 256 KiB at once, goes on until it has kept 128, and takes 64 to be sent.
-        """
-        handler = self.handler_of(entry.conn.id)
-        for io in tuple(handler.transports.values()) if handler else ():
-            if isinstance(io.writer, asyncio.StreamWriter):
-                transport: Any = io.writer.transport
-                transport.max_size = type(transport).max_size if entry.is_known else LITTLE
-                transport.set_write_buffer_limits(None if entry.is_known else LITTLE)
-                cast(Any, io.reader)._limit = READER_LIMIT if entry.is_known else LITTLE
+        """How much asyncio reads and keeps of a connection, and of those to origins."""
+        size = None if entry.is_known else LITTLE
+        sockets.set_buffers(self.handler_of(entry.conn.id), size)
 
     def _goes_on(self, entry: Open, event: events.DataReceived) -> bool:
         """Whether what has come on a connection just now is in time."""

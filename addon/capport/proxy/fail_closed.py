@@ -6,15 +6,16 @@ another addon, no connection to an origin is opened.
 """
 
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Protocol
 
 from mitmproxy import connection, dns, exceptions, http
 from mitmproxy.addonmanager import Loader
 from mitmproxy.hooks import Hook
 from mitmproxy.proxy import layer
-from mitmproxy.proxy.server_hooks import ServerConnectHook, ServerConnectionHookData
+from mitmproxy.proxy.server_hooks import ServerConnectHook
 
+from capport.proxy.internals.addons import after_each_hook
 from capport.proxy.layers.silent import SilentLayer
 from capport.proxy.responses import CLOSED, to_mitmproxy
 
@@ -30,30 +31,25 @@ class Guard:
     """
 
     name = "capport-guard"
-    _hooks: Callable[[Hook], Awaitable[None]]
 
     def __init__(self) -> None:
         self._approved: dict[str, connection.Address | None] = {}
 
     def load(self, loader: Loader) -> None:
-        """Takes its place. mitmproxy calls all its hooks for traffic through `handle_lifecycle`."""
-        manager = loader.master.addons
-        self._hooks = manager.handle_lifecycle
-        manager.handle_lifecycle = self._after_hooks
+        """Takes its place behind all hooks."""
+        after_each_hook(loader.master.addons, self._decide)
 
     def approve(self, server: connection.Server) -> None:
         """`server` may be connected to, once, at the address it has now."""
         self._approved[server.id] = server.address
 
-    async def _after_hooks(self, event: Hook) -> None:
-        await self._hooks(event)
-        if isinstance(event, ServerConnectHook):
-            self._decide(event.data)
-
-    def _decide(self, data: ServerConnectionHookData) -> None:
-        approved = self._approved.pop(data.server.id, None)
-        if approved is None or approved != data.server.address:
-            data.server.error = data.server.error or DENIED
+    def _decide(self, event: Hook) -> None:
+        if not isinstance(event, ServerConnectHook):
+            return
+        server = event.data.server
+        approved = self._approved.pop(server.id, None)
+        if approved is None or approved != server.address:
+            server.error = server.error or DENIED
 
 
 class Faults(Protocol):

@@ -9,13 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mitmproxy import ctx, exceptions
+from mitmproxy import exceptions
 from mitmproxy.options import Options
 from mitmproxy.proxy import mode_specs
 
 from capport.core.place import Place
 from capport.log_limits import StrangersFilter
 from capport.policy import values
+from capport.proxy.internals import log, server
+from capport.proxy.internals import options as internal_options
 from capport.service.settings import Settings
 
 OURS = {
@@ -141,7 +143,7 @@ def _hold(options: Options, updated: set[str]) -> None:
         # mitmproxy rolls a change back by itself, but not what its command `options.reset` did.
         for name in FORCED:
             if name in options:
-                options._options[name].set(FORCED[name])
+                internal_options.set_silently(options, name, FORCED[name])
         raise
 
 
@@ -171,11 +173,10 @@ def check_deferred(options: Options) -> None:
 
     It drops an option without a value, given twice, or misspelt, and the script with it.
     """
-    for name, value in options.deferred.items():
+    for name, given in internal_options.undeclared(options).items():
         if name in OURS:
-            values = getattr(value, "val", [value])
-            if len(values) != 1 or not isinstance(values[0], str) or not values[0]:
-                raise Unusable(f"{name} needs one value; it was given {_given(values)}")
+            if len(given) != 1 or not isinstance(given[0], str) or not given[0]:
+                raise Unusable(f"{name} needs one value; it was given {_given(given)}")
         elif name.startswith("portal_") or difflib.get_close_matches(name, OURS, cutoff=0.8):
             near = difflib.get_close_matches(name, OURS, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(OURS)}"
@@ -200,8 +201,7 @@ def outlive_our_errors() -> None:
     It exits for any. But a full disk or a damaged database is no reason to be gone altogether: what
     depends on it is closed, and says so, and whatever must stop the start does so itself.
     """
-    if errorcheck := ctx.master.addons.get("errorcheck"):
-        errorcheck.logger.addFilter(lambda record: not record.name.startswith("capport."))
+    log.outlive_errors_of("capport")
 
 
 def log_at_once() -> None:
@@ -227,8 +227,7 @@ def log_strangers_seldom() -> None:
 
 def starting() -> bool:
     """Whether mitmproxy has not begun to serve."""
-    proxyserver = ctx.master.addons.get("proxyserver")
-    return proxyserver is None or not proxyserver.is_running
+    return not server.is_serving()
 
 
 def _given(values: list[object]) -> str:

@@ -10,6 +10,7 @@ from mitmproxy import connection, http
 from capport.core.decision import HttpRequest
 from capport.core.http import default_port, is_token
 from capport.core.place import Place, parse_authority, parse_host
+from capport.proxy.internals.http_streams import set_destination
 
 _CONTROLS: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _NO_TARGET: Final = re.compile(rb"[\x00-\x20\x7f]")
@@ -123,13 +124,13 @@ def send_to(request: http.Request, place: Place) -> None:
     claim = claim_of(request)
     default = default_port(request.scheme)
     names_it = claim if claim and not isinstance(place.host, str) else place
-    request.data.host, request.data.port = str(place.host), place.port
+    authority, host = names_it.authority(default), str(place.host)
     if request.is_http2 or request.is_http3:
-        request.data.authority = names_it.authority(default).encode()
+        set_destination(request, host, place.port, authority.encode())
         request.headers.pop("host", None)
     else:
-        request.headers["host"] = names_it.authority(default)
-        request.data.authority = b""
+        set_destination(request, host, place.port, b"")
+        request.headers["host"] = authority
 
 
 def is_framed_twice(head: h11.Request) -> bool:

@@ -3,28 +3,18 @@
 import asyncio
 import time
 from pathlib import Path
-from typing import Protocol
-
-import mitmproxy_rs.dns
-from mitmproxy.addons.dns_resolver import GetaddrinfoFallbackResolver
 
 from capport.core.client import Address, parse_address
 from capport.core.place import Host
 from capport.linux.file_state import state_of
 from capport.linux.own_addresses import source_for
+from capport.proxy.internals.names import Resolver, system_resolver
 
 PATIENCE = 5.0  # seconds for a name to resolve
 MEMORY = 60.0  # seconds for which an address that did not answer is tried last
 
 # What the resolver reads once: it is made anew when one of them changes.
 _SOURCES = (Path("/etc/resolv.conf"), Path("/etc/hosts"))
-
-
-class Resolver(Protocol):
-    """Names to addresses, asynchronously."""
-
-    async def lookup_ip(self, host: str) -> list[str]:
-        """The addresses of `host`, IPv4 and IPv6. Raises OSError."""
 
 
 class Addresses:
@@ -67,13 +57,5 @@ class Addresses:
         made_of = tuple(map(state_of, _SOURCES))
         if self._resolver is None or made_of != self._made_of:
             self._made_of = made_of
-            self._resolver = _system_resolver()
+            self._resolver = system_resolver()
         return self._resolver
-
-
-def _system_resolver() -> Resolver:
-    try:
-        servers = mitmproxy_rs.dns.get_system_dns_servers()
-    except RuntimeError:  # no resolv.conf, or none that it can read
-        return GetaddrinfoFallbackResolver()
-    return mitmproxy_rs.dns.DnsResolver(name_servers=servers, use_hosts_file=True)

@@ -15,7 +15,7 @@ from capport.linux import neighbour_lookup
 from capport.linux.own_addresses import is_own, may_reach
 from capport.proxy.connections import MOST_TO_LOGIN
 from capport.proxy.gate_enforcer import HELD, GateEnforcer
-from capport.proxy.internals.server import own_ports
+from capport.proxy.internals.server import name_again, own_ports
 from capport.proxy.request_head import place_of
 from capport.proxy.resolver import Addresses
 
@@ -67,8 +67,7 @@ class Dialling:
         """Gives the connection its name again, by which mitmproxy finds it for the next request."""
         self._connections.dialled(data.client, data.server.id)
         if named := self._named.pop(data.server, None):
-            # mitmproxy forbids it, because an open connection cannot go elsewhere; nor does this.
-            object.__setattr__(data.server, "address", named)
+            name_again(data.server, named)
 
     def failed(self, data: ServerConnectionHookData) -> None:
         """Remembers an address that did not answer, for another of the name's to go first."""

@@ -24,6 +24,12 @@ def handler_of(conn_id: str) -> server.ConnectionHandler | None:
     return handler
 
 
+def is_serving() -> bool:
+    """Whether mitmproxy has started, by its addon `proxyserver`."""
+    proxyserver = _proxyserver()
+    return proxyserver is not None and proxyserver.is_running
+
+
 def own_ports() -> set[int]:
     """Where mitmproxy itself listens."""
     ports = {int(addr[1]) for it in _proxyserver().servers for addr in it.listen_addrs}
@@ -99,6 +105,15 @@ class _Patient(socket.socket):
 
 
 _paused: WeakKeyDictionary[socket.socket, float] = WeakKeyDictionary()
+
+
+def name_again(server: connection.Server, address: connection.Address) -> None:
+    """Sets the address of a connection that is open: by it mitmproxy finds it for the next request.
+
+    mitmproxy forbids this, because the connection cannot be redirected. It is not: it was opened to
+    an address that this name has.
+    """
+    object.__setattr__(server, "address", address)
 
 
 def connect_early(handler: server.ConnectionHandler | None) -> None:

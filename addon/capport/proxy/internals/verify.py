@@ -3,9 +3,15 @@
 `verify` runs before the portal is loaded, for a guard that nobody calls any more would not raise:
 it would let everything through.
 
+tested.json lists all that the portal relies on and that mitmproxy, h11 and h2 do not promise, by
+what it is for. The portal replaces a function, calls it, or depends on what it calls and which
+attributes it sets; so the digest of its source must be one of those that were tested. What has no
+source in Python must be there, under that name.
+
 To add a version: run the tests with `scripts/test --mitmproxy VERSION tests/proxy`, mend what
 fails, and write its digests with `.venv/mitmproxy-VERSION/bin/python -m
-capport.proxy.internals.verify`. The oldest version in tested.json is pyproject.toml's lower bound.
+capport.proxy.internals.verify`. To add a function, write its name to tested.json, with an empty
+list, and run that for each version. The oldest one is pyproject.toml's lower bound.
 """
 
 import functools
@@ -20,8 +26,6 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
-
-from capport.proxy.internals.relied_on import HTTP, PRESENT, SOURCES
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +53,7 @@ def check(version: str) -> None:
     where = f"mitmproxy {version} is not as the portal was tested with ({', '.join(versions)})"
     if _number(version) < _number(versions[0]):
         raise NotAsTested(f"{where}: it is older")
-    if problem := next(problems(tested["digests"]), None):
+    if problem := next(problems(tested["relied_on"]), None):
         raise NotAsTested(f"{where}: {problem}")
     if version not in versions:
         logger.warning(
@@ -58,45 +62,36 @@ def check(version: str) -> None:
         )
 
 
-def problems(digests: dict[str, list[str]]) -> Iterator[str]:
+def problems(relied_on: dict[str, dict[str, list[str]]]) -> Iterator[str]:
     """What is not as tested: what the portal has it for, its name, and what is wrong with it."""
-    for purpose, paths in SOURCES.items():
-        for path in paths:
-            if wrong := _wrong(path, digests.get(path, [])):
-                yield f"{purpose}: {path} {wrong}"
-    for purpose, paths in PRESENT.items():
-        for path in paths:
-            if _find(path) is None:
+    for purpose, things in relied_on.items():
+        for path, digests in things.items():
+            try:
+                if digest(path) not in digests:
+                    yield f"{purpose}: {path} is not what was tested"
+            except (ImportError, AttributeError):
                 yield f"{purpose}: {path} is missing"
+            except OSError as error:
+                yield f"{purpose}: {path} cannot be checked: {error}"
     for purpose, behaves in BEHAVIOUR.items():
         try:
-            behaves()
+            why = "" if behaves() else "no"
         except Exception as error:
-            yield f"{purpose}: {behaves.__name__}: {type(error).__name__}: {error}"
+            why = f"{type(error).__name__}: {error}"
+        if why:
+            yield f"{purpose}: {behaves.__name__}: {why}"
 
 
-def _wrong(path: str, digests: list[str]) -> str | None:
-    function = _find(path)
-    if function is None:
-        return "is missing"
-    try:
-        found = digest(function)
-    except (OSError, TypeError) as error:
-        return f"cannot be checked: {error}"
-    return None if found in digests else "is another function than the one that was tested"
+def digest(path: str) -> str:
+    """Of a function's source, less comments and empty lines; "here" for what has none in Python.
 
-
-def _find(path: str) -> Any:
-    try:
-        return pkgutil.resolve_name(path)
-    except (ImportError, AttributeError):
-        return None
-
-
-def digest(function: Any) -> str:
-    """Of a function's source, or a property's, less comments and empty lines. Raises OSError."""
-    source = inspect.getsource(getattr(function, "fget", function))
-    lines = (line.rstrip() for line in source.splitlines())
+    Raises ImportError, AttributeError, or OSError for a source that is not there.
+    """
+    thing = pkgutil.resolve_name(path)
+    function = inspect.unwrap(getattr(thing, "fget", thing))
+    if not inspect.isfunction(function):
+        return "here"
+    lines = (line.rstrip() for line in inspect.getsource(function).splitlines())
     code = "\n".join(line for line in lines if line and not line.lstrip().startswith("#"))
     return hashlib.sha256(code.encode()).hexdigest()[:16]
 
@@ -105,25 +100,24 @@ def _number(version: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", version)[:3]))
 
 
-def h11_looks_up_its_readers() -> None:
+def h11_looks_up_its_readers() -> bool:
     """h11 finds the class that reads a chunked body in a table, where the portal puts its own."""
     import h11
     from h11 import _connection, _readers
 
     connection: Any = _connection
     bodies: Any = _readers.READERS[h11.SEND_BODY]
-    assert connection.READERS is _readers.READERS
-    assert issubclass(bodies["chunked"], _readers.ChunkedReader)
+    in_use: bool = connection.READERS is _readers.READERS
+    return in_use and issubclass(bodies["chunked"], _readers.ChunkedReader)
 
 
-def h2_asks_its_decoder() -> None:
+def h2_asks_its_decoder() -> bool:
     """h2 decodes each header section by `decoder.decode`, and refuses frames that are too big."""
     from h2.config import H2Configuration
     from h2.exceptions import FrameTooLargeError
+    from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
 
-    connection = importlib.import_module(f"{HTTP}._http_h2").BufferedH2Connection(
-        H2Configuration(client_side=False)
-    )
+    connection: Any = BufferedH2Connection(H2Configuration(client_side=False))
     connection.local_settings.max_frame_size = connection.max_inbound_frame_size = 2**14
     connection.local_settings.acknowledge()
     decode, asked = connection.decoder.decode, []
@@ -136,29 +130,30 @@ def h2_asks_its_decoder() -> None:
     section = bytes.fromhex("8286844101 61")  # GET http://a/
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000")
     connection.receive_data(preface + bytes.fromhex("000006010500000001") + section)
-    assert asked == [section], "a header section is decoded elsewhere"
-    assert connection.data_to_send(), "it does not answer a client's settings"
-    assert not any(connection.stream_buffers.values())
+    if asked != [section] or any(connection.stream_buffers.values()):
+        return False
     try:
         connection.receive_data(bytes.fromhex("004001000000000001") + bytes(2**14 + 1))
     except FrameTooLargeError:
-        return
-    raise AssertionError("a frame of any size is read")
+        return True
+    return False
 
 
-def asyncio_has_bounds() -> None:
+def asyncio_has_bounds() -> bool:
     """Two attributes say how much asyncio reads at once, and how much it keeps."""
     import asyncio
     from asyncio import selector_events, trsock
 
     transport: Any = selector_events._SelectorSocketTransport  # type: ignore[attr-defined]
     reader: Any = asyncio.StreamReader
-    assert "max_size" in transport._read_ready__data_received.__code__.co_names
-    assert "_limit" in reader.feed_data.__code__.co_names
-    assert trsock.TransportSocket.__slots__ == ("_sock",)
+    return (
+        "max_size" in transport._read_ready__data_received.__code__.co_names
+        and "_limit" in reader.feed_data.__code__.co_names
+        and trsock.TransportSocket.__slots__ == ("_sock",)
+    )
 
 
-BEHAVIOUR: Final[dict[str, Callable[[], None]]] = {
+BEHAVIOUR: Final[dict[str, Callable[[], bool]]] = {
     "the bounds of HTTP/1": h11_looks_up_its_readers,
     "the bounds of HTTP/2": h2_asks_its_decoder,
     "the bounds of what is kept": asyncio_has_bounds,
@@ -166,16 +161,13 @@ BEHAVIOUR: Final[dict[str, Callable[[], None]]] = {
 
 
 def add_version(version: str, file: Path = TESTED) -> None:
-    """Writes the digests of the mitmproxy that is installed to `file`, as those of `version`."""
-    tested = json.loads(file.read_text()) if file.exists() else {"versions": [], "digests": {}}
-    versions = sorted({*tested["versions"], version}, key=_number)
-    before = tested["digests"]
-    digests = {
-        path: sorted({*before.get(path, []), digest(pkgutil.resolve_name(path))})
-        for path in sorted(path for paths in SOURCES.values() for path in paths)
-    }
-    written = json.dumps({"versions": versions, "digests": digests}, indent=1)
-    file.write_text(f"{written}\n")
+    """Writes to `file` that the mitmproxy that is installed was tested, as `version`."""
+    tested = json.loads(file.read_text())
+    tested["versions"] = sorted({*tested["versions"], version}, key=_number)
+    for things in tested["relied_on"].values():
+        for path, digests in things.items():
+            things[path] = sorted({*digests, digest(path)})
+    file.write_text(f"{json.dumps(tested, indent=1)}\n")
 
 
 if __name__ == "__main__":

@@ -14,12 +14,6 @@ from mitmproxy import connection, http
 from mitmproxy.proxy import commands, context, events, layer
 from mitmproxy.proxy.layers import modes, tls
 from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
-from mitmproxy.proxy.layers.http._hooks import (
-    HttpRequestHeadersHook,
-    HttpRequestHook,
-    HttpResponseHeadersHook,
-    HttpResponseHook,
-)
 
 from capport.core.cost import FIELDS, HEAD
 from capport.core.http import default_port
@@ -29,6 +23,13 @@ from capport.core.reply import Asked, Reply, reply_to
 from capport.core.verdict import HeaderFieldsTooLarge, Pass, Refusal, Verdict
 from capport.proxy.enforcer import Enforcer
 from capport.proxy.internals import http1_reader
+from capport.proxy.internals.http_events import (
+    HttpRequestHeadersHook,
+    HttpRequestHook,
+    HttpResponseHeadersHook,
+    HttpResponseHook,
+)
+from capport.proxy.internals.layers import OwnLayer
 from capport.proxy.layers.http2 import ANSWERS, BoundLayer
 from capport.proxy.layers.lingering import STAGE, Lingering
 from capport.proxy.layers.silent import ends_on_faults
@@ -66,7 +67,7 @@ _HOP_BY_HOP: Final = frozenset(
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
-class RefusalLayer(layer.Layer):
+class RefusalLayer(OwnLayer):
     """HTTP/1 with an unknown client, by h11, which is strict about what a head may be."""
 
     def __init__(self, ctx: context.Context, enforcer: Enforcer) -> None:
@@ -85,7 +86,8 @@ class RefusalLayer(layer.Layer):
         self.onward: Onward | None = None
 
     @ends_on_faults
-    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+    def handle(self, event: events.Event) -> layer.CommandGenerator[None]:
+        """Reads requests, until one goes on or the last is answered."""
         if self.lingering:
             yield from self.lingering.handle(event)
         elif self.onward:

@@ -1,39 +1,32 @@
 """mitmproxy's HTTP for unknown clients: within bounds, and answered before a body is read."""
 
-import contextlib
-import time
+from dataclasses import replace
 from typing import Final
 
-from h2.exceptions import NoSuchStreamError, StreamClosedError
-from mitmproxy import connection
-from mitmproxy.proxy import commands, context, events, layer
-from mitmproxy.proxy.layers import http as http_layers
-from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode, HttpStream
-from mitmproxy.proxy.layers.http._events import (
-    RequestEndOfMessage,
+from mitmproxy import connection, http
+from mitmproxy.proxy import context, events, layer
+from mitmproxy.proxy.layers.http import HTTPMode
+
+from capport.proxy.internals.http1_reader import is_interim
+from capport.proxy.internals.http_events import (
     RequestHeaders,
-    RequestProtocolError,
     RequestTrailers,
     ResponseData,
     ResponseEndOfMessage,
     ResponseHeaders,
     ResponseProtocolError,
     ResponseTrailers,
+    SendHttp,
 )
-from mitmproxy.proxy.layers.http._hooks import HttpRequestHook, HttpResponseHeadersHook
-from mitmproxy.proxy.layers.http._http2 import Http2Server
-
-from capport.proxy.internals.http1_reader import is_interim
+from capport.proxy.internals.http_streams import EarlyStream, StreamsLayer
 from capport.proxy.layers.lingering import STAGE, Lingering
 from capport.proxy.request_head import redact, restore
 from capport.proxy.responses import bare, to_mitmproxy
 
 ANSWERS: Final = 100  # on one connection
-NO_ERROR: Final = 0  # RFC 9113 section 7
-REFUSED_STREAM: Final = 7
 
 
-class BoundStream(HttpStream):
+class BoundStream(EarlyStream):
     """A stream of an unknown client's: refused before its body, its credentials never shown."""
 
     taken: dict[bytes, list[bytes]]
@@ -46,23 +39,25 @@ class BoundStream(HttpStream):
         What comes back by HTTP/1 says that there is no second request on this connection.
         """
         for command in super().handle_event(event):
-            if isinstance(command, http_layers.SendHttp):
+            if isinstance(command, SendHttp):
                 sent = command.event
                 if isinstance(sent, RequestTrailers | ResponseTrailers):
                     if _speaks_http1(command.connection):
                         continue  # RFC 9110 section 6.5.1; mitmproxy's HTTP/1 cannot send any
                 elif isinstance(sent, RequestHeaders):
-                    sent.request = sent.request.copy()
+                    sent = replace(sent, request=sent.request.copy())
                     restore(sent.request.headers, self.taken)
                     if _speaks_http1(command.connection):
                         _frame(sent)
+                    command = SendHttp(sent, command.connection)
                 elif is_interim(sent) and not self.interim:
                     continue
                 elif isinstance(sent, ResponseHeaders):
                     self.answered = sent.response.status_code >= 200
                     if self.answered and self.one_request and self.flow.request.method != "CONNECT":
-                        sent.response = sent.response.copy()
+                        sent = replace(sent, response=sent.response.copy())
                         sent.response.headers["connection"] = "close"
+                        command = SendHttp(sent, command.connection)
                 elif isinstance(sent, ResponseProtocolError) and not self.answered:
                     status = sent.code.http_status_code()
                     if status is not None and command.connection is self.context.client:
@@ -71,14 +66,9 @@ class BoundStream(HttpStream):
                             continue  # the stream has ended; the connection goes on
             yield command
 
-    def passthrough(self, event: events.Event) -> layer.CommandGenerator[None]:
-        """A tunnel's events. mitmproxy lets one through that no layer in the tunnel can take.
-
-        That the client has gone, where it goes between the CONNECT and its answer.
-        """
-        if isinstance(event, RequestProtocolError):
-            event = RequestEndOfMessage(self.stream_id)
-        yield from super().passthrough(event)
+    def head_has_come(self, headers: http.Headers) -> None:
+        """Takes the credentials out."""
+        self.taken = redact(headers)
 
     @property
     def one_request(self) -> bool:
@@ -91,32 +81,10 @@ class BoundStream(HttpStream):
         response, client = to_mitmproxy(bare(status)), self.context.client
         if self.one_request:
             response.headers["connection"] = "close"
-        yield http_layers.SendHttp(ResponseHeaders(self.stream_id, response, False), client)
-        yield http_layers.SendHttp(
-            ResponseData(self.stream_id, response.raw_content or b""), client
-        )
+        yield SendHttp(ResponseHeaders(self.stream_id, response, False), client)
+        yield SendHttp(ResponseData(self.stream_id, response.raw_content or b""), client)
         if not self.one_request:
-            yield http_layers.SendHttp(ResponseEndOfMessage(self.stream_id), client)
-
-    def state_wait_for_request_headers(self, event: RequestHeaders) -> layer.CommandGenerator[None]:
-        """Answers as soon as the head is there, where `requestheaders` has set a response."""
-        self.taken = redact(event.request.headers)
-        yield from super().state_wait_for_request_headers(event)
-        response = getattr(self, "flow", None) and self.flow.response
-        if (
-            response
-            and self.client_state == self.state_consume_request_body
-            and not event.end_stream
-        ):
-            # From here it is mitmproxy's own way of sending an addon's response, less the body:
-            # once dropped, later data of the stream is thrown away.
-            self.client_state = self.state_done
-            self.flow.request.data.content = b""
-            self.flow.request.timestamp_end = time.time()
-            yield HttpRequestHook(self.flow)
-            yield HttpResponseHeadersHook(self.flow)
-            yield from self.send_response()
-            self.client_state = self.state_errored
+            yield SendHttp(ResponseEndOfMessage(self.stream_id), client)
 
 
 def _speaks_http1(conn: connection.Connection) -> bool:
@@ -137,7 +105,7 @@ def _frame(sent: RequestHeaders) -> None:
         headers["transfer-encoding"] = "chunked"
 
 
-class BoundLayer(HttpLayer):
+class BoundLayer(StreamsLayer):
     """mitmproxy's HTTP for an unknown client: what it may not do is answered before its body.
 
     It takes so many requests; once they are answered, an HTTP/2 client is told that this was all
@@ -151,43 +119,23 @@ class BoundLayer(HttpLayer):
         self.interim = True  # as its streams have it
         self.lingering: Lingering | None = None
 
-    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+    def handle(self, event: events.Event) -> layer.CommandGenerator[None]:
+        """Handles an event, and ends the connection once enough requests are answered."""
         if self.lingering:
             yield from self.lingering.handle(event)
             return
-        yield from super()._handle_event(event)
-        if self.requests >= ANSWERS and not self.streams and not self._has_more_to_say():
-            yield from self._say_goodbye()
+        yield from super().handle(event)
+        if self.requests >= ANSWERS and not self.has_more_to_say():
+            yield from self.say_goodbye(self.last)
+            self.lingering = Lingering(self.context.client, STAGE)
+            yield from self.lingering.begin(half_close=False)
 
-    def make_stream(self, stream_id: int) -> layer.CommandGenerator[None]:
-        """A stream of ours for each request, and none for one too many."""
+    def stream_for(self, stream_id: int) -> BoundStream | None:
+        """A stream for each request, and none for one too many."""
         if self.requests >= ANSWERS:
-            yield from self._refuse(stream_id)
-            return
+            return None
         self.requests += 1
         self.last = stream_id
-        self.streams[stream_id] = stream = BoundStream(self.context.fork(), stream_id)
+        stream = BoundStream(self.context.fork(), stream_id)
         stream.interim = self.interim
-        yield from self.event_to_child(self.streams[stream_id], events.Start())
-
-    def _refuse(self, stream_id: int) -> layer.CommandGenerator[None]:
-        """RFC 9113 section 8.7: it may be sent again, on another connection."""
-        server = self.connections[self.context.client]
-        if isinstance(server, Http2Server):
-            server.streams.pop(stream_id, None)
-            with contextlib.suppress(StreamClosedError, NoSuchStreamError):  # reset by its client
-                server.h2_conn.reset_stream(stream_id, REFUSED_STREAM)
-            yield commands.SendData(self.context.client, server.h2_conn.data_to_send())
-
-    def _has_more_to_say(self) -> bool:
-        """Whether answers wait for the client to open its window (RFC 9113 section 5.2)."""
-        server = self.connections[self.context.client]
-        return isinstance(server, Http2Server) and any(server.h2_conn.stream_buffers.values())
-
-    def _say_goodbye(self) -> layer.CommandGenerator[None]:
-        server = self.connections[self.context.client]
-        if isinstance(server, Http2Server):
-            server.h2_conn.close_connection(NO_ERROR, last_stream_id=self.last)
-            yield commands.SendData(self.context.client, server.h2_conn.data_to_send())
-        self.lingering = Lingering(self.context.client, STAGE)
-        yield from self.lingering.begin(half_close=False)
+        return stream

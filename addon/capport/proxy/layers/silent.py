@@ -7,12 +7,14 @@ from typing import Protocol
 from mitmproxy.proxy import commands, context, events, layer
 
 from capport.proxy.enforcer import Enforcer
+from capport.proxy.internals.layers import OwnLayer
 
 
-class SilentLayer(layer.Layer):
+class SilentLayer(OwnLayer):
     """Ends the connection, and says nothing: for what is neither HTTP nor TLS, and for faults."""
 
-    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+    def handle(self, event: events.Event) -> layer.CommandGenerator[None]:
+        """Closes the connection, whatever comes."""
         if isinstance(event, events.DataReceived | events.ConnectionClosed):
             yield commands.CloseConnection(self.context.client)
 

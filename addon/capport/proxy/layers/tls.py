@@ -8,13 +8,14 @@ from typing import Final
 
 from mitmproxy import connection, flow, tcp, tls
 from mitmproxy.proxy import commands, context, events, layer
-from mitmproxy.proxy.layers import ClientTLSLayer, ServerTLSLayer, TCPLayer
+from mitmproxy.proxy.layers import ClientTLSLayer, TCPLayer
 from mitmproxy.proxy.layers import tcp as tcp_layers
 
 from capport.core.place import Place, parse_host
 from capport.core.verdict import Drop, Inspect, Intercept, Refuse, TlsVerdict, Tunnel
 from capport.front.hello import Hello, HelloReader
 from capport.proxy.enforcer import Enforcer
+from capport.proxy.internals.layers import OwnLayer, intercepting
 from capport.proxy.layers.lingering import STAGE, Lingering
 from capport.proxy.layers.silent import ends_on_faults
 from capport.proxy.request_head import place_of
@@ -53,7 +54,7 @@ class ServerFirst:
             data.establish_server_tls_first = True
 
 
-class HelloLayer(layer.Layer):
+class HelloLayer(OwnLayer):
     """Reads a ClientHello, in however many pieces it comes, and carries out the verdict.
 
     It answers no part of the handshake itself: what may go on becomes a tunnel that is not opened,
@@ -73,7 +74,8 @@ class HelloLayer(layer.Layer):
         self.lingering: Lingering | None = None
 
     @ends_on_faults
-    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+    def handle(self, event: events.Event) -> layer.CommandGenerator[None]:
+        """Reads the hello; then passes events on to what the connection has become."""
         if self.lingering:
             yield from self.lingering.handle(event)
         elif isinstance(event, events.ConnectionEvent) and event.connection is self.left:
@@ -96,7 +98,7 @@ class HelloLayer(layer.Layer):
         if self.to_proxy:
             # By the layers below its TLS mitmproxy knows that this is TLS to itself, and offers
             # http/1.1 alone in ALPN.
-            self.context.layers.remove(self)
+            self.leave_stack()
             self.enforcer.takes_tls(self.context.client)
             yield from self._go_on(ClientTLSLayer(self.context))
             return
@@ -139,12 +141,12 @@ class HelloLayer(layer.Layer):
                 yield from self._go_on(TCPLayer(self.context, ignore=True))
             case Inspect():
                 self.enforcer.let_through(client, None)
-                yield from self._go_on(self._mitmproxy_tls())
+                yield from self._go_on(intercepting(self.context))
             case Intercept():
                 self.enforcer.takes_tls(client)
                 caveat = f"{CAVEAT}; {OUTER}" if hello.has_ech else CAVEAT
                 self.enforcer.intercepted(client, hello.sni, self.dialled, verdict.because, caveat)
-                yield from self._go_on(self._mitmproxy_tls())
+                yield from self._go_on(intercepting(self.context))
             case Refuse() | Drop():
                 yield from self._refuse(hello, verdict)
 
@@ -153,17 +155,9 @@ class HelloLayer(layer.Layer):
 
         That is so for known clients, and a connection that is open cannot have another address.
         """
-        self.left, self.context.server = (
-            self.context.server,
-            connection.Server(address=(str(place.host), place.port)),
-        )
+        self.left = self.lead_to(str(place.host), place.port)
         if self.left.connected:
             yield commands.CloseConnection(self.left)
-
-    def _mitmproxy_tls(self) -> layer.Layer:
-        server_tls = ServerTLSLayer(self.context)
-        server_tls.child_layer = ClientTLSLayer(self.context)
-        return server_tls
 
     def _go_on(self, child: layer.Layer) -> layer.CommandGenerator[None]:
         self.child = child

@@ -1,0 +1,37 @@
+"""What mitmproxy's layers of HTTP say to one another, from modules that it calls private."""
+
+from mitmproxy.proxy.layers.http import SendHttp
+from mitmproxy.proxy.layers.http._events import (
+    RequestEndOfMessage,
+    RequestHeaders,
+    RequestProtocolError,
+    RequestTrailers,
+    ResponseData,
+    ResponseEndOfMessage,
+    ResponseHeaders,
+    ResponseProtocolError,
+    ResponseTrailers,
+)
+from mitmproxy.proxy.layers.http._hooks import (
+    HttpRequestHeadersHook,
+    HttpRequestHook,
+    HttpResponseHeadersHook,
+    HttpResponseHook,
+)
+
+__all__ = [
+    "HttpRequestHeadersHook",
+    "HttpRequestHook",
+    "HttpResponseHeadersHook",
+    "HttpResponseHook",
+    "RequestEndOfMessage",
+    "RequestHeaders",
+    "RequestProtocolError",
+    "RequestTrailers",
+    "ResponseData",
+    "ResponseEndOfMessage",
+    "ResponseHeaders",
+    "ResponseProtocolError",
+    "ResponseTrailers",
+    "SendHttp",
+]
