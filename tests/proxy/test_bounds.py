@@ -144,6 +144,7 @@ async def test_what_has_no_end_is_refused_and_closed_and_kept_nowhere(tmp_path: 
         (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 60_000 + b"\r\n\r\n", 511),
         (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 66_000 + b"\r\n\r\n", 431),
         (b"GET /" + b"a" * 66_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 431),
+        (b"HEAD / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 66_000 + b"\r\n\r\n", 431),
         (b"HEAD / HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 499 + b"\r\n", 511),
         (b"HEAD / HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 500 + b"\r\n", 431),
         (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X:y\r\n" * 10_000 + b"\r\n", 431),

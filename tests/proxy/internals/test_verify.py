@@ -187,6 +187,16 @@ BROKEN = {
 }
 
 
+async def test_a_mitmdump_that_is_newer_starts_with_one_line(tmp_path: Path) -> None:
+    first = tmp_path / "first.py"
+    first.write_text("from mitmproxy import version\nversion.VERSION = '12.99.0'\n")
+    given = ("--set", f"portal_policy={policy(tmp_path)}", "-s", str(first), "-s", str(SCRIPT))
+    async with started(tmp_path, *given, script=None) as it:
+        await it.says("mitmproxy 12.99.0 is untested with the portal")
+        assert await it.get(9) == 511
+        assert it.log.count("untested") == 1
+
+
 @pytest.mark.parametrize("case", BROKEN)
 async def test_a_mitmdump_that_is_not_as_tested_ends_with_one_line(
     case: str, tmp_path: Path

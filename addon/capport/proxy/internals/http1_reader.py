@@ -244,6 +244,17 @@ def reader() -> h11.Connection:
     return parser
 
 
+def refused_method(parser: h11.Connection) -> bytes:
+    """HEAD, if `parser` has refused the head of one unread: then h11 sends no body in the answer.
+
+    h11 knows a method by `_request_method`, once it has read the whole head.
+    """
+    if not parser.trailing_data[0].startswith(b"HEAD "):
+        return b""
+    parser._request_method = b"HEAD"
+    return b"HEAD"
+
+
 def install() -> None:
     """Has mitmproxy and h11 read so whatever they read from now on."""
     readers: dict[object, Any] = _readers.READERS  # type: ignore[assignment]

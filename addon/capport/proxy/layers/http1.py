@@ -109,6 +109,7 @@ class RefusalLayer(OwnLayer):
                 self.method = head.method
                 first = self.parser.next_event()
             except h11.RemoteProtocolError as error:
+                self.method = self.method or http1_reader.refused_method(self.parser)
                 status = 431 if error.error_status_hint == 431 else 400
                 if status == 431 and not self.method:
                     # Too large to be read at all: but the answer to HEAD has no body.
