@@ -298,6 +298,12 @@ def test_every_package_has_a_command_and_a_reason() -> None:
             assert len(row.split(maxsplit=2)) == 3
 
 
+def test_another_mitmproxy_is_asked_for_by_its_version() -> None:
+    got = call(CHECKOUT / "scripts" / "test", "--mitmproxy")
+    assert got.returncode != 0
+    assert got.stderr.rstrip().endswith("a version of mitmproxy")
+
+
 @requires.tool("shellcheck")
 def test_shellcheck_finds_nothing() -> None:
     scripts = [CHECKOUT / ".ci" / "run"]
