@@ -109,11 +109,9 @@ class RefusalLayer(OwnLayer):
                 self.method = head.method
                 first = self.parser.next_event()
             except h11.RemoteProtocolError as error:
-                self.method = self.method or http1_reader.refused_method(self.parser)
                 status = 431 if error.error_status_hint == 431 else 400
-                if status == 431 and not self.method:
-                    # Too large to be read at all: but the answer to HEAD has no body.
-                    self.method = self.parser.trailing_data[0][:5].partition(b" ")[0]
+                if status == 431:  # too large to be read at all, so it is there still
+                    self.method = self.method or http1_reader.refused_method(self.parser)
                 yield from self._refuse_unread(status, str(error))
                 return
             yield from self._request(head, first)
@@ -216,11 +214,9 @@ class RefusalLayer(OwnLayer):
             status_code=reply.status, headers=fields, reason=reply.reason.encode("ascii")
         )
         data = self.parser.send(response) or b""
-        if self.method != b"HEAD":
+        if reply.body and self.method != b"HEAD":
             data += self.parser.send(h11.Data(data=reply.body)) or b""
-        if self.method != b"HEAD" or self.parser.their_state is not h11.ERROR:
-            # Of a head that it could not read, h11 does not know that it was a HEAD's.
-            data += self.parser.send(h11.EndOfMessage()) or b""
+        data += self.parser.send(h11.EndOfMessage()) or b""
         yield commands.SendData(self.context.client, data)
         if self.parser.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
             self.parser.start_next_cycle()
