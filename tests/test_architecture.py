@@ -702,3 +702,24 @@ def test_a_dependency_declared_for_nothing_is_seen() -> None:
 def test_an_undeclared_import_is_seen(tmp_path: Path) -> None:
     plant(tmp_path, "capport/a.py", "import surely_not_installed\nfrom yaml import nodes")
     assert set(distributions(tmp_path)) == {"surely-not-installed", "pyyaml"}
+
+
+def decides_who_is_known(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in {"is_open", "access"}:
+            of = ast.unparse(node.value)
+            if (of, node.attr) not in {("self._database", "is_open"), ("os", "access")}:
+                yield f"{node.lineno}: {of}.{node.attr}"
+
+
+def test_who_is_known_is_decided_in_the_core_alone() -> None:
+    """Everybody else asks `core.standing`, or `core.session` for the open ones of many."""
+    caught = {
+        module: found
+        for module, path in sources(CHECKOUT / "addon").items()
+        if not within(module, ("capport.core",))
+        and (found := list(decides_who_is_known(ast.parse(path.read_text()))))
+    }
+    assert caught == {}
+    planted = "if session.is_open(now) or self._rule().access is Access.KNOWN: pass"
+    assert len(list(decides_who_is_known(ast.parse(planted)))) == 2

@@ -20,9 +20,11 @@ import pytest
 from capport import __version__, cli, clock
 from capport.api.tokens import token_digest
 from capport.commands.login_records import moment
-from capport.core.client import Address, ClientId, Mac, parse_address, parse_mac
-from capport.core.policy import Sessions
+from capport.core import standing
+from capport.core.client import Address, ClientId, Mac, is_random, parse_address, parse_mac
+from capport.core.policy import Policy, Sessions
 from capport.core.session import Session
+from capport.core.standing import Kind, Standing
 from capport.linux import neighbour_lookup
 from capport.login import vouchers
 from capport.login.passwords import is_password
@@ -707,6 +709,20 @@ def test_a_second_grant_replaces_the_first(here: Capport) -> None:
     here("grant", "192.0.2.7", "--for", "1m", "--sessions", "s.db")
     session = sessions("s.db")["192.0.2.7"]
     assert session.expires - session.granted == pytest.approx(60)
+
+
+def test_a_client_that_no_session_makes_known_is_granted_none(
+    here: Capport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def random_mac(facts: standing.Facts, policy: Policy) -> Standing | None:
+        mac = facts.client.mac
+        made_up = mac is not None and is_random(mac)
+        return Standing(facts.client, Kind.BLOCKED, "has a made-up MAC") if made_up else None
+
+    monkeypatch.setattr(standing, "RULES", (random_mac, *standing.RULES))
+    error = here("grant", RANDOM_MAC).error
+    assert error == f"{RANDOM_MAC} has a made-up MAC: a session would change nothing"
+    assert here("grant", MAC).status == 0
 
 
 @pytest.mark.parametrize("who", ["192.0.2.66", "::ffff:192.0.2.66", f"{MAC}@192.0.2.66"])

@@ -149,8 +149,8 @@ def test_explaining_neither_counts_nor_keeps_a_session_up() -> None:
     gate, _ = make(policy)
     client = gate.client("192.0.2.7")
     for _ in range(3):
-        steps = gate.explain(client, HttpRequest(), ELSEWHERE, None)
-        assert steps[-1][0] == "unknown_client"
+        said = gate.explain(client, HttpRequest(), ELSEWHERE, None, "http://elsewhere.example/")
+        assert said.rule == "unknown_client"
     assert not isinstance(gate.request(client, HttpRequest(), ELSEWHERE, None), TooManyRequests)
 
 

@@ -1,5 +1,6 @@
 """The gate: gathers a case, has it decided, and says what was decided."""
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -7,7 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from capport import clock
-from capport.core import decision, rates
+from capport.core import decision, explanation, rates
 from capport.core.bounded_map import BoundedMap
 from capport.core.client import (
     UNSEEN,
@@ -21,9 +22,11 @@ from capport.core.client import (
     parts_of,
 )
 from capport.core.decision import Case, HttpRequest
+from capport.core.explanation import Explanation, Url
 from capport.core.place import Place
 from capport.core.policy import Policy
-from capport.core.session import Instant, Session
+from capport.core.session import Instant, Session, open_ones
+from capport.core.standing import Standing, lacks_mac, standing
 from capport.core.verdict import NetworkAuthenticationRequired, Pass, SignIn, TlsVerdict, Verdict
 from capport.events import EventLog
 from capport.linux import Neighbours, NoNeighbours
@@ -82,7 +85,7 @@ class Gate:
             return Client(address, mac)
         if frame == UNSEEN:
             seen = Client(address, mac)
-            return seen if self.known(seen) is None else Client(address, astray=True)
+            return Client(address, astray=True) if self.known(seen) else seen
         if mac is not None:
             return Client(address, frame, astray=frame != mac)
         way = self.neighbours.way(address)
@@ -114,13 +117,11 @@ class Gate:
         url: str | None = None,
     ) -> Verdict:
         """The verdict on one HTTP request; it counts for 429, and keeps an idle session alive."""
-        case = self._case(client, claim, dialled)
-        case = replace(case, request=request, login_answers=self._login_answers(client))
-        if self.policy.limits.requests is not None:
-            case = replace(case, retry_after=self._spend(client))
+        found, answers = self.standing(client), self._login_answers(client)
+        case = Case(found, claim, dialled, request, self._spend(client), answers)
         verdict = decision.decide(case, self.policy)
         if isinstance(verdict, Pass):
-            self._heard_of(case)
+            self._heard_of(found)
         elif self.link is not None and isinstance(verdict, NetworkAuthenticationRequired | SignIn):
             # Nobody wants to go on to a connectivity check once they are online.
             page = url if isinstance(verdict, NetworkAuthenticationRequired) else None
@@ -129,30 +130,37 @@ class Gate:
 
     def connection(self, client: Client, place: Place) -> Verdict:
         """Whether a connection to `place` may be opened for `client`."""
-        case = self._case(client, None, place)
-        verdict = decision.decide_connection(case, self.policy)
+        found = self.standing(client)
+        verdict = decision.decide_connection(Case(found, None, place), self.policy)
         if isinstance(verdict, Pass):
-            self._heard_of(case)
+            self._heard_of(found)
         return verdict
 
     def handshake(self, client: Client, sni: Place | None, dialled: Place | None) -> TlsVerdict:
         """What becomes of a TLS handshake."""
-        return decision.decide_tls(self._case(client, sni, dialled), self.policy)
+        return decision.decide_tls(Case(self.standing(client), sni, dialled), self.policy)
 
-    def known(self, client: Client) -> Pass | None:
-        """The Pass by which `client` may go wherever it wants, None if it may not."""
-        case = self._case(client, None, None)
-        verdict = decision.decide_connection(case, self.policy)
-        return verdict if isinstance(verdict, Pass) else None
+    def standing(self, client: Client, *, over: bool = False) -> Standing:
+        """Who `client` is now. `over`: a session that is over is looked for, too, to say so."""
+        policy, now = self.policy, self.now()
+        lacks = lacks_mac(client, policy, self.neighbours.is_on_link)
+        session = self.store.find(client.ids, now)
+        if session is None and over:
+            session = self.store.find(client.ids, -math.inf)  # when each was open still
+        return standing(client, policy, session, now, lacks_mac=lacks)
+
+    def known(self, client: Client) -> Standing | None:
+        """The standing by which `client` may go wherever it wants, None if it may not."""
+        found = self.standing(client)
+        return found if found.is_known else None
 
     def session(self, client: Client) -> Session | None:
         """Its open session, if a session is what makes it known."""
-        return self._case(client, None, None).session
+        return self.standing(client).open_session
 
     def known_until(self, client: Client) -> Instant | None:
         """When its session ends, if a session is what makes it known."""
-        session = self.session(client)
-        return session.ends if session else None
+        return self.standing(client).until
 
     def heard_of(self, client: Client, at: Instant) -> None:
         """Something of `client`'s went through at `at`, which no decision was asked for."""
@@ -160,21 +168,30 @@ class Gate:
         if session is not None and at > session.last_seen:
             self.store.touch(session.client, at)
 
-    def lacks_mac(self, client: Client) -> bool:
-        """Whether what is known of `client` does not count, for want of its MAC."""
-        return lacks_mac(client, self.policy, self.neighbours.is_on_link)
-
     def is_without_mac(self, client: Client) -> bool:
         """Whether `client` has a MAC that is not known now: its address alone is not it."""
         return client.mac is None and self.neighbours.is_on_link(client.address)
 
     def explain(
-        self, client: Client, request: HttpRequest, claim: Place | None, dialled: Place | None
-    ) -> list[tuple[str, Verdict | None]]:
-        """Each rule that would be asked of such a request, and what it says. Counts nothing."""
-        case = self._case(client, claim, dialled)
-        case = replace(case, request=request, login_answers=self._login_answers(client))
-        return decision.explain(case, self.policy)
+        self,
+        client: Client,
+        request: HttpRequest,
+        claim: Place | None,
+        dialled: Place | None,
+        url: str,
+    ) -> Explanation:
+        """What becomes of such a request, and why: every explanation is this one.
+
+        Nothing is counted, and the login server is taken to answer.
+        """
+        found = self.standing(client, over=True)
+        case = Case(found, claim, dialled, request, login_answers=True)
+        return explanation.explain(case, self.policy, url)
+
+    def explain_url(self, client: Client, url: Url, method: str = "GET") -> Explanation:
+        """The same for a URL, asked for by its name."""
+        request = HttpRequest(method, url.scheme, url.path)
+        return self.explain(client, request, url.place, None, url.text)
 
     def grant(
         self,
@@ -244,7 +261,7 @@ class Gate:
 
         A session for a MAC is one for its addresses, and may be bound to one of them.
         """
-        now, device = self.now(), self._device(client)
+        device = self._device(client)
 
         def is_of(session: Session) -> bool:
             if None not in parts_of(client):
@@ -252,21 +269,13 @@ class Gate:
             filed = self._device(session.client)
             return any(part is not None and part in filed for part in device)
 
-        return [one for one in self.store.sessions() if one.is_open(now) and is_of(one)]
+        return [one for one in open_ones(self.store.sessions(), self.now()) if is_of(one)]
 
     def _device(self, client: ClientId) -> tuple[Mac | None, Address | None]:
         mac, address = parts_of(client)
         if mac is None and address is not None:
             mac = self.neighbours.find_mac(address)
         return mac, address
-
-    def _case(self, client: Client, claim: Place | None, dialled: Place | None) -> Case:
-        now = self.now()
-        if self.lacks_mac(client):
-            return Case(client, now, None, None, claim, dialled, lacks_mac=True)
-        rule = self.policy.clients.find(client)
-        session = None if rule else self.store.find(client.ids, now)
-        return Case(client, now, rule, session, claim, dialled)
 
     def _login_answers(self, client: Client) -> bool:
         """Whether a 302 would take `client` to a login server that answers it."""
@@ -276,13 +285,15 @@ class Gate:
         # On loopback it answers this machine; any other client would ask itself.
         return client.address.is_loopback or not address.is_loopback
 
-    def _heard_of(self, case: Case) -> None:
-        if case.session is not None and case.session.idle is not None:
-            self.store.touch(case.session.client, case.now)
+    def _heard_of(self, found: Standing) -> None:
+        session = found.open_session
+        if session is not None and session.idle is not None:
+            self.store.touch(session.client, self.now())
 
     def _spend(self, client: Client) -> int | None:
         rate = self.policy.limits.requests
-        assert rate is not None
+        if rate is None:
+            return None
         bucket = self._buckets.get(client.id)
         self._buckets[client.id], wait = rates.spend(bucket, rate, self.now())
         return wait
@@ -290,12 +301,3 @@ class Gate:
 
 def _nothing_to_do(client: ClientId) -> None:
     """The store is the only place where a session counts."""
-
-
-def lacks_mac(client: Client, policy: Policy, is_on_link: Callable[[Address], bool]) -> bool:
-    """Whether `client` has a MAC that is not known now, and a rule may block it by that.
-
-    Its entry in the neighbour table is gone: nobody gets past a rule by that.
-    """
-    may_be_blocked = client.mac is None and policy.clients.may_block(client.address)
-    return may_be_blocked and is_on_link(client.address)

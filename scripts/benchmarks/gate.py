@@ -18,6 +18,7 @@ from capport.core.place import Place
 from capport.core.policy import Access, ClientRules, GardenEntry, Policy, WalledGarden
 from capport.core.reply import Asked, reply_to
 from capport.core.session import Session
+from capport.core.standing import standing
 from capport.core.verdict import NetworkAuthenticationRequired
 from capport.gate import Gate
 from capport.stores.memory import MemoryStore
@@ -91,9 +92,9 @@ def decisions(rounds: int, timed: Callable[..., Callable[[], float]]) -> Iterato
     """`decide` alone: its time goes by which rule answers, and not by the garden's size."""
     client = Client(parse_address("192.0.2.7"), mac(7))
     session = Session(client.ids[0], granted=0.0, expires=3600.0)
-    unknown = Case(client, 60.0, claim=ORIGIN, request=REQUEST)
-    known = Case(client, 60.0, session=session, claim=ORIGIN, request=REQUEST)
     small, large = policy(ClientRules(), 10), policy(ClientRules(), 10_000)
+    unknown = Case(standing(client, small, None, 60.0), claim=ORIGIN, request=REQUEST)
+    known = Case(standing(client, small, session, 60.0), claim=ORIGIN, request=REQUEST)
     rows = alternate(
         rounds,
         {

@@ -34,6 +34,8 @@ from capport.core.policy import (
     WalledGarden,
 )
 from capport.core.session import Session
+from capport.core.standing import RULES as STANDINGS
+from capport.core.standing import Facts, Standing
 from capport.core.verdict import (
     Drop,
     HeaderFieldsTooLarge,
@@ -73,7 +75,31 @@ OVER = replace(OPEN, expires=1000.0)
 KNOWN = ClientRule(Access.KNOWN, "lab.yaml:9", "printer")
 BLOCKED = ClientRule(Access.BLOCKED, "lab.yaml:11")
 GET = HttpRequest()
-UNKNOWN = Case(CLIENT, NOW, claim=Place("elsewhere.example.com", 80), request=GET)
+
+
+def stands(
+    rule: ClientRule | None = None,
+    session: Session | None = None,
+    client: Client = CLIENT,
+    now: float = NOW,
+    *,
+    lacks_mac: bool = False,
+) -> Standing:
+    """By whichever client rule, wherever a policy has it."""
+    facts = Facts(client, now, rule, session, lacks_mac)
+    return next(found for ask in STANDINGS if (found := ask(facts, POLICY)))
+
+
+def but(case: Case, **changes: Any) -> Case:
+    """`case` with another client rule, session or lack of a MAC, or with other fields."""
+    of_client = {name: changes.pop(name) for name in WHO & changes.keys()}
+    if of_client:
+        changes["standing"] = stands(**of_client)
+    return replace(case, **changes)
+
+
+WHO = {"client", "rule", "session", "lacks_mac"}
+UNKNOWN = Case(stands(), claim=Place("elsewhere.example.com", 80), request=GET)
 ADDRESS = parse_address("192.0.2.53")
 ELSEWHERE = parse_address("203.0.113.9")
 
@@ -116,13 +142,13 @@ ELSEWHERE = parse_address("203.0.113.9")
     ],
 )
 def test_decide(verdict: type, because: str, changes: dict[str, Any]) -> None:
-    got = decide(replace(UNKNOWN, **changes), POLICY)
+    got = decide(but(UNKNOWN, **changes), POLICY)
     assert isinstance(got, verdict)
     assert because in got.because
 
 
 def test_what_passes_by_the_address_it_dialled_goes_to_that_address() -> None:
-    case = replace(UNKNOWN, dialled=Place(ADDRESS, 80))
+    case = but(UNKNOWN, dialled=Place(ADDRESS, 80))
     assert decide(case, POLICY) == Pass(
         "192.0.2.53:80 is in the walled garden: '192.0.2.53' in lab.yaml:23", Place(ADDRESS, 80)
     )
@@ -133,14 +159,14 @@ def test_the_embedded_login_server_is_open_beside_another_in_login_url(
     of: Callable[[Place], dict[str, Any]],
 ) -> None:
     """Who signs in elsewhere comes back to it, and asks its API."""
-    case = replace(UNKNOWN, **{"claim": None, **of(OURS)})
+    case = but(UNKNOWN, **{"claim": None, **of(OURS)})
     assert isinstance(decide(case, POLICY), NetworkAuthenticationRequired)
     both = replace(POLICY, login_server=LoginServer((OURS,)))
     got = decide(case, both)
     assert isinstance(got, Pass)
     assert got.to == OURS
-    assert isinstance(decide(replace(case, **of(LOGIN)), both), Pass)
-    other = replace(case, **of(replace(OURS, port=8512)))
+    assert isinstance(decide(but(case, **of(LOGIN)), both), Pass)
+    other = but(case, **of(replace(OURS, port=8512)))
     assert isinstance(decide(other, both), NetworkAuthenticationRequired)
 
 
@@ -159,12 +185,12 @@ def test_a_client_is_sent_to_a_login_address_of_its_own_family(
     policy = replace(
         POLICY, login_url="http://192.0.2.1:8511/", login_place=OURS, other_login=other
     )
-    case = replace(PROBE, client=Client(parse_address(client)), request=HttpRequest(path=path))
+    case = but(PROBE, client=Client(parse_address(client)), request=HttpRequest(path=path))
     got = decide(case, policy)
     assert isinstance(got, SignIn if path == "/generate_204" else NetworkAuthenticationRequired)
     assert got.login_url == url
     for place in (OURS, other.place):
-        assert isinstance(decide(replace(case, claim=None, dialled=place), policy), Pass)
+        assert isinstance(decide(but(case, claim=None, dialled=place), policy), Pass)
 
 
 PROBE = replace(
@@ -192,7 +218,7 @@ PROBE = replace(
     ],
 )
 def test_a_connectivity_check_is_sent_to_sign_in(verdict: type, changes: dict[str, Any]) -> None:
-    assert isinstance(decide(replace(PROBE, **changes), POLICY), verdict)
+    assert isinstance(decide(but(PROBE, **changes), POLICY), verdict)
 
 
 CHECK_AT = Place("a.example.org", 80)
@@ -217,26 +243,26 @@ def test_only_an_entry_for_one_host_lets_a_connectivity_check_through(
     verdict: type, changes: dict[str, Any]
 ) -> None:
     """A wide one would hide the portal: nobody would be asked to sign in."""
-    assert isinstance(decide(replace(PROBE, **changes), POLICY), verdict)
+    assert isinstance(decide(but(PROBE, **changes), POLICY), verdict)
 
 
 def test_a_check_that_reads_a_511_gets_it_in_a_wide_garden_too() -> None:
     it = WalledGarden()
     it.add_name("*.ubuntu.com", GardenEntry("*.ubuntu.com", WEB, "lab.yaml:20", True))
     policy = replace(POLICY, walled_garden=it)
-    case = replace(UNKNOWN, claim=Place("connectivity-check.ubuntu.com", 80), login_answers=True)
+    case = but(UNKNOWN, claim=Place("connectivity-check.ubuntu.com", 80), login_answers=True)
     assert isinstance(decide(case, policy), NetworkAuthenticationRequired)
     strict = replace(policy, probes=Probes.STRICT)
     assert isinstance(decide(case, strict), NetworkAuthenticationRequired)
-    assert isinstance(decide(replace(case, request=HttpRequest(path="/a")), policy), Pass)
+    assert isinstance(decide(but(case, request=HttpRequest(path="/a")), policy), Pass)
 
 
 def test_a_policy_names_the_paths_that_are_checks_at_whatever_host() -> None:
-    case = replace(PROBE, claim=Place("elsewhere.example.com", 80))
+    case = but(PROBE, claim=Place("elsewhere.example.com", 80))
     assert isinstance(decide(case, POLICY), SignIn)
     for paths, verdict in (((), NetworkAuthenticationRequired), (("/generate_204",), SignIn)):
         assert isinstance(decide(case, replace(POLICY, probe_paths=paths)), verdict)
-    own = replace(case, request=HttpRequest(path="/check.txt"))
+    own = but(case, request=HttpRequest(path="/check.txt"))
     assert isinstance(decide(own, POLICY), NetworkAuthenticationRequired)
     assert isinstance(decide(own, replace(POLICY, probe_paths=("/check.txt",))), SignIn)
 
@@ -247,7 +273,7 @@ def test_a_strict_policy_answers_connectivity_checks_511() -> None:
 
 
 def test_a_blocked_client_is_marked_so() -> None:
-    got = decide(replace(UNKNOWN, rule=BLOCKED), replace(POLICY, refresh=10))
+    got = decide(but(UNKNOWN, rule=BLOCKED), replace(POLICY, refresh=10))
     assert isinstance(got, NetworkAuthenticationRequired)
     assert (got.blocked, got.refresh) == (True, 10)
     other = decide(UNKNOWN, replace(POLICY, refresh=10))
@@ -296,8 +322,8 @@ PUT = HttpRequest("PUT", fields=(("host", 10),), section_size=10)
     ],
 )
 def test_limits(verdict: type, because: str, changes: dict[str, Any]) -> None:
-    case = replace(UNKNOWN, session=OPEN, claim=Place("api.example.com", 80), request=GET)
-    got = decide(replace(case, **changes), LIMITED)
+    case = but(UNKNOWN, session=OPEN, claim=Place("api.example.com", 80), request=GET)
+    got = decide(but(case, **changes), LIMITED)
     assert isinstance(got, verdict)
     assert because in got.because
 
@@ -340,20 +366,20 @@ def test_limits(verdict: type, because: str, changes: dict[str, Any]) -> None:
     ],
 )
 def test_each_rule_says_why_in_a_sentence(because: str, changes: dict[str, Any]) -> None:
-    case = replace(UNKNOWN, claim=Place("api.example.com", 80))
-    assert decide(replace(case, **changes), LIMITED).because == because
+    case = but(UNKNOWN, claim=Place("api.example.com", 80))
+    assert decide(but(case, **changes), LIMITED).because == because
 
 
 def test_what_a_reply_needs_is_in_its_verdict() -> None:
-    known = replace(UNKNOWN, session=OPEN, claim=Place("api.example.com", 80))
-    field = replace(known, request=HttpRequest(fields=(("cookie", 101),)))
+    known = but(UNKNOWN, session=OPEN, claim=Place("api.example.com", 80))
+    field = but(known, request=HttpRequest(fields=(("cookie", 101),)))
     assert getattr(decide(field, LIMITED), "field", None) == "cookie"
-    section = replace(known, request=HttpRequest(section_size=1001))
+    section = but(known, request=HttpRequest(section_size=1001))
     assert getattr(decide(section, LIMITED), "field", "") is None
-    slow = decide(replace(known, retry_after=3), LIMITED)
+    slow = decide(but(known, retry_after=3), LIMITED)
     assert isinstance(slow, TooManyRequests)
     assert (slow.retry_after, slow.limit) == (3, Rate(5, 60.0))
-    update = decide(replace(known, request=PUT), LIMITED)
+    update = decide(but(known, request=PUT), LIMITED)
     assert isinstance(update, PreconditionRequired)
     assert update.method == "PUT"
     named = replace(POLICY, refresh=7, network="Lab Wi-Fi")
@@ -376,9 +402,7 @@ def test_what_a_reply_needs_is_in_its_verdict() -> None:
 
 def test_what_is_not_said_of_a_case_or_a_request_is_nothing() -> None:
     assert HttpRequest() == HttpRequest("GET", "http", "/", (), 0)
-    assert Case(CLIENT, NOW) == Case(
-        CLIENT, NOW, None, None, None, None, None, None, login_answers=False, lacks_mac=False
-    )
+    assert Case(stands()) == Case(stands(), None, None, None, None, login_answers=False)
 
 
 @pytest.mark.parametrize(
@@ -395,11 +419,11 @@ def test_what_is_not_said_of_a_case_or_a_request_is_nothing() -> None:
     ],
 )
 def test_decide_tls(verdict: type, tls: Tls, changes: dict[str, Any]) -> None:
-    assert isinstance(decide_tls(replace(UNKNOWN, **changes), replace(POLICY, tls=tls)), verdict)
+    assert isinstance(decide_tls(but(UNKNOWN, **changes), replace(POLICY, tls=tls)), verdict)
 
 
 def test_the_gardens_tls_is_sent_to_the_name_and_not_where_it_dialled() -> None:
-    case = replace(UNKNOWN, claim=Place("www.example.org", 443), dialled=Place(ELSEWHERE, 443))
+    case = but(UNKNOWN, claim=Place("www.example.org", 443), dialled=Place(ELSEWHERE, 443))
     assert decide_tls(case, POLICY) == Tunnel(
         "www.example.org:443 is in the walled garden: 'www.example.org' in lab.yaml:20",
         Place("www.example.org", 443),
@@ -408,7 +432,7 @@ def test_the_gardens_tls_is_sent_to_the_name_and_not_where_it_dialled() -> None:
 
 def test_a_connection_is_not_held_to_the_limits_of_requests() -> None:
     request = HttpRequest(section_size=1001)
-    case = replace(UNKNOWN, session=OPEN, retry_after=3, request=request)
+    case = but(UNKNOWN, session=OPEN, retry_after=3, request=request)
     assert isinstance(decide_connection(case, LIMITED), Pass)
 
 
@@ -431,10 +455,13 @@ requests = st.builds(
 )
 unknown_cases = st.builds(
     Case,
-    client=st.builds(Client, st.ip_addresses(), st.just(Mac("02:00:00:00:00:07")) | st.none()),
-    now=st.floats(1000, 2000),
-    rule=st.none() | st.just(BLOCKED),
-    session=st.none() | st.just(OVER),
+    standing=st.builds(
+        stands,
+        client=st.builds(Client, st.ip_addresses(), st.just(Mac("02:00:00:00:00:07")) | st.none()),
+        now=st.floats(1000, 2000),
+        rule=st.none() | st.just(BLOCKED),
+        session=st.none() | st.just(OVER),
+    ),
     claim=st.none() | places,
     dialled=st.none() | places,
     request=st.none() | requests,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from capport.core.client import Client, ClientId, Mac
+from capport.core.decision import Case, HttpRequest
 from capport.core.explanation import Explanation, Url, document, explain, in_words, parse_url
 from capport.core.place import Place
 from capport.core.policy import (
@@ -22,6 +23,7 @@ from capport.core.policy import (
     WalledGarden,
 )
 from capport.core.session import Session
+from capport.core.standing import standing
 
 CLIENT = Client(ip_address("198.51.100.7"), Mac("02:00:00:00:00:07"))
 OPEN = Session(ClientId("02:00:00:00:00:07"), granted=900.0, expires=1060.0)
@@ -48,13 +50,21 @@ def policy(rule: Access | None = None, **changes: Any) -> Policy:
     )
 
 
+def case(
+    it: Policy, url: str, session: Session | None, method: str = "GET", *, lacks_mac: bool = False
+) -> Case:
+    asked, who = parse_url(url), standing(CLIENT, it, session, 1000.0, lacks_mac=lacks_mac)
+    request = HttpRequest(method, asked.scheme, asked.path)
+    return Case(who, asked.place, request=request, login_answers=True)
+
+
 def found(
     url: str, session: Session | None = None, method: str = "GET", **changes: Any
 ) -> tuple[Explanation, Policy]:
     lacks_mac = changes.pop("lacks_mac", False)
     closed = changes.pop("closed", False)
     it = policy(**changes)
-    said = explain(it, CLIENT, session, 1000.0, parse_url(url), method, lacks_mac=lacks_mac)
+    said = explain(case(it, url, session, method, lacks_mac=lacks_mac), it, url)
     return replace(said, closed=closed), it
 
 
@@ -215,7 +225,7 @@ def test_where_it_stands_is_the_line_that_decided(
     ],
 )
 def test_a_session_is_named_where_it_counts(given: dict[str, Any], session: Session | None) -> None:
-    assert found(HTTP, OPEN, **given)[0].session == session
+    assert found(HTTP, OPEN, **given)[0].standing.session == session
 
 
 def test_a_mac_that_is_lacking_is_why() -> None:
@@ -223,8 +233,8 @@ def test_a_mac_that_is_lacking_is_why() -> None:
     assert "has a MAC that is not known now" in said.verdict.because
 
 
-def test_a_mac_is_not_lacking_and_nothing_is_closed_unless_that_is_said() -> None:
-    said = explain(policy(), CLIENT, OPEN, 1000.0, parse_url(HTTP), "GET")
+def test_nothing_is_closed_unless_that_is_said() -> None:
+    said = explain(case(policy(), HTTP, OPEN), policy(), HTTP)
     assert (said.rule, said.closed) == ("open_session", False)
 
 

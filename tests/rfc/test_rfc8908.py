@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capport.api.captivity_api import PATH
-from capport.core.captivity import Captivity, captivity
+from capport.core.captivity import captivity
 from capport.core.client import Address, ClientId, Mac
 from capport.core.place import Place
-from capport.core.policy import Access, ClientRule, Conditions, Policy, Sessions, network_of
+from capport.core.policy import Access, ClientRules, Conditions, Policy, Sessions, network_of
 from capport.core.session import Session
+from capport.core.standing import Standing, standing
 from capport.linux import NoNeighbours
 from login.certificates import certificate
 from login.house import House, at, house, policy
@@ -153,11 +154,21 @@ async def test_5_bytes_remaining_is_not_told_where_no_bytes_are_counted(tmp_path
         assert "bytes-remaining" not in await _document(h)
 
 
+def stands(
+    access: Access | None = None, session: Session | None = None, now: float = 0.0
+) -> Standing:
+    rules = ClientRules()
+    if access is not None:
+        rules.section(access, "lab.yaml")
+        rules.add(at("192.0.2.7").address, 7)
+    return standing(at("192.0.2.7"), replace(policy(), clients=rules), session, now)
+
+
 @pytest.mark.parametrize("url", ["http://example.org/", "HTTP://example.org/", "", None])
 def test_5_a_venue_url_that_is_not_over_tls_is_not_told(url: str | None) -> None:
-    document = Captivity(True, "").document(venue_info_url=url)
+    document = captivity(stands(), venue_info_url=url)
     assert "venue-info-url" not in document
-    told = Captivity(True, "").document(venue_info_url="https://venue.example.org/")
+    told = captivity(stands(), venue_info_url="https://venue.example.org/")
     assert told["venue-info-url"] == "https://venue.example.org/"
 
 
@@ -171,7 +182,7 @@ async def test_5_the_document_fits_what_the_smallest_reader_reads(tmp_path: Path
 @pytest.mark.parametrize("access", list(Access))
 def test_5_what_the_policy_says_of_a_client_comes_first(access: Access) -> None:
     session = Session(ClientId("192.0.2.7"), granted=0.0, expires=60.0)
-    said = captivity(ClientRule(access, "lab.yaml:7"), session, 1.0).document(can_extend=True)
+    said = captivity(stands(access, session, 1.0), can_extend=True)
     assert said == {"captive": access is Access.BLOCKED}
 
 
@@ -191,8 +202,10 @@ def test_5_what_the_policy_says_of_a_client_comes_first(access: Access) -> None:
 def test_5_every_key_has_its_type_and_its_place(
     session: Session | None, now: float, *, can_extend: bool
 ) -> None:
-    document = captivity(None, session, now).document(
-        user_portal_url="https://login.example.net/", can_extend=can_extend
+    document = captivity(
+        stands(None, session, now),
+        user_portal_url="https://login.example.net/",
+        can_extend=can_extend,
     )
     assert type(document["captive"]) is bool
     assert document["captive"] is not (session is not None and session.is_open(now))

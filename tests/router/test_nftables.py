@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 
 import requires
 from capport import clock
+from capport.core import standing
 from capport.core.client import Address, ClientId, parse_address, parse_client_id, parse_mac
 from capport.core.client import Client as CoreClient
 from capport.core.policy import Access, ClientRules, Network, Policy
 from capport.core.session import Session
+from capport.core.standing import Kind, Standing
 from capport.linux import conntrack
 from capport.linux.libnftables import Nftables, RulesError
 from capport.policy import policy_file
@@ -332,6 +334,25 @@ def test_update_is_in_force_when_it_returns(lab: Lab, store: MemoryStore, known:
     assert f"{client.v4} . {client.mac}" in elements(lab, "known4")
     assert elements(lab, "known6") == {}
     assert echoes(client, ORIGIN4)
+
+
+@LAB
+def test_a_rule_of_who_is_known_that_is_added_holds_in_the_kernel(
+    lab: Lab, store: MemoryStore, known: KnownSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = lab.clients[0]
+
+    def nobody_by_mac(facts: standing.Facts, policy: Policy) -> Standing | None:
+        made_up = facts.client.mac == client.mac
+        return Standing(facts.client, Kind.BLOCKED, "has this MAC") if made_up else None
+
+    store.put(session(client.mac))
+    with monkeypatch.context() as patch:
+        patch.setattr(standing, "RULES", (nobody_by_mac, *standing.RULES))
+        known.update([ClientId(client.mac)])
+        assert client.mac not in " ".join([*elements(lab, "macs"), *elements(lab, "known4")])
+    known.update([ClientId(client.mac)])
+    assert client.mac in elements(lab, "macs")
 
 
 @LAB

@@ -2,7 +2,7 @@
 
 import json
 
-from capport.core.captivity import MEDIA_TYPE, reads_captivity
+from capport.core.captivity import MEDIA_TYPE, captivity, reads_captivity
 from capport.web.client_handler import ClientHandler
 from capport.web.states import login_url
 
@@ -28,10 +28,11 @@ class CaptivePortalApi(ClientHandler):
             self.redirect(portal_url, status=302)
             return
         stands = self.standing
-        document = stands.captivity.document(
+        document = captivity(
+            stands,
             user_portal_url=portal_url,
             venue_info_url=self.server.venue_info_url,
-            can_extend=stands.session is not None and self.can_extend(stands.session),
+            can_extend=stands.open_session is not None and self.can_extend(stands.open_session),
         )
         self.set_header("Content-Type", MEDIA_TYPE)
         self.finish(json.dumps(document) + "\n")

@@ -12,8 +12,8 @@ from tornado import web
 from capport.api.call_handler import LEFT_OUT, REQUIRED, Call, Problem, shown_value, wrong
 from capport.core.client import Address, Client, ClientId, parse_address, parse_mac, parts_of
 from capport.core.http import is_token
-from capport.core.policy import Access, ClientRule
-from capport.core.session import LONGEST, Session
+from capport.core.session import LONGEST, Session, open_ones
+from capport.core.standing import Standing, standing_of_id
 from capport.web.context import Portal
 from capport.web.states import State, StateError
 
@@ -74,7 +74,7 @@ class Sessions(Call):
     def get(self) -> None:
         """Each open session."""
         now = self.grants.now()
-        told = [self.told(one) for one in self.grants.sessions() if one.is_open(now)]
+        told = [self.told(one) for one in open_ones(self.grants.sessions(), now)]
         self.answer({"sessions": told})
 
     async def post(self) -> None:
@@ -130,21 +130,16 @@ class Sessions(Call):
         self.portal.states.spent(state)
 
     async def _grant(self, client: Client | ClientId, grant: Grant) -> None:
-        rule = self._rule(client)
-        if rule is not None and rule.access is Access.BLOCKED:
-            raise Problem(409, f"the policy blocks that client: {rule.where}")
+        if (barred := self._standing(client)).is_blocked:
+            raise Problem(409, f"a session would change nothing: that client {barred.because}")
         before = self.grants.find(client)
         session = await grant()
         self.shown(session, 200 if before else 201)
 
-    def _rule(self, client: Client | ClientId) -> ClientRule | None:
-        rules = self.grants.policy.clients
+    def _standing(self, client: Client | ClientId) -> Standing:
         if isinstance(client, Client):
-            return rules.find(client)
-        mac, address = parts_of(client)
-        if address is not None:
-            return rules.find(Client(address, mac))
-        return rules.covering(mac) if mac is not None else None
+            return self.grants.standing(client)
+        return standing_of_id(client, self.grants.policy, None, self.grants.now())
 
     def _whole(self, client: ClientId) -> Client | ClientId:
         try:

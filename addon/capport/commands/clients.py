@@ -12,7 +12,7 @@ from capport.commands import CommandError, chosen_policy, existing_store, store_
 from capport.commands.display import cells, duration, fitted, short_moment
 from capport.core.client import Mac, is_random, parts_of
 from capport.core.policy import ClientRule, Network
-from capport.core.session import Instant, Session
+from capport.core.session import Instant, Session, open_ones
 from capport.session_view import document
 
 _WIDTH = 80
@@ -40,7 +40,7 @@ def clients(arguments: Namespace) -> None:
     sessions: list[Session] = []
     if store is not None:
         with contextlib.closing(store):
-            sessions = [session for session in store.sessions() if session.is_open(now)]
+            sessions = open_ones(store.sessions(), now)
     sessions.sort(key=lambda session: (session.expires, session.client))
     rules = list(policy.clients.known())
     if arguments.json:

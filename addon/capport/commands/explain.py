@@ -12,16 +12,19 @@ from capport.commands.display import duration
 from capport.commands.router import others_in_the_way
 from capport.core import explanation
 from capport.core.client import Address, Client, Mac
-from capport.core.explanation import Explanation, Url, in_words
+from capport.core.explanation import Explanation, in_words
+from capport.core.place import Place
 from capport.core.policy import Policy
-from capport.core.session import Instant, Session
+from capport.core.session import Instant
+from capport.core.standing import Standing, standing
 from capport.core.verdict import Pass, Verdict
-from capport.gate import lacks_mac
-from capport.linux import neighbour_lookup
+from capport.gate import Gate
+from capport.linux import NoNeighbours, neighbour_lookup
 from capport.linux.own_addresses import is_own, may_reach
 from capport.policy.errors import Findings, PolicyError, visible
 from capport.policy.tree import Fields, read_text, read_tree
-from capport.stores import StoreError
+from capport.stores import SessionStore, StoreError
+from capport.stores.memory import MemoryStore
 from capport.stores.opening import default_store
 
 
@@ -40,20 +43,14 @@ class Line:
 def explain_url(arguments: Namespace) -> None:
     """Prints what a client would get for a URL. Exit status 0 whatever the verdict."""
     policy = policy_at(arguments.policy_file)
-    client = Client(arguments.client, arguments.mac or _mac_of(arguments.client))
-    now = clock.now()
-    session, asked = _session(arguments.sessions, policy, client, now)
-    url: Url = arguments.url
-    interfaces = (
-        neighbour_lookup.numbers([policy.router.client_interface]) if policy.router else None
-    )
-    lacks = lacks_mac(
-        client, policy, lambda address: neighbour_lookup.is_on_link(address, interfaces)
-    )
-    found = explanation.explain(
-        policy, client, session, now, url, arguments.method, lacks_mac=lacks
-    )
-    found = replace(found, closed=_is_closed(found, policy))
+    neighbours = _Link(policy)
+    mac = arguments.mac or neighbours.find_mac(arguments.client)
+    client, now = Client(arguments.client, mac), clock.now()
+    store, asked = _store(arguments.sessions, policy, client)
+    with contextlib.closing(store):
+        gate = Gate(policy, store, neighbours=neighbours, now=lambda: now)
+        found = gate.explain_url(client, arguments.url, arguments.method)
+    found = replace(found, closed=_is_closed(found, arguments.url.place, policy))
     line = _line_of(found, policy)
     others = others_in_the_way() if policy.router else []
     if arguments.json:
@@ -68,9 +65,9 @@ def explain_url(arguments: Namespace) -> None:
 def text(found: Explanation, policy: Policy, line: Line | None, now: Instant, asked: str) -> str:
     """For people."""
     lines = [
-        f"Client   {found.client}",
-        f"Session  {_told(found.session, now)} ({asked})",
-        f"Request  {found.method} {visible(found.url.text)}",
+        f"Client   {found.standing.client}",
+        f"Session  {_told(found.standing, now)} ({asked})",
+        f"Request  {found.method} {visible(found.url)}",
         f"Verdict  {_named(found.verdict)}",
     ]
     if found.tls is not None:
@@ -88,19 +85,20 @@ def document(
     found: Explanation, policy: Policy, line: Line | None, now: Instant, asked: str
 ) -> dict[str, object]:
     """For programs. Members are added to it, never changed."""
-    left = found.session.seconds_remaining(now) if found.session else None
+    session = found.standing.session
+    left = session.seconds_remaining(now) if session else None
     where = {"file": line.file, "line": line.number, "text": line.text} if line else None
     more = {"seconds_remaining": left, "sessions": asked, "decided_by": where}
     return explanation.document(found, policy) | more
 
 
-def _is_closed(found: Explanation, policy: Policy) -> bool:
+def _is_closed(found: Explanation, place: Place, policy: Policy) -> bool:
     """As the proxy would say before it connects, of an address: names are resolved there only."""
-    place, verdict = found.url.place, found.verdict
+    verdict = found.verdict
     if isinstance(place.host, str) or not is_own(place.host):
         return False
     listed = place in policy.login_places or (isinstance(verdict, Pass) and verdict.to is not None)
-    return not may_reach(found.client, place.host, (place.host,) if listed else ())
+    return not may_reach(found.standing.client, place.host, (place.host,) if listed else ())
 
 
 def _named(verdict: Verdict | None) -> str:
@@ -109,13 +107,12 @@ def _named(verdict: Verdict | None) -> str:
     return f"{type(verdict).__name__}: {visible(verdict.because)}"
 
 
-def _told(session: Session | None, now: Instant) -> str:
+def _told(standing: Standing, now: Instant) -> str:
+    session = standing.session
     if session is None:
         return "none"
     left = duration(session.expires - now)
-    return (
-        f"of {session.client}, {left} left" if session.is_open(now) else f"over: {session.client}"
-    )
+    return f"of {session.client}, {left} left" if standing.is_known else f"over: {session.client}"
 
 
 def _no_line(found: Explanation) -> str:
@@ -124,32 +121,36 @@ def _no_line(found: Explanation) -> str:
     return f"Decided by no line of the policy: {found.verdict.because}"
 
 
-def _mac_of(address: Address) -> Mac | None:
-    """As the portal would find it: none where the kernel has none, as of an off-link client."""
-    with contextlib.suppress(OSError):
-        return neighbour_lookup.table().get(address)
-    return None
+class _Link(NoNeighbours):
+    """The kernel's tables, asked once."""
+
+    def __init__(self, policy: Policy) -> None:
+        router = policy.router
+        self._numbers = neighbour_lookup.numbers([router.client_interface]) if router else None
+
+    def find_mac(self, address: Address) -> Mac | None:
+        """As the portal would find it: none where the kernel has none, as of an off-link client."""
+        with contextlib.suppress(OSError):
+            return neighbour_lookup.table().get(address)
+        return None
+
+    def is_on_link(self, address: Address) -> bool:
+        """By the kernel's routes."""
+        return neighbour_lookup.is_on_link(address, self._numbers)
 
 
-def _session(
-    given: str | None, policy: Policy, client: Client, now: Instant
-) -> tuple[Session | None, str]:
-    """The client's session, and a word on where it was sought. A store that was named must open."""
-    if policy.clients.find(client) is not None:
-        return None, "not asked for: a client rule decides"
+def _store(given: str | None, policy: Policy, client: Client) -> tuple[SessionStore, str]:
+    """Where its session is, and a word on that. A store that was named must open."""
+    if standing(client, policy, None, 0.0).rule is not None:
+        return MemoryStore(), "not asked for: a client rule decides"
     try:
         url = policy.sessions.store or default_store() if given is None else given
         store = existing_store(url, about=[client.address, *filter(None, [client.mac])])
     except (StoreError, CommandError) as error:
         if given is not None:
             raise
-        return None, f"not asked for: {error}"
-    if store is None:
-        return None, f"there is no {url}"
-    with contextlib.closing(store):
-        mine = [session for session in store.sessions() if session.client in client.ids]
-        session = store.find(client.ids, now) or next(iter(mine), None)
-    return session, f"in {url}"
+        return MemoryStore(), f"not asked for: {error}"
+    return (store, f"in {url}") if store else (MemoryStore(), f"there is no {url}")
 
 
 def _line_of(found: Explanation, policy: Policy) -> Line | None:

@@ -18,8 +18,9 @@ from capport.commands import (
 from capport.commands.display import duration, moment
 from capport.commands.in_force import Kernel
 from capport.core.client import Address, Client, ClientId, Mac, parts_of
-from capport.core.policy import Access, Policy
+from capport.core.policy import Policy
 from capport.core.session import Session
+from capport.core.standing import standing, standing_of_id
 from capport.gate import Gate
 from capport.linux import neighbour_lookup
 from capport.stores import StoreError
@@ -148,17 +149,11 @@ def _neighbours() -> dict[Address, Mac]:
 
 def _refuse_blocked(client: ClientId, present: list[Client], policy: Policy) -> None:
     """Raises CommandError where the policy's word on the client would make a session void."""
-    mac, address = parts_of(client)
-    rules = [policy.clients.find(who) for who in present]
-    if not rules and address is not None:
-        rules = [policy.clients.find(Client(address, mac))]
-    elif not rules and mac is not None:
-        rules = [policy.clients.covering(mac)]
-    for rule in rules:
-        if rule is None or rule.access is not Access.BLOCKED:
-            return
-    assert rules[0] is not None
-    raise CommandError(f"{client} is blocked by {rules[0].where}: a session would change nothing")
+    now = clock.now()
+    found = [standing(who, policy, None, now) for who in present]
+    found = found or [standing_of_id(client, policy, None, now)]
+    if all(one.is_blocked for one in found):
+        raise CommandError(f"{client} {found[0].because}: a session would change nothing")
 
 
 def _said(session: Session, present: list[Client]) -> str:

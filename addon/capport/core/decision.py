@@ -11,15 +11,13 @@ from capport.core import probes
 from capport.core.client import Client
 from capport.core.place import Place
 from capport.core.policy import (
-    Access,
-    ClientRule,
     GardenEntry,
     KnownTls,
     Policy,
     Probes,
     UnknownTls,
 )
-from capport.core.session import Instant, Session
+from capport.core.standing import Standing
 from capport.core.verdict import (
     Drop,
     HeaderFieldsTooLarge,
@@ -54,25 +52,25 @@ class HttpRequest:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """All that a decision needs.
+    """All that a decision needs: `standing` is the client's; the rest is where it wants to go.
 
     `claim` is the place the client names (request target, Host field, SNI), None where it names
     none or more than one; `dialled` is where it connected to, None where we cannot tell (explicit
-    proxy). `rule` is the policy's for this client; `retry_after` is set where its requests come too
-    fast; `login_answers`, whether a 302 to the login server would arrive. `lacks_mac`: a rule may
-    block the client by its MAC, which we do not know now; then neither rule nor session counts.
+    proxy). `retry_after` is set where its requests come too fast; `login_answers`, whether a 302 to
+    the login server would arrive.
     """
 
-    client: Client
-    now: Instant
-    rule: ClientRule | None = None
-    session: Session | None = None
+    standing: Standing
     claim: Place | None = None
     dialled: Place | None = None
     request: HttpRequest | None = None
     retry_after: int | None = None
     login_answers: bool = False
-    lacks_mac: bool = False
+
+    @property
+    def client(self) -> Client:
+        """Who asks."""
+        return self.standing.client
 
 
 type Rule = Callable[[Case, Policy], Verdict | None]
@@ -106,7 +104,7 @@ def too_many_requests(case: Case, policy: Policy) -> Verdict | None:
 def precondition_required(case: Case, policy: Policy) -> Verdict | None:
     """RFC 6585 section 3: for the hosts that ask for it, and clients that may reach them."""
     request = case.request
-    if request is None or case.claim is None or not _is_known(case):
+    if request is None or case.claim is None or not case.standing.is_known:
         return None
     if case.claim.host not in policy.limits.require_conditions or request.method not in _UPDATES:
         return None
@@ -125,18 +123,14 @@ def login_server(case: Case, policy: Policy) -> Verdict | None:
 
 
 def known_by_rule(case: Case, policy: Policy) -> Verdict | None:
-    """The policy's own word on this client."""
-    if case.rule and case.rule.access is Access.KNOWN:
-        return Pass(f"{case.client} is known by {case.rule.where}")
-    return None
+    """A client that is known without a session."""
+    standing = case.standing
+    return _known(standing) if standing.is_known and standing.session is None else None
 
 
 def open_session(case: Case, policy: Policy) -> Verdict | None:
-    """A session, for whom the policy says nothing of."""
-    if case.rule is None and case.session and case.session.is_open(case.now):
-        left = case.session.seconds_remaining(case.now)
-        return Pass(f"{case.client} is known for {left} s more")
-    return None
+    """A client that is known by its session."""
+    return _known(case.standing) if case.standing.open_session else None
 
 
 def walled_garden(case: Case, policy: Policy) -> Verdict | None:
@@ -155,10 +149,7 @@ def walled_garden(case: Case, policy: Policy) -> Verdict | None:
 
 def blocked_client(case: Case, policy: Policy) -> Verdict | None:
     """Never let on, whatever its session; still gets the 511."""
-    if case.rule and case.rule.access is Access.BLOCKED:
-        required = _required(case, policy, f"{case.client} is blocked by {case.rule.where}")
-        return replace(required, blocked=True)
-    return None
+    return _required(case, policy, blocked=True) if case.standing.is_blocked else None
 
 
 def connectivity_check(case: Case, policy: Policy) -> Verdict | None:
@@ -174,12 +165,7 @@ def connectivity_check(case: Case, policy: Policy) -> Verdict | None:
 
 def unknown_client(case: Case, policy: Policy) -> Verdict:
     """Everybody else, so that there is always a verdict."""
-    if case.lacks_mac:
-        because = f"{case.client} has a MAC that is not known now, and a rule may block it by that"
-        return _required(case, policy, because)
-    if case.session:
-        return _required(case, policy, f"{case.client} has a session, and its session is over")
-    return _required(case, policy, f"{case.client} has no session")
+    return _required(case, policy)
 
 
 # The first that answers decides. The limits come first: they hold for known clients too. Who signs
@@ -238,10 +224,8 @@ def decide_tls(case: Case, policy: Policy) -> TlsVerdict:
             return Drop(verdict.because)
 
 
-def _is_known(case: Case) -> bool:
-    if case.rule:
-        return case.rule.access is Access.KNOWN
-    return case.session is not None and case.session.is_open(case.now)
+def _known(standing: Standing) -> Pass:
+    return Pass(f"{standing.client} {standing.because}")
 
 
 def _named(case: Case) -> Place | None:
@@ -265,6 +249,9 @@ def _in_garden(place: Place, entry: GardenEntry) -> str:
     return f"{place} is in the walled garden: {entry.text!r} in {entry.where}"
 
 
-def _required(case: Case, policy: Policy, because: str) -> NetworkAuthenticationRequired:
-    url = policy.login_for(case.client.address).url
-    return NetworkAuthenticationRequired(because, url, policy.refresh, policy.network)
+def _required(
+    case: Case, policy: Policy, *, blocked: bool = False
+) -> NetworkAuthenticationRequired:
+    client = case.client
+    because, url = f"{client} {case.standing.because}", policy.login_for(client.address).url
+    return NetworkAuthenticationRequired(because, url, policy.refresh, policy.network, blocked)

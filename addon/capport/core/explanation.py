@@ -4,13 +4,12 @@ from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from capport.core import decision
-from capport.core.client import Client
 from capport.core.decision import Case, HttpRequest
 from capport.core.http import DEFAULT_PORTS
 from capport.core.place import Place, parse_authority
 from capport.core.policy import Connect, Policy
 from capport.core.reply import Asked, reply_to
-from capport.core.session import Session
+from capport.core.standing import Standing
 from capport.core.verdict import (
     Drop,
     Inspect,
@@ -58,10 +57,10 @@ class Explanation:
     decided (the first of them that is in the file), most to the point first.
     """
 
-    client: Client
-    url: Url
+    standing: Standing
+    place: Place | None
+    url: str
     method: str
-    session: Session | None
     steps: Steps
     verdict: Verdict
     tls: TlsVerdict | None
@@ -70,6 +69,11 @@ class Explanation:
     keys: tuple[str, ...]
     closed: bool = False
     """Whether it is the router's own, which no Pass opens; where it is asked, not in `core`."""
+
+    @property
+    def decisive(self) -> Steps:
+        """The steps that decided on the request itself: inside TLS, where that is opened."""
+        return self.inside or self.steps
 
     @property
     def rule(self) -> str:
@@ -105,38 +109,13 @@ def parse_url(text: str) -> Url:
     return Url(text, parts.scheme.lower(), place, path)
 
 
-def explain(
-    policy: Policy,
-    client: Client,
-    session: Session | None,
-    now: float,
-    url: Url,
-    method: str,
-    *,
-    lacks_mac: bool = False,
-) -> Explanation:
-    """What `client` would get for `url`, were it to ask by name and the login server to answer.
-
-    `session` is the one it has in the store, open or not, and does not count where a client rule
-    of the policy's decides; neither does where it `lacks_mac` (`Case`). No limit is counted: this
-    is its first request.
-    """
-    rule = None if lacks_mac else policy.clients.find(client)
-    session = None if rule or lacks_mac else session
-    case = Case(
-        client,
-        now,
-        rule,
-        session,
-        claim=url.place,
-        request=HttpRequest(method, url.scheme, url.path),
-        login_answers=True,
-        lacks_mac=lacks_mac,
-    )
+def explain(case: Case, policy: Policy, url: str) -> Explanation:
+    """What becomes of the request in `case`, which was for `url`."""
+    request = case.request or HttpRequest()
     steps = tuple(decision.explain(case, policy))
     inside: Steps = ()
     tls = None
-    if url.scheme == "https":
+    if request.scheme == "https":
         tls = decision.decide_tls(case, policy)
         inside = steps if isinstance(tls, Inspect | Intercept) else ()
         steps = tuple(decision.explain(replace(case, request=None), policy))
@@ -146,7 +125,10 @@ def explain(
     if tls is not None and not isinstance(tls, Tunnel):
         keys = (*keys, "tls.known" if isinstance(tls, Inspect) else "tls.unknown")
     where = _where(name, case, policy)
-    return Explanation(client, url, method, session, steps, verdict, tls, inside, where, keys)
+    place = case.claim or case.dialled
+    return Explanation(
+        case.standing, place, url, request.method, steps, verdict, tls, inside, where, keys
+    )
 
 
 def _where(name: str, case: Case, policy: Policy) -> str | None:
@@ -154,19 +136,19 @@ def _where(name: str, case: Case, policy: Policy) -> str | None:
     if name == "walled_garden" and case.claim is not None:
         entry = policy.walled_garden.find(case.claim.host, case.claim.port)
         return entry.where if entry else None
-    if case.rule is not None and name in ("known_by_rule", "blocked_client"):
-        return case.rule.where
-    return None
+    rule = case.standing.rule
+    return rule.where if rule and name in ("known_by_rule", "blocked_client") else None
 
 
 def document(found: Explanation, policy: Policy) -> dict[str, object]:
     """The explanation for programs: JSON values. Members are added to it, never changed."""
+    session = found.standing.session
     return {
-        "client": str(found.client.address),
-        "mac": found.client.mac,
-        "url": found.url.text,
+        "client": str(found.standing.client.address),
+        "mac": found.standing.client.mac,
+        "url": found.url,
         "method": found.method,
-        "session": found.session.client if found.session else None,
+        "session": session.client if session else None,
         "verdict": type(found.verdict).__name__,
         "because": found.verdict.because,
         "tls": type(found.tls).__name__ if found.tls else None,
@@ -187,7 +169,7 @@ def in_words(found: Explanation, policy: Policy) -> str:
     """What the client would see, in a sentence or two."""
     if found.is_closed:
         status = "no status" if found.status is None else found.status
-        return f"{status}: {found.url.place} is this machine's own, which is closed to every client"
+        return f"{status}: {found.place} is this machine's own, which is closed to every client"
     match found.tls:
         case Refuse():
             seen = "no status: the TLS alert access_denied (49), before any certificate"

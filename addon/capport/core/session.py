@@ -1,6 +1,7 @@
 """For how long a client is known."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from capport.core.client import ClientId
@@ -48,6 +49,19 @@ class Session:
         Not until `ends`: what a client still sends puts that off. RFC 8908 section 5.
         """
         return int(self.expires - now) if self.is_open(now) else 0
+
+
+def open_ones(sessions: Iterable[Session | None], now: Instant) -> list[Session]:
+    """Those of `sessions` that are open at `now`."""
+    return [session for session in sessions if session is not None and session.is_open(now)]
+
+
+def first_open(sessions: Iterable[Session | None], now: Instant) -> Session | None:
+    """The first of `sessions` that is open at `now`."""
+    for session in sessions:
+        if session is not None and session.is_open(now):
+            return session
+    return None
 
 
 def check_times(session: Session) -> None:

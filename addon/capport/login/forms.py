@@ -60,10 +60,10 @@ class SignIn(Form):
     def get(self) -> None:
         """The form; or how the client stands, if it is known and does not ask for more."""
         stands = self.standing
-        if stands.blocked:
+        if stands.is_blocked:
             raise Blocked
-        more = stands.session and self.get_argument("more", "") and self.can_extend(stands.session)
-        if not stands.captivity.captive and not more:
+        extends = stands.open_session and self.can_extend(stands.open_session)
+        if stands.is_known and not (extends and self.get_argument("more", "")):
             self.redirect(
                 self.link("/welcome" if self.page_asked_for else "/status", state=self.state),
                 status=303,
@@ -80,7 +80,7 @@ class SignIn(Form):
         if self.elsewhere():
             raise web.HTTPError(403, "the conditions are met elsewhere")
         stands, terms = self.standing, self.terms()
-        if stands.blocked:
+        if stands.is_blocked:
             raise Blocked
         if terms is not None and self.get_body_argument("terms", "") != terms.version:
             return Outcome(problem=self.words.terms_changed, status=409)
@@ -206,7 +206,7 @@ class SignIn(Form):
     def form(self, *, problem: str | None = None, status: int = 200) -> None:
         """The page with the form."""
         conditions, words = self.conditions, self.words
-        extending = self.standing.session is not None
+        extending = self.standing.open_session is not None
         lead = {
             (Conditions.TERMS, False): words.lead_terms,
             (Conditions.VOUCHER, False): words.lead_voucher,
@@ -254,7 +254,7 @@ class SignIn(Form):
     @property
     def left(self) -> float:
         """Seconds of the client's session that are left; 0 where it has none."""
-        return self.left_of(self.standing.session)
+        return self.left_of(self.portal.grants.find(self.client))
 
     @property
     def conditions(self) -> Conditions:
@@ -292,11 +292,11 @@ class Online(Page):
     def get(self) -> None:
         """How long is left, and what there is to do."""
         stands = self.standing
-        if stands.captivity.captive:
+        if not stands.is_known:
             self.redirect(self.link("/", state=self.state), status=303)
             return
         onward = self.page_asked_for
-        session = None if self.policy.clients.find(self.client) else stands.session
+        session = stands.open_session
         left, idle = self.left_of(session), session.idle if session else None
         if session is not None:
             self._leave_at(session.ends)
@@ -365,7 +365,7 @@ class SignedOut(Page):
 
     def get(self) -> None:
         """The page; or the status, for whom is known all the same."""
-        if not self.standing.captivity.captive:
+        if self.standing.is_known:
             self.redirect(self.link("/status"), status=303)
             return
         words = self.words

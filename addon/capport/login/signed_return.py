@@ -114,12 +114,12 @@ class SignedReturn(Page):
         except (ReturnError, StateError) as error:
             self._tell(str(error))
             raise web.HTTPError(403, "%s", str(error)) from error
-        if self.standing.blocked:
+        if self.standing.is_blocked:
             raise Blocked
         async with self.portal.granting:
             if not await self._spent(said, state):
                 await self._let_on(said, state)
-            elif self.standing.captivity.captive:
+            elif not self.standing.is_known:
                 self._tell("its state or its jti was used before")
                 raise web.HTTPError(403, "that return was used before")
         self.redirect(self.link("/welcome", state=said.state), status=303)

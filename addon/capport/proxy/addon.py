@@ -18,6 +18,7 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from capport.core.client import Peer, parse_address
 from capport.core.decision import HttpRequest
+from capport.core.explanation import Explanation
 from capport.core.policy import Connect, KnownHttp, KnownTls, UnknownTls
 from capport.core.reply import Reply, reply_to
 from capport.core.verdict import Pass, Verdict
@@ -376,16 +377,20 @@ class Hooks:
         if not self.gate.known(self.connections.client_of(shown.client_conn)):
             deny_dns(shown)
 
+    def explanation(self, shown: http.HTTPFlow) -> Explanation:
+        """What would become of a request like this one now."""
+        request = shown.request
+        case = HttpRequest(request.method, request.scheme, request.path)
+        dialled = place_of(shown.server_conn.address)
+        client = self.connections.client_of(shown.client_conn)
+        return self.gate.explain(client, case, claim_of(request), dialled, request.url)
+
     def explain(self, shown: http.HTTPFlow) -> str:
         """What was decided on it; and which rules are asked of one like it now, and which decides.
 
         What would be decided now is said where it is another verdict.
         """
-        request = shown.request
-        case = HttpRequest(request.method, request.scheme, request.path)
-        dialled = place_of(shown.server_conn.address)
-        client = self.connections.client_of(shown.client_conn)
-        steps = self.gate.explain(client, case, claim_of(request), dialled)
+        steps = self.explanation(shown).decisive
         lines = [f"{name}: {said.because if said else 'says nothing'}" for name, said in steps]
         verdict, because = decided_on(shown)
         now = steps[-1][1]

@@ -11,7 +11,7 @@ from mitmproxy.log import ALERT
 
 from capport.commands.clients import table
 from capport.core.client import ClientId, parse_client_id, parts_of
-from capport.core.session import LONGEST
+from capport.core.session import LONGEST, open_ones
 from capport.gate import Gate
 from capport.policy.values import duration
 
@@ -62,7 +62,7 @@ class Console:
     def clients(self) -> str:
         """List who has a session."""
         now = self._gate.now()
-        sessions = [session for session in self._gate.store.sessions() if session.is_open(now)]
+        sessions = open_ones(self._gate.store.sessions(), now)
         return "\n".join(table(sessions, now, time.time())) if sessions else "Nobody is known."
 
     def _filed_under(self, text: str) -> ClientId:

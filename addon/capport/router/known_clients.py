@@ -20,8 +20,9 @@ from typing import Protocol
 
 from capport import clock
 from capport.core.client import Address, Client, ClientId, Mac, Way, parse_address, parse_mac
-from capport.core.policy import Access, Policy
-from capport.core.session import Instant, Session
+from capport.core.policy import Policy
+from capport.core.session import Instant
+from capport.core.standing import Standing, standing, standing_of_id
 from capport.linux import conntrack
 from capport.linux.libnftables import Nftables, RulesError
 from capport.router import nftables
@@ -414,9 +415,9 @@ class KnownSet:
     def _wanted(self, key: Key, before: Element | None, now: Instant) -> Element | None:
         """What `key` should have in the sets now."""
         if isinstance(key, str):
-            if self._policy().clients.covering(key) is not None:
-                return None  # the rules have that one already, whatever they say of it
-            return self._of_session(key, key, self._store.find([ClientId(key)], now))
+            session = self._store.find([ClientId(key)], now)
+            found = standing_of_id(ClientId(key), self._policy(), session, now)
+            return self._of_session(key, key, found)  # of a rule's own, the rules have it already
         if key.is_link_local or key.is_multicast or key.is_unspecified:
             return None  # never forwarded
         way: Way | None = Way(key)
@@ -428,18 +429,18 @@ class KnownSet:
             elif mac is None and before:
                 mac = before.mac
         client = Client(key, mac)
-        rule = self._policy().clients.find(client)
-        if rule is None:
-            element = self._of_session(key, mac, self._store.find(client.ids, now))
-            return element and self._bound(element, key, way, before)
-        if rule.access is not Access.KNOWN or mac is None:
+        found = standing(client, self._policy(), self._store.find(client.ids, now), now)
+        if element := self._of_session(key, mac, found):
+            return self._bound(element, key, way, before)
+        if not found.is_known or mac is None:
             return None  # off the link, the rules have it already
         until = now + RULE_LEASE
         if before and before.session is None and before.until > now + RULE_LEASE / 2:
             until = before.until
         return Element(key, mac, until, None, until)
 
-    def _of_session(self, key: Key, mac: Mac | None, session: Session | None) -> Element | None:
+    def _of_session(self, key: Key, mac: Mac | None, found: Standing) -> Element | None:
+        session = found.open_session
         if session is None:
             return None
         idle = session.idle is not None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from capport.core.client import ClientId
-from capport.core.session import Instant, Session, check_times
+from capport.core.session import Instant, Session, check_times, first_open, open_ones
 from capport.stores import FullError, Watcher
 from capport.stores.subscribers import Watchers
 
@@ -26,11 +26,7 @@ class MemoryStore:
 
     def find(self, ids: Sequence[ClientId], now: Instant) -> Session | None:
         """The open session under the first of `ids` that has one."""
-        for client in ids:
-            session = self._sessions.get(client)
-            if session is not None and session.is_open(now):
-                return session
-        return None
+        return first_open(map(self._sessions.get, ids), now)
 
     def put(self, session: Session, *, most: int | None = None) -> None:
         """Opens or replaces a session."""
@@ -69,8 +65,8 @@ class MemoryStore:
     def touch(self, client: ClientId, now: Instant) -> None:
         """Notes that the client was heard of."""
         with self._lock:
-            session = self._sessions.get(client)
-            if session is not None and session.idle is not None and session.is_open(now):
+            session = first_open([self._sessions.get(client)], now)
+            if session is not None and session.idle is not None:
                 seen = max(session.last_seen, now)
                 self._sessions[client] = replace(session, last_seen=seen)
 
@@ -84,8 +80,7 @@ class MemoryStore:
 
     def _clear(self, now: Instant) -> None:
         """Forgets who is over, as devices that are made up soon are: there is no end of those."""
-        for client in [one.client for one in self._sessions.values() if not one.is_open(now)]:
-            del self._sessions[client]
+        self._sessions = {one.client: one for one in open_ones(self._sessions.values(), now)}
         self._most = 2 * max(_FEW, len(self._sessions))
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from capport.core.client import ClientId
-from capport.core.session import Instant, Session
+from capport.core.session import Instant, Session, first_open
 
 _TIMES = struct.Struct("<5d")  # granted, expires, idle (inf: none), last_seen, granted_at
 FLUSH_SECONDS = 30.0
@@ -63,8 +63,8 @@ class Replica:
         records, shift, lengths = self.state
         for client in ids:
             if lengths[len(client)] and (record := records.get(client)) is not None:
-                session = self._session(client, record, shift)
-                if session.is_open(now):
+                session = first_open((self._session(client, record, shift),), now)
+                if session is not None:
                     return session
         return None
 
@@ -106,7 +106,7 @@ class Replica:
         if (record := records.get(client)) is None:
             return
         session = self._session(client, record, shift)
-        if session.idle is None or not session.is_open(now):
+        if session.idle is None or first_open((session,), now) is None:
             return
         with self._hearing:
             self._heard[client] = max(self._heard.get(client, now), now)

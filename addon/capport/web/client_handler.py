@@ -9,10 +9,10 @@ from capport.core.http import default_port
 from capport.core.place import Host, parse_authority
 from capport.core.policy import LoginServer, Policy
 from capport.core.session import Session
+from capport.core.standing import Standing
 from capport.policy.certificate import holds
 from capport.web.base_handler import BaseHandler
 from capport.web.context import Portal
-from capport.web.gate_protocol import Standing, standing
 from capport.web.vouching import HEADER, AskingError, verify_client
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class ClientHandler(BaseHandler):
     @property
     def standing(self) -> Standing:
         """How the client stands with the gate at this moment."""
-        return standing(self.portal.grants, self.client)
+        return self.portal.grants.standing(self.client)
 
     def can_extend(self, session: Session) -> bool:
         """Whether the login server would grant more time than `session` has left."""

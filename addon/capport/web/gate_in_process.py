@@ -8,6 +8,7 @@ from capport.core import explanation
 from capport.core.client import Address, Client, ClientId, Peer
 from capport.core.policy import Policy
 from capport.core.session import Instant, Session
+from capport.core.standing import Standing
 from capport.gate import Gate
 from capport.web.gate_protocol import NoMacError
 from capport.web.worker import Worker
@@ -45,9 +46,9 @@ class GateGrants:
         ids = client.ids if isinstance(client, Client) else (client,)
         return self._gate.store.find(ids, self.now())
 
-    def lacks_mac(self, client: Client) -> bool:
+    def standing(self, client: Client) -> Standing:
         """As the gate has it."""
-        return self._gate.lacks_mac(client)
+        return self._gate.standing(client)
 
     async def grant(
         self,
@@ -86,9 +87,5 @@ class GateGrants:
 
     def explain(self, client: Client, url: str, method: str = "GET") -> Mapping[str, object]:
         """As `capport explain --json`, less what only its command line knows. Raises ValueError."""
-        asked, now = explanation.parse_url(url), self.now()
-        session, lacks_mac = self.find(client), self.lacks_mac(client)
-        found = explanation.explain(
-            self.policy, client, session, now, asked, method, lacks_mac=lacks_mac
-        )
+        found = self._gate.explain_url(client, explanation.parse_url(url), method)
         return explanation.document(found, self.policy)

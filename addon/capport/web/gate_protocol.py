@@ -1,13 +1,12 @@
 """What the login server asks of the gate: who a client is, and to let it on."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
-from capport.core.captivity import Captivity, captivity
 from capport.core.client import Address, Client, ClientId, Peer
-from capport.core.policy import Access, Policy
+from capport.core.policy import Policy
 from capport.core.session import Instant, Session
+from capport.core.standing import Standing
 
 
 class NoMacError(OSError):
@@ -41,8 +40,8 @@ class Grants(Protocol):
     def find(self, client: Client | ClientId) -> Session | None:
         """The open session of `client`'s, or under an id alone. The policy is not asked here."""
 
-    def lacks_mac(self, client: Client) -> bool:
-        """Whether neither session nor policy counts for it, for want of its MAC (`Case`)."""
+    def standing(self, client: Client) -> Standing:
+        """How `client` stands with the gate now."""
 
     async def grant(
         self,
@@ -76,26 +75,3 @@ class Grants(Protocol):
 
     def explain(self, client: Client, url: str, method: str = "GET") -> Mapping[str, object]:
         """The verdict on a request as `capport explain --json` has it. Raises ValueError."""
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """A client, its session, and what follows."""
-
-    client: Client
-    session: Session | None
-    captivity: Captivity
-    blocked: bool
-
-
-def standing(grants: Grants, client: Client) -> Standing:
-    """How `client` stands with the gate now."""
-    lacks_mac = grants.lacks_mac(client)
-    rule = None if lacks_mac else grants.policy.clients.find(client)
-    session = grants.find(client)
-    return Standing(
-        client,
-        session,
-        captivity(rule, session, grants.now(), lacks_mac=lacks_mac),
-        rule is not None and rule.access is Access.BLOCKED,
-    )

@@ -1,0 +1,159 @@
+"""Who a client is, known, blocked or unknown, until when, and by what.
+
+Every enforcement point, page, API and command asks `standing`. A new rule is a function and a line
+in `RULES`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import ip_address
+from typing import NamedTuple
+
+from capport.core.client import Address, Client, ClientId, parts_of
+from capport.core.policy import Access, ClientRule, Policy
+from capport.core.session import Instant, Session
+
+ANYWHERE = ip_address("0.0.0.0")  # noqa: S104
+"""The address of a device that is asked about by its MAC alone."""
+
+
+class Kind(StrEnum):
+    """What a client can be. No sign-in changes what is BLOCKED."""
+
+    KNOWN = "known"
+    BLOCKED = "blocked"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What `client` is at one moment.
+
+    `because` goes on where the client's name ends: "is known for 60 s more". `rule` is the client
+    rule that decided. `session` is the session that decided, or the one that is over; it has whole
+    `seconds_remaining` while it makes the client known.
+    """
+
+    client: Client
+    kind: Kind
+    because: str
+    rule: ClientRule | None = None
+    session: Session | None = None
+    seconds_remaining: int | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it may go wherever it wants. RFC 8908 section 5 calls all others captive."""
+        return self.kind is Kind.KNOWN
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether it is unknown, and no session would change that."""
+        return self.kind is Kind.BLOCKED
+
+    @property
+    def open_session(self) -> Session | None:
+        """The session that makes it known."""
+        return self.session if self.kind is Kind.KNOWN else None
+
+    @property
+    def until(self) -> Instant | None:
+        """When the session ends that makes it known; None where there is no such end."""
+        return self.session.ends if self.session and self.kind is Kind.KNOWN else None
+
+
+class Facts(NamedTuple):
+    """What a standing follows from. `rule` is the first of the policy's that matches `client`.
+
+    `session` is the client's own, open or over. `lacks_mac`: see the function of that name.
+    """
+
+    client: Client
+    now: Instant
+    rule: ClientRule | None
+    session: Session | None
+    lacks_mac: bool
+
+
+type Rule = Callable[[Facts, Policy], Standing | None]
+
+
+def without_its_mac(facts: Facts, policy: Policy) -> Standing | None:
+    """Neither rule nor session counts for a client that may be another, one that is blocked."""
+    if not facts.lacks_mac:
+        return None
+    because = "has a MAC that is not known now, and a rule may block it by that"
+    return Standing(facts.client, Kind.UNKNOWN, because)
+
+
+def by_client_rule(facts: Facts, policy: Policy) -> Standing | None:
+    """The policy's own word, whatever session there is."""
+    rule = facts.rule
+    if rule is None:
+        return None
+    kind = Kind.KNOWN if rule.access is Access.KNOWN else Kind.BLOCKED
+    return Standing(facts.client, kind, f"is {kind} by {rule.where}", rule)
+
+
+def by_session(facts: Facts, policy: Policy) -> Standing | None:
+    """An open session."""
+    session = facts.session
+    if session is None or not session.is_open(facts.now):
+        return None
+    left = session.seconds_remaining(facts.now)
+    return Standing(facts.client, Kind.KNOWN, f"is known for {left} s more", None, session, left)
+
+
+def by_nothing(facts: Facts, policy: Policy) -> Standing:
+    """Everybody else."""
+    if facts.session is None:
+        return Standing(facts.client, Kind.UNKNOWN, "has no session")
+    because = "has a session, and its session is over"
+    return Standing(facts.client, Kind.UNKNOWN, because, None, facts.session)
+
+
+# The first that answers decides.
+RULES: tuple[Rule, ...] = (without_its_mac, by_client_rule, by_session, by_nothing)
+
+
+def standing(
+    client: Client,
+    policy: Policy,
+    session: Session | None,
+    now: Instant,
+    *,
+    lacks_mac: bool = False,
+) -> Standing:
+    """Who `client` is at `now`, by `policy` and the session that the store has for it."""
+    facts = Facts(client, now, policy.clients.find(client), session, lacks_mac)
+    return _decided(facts, policy)
+
+
+def standing_of_id(
+    client_id: ClientId, policy: Policy, session: Session | None, now: Instant
+) -> Standing:
+    """Who has this id: of a MAC alone, at whichever address, by what is said of that MAC."""
+    mac, address = parts_of(client_id)
+    if address is not None:
+        return standing(Client(address, mac), policy, session, now)
+    assert mac is not None
+    rule = policy.clients.covering(mac)
+    return _decided(Facts(Client(ANYWHERE, mac), now, rule, session, False), policy)
+
+
+def lacks_mac(client: Client, policy: Policy, is_on_link: Callable[[Address], bool]) -> bool:
+    """Whether `client` has a MAC that is not known now, and a rule may block it by that.
+
+    Its entry in the neighbour table is gone: nobody gets past a rule by that. `is_on_link` asks the
+    kernel's routes, and only where it matters.
+    """
+    may_be_blocked = client.mac is None and policy.clients.may_block(client.address)
+    return may_be_blocked and is_on_link(client.address)
+
+
+def _decided(facts: Facts, policy: Policy) -> Standing:
+    for rule in RULES:
+        if found := rule(facts, policy):
+            return found
+    raise AssertionError("by_nothing answers for every client")

@@ -1,0 +1,115 @@
+"""Who a client is: by a client rule, then by its session."""
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from capport.core.client import Address, Client, ClientId, Mac
+from capport.core.place import Place
+from capport.core.policy import Access, ClientRules, Policy
+from capport.core.session import Session
+from capport.core.standing import Kind, lacks_mac, standing, standing_of_id
+
+MAC = Mac("02:00:00:00:00:07")
+CLIENT = Client(ip_address("192.0.2.7"), MAC)
+OPEN = Session(ClientId("192.0.2.7"), granted=900.0, expires=1060.0)
+IDLE = replace(OPEN, idle=110.0)
+OVER = replace(OPEN, expires=1000.0)
+LACKS = "has a MAC that is not known now, and a rule may block it by that"
+BY_NETWORK = ip_network("192.0.2.0/24")
+
+
+def policy(access: Access | None, subject: Mac | None = None) -> Policy:
+    rules = ClientRules()
+    if access:
+        rules.section(access, "lab.yaml")
+        rules.add(subject or BY_NETWORK, 9)
+    place = Place("login.example.net", 443)
+    return Policy(login_url="https://login.example.net/", login_place=place, clients=rules)
+
+
+@pytest.mark.parametrize(
+    ("access", "session", "lacks", "kind", "because"),
+    [
+        (None, None, False, Kind.UNKNOWN, "has no session"),
+        (None, OVER, False, Kind.UNKNOWN, "has a session, and its session is over"),
+        (None, OPEN, False, Kind.KNOWN, "is known for 60 s more"),
+        (Access.KNOWN, None, False, Kind.KNOWN, "is known by lab.yaml:9"),
+        (Access.KNOWN, OPEN, False, Kind.KNOWN, "is known by lab.yaml:9"),
+        (Access.BLOCKED, OPEN, False, Kind.BLOCKED, "is blocked by lab.yaml:9"),
+        (Access.KNOWN, OPEN, True, Kind.UNKNOWN, LACKS),
+        (None, OPEN, True, Kind.UNKNOWN, LACKS),
+    ],
+)
+def test_the_policys_word_comes_first_then_the_session(
+    access: Access | None, session: Session | None, lacks: bool, kind: Kind, because: str
+) -> None:
+    found = standing(CLIENT, policy(access), session, 1000.0, lacks_mac=lacks)
+    assert (found.client, found.kind, found.because) == (CLIENT, kind, because)
+    assert found.is_known == (kind is Kind.KNOWN)
+    assert found.is_blocked == (kind is Kind.BLOCKED)
+    by_session = found.is_known and access is None
+    assert found.open_session == (session if by_session else None)
+    assert (found.until, found.seconds_remaining) == ((1060.0, 60) if by_session else (None, None))
+    assert found.session == (None if access or lacks else session)
+    assert (found.rule.where if found.rule else None) == (
+        "lab.yaml:9" if access and not lacks else None
+    )
+
+
+def test_a_mac_is_not_lacking_unless_that_is_said() -> None:
+    assert standing(CLIENT, policy(Access.KNOWN), None, 1000.0).is_known
+
+
+def test_it_ends_when_nothing_more_is_heard() -> None:
+    found = standing(CLIENT, policy(None), IDLE, 1000.0)
+    assert (found.until, found.seconds_remaining) == (1010.0, 60)
+
+
+@pytest.mark.parametrize(
+    ("text", "subject", "kind"),
+    [
+        (MAC, MAC, Kind.BLOCKED),
+        (MAC, None, Kind.UNKNOWN),  # a rule for a network says nothing of a MAC
+        ("192.0.2.7", None, Kind.BLOCKED),
+        ("192.0.2.7", MAC, Kind.UNKNOWN),
+        (f"{MAC}@192.0.2.7", MAC, Kind.BLOCKED),
+        (f"{MAC}@192.0.2.7", None, Kind.BLOCKED),
+    ],
+)
+def test_an_id_stands_by_each_part_that_is_in_it(
+    text: str, subject: Mac | None, kind: Kind
+) -> None:
+    it = policy(Access.BLOCKED, subject)
+    assert standing_of_id(ClientId(text), it, None, 1000.0).kind is kind
+
+
+def test_a_session_for_a_mac_alone_makes_it_known_at_any_address() -> None:
+    session = replace(OPEN, client=ClientId(MAC))
+    found = standing_of_id(ClientId(MAC), policy(None), session, 1000.0)
+    assert (found.open_session, found.client.mac, found.until) == (session, MAC, 1060.0)
+    assert not standing_of_id(ClientId(MAC), policy(None), None, 1000.0).is_known
+
+
+@pytest.mark.parametrize(
+    ("mac", "subject", "on_link", "lacks"),
+    [
+        (None, MAC, True, True),
+        (None, MAC, False, False),
+        (None, None, True, False),  # no rule is by MAC
+        (MAC, MAC, True, False),
+    ],
+)
+def test_a_mac_is_lacking_where_a_rule_may_block_by_it(
+    mac: Mac | None, subject: Mac | None, on_link: bool, lacks: bool
+) -> None:
+    asked: list[Address] = []
+
+    def is_on_link(address: Address) -> bool:
+        asked.append(address)
+        return on_link
+
+    client = Client(CLIENT.address, mac)
+    assert lacks_mac(client, policy(Access.BLOCKED, subject), is_on_link) is lacks
+    assert asked == ([CLIENT.address] if mac is None and subject else [])
