@@ -98,6 +98,7 @@ HOUSE: tuple[Row, ...] = (
         ("capport.gate",),
         (
             *("capport.core", "capport.core.*", "capport.stores", "capport.linux"),
+            "capport.linux.own_addresses",
             *("capport.events", "capport.metrics", "capport.clock"),
         ),
         "it knows protocols, and can be given fakes",

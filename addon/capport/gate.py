@@ -25,15 +25,19 @@ from capport.core.decision import Case, HttpRequest
 from capport.core.explanation import Explanation, Url
 from capport.core.place import Place
 from capport.core.policy import Policy
+from capport.core.reach import Machine
 from capport.core.session import Instant, Session, open_ones
 from capport.core.standing import Standing, lacks_mac, standing
 from capport.core.verdict import NetworkAuthenticationRequired, Pass, SignIn, TlsVerdict, Verdict
 from capport.events import EventLog
 from capport.linux import Neighbours, NoNeighbours
+from capport.linux.own_addresses import OWN
 from capport.stores import FullError, SessionStore, StoreError
 
 NOWHERE: Final[Mapping[Place, Address]] = MappingProxyType({})
 BUCKETS = 50_000  # clients whose requests are counted at a time, for 429
+
+HERE = Machine(OWN)
 
 type Link = Callable[[Client, str | None], str | None]
 """The login URL for a client and the URL it asked for; None where the policy's own does."""
@@ -56,6 +60,7 @@ class Gate:
         neighbours: Neighbours | None = None,
         events: EventLog | None = None,
         now: Callable[[], Instant] = clock.now,
+        machine: Machine = HERE,
         link: Link | None = None,
         answering: Mapping[Place, Address] = NOWHERE,
         carry_out: Callable[[ClientId], None] | None = None,
@@ -65,6 +70,7 @@ class Gate:
         self.neighbours: Neighbours = neighbours or NoNeighbours()
         self.events = events or EventLog()
         self.now = now
+        self.machine = machine
         self.link = link
         self.answering = answering
         self._carry_out = carry_out or _nothing_to_do
@@ -118,7 +124,8 @@ class Gate:
     ) -> Verdict:
         """The verdict on one HTTP request; it counts for 429, and keeps an idle session alive."""
         found, answers = self.standing(client), self._login_answers(client)
-        case = Case(found, claim, dialled, request, self._spend(client), answers)
+        wait = self._spend(client)
+        case = Case(found, claim, dialled, request, wait, answers, machine=self.machine)
         verdict = decision.decide(case, self.policy)
         if isinstance(verdict, Pass):
             self._heard_of(found)
@@ -128,17 +135,32 @@ class Gate:
             verdict = replace(verdict, login_url=self.link(client, page) or verdict.login_url)
         return verdict
 
-    def connection(self, client: Client, place: Place) -> Verdict:
-        """Whether a connection to `place` may be opened for `client`."""
+    def connection(
+        self,
+        client: Client,
+        place: Place,
+        address: Address | None = None,
+        *,
+        among_clients: bool = False,
+    ) -> Verdict:
+        """Whether a connection to `place`, at `address`, may be opened for `client`."""
         found = self.standing(client)
-        verdict = decision.decide_connection(Case(found, None, place), self.policy)
+        case = Case(
+            found,
+            dialled=place,
+            address=address,
+            among_clients=among_clients,
+            machine=self.machine,
+        )
+        verdict = decision.decide_connection(case, self.policy)
         if isinstance(verdict, Pass):
             self._heard_of(found)
         return verdict
 
     def handshake(self, client: Client, sni: Place | None, dialled: Place | None) -> TlsVerdict:
         """What becomes of a TLS handshake."""
-        return decision.decide_tls(Case(self.standing(client), sni, dialled), self.policy)
+        case = Case(self.standing(client), sni, dialled, machine=self.machine)
+        return decision.decide_tls(case, self.policy)
 
     def standing(self, client: Client, *, over: bool = False) -> Standing:
         """Who `client` is now. `over`: a session that is over is looked for, too, to say so."""
@@ -185,7 +207,7 @@ class Gate:
         Nothing is counted, and the login server is taken to answer.
         """
         found = self.standing(client, over=True)
-        case = Case(found, claim, dialled, request, login_answers=True)
+        case = Case(found, claim, dialled, request, login_answers=True, machine=self.machine)
         return explanation.explain(case, self.policy, url)
 
     def explain_url(self, client: Client, url: Url, method: str = "GET") -> Explanation:

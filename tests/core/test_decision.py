@@ -17,7 +17,7 @@ from capport.core.decision import (
     decide_tls,
     explain,
 )
-from capport.core.place import Place
+from capport.core.place import Place, parse_host
 from capport.core.policy import (
     Access,
     ClientRule,
@@ -33,10 +33,12 @@ from capport.core.policy import (
     UnknownTls,
     WalledGarden,
 )
+from capport.core.reach import Machine
 from capport.core.session import Session
 from capport.core.standing import RULES as STANDINGS
 from capport.core.standing import Facts, Standing
 from capport.core.verdict import (
+    Closed,
     Drop,
     HeaderFieldsTooLarge,
     Inspect,
@@ -402,7 +404,73 @@ def test_what_a_reply_needs_is_in_its_verdict() -> None:
 
 def test_what_is_not_said_of_a_case_or_a_request_is_nothing() -> None:
     assert HttpRequest() == HttpRequest("GET", "http", "/", (), 0)
-    assert Case(stands()) == Case(stands(), None, None, None, None, login_answers=False)
+    assert Case(stands()) == Case(
+        stands(), None, None, None, None, login_answers=False, address=None, machine=Machine()
+    )
+
+
+@pytest.mark.parametrize(
+    ("because", "changes"),
+    [
+        (
+            "203.0.113.9:22 is this machine's own, which is closed to every client",
+            {"session": OPEN},
+        ),
+        ("203.0.113.9:8080 is the proxy itself, which would loop", {"session": OPEN, "port": 8080}),
+        ("224.0.0.1:22 is no one host's address", {"session": OPEN, "host": "224.0.0.1"}),
+        ("127.0.0.1:22 is this machine's own", {"session": OPEN, "host": "127.0.0.1"}),
+        # A name is asked about once it has an address.
+        (None, {"session": OPEN, "host": "www.example.com"}),
+        ("www.example.com:22 is this", {"session": OPEN, "host": "www.example.com", "at": True}),
+        ("www.example.org:80 is this", {"host": "www.example.org", "port": 80, "at": True}),
+        ("www.example.org:80 is closed to 198.51.100.7", {"host": "www.example.org", "of": True}),
+        (None, {"session": OPEN, "host": "www.example.org", "of": True}),
+        # What the policy lists is open; whoever may not go there is told that.
+        (None, {"host": "192.0.2.53", "port": 80}),
+        (None, {}),
+        (None, {"session": OPEN, "client": "203.0.113.9"}),
+        ("login.example.net:8080 is the proxy", {"host": "login.example.net", "port": 8080}),
+    ],
+)
+def test_nobody_reaches_what_is_closed(because: str | None, changes: dict[str, Any]) -> None:
+    listed = parse_address("192.0.2.53")
+    machine = Machine(frozenset({ELSEWHERE, listed}), frozenset({8080}))
+    host = parse_host(changes.pop("host", "203.0.113.9"))
+    elsewhere = changes.pop("of", False)
+    place = Place(host, changes.pop("port", 80 if elsewhere else 22))
+    address = ELSEWHERE if changes.pop("at", host == "login.example.net") else None
+    if elsewhere:
+        address = parse_address("198.51.100.66")
+    if "client" in changes:
+        changes["client"] = Client(parse_address(changes["client"]))
+    case = Case(
+        stands(**changes), dialled=place, address=address, among_clients=elsewhere, machine=machine
+    )
+    login = replace(POLICY, login_place=Place("login.example.net", 8080))
+    got = decide(case, login)
+    assert isinstance(got, Closed) == (because is not None)
+    if because:
+        assert got.because.startswith(because)
+    name, _ = explain(case, login)[-1]
+    assert (name == "closed_place") == isinstance(got, Closed)
+
+
+@pytest.mark.parametrize(("known", "tls"), [(KnownTls.TUNNEL, Refuse), (KnownTls.INSPECT, Inspect)])
+def test_a_handshake_with_what_is_closed_is_refused_or_answered_inside(
+    known: KnownTls, tls: type
+) -> None:
+    case = Case(stands(session=OPEN), dialled=Place(parse_address("127.0.0.1"), 443))
+    got = decide_tls(case, replace(POLICY, tls=Tls(known=known)))
+    assert isinstance(got, tls)
+    assert "this machine's own" in got.because
+
+
+def test_who_is_sent_to_the_login_server_by_name_may_have_dialled_our_own_address() -> None:
+    own = Place(parse_address("127.0.0.1"), 443)
+    for who in (stands(), stands(session=OPEN)):
+        got = decide(Case(who, claim=LOGIN, dialled=own), POLICY)
+        assert isinstance(got, Pass)
+        assert got.to == LOGIN
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,14 @@ from capport.core.policy import (
     UnknownTls,
     WalledGarden,
 )
+from capport.core.reach import Machine
 from capport.core.session import Session
 from capport.core.standing import standing
 
 CLIENT = Client(ip_address("198.51.100.7"), Mac("02:00:00:00:00:07"))
 OPEN = Session(ClientId("02:00:00:00:00:07"), granted=900.0, expires=1060.0)
 OVER = replace(OPEN, expires=1000.0)
+OWN = ip_address("192.0.2.1")
 HTTP, HTTPS = "http://www.example.com/", "https://www.example.com/"
 GARDEN = "http://www.example.org/"
 PROBE = "http://connectivitycheck.gstatic.com/generate_204"
@@ -64,8 +66,10 @@ def found(
     lacks_mac = changes.pop("lacks_mac", False)
     closed = changes.pop("closed", False)
     it = policy(**changes)
-    said = explain(case(it, url, session, method, lacks_mac=lacks_mac), it, url)
-    return replace(said, closed=closed), it
+    asked = case(it, url, session, method, lacks_mac=lacks_mac)
+    if closed:
+        asked = replace(asked, address=OWN, machine=Machine(frozenset({OWN})))
+    return explain(asked, it, url), it
 
 
 UPDATES = Limits(require_conditions=frozenset({"www.example.com"}))
@@ -141,21 +145,21 @@ REFUSED = "no status: the TLS alert access_denied (49), before any certificate"
         (
             HTTP,
             {"session": OPEN, "closed": True},
-            *("open_session", (), 502),
+            *("closed_place", (), 502),
             "502: www.example.com:80 is this machine's own, which is closed to every client",
         ),
         (HTTP, {"closed": True}, "unknown_client", (), 511, "511"),
         (
             HTTPS,
             {"session": OPEN, "closed": True},
-            *("open_session", (), None),
+            *("closed_place", (), None),
             "no status: www.example.com:443 is this machine's own, which is closed to every client",
         ),
         (HTTPS, {"closed": True}, "unknown_client", ("tls.unknown",), None, REFUSED + AUTO),
         (
             HTTPS,
             {"session": OPEN, "closed": True, "tls": Tls(known=KnownTls.INSPECT)},
-            *("open_session", ("tls.known",), 502),
+            *("closed_place", ("tls.known",), 502),
             "502: www.example.com:443 is this machine's own, which is closed to every client",
         ),
         (
@@ -167,7 +171,7 @@ REFUSED = "no status: the TLS alert access_denied (49), before any certificate"
                 "limits": UPDATES,
                 "tls": Tls(known=KnownTls.INSPECT),
             },
-            *("open_session", ("tls.known",), 428),
+            *("closed_place", ("tls.known",), 428),
             "428, with mitmproxy's certificate",
         ),
     ],
@@ -235,7 +239,7 @@ def test_a_mac_that_is_lacking_is_why() -> None:
 
 def test_nothing_is_closed_unless_that_is_said() -> None:
     said = explain(case(policy(), HTTP, OPEN), policy(), HTTP)
-    assert (said.rule, said.closed) == ("open_session", False)
+    assert (said.rule, said.is_closed) == ("open_session", False)
 
 
 def test_the_document_has_each_rule_that_was_asked_and_what_it_said() -> None:
@@ -247,7 +251,7 @@ def test_the_document_has_each_rule_that_was_asked_and_what_it_said() -> None:
         {"rule": rule, "verdict": None, "because": None}
         for rule in (
             *("header_fields_too_large", "too_many_requests", "precondition_required"),
-            *("login_server", "known_by_rule"),
+            *("closed_place", "login_server", "known_by_rule"),
         )
     ]
     update = "PUT to www.example.com has no precondition"

@@ -1,5 +1,8 @@
 """The commands inside mitmproxy."""
 
+import json
+from pathlib import Path
+
 import pytest
 from mitmproxy import exceptions
 
@@ -128,3 +131,17 @@ async def test_a_command_that_cannot_be_done_says_why(
     async with portal() as it:
         with pytest.raises(exceptions.CommandError, match=message):
             it.master.commands.execute(command)
+
+
+async def test_an_event_says_why_nobody_reaches_a_place(
+    portal: StartPortal, tmp_path: Path
+) -> None:
+    async with portal(events=True) as it:
+        it.grant("127.0.0.1")
+        answer = await it.ask(b"GET http://224.0.0.1/ HTTP/1.1\r\nHost: 224.0.0.1\r\n\r\n")
+    why = "224.0.0.1:80 is no one host's address"
+    assert answer.startswith(b"HTTP/1.1 502 ")
+    assert answer.endswith(f"\r\n\r\n502 Bad Gateway: {why}\n".encode())
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    (refused,) = [event for event in events if event["event"] == "refused"]
+    assert (refused["status"], refused["because"]) == (502, why)

@@ -3,7 +3,7 @@
 import contextlib
 import json
 from argparse import Namespace
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from capport import clock
@@ -13,14 +13,12 @@ from capport.commands.router import others_in_the_way
 from capport.core import explanation
 from capport.core.client import Address, Client, Mac
 from capport.core.explanation import Explanation, in_words
-from capport.core.place import Place
 from capport.core.policy import Policy
 from capport.core.session import Instant
 from capport.core.standing import Standing, standing
-from capport.core.verdict import Pass, Verdict
+from capport.core.verdict import Verdict
 from capport.gate import Gate
 from capport.linux import NoNeighbours, neighbour_lookup
-from capport.linux.own_addresses import is_own, may_reach
 from capport.policy.errors import Findings, PolicyError, visible
 from capport.policy.tree import Fields, read_text, read_tree
 from capport.stores import SessionStore, StoreError
@@ -50,7 +48,6 @@ def explain_url(arguments: Namespace) -> None:
     with contextlib.closing(store):
         gate = Gate(policy, store, neighbours=neighbours, now=lambda: now)
         found = gate.explain_url(client, arguments.url, arguments.method)
-    found = replace(found, closed=_is_closed(found, arguments.url.place, policy))
     line = _line_of(found, policy)
     others = others_in_the_way() if policy.router else []
     if arguments.json:
@@ -90,15 +87,6 @@ def document(
     where = {"file": line.file, "line": line.number, "text": line.text} if line else None
     more = {"seconds_remaining": left, "sessions": asked, "decided_by": where}
     return explanation.document(found, policy) | more
-
-
-def _is_closed(found: Explanation, place: Place, policy: Policy) -> bool:
-    """As the proxy would say before it connects, of an address: names are resolved there only."""
-    verdict = found.verdict
-    if isinstance(place.host, str) or not is_own(place.host):
-        return False
-    listed = place in policy.login_places or (isinstance(verdict, Pass) and verdict.to is not None)
-    return not may_reach(found.standing.client, place.host, (place.host,) if listed else ())
 
 
 def _named(verdict: Verdict | None) -> str:

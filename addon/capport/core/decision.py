@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from capport.core import probes
-from capport.core.client import Client
+from capport.core.client import Address, Client
 from capport.core.place import Place
 from capport.core.policy import (
     GardenEntry,
@@ -17,8 +17,10 @@ from capport.core.policy import (
     Probes,
     UnknownTls,
 )
+from capport.core.reach import NOWHERE, Machine
 from capport.core.standing import Standing
 from capport.core.verdict import (
+    Closed,
     Drop,
     HeaderFieldsTooLarge,
     Inspect,
@@ -57,7 +59,8 @@ class Case:
     `claim` is the place the client names (request target, Host field, SNI), None where it names
     none or more than one; `dialled` is where it connected to, None where we cannot tell (explicit
     proxy). `retry_after` is set where its requests come too fast; `login_answers`, whether a 302 to
-    the login server would arrive.
+    the login server would arrive. `address` is what the place resolved to, None before; it may be
+    `among_clients`. `machine` is the one that the portal is on.
     """
 
     standing: Standing
@@ -66,6 +69,9 @@ class Case:
     request: HttpRequest | None = None
     retry_after: int | None = None
     login_answers: bool = False
+    address: Address | None = None
+    among_clients: bool = False
+    machine: Machine = NOWHERE
 
     @property
     def client(self) -> Client:
@@ -112,6 +118,31 @@ def precondition_required(case: Case, policy: Policy) -> Verdict | None:
         because = f"{request.method} to {case.claim.host} has no precondition"
         return PreconditionRequired(because, request.method)
     return None
+
+
+def closed_place(case: Case, policy: Policy) -> Verdict | None:
+    """What nobody reaches, of all that the client might else go to: by address, once it has one.
+
+    Where a name of the garden leads among the clients, only an address may lead: whoever has a say
+    in that name's DNS (`*.example.org` is many people) would have a way to every client.
+    """
+    place = case.dialled or case.claim
+    if place is None or isinstance(address := case.address or place.host, str):
+        return None
+    named, logins = _named(case), policy.login_places
+    if named != place and named in logins:
+        return None  # it goes there, and this is asked again of the address
+    known, listed = case.standing.is_known, place in logins
+    if not known and not listed:
+        garden = policy.walled_garden
+        if garden.find(place.host, place.port) is None:
+            return None
+        listed = not isinstance(place.host, str)
+        if case.among_clients and not garden.find(address, place.port):
+            return Closed(f"{place} is closed to {case.client}: {address} is among the clients")
+    asks = case.client.address
+    why = case.machine.closes(address, place.port, client=asks, listed=listed)
+    return Closed(f"{place} {why}") if why else None
 
 
 def login_server(case: Case, policy: Policy) -> Verdict | None:
@@ -175,6 +206,7 @@ RULES: tuple[Rule, ...] = (
     header_fields_too_large,
     too_many_requests,
     precondition_required,
+    closed_place,
     login_server,
     known_by_rule,
     open_session,
@@ -215,6 +247,9 @@ def decide_tls(case: Case, policy: Policy) -> TlsVerdict:
         if verdict.to is None and policy.tls.known is KnownTls.INSPECT:
             return Inspect(verdict.because)
         return Tunnel(verdict.because, verdict.to)
+    if isinstance(verdict, Closed):
+        inspects = case.standing.is_known and policy.tls.known is KnownTls.INSPECT
+        return Inspect(verdict.because) if inspects else Refuse(verdict.because)
     match policy.tls.unknown:
         case UnknownTls.REFUSE:
             return Refuse(verdict.because)

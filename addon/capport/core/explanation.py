@@ -11,6 +11,7 @@ from capport.core.policy import Connect, Policy
 from capport.core.reply import Asked, reply_to
 from capport.core.standing import Standing
 from capport.core.verdict import (
+    Closed,
     Drop,
     Inspect,
     Intercept,
@@ -18,11 +19,8 @@ from capport.core.verdict import (
     Refuse,
     SignIn,
     TlsVerdict,
-    Tunnel,
     Verdict,
 )
-
-BAD_GATEWAY = 502  # what mitmproxy says where no connection is opened
 
 type Steps = tuple[tuple[str, Verdict | None], ...]
 """Each rule that was asked, in order, and what it said; the last one decided."""
@@ -58,7 +56,6 @@ class Explanation:
     """
 
     standing: Standing
-    place: Place | None
     url: str
     method: str
     steps: Steps
@@ -67,8 +64,6 @@ class Explanation:
     inside: Steps
     where: str | None
     keys: tuple[str, ...]
-    closed: bool = False
-    """Whether it is the router's own, which no Pass opens; where it is asked, not in `core`."""
 
     @property
     def decisive(self) -> Steps:
@@ -82,16 +77,12 @@ class Explanation:
 
     @property
     def is_closed(self) -> bool:
-        """Whether that is what decides: a client that is not let through has its answer."""
-        last = self.inside[-1][1] if self.inside else self.verdict
-        passes = self.tls is None or isinstance(self.tls, Tunnel | Inspect)
-        return self.closed and passes and isinstance(last, Pass)
+        """Whether nobody reaches it, which is what decides."""
+        return isinstance(self.decisive[-1][1], Closed)
 
     @property
     def status(self) -> int | None:
         """The status of our answer; None where the origin answers, or nobody."""
-        if self.is_closed:
-            return None if isinstance(self.tls, Tunnel) else BAD_GATEWAY
         if self.tls is None:
             return _status(self.verdict)
         inside = self.inside[-1][1] if self.inside else None
@@ -122,13 +113,12 @@ def explain(case: Case, policy: Policy, url: str) -> Explanation:
     name, verdict = steps[-1]
     assert verdict is not None
     keys = _KEYS.get(name, ())
-    if tls is not None and not isinstance(tls, Tunnel):
-        keys = (*keys, "tls.known" if isinstance(tls, Inspect) else "tls.unknown")
+    if isinstance(tls, Inspect):
+        keys = (*keys, "tls.known")
+    elif isinstance(tls, Refuse | Intercept | Drop) and not isinstance(verdict, Closed):
+        keys = (*keys, "tls.unknown")
     where = _where(name, case, policy)
-    place = case.claim or case.dialled
-    return Explanation(
-        case.standing, place, url, request.method, steps, verdict, tls, inside, where, keys
-    )
+    return Explanation(case.standing, url, request.method, steps, verdict, tls, inside, where, keys)
 
 
 def _where(name: str, case: Case, policy: Policy) -> str | None:
@@ -169,7 +159,7 @@ def in_words(found: Explanation, policy: Policy) -> str:
     """What the client would see, in a sentence or two."""
     if found.is_closed:
         status = "no status" if found.status is None else found.status
-        return f"{status}: {found.place} is this machine's own, which is closed to every client"
+        return f"{status}: {found.verdict.because}"
     match found.tls:
         case Refuse():
             seen = "no status: the TLS alert access_denied (49), before any certificate"
@@ -187,7 +177,9 @@ def in_words(found: Explanation, policy: Policy) -> str:
             seen = str(found.status)
     if isinstance(found.verdict, SignIn):
         seen += "; 511 while the login server does not answer"
-    return seen + (_connect(policy) if found.tls and not isinstance(found.verdict, Pass) else "")
+    return seen + (
+        _connect(policy) if found.tls and not isinstance(found.verdict, Pass | Closed) else ""
+    )
 
 
 def _connect(policy: Policy) -> str:

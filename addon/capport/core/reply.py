@@ -22,6 +22,7 @@ from capport.core.http import is_token
 from capport.core.negotiation import Form, Language, preferred_form, preferred_language
 from capport.core.phrases import PHRASES, Phrases
 from capport.core.verdict import (
+    Closed,
     HeaderFieldsTooLarge,
     NetworkAuthenticationRequired,
     PreconditionRequired,
@@ -61,6 +62,8 @@ def reply_to(verdict: Refusal, asked: Asked) -> Reply:
     facts = replace(verdict, because="")
     if isinstance(facts, SignIn):
         reply = _redirect(facts)
+    elif isinstance(facts, Closed):
+        reply = _closed(verdict.because)
     elif isinstance(facts, Unavailable):
         reply = _unavailable()
     else:
@@ -325,6 +328,13 @@ def _unavailable() -> Reply:
     status = HTTPStatus.SERVICE_UNAVAILABLE
     text = f"{status.value} {status.phrase}: the captive portal puts a fault right\n"
     return _reply(status, "text/plain; charset=utf-8", text, (("Retry-After", "1"),))
+
+
+def _closed(because: str) -> Reply:
+    """In English, and plain, as mitmproxy says that it cannot connect."""
+    status = HTTPStatus.BAD_GATEWAY
+    text = f"{status.value} {status.phrase}: {because}\n"
+    return _reply(status, "text/plain; charset=utf-8", text, ())
 
 
 def _html(status: HTTPStatus, page: str, fields: Fields) -> Reply:

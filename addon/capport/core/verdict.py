@@ -74,6 +74,13 @@ class Unavailable:
     because: str
 
 
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """Answer 502: nobody reaches that place, whoever it is."""
+
+    because: str
+
+
 type Refusal = (
     NetworkAuthenticationRequired
     | SignIn
@@ -81,6 +88,7 @@ type Refusal = (
     | TooManyRequests
     | PreconditionRequired
     | Unavailable
+    | Closed
 )
 type Verdict = Pass | Refusal
 

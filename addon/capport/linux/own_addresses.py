@@ -1,30 +1,20 @@
 """Which addresses are this machine's own, and so closed to clients, asked without mitmproxy."""
 
 import socket
-from collections.abc import Sequence
-from ipaddress import ip_address
+from collections.abc import Container
+from ipaddress import IPv4Address, IPv6Address
 
-from capport.core.client import Address, Client, parse_address
-from capport.core.place import Host
-
-
-def is_reachable(address: Address) -> bool:
-    """Whether a connection there can mean one machine: not multicast, broadcast, or link-local."""
-    if address.is_multicast or address.is_link_local:
-        return False
-    return address != ip_address("255.255.255.255")
+from capport.core.client import Address, parse_address
 
 
-def may_reach(client: Client, address: Address, allowed_here: Sequence[Host]) -> bool:
-    """Whether `client`, known or not, may be connected to `address`.
+class OwnAddresses(Container[Address]):
+    """Each address of this machine's; the kernel is asked at each question."""
 
-    The router's own services are closed to everyone, but for what the policy itself lists by
-    address or as the login server, and for a client that is on this machine and needs no proxy to
-    reach them.
-    """
-    if not is_reachable(address):
-        return False
-    return not is_own(address) or address in allowed_here or is_own(client.address)
+    def __contains__(self, address: object) -> bool:
+        return isinstance(address, IPv4Address | IPv6Address) and is_own(address)
+
+
+OWN = OwnAddresses()
 
 
 def is_own(address: Address) -> bool:

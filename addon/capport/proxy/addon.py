@@ -20,10 +20,15 @@ from capport.core.client import Peer, parse_address
 from capport.core.decision import HttpRequest
 from capport.core.explanation import Explanation
 from capport.core.policy import Connect, KnownHttp, KnownTls, UnknownTls
+from capport.core.reach import Machine
 from capport.core.reply import Reply, reply_to
-from capport.core.verdict import Pass, Verdict
+from capport.core.verdict import (
+    Closed,
+    Pass,
+    Verdict,
+)
 from capport.gate import Gate
-from capport.linux.own_addresses import is_own
+from capport.linux.own_addresses import OWN, is_own
 from capport.policy.policy_file import PolicyError
 from capport.proxy import mitmproxy_options
 from capport.proxy.connections import Connections
@@ -53,6 +58,7 @@ from capport.proxy.internals import http1_reader, http2_bounds, sockets
 from capport.proxy.internals.addons import put_where_scripts_stand
 from capport.proxy.internals.http_streams import speak_http2
 from capport.proxy.internals.server import (
+    OwnPorts,
     connect_early,
     frame_of,
     handler_of,
@@ -305,7 +311,7 @@ class Hooks:
         if isinstance(verdict, Pass):
             mark(shown, GARDEN_MARK if verdict.to else KNOWN_MARK, "Pass", verdict.because)
             self.connections.let_through(shown.client_conn, verdict.to)
-        elif self._answers_connect(shown.request):
+        elif isinstance(verdict, Closed) or self._answers_connect(shown.request):
             shown.response = to_mitmproxy(reply_to(verdict, asked_of(shown.request)))
             shown.response.headers["connection"] = "close"
             self.marks.refused(shown, verdict)
@@ -455,7 +461,9 @@ def compose(guard: Guard) -> Hooks:
     Raises OptionsError, PolicyError, SettingError, or OSError.
     """
     addresses = Addresses()
-    service = Service(mitmproxy_options.settings_of(ctx.options), addresses)
+    service = Service(
+        mitmproxy_options.settings_of(ctx.options), addresses, machine=Machine(OWN, OwnPorts())
+    )
     connections = Connections(service.gate, handler_of)
     marks = FlowMarks(service.gate, connections)
     enforcer = GateEnforcer(service, connections, marks, Handshakes(marks.event))

@@ -10,12 +10,11 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from capport.core.client import Address, Client
 from capport.core.place import Place
-from capport.core.verdict import Pass
+from capport.core.verdict import Closed, Pass
 from capport.linux import neighbour_lookup
-from capport.linux.own_addresses import is_own, may_reach
 from capport.proxy.connections import MOST_TO_LOGIN
 from capport.proxy.gate_enforcer import HELD, GateEnforcer
-from capport.proxy.internals.server import name_again, own_ports
+from capport.proxy.internals.server import name_again
 from capport.proxy.request_head import place_of
 from capport.proxy.resolver import Addresses
 
@@ -45,17 +44,15 @@ class Dialling:
         to_login = place in self._enforcer.gate.policy.login_places
         if to_login and not self._connections.logs_in(data.client, data.server.id):
             raise PermissionError(f"{client} has {MOST_TO_LOGIN} connections to {place} already")
-        listed = to_login or (verdict.to is not None and not isinstance(place.host, str))
+        by_name = verdict.to is not None and not to_login and isinstance(place.host, str)
+        closed: Closed | None = None
         for address in found:
-            if place.port in own_ports() and is_own(address):
-                continue
-            if not listed and verdict.to is not None and self._is_clients(address, place.port):
-                continue
-            if may_reach(client, address, (address,) if listed else ()):
+            among_clients = by_name and self._is_behind(address)
+            at = self._enforcer.gate.connection(client, place, address, among_clients=among_clients)
+            if isinstance(at, Pass):
                 return address
-        raise PermissionError(
-            f"{place} is closed to {client}: the router's own, a client's, or none"
-        )
+            closed = at if isinstance(at, Closed) else closed
+        raise self._closed(client, place, closed or Closed(f"{place} has no address"))
 
     def dial(self, server: connection.Server, address: Address) -> None:
         """Has `server` connected to at `address`, whatever it is called."""
@@ -87,6 +84,8 @@ class Dialling:
             if verdict.to is None and self._enforcer.is_held(conn, client):
                 raise PermissionError(HELD)
             return verdict
+        if isinstance(verdict, Closed):
+            raise self._closed(client, place, verdict)
         # The other hooks refuse more politely, and earlier. That this is asked at all means that
         # something went past them, or that the client is unknown since.
         said = f"Denied a connection to {place}: {verdict.because}"
@@ -97,13 +96,11 @@ class Dialling:
         asyncio.get_running_loop().call_later(1.0, abort, conn)
         raise PermissionError(verdict.because)
 
-    def _is_clients(self, address: Address, port: int) -> bool:
-        """Whether a name of the garden leads among the clients, where only an address may lead.
+    def _closed(self, client: Client, place: Place, closed: Closed) -> PermissionError:
+        self._enforcer.marks.event("refused", client, host=str(place.host), because=closed.because)
+        return PermissionError(closed.because)
 
-        Whoever has a say in such a name's DNS (`*.example.org` is many people) would have a way to
-        every client, by the router, past whatever keeps clients apart.
-        """
-        policy = self._enforcer.gate.policy
-        if policy.router is None or policy.walled_garden.find(address, port):
-            return False
-        return neighbour_lookup.is_behind(address, policy.router.client_interface)
+    def _is_behind(self, address: Address) -> bool:
+        """Whether `address` is on the clients' side of the router."""
+        router = self._enforcer.gate.policy.router
+        return router is not None and neighbour_lookup.is_behind(address, router.client_interface)

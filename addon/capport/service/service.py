@@ -16,8 +16,9 @@ from typing import Any, Protocol
 from capport.core.client import Address, Client, ClientId, Peer, parts_of
 from capport.core.place import Place
 from capport.core.policy import Policy
+from capport.core.reach import Machine
 from capport.events import EventLog
-from capport.gate import Gate
+from capport.gate import HERE, Gate
 from capport.linux.neighbours import NetlinkNeighbours
 from capport.policy import policy_file
 from capport.policy.policy_file import PolicyError
@@ -62,6 +63,7 @@ class Service:
         settings: Settings,
         names: Names | None = None,
         *,
+        machine: Machine = HERE,
         open_sessions: Callable[[str], SessionStore] = OPEN_SESSIONS,
     ) -> None:
         """Raises PolicyError, SettingError, or OSError, and leaves nothing open."""
@@ -95,6 +97,7 @@ class Service:
             self.gate = Gate(
                 policy,
                 store,
+                machine=machine,
                 neighbours=neighbours,
                 events=self._events,
                 link=self._link,

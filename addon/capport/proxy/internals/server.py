@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import time
+from collections.abc import Container
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -36,6 +37,13 @@ def own_ports() -> set[int]:
     if "web_port" in ctx.options:
         ports.add(ctx.options.web_port)
     return ports
+
+
+class OwnPorts(Container[int]):
+    """The same, whenever it is asked."""
+
+    def __contains__(self, port: object) -> bool:
+        return port in own_ports()
 
 
 def frame_of(conn: connection.Client) -> Mac | None:

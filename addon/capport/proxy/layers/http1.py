@@ -20,7 +20,7 @@ from capport.core.http import default_port
 from capport.core.place import Place
 from capport.core.policy import Connect
 from capport.core.reply import Asked, Reply, reply_to
-from capport.core.verdict import HeaderFieldsTooLarge, Pass, Refusal, Verdict
+from capport.core.verdict import Closed, HeaderFieldsTooLarge, Pass, Refusal, Verdict
 from capport.proxy.enforcer import Enforcer
 from capport.proxy.internals import http1_reader
 from capport.proxy.internals.http_events import (
@@ -154,7 +154,7 @@ class RefusalLayer(OwnLayer):
             if place is None or asked.has_controls or tunnels < (asked.method.upper() == "CONNECT"):
                 return None
             return Onward(asked, place, verdict)
-        if tunnels and asked.claim:
+        if tunnels and asked.claim and not isinstance(verdict, Closed):
             way = self.enforcer.way_of_connect(asked.user_agent, asked.claim.port)
             return Onward(asked, asked.claim, verdict) if way is Connect.ALERT else None
         return None
