@@ -121,11 +121,15 @@ class Gate:
         claim: Place | None,
         dialled: Place | None,
         url: str | None = None,
+        *,
+        logins: int | None = None,
     ) -> Verdict:
         """The verdict on one HTTP request; it counts for 429, and keeps an idle session alive."""
         found, answers = self.standing(client), self._login_answers(client)
         wait = self._spend(client)
-        case = Case(found, claim, dialled, request, wait, answers, machine=self.machine)
+        case = Case(
+            found, claim, dialled, request, wait, answers, machine=self.machine, logins=logins
+        )
         verdict = decision.decide(case, self.policy)
         if isinstance(verdict, Pass):
             self._heard_of(found)
@@ -142,6 +146,7 @@ class Gate:
         address: Address | None = None,
         *,
         among_clients: bool = False,
+        logins: int | None = None,
     ) -> Verdict:
         """Whether a connection to `place`, at `address`, may be opened for `client`."""
         found = self.standing(client)
@@ -151,15 +156,24 @@ class Gate:
             address=address,
             among_clients=among_clients,
             machine=self.machine,
+            logins=logins,
         )
         verdict = decision.decide_connection(case, self.policy)
         if isinstance(verdict, Pass):
             self._heard_of(found)
         return verdict
 
-    def handshake(self, client: Client, sni: Place | None, dialled: Place | None) -> TlsVerdict:
+    def handshake(
+        self,
+        client: Client,
+        sni: Place | None,
+        dialled: Place | None,
+        *,
+        logins: int | None = None,
+    ) -> TlsVerdict:
         """What becomes of a TLS handshake."""
-        case = Case(self.standing(client), sni, dialled, machine=self.machine)
+        found = self.standing(client)
+        case = Case(found, sni, dialled, machine=self.machine, logins=logins)
         return decision.decide_tls(case, self.policy)
 
     def standing(self, client: Client, *, over: bool = False) -> Standing:

@@ -405,7 +405,15 @@ def test_what_a_reply_needs_is_in_its_verdict() -> None:
 def test_what_is_not_said_of_a_case_or_a_request_is_nothing() -> None:
     assert HttpRequest() == HttpRequest("GET", "http", "/", (), 0)
     assert Case(stands()) == Case(
-        stands(), None, None, None, None, login_answers=False, address=None, machine=Machine()
+        stands(),
+        None,
+        None,
+        None,
+        None,
+        login_answers=False,
+        address=None,
+        machine=Machine(),
+        logins=None,
     )
 
 
@@ -463,6 +471,20 @@ def test_a_handshake_with_what_is_closed_is_refused_or_answered_inside(
     got = decide_tls(case, replace(POLICY, tls=Tls(known=known)))
     assert isinstance(got, tls)
     assert "this machine's own" in got.because
+
+
+def test_the_login_server_is_for_so_many_connections_of_one_client() -> None:
+    for who in (stands(), stands(session=OPEN), stands(rule=BLOCKED)):
+        full = Case(who, claim=LOGIN, logins=32)
+        got = decide(full, POLICY)
+        assert isinstance(got, TooManyRequests)
+        assert (got.retry_after, got.limit) == (5, None)
+        said = "198.51.100.7 (02:00:00:00:00:07) has 32 connections to the login server open"
+        assert got.because == said
+        assert decide_tls(full, POLICY) == Refuse(said)
+        assert isinstance(decide(replace(full, logins=None), POLICY), Pass)
+        elsewhere = replace(full, claim=Place("www.example.org", 80))
+        assert isinstance(decide(elsewhere, POLICY), Pass)
 
 
 def test_who_is_sent_to_the_login_server_by_name_may_have_dialled_our_own_address() -> None:

@@ -251,7 +251,7 @@ def test_the_document_has_each_rule_that_was_asked_and_what_it_said() -> None:
         {"rule": rule, "verdict": None, "because": None}
         for rule in (
             *("header_fields_too_large", "too_many_requests", "precondition_required"),
-            *("closed_place", "login_server", "known_by_rule"),
+            *("closed_place", "too_many_logins", "login_server", "known_by_rule"),
         )
     ]
     update = "PUT to www.example.com has no precondition"

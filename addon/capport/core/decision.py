@@ -38,6 +38,7 @@ from capport.core.verdict import (
 
 # RFC 6585 section 3: the methods that may lose an update, and the fields that prevent it.
 _UPDATES = frozenset({"PUT", "PATCH", "DELETE", "POST"})
+LATER = 5  # seconds until one of a client's connections to the login server should have ended
 _CONDITIONS = frozenset({"if-match", "if-none-match", "if-unmodified-since"})
 
 
@@ -60,7 +61,8 @@ class Case:
     none or more than one; `dialled` is where it connected to, None where we cannot tell (explicit
     proxy). `retry_after` is set where its requests come too fast; `login_answers`, whether a 302 to
     the login server would arrive. `address` is what the place resolved to, None before; it may be
-    `among_clients`. `machine` is the one that the portal is on.
+    `among_clients`. `machine` is the one that the portal is on. `logins` is how many connections to
+    the login server it has open, where it may have no more.
     """
 
     standing: Standing
@@ -72,6 +74,7 @@ class Case:
     address: Address | None = None
     among_clients: bool = False
     machine: Machine = NOWHERE
+    logins: int | None = None
 
     @property
     def client(self) -> Client:
@@ -145,6 +148,14 @@ def closed_place(case: Case, policy: Policy) -> Verdict | None:
     return Closed(f"{place} {why}") if why else None
 
 
+def too_many_logins(case: Case, policy: Policy) -> Verdict | None:
+    """The login server takes so many for everybody, and all that come by us for one client's."""
+    if case.logins is None or login_server(case, policy) is None:
+        return None
+    because = f"{case.client} has {case.logins} connections to the login server open"
+    return TooManyRequests(because, LATER)
+
+
 def login_server(case: Case, policy: Policy) -> Verdict | None:
     """The login server is always in the walled garden. RFC 6585 section 6.1."""
     for place in policy.login_places:
@@ -207,6 +218,7 @@ RULES: tuple[Rule, ...] = (
     too_many_requests,
     precondition_required,
     closed_place,
+    too_many_logins,
     login_server,
     known_by_rule,
     open_session,
@@ -247,6 +259,8 @@ def decide_tls(case: Case, policy: Policy) -> TlsVerdict:
         if verdict.to is None and policy.tls.known is KnownTls.INSPECT:
             return Inspect(verdict.because)
         return Tunnel(verdict.because, verdict.to)
+    if isinstance(verdict, TooManyRequests):
+        return Refuse(verdict.because)
     if isinstance(verdict, Closed):
         inspects = case.standing.is_known and policy.tls.known is KnownTls.INSPECT
         return Inspect(verdict.because) if inspects else Refuse(verdict.because)

@@ -187,24 +187,23 @@ class Connections:
             entry.places = before | {place}
             self._let_through(entry)
 
-    def may_log_in(self, conn: connection.Client) -> bool:
-        """Whether one more connection to the login server may be opened, or there is one already.
+    def logins(self, conn: connection.Client, server_id: str | None = None) -> int | None:
+        """How many connections to the login server the client has, where it may have no more.
 
-        It has so many for everybody, and takes all that come by us for one client's.
+        None too where `conn` has one already: that very one, if `server_id` says which.
         """
         entry = self._open.get(key_of(conn))
-        return not entry or bool(entry.logins) or self._logins[entry.client.id] < MOST_TO_LOGIN
+        if entry is None or (entry.logins if server_id is None else server_id in entry.logins):
+            return None
+        count = self._logins[entry.client.id]
+        return count if count >= MOST_TO_LOGIN else None
 
-    def logs_in(self, conn: connection.Client, server_id: str) -> bool:
-        """Counts a connection that is opened to the login server; False for one too many."""
+    def logs_in(self, conn: connection.Client, server_id: str) -> None:
+        """Counts a connection that is opened to the login server."""
         entry = self._open.get(key_of(conn))
-        if entry is None or server_id in entry.logins:
-            return True
-        if self._logins[entry.client.id] >= MOST_TO_LOGIN:
-            return False
-        entry.logins[server_id] = entry.client.id
-        self._logins[entry.client.id] += 1
-        return True
+        if entry is not None and server_id not in entry.logins:
+            entry.logins[server_id] = entry.client.id
+            self._logins[entry.client.id] += 1
 
     def dials(self, conn: connection.Client, server_id: str) -> None:
         """A connection to an origin is about to be opened."""

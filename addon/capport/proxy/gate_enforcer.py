@@ -12,18 +12,16 @@ from capport.core.verdict import (
     Pass,
     Refuse,
     TlsVerdict,
-    TooManyRequests,
     Tunnel,
     Unavailable,
     Verdict,
 )
-from capport.proxy.connections import MOST_TO_LOGIN, Connections, Key, key_of
+from capport.proxy.connections import Connections, Key, key_of
 from capport.proxy.flow_marks import FlowMarks
 from capport.proxy.handshakes import Handshake, Handshakes
 from capport.service.service import Service
 
 HELD = "the client has a session, and the kernel's set lacks it: that is put right"
-LATER = 5  # seconds until one of a client's connections to the login server should have ended
 
 
 class GateEnforcer:
@@ -49,14 +47,10 @@ class GateEnforcer:
     ) -> Verdict:
         """The gate's verdict on a request."""
         client = self.connections.client_of(conn)
-        verdict = self.gate.request(client, request, claim, dialled, url)
-        if not isinstance(verdict, Pass):
-            return verdict
-        if verdict.to is None and self.is_held(conn, client):
-            return Unavailable(HELD)
-        if not self._may_go(conn, verdict.to):
-            return TooManyRequests(self._too_many(conn), LATER)
-        return verdict
+        logins = self.connections.logins(conn)
+        verdict = self.gate.request(client, request, claim, dialled, url, logins=logins)
+        passes = isinstance(verdict, Pass) and verdict.to is None
+        return Unavailable(HELD) if passes and self.is_held(conn, client) else verdict
 
     def decide_tls(
         self, conn: connection.Client, sni: Place | None, dialled: Place | None
@@ -64,14 +58,13 @@ class GateEnforcer:
         """The gate's verdict on a handshake, Refuse where it has none."""
         try:
             client = self.connections.client_of(conn)
-            verdict = self.gate.handshake(client, sni, dialled)
+            logins = self.connections.logins(conn)
+            verdict = self.gate.handshake(client, sni, dialled, logins=logins)
             known = isinstance(verdict, Inspect) or (
                 isinstance(verdict, Tunnel) and verdict.to is None
             )
             if known and self.is_held(conn, client):
                 return Refuse(HELD)
-            if isinstance(verdict, Tunnel) and not self._may_go(conn, verdict.to):
-                return Refuse(self._too_many(conn))
             return verdict
         except Exception:
             self.fault("decide_tls")
@@ -82,14 +75,6 @@ class GateEnforcer:
         if not isinstance(conn.proxy_mode, mode_specs.TransparentMode):
             return False
         return self._service.is_held(self.connections.peer_of(conn), client)
-
-    def _may_go(self, conn: connection.Client, place: Place | None) -> bool:
-        to_login = place is not None and place in self.gate.policy.login_places
-        return not to_login or self.connections.may_log_in(conn)
-
-    def _too_many(self, conn: connection.Client) -> str:
-        client = self.connections.client_of(conn)
-        return f"{client} has {MOST_TO_LOGIN} connections to the login server open"
 
     def way_of_connect(self, user_agent: str, port: int) -> Connect:
         """How a CONNECT is refused: `answer` or `alert`.

@@ -10,9 +10,8 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from capport.core.client import Address, Client
 from capport.core.place import Place
-from capport.core.verdict import Closed, Pass
+from capport.core.verdict import Closed, Pass, TooManyRequests
 from capport.linux import neighbour_lookup
-from capport.proxy.connections import MOST_TO_LOGIN
 from capport.proxy.gate_enforcer import HELD, GateEnforcer
 from capport.proxy.internals.server import name_again
 from capport.proxy.request_head import place_of
@@ -38,12 +37,12 @@ class Dialling:
         if place is None:
             raise PermissionError(f"{data.server.address} names no place")
         client = self._connections.client_of(data.client)
-        self._allowed(client, place, data.client)
+        self._allowed(client, place, data)
         found = await self.addresses.resolve(place.host)
-        verdict = self._allowed(client, place, data.client)  # it may have been revoked meanwhile
+        verdict = self._allowed(client, place, data)  # it may have been revoked meanwhile
         to_login = place in self._enforcer.gate.policy.login_places
-        if to_login and not self._connections.logs_in(data.client, data.server.id):
-            raise PermissionError(f"{client} has {MOST_TO_LOGIN} connections to {place} already")
+        if to_login:
+            self._connections.logs_in(data.client, data.server.id)
         by_name = verdict.to is not None and not to_login and isinstance(place.host, str)
         closed: Closed | None = None
         for address in found:
@@ -78,13 +77,15 @@ class Dialling:
         """A connection to an origin is over."""
         self._connections.hung_up(data.client, data.server.id)
 
-    def _allowed(self, client: Client, place: Place, conn: connection.Client) -> Pass:
-        verdict = self._enforcer.gate.connection(client, place)
+    def _allowed(self, client: Client, place: Place, data: ServerConnectionHookData) -> Pass:
+        conn = data.client
+        logins = self._connections.logins(conn, data.server.id)
+        verdict = self._enforcer.gate.connection(client, place, logins=logins)
         if isinstance(verdict, Pass):
             if verdict.to is None and self._enforcer.is_held(conn, client):
                 raise PermissionError(HELD)
             return verdict
-        if isinstance(verdict, Closed):
+        if isinstance(verdict, Closed | TooManyRequests):
             raise self._closed(client, place, verdict)
         # The other hooks refuse more politely, and earlier. That this is asked at all means that
         # something went past them, or that the client is unknown since.
@@ -96,7 +97,9 @@ class Dialling:
         asyncio.get_running_loop().call_later(1.0, abort, conn)
         raise PermissionError(verdict.because)
 
-    def _closed(self, client: Client, place: Place, closed: Closed) -> PermissionError:
+    def _closed(
+        self, client: Client, place: Place, closed: Closed | TooManyRequests
+    ) -> PermissionError:
         self._enforcer.marks.event("refused", client, host=str(place.host), because=closed.because)
         return PermissionError(closed.because)
 
