@@ -106,7 +106,7 @@ class Database:
         self._opened = self._closed = self._lost = False
 
     @property
-    def is_open(self) -> bool:
+    def has_file(self) -> bool:
         """Whether there is a file that was read."""
         return self._file is not None
 

@@ -135,7 +135,7 @@ class SqliteStore:
     def drop(self, client: ClientId) -> bool:
         """Ends a session; whether there was one."""
         now = self._time.now() + self._replica.state.shift
-        self._revocations.begin(client, now if self.database.is_open else math.inf)
+        self._revocations.begin(client, now if self.database.has_file else math.inf)
         known = self._replica.set(client, None)
         if known:
             self._watchers.tell(client)
