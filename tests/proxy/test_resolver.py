@@ -78,6 +78,44 @@ def test_our_own_are_known_whatever_may_be_bound() -> None:
     assert done.stdout == "[True, True, True, False, False]\n" * 2
 
 
+CHANGES = {
+    "link add d0 type veth peer name d1": "00000",
+    "link set lo up": "00000",
+    "link set d0 up": "00000",
+    "link set d1 up": "00000",
+    "addr add 192.0.2.1/24 dev d0": "10000",
+    "-6 addr add 2001:db8::1/64 dev d0 nodad": "11000",
+    "route add local 203.0.113.0/24 dev lo": "11100",
+    "addr del 192.0.2.1/24 dev d0": "01100",
+    "link del d0": "00100",
+    "route del local 203.0.113.0/24 dev lo": "00000",
+}
+IN_A_NAMESPACE_THAT_CHANGES = """
+import subprocess, sys, time
+from ipaddress import ip_address
+from capport.linux.own_addresses import OWN
+asked = "192.0.2.1 2001:db8::1 203.0.113.9 192.0.2.2 2001:db8::2".split()
+for command, want in zip(sys.argv[1::2], sys.argv[2::2]):
+    subprocess.run(["ip", *command.split()], check=True)
+    end = time.monotonic() + 30  # the kernel adds a route for an IPv6 address a moment later
+    while (found := "".join(str(int(ip_address(one) in OWN)) for one in asked)) != want:
+        assert time.monotonic() < end, (command, found, want)
+        time.sleep(0.01)
+"""
+
+
+@requires.namespaces()
+def test_our_own_are_those_of_the_moment() -> None:
+    steps = [word for step in CHANGES.items() for word in step]
+    done = subprocess.run(
+        ["unshare", "-n", sys.executable, "-c", IN_A_NAMESPACE_THAT_CHANGES, *steps],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 async def test_an_address_that_did_not_answer_is_tried_last() -> None:
     addresses = Addresses()
     first, *rest = await addresses.resolve("localhost")

@@ -25,6 +25,7 @@ _MESSAGE = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, p
 _ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
 _KIND = 0x3FFF  # of an attribute's type, without its flags
 _TIMEOUT = 5.0  # seconds
+_NETLINK, _STRICT = 270, 12  # SOL_NETLINK, NETLINK_GET_STRICT_CHK
 
 
 class Message(NamedTuple):
@@ -47,9 +48,16 @@ def connect(protocol: int) -> socket.socket:
     return kernel
 
 
-def ask(protocol: int, kind: int, body: bytes, flags: int = 0) -> Iterator[Message]:
-    """Each message of the answer: one, or with `flags` DUMP all. Raises OSError."""
+def ask(
+    protocol: int, kind: int, body: bytes, flags: int = 0, *, strict: bool = False
+) -> Iterator[Message]:
+    """Each message of the answer: one, or with `flags` DUMP all. Raises OSError.
+
+    `strict`: a dump of only what `body` says, such as one table of routes.
+    """
     with connect(protocol) as kernel:
+        if strict:
+            kernel.setsockopt(_NETLINK, _STRICT, 1)
         kernel.send(message(kind, body, flags))
         for answer in answers(kernel):
             if answer.kind == DONE:
