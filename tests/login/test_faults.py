@@ -168,7 +168,7 @@ def test_a_file_that_was_taken_away_or_is_half_copied_is_not_written_to(tmp_path
     records.accept(ADA, "1", "en", "text", 1.0)
     path.rename(kept)
     for ask in (records.acceptances, lambda: records.accept(EVE, "1", "en", "text", 2.0)):
-        with pytest.raises(StoreError, match="put it back, or start again"):
+        with pytest.raises(StoreError, match="put it back, or restart capport"):
             ask()
     path.touch()
     with pytest.raises(StoreError, match=r"portal\.db: empty; is a backup being copied there\?"):

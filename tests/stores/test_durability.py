@@ -232,7 +232,7 @@ def test_a_full_disk_grants_nothing_and_revokes_everything(tmp_path: Path) -> No
         for client in clients:
             store.put(session(client))
         fill(folder / "filling")
-        refused = "the disk is full; free some room on it"
+        refused = "the disk is full; free some space on it"
         with pytest.raises(StoreError, match=refused):
             put_many(store)  # until the log has no room left
         at = len(list(store.sessions()))
@@ -348,7 +348,7 @@ def test_a_locked_file_grants_nothing_in_time_and_revokes_at_once(tmp_path: Path
         store.put(session(client))
     locker = sqlite3.connect(file.path, isolation_level=None)
     locker.execute("BEGIN EXCLUSIVE")
-    with pytest.raises(StoreError, match="another process keeps it locked; find that with fuser"):
+    with pytest.raises(StoreError, match="another process keeps it locked; find it with fuser"):
         store.put(session(OTHER))
     assert store.drop(MAC) is True
     until(lambda: other.find((MAC,), 1000.0) is None, "a revocation")

@@ -230,7 +230,7 @@ def newer(path: Path) -> None:
 
 
 UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "gone": (Path.exists, "No such file or directory; put it back, or start again"),
+    "gone": (Path.exists, "No such file or directory; put it back, or restart capport"),
     "empty": (Path.touch, "empty; is a backup being copied there?"),
     "text": (lambda path: path.write_bytes(b"sessions\n" * 1000), "damaged"),
     "half": (lambda path: path.write_bytes(backup(path, GOES).read_bytes()[:8192]), "damaged"),
@@ -286,7 +286,7 @@ def test_a_link_that_leads_elsewhere_since_lets_nobody_new_in(tmp_path: Path) ->
     store = SqliteStore(link, spares=())
     link.unlink()
     link.symlink_to(tmp_path / "two" / "sessions.db")
-    with pytest.raises(StoreError, match=r"sessions\.db: leads to another file since"):
+    with pytest.raises(StoreError, match=r"sessions\.db: now leads to another file"):
         store.put(session(MAC))
     store.close()
 
@@ -328,4 +328,4 @@ def test_the_portal_turns_away_who_is_not_in_the_new_file(tmp_path: Path) -> Non
         running.terminate()
         out, _ = running.communicate(timeout=60)
     assert ("revoked", "127.0.0.1") in told()
-    assert out.count("another file was put in its place; what is in that one holds") == 1
+    assert out.count("another file was put in its place and is used from now on") == 1

@@ -174,7 +174,7 @@ def test_a_url_names_a_store(tmp_path: Path) -> None:
     ("url", "says"),
     [
         ("redis://192.0.2.1:6379/0", "not built yet"),
-        ("postgres://db", "no store of ours"),
+        ("postgres://db", "not a kind of store"),
         ("sqlite://sessions.db", "a relative path"),
         ("", "names no file"),
         ("/", "names no file"),

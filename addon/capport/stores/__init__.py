@@ -1,4 +1,4 @@
-"""Where sessions are kept: the protocol every store keeps."""
+"""Where sessions are kept: the protocol that every store implements."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -7,74 +7,78 @@ from capport.core.client import ClientId
 from capport.core.session import Instant, Session
 
 type Watcher = Callable[[ClientId], None]
-"""Called with each client whose session was put, extended or dropped, by whichever process.
+"""A function that the store calls with each client whose session any process put or dropped.
 
-It is called soon after the change (0.1 s for another process's), on the event loop that `watch`
-was called on where there is one, else on a thread of the store's. It says that something changed,
-not what: ask `find`. A session that ends by itself changes nothing in the store, so whoever must
-act at that moment keeps a timer of its own, and asks again when it fires: the end may have moved.
+The store calls it soon after the change (at most 0.1 s for a change by another process). If `watch`
+was called on an event loop, the call is made on that loop, otherwise on a thread of the store. The
+call says that the session changed, not how: ask `find`. A session that ends by itself changes
+nothing in the store. A watcher that must act at that moment sets its own timer and asks `find`
+again when the timer fires, because the end may have moved.
 """
 
 
 class StoreError(OSError):
-    """A change that the store could not make durable; what was in force stays in force."""
+    """The store could not make a change durable. Only `drop` takes effect all the same."""
 
 
 class FullError(StoreError):
-    """There is no place for one more session, so a new client gets none."""
+    """The store has no room for one more session, so a new client gets none."""
 
     @classmethod
     def by_policy(cls, most: int) -> "FullError":
-        """There are as many as the policy allows."""
+        """The error for a store that has as many sessions as the policy allows."""
         return cls(f"there are as many sessions as sessions.most allows: {most}")
 
 
 class SessionStore(Protocol):
     """Sessions by client id, shared by every process that opens the same store.
 
-    Any thread may call any of these. `put`, `drop` and `close` may wait for a disk or a network,
-    for a few seconds at most: keep them off an event loop.
+    Any thread may call any method. `put`, `renew`, `drop` and `close` may wait for a disk or a
+    network, a few seconds at most: do not call them on an event loop.
     """
 
     @property
     def fault(self) -> str | None:
-        """Why nothing can be made durable now, None while it can."""
+        """Why the store can make nothing durable now; None while it can."""
 
     def find(self, ids: Sequence[ClientId], now: Instant) -> Session | None:
-        """The open session that is filed under the first of `ids` that has one.
+        """Returns the open session of the first of `ids` that has one.
 
-        From memory: it never waits for a disk or a network, and is asked on the event loop.
+        It reads memory only, so it never waits and may be called on the event loop.
         """
 
     def put(self, session: Session, *, most: int | None = None) -> None:
         """Opens a session, or replaces the one with the same id (but `last_seen` never goes back).
 
-        Durable on return; raises StoreError, and changes nothing, where it cannot be made so.
-        FullError where it would be one more than `most`; those that are over count until they are
-        cleared away. ValueError for a session whose times are no numbers.
+        The session is durable on return. If the store cannot make it durable, it raises StoreError
+        and changes nothing. It raises FullError if there would be more than `most` sessions, where
+        ended ones count until they are removed, and ValueError if a time is not a number.
         """
 
     def renew(self, session: Session) -> bool:
-        """The same, where there is one with that id; whether there was: a revoked one stays so."""
+        """Replaces the session with the same id, as `put` does. Returns whether there was one.
+
+        Without one it does nothing, so a session that was revoked stays revoked.
+        """
 
     def drop(self, client: ClientId) -> bool:
-        """Ends a session; whether there was one.
+        """Ends a session. Returns whether there was one.
 
-        In force at once, in this process and the others, also where it could not be made durable,
-        which then raises StoreError.
+        This takes effect at once, in this process and in the others. If the store cannot make it
+        durable, it takes effect all the same, and StoreError says how far.
         """
 
     def touch(self, client: ClientId, now: Instant) -> None:
-        """Notes that the client was heard of, for `Session.idle`. Written back in batches.
+        """Notes that the client was active at `now`, for `Session.idle`. Written in batches.
 
-        Wakes nothing that is over, and costs nothing for a session without `idle`.
+        It does not reopen a session that is over, and does nothing for one without `idle`.
         """
 
     def sessions(self) -> Iterator[Session]:
-        """Each session, open or over and not yet cleared away."""
+        """Yields each session: the open ones, and those that are over but not removed yet."""
 
     def watch(self, watcher: Watcher) -> Callable[[], None]:
-        """Has `watcher` called on each change; returns what ends that."""
+        """Calls `watcher` at each change from now on; returns a function that stops this."""
 
     def close(self) -> None:
-        """Writes back what is due and lets go of everything; nobody is known afterwards."""
+        """Writes what is pending and frees everything; afterwards no client is known."""

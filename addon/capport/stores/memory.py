@@ -1,4 +1,4 @@
-"""Sessions in a dict: for tests, first tries, and `:memory:`."""
+"""Sessions in a dict: for tests, for trying capport out, and for `:memory:`."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +10,7 @@ from capport.stores import FullError, Watcher
 from capport.stores.subscribers import Watchers
 
 _FEW = 1000
-"""Sessions that may be over and still be there."""
+"""With no more sessions than this, those that are over may stay in the dict."""
 
 
 class MemoryStore:
@@ -20,12 +20,12 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._sessions: dict[ClientId, Session] = {}
-        self._most = _FEW  # before the next look for those that are over
+        self._remove_above = _FEW  # sessions: with more, those that are over are removed
         self._lock = threading.Lock()
         self._watchers = Watchers()
 
     def find(self, ids: Sequence[ClientId], now: Instant) -> Session | None:
-        """The open session under the first of `ids` that has one."""
+        """Returns the open session of the first of `ids` that has one."""
         return first_open(map(self._sessions.get, ids), now)
 
     def put(self, session: Session, *, most: int | None = None) -> None:
@@ -33,7 +33,7 @@ class MemoryStore:
         self._put(session, renews=False, most=most)
 
     def renew(self, session: Session) -> bool:
-        """Replaces one."""
+        """Replaces the session with the same id, if there is one; returns whether there was."""
         return self._put(session, renews=True)
 
     def _put(self, session: Session, *, renews: bool, most: int | None = None) -> bool:
@@ -44,26 +44,26 @@ class MemoryStore:
                 if renews:
                     return False
                 if most is not None and len(self._sessions) >= most:
-                    self._clear(session.granted)
+                    self._remove_ended(session.granted)
                     if len(self._sessions) >= most:
                         raise FullError.by_policy(most)
             seen = max(session.last_seen, session.granted, before.last_seen if before else 0.0)
             self._sessions[session.client] = replace(session, last_seen=seen)
-            if len(self._sessions) > self._most:
-                self._clear(session.granted)
-        self._watchers.tell(session.client)
+            if len(self._sessions) > self._remove_above:
+                self._remove_ended(session.granted)
+        self._watchers.notify(session.client)
         return True
 
     def drop(self, client: ClientId) -> bool:
-        """Ends a session; whether there was one."""
+        """Ends a session. Returns whether there was one."""
         with self._lock:
             if self._sessions.pop(client, None) is None:
                 return False
-        self._watchers.tell(client)
+        self._watchers.notify(client)
         return True
 
     def touch(self, client: ClientId, now: Instant) -> None:
-        """Notes that the client was heard of."""
+        """Notes that the client was active at `now`."""
         with self._lock:
             session = first_open([self._sessions.get(client)], now)
             if session is not None and session.idle is not None:
@@ -71,17 +71,17 @@ class MemoryStore:
                 self._sessions[client] = replace(session, last_seen=seen)
 
     def sessions(self) -> Iterator[Session]:
-        """Each session."""
+        """Yields each session."""
         yield from tuple(self._sessions.values())
 
     def watch(self, watcher: Watcher) -> Callable[[], None]:
-        """Has `watcher` called on each change."""
+        """Calls `watcher` at each change; returns a function that stops this."""
         return self._watchers.add(watcher)
 
-    def _clear(self, now: Instant) -> None:
-        """Forgets who is over, as devices that are made up soon are: there is no end of those."""
+    def _remove_ended(self, now: Instant) -> None:
+        """Removes the sessions that are over, because a client can invent any number of devices."""
         self._sessions = {one.client: one for one in open_ones(self._sessions.values(), now)}
-        self._most = 2 * max(_FEW, len(self._sessions))
+        self._remove_above = 2 * max(_FEW, len(self._sessions))
 
     def close(self) -> None:
         """Forgets everything."""

@@ -1,4 +1,4 @@
-"""The way from a URL to a store, and where the store is if nobody says."""
+"""Opens the store that a URL names, and names the store that is used by default."""
 
 import os
 from collections.abc import Collection
@@ -10,17 +10,17 @@ from capport.stores.memory import MemoryStore
 
 
 def default_store() -> str:
-    """Where sessions are kept if nobody says: a file in the user's state directory.
+    """The path of the default store: a file in the user's state directory.
 
-    XDG Base Directory Specification: an empty or relative XDG_STATE_HOME counts as none. Raises
-    StoreError where the user has no such directory, being in no list of users.
+    XDG Base Directory Specification: an empty or relative XDG_STATE_HOME counts as not set. Raises
+    StoreError if the system knows no home directory of this user.
     """
     home = Path(os.environ.get("XDG_STATE_HOME", ""))
     try:
         state = home if home.is_absolute() else Path.home() / ".local" / "state"
     except RuntimeError:
         raise StoreError(
-            "no file for sessions: this user has no home; name one, or set XDG_STATE_HOME"
+            "this user has no home directory for sessions; name a file, or set XDG_STATE_HOME"
         ) from None
     return str(state / "capport" / "sessions.db")
 
@@ -32,12 +32,13 @@ def open_store(
     start_closed: bool = False,
     about: Collection[Mac | Address] | None = None,
 ) -> SessionStore:
-    """The store at a path, `sqlite:///PATH` or `:memory:`. Raises StoreError.
+    """Opens the store at a path, at `sqlite:///PATH` or in `:memory:`. Raises StoreError.
 
-    A file that is missing is made, with `make`. With `start_closed` one that cannot be used is no
-    error: it is logged, nobody is known, grants fail and revocations are noted beside it, until a
-    file appears that can be used. With `about`, no sessions are found but those filed under one of
-    these, alone or bound together: as quick with a million sessions as with ten.
+    With `make`, a missing file is created. With `start_closed`, a file that cannot be used is not
+    an error: it is logged, and until a usable file appears, no client is known, grants fail, and
+    revocations are written to a journal beside it. With `about`, the store finds only sessions
+    whose id is or contains one of these addresses; that takes as long with a million sessions as
+    with ten.
     """
     path = store_path(url)
     if path is None:
@@ -62,29 +63,31 @@ def _is_default(path: Path) -> bool:
 
 
 def was_in_use(path: Path) -> bool:
-    """Whether there is, or was, a store in the file at `path`: whoever has it open keeps a journal.
+    """Whether there is or was a store in the file at `path`.
 
-    Where the file alone is gone, a revocation is noted there for them.
+    Each process that opens a store makes a journal beside it. If only the database is gone, a
+    revocation is written to that journal, and the processes that have the store open read it there.
     """
     return path.exists() or Path(f"{path}-revoked").exists()
 
 
 def store_path(url: str) -> Path | None:
-    """The file that the store at `url` is in, None for `:memory:`. Raises StoreError."""
+    """The file of the store at `url`; None for `:memory:`. Raises StoreError."""
     if url == ":memory:":
         return None
     scheme, separator, rest = url.partition("://")
     if not separator:
         path = Path(url)
     elif scheme == "sqlite":
-        # sqlite:////var/s.db is how others write it; a path that starts with // is another one.
+        # Other programs write sqlite:////var/s.db. POSIX gives a path that starts with // its own
+        # meaning, so one slash is removed.
         path = Path(rest[1:] if rest.startswith("//") else rest)
         if not path.is_absolute():
             raise StoreError(f"{url}: a relative path; write sqlite:///var/lib/capport/sessions.db")
     elif scheme in ("redis", "rediss"):
         raise StoreError(f"{url}: not built yet; use sqlite:///PATH")
     else:
-        raise StoreError(f"{url}: no store of ours; use a path, sqlite:///PATH or :memory:")
+        raise StoreError(f"{url}: not a kind of store; use a path, sqlite:///PATH or :memory:")
     if not url or path.name in ("", ".."):
         raise StoreError(f"{url!r}: names no file; use a path, sqlite:///PATH or :memory:")
     return path

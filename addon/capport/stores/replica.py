@@ -1,7 +1,7 @@
-"""Every session of a store in this process's memory, packed, so that `find` never waits.
+"""Every session of a store, packed, in this process's memory, so that `find` never waits.
 
-200 bytes each with its dict entry (measured at 1 000 000), where `Session` objects take 700; and
-nothing in the dict that the garbage collector would have to walk.
+A packed session takes 200 bytes with its dict entry (measured at 1 000 000), a `Session` object
+700. The dict holds only bytes, so the garbage collector has nothing in it to walk.
 """
 
 import math
@@ -15,18 +15,22 @@ from capport.core.session import Instant, Session, first_open
 
 _TIMES = struct.Struct("<5d")  # granted, expires, idle (inf: none), last_seen, granted_at
 FLUSH_SECONDS = 30.0
-"""What a crash may cost `last_seen`, at most; a quarter of the idle timeout where that is less."""
+"""Seconds between two writes of `last_seen`, which a crash loses at most.
+
+With a short idle timeout it is a quarter of that.
+"""
 
 type Row = tuple[str, float, float, float | None, float, float, str, str, str]
-"""A session as the database has it: in the order of `Session`, its instants in store time."""
+"""A row of the database: the fields of `Session` in their order, its instants in store time."""
 
 
 class State(NamedTuple):
-    """The sessions, and what to take off store time to have this boot's: swapped as one.
+    """The sessions, and what to subtract from store time for an instant of this boot's clock.
 
-    `lengths` says how long the ids are that there may be: an unknown client is asked for under
-    three, of which most networks use one, and each that is not looked up saves a wait for memory
-    (0.6 us instead of 1.2 for the three, with 1 000 000 sessions: scripts/bench store).
+    They are one value, so that both are replaced at once. `lengths[n]` is 1 if some id may have n
+    characters. The gate looks a client up under three ids, of which most networks use one. An id of
+    another length needs no look-up, which saves a wait for memory (three ids take 0.6 us instead of
+    1.2, with 1 000 000 sessions: scripts/bench store).
     """
 
     records: dict[ClientId, bytes]
@@ -35,31 +39,29 @@ class State(NamedTuple):
 
 
 def pack(row: Row) -> bytes:
-    """`row` less its client, in 40 bytes and its texts."""
+    """Packs `row` without its client: 40 bytes of times, then its texts."""
     _, granted, expires, idle, last_seen, granted_at, by, how, name = row
     times = _TIMES.pack(granted, expires, math.inf if idle is None else idle, last_seen, granted_at)
     return times + f"{by}\0{how}\0{name}".encode()
 
 
-def granted_at(record: bytes) -> float:
-    """When its session was granted, in store time."""
+def granted(record: bytes) -> float:
+    """When the session in `record` was granted, in store time."""
     return float(_TIMES.unpack_from(record)[0])
 
 
 class Replica:
-    """Found by the event loop, changed by other threads, one of them at a time."""
+    """The sessions: the event loop finds them, other threads change them, one at a time."""
 
     def __init__(self) -> None:
         self.state = State({}, 0.0, bytearray(256))
-        self._heard: dict[ClientId, Instant] = {}
-        self._hearing = threading.Lock()
+        self._touches: dict[ClientId, Instant] = {}
+        """When clients were active, as far as the database does not have it yet."""
+        self._touching = threading.Lock()
         self.flush_due: Instant = math.inf
 
-    def __len__(self) -> int:
-        return len(self.state.records)
-
     def find(self, ids: Sequence[ClientId], now: Instant) -> Session | None:
-        """The open session under the first of `ids` that has one."""
+        """Returns the open session of the first of `ids` that has one."""
         records, shift, lengths = self.state
         for client in ids:
             if lengths[len(client)] and (record := records.get(client)) is not None:
@@ -69,61 +71,60 @@ class Replica:
         return None
 
     def sessions(self) -> Iterator[Session]:
-        """Each session, as of the first step."""
+        """Yields each session that there is when the iteration starts."""
         records, shift, _ = self.state
         for client, record in list(records.items()):
             yield self._session(client, record, shift)
 
     def get(self, client: ClientId) -> bytes | None:
-        """Its session's record."""
+        """The record of the client's session."""
         return self.state.records.get(client)
 
     def set(self, client: ClientId, record: bytes | None) -> bool:
-        """Files `record`, or removes it if that is None; whether this changed anything."""
+        """Sets the client's record; None removes it. Returns whether that changed anything."""
         records, _, lengths = self.state
         if records.get(client) == record:
             return False
         if record is None:
             records.pop(client, None)  # another thread may have been first
-            with self._hearing:
-                self._heard.pop(client, None)
+            with self._touching:
+                self._touches.pop(client, None)
         else:
             lengths[len(client)] = 1
             records[client] = record
         return True
 
-    def replace(self, records: dict[ClientId, bytes], shift: float) -> State:
-        """Swaps everything; returns what was there."""
+    def replace(self, records: dict[ClientId, bytes], shift: float) -> None:
+        """Replaces everything."""
         lengths = bytearray(256)
         for length in set(map(len, records)):
             lengths[length] = 1
-        before, self.state = self.state, State(records, shift, lengths)
-        return before
+        self.state = State(records, shift, lengths)
 
     def touch(self, client: ClientId, now: Instant) -> None:
-        """Notes that the client was heard of, where its session is open and has an idle timeout."""
+        """Notes that the client was active, if its session is open and has an idle timeout."""
         records, shift, _ = self.state
         if (record := records.get(client)) is None:
             return
         session = self._session(client, record, shift)
         if session.idle is None or first_open((session,), now) is None:
             return
-        with self._hearing:
-            self._heard[client] = max(self._heard.get(client, now), now)
+        with self._touching:
+            self._touches[client] = max(self._touches.get(client, now), now)
             self.flush_due = min(self.flush_due, now + min(FLUSH_SECONDS, session.idle / 4))
 
-    def heard(self) -> dict[ClientId, Instant]:
-        """When clients were heard of that is not written back yet; the next batch starts here."""
-        with self._hearing:
+    def touches(self) -> dict[ClientId, Instant]:
+        """When clients were active, to be written now; later touches are due another time."""
+        with self._touching:
             self.flush_due = math.inf
-            return dict(self._heard)
+            return dict(self._touches)
 
-    def written_back(self, heard: Iterable[tuple[ClientId, Instant]]) -> None:
-        """The records now say so themselves."""
-        with self._hearing:
-            for client, at in heard:
-                if self._heard.get(client) == at:
-                    del self._heard[client]
+    def touches_written(self, touches: Iterable[tuple[ClientId, Instant]]) -> None:
+        """Forgets `touches`: the records have them now."""
+        with self._touching:
+            for client, at in touches:
+                if self._touches.get(client) == at:
+                    del self._touches[client]
 
     def _session(self, client: ClientId, record: bytes, shift: float) -> Session:
         granted, expires, idle, last_seen, granted_at = _TIMES.unpack_from(record)
@@ -133,8 +134,8 @@ class Replica:
             return Session(
                 client, granted - shift, expires - shift, None, seen, granted_at, by, how, name
             )
-        if (heard := self._heard.get(client)) is not None and heard > seen:
-            seen = heard
+        if (touched := self._touches.get(client)) is not None and touched > seen:
+            seen = touched
         return Session(
             client, granted - shift, expires - shift, idle, seen, granted_at, by, how, name
         )

@@ -1,4 +1,4 @@
-"""Telling whoever watches a store that a session changed, each where it wants to hear it."""
+"""Calls the watchers of a store when a session changed, each on its own event loop or a thread."""
 
 import asyncio
 import logging
@@ -20,9 +20,10 @@ class _Watch:
 
 
 class Watchers:
-    """Calls each watcher on the event loop it came from, or on one thread for all that had none.
+    """Calls each watcher on the event loop that it was added on.
 
-    So a watcher that dawdles holds up neither the change nor the store.
+    Watchers that were added on no event loop are called on one thread together. So a slow watcher
+    delays neither the change nor the store.
     """
 
     def __init__(self) -> None:
@@ -35,7 +36,7 @@ class Watchers:
         return bool(self._watches)
 
     def add(self, watcher: Watcher) -> Callable[[], None]:
-        """Has `watcher` called from now on; returns what ends that, which may be called twice."""
+        """Calls `watcher` from now on; returns a function that stops this, safe to call twice."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -43,24 +44,24 @@ class Watchers:
         watch = _Watch(watcher, loop)
         with self._lock:
             if loop is None and self._thread is None:
-                self._thread = threading.Thread(target=self._call, name="watchers", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="watchers", daemon=True)
                 self._thread.start()
             self._watches += (watch,)
         return lambda: self._remove(watch)
 
-    def tell(self, client: ClientId) -> None:
-        """Calls every watcher, soon."""
+    def notify(self, client: ClientId) -> None:
+        """Calls every watcher soon, without waiting for it."""
         for watch in self._watches:
             if watch.loop is None:
                 self._queue.put((watch, client))
                 continue
             try:
                 watch.loop.call_soon_threadsafe(self._deliver, watch, client)
-            except RuntimeError:  # its loop is closed
+            except RuntimeError:  # the watcher's loop is closed
                 self._remove(watch)
 
     def close(self) -> None:
-        """Lets go of every watcher, after those on the thread have heard what was still due."""
+        """Removes every watcher. Calls that the thread has still to make are made first."""
         with self._lock:
             self._watches, thread, self._thread = (), self._thread, None
         if thread is not None:
@@ -73,15 +74,15 @@ class Watchers:
             self._watches = tuple(other for other in self._watches if other is not watch)
 
     def _deliver(self, watch: _Watch, client: ClientId) -> None:
-        if watch in self._watches:  # it may have been ended since
+        if watch in self._watches:  # it may have been removed since
             watch.watcher(client)
 
-    def _call(self) -> None:
+    def _run(self) -> None:
         while (item := self._queue.get()) is not None:
             watch, client = item
             try:
                 watch.watcher(client)
             except Exception:
-                # The edge: one watcher's mistake must not keep the others from hearing of a
-                # revocation, and there is nobody above this thread to raise it to.
+                # The edge: after one watcher's error the others must still be called for a
+                # revocation, and this thread has no caller to raise the error to.
                 logger.exception("A watcher of the session store failed for %s", client)

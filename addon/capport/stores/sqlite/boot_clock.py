@@ -1,9 +1,10 @@
-"""Store time: a clock that runs while the machine does, over all its boots.
+"""Store time: a clock that runs while the machine runs, over all its boots.
 
-The table `clock` says what to take off it for an instant of the boot that it names, and how far
-store time had come at the last write. So after a reboot everything goes on with what it had left,
-no row need be rewritten, and no wall clock is asked. Time that passed unwritten before a power cut
-is given twice, which is a minute at most; time in which the machine was off does not count.
+The table `clock` names a boot, and says what to subtract from store time for an instant of that
+boot, and what store time was at the last write. So after a reboot each session continues with the
+time it had left, no row has to be rewritten, and the wall clock is not needed. Time in which the
+machine was off does not count. After a power cut, the time since the last write counts again: a
+minute at most.
 """
 
 import math
@@ -23,12 +24,15 @@ CLOCK = (
     ) STRICT""",
     "INSERT INTO clock VALUES (1, '', 0, 0)",
 )
-"""Makes the table, in a database that has none."""
+"""The statements that make the table, in a database that has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class BootClock:
-    """What the table says: `shift` is how far store time is ahead of the clock of `boot`."""
+    """A row of the table: `shift` is how far store time is ahead of the clock of `boot`.
+
+    `checkpoint` is the store time of the last write.
+    """
 
     boot: str = ""
     shift: float = 0.0
@@ -36,18 +40,18 @@ class BootClock:
 
     @classmethod
     def read(cls, db: sqlite3.Connection) -> Self:
-        """What the file says. Raises sqlite3.Error."""
+        """Reads the clock from the file. Raises sqlite3.Error."""
         return cls(*db.execute("SELECT boot, shift, checkpoint FROM clock").fetchone())
 
     def write(self, db: sqlite3.Connection) -> None:
-        """In a write transaction. Raises sqlite3.Error."""
+        """Writes the clock, within the caller's write transaction. Raises sqlite3.Error."""
         db.execute("UPDATE clock SET boot = ?, shift = ?, checkpoint = ?", astuple(self))
 
     def moved_on(self, boot: str, now: Instant) -> "BootClock":
         """The clock at the instant `now` of `boot`; store time never goes back.
 
-        In another boot it goes on from where it had come. So it does where `now` is earlier than
-        what was written before: a snapshot of the machine was restored.
+        In another boot, store time continues from the checkpoint. It does so too if `now` is before
+        the checkpoint, because a snapshot of the machine was restored.
         """
         time = now + self.shift if boot == self.boot else -math.inf
         if time >= self.checkpoint:
@@ -56,18 +60,18 @@ class BootClock:
 
 
 class StoreTime:
-    """What to add to an instant of this boot's clock to have store time: the shift."""
+    """Converts: store time is an instant of this boot's clock plus `shift`."""
 
     def __init__(self, clock: Callable[[], Instant], boot_id: Callable[[], str]) -> None:
         self.now = clock
         self._boot_id = boot_id
         self._boot = ""
-        self._reckoned: tuple[BootClock, float] | None = None
+        self._computed: tuple[BootClock, float] | None = None
 
     def begin(self, reader: sqlite3.Connection, writer: sqlite3.Connection) -> None:
-        """Finds out which boot this is, and makes the file know of it. Raises OSError.
+        """Finds out which boot this is, and writes it to the file. Raises OSError.
 
-        sqlite3.Error where it cannot be written: then each process reckons by itself.
+        Raises sqlite3.Error if it cannot be written: then each process computes its own shift.
         """
         self._boot = self._boot_id()
         if BootClock.read(reader).boot != self._boot:
@@ -80,17 +84,17 @@ class StoreTime:
         clock = BootClock.read(db)
         if clock.boot == self._boot:
             return clock.shift
-        if self._reckoned is None or self._reckoned[0] != clock:
-            self._reckoned = clock, clock.checkpoint - self.now()
-        return self._reckoned[1]
+        if self._computed is None or self._computed[0] != clock:
+            self._computed = clock, clock.checkpoint - self.now()
+        return self._computed[1]
 
     def settle(self, db: sqlite3.Connection) -> None:
-        """In a write transaction: moves the clock on, into this boot if need be."""
+        """Moves the clock on to now, and to this boot, within the caller's write transaction."""
         clock = BootClock.read(db)
         shift = self.shift(db)
         BootClock(self._boot, shift, clock.checkpoint).moved_on(self._boot, self.now()).write(db)
 
     def unwritten(self, db: sqlite3.Connection) -> float:
-        """Seconds since somebody wrote down how far time has come; infinite in another boot."""
+        """Seconds since a process last wrote the clock; infinite if that was in another boot."""
         clock = BootClock.read(db)
         return self.now() + clock.shift - clock.checkpoint if clock.boot == self._boot else math.inf

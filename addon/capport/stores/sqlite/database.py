@@ -1,13 +1,14 @@
-"""The file that a database is in: made, opened, written to, and found gone or replaced.
+"""The file that a database is in: made, opened, written to, and found missing or replaced.
 
-Two connections to it: a writer, and a reader that no write of ours makes wait. SQLite knows the
-file by its descriptor and the log by its name, so what happens to the name is for us to see:
+There are two connections to it: a writer, and a reader that does not wait for our own writes.
+SQLite knows the file by its descriptor but the write-ahead log by its name, so it does not notice
+what happens to the file's name. This module does:
 
-- The file is gone: whatever is to be written fails, until it is put back.
-- Another file is at its path: that one holds from then on. First the log goes, which would else be
-  replayed into a database that it is not of; what it holds is moved into the file it belongs to,
-  wherever that is by now. No process uses a database beside whose log somebody still uses for
-  another one (`locks.py`).
+- The file is missing: each write fails until it is put back.
+- Another file is at its path: that one is used from then on. First the old log is removed, because
+  SQLite would replay it into the wrong database. Its contents are moved into the file that it
+  belongs to, wherever that file is now. No process opens a database while another process uses the
+  log beside it for a different file (`locks.py`).
 """
 
 import contextlib
@@ -35,51 +36,51 @@ from capport.stores.sqlite.schema import (
 logger = logging.getLogger(__name__)
 
 PUT_SECONDS = 2.0
-"""How long a grant, or another change that somebody waits for, waits for other writes."""
+"""How long a grant, or another change with a waiting caller, waits for other writes."""
 DROP_SECONDS = 0.1
-"""How long a revocation does, before it goes to the journal beside the database instead."""
+"""How long a revocation waits for them, before it goes to the journal beside the database."""
 COMMITS_PER_CHECKPOINT = 200
 _LOGS = ("-wal", "-shm")
 _LEAVE_LOG = sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE
 
 type _File = tuple[int, int]
-"""Which file it is: its device and inode."""
+"""What identifies a file: its device and inode."""
 
 
 class Contents:
-    """What is kept in a database, as far as the database must know. Nothing is done by default."""
+    """What is kept in a database: the methods that `Database` calls. By default they do nothing."""
 
     schema: Schema
 
     def begin(self, reader: sqlite3.Connection, writer: sqlite3.Connection) -> None:
-        """Writes what a file must say before it is loaded. Raises OSError.
+        """Writes what a file must have before it is loaded. Raises OSError.
 
-        sqlite3.Error where that cannot be written: then it is loaded as it is.
+        Raises sqlite3.Error if that cannot be written: then the file is loaded as it is.
         """
 
     def load(self, reader: sqlite3.Connection) -> None:
-        """Reads a file that was opened; what this raises leaves everything as it was."""
+        """Reads a file that was just opened. If this raises, the file before it stays in use."""
 
     def opened(self) -> None:
-        """A file was opened."""
+        """Called when a file was opened and loaded."""
 
     def settle(self, writer: sqlite3.Connection) -> None:
-        """Begins each write transaction."""
+        """Called at the start of each write transaction."""
 
     def committed(self) -> None:
-        """Something was written."""
+        """Called after each write transaction."""
 
     def free_room(self) -> None:
-        """The disk is full: gives back what was set aside on it."""
+        """Called when the disk is full: frees the space that was reserved on it."""
 
 
 class Database:
-    """The file at `path`, made where it is missing unless `make` is False (and not twice).
+    """The database at `path`. With `make`, a missing file is made before the first opening.
 
-    `contents.load` is called with the reader whenever a file is opened, with `reading` held.
-    Whoever needs both locks takes `writing` first. The file at `lock` is made when an old log has
-    to go. With `like`, the path may not end in a link, and the file must be ours, or belong to whom
-    its folder or the file at `like` does.
+    Whenever a file is opened, `contents.load` is called with the reader, with the lock `reading`
+    held. Code that needs both locks takes `writing` first. The file at `lock` is made when an old
+    log has to be removed. With `like`, the path must not end in a link, and the file must belong to
+    this process's user, to the owner of its folder or to the owner of the file at `like`.
     """
 
     def __init__(
@@ -107,13 +108,13 @@ class Database:
 
     @property
     def has_file(self) -> bool:
-        """Whether there is a file that was read."""
+        """Whether a file is open and was read."""
         return self._file is not None
 
     def connection(self) -> sqlite3.Connection:
-        """With `writing`: the connection to write by, to the file that is at the path now.
+        """The connection for writing to the file that is at the path now. Raises StoreError.
 
-        Raises StoreError. Opens that file, where there is another than there was.
+        It opens that file if it is another one than before. The caller holds `writing`.
         """
         if self._closed:
             raise StoreError(f"{self.path}: closed")
@@ -122,13 +123,13 @@ class Database:
             made = self._make and self._create()
             file, size = self._identity()
             if self._file is not None and file != self._file:
-                self._let_go()
+                self._leave_replaced_file()
             if size == 0 and not made and self._writer is None and (self.fault or self._opened):
                 raise StoreError(f"{self.path}: empty; is a backup being copied there?")
             if self._writer is None:
                 self._open(file)
         except FileNotFoundError as error:
-            what = "make its folder first" if self._make else "put it back, or start again"
+            what = "make its folder first" if self._make else "put it back, or restart capport"
             raise StoreError(f"{error.filename}: {error.strerror}; {what}") from error
         except StoreError:
             raise
@@ -136,15 +137,15 @@ class Database:
             raise StoreError(describe(self.path, error)) from error
         self._lost = False
         if lost:
-            self.say(None)
+            self.report(None)
         assert self._writer is not None
         return self._writer
 
     @contextlib.contextmanager
     def current(self) -> Iterator[sqlite3.Connection]:
-        """A connection to read by, what is in the file that is at the path now.
+        """A connection for reading the file that is at the path now. Raises StoreError.
 
-        Raises StoreError. Waits for what other threads write.
+        It waits for the writes of other threads.
         """
         with self.writing:
             db = self.connection()
@@ -155,10 +156,10 @@ class Database:
 
     @contextlib.contextmanager
     def transaction(self, seconds: float | None = None) -> Iterator[sqlite3.Connection]:
-        """A write that is on the disk when this ends.
+        """A write transaction; it is on the disk when the context ends.
 
-        Waits at most `seconds` (`PUT_SECONDS`) for other writers, of this process and of others.
-        Raises StoreError, and nothing has changed then, in the file that is there.
+        It waits at most `seconds` (`PUT_SECONDS`) for other writers, of this process and of others.
+        Raises StoreError, and then the file at the path is not changed.
         """
         seconds = PUT_SECONDS if seconds is None else seconds
         deadline = time.monotonic() + seconds
@@ -170,8 +171,8 @@ class Database:
             with _transaction(db, self.path, left):
                 self._contents.settle(db)
                 yield db
-            self._see_that_it_is_there()
-            self.say(None)
+            self._check_still_there()
+            self.report(None)
             self._contents.committed()
             self.commits += 1
             if self.commits >= COMMITS_PER_CHECKPOINT:
@@ -180,10 +181,10 @@ class Database:
             self.writing.release()
 
     def checkpoint(self, db: sqlite3.Connection) -> bool:
-        """Moves the log into the database, so that it does not grow for ever; whether all of it.
+        """Moves the log into the database, so that it stays small. Returns whether all was moved.
 
-        FULL keeps writers out meanwhile (`schema.connect` says why). What it cannot do now, because
-        of a reader or a full disk, the next one does: nothing is lost by it.
+        FULL keeps other writers out meanwhile (`schema.connect` says why). What stays in the log,
+        because of a reader or a full disk, is not lost: the next checkpoint moves it.
         """
         self.commits = 0
         with contextlib.suppress(sqlite3.Error):
@@ -193,7 +194,7 @@ class Database:
         return False
 
     def free_room(self) -> bool:
-        """Gives back what was set aside on the disk, for one more write; whether in time."""
+        """Frees the space reserved on the disk, for one more write; whether it could in time."""
         self._contents.free_room()
         if not self.writing.acquire(timeout=DROP_SECONDS):
             return False
@@ -203,8 +204,8 @@ class Database:
             self.writing.release()
         return True
 
-    def say(self, fault: str | None) -> None:
-        """Logs a fault once, and its end."""
+    def report(self, fault: str | None) -> None:
+        """Sets `fault`, and logs when it begins or changes and when it ends (None)."""
         before, self.fault = self.fault, fault
         if fault is not None and fault != before:
             logger.error("%s", fault)
@@ -212,7 +213,7 @@ class Database:
             logger.info("%s: works again", self.path)
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file for good."""
         with self.writing:
             self._closed = True
             self._disconnect()
@@ -222,18 +223,18 @@ class Database:
     def _identity(self) -> tuple[_File, int]:
         """Which file is at the path now, and its size. Raises OSError."""
         if self._followed() != self.path:
-            raise StoreError(f"{self._named}: leads to another file since; start again")
+            raise StoreError(f"{self._named}: now leads to another file; restart capport")
         status = self.path.lstat()
         return (status.st_dev, status.st_ino), status.st_size
 
     def _followed(self) -> Path:
-        """The path without links. Raises StoreError."""
+        """The path with its links resolved, but with `like` not the last one. Raises StoreError."""
         if self._like is None:
             return followed(self._named)
         return followed(self._named.parent) / self._named.name
 
     def _create(self) -> bool:
-        """Makes the file, empty, unless there is one; whether it did. Raises OSError."""
+        """Makes an empty file, unless there is one. Returns whether it did. Raises OSError."""
         folder = self.path.parent
         missing = [parent for parent in self.path.parents if not parent.exists()]
         if self._make_folder:
@@ -245,7 +246,7 @@ class Database:
         return True
 
     def _open(self, file: _File) -> None:
-        """Opens the file and has all of it read; leaves everything as it was where that fails."""
+        """Opens the file and loads it. If that fails, it leaves everything as it was."""
         if self._like is not None:
             safe_files.check_database(self.path, self._like)
         writer = self._prepared()
@@ -270,23 +271,26 @@ class Database:
             raise
         if self._opened:
             logger.warning(
-                "%s: another file was put in its place; what is in that one holds", self.path
+                "%s: another file was put in its place and is used from now on", self.path
             )
         if can_be_written:
-            self.say(None)
+            self.report(None)
         self._opened, self._make = True, False
         self._contents.opened()
 
     def _prepared(self) -> sqlite3.Connection:
-        """A connection to a store of this version. Raises StoreError, OSError, sqlite3.Error."""
+        """Opens the writer, and makes sure that the file has this schema.
+
+        Raises StoreError, OSError and sqlite3.Error.
+        """
         deadline = time.monotonic() + PUT_SECONDS
         while True:
             writer = None
             try:
-                self._see_whose_log_it_is()
+                self._check_log()
                 writer = self._connect()
-                writer.execute("SELECT 1 FROM sqlite_schema").fetchone()  # which opens the log
-                self._see_whose_log_it_is()
+                writer.execute("SELECT 1 FROM sqlite_schema").fetchone()  # this opens the log
+                self._check_log()
                 prepare(writer, self.path, self._contents.schema)
                 return writer
             except BaseException as error:
@@ -295,53 +299,54 @@ class Database:
                 if time.monotonic() > deadline:
                     raise
                 if no_room(error):
-                    self._contents.free_room()  # the log and its index need some even to be read
+                    self._contents.free_room()  # even reading needs some for the log and its index
                     deadline = 0
                 elif not isinstance(error, _ForeignLogError) and not is_busy(error):
-                    raise  # else another process has yet to let go of the log, or makes the file
+                    raise  # otherwise another process has still to close the log, or makes the file
                 time.sleep(0.02)
 
     def _connect(self) -> sqlite3.Connection:
-        """A connection that moves no log as it is closed: it may be another file's."""
+        """A connection that leaves the log alone when closed: the log may be another file's."""
         db = connect(self.path)
         db.setconfig(_LEAVE_LOG, True)
         return db
 
     def _begin(self, reader: sqlite3.Connection, writer: sqlite3.Connection) -> bool:
-        """Writes what the file must say before it is loaded; False where it cannot be written."""
+        """Writes what the file must have before it is loaded; False if it cannot be written."""
         try:
             self._contents.begin(reader, writer)
         except sqlite3.Error as error:
             roll_back(writer)
-            self.say(describe(self.path, error))
+            self.report(describe(self.path, error))
             return False
         return True
 
-    def _see_whose_log_it_is(self) -> None:
-        """Raises _ForeignLogError where somebody still uses the log for another file."""
+    def _check_log(self) -> None:
+        """Raises _ForeignLogError if a process still uses the log for another file."""
         if (pid := locks.user_of_another(self.path)) is not None:
             raise _ForeignLogError(
-                f"{self.path}: put there while process {pid} used another file of that name, whose"
-                " log is still beside it; try again, or end that process first"
+                f"{self.path}: put there while process {pid} used another file of that name, and"
+                " the log of that one is still beside it; try again, or end that process first"
             )
 
-    def _see_that_it_is_there(self) -> None:
-        """After a commit: raises StoreError where it went to another file than is at the path."""
+    def _check_still_there(self) -> None:
+        """After a commit: raises StoreError if the file written to is not at the path any more."""
         with contextlib.suppress(OSError):
             if self._identity()[0] == self._file:
                 return
         raise StoreError(f"{self.path}: gone or replaced while it was written to; try again")
 
-    def _let_go(self) -> None:
-        """Lets go of a file that is not at the path any more, and takes its log away from there.
+    def _leave_replaced_file(self) -> None:
+        """Closes a file that is not at the path any more, and removes its log from there.
 
-        Raises OSError where that cannot be taken away: then it is tried again, and nothing is
-        opened meanwhile.
+        Raises OSError if the log cannot be removed. Then the next `connection` tries again, and
+        until it succeeds no file is opened.
         """
         assert self._writer is not None
         moved = self.checkpoint(self._writer)
         locks.make(self._lock, self.path)
-        with locks.locked(self._lock, self.path):  # others that had the file open do the same
+        # Other processes that had the file open do the same at the same time.
+        with locks.locked(self._lock, self.path):
             for name in _LOGS:
                 log = Path(f"{self.path}{name}")
                 with contextlib.suppress(FileNotFoundError):
@@ -351,22 +356,22 @@ class Database:
                         log.unlink()
                     else:
                         kept = log.rename(f"{log}-{self._logs[name][1]}")
-                        logger.warning("%s has what the replaced file does not have yet", kept)
+                        logger.warning("%s holds changes that the replaced file lacks", kept)
             safe_files.sync_folder(self.path.parent)
         self._disconnect()
 
     def _disconnect(self) -> None:
-        """Closes both connections; SQLite leaves the log alone where the file has moved."""
+        """Closes both connections. SQLite leaves the log alone if the file has moved."""
         with self.writing, self.reading:
             for db in (self.reader, self._writer):
                 if db is not None:
-                    with contextlib.suppress(sqlite3.Error):  # nothing is open, nothing is lost
+                    with contextlib.suppress(sqlite3.Error):  # all is committed: nothing is lost
                         db.close()
             self.reader = self._writer = self._file = None
 
 
 class MemoryDatabase:
-    """A database in memory, until the process ends: what of `Database` is used for one."""
+    """A database in memory, gone when the process ends. It has the methods that callers need."""
 
     path = Path(":memory:")
 
@@ -379,7 +384,7 @@ class MemoryDatabase:
 
     @contextlib.contextmanager
     def current(self) -> Iterator[sqlite3.Connection]:
-        """A connection to read by. Raises StoreError."""
+        """A connection for reading. Raises StoreError."""
         with self._lock:
             try:
                 yield self._db
@@ -388,7 +393,7 @@ class MemoryDatabase:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A write, all of it or nothing. Raises StoreError."""
+        """A write transaction: all of it or nothing. Raises StoreError."""
         with self._lock, _transaction(self._db, self.path, 0):
             self._contents.settle(self._db)
             yield self._db
@@ -404,7 +409,7 @@ class _ForeignLogError(StoreError):
 
 
 def followed(path: Path) -> Path:
-    """`safe_files.follow`, which raises StoreError here."""
+    """Calls `safe_files.follow`, and raises StoreError instead of PermissionError."""
     try:
         return safe_files.follow(path)
     except PermissionError as error:
@@ -413,7 +418,7 @@ def followed(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _transaction(db: sqlite3.Connection, path: Path, seconds: float) -> Iterator[None]:
-    """Commits at the end, or rolls back; waits `seconds` for other processes."""
+    """Begins, then commits, or rolls back on an error; waits `seconds` for other processes."""
     try:
         db.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
         db.execute("BEGIN IMMEDIATE")

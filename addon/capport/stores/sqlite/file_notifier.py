@@ -1,7 +1,7 @@
-"""Waiting for a file to change, without busy work: inotify(7), through ctypes.
+"""Waits for a file to change without polling: inotify(7), through ctypes.
 
-The standard library has no binding, and of the three calls needed two are one line each. Measured:
-0.1 ms from another process's change to the thread being awake, and nothing while nothing changes.
+The standard library has no binding, and this module needs two calls of it. Measured: the thread is
+awake 0.1 ms after another process's change, and uses no processor time while nothing changes.
 """
 
 import ctypes
@@ -15,15 +15,15 @@ from pathlib import Path
 _IN_MODIFY, _IN_ATTRIB = 0x2, 0x4
 _IN_MOVED_FROM, _IN_MOVED_TO, _IN_CREATE, _IN_DELETE = 0x40, 0x80, 0x100, 0x200
 _IN_DONT_FOLLOW = 0x2000000
-_EVENT = struct.Struct("iIII")  # which watch, what, -, how many bytes of name follow
+_EVENT = struct.Struct("iIII")  # inotify_event: watch, mask, cookie, length of the name
 _POLL = 0.05
-"""Seconds between looks where inotify is not to be had (`fs.inotify.max_user_instances`)."""
+"""Seconds between two looks if there is no inotify (`fs.inotify.max_user_instances`)."""
 
 
 class Bell:
-    """Wakes the thread that waits when one of `paths` is written to or has its times set.
+    """Wakes a waiting thread when one of `paths` is written to or gets new times.
 
-    And when `file` comes to be at its path, or is there no more.
+    It also wakes the thread when `file` appears at its path or disappears from it.
     """
 
     def __init__(self, paths: Iterable[Path], file: Path) -> None:
@@ -38,10 +38,10 @@ class Bell:
             self._poll.register(self._inotify, select.POLLIN)
 
     def watch(self) -> bool:
-        """Sees to it that the files now at the paths are watched; whether the first one is.
+        """Watches the files that are at the paths now. Returns whether the first one is watched.
 
-        For a file that is watched already this changes nothing, so it is called again and again:
-        a file may have been replaced, or made only now.
+        It is called before each wait, because a file may have been replaced or made since. For a
+        file that is watched already it changes nothing.
         """
         if self._inotify < 0:
             return False
@@ -52,20 +52,20 @@ class Bell:
         return bool(watches[0] >= 0)
 
     def wait(self, seconds: float) -> bool:
-        """Returns after a change, after `seconds`, or at `stop`; False for that alone."""
+        """Waits at most `seconds` for a change. Returns False once `stop` was called."""
         if not self.watch():
             seconds = min(seconds, _POLL)
         deadline = time.monotonic() + seconds
         while True:
             left = max(0.0, deadline - time.monotonic())
             ready = {fd for fd, _ in self._poll.poll(left * 1000)}
-            if self._inotify not in ready or self._rings(os.read(self._inotify, 65536)):
+            if self._inotify not in ready or self._concern_us(os.read(self._inotify, 65536)):
                 return self._stop not in ready
 
-    def _rings(self, events: bytes) -> bool:
-        """Whether any of them is about us; which one is asked of the store, not of inotify.
+    def _concern_us(self, events: bytes) -> bool:
+        """Whether any of `events` is about one of our files. What changed, the store says.
 
-        SQLite's own comings and goings in the folder are not: opening a database may make a log.
+        Other files in the folder do not count: SQLite makes and removes its log there.
         """
         while events:
             _, _, _, length = _EVENT.unpack_from(events)
@@ -76,11 +76,11 @@ class Bell:
         return False
 
     def stop(self) -> None:
-        """Has `wait` return False, now and from now on."""
+        """Makes `wait` return False, now and from now on."""
         os.eventfd_write(self._stop, 1)
 
     def close(self) -> None:
-        """Lets go of the descriptors; nobody may be waiting."""
+        """Closes the descriptors; no thread may be waiting."""
         os.close(self._stop)
         if self._inotify >= 0:
             os.close(self._inotify)

@@ -1,6 +1,6 @@
-"""Reading the file into the replica: all of it once, then what has changed, by whichever process.
+"""Reads the file into the replica: everything once, then each change by any process.
 
-What is noted as revoked beside the file counts too, and more than what is in it.
+Revocations that are noted beside the file count too: they overrule what is in the file.
 """
 
 import sqlite3
@@ -21,16 +21,17 @@ _CHANGED = f"""SELECT c.client, {COLUMNS.removeprefix("client, ")}
     FROM changes AS c LEFT JOIN sessions AS s ON s.client = c.client
     WHERE c.seq > ? ORDER BY c.seq
 """  # noqa: S608
-# By the primary key: the id itself, and each that binds a MAC to an address (`A` follows `@`).
+# By the primary key: the id itself, and each id that binds this MAC to an address (`A` is the
+# character after `@`).
 _ABOUT = f"{_ALL} WHERE client = ?1 OR client > ?1 || '@' AND client < ?1 || 'A'"
-# By none, for few sessions are bound: 80 ms with a million.
+# Without an index, because few sessions are bound: 80 ms with a million sessions.
 _BOUND_TO = f"{_ALL} WHERE substr(client, 18) = '@' || ?"
 
 
 class Follower:
-    """Keeps `replica`, and tells `watchers` whom something changed for.
+    """Keeps `replica` up to date, and notifies `watchers` of each client whose session changed.
 
-    With `about`, it reads no sessions but those filed under one of these, alone or in a pair.
+    With `about`, it reads only sessions whose id is or contains one of these addresses.
     """
 
     def __init__(
@@ -46,10 +47,10 @@ class Follower:
         self._seq = 0
 
     def sync(self, database: Database, also: ClientId | None = None) -> bool:
-        """Brings the replica up to what is committed and noted; whether the file could be read.
+        """Updates the replica to what is committed and noted. Returns whether it read the file.
 
-        `also` is read even if it has not changed: a grant of it may have been held back while it
-        was being revoked.
+        The session of `also` is read even if it has not changed, because a new grant may have been
+        ignored here while the client was being revoked.
         """
         with database.reading:
             reader = database.reader
@@ -63,22 +64,22 @@ class Follower:
                         row = reader.execute(_ONE, (also,)).fetchone()
                         changed[also] = row and pack(row)
                 except sqlite3.Error as error:
-                    database.say(describe(database.path, error))
+                    database.report(describe(database.path, error))
                     readable = False
                 finally:
                     roll_back(reader)
-            # After the rows: what is still noted then was not granted since.
+            # Read after the rows: a client that is still noted then was not granted since.
             noted = self._revocations.noted()
             for client, record in changed.items():
-                revoked = self._revocations.hold(client, record, noted)
+                revoked = self._revocations.cover(client, record, noted)
                 self._set(client, None if revoked else record)
             for client in self._revocations.all(noted):
-                if self._revocations.hold(client, self._replica.get(client), noted):
+                if self._revocations.cover(client, self._replica.get(client), noted):
                     self._set(client, None)
             return readable
 
     def load(self, db: sqlite3.Connection) -> None:
-        """Reads a file that was opened: its store time need not be that of the one before it."""
+        """Reads a file that was just opened. Its store time may differ from the last file's."""
         shift = self._time.shift(db) - self._replica.state.shift
         self._revocations.shifted(shift)
         try:
@@ -88,7 +89,10 @@ class Follower:
             raise
 
     def _read(self, db: sqlite3.Connection) -> dict[ClientId, bytes | None]:
-        """The records of what has changed since the last time; everything, if that is too long."""
+        """The records that have changed since the last call.
+
+        If that was too long ago, it reads everything into the replica and returns nothing.
+        """
         first, last = db.execute(
             "SELECT (SELECT min(seq) FROM changes), (SELECT max(seq) FROM changes)"
         ).fetchone()
@@ -118,13 +122,13 @@ class Follower:
                 roll_back(db)
         noted = self._revocations.noted()
         for client in self._revocations.all(noted):
-            if self._revocations.hold(client, records.get(client), noted):
+            if self._revocations.cover(client, records.get(client), noted):
                 records.pop(client, None)
         changed = self._differing(records) if self._watchers else []
         self._replica.replace(records, shift)
         self._seq = seq or 0
         for client in changed:
-            self._watchers.tell(client)
+            self._watchers.notify(client)
 
     def _rows(self, db: sqlite3.Connection) -> Iterator[Row]:
         if self._about is None:
@@ -136,7 +140,7 @@ class Follower:
                 yield from db.execute(_BOUND_TO, (str(part),))
 
     def _differing(self, records: dict[ClientId, bytes]) -> list[ClientId]:
-        """Whom a replica of `records` would change something for."""
+        """The clients whose session `records` changes; one that is over may go without notice."""
         before = self._replica.state.records
         return [
             client
@@ -151,4 +155,4 @@ class Follower:
     def _set(self, client: ClientId, record: bytes | None) -> None:
         was_open = self._is_open(client)
         if self._replica.set(client, record) and (was_open or record is not None):
-            self._watchers.tell(client)
+            self._watchers.notify(client)

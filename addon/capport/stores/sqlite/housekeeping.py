@@ -1,4 +1,4 @@
-"""What is due now and then: touches written back, what is over cleared away, the clock noted."""
+"""Background work: writes last-seen times and the clock, and removes old sessions and changes."""
 
 from collections.abc import Callable
 
@@ -10,18 +10,21 @@ from capport.stores.sqlite.database import PUT_SECONDS, Database
 from capport.stores.sqlite.session_schema import CHANGE
 
 UPKEEP_SECONDS = 60.0
-"""How often what is over is cleared away, and how much time a power cut may give twice."""
+"""How often ended sessions are removed and the clock is written (see `boot_clock`)."""
 GRACE_SECONDS = 3 * FLUSH_SECONDS
-"""How long something must be over before it is cleared away: longer than touches lag behind."""
+"""How long a session must be over before it is removed: longer than touches are delayed."""
 KEPT_CHANGES = 10_000
-BATCH = 500  # rows a write transaction, so that a revocation never waits long behind upkeep
+BATCH = 500  # rows per write transaction, so that no revocation waits long
 
-_HEARD = "UPDATE sessions SET last_seen = ? WHERE client = ? AND last_seen < ?"
+_SEEN = "UPDATE sessions SET last_seen = ? WHERE client = ? AND last_seen < ?"
 _OVER = "SELECT client FROM sessions WHERE ends < ? LIMIT ?"
 
 
 class Upkeep:
-    """`sync` brings the replica up to what was committed. Every method may raise StoreError."""
+    """The background work of one store. Every method may raise StoreError.
+
+    `sync` updates the replica to what was committed. `reserve_space` reserves space on the disk.
+    """
 
     def __init__(
         self,
@@ -29,10 +32,10 @@ class Upkeep:
         replica: Replica,
         store_time: StoreTime,
         sync: Callable[[], object],
-        set_room_aside: Callable[[], None],
+        reserve_space: Callable[[], None],
     ) -> None:
         self._database, self._replica, self._time = database, replica, store_time
-        self._sync, self._set_room_aside = sync, set_room_aside
+        self._sync, self._reserve_space = sync, reserve_space
         self._due: Instant = store_time.now() + UPKEEP_SECONDS
 
     def turn(self) -> None:
@@ -42,42 +45,42 @@ class Upkeep:
             self.flush()
         if now >= self._due:
             self._due = now + UPKEEP_SECONDS
-            while self._clear_batch():
+            while self._remove_batch():
                 pass
             self.note_time(UPKEEP_SECONDS - 1)
             self._forget_changes()
             with self._database.current() as db:
                 if self._database.commits:
                     self._database.checkpoint(db)
-            self._set_room_aside()
+            self._reserve_space()
 
     def flush(self) -> None:
-        """Writes back when clients were heard of; what raises StoreError is kept for later."""
-        heard = list(self._replica.heard().items())
-        for batch in (heard[i : i + BATCH] for i in range(0, len(heard), BATCH)):
+        """Writes when clients were last seen. After a StoreError it is tried again later."""
+        touches = list(self._replica.touches().items())
+        for batch in (touches[i : i + BATCH] for i in range(0, len(touches), BATCH)):
             try:
                 with self._database.transaction(PUT_SECONDS) as db:
                     shift = self._time.shift(db)
                     for client, at in batch:
-                        if db.execute(_HEARD, (at + shift, client, at + shift)).rowcount:
+                        if db.execute(_SEEN, (at + shift, client, at + shift)).rowcount:
                             db.execute(CHANGE, (client,))
             except StoreError:
                 self._replica.flush_due = self._time.now() + FLUSH_SECONDS
                 raise
             self._sync()
-            self._replica.written_back(batch)
+            self._replica.touches_written(batch)
 
     def note_time(self, seconds: float) -> None:
-        """Writes down how far time has come, unless somebody did in the last `seconds`."""
+        """Writes the clock, unless a process has written it in the last `seconds`."""
         with self._database.current() as db:
             is_due = self._time.unwritten(db) > seconds
             (sessions,) = db.execute("SELECT EXISTS (SELECT 1 FROM sessions)").fetchone()
         if sessions and is_due:
             with self._database.transaction(PUT_SECONDS):
-                pass
+                pass  # each transaction writes the clock
 
-    def _clear_batch(self) -> bool:
-        """Deletes some sessions that are over; whether there may be more."""
+    def _remove_batch(self) -> bool:
+        """Deletes some sessions that are over. Returns whether there may be more."""
         with self._database.current() as db:
             before = self._time.now() + self._time.shift(db) - GRACE_SECONDS
             if not db.execute(_OVER, (before, 1)).fetchone():
@@ -91,7 +94,7 @@ class Upkeep:
         return len(clients) == BATCH
 
     def _forget_changes(self) -> None:
-        """Keeps the last thousands: who lags behind reads everything."""
+        """Keeps only the last changes: a process that needs older ones reads everything."""
         with self._database.current() as db:
             (kept,) = db.execute("SELECT max(seq) - min(seq) FROM changes").fetchone()
         if (kept or 0) > 2 * KEPT_CHANGES:

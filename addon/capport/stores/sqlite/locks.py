@@ -1,7 +1,7 @@
-"""Who uses a database's log, and a lock among the processes that take an old one away.
+"""Which process uses a database's log, and a lock that keeps other processes out of a file.
 
-/proc/locks says who has a lock, because asking with fcntl(2) releases them: closing any descriptor
-of a file drops every POSIX lock that the process has on it, SQLite's too.
+The module reads /proc/locks, because asking with fcntl(2) releases the locks: closing any
+descriptor of a file drops every POSIX lock that the process has on it, SQLite's too.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ _LOCKS = Path("/proc/locks")
 
 
 def user_of_another(path: Path) -> int | None:
-    """The process that uses the log beside `path`, but for another file than is there now.
+    """A process that uses the log beside `path` for another file than the one at `path` now.
 
-    SQLite finds a log by its name. Whoever has a database open keeps a lock on it and one on the
-    index of its log (os_unix.c: SHARED_FIRST, UNIX_SHM_DMS), and takes that on the database first.
-    None where nobody does, or where it cannot be seen: in another PID namespace, or on a file
-    system whose device numbers are not stat(2)'s (btrfs).
+    SQLite finds a log by its name. A process that has a database open holds a lock on the database
+    and one on the index of its log (os_unix.c: SHARED_FIRST, UNIX_SHM_DMS), and takes the one on
+    the database first. None if there is no such process, or if it cannot be seen: it runs in
+    another PID namespace, or the file system has other device numbers than stat(2) (btrfs).
     """
     try:
         of_the_log, of_the_file = holders(Path(f"{path}-shm")), holders(path)
@@ -33,16 +33,17 @@ def user_of_another(path: Path) -> int | None:
 
 
 def holders(path: Path) -> set[int]:
-    """The processes that have a lock on the file at `path`. Raises OSError."""
+    """The processes that hold a lock on the file at `path`. Raises OSError."""
     status = path.stat()
     inode = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    # `1: POSIX  ADVISORY  READ 2528 fe:00:2195594 128 128`; who waits has an arrow in between.
+    # `1: POSIX  ADVISORY  READ 2528 fe:00:2195594 128 128`; for a process that waits, `->` comes
+    # after the number.
     lines = (line.split() for line in _LOCKS.read_text().splitlines())
     return {int(line[4]) for line in lines if line[1] == "POSIX" and line[5] == inode}
 
 
 def make(path: Path, like: Path) -> None:
-    """Makes a file to lock, durably, unless it is there. Raises OSError."""
+    """Makes a file to lock, durably, unless it exists. Raises OSError."""
     descriptor, made = safe_files.open_or_make(path, like)
     os.close(descriptor)
     if made:
@@ -51,7 +52,7 @@ def make(path: Path, like: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, like: Path, flags: int = os.O_RDWR) -> Iterator[int]:
-    """Keeps every other process out: a descriptor of the file at `path`. Raises OSError."""
+    """Locks the file at `path`, and gives a descriptor of it. Raises OSError."""
     with safe_files.closing(safe_files.open_to_change(path, flags, like)) as descriptor:
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
@@ -62,4 +63,4 @@ def locked(path: Path, like: Path, flags: int = os.O_RDWR) -> Iterator[int]:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.005)
-        yield descriptor  # closing it unlocks it
+        yield descriptor  # closing the descriptor unlocks the file

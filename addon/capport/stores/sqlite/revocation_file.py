@@ -1,11 +1,13 @@
-"""Revocations that the database would not take, kept beside it until it does.
+"""Revocations that the database did not accept, kept beside it until it does.
 
-One client id a line, synced before `add` returns. Whoever reads the store counts these clients as
-unknown, whatever the database says; the next process that can write deletes their sessions there
-and empties the file. So the file holds no times and needs none: every grant empties it first.
+The file has one client id per line, synced before `add` returns. Each process that reads the store
+counts these clients as unknown, whatever the database says. The next process that can write to the
+database deletes their sessions there and empties the file. The file needs no times, because every
+grant empties it first.
 
-The same file is the bell: who has committed a change sets its times, and inotify wakes the others.
-(The write-ahead log is no bell: it is written before the commit can be seen.)
+The same file wakes the other processes: a process that has committed a change sets the times of the
+file, which inotify reports to the others. (The write-ahead log cannot serve for this: it is written
+before the commit can be seen.)
 """
 
 import contextlib
@@ -19,18 +21,18 @@ from capport.linux import safe_files
 from capport.stores.sqlite import locks
 
 BALLAST = 1 << 20
-"""Bytes set aside on the disk, and freed when it is full so that a revocation finds room."""
+"""Bytes reserved on the disk, and freed when it is full so that a revocation can be written."""
 
 
 class Revoked:
-    """The journal at `path`, which belongs to whom the file `like` belongs to."""
+    """The journal at `path`, which has the same owner as the file at `like`."""
 
     def __init__(self, path: Path, like: Path) -> None:
         self.path = path
         self._like = like
 
     def read(self) -> frozenset[ClientId]:
-        """The clients in it. A line that was being written when the power went is not counted."""
+        """The clients in the journal. A line that a power cut left incomplete does not count."""
         try:
             with safe_files.closing(safe_files.open_to_read(self.path)) as descriptor:
                 return _clients_in(descriptor)
@@ -41,7 +43,7 @@ class Revoked:
         """Writes one line, and returns when it is on the disk. Raises OSError."""
         self.make()
         with locks.locked(self.path, self._like, os.O_WRONLY | os.O_APPEND) as descriptor:
-            # A line may have been torn by a power cut: the first newline ends whatever is there.
+            # A power cut may have left an incomplete line: the first newline ends it.
             line = f"\n{client}\n".encode()
             if os.write(descriptor, line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
@@ -49,7 +51,7 @@ class Revoked:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[tuple[frozenset[ClientId], Callable[[], None]]]:
-        """The clients in it, and what empties it; nobody adds to it meanwhile. Raises OSError."""
+        """Locks the journal; gives its clients and a function that empties it. Raises OSError."""
         with locks.locked(self.path, self._like) as descriptor:
 
             def empty() -> None:
@@ -59,11 +61,11 @@ class Revoked:
             yield _clients_in(descriptor), empty
 
     def make(self) -> None:
-        """Makes the file if it is missing, durably. Raises OSError."""
+        """Makes the file durably, if it is missing. Raises OSError."""
         locks.make(self.path, self._like)
 
     def ring(self) -> None:
-        """Tells the others that something was committed; they look once a second anyway."""
+        """Wakes the other processes after a commit; they look once a second anyway."""
         with contextlib.suppress(OSError):
             opened = safe_files.open_to_change(self.path, os.O_RDONLY, self._like)
             with safe_files.closing(opened) as descriptor:
@@ -82,7 +84,7 @@ def _clients_in(descriptor: int) -> frozenset[ClientId]:
 
 
 def set_ballast(path: Path, like: Path) -> None:
-    """Takes up `BALLAST` bytes at `path`, or at least a quarter of it. Raises OSError."""
+    """Fills the file at `path` with `BALLAST` bytes, or at least a quarter. Raises OSError."""
     with safe_files.closing(safe_files.open_or_make(path, like)[0]) as descriptor:
         has = os.fstat(descriptor).st_size
         for size in (BALLAST, BALLAST // 2, BALLAST // 4):
@@ -98,7 +100,7 @@ def set_ballast(path: Path, like: Path) -> None:
 
 
 def free_ballast(path: Path, like: Path) -> None:
-    """Gives the room back, if there is any."""
+    """Empties the file at `path`, if there is one, so that its space can be used."""
     with contextlib.suppress(OSError):
         opened = safe_files.open_to_change(path, os.O_WRONLY, like)
         with safe_files.closing(opened) as descriptor:
@@ -106,9 +108,9 @@ def free_ballast(path: Path, like: Path) -> None:
 
 
 def spare_folders() -> tuple[Path, ...]:
-    """Where a revocation can still be noted when the database's own folder takes nothing.
+    """Folders where a revocation can be noted if the database's own folder cannot be written.
 
-    They are gone after a reboot (tmpfs), but every process of this machine finds them.
+    Their contents are gone after a reboot (tmpfs), but every process of this machine reads them.
     """
     folders = [Path("/run/capport")]
     if (runtime := os.environ.get("XDG_RUNTIME_DIR", "")).startswith("/"):

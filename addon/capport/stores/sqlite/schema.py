@@ -1,4 +1,4 @@
-"""A SQLite file: its version, what must be true before it is used, and its errors as sentences."""
+"""The version of a SQLite file, the checks before it is used, and its errors as sentences."""
 
 import contextlib
 import os
@@ -10,16 +10,16 @@ from urllib.parse import quote
 from capport.stores import StoreError
 
 SYNCHRONOUS = "FULL"
-"""With a write-ahead log the least that survives a power cut: NORMAL lost 8 grants of 8."""
+"""The lowest level at which a write-ahead log survives a power cut: NORMAL lost 8 grants of 8."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """What a file must have in it to be used, and how it comes to have it.
+    """What a file must contain to be used, and the statements that make it so.
 
-    `kind` says in a sentence what it is of. `migrations` lead from each version to the next; the
-    first makes an empty file one of this kind. Files before version `marked_since` do not have the
-    `application_id` yet, by which file(1) and we know our own.
+    `kind` names the contents in error messages. `migrations` lead from each version to the next;
+    the first one starts from an empty file. file(1) and this module recognize the file by its
+    `application_id`, which files of a version before `marked_since` do not have.
     """
 
     kind: str
@@ -29,14 +29,14 @@ class Schema:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection to the file at `path`, which must exist: SQLite shall never make it anew."""
+    """A connection to the file at `path`, which must exist: SQLite never creates it."""
     url = f"file:{quote(os.fsencode(path))}?mode=rw"
     db = sqlite3.connect(url, uri=True, isolation_level=None, timeout=2, check_same_thread=False)
     try:
         db.execute("PRAGMA trusted_schema = OFF")
         db.execute("PRAGMA cell_size_check = ON")
         db.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
-        # Checkpoints are ours (`Database.checkpoint`): SQLite's automatic ones run beside another
+        # `Database.checkpoint` makes the checkpoints: SQLite's automatic ones run beside another
         # process's writes, which before 3.51.3 could lose pages (sqlite.org/wal.html#walresetbug).
         db.execute("PRAGMA wal_autocheckpoint = 0")
     except BaseException:
@@ -48,9 +48,9 @@ def connect(path: Path) -> sqlite3.Connection:
 def prepare(db: sqlite3.Connection, path: Path, schema: Schema) -> None:
     """Makes sure that `db` has this schema. Raises StoreError and sqlite3.Error.
 
-    Writes nothing if it has, so a full disk keeps nobody from reading.
+    If it has the schema already, nothing is written, so the file can be read on a full disk.
     """
-    db.execute("BEGIN")  # or another process could migrate it between our questions
+    db.execute("BEGIN")  # so that no other process migrates it between our queries
     try:
         version = _version(db, path, schema)
     finally:
@@ -94,7 +94,7 @@ def _set_wal(db: sqlite3.Connection, path: Path) -> None:
     (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise StoreError(
-            f"{path}: this file system allows no write-ahead log; keep it on a local disk"
+            f"{path}: this file system allows no write-ahead log; keep the file on a local disk"
         )
 
 
@@ -106,24 +106,24 @@ def roll_back(db: sqlite3.Connection) -> None:
 
 
 def no_room(error: BaseException | None) -> bool:
-    """Whether a full disk may be what is the matter: it shows as an I/O error too."""
+    """Whether a full disk may be the cause: SQLite may report it as an I/O error too."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 
 
 def is_busy(error: BaseException | None) -> bool:
-    """Whether another process was writing, and that is all."""
+    """Whether the only cause was that another process was writing."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def describe(path: Path, error: Exception) -> str:
-    """One sentence: the file, what is the matter with it, and what would do."""
+    """One sentence: the file, what is wrong with it, and what to do."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     match code:
         case sqlite3.SQLITE_FULL:
-            return f"{path}: the disk is full; free some room on it"
+            return f"{path}: the disk is full; free some space on it"
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            return f"{path}: another process keeps it locked; find that with fuser {path}"
+            return f"{path}: another process keeps it locked; find it with fuser {path}"
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH:
             return f"{path}: cannot be written ({error}); check its mount, owner and mode"
         case sqlite3.SQLITE_CANTOPEN:
@@ -134,7 +134,7 @@ def describe(path: Path, error: Exception) -> str:
                 " -wal and -shm files to start empty (then everyone signs in again)"
             )
         case sqlite3.SQLITE_IOERR:
-            return f"{path}: the disk failed ({error}); see dmesg, check room and disk"
+            return f"{path}: the disk failed ({error}); see dmesg, check the disk and free space"
     if isinstance(error, OSError) and error.strerror:
         where = error.filename or path
         return f"{where}: {error.strerror}; check its folder's mount, owner and mode"

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 class SessionContents(Contents):
     """The sessions in the file at `path`, which `follower` reads; `journal` wakes other processes.
 
-    Beside it some room on the disk is set aside, so that a full one still takes revocations.
+    Some space on the disk is reserved beside it, so that revocations work on a full disk too.
     """
 
     schema = SESSIONS
@@ -24,11 +24,11 @@ class SessionContents(Contents):
     def __init__(
         self, path: Path, journal: Revoked, store_time: StoreTime, follower: Follower
     ) -> None:
-        self._path, self._ballast, self._has_room = path, Path(f"{path}-ballast"), True
+        self._path, self._ballast, self._is_reserved = path, Path(f"{path}-ballast"), True
         self._journal, self._time, self._follower = journal, store_time, follower
 
     def begin(self, reader: sqlite3.Connection, writer: sqlite3.Connection) -> None:
-        """Makes the file know of this boot."""
+        """Writes this boot to the file."""
         self._time.begin(reader, writer)
 
     def load(self, reader: sqlite3.Connection) -> None:
@@ -36,16 +36,18 @@ class SessionContents(Contents):
         self._follower.load(reader)
 
     def opened(self) -> None:
-        """Sets room aside on the disk; says so once where it cannot. To be called now and then."""
+        """Reserves space on the disk, or logs once that it cannot. Upkeep calls it regularly."""
         try:
             self._journal.make()
             set_ballast(self._ballast, self._path)
         except OSError as error:
-            if self._has_room:
-                logger.warning("%s: %s; revocations may fail", self._ballast, error.strerror)
-            self._has_room = False
+            if self._is_reserved:
+                logger.warning(
+                    "%s: %s; revocations may fail on a full disk", self._ballast, error.strerror
+                )
+            self._is_reserved = False
         else:
-            self._has_room = True
+            self._is_reserved = True
 
     def settle(self, writer: sqlite3.Connection) -> None:
         """Moves store time on."""
@@ -56,5 +58,5 @@ class SessionContents(Contents):
         self._journal.ring()
 
     def free_room(self) -> None:
-        """Gives the room back."""
+        """Frees the reserved space."""
         free_ballast(self._ballast, self._path)

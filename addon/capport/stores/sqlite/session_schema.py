@@ -19,8 +19,8 @@ _VERSION_1 = (
              ELSE min(expires, max(granted, last_seen) + idle) END) VIRTUAL
     ) STRICT, WITHOUT ROWID""",
     "CREATE INDEX sessions_by_end ON sessions (ends)",
-    # What changed, in order, so that another process reads no more than that. Only the last
-    # thousands are kept: who lags behind reads everything.
+    # The clients whose sessions changed, in order, so that another process reads only those. Only
+    # the last thousands are kept; a process that needs older ones reads all sessions.
     "CREATE TABLE changes (seq INTEGER PRIMARY KEY AUTOINCREMENT, client TEXT NOT NULL) STRICT",
     *CLOCK,
 )
@@ -28,4 +28,4 @@ SESSIONS = Schema("sessions", 0x63617070, (_VERSION_1,))  # "capp"
 
 COLUMNS = "client, granted, expires, idle, last_seen, granted_at, granted_by, how, name"
 CHANGE = "INSERT INTO changes (client) VALUES (?)"
-"""Has other processes hear of a change to this client's session."""
+"""Records a change to this client's session for the other processes."""

@@ -1,17 +1,17 @@
 """Sessions in one SQLite file that the proxy, the login server and the commands share.
 
-Each process keeps a replica of it in memory, which is all that `find` asks. A change is committed
-(write-ahead log, synced), then read back into the replica through the table `changes`, by which the
-other processes hear of it too: one way for one's own and for theirs, in the order of the commits.
-One thread per store does what is to be done in the background. Measured on two busy cores
-(scripts/bench store, medians): a grant 0.5 ms, another process acts on it 0.5 to 0.9 ms after its
-start (17 ms at worst of 1200), idle 0.03 % of a core.
+Each process keeps a replica of it in memory, and `find` reads only that. A change is committed
+(write-ahead log, synced), then read back into the replica through the table `changes`. Other
+processes read the change from the same table, so every replica applies all changes in the order of
+the commits. One thread per store does the background work. Measured on two busy cores (medians of
+scripts/bench store): a grant takes 0.5 ms, another process acts on it 0.5 to 0.9 ms after its start
+(17 ms at worst of 1200), and an idle store takes 0.03 % of a core.
 
-What holds when the file cannot be written (disk full, read-only, damaged, locked, gone): `put`
-raises StoreError and changes nothing; who is known stays known until its session ends; `drop` is in
-force in this process before anything else happens, and then goes to the first place that takes it
-(`revocations.py`). Where another file is put in its place, what is in that one holds, and whoever
-is not in it is unknown (`database.py`).
+If the file cannot be written (disk full, read-only, damaged, locked, missing), `put` raises
+StoreError and changes nothing, and a known client stays known until its session ends. `drop` takes
+effect in this process before anything else happens, and then goes to the first place that accepts
+it (`revocations.py`). If another file is put in its place, that file is used, and a client that is
+not in it is unknown (`database.py`).
 """
 
 import contextlib
@@ -41,7 +41,7 @@ from capport.stores.subscribers import Watchers
 logger = logging.getLogger(__name__)
 
 TURN_SECONDS = 1.0
-"""How often the background looks at the file if nobody rings."""
+"""How often the background thread looks at the file if nothing wakes it."""
 
 _UPSERT = f"""INSERT INTO sessions ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (client) DO UPDATE SET
@@ -54,12 +54,12 @@ _COUNT = "SELECT count(*) FROM sessions"
 
 
 class SqliteStore:
-    """A SessionStore in the file at `path`. `spares` are `revoked.spare_folders` unless given.
+    """A SessionStore in the file at `path`. `spares` defaults to `spare_folders()`.
 
-    `make` makes the file if it is missing, and `make_folder` its folder too, for nobody but the
-    user. Raises StoreError; with `start_closed` it logs instead, knows nobody, and tries again each
-    second. With `about`, it knows of no sessions but those filed under one of these, alone or in a
-    pair: for commands, which are over sooner than a million sessions are read.
+    `make` makes the file if it is missing, and `make_folder` its folder, which only the user may
+    read. Raises StoreError; with `start_closed` it logs the error instead, knows no client, and
+    tries again each second. With `about`, it has only the sessions whose id is or contains one of
+    these addresses: for commands, which should not have to read a million sessions.
     """
 
     def __init__(
@@ -96,9 +96,9 @@ class SqliteStore:
             if not start_closed:
                 self.database.close()
                 raise
-            self.database.say(str(error))
+            self.database.report(str(error))
         self._bell = Bell((place.path for place in self._revocations.places), self.path)
-        self._thread = threading.Thread(target=self._keep, name=f"{self.path.name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=self.path.name, daemon=True)
         self._thread.start()
 
     @property
@@ -106,42 +106,42 @@ class SqliteStore:
         """Why the file cannot be used now, None while it can."""
         return self.database.fault
 
-    # --- what the protocol promises ---
+    # --- the protocol SessionStore ---
 
     def find(self, ids: Sequence[ClientId], now: Instant) -> Session | None:
-        """The open session under the first of `ids` that has one."""
+        """Returns the open session of the first of `ids` that has one."""
         return self._replica.find(ids, now)
 
     def touch(self, client: ClientId, now: Instant) -> None:
-        """Notes that the client was heard of."""
+        """Notes that the client was active at `now`."""
         self._replica.touch(client, now)
 
     def sessions(self) -> Iterator[Session]:
-        """Each session."""
+        """Yields each session."""
         return self._replica.sessions()
 
     def watch(self, watcher: Watcher) -> Callable[[], None]:
-        """Has `watcher` called on each change, also where written-back touches moved an end."""
+        """Calls `watcher` at each change, also when a written touch moved the end of a session."""
         return self._watchers.add(watcher)
 
     def put(self, session: Session, *, most: int | None = None) -> None:
-        """Opens or replaces a session: on the disk, and in force here, on return."""
+        """Opens or replaces a session. On return it is on the disk and in the replica here."""
         self._put(session, renews=False, most=most)
 
     def renew(self, session: Session) -> bool:
-        """Replaces one, likewise."""
+        """Replaces the session with the same id, if there is one; returns whether there was."""
         return self._put(session, renews=True)
 
     def drop(self, client: ClientId) -> bool:
-        """Ends a session; whether there was one."""
+        """Ends a session. Returns whether there was one."""
         now = self._time.now() + self._replica.state.shift
         self._revocations.begin(client, now if self.database.has_file else math.inf)
         known = self._replica.set(client, None)
         if known:
-            self._watchers.tell(client)
+            self._watchers.notify(client)
         try:
             noted = client in self._revocations.noted()
-            known = self._delete_making_room(client) and not noted  # it knows better than we did
+            known = self._delete_making_room(client) and not noted  # as the file says
             self._read_back()
         except StoreError as error:
             self._revocations.note(client, error)
@@ -151,7 +151,7 @@ class SqliteStore:
         return known
 
     def close(self) -> None:
-        """Writes back what is due and lets go of the file."""
+        """Writes what is pending and closes the file."""
         if self._closed:
             return
         self._bell.stop()
@@ -160,7 +160,7 @@ class SqliteStore:
             self._upkeep.flush()
             self._upkeep.note_time(TURN_SECONDS)
         except StoreError as error:
-            self.database.say(str(error))
+            self.database.report(str(error))
         self._closed = True
         self._bell.close()
         self.database.close()
@@ -169,7 +169,7 @@ class SqliteStore:
 
     def _put(self, session: Session, *, renews: bool, most: int | None = None) -> bool:
         check_times(session)
-        self._fold(PUT_SECONDS)  # or a revocation noted earlier would end this session
+        self._delete_noted(PUT_SECONDS)  # otherwise an older revocation would end this session
         with self.database.transaction(PUT_SECONDS) as db:
             if not db.execute(_THERE, (session.client,)).fetchone():
                 if renews:
@@ -198,12 +198,12 @@ class SqliteStore:
                 raise
             return self._delete(client)
 
-    def _fold(self, seconds: float) -> None:
-        """Deletes for good what was noted elsewhere as revoked. Raises StoreError."""
+    def _delete_noted(self, seconds: float) -> None:
+        """Deletes from the database what was noted elsewhere as revoked. Raises StoreError."""
         for place in self._revocations.places:
             if place.read():
                 try:
-                    self._fold_journal(place, seconds)
+                    self._delete_noted_in(place, seconds)
                 except StoreError:
                     raise
                 except OSError as error:
@@ -221,10 +221,10 @@ class SqliteStore:
             self._revocations.end(client)
             self._read_back()
 
-    def _fold_journal(self, place: Revoked, seconds: float) -> None:
-        """Holds the journal from within the transaction until it is empty, and no longer.
+    def _delete_noted_in(self, place: Revoked, seconds: float) -> None:
+        """Keeps the journal locked from within the transaction until it is empty.
 
-        Every grant folds first, so no line outlives a grant that came after it.
+        Every grant does this first, so no revocation in the journal ends a later grant.
         """
         with contextlib.ExitStack() as stack:
             with self.database.transaction(seconds) as db:
@@ -238,30 +238,30 @@ class SqliteStore:
     # --- reading ---
 
     def _read_back(self) -> None:
-        """Has a commit in force here. Raises StoreError where it cannot be read again.
+        """Reads a commit into the replica. Raises StoreError if it cannot be read.
 
-        Into a damaged file one can still write for a while, by what SQLite remembers of it.
+        SQLite can write to a damaged file for a while, because it remembers parts of it.
         """
         if not self._sync():
-            raise StoreError(self.fault or f"{self.path}: cannot be read back")
+            raise StoreError(self.fault or f"{self.path}: cannot be read after a write")
 
     def _sync(self, also: ClientId | None = None) -> bool:
         return self._follower.sync(self.database, also)
 
     # --- in the background ---
 
-    def _keep(self) -> None:
+    def _run(self) -> None:
         while self._bell.wait(TURN_SECONDS):
             try:
                 self.turn()
             except StoreError as error:
-                self.database.say(str(error))
+                self.database.report(str(error))
             except Exception:
-                # The edge: without this thread no revocation of another process would be seen.
-                logger.exception("The session store's upkeep failed; it goes on")
+                # The edge: without this thread no revocation by another process takes effect.
+                logger.exception("The session store's background work failed; it continues")
 
     def turn(self) -> None:
-        """What is due now: changes of others, the file itself, touches, upkeep."""
+        """One round of background work: changes, a replaced file, noted revocations, upkeep."""
         self._sync()
         if self.database.writing.acquire(blocking=False):
             try:
@@ -270,10 +270,10 @@ class SqliteStore:
                 self.database.writing.release()
         if self._revocations.waiting():
             try:
-                self._fold(DROP_SECONDS)
+                self._delete_noted(DROP_SECONDS)
             except StoreError as error:
                 if error.__cause__ is not None and not is_busy(error.__cause__):
-                    raise  # else the next turn does it: they are in force meanwhile
+                    raise  # otherwise the next turn does it; meanwhile they are in force
         self._upkeep.turn()
 
 
