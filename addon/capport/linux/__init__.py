@@ -1,4 +1,4 @@
-"""Who a client is: from the address we see to the MAC behind it."""
+"""What capport asks Linux; here, the protocol for finding the MAC behind an address."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -10,26 +10,26 @@ class Neighbours(Protocol):
     """A replica of the kernel's neighbour table."""
 
     def find_mac(self, address: Address) -> Mac | None:
-        """The MAC that `address` has now, None where it is off-link or not known. Never waits."""
+        """The MAC that `address` has now; None if it is off-link or not known. Never waits."""
 
     def is_on_link(self, address: Address) -> bool:
-        """Whether `address` is on a link of the clients', so that it has a MAC, found or not.
+        """Whether `address` is on one of the clients' links, so that it has a MAC, known or not.
 
-        One system call, which does not wait for anybody; True where the kernel does not say.
+        It makes one system call, which does not wait. True if the kernel gives no answer.
         """
 
     def way(self, address: Address) -> Way | None:
-        """How frames go to `address` and come from it; None where by no link that is followed."""
+        """How frames go to `address` and come from it; None if by none of the clients' links."""
 
     def watch(self, watcher: Callable[[Address], None]) -> Callable[[], None]:
-        """Has `watcher` called with each address whose MAC changed; returns what ends that."""
+        """Calls `watcher` with each address whose MAC changed; returns a function to stop this."""
 
     def close(self) -> None:
-        """Lets go of the netlink socket."""
+        """Closes the netlink socket."""
 
 
 class NoNeighbours:
-    """Every client is known by its address alone."""
+    """The Neighbours of a network where every client is known by its address alone."""
 
     def find_mac(self, address: Address) -> Mac | None:
         """Always None."""
@@ -40,12 +40,12 @@ class NoNeighbours:
         return False
 
     def way(self, address: Address) -> Way | None:
-        """Always None: no frame is looked at."""
+        """Always None: no frame is checked."""
         return None
 
     def watch(self, watcher: Callable[[Address], None]) -> Callable[[], None]:
-        """Nothing changes."""
+        """Never calls `watcher`: nothing changes."""
         return lambda: None
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Does nothing: there is no socket."""

@@ -1,4 +1,4 @@
-"""The kernel's connection tracking: what a client has open past mitmproxy is forgotten here."""
+"""Makes the kernel's connection tracking forget what a client has open past mitmproxy."""
 
 import errno
 import socket
@@ -16,17 +16,18 @@ _TUPLE_ORIG, _STATUS, _TUPLE_IP = 1, 3, 1  # CTA_*, and CTA_TUPLE_IP inside the 
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _SOURCE = {4: 1, 6: 3}  # CTA_IP_V4_SRC, CTA_IP_V6_SRC
 
-# Redirected: mitmproxy ends these itself, and its last words to the client need the entry.
+# The connection was redirected to mitmproxy. mitmproxy ends it itself, and needs the entry for its
+# last packets to the client.
 _IPS_DST_NAT = 1 << 5
 
-_FEW = 8  # addresses that are sooner searched for in an entry than it is taken apart
-_BATCH = 100  # deletions asked for at a time: their answers fit in the receive buffer
+_FEW = 8  # fewer addresses than this are searched for in the raw entry first: that is faster
+_BATCH = 100  # deletions in one request: their answers fit in the receive buffer
 
 
 def forget(addresses: Collection[Address]) -> int:
-    """Drops the entries of connections that `addresses` opened past mitmproxy; how many there were.
+    """Deletes the entries of connections that `addresses` opened past mitmproxy; returns how many.
 
-    The table is read once for all of them: with a hundred thousand entries, that takes 0.3 s for
+    The table is read once per IP version: with a hundred thousand entries, that takes 0.3 s for
     one address and 0.45 s for a thousand. Waits for the kernel. Raises OSError.
     """
     forgotten = 0
@@ -41,10 +42,10 @@ def forget(addresses: Collection[Address]) -> int:
 
 
 def _entries(header: bytes, version: int, sources: Collection[bytes]) -> Iterator[bytes]:
-    """Which entries have one of `sources`, by their tuples, and are not redirected.
+    """Yields the tuple of each entry that has one of `sources` and was not redirected.
 
-    The kernel's own filter takes one address, and has IPv6 the wrong way round: Linux 6.18 gives
-    all the others.
+    The kernel's own filter takes only one address, and is inverted for IPv6: Linux 6.18 gives all
+    entries but those of the address.
     """
     few = sources if len(sources) < _FEW else ()
     for _, _, body in netlink.ask(netlink.NETFILTER, _GET, header, netlink.DUMP):
@@ -58,9 +59,9 @@ def _entries(header: bytes, version: int, sources: Collection[bytes]) -> Iterato
 
 
 def _delete(kernel: socket.socket, family: bytes, tuples: tuple[bytes, ...]) -> int:
-    """Deletes the entries with these tuples; how many there still were."""
+    """Deletes the entries with these tuples. Returns how many still existed."""
     kind = netlink.NESTED | _TUPLE_ORIG
     bodies = [family + netlink.attribute(kind, one) for one in tuples]
     kernel.send(b"".join(netlink.message(_DELETE, body, netlink.ACK) for body in bodies))
-    answers = netlink.answers(kernel, errno.ENOENT)  # it may have ended
+    answers = netlink.answers(kernel, errno.ENOENT)  # the connection may have ended
     return sum(not answer.code for answer in islice(answers, len(tuples)))

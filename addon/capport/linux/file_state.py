@@ -1,12 +1,12 @@
-"""What changes when a file does: for whoever looks at one now and then."""
+"""A value that changes when a file changes, for code that checks a file regularly."""
 
 from pathlib import Path
 
 
 def state_of(file: Path | str) -> tuple[int, ...]:
-    """What changes when a file does: its contents, its access rights, or the file itself.
+    """A value that changes when the file's contents or access rights change, or it is replaced.
 
-    Of what a link leads to in the end, so that a link pointed elsewhere is another file.
+    Links are followed, so the value also changes when a link is made to point to another file.
     """
     try:
         found = Path(file).stat()

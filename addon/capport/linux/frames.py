@@ -1,9 +1,9 @@
-"""The MAC that a TCP connection's first frame came from: its SYN, which the kernel keeps (tcp(7)).
+"""The MAC that sent a TCP connection's first frame, the SYN, which the kernel keeps (tcp(7)).
 
-The neighbour table says which MAC an address has. It does not say who sent a frame: a device that
-writes another's address into its own frames is that other one, as far as the table can tell. The
-kernel keeps the SYN from its Ethernet header on, if the listening socket asks for it (Linux 5.10).
-A SYN that was answered with a cookie (net.ipv4.tcp_syncookies) is not kept.
+The neighbour table says which MAC an address has, but not which device sent a frame. A device that
+writes another's address into its own frames looks like that other device to the table. The kernel
+keeps the SYN with its Ethernet header, if the listening socket asks for it (Linux 5.10). It does
+not keep a SYN that it answered with a cookie (net.ipv4.tcp_syncookies).
 """
 
 import socket
@@ -14,11 +14,11 @@ from capport.core.client import UNSEEN, Mac, parse_address, parse_mac
 # linux/tcp.h
 _SAVE_SYN, _SAVED_SYN = 27, 28
 _WITH_MAC_HEADER = 2
-_LONGEST = 256  # an Ethernet header with a tag, and two headers of 60 bytes
+_LONGEST = 256  # bytes: more than an Ethernet header with a tag and two headers of 60 bytes
 
-_LINK_HEADERS = (14, 18, 0)  # bytes: Ethernet's, with a tag, and none (a tunnel)
-_SOURCES = {4: slice(12, 16), 6: slice(8, 24)}  # of an IP header
-_NOBODY = bytes(6)  # loopback's
+_LINK_HEADERS = (14, 18, 0)  # bytes: Ethernet, Ethernet with a tag, none (a tunnel)
+_SOURCES = {4: slice(12, 16), 6: slice(8, 24)}  # the source address in an IP header
+_NOBODY = bytes(6)  # the MAC in frames of the loopback interface
 
 
 def keep(listening: socket.socket) -> None:
@@ -39,23 +39,23 @@ def is_kept() -> bool:
 
 
 def sender(connected: socket.socket) -> Mac | None:
-    """The MAC that `connected` was opened from; to be asked once, when it has been accepted.
+    """The MAC that opened the connection `connected`. Call it once, right after accept(2).
 
-    None where there is none: loopback, a tunnel, a socket that is not TCP, an older kernel. UNSEEN
-    where the kernel has not kept it.
+    None if there is no MAC: loopback, a tunnel, a socket that is not TCP, an older kernel. UNSEEN
+    if the kernel has not kept the SYN.
     """
     if connected.family not in (socket.AF_INET, socket.AF_INET6) or not is_kept():
         return None
     try:
         peer = connected.getpeername()[0]
         syn = connected.getsockopt(socket.IPPROTO_TCP, _SAVED_SYN, _LONGEST)
-    except OSError:  # it has ended; or UDP
+    except OSError:  # the connection has ended, or the socket is UDP
         return None if connected.type != socket.SOCK_STREAM else UNSEEN
     return sender_in(syn, peer)
 
 
 def sender_in(syn: bytes, peer: str) -> Mac | None:
-    """The MAC in a SYN of `peer`'s as the kernel keeps it."""
+    """The MAC in a SYN from `peer`, in the form in which the kernel keeps it."""
     address = parse_address(peer)
     version = address.version
     for length in _LINK_HEADERS:

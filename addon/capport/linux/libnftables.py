@@ -1,4 +1,4 @@
-"""nftables without a shell: the kernel's rules through libnftables.so.1 (libnftables(3))."""
+"""Runs nftables commands through libnftables.so.1 (libnftables(3)), without a shell."""
 
 import ctypes
 import json
@@ -18,20 +18,21 @@ _INTERRUPTED = b"Interrupted system call"
 _ATTEMPTS = 100
 _PAUSE = 0.002  # seconds
 
-_QUOTED = 200  # characters of a command that failed: one may have 500 elements
+_QUOTED = 200  # characters of a failed command in an error: a command may have 500 elements
 
 _CAP_NET_ADMIN = 12  # linux/capability.h
 
-# Rules are printed and read by getprotobynumber(3) and its like, whose answers all threads share:
-# of 18 634 listings beside two others, 40 had another protocol in a rule.
+# To print and read rules, the library calls functions such as getprotobynumber(3), whose answers
+# all threads share. Without this lock and with three threads, 40 of 18 634 listings had a wrong
+# protocol in a rule.
 _RULES = threading.Lock()
 
 
 class RulesError(OSError):
-    """What nftables said of commands that it did not carry out; nothing of them is in force.
+    """The error that nftables gave for commands. None of the commands was carried out.
 
-    `missing` is set where they named a table, set or element that is not there, and nothing else
-    was wrong: where a set is full, what should be deleted from it next is missing too.
+    `missing` is True if every error is that a table, set or element does not exist. (If one of the
+    commands finds a set full, nftables may report a missing element too; then it is False.)
     """
 
     def __init__(self, said: str) -> None:
@@ -44,18 +45,18 @@ class RulesError(OSError):
 
 
 class Nftables:
-    """One context of the library's, in the network namespace it is made in. For any thread.
+    """One context of the library, in the network namespace that it is made in. For any thread.
 
-    Of all contexts one at a time is at work, but for those that deal with `elements_only`, which
-    are no rules: they wait for nobody.
+    Only one context works at a time. A context with `elements_only` handles no rules and does not
+    wait for the others.
 
-    Raises OSError where the library is not installed, and without CAP_NET_ADMIN, which it takes to
-    see rules too: the library would say so on the process's own stderr, once for each question.
+    Raises OSError if the library is not installed, or without CAP_NET_ADMIN, which even listing
+    rules needs: the library itself would write to stderr at each command.
     """
 
     def __init__(self, *, elements_only: bool = False) -> None:
         if not _has_net_admin():
-            raise OSError("nftables takes root, or CAP_NET_ADMIN")
+            raise OSError("nftables needs root, or CAP_NET_ADMIN")
         try:
             library = ctypes.CDLL(LIBRARY)
         except OSError as error:
@@ -70,19 +71,19 @@ class Nftables:
         library.nft_ctx_buffer_error(self._context)
 
     def run(self, commands: str) -> str:
-        """Carries out all of `commands` in one transaction, or none of them. Raises RulesError."""
+        """Runs all of `commands` in one transaction, or none of them. Raises RulesError."""
         return self._run(commands, 0)
 
     def outline(self, command: str) -> str:
-        """What `command` lists, without the elements of sets. Raises RulesError."""
+        """Returns what `command` lists, without the elements of sets. Raises RulesError."""
         return self._run(command, _TERSE)
 
     def numbered(self, command: str) -> list[str]:
-        """The lines of what `command` lists, each with its handle. Raises RulesError."""
+        """Returns the lines that `command` lists, each with its handle. Raises RulesError."""
         return self._run(command, _HANDLE).splitlines()
 
     def ask(self, command: str) -> list[dict[str, Any]]:
-        """What `command` lists, as libnftables-json(5) has it. Raises RulesError."""
+        """Returns what `command` lists, in the form of libnftables-json(5). Raises RulesError."""
         answer = self._run(command, _JSON)
         found: list[dict[str, Any]] = json.loads(answer)["nftables"] if answer else []
         return found
@@ -95,8 +96,8 @@ class Nftables:
                 self._context = None
 
     def _run(self, commands: str, flags: int) -> str:
-        # The kernel breaks a listing off when somebody else changes the rules meanwhile, and the
-        # library looks things up before each transaction. Nothing has been done then.
+        # The kernel stops a listing if another process changes the rules meanwhile, and the library
+        # makes listings before each transaction. Nothing has been changed then: try again.
         for _ in range(_ATTEMPTS):
             failed, output, said = self._try(commands, flags)
             if not failed or _INTERRUPTED not in said:

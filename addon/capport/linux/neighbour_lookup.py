@@ -1,4 +1,4 @@
-"""The kernel's neighbour table and its routes: asked once, and read (rtnetlink(7))."""
+"""Asks the kernel for its neighbour table and its routes, once per call (rtnetlink(7))."""
 
 import errno
 import fcntl
@@ -17,29 +17,29 @@ _NEIGHBOUR = struct.Struct("=BBHiHBB")  # ndmsg: family, -, -, interface, state,
 _NEW_NEIGHBOUR, _DELETED_NEIGHBOUR, _GET_NEIGHBOUR = 28, 29, 30
 _PROXY = 0x8
 _DESTINATION, _LINK_ADDRESS = 1, 2
-# REACHABLE, STALE, DELAY, PROBE, PERMANENT. FAILED and INCOMPLETE have no MAC, or one that did not
-# answer; NOARP is multicast and loopback.
+# REACHABLE, STALE, DELAY, PROBE, PERMANENT. A FAILED or INCOMPLETE entry has no MAC, or one that
+# did not answer. NOARP is multicast and loopback.
 _USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
-_TRIES = 100  # dumps that something changed during
+_TRIES = 100  # dumps before giving up, if the table changes during each
 
 _OWN = struct.Struct("=4Bi")  # ifaddrmsg: family, -, -, scope, interface
 _GET_ADDRESS = 22
-_EVERYWHERE = 0  # the scope: neither of one link nor of this machine alone
+_EVERYWHERE = 0  # a scope: not limited to one link or to this machine
 
 _ROUTE = struct.Struct("=8BI")  # rtmsg: family, prefix lengths (2), -, -, -, -, type, flags
 _GET_ROUTE = 26
 _TO, _INTERFACE, _GATEWAY, _VIA = 1, 4, 5, 18
 _UNICAST = 1
-_AS_LISTED = 0x2000  # RTM_F_FIB_MATCH: the route, and not what follows from it for one address
+_AS_LISTED = 0x2000  # RTM_F_FIB_MATCH: the route as it is in the table, with its prefix
 # linux/sockios.h, linux/if.h
 _GET_FLAGS, _LOOPBACK, _NO_ARP = 0x8913, 0x8, 0x80
-# What the kernel says where no route leads: none at all, unreachable, prohibited, a black hole.
+# The kernel's errors if there is no route: none at all, unreachable, prohibited, a black hole.
 _NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.ESRCH)
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """One entry: on interface number `interface`, `address` is at `mac`, or at none."""
+    """One entry: on the interface with number `interface`, `address` has this MAC, or none."""
 
     interface: int
     address: Address
@@ -47,9 +47,9 @@ class Neighbour:
 
 
 def table() -> dict[Address, Mac]:
-    """Each address on the link and its MAC, IPv4 and IPv6, for whoever ends before that changes.
+    """Each address on the links and its MAC, IPv4 and IPv6, at this moment: for short commands.
 
-    An address with different MACs on two interfaces has none. Raises OSError where the kernel gives
+    An address with different MACs on two interfaces is left out. Raises OSError if the kernel gives
     no dump.
     """
     found: dict[Address, set[Mac]] = {}
@@ -60,7 +60,7 @@ def table() -> dict[Address, Mac]:
 
 
 def entries() -> list[Neighbour]:
-    """The table, in one dump. Raises OSError."""
+    """The entries of the table, from one dump. Raises OSError."""
     asked = _NEIGHBOUR.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0)
     for _ in range(_TRIES):
         messages = list(ask(ROUTE, _GET_NEIGHBOUR, asked, DUMP))
@@ -70,12 +70,12 @@ def entries() -> list[Neighbour]:
 
 
 def is_of_the_table(message: Message) -> bool:
-    """Whether a message tells of an entry."""
+    """Whether a message is about an entry of the table."""
     return message.kind in (_NEW_NEIGHBOUR, _DELETED_NEIGHBOUR)
 
 
 def entry(message: Message) -> Neighbour | None:
-    """The entry as a message has it; None for one that no client of ours can have."""
+    """The entry in a message; None for an entry that no client can have."""
     family, _, _, interface, state, flags, _ = _NEIGHBOUR.unpack_from(message.body)
     values = attributes(message.body[_NEIGHBOUR.size :])
     if family not in (socket.AF_INET, socket.AF_INET6) or flags & _PROXY:
@@ -84,28 +84,29 @@ def entry(message: Message) -> Neighbour | None:
         return None
     mac = None
     if message.kind == _NEW_NEIGHBOUR and state & _USABLE:
-        with suppress(ValueError):  # a tunnel's neighbour: no MAC, but an address
+        with suppress(ValueError):  # a neighbour in a tunnel has an address there, not a MAC
             mac = parse_mac(values.get(_LINK_ADDRESS, b"").hex(":"))
     return Neighbour(interface, ip_address(address), mac)
 
 
 def is_on_link(address: Address, interfaces: Collection[int] | None = None) -> bool:
-    """Whether the kernel would send to `address` itself and by its MAC, not to a router before it.
+    """Whether the kernel sends to `address` directly by its MAC, not through another router.
 
-    On one of `interfaces` (by number), or on any; not on those without MACs, such as tunnels. Not
-    this machine's own addresses either. Raises OSError where the kernel does not say. (30 us).
+    It must do so on one of `interfaces` (numbers), or on any interface if that is None. False for
+    an interface without MACs, such as a tunnel, and for this machine's own addresses. Raises
+    OSError if the kernel gives no answer. Takes 30 us.
     """
     found = way(address, interfaces)
     return found is not None and found.hop == address
 
 
 def way(address: Address, interfaces: Collection[int] | None = None) -> Way | None:
-    """How frames go to `address` by one of `interfaces` (by number), or by any; None if not at all.
+    """How frames go to `address` on one of `interfaces` (numbers), or on any interface.
 
-    Raises OSError where the kernel does not say. (30 us).
+    None if they do not go there. Raises OSError if the kernel gives no answer. Takes 30 us.
     """
     if isinstance(address, IPv6Address) and address.is_link_local:
-        return Way(address)  # never routed; which link is not in the address
+        return Way(address)  # never routed; the address does not say which link
     route = _route(address)
     if route is None or not route.is_unicast or route.interface is None:
         return None
@@ -115,18 +116,18 @@ def way(address: Address, interfaces: Collection[int] | None = None) -> Way | No
 
 
 def numbers(names: Iterable[str]) -> frozenset[int]:
-    """The numbers of those interfaces that there are."""
+    """The numbers of those interfaces that exist."""
     found = set()
     for name in names:
-        with suppress(OSError):  # not there yet
+        with suppress(OSError):  # it does not exist yet
             found.add(socket.if_nametoindex(name))
     return frozenset(found)
 
 
 def families(interface: str) -> frozenset[int]:
-    """The families, 4 and 6, that this machine has an address of there, link-local ones aside.
+    """The IP versions, 4 and 6, of this machine's addresses there, without link-local ones.
 
-    None of them where there is no such interface. Raises OSError where the kernel does not say.
+    Empty if there is no such interface. Raises OSError if the kernel gives no answer.
     """
     mine, found = numbers([interface]), set()
     for message in ask(ROUTE, _GET_ADDRESS, _OWN.pack(socket.AF_UNSPEC, 0, 0, 0, 0), DUMP):
@@ -137,9 +138,9 @@ def families(interface: str) -> frozenset[int]:
 
 
 def is_behind(address: Address, interface: str) -> bool:
-    """Whether the kernel would send to `address` by `interface`, and not by the default route.
+    """Whether the kernel sends to `address` by `interface`, and not by the default route.
 
-    False where there is no such interface. Raises OSError where the kernel does not say.
+    False if there is no such interface. Raises OSError if the kernel gives no answer.
     """
     route = _route(address)
     if route is None or route.interface not in numbers([interface]):
@@ -150,9 +151,9 @@ def is_behind(address: Address, interface: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Route:
-    """One route: the length of the prefix it is for, and the number of the interface it leads to.
+    """One route: the length of its prefix, and the number of the interface that it leads to.
 
-    Without a `gateway` the next hop is the address that the route was asked for.
+    Without a `gateway` the next hop is the destination itself.
     """
 
     prefix: int
@@ -162,7 +163,7 @@ class _Route:
 
 
 def _route(address: Address, flags: int = 0) -> _Route | None:
-    """The route to `address`, None where none leads there. Raises OSError."""
+    """The route to `address`; None if there is none. Raises OSError."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     asked = _ROUTE.pack(family, address.max_prefixlen, 0, 0, 0, 0, 0, 0, flags)
     try:
@@ -174,7 +175,7 @@ def _route(address: Address, flags: int = 0) -> _Route | None:
     _, prefix, _, _, _, _, _, kind, _ = _ROUTE.unpack_from(body)
     values = attributes(body[_ROUTE.size :])
     number = struct.unpack("=i", values[_INTERFACE])[0] if _INTERFACE in values else None
-    hop = values.get(_GATEWAY) or values.get(_VIA, b"")[2:]  # `via` has its family before it
+    hop = values.get(_GATEWAY) or values.get(_VIA, b"")[2:]  # RTA_VIA starts with the family
     return _Route(prefix, number, kind == _UNICAST, ip_address(hop) if hop else None)
 
 

@@ -1,9 +1,10 @@
 """A replica of the kernel's neighbour table: which MAC is behind an address, IPv4 and IPv6.
 
-One dump, then the kernel's own notifications (rtnetlink(7), RTNLGRP_NEIGH). `find_mac` reads a
-dict. Only a miss looks into the socket, without waiting: the kernel queues the notification of a
-new neighbour before it can send the SYN-ACK, so the entry of whoever has completed a handshake is
-in that queue if it is not in the dict, and a new client is never taken for an off-link one.
+The replica starts with one dump and follows the kernel's notifications (rtnetlink(7),
+RTNLGRP_NEIGH). `find_mac` reads a dict. Only if the address is not in it, `find_mac` reads the
+socket, without waiting. The kernel queues the notification of a new neighbour before it can send
+the SYN-ACK. So when a client has completed a handshake, its entry is in the dict or in that queue,
+and a new client is never mistaken for an off-link one.
 """
 
 import asyncio
@@ -27,14 +28,14 @@ logger = logging.getLogger(__name__)
 
 _NEIGHBOURS_AND_LINKS = 0x4 | 0x1  # RTMGRP_NEIGH, RTMGRP_LINK, of linux/rtnetlink.h
 _RECEIVE_BUFFER = 4 << 20  # bytes: some 5 000 notifications in the kernel's accounting
-_QUIET = 60.0  # seconds between two lines of the log on the same fault
+_QUIET = 60.0  # seconds between two log lines about the same fault
 _RETRY = 0.5  # seconds between dumps that fail
-_SETTLE = 0.05  # seconds between dumps in a flood, which would else be nothing but dumps
-_CATCH_UP = 256  # datagrams that one miss reads at most: some 5 ms in a flood
+_SETTLE = 0.05  # seconds between dumps in a flood, or the thread would do nothing else
+_CATCH_UP = 256  # datagrams that one look-up reads at most: some 5 ms in a flood
 
 
 class _OverflowError(Exception):
-    """The kernel had more notifications than the socket's buffer holds (ENOBUFS)."""
+    """Notifications were lost: the socket's buffer was full (ENOBUFS), or the socket failed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,22 +43,22 @@ class _Watcher:
     call: Callable[[Address], None]
     loop: asyncio.AbstractEventLoop | None
 
-    def tell(self, address: Address) -> None:
+    def notify(self, address: Address) -> None:
         if self.loop is None:
             try:
                 self.call(address)
-            except Exception:  # the edge: somebody else's fault must not stop the replica
+            except Exception:  # the edge: a watcher's error must not stop the replica
                 logger.exception("A watcher of the neighbour table failed at %s", address)
             return
-        with suppress(RuntimeError):  # that loop is closed
+        with suppress(RuntimeError):  # the watcher's loop is closed
             self.loop.call_soon_threadsafe(self.call, address)
 
 
 class Replica:
-    """Addresses to MACs and back, kept from entries in the order the kernel told them.
+    """Maps addresses to MACs and back, from entries in the order in which the kernel sent them.
 
-    An address with different MACs on two interfaces (a link-local one, say) has none: nothing
-    here could tell the two apart.
+    An address with different MACs on two interfaces (for example a link-local one) has no MAC here,
+    because nothing says which of the two is meant.
     """
 
     def __init__(self) -> None:
@@ -78,7 +79,7 @@ class Replica:
         return list(self._macs.items())
 
     def apply(self, neighbour: Neighbour) -> bool:
-        """Takes one entry over; whether that changed the address's MAC."""
+        """Applies one entry. Returns whether that changed the address's MAC."""
         found = self._entries.setdefault(neighbour.address, {})
         if neighbour.mac is None:
             found.pop(neighbour.interface, None)
@@ -86,10 +87,10 @@ class Replica:
             found[neighbour.interface] = neighbour.mac
         if not found:
             del self._entries[neighbour.address]
-        return self._settle(neighbour.address, set(found.values()))
+        return self._set_mac(neighbour.address, set(found.values()))
 
     def replace(self, entries: Iterable[Neighbour]) -> set[Address]:
-        """Holds `entries` and nothing else; the addresses whose MAC that changed."""
+        """Replaces everything by `entries`. Returns the addresses whose MAC changed."""
         fresh: dict[Address, dict[int, Mac]] = {}
         for entry in entries:
             if entry.mac is not None:
@@ -98,10 +99,10 @@ class Replica:
         return {
             address
             for address in before.keys() | fresh.keys()
-            if self._settle(address, set(fresh.get(address, {}).values()))
+            if self._set_mac(address, set(fresh.get(address, {}).values()))
         }
 
-    def _settle(self, address: Address, macs: set[Mac]) -> bool:
+    def _set_mac(self, address: Address, macs: set[Mac]) -> bool:
         before = self._macs.get(address)
         after = next(iter(macs)) if len(macs) == 1 else None
         if before == after:
@@ -119,17 +120,17 @@ class Replica:
 
 
 class NetlinkNeighbours:
-    """The kernel's table of the network namespace it is made in, on a thread of its own.
+    """The neighbour table of the network namespace that it is made in, followed by a thread.
 
-    `interfaces` limits it to those, by name; they need not exist yet. Raises OSError where the
-    kernel gives no dump. Needs no privilege.
+    `interfaces` are the names of the interfaces that count, which need not exist yet; by default
+    all count. Raises OSError if the kernel gives no dump. Needs no privilege.
     """
 
     def __init__(
         self, interfaces: Collection[str] | None = None, *, receive_buffer: int = _RECEIVE_BUFFER
     ) -> None:
         self.dumps = 0
-        """How many dumps were taken: one, and one more for each overflow or change of a link."""
+        """Dumps so far: one at the start, and one for each overflow or change of a link."""
         self._replica = Replica()
         self._names = None if interfaces is None else frozenset(interfaces)
         self._numbers: frozenset[int] | None = None
@@ -148,14 +149,15 @@ class NetlinkNeighbours:
             with self._lock:
                 self._dump()
         except OSError:
-            self._let_go()
+            self._close_sockets()
             raise
         self._thread.start()
 
     def find_mac(self, address: Address) -> Mac | None:
-        """The MAC that `address` has now; None where it is off-link or there is no entry.
+        """The MAC that `address` has now; None if it is off-link or there is no entry.
 
-        A hit is a look-up in a dict. A miss makes one system call that does not wait (3 us).
+        An address with a MAC is found in a dict. Any other costs one system call (3 us) more, which
+        does not wait.
         """
         mac = self._replica.find_mac(address)
         if mac is None and not self._closed:
@@ -164,27 +166,27 @@ class NetlinkNeighbours:
         return mac
 
     def is_on_link(self, address: Address) -> bool:
-        """Whether `address` is on a link of ours, by the kernel's routes; True if it does not say.
+        """Whether `address` is on one of the clients' links, by the kernel's routes.
 
-        Asked in the network namespace of whoever calls.
+        True if the kernel gives no answer. The routes are those of the caller's network namespace.
         """
         found = self.way(address)
         return found is not None and found.hop == address
 
     def way(self, address: Address) -> Way | None:
-        """How frames go to `address`, by the kernel's routes; as if on the link if it does not say.
+        """How frames go to `address`, by the kernel's routes.
 
-        A router before an address is known as its way only where `interfaces` says which side is
-        the clients': elsewhere its frames may come from any of several. Asked in the network
-        namespace of the caller.
+        If the kernel gives no answer, `address` counts as on the link. A router before the address
+        is given only if `interfaces` says which side the clients are on; otherwise frames may come
+        from one of several routers. The routes are those of the caller's network namespace.
         """
         try:
             found = neighbour_lookup.way(address, self._numbers)
         except OSError as error:
-            # Any client's request brings it about.
+            # Any client's request can cause this, so it is logged once a minute.
             if (now := time.monotonic()) >= self._quiet_until:
                 self._quiet_until = now + _QUIET
-                logger.error("No route to %s is to be had: %s", address, error)
+                logger.error("The kernel did not say how to reach %s: %s", address, error)
             return Way(address)
         if self._names is None and found is not None and found.hop != address:
             return None
@@ -201,9 +203,10 @@ class NetlinkNeighbours:
             return self._replica.items()
 
     def watch(self, watcher: Callable[[Address], None]) -> Callable[[], None]:
-        """Has `watcher` called with each address whose MAC changed, came or went.
+        """Calls `watcher` with each address whose MAC changed, appeared or disappeared.
 
-        On the event loop that this is called on, where there is one, else on the replica's thread.
+        The call is made on the event loop that `watch` is called on, or on the replica's thread if
+        there is none. Returns a function that stops this.
         """
         try:
             entry = _Watcher(watcher, asyncio.get_running_loop())
@@ -213,7 +216,7 @@ class NetlinkNeighbours:
         return lambda: self._watchers.remove(entry)
 
     def close(self) -> None:
-        """Ends the thread and lets go of the sockets."""
+        """Ends the thread and closes the sockets."""
         with self._lock:
             if self._closed:
                 return
@@ -227,7 +230,7 @@ class NetlinkNeighbours:
     def _follow(self) -> None:
         try:
             while not self._closed:
-                poll = select.poll()  # the socket may be another one by now
+                poll = select.poll()  # a new one, because the socket may be a new one
                 poll.register(self._socket, select.POLLIN)
                 poll.register(self._wake, select.POLLIN)
                 poll.poll()
@@ -236,14 +239,14 @@ class NetlinkNeighbours:
                 self._catch_up()
                 if self._stale and not self._closed:
                     self._refresh()
-                self._tell()
+                self._notify()
         finally:
-            self._let_go()
-            self._replica.replace(())  # whatever ended the thread: rather no MAC than an old one
+            self._close_sockets()
+            self._replica.replace(())  # whatever ended the thread, no MAC is better than an old one
 
     def _refresh(self) -> None:
-        """Takes fresh dumps until one is whole and nothing was lost since."""
-        said = False
+        """Takes dumps until one succeeds and no notification was lost since."""
+        logged = False
         while self._stale and not self._closed:
             try:
                 with self._lock:
@@ -257,46 +260,48 @@ class NetlinkNeighbours:
             except OSError as error:
                 with self._lock:
                     self._stale = True
-                    self._changes.extend(self._replica.replace(()))  # rather none than an old one
-                if not said:
+                    # No MAC is better than an old one.
+                    self._changes.extend(self._replica.replace(()))
+                if not logged:
                     logger.error(
-                        "No dump of the neighbour table (%s): no client has a MAC until there is"
-                        " one, tried again every %s s",
+                        "No dump of the neighbour table (%s): until one succeeds, no client has a"
+                        " MAC; trying again every %s s",
                         error,
                         _RETRY,
                     )
-                said = True
-                self._tell()
+                logged = True
+                self._notify()
                 time.sleep(_RETRY)
             else:
                 time.sleep(_SETTLE)
                 self._catch_up()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         while self._changes:
             address = self._changes.popleft()
             for watcher in tuple(self._watchers):
-                watcher.tell(address)
+                watcher.notify(address)
 
     # With the lock.
 
     def _catch_up(self) -> None:
-        """Applies what the kernel has sent, up to a bound, and never waits."""
+        """Applies what the kernel has sent, at most `_CATCH_UP` datagrams, and never waits."""
         with self._lock:
             before = len(self._changes)
             try:
                 for datagram in self._received(_CATCH_UP):
                     for message in netlink.messages(datagram):
-                        self._heard(message)
+                        self._apply(message)
             except _OverflowError:
                 self._stale = True
             woken = self._stale or len(self._changes) > before
-            # With the lock: `_let_go` closes it, and another file may have its number then.
+            # Still with the lock, because `_close_sockets` closes the eventfd, and another file may
+            # get its number.
             if woken and threading.current_thread() is not self._thread and not self._closed:
                 os.eventfd_write(self._wake, 1)
 
     def _drain(self) -> None:
-        """Throws away what a dump will tell anyway, so that nothing older is applied over it."""
+        """Discards the notifications before a dump, so that none is applied over newer entries."""
         with suppress(_OverflowError):
             for _ in self._received(1 << 20):
                 pass
@@ -313,37 +318,39 @@ class NetlinkNeighbours:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     self._broken = True
-                    logger.error("The neighbour notifications broke off (%s): dumping anew", error)
+                    logger.error(
+                        "The neighbour notifications stopped (%s): reading the table again", error
+                    )
                 raise _OverflowError from error
 
-    def _heard(self, message: netlink.Message) -> None:
+    def _apply(self, message: netlink.Message) -> None:
         if not neighbour_lookup.is_of_the_table(message):
             if self._names is not None and self._numbers != neighbour_lookup.numbers(self._names):
-                self._stale = True  # an interface of ours came, went or changed its number
+                self._stale = True  # one of the interfaces appeared, went or changed its number
             return
         entry = neighbour_lookup.entry(message)
-        if entry and self._is_ours(entry) and self._replica.apply(entry):
+        if entry and self._counts(entry) and self._replica.apply(entry):
             self._changes.append(entry.address)
 
-    def _is_ours(self, entry: Neighbour) -> bool:
+    def _counts(self, entry: Neighbour) -> bool:
         return self._numbers is None or entry.interface in self._numbers
 
     def _dump(self) -> None:
         self._numbers = None if self._names is None else neighbour_lookup.numbers(self._names)
         self._changes.extend(
-            self._replica.replace(filter(self._is_ours, neighbour_lookup.entries()))
+            self._replica.replace(filter(self._counts, neighbour_lookup.entries()))
         )
         self.dumps += 1
 
     def _listen(self) -> socket.socket:
         listening = netlink.connect(netlink.ROUTE)
         listening.setblocking(False)
-        # The kernel gives what net.core.rmem_max allows; too small means more dumps, nothing worse.
+        # The kernel gives at most net.core.rmem_max. A smaller buffer only means more dumps.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
         listening.bind((0, _NEIGHBOURS_AND_LINKS))
         return listening
 
-    def _let_go(self) -> None:
+    def _close_sockets(self) -> None:
         with self._lock:
             self._closed = True
             self._socket.close()

@@ -1,15 +1,15 @@
-"""Files in a folder whose owner may not be who opens them: nothing that waits, nothing elsewhere.
+"""Opens files in a folder that another user may own, without being led elsewhere or made to wait.
 
-What people write for us to read is opened by `open_regular`, through any link. The rest of this
-module is about databases and what lies beside them.
+`open_regular` opens files that people write, through any link. The rest of this module is about
+databases and the files beside them.
 
-Root revokes, and makes vouchers, in the folder of an unprivileged service. Whoever owns that can
-put anything at any name in it, at any moment: a link to a file of root's, a second name of one, a
-pipe. So nothing is opened through a link, what was opened is looked at by its descriptor before a
-byte of it changes, and nothing is given away but what was made here just now.
+Root revokes sessions and makes vouchers in the folder of an unprivileged service. The owner of that
+folder can put anything at any name in it, at any moment: a link to a file of root's, a hard link to
+one, a pipe. So no file is opened through a link, each file is checked by its descriptor before a
+byte of it changes, and only a file that this process has just made is given to another owner.
 
-(A database itself is looked at by its name: SQLite opens it by that, and to close a descriptor of
-it would let go of SQLite's locks.)
+(A database itself is checked by its name, because SQLite opens it by that, and closing another
+descriptor of it would release SQLite's locks.)
 """
 
 import contextlib
@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-# O_NONBLOCK: a pipe would keep whoever opens it waiting.
+# O_NONBLOCK: otherwise opening a pipe waits for its other end.
 _FLAGS = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-_MOST_LINKS = 40  # as the kernel has it (path_resolution(7))
+_MOST_LINKS = 40  # the kernel's limit (path_resolution(7))
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Opens a file to read, and nothing that would wait, or never end. Raises OSError."""
+    """Opens a regular file to read, and nothing that could wait or never end. Raises OSError."""
     try:
         _refuse_irregular(path, path.stat())  # opening a device may have effects
     except ValueError as error:  # a NUL in the name
@@ -36,41 +36,42 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def open_to_read(path: Path) -> int:
-    """A descriptor of the regular file at `path`. Raises OSError.
+    """A descriptor for reading the regular file at `path`, whoever owns it. Raises OSError.
 
-    Whoever owns it: what is noted in it is revoked, and to leave it unread would be to forget that.
+    Clients that are noted in it are revoked; refusing to read it would forget those revocations.
     """
     return _open(path, os.O_RDONLY | os.O_NOFOLLOW, lambda status: _check_regular(status, path))
 
 
 def open_to_change(path: Path, flags: int, like: Path) -> int:
-    """A descriptor of the regular file at `path`, which has that name alone. Raises OSError.
+    """A descriptor for changing the regular file at `path`. Raises OSError.
 
-    It must be ours, or belong to whom the database at `like` or its folder does.
+    The file must have no other name (hard link), and belong to this process's user, to the owner of
+    the database at `like` or to the owner of its folder.
     """
     return _open(path, flags | os.O_NOFOLLOW, lambda status: _check(status, path, like))
 
 
 def open_or_make(path: Path, like: Path) -> tuple[int, bool]:
-    """The same for reading and writing, made if missing for the owner of `like` alone.
+    """The same for reading and writing, and whether the file was made now. Raises OSError.
 
-    And whether it was made. Raises OSError.
+    A missing file is made, and only the owner of `like` may read it.
     """
     try:
         return open_to_change(path, os.O_RDWR, like), False
     except FileNotFoundError:
         pass
-    if (made := _make(path, like)) is None:  # another process was first, or it leads nowhere
+    if (made := _make(path, like)) is None:  # another process was first, or a broken link is there
         return open_to_change(path, os.O_RDWR, like), False
     return made, True
 
 
 def make_database(path: Path) -> bool:
-    """Makes an empty file for SQLite to open, unless something is there; whether it did.
+    """Makes an empty file for SQLite, unless something is there. Returns whether it did.
 
-    At no moment may others read it, and what root makes belongs to whom the folder does, as it
-    would had they been first. (SQLite gives the log and its index to whom the file belongs.) Raises
-    OSError.
+    Other users can read it at no moment. If root makes it, it belongs to the owner of the folder,
+    as if that owner had made it. (SQLite gives the log and its index to the owner of the file.)
+    Raises OSError.
     """
     made = _make(path, path.parent)
     if made is not None:
@@ -79,15 +80,15 @@ def make_database(path: Path) -> bool:
 
 
 def check_database(path: Path, like: Path) -> None:
-    """Raises OSError unless what is at `path` could be opened to change."""
+    """Raises OSError unless `open_to_change` would accept what is at `path`."""
     _check(path.lstat(), path, like)
 
 
 def follow(path: Path) -> Path:
-    """`path` without links. Raises PermissionError: as root, for a link that is not root's.
+    """`path` with its links resolved. As root, raises PermissionError for another user's link.
 
-    The operator's links lead where the operator wants; one that the folder's owner made would have
-    root make and write a database wherever that leads. Anybody else follows whatever they may.
+    A link that root made is the operator's choice. A link that the folder's owner made could make
+    root create and write a database anywhere. For other users the kernel's permissions suffice.
     """
     if os.geteuid() == 0:
         left = [*reversed(path.absolute().parts)]
@@ -97,7 +98,7 @@ def follow(path: Path) -> Path:
             at = at.parent if part == ".." else at / part
             try:
                 target, owner = at.readlink(), at.lstat().st_uid
-            except OSError:  # no link, or nothing
+            except OSError:  # it is not a link, or does not exist
                 continue
             links += 1
             if owner != 0 or links > _MOST_LINKS:
@@ -106,7 +107,7 @@ def follow(path: Path) -> Path:
                     f"{path}: {at} is {why}; root follows none; name the file itself"
                 )
             left += reversed(target.parts)
-            at = at.parent  # which joining an absolute target leaves by itself
+            at = at.parent  # an absolute target replaces it when joined
     return path.resolve()
 
 
@@ -126,7 +127,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _open(path: Path, flags: int, check: Callable[[os.stat_result], None]) -> int:
-    """A descriptor of what is at `path`, if `check` does not raise. Raises OSError."""
+    """Opens what is at `path`, and closes it again if `check` raises. Raises OSError."""
     descriptor = os.open(path, flags | _FLAGS)
     try:
         check(os.fstat(descriptor))
@@ -144,7 +145,7 @@ def _refuse_irregular(path: Path, status: os.stat_result) -> None:
 
 
 def _make(path: Path, like: Path) -> int | None:
-    """A descriptor of a new file; None where something is there. Raises OSError."""
+    """A descriptor of a new file; None if something is at `path`. Raises OSError."""
     try:
         made = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | _FLAGS, 0o600)
     except FileExistsError:
@@ -163,7 +164,7 @@ def _check(status: os.stat_result, path: Path, like: Path) -> None:
     if status.st_nlink != 1:
         raise OSError(errno.EMLINK, "has another name (a hard link)", str(path))
     if status.st_uid not in _owners(like):
-        what = f"belongs to user {status.st_uid}, not to the database's"
+        what = f"belongs to user {status.st_uid}, not to the database's owner"
         raise OSError(errno.EPERM, what, str(path))
 
 
@@ -173,13 +174,13 @@ def _check_regular(status: os.stat_result, path: Path) -> None:
 
 
 def _owners(like: Path) -> set[int]:
-    """Whose a file beside the database may be: the folder's owner could put any there anyway."""
+    """The users that may own a file beside the database: its owner, its folder's, and our own."""
     theirs = {owner[0] for place in (like, like.parent) if (owner := _owner(place))}
     return theirs | {os.geteuid()}
 
 
 def _owner(path: Path) -> tuple[int, int] | None:
-    """The user and group of what is at `path`, be it a link; None where nothing is."""
+    """The user and group of what is at `path`, even of a link itself; None if nothing is."""
     try:
         status = path.lstat()
     except OSError:
