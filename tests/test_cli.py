@@ -204,7 +204,7 @@ def test_the_version_is_the_packages(capport: Capport) -> None:
         ("report", "invalid choice: 'report'"),  # it is not built yet
         ("grant", "ADDRESS|MAC"),
         ("grant example.org", "'example.org' is neither an address nor a MAC address"),
-        ("grant 192.0.2.7 --for 2", "write 2s, if seconds are meant"),
+        ("grant 192.0.2.7 --for 2", "write 2s, if you mean seconds"),
         ("grant 192.0.2.7 --for 999d", "out of bounds: 1s to 366d"),
         ("grant 192.0.2.7 --name \x1b[2J", "cannot be shown"),
         ("explain p.yaml http://example.org/", "--client"),

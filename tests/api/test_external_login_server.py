@@ -230,7 +230,7 @@ def _new_token(folder: Path) -> str:
     ("option", "says"),
     [
         ("portal_api=192.0.2.1:8512", "not on loopback"),
-        ("portal_api=8512", "names no address"),
+        ("portal_api=8512", "has no address"),
     ],
 )
 async def test_an_api_where_clients_are_stops_the_start(

@@ -336,11 +336,11 @@ def test_a_store_is_a_url_or_a_path_from_the_policy_on(store: str, kept: str) ->
     [
         ("login_url: http://login.example.net/\n", "http to a public name"),
         ("login_url: http://portal.local/\n", "write a name such as login.home.arpa"),
-        ("login_url: https://portal/\n", "portal alone for its name"),
-        ("login_url: http://0.0.0.0/\n", "0.0.0.0, which nobody can go to"),
-        ("login_url: 'http://[fe80::1]/'\n", "fe80::1, which nobody can go to"),
-        (f"login_url: http://localhost:8511/\n{ROUTER}", "where each client finds itself"),
-        (f"login_server: {{listen: 127.0.0.1:8511}}\n{ROUTER}", "where each client finds itself"),
+        ("login_url: https://portal/\n", "the name portal without a dot"),
+        ("login_url: http://0.0.0.0/\n", "0.0.0.0, which no client can connect to"),
+        ("login_url: 'http://[fe80::1]/'\n", "fe80::1, which no client can connect to"),
+        (f"login_url: http://localhost:8511/\n{ROUTER}", "which is each client itself"),
+        (f"login_server: {{listen: 127.0.0.1:8511}}\n{ROUTER}", "which is each client itself"),
         (LOGIN + "walled_garden: ['2001:db8::1:443']\n", 'write "[2001:db8::1]:443"'),
         (LOGIN + "walled_garden: ['*.com']\n", "a whole top-level domain"),
         (LOGIN + "walled_garden: [0.0.0.0/0]\n", "4294967296 addresses"),
@@ -361,20 +361,20 @@ def test_a_store_is_a_url_or_a_path_from_the_policy_on(store: str, kept: str) ->
             "the connectivity check https://www.google.com/generate_204 is let through",
         ),
         (LOGIN + "sessions: {lifetime: 1h, idle: 2h}\n", "idle is longer than lifetime"),
-        (LOGIN + "limits: {header_field: 2KiB, header_section: 1KiB}\n", "it never matters"),
+        (LOGIN + "limits: {header_field: 2KiB, header_section: 1KiB}\n", "it has no effect"),
         (
             LOGIN
             + "login_server: {listen: '192.0.2.1:8511', venue_info_url: 'https://v.example/'}",
-            "only the Captive Portal API tells it",
+            "only the Captive Portal API serves it",
         ),
         (
             "login_server: {listen: 192.0.2.1:443, certificate: cert.pem, key: key.pem}\n",
-            "most certificates hold a name",
+            "most certificates are for a name",
         ),
         (
             LOGIN + "clients:\n  - {address: 10.0.0.0/8, access: blocked}\n"
             "  - {address: 10.0.9.7, access: known}\n",
-            "the client 10.0.9.7/32 is never asked about",
+            "the client 10.0.9.7/32 never matches",
         ),
         (
             LOGIN + "clients:\n  - {mac: 02:00:00:00:00:07, access: blocked}\n"
@@ -536,7 +536,7 @@ def test_a_bomb_is_an_error_within_seconds(bomb: str) -> None:
 def test_after_a_hundred_errors_no_more_are_looked_for() -> None:
     error = error_of("".join(f"key{n}: x\n" for n in range(1000)))
     assert len(error.problems) == 101
-    assert error.problems[-1].message == "100 errors: the rest of the file was not looked at"
+    assert error.problems[-1].message == "100 errors: the rest of the file was not read"
     assert [problem.line for problem in error.problems[:100]] == list(range(1, 101))
 
 
@@ -784,14 +784,17 @@ def test_a_garden_entry_as_others_write_it_is_told_what_would_do(
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("www.example.org www.example.com", "is 2 in one: write an item for each"),  # openNDS
-        ("www.example.org,www.example.com", "is 2 in one"),
-        ("any", "would be everything"),
-        ("*", "would be everything"),
+        (
+            "www.example.org www.example.com",
+            "is 2 values in one: write an item for each",
+        ),  # openNDS
+        ("www.example.org,www.example.com", "is 2 values in one"),
+        ("any", "is everything"),
+        ("*", "is everything"),
         (r"^.*\.example\.org$", "is an expression"),  # CoovaChilli's uamregex
         ("udp/192.0.2.1:53", "is for UDP"),
-        ("02:00:00:00:00:07", "name the device under clients"),
-        ("0200.0000.0007", "name the device under clients"),
+        ("02:00:00:00:00:07", "add the device under clients"),
+        ("0200.0000.0007", "add the device under clients"),
         ("10.0.0.9-10.0.0.1", "is a range that ends before it begins"),
         ("10.0.0.9-1", "is a range that ends before it begins"),
     ],
@@ -811,12 +814,15 @@ def test_a_name_that_looks_like_a_mac_is_a_name_all_the_same() -> None:
         ("address: 10.0.0.1-9", "write 10.0.0.1, 10.0.0.2/31, 10.0.0.4/30 and 10.0.0.8/31"),
         ("address: 10.0.0.1-10.9.0.9", "is a range: write networks, such as 10.0.0.1"),
         ("address: '10.0.0.*'", "write 10.0.0.0/24"),
-        ("address: '10.0.0.1, 10.0.0.2'", "is 2 in one: write an item for each"),
+        ("address: '10.0.0.1, 10.0.0.2'", "is 2 values in one: write an item for each"),
         ("address: 0200.0000.0007", "write mac: 0200.0000.0007"),
-        ("address: www.example.org", "is a name, and a client is known by its address"),
-        ("mac: '02:00:00:00:00:07,02:00:00:00:00:08'", "is 2 in one: write an item for each"),
-        ("mac: '02:00:00:*'", "is a part of a MAC address"),
-        ("mac: 02:00:00:00:00:00/24", "is a part of a MAC address"),
+        ("address: www.example.org", "is a name: write the client's address"),
+        (
+            "mac: '02:00:00:00:00:07,02:00:00:00:00:08'",
+            "is 2 values in one: write an item for each",
+        ),
+        ("mac: '02:00:00:*'", "is only a part of a MAC address"),
+        ("mac: 02:00:00:00:00:00/24", "is only a part of a MAC address"),
         ("mac: 02:00:00:00:00:07@192.0.2.7", "mac: 02:00:00:00:00:07 or address: 192.0.2.7"),
         ("mac: 02:00:00:00:00:07, access: allow", "write known"),
         ("mac: 02:00:00:00:00:07, access: Deny", "write blocked"),
@@ -845,7 +851,7 @@ def test_a_client_has_one_mac_however_it_is_written(mac: str, tmp_path: Path) ->
         ("'*:8511'", "write 0.0.0.0:8511"),
         ("http://192.0.2.1:8511/", "write 192.0.2.1:8511"),
         ("192.0.2.1 8511", "write 192.0.2.1:8511"),
-        ("'192.0.2.1:8511, 192.0.2.2:8511'", "is 2 in one: write an item for each"),
+        ("'192.0.2.1:8511, 192.0.2.2:8511'", "is 2 values in one: write an item for each"),
     ],
 )
 def test_a_place_to_listen_as_others_write_it_is_told_what_would_do(
@@ -869,11 +875,11 @@ def test_a_place_to_listen_as_others_write_it_is_told_what_would_do(
         ("02:00:00:00:00:07\tprinter\n", ["write 02:00:00:00:00:07,printer"]),  # /etc/ethers
         ("printer,02:00:00:00:00:07\n", ["write 02:00:00:00:00:07,printer"]),
         ("dhcp-host=0200.0000.0007,printer\n", ["write 0200.0000.0007,dhcp-host printer"]),
-        ("02:00:00:00:00:07,02:00:00:00:00:08\n", ["several clients in one line"]),  # nodogsplash
-        ("02:00:00:00:00:07,192.0.2.7\n", ["several clients in one line"]),
+        ("02:00:00:00:00:07,02:00:00:00:00:08\n", ["several clients on one line"]),  # nodogsplash
+        ("02:00:00:00:00:07,192.0.2.7\n", ["several clients on one line"]),
         ("10.0.0.1-10.0.0.9\n", ["is a range: write 10.0.0.1, 10.0.0.2/31"]),
         ("10.0.0.0 255.255.255.0\n", ["write 10.0.0.0/24"]),
-        ("// staff\n; staff\n", ["is no comment: write # before it"] * 2),
+        ("// staff\n; staff\n", ["is not a comment here: write # before it"] * 2),
         ("192.0.2.1,St. Mary's\n192.0.2.2,room 7-9\n192.0.2.3,5.1\n", []),
     ],
 )
@@ -927,15 +933,15 @@ def test_of_a_clients_file_twenty_errors_are_told_and_the_rest_counted(tmp_path:
     _, problems = read_clients(b"nobody\n" * 1000, tmp_path)
     assert len(problems) == 21
     assert [problem.line for problem in problems[:20]] == list(range(1, 21))
-    assert problems[20].message == "980 more lines are wrong"
+    assert problems[20].message == "980 more lines have errors"
     error = error_of(f"{LOGIN}clients: [{{file: staff.csv, access: known}}]\n", tmp_path)
-    assert f"file: {tmp_path / 'staff.csv'}: 980 more lines are wrong" in str(error)
+    assert f"file: {tmp_path / 'staff.csv'}: 980 more lines have errors" in str(error)
 
 
 def test_a_clients_file_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, (long,) = read_clients(b"x" * 3_000_000 + b"\n192.0.2.1\n", tmp_path)
     assert str(long).endswith(
-        "staff.csv:1:1: a line of 1025 bytes or more: 1024 bytes are the most"
+        "staff.csv:1:1: a line of 1025 bytes or more: at most 1024 are allowed"
     )
     monkeypatch.setattr(clients_file, "MOST_LINES", 2)
     rules, (lines,) = read_clients(b"192.0.2.1\n" * 3, tmp_path)
@@ -1044,7 +1050,7 @@ def test_a_certificate_of_another_name_draws_a_warning_with_both(name: str, tmp_
     certificate(tmp_path, name)
     (found,) = warnings_of(TLS, tmp_path)
     where = f"{tmp_path / 'cert.pem'} is for {name} and not for login.example.net"
-    assert found == f"certificate: {where}, where login_url leads"
+    assert found == f"certificate: {where}, the host of login_url"
 
 
 def test_an_expired_certificate_draws_a_warning_with_the_date(tmp_path: Path) -> None:
@@ -1061,7 +1067,7 @@ def test_a_certificate_that_is_none_is_an_error(content: bytes, tmp_path: Path) 
     (tmp_path / "cert.pem").write_bytes(content)
     (problem,) = error_of(TLS, tmp_path).problems
     assert (problem.line, problem.column) == (4, 16)
-    assert f"certificate: {tmp_path / 'cert.pem'} is no certificate in PEM" in problem.message
+    assert f"certificate: {tmp_path / 'cert.pem'} is not a PEM certificate" in problem.message
 
 
 @pytest.mark.parametrize("content", [b"", b"not PEM", b"-----BEGIN PRIVATE KEY-----\n"])
@@ -1070,7 +1076,7 @@ def test_a_key_that_is_none_is_an_error(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "key.pem").write_bytes(content)
     (problem,) = error_of(TLS, tmp_path).problems
     assert (problem.line, problem.column) == (5, 8)
-    assert f"key: {tmp_path / 'key.pem'} is no private key in PEM" in problem.message
+    assert f"key: {tmp_path / 'key.pem'} is not a PEM private key" in problem.message
 
 
 def test_a_key_with_a_passphrase_is_an_error(tmp_path: Path) -> None:

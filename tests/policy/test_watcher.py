@@ -356,7 +356,7 @@ async def test_a_watcher_that_never_started_can_be_stopped(path: Path) -> None:
 async def test_it_starts_once(path: Path) -> None:
     watcher = PolicyWatcher(path, lambda _: None, lambda _: None, INTERVAL)
     watcher.start()
-    with pytest.raises(RuntimeError, match="started before"):
+    with pytest.raises(RuntimeError, match="started already"):
         watcher.start()
     await watcher.stopped()
 
@@ -379,7 +379,7 @@ async def test_whoever_fails_with_one_policy_gets_the_next(
         assert (await heard.policy()).network == "two"
         rewrite(path, named("three"))
         assert (await heard.policy()).network == "three"
-    assert "The policy was read, but not taken over" in caplog.text
+    assert "The policy was read, but could not be put in force" in caplog.text
     await watcher.stopped()
 
 

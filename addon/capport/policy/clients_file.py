@@ -1,7 +1,7 @@
-"""The clients that a policy keeps in a file of their own: one a line, up to two million of them.
+"""Reads a clients file, which a policy includes: one client on each line, up to two million.
 
-A line is a MAC address, an address or a network, then, after a comma, a name. What follows a `#` at
-the start of a line, or after a subject that has no name, is a comment.
+A line is a MAC address, an address or a network, then optionally a comma and a name. A line that
+starts with `#` is a comment, and so is what follows a `#` after a client without a name.
 """
 
 import re
@@ -17,69 +17,70 @@ from capport.policy.values import for_people, subject
 
 MOST_BYTES = 256 << 20
 MOST_LINES = 2_000_000
-_LONGEST = 1024  # bytes of a line: a network, a comma and a hundred characters fit
+_LONGEST = 1024  # bytes in a line: a network, a comma and a name of 100 characters fit
 _MOST_ERRORS = 20
-# What a name hardly ever is. Twelve digits in one may be a name: a number of something.
+# What looks like a client rather than a name. At least one of . : - must be in it, because twelve
+# digits may well be a name, such as a serial number.
 _CLIENT = re.compile(r"(?=.*[.:-])[0-9A-Fa-f.:/-]{3,}")
 
 
 def read(path: Path, rules: ClientRules) -> list[Problem]:
-    """Adds each client in the file to `rules`; gives what is wrong with the file.
+    """Adds each client in the file to `rules`, and returns the errors in the file.
 
-    At most 20 errors are told, then their number.
+    At most 20 errors are returned one by one; one more counts the rest.
     """
     reading = _Reading(str(path), rules)
     try:
         with open_regular(path) as file:
-            reading.all(file)
+            reading.read_lines(file)
     except OSError as error:
         reading.error(WHOLE, reason(error))
     return reading.problems()
 
 
 class _Reading:
-    """One clients file in the reading."""
+    """The state of reading one clients file."""
 
     def __init__(self, name: str, rules: ClientRules) -> None:
         self._name = name
         self._rules = rules
         self._errors: list[Problem] = []
-        self._untold = 0
-        self._begun = False  # whether there was a line that is not a comment
+        self._unlisted = 0
+        self._begun = False  # whether a line was read that is not a comment
 
-    def all(self, file: BinaryIO) -> None:
-        """Reads it, line by line, so that no more than one is in memory."""
+    def read_lines(self, file: BinaryIO) -> None:
+        """Reads the whole file, with only one line in memory at a time."""
         number = 0
         for number, raw in enumerate(_lines(file), 1):
             if number > MOST_LINES:
-                self.error(WHOLE, f"has more than {MOST_LINES} lines: name networks, or two files")
+                self.error(WHOLE, f"has more than {MOST_LINES} lines: use networks, or two files")
                 return
             if len(raw) > _LONGEST:
-                longest = f"{_LONGEST} bytes are the most"
+                longest = f"at most {_LONGEST} are allowed"
                 self.error(Mark(number, 1), f"a line of {len(raw)} bytes or more: {longest}")
                 continue
             try:
-                self._begun = self._line(number, raw) or self._begun
+                self._begun = self._read_line(number, raw) or self._begun
             except ValueError as error:
-                self._wrong(number, raw, error)
+                self._record_line(number, raw, error)
                 self._begun = True
 
     def error(self, at: Mark, message: str, source: str = "") -> None:
-        """Files an error, or, where there are enough, counts it."""
+        """Records an error; after the first 20, only counts it."""
         if len(self._errors) < _MOST_ERRORS:
             self._errors.append(Problem(self._name, at.line, at.column, message, source))
         else:
-            self._untold += 1
+            self._unlisted += 1
 
     def problems(self) -> list[Problem]:
-        """What is wrong."""
-        if not self._untold:
+        """The errors recorded so far, and the number of those that were only counted."""
+        if not self._unlisted:
             return self._errors
-        rest = f"{self._untold} more lines are wrong"
+        rest = f"{self._unlisted} more lines have errors"
         return [*self._errors, Problem(self._name, 0, 0, rest)]
 
-    def _line(self, number: int, raw: bytes) -> bool:
-        """Adds the client of a line; False where there is none in it. Raises ValueError."""
+    def _read_line(self, number: int, raw: bytes) -> bool:
+        """Adds the client on a line; False if the line is empty or a comment. Raises ValueError."""
         text, comma, rest = raw.decode().partition(",")
         text = text.strip()
         if not text or text.startswith("#"):
@@ -89,16 +90,16 @@ class _Reading:
         name = _unquoted(rest) if comma else None
         if "#" in text:
             text, name = text.partition("#")[0].strip(), None
-        who = subject(_unquoted(text))
+        client = subject(_unquoted(text))
         if name and all(map(_is_client, name.split(","))):
-            raise _LineError("several clients in one line: write a line for each")
-        self._rules.add(who, number, _name(name) if name else None)
+            raise _LineError("several clients on one line: write a line for each")
+        self._rules.add(client, number, _name(name) if name else None)
         return True
 
-    def _wrong(self, number: int, raw: bytes, error: ValueError) -> None:
-        """Files what was wrong with a line, with the place in it."""
+    def _record_line(self, number: int, raw: bytes, error: ValueError) -> None:
+        """Records the error in a line, and its place in the line."""
         if len(self._errors) >= _MOST_ERRORS:
-            self._untold += 1
+            self._unlisted += 1
             return
         source = raw.decode(errors="replace").rstrip("\r\n")
         column = len(source) - len(source.lstrip()) + 1
@@ -115,16 +116,16 @@ class _Reading:
 
 
 class _LineError(ValueError):
-    """It is the whole line that is wrong."""
+    """The whole line is wrong, so the error points to its start."""
 
 
 class _NameError(ValueError):
-    """It is the name that is wrong, not what stands before it."""
+    """The name is wrong, so the error points to what follows the comma."""
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Each line, cut where it is longer than any may be. Raises OSError for a file too large."""
-    too_large = OSError(f"is larger than {MOST_BYTES >> 20} MiB, which is the most")
+    """Each line; one that is too long is cut. Raises OSError if the file is too large."""
+    too_large = OSError(f"is larger than {MOST_BYTES >> 20} MiB, which is the limit")
     total = 0
     first = True
     while raw := file.readline(_LONGEST + 1):
@@ -143,7 +144,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _is_client(text: str) -> bool:
-    """Whether `text` could stand before a comma."""
+    """Whether `text` is a client, as it stands before the comma, and not a name."""
     if not _CLIENT.fullmatch(text.strip()):
         return False
     try:
@@ -154,7 +155,7 @@ def _is_client(text: str) -> bool:
 
 
 def _unquoted(text: str) -> str:
-    """As RFC 4180 section 2 has it: what is in quotes, less those, and each "" in it one."""
+    """`text` without its quotes, and each "" inside them as one " (RFC 4180 section 2)."""
     text = text.strip()
     if len(text) > 1 and text[0] == text[-1] == '"':
         return text[1:-1].replace('""', '"')
@@ -163,7 +164,7 @@ def _unquoted(text: str) -> str:
 
 def _name(text: str) -> str:
     if not text.isprintable() and not text.replace("\u200d", "").replace("\xa0", "").isprintable():
-        raise _NameError(f"{shown(text)} holds a character that does not print: remove it")
+        raise _NameError(f"{shown(text)} contains a character that is not printable: remove it")
     try:
         return for_people(text)
     except ValueError as error:

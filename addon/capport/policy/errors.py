@@ -1,4 +1,4 @@
-"""What is wrong with a file, where, and how to show it: the line, and a caret under the place."""
+"""Errors and warnings in a file: the message, its place, and the line with a caret under it."""
 
 import errno
 import re
@@ -10,9 +10,9 @@ from pathlib import Path
 from capport.linux.safe_files import open_regular
 
 MOST_ERRORS = 100
-"""So many errors are shown; a file with more is not what it is taken for."""
+"""At most this many errors are shown: a file with more is probably not a policy at all."""
 
-_WIDTH, _BEFORE = 88, 44  # cells of the quoted line: all of them, and those before the caret
+_WIDTH, _BEFORE = 88, 44  # terminal columns of the quoted line: in all, and before the caret
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -24,12 +24,12 @@ class Mark:
 
 
 WHOLE = Mark(0, 0)
-"""The place of what is wrong with a file and not with a line of it."""
+"""The place of an error that concerns a file as a whole, and no single line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong. `source` is the whole line; line 0 stands for the file as such."""
+    """One error or warning. `source` is the text of the line; line 0 is the file as a whole."""
 
     file: str
     line: int
@@ -48,7 +48,7 @@ class Problem:
 
 
 class PolicyError(ValueError):
-    """A policy file that cannot be used, and each place in it that is wrong."""
+    """A policy file cannot be used; `problems` has every error in it."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("\n".join(map(str, problems)))
@@ -56,11 +56,11 @@ class PolicyError(ValueError):
 
 
 class TooMany(Exception):
-    """Enough errors were found: the rest is not looked at."""
+    """MOST_ERRORS errors were found, so the rest of the file is not read."""
 
 
 class Findings:
-    """What was found wrong in one text, kept in the text's order."""
+    """Collects the errors and warnings in one text."""
 
     def __init__(self, file: str, text: str) -> None:
         self.file = file
@@ -69,22 +69,22 @@ class Findings:
         self._warnings: list[tuple[Mark, Problem]] = []
 
     def error(self, at: Mark, message: str) -> None:
-        """Files an error. Raises TooMany at the last there is room for."""
+        """Records an error. Raises TooMany when MOST_ERRORS are recorded."""
         self._errors.append((at, self._problem(at, message)))
         self._bound(at)
 
     def error_in(self, at: Mark, problem: Problem) -> None:
-        """Files an error in another file, which the line at `at` includes."""
+        """Records an error in another file, which the line at `at` includes. Raises TooMany."""
         self._errors.append((at, problem))
         self._bound(at)
 
     def warn(self, at: Mark, message: str) -> None:
-        """Files what is no error, but hardly meant."""
+        """Records a warning: valid, but probably not intended."""
         if len(self._warnings) < MOST_ERRORS:
             self._warnings.append((at, self._problem(at, message)))
 
     def line(self, at: Mark) -> str:
-        """The line that `at` is in."""
+        """The text of the line that `at` is in."""
         return self._lines[at.line - 1] if 0 < at.line <= len(self._lines) else ""
 
     @property
@@ -103,14 +103,14 @@ class Findings:
         return tuple(problem for _, problem in sorted(self._warnings, key=_place))
 
     def _problem(self, at: Mark, message: str) -> Problem:
-        # Where a text ends without a line break, libyaml takes its end for the next line.
+        # If a text ends without a line break, libyaml reports its end as one line too many.
         at = min(at, self.end)
         return Problem(self.file, at.line, at.column, message, self.line(at))
 
     def _bound(self, at: Mark) -> None:
         if len(self._errors) == MOST_ERRORS:
             end = Mark(max(at.line, max(place.line for place, _ in self._errors)) + 1, 0)
-            message = f"{MOST_ERRORS} errors: the rest of the file was not looked at"
+            message = f"{MOST_ERRORS} errors: the rest of the file was not read"
             self._errors.append((end, Problem(self.file, 0, 0, message)))
             raise TooMany
 
@@ -120,29 +120,29 @@ def _place(found: tuple[Mark, Problem]) -> Mark:
 
 
 def visible(text: str) -> str:
-    """`text` with what a terminal would obey, hide or reorder written as an escape."""
+    """`text` with an escape for each character that a terminal would obey, hide or reorder."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
 
 
 def shown(text: str) -> str:
-    """A value for a message: cut where it is long, in quotes where its end would be in doubt."""
+    """A value for a message: cut if it is long, in quotes if its end would not be clear."""
     short = text if len(text) <= 60 else text[:59] + "…"
     return short if re.fullmatch(r"[\w.:/@*…+-]+", short) else repr(short)
 
 
 def read_bounded(path: Path, most: int) -> bytes:
-    """What is in the regular file `path`. Raises OSError; never reads more than `most` bytes."""
+    """The content of the regular file `path`. Raises OSError, also if it is over `most` bytes."""
     with open_regular(path) as file:
         data = file.read(most + 1)
     if len(data) > most:
-        raise OSError(errno.EFBIG, f"is larger than {most >> 20} MiB, which is the most")
+        raise OSError(errno.EFBIG, f"is larger than {most >> 20} MiB, which is the limit")
     return data
 
 
 def reason(error: OSError) -> str:
-    """What went wrong with a file, less its name, which stands before it already."""
+    """What went wrong with a file, without its name, because the message starts with that."""
     text = error.strerror or str(error)
     return text if text.startswith("is ") else f"cannot be read: {text}"
 
@@ -152,7 +152,7 @@ def _escaped(character: str) -> str:
 
 
 def _around(line: str, at: int) -> tuple[str, int]:
-    """As much of `line` as fits around the place `at`, and how many cells come before that."""
+    """As much of `line` as fits around the index `at`, and how many columns come before it."""
     at = min(at, len(line))
     most = _WIDTH if len(line) <= _WIDTH else _BEFORE
     before, cells = _fit(line[max(0, at - most) : at][::-1], most)
@@ -164,7 +164,7 @@ def _around(line: str, at: int) -> tuple[str, int]:
 
 
 def _fit(characters: str, most: int) -> tuple[list[str], int]:
-    """The first of `characters`, made visible, that fit into so many cells; the cells they take."""
+    """As many of `characters`, made visible, as fit into `most` columns; the columns they take."""
     fitting: list[str] = []
     cells = 0
     for character in characters:
@@ -178,6 +178,7 @@ def _fit(characters: str, most: int) -> tuple[list[str], int]:
 
 
 def _cells(character: str) -> int:
+    """How many columns of a terminal a character takes."""
     if unicodedata.east_asian_width(character) in "WF":
         return 2
     return 0 if unicodedata.category(character) in ("Mn", "Me") else 1

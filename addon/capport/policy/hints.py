@@ -1,7 +1,6 @@
-"""What would do in place of a value that other portals, firewalls and spreadsheets spell otherwise.
+"""Says what to write instead of a value that is spelt as in other portals, firewalls, spreadsheets.
 
-Each function gives the rest of an error's sentence, after the value itself; None where it knows no
-better.
+Each function returns the rest of the error message, after the value, or None if it has no advice.
 """
 
 import re
@@ -27,43 +26,43 @@ _SERVICES = {"http": 80, "www": 80, "https": 443, "domain": 53, "ntp": 123}
 
 
 def of_network(text: str) -> str | None:
-    """Ranges, wildcards, netmasks, several in one, names, MAC addresses."""
+    """For a network: ranges, wildcards, netmasks, several in one, names, MAC addresses."""
     return _first(text, _wildcard, _netmask, _range, _several, _mac, _name)
 
 
 def of_place(text: str) -> str | None:
-    """Of an entry of the walled garden."""
+    """For an entry of the walled garden."""
     kinds = (_client, _wildcard, _netmask, _protocol, _ports, _names_below, _several)
     return unlike_a_name(text) or _first(text, *kinds)
 
 
 def unlike_a_name(text: str) -> str | None:
-    """Of what could be a host name, but surely is not meant as one: `10.0.0.1-9`, `any`."""
+    """For a valid host name that is surely not meant as one: `10.0.0.1-9`, `any`."""
     return _first(text, _range, _everything)
 
 
 def of_mac(text: str) -> str | None:
-    """Several in one, a part of one, or one with an address."""
+    """For a MAC address: several in one, a part of one, or one with an address."""
     return _first(text, _several, _part_of_a_mac)
 
 
 def of_subject(text: str) -> str | None:
-    """Of what a line of a clients file is about."""
+    """For the client on a line of a clients file."""
     return _first(text, _wildcard, _netmask, _range, _part_of_a_mac, _name)
 
 
 def of_listen(text: str) -> str | None:
-    """A port alone, a URL, or several in one."""
+    """For an address and a port to listen on: a port alone, a URL, or several in one."""
     if match := re.fullmatch(r"(?:\*?:)?([0-9]{1,5})", text):
         every = f"0.0.0.0:{match[1]} for every IPv4 address, [::]:{match[1]} for every IPv6 one"
-        return f"names no address: write {every}"
+        return f"has no address: write {every}"
     if match := re.fullmatch(r"https?://([\w.:\[\]-]+)/?", text, re.IGNORECASE):
         return f"is a URL: write {match[1]}"
     return _first(text, _several)
 
 
 def of_login_url(text: str) -> str | None:
-    """A URL without its scheme."""
+    """For a login URL: one without its scheme."""
     match = re.fullmatch(
         r"(?://)?(\[[0-9a-f:.]+\]|[\w.-]+)((?::[0-9]+)?(?:/[!-~]*)?)", text, re.IGNORECASE
     )
@@ -74,7 +73,7 @@ def of_login_url(text: str) -> str | None:
 
 
 def of_client_line(line: str, is_client: Callable[[str], bool], *, first: bool) -> str | None:
-    """Of a line in a clients file that cannot be read."""
+    """For a line of a clients file; `first` if no line before it has a client."""
     if (
         first
         and not re.search(r"[0-9]", line)
@@ -82,9 +81,9 @@ def of_client_line(line: str, is_client: Callable[[str], bool], *, first: bool) 
     ):
         return "is a heading: remove it, or write # before it"
     if line.lstrip().startswith(("//", ";", "--")):
-        return "is no comment: write # before it"
+        return "is not a comment here: write # before it"
     if _first(line.strip(), _wildcard, _netmask, _range):
-        return None  # which is said already
+        return None  # the error message says it already
     columns = [column.strip('"') for column in re.split(r"[,;\s=]+", line)]
     clients = [*filter(is_client, columns)]
     if not clients:
@@ -95,7 +94,7 @@ def of_client_line(line: str, is_client: Callable[[str], bool], *, first: bool) 
 
 
 def is_mac(text: str) -> bool:
-    """Whether it is a MAC address, in whatever spelling."""
+    """Whether `text` is a MAC address, in any notation."""
     try:
         parse_mac(text)
     except ValueError:
@@ -112,7 +111,7 @@ def _first(text: str, *kinds: Callable[[str], str | None]) -> str | None:
 def _name(text: str) -> str | None:
     if not re.fullmatch(r"(?:[a-z0-9_-]+\.)+[a-z][a-z0-9-]+", text, re.IGNORECASE):
         return None
-    return "is a name, and a client is known by its address or its MAC address"
+    return "is a name: write the client's address or its MAC address"
 
 
 def _mac(text: str) -> str | None:
@@ -122,7 +121,7 @@ def _mac(text: str) -> str | None:
 def _client(text: str) -> str | None:
     if not is_mac(text):
         return None
-    return "is a MAC address, and the garden has places: name the device under clients"
+    return "is a MAC address, but the garden holds places: add the device under clients"
 
 
 def _part_of_a_mac(text: str) -> str | None:
@@ -132,7 +131,7 @@ def _part_of_a_mac(text: str) -> str | None:
     if re.fullmatch(r"([0-9a-f]{2}[:-]){2,5}([0-9a-fx]{0,2}|\*)", text, re.IGNORECASE) or (
         is_mac(text.partition("/")[0])
     ):
-        return "is a part of a MAC address, and each is named whole, such as 02:00:00:00:00:07"
+        return "is only a part of a MAC address: write a whole one, such as 02:00:00:00:00:07"
     return None
 
 
@@ -149,7 +148,7 @@ def _range(text: str) -> str | None:
         if int(ends[1]) < int(ends[0]):
             return "is a range that ends before it begins"
         networks = [*summarize_address_range(*ends)]
-    except (ValueError, TypeError):  # no addresses, or of two families
+    except (ValueError, TypeError):  # not addresses, or of two families
         return None
     if len(networks) > _MOST:
         return f"is a range: write networks, such as {_in_short(networks[0])}"
@@ -166,11 +165,11 @@ def _wildcard(text: str) -> str | None:
         network = ip_network(".".join([*parts, "0", "0", "0"][:4]) + f"/{8 * len(parts)}")
     except ValueError:
         return None
-    return f"is neither an address nor a network: write {network}, if that is meant"
+    return f"is neither an address nor a network: write {network}, if you mean that"
 
 
 def _netmask(text: str) -> str | None:
-    """`10.0.0.0/255.255.255.0`, or with a blank between."""
+    """`10.0.0.0/255.255.255.0`, or with a space between."""
     match = re.fullmatch(r"([0-9.]+)(?:/| +|:)([0-9]+\.[0-9.]+)", text)
     try:
         return (
@@ -186,8 +185,8 @@ def _several(text: str) -> str | None:
         return None
     one = len(parts) == 2 and " " in text.strip() and parts[1].isdigit()
     if one and (place := f"{parts[0]}:{parts[1]}").isprintable():
-        return f"has a blank in it: write {place}"
-    return f"is {len(parts)} in one: write an item for each"
+        return f"has a space in it: write {place}"
+    return f"is {len(parts)} values in one: write an item for each"
 
 
 def _protocol(text: str) -> str | None:
@@ -197,10 +196,10 @@ def _protocol(text: str) -> str | None:
         return None
     protocol, place = (match[1] or match[4]).lower(), match[2] or match[3]
     if protocol == "udp" and not place.endswith(":123"):
-        return "is for UDP, and the garden is for TCP, and NTP on port 123"
+        return "is for UDP, but the garden is for TCP, and for NTP on UDP port 123"
     if protocol == "icmp":
-        return "is for ICMP, and the garden is for TCP, and NTP on port 123"
-    return f"names a protocol, and the garden has none: write {place}"
+        return "is for ICMP, but the garden is for TCP, and for NTP on UDP port 123"
+    return f"has a protocol, which the garden does not take: write {place}"
 
 
 def _ports(text: str) -> str | None:
@@ -212,7 +211,7 @@ def _ports(text: str) -> str | None:
         return None
     host, ports = match.groups()
     if ports in _SERVICES:
-        return f"has a port's name: write {host}:{_SERVICES[ports]}"
+        return f"has a service in place of the port: write {host}:{_SERVICES[ports]}"
     if ports.isalpha():
         return None
     numbers = re.findall("[0-9]+", ports)
@@ -224,17 +223,17 @@ def _ports(text: str) -> str | None:
 def _everything(text: str) -> str | None:
     if text.lower() not in {"*", "any", "all", "."}:
         return None
-    return "would be everything: name the places that unknown clients may reach"
+    return "is everything: write only the places that unknown clients may reach"
 
 
 def _names_below(text: str) -> str | None:
-    """`.example.org`, `*example.org`, `/example.org/`, and expressions."""
+    """`.example.org`, `*example.org`, `/example.org/`, and regular expressions."""
     if re.search(r"[\\^$()+?]", text):
-        return 'is an expression: the garden takes names, and "*.example.org" for all below one'
+        return 'is an expression: write names, or "*.example.org" for all names below example.org'
     match = re.fullmatch(r"(?:\.|\*(?!\.)|\*?/)([a-z0-9_-]+(?:\.[a-z0-9_-]+)+)/?", text, re.I)
     if match is None:
         return None
-    return f'is no name: write "*.{match[1]}" for the names below it, and {match[1]} for itself'
+    return f'is not a name: write "*.{match[1]}" for the names below it, and {match[1]} for itself'
 
 
 def _in_short(network: IPv4Network | IPv6Network) -> str:

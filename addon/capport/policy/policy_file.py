@@ -1,7 +1,7 @@
-"""The policy file: YAML in, a Policy out, or an error for each line that is wrong.
+"""Reads a policy file: YAML in, a Policy out, or an error for each line that is wrong.
 
-A file is read whole and checked whole before any of it is used. Which keys there are stands in
-policysection.py, what a value may look like in policyvalues.py, how YAML is read in policytree.py.
+A file is read and checked as a whole before any of it is used. section.py lists the keys, values.py
+parses the values, and tree.py reads the YAML.
 """
 
 from collections.abc import Callable
@@ -35,8 +35,7 @@ from capport.core.policy import (
 from capport.core.probes import ANYWHERE, CHECKED_BY_TLS, known_checks
 from capport.core.session import LONGEST
 from capport.extras import lacking
-from capport.policy import clients_file
-from capport.policy import values as values
+from capport.policy import clients_file, values
 from capport.policy.certificate import Chain
 from capport.policy.errors import (
     Findings,
@@ -46,56 +45,61 @@ from capport.policy.errors import (
     read_bounded,
     reason,
 )
-from capport.policy.section import Section, optional
+from capport.policy.section import Section
 from capport.policy.tree import Fields, Node, Refused, Word, kind, read_text, read_tree
 
 __all__ = ["PolicyError", "Problem", "default", "load", "load_with_warnings", "parse"]
 
-_WEB_PORTS = {"80", "443", "8080", "8443"}  # which the end of an IPv6 address is hardly meant to be
-_LONGEST_CERTIFICATE = 1 << 20  # bytes, with its chain
+_WEB_PORTS = {
+    "80",
+    "443",
+    "8080",
+    "8443",
+}  # an IPv6 address that ends in one probably lacks brackets
+_LONGEST_CERTIFICATE = 1 << 20  # bytes of the file, with the whole chain
 _DAY = 86400
 _EVERY_ADDRESS = (IPv4Address("0.0.0.0"), IPv6Address("::"))  # noqa: S104
 _REFRESH: int | None = 10
 
 type Opening = Callable[[str], object]
-"""Called with the name of each file just before it is opened, so that a change of it is noticed."""
+"""A function called with each file's name just before the file is opened, to detect changes."""
 
 
 def load(path: Path, opening: Opening = str) -> Policy:
-    """The policy in the file at `path`. Raises PolicyError, with every error there is."""
+    """The policy in the file at `path`. Raises PolicyError, with every error in the file."""
     return load_with_warnings(path, opening)[0]
 
 
 def load_with_warnings(path: Path, opening: Opening = str) -> tuple[Policy, tuple[Problem, ...]]:
-    """The policy at `path`, and what in it is no error, but hardly meant. Raises PolicyError."""
+    """The policy at `path`, and the warnings. Raises PolicyError."""
     opening(str(path))
     reader = _Reader(Findings(str(path), text := read_text(path)), path.parent, opening)
     return reader.read(text, str(path))
 
 
 def parse(text: str, name: str, folder: Path) -> Policy:
-    """The policy in `text`, which errors call `name`. Raises PolicyError.
+    """The policy in `text`; errors name the file `name`. Raises PolicyError.
 
-    What it names by a relative path is sought in `folder`.
+    Relative paths in it start at `folder`.
     """
     return _Reader(Findings(name, text), folder, str).read(text, name)[0]
 
 
 def default() -> Policy:
-    """The embedded policy, for whoever gives none."""
+    """The policy in default.yaml, which is used when the operator names no policy file."""
     path = Path(__file__).parents[1] / "default.yaml"
     text = read_text(path)
     return _Reader(Findings(path.name, text), path.parent, str).read(text, None)[0]
 
 
 class _Reader:
-    """One policy in the reading, key by key."""
+    """Reads one policy, key by key."""
 
     def __init__(self, findings: Findings, folder: Path, opening: Opening) -> None:
         self.findings = findings
         self._folder = folder
         self._opening = opening
-        self._certificate: Chain | None = None  # the login server's, where it is one
+        self._certificate: Chain | None = None  # the login server's, once it is read
 
     def read(self, text: str, file: str | None) -> tuple[Policy, tuple[Problem, ...]]:
         """The policy in `text`, and the warnings. Raises PolicyError."""
@@ -110,30 +114,30 @@ class _Reader:
         return policy, self.findings.warnings
 
     def policy(self, root: Node, file: str | None) -> Policy | None:
-        """The policy in `root`; None if it has no use, which is then among the findings."""
+        """The policy in `root`; None if it is no map, which the findings then report."""
         if not isinstance(root, Fields):
             if not isinstance(root, Refused):
                 message = (
-                    f"a policy is a map, such as login_url: https://…, and this is {kind(root)}"
+                    f"a policy is a map, such as login_url: https://…, but this is {kind(root)}"
                 )
                 self.findings.error(root.at, message)
             return None
-        top = Section(self.findings, "the policy", root, "")
+        top = Section(self.findings, "the policy", root)
         section = top.section("login_server")
         login_server = self._login_server(section)
         login, *other = self._login(top, login_server)
         if "router" in top and values.is_on_this_machine(login.place):
             key = "login_url" if "login_url" in top else "login_server"
-            why = "where each client finds itself: write the router's address on the clients' side"
+            why = "which is each client itself: write the router's address on the clients' side"
             self.findings.warn(top.mark(key), f"{key}: people are sent to {login.place}, {why}")
         if section is not None:
-            asked = "login_url" in top and login.scheme == "https"
-            self._doubt_certificate(section, login.place.host if asked else None)
+            by_name = "login_url" in top and login.scheme == "https"
+            self._doubt_certificate(section, login.place.host if by_name else None)
         return Policy(
             login_url=login.url,
             login_place=login.place,
             other_login=Login(other[0].url, other[0].place) if other else None,
-            network=top.take("network", optional(values.for_people), None),
+            network=top.take("network", values.for_people, None),
             refresh=top.take("refresh", values.refresh, _REFRESH),
             clients=self._clients(top),
             walled_garden=self._walled_garden(top, login_server),
@@ -149,9 +153,9 @@ class _Reader:
         )
 
     def _login(self, top: Section, server: LoginServer | None) -> list[values.LoginUrl]:
-        """Where a 511 sends people: as given, or the embedded login server's own addresses.
+        """Where a 511 sends people: `login_url`, or the embedded login server's own addresses.
 
-        One URL, or one for each family of addresses.
+        `login_url` is one URL; of the login server's addresses, there is one URL for each family.
         """
         nowhere = values.LoginUrl("", Place("", 0), "")
         if "login_url" in top:
@@ -166,13 +170,15 @@ class _Reader:
             return [nowhere]
         at = top.mark("login_server")
         if every := next((p.host for p in server.listen if p.host in _EVERY_ADDRESS), None):
-            where = f"login_server listens on {every}, which nobody can go to"
+            where = f"login_server listens on {every}, which no client can connect to"
             self.findings.error(at, f"{where}: add a login_url, or listen on one address")
         elif server.certificate:
-            why = "people go to the address that it listens on, and most certificates hold a name"
+            why = (
+                "people go to the address that it listens on, but most certificates are for a name"
+            )
             self.findings.warn(at, f"login_url is missing: {why}")
         scheme = "https" if server.certificate else "http"
-        # The first of each family of addresses: a client follows the link to one of its own.
+        # The first of each family of addresses, because a client can only reach its own family.
         places: dict[type, Place] = {}
         for place in server.listen:
             places.setdefault(type(place.host), place)
@@ -185,44 +191,45 @@ class _Reader:
         rules = ClientRules()
         for node in top.items("clients", "{address: 192.0.2.20, access: known}"):
             if isinstance(node, Fields):
-                self._client(Section(self.findings, "clients", node, "clients"), rules)
+                self._client(Section(self.findings, "clients", node), rules)
             elif not isinstance(node, Refused):
                 what = "{address: 192.0.2.20, access: known}"
                 self.findings.error(
-                    node.at, f"a client is a map, such as {what}: this is {kind(node)}"
+                    node.at, f"a client is a map, such as {what}, but this is {kind(node)}"
                 )
         return rules
 
     def _client(self, rule: Section, rules: ClientRules) -> None:
         access = rule.need("access", values.word_of(Access), "known or blocked")
-        name = rule.take("name", optional(values.for_people), None)
+        name = rule.take("name", values.for_people, None)
         about = [key for key in ("mac", "address", "file") if key in rule]
         if len(about) != 1:
             found = "none" if not about else " and ".join(about)
-            self.findings.error(rule.at, f"clients: one of mac, address, file; here is {found}")
+            needs = f"a client needs exactly one of mac, address, file; this one has {found}"
+            self.findings.error(rule.at, f"clients: {needs}")
             return
         if about == ["file"]:
             self._clients_file(rule, rules, access)
             return
         subject = (
-            rule.take("mac", optional(values.mac), None)
+            rule.take("mac", values.mac, None)
             if about == ["mac"]
-            else rule.take("address", optional(values.network), None)
+            else rule.take("address", values.network, None)
         )
         if subject is None or access is None:
             return
         if earlier := rules.covering(subject):
-            why = f"{earlier.where} comes first, and matches whatever it does"
-            self.findings.warn(rule.at, f"the client {subject} is never asked about: {why}")
+            why = f"{earlier.where} comes first, and covers it"
+            self.findings.warn(rule.at, f"the client {subject} never matches: {why}")
         rules.section(access, self.findings.file)
         rules.add(subject, rule.at.line, name)
 
     def _clients_file(self, rule: Section, rules: ClientRules, access: Access | None) -> None:
         if "name" in rule:
             self.findings.error(
-                rule.mark("name"), "name: in a file each client has its own; remove it"
+                rule.mark("name"), "name: each client in a file has its own name; remove this one"
             )
-        path = rule.take("file", optional(values.path(self._folder)), None)
+        path = rule.take("file", values.path(self._folder), None)
         if path is None:
             return
         self._opening(str(path))
@@ -236,7 +243,7 @@ class _Reader:
     def _walled_garden(self, top: Section, login_server: LoginServer | None) -> WalledGarden:
         garden = WalledGarden()
         if login_server and login_server.certificate and self._certificate:
-            self._add_where_it_is_checked(garden, login_server.certificate, self._certificate)
+            self._add_places_to_check(garden, login_server.certificate, self._certificate)
         for node in top.items("walled_garden", "www.example.org"):
             if isinstance(node, Word) and not node.nothing:
                 self._garden_entry(node, garden)
@@ -245,13 +252,13 @@ class _Reader:
                 self.findings.error(node.at, f"walled_garden takes words, such as {what}")
             elif not isinstance(node, Refused):
                 message = (
-                    f"walled_garden takes words, such as www.example.org: this is {kind(node)}"
+                    f"walled_garden takes words, such as www.example.org, but this is {kind(node)}"
                 )
                 self.findings.error(node.at, message)
         return garden
 
-    def _add_where_it_is_checked(self, garden: WalledGarden, path: str, chain: Chain) -> None:
-        """RFC 8908 section 4.1: OCSP, CRLs and issuers of the API's certificate are reachable."""
+    def _add_places_to_check(self, garden: WalledGarden, path: str, chain: Chain) -> None:
+        """Adds the places where clients check the API's certificate (RFC 8908 section 4.1)."""
         for place in chain.places_to_check():
             entry = GardenEntry(str(place), frozenset({place.port}), path)
             if isinstance(place.host, str):
@@ -269,12 +276,16 @@ class _Reader:
         entry = GardenEntry(node.text, ports, f"{self.findings.file}:{node.at.line}", wide)
         host, _, port = node.text.rpartition(":")
         if ":" in host and "[" not in host and port in _WEB_PORTS:
-            meant = f'"[{host}]:{port}"'
-            self.findings.warn(node.at, f"{node.text} is one address: for its port write {meant}")
+            quoted = f'"[{host}]:{port}"'
+            self.findings.warn(
+                node.at,
+                f"{node.text} is one address: if {port} is its port, write {quoted}",
+            )
         if not isinstance(found, str):
             if found.prefixlen <= (8 if found.version == 4 else 16):
                 self.findings.warn(
-                    node.at, f"{found} holds {found.num_addresses} addresses: all free"
+                    node.at,
+                    f"{found} holds {found.num_addresses} addresses: all are free",
                 )
             garden.add_network(found, entry)
             return
@@ -287,20 +298,20 @@ class _Reader:
             self._checks_in_the_garden(node, found, entry)
 
     def _checks_in_the_garden(self, node: Word, name: str, entry: GardenEntry) -> None:
-        """Warns where an entry of the garden meets connectivity checks."""
-        found = [check for check in known_checks() if _holds(name, check[1])]
+        """Warns if an entry of the garden covers the host of a connectivity check."""
+        found = [check for check in known_checks() if _covers(name, check[1])]
         if 80 in entry.ports and found:
             systems = " and ".join(dict.fromkeys(system for system, _, _ in found))
             url = f"http://{found[0][1]}{found[0][2]}"
             if entry.wide:
-                so = f"{systems} would not ask people to sign in; to let one through, name its host"
+                so = f"{systems} would not ask people to sign in; to let it through, name its host"
                 message = f"{name} does not let connectivity checks through, such as {url}: {so}"
             else:
                 so = f"{systems} may not ask people to sign in"
                 message = f"{name} lets the connectivity check {url} through: {so}"
             self.findings.warn(node.at, message)
-        if 443 in entry.ports and _holds(name, CHECKED_BY_TLS):
-            why = "is let through, because what is asked for inside TLS cannot be seen"
+        if 443 in entry.ports and _covers(name, CHECKED_BY_TLS):
+            why = "is let through, because requests inside TLS are not visible"
             so = "Android and ChromeOS may not ask people to sign in"
             check = f"the connectivity check https://{CHECKED_BY_TLS}/generate_204"
             self.findings.warn(node.at, f"{name}: {check} {why}: {so}")
@@ -326,21 +337,21 @@ class _Reader:
             return default
         seconds = values.duration(1, LONGEST)
         sessions = Sessions(
-            store=section.take("store", optional(values.store(self._folder)), default.store),
+            store=section.take("store", values.store(self._folder), default.store),
             lifetime=section.take("lifetime", seconds, default.lifetime),
-            idle=section.take("idle", optional(seconds), default.idle),
+            idle=section.take("idle", seconds, default.idle),
             most=section.take("most", values.count(1, 1_000_000), default.most),
         )
         if sessions.idle is not None and sessions.idle > sessions.lifetime:
             self.findings.warn(
-                section.mark("idle"), "idle is longer than lifetime: it never matters"
+                section.mark("idle"), "idle is longer than lifetime: it has no effect"
             )
         return sessions
 
     def _limits(self, section: Section | None) -> Limits:
         if section is None:
             return Limits()
-        limit = optional(values.size(256, 1 << 20))
+        limit = values.size(256, 1 << 20)
         limits = Limits(
             requests=self._rate(section.section("requests")),
             header_field=section.take("header_field", limit, None),
@@ -354,14 +365,14 @@ class _Reader:
         )
         if limits.header_section and (limits.header_field or 0) > limits.header_section:
             at = section.mark("header_field")
-            self.findings.warn(at, "header_field is more than header_section: it never matters")
+            self.findings.warn(at, "header_field is more than header_section: it has no effect")
         return limits
 
     def _rate(self, section: Section | None) -> Rate | None:
         if section is None:
             return None
-        count = section.need("count", values.count(1, 1_000_000), "how many, such as 600")
-        per = section.need("per", values.duration(1, _DAY), "in what time, such as 1m")
+        count = section.need("count", values.count(1, 1_000_000), "how many requests, such as 600")
+        per = section.need("per", values.duration(1, _DAY), "in which time, such as 1m")
         return None if count is None or per is None else Rate(count, per)
 
     def _probe_paths(self, top: Section) -> tuple[str, ...]:
@@ -381,52 +392,55 @@ class _Reader:
         self._check_pair(section, pem, private)
         for one, other in (("certificate", "key"), ("key", "certificate")):
             if one in section and other not in section:
-                message = f"{one} takes {other} beside it: add it, or leave both out for http"
+                message = f"{one} needs {other}: add it, or leave both out for http"
                 self.findings.error(section.mark(one), message)
         conditions = section.take("conditions", values.word_of(Conditions), Conditions.TERMS)
-        venue_info_url = section.take("venue_info_url", optional(values.web_page), None)
+        venue_info_url = section.take("venue_info_url", values.web_page, None)
         if venue_info_url is not None and certificate is None:
-            why = (
-                "only the Captive Portal API tells it, which is asked over https: add a certificate"
-            )
+            why = "only the Captive Portal API serves it, and that needs https: add a certificate"
             self.findings.warn(section.mark("venue_info_url"), f"venue_info_url: {why}")
         if not listen:
             return None
         return LoginServer(listen, certificate, key, conditions, venue_info_url)
 
     def _listen(self, section: Section) -> tuple[Place, ...]:
-        """Where the login server listens; nowhere only where that is an error."""
+        """The places where the login server listens; empty if `listen` is missing or wrong."""
         example = "192.0.2.1:8511"
         if section.lacks("listen"):
-            self.findings.error(section.at, f"login_server needs listen: where, such as {example}")
+            self.findings.error(
+                section.at, f"login_server needs listen: an address and a port, such as {example}"
+            )
         found: list[Place] = []
         for place, at in section.several(
             "listen", values.listen, "an address and a port", example, needed=True
         ):
             if one := next((one for one in found if _overlap(one, place)), None):
-                what = f"listen: nobody can listen on both {one} and {place}"
+                what = f"listen: a program cannot listen on both {one} and {place}"
                 self.findings.error(at, f"{what}: leave one out")
             found.append(place)
         return tuple(found)
 
     def _check_pair(self, section: Section, pem: bytes | None, private: bytes | None) -> None:
-        """A certificate is one, and the key is its own."""
+        """Checks that the certificate can be read, and that the key belongs to it."""
         if pem is None:
             return
         try:
             self._certificate = Chain(pem)
         except ValueError as error:
-            self._amiss(section, "certificate", str(error))
+            self._error_in_file(section, "certificate", str(error))
             return
         if private is not None and (why := self._certificate.key_error(private)):
-            self._amiss(section, "key", why)
+            self._error_in_file(section, "key", why)
 
-    def _amiss(self, section: Section, key: str, why: str) -> None:
+    def _error_in_file(self, section: Section, key: str, why: str) -> None:
         path = section.take(key, values.path(self._folder), self._folder)
         self.findings.error(section.mark(key), f"{key}: {path} {why}")
 
     def _doubt_certificate(self, section: Section, host: Host | None) -> None:
-        """Warns of what browsers will warn of; where there is no `host`, that was warned of."""
+        """Warns if browsers will reject the certificate.
+
+        `host` is None if there is no `login_url`, because `_login` has then warned about the name.
+        """
         if self._certificate is None:
             return
         path = section.take("certificate", values.path(self._folder), self._folder)
@@ -434,8 +448,8 @@ class _Reader:
             self.findings.warn(section.mark("certificate"), f"certificate: {path} {doubt}")
 
     def _file(self, section: Section, key: str) -> tuple[str | None, bytes | None]:
-        """The absolute path of a file, and what is in it, if it can be read."""
-        path = section.take(key, optional(values.path(self._folder)), None)
+        """The absolute path of the file under `key`, and its content, if it can be read."""
+        path = section.take(key, values.path(self._folder), None)
         if path is None:
             return None, None
         self._opening(str(path))
@@ -457,18 +471,18 @@ class _Reader:
         if client is None or origin is None:
             return None
         if client == origin:
-            message = f"client_interface and origin_interface are both {client}: a router has two"
+            message = f"client_interface and origin_interface are both {client}: a router needs two"
             self.findings.error(section.mark("origin_interface"), message)
         return Router(client, origin)
 
 
 def _overlap(one: Place, other: Place) -> bool:
-    """Whether only one of these can be listened at."""
+    """Whether a program cannot listen on both, because one includes the other."""
     every = one.host in _EVERY_ADDRESS or other.host in _EVERY_ADDRESS
     same_family = type(one.host) is type(other.host)
     return one.port == other.port and same_family and (every or one.host == other.host)
 
 
-def _holds(entry: str, host: str) -> bool:
-    """Whether a name in the garden is `host`, or a star above it."""
+def _covers(entry: str, host: str) -> bool:
+    """Whether a name in the garden is `host`, or a wildcard that covers it."""
     return host.endswith(entry[1:]) if entry.startswith("*.") else host == entry

@@ -1,8 +1,8 @@
-"""A policy's maps in the reading: which keys each may have, and what is said of the others."""
+"""Reads one map of a policy: which keys it may have, their values, and errors for other keys."""
 
 from collections.abc import Callable
 
-from capport.policy import values as values
+from capport.policy import values
 from capport.policy.errors import Findings, Mark, shown
 from capport.policy.tree import Fields, Items, Node, Refused, Word, kind
 
@@ -35,18 +35,17 @@ KEYS = {
 
 
 class Section:
-    """One map of the policy in the reading: asked for each key, it gives the value or the default.
+    """One map of the policy: returns the value of each key that the caller asks for.
 
-    What is wrong goes to the findings, and the default is then what the caller gets.
+    An error goes to the findings, and the caller gets the default instead of the value.
     """
 
-    def __init__(self, findings: Findings, name: str, node: Fields, path: str) -> None:
+    def __init__(self, findings: Findings, name: str, node: Fields) -> None:
         self.at = node.at
         self._findings = findings
         self._name = name
-        self._path = path
         self._fields = {key: found for key, found in node.fields.items() if key in KEYS[name]}
-        self._meant: set[str] = set()  # keys that are there, misspelt: not missing as well
+        self._meant: set[str] = set()  # keys that are probably meant by misspelt ones
         for key, (at, _) in node.fields.items():
             if key not in KEYS[name]:
                 self._meant.update(values.near(key, KEYS[name]))
@@ -56,21 +55,21 @@ class Section:
         return key in self._fields
 
     def lacks(self, key: str) -> bool:
-        """Whether `key` is not there, not even misspelt."""
+        """Whether `key` is missing; a misspelt key is reported as such, and not as missing."""
         return key not in self._fields and key not in self._meant
 
     def mark(self, key: str) -> Mark:
-        """Where the value of `key` stands, or, if there is none, the map."""
+        """The place of the value of `key`, or of the map if it has no such key."""
         found = self._fields.get(key)
         return self.at if found is None else found[1].at
 
     def take[Value](self, key: str, read: Callable[[str], Value], otherwise: Value) -> Value:
-        """The value of `key`, read by `read`."""
+        """The value of `key`, parsed by `read`; `otherwise` if it is missing or wrong."""
         at, node = self._fields.get(key, (self.at, None))
         if node is None or isinstance(node, Refused):
             return otherwise
         if not isinstance(node, Word):
-            self._findings.error(node.at, f"{key} takes one value, and this is {kind(node)}")
+            self._findings.error(node.at, f"{key} takes one value, but this is {kind(node)}")
         elif node.nothing:
             self._findings.error(at, f"{key} has no value: give it one, or leave the line out")
         else:
@@ -86,10 +85,10 @@ class Section:
         *,
         needed: bool = False,
     ) -> list[tuple[Value, Mark]]:
-        """Each value in the list under `key`, read by `read`, and where it stands.
+        """Each value in the list under `key`, parsed by `read`, and its place.
 
-        `what` the list holds, and an `example` of it, are for the errors. If one value is `needed`,
-        it may also stand there without a list.
+        `what` the list holds, and an `example` of it, go into error messages. If the list is
+        `needed`, it must not be empty, and a single value may stand in place of a list.
         """
         _, node = self._fields.get(key, (self.at, None))
         items = [node] if needed and isinstance(node, Word) else self.items(key, example)
@@ -98,38 +97,38 @@ class Section:
         found: list[tuple[Value, Mark]] = []
         for item in items:
             if isinstance(item, Word) and not item.nothing:
-                if (value := self._read(key, optional(read), item, None)) is not None:
+                if (value := self._read(key, read, item, None)) is not None:
                     found.append((value, item.at))
             elif not isinstance(item, Refused):
-                self._findings.error(item.at, f"{key} takes {what}, and this is {kind(item)}")
+                self._findings.error(item.at, f"{key} takes {what}, but this is {kind(item)}")
         return found
 
     def need[Value](self, key: str, read: Callable[[str], Value], what: str) -> Value | None:
-        """The value of `key`, which must be there; `what` says what it is."""
+        """The value of `key`, which is required; `what` explains it in the error."""
         if self.lacks(key):
             self._findings.error(self.at, f"{self._name} needs {key}: {what}")
-        return self.take(key, optional(read), None)
+        return self.take(key, read, None)
 
     def section(self, key: str) -> "Section | None":
-        """The map under `key`; None where there is none, or it is empty."""
+        """The map under `key`, empty if `key` has no value; None if it is missing or wrong."""
         _, node = self._fields.get(key, (self.at, None))
         if isinstance(node, Word) and node.nothing:
-            return Section(self._findings, key, Fields(self._fields[key][0]), self._within(key))
+            return Section(self._findings, key, Fields(self._fields[key][0]))
         if isinstance(node, Fields):
-            return Section(self._findings, key, node, self._within(key))
+            return Section(self._findings, key, node)
         if node is not None and not isinstance(node, Refused):
             keys = ", ".join(KEYS[key])
-            message = f"{key} takes a map with the keys {keys}, and this is {kind(node)}"
+            message = f"{key} takes a map with the keys {keys}, but this is {kind(node)}"
             self._findings.error(node.at, message)
         return None
 
     def items(self, key: str, example: str) -> list[Node]:
-        """The list under `key`; `example` is an item of it."""
+        """The list under `key`; `example`, an item of it, goes into the error message."""
         _, node = self._fields.get(key, (self.at, None))
         if isinstance(node, Items):
             return node.items
         if node is not None and not isinstance(node, Refused) and not _is_nothing(node):
-            message = f"{key} takes a list, such as [{example}], and this is {kind(node)}"
+            message = f"{key} takes a list, such as [{example}], but this is {kind(node)}"
             self._findings.error(node.at, message)
         return []
 
@@ -142,24 +141,16 @@ class Section:
             self._findings.error(node.at, f"{key}: {error}")
             return otherwise
 
-    def _within(self, key: str) -> str:
-        return f"{self._path}.{key}" if self._path else key
-
-
-def optional[Value](read: Callable[[str], Value]) -> Callable[[str], Value | None]:
-    """`read`, for where nothing is a value too."""
-    return read
-
 
 def _is_nothing(node: Node) -> bool:
     return isinstance(node, Word) and node.nothing
 
 
 def _unknown(key: str, section: str) -> str:
-    """What would do in place of `key`: one like it here, or where it belongs."""
+    """The error for an unknown key: where it belongs, or the key that it probably means."""
     wrong = f"{shown(key)} is not a key of {section}"
     home = next((name for name, keys in KEYS.items() if key in keys), None)
     if home is not None:
         return f"{wrong}: it belongs {'at the top' if home == 'the policy' else f'under {home}'}"
     near = values.did_you_mean(key, KEYS[section])
-    return f"{wrong}{near or f': there are {", ".join(KEYS[section])}'}"
+    return f"{wrong}{near or f': its keys are {", ".join(KEYS[section])}'}"

@@ -1,8 +1,8 @@
-"""A policy's YAML as a tree of words, lists and maps, each of which knows where it stands.
+"""Reads a policy's YAML into a tree of words, lists and maps, each with its line and column.
 
-Scalars are what they look like: nothing is guessed to be a number, a date or a truth value, since
-PyYAML would read the MAC address `10:20:30:40:50:59` as a number in base 60, and `no` as false.
-What lets a small file mean a large one or a Python object (anchors, aliases, tags) is refused.
+Every scalar stays text. PyYAML would turn some into numbers, dates or booleans: the MAC address
+`10:20:30:40:50:59` into a number in base 60, and `no` into false. Anchors, aliases and tags are
+refused, because with them a small file can expand to a large one, or make a Python object.
 """
 
 import re
@@ -27,20 +27,21 @@ from capport.policy.errors import (
 MOST_BYTES = 1 << 20
 _DEEPEST = 16  # the policy itself needs 4
 
-# libyaml where PyYAML has it: 1 MiB of lists takes it 0.7 s, the Python parser 7 s.
+# libyaml, if PyYAML is built with it: it reads 1 MiB of lists in 0.7 s, the Python parser in 7 s.
 _Loader: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-# What YAML 1.1 section 5.1 does not allow, and the line breaks that no editor counts as such.
+# Characters that YAML 1.1 section 5.1 forbids, and the line breaks that editors do not count.
 _NOT_TEXT = re.compile(
     r"[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
 )
-# In a value, what `"\x1b"` may still bring in, and the overrides that make text look like another.
+# In a value, also the characters that an escape such as `"\x1b"` makes, and those that change the
+# direction of the text, so that it looks like other text.
 _NOT_A_VALUE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
 
 
 @dataclass(slots=True)
 class Word:
-    """A scalar, as written; `nothing` where a value was left out."""
+    """A scalar, as written; `nothing` is true if the file has no value there."""
 
     at: Mark
     text: str
@@ -57,7 +58,7 @@ class Items:
 
 @dataclass(slots=True)
 class Fields:
-    """A map: to each key where it stands, and its value."""
+    """A map: for each key, its place and its value."""
 
     at: Mark
     fields: "dict[str, tuple[Mark, Node]]" = field(default_factory=dict)
@@ -65,7 +66,7 @@ class Fields:
 
 @dataclass(slots=True)
 class Refused:
-    """What stands here has been reported."""
+    """Stands in place of a node that is wrong; its error is recorded already."""
 
     at: Mark
 
@@ -83,7 +84,7 @@ def read_text(path: Path) -> str:
 
 
 def decode(data: bytes, name: str) -> str:
-    """`data` as UTF-8. Raises PolicyError, with the place of the byte that is none."""
+    """`data` decoded from UTF-8. Raises PolicyError, with the place of the byte that is wrong."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:4]:
         raise _unreadable(name, Mark(1, 1), "is not UTF-8, but UTF-16 or no text: save it as UTF-8")
     if data.startswith(b"\xef\xbb\xbf"):
@@ -101,7 +102,7 @@ def decode(data: bytes, name: str) -> str:
 
 
 def read_tree(text: str, findings: Findings) -> Node | None:
-    """The tree in `text`; None where there is none to be had, which is then among the findings."""
+    """The tree in `text`; None if it cannot be read, which the findings then report."""
     if odd := _NOT_TEXT.search(text):
         at = _mark_at(text, odd.start())
         findings.error(
@@ -139,20 +140,22 @@ def kind(node: Node) -> str:
 
 
 class _Stop(Exception):
-    """It has been reported, and there is no going on."""
+    """Ends the reading; the error is recorded already."""
 
 
 class _Builder:
-    """Events in, a tree out. It does not recurse, so no text can exhaust the stack."""
+    """Builds the tree from YAML events. It does not recurse, so no text can exhaust the stack."""
 
     def __init__(self, findings: Findings) -> None:
         self.root: Node | None = None
         self._findings = findings
         self._open: list[Items | Fields] = []
-        self._keys: list[tuple[Mark, str | None] | None] = []  # of each open map, where it is due
+        self._keys: list[
+            tuple[Mark, str | None] | None
+        ] = []  # for each open node: the key that waits for its value
 
     def take(self, event: yaml.Event) -> None:
-        """One more event of the parser's."""
+        """Adds one event of the YAML parser to the tree."""
         at = _mark(event.start_mark)
         match event:
             case yaml.AliasEvent():
@@ -170,7 +173,9 @@ class _Builder:
 
     def _document(self, event: yaml.DocumentStartEvent, at: Mark) -> None:
         if self.root is not None:
-            self._findings.error(at, "a second document: a policy is one, so remove this ---")
+            self._findings.error(
+                at, "a second document: a policy is one document, so remove this ---"
+            )
             raise _Stop
         if event.version or event.tags:
             self._findings.error(
@@ -182,7 +187,7 @@ class _Builder:
             return Refused(at)
         if odd := _NOT_A_VALUE.search(event.value):
             what = "a line break" if odd[0] == "\n" else f"the character U+{ord(odd[0]):04X}"
-            self._findings.error(at, f"{shown(event.value)} holds {what}: remove it")
+            self._findings.error(at, f"{shown(event.value)} contains {what}: remove it")
             return Refused(at)
         # `style` is None for a plain scalar in libyaml, "" in PyYAML's own parser.
         return Word(at, event.value, nothing=not event.value and not event.style)
@@ -198,13 +203,16 @@ class _Builder:
         self._keys.append(None)
 
     def _plain(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent, at: Mark) -> bool:
+        """Whether `event` has neither anchor nor tag; records an error for each that it has."""
         if event.anchor:
             self._refuse(
-                at, f"&{event.anchor}", "write it out each time; a text with & takes quotes"
+                at,
+                f"&{event.anchor}",
+                "write the value out each time; a text that starts with & takes quotes",
             )
         if event.tag:
             tag = event.tag.replace("tag:yaml.org,2002:", "!!")
-            self._refuse(at, tag, "a value is what it looks like; a text with ! takes quotes")
+            self._refuse(at, tag, "every value is text; a text that starts with ! takes quotes")
         return not event.anchor and not event.tag
 
     def _refuse(self, at: Mark, what: str, instead: str) -> None:
@@ -225,16 +233,14 @@ class _Builder:
                 parent.fields[name] = (at, node)
 
     def _key(self, parent: Fields, node: Node) -> str | None:
-        """The key that `node` is in `parent`; None, and reported, if it cannot be one."""
+        """`node` as a key of `parent`; None, and an error is recorded, if it cannot be a key."""
         if isinstance(node, Refused):
             return None
         if not isinstance(node, Word) or node.nothing:
-            self._findings.error(node.at, f"a key is a word, and this is {kind(node)}")
+            self._findings.error(node.at, f"a key is a word, but this is {kind(node)}")
             return None
         if first := parent.fields.get(node.text):
-            twice = (
-                f"{shown(node.text)} stands here a second time, and on line {first[0].line} already"
-            )
+            twice = f"{shown(node.text)} is here a second time, after line {first[0].line}"
             self._findings.error(node.at, f"{twice}: keep one of them")
             return None
         return node.text
@@ -247,7 +253,7 @@ def _events(text: str, findings: Findings) -> Iterator[yaml.Event]:
             yield event
     except (ValueError, OverflowError):  # PyYAML's own parser, on "\U99999999"
         at = _mark(loader.get_mark() if isinstance(loader, yaml.SafeLoader) else None)
-        findings.error(at, "an escape in \"…\" that is no character: write '…' around the value")
+        findings.error(at, "an escape in \"…\" that is not a character: write '…' around the value")
         raise _Stop from None
     finally:
         loader.dispose()
@@ -271,8 +277,9 @@ def _unreadable(name: str, at: Mark, message: str) -> PolicyError:
     return PolicyError([Problem(name, at.line, at.column, message)])
 
 
-# libyaml and PyYAML's own parser word their errors differently: a part of either's context or
-# problem, whether the place is where the thing began (context) or where it failed, and what we say.
+# libyaml and PyYAML's own parser word their errors differently. Each row: a part of the context or
+# the problem in the error of either; whether our error points to where the construct began (True)
+# or to where it failed; our message.
 _EXPLANATIONS = (
     ("scanning an alias", True, "a name that starts with * takes quotes"),
     ("scanning an anchor", True, "a text that starts with & takes quotes"),
@@ -311,7 +318,7 @@ _EXPLANATIONS = (
 
 
 def _explained(error: yaml.MarkedYAMLError, findings: Findings) -> tuple[Mark, str]:
-    """The place of a syntax error, and a sentence that says what would do."""
+    """The place of a syntax error, and a message that says what to write instead."""
     at = min(_mark(error.problem_mark or error.context_mark), findings.end)
     began = _mark(error.context_mark) if error.context_mark else at
     for place in (at, began):
@@ -334,6 +341,6 @@ def _explained(error: yaml.MarkedYAMLError, findings: Findings) -> tuple[Mark, s
 
 
 def _token(text: str) -> str:
-    """What `text` begins with, for the head of a message, where that says more than its place."""
+    """The first word of `text` and a colon, to start a message with; empty if there is none."""
     token = re.match(r"\S*?(?=:?(?:\s|$))", text)
     return f"{shown(token[0])}: " if token and re.search(r"\w", token[0]) else ""

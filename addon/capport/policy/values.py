@@ -1,6 +1,7 @@
-"""The words of a policy file, one function for each kind: text in, a value out, or a ValueError.
+"""Parses the values in a policy file, one function for each kind: text in, a value out.
 
-Each error names the value and what would do; where it stands, the caller adds.
+A wrong value raises ValueError; the message names the value and says what to write instead. The
+caller adds the line and the column.
 """
 
 import re
@@ -29,14 +30,14 @@ _SIZES = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20}
 _MAPPED = IPv6Network("::ffff:0:0/96")
 # RFC 3986 appendix B, for the two schemes that a browser follows from a 511.
 _URL = re.compile(r"(https?)://([^/?#]*)([^?#]*)(\?[^#]*)?(#.*)?", re.IGNORECASE | re.DOTALL)
-# RFC 3986 section 2, less the apostrophe: the URL goes into HTML, JSON and a header field.
+# RFC 3986 section 2 without the apostrophe: the URL goes into HTML, JSON and a header field.
 _IN_A_URL = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&()*+,;=%]", re.ASCII)
-# What the kernel (dev_valid_name), nft's quoting and a command line all take; IFNAMSIZ is 16.
+# What the kernel (dev_valid_name), nft in quotes and a command line all accept; IFNAMSIZ is 16.
 _INTERFACE = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@+-]{0,14}", re.ASCII)
 
 
 class LoginUrl(NamedTuple):
-    """Where a 511 sends people: the URL in ASCII, and the place it names."""
+    """Where a 511 sends people: the URL in ASCII, its place and its scheme."""
 
     url: str
     place: Place
@@ -44,18 +45,18 @@ class LoginUrl(NamedTuple):
 
 
 def did_you_mean(text: str, known: Iterable[str]) -> str:
-    """`; did you mean '…'?`, where one of `known` is close to `text`."""
+    """`; did you mean '…'?` if one of `known` is close to `text`; else empty."""
     like = near(text, known)
     return f"; did you mean '{like[0]}'?" if like else ""
 
 
 def near(text: str, known: Iterable[str]) -> list[str]:
-    """The one of `known` that `text` is close to, if there is one."""
+    """The one of `known` that is closest to `text`; an empty list if none is close."""
     return get_close_matches(text[:60].lower().replace("-", "_"), list(known), 1, 0.6)
 
 
 def word_of[Words: StrEnum](words: type[Words]) -> Callable[[str], Words]:
-    """The parser of one of `words`."""
+    """A parser that accepts one of `words`."""
 
     def parse(text: str) -> Words:
         if text in words:
@@ -68,7 +69,7 @@ def word_of[Words: StrEnum](words: type[Words]) -> Callable[[str], Words]:
 
 
 def duration(least: int, most: int) -> Callable[[str], float]:
-    """The parser of `90s`, `30m`, `8h` or `7d`, between two bounds in seconds; gives seconds."""
+    """A parser of `90s`, `30m`, `8h` or `7d`, between two bounds in seconds; it returns seconds."""
 
     def parse(text: str) -> float:
         seconds = _seconds(text)
@@ -81,7 +82,7 @@ def duration(least: int, most: int) -> Callable[[str], float]:
 
 
 def size(least: int, most: int) -> Callable[[str], int]:
-    """The parser of `4096`, `16KiB` or `1MiB`, between two bounds in bytes; gives bytes."""
+    """A parser of `4096`, `16KiB` or `1MiB`, between two bounds in bytes; it returns bytes."""
 
     def parse(text: str) -> int:
         match = re.fullmatch(r"([0-9]{1,9})(KiB|MiB|)", text, re.ASCII)
@@ -98,7 +99,7 @@ def size(least: int, most: int) -> Callable[[str], int]:
 
 
 def count(least: int, most: int) -> Callable[[str], int]:
-    """The parser of a whole number between two bounds."""
+    """A parser of a whole number between two bounds."""
 
     def parse(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,12}", text, re.ASCII) or not least <= int(text) <= most:
@@ -109,11 +110,11 @@ def count(least: int, most: int) -> Callable[[str], int]:
 
 
 def refresh(text: str) -> int | None:
-    """Seconds from 0 to a day; `never` is None."""
+    """A number of seconds from 0 to 86400, or `never`, which is None."""
     if text == "never":
         return None
     if re.fullmatch(r"[0-9]{1,9}s", text, re.ASCII):
-        raise ValueError(f"{shown(text)} has a unit: write {text[:-1]}, which is in seconds")
+        raise ValueError(f"{shown(text)} has a unit: write {text[:-1]}, a number of seconds")
     if not re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) or int(text) > 86400:
         raise ValueError(f"{shown(text)} is neither a number of seconds, 0 to 86400, nor never")
     return int(text)
@@ -122,14 +123,14 @@ def refresh(text: str) -> int | None:
 def for_people(text: str) -> str:
     """A name that people read: not empty, at most 100 characters, on one line."""
     if not text.strip():
-        raise ValueError("a name with nothing in it: give it one, or leave it out")
+        raise ValueError("an empty name: write one, or leave it out")
     if len(text) > 100:
-        raise ValueError(f"{shown(text)} is {len(text)} characters long: 100 are the most")
+        raise ValueError(f"{shown(text)} is {len(text)} characters long: at most 100 are allowed")
     return text.strip()
 
 
 def mac(text: str) -> Mac:
-    """A MAC address, in any usual spelling."""
+    """A MAC address in any common notation."""
     try:
         return parse_mac(text)
     except ValueError:
@@ -144,9 +145,11 @@ def mac(text: str) -> Mac:
 
 
 def network(text: str) -> Network:
-    """An address or a network, IPv4 or IPv6; IPv4 where it is IPv4 mapped into IPv6."""
+    """An address or a network, IPv4 or IPv6; an IPv4-mapped IPv6 one becomes IPv4."""
     if "%" in text:
-        raise ValueError(f"{shown(text)} has a zone, which means nothing here: leave out from % on")
+        raise ValueError(
+            f"{shown(text)} has a zone, which has no use here: leave out the % and what follows"
+        )
     address, slash, length = text.partition("/")
     try:
         if not slash:
@@ -161,13 +164,13 @@ def network(text: str) -> Network:
 
 
 def subject(text: str) -> Mac | Address | Network:
-    """What a line of a clients file is about: a MAC address, an address or a network."""
+    """The client on a line of a clients file: a MAC address, an address or a network."""
     if len(text) == 17 and text[2] in ":-":
         try:
             return parse_mac(text)
         except ValueError:
             pass
-    # A million lines: inet_pton takes 0.3 us where ip_address takes 2 (IPv4) or 6 (IPv6).
+    # Fast, for a million lines: inet_pton takes 0.3 us, ip_address 2 (IPv4) or 6 (IPv6).
     try:
         return _unmapped(inet_pton(AF_INET6 if ":" in text else AF_INET, text))
     except (OSError, ValueError):
@@ -185,14 +188,14 @@ def subject(text: str) -> Mac | Address | Network:
 def host(text: str) -> Host:
     """A host name, in A-labels, or an address."""
     if text.startswith("*"):
-        raise ValueError(f"{shown(text)} is no single name: write each name")
+        raise ValueError(f"{shown(text)} is a wildcard: write each name")
     if "://" in text:
         raise ValueError(f"{shown(text)} is a URL: write {shown(_host_in(text))}")
     return _host(text)
 
 
 def garden_entry(text: str) -> tuple[str | Network, frozenset[int]]:
-    """A name (`*.` before it for those below it), address or network, and its ports."""
+    """A name, an address or a network, and its ports; `*.` and a name is every name below it."""
     hint = hints.unlike_a_name(text)
     try:
         if hint is None:
@@ -213,7 +216,7 @@ def _garden_entry(text: str) -> tuple[str | Network, frozenset[int]]:
         return network(text), WEB_PORTS
     star, rest = ("*.", text[2:]) if text.startswith("*.") else ("", text)
     if "*" in rest:
-        raise ValueError(f"{shown(text)}: a * stands at the start only, as in *.example.org")
+        raise ValueError(f"{shown(text)}: a * may only stand at the start, as in *.example.org")
     if re.search(r":[^\]]*$", rest):
         place = _place(rest)
         found, ports = place.host, frozenset({place.port})
@@ -222,17 +225,17 @@ def _garden_entry(text: str) -> tuple[str | Network, frozenset[int]]:
     if isinstance(found, str):
         return star + found, ports
     if star:
-        raise ValueError(f"{shown(text)}: a * stands before a name, not an address")
+        raise ValueError(f"{shown(text)}: a * may stand before a name, not before an address")
     return network_of(found), ports
 
 
 def login_url(text: str) -> LoginUrl:
-    """An http or https URL that can stand in HTML and in a header field; its host in A-labels."""
+    """An http or https URL, safe in HTML and in a header field; its host becomes A-labels."""
     what = shown(text)
     if len(text) > 2000:
-        raise ValueError(f"{what} is {len(text)} characters long: 2000 are the most")
+        raise ValueError(f"{what} is {len(text)} characters long: at most 2000 are allowed")
     if text.count("{state}") > 1:
-        raise ValueError(f"{what}: {{state}} may stand in it once")
+        raise ValueError(f"{what}: {{state}} may stand in it only once")
     if odd := next(filter(_not_in_a_url, text.replace("{state}", "")), None):
         instead = "; only {state} may" if odd in "{}" else f": write {_percent(odd)}"
         raise ValueError(f"{what}: {odd!r} cannot stand in a URL{instead}")
@@ -246,7 +249,9 @@ def login_url(text: str) -> LoginUrl:
     if "@" in authority:
         raise ValueError(f"{what} has user information: leave out what stands before the @")
     if re.search(r"%(?![0-9A-Fa-f]{2})", path + query):
-        raise ValueError(f"{what}: a % takes two hexadecimal digits after it; itself is %25")
+        raise ValueError(
+            f"{what}: a % needs two hexadecimal digits after it; for a % itself write %25"
+        )
     port = DEFAULT_PORTS[scheme]
     place = _place(authority, port)
     rest = "".join(c if c.isascii() else _percent(c) for c in (path or "/") + query)
@@ -254,25 +259,27 @@ def login_url(text: str) -> LoginUrl:
 
 
 def web_page(text: str) -> str:
-    """An https URL to be shown to people's devices, of 1000 characters at the most."""
+    """An https URL that devices show to people: at most 1000 characters."""
     if len(text) > 1000:
-        raise ValueError(f"{shown(text)} is {len(text)} characters long: 1000 are the most")
+        raise ValueError(f"{shown(text)} is {len(text)} characters long: at most 1000 are allowed")
     if brace := next((c for c in text if c in "{}"), None):
         raise ValueError(f"{shown(text)}: {brace!r} cannot stand in it: write {_percent(brace)}")
     found = login_url(text)
     if found.scheme != "https":
-        raise ValueError(f"{shown(text)} is not https, as RFC 8908 section 5 wants it")
+        raise ValueError(f"{shown(text)} is not https, which RFC 8908 section 5 requires")
     return found.url
 
 
 def probe_path(text: str) -> str:
-    """The path of a connectivity check, as requests have it: `/generate_204`."""
+    """The path of a connectivity check, as in the request: `/generate_204`."""
     if "://" in text:
         raise ValueError(f"{shown(text)} is a URL: write its path, such as /generate_204")
     if not text.startswith("/"):
         raise ValueError(f"{shown(text)} is not a path: write {shown('/' + text)}")
     if text == "/":
-        raise ValueError("/ is the first page of every site: name a path that only checks ask for")
+        raise ValueError(
+            "/ is the first page of every site: write a path that only connectivity checks ask for"
+        )
     if "?" in text or "#" in text:
         raise ValueError(f"{shown(text)} has a query or a fragment: leave it out")
     if odd := next(filter(_not_in_a_url, text), None):
@@ -281,9 +288,9 @@ def probe_path(text: str) -> str:
 
 
 def listen(text: str) -> Place:
-    """`ADDRESS:PORT`, IPv6 in brackets: an address of the router's own, and no name."""
+    """`ADDRESS:PORT`, with IPv6 in brackets: an address of the router, not a name."""
     if "%" in text:
-        raise ValueError(f"{shown(text)} has a zone: write an address that has none")
+        raise ValueError(f"{shown(text)} has a zone: write an address without one")
     example = "such as 192.0.2.1:8511 or [2001:db8::1]:8511"
     try:
         place = parse_authority(text, None)
@@ -296,7 +303,7 @@ def listen(text: str) -> Place:
 
 
 def store(folder: Path) -> Callable[[str], str]:
-    """The parser of where sessions are kept; a bare path becomes absolute, from `folder` on."""
+    """A parser of the session store's URL or path; a relative path starts at `folder`."""
 
     def parse(text: str) -> str:
         scheme, separator, rest = text.partition("://")
@@ -304,22 +311,22 @@ def store(folder: Path) -> Callable[[str], str]:
             return text
         if not separator:
             if not text or text.startswith(":"):
-                raise ValueError(f"{shown(text)} is no path; did you mean ':memory:'?")
+                raise ValueError(f"{shown(text)} is not a path; did you mean ':memory:'?")
             return str(folder.absolute() / text)
         if scheme == "sqlite":
-            # Others write an absolute path after the three slashes, which makes four.
+            # Some programs write four slashes before an absolute path: three, and its own.
             if not re.fullmatch(r"//?[^/?#].*", rest) or rest.endswith("/"):
                 raise ValueError(f"{shown(text)} is not sqlite:///PATH, such as sqlite:///var/s.db")
             return f"sqlite:///{rest.lstrip('/')}"
         if scheme in ("redis", "rediss"):
             raise ValueError(f"{shown(text)}: not built yet; use sqlite:///PATH")
-        raise ValueError(f"{shown(text)} is no store: a path, sqlite:///PATH or :memory:")
+        raise ValueError(f"{shown(text)} is not a store: write a path, sqlite:///PATH or :memory:")
 
     return parse
 
 
 def interface(text: str) -> str:
-    """The name of a network interface, as Linux has it: 1 to 15 characters."""
+    """The name of a network interface as Linux allows it: 1 to 15 characters."""
     if not _INTERFACE.fullmatch(text) or text in (".", ".."):
         rule = "1 to 15 letters, digits, or . _ - @ +"
         raise ValueError(f"{shown(text)} is not the name of an interface: {rule}")
@@ -327,28 +334,30 @@ def interface(text: str) -> str:
 
 
 def path(folder: Path) -> Callable[[str], Path]:
-    """The parser of a file's name, which is relative to `folder`."""
+    """A parser of a file's name; a relative one starts at `folder`."""
 
     def parse(text: str) -> Path:
         if not text:
-            raise ValueError("a file with no name: write its name")
+            raise ValueError("an empty file name: write its name")
         return folder / text
 
     return parse
 
 
 def doubt_of(login: LoginUrl) -> str | None:
-    """Why people may not get to a login URL, and what would do."""
+    """Why people may be unable to open a login URL, and what to write instead; or None."""
     host, would_do = login.place.host, "write a name such as login.home.arpa, or an address"
     if not isinstance(host, str):
         if host.is_unspecified or host.is_link_local or host.is_multicast:
-            return f"leads to {host}, which nobody can go to: write an address of the router"
+            return (
+                f"leads to {host}, which no client can connect to: write an address of the router"
+            )
         return None
     if host.endswith(".local"):
-        return f"has a name under .local, which many devices ask no name server for: {would_do}"
+        return f"has a name under .local, for which many devices ask no name server: {would_do}"
     if "." not in host and host != "localhost":
         return (
-            f"has {shown(host)} alone for its name, and many browsers search for that: {would_do}"
+            f"has the name {shown(host)} without a dot, which many browsers search for: {would_do}"
         )
     if login.scheme == "http" and is_public(host):
         return "is http to a public name: browsers that prefer HTTPS do not follow it; use https"
@@ -356,7 +365,7 @@ def doubt_of(login: LoginUrl) -> str | None:
 
 
 def is_on_this_machine(place: Place) -> bool:
-    """Whether each client would find `place` on itself."""
+    """Whether `place` is a loopback address or name, which each client finds on itself."""
     host = place.host
     if isinstance(host, str):
         return host == "localhost" or host.endswith(".localhost")
@@ -364,7 +373,7 @@ def is_on_this_machine(place: Place) -> bool:
 
 
 def is_public(name: Host) -> bool:
-    """Whether `name` is one that anybody could own, so that browsers prefer HTTPS for it."""
+    """Whether `name` is in the public DNS, so that browsers prefer HTTPS for it."""
     own = {"local", "lan", "internal", "home", "intranet", "corp", "private", "test", "localhost"}
     if not isinstance(name, str) or "." not in name:
         return False
@@ -379,7 +388,7 @@ def _unmapped(packed: bytes) -> Address:
 
 
 class _HostBits(ValueError):
-    """A network with bits set that are the host's: it has its own sentence."""
+    """A network that has host bits set; the message is complete."""
 
 
 def _seconds(text: str) -> int:
@@ -387,7 +396,7 @@ def _seconds(text: str) -> int:
         return int(match[1]) * _UNITS[match[2]]
     instead = "90s, 30m, 8h or 7d"
     if re.fullmatch(r"[0-9]{1,9}", text, re.ASCII):
-        instead = f"{text}s, if seconds are meant; the units are s, m, h, d"
+        instead = f"{text}s, if you mean seconds; the units are s, m, h, d"
     elif parts := re.fullmatch(r"(?:[0-9]{1,6} ?[smhd] ?)+", text.lower(), re.ASCII):
         each = re.findall(r"([0-9]{1,6}) ?([smhd])", parts[0])
         instead = _in_units(sum(int(number) * _UNITS[unit] for number, unit in each))
@@ -395,14 +404,14 @@ def _seconds(text: str) -> int:
 
 
 def _in_units(seconds: int) -> str:
-    """As one number with a unit."""
+    """A duration as one number with a unit."""
     unit = next(u for u in "dhms" if seconds % _UNITS[u] == 0 and (seconds or u == "s"))
     return f"{seconds // _UNITS[unit]}{unit}"
 
 
 def _network(text: str, length: str) -> Network:
     if not re.fullmatch(r"[0-9]{1,3}", length, re.ASCII):
-        raise ValueError("a netmask")  # 10.0.0.0/255.0.0.0: the caller says what would do
+        raise ValueError("a netmask")  # 10.0.0.0/255.0.0.0: the caller says what to write
     there = ip_interface(text)
     found: Network = there.network
     if there.ip != found.network_address:
@@ -417,9 +426,9 @@ def _network(text: str, length: str) -> Network:
 def _garden_network(text: str) -> Network:
     name = text.partition("/")[0]
     if re.search(r"/[0-9]+:[0-9]+$", text) or text.startswith("["):
-        raise ValueError(f"{shown(text)}: a network takes no port; it stands for 80 and 443")
+        raise ValueError(f"{shown(text)}: a network takes no port; it is for 80 and 443")
     if re.search(r"[g-z]", name, re.IGNORECASE):
-        what = f"{shown(text)} has a path; the garden knows names and ports only"
+        what = f"{shown(text)} has a path; the garden takes names and ports only"
         raise ValueError(f"{what}: write {shown(name)}")
     return network(text)
 
@@ -441,9 +450,9 @@ def _in_ascii(name: str) -> str:
         return name
     if len(name) > 253:
         raise ValueError(f"{shown(name)} is too long for a host name")
-    # The joiners are for idna to judge: some scripts cannot do without (RFC 5892 appendix A).
+    # idna judges the joiners, because some scripts need them (RFC 5892 appendix A).
     if odd := next((c for c in name if not c.isprintable() and c not in "\u200c\u200d"), None):
-        raise ValueError(f"{shown(name)} holds the character U+{ord(odd):04X}: remove it")
+        raise ValueError(f"{shown(name)} contains the character U+{ord(odd):04X}: remove it")
     if why := lacking("idna"):
         raise ValueError(f"{shown(name)} is not ASCII, and {why}")
     import idna
@@ -460,7 +469,7 @@ def _host_in(url: str) -> str:
 
 
 def _not_in_a_url(character: str) -> bool:
-    """Whether it is ASCII that RFC 3986 has no place for, or a space or a mark that nobody sees."""
+    """Whether RFC 3986 does not allow an ASCII character, or another one is not printable."""
     if character.isascii():
         return not _IN_A_URL.match(character)
     return not character.isprintable()

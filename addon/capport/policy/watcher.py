@@ -1,8 +1,8 @@
-"""Watches the policy file, and each file that it includes; the last good policy stays.
+"""Watches the policy file and each file that it includes; the last good policy stays in force.
 
-It looks at the files twice a second rather than have the kernel tell it: that sees a file that an
-editor replaces, a link that is pointed elsewhere, a file that comes back, and a network file system
-alike, and costs some 20 us each time for the handful of files there are.
+The watcher looks at the files twice a second instead of using inotify(7). So it also notices a
+file that an editor replaces, a link that changes its target, a file that comes back, and changes on
+a network file system. A look costs about 20 us for the few files of a policy.
 """
 
 import asyncio
@@ -20,20 +20,21 @@ INTERVAL = 0.5
 """Seconds between two looks."""
 
 _PATIENCE = 10
-"""So many looks a file may go on changing before it is read all the same."""
+"""A file that still changes after this many looks is read anyway."""
 
-type _Looks = dict[str, tuple[int, ...]]
+type _States = dict[str, tuple[int, ...]]
 type _Outcome = Policy | PolicyError
 
 logger = logging.getLogger(__name__)
 
 
 class PolicyWatcher:
-    """Calls `on_policy` with each new policy, `on_error` once with each new reason there is none.
+    """Calls `on_policy` with each new policy, and `on_error` with each new error.
 
-    Both are called on the event loop; what they raise is logged and ends nothing. The files are
-    read on a thread, so that a clients file with a million lines does not hold the loop up. A file
-    is read when it looks the same twice in a row, since half of a policy may be a policy too.
+    Both are called on the event loop; an exception from them is logged, and the watching goes on.
+    An error that stays the same is passed on once. The files are read on a thread, so that a
+    clients file with a million lines does not block the loop. A file is read when it looks the same
+    twice in a row, because a policy that is only half written may be valid too.
     """
 
     def __init__(
@@ -47,34 +48,34 @@ class PolicyWatcher:
         self._on_policy = on_policy
         self._on_error = on_error
         self._interval = interval
-        self._read_as: _Looks = {}
-        self._told: str | None = None
+        self._states_read: _States = {}
+        self._last_error: str | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def load(self) -> Policy:
-        """The policy as it is now, for the start. Raises PolicyError.
+        """Reads the policy as it is now, before `start`. Raises PolicyError.
 
-        Whatever changes after this call is noticed once `start` is called.
+        A change between this call and `start` is noticed after `start`.
         """
-        outcome = self._attempt()
+        outcome = self._read()
         if isinstance(outcome, PolicyError):
-            self._told = str(outcome)
+            self._last_error = str(outcome)
             raise outcome
         return outcome
 
     def start(self) -> None:
-        """Begins to watch, on behalf of the running event loop. Once only."""
+        """Starts to watch, and calls the functions on the running event loop. Call it only once."""
         loop = asyncio.get_running_loop()
         if self._thread is not None:
-            raise RuntimeError("the watcher was started before")
+            raise RuntimeError("the watcher is started already")
         self._thread = threading.Thread(
             target=self._watch, args=(loop,), name="policy", daemon=True
         )
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends it: neither function is called from here on."""
+        """Ends the watching: neither function is called after this."""
         self._stop.set()
 
     async def stopped(self) -> None:
@@ -84,52 +85,54 @@ class PolicyWatcher:
             await asyncio.to_thread(self._thread.join)
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        before = self._read_as
+        before = self._states_read
         changing = 0
         while not self._stop.is_set():
-            now = self._look()
+            now = self._states()
             changing = changing + 1 if now != before else 0
             hasty = changing >= _PATIENCE
-            if now != self._read_as and (changing == 0 or hasty):
-                outcome = self._attempt()
-                changing, now = 0, self._look()
-                # What changed while it was read is read again, and this reading goes unused.
-                if now == self._read_as or hasty:
-                    self._tell(loop, outcome)
+            if now != self._states_read and (changing == 0 or hasty):
+                outcome = self._read()
+                changing, now = 0, self._states()
+                # If a file changed while it was read, it is read again and this result is dropped.
+                if now == self._states_read or hasty:
+                    self._report(loop, outcome)
             before = now
             self._stop.wait(self._interval)
 
-    def _look(self) -> _Looks:
-        """How the files look now that were read the last time."""
-        return {file: state_of(file) for file in self._read_as or (str(self._path),)}
+    def _states(self) -> _States:
+        """The current state of each file that was read the last time."""
+        return {file: state_of(file) for file in self._states_read or (str(self._path),)}
 
-    def _attempt(self) -> _Outcome:
-        """Reads the policy, and notes how each file looked before it was opened."""
-        looks: _Looks = {str(self._path): state_of(str(self._path))}
+    def _read(self) -> _Outcome:
+        """Reads the policy, and keeps the state that each file had before it was opened."""
+        states: _States = {str(self._path): state_of(str(self._path))}
         outcome: _Outcome
         try:
             outcome = policy_file.load(
-                self._path, lambda file: looks.setdefault(file, state_of(file))
+                self._path, lambda file: states.setdefault(file, state_of(file))
             )
         except PolicyError as error:
             outcome = error
         except Exception as fault:
-            # The edge of the thread: no fault of ours may end the watching, and with it every
-            # later reload, in silence. Closed means that the last good policy stays.
-            logger.exception("The policy file could not be read; the last good policy stays")
+            # The edge of the thread: an error in our code must not silently end the watching and
+            # every later reload. Closed means that the last good policy stays.
+            logger.exception(
+                "The policy file could not be read; the last good policy stays in force"
+            )
             message = f"could not be read: {type(fault).__name__}: {fault}"
             outcome = PolicyError([Problem(str(self._path), 0, 0, message)])
-        self._read_as = looks
+        self._states_read = states
         return outcome
 
-    def _tell(self, loop: asyncio.AbstractEventLoop, outcome: _Outcome) -> None:
+    def _report(self, loop: asyncio.AbstractEventLoop, outcome: _Outcome) -> None:
         reason = str(outcome) if isinstance(outcome, PolicyError) else None
-        if reason is not None and reason == self._told:
+        if reason is not None and reason == self._last_error:
             return
-        self._told = reason
+        self._last_error = reason
         try:
             loop.call_soon_threadsafe(self._deliver, outcome)
-        except RuntimeError:  # the loop is closed, and nobody listens any more
+        except RuntimeError:  # the loop is closed, so there is nobody to report to
             self._stop.set()
 
     def _deliver(self, outcome: _Outcome) -> None:
@@ -141,5 +144,5 @@ class PolicyWatcher:
             else:
                 self._on_policy(outcome)
         except Exception:
-            # The edge again: whoever takes the policy may fail with this one, not with the next.
-            logger.exception("The policy was read, but not taken over")
+            # The edge again: the function may fail on this policy and work with the next.
+            logger.exception("The policy was read, but could not be put in force")
