@@ -590,10 +590,10 @@ def test_explain_says_where_no_session_was_sought(here: Capport, policy: str) ->
     assert "Session  none (there is no " in here(*asked).out
     assert not Path("state").exists()
     Path(policy).write_text(POLICY + "  store: ':memory:'\n")
-    assert "(not asked for: :memory: is in the memory of one process" in here(*asked).out
+    assert "(not read: :memory: is in the memory of one process" in here(*asked).out
     Path("broken.db").write_bytes(b"this is no database" * 100)
     Path(policy).write_text(POLICY + "  store: broken.db\n")
-    assert "(not asked for: " in here(*asked).out
+    assert "(not read: " in here(*asked).out
     assert "broken.db" in here(*asked, "--sessions", "broken.db").error
 
 
@@ -603,7 +603,7 @@ def test_a_client_rule_decides_before_the_store_is_asked(here: Capport, policy: 
         *("explain", policy, "--client", "192.0.2.66", "http://a.example/"),
         *("--sessions", "s.db"),
     )
-    assert "not asked for: a client rule decides" in ran.out
+    assert "not read: a client rule decides" in ran.out
     assert "Status   511" in ran.out
 
 
@@ -992,7 +992,7 @@ def test_the_clock_that_vouchers_expire_by_can_be_asked_and_put_right(capport: C
         ahead = moment()
         records.keep_time(replace(ahead, wall=ahead.wall + 1e9, boot="the boot before"))
     unsure = capport("voucher", "clock", "--sessions", "s.db").out
-    assert "no voucher that expires is judged" in unsure
+    assert "vouchers that expire are not accepted" in unsure
     refused = capport("voucher", "new", "--valid", "1d", "--sessions", "s.db")
     assert (refused.status, "capport voucher clock --is-right" in refused.error) == (1, True)
     assert capport("voucher", "new", "--sessions", "s.db").status == 0
@@ -1020,7 +1020,7 @@ def test_a_user_without_a_password_is_not_added(
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
     assert "1 to 256 characters" in here("user", "add", "ada", "--sessions", "s.db").error
-    assert "is no name" in here("user", "add", "\x1b", "--sessions", "s.db").error
+    assert "is not a name" in here("user", "add", "\x1b", "--sessions", "s.db").error
     assert here("user", "list", "--sessions", "s.db").out == ""
 
 

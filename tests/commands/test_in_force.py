@@ -116,7 +116,7 @@ def test_a_client_behind_another_router_is_known_by_its_address_and_that_routers
 def test_a_grant_that_nobody_carries_over_says_so(router: Namespace, tmp_path: Path) -> None:
     ran = run(router, tmp_path, "grant", "192.0.2.7", "--sessions", "s.db")
     assert ran.returncode == 1
-    assert "no portal that follows this store runs" in ran.stderr
+    assert "no portal that uses this store runs" in ran.stderr
     assert f"{MAC} (now at 192.0.2.7) is known until " in ran.stdout  # durable all the same
     with contextlib.closing(open_store(str(tmp_path / "s.db"))) as store:
         assert [session.client for session in store.sessions()] == [MAC]
@@ -128,7 +128,7 @@ def test_a_grant_to_an_address_that_nobody_has_yet_says_so(
     """On the link, without a MAC: it is let through with its first packet."""
     for address, said in (("192.0.2.9", True), ("192.0.2.7", False)):
         granted = run(router, tmp_path, "grant", address, "--sessions", "s.db")
-        assert (granted.returncode, "or it is not there yet" in granted.stderr) == (1, said)
+        assert (granted.returncode, "or the client is not there yet" in granted.stderr) == (1, said)
 
 
 def test_a_revocation_that_nobody_carries_over_says_so(router: Namespace, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_client_that_the_policy_blocks_is_not_let_in_by_a_command(
     with followed(router, tmp_path):
         ran = run(router, tmp_path, "grant", "192.0.2.66", "--sessions", "s.db")  # no --policy
         assert ran.returncode == 1
-        assert "a client rule has the last word" in ran.stderr
+        assert "a client rule overrides it" in ran.stderr
 
 
 def ip_rules(router: Namespace) -> str:
@@ -199,7 +199,7 @@ def test_rules_for_an_interface_that_is_not_there_hold_nobody_and_say_so(
 ) -> None:
     (tmp_path / "policy.yaml").write_text(POLICY.replace("lan0", "lan1"))
     up = run(router, tmp_path, "router", "up", "policy.yaml", "--sessions", "s.db")
-    want = "warning: there is no interface lan1 yet; who comes in by another is not held\n"
+    want = "warning: there is no interface lan1 yet; clients elsewhere are not held\n"
     assert (up.returncode, up.stderr) == (0, want)
     router.ip("link add lan1 type bridge")
     up = run(router, tmp_path, "router", "up", "policy.yaml", "--sessions", "s.db")

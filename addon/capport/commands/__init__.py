@@ -1,7 +1,7 @@
-"""The commands behind `capport`, one module for each; imported when one is asked for, not before.
+"""The commands of `capport`, one module for each group; cli.py imports only the one that runs.
 
-`capport grant` is run by login servers and scripts, a process for each client, so what it need not
-import it does not.
+Login servers and scripts start one `capport grant` for each client, so it imports as little as
+possible.
 """
 
 from argparse import Namespace
@@ -16,7 +16,7 @@ from capport.stores.opening import default_store, open_store, store_path, was_in
 
 
 class CommandError(Exception):
-    """A command that could not do what it was asked to: the one line that says why."""
+    """A command failed; the message is printed to stderr, and says why."""
 
 
 def policy_at(path: str) -> Policy:
@@ -30,10 +30,10 @@ def policy_at(path: str) -> Policy:
 
 
 def chosen_policy(arguments: Namespace) -> Policy:
-    """The policy by `--policy`, else what of the default one a session has to do with.
+    """The policy of `--policy`; without it, a policy with the built-in defaults.
 
-    That says nothing of sessions (a test holds it to that), so the file, and with it YAML, which
-    takes half as long to import as all else, can stay away.
+    The default policy file sets nothing about sessions, and a test makes sure that it stays so.
+    So the file is not read, and YAML not imported, which takes half as long as all other imports.
     """
     if arguments.policy is not None:
         return policy_at(arguments.policy)
@@ -41,35 +41,36 @@ def chosen_policy(arguments: Namespace) -> Policy:
 
 
 def store_url(arguments: Namespace, policy: Policy) -> str:
-    """Where sessions are kept, chosen as the addon does: `--sessions`, the policy, the default."""
-    if arguments.sessions is not None:  # "" is a store that was named, and names no file
+    """The session store's URL, chosen as in the addon: `--sessions`, the policy, the default."""
+    if arguments.sessions is not None:  # also "", which is an error later and not the default
         return str(arguments.sessions)
     return policy.sessions.store or default_store()
 
 
 def writable_store(url: str, *, about: Collection[Mac | Address] | None = None) -> SessionStore:
-    """The store at `url`, made if it is not there. Raises CommandError, StoreError.
+    """The store at `url`, created if it does not exist. Raises CommandError, StoreError.
 
-    `about`, here and below: the sessions of these are all that is needed (`open_store`).
+    `about`, here and below: the command only needs the sessions of these (see `open_store`).
     """
-    _shared(url)
+    _file_of(url)
     return open_store(url, about=about)
 
 
 def existing_store(
     url: str, *, start_closed: bool = False, about: Collection[Mac | Address] | None = None
 ) -> SessionStore | None:
-    """The store at `url`, None where there is none. Raises CommandError, StoreError.
+    """The store at `url`; None if it does not exist. Raises CommandError, StoreError.
 
-    Who only looks makes no file.
+    For commands that only read or end sessions: they do not create a file. With `start_closed`, a
+    store that is gone or cannot be used is opened too, and knows nobody.
     """
-    path = _shared(url)
+    path = _file_of(url)
     if not (was_in_use(path) if start_closed else path.exists()):
         return None
     return open_store(url, make=False, start_closed=start_closed, about=about)
 
 
-def _shared(url: str) -> Path:
+def _file_of(url: str) -> Path:
     path = store_path(url)
     if path is None:
         raise CommandError(

@@ -1,4 +1,4 @@
-"""`capport user` and `capport token`: who may sign in, and who may ask the portal's API."""
+"""`capport user` and `capport token`: users who sign in, and tokens for the portal's API."""
 
 import contextlib
 import getpass
@@ -14,10 +14,10 @@ from capport.login.passwords import MAX_PASSWORD, hash_password, normal_name
 
 
 def add_user(arguments: Namespace) -> None:
-    """Adds a user, or gives one a new password, which is never an argument: `ps` shows those."""
+    """Adds a user, or changes the password, which is no argument because `ps` shows arguments."""
     name = _name(arguments)
     try:
-        hashed = hash_password(_asked(name) if sys.stdin.isatty() else _piped())
+        hashed = hash_password(_typed(name) if sys.stdin.isatty() else _piped())
     except UnicodeDecodeError as error:
         raise CommandError(f"the password is not {error.encoding}: nothing is changed") from None
     except EOFError:
@@ -38,16 +38,16 @@ def list_users(arguments: Namespace) -> None:
 
 
 def remove_user(arguments: Namespace) -> None:
-    """Removes a user. Sessions that were granted last as long as they were to."""
+    """Removes a user. Sessions that the user has keep their end."""
     name = _name(arguments)
     with contextlib.closing(records_of(arguments)) as records:
         if not records.drop_user(name):
             raise CommandError(f"there is no user {name}; see capport user list")
-    print(f"{name} cannot sign in any more; see capport clients for what is open")
+    print(f"{name} cannot sign in any more; capport clients lists the sessions that are still open")
 
 
 def new_token(arguments: Namespace) -> None:
-    """Makes a token, and prints it: it is kept by its digest only."""
+    """Makes a token and prints it; only its digest is stored."""
     token = tokens.new_token()
     with contextlib.closing(records_of(arguments)) as records:
         records.put_token(arguments.name, tokens.token_digest(token), time.time())
@@ -55,35 +55,35 @@ def new_token(arguments: Namespace) -> None:
 
 
 def list_tokens(arguments: Namespace) -> None:
-    """Prints each token's name; the tokens themselves nobody knows any more."""
+    """Prints each token's name; the tokens themselves are not stored."""
     with contextlib.closing(records_of(arguments)) as records:
         for name in records.tokens():
             print(name)
 
 
 def remove_token(arguments: Namespace) -> None:
-    """Ends a token. Sessions that were opened with it last as long as they were to."""
+    """Removes a token. Sessions that were opened with it keep their end."""
     name: str = arguments.name
     with contextlib.closing(records_of(arguments)) as records:
         if not records.drop_token(name):
             raise CommandError(f"there is no token {name}; see capport token list")
-    print(f"the token of {name} is no good any more")
+    print(f"the token of {name} is not valid any more")
 
 
 def _name(arguments: Namespace) -> str:
     name = normal_name(arguments.name)
     if name is None:
-        raise CommandError(f"{arguments.name!r} is no name: 1 to 64 characters that can be shown")
+        raise CommandError(f"{arguments.name!r} is not a name: use 1 to 64 printable characters")
     return name
 
 
 def _piped() -> str:
-    """The first line; no more of it than tells that it is too long."""
+    """The first line of stdin, up to a length that is certainly too long for a password."""
     return sys.stdin.readline(2 * MAX_PASSWORD).rstrip("\r\n")
 
 
-def _asked(name: str) -> str:
+def _typed(name: str) -> str:
     password = getpass.getpass(f"Password for {name}: ")
     if getpass.getpass("The same again: ") != password:
-        raise CommandError("that was not the same: nothing is changed")
+        raise CommandError("the two passwords differ: nothing is changed")
     return password

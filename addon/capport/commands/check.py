@@ -1,4 +1,4 @@
-"""`capport check POLICY`: whether a policy can be used, and what it comes to."""
+"""`capport check POLICY`: whether a policy can be used, and a summary of it."""
 
 import sys
 from argparse import Namespace
@@ -18,7 +18,7 @@ from capport.stores.opening import default_store
 
 
 def check(arguments: Namespace) -> None:
-    """Prints a summary, and warnings to stderr. Raises CommandError with every error."""
+    """Prints a summary, and warnings on stderr. Raises CommandError with every error."""
     try:
         policy, warnings = load_with_warnings(Path(arguments.policy_file))
     except PolicyError as error:
@@ -35,7 +35,7 @@ def check(arguments: Namespace) -> None:
 
 
 def summary(policy: Policy) -> Iterator[tuple[str, str]]:
-    """Each part of a policy, and in a line what it says, defaults included."""
+    """Each part of a policy and its settings in one line, defaults included."""
     if policy.network:
         yield "network", policy.network
     server = policy.login_server
@@ -43,7 +43,7 @@ def summary(policy: Policy) -> Iterator[tuple[str, str]]:
     kind = f"the embedded login server: {server.conditions}" if server else "your own login server"
     urls = " or ".join(login.url for login in policy.logins)
     lacks = policy.login_lacks
-    only = f"; clients with IPv{lacks} alone cannot go there" if lacks else ""
+    only = f"; clients with only IPv{lacks} cannot go there" if lacks else ""
     yield "login", f"{urls} ({kind}{where}{only})"
     yield "refresh", "never" if policy.refresh is None else f"after {policy.refresh} s"
     yield "clients", _clients(policy)
@@ -70,19 +70,19 @@ def summary(policy: Policy) -> Iterator[tuple[str, str]]:
 
 
 def _family_without_login(policy: Policy) -> str | None:
-    """What clients of one family of addresses lack, where the router has some at this machine."""
+    """A warning if the router has a family of addresses in which no login URL can be reached."""
     router, lacks = policy.router, policy.login_lacks
     if router is None or lacks not in neighbour_lookup.families(router.client_interface):
         return None
-    here = f"{router.client_interface} has IPv{lacks}, and no client with IPv{lacks} alone"
+    here = f"{router.client_interface} has IPv{lacks}, but a client with only IPv{lacks}"
     would_do = f"add an IPv{lacks} address of the router to login_server.listen"
     if policy.login_server is None or policy.login_server.certificate:
         would_do = "give login_url a name that has both an IPv4 and an IPv6 address"
-    return f"{here} can go to {policy.login_url}: {would_do}"
+    return f"{here} cannot go to {policy.login_url}: {would_do}"
 
 
 def _unused_pages(policy: Policy) -> Iterator[str]:
-    """Each file beside the policy that is meant for the login server's pages, and has no use."""
+    """A warning for each file in `login/` beside the policy that the login pages do not use."""
     folder = Path(policy.file or "").absolute().parent / "login"
     if policy.login_server is not None and folder.is_dir():
         from capport.login.theme import Theme
@@ -93,7 +93,7 @@ def _unused_pages(policy: Policy) -> Iterator[str]:
 def _store(policy: Policy) -> str:
     try:
         return f"in {policy.sessions.store or default_store()}"
-    except StoreError as error:  # of this user here; the portal's may have one
+    except StoreError as error:  # this user has no default store; the portal's user may
         return str(error)
 
 

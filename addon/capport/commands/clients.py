@@ -1,4 +1,4 @@
-"""`capport clients`: who is known, since when, until when, by what: a session, or a client rule."""
+"""`capport clients`: which clients are known, from when, until when, and by what."""
 
 import contextlib
 import json
@@ -24,17 +24,17 @@ _NAME, _HOW = 8, 14  # columns that are left for these at least
 
 
 def clients(arguments: Namespace) -> None:
-    """Prints them: first who has a session, whoever goes first at the top, then who needs none.
+    """Prints the open sessions, the next to end first, then the client rules of `--policy`.
 
-    Nobody is there once a session is over. Client rules are those of `--policy`, in its order.
-    A store that nobody has made yet has no sessions; one that was named has to be there.
+    The rules are those that make clients known, in the order of the policy. The default store may
+    not exist yet, and then has no sessions; a store that `--sessions` names must exist.
     """
     policy = chosen_policy(arguments)
     store = existing_store(store_url(arguments, policy))
     if store is None and arguments.sessions is not None:
         raise CommandError(
             f"there is no {arguments.sessions}; name the portal's store, or leave --sessions out"
-            " for that of --policy or the default one"
+            " to use the store of --policy, or the default one"
         )
     now, wall = clock.now(), time.time()
     sessions: list[Session] = []
@@ -55,9 +55,9 @@ def clients(arguments: Namespace) -> None:
 
 
 def document_of_rule(subject: Mac | Network, rule: ClientRule) -> dict[str, object]:
-    """The same as of a session, of a client rule: no times, and `by` is its FILE:LINE.
+    """A client rule with the members of a session: no times, and `by` is the rule's FILE:LINE.
 
-    `client` is a MAC, an address or a network, which has neither `mac` nor `address`.
+    `client` is a MAC address, an address or a network; of a network, `mac` and `address` are null.
     """
     mac = subject if isinstance(subject, str) else None
     return {
@@ -78,7 +78,7 @@ def table(
     wall: float,
     rules: Sequence[tuple[Mac | Network, ClientRule]] = (),
 ) -> Iterator[str]:
-    """For people: at most 80 columns. An id that is too long for its own has a line to itself."""
+    """The lines for people, at most 80 columns; an id that is too long gets a line of its own."""
     known = [_cells_of(session, now, wall) for session in sessions]
     rows = [_TITLES, *known, *(_cells_of_rule(subject, rule) for subject, rule in rules)]
     widths = _widths(rows)
@@ -109,14 +109,14 @@ def _cells_of_rule(subject: Mac | Network, rule: ClientRule) -> tuple[str, ...]:
 
 
 def _shown(subject: Mac | Network) -> str:
-    """A network of one address is an address."""
+    """A subject as text; a network of one address as that address."""
     if isinstance(subject, str) or subject.num_addresses > 1:
         return str(subject)
     return str(subject.network_address)
 
 
 def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
-    """What each column needs, if there is room: HOW gives way first, then names, then ids."""
+    """The width of each column; if room is short, HOW shrinks first, then NAME, then CLIENT."""
     client, name, *times, how = (max(map(cells, column)) for column in zip(*rows, strict=True))
     room = _WIDTH - (len(_TITLES) - 1) * len(_GAP) - sum(times)
     how = min(how, max(_HOW, room - client - name))

@@ -1,4 +1,4 @@
-"""Times, durations and texts as commands show them: to people in local time, to programs in UTC."""
+"""Times, durations and texts as commands show them to people."""
 
 import time
 import unicodedata
@@ -9,12 +9,12 @@ _UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
 
 def duration(seconds: float) -> str:
-    """The two largest units: `2h`, `7h 59m`, `3d 4h`, `12s`."""
+    """A duration in its two largest units: `2h`, `7h 59m`, `3d 4h`, `12s`."""
     left = max(0, round(seconds))
     parts: list[str] = []
     for size, unit in _UNITS:
         if parts and left < size:
-            break  # `3d 5s` says more than anybody wants to know
+            break  # `3d 5s` is more exact than anybody needs
         if left >= size:
             parts.append(f"{left // size}{unit}")
             left %= size
@@ -29,7 +29,7 @@ def moment(unix: float) -> str:
 
 
 def short_moment(unix: float, now: float) -> str:
-    """The time of day, with the date in front where that is not today's: at most 12 characters."""
+    """The time of day, after the date if it is not today: at most 12 characters."""
     local, today = time.localtime(unix), time.localtime(now)
     if local[:3] == today[:3]:
         return time.strftime("%H:%M", local)
@@ -48,7 +48,7 @@ def cells(text: str) -> int:
 
 
 def fitted(text: str, width: int) -> str:
-    """`text` in exactly `width` columns: padded, or cut with an ellipsis; nothing to obey in it."""
+    """`text` made `visible`, in exactly `width` columns: padded, or cut with an ellipsis."""
     text = visible(text)
     if cells(text) > width:
         while text and cells(text) > width - 1:

@@ -1,4 +1,4 @@
-"""`capport explain POLICY --client ADDRESS URL`: the verdict, and how it came about."""
+"""`capport explain POLICY --client ADDRESS URL`: the verdict, and the rules that led to it."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ from capport.stores.opening import default_store
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of a policy, and of the files it names."""
+    """A line of a policy file, or of a clients file."""
 
     file: str
     number: int
@@ -39,9 +39,9 @@ class Line:
 
 
 def explain_url(arguments: Namespace) -> None:
-    """Prints what a client would get for a URL. Exit status 0 whatever the verdict."""
+    """Prints what a client would get for a URL. The exit status is 0 for any verdict."""
     policy = policy_at(arguments.policy_file)
-    neighbours = _Link(policy)
+    neighbours = _KernelTables(policy)
     mac = arguments.mac or neighbours.find_mac(arguments.client)
     client, now = Client(arguments.client, mac), clock.now()
     store, asked = _store(arguments.sessions, policy, client)
@@ -51,8 +51,8 @@ def explain_url(arguments: Namespace) -> None:
     line = _line_of(found, policy)
     others = others_in_the_way() if policy.router else []
     if arguments.json:
-        told = document(found, policy, line, now, asked) | {"in_the_way": others}
-        print(json.dumps(told, indent=2))
+        said = document(found, policy, line, now, asked) | {"in_the_way": others}
+        print(json.dumps(said, indent=2))
     else:
         print(text(found, policy, line, now, asked))
         for other in others:
@@ -60,28 +60,28 @@ def explain_url(arguments: Namespace) -> None:
 
 
 def text(found: Explanation, policy: Policy, line: Line | None, now: Instant, asked: str) -> str:
-    """For people."""
+    """The explanation as text, for people; `asked` says which store was read."""
     lines = [
         f"Client   {found.standing.client}",
-        f"Session  {_told(found.standing, now)} ({asked})",
+        f"Session  {_session_shown(found.standing, now)} ({asked})",
         f"Request  {found.method} {visible(found.url)}",
-        f"Verdict  {_named(found.verdict)}",
+        f"Verdict  {_verdict_shown(found.verdict)}",
     ]
     if found.tls is not None:
         lines.append(f"TLS      {type(found.tls).__name__}")
-    lines += [f"Status   {in_words(found, policy)}", "", "Rules, as they were asked:"]
-    lines += [f"  {name:<24} {_named(verdict)}" for name, verdict in found.steps]
+    lines += [f"Status   {in_words(found, policy)}", "", "Rules, in order:"]
+    lines += [f"  {name:<24} {_verdict_shown(verdict)}" for name, verdict in found.steps]
     if found.inside:
         lines += ["", "Inside TLS:"]
-        lines += [f"  {name:<24} {_named(verdict)}" for name, verdict in found.inside]
-    lines += ["", f"Decided by {line}" if line else _no_line(found)]
+        lines += [f"  {name:<24} {_verdict_shown(verdict)}" for name, verdict in found.inside]
+    lines += ["", f"Decided by {line}" if line else _why_no_line(found)]
     return "\n".join(lines)
 
 
 def document(
     found: Explanation, policy: Policy, line: Line | None, now: Instant, asked: str
 ) -> dict[str, object]:
-    """For programs. Members are added to it, never changed."""
+    """The explanation for programs. New members may be added; none is ever changed."""
     session = found.standing.session
     left = session.seconds_remaining(now) if session else None
     where = {"file": line.file, "line": line.number, "text": line.text} if line else None
@@ -89,13 +89,13 @@ def document(
     return explanation.document(found, policy) | more
 
 
-def _named(verdict: Verdict | None) -> str:
+def _verdict_shown(verdict: Verdict | None) -> str:
     if verdict is None:
         return "says nothing"
     return f"{type(verdict).__name__}: {visible(verdict.because)}"
 
 
-def _told(standing: Standing, now: Instant) -> str:
+def _session_shown(standing: Standing, now: Instant) -> str:
     session = standing.session
     if session is None:
         return "none"
@@ -103,55 +103,56 @@ def _told(standing: Standing, now: Instant) -> str:
     return f"of {session.client}, {left} left" if standing.is_known else f"over: {session.client}"
 
 
-def _no_line(found: Explanation) -> str:
+def _why_no_line(found: Explanation) -> str:
     if found.rule == "open_session":
         return "Decided by the session, no line of the policy"
     return f"Decided by no line of the policy: {found.verdict.because}"
 
 
-class _Link(NoNeighbours):
-    """The kernel's tables, asked once."""
+class _KernelTables(NoNeighbours):
+    """The kernel's neighbour table and routes, read for this one client."""
 
     def __init__(self, policy: Policy) -> None:
         router = policy.router
         self._numbers = neighbour_lookup.numbers([router.client_interface]) if router else None
 
     def find_mac(self, address: Address) -> Mac | None:
-        """As the portal would find it: none where the kernel has none, as of an off-link client."""
+        """The MAC address that the portal would find; None if the kernel has none."""
         with contextlib.suppress(OSError):
             return neighbour_lookup.table().get(address)
         return None
 
     def is_on_link(self, address: Address) -> bool:
-        """By the kernel's routes."""
+        """Whether the kernel's routes have `address` on the link."""
         return neighbour_lookup.is_on_link(address, self._numbers)
 
 
 def _store(given: str | None, policy: Policy, client: Client) -> tuple[SessionStore, str]:
-    """Where its session is, and a word on that. A store that was named must open."""
+    """The store to read, and a phrase that names it. A store that `--sessions` names must open."""
     if standing(client, policy, None, 0.0).rule is not None:
-        return MemoryStore(), "not asked for: a client rule decides"
+        return MemoryStore(), "not read: a client rule decides"
     try:
         url = policy.sessions.store or default_store() if given is None else given
         store = existing_store(url, about=[client.address, *filter(None, [client.mac])])
     except (StoreError, CommandError) as error:
         if given is not None:
             raise
-        return MemoryStore(), f"not asked for: {error}"
+        return MemoryStore(), f"not read: {error}"
     return (store, f"in {url}") if store else (MemoryStore(), f"there is no {url}")
 
 
 def _line_of(found: Explanation, policy: Policy) -> Line | None:
-    """The line of the policy, or of a file it names, that decided."""
+    """The line of the policy, or of a clients file, that decided; None if there is none."""
     keys = found.keys
     if found.where is not None:
         file, _, number = found.where.rpartition(":")
         if number.isdecimal():
             return _line(file, int(number))
-        keys = ("login_server.certificate",)  # it names the place, and is no text with lines
+        # The certificate names the place. It has no lines, so show its own line in the policy.
+        keys = ("login_server.certificate",)
     if policy.file is None:
         return None
-    with contextlib.suppress(PolicyError):  # it was changed or removed since it was read
+    with contextlib.suppress(PolicyError):  # the file was changed or removed after it was read
         text = read_text(Path(policy.file))
         root = read_tree(text, findings := Findings(policy.file, text))
         for key in keys:

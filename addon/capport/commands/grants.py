@@ -1,4 +1,4 @@
-"""`capport grant` and `capport revoke`: a client made known, and unknown again."""
+"""`capport grant` and `capport revoke`: make a client known, and unknown again."""
 
 import contextlib
 import getpass
@@ -26,14 +26,14 @@ from capport.linux import neighbour_lookup
 from capport.stores import StoreError
 
 type Macs = Mapping[Address, Mac]
-"""The neighbour table: each address on the link, and its MAC."""
+"""The neighbour table: each address on the link, and its MAC address."""
 
 
 def grant(arguments: Namespace) -> None:
-    """Opens a session, and returns when it is durable and in force (`in_force.py` says how far)."""
+    """Opens a session, and returns once it is stored and in force (see in_force.py)."""
     policy = chosen_policy(arguments)
     macs = _neighbours()
-    client = _filed_under(arguments.who, macs)
+    client = _session_id(arguments.who, macs)
     present = _present(client, macs)
     _refuse_blocked(client, present, policy)
     url = store_url(arguments, policy)
@@ -41,41 +41,41 @@ def grant(arguments: Namespace) -> None:
         session = Gate(policy, store).grant(
             client,
             lifetime=arguments.lifetime,
-            by=_whoever_this_is(),
+            by=_operator(),
             how="command",
             name=arguments.name or "",
         )
     in_force = Kernel().wait_until_in(present)
     print(_said(session, present))
     if not in_force:
-        absent = "" if any(one.mac for one in present) else ", or it is not there yet"
+        absent = "" if any(one.mac for one in present) else ", or the client is not there yet"
         raise CommandError(
             f"{client}: the session is in {url}, but the router's rules do not let it through: a"
-            " client rule has the last word, no portal that follows this store runs, or a set is"
-            f" full, as its log says{absent}"
+            " client rule overrides it, no portal that uses this store runs, or a set is full, as"
+            f" the portal's log says{absent}"
         )
 
 
 def revoke(arguments: Namespace) -> None:
-    """Ends every session that the client has, also where the store cannot be written."""
+    """Ends every session of the client, even if the store cannot be written."""
     policy = chosen_policy(arguments)
     url = store_url(arguments, policy)
     macs = _neighbours()
-    about = _parts(_meant(arguments.who, macs, ()))
+    about = _parts(_ids_of(arguments.who, macs, ()))
     store = existing_store(url, start_closed=True, about=about)
     if store is None:
         raise CommandError(f"{arguments.who} has no session: there is no {url}")
     revoked: list[ClientId] = []
     failures: list[StoreError] = []
     with contextlib.closing(store):
-        meant = _meant(arguments.who, macs, [session.client for session in store.sessions()])
+        meant = _ids_of(arguments.who, macs, [session.client for session in store.sessions()])
         gate = Gate(policy, store)
         for client in meant:
             try:
                 if gate.revoke(client):
                     revoked.append(client)
             except StoreError as error:
-                failures.append(error)  # that one is in force all the same: now the others
+                failures.append(error)  # revoked, but not stored; go on with the others
         fault: str | None = getattr(store, "fault", None)
         kernel, now = Kernel(), clock.now()
         still_in = kernel.let_through(_parts(meant))
@@ -92,19 +92,19 @@ def revoke(arguments: Namespace) -> None:
     if not in_force:
         raise CommandError(
             f"{arguments.who} is revoked, but the router's rules still let it through: a client"
-            " rule has it known, or no portal that follows this store runs; capport router up"
+            " rule makes it known, or no portal that uses this store runs; capport router up"
             " POLICY puts the rules right"
         )
 
 
-def _filed_under(who: ClientId, macs: Macs) -> ClientId:
-    """An address on the link is filed under its MAC, so that its other addresses count too."""
+def _session_id(who: ClientId, macs: Macs) -> ClientId:
+    """The id for the session: the MAC of an address on the link, so all its addresses count."""
     mac, address = parts_of(who)
     return who if mac or not address else Client(address, macs.get(address)).id
 
 
 def _present(client: ClientId, macs: Macs) -> list[Client]:
-    """Who has this id on the network now."""
+    """The clients on the network now that have this id."""
     mac, address = parts_of(client)
     if address is None:
         return [Client(at, mac) for at, found in macs.items() if found == mac]
@@ -112,10 +112,10 @@ def _present(client: ClientId, macs: Macs) -> list[Client]:
     return [Client(address, found)] if mac in (None, found) else []
 
 
-def _meant(who: ClientId, macs: Macs, filed: Iterable[ClientId]) -> list[ClientId]:
-    """Each id that a session of the client's may be filed under: the device's, at any address.
+def _ids_of(who: ClientId, macs: Macs, filed: Iterable[ClientId]) -> list[ClientId]:
+    """Each id that a session of this device may have, at any of its addresses.
 
-    They are not looked up first: where the store cannot be read they are revoked all the same.
+    An id does not have to be in the store, so the revocation works even if that cannot be read.
     """
     mac, address = parts_of(who)
     if mac and address:
@@ -136,19 +136,19 @@ def _meant(who: ClientId, macs: Macs, filed: Iterable[ClientId]) -> list[ClientI
 
 
 def _parts(ids: Iterable[ClientId]) -> set[Mac | Address]:
-    """Each MAC and each address in one of them."""
+    """Every MAC address and every address in `ids`."""
     return {part for client in ids for part in parts_of(client) if part}
 
 
 def _neighbours() -> dict[Address, Mac]:
-    """Addresses and MACs as the portal finds them; none where the kernel gives none."""
+    """The addresses and MACs that the portal would find; empty if the kernel gives none."""
     with contextlib.suppress(OSError):
         return neighbour_lookup.table()
     return {}
 
 
 def _refuse_blocked(client: ClientId, present: list[Client], policy: Policy) -> None:
-    """Raises CommandError where the policy's word on the client would make a session void."""
+    """Raises CommandError if the policy blocks the client, because a session has no effect then."""
     now = clock.now()
     found = [standing(who, policy, None, now) for who in present]
     found = found or [standing_of_id(client, policy, None, now)]
@@ -157,7 +157,7 @@ def _refuse_blocked(client: ClientId, present: list[Client], policy: Policy) -> 
 
 
 def _said(session: Session, present: list[Client]) -> str:
-    """What was granted, to whom, until when."""
+    """The line for a session that was granted: the client, where it is, and until when."""
     mac, _ = parts_of(session.client)
     where = ", ".join(str(who.address) for who in sorted(present, key=_by_address))
     if mac is None:
@@ -174,10 +174,10 @@ def _by_address(client: Client) -> tuple[int, int]:
     return client.address.version, int(client.address)
 
 
-def _whoever_this_is() -> str:
-    """The person behind sudo, where there is one; a number where the user has no name."""
+def _operator() -> str:
+    """The user who runs this, before sudo; a number if the user has no name."""
     try:
         name = os.environ.get("SUDO_USER") or getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())
-    return name.encode(errors="backslashreplace").decode()  # of the environment: any bytes
+    return name.encode(errors="backslashreplace").decode()  # the environment may hold any bytes

@@ -1,10 +1,9 @@
-"""Whether the kernel lets a client through, as far as this process can see.
+"""Waits until a grant or a revocation is in force in the kernel, as far as this process can see.
 
-A grant and a revocation are durable once the store has them, and each process that has the store
-open hears of them: the proxy, whose requests ask the store itself, a millisecond later (there is
-nothing to wait for, nor to ask); the router's rules when the portal has carried them over. That
-can be seen, with CAP_NET_ADMIN, so it is waited for. Nothing is put into the rules from here: what
-the policy in force says of a client, only the portal knows.
+Once the store has a change, every process that has the store open learns of it. The proxy reads the
+store for each request, so it needs no waiting. The router's rules change when the portal updates
+them. With CAP_NET_ADMIN this process can see the rules, so it waits for that. It never changes the
+rules itself, because only the portal knows which policy is in force.
 """
 
 import contextlib
@@ -17,12 +16,12 @@ from capport.linux.libnftables import Nftables, RulesError
 from capport.router.nftables import TABLE, listed
 
 PATIENCE = 1.0
-"""Seconds that a portal has to carry over what it hears of at once."""
-_EVERY = 0.005  # seconds between looks; one takes half a millisecond
+"""Seconds that the portal has to update the rules; it learns of a change at once."""
+_EVERY = 0.005  # seconds between looks; a look takes half a millisecond
 
 
 class Kernel:
-    """The router's rules: none where they are not up, or this process may not see them."""
+    """The router's rules; without them, or without the right to see them, there is no waiting."""
 
     def __init__(self) -> None:
         self._rules: Nftables | None = None
@@ -38,7 +37,7 @@ class Kernel:
             self._rules = rules
 
     def let_through(self, parts: Collection[Mac | Address]) -> list[Client]:
-        """Who of these MACs and addresses the rules know now."""
+        """The clients with one of these MACs or addresses that the rules let through now."""
         found = []
         for name in ("known4", "known6", "routed4", "routed6") if self._rules else ():
             assert self._rules is not None
@@ -50,14 +49,14 @@ class Kernel:
         return found
 
     def wait_until_in(self, clients: Iterable[Client]) -> bool:
-        """Whether one of `clients` was let through in time; True where that cannot be seen."""
+        """Whether the rules let one of `clients` through in time; True if they cannot be seen."""
         forwarded = [client for client in clients if not client.address.is_link_local]
         if self._rules is None or not forwarded:
             return True
         return self._wait(lambda: any(map(self._is_in, forwarded)))
 
     def wait_until_out(self, clients: Collection[Client]) -> bool:
-        """Whether none of `clients` was let through any more in time."""
+        """Whether the rules stop letting any of `clients` through in time."""
         return self._wait(lambda: not any(map(self._is_in, clients)))
 
     def _is_in(self, client: Client) -> bool:
@@ -87,7 +86,7 @@ class Kernel:
 
 
 def _hop_of(address: Address) -> Mac | None:
-    """The MAC of the router that `address` is behind."""
+    """The MAC address of the router that `address` is behind; None if there is none."""
     with contextlib.suppress(OSError):
         way = neighbour_lookup.way(address)
         return neighbour_lookup.table().get(way.hop) if way and way.hop else None

@@ -1,4 +1,4 @@
-"""`capport login`: the embedded login server in a process of its own, beside the proxy's."""
+"""`capport login`: runs the embedded login server in its own process, beside the proxy."""
 
 import asyncio
 import logging
@@ -15,10 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 def serve(arguments: Namespace) -> None:
-    """Serves until SIGINT or SIGTERM, and follows the policy file.
+    """Serves until SIGINT or SIGTERM, and follows the policy file. Raises CommandError, OSError.
 
-    The sessions and the records are those of the proxy with the same policy and store, so its 511s
-    lead here, and who signs in here is known there. Raises CommandError, OSError.
+    A proxy with the same policy and the same store shares the sessions and the login records. Its
+    511s link to this login server, and a client that signs in here is known there.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     asyncio.run(_serve(arguments))

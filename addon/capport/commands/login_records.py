@@ -1,4 +1,4 @@
-"""The login server's records, for the commands that change them: where, and how late it is."""
+"""Opens the login server's records for the commands that read or change them."""
 
 import sys
 import time
@@ -13,12 +13,12 @@ from capport.web.records import Records, records_beside
 
 
 def moment() -> Moment:
-    """What this machine's clocks say, for records that live by them."""
+    """This machine's clocks now; the records need them to tell what has expired."""
     return Moment(time.time(), clock.boot_id(), clock.now())
 
 
 def warn_unless_asked(arguments: Namespace, policy: Policy, wanted: Conditions) -> None:
-    """Says on stderr where the login server of `--policy` asks nobody for what was just made."""
+    """Warns on stderr if the login server of `--policy` does not ask for what was just made."""
     if arguments.policy is None:
         return
     server = policy.login_server

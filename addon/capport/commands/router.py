@@ -1,4 +1,4 @@
-"""`capport router up|down|show`: the kernel's part, in nftables."""
+"""`capport router up|down|show`: the router's rules in the kernel (nftables)."""
 
 import contextlib
 import socket
@@ -16,15 +16,15 @@ from capport.stores.memory import MemoryStore
 
 RESOLVER_FILE = "/etc/capport/resolver-{}.conf"
 NO_RESOLVER = (
-    f"nothing listens on UDP port {RESOLVER_PORT}, where unknown clients' DNS goes: they find no"
-    " name, and no portal. Start capport-resolver@unknown"
+    f"nothing listens on UDP port {RESOLVER_PORT}, where unknown clients' DNS goes: they cannot"
+    " resolve names, so they do not find the portal. Start capport-resolver@unknown"
 )
 
 
 def up(arguments: Namespace) -> None:
-    """Puts the policy's rules in force, with everybody who is known, in one transaction.
+    """Puts the policy's rules in force, with all known clients, in one transaction.
 
-    Without a store that can be used nobody is known: the rules are what must be there first.
+    If the store is missing or unusable, no session is known: the rules must be there first.
     """
     policy = policy_at(arguments.policy_file)
     if policy.router is None:
@@ -46,11 +46,11 @@ def up(arguments: Namespace) -> None:
             proxy_ports=arguments.proxy_ports or nftables.PROXY_PORTS,
         )
     print(f"The rules of {arguments.policy_file} are in force: table {nftables.TABLE}")
-    # closed.nft's is there when the unit comes up, and goes next.
+    # The table of closed.nft is there when the unit starts, and is removed right after this.
     _warn(line for line in others_in_the_way() if CLOSED not in line)
-    if not _is_here(interface := policy.router.client_interface):
+    if not _exists(interface := policy.router.client_interface):
         print(
-            f"warning: there is no interface {interface} yet; who comes in by another is not held",
+            f"warning: there is no interface {interface} yet; clients elsewhere are not held",
             file=sys.stderr,
         )
     if conf := nftables.stars(policy):
@@ -63,7 +63,7 @@ def up(arguments: Namespace) -> None:
 
 
 def others_in_the_way() -> list[str]:
-    """What other tables drop that ours accepts; nothing where ours is not in force, or not seen."""
+    """What other tables drop although ours accepts it; empty if ours is absent or not visible."""
     with contextlib.suppress(OSError), contextlib.closing(Nftables()) as rules:
         return in_the_way(rules)
     return []
@@ -74,7 +74,7 @@ def _warn(lines: Iterable[str]) -> None:
         print(f"warning: {line}", file=sys.stderr)
 
 
-def _is_here(interface: str) -> bool:
+def _exists(interface: str) -> bool:
     try:
         socket.if_nametoindex(interface)
     except OSError:
@@ -83,21 +83,20 @@ def _is_here(interface: str) -> bool:
 
 
 def down(arguments: Namespace) -> None:
-    """Takes the rules away, whatever has become of the policy since."""
+    """Removes the rules; the policy file is not read, so it does not matter if it changed."""
     from capport.router import known_clients
 
     known_clients.down()
-    print(f"There is no table {nftables.TABLE} any more: the kernel holds nobody", file=sys.stderr)
+    print(
+        f"There is no table {nftables.TABLE} any more: the kernel holds no client", file=sys.stderr
+    )
 
 
 def show(arguments: Namespace) -> None:
-    """Prints the rules in force, and warns if no resolver answers unknown clients.
-
-    Raises CommandError where there are no rules.
-    """
+    """Prints the rules in force, and warnings on stderr. Raises CommandError if there are none."""
     rules = nftables.show()
-    with contextlib.closing(fence.Fence()) as asked:
-        fenced = asked.interfaces()
+    with contextlib.closing(fence.Fence()) as rule:
+        fenced = rule.interfaces()
     if rules is None:
         held = f"; until then nothing is forwarded from {', '.join(fenced)}" if fenced else ""
         raise CommandError(
@@ -109,12 +108,12 @@ def show(arguments: Namespace) -> None:
     if not fenced:
         _warn(["there is no ip rule that holds clients while the table is away"])
     _warn(others_in_the_way())
-    if not _resolves():
+    if not _resolver_listens():
         _warn([NO_RESOLVER])
 
 
-def _resolves() -> bool:
-    """Whether there is a resolver for unknown clients, by what the kernel says of its sockets."""
+def _resolver_listens() -> bool:
+    """Whether a socket listens where the resolver for unknown clients should."""
     tables = (Path("/proc/thread-self/net", name) for name in ("udp", "udp6"))
     port = f":{RESOLVER_PORT:04X} "
     return any(port in table.read_text() for table in tables if table.exists())

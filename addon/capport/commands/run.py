@@ -1,11 +1,11 @@
-"""`capport run`: the headless appliance."""
+"""`capport run`: the portal as a headless mitmproxy."""
 
 import sys
 from argparse import Namespace
 
 
 def run(arguments: Namespace) -> int:
-    """Runs it to its end; the exit status. mitmproxy is imported here, and by no other command."""
+    """Runs until it is stopped; returns the exit status. No other command imports mitmproxy."""
     from capport.proxy.internals.verify import NotAsTested, verify
 
     try:

@@ -1,4 +1,4 @@
-"""`capport script`: the path that mitmproxy takes."""
+"""`capport script`: prints the path of the script for `mitmdump -s`."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -8,8 +8,8 @@ from capport.commands import CommandError
 
 
 def script(arguments: Namespace) -> None:
-    """Prints it. The script lies beside the package, in a checkout as where it is installed."""
+    """Prints the path. The script is beside the package, in a checkout as well as installed."""
     path = Path(capport.__file__).resolve().parents[1] / "captive_portal.py"
     if not path.is_file():
-        raise CommandError(f"{path}: not there; install capport again")
+        raise CommandError(f"{path} is missing; install capport again")
     print(path)

@@ -25,7 +25,7 @@ _WIDTHS = (5, 7, 7, 12, 16, 23)
 
 
 def new(arguments: Namespace) -> None:
-    """Makes vouchers, and prints a sheet to cut. Their codes are kept nowhere else."""
+    """Makes vouchers, and prints a sheet to cut. The codes are not stored, only their digests."""
     policy = chosen_policy(arguments)
     codes = [vouchers.new_code() for _ in range(arguments.count)]
     digests = [found for code in codes if (found := vouchers.digest(code)) is not None]
@@ -55,7 +55,7 @@ def new(arguments: Namespace) -> None:
 
 
 def show(arguments: Namespace) -> None:
-    """Prints each voucher, without its code, which nobody knows any more."""
+    """Prints each voucher without its code, which is not stored."""
     with contextlib.closing(records_of(arguments)) as records:
         found, now = records.vouchers(), records.reckoning(moment()).wall
     if arguments.json:
@@ -68,7 +68,7 @@ def show(arguments: Namespace) -> None:
 
 
 def revoke(arguments: Namespace) -> None:
-    """Ends a voucher, and the sessions that it opened."""
+    """Revokes a voucher, and the sessions that it opened."""
     policy = chosen_policy(arguments)
     with contextlib.closing(records_of(arguments)) as records:
         clients = records.revoke_voucher(arguments.number, time.time())
@@ -84,18 +84,18 @@ def revoke(arguments: Namespace) -> None:
         filed = {session.client: session.how for session in store.sessions()}
         for client in clients:
             if client in filed and filed[client].partition(",")[0] != how:
-                continue  # it has come by another session since
+                continue  # the client has another session by now
             try:
                 if store.drop(client):
                     print(f"{client} is revoked")
             except StoreError as error:
-                failures.append(error)  # that one is in force all the same: now the others
+                failures.append(error)  # revoked, but not stored; go on with the others
     if failures:
         raise failures[0]
 
 
 def clock(arguments: Namespace) -> None:
-    """Prints by which time vouchers expire; with --is-right, that is this machine's clock again."""
+    """Prints the time by which vouchers expire; --is-right makes it this machine's clock again."""
     with contextlib.closing(records_of(arguments)) as records:
         if arguments.is_right:
             records.trust_clock(moment())
@@ -103,7 +103,8 @@ def clock(arguments: Namespace) -> None:
         reckoning = records.reckoning(now)
     print(f"The clock says {local_time(now.wall)}.")
     if not reckoning.sure:
-        print(f"It has said {local_time(reckoning.wall)} before: no voucher that expires is judged")
+        said = local_time(reckoning.wall)
+        print(f"It has said {said} before: vouchers that expire are not accepted")
         print("until it is set. If it was wrong then and is right now: --is-right")
     elif reckoning.wall - now.wall > 1:
         print(f"It was set back: vouchers expire by {local_time(reckoning.wall)}.")
@@ -113,19 +114,19 @@ def clock(arguments: Namespace) -> None:
 
 
 def _login_server(login_url: str) -> str | None:
-    """What a person types to come there; None without a policy, which alone says so."""
+    """What a person types to open the login page; None if no policy names one."""
     parts = urlsplit(login_url)
     return f"{parts.scheme}://{parts.netloc}" if parts.netloc else None
 
 
 def _language() -> Language:
-    """The operator's, whose guests the sheet is for: as the locale has it (POSIX, 8.2)."""
+    """The language of the sheet: that of the operator's locale (POSIX, 8.2)."""
     named = filter(None, map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG")))
     return preferred_language(next(named, ""))
 
 
 def document(voucher: Voucher, now: float) -> dict[str, object]:
-    """A voucher for programs. Members are added to it, never changed."""
+    """A voucher for programs. New members may be added; none is ever changed."""
     return {
         "number": voucher.number,
         "state": _state(voucher, now),
