@@ -193,6 +193,8 @@ def test_a_session_that_the_kernel_lacks_is_a_fault_that_is_put_right(
         lab.router.run("nft", "flush", "set", "inet", "capport", name)
     assert victim.status(f"http://{ORIGIN4}/") == 503
     faults = [one["what"] for one in events(lab, "fault")]
-    assert faults == ["the kernel's set lacks a client that has a session; it is put in again"]
+    assert faults == [
+        "the kernel's sets have lost a client that has a session; capport adds it again"
+    ]
     wait_for(lambda: pair in dict(nftables.listed(lab.rules, "known4")))
     wait_for(lambda: victim.status(f"http://{ORIGIN4}/") == 200)

@@ -183,7 +183,10 @@ def test_the_rule_that_somebody_takes_away_is_back(lab: Lab, portal: None, told:
         lab.router.run("ip", family, "rule", "del", "priority", "1")
         wait_for(lambda times=times: len(told) == times)  # type: ignore[misc]
         assert is_fenced(lab)
-    assert told[0] == "the ip rule that holds clients without the table was taken away, and is back"
+    assert told[0] == (
+        "another program removed the ip rule that holds clients while the table is missing; capport"
+        " put it back"
+    )
 
 
 def test_up_twice_is_one_rule_and_another_interface_takes_it_along(lab: Lab, up: None) -> None:

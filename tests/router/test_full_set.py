@@ -87,7 +87,9 @@ def test_who_is_in_a_full_set_stays_in_and_who_is_not_is_refused_until_there_is_
     nftables.up(POLICY, rules=rules)
     store, told = MemoryStore(), list[str]()
     grant(store, 1, 2, 3)
-    with closing(router.call(KnownSet, lambda: POLICY, store, Nobody(), told=told.append)) as known:
+    with closing(
+        router.call(KnownSet, lambda: POLICY, store, Nobody(), report=told.append)
+    ) as known:
         store.watch(known.changed)
         router.call(known.start)
         grant(store, 4)
@@ -99,9 +101,7 @@ def test_who_is_in_a_full_set_stays_in_and_who_is_not_is_refused_until_there_is_
                 known.update([client(number)])
         known.resync()
         assert inside(rules) == {client(number) for number in (1, 2, 3, 4)}
-        assert told == [
-            "set macs of table inet capport is full: it has the 4 clients that it takes"
-        ]
+        assert told == ["set macs of table inet capport is full: it has 4 clients, the maximum"]
         store.drop(client(2))
         known.update([client(2)])
         known.update([client(6)])

@@ -835,12 +835,12 @@ def test_the_garden_follows_its_names(lab: Lab, caplog: pytest.LogCaptureFixture
         wait_for(lambda: "2001:db8:2::3" in elements(lab, "garden6_8081"))
         assert set(asked) == {"status.example.org"}, "www.example.org is mitmproxy's"
         found["status.example.org"] = ["198.51.100.4"]
-        following.again()
+        following.look_up_now()
         wait_for(lambda: "198.51.100.4" in elements(lab, "garden4_8081"))
         wait_for(lambda: "198.51.100.3" not in elements(lab, "garden4_8081"))
         found["status.example.org"] = []
         wait_for(lambda: elements(lab, "garden4_8081") == {})
-        assert caplog.text.count("status.example.org, in the walled garden, has no address") == 1
+        assert caplog.text.count("Cannot resolve walled garden name status.example.org") == 1
     finally:
         following.close()
 
@@ -880,7 +880,7 @@ def test_traffic_is_heard_of_although_its_counter_began_anew(lab: Lab, store: Me
         assert elements(lab, "known4")
         for after, packets in ((100.0, 5), (200.0, 1), (300.0, 1)):
             assert lab.client.namespace.call(pings, ORIGIN4, packets, packets) == packets
-            following._hear(now + after)  # which puts the end off, and so the element in anew
+            following._read_traffic(now + after)  # puts the end off, adds again
             heard = store.find([mac], now)
             assert heard is not None
             assert heard.last_seen == now + after

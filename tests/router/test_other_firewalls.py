@@ -122,8 +122,8 @@ def test_dockers_drop_is_named_with_what_lets_known_clients_pass(
 ) -> None:
     iptables(router, DOCKER)
     assert in_the_way(rules) == [
-        "table ip filter, chain FORWARD drops what known clients send and what they are answered,"
-        " whatever table inet capport accepts; what would do:"
+        "table ip filter, chain FORWARD drops what known clients send and the answers to them,"
+        " although table inet capport accepts them; to allow them:"
         " iptables -I DOCKER-USER -i br-lan -o wan -j ACCEPT && iptables -I DOCKER-USER -i wan"
         " -o br-lan -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
     ]
@@ -135,21 +135,21 @@ def test_ufws_drop_is_named_with_what_lets_clients_reach_the_portal(
     iptables(router, UFW)
     assert in_the_way(rules) == [
         "table ip filter, chain INPUT drops TCP port 8080 and TCP port 8511 and UDP port 53 and"
-        " UDP port 67 of clients' to the router, whatever table inet capport accepts; what would"
-        " do: ufw allow in on br-lan to any port 8080,8511 proto tcp && ufw allow in on br-lan to"
-        " any port 53,67 proto udp"
+        " UDP port 67 from clients to the router, although table inet capport accepts them; to"
+        " allow them: ufw allow in on br-lan to any port 8080,8511 proto tcp &&"
+        " ufw allow in on br-lan to any port 53,67 proto udp"
     ]
     iptables(router, "-A ufw-user-input -i br-lan -p udp -m multiport --dports 53,67 -j ACCEPT")
     iptables(router, "-A ufw-user-input -i br-lan -p tcp -m multiport --dports 8080,22 -j ACCEPT")
     [left] = in_the_way(rules)
-    assert "drops TCP port 8511 of clients'" in left
+    assert "drops TCP port 8511 from clients" in left
 
 
 @pytest.mark.parametrize("before", [DOCKER, UFW])
 def test_what_would_do_does(router: Namespace, rules: Nftables, before: str) -> None:
     iptables(router, before)
     [said] = in_the_way(rules)
-    for command in said.partition("what would do: ")[2].split(" && "):
+    for command in said.partition("to allow them: ")[2].split(" && "):
         name, _, rest = command.partition(" ")
         if name == "ufw":  # what `ufw allow in on br-lan to any port P proto X` makes
             *_, ports, _, protocol = rest.split()
@@ -166,9 +166,9 @@ def test_a_firewall_of_ones_own_is_in_the_way_by_what_it_leaves_out(rules: Nftab
     rules.run("delete table inet mine\n" + MINE.replace("ACCEPTED", "").replace("established,", ""))
     inward, onward = in_the_way(rules)
     assert inward.startswith("table inet mine, chain inward drops TCP port 8080 and TCP port 8511")
-    assert onward.startswith("table inet mine, chain onward drops what they are answered,")
+    assert onward.startswith("table inet mine, chain onward drops the answers to them,")
     for said in (inward, onward):
-        for command in said.partition("what would do: ")[2].split(" && "):
+        for command in said.partition("to allow them: ")[2].split(" && "):
             rules.run(command.removeprefix("nft ") + "\n")
     assert in_the_way(rules) == []
 

@@ -95,7 +95,7 @@ def test_rules_that_somebody_takes_away_are_back_at_once_with_who_is_known(
         assert lab.rules.outline("list table inet capport") == before
     assert reaches(lab, 0)
     assert not reaches(lab, 1)
-    assert told[0] == "table inet capport was taken away by somebody, and is back"
+    assert told[0] == "another program removed table inet capport; capport put it back"
 
 
 def macs(lab: Lab) -> dict[str, float]:
@@ -218,7 +218,7 @@ def test_rules_that_are_taken_down_while_they_are_made_anew_stay_down(
     lab: Lab, known: KnownSet, keeper: RulesKeeper
 ) -> None:
     nftables.down(rules=lab.rules)
-    known.apply((8080,), again=True)
+    known.apply((8080,), only_replace=True)
     assert nftables.show(rules=lab.rules) is None
 
 
@@ -232,13 +232,13 @@ def test_rules_that_cannot_be_put_back_are_tried_again(
 ) -> None:
     apply, failures = known.apply, [RulesError("No buffer space available")] * 2
 
-    def fails_twice(ports: tuple[int, ...], *, again: bool) -> None:
+    def fails_twice(ports: tuple[int, ...], *, only_replace: bool) -> None:
         if failures:
             raise failures.pop()
-        apply(ports, again=again)
+        apply(ports, only_replace=only_replace)
 
     monkeypatch.setattr(known, "apply", fails_twice)
     lab.rules.run("flush ruleset\n")
     wait_for(lambda: len(told) == 1)
-    assert caplog.text.count("The router's rules cannot be kept: No buffer space") == 1
+    assert caplog.text.count("Cannot keep the router's rules loaded: No buffer space") == 1
     assert not reaches(lab, 1)

@@ -424,14 +424,16 @@ def test_what_the_portal_says_is_in_the_log_at_once_and_in_the_journal_with_its_
         environment.pop("PYTHONUNBUFFERED", None)
         portal = booting.router.start(*argv, log=said, env=environment)
     try:
-        wait_for(lambda: "holds nobody" in log.read_text(), message="nothing is said")
+        wait_for(
+            lambda: "does not hold unknown clients" in log.read_text(), message="nothing is said"
+        )
         portal.kill()
         portal.wait(SOON)
         lines = log.read_text().splitlines()
         assert any("Policy in force: " in line for line in lines)
         if journal:
             assert {line[:3] for line in lines} == {"<4>", "<6>"}
-            [line] = [line for line in lines if "holds nobody" in line]
+            [line] = [line for line in lines if "does not hold unknown clients" in line]
             assert line.startswith("<4>There is no table inet capport: ")
         else:
             assert all(re.match(r"\[[0-9:.]+\] ", line) for line in lines)

@@ -41,7 +41,7 @@ class Follower:
     def reapply(self) -> None:
         """The policy is another."""
 
-    def again(self) -> None:
+    def look_up_now(self) -> None:
         """The same."""
 
     def changed(self, what: object) -> None:
@@ -91,7 +91,7 @@ async def test_the_garden_is_looked_up_again_when_the_table_is_another(
         become_a_router(it, tmp_path)
         await until(lambda: len(followers) == 3)
     _, garden, keeper = followers
-    assert garden.again in keeper.given
+    assert garden.look_up_now in keeper.given
 
 
 async def test_a_full_set_is_a_fault_in_the_log_and_in_the_events(
@@ -108,7 +108,7 @@ async def test_a_full_set_is_a_fault_in_the_log_and_in_the_events(
         monkeypatch.setattr(
             it.gate.events, "write", lambda *event, **of: faults.append((event, of))
         )
-        followers[0].named["told"]("set macs is full")
+        followers[0].named["report"]("set macs is full")
         assert faults == [(("fault",), {"what": "set macs is full"})]
     assert caplog.text.count("set macs is full") == 1
 

@@ -1,22 +1,24 @@
-"""The rules for unknown clients' DNS as text for nft(8): who answers it, and how much it may carry.
+"""The nft(8) rules for unknown clients' DNS: what answers it, and how many bytes it may carry.
 
-Their port 53, UDP and TCP and to whatever address, is redirected to a resolver of its own on the
-router, which gives true answers without the records that are made to carry anything
-(scripts/router/resolver-unknown.conf). Where that resolver does not run, nothing is answered.
+The rules redirect all traffic of unknown clients to port 53 (UDP and TCP, any address) to a
+separate resolver on the router. That resolver gives true answers, but leaves out the record types
+that can carry arbitrary data (scripts/router/resolver-unknown.conf). If it does not run, unknown
+clients get no answers.
 
-Whatever resolves names also carries bytes to the name servers of whoever asks, and back. So each
-packet is charged the bytes that it can carry:
+A resolver can be used as a tunnel: a client that owns a domain sends bytes to its name servers in
+questions, and gets bytes back in answers. So each packet is charged the bytes that it can carry:
 
-- an ordinary question (a header with nothing in it, a name of up to 30 characters, type A, AAAA or
-  HTTPS): its name, less the shortest domain that can be had (`ab.cd`);
-- an ordinary answer: its address, if it has one. The question in it is not news to its client;
-- anything else, over UDP or TCP: all of it but the headers of IP and UDP;
-- the names of connectivity checks, of the login server and of the walled garden without a star:
-  nothing, and they are answered however much a client has asked besides. Their name servers are
-  not the client's.
+- an ordinary question (no other records, a name of up to 30 characters, type A, AAAA or HTTPS):
+  the length of its name, minus the shortest domain that anyone can register (`ab.cd`);
+- an ordinary answer: the length of its address, if it has one. The client already knows the
+  question in it;
+- anything else, over UDP or TCP: all bytes except the headers of IP and UDP;
+- a question for a connectivity check, the login server, or a walled garden name without a star:
+  nothing, and it is answered even if the client has used up its budget. The client does not own
+  the name servers of these names.
 
-`PAYLOAD` is what one client may send, and be sent, within any second. nft can only count packets:
-a packet that carries k units goes by the same limit k times.
+`PAYLOAD` bounds what one client may send, and receive, within any second. nft can only count
+packets, so a packet that carries k units passes the same limit k times.
 """
 
 import math
@@ -27,20 +29,20 @@ from capport.core.policy import Policy
 from capport.core.probes import CHECK_HOSTS
 
 RESOLVER_PORT = 5311
-"""Where the resolver for unknown clients listens."""
+"""The port of the resolver for unknown clients."""
 STARS_PORT = 5312
-"""Where, on loopback, the one listens that fills the garden's sets (`nftables.stars`)."""
+"""The port, on loopback, of the resolver that fills the garden's sets (`nftables.stars`)."""
 
 PAYLOAD = 800
-"""Bytes that one unknown client's DNS can carry each way within any second, from the first on."""
+"""Bytes that one unknown client's DNS can carry each way within any second, the first included."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """For each client: `rate` units of `unit` bytes a second, after at most `burst` at once.
+    """What each client may use: `burst` units of `unit` bytes at once, then `rate` units a second.
 
-    `rest` is for how long a client waits that has used it up: without it, packets that get part of
-    their units would keep all others from theirs.
+    A client that has used it up gets nothing for the time `rest`. Without that pause, large packets
+    would take the new units one by one, never enough to pass, and block the client's small packets.
     """
 
     unit: int
@@ -50,30 +52,30 @@ class Budget:
 
     @property
     def most(self) -> int:
-        """Bytes within the first second, or any other."""
+        """The most bytes that pass within any second, the first included."""
         return self.unit * (self.rate + self.burst)
 
 
-# 40 questions a second for names of 22 characters; 40 answers of an address of either family.
+# 40 questions a second for names of 22 characters; 40 answers with one address of either family.
 QUESTIONS = Budget(unit=3, rate=240, burst=26, rest="100ms")
 ANSWERS = Budget(unit=6, rate=80, burst=53, rest="600ms")
 CHECKS = "limit rate 20/second burst 40 packets"
-# For all clients together, because a MAC is easily made up.
+# These bound all clients together, because a client can easily make up MACs.
 ALL_QUESTIONS = "limit rate 200/second burst 200 packets"
 ALL_CHECKS = "limit rate 500/second burst 500 packets"
 ALL_ANSWERS = "limit rate 64 kbytes/second burst 256 kbytes"
 
 _FAMILIES = ((4, "ip", "ipv4_addr"), (6, "ip6", "ipv6_addr"))
-_NAMES = range(6, 33)  # bytes of an ordinary name in a message, `ab.cd` to 30 characters
-_MOST_NAMES = 200  # that cost nothing: each is looked for in each question
+_NAMES = range(6, 33)  # bytes of an ordinary name in a message: from 4 to 30 characters
+_MOST_NAMES = 200  # names that cost nothing: the kernel compares each question with each of them
 _HEADER = 8 + 12  # of UDP, and of DNS (RFC 1035 section 4.1.1), in bytes
-_DOMAIN = 7  # `ab.cd` and the length of one label more
-_HEADS = {4: 28, 6: 48}  # of IP and UDP; TCP pays for its longer one
+_DOMAIN = 7  # bytes of `ab.cd`, and the length byte of one more label
+_HEADS = {4: 28, 6: 48}  # bytes of the IP and UDP headers; TCP is charged for its longer header
 _TYPES = "{ 0x00010001, 0x001c0001, 0x00410001 }"  # A, AAAA, HTTPS; class IN
 
 
 def sets(size: int) -> Iterator[str]:
-    """What is counted, by a hash of the client's MAC; and whose MAC has which address."""
+    """The sets of counters, by a hash of the client's MAC, and the maps from address to hash."""
     timed = f"flags dynamic, timeout; timeout 1m; size {size};"
     for name in ("asked", "asked_rest", "answered", "answered_rest", "checked"):
         yield f"set {name} {{ type mark; {timed} }}"
@@ -82,12 +84,12 @@ def sets(size: int) -> Iterator[str]:
 
 
 def redirect() -> str:
-    """The rule that has unknown clients' questions at the resolver for them."""
+    """The rule that redirects unknown clients' questions to their resolver."""
     return f"meta l4proto {{ tcp, udp }} th dport 53 redirect to :{RESOLVER_PORT}"
 
 
 def questions(policy: Policy, ethernet: bool) -> Iterator[str]:
-    """The chain `questions`, which has the last word on what goes to the resolver."""
+    """The chain `questions`, which accepts or drops each packet that goes to the resolver."""
     yield from _rest("asked", QUESTIONS)
     for name, every in (("asking", ALL_QUESTIONS), ("checking", ALL_CHECKS)):
         yield f"chain {name} {{"
@@ -99,10 +101,10 @@ def questions(policy: Policy, ethernet: bool) -> Iterator[str]:
     yield from _ladder("asked_name", "asked", QUESTIONS, lengths, "asking")
     yield from _raw("asked", QUESTIONS, "asking")
     yield "chain questions {"
-    yield "ct status & dnat == 0 drop"  # not to the router's port 53, but to this one
+    yield "ct status & dnat == 0 drop"  # it was sent to this port itself, and was not redirected
     for key in ("ether saddr",) if ethernet else ("ip saddr", "ip6 saddr"):
         yield f"meta mark set jhash {key} mod 4294967294 offset 1"
-    # One question and nothing else, of which the flags RD, AD and CD may be set.
+    # Require exactly one question and nothing else; only the flags RD, AD and CD may be set.
     for odd in ("@th,80,16 & 0xfecf != 0", "@th,96,48 != 0x000100000000"):
         yield f"meta l4proto udp {odd} drop"
     yield from _free(policy, f"update @checked {{ meta mark {CHECKS} }} goto checking")
@@ -116,7 +118,7 @@ def questions(policy: Policy, ethernet: bool) -> Iterator[str]:
 
 
 def answers(policy: Policy) -> Iterator[str]:
-    """The chain `answers`, which has the last word on what the resolver says to unknown clients."""
+    """The chain `answers`, which accepts or drops each answer from the resolver to a client."""
     yield from _rest("answered", ANSWERS)
     yield "chain answering_all {"
     yield "meta mark set 0"
@@ -143,7 +145,7 @@ def answers(policy: Policy) -> Iterator[str]:
     yield "meta mark 0 drop"
     yield "meta mark @answered_rest drop"
     for counts, verdict in (("00010000", "goto answered_nothing"), ("00010001", "jump addresses")):
-        # Neither truncated nor of an odd opcode, and no authorities or additional records.
+        # Not truncated, opcode 0, and no authority or additional records.
         head = f"@th,80,16 & 0xfa40 == 0x8000 @th,96,64 0x{counts}00000000"
         yield f"meta l4proto udp {head} {verdict}"
     yield from _goto_raw("answered")
@@ -151,7 +153,7 @@ def answers(policy: Policy) -> Iterator[str]:
 
 
 def _free(policy: Policy, verdict: str) -> Iterator[str]:
-    """Rules that give `verdict` to what is about a name that costs nothing."""
+    """Rules that give `verdict` to each message about a name that costs nothing."""
     for name in free_names(policy):
         labels = [label.encode() for label in name.split(".")]
         wire = b"".join(bytes([len(label)]) + label for label in labels) + b"\0"
@@ -161,13 +163,14 @@ def _free(policy: Policy, verdict: str) -> Iterator[str]:
 
 
 def free_names(policy: Policy) -> list[str]:
-    """The names that unknown clients may ask for without counting what it carries."""
+    """The names that unknown clients may ask for without being charged."""
     login = [place.host for place in policy.login_places if isinstance(place.host, str)]
     garden = [name for name, _ in policy.walled_garden.names() if not name.startswith("*.")]
     return list(dict.fromkeys([*sorted(CHECK_HOSTS), *login, *sorted(garden)]))[:_MOST_NAMES]
 
 
 def _rest(meter: str, budget: Budget) -> Iterator[str]:
+    """The chain for a client that has used up its budget: notes that, and drops the packet."""
     yield f"chain {meter}_up {{"
     yield f"add @{meter}_rest {{ meta mark timeout {budget.rest} }}"
     yield "drop\n}"
@@ -176,7 +179,7 @@ def _rest(meter: str, budget: Budget) -> Iterator[str]:
 def _ladder(
     chain: str, meter: str, budget: Budget, steps: Iterable[str], verdict: str
 ) -> Iterator[str]:
-    """A chain in which a packet takes a unit, and one more for each of `steps` that it matches."""
+    """A chain that charges a packet one unit, and one more for each of `steps` that it matches."""
     limit = f"limit rate over {budget.rate}/second burst {budget.burst} packets"
     unit = f"update @{meter} {{ meta mark {limit} }} goto {meter}_up"
     yield f"chain {chain} {{"
@@ -188,14 +191,14 @@ def _ladder(
 
 
 def _raw(meter: str, budget: Budget, verdict: str) -> Iterator[str]:
-    """Chains for packets that are charged for all that is in them, by family."""
+    """Chains, one for each family, for packets that are charged for all their bytes."""
     for version, head in _HEADS.items():
         lengths = (f"meta length > {head + n * budget.unit}" for n in range(1, budget.burst))
         yield from _ladder(f"{meter}_raw{version}", meter, budget, lengths, verdict)
 
 
 def _goto_raw(meter: str) -> Iterator[str]:
-    """Sends what is not ordinary to the chains of `_raw`; what never fits is left."""
+    """Sends other packets to the chains of `_raw`; one larger than the budget goes on (a drop)."""
     budget = QUESTIONS if meter == "asked" else ANSWERS
     for version, head in _HEADS.items():
         fits = f"meta length <= {head + budget.unit * budget.burst}"

@@ -1,4 +1,4 @@
-"""What the kernel's sets of known clients have in them: each element, and when it is looked at."""
+"""The elements of the kernel's sets of known clients, and when each must be looked at again."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -8,16 +8,18 @@ from capport.core.client import Address, ClientId, Mac
 from capport.core.deadlines import Deadlines
 from capport.core.session import Instant
 
-IDLE_LEAD = 0.5  # seconds before an idle time is over that traffic is read once more
+IDLE_LEAD = 0.5  # seconds before a session's idle time ends, when its traffic is read once more
 
 type Key = Address | Mac
 
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """An address, or a MAC: until when, for which session, and when the kernel lets go of it.
+    """One client's address, or one MAC, that the kernel's sets have.
 
-    `mac` is the client's own; `hop` is that of the router before it, if it is not on the link.
+    `until` is when its session ends, and `lapses` when the kernel removes it. `idle` is whether the
+    session ends without traffic. `mac` is the client's own MAC; `hop` is the MAC of the router that
+    the client is behind, if it is not on the link.
     """
 
     key: Key
@@ -30,22 +32,22 @@ class Element:
 
     @property
     def address(self) -> Address | None:
-        """None where it is a MAC's."""
+        """The address; None if the element is a MAC."""
         return None if isinstance(self.key, str) else self.key
 
     @property
     def sender(self) -> Mac | None:
-        """The MAC that its frames come from; None on a link without MACs."""
+        """The MAC that the client's frames come from; None on a link without MACs."""
         return self.mac or self.hop
 
     @property
     def look(self) -> Instant:
-        """When it is time to see whether it ends."""
+        """When to look whether the element ends."""
         return self.until - IDLE_LEAD * self.idle
 
     @property
     def place(self) -> tuple[str, str]:
-        """The set and the element in it."""
+        """The name of the set, and the element as nft(8) writes it."""
         if isinstance(self.key, str):
             return "macs", self.key
         if self.sender is None:
@@ -54,14 +56,14 @@ class Element:
 
     @property
     def places(self) -> list[tuple[str, str]]:
-        """The same, and where answers to it are let through."""
+        """`place`, and for an address its place in the set that lets answers to it pass."""
         if isinstance(self.key, str):
             return [self.place]
         return [self.place, (f"return{self.key.version}", str(self.key))]
 
 
 class Elements:
-    """One for each key. Whoever has it keeps others out."""
+    """All elements, one for each key. It has no lock: the caller must hold one."""
 
     def __init__(self) -> None:
         self._by_key: dict[Key, Element] = {}
@@ -73,26 +75,26 @@ class Elements:
         return len(self._by_key)
 
     def __iter__(self) -> Iterator[Element]:
-        """Those that there are at the first step."""
+        """A copy, so that the caller may add and forget elements in the loop."""
         yield from tuple(self._by_key.values())
 
     def __contains__(self, key: Key) -> bool:
         return key in self._by_key
 
     def get(self, key: Key) -> Element | None:
-        """The one for `key`."""
+        """The element for `key`."""
         return self._by_key.get(key)
 
     def addresses(self, mac: Mac) -> tuple[Address, ...]:
-        """Those that `mac` has in the sets, the oldest first."""
+        """The addresses that `mac` has in the sets, the oldest first."""
         return tuple(self._of_mac.get(mac, ()))
 
     def count(self, name: str) -> int:
-        """How many there are in the set of that name."""
+        """How many elements the set `name` has."""
         return self._in[name]
 
     def file(self, element: Element) -> None:
-        """Adds it, in place of the one with its key."""
+        """Adds `element`, in place of the one with the same key."""
         if (before := self._by_key.get(element.key)) is not None:
             self.forget(before)
         self._by_key[element.key] = element
@@ -102,7 +104,7 @@ class Elements:
         self._looks.set(element.key, element.look)
 
     def forget(self, element: Element) -> None:
-        """Takes it out."""
+        """Removes `element`."""
         del self._by_key[element.key]
         self._looks.drop(element.key)
         self._in.subtract(name for name, _ in element.places)
@@ -114,11 +116,14 @@ class Elements:
 
     @property
     def next_look(self) -> Instant:
-        """When `ended` may have something to say; never, where that is infinite."""
+        """When `ended` may next yield a key; infinite if never."""
         return self._looks.next
 
     def ended(self, now: Instant) -> Iterator[Key]:
-        """Whose end has come; or is near, where traffic that was not read yet may put it off."""
+        """The keys whose end has come, and those with an idle time whose end is near.
+
+        Traffic that has not been read yet may put the end of the latter off.
+        """
         for key in self._looks.due(now):
             if now < (until := self._by_key[key].until):
                 self._looks.set(key, until)

@@ -1,12 +1,12 @@
-"""What our table has not marked is not forwarded: an `ip rule` in each family (ip-rule(8)).
+"""The fence: an `ip rule` in each family that forwards only what our table marked (ip-rule(8)).
 
-A flush of the ruleset takes every table away, and leaves this. From that instant until the table
-is back, or as long as nobody puts it back, nothing that comes from the client interface is
-forwarded. What is for this machine itself is not: the routing table `local` is asked before.
+`nft flush ruleset` removes every table, but not this rule. So until our table is back, nothing that
+comes from the client interface is forwarded. Packets for this machine itself still arrive, because
+the kernel looks in the routing table `local` first.
 
     1: from all fwmark 0/0x20000000 iif br-lan prohibit proto 212
 
-The rules of `ruletext.py` mark what comes in by the client interface before it is routed.
+The rules of `ruleset.py` mark each packet from the client interface before it is routed.
 """
 
 import errno
@@ -17,45 +17,45 @@ from capport.linux import netlink
 from capport.router.ruleset import MARK
 
 GROUPS = 1 << 7 | 1 << 18
-"""RTNLGRP_IPV4_RULE and RTNLGRP_IPV6_RULE of linux/rtnetlink.h: what tells of changes to rules."""
+"""RTNLGRP_IPV4_RULE and RTNLGRP_IPV6_RULE of linux/rtnetlink.h: they report changes to rules."""
 
 # linux/rtnetlink.h and fib_rules.h.
 _NEW, _DELETE, _GET = 32, 33, 34  # RTM_*RULE
 _CREATE = 0x600  # NLM_F_CREATE, NLM_F_EXCL
 _HEADER = struct.Struct("=B6xBI")  # fib_rule_hdr: the family, the action, flags
 _PROHIBIT = 8  # FR_ACT_PROHIBIT
-_INTERFACE, _PRIORITY, _MASK, _PROTOCOL = 3, 6, 16, 21  # FRA_*; a mark that is not given is 0
+_INTERFACE, _PRIORITY, _MASK, _PROTOCOL = 3, 6, 16, 21  # FRA_*; without FRA_FWMARK the mark is 0
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _OURS = {
-    _PRIORITY: struct.pack("=I", 1),  # right behind `local`: others' rules cannot get round it
+    _PRIORITY: struct.pack("=I", 1),  # right behind `local`, so no other rule comes before it
     _MASK: struct.pack("=I", MARK),
-    _PROTOCOL: b"\xd4",  # 212: nobody else's, as far as we know; 211 is scripts/router/'s
+    _PROTOCOL: b"\xd4",  # 212: we know of no other program that uses it; scripts/router/ uses 211
 }
 
 
 class Fence:
-    """Those of the network namespace it is made in. Raises OSError, as its methods do."""
+    """The fence of the network namespace it is made in. Raises OSError, as its methods do."""
 
     def __init__(self) -> None:
         self._kernel = netlink.connect(netlink.ROUTE)
 
     def close(self) -> None:
-        """Ends the asking; the rules stay."""
+        """Closes the socket; the rules stay."""
         self._kernel.close()
 
     def put(self, interface: str) -> bool:
-        """Puts it around `interface` and no other; whether a rule was missing."""
+        """Puts the fence around `interface` and no other; returns whether a rule was missing."""
         missing = [self._change(_NEW, family, _around(interface)) for family in _FAMILIES]
         self._take_away(but=interface)
         return any(missing)
 
     def take_away(self) -> None:
-        """Ends it; nothing where there is none."""
+        """Removes the fence, if there is one."""
         self._take_away(but="")
 
     def interfaces(self) -> set[str]:
-        """Those it is around, in each family that this machine has."""
+        """The interfaces that are fenced in each family that this machine has."""
         families = [rules for rules in map(self._rules, _FAMILIES) if rules]
         found = [{_name(rule) for rule in rules if _is_ours(rule)} for rules in families]
         return set.intersection(*found) if found else set()
@@ -67,7 +67,7 @@ class Fence:
                     self._change(_DELETE, family, _around(name))
 
     def _rules(self, family: int) -> list[dict[int, bytes]]:
-        """The attributes of each rule, anybody's; none where there is no such family."""
+        """The attributes of every rule, ours or not; none if the machine lacks the family."""
         self._kernel.send(netlink.message(_GET, _HEADER.pack(family, 0, 0), netlink.DUMP))
         rules = []
         for answer in netlink.answers(self._kernel, errno.EAFNOSUPPORT):
@@ -77,7 +77,7 @@ class Fence:
         return rules
 
     def _change(self, kind: int, family: int, rule: dict[int, bytes]) -> bool:
-        """Adds a rule, or deletes it; whether that took anything."""
+        """Adds or deletes a rule; returns whether that changed anything."""
         attributes = b"".join(netlink.attribute(kind, value) for kind, value in rule.items())
         body = _HEADER.pack(family, _PROHIBIT, 0) + attributes
         flags = netlink.ACK | (_CREATE if kind == _NEW else 0)

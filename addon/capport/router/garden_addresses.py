@@ -1,7 +1,8 @@
-"""Keeps the kernel's garden sets at the addresses that the garden's names have, as we resolve them.
+"""Resolves the walled garden's names and keeps their addresses in the kernel's garden sets.
 
-For the ports that mitmproxy does not see (`ruletext.garden_names`). A name is asked for as this
-machine resolves names; `*.example.org`, which nobody can ask for, is left to `nftables.stars`.
+The sets concern only the ports that mitmproxy does not see (`ruleset.garden_names`). A name is
+resolved as this machine resolves names. `*.example.org` cannot be resolved, so the resolver that
+`nftables.stars` configures adds the addresses below it.
 """
 
 import logging
@@ -16,21 +17,20 @@ from capport.router import nftables, ruleset
 
 logger = logging.getLogger(__name__)
 
-EVERY = 60.0  # seconds between look-ups: what a name server keeps the clients' own answers for
-KEPT = 3  # times as long an address stays when its name has another, or cannot be resolved
+EVERY = 60.0  # seconds between look-ups; the clients' resolver caches an answer as long
+KEPT = 3  # an address stays for 3 * EVERY after the last answer that had it
 
 
 def resolve(name: str) -> list[Address]:
-    """The addresses of `name` as this machine has them. Raises OSError."""
+    """The addresses of `name`, resolved as this machine resolves names. Raises OSError."""
     found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(parse_address(str(entry[4][0])) for entry in found))
 
 
 class GardenFollower:
-    """Looks the names up from `start` to `close`, on a thread of its own.
+    """Looks the names up from `start` to `close`, on its own thread.
 
-    `policy` gives the policy in force, which is replaced whole; `again` has its names looked up at
-    once. Without the table nothing is done.
+    `policy` returns the policy in force. While our table is not loaded, the answers are discarded.
     """
 
     def __init__(
@@ -51,26 +51,26 @@ class GardenFollower:
         self._thread = threading.Thread(target=self._follow, name="garden", daemon=True)
 
     def start(self) -> None:
-        """Looks the names up now, and then every so often."""
+        """Looks the names up now, and then every `every` seconds."""
         self._thread.start()
 
-    def again(self) -> None:
-        """Looks the names up now: the policy is another, or the table."""
+    def look_up_now(self) -> None:
+        """Looks the names up at once, because the policy or the table has changed."""
         self._wake.set()
 
     def close(self) -> None:
-        """Ends it. It does not wait for a name server that does not answer."""
+        """Stops. Does not wait for the thread: a name server may not answer."""
         self._closed = True
         self._wake.set()
-        if self._thread.ident is None:  # it never started, so nobody else lets go of them
+        if self._thread.ident is None:  # the thread never started, so it cannot close them
             self._rules.close()
 
     def _follow(self) -> None:
         while not self._closed:
             try:
                 self._look_up()
-            except Exception:  # the edge: the garden stays as it is, and runs out
-                logger.exception("The walled garden's addresses are not up to date")
+            except Exception:  # the edge: the addresses stay in the sets until they time out
+                logger.exception("Cannot update the walled garden's addresses")
             self._wake.wait(self._every)
             self._wake.clear()
         self._rules.close()
@@ -84,7 +84,7 @@ class GardenFollower:
                 addresses = self._resolve(name)
             except OSError as error:
                 if name not in self._failed:
-                    logger.warning("%s, in the walled garden, has no address: %s", name, error)
+                    logger.warning("Cannot resolve walled garden name %s: %s", name, error)
                 self._failed.add(name)
                 continue
             self._failed.discard(name)
@@ -92,4 +92,4 @@ class GardenFollower:
                 nftables.update_garden(policy, name, addresses, KEPT * self._every, self._rules)
             except RulesError as error:
                 if not error.missing:
-                    logger.error("%s, in the walled garden, does not follow: %s", name, error)
+                    logger.error("Cannot update walled garden name %s: %s", name, error)

@@ -1,11 +1,14 @@
-"""The kernel's sets of known clients, kept as the sessions and the policy's client rules have them.
+"""Keeps the kernel's sets of known clients as the sessions and the policy's client rules say.
 
-A pair (address, MAC) for each client, and the MAC of each session that is filed under one, so that
-a new address of its passes from the first packet on. The frames of a client behind another router
-have that router's MAC; on a link without MACs there is the address alone. An address that a
-sleeping client has left keeps its pair, for the check is by packet and by both; it loses it at once
-when another MAC turns up there, or when the session ends. Every element has its session's time left
-as its timeout: should this process die, it ends all the same.
+The sets have a pair (address, MAC) for each known client. If its session is filed under a MAC, they
+also have that MAC, so that a new address of the client passes from its first packet on. A client
+behind another router has that router's MAC in its pair; on a link without MACs there is the address
+alone.
+
+An address that a sleeping client no longer uses keeps its pair: that is safe, because the kernel
+compares both the address and the MAC of each packet. The pair is removed at once when another MAC
+uses the address, or when the session ends. The timeout of each element is the time that its session
+has left, so it ends on time even if this process dies.
 """
 
 import logging
@@ -33,15 +36,15 @@ from capport.stores import FullError, SessionStore
 
 logger = logging.getLogger(__name__)
 
-RULE_LEASE = 86_400.0  # seconds an element lasts that is there by a client rule of the policy
-IDLE_GRACE = 5.0  # seconds longer in the kernel, where the end is put off later than here
+RULE_LEASE = 86_400.0  # seconds that an element lasts if a client rule of the policy put it there
+IDLE_GRACE = 5.0  # seconds longer in the kernel, which learns later than we that the end is put off
 TRAFFIC = 10.0  # seconds between readings of the elements' counters, at most
 RESYNC = 300.0  # seconds between comparisons with what the kernel has
-SLACK = 5.0  # seconds by which the kernel may have another end than we: a listing takes its time
-RETRY = 1.0  # seconds after something failed
-REST = 9  # times the processor time that reading the kernel's tables took, until they are again
-MOST = SET_SIZE * 3 // 4  # elements of a set; what has timed out is in it until the kernel clears
-ADDRESSES = 64  # of one MAC at a time; a device with privacy addresses has some ten
+SLACK = 5.0  # seconds that an end in the kernel may differ from ours, because listing takes time
+RETRY = 1.0  # seconds until the next attempt after a failure
+REST = 9  # after reading the kernel's tables, rest for 9 times the processor time that it took
+MOST = SET_SIZE * 3 // 4  # elements of a set; the rest is room for timed-out ones not yet cleared
+ADDRESSES = 64  # of one MAC at a time; a device with privacy addresses has about ten
 
 SETS = ("known4", "known6", "routed4", "routed6")
 ALL_SETS = (*SETS, "macs")
@@ -60,20 +63,21 @@ class Neighbourhood(Protocol):
         """Every address and its MAC."""
 
     def way(self, address: Address) -> Way | None:
-        """How frames go to `address` and come from it; None where by no link of the clients'."""
+        """How frames go to `address` and come from it; None if not by a link of the clients."""
 
     def watch(self, watcher: Callable[[Address], None]) -> Callable[[], None]:
-        """Has `watcher` called with each address whose MAC changed; returns what ends that."""
+        """Calls `watcher` with each address whose MAC changes; returns a function that ends it."""
 
 
 class KnownSet:
-    """Follows the sessions of one store. `update` is for any thread; the rest is on one of its own.
+    """Keeps the sets as the sessions of one store say, on its own threads.
 
-    It does not watch the store: `changed` is called with each client whose session has changed.
-    `policy` gives the policy in force, which is replaced whole. Without the table (`capport router
-    down`) nothing is done and nothing fails; `up` puts everybody in again. Where a set is full,
-    those who are in it stay, `told` gets one sentence, and whoever is left out is looked at again
-    with the next comparison.
+    It does not watch the store: the caller calls `changed` with each client whose session has
+    changed, or `update` to wait until the change is in force; both may be called on any thread.
+    `policy` returns the policy in force. While our table is not loaded (`capport router down`),
+    nothing is written and nothing fails; `up` adds all known clients again. If a set is full, its
+    clients stay, `report` gets one sentence, and the clients that found no place are tried again at
+    the next comparison.
     """
 
     def __init__(
@@ -84,7 +88,7 @@ class KnownSet:
         *,
         rules: Nftables | None = None,
         now: Callable[[], Instant] = clock.now,
-        told: Callable[[str], None] = logger.error,
+        report: Callable[[str], None] = logger.error,
     ) -> None:
         self._policy = policy
         self._store = store
@@ -93,48 +97,50 @@ class KnownSet:
         self._listing = Nftables(elements_only=True)  # listing 100 000 takes 2 s
         self._fence = Fence()
         self._now = now
-        self._told = told
-        self._full: set[str] = set()  # the sets that somebody was left out of, since we compared
-        self._said: set[str] = set()  # of those, whose being full is known
+        self._report = report
+        self._full: set[str] = set()  # the sets that had no place for a client since we compared
+        self._reported: set[str] = set()  # the full sets that `report` was called for
         self._elements = Elements()
-        self._counted: dict[str, int] = {}
-        self._behind: dict[Address, set[Address]] = {}  # a router of the clients' side: who is
-        self._cut: queue.SimpleQueue[Collection[Address] | None] = queue.SimpleQueue()
-        self._hang_up: Callable[[Collection[Address]], None] = _forget  # until there is a thread
+        self._counted: dict[str, int] = {}  # the packets of each element when last read
+        self._behind: dict[Address, set[Address]] = {}  # the clients behind each router on the link
+        self._to_disconnect: queue.SimpleQueue[Collection[Address] | None] = queue.SimpleQueue()
+        # Without a thread, at once; `start` replaces it with the queue.
+        self._disconnect: Callable[[Collection[Address]], None] = _forget_connections
         self._lock = threading.RLock()
         self._news = threading.Condition()
         self._changed: set[ClientId | Address] = set()
         self._lost: set[ClientId] = set()
         self._closed = False
-        self._over = threading.Event()  # the same, for who waits for something else
+        self._over = threading.Event()  # set when closed: ends the rest between two disconnections
         self._resync_at = now() + RESYNC
-        self._rested_at = now()  # not before this
+        self._rested_at = now()  # no comparison before this
         self._failing = False
         self._traffic_at = now() + TRAFFIC
         self._stops: list[Callable[[], None]] = []
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Puts the sets right, and keeps them so until `close`."""
+        """Corrects the sets, and keeps them correct until `close`."""
         self._stops = [self._neighbours.watch(self.changed)]
         try:
             self.resync()
-        except RulesError as error:  # who is in is in, and the thread tries again
-            logger.error("The kernel's set of known clients is not up to date: %s", error)
+        except RulesError as error:  # the clients in the sets stay, and the thread tries again
+            logger.error("Cannot update the kernel's set of known clients: %s", error)
             self._failing = True
-            self._compare(after=RETRY)
-        self._hang_up = self._cut.put
-        for work in (self._follow, self._disconnect):
+            self._schedule_resync(after=RETRY)
+        self._disconnect = self._to_disconnect.put
+        for work in (self._follow, self._disconnect_queued):
             thread = threading.Thread(target=work, name=f"known-set{work.__name__}", daemon=True)
             self._threads.append(thread)
             thread.start()
 
     def update(self, ids: Iterable[ClientId]) -> None:
-        """Carries out what has changed for these clients; in force on return.
+        """Puts the changes of these clients into force before it returns.
 
-        Raises FullError where there is no place for one, and RulesError where the kernel would
-        not have it; it is tried again at once. Takes 0.3 ms a client; before `start` (a command
-        that runs once), as long as `resync`, for then only the kernel knows who is in.
+        Raises FullError if a set has no place for one of them, and RulesError if the kernel refuses
+        it; the thread then tries again at once. Takes 0.3 ms for each client. Before `start` (in a
+        command that runs once) it takes as long as `resync`, because only the kernel knows which
+        clients are in the sets.
         """
         try:
             with self._lock:
@@ -146,41 +152,41 @@ class KnownSet:
                 if any(mine[0] in left_out for mine in keys):
                     raise FullError(_full(sorted(self._full)[0]))
         except RulesError:
-            self._compare(after=0.0)  # what is in the sets, the kernel alone knows now
+            self._schedule_resync(after=0.0)  # only the kernel knows now what is in the sets
             raise
         finally:
             with self._news:
-                self._news.notify()  # there may be an earlier end to wait for
+                self._news.notify()  # the next end may be earlier now
 
     def has(self, client: Client) -> bool:
-        """Whether it has been put into the kernel's sets, and nobody here has taken it out."""
+        """Whether we have added the client to the kernel's sets, and have not removed it since."""
         return client.address in self._elements or (
             client.mac is not None and client.mac in self._elements
         )
 
     def changed(self, what: ClientId | Address) -> None:
-        """A client's session, or the MAC of an address, has changed: followed shortly."""
+        """Notes that a client's session, or the MAC of an address, has changed; does not wait."""
         with self._news:
             self._changed.add(what)
             self._news.notify()
 
-    def again(self, client: ClientId) -> None:
-        """The kernel lacks what it should have of this client's: it is put in again, shortly."""
+    def add_again(self, client: ClientId) -> None:
+        """Adds the client's elements again, because the kernel has lost them; does not wait."""
         with self._news:
             self._lost.add(client)
         self.changed(client)
 
     def resync(self) -> None:
-        """Compares the sets with the sessions, element by element, and puts them right."""
+        """Compares the sets with the sessions, element by element, and corrects them."""
         began = time.thread_time()
         try:
-            self._put_right()
+            self._correct()
         finally:
             self._rested_at = self._now() + REST * (time.thread_time() - began)
         self._failing = False
 
-    def _put_right(self) -> None:
-        found = self._in_kernel()  # without the lock: what has changed since is put right below
+    def _correct(self) -> None:
+        found = self._in_kernel()  # without the lock: later changes are corrected below
         with self._lock:
             self._full.clear()
             mine = {element.place for element in self._elements}
@@ -200,27 +206,28 @@ class KnownSet:
             self._remove(strays)
             self._behind.clear()
             self._settle(self._everybody())
-            self._said &= self._full
+            self._reported &= self._full
 
     def commands(self) -> str:
-        """Commands that put everybody known into empty sets, for `nftables.up`."""
+        """The nft(8) commands that add all known clients to empty sets, for `nftables.up`."""
         with self._lock:
             self.resync()
             everybody = nftables.renew_all(each for e in self._elements for each in self._added(e))
             return "".join(f"{add}\n" for add, _, _ in everybody)
 
     def reapply(self) -> None:
-        """Puts the rules of a policy that is new into force, where there are rules in force.
+        """Loads the rules of a new policy, if our table is loaded, with the same proxy ports.
 
-        With the same proxy ports, and nobody known loses a packet. Raises what `nftables.up` does.
+        Known clients lose no packet. Raises the errors of `nftables.up`.
         """
         if (now := nftables.in_force(self._rules)) is not None:
-            self.apply(now.proxy_ports, again=True)
+            self.apply(now.proxy_ports, only_replace=True)
 
-    def apply(self, proxy_ports: Sequence[int], *, again: bool) -> None:
-        """Puts the rules into force with everybody known, and then the fence around them.
+    def apply(self, proxy_ports: Sequence[int], *, only_replace: bool) -> None:
+        """Loads the rules with all known clients, and then puts the fence around the interface.
 
-        `again`, unless they are gone by now. Raises what `nftables.up` does.
+        With `only_replace`, does nothing if our table is no longer loaded. Raises the errors of
+        `nftables.up`.
         """
         with self._lock:
             policy, elements = self._policy(), self.commands()
@@ -229,34 +236,34 @@ class KnownSet:
                     policy,
                     proxy_ports=proxy_ports,
                     elements=elements,
-                    again=again,
+                    only_replace=only_replace,
                     rules=self._rules,
                 )
             except RulesError as error:
-                if again and error.missing:
+                if only_replace and error.missing:
                     return
                 raise
             self.put_fence()
 
     def put_fence(self) -> bool:
-        """Has nothing forwarded from the clients without the rules; whether that was amiss."""
+        """Puts the fence around the client interface; returns whether a rule was missing."""
         with self._lock:
             return self._fence.put(router_of(self._policy()).client_interface)
 
     def take_fence_away(self) -> None:
-        """Once the rules are down, and meant to be."""
+        """Removes the fence, after the rules were taken down on purpose."""
         with self._lock:
             self._fence.take_away()
 
     def close(self) -> None:
-        """Ends following; the sets stay as they are, and run out by their timeouts."""
+        """Stops the threads. The sets stay as they are, and their elements time out."""
         for stop in self._stops:
             stop()
         self._stops = []
         with self._news:
             self._closed = True
             self._news.notify()
-        self._cut.put(None)
+        self._to_disconnect.put(None)
         self._over.set()
         for thread in self._threads:
             thread.join()
@@ -264,7 +271,7 @@ class KnownSet:
         self._rules.close()
         self._fence.close()
 
-    # The thread.
+    # Called on our own threads.
 
     def _follow(self) -> None:
         while True:
@@ -278,33 +285,36 @@ class KnownSet:
                 lost, self._lost = self._lost, set()
             try:
                 self._forget(lost)
-                self._turn(changed, self._now())
-            except Exception:  # the edge: a thread that ended would leave revoked clients in
+                self._do_due(changed, self._now())
+            except Exception:  # the edge: if the thread ended, revoked clients would stay known
                 if not self._failing:
-                    logger.exception("The kernel's set of known clients is not up to date")
+                    logger.exception("Cannot update the kernel's set of known clients")
                 self._failing = True
-                self._compare(after=RETRY)
+                self._schedule_resync(after=RETRY)
 
-    def _turn(self, changed: Iterable[ClientId | Address], now: Instant) -> None:
+    def _do_due(self, changed: Iterable[ClientId | Address], now: Instant) -> None:
+        """Does everything that is due: changes, ends, reading traffic, the comparison."""
         with self._lock:
             ended = [*self._elements.ended(now)]
-            self._settle([*self._meant(changed), *(k for k in ended if not self._is_idle(k, now))])
+            self._settle(
+                [*self._keys_of(changed), *(k for k in ended if not self._is_idle(k, now))]
+            )
         if now >= self._traffic_at or any(self._is_idle(key, now) for key in ended):
             self._traffic_at = now + self._traffic_interval()
-            self._hear(now)
+            self._read_traffic(now)
         if now >= self._resync_at:
             self._resync_at = now + RESYNC
             self.resync()
 
-    def _compare(self, after: float) -> None:
-        """Has the sets compared in `after` seconds: later, where that would be all that is done."""
+    def _schedule_resync(self, after: float) -> None:
+        """Sets the next comparison to `after` seconds from now, but not before the rest is over."""
         self._resync_at = max(self._now() + after, self._rested_at)
 
     def _traffic_interval(self) -> float:
         idle = self._policy().sessions.idle
         return TRAFFIC if idle is None else min(TRAFFIC, max(1.0, idle / 4))
 
-    def _meant(self, changed: Iterable[ClientId | Address]) -> Iterator[Key]:
+    def _keys_of(self, changed: Iterable[ClientId | Address]) -> Iterator[Key]:
         for one in changed:
             if isinstance(one, str):
                 yield from self._keys(one)
@@ -313,13 +323,14 @@ class KnownSet:
                 yield from self._behind.pop(one, ())
 
     def _forget(self, lost: Iterable[ClientId]) -> None:
+        """Forgets the elements of clients that the kernel lost, so that they are added again."""
         with self._lock:
             for key in [key for client in lost for key in self._keys(client)]:
                 if (element := self._elements.get(key)) is not None:
                     self._elements.forget(element)
 
-    def _hear(self, now: Instant) -> None:
-        """Has what the kernel forwards keep sessions with an idle time alive."""
+    def _read_traffic(self, now: Instant) -> None:
+        """Puts off the end of each session with an idle time whose packets the kernel forwarded."""
         if not any(element.idle for element in self._elements):
             return
         counted: dict[str, int] = {}
@@ -335,28 +346,28 @@ class KnownSet:
             self._settle([element.key for element in idle])
 
     def _is_idle(self, key: Key, now: Instant) -> bool:
-        """Whether its session would soon be over for want of traffic."""
+        """Whether the session of `key` has an idle time and is not over yet."""
         element = self._elements.get(key)
         return element is not None and element.idle and now < element.until
 
-    def _disconnect(self) -> None:
-        """Forgets the connections of those who are out: on a thread, for it may be thousands.
+    def _disconnect_queued(self) -> None:
+        """Forgets the connections of removed clients, on a thread: there may be thousands.
 
-        Of all together who have come to be out while it was done for others.
+        Each turn takes all clients that were queued during the turn before.
         """
         some: list[Collection[Address] | None] = []
         while None not in some:
-            some = [self._cut.get()]
-            while not self._cut.empty():
-                some.append(self._cut.get())
+            some = [self._to_disconnect.get()]
+            while not self._to_disconnect.empty():
+                some.append(self._to_disconnect.get())
             began = time.thread_time()
-            _forget({address for addresses in some for address in addresses or ()})
+            _forget_connections({address for addresses in some for address in addresses or ()})
             self._over.wait(REST * (time.thread_time() - began))
 
-    # With the lock.
+    # Called with the lock held.
 
     def _keys(self, client: ClientId) -> Iterator[Key]:
-        """What in the sets an id stands for: where it is, where it was last, and its MAC."""
+        """The keys that an id stands for: its MAC, its addresses now, and those in the sets."""
         text, at, address = client.partition("@")
         if at:
             yield parse_address(address)
@@ -370,16 +381,16 @@ class KnownSet:
         yield from {*self._neighbours.addresses(mac), *self._elements.addresses(mac)}
 
     def _everybody(self) -> Iterator[Key]:
-        """Who is in first: where there is no place for all, they stay."""
+        """All keys. Those in the sets come first, so they stay if there is no place for all."""
         yield from [element.key for element in self._elements]
         yield from (address for address, _ in self._neighbours.items())
         for session in self._store.sessions():
             yield from self._keys(session.client)
 
     def _settle(self, keys: Iterable[Key]) -> set[Key]:
-        """Brings the sets up to date at `keys`: first who is out, then who is in.
+        """Updates the elements of `keys` in the sets: removes first, then adds.
 
-        Returns who should be in, and finds no place.
+        Returns the keys that should be in the sets but found no place.
         """
         now = self._now()
         out: list[Element] = []
@@ -397,7 +408,7 @@ class KnownSet:
             if before is None and not self._has_place(after):
                 left_out.add(key)
                 continue
-            if before is None and (after := self._bounded(after, out)) is None:
+            if before is None and not self._may_have_address(after, out):
                 continue
             if before is None or after.until > before.lapses or after.until < before.until:
                 into.append(after)
@@ -406,18 +417,18 @@ class KnownSet:
             self._elements.file(after)
         self._remove(place for element in out for place in element.places)
         if gone := [element.address for element in out if element.address is not None]:
-            self._hang_up(gone)
+            self._disconnect(gone)
         for some in batched(into, nftables.TOGETHER):
             added = chain.from_iterable(map(self._added, some))
             self._run(chain.from_iterable(nftables.renew_all(added)))
         return left_out
 
     def _wanted(self, key: Key, before: Element | None, now: Instant) -> Element | None:
-        """What `key` should have in the sets now."""
+        """The element that `key` should have in the sets now."""
         if isinstance(key, str):
             session = self._store.find([ClientId(key)], now)
             found = standing_of_id(ClientId(key), self._policy(), session, now)
-            return self._of_session(key, key, found)  # of a rule's own, the rules have it already
+            return self._of_session(key, key, found)  # the MACs of client rules are in the rules
         if key.is_link_local or key.is_multicast or key.is_unspecified:
             return None  # never forwarded
         way: Way | None = Way(key)
@@ -425,15 +436,15 @@ class KnownSet:
         if mac is None or self._store.find((ClientId(str(key)),), now):
             way = self._neighbours.way(key)
             if way != Way(key):
-                mac = None  # on the link, any device can put its own there
+                mac = None  # the address is not on the link: any device there could claim it
             elif mac is None and before:
                 mac = before.mac
         client = Client(key, mac)
         found = standing(client, self._policy(), self._store.find(client.ids, now), now)
         if element := self._of_session(key, mac, found):
-            return self._bound(element, key, way, before)
+            return self._with_sender(element, key, way, before)
         if not found.is_known or mac is None:
-            return None  # off the link, the rules have it already
+            return None  # the addresses of client rules are in the rules
         until = now + RULE_LEASE
         if before and before.session is None and before.until > now + RULE_LEASE / 2:
             until = before.until
@@ -448,22 +459,22 @@ class KnownSet:
         return Element(key, mac, session.ends, session.client, lapses, idle)
 
     def _has_place(self, element: Element) -> bool:
-        """Whether the kernel has a place for one more; says so once where it has not."""
+        """Whether the sets have a place for one more element; reports a full set once."""
         for name, _ in element.places:
             if self._elements.count(name) >= MOST:
                 self._full.add(name)
-                if name not in self._said:
-                    self._said.add(name)
-                    self._told(_full(name))
+                if name not in self._reported:
+                    self._reported.add(name)
+                    self._report(_full(name))
                 return False
         return True
 
-    def _bound(
+    def _with_sender(
         self, element: Element, address: Address, way: Way | None, before: Element | None
     ) -> Element | None:
-        """`element` with the MAC that its frames come from; None where that is not known.
+        """`element` with the MAC that its frames come from; None if that MAC is not known.
 
-        Without a MAC it would be anybody's on the link.
+        Without the MAC, any device on the link could use the address.
         """
         if element.mac is not None or way == Way(None):
             return element
@@ -473,20 +484,24 @@ class KnownSet:
         hop = self._neighbours.find_mac(way.hop) or (before.sender if before else None)
         return replace(element, hop=hop) if hop else None
 
-    def _bounded(self, element: Element, out: list[Element]) -> Element | None:
-        """`element`, if its MAC may have one more address: `out` gets one that it has left."""
+    def _may_have_address(self, element: Element, out: list[Element]) -> bool:
+        """Whether the MAC of `element` may have one more address.
+
+        If it has ADDRESSES already, one that it no longer uses makes room: that one goes to `out`.
+        """
         mine = self._elements.addresses(element.mac) if element.mac and element.address else ()
         if len(mine) < ADDRESSES:
-            return element
+            return True
         left = next((a for a in mine if self._neighbours.find_mac(a) != element.mac), None)
-        leaves = None if left is None else self._elements.get(left)
-        if leaves is None:
-            return None
-        out.append(leaves)
-        self._elements.forget(leaves)
-        return element
+        unused = None if left is None else self._elements.get(left)
+        if unused is None:
+            return False
+        out.append(unused)
+        self._elements.forget(unused)
+        return True
 
     def _in_kernel(self) -> dict[tuple[str, str], Element]:
+        """The elements that the kernel's sets have, by place."""
         found: dict[tuple[str, str], Element] = {}
         for name in ALL_SETS:
             now = self._now()
@@ -501,18 +516,19 @@ class KnownSet:
         return found
 
     def _added(self, element: Element) -> Iterator[tuple[str, str, float]]:
+        """What `nftables.renew_all` takes to add `element`."""
         left = element.lapses - self._now()
         if left > 0:
-            self._counted.pop(element.place[1], None)  # its counter begins anew
+            self._counted.pop(element.place[1], None)  # its counter starts again at 0
             for name, text in element.places:
                 yield name, text, left
 
     def _remove(self, places: Iterable[tuple[str, str]]) -> None:
-        for some in batched(places, nftables.TOGETHER):  # what a transaction takes fits into memory
+        for some in batched(places, nftables.TOGETHER):  # bounds the memory of one transaction
             lines: list[str] = []
             for place in some:
                 lines += nftables.remove(*place)
-                if place[0] == "macs":  # whoever is known still is learned anew by its next packet
+                if place[0] == "macs":  # clients still known are learned again by the next packet
                     lines += nftables.FORGET_LEARNED
             self._run(dict.fromkeys(lines))
 
@@ -522,20 +538,20 @@ class KnownSet:
         except RulesError as error:
             if not error.missing:
                 raise
-            logger.debug("The router's rules are not up: nothing to tell the kernel")
+            logger.debug("The router's rules are not loaded: there are no sets to update")
 
 
 def _full(name: str) -> str:
-    return f"set {name} of table {nftables.TABLE} is full: it has the {MOST} clients that it takes"
+    return f"set {name} of table {nftables.TABLE} is full: it has {MOST} clients, the maximum"
 
 
-def _forget(addresses: Collection[Address]) -> None:
+def _forget_connections(addresses: Collection[Address]) -> None:
     try:
         conntrack.forget(addresses)
     except OSError as error:
-        # Their packets are refused all the same, one by one.
+        # The rules refuse their packets anyway, one by one.
         count = len(addresses)
-        logger.warning("What %d addresses had open is still in conntrack: %s", count, error)
+        logger.warning("Cannot remove %d addresses from conntrack: %s", count, error)
 
 
 def up(
@@ -546,16 +562,19 @@ def up(
     proxy_ports: Sequence[int] = nftables.PROXY_PORTS,
     rules: Nftables | None = None,
 ) -> None:
-    """`capport router up`: the rules and everybody who is known, in one transaction; the fence.
+    """`capport router up`: loads the rules with all known clients, then puts the fence up.
 
-    Raises what `nftables.up` does.
+    Raises the errors of `nftables.up`.
     """
     with closing(KnownSet(lambda: policy, store, neighbours, rules=rules)) as known:
-        known.apply(proxy_ports, again=False)
+        known.apply(proxy_ports, only_replace=False)
 
 
 def down() -> None:
-    """`capport router down`: the rules first, for whoever keeps them puts a fence back."""
+    """`capport router down`: removes the rules, then the fence.
+
+    In this order, because a running portal puts the fence back while the rules are loaded.
+    """
     nftables.down()
     with closing(Fence()) as fence:
         fence.take_away()

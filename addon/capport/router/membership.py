@@ -1,6 +1,6 @@
-"""Whether the kernel lets a client's frames through now: one message for each set (netfilter(7)).
+"""Asks the kernel whether it lets a client's frames through: one message for each set.
 
-It waits for nobody, and takes 40 us. libnftables would take 0.5 ms, and one thread at a time.
+It takes no lock and 40 us. libnftables would take 0.5 ms, and serves one thread at a time.
 """
 
 import errno
@@ -12,14 +12,14 @@ from capport.linux import netlink
 # linux/netfilter/nf_tables.h: NFNL_SUBSYS_NFTABLES, NFT_MSG_*, and the attributes.
 _GET_TABLE, _GET_ELEMENT = 10 << 8 | 1, 10 << 8 | 13
 _FAMILY = struct.pack("=BBH", 1, 0, 0)  # nfgenmsg: NFPROTO_INET
-_TABLE = netlink.attribute(1, b"capport\0")  # of both messages
+_TABLE = netlink.attribute(1, b"capport\0")  # the name of the table has number 1 in both messages
 _SET, _ELEMENTS, _LIST_ELEMENT, _KEY, _VALUE = 2, 3, 1, 1, 1
 
 
 def is_let_through(address: Address, mac: Mac | None) -> bool:
-    """Whether our rules let through what `mac` sends from `address` by a session; or are not there.
+    """Whether a session lets through what `mac` sends from `address`; also True without our table.
 
-    Raises OSError where the kernel does not say.
+    Raises OSError if the kernel does not answer.
     """
     version, packed = address.version, address.packed
     if mac is None:
@@ -39,6 +39,7 @@ def _holds(name: str, key: bytes) -> bool:
 
 
 def _there_is(kind: int, what: bytes) -> bool:
+    """Whether the kernel has what the message asks for."""
     try:
         return bool(list(netlink.ask(netlink.NETFILTER, kind, _FAMILY + what)))
     except OSError as error:

@@ -1,6 +1,6 @@
-"""The router's rules in the kernel: put there, taken away, listed, and asked what they are for.
+"""Loads the router's rules into the kernel, removes them, lists them, and changes their sets.
 
-What they say is in `ruletext.py`, who is in their sets is `known_set.py`'s.
+`ruleset.py` has the rules' text; `known_clients.py` decides which clients are in their sets.
 """
 
 import fcntl
@@ -22,15 +22,16 @@ from capport.router.ruleset import PROXY_PORTS as PROXY_PORTS
 from capport.router.ruleset import TABLE as TABLE
 from capport.router.ruleset import garden_names, garden_networks, router_of, ruleset
 
-ENDED = "ended"  # a chain that `down` makes in it at last: whoever watches knows it was meant
+ENDED = "ended"
+"""The chain that `down` adds before it deletes the table: so `restorer.py` does not restore it."""
 
 TOGETHER = 500  # elements that one command takes
 
 FORGET_LEARNED = tuple(f"flush set {TABLE} learned{version}" for version in (4, 6))
-"""Commands that end what a known MAC's packets have let in: its addresses that are in no pair."""
+"""Commands that clear the learned addresses: those of known MACs that are in no pair yet."""
 
 _COMMENT = re.compile(r'comment "capport \S+, proxy ports ([0-9 ]+), (un)?tracked"')
-_LEGACY = ("ip_tables_names", "ip6_tables_names")  # of iptables before nftables
+_LEGACY = ("ip_tables_names", "ip6_tables_names")  # the tables of iptables-legacy, in /proc
 _SIOCGIFHWADDR = 0x8927  # netdevice(7)
 _ARPHRD_ETHER = 1
 
@@ -40,33 +41,33 @@ def up(
     *,
     proxy_ports: Sequence[int] = PROXY_PORTS,
     elements: str = "",
-    again: bool = False,
+    only_replace: bool = False,
     rules: Nftables | None = None,
 ) -> None:
-    """Puts the policy's rules in force, in place of any earlier ones, in one transaction.
+    """Loads the policy's rules in place of any earlier ones, in one transaction.
 
-    `elements` are further commands of that transaction: `KnownSet.commands`, so that nobody who
-    is known loses a packet. `again` only in place of earlier ones, which somebody may have taken
-    down this instant. Raises RulesError, with the earlier rules still in force, ValueError where
-    the policy has no `router`, and OSError without libnftables.
+    `elements` are further commands of that transaction: `KnownSet.commands`, so that known clients
+    lose no packet. `only_replace` fails if no table is loaded: another process may remove it at any
+    time. Raises RulesError, with the earlier rules still in force, ValueError if the policy has no
+    `router`, and OSError without libnftables.
     """
     ethernet = _is_ethernet(router_of(policy).client_interface)
     with _opened(rules) as using:
         tracked = others_may_track(using)
         text = ruleset(policy, proxy_ports=proxy_ports, ethernet=ethernet, tracked=tracked)
-        if again:
+        if only_replace:
             text = text.removeprefix(f"table {TABLE}\n")  # without a table, its deletion fails
         using.run(text + _garden_in_force(policy, using) + elements)
 
 
 def down(*, rules: Nftables | None = None) -> None:
-    """Takes the table away without a trace; nothing where there is none. Raises RulesError."""
+    """Removes the table, if there is one. Raises RulesError."""
     with _opened(rules) as using:
         using.run(f"table {TABLE}\nadd chain {TABLE} {ENDED}\ndelete table {TABLE}\n")
 
 
 def show(*, rules: Nftables | None = None) -> str | None:
-    """The table that is in force, in nft's own words; None where there is none."""
+    """The loaded table as nft(8) prints it; None if there is none."""
     with _opened(rules) as using:
         try:
             return using.run(f"list table {TABLE}")
@@ -78,7 +79,7 @@ def show(*, rules: Nftables | None = None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """What the table in force was made for."""
+    """What the loaded table was made for, as its comment says."""
 
     proxy_ports: tuple[int, ...]
     tracked: bool
@@ -86,7 +87,7 @@ class InForce:
 
 
 def in_force(rules: Nftables) -> InForce | None:
-    """What is in force; None where there is no table."""
+    """What is in force; None if our table is not loaded."""
     try:
         found = _COMMENT.search(rules.outline(f"list table {TABLE}"))
     except RulesError as error:
@@ -97,7 +98,7 @@ def in_force(rules: Nftables) -> InForce | None:
 
 
 def handle(rules: Nftables) -> int | None:
-    """The kernel's number for the table: one that has taken its place has another."""
+    """The kernel's number for our table; a table that replaces it has another number."""
     for item in rules.ask("list tables"):
         table = item.get("table", {})
         if f"{table.get('family')} {table.get('name')}" == TABLE:
@@ -106,9 +107,9 @@ def handle(rules: Nftables) -> int | None:
 
 
 def others_may_track(rules: Nftables) -> bool:
-    """Whether there are rules beside ours, which may then translate addresses or go by states.
+    """Whether other tables have rules that may need conntrack, for NAT or for connection states.
 
-    Whatever hooks in, to be safe: of one chain nobody can tell what the next table does.
+    Any chain at a hook counts, to be safe: a chain may use conntrack, and we cannot tell.
     """
     for item in rules.ask("list chains"):
         chain = item.get("chain", {})
@@ -124,10 +125,10 @@ def others_may_track(rules: Nftables) -> bool:
 def update_garden(
     policy: Policy, name: str, addresses: Iterable[Address], ttl: float, rules: Nftables
 ) -> None:
-    """Has the garden's `name` (`*.example.org` with its star) at `addresses` for `ttl` seconds.
+    """Puts `addresses` of the garden's `name` (`*.example.org` with its star) in for `ttl` seconds.
 
-    Only its ports beyond 80 and 443, which are mitmproxy's. Raises RulesError, `missing` where the
-    rules are not up.
+    Concerns only its ports other than 80 and 443, which mitmproxy handles. Raises RulesError, with
+    `missing` set if our table is not loaded.
     """
     sets = {ports for known, ports in garden_names(policy) if known == name}
     commands = [
@@ -141,19 +142,20 @@ def update_garden(
 
 
 def to_stars(policy: Policy) -> str:
-    """Lines for resolver-unknown.conf: what is below `*.example.org` is asked where `stars` says.
+    """Lines for resolver-unknown.conf: they send questions below `*.example.org` to `stars`.
 
-    Of its options `server` alone has a pattern that leaves out the name itself.
+    Only dnsmasq's option `server` has a pattern that excludes `example.org` itself.
     """
     names = [name for name, _ in garden_names(policy) if name.startswith("*.")]
     return "".join(f"server=/{n}/127.0.0.1#{STARS_PORT}\n" for n in dict.fromkeys(names))
 
 
 def stars(policy: Policy) -> str:
-    """The whole of resolver-stars.conf; nothing where no `*.example.org` needs it.
+    """The whole of resolver-stars.conf; empty if no `*.example.org` needs it.
 
-    Its dnsmasq puts addresses into the garden's sets as it resolves names, the one way for a name
-    that nobody can look up. `nftset` takes the name itself too, so nobody may ask this one for it.
+    Its dnsmasq adds each address to the garden's sets when it resolves a name below the star: we
+    cannot look these names up in advance. Its option `nftset` would also add `example.org` itself,
+    so clients must not be able to ask this resolver for that name (`to_stars`).
     """
     table = TABLE.replace(" ", "#")
     lines = [
@@ -165,21 +167,21 @@ def stars(policy: Policy) -> str:
     if not lines:
         return ""
     own = [f"port={STARS_PORT}", "listen-address=127.0.0.1", "bind-interfaces"]
-    # Without a cache, so that each question of a client's has the addresses kept.
+    # Without a cache, so that each question of a client renews the addresses in the sets.
     asks = ["no-resolv", "no-hosts", "server=127.0.0.1", "cache-size=0"]
     return "".join(f"{line}\n" for line in (*own, *asks, *lines))
 
 
 def renew(to: str, element: str, seconds: float) -> tuple[str, str, str]:
-    """Commands that put `element` into set `to` for `seconds`, whether it is in it or not.
+    """Commands that put `element` into set `to` for `seconds`, whether or not it is there already.
 
-    An element that is there keeps its old timeout when it is added again (before Linux 6.12).
+    Before Linux 6.12, an element that is added again keeps its old timeout. So it is deleted first.
     """
     return next(renew_all([(to, element, seconds)]))
 
 
 def renew_all(elements: Iterable[tuple[str, str, float]]) -> Iterator[tuple[str, str, str]]:
-    """The same for many, `(to, element, seconds)`: each command costs libnftables 5 KiB."""
+    """As `renew`, for many `(to, element, seconds)`: each command costs libnftables 5 KiB."""
     by_set: dict[str, list[tuple[str, float]]] = {}
     for to, element, seconds in elements:
         by_set.setdefault(to, []).append((element, seconds))
@@ -191,13 +193,13 @@ def renew_all(elements: Iterable[tuple[str, str, float]]) -> Iterator[tuple[str,
 
 
 def remove(out_of: str, element: str) -> tuple[str, str]:
-    """Commands that leave set `out_of` without `element`, whether it is in it or not."""
+    """Commands that remove `element` from set `out_of`, whether or not it is there."""
     there = f"element {TABLE} {out_of} {{ {element} }}"
     return (f"add {there}", f"delete {there}")
 
 
 def _garden_in_force(policy: Policy, rules: Nftables) -> str:
-    """Commands that keep what the garden's names were found at, for the sets that stay."""
+    """Commands that keep the addresses in the garden sets that the new rules have too."""
     commands: list[str] = []
     for ports in garden_networks(policy):
         for version in (4, 6):
@@ -208,13 +210,13 @@ def _garden_in_force(policy: Policy, rules: Nftables) -> str:
 
 
 def listed(rules: Nftables, name: str) -> Iterator[tuple[str, float]]:
-    """Each element of a set with timeouts, and the seconds it has left; none without the set."""
+    """Each element of a set with timeouts, and the seconds it has left; none if no such set."""
     for value, element in _elements(rules, name):
         yield value, float(element["expires"])
 
 
 def counters(rules: Nftables, name: str) -> dict[str, int]:
-    """How many packets each element of a set has let through; none without the set."""
+    """How many packets each element of a set has let through; none if no such set."""
     return {v: e["counter"]["packets"] for v, e in _elements(rules, name) if "counter" in e}
 
 
@@ -233,7 +235,7 @@ def _elements(rules: Nftables, name: str) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def _is_ethernet(interface: str) -> bool:
-    """Whether it has MAC addresses. One that is not there yet is taken to."""
+    """Whether the interface has MAC addresses; assumes so if it does not exist yet."""
     request = struct.pack("=16s240x", interface.encode())
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         try:
@@ -245,6 +247,7 @@ def _is_ethernet(interface: str) -> bool:
 
 @contextmanager
 def _opened(rules: Nftables | None) -> Iterator[Nftables]:
+    """`rules`; if that is None, an Nftables of our own that is closed at the end."""
     if rules is not None:
         yield rules
         return

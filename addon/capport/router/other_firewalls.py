@@ -1,9 +1,9 @@
-"""Other tables that drop what ours accepts: an accept of ours is no accept of Docker's or ufw's.
+"""Finds other tables, such as those of Docker and ufw, that drop packets which ours accepts.
 
-Each chain at a hook decides for itself, so what is to pass has to be accepted by all of them. The
-rules of each other table are followed for a few packets without which no portal works. What cannot
-be read (a set, an extension of iptables) may match or not: a chain stands in the way only where
-every way through it ends in a drop.
+Each chain at a hook decides for itself: a packet passes only if all of them accept it. This module
+follows the rules of each other table for a few packets without which no portal works. A match that
+it cannot read (a set, an extension of iptables) may match or not, so it tries both; it names a
+chain only if every path through the chain ends in a drop.
 """
 
 import re
@@ -25,7 +25,7 @@ type _Json = dict[str, Any]
 _FAMILIES = {"ip": ("ipv4",), "ip6": ("ipv6",), "inet": ("ipv4", "ipv6")}
 _LEGACY = {"ip_tables_names": "iptables-legacy", "ip6_tables_names": "ip6tables-legacy"}
 
-# What becomes of a packet at a rule, or in a chain.
+# What a rule or a chain does with a packet: _LEAVE leaves the chain, _ON goes on to the next rule.
 _ACCEPT, _DROP, _LEAVE, _ON = "accept", "drop", "leave", "on"
 _VERDICTS = {
     "accept": _ACCEPT,
@@ -37,21 +37,22 @@ _VERDICTS = {
 }
 _MAY_MATCH = ("ct count", "limit", "quota", "xt")
 
-# In our table, as it is printed: the interfaces, and the ports of the proxy and the login server.
+# These find, in our table as nft(8) prints it, the interfaces, and the ports of the proxy and the
+# login server.
 _WAY = re.compile(r'iifname "([^"]+)" oifname "([^"]+)" goto from_client')
 _LET_IN = re.compile(
     r"tcp dport (\{[^}]*\}|\d+) ct status dnat accept"
     r"|fib daddr type local tcp dport (\d+)[^\n]* accept"
 )
 
-# As iptables' matches are printed, which are no more than a name in JSON.
+# iptables' matches as nft(8) prints them: its JSON has only their names.
 _STATES = re.compile(r" ct state ([a-z,]+) ")
 _PORTS = re.compile(r" (tcp|udp) dport \{ ([0-9, ]+) \} ")
 
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """One that has to pass at `hook`, and what the message calls it."""
+    """A packet that must pass at `hook`, and what the message calls it."""
 
     hook: str
     what: str
@@ -60,7 +61,7 @@ class Packet:
 
 @dataclass
 class Chain:
-    """A chain at a hook, and what it drops of ours."""
+    """A chain at a hook, and the packets that it drops."""
 
     table: str
     name: str
@@ -68,9 +69,9 @@ class Chain:
 
 
 def in_the_way(rules: Nftables) -> list[str]:
-    """A sentence for each chain that stands in the way of our table, with what would do.
+    """A sentence for each chain that drops what our table accepts, with commands that allow it.
 
-    None where our table is not in force. Raises RulesError.
+    An empty list if our table is not loaded. Raises RulesError.
     """
     try:
         ours = rules.outline(f"list table {TABLE}")
@@ -89,7 +90,7 @@ def in_the_way(rules: Nftables) -> list[str]:
     packets = [*_packets(clients, origins, ports)]
     return [
         *(
-            _said(chain, names, clients, origins)
+            _sentence(chain, names, clients, origins)
             for table in _tables(rules)
             for chain, names in _dropping(table, rules, packets)
         ),
@@ -103,7 +104,7 @@ def _packets(clients: str, origins: str, ports: Iterable[int]) -> Iterator[Packe
     there = {**web, "iifname": clients, "oifname": origins}
     yield Packet("forward", "what known clients send", there)
     back = {**answer, "iifname": origins, "oifname": clients}
-    yield Packet("forward", "what they are answered", back)
+    yield Packet("forward", "the answers to them", back)
     for protocol, port in [*(("tcp", port) for port in sorted(ports)), ("udp", 53), ("udp", 67)]:
         source = 68 if port == 67 else 50_000
         facts: _Facts = {"l4proto": protocol, "sport": source, "dport": port}
@@ -112,7 +113,7 @@ def _packets(clients: str, origins: str, ports: Iterable[int]) -> Iterator[Packe
 
 
 def _tables(rules: Nftables) -> Iterator[str]:
-    """Those of others with a chain that filters at these hooks."""
+    """The other tables that have a filter chain at these hooks."""
     found = {}
     for item in rules.ask("list chains"):
         chain = item.get("chain", {})
@@ -124,7 +125,7 @@ def _tables(rules: Nftables) -> Iterator[str]:
 def _dropping(
     table: str, rules: Nftables, packets: Iterable[Packet]
 ) -> Iterator[tuple[Chain, set[str]]]:
-    """Each of its chains that drops some of `packets`, and the names of all its chains."""
+    """Each chain of `table` that drops some of `packets`, and the names of all its chains."""
     bases: list[_Json] = []
     chains: dict[str, list[_Json]] = {}
     for item in rules.ask(f"list table {table}"):
@@ -143,7 +144,7 @@ def _dropping(
                 continue
             for family in _FAMILIES[base["family"]]:
                 if family == "ipv6" and packet.facts["dport"] == 67:
-                    continue  # DHCP of IPv4
+                    continue  # port 67 is DHCP for IPv4 only
                 ends = _Walk(chains, printed, {**packet.facts, "nfproto": family}).chain(
                     base["name"]
                 )
@@ -164,15 +165,15 @@ def _printed(table: str, rules: Nftables) -> dict[int | None, str]:
 
 @dataclass(frozen=True, slots=True)
 class _Walk:
-    """One packet's ways through a table's chains."""
+    """All paths of one packet through a table's chains."""
 
     chains: Mapping[str, list[_Json]]
     printed: Mapping[int | None, str]
     facts: _Facts
-    been: dict[str, set[str]] = field(default_factory=dict)
+    been: dict[str, set[str]] = field(default_factory=dict)  # the results of `chain`, by name
 
     def chain(self, name: str) -> set[str]:
-        """How it may end there: by a verdict, or by leaving the chain."""
+        """The ways in which the packet may end in the chain: by a verdict, or by leaving it."""
         if name not in self.been:
             self.been[name] = self._ends(name)
         return self.been[name]
@@ -188,7 +189,7 @@ class _Walk:
         return ends | {_LEAVE}
 
     def _rule(self, rule: _Json) -> tuple[bool | None, set[str]]:
-        """Whether it matches, None where that cannot be said; and what then."""
+        """Whether the rule matches (None if unknown), and what it may then do with the packet."""
         matches: bool | None = True
         for statement in rule["expr"]:
             for kind, said in statement.items():
@@ -220,10 +221,10 @@ class _Walk:
         return {_ON if kind == "jump" and end == _LEAVE else end for end in ends}
 
     def _vmap(self, matches: bool | None, said: _Json) -> tuple[bool | None, set[str]]:
-        """A map of verdicts: that of the packet, where it can be said which."""
+        """As `_rule`, for a map of verdicts: the packet's own, or all that it may have."""
         elements = said["data"].get("set") if isinstance(said["data"], dict) else None
         if elements is None:
-            return None, {_ACCEPT}  # a map with a name: whatever it has
+            return None, {_ACCEPT}  # a named map, which we cannot read: it may accept
         may: set[str] = set()
         for value, verdict in elements:
             one = self._match({"op": "==", "left": said["key"], "right": value})
@@ -235,6 +236,7 @@ class _Walk:
         return (None, may) if may else (False, {_ON})
 
     def _match(self, said: _Json) -> bool | None:
+        """Whether the packet meets a match; None if unknown."""
         mine = self._value(said["left"])
         if mine is False:
             return False
@@ -244,7 +246,7 @@ class _Walk:
         return one if one is None or said["op"] != "!=" else not one
 
     def _value(self, left: Any) -> str | int | bool | None:
-        """What the packet has there; None where that is not known, False where it has no such."""
+        """The packet's value of `left`; None if unknown, False if such a packet has none."""
         if not isinstance(left, dict):
             return None
         if key := left.get("meta", {}).get("key") or left.get("ct", {}).get("key"):
@@ -260,7 +262,7 @@ class _Walk:
         return False if protocol in ("tcp", "udp", "icmp", "icmpv6", "sctp", "dccp") else None
 
     def _extension(self, printed: str) -> bool | None:
-        """Whether a match of iptables' is met: one of the state, or of ports, can be read."""
+        """Whether the packet meets an iptables match: only states and ports can be read."""
         states = _STATES.search(printed)
         if states and self.facts["state"] not in states[1].split(","):
             return False
@@ -271,7 +273,7 @@ class _Walk:
 
 
 def _holds(right: Any, mine: str | int) -> bool | None:
-    """Whether `right` of a match, in libnftables-json(5), is met by `mine`."""
+    """Whether `mine` is among what `right` of a match allows (libnftables-json(5))."""
     if isinstance(right, dict):
         if "set" in right:
             right = right["set"]
@@ -291,20 +293,20 @@ def _holds(right: Any, mine: str | int) -> bool | None:
     return same
 
 
-def _said(chain: Chain, names: set[str], clients: str, origins: str) -> str:
+def _sentence(chain: Chain, names: set[str], clients: str, origins: str) -> str:
     what = " and ".join(packet.what for packet in chain.dropped)
-    to_us = " of clients' to the router" if chain.dropped[0].hook == "input" else ""
+    to_us = " from clients to the router" if chain.dropped[0].hook == "input" else ""
     remedies = " && ".join(_remedies(chain, names, clients, origins))
     return (
-        f"table {chain.table}, chain {chain.name} drops {what}{to_us}, whatever table {TABLE}"
-        f" accepts; what would do: {remedies}"
+        f"table {chain.table}, chain {chain.name} drops {what}{to_us}, although table {TABLE}"
+        f" accepts them; to allow them: {remedies}"
     )
 
 
 def _remedies(chain: Chain, names: set[str], clients: str, origins: str) -> Iterator[str]:
-    """Commands that let it through, of whoever keeps the table."""
+    """Commands that let the packets through, of the program that keeps the table."""
     if chain.table == CLOSED:
-        yield "systemctl restart capport-router takes it away once the rules are in force"
+        yield "systemctl restart capport-router removes this table after it has loaded the rules"
         return
     insert = f"nft insert rule {chain.table} {chain.name}"
     docker = f"{'ip6' if chain.table.startswith('ip6') else 'ip'}tables -I DOCKER-USER"
@@ -338,6 +340,6 @@ def _legacy() -> Iterator[str]:
         with suppress(OSError):  # not built in
             if "filter" in Path("/proc/thread-self/net", name).read_text().split():
                 yield (
-                    f"{command} has a table filter, which cannot be read from here: what its chains"
-                    f" FORWARD and INPUT drop is dropped ({command} -S)"
+                    f"{command} has a table filter, which capport cannot read: its chains FORWARD"
+                    f" and INPUT may drop clients' packets; list them with `{command} -S`"
                 )

@@ -1,4 +1,4 @@
-"""Which addresses a policy's client rules say something of, as spans that do not overlap."""
+"""The addresses that a policy's client rules concern, as ranges that do not overlap."""
 
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
@@ -9,10 +9,11 @@ from capport.core.policy import Access, ClientRules
 
 
 def ranges(clients: ClientRules, access: Access) -> list[tuple[Address, Address]]:
-    """First and last of the addresses of which the first rule by address says `access`.
+    """The ranges (first, last) of addresses to which the first rule that matches gives `access`.
 
-    A set cannot hold two networks one in the other, so the first rule's word is worked out here.
-    Networks are apart or one inside the other, hence a stack.
+    A set of the kernel cannot hold a network and another one inside it. So this function works out
+    which rule comes first for each address. Two networks are either apart or one is inside the
+    other, hence the stack.
     """
     found: list[tuple[Address, Address]] = []
     networks = [(n, number, a) for n, number, a in clients.subjects() if not isinstance(n, str)]
@@ -25,12 +26,16 @@ def ranges(clients: ClientRules, access: Access) -> list[tuple[Address, Address]
 
 
 def _first_rules(spans: Iterable[tuple[int, int, int, bool]]) -> list[tuple[int, int]]:
-    """What is left of the spans that are wanted: (first, last, place in the order, wanted)."""
+    """The parts of the wanted spans that no earlier rule covers.
+
+    A span is (first, last, number of its rule, whether it is wanted).
+    """
     wanted: list[tuple[int, int]] = []
-    inside: list[tuple[int, int, bool]] = []  # last, and the rule that decides up to there
+    inside: list[tuple[int, int, bool]] = []  # the last address, and the rule that applies up to it
     cursor = 0
 
     def reach(last: int) -> None:
+        """Adds the addresses from `cursor` to `last`, if the innermost rule wants them."""
         nonlocal cursor
         if inside and inside[-1][2] and cursor <= last:
             if wanted and wanted[-1][1] + 1 == cursor:
@@ -40,6 +45,7 @@ def _first_rules(spans: Iterable[tuple[int, int, int, bool]]) -> list[tuple[int,
         cursor = last + 1
 
     def leave(until: int | None) -> None:
+        """Ends the spans that end before `until`; all of them for None."""
         while inside and (until is None or inside[-1][0] < until):
             reach(inside[-1][0])
             inside.pop()

@@ -1,13 +1,15 @@
-"""Sees that the rules stay: puts them back when others take them away, `flush ruleset` above all.
+"""Puts the rules back when another program removes them, for example with `nft flush ruleset`.
 
-The kernel tells of every change to its tables (NFNLGRP_NFTABLES). Only `nftables.down` takes ours
-away to stay away, and says so with its last breath. From a flush until the rules are back, 6 to
-15 ms (measured), nothing of a client's is forwarded: that is the fence's (`fence.py`), which others
-may take away as well (RTNLGRP_IPV4_RULE). What others change also decides whether known clients'
-traffic may go untracked.
+The kernel reports every change to its tables (NFNLGRP_NFTABLES). If `nftables.down` removed our
+table, we do not put it back: it first adds the chain `nftables.ENDED`, so the reports tell us.
 
-`capport router up` puts a table in this one's place, with who was known when it looked: a grant or
-a revocation of that instant is not in it. So a table that is new is compared with the sessions.
+From a flush until the rules are back (6 to 15 ms, measured), the fence of `fence.py` keeps clients'
+packets from being forwarded. Other programs may remove the fence too; the kernel reports that as
+well (RTNLGRP_IPV4_RULE). When other programs change their tables, we also decide again whether
+known clients' traffic may go untracked.
+
+`capport router up` replaces our table with one that has the clients known when it looked; a grant
+or a revocation at that very moment may be missing. So each new table is compared with the sessions.
 """
 
 import contextlib
@@ -27,11 +29,11 @@ from capport.router.known_clients import KnownSet
 
 logger = logging.getLogger(__name__)
 
-EVERY = 60.0  # seconds between two looks when the kernel says nothing
-RETRY = 0.2  # seconds after something failed
+EVERY = 60.0  # seconds between two looks when the kernel reports nothing
+RETRY = 0.2  # seconds until the next attempt after a failure
 _RECEIVE_BUFFER_FORCE = 33  # SO_RCVBUFFORCE: beyond net.core.rmem_max, with CAP_NET_ADMIN
-_RECEIVE_BUFFER = 4 << 20  # bytes: the rules are put in force a dozen times
-_UNTIL_SAID = 0.002  # seconds until the kernel has told of what it has done
+_RECEIVE_BUFFER = 4 << 20  # bytes: room for the reports of a dozen times loading the rules
+_REPORT_DELAY = 0.002  # seconds until the kernel has reported a change that is in force
 
 # linux/netfilter/nfnetlink.h and nf_tables.h.
 _GROUP_NFTABLES = 7
@@ -41,23 +43,26 @@ _ENDED = f"{nftables.TABLE.split()[1]}\0".encode(), f"{nftables.ENDED}\0".encode
 
 
 class RulesKeeper:
-    """Follows the tables of the network namespace it is made in, from `start` to `close`.
+    """Watches the tables of the network namespace it is made in, from `start` to `close`.
 
-    `told` gets a sentence, on a thread of ours, each time the rules had to be put back; `anew` is
-    called there when the table is a new one, whoever's. Raises OSError where there is no netlink,
-    or no libnftables.
+    On its own thread, it calls `report` with a sentence each time it puts the rules or the fence
+    back, and `on_new_table` when a process has replaced our table. Raises OSError without netlink
+    or libnftables.
     """
 
     def __init__(
-        self, known: KnownSet, told: Callable[[str], None], anew: Callable[[], None] = lambda: None
+        self,
+        known: KnownSet,
+        report: Callable[[str], None],
+        on_new_table: Callable[[], None] = lambda: None,
     ) -> None:
         self._known = known
-        self._told = told
-        self._anew = anew
-        self._table: int | None = None  # whose elements are known to be right
+        self._report = report
+        self._on_new_table = on_new_table
+        self._table: int | None = None  # the handle of the table that was last compared
         self._rules = Nftables()
-        self._ports: tuple[int, ...] | None = None  # of our rules, while they are to be there
-        self._meant = False  # that they are not, which somebody has just said
+        self._ports: tuple[int, ...] | None = None  # proxy ports; None: no rules are to be loaded
+        self._was_ended = False  # `nftables.down` has just removed the rules
         self._failing = False
         self._ended, self._end = os.pipe()
         self._kernel = _listening(netlink.NETFILTER, 1 << (_GROUP_NFTABLES - 1))
@@ -65,17 +70,17 @@ class RulesKeeper:
         self._thread = Thread(target=self._follow, name="rules-keeper", daemon=True)
 
     def start(self) -> None:
-        """Begins with the rules that are in force now, if there are any."""
+        """Starts to keep the rules that are loaded now, if there are any."""
         self._look()
         if self._ports is None and not self._failing:
             logger.warning(
-                f"There is no table {nftables.TABLE}: the kernel holds nobody until `capport router"
-                " up POLICY`"
+                f"There is no table {nftables.TABLE}: the kernel does not hold unknown clients. Run"
+                " `capport router up POLICY`"
             )
         self._thread.start()
 
     def close(self) -> None:
-        """Ends it; the rules stay."""
+        """Stops watching; the rules stay."""
         os.close(self._end)
         if self._thread.ident is not None:
             self._thread.join()
@@ -94,61 +99,62 @@ class RulesKeeper:
             try:
                 if not ready or self._is_news():
                     self._look()
-            except Exception:  # the edge: a thread that ended would put no rules back
+            except Exception:  # the edge: if the thread ended, nothing would put the rules back
                 if not self._failing:
-                    logger.exception("The router's rules may not be in force; trying again")
+                    logger.exception("The router's rules may not be loaded; capport tries again")
                 self._failing = True
 
     def _is_news(self) -> bool:
-        """Whether what the kernel has said is of tables, chains or rules: elements are ours.
+        """Whether the kernel reports a change to look at: any but of set elements, which are ours.
 
-        All of it: what it says first may be over by what it says last.
+        It reads all reports, because a later one may undo an earlier one.
         """
-        news = bool([*_said(self._routing)])
-        for data in _said(self._kernel):
+        news = bool([*_reports(self._routing)])
+        for data in _reports(self._kernel):
             news = news or not data
             for kind, _, body in netlink.messages(data):
                 news = news or kind not in _ELEMENTS
                 if kind == _NEW_CHAIN and all(name in body for name in _ENDED):
-                    self._ports, self._meant = None, True
+                    self._ports, self._was_ended = None, True
         return news
 
     def _look(self) -> None:
         try:
-            self._put_right()
+            self._correct()
         except (OSError, ValueError) as error:
             if not self._failing:
-                logger.error("The router's rules cannot be kept: %s", error)
+                logger.error("Cannot keep the router's rules loaded: %s", error)
             self._failing = True
         else:
             self._failing = False
 
-    def _put_right(self) -> None:
-        table = nftables.handle(self._rules)  # first: one that comes now is news
+    def _correct(self) -> None:
+        table = nftables.handle(self._rules)  # first, so that a table loaded from now on is new
         state = nftables.in_force(self._rules)
         if state is not None:
-            self._ports, self._meant = state.proxy_ports, False
+            self._ports, self._was_ended = state.proxy_ports, False
             same = table == self._table
             if not same and self._thread.ident is not None:
-                self._known.resync()  # as `KnownSet.start` has just done, before there is a thread
-                self._anew()
+                self._known.resync()  # before there is a thread, `KnownSet.start` has just done it
+                self._on_new_table()
             self._table = table
             if self._known.put_fence() and same and table == nftables.handle(self._rules):
-                self._told(
-                    "the ip rule that holds clients without the table was taken away, and is back"
+                self._report(
+                    "another program removed the ip rule that holds clients while the table is"
+                    " missing; capport put it back"
                 )
             if state.tracked != nftables.others_may_track(self._rules):
-                self._known.apply(self._ports, again=True)
-        elif self._ports is not None and not self._was_meant():
-            self._known.apply(self._ports, again=False)
-            self._told(f"table {nftables.TABLE} was taken away by somebody, and is back")
-        elif self._meant:
+                self._known.apply(self._ports, only_replace=True)
+        elif self._ports is not None and not self._is_ended():
+            self._known.apply(self._ports, only_replace=False)
+            self._report(f"another program removed table {nftables.TABLE}; capport put it back")
+        elif self._was_ended:
             self._known.take_fence_away()  # we may have put it back since
-            self._meant = False
+            self._was_ended = False
 
-    def _was_meant(self) -> bool:
-        """Whether `nftables.down` took our rules away: that they are gone shows a moment before."""
-        time.sleep(_UNTIL_SAID)
+    def _is_ended(self) -> bool:
+        """Whether `nftables.down` removed our rules; the kernel reports that a moment later."""
+        time.sleep(_REPORT_DELAY)
         self._is_news()
         return self._ports is None
 
@@ -156,15 +162,15 @@ class RulesKeeper:
 def _listening(protocol: int, groups: int) -> socket.socket:
     kernel = netlink.connect(protocol)
     kernel.setblocking(False)
-    # Whether the table went by `down` is said once, amid all rules that come and go with it.
+    # The report that `down` removed the table comes once, among many others: it must not be lost.
     with contextlib.suppress(PermissionError):
         kernel.setsockopt(socket.SOL_SOCKET, _RECEIVE_BUFFER_FORCE, _RECEIVE_BUFFER)
     kernel.bind((0, groups))
     return kernel
 
 
-def _said(kernel: socket.socket) -> Iterator[bytes]:
-    """Each datagram that is there; an empty one where the kernel had more to say than we took."""
+def _reports(kernel: socket.socket) -> Iterator[bytes]:
+    """Each datagram that is waiting; an empty one if the kernel has lost some for want of room."""
     while True:
         try:
             yield kernel.recv(netlink.DATAGRAM)

@@ -1,16 +1,18 @@
 """The rules as text for nft(8): one table that holds unknown clients and lets known ones pass.
 
-RFC 6585 section 6.1 in the kernel. Whoever is not in the sets of known clients gets to mitmproxy
-(TCP 80 and 443, redirected), to a resolver on the router (`dnstext.py`), to its DHCP, to the login
-server, and nowhere else.
-Each packet is looked up in the sets, whatever connection it belongs to, so nothing outlives its
-session. The walled garden's web ports are mitmproxy's, which goes by the name that is asked for;
-an address alone would open whatever else is served there. Its other ports are let through here.
+This is RFC 6585 section 6.1 in the kernel. A client that is not in the sets of known clients
+reaches mitmproxy (TCP 80 and 443, redirected), a resolver on the router (`dns_rules.py`), the
+router's DHCP, the login server, and nothing else. The kernel looks each packet up in the sets,
+whatever connection it belongs to, so no connection outlives its session.
 
-The router's own address translation, and every table but `inet capport`, are left alone. Where
-there is no other table that could go by it, what known clients send and get is not even tracked:
-conntrack costs more than all of this. Clients' traffic must not be put into a flowtable: it would
-go past these rules.
+The walled garden's web ports go to mitmproxy, which decides by the name that the client asks for:
+an address alone would open all other sites on the same server. These rules let through the garden's
+other ports.
+
+These rules do not change the router's own address translation, nor any table but `inet capport`. If
+no other table may need conntrack, known clients' packets are not tracked at all: conntrack costs
+more than all these rules. Do not put clients' traffic into a flowtable, because it would bypass
+these rules.
 """
 
 import re
@@ -37,30 +39,33 @@ TABLE = "inet capport"
 PROXY_PORTS = (8080,)
 
 SET_SIZE = 262_144  # known clients; 100 000 load in 0.9 s
-METER_SIZE = 65_536  # unknown clients that are counted at a time; who is beyond it waits
+METER_SIZE = 65_536  # unknown clients that are counted at a time; any more must wait
 
 MARK = 1 << 29
-"""The bit of a packet's mark that says that these rules have it in hand (`fence.py`)."""
+"""The bit of a packet's mark that says that these rules judge the packet (`fence.py`)."""
 
-# For each unknown client. A browser's first page takes some 30 connections and 20 names.
+# Limits for each unknown client. A browser's first page takes about 30 connections and 20 names.
 NEW = "limit rate 60/second burst 120 packets"
 HELD = "ct count 64"
 ECHOES = "limit rate 5/second burst 10 packets"
 TIMES = "limit rate 1/second burst 10 packets"
-REDIRECTED = "timeout 10m"  # without a packet; mitmproxy has closed what is idle by then
+REDIRECTED = "timeout 10m"  # without a packet; by then mitmproxy has closed idle connections
 SOLICITATIONS = "limit rate 50/second burst 100 packets"
-REFUSALS = "limit rate over 1000/second burst 1000 packets"  # of all of them together
+REFUSALS = "limit rate over 1000/second burst 1000 packets"  # for all unknown clients together
 
-# With the UDP header: without extension fields, in which anything could be sent (RFC 5905, 7.3).
+# The length with the UDP header, but without extension fields, which could carry any data
+# (RFC 5905 section 7.3).
 _NTP = "udp length 56"
 
-_NO_ADDRESS = "ip saddr 0.0.0.0 udp sport 68 udp dport 67"  # yet (RFC 2131 section 4.1)
+# DHCP from a client that has no address yet (RFC 2131 section 4.1).
+_NO_ADDRESS = "ip saddr 0.0.0.0 udp sport 68 udp dport 67"
 
-# What an unknown client sends from an address that is not on its side: our answers, and what of its
-# own they quote, would be sent out to there, which is a way out. Or to us.
+# Drops packets of unknown clients from an address that is not on their side. Our answers to them,
+# which quote their own bytes, would leave for that address: the client could send data out.
 _ELSEWHERE = "fib saddr . iif oif missing drop"
 
 _FAMILIES = ((4, "ip"), (6, "ip6"))
+# No packet of these protocols has such a source address.
 _NEVER = {"icmp": "ip6 saddr", "ip": "ip6 saddr", "icmpv6": "ip saddr", "ip6": "ip saddr"}
 
 _INTERFACE = re.compile(r'[^\s"*/\\]{1,15}')
@@ -73,16 +78,15 @@ def ruleset(
     ethernet: bool = True,
     tracked: bool = True,
 ) -> str:
-    """The whole of it as text for nft(8), in place of what is in force.
+    """All commands for nft(8) that load the rules in place of the earlier ones.
 
     `ethernet` is whether the client interface has MAC addresses, `tracked` whether conntrack sees
-    known clients' packets. Several proxy ports share the clients by their addresses. Raises
-    ValueError.
+    known clients' packets. Several proxy ports share the clients by address. Raises ValueError.
     """
     router = router_of(policy)
     if not proxy_ports or any(not 0 < port < 65536 for port in proxy_ports):
         raise ValueError(
-            f"{list(proxy_ports)} are not the ports of a proxy: 1 to 65535, one or more"
+            f"{list(proxy_ports)} are not the ports of a proxy: one or more, from 1 to 65535"
         )
     clients, origins = f'"{router.client_interface}"', f'"{router.origin_interface}"'
     return "\n".join(
@@ -149,13 +153,13 @@ def _fixed(name: str, kind: str, ranges: Sequence[tuple[Address, Address]]) -> I
 
 
 def _known(name: str, verdict: str) -> Iterator[str]:
-    """A chain that gives `verdict` to what a known client sends, and returns for all else."""
+    """A chain that gives `verdict` to a known client's packets, and returns for all others."""
     yield f"chain {name} {{"
     yield from _in_the_sets(verdict, "return")
     for version, ip in _FAMILIES:
         yield f"{ip} saddr @rules{version} {verdict}"
-    # A new address of a known MAC, which is in no pair yet: it passes from the first packet on, and
-    # the answers find it, which tells the neighbour table, and so `KnownSet`, of it.
+    # A new address of a known MAC is in no pair yet, but passes from its first packet on. To send
+    # the answers, the kernel adds it to the neighbour table, and `KnownSet` then adds the pair.
     for version, ip in _FAMILIES:
         yield f"{ip} saddr @barred{version} return"
         for macs in ("macs", "rule_macs"):
@@ -165,30 +169,30 @@ def _known(name: str, verdict: str) -> Iterator[str]:
 
 
 def _in_the_sets(verdict: str, other: str) -> Iterator[str]:
-    """Rules that give `verdict` to what a client in `KnownSet`'s sets sends, by its address.
+    """Rules that give `verdict` to packets whose address is in the sets of `KnownSet`.
 
-    And `other` to what no further rule may let in by its address alone.
+    They give `other` to packets that no later rule may accept by their address alone.
     """
     for version, ip in _FAMILIES:
         yield f"{ip} saddr . ether saddr @known{version} {verdict}"
     yield f"ether saddr @blocked {other}"
-    yield f"fib saddr type local {other}"  # ours, in whoever's hands
+    yield f"fib saddr type local {other}"  # the router's own address, which no client may use
     for version, ip in _FAMILIES:
         yield f"{ip} saddr @routed{version} {verdict}"  # on a link without MACs
 
 
 def _untracked(policy: Policy, clients: str, origins: str) -> Iterator[str]:
-    """Keeps conntrack away from what the clients in the sets send, and from what they get."""
+    """Rules that keep the packets to and from the clients in the sets out of conntrack."""
     inspected = _inspected(policy)
     yield "chain untracked { type filter hook prerouting priority raw; policy accept;"
     yield f"iifname {clients} goto untracked_out"
-    # Whoever opens a connection from outside is tracked, and so has none.
+    # A connection opened from outside is tracked, so that its packets are refused below.
     yield f"iifname {origins} tcp flags & (syn | ack) == syn accept"
     for version, ip in _FAMILIES:
         yield f"iifname {origins} {ip} daddr @return{version} notrack accept"
     yield "}"
     yield "chain redirected {"
-    # What was redirected before its sender was known is mitmproxy's to its end.
+    # A connection that was redirected before its client was known stays with mitmproxy.
     for version, ip in _FAMILIES:
         end, again = f"{ip} saddr . tcp sport", f"update @redirected{version}"
         yield f"{end} @redirected{version} {again} {{ {end} {REDIRECTED} }} accept"
@@ -202,15 +206,19 @@ def _untracked(policy: Policy, clients: str, origins: str) -> Iterator[str]:
 
 
 def _marked(clients: str) -> Iterator[str]:
-    """Marks what these rules judge. Last before it is routed: others' chains set marks whole."""
+    """Marks each packet that these rules judge.
+
+    It is the last chain before routing, because chains of other tables may overwrite the mark.
+    """
     yield "chain marked { type filter hook prerouting priority 300; policy accept;"
     yield f"iifname {clients} meta mark set meta mark | {MARK:#x}\n}}"
 
 
 def _to_portal(policy: Policy, clients: str, ports: Sequence[int], ethernet: bool) -> Iterator[str]:
-    """Has unknown clients' web traffic, bounded, at mitmproxy; and known clients', if inspected.
+    """Redirects web traffic to mitmproxy: unknown clients', within limits, and inspected clients'.
 
-    It sees the first packet of each connection, and what it drops leaves no entry in conntrack.
+    It sees only the first packet of each connection. A packet that it drops leaves no entry in
+    conntrack.
     """
     inspected = _inspected(policy)
     yield "chain fresh {"
@@ -236,11 +244,11 @@ def _to_portal(policy: Policy, clients: str, ports: Sequence[int], ethernet: boo
         yield f"fib daddr type != local tcp dport {_braced(inspected)} goto to_proxy"
         yield "accept\n}"
         yield from _known("known_inspected", "goto inspected")
-    # Ahead of the router's own dstnat (-100), which would else decide for us.
+    # Before the router's own dstnat chains (-100), which could otherwise redirect the packet first.
     yield "chain to_portal { type nat hook prerouting priority dstnat - 10; policy accept;"
     yield f"iifname != {clients} accept"
     yield f"jump {'known_inspected' if inspected else 'known'}"
-    yield dns_rules.redirect()  # bounded where it arrives, packet by packet
+    yield dns_rules.redirect()  # the chain `questions` limits these, packet by packet
     yield "jump bounded"
     yield f"{_NO_ADDRESS} accept"
     yield _ELSEWHERE
@@ -254,15 +262,15 @@ def _input(
     yield from _refuse()
     yield from dns_rules.questions(policy, ethernet)
     yield "chain inward { type filter hook input priority filter; policy accept;"
-    # Not redirected, its destination would be the proxy itself, which would connect to itself.
+    # If a packet was not redirected, its destination is the proxy, which would connect to itself.
     yield f"tcp dport {_braced(ports)} ct status dnat accept"
     yield f"tcp dport {_braced(ports)} drop"
-    for place in _embedded(policy):  # it is for clients; whoever is beyond the router is none
+    for place in _embedded(policy):  # the login server is for clients, not for hosts outside
         yield f"iifname {origins} {_at(place)} drop"
     yield f"iifname != {clients} accept"
     yield "icmpv6 type { nd-router-advert, nd-redirect } drop"
-    yield "jump known"  # what those may do to the router is for its other tables to say
-    # Who has no address yet looks whether another has it, listens, and asks for one.
+    yield "jump known"  # the router's other tables decide what known clients may do to the router
+    # A client without an address asks whether another host has it, listens, and asks for one.
     yield f"ip6 saddr != :: {_ELSEWHERE}"
     for kind in ("nd-neighbor-solicit", "nd-neighbor-advert", "nd-router-solicit"):
         yield from _each("solicitations", SOLICITATIONS, "accept", ethernet, f"icmpv6 type {kind}")
@@ -288,7 +296,7 @@ def _input(
 
 
 def _refuse() -> Iterator[str]:
-    """Says no at once, so that browsers fall back from QUIC and people see an error."""
+    """Refuses at once, so that browsers fall back from QUIC and people see an error."""
     yield "chain refuse {"
     yield f"{REFUSALS} drop"
     yield "meta l4proto tcp reject with tcp reset"
@@ -307,8 +315,8 @@ def _forward(
     ]
     yield "chain onward { type filter hook forward priority filter; policy drop;"
     if not tracked:
-        # Looked up in chain `untracked`, in this very packet. Neighbour discovery is never tracked,
-        # whoever's it is (nf_conntrack_proto_icmpv6.c), so ICMPv6 is looked up below.
+        # Chain `untracked` has looked this very packet up. The kernel never tracks neighbour
+        # discovery, from any sender (nf_conntrack_proto_icmpv6.c), so ICMPv6 is looked up below.
         passed = "ct state untracked meta l4proto != ipv6-icmp accept"
         yield f"oifname {origins} {passed}"
         yield f"iifname {origins} oifname {clients} {passed}"
@@ -318,8 +326,8 @@ def _forward(
     yield f"oifname != {clients} accept\n}}"
     yield "chain from_client {"
     if inspected:
-        yield f"tcp dport {_braced(inspected)} goto refuse"  # open since before the inspection
-        yield f"udp dport {_braced(inspected)} goto refuse"  # QUIC would go past it
+        yield f"tcp dport {_braced(inspected)} goto refuse"  # opened before the inspection began
+        yield f"udp dport {_braced(inspected)} goto refuse"  # QUIC would bypass it
     yield "jump known"
     yield _ELSEWHERE
     yield "ct state invalid drop"
@@ -330,7 +338,7 @@ def _forward(
             yield from _each("times", TIMES, "accept", ethernet, time)
     yield "goto refuse\n}"
     yield "chain to_client {"
-    if not tracked:  # what is said of connections that are not tracked belongs to none
+    if not tracked:  # ICMPv6 errors about untracked connections belong to no connection
         yield "ip6 daddr @return6 meta l4proto ipv6-icmp accept"
     yield "ct state new,invalid,untracked drop"
     for version, ip in _FAMILIES:
@@ -344,7 +352,7 @@ def _forward(
 
 
 def _output(policy: Policy, clients: str) -> Iterator[str]:
-    """Bounds what the router's resolvers answer unknown clients: the way back of a tunnel."""
+    """Limits the answers of the router's resolvers to unknown clients, against DNS tunnels."""
     yield from dns_rules.answers(policy)
     yield "chain answering { type filter hook output priority filter; policy accept;"
     yield f"oifname != {clients} accept"
@@ -359,15 +367,18 @@ def _output(policy: Policy, clients: str) -> Iterator[str]:
 def _each(
     meter: str, bound: str, verdict: str, ethernet: bool, match: str = "", verb: str = "update"
 ) -> Iterator[str]:
-    """Rules that give `verdict` to what a client sends within `bound`; the rest goes on."""
+    """Rules that give `verdict` to each client's packets within `bound`; others go on."""
     for name, _, key in _per_client(meter, ethernet):
         if _NEVER.get(match.partition(" ")[0]) == key:
-            continue  # no such packet
+            continue
         yield f"{match} {verb} @{name} {{ {key} {bound} }} {verdict}".strip()
 
 
 def _per_client(meter: str, ethernet: bool) -> tuple[tuple[str, str, str], ...]:
-    """By MAC where there is one: a client has as many IPv6 addresses as it likes."""
+    """The name, type and key of each set that counts by client.
+
+    The key is the MAC if there is one, because a client can have any number of IPv6 addresses.
+    """
     if ethernet:
         return ((meter, "ether_addr", "ether saddr"),)
     return ((f"{meter}4", "ipv4_addr", "ip saddr"), (f"{meter}6", "ipv6_addr", "ip6 saddr"))
@@ -380,9 +391,10 @@ def _inspected(policy: Policy) -> frozenset[int]:
 
 
 def _logins(policy: Policy) -> Iterator[str]:
-    """Accepts what goes to a login server on this machine: the embedded one, or another's.
+    """Accepts packets to a login server on this machine, embedded or external.
 
-    One that `login_url` has by name is reached through the portal, on the web's ports.
+    If `login_url` names an external one by host name, clients reach it through the portal, on the
+    web's ports.
     """
     for place in policy.login_places:
         if place in _embedded(policy) or _is_one(place.host):
@@ -394,7 +406,7 @@ def _embedded(policy: Policy) -> tuple[Place, ...]:
 
 
 def _at(place: Place) -> str:
-    """What goes there, or to that port of any address of this machine's."""
+    """Matches packets to `place` on this machine: to any of its addresses, if `place` has none."""
     port = f"fib daddr type local tcp dport {place.port}"
     if _is_one(place.host):
         return f"{port} {'ip' if place.host.version == 4 else 'ip6'} daddr {place.host}"
@@ -402,12 +414,15 @@ def _at(place: Place) -> str:
 
 
 def _is_one(host: Host) -> TypeGuard[Address]:
-    """Whether it is one address, not a name or all there are."""
+    """Whether `host` is one address, not a name or the unspecified address."""
     return not isinstance(host, str) and not host.is_unspecified
 
 
 def garden_names(policy: Policy) -> list[tuple[str, str]]:
-    """Each name that unknown clients may reach beyond the web's ports, and those: `8080_8443`."""
+    """Each name that unknown clients may reach on other ports than the web's, and these ports.
+
+    The ports are text, as in the names of the sets: `8080_8443`.
+    """
     named = [(name, entry.ports) for name, entry in policy.walled_garden.names()]
     place = policy.login_place
     if isinstance(place.host, str):
@@ -417,9 +432,9 @@ def garden_names(policy: Policy) -> list[tuple[str, str]]:
 
 
 def garden_networks(policy: Policy) -> dict[str, list[Network]]:
-    """By list of ports beyond the web's: the networks that the policy names outright.
+    """The networks in the policy, by their ports other than the web's (`8080_8443`).
 
-    The login server's place is always in the garden; a list for names alone has no networks yet.
+    The login server's place is always in the garden. Ports that only names have get no networks.
     """
     found: dict[str, list[Network]] = {}
     for network, entry in policy.walled_garden.networks():
@@ -435,11 +450,11 @@ def garden_networks(policy: Policy) -> dict[str, list[Network]]:
 
 
 def router_of(policy: Policy) -> Router:
-    """The policy's `router`, its names fit for nft(8). Raises ValueError."""
+    """The policy's `router`, with interface names that nft(8) accepts. Raises ValueError."""
     if policy.router is None:
         raise ValueError(
-            f"{policy.file or 'the default policy'} has no `router`: it takes client_interface and"
-            " origin_interface to know which traffic to hold"
+            f"{policy.file or 'the default policy'} has no `router`: add it, with client_interface"
+            " and origin_interface"
         )
     for name in (policy.router.client_interface, policy.router.origin_interface):
         if not _INTERFACE.fullmatch(name):

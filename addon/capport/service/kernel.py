@@ -1,4 +1,4 @@
-"""The kernel's part of the portal: its set of known clients and the rules around it, followed."""
+"""Keeps the kernel's rules and its sets of known clients as the gate says."""
 
 import asyncio
 import logging
@@ -18,19 +18,19 @@ from capport.service.session_changes import Subscriber
 
 logger = logging.getLogger(__name__)
 
-CARRIED_OUT = 1.0  # seconds in which the kernel has what was granted, or has ended
+CARRIED_OUT = 1.0  # seconds within which a grant, or the end of a session, is in the kernel
 
 
 class Kernel:
-    """Follows the gate once its policy has a router; until then it has nothing to do."""
+    """Makes the kernel follow the gate, once the policy has a `router`; before, it does nothing."""
 
     def __init__(self, gate: Gate, fault: Callable[[str], None]) -> None:
         self._gate = gate
         self._fault = fault
-        self._hears: KnownSet | None = None  # as soon as it is made, so that it misses nothing
-        self._known: KnownSet | None = None  # once it has started
+        self._listener: KnownSet | None = None  # set before it starts, so that it misses no change
+        self._known: KnownSet | None = None  # the same, set after it has started
         self._garden: GardenFollower | None = None
-        self._held: dict[ClientId, Instant] = {}  # whom the kernel lacks, and until when: in order
+        self._held: dict[ClientId, Instant] = {}  # until when each is held, in order
         self._closing = ExitStack()
         self.subscriber = Subscriber(self._changed, self._carry_out)
 
@@ -42,23 +42,23 @@ class Kernel:
         try:
             await asyncio.to_thread(self._known.reapply)
             if self._garden:
-                self._garden.again()
+                self._garden.look_up_now()
         except (OSError, ValueError) as error:
-            logger.error(f"The router's rules do not follow the policy: {error}")
+            logger.error(f"Cannot load the policy's rules into the kernel: {error}")
 
     async def stop(self) -> None:
-        """Ends following; the kernel's set stays as it is, and runs out."""
+        """Stops; the kernel's sets stay as they are, and their elements time out."""
         await asyncio.to_thread(self._closing.close)
 
     def is_held(self, peer: Peer, client: Client) -> bool:
-        """Whether the kernel holds back a client that has a session, which is a fault.
+        """Whether the kernel holds a client that has a session, which is a fault.
 
-        The rules are in force, and their set lacks what was put into it. That is reported, and
-        repaired within the second for which the client is held here too.
+        It is one if our table is loaded, but its sets lack a client that we added. Then this method
+        writes an event and makes `KnownSet` add the client again, and is True for one second.
         """
         now, session = self._gate.now(), self._gate.session(client)
         if self._known is None or session is None or not self._known.has(client):
-            return False  # or it is new where it is, and about to be put in
+            return False  # if we never added it, the client is new here and is about to be added
         if now < session.granted + CARRIED_OUT or now > session.ends - CARRIED_OUT:
             return False
         while self._held and next(iter(self._held.values())) <= now:
@@ -69,8 +69,8 @@ class Kernel:
         if is_let_through(client.address, sender):
             return False
         self._held[session.client] = now + CARRIED_OUT
-        self._known.again(session.client)
-        what = "the kernel's set lacks a client that has a session; it is put in again"
+        self._known.add_again(session.client)
+        what = "the kernel's sets have lost a client that has a session; capport adds it again"
         self._gate.events.write("fault", client, what=what)
         return True
 
@@ -81,26 +81,26 @@ class Kernel:
         try:
             neighbours = cast(Neighbourhood, gate.neighbours)
             known = KnownSet(
-                lambda: gate.policy, gate.store, neighbours, now=gate.now, told=self._fault
+                lambda: gate.policy, gate.store, neighbours, now=gate.now, report=self._fault
             )
             self._closing.callback(known.close)
             garden = GardenFollower(lambda: gate.policy)
             self._closing.callback(garden.close)
-            restorer = RulesKeeper(known, self._fault, garden.again)
+            restorer = RulesKeeper(known, self._fault, garden.look_up_now)
             self._closing.callback(restorer.close)
-            self._hears = known
+            self._listener = known
             for follower in (known, garden, restorer):
                 await asyncio.to_thread(follower.start)
         except OSError as error:
-            self._hears = None
-            logger.error(f"The router's set of known clients cannot be kept: {error}")
+            self._listener = None
+            logger.error(f"Cannot keep the kernel's set of known clients: {error}")
             await asyncio.to_thread(self._closing.close)
             return
         self._known, self._garden = known, garden
 
     def _changed(self, client: ClientId) -> None:
-        if self._hears:
-            self._hears.changed(client)
+        if self._listener:
+            self._listener.changed(client)
 
     def _carry_out(self, client: ClientId) -> None:
         if self._known is None:
@@ -108,4 +108,4 @@ class Kernel:
         try:
             self._known.update([client])
         except RulesError as error:
-            logger.error(f"{client}: the router's rules do not follow: {error}")
+            logger.error(f"{client}: cannot update the kernel's sets: {error}")
