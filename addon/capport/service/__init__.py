@@ -1,1 +1,1 @@
-"""What runs behind every enforcement point: built, started, followed and stopped."""
+"""Builds, starts and stops everything that runs behind an enforcement point."""

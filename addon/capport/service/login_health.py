@@ -1,6 +1,7 @@
-"""Whether the login server answers, asked as a client would ask it.
+"""Checks whether the login server answers, asking it as a client would.
 
-For Chromium, a 302 that leads nowhere, or to a certificate that it does not trust, is no portal.
+Chromium shows no portal if the 302 leads to a server that does not answer, or whose certificate it
+does not trust. So connectivity checks get a 302 only while the login server answers.
 """
 
 import asyncio
@@ -19,9 +20,9 @@ from capport.linux.file_state import state_of
 
 logger = logging.getLogger(__name__)
 
-INTERVAL = 5.0  # seconds between two questions
-AGAIN = 1.0  # where there was no answer: a login server that has just started is soon found
-PATIENCE = 3.0  # seconds for an answer
+INTERVAL = 5.0  # seconds between two checks
+AGAIN = 1.0  # the same, if one does not answer: so a login server that has started is found soon
+PATIENCE = 3.0  # seconds to wait for an answer
 
 
 class Names(Protocol):
@@ -37,9 +38,10 @@ async def follow(
     names: Names,
     elsewhere: Callable[[], bool],
 ) -> None:
-    """Keeps in `answering` which login places answer now, and at what address, for ever.
+    """Keeps `answering` up to date, without end: the login places that answer, and their addresses.
 
-    `elsewhere` says whether `login_url` leads to others, though there is an embedded one.
+    `elsewhere` returns whether `login_url` points to an external login server, although the policy
+    has an embedded one.
     """
     asking = _Asking(names, elsewhere)
     before: dict[Place, Address | str] = {}
@@ -58,13 +60,13 @@ async def follow(
 
 def _report(place: Place, said: Address | str) -> None:
     if isinstance(said, str):
-        logger.warning(f"{said}: connectivity checks get a 511")
+        logger.warning(f"{said}, so connectivity checks get a 511")
     else:
         logger.info(f"The login server answers at {place}: connectivity checks get a 302")
 
 
 class _Asking:
-    """Asks, with the certificates that this machine trusts now."""
+    """Checks login servers, with the certificates that this machine trusts now."""
 
     def __init__(self, names: Names, elsewhere: Callable[[], bool]) -> None:
         self._names = names
@@ -73,7 +75,7 @@ class _Asking:
         self._made_of: object = None
 
     async def each(self, policy: Policy) -> dict[Place, Address | str]:
-        """For each login URL's place: the address that answers, or a sentence that says why not."""
+        """For the place of each login URL: the address that answers, or why none does."""
         places = [login.place for login in policy.logins]
         said = await asyncio.gather(*(self._one(policy, login) for login in policy.logins))
         return dict(zip(places, said, strict=True))
@@ -83,8 +85,8 @@ class _Asking:
         try:
             return await answer(login, self._names, self._trust(), ours=ours)
         except OSError as error:
-            who = "No login server of capport's" if ours else "No login server"
-            return f"{who} answers at {login.place} ({error.strerror or error})"
+            server = "The embedded login server" if ours else "The login server"
+            return f"{server} does not answer at {login.place} ({error.strerror or error})"
 
     def _trust(self) -> ssl.SSLContext:
         paths = ssl.get_default_verify_paths()
@@ -97,17 +99,17 @@ class _Asking:
 def trusted_here() -> ssl.SSLContext:
     """A context that checks certificates against this machine's trust store, as browsers would."""
     context = ssl.create_default_context()
-    # Python 3.13 also wants of each certificate what browsers do without, as key identifiers.
+    # Python 3.13 also requires fields that browsers do not, such as key identifiers.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context
 
 
 async def answer(login: Login, names: Names, trust: ssl.SSLContext, *, ours: bool) -> Address:
-    """The address at which the login server answers HTTP, with anything but an error of its own.
+    """The address at which the login server answers HTTP, with a status of 200 to 499.
 
-    Where it is `ours`, the embedded one, only its Captive Portal API's answer counts: another
-    server can have taken its port, and nobody should be sent to that. Raises OSError, which says
-    why a client would get no answer.
+    If it is `ours`, the embedded one, only an answer of its Captive Portal API counts: another
+    server may have taken its port, and clients must not be sent there. Raises OSError that says why
+    a client would get no answer.
     """
     try:
         async with asyncio.timeout(PATIENCE):
@@ -117,23 +119,23 @@ async def answer(login: Login, names: Names, trust: ssl.SSLContext, *, ours: boo
         why = f"this machine does not trust its certificate: {error.verify_message}"
         raise OSError(why) from error
     except TimeoutError:
-        raise OSError(f"nothing within {PATIENCE:g} s") from None
+        raise OSError(f"no answer within {PATIENCE:g} s") from None
     except (ValueError, EOFError, IndexError, asyncio.LimitOverrunError) as error:
-        raise OSError("what is there does not speak HTTP") from error
+        raise OSError("the server there does not speak HTTP") from error
     if ours:
         media_type = f"\r\ncontent-type: {MEDIA_TYPE}\r\n".encode("ascii")
         good = line.startswith(b"HTTP/1.1 200 ") and media_type in b"\r\n" + fields.lower()
     else:
         good = line.startswith(b"HTTP/1.") and line[9:10] in (b"2", b"3", b"4")
     if not good:
-        raise OSError(f"what is there answers {line[:40].strip()!r}")
+        raise OSError(f"the server there answers {line[:40].strip()!r}")
     return address
 
 
 async def _head(
     login: Login, address: Address, trust: ssl.SSLContext, *, ours: bool
 ) -> tuple[bytes, bytes]:
-    """The status line of its answer and, where it is to be `ours`, the fields."""
+    """The status line of the answer and, if the server should be `ours`, the header fields."""
     place, tls = login.place, urlsplit(login.url).scheme == "https"
     asked = f"HEAD {PATH if ours else '/'} HTTP/1.1\r\nHost: {place}\r\n"
     accept = f"Accept: {MEDIA_TYPE}\r\n" if ours else ""
@@ -151,11 +153,11 @@ async def _head(
 
 
 def is_ours(policy: Policy, place: Place, elsewhere: Callable[[], bool]) -> bool:
-    """Whether `place` is straight the embedded login server, with nothing in front."""
+    """Whether `place` is the embedded login server itself, with no proxy in front of it."""
     server = policy.login_server
     if server is None or place.port not in {each.port for each in server.listen}:
         return False
     try:
         return not elsewhere()
-    except OSError:  # its key cannot be read: nobody is let on by it
+    except OSError:  # `return.pem` cannot be read, so no external login server can sign clients in
         return True

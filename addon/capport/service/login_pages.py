@@ -1,6 +1,6 @@
 """What answers on the login server's port: its pages, and the Captive Portal API beside them.
 
-Imported only where a policy asks for it: the pages need packages that the gate does without.
+It is imported only if the policy needs it, because the pages need packages that the gate does not.
 """
 
 import logging
@@ -17,26 +17,26 @@ logger = logging.getLogger(__name__)
 
 
 class _CaptivePortalApi(CaptivePortalApi, Page):
-    """The Captive Portal API, where errors are pages, and the pages know what can be extended."""
+    """The Captive Portal API as a page: its errors are pages, and `can_extend` comes from there."""
 
 
 class LoginPages:
-    """Makes the application whenever the login server begins to listen, from one context."""
+    """Makes the application each time the login server starts to listen, from one context."""
 
     def __init__(self, portal: Portal) -> None:
         self._portal = portal
         self.login = LoginContext()
 
     def create(self, encrypted: bool) -> App:
-        """The application; warns of files in the theme's folder that have no use."""
+        """The application. Also logs each file in the theme's folder that has no use."""
         for unused in self.login.theme(self._portal.grants.policy).unused():
             logger.warning("%s", unused)
         return create_app(self._portal, self.login, encrypted, (PATH, _CaptivePortalApi))
 
     def signs_in_elsewhere(self, policy: Policy) -> bool:
-        """Whether `login_url` leads to others (`Theme.signs_in_elsewhere`)."""
+        """Whether an external login server signs clients in (`Theme.signs_in_elsewhere`)."""
         return self.login.theme(policy).signs_in_elsewhere
 
     def close(self) -> None:
-        """Ends the thread for passwords, when what it is at is done."""
+        """Ends the thread that checks passwords, after the check that is running."""
         self.login.close()

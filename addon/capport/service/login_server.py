@@ -1,4 +1,4 @@
-"""The login server inside the addon: all that the addon needs of it, in one place."""
+"""The embedded login server and its API, with everything that the addon needs of them."""
 
 import asyncio
 import contextlib
@@ -25,39 +25,39 @@ from capport.web.vouching import sign_client
 logger = logging.getLogger(__name__)
 
 LOOK = 1.0
-"""Seconds between two looks whether the records are another file."""
+"""Seconds between two checks whether the records' file has been replaced."""
 
 TIDY = 60.0
-"""Seconds between two clearings of what is over, and two notes of how late it is."""
+"""Seconds between two times that expired records are cleared and the time is recorded."""
 
 AGAIN = 1.0
-"""Seconds between two tries to listen for login servers of others, where another process does.
+"""Seconds between two attempts to listen with the API while another process does.
 
-Of several processes with one store one has the API, and when that ends, the next."""
+Of several processes with one store, one has the API. When it ends, another takes over."""
 
 type End = tuple[str, int] | tuple[str, int, int, int]
-"""An end of a TCP connection, as a socket names it."""
+"""An end of a TCP connection, as Python's sockets name it."""
 
 
 class Pages(Protocol):
-    """What `service/login_pages.py` makes: it is imported only where a policy asks for it."""
+    """What `service/login_pages.py` makes; that module is imported only if the policy needs it."""
 
     def create(self, encrypted: bool) -> App:
-        """What answers on the login server's port."""
+        """The application that answers on the login server's port."""
 
     def signs_in_elsewhere(self, policy: Policy) -> bool:
-        """Whether `login_url` leads to others (`Theme.signs_in_elsewhere`)."""
+        """Whether an external login server signs clients in (`Theme.signs_in_elsewhere`)."""
 
     def close(self) -> None:
-        """Ends their thread."""
+        """Ends the thread of the pages."""
 
 
 class Embedded:
-    """The login server, its API for others, and the links that lead to it.
+    """The login server, the API for an external login server, and the links that lead to it.
 
-    `records` is the file they keep (None: in memory); `socket` is where the API for a login server
-    of the operator's own listens, and `api` where it does so with tokens, on loopback. Where the
-    proxy is in another process, `may_be_proxy` says which connections may be its.
+    `records` is the file of their records (None: in memory). `socket` is where the API listens, and
+    `api` where it also listens with tokens, on loopback. If the proxy is another process,
+    `may_be_proxy` returns whether a connection may come from it.
     """
 
     def __init__(
@@ -82,18 +82,18 @@ class Embedded:
         self._tasks: list[asyncio.Task[None]] = []
 
     def link(self, client: Client, url: str | None) -> str:
-        """The login URL for `client`, who asked for `url`, with its state."""
+        """The login URL, with a state, for `client`, which asked for `url`."""
         state = self.portal.states.link(client, url)
         return login_url(self._gate.policy, client.address, state)
 
     @property
     def signs_in_elsewhere(self) -> bool:
-        """Whether `login_url` leads to others (`Theme.signs_in_elsewhere`)."""
+        """Whether an external login server signs clients in, although the policy has our own."""
         policy = self._gate.policy
         return policy.login_server is not None and self._pages().signs_in_elsewhere(policy)
 
     def _pages(self) -> "Pages":
-        """The pages, imported when a policy asks for them: they need the extra `login`."""
+        """The pages, imported only when the policy needs them: they need the extra `login`."""
         if self._made is None:
             from capport.service.login_pages import LoginPages
 
@@ -101,10 +101,10 @@ class Embedded:
         return self._made
 
     def sign(self, asks: Peer) -> str:
-        """The value of `asking.HEADER` on a request to the login server that `asks` made.
+        """The value of the field `vouching.HEADER` for a request of `asks` to the login server.
 
-        The addon takes the field out of what every client sends, wherever it goes, and puts this in
-        where it passes a request on to one of `policy.login_places`.
+        The addon removes the field from every request of a client, and adds its own value to each
+        request that it passes on to one of `policy.login_places`.
         """
         return sign_client(asks, self.portal.records.secret, self._gate.now())
 
@@ -123,8 +123,8 @@ class Embedded:
     def connected(self, here: End, there: End, client: Peer) -> None:
         """The proxy has connected from `here` to `there` on behalf of `client`.
 
-        If that is this login server, it sees only the proxy at the other end, and nothing can be
-        added to a request that is in a tunnel.
+        In a tunnel, the addon cannot add a field to the requests, and the login server sees only
+        the proxy at the other end. So if `there` is this login server, note which client it is.
         """
         address = parse_address(there[0])
         for place in self.server.places:
@@ -132,17 +132,17 @@ class Embedded:
                 self.portal.vouched.connected(here, client)
 
     def disconnected(self, here: End) -> None:
-        """A connection of the proxy's from `here` has ended."""
+        """The proxy's connection from `here` has ended."""
         self.portal.vouched.hung_up(here)
 
     async def start(self) -> None:
-        """Listens, in the running event loop. Raises OSError where the login server cannot.
+        """Listens, in the running event loop. Raises OSError if the login server cannot.
 
-        NoPlace where the API's address cannot be had; where its unix socket cannot, that is logged,
-        and tried again. May be called again after an error.
+        Raises NoPlace if the API cannot listen at `api`. If the API cannot listen at `socket`, that
+        is logged, and tried again later. May be called again after an error.
         """
         try:
-            await self.server.start()  # before the API: of one port for both, the API's is amiss
+            await self.server.start()  # first: if both have one port, the error names the API's
         finally:
             if not self._tasks:
                 self._tasks.append(asyncio.create_task(self._tidy()))
@@ -153,11 +153,11 @@ class Embedded:
             self._tasks.append(asyncio.create_task(self._listen_later(self.back_channel)))
 
     async def follow(self) -> None:
-        """To be called when the policy has changed. Raises OSError, as `start`."""
+        """Makes the login server follow the changed policy. Raises OSError, as `start`."""
         await self.server.follow()
 
     async def stop(self) -> None:
-        """Ends everything, and lets go of the records."""
+        """Stops everything, and closes the records."""
         for task in self._tasks:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -171,40 +171,41 @@ class Embedded:
         self._grants.close()
 
     @staticmethod
-    def _listens(api: BackChannel, tell: Callable[..., None]) -> bool:
+    def _listens(api: BackChannel, log: Callable[..., None]) -> bool:
+        """Makes the API listen, if it can; otherwise passes the reason to `log`."""
         try:
             api.start()
         except NoPlace:
             raise
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                tell = logger.debug  # another of the same store's, or it is one of ours that ends
-            what = "The API for a login server of your own is not there"
-            tell("%s: %s: %s", what, api.path, error.strerror)
+                log = logger.debug  # another process with this store has it, or our old one still
+            what = "The API for a login server of your own cannot listen"
+            log("%s: %s: %s", what, api.path, error.strerror)
             return False
         logger.info("The API for a login server of your own listens on %s", api.where)
         return True
 
     async def _listen_later(self, api: BackChannel) -> None:
-        said = None
+        logged = None
         while True:
             await asyncio.sleep(AGAIN)
             try:
                 if self._listens(api, logger.debug):
                     return
-            except NoPlace as error:  # a stranger was quicker than we, or ours has not ended quite
-                if str(error) != said:
-                    logger.error("%s", said := str(error))
+            except NoPlace as error:  # another program has the address, or our old process still
+                if str(error) != logged:
+                    logger.error("%s", logged := str(error))
 
     async def _tidy(self) -> None:
-        said = None
+        logged = None
         while True:
             try:
                 await self.portal.recorded(self._tidy_up)
-                said = None
+                logged = None
             except OSError as error:
-                if str(error) != said:
-                    logger.warning("%s; spent states are cleared later", said := str(error))
+                if str(error) != logged:
+                    logger.warning("%s; spent states are cleared later", logged := str(error))
             await asyncio.sleep(LOOK)
 
     def _tidy_up(self) -> None:
@@ -217,8 +218,10 @@ class Embedded:
 
 
 def may_be_proxy(asks: Address, asked_at: Address | None) -> bool:
-    """Whether it comes from this machine: the proxy is another process, and a tunnel says nothing.
+    """Whether a connection from `asks` to `asked_at` comes from this machine, so from the proxy.
 
-    What connects to an address of its own does so from that one, but for `connect_addr`.
+    The proxy is another process, and adds nothing to a request in a tunnel. A machine that connects
+    to one of its own addresses uses that address on both ends, unless mitmproxy's option
+    `connect_addr` says otherwise.
     """
     return asks == asked_at or (not asks.is_loopback and is_own(asks))

@@ -1,7 +1,7 @@
-"""The portal without its proxy: store, gate, kernel, login server and API, built and kept going.
+"""Builds and runs the portal without its proxy: store, gate, kernel, login server and API.
 
-The addon, `capport run` and `capport login` each have one. Everything but the gate follows it and
-decides nothing: where a part fails, the gate goes on as it is.
+The addon, `capport run` and `capport login` each have one `Service`. Only the gate decides; the
+other parts follow it. If one of them fails, the gate goes on.
 """
 
 import asyncio
@@ -36,26 +36,26 @@ from capport.web.records import records_beside
 
 logger = logging.getLogger(__name__)
 
-API = "api.sock"  # beside the sessions: the socket of the API for another login server
+API = "api.sock"  # the socket of the API for an external login server, beside the sessions' file
 OPEN_SESSIONS = partial(open_store, start_closed=True)
-TICK = 0.1  # seconds between two looks at which sessions time has ended
+TICK = 0.1  # seconds between two checks which sessions have expired
 
 
 class OpenConnections(Protocol):
-    """The proxy's connections with clients."""
+    """The proxy's open connections of clients."""
 
     def recheck(self, ids: Iterable[ClientId]) -> None:
-        """Decides again on those of these clients."""
+        """Decides again on the connections of these clients."""
 
     def recheck_all(self) -> None:
-        """Decides again on each."""
+        """Decides again on every connection."""
 
 
 class Service:
-    """Opens what a portal consists of; `start` begins to serve, `stop` ends everything.
+    """Opens all parts of a portal; `start` begins to serve, `stop` ends everything.
 
-    `names` resolves names where this process is the enforcement device. Without it the login server
-    is alone here: the proxy, another process with the same store, has the rest.
+    `names` resolves names, if this process is the enforcement device. Without it this process has
+    only the login server, and the proxy is another process with the same store.
     """
 
     def __init__(
@@ -66,22 +66,22 @@ class Service:
         machine: Machine = HERE,
         open_sessions: Callable[[str], SessionStore] = OPEN_SESSIONS,
     ) -> None:
-        """Raises PolicyError, SettingError, or OSError, and leaves nothing open."""
+        """Raises PolicyError, SettingError or OSError, and then leaves nothing open."""
         self._settings = settings
         self._names = names
         policy, self._watcher = self._open_policy(settings.policy)
         if names is None and policy.login_server is None:
             raise SettingError(f"{settings.policy} has no login_server to serve")
         self._url = settings.sessions or ""
-        if settings.sessions is None:  # "" is a store that was named, and names no file
+        if settings.sessions is None:  # "" is not None: it is a setting, and the store rejects it
             self._url = policy.sessions.store or default_store()
         if settings.api is not None and records_beside(self._url) is None:
-            raise SettingError("portal_api: its tokens are in a file, and :memory: has none")
+            raise SettingError("portal_api: its tokens need a file, and :memory: has none")
         self._answering: dict[Place, Address] = {}
         self._connections: OpenConnections | None = None
         self._running = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._moving = asyncio.Lock()  # by one policy at a time
+        self._following = asyncio.Lock()  # so that one policy at a time is followed
         self._serving = False
         self.login: Embedded | None = None
         self._changes = SessionChanges()
@@ -111,22 +111,23 @@ class Service:
         self._policy_loaded()
 
     async def start(self, connections: OpenConnections | None = None) -> None:
-        """Begins. Raises OSError where the login server cannot listen, or the API's address."""
+        """Starts to serve. Raises OSError if the login server or the API cannot listen."""
         self._running, self._connections = True, connections
         if self._watcher:
             self._watcher.start()
-        async with self._moving:
+        async with self._following:
             if self._names is None:
                 await self._listen()
                 return
             soon = asyncio.get_running_loop().call_soon_threadsafe
-            # In order: whoever is revoked leaves the kernel's set, is cut off here, is reported.
+            # In this order, a revoked client is removed from the kernel's sets, its connections
+            # here are cut, and an event is written.
             self._changes.subscribe(
                 self._kernel.subscriber,
                 Subscriber(lambda client: soon(self._recheck, client)),
                 Subscriber(lambda client: soon(self._ledger.changed, client)),
             )
-            # On a thread of the store's: the kernel's set does not wait for a busy event loop.
+            # The store calls on its own thread: the kernel's sets do not wait for the event loop.
             await asyncio.to_thread(self.gate.store.watch, self._changes.changed)
             self.gate.neighbours.watch(lambda address: self._recheck(ClientId(str(address))))
             await self._listen()
@@ -142,7 +143,7 @@ class Service:
             await self._kernel.follow()
 
     async def stop(self) -> None:
-        """Ends everything; what is pending is written."""
+        """Ends everything, and writes what is pending."""
         if self._watcher:
             self._watcher.stop()
         for task in tuple(self._tasks):
@@ -153,7 +154,7 @@ class Service:
         self._opened.close()
 
     def follow_policy_file(self, path: Path | None) -> None:
-        """Another policy file, from here on. Raises PolicyError, and keeps the one before."""
+        """Follows another policy file from now on. Raises PolicyError, and keeps the old one."""
         policy, watcher = self._open_policy(path)
         if self._watcher:
             self._watcher.stop()
@@ -163,13 +164,13 @@ class Service:
             watcher.start()
 
     def write_events_to(self, path: Path | None) -> None:
-        """Another file for events, from here on. Raises SettingError, and keeps the one before."""
+        """Writes events to another file from now on. Raises SettingError, and keeps the old one."""
         events = _event_log(path)
         self._events.close()
         self._events = self.gate.events = events
 
     def is_held(self, peer: Peer, client: Client) -> bool:
-        """Whether the kernel holds back a client that has a session (`Kernel.is_held`)."""
+        """Whether the kernel holds a client that has a session (`Kernel.is_held`)."""
         return self._kernel.is_held(peer, client)
 
     @property
@@ -204,7 +205,7 @@ class Service:
         self._events.write("policy", action="rejected", file=file, because=str(error))
 
     async def _follow_policy(self) -> None:
-        async with self._moving:
+        async with self._following:
             try:
                 self._open_login_server()
                 if self.login and self._serving:
@@ -212,14 +213,14 @@ class Service:
                 else:
                     await self._listen()
             except OSError as error:
-                logger.error(f"The login server does not follow the policy: {error}")
+                logger.error(f"Cannot apply the policy to the login server: {error}")
             if self._names is not None:
                 await self._kernel.follow()
 
     # --- the login server ------------------------------------------------------------------------
 
     def _open_login_server(self) -> None:
-        """Also where the policy has none: another login server may ask our API."""
+        """Also if the policy has none: an external login server may call the API."""
         if self.login is not None:
             return
         needed, alone = needs_login_server(self.gate.policy), self._names is None
@@ -236,7 +237,7 @@ class Service:
         except OSError as error:
             if needed:
                 raise
-            logger.error(f"The API for a login server of your own is not there: {error}")
+            logger.error(f"The API for a login server of your own cannot start: {error}")
 
     async def _listen(self) -> None:
         if self.login is None:
@@ -247,8 +248,8 @@ class Service:
             if self._names is None or error.errno != errno.EADDRINUSE:
                 raise
             logger.warning(
-                f"The login server is not ours: {error.strerror};"
-                " if that is not capport login, end it and start again"
+                f"Another process has the login server's address: {error.strerror}. If it is not"
+                " `capport login`, stop it and start the portal again"
             )
         else:
             self._serving = True
@@ -278,8 +279,8 @@ class Service:
                 before, fault = fault, self.gate.store.fault
                 if fault is not None and before is None:
                     self._events.write("fault", what=fault)
-            except Exception:  # the edge: a loop that ended would leave open what time has ended
-                logger.exception("What sessions that are over had open may still be open")
+            except Exception:  # the edge: if the loop ended, expired sessions would stay connected
+                logger.exception("Connections of expired sessions may still be open")
 
     def _fault(self, what: str) -> None:
         logger.error(what)
@@ -292,18 +293,18 @@ class Service:
 
 
 def needs_login_server(policy: Policy) -> bool:
-    """Whether the policy's 511 links to us, or with a state that we must mint."""
+    """Whether the policy's 511 links to our login server, or with a state that we must make."""
     return policy.login_server is not None or "{state}" in policy.login_url
 
 
 def _event_log(path: Path | None) -> EventLog:
-    """The log in the file at `path`. Raises SettingError, which says what would do."""
+    """The log in the file at `path`. Raises SettingError that says what to do."""
     try:
         return EventLog(path)
     except OSError as error:
-        would_do = {
+        remedies = {
             errno.ENOENT: "no such folder; make it first",
             errno.EISDIR: "is a folder; name a file in it",
         }
-        why = would_do.get(error.errno or 0, error.strerror or str(error))
+        why = remedies.get(error.errno or 0, error.strerror or str(error))
         raise SettingError(f"portal_events: {path}: {why}") from None

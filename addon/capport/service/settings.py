@@ -1,4 +1,4 @@
-"""What whoever starts the portal may say of it, besides the policy."""
+"""The settings of the portal that are not in the policy file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,10 @@ class SettingError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The policy file, and where sessions, events and the API are; None stands for the default.
+    """The policy file, and the places of sessions, events and the API; None means the default.
 
-    `socket` is where the API listens without tokens: for `capport login`, beside the sessions else.
+    `socket` is where the API of `capport login` listens without tokens. The addon and `capport run`
+    ignore it: their socket is beside the sessions.
     """
 
     policy: Path | None = None
