@@ -49,7 +49,7 @@ HOUSE: tuple[Row, ...] = (
     Row(
         ("capport", "capport.core", "capport.core.*"),
         (),
-        "it can be tested in a line and trusted in the dark",
+        "a test of it is one line, and it gives the same answer everywhere",
         never=CLOCKS + FILES + SOCKETS + OTHERS,
     ),
     Row(("capport.extras",), (), "whatever needs an extra says so in one way"),

@@ -504,7 +504,7 @@ def test_explain_names_the_verdict_the_status_and_the_line(
     [
         ("unknown: refuse", None, "access_denied (49)", 3),
         ("unknown: drop", None, "the connection is reset", 3),
-        ("unknown: intercept", 511, "511 inside TLS, for whoever goes past a certificate", 3),
+        ("unknown: intercept", 511, "511 inside TLS, if the user accepts a certificate error", 3),
         ("connect: answer", None, "through an explicit proxy: 511 to the CONNECT", None),
         ("connect: alert", None, "the same, inside the tunnel", None),
     ],

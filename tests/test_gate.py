@@ -270,7 +270,7 @@ def test_who_is_on_the_link_without_a_mac_gets_past_no_rule_by_mac(
     assert (gate.known(client) is not None) == known
     if not known:
         assert verdict.because == (
-            "192.0.2.7 has a MAC that is not known now, and a rule may block it by that"
+            "192.0.2.7 has a MAC that is not known now, and a rule may block it by that MAC"
         )
         assert gate.known_until(client) is None
     # Where no neighbour table is used, nobody has a MAC.

@@ -334,11 +334,11 @@ def test_limits(verdict: type, because: str, changes: dict[str, Any]) -> None:
     ("because", "changes"),
     [
         (
-            "its field 'cookie' has 101 bytes, and 100 may be",
+            "its field 'cookie' has 101 bytes; 100 are allowed",
             {"request": HttpRequest(fields=(("host", 9), ("cookie", 101)))},
         ),
         (
-            "its header section has 1001 bytes, and 1000 may be",
+            "its header section has 1001 bytes; 1000 are allowed",
             {"request": HttpRequest(section_size=1001)},
         ),
         ("it has sent more than 5 requests in 60 s", {"retry_after": 3}),
@@ -357,7 +357,7 @@ def test_limits(verdict: type, because: str, changes: dict[str, Any]) -> None:
         ),
         (
             "198.51.100.7 (02:00:00:00:00:07) has a MAC that is not known now, "
-            "and a rule may block it by that",
+            "and a rule may block it by that MAC",
             {"lacks_mac": True},
         ),
         (
@@ -425,7 +425,10 @@ def test_what_is_not_said_of_a_case_or_a_request_is_nothing() -> None:
             {"session": OPEN},
         ),
         ("203.0.113.9:8080 is the proxy itself, which would loop", {"session": OPEN, "port": 8080}),
-        ("224.0.0.1:22 is no one host's address", {"session": OPEN, "host": "224.0.0.1"}),
+        (
+            "224.0.0.1:22 is a multicast, link-local or broadcast address",
+            {"session": OPEN, "host": "224.0.0.1"},
+        ),
         ("127.0.0.1:22 is this machine's own", {"session": OPEN, "host": "127.0.0.1"}),
         # A name is asked about once it has an address.
         (None, {"session": OPEN, "host": "www.example.com"}),

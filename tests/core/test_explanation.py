@@ -121,7 +121,7 @@ REFUSED = "no status: the TLS alert access_denied (49), before any certificate"
             HTTPS,
             {"tls": Tls(UnknownTls.INTERCEPT)},
             *("unknown_client", ("tls.unknown",), 511),
-            "511 inside TLS, for whoever goes past a certificate error" + AUTO,
+            "511 inside TLS, if the user accepts a certificate error" + AUTO,
         ),
         (HTTPS, {"session": OPEN}, "open_session", (), None, "the origin's own"),
         (

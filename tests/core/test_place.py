@@ -83,11 +83,11 @@ def test_what_is_no_host_is_a_value_error(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("fe80::1%eth0", "has a zone, which means nothing beyond one machine"),
+        ("fe80::1%eth0", "has a zone, which means nothing on another machine"),
         ("[192.0.2.1]", "has brackets around an IPv4 address"),
         ("a b", "is neither a host name nor an address"),
-        ("127.1", "ends in a number, but is no address"),
-        ("a.0x1", "ends in a number, but is no address"),
+        ("127.1", "ends in a number, but is not an address"),
+        ("a.0x1", "ends in a number, but is not an address"),
     ],
 )
 def test_what_is_no_host_says_why(text: str, why: str) -> None:

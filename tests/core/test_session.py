@@ -74,7 +74,7 @@ def test_once_over_it_stays_over_and_it_is_never_longer_than_granted(
 @pytest.mark.parametrize("field", ["granted", "expires", "idle", "last_seen", "granted_at"])
 def test_a_time_that_is_no_number_is_an_error(field: str) -> None:
     for time in (math.nan, math.inf, -math.inf):
-        with pytest.raises(ValueError, match=r"192\.0\.2\.7: -?(nan|inf) in .* is no time"):
+        with pytest.raises(ValueError, match=r"192\.0\.2\.7: -?(nan|inf) in .* is not a time"):
             check_times(replace(HOUR, **{field: time}))  # type: ignore[arg-type]
     check_times(HOUR)
     check_times(replace(HOUR, idle=60.0))

@@ -16,7 +16,7 @@ CLIENT = Client(ip_address("192.0.2.7"), MAC)
 OPEN = Session(ClientId("192.0.2.7"), granted=900.0, expires=1060.0)
 IDLE = replace(OPEN, idle=110.0)
 OVER = replace(OPEN, expires=1000.0)
-LACKS = "has a MAC that is not known now, and a rule may block it by that"
+LACKS = "has a MAC that is not known now, and a rule may block it by that MAC"
 BY_NETWORK = ip_network("192.0.2.0/24")
 
 

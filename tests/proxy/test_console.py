@@ -139,7 +139,7 @@ async def test_an_event_says_why_nobody_reaches_a_place(
     async with portal(events=True) as it:
         it.grant("127.0.0.1")
         answer = await it.ask(b"GET http://224.0.0.1/ HTTP/1.1\r\nHost: 224.0.0.1\r\n\r\n")
-    why = "224.0.0.1:80 is no one host's address"
+    why = "224.0.0.1:80 is a multicast, link-local or broadcast address"
     assert answer.startswith(b"HTTP/1.1 502 ")
     assert answer.endswith(f"\r\n\r\n502 Bad Gateway: {why}\n".encode())
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]

@@ -181,7 +181,7 @@ class StoreContract:
     def test_a_session_no_clock_could_end_is_refused(self, store: SessionStore) -> None:
         for field in ("granted", "expires", "idle", "last_seen", "granted_at"):
             changes: dict[str, Any] = {field: float("nan")}
-            with pytest.raises(ValueError, match="is no time"):
+            with pytest.raises(ValueError, match="is not a time"):
                 store.put(session(**changes))
         assert list(store.sessions()) == []
 

@@ -1,4 +1,4 @@
-"""A dict of bounded size, for what strangers fill: the entry set longest ago is dropped first."""
+"""A dict of bounded size that strangers may fill: the entry set longest ago is dropped first."""
 
 from collections import OrderedDict
 

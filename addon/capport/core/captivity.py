@@ -1,4 +1,4 @@
-"""What a client's own agent is told of its captivity: the document of RFC 8908 section 5."""
+"""The document of RFC 8908 section 5, which tells a client's agent whether it is captive."""
 
 from capport.core.negotiation import weighted
 from capport.core.standing import Standing
@@ -7,7 +7,7 @@ MEDIA_TYPE = "application/captive+json"
 """RFC 8908 section 8.1."""
 
 ASKED_FOR_AS = frozenset({MEDIA_TYPE, "application/capport+json"})
-"""What an agent may name in Accept: RFC 8908's own, and what RFC 8910 section 2 calls it."""
+"""The types by which an agent may ask for it in Accept: RFC 8908's, and RFC 8910 section 2's."""
 
 
 def captivity(
@@ -17,10 +17,11 @@ def captivity(
     venue_info_url: str | None = None,
     can_extend: bool | None = None,
 ) -> dict[str, object]:
-    """The members of RFC 8908 section 5, in its order: whether the client is captive, how long not.
+    """The members of the document, in the order of RFC 8908 section 5.
 
-    A URL that is not https is left out: both MUST or SHOULD be accessed over TLS. The seconds
-    and `can-extend-session` are there only while there is a session to run out or to extend.
+    A URL that is not https is left out, because the RFC wants both to be accessed over TLS.
+    `seconds-remaining` and `can-extend-session` are present only while the client has an open
+    session.
     """
     document: dict[str, object] = {"captive": not standing.is_known}
     if user_portal_url and user_portal_url.startswith("https://"):
@@ -37,7 +38,7 @@ def captivity(
 def reads_captivity(accept: str) -> bool:
     """Whether an Accept field names the document's media type by itself, and not with q=0.
 
-    RFC 8910 section 2: who does not may be sent to the login server instead. A wildcard names
-    nothing: that is a browser.
+    A client that does not name it may be sent to the login server instead (RFC 8910 section 2).
+    A wildcard does not count as naming it, because browsers send wildcards.
     """
     return any(name in ASKED_FOR_AS and weight > 0 for name, weight in weighted(accept))

@@ -1,4 +1,4 @@
-"""Who a client is: its address, its MAC, and what its session is filed under."""
+"""A client: its address, its MAC, and the ids that its session can be filed under."""
 
 import re
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ ClientId = NewType("ClientId", str)
 """What a session is filed under: a MAC, an address, or `MAC@ADDRESS` for both bound together."""
 
 UNSEEN = Mac("unseen")
-"""In a frame's place: the kernel kept nothing of the frame, although it could have."""
+"""Stands for the MAC of a frame that the kernel should have kept, but did not."""
 
 _MAC = re.compile(r"[0-9a-f]{2}([:-])[0-9a-f]{2}(?:\1[0-9a-f]{2}){4}", re.ASCII)
 # As ether_aton(3) and switches write it: 2:0:0:0:0:7, 0200.0000.0007, 020000-000007, 020000000007.
@@ -30,8 +30,8 @@ _OTHER_MAC = re.compile(
 class Client:
     """A device on our side of the network (RFC 8952's User Equipment).
 
-    `astray`: its frames do not come from where `address` is. So nothing that is filed under the
-    address alone is this client's.
+    `astray` is True if its frames do not come from the device that has `address`. What is filed
+    under the address alone then belongs to another client, and does not count for this one.
     """
 
     address: Address
@@ -40,14 +40,14 @@ class Client:
 
     @property
     def id(self) -> ClientId:
-        """What a new session of this client's is filed under: its MAC, else its address."""
+        """The id under which a new session is filed: the client's MAC, or else its address."""
         return ClientId(self.mac or str(self.address))
 
     @property
     def ids(self) -> tuple[ClientId, ...]:
-        """Each id that a session of this client's may be filed under, the narrowest first.
+        """Each id under which a session of this client may be filed, the narrowest first.
 
-        None at all where nothing tells the client from others: it is astray, and has no MAC.
+        Empty if the client is astray and has no MAC, because nothing tells it from others then.
         """
         address = ClientId(str(self.address))
         of_mac = (ClientId(f"{self.mac}@{address}"), ClientId(self.mac)) if self.mac else ()
@@ -61,7 +61,8 @@ class Client:
 class Peer:
     """The other end of a connection: its address, and the MAC that its first frame came from.
 
-    `frame` is None where there is none to know (loopback, a tunnel, UDP), or UNSEEN.
+    `frame` is None where frames have no MAC or none is kept (loopback, a tunnel, UDP). It is
+    UNSEEN where the kernel should have kept one, but did not.
     """
 
     address: Address
@@ -70,19 +71,19 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How frames go to an address by a link of the clients' side, and come from it.
+    """How frames reach an address over a link on the clients' side.
 
-    `hop` is the address whose MAC they have: its own, or that of the router before it; None on a
-    link without MACs.
+    `hop` is the address whose MAC those frames carry: the address itself, or the router in front
+    of it. It is None on a link without MACs.
     """
 
     hop: Address | None
 
 
 def parse_address(text: str) -> Address:
-    """The address in `text`, less its zone, and IPv4 where it is IPv4 mapped into IPv6.
+    """The address in `text`, without its zone. An IPv4 address mapped into IPv6 becomes IPv4.
 
-    Raises ValueError. `::ffff:10.0.0.1` and `fe80::1%eth0` are real peer names.
+    Raises ValueError. Sockets really name their peers `::ffff:10.0.0.1` and `fe80::1%eth0`.
     """
     address = ip_address(text.partition("%")[0])
     if isinstance(address, IPv6Address) and address.ipv4_mapped:
@@ -97,7 +98,7 @@ def parse_mac(text: str) -> Mac:
         return Mac(lower.replace("-", ":"))
     if not _OTHER_MAC.fullmatch(lower):
         raise ValueError(f"{text!r} is not a MAC address, such as 02:00:00:00:00:07")
-    groups = re.split(r"[:. -]", lower)  # one, of twelve digits without a separator
+    groups = re.split(r"[:. -]", lower)  # one group if there is no separator
     digits = "".join(group.zfill(12 // len(groups)) for group in groups)
     return Mac(bytes.fromhex(digits).hex(":"))
 
@@ -118,7 +119,7 @@ def parse_client_id(text: str) -> ClientId:
 
 
 def parts_of(client: ClientId) -> tuple[Mac | None, Address | None]:
-    """The MAC and the address in an id; each may be None, and not both."""
+    """The MAC and the address in an id. One of them may be None, never both."""
     mac, at, address = client.partition("@")
     if at:
         return Mac(mac), parse_address(address)

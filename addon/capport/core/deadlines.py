@@ -1,4 +1,4 @@
-"""What falls due when: one instant for each key, and the earliest first."""
+"""Deadlines: one instant for each key, the earliest first."""
 
 import heapq
 import math
@@ -8,24 +8,24 @@ from capport.core.session import Instant
 
 
 class Deadlines[Key]:
-    """A heap that puts off cheaply: a later instant for a key that is in it costs a dict entry.
+    """A heap in which it is cheap to move a key to a later instant: that sets one dict entry.
 
-    Traffic puts the end of a session off all the time. So the heap has one entry that counts for
-    each key, at its instant or before it, and what comes up too early goes back in.
+    Traffic moves the end of a session all the time. So each key has one valid entry in the heap, at
+    its instant or earlier. An entry that comes up too early is pushed again at the right instant.
     """
 
     def __init__(self) -> None:
         self._at: dict[Key, Instant] = {}
-        self._entry: dict[Key, Instant] = {}  # the one in the heap that counts
+        self._entry: dict[Key, Instant] = {}  # each key's valid entry in the heap
         self._heap: list[tuple[Instant, int, Key]] = []
-        self._order = 0  # keys need not be comparable
+        self._order = 0  # decides between equal instants: keys need not be comparable
 
     def __len__(self) -> int:
-        """Entries in memory: those that count, and those that do not any more."""
+        """How many entries are in memory, valid or not."""
         return len(self._heap)
 
     def set(self, key: Key, at: Instant) -> None:
-        """`key` falls due at `at`, and at no other instant any more."""
+        """Makes `key` fall due at `at`, in place of any instant that was set before."""
         self._at[key] = at
         if at < self._entry.get(key, math.inf):
             self._push(key, at)
@@ -33,16 +33,16 @@ class Deadlines[Key]:
             self._rebuild()
 
     def drop(self, key: Key) -> None:
-        """`key` never falls due."""
+        """Makes `key` never fall due."""
         self._at.pop(key, None)
 
     @property
     def next(self) -> Instant:
-        """When `due` may have something to yield: at that instant or later. Infinite: never."""
+        """The earliest instant at which `due` may yield a key; infinite if it is empty."""
         return self._heap[0][0] if self._heap else math.inf
 
     def due(self, now: Instant) -> Iterator[Key]:
-        """Each key whose instant has come, once: it is dropped."""
+        """Yields each key whose instant has come, and drops it."""
         while self.next <= now:
             entry, _, key = heapq.heappop(self._heap)
             if self._entry.get(key) != entry:
@@ -63,7 +63,7 @@ class Deadlines[Key]:
         heapq.heappush(self._heap, (at, self._order, key))
 
     def _rebuild(self) -> None:
-        """Leaves out the entries that do not count any more."""
+        """Removes the entries that are not valid any more."""
         self._heap, self._entry = [], {}
         for key, at in self._at.items():
             self._push(key, at)

@@ -1,7 +1,7 @@
 """What is decided about a request, a connection or a TLS handshake, and in which order.
 
-Everything a decision needs is in a `Case`; nothing is read here. A new rule is a function and a
-line in `RULES`.
+Everything that a decision needs is in a `Case`; this module reads nothing itself. A new rule is a
+function and a line in `RULES`.
 """
 
 from collections.abc import Callable
@@ -36,15 +36,16 @@ from capport.core.verdict import (
     Verdict,
 )
 
-# RFC 6585 section 3: the methods that may lose an update, and the fields that prevent it.
-_UPDATES = frozenset({"PUT", "PATCH", "DELETE", "POST"})
 LATER = 5  # seconds until one of a client's connections to the login server should have ended
+
+# RFC 6585 section 3: the methods that may overwrite a change, and the fields that prevent it.
+_UPDATES = frozenset({"PUT", "PATCH", "DELETE", "POST"})
 _CONDITIONS = frozenset({"if-match", "if-none-match", "if-unmodified-since"})
 
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """What a request says of itself. `fields`: each name, in lower case, and its size."""
+    """What rules look at in a request. `fields`: each name, in lower case, and the field's size."""
 
     method: str = "GET"
     scheme: str = "http"
@@ -55,14 +56,15 @@ class HttpRequest:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """All that a decision needs: `standing` is the client's; the rest is where it wants to go.
+    """Everything that a decision needs: who the client is, and where it wants to go.
 
-    `claim` is the place the client names (request target, Host field, SNI), None where it names
-    none or more than one; `dialled` is where it connected to, None where we cannot tell (explicit
-    proxy). `retry_after` is set where its requests come too fast; `login_answers`, whether a 302 to
-    the login server would arrive. `address` is what the place resolved to, None before; it may be
-    `among_clients`. `machine` is the one that the portal is on. `logins` is how many connections to
-    the login server it has open, where it may have no more.
+    `standing` is the client's. `claim` is the place that the client names (request target, Host
+    field, SNI); None if it names none, or more than one. `dialled` is the place that it connected
+    to; None if we cannot tell (explicit proxy). `retry_after` is set if the client sends requests
+    too fast. `login_answers` is whether the client could follow a 302 to the login server.
+    `address` is what the place resolved to; None before that. `among_clients` is whether that
+    address is on the clients' side. `machine` is the machine that the portal runs on. `logins` is
+    how many connections to the login server the client has open, and None while it may open more.
     """
 
     standing: Standing
@@ -78,7 +80,7 @@ class Case:
 
     @property
     def client(self) -> Client:
-        """Who asks."""
+        """The client that asks."""
         return self.standing.client
 
 
@@ -86,23 +88,23 @@ type Rule = Callable[[Case, Policy], Verdict | None]
 
 
 def header_fields_too_large(case: Case, policy: Policy) -> Verdict | None:
-    """RFC 6585 section 5: one field, or all of them together."""
+    """431 if one field is too large, or all fields together are. RFC 6585 section 5."""
     request, limits = case.request, policy.limits
     if request is None:
         return None
     if limits.header_field is not None:
         for name, size in request.fields:
             if size > limits.header_field:
-                because = f"its field {name!r} has {size} bytes, and {limits.header_field} may be"
+                because = f"its field {name!r} has {size} bytes; {limits.header_field} are allowed"
                 return HeaderFieldsTooLarge(because, name)
     if limits.header_section is not None and request.section_size > limits.header_section:
         size, most = request.section_size, limits.header_section
-        return HeaderFieldsTooLarge(f"its header section has {size} bytes, and {most} may be")
+        return HeaderFieldsTooLarge(f"its header section has {size} bytes; {most} are allowed")
     return None
 
 
 def too_many_requests(case: Case, policy: Policy) -> Verdict | None:
-    """RFC 6585 section 4."""
+    """429 if the client sends requests too fast. RFC 6585 section 4."""
     if case.retry_after is None or policy.limits.requests is None:
         return None
     rate = policy.limits.requests
@@ -111,7 +113,7 @@ def too_many_requests(case: Case, policy: Policy) -> Verdict | None:
 
 
 def precondition_required(case: Case, policy: Policy) -> Verdict | None:
-    """RFC 6585 section 3: for the hosts that ask for it, and clients that may reach them."""
+    """428 for an update without a condition, if its host requires one. RFC 6585 section 3."""
     request = case.request
     if request is None or case.claim is None or not case.standing.is_known:
         return None
@@ -124,17 +126,19 @@ def precondition_required(case: Case, policy: Policy) -> Verdict | None:
 
 
 def closed_place(case: Case, policy: Policy) -> Verdict | None:
-    """What nobody reaches, of all that the client might else go to: by address, once it has one.
+    """502 for a place that nobody reaches. It looks at addresses, so a name passes until resolved.
 
-    Where a name of the garden leads among the clients, only an address may lead: whoever has a say
-    in that name's DNS (`*.example.org` is many people) would have a way to every client.
+    An unknown client gets this answer only for places that other rules would let it reach. A name
+    in the walled garden must not lead to an address among the clients, unless the garden has that
+    address too. Otherwise anybody who controls the name's DNS (many people do for `*.example.org`)
+    could open a way to every client.
     """
     place = case.dialled or case.claim
     if place is None or isinstance(address := case.address or place.host, str):
         return None
     named, logins = _named(case), policy.login_places
     if named != place and named in logins:
-        return None  # it goes there, and this is asked again of the address
+        return None  # it goes to the login server, and this rule is asked again with its address
     known, listed = case.standing.is_known, place in logins
     if not known and not listed:
         garden = policy.walled_garden
@@ -149,7 +153,11 @@ def closed_place(case: Case, policy: Policy) -> Verdict | None:
 
 
 def too_many_logins(case: Case, policy: Policy) -> Verdict | None:
-    """The login server takes so many for everybody, and all that come by us for one client's."""
+    """429 if the client has as many connections to the login server open as it may have.
+
+    The login server bounds its connections, in all and for each client. It counts those through the
+    proxy as one client's, so it is here that each client gets its own bound.
+    """
     if case.logins is None or login_server(case, policy) is None:
         return None
     because = f"{case.client} has {case.logins} connections to the login server open"
@@ -157,7 +165,7 @@ def too_many_logins(case: Case, policy: Policy) -> Verdict | None:
 
 
 def login_server(case: Case, policy: Policy) -> Verdict | None:
-    """The login server is always in the walled garden. RFC 6585 section 6.1."""
+    """Every client may reach the login server. RFC 6585 section 6.1."""
     for place in policy.login_places:
         if place in (_named(case), case.dialled):
             return Pass(f"{place} is the login server", to=place)
@@ -165,21 +173,21 @@ def login_server(case: Case, policy: Policy) -> Verdict | None:
 
 
 def known_by_rule(case: Case, policy: Policy) -> Verdict | None:
-    """A client that is known without a session."""
+    """A client that a rule of the policy makes known may go anywhere."""
     standing = case.standing
     return _known(standing) if standing.is_known and standing.session is None else None
 
 
 def open_session(case: Case, policy: Policy) -> Verdict | None:
-    """A client that is known by its session."""
+    """A client that has an open session may go anywhere."""
     return _known(case.standing) if case.standing.open_session else None
 
 
 def walled_garden(case: Case, policy: Policy) -> Verdict | None:
-    """By the name it claims, at that name's own address; or by the address it dialled.
+    """Every client may reach the walled garden: a name at that name's address, or an address.
 
-    Only an entry for that one host lets a connectivity check through: `*.apple.com` would hide the
-    portal from every device whose check it answers.
+    A connectivity check passes only by an entry for that one host. If `*.apple.com` were enough, no
+    Apple device would notice the portal.
     """
     exactly = _check(case, policy) is not None
     for place in (_named(case), case.dialled):
@@ -190,12 +198,12 @@ def walled_garden(case: Case, policy: Policy) -> Verdict | None:
 
 
 def blocked_client(case: Case, policy: Policy) -> Verdict | None:
-    """Never let on, whatever its session; still gets the 511."""
+    """511 to a blocked client, even if it has a session."""
     return _required(case, policy, blocked=True) if case.standing.is_blocked else None
 
 
 def connectivity_check(case: Case, policy: Policy) -> Verdict | None:
-    """A system's own check that takes a 302, not a 511, for "sign in"."""
+    """302 to a system whose connectivity check understands only a 302, not a 511, as "sign in"."""
     if policy.probes is Probes.STRICT or not case.login_answers:
         return None
     probe = _check(case, policy)
@@ -206,13 +214,13 @@ def connectivity_check(case: Case, policy: Policy) -> Verdict | None:
 
 
 def unknown_client(case: Case, policy: Policy) -> Verdict:
-    """Everybody else, so that there is always a verdict."""
+    """511 to everybody else, so that there is always a verdict."""
     return _required(case, policy)
 
 
-# The first that answers decides. The limits come first: they hold for known clients too. Who signs
-# out is unknown before the answer is there: so the way to the login server is open to everyone,
-# whatever else is.
+# The first rule that answers decides. The limits come first because they hold for known clients,
+# too. The login server comes before the rules about clients: a client that signs out is unknown
+# before the answer reaches it, and must receive that answer all the same.
 RULES: tuple[Rule, ...] = (
     header_fields_too_large,
     too_many_requests,
@@ -230,7 +238,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def decide(case: Case, policy: Policy) -> Verdict:
-    """The verdict on `case`: total, and the same for the same case."""
+    """The verdict on `case`. There is always one, and always the same one for the same case."""
     for rule in RULES:
         if verdict := rule(case, policy):
             return verdict
@@ -238,7 +246,7 @@ def decide(case: Case, policy: Policy) -> Verdict:
 
 
 def explain(case: Case, policy: Policy) -> list[tuple[str, Verdict | None]]:
-    """Each rule that was asked, in order, and what it said; the last one decided."""
+    """Each rule that was asked, in order, and its answer. The last one decided."""
     steps: list[tuple[str, Verdict | None]] = []
     for rule in RULES:
         steps.append((rule.__name__, rule(case, policy)))
@@ -248,12 +256,12 @@ def explain(case: Case, policy: Policy) -> list[tuple[str, Verdict | None]]:
 
 
 def decide_connection(case: Case, policy: Policy) -> Verdict:
-    """Whether a connection to `case.dialled` may be opened; the limits are for requests."""
+    """Whether a connection to `case.dialled` may be opened. The limits of requests do not apply."""
     return decide(replace(case, request=None, retry_after=None), policy)
 
 
 def decide_tls(case: Case, policy: Policy) -> TlsVerdict:
-    """What becomes of a handshake with `case.claim` for its SNI."""
+    """Decides what to do with a TLS handshake whose SNI is `case.claim`."""
     verdict = decide_connection(case, policy)
     if isinstance(verdict, Pass):
         if verdict.to is None and policy.tls.known is KnownTls.INSPECT:
@@ -278,14 +286,14 @@ def _known(standing: Standing) -> Pass:
 
 
 def _named(case: Case) -> Place | None:
-    """The place it claims, unless it dialled another port: who means the one dials the one."""
+    """The place that the client names, unless it dialled another port than that place's."""
     if case.claim is None or (case.dialled and case.dialled.port != case.claim.port):
         return None
     return case.claim
 
 
 def _check(case: Case, policy: Policy) -> probes.Probe | None:
-    """The connectivity check that the request is: plain HTTP on port 80."""
+    """The connectivity check that this request is, if it is one: plain HTTP on port 80."""
     request, claim = case.request, case.claim
     if request is None or request.scheme != "http" or claim is None or claim.port != 80:
         return None

@@ -1,4 +1,4 @@
-"""What the portal would do with a URL that a client asks for, and why, rule by rule."""
+"""Explains what the portal does if a client asks for a URL, and why, rule by rule."""
 
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
@@ -23,9 +23,9 @@ from capport.core.verdict import (
 )
 
 type Steps = tuple[tuple[str, Verdict | None], ...]
-"""Each rule that was asked, in order, and what it said; the last one decided."""
+"""Each rule that was asked, in order, and its answer. The last one decided."""
 
-# Which key of the policy a rule goes by that is not about one client or one place.
+# The policy's keys that a rule depends on. A rule about one client or place has FILE:LINE instead.
 _KEYS = {
     "header_fields_too_large": ("limits.header_field", "limits.header_section"),
     "too_many_requests": ("limits.requests",),
@@ -37,7 +37,7 @@ _KEYS = {
 
 @dataclass(frozen=True, slots=True)
 class Url:
-    """An http or https URL: what was asked for, in parts that can be decided on."""
+    """An http or https URL, as text and in the parts that rules look at."""
 
     text: str
     scheme: str
@@ -47,12 +47,13 @@ class Url:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """The answer, and how it came about.
+    """The verdict, and the rules that led to it.
 
-    `steps` are of the request, and for https of the connection; `tls` is then what becomes of the
-    handshake, and `inside` are the steps of the request in it, where it is opened. `where` is the
-    FILE:LINE of the client rule or garden entry that decided; `keys` are the policy's keys that
-    decided (the first of them that is in the file), most to the point first.
+    For http, `steps` are the rules asked about the request. For https, `steps` are the rules asked
+    about the connection, `tls` is the decision about its handshake, and `inside` are the rules
+    asked about the request, if the TLS is opened. `where` is the FILE:LINE of the client rule or
+    garden entry that decided. `keys` are the policy's keys that the verdict depends on, the most
+    specific first; show the first of them that is in the file.
     """
 
     standing: Standing
@@ -67,7 +68,7 @@ class Explanation:
 
     @property
     def decisive(self) -> Steps:
-        """The steps that decided on the request itself: inside TLS, where that is opened."""
+        """The steps about the request itself: those inside TLS, if that is opened."""
         return self.inside or self.steps
 
     @property
@@ -77,12 +78,12 @@ class Explanation:
 
     @property
     def is_closed(self) -> bool:
-        """Whether nobody reaches it, which is what decides."""
+        """Whether the verdict is that nobody reaches this place."""
         return isinstance(self.decisive[-1][1], Closed)
 
     @property
     def status(self) -> int | None:
-        """The status of our answer; None where the origin answers, or nobody."""
+        """The status of our answer; None if the origin answers, or nobody does."""
         if self.tls is None:
             return _status(self.verdict)
         inside = self.inside[-1][1] if self.inside else None
@@ -90,7 +91,7 @@ class Explanation:
 
 
 def parse_url(text: str) -> Url:
-    """The URL in `text`. Raises ValueError for one that a client could not ask us for."""
+    """The URL in `text`. Raises ValueError if it is not one that the portal can meet."""
     parts = urlsplit(text)
     default_port = DEFAULT_PORTS.get(parts.scheme.lower())
     if default_port is None or not parts.netloc:
@@ -101,7 +102,7 @@ def parse_url(text: str) -> Url:
 
 
 def explain(case: Case, policy: Policy, url: str) -> Explanation:
-    """What becomes of the request in `case`, which was for `url`."""
+    """Explains the verdict on the request in `case`, which is for `url`."""
     request = case.request or HttpRequest()
     steps = tuple(decision.explain(case, policy))
     inside: Steps = ()
@@ -122,7 +123,7 @@ def explain(case: Case, policy: Policy, url: str) -> Explanation:
 
 
 def _where(name: str, case: Case, policy: Policy) -> str | None:
-    """Where what the rule of this name went by stands, if that is one client or one place."""
+    """The FILE:LINE of the client rule or garden entry that this rule applied, if it did."""
     if name == "walled_garden" and case.claim is not None:
         entry = policy.walled_garden.find(case.claim.host, case.claim.port)
         return entry.where if entry else None
@@ -131,7 +132,7 @@ def _where(name: str, case: Case, policy: Policy) -> str | None:
 
 
 def document(found: Explanation, policy: Policy) -> dict[str, object]:
-    """The explanation for programs: JSON values. Members are added to it, never changed."""
+    """The explanation as JSON values, for programs. New members may be added; none is changed."""
     session = found.standing.session
     return {
         "client": str(found.standing.client.address),
@@ -156,7 +157,7 @@ def _step(name: str, verdict: Verdict | None) -> dict[str, str | None]:
 
 
 def in_words(found: Explanation, policy: Policy) -> str:
-    """What the client would see, in a sentence or two."""
+    """What the client sees, in one or two sentences."""
     if found.is_closed:
         status = "no status" if found.status is None else found.status
         return f"{status}: {found.verdict.because}"
@@ -166,7 +167,7 @@ def in_words(found: Explanation, policy: Policy) -> str:
         case Drop():
             seen = "no status: the connection is reset"
         case Intercept():
-            seen = f"{found.status} inside TLS, for whoever goes past a certificate error"
+            seen = f"{found.status} inside TLS, if the user accepts a certificate error"
         case Inspect() if found.status is not None:
             seen = f"{found.status}, with mitmproxy's certificate"
         case Inspect():
@@ -183,7 +184,7 @@ def in_words(found: Explanation, policy: Policy) -> str:
 
 
 def _connect(policy: Policy) -> str:
-    """What is different where the client reaches https through an explicit proxy."""
+    """What is different if the client uses an explicit proxy for https."""
     match policy.tls.connect:
         case Connect.ANSWER:
             return "; through an explicit proxy: 511 to the CONNECT"

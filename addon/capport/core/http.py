@@ -1,4 +1,4 @@
-"""What several modules need of RFC 9110: the token, and the default ports of the web's schemes."""
+"""Parts of RFC 9110 that several modules need: tokens, and the default ports of http and https."""
 
 import re
 from typing import Final
@@ -9,10 +9,10 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]++", re.ASCII)  # RFC 9110 secti
 
 
 def default_port(scheme: str) -> int:
-    """The port of a URL that names none: 443 for https, else 80."""
+    """The port of a URL that has none in it: 443 for https, 80 for any other scheme."""
     return DEFAULT_PORTS.get(scheme, 80)
 
 
 def is_token(text: str) -> bool:
-    """Whether `text` is a token: what methods and field names are."""
+    """Whether `text` is a token. Methods and field names are tokens."""
     return _TOKEN.fullmatch(text) is not None

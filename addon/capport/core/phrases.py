@@ -1,7 +1,7 @@
-"""What the replies say, in each language.
+"""The sentences of the replies, in each language.
 
-Time is written out in words, for a screen reader says "s" as a letter. `{name}` is filled in by
-`str.format`; what is filled in is never itself read as a format.
+Units of time are words, because a screen reader reads "s" as a letter. `str.format` fills in
+`{name}`; it does not interpret braces in the text that it fills in.
 """
 
 # ruff: noqa: RUF001 (the apostrophe of French)
@@ -13,7 +13,7 @@ from capport.core.negotiation import Language
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phrases:
-    """One language's."""
+    """The sentences in one language."""
 
     second: str
     seconds: str

@@ -1,4 +1,4 @@
-"""A place on the network: the name or address it is called by, and a port."""
+"""A place on the network: a name or an address, and a port."""
 
 import re
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from ipaddress import IPv6Address
 
 from capport.core.client import Address, parse_address
 
-# RFC 1123 section 2.1, and the underscore that real names have; A-labels only (RFC 5890).
+# RFC 1123 section 2.1, and the underscore, which real names contain; A-labels only (RFC 5890).
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 
@@ -25,20 +25,20 @@ class Place:
         return f"{in_url(self.host)}:{self.port}"
 
     def authority(self, default_port: int) -> str:
-        """As a Host field has it (RFC 9110 section 7.2): without the port if it is the default."""
+        """The place as in a Host field (RFC 9110 section 7.2): without the default port."""
         return in_url(self.host) if self.port == default_port else str(self)
 
 
 def in_url(host: Host) -> str:
-    """`host` as a URL has it: IPv6 in brackets (RFC 3986 section 3.2.2)."""
+    """`host` as in a URL: IPv6 in brackets (RFC 3986 section 3.2.2)."""
     return f"[{host}]" if isinstance(host, IPv6Address) else str(host)
 
 
 def parse_host(text: str) -> Host:
     """The name or address in `text`, normalised. Raises ValueError; the name must be ASCII.
 
-    A number in a form that only some resolvers take for an address (`127.1`, `0x7f.0.0.1`) is an
-    error: who reads it otherwise than we do would go elsewhere than we decided.
+    A number that only some resolvers read as an address (`127.1`, `0x7f.0.0.1`) is an error.
+    Otherwise the resolver could go to another place than the one that was decided on.
     """
     bracketed = text.startswith("[") and text.endswith("]")
     try:
@@ -47,7 +47,7 @@ def parse_host(text: str) -> Host:
         pass
     else:
         if "%" in text:
-            raise ValueError(f"{text!r} has a zone, which means nothing beyond one machine")
+            raise ValueError(f"{text!r} has a zone, which means nothing on another machine")
         if bracketed and ":" not in text:
             raise ValueError(f"{text!r} has brackets around an IPv4 address")
         return address
@@ -56,7 +56,7 @@ def parse_host(text: str) -> Host:
     if len(name) > 253 or not all(map(_LABEL.fullmatch, labels)):
         raise ValueError(f"{text!r} is neither a host name nor an address")
     if labels[-1].isdigit() or re.fullmatch(r"0x[0-9a-f]*", labels[-1]):
-        raise ValueError(f"{text!r} ends in a number, but is no address")  # WHATWG URL 3.5
+        raise ValueError(f"{text!r} ends in a number, but is not an address")  # WHATWG URL 3.5
     return name
 
 

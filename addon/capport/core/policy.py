@@ -1,4 +1,4 @@
-"""What the operator wants: a policy, checked when it was read, and never edited."""
+"""The policy as values: what the operator wants, checked when it is read, and never edited."""
 
 from array import array
 from bisect import bisect_right
@@ -14,18 +14,18 @@ from capport.core.probes import ANYWHERE
 type Network = IPv4Network | IPv6Network
 
 WEB_PORTS = frozenset({80, 443})
-"""The ports of a garden entry that names none."""
+"""The ports of a garden entry that has none in it."""
 
 
 class Access(StrEnum):
-    """What a client rule says of its client."""
+    """What a client rule makes of its client."""
 
     KNOWN = "known"
     BLOCKED = "blocked"
 
 
 class UnknownTls(StrEnum):
-    """What an unknown client's TLS gets. RFC 6585 section 7.4."""
+    """What is done with an unknown client's TLS. RFC 6585 section 7.4."""
 
     REFUSE = "refuse"
     INTERCEPT = "intercept"
@@ -33,7 +33,7 @@ class UnknownTls(StrEnum):
 
 
 class KnownTls(StrEnum):
-    """What a known client's TLS gets."""
+    """What is done with a known client's TLS."""
 
     TUNNEL = "tunnel"
     INSPECT = "inspect"
@@ -48,7 +48,7 @@ class Connect(StrEnum):
 
 
 class KnownHttp(StrEnum):
-    """What becomes of a known client's bodies inside mitmproxy."""
+    """What mitmproxy does with the bodies of a known client."""
 
     STREAM = "stream"
     INSPECT = "inspect"
@@ -62,7 +62,7 @@ class Probes(StrEnum):
 
 
 class Conditions(StrEnum):
-    """What the embedded login server asks of a client."""
+    """What a client has to do at the embedded login server to be known."""
 
     TERMS = "terms"
     VOUCHER = "voucher"
@@ -70,21 +70,22 @@ class Conditions(StrEnum):
 
 
 class NetworkTable[Value]:
-    """Networks to values, asked by address, in as many steps as there are prefix lengths.
+    """Maps networks to values, and finds the values for an address.
 
-    So a look-up costs at most 33 (IPv4) or 129 (IPv6) steps, however many networks there are.
+    A look-up takes one step for each prefix length in the table: at most 33 for IPv4 and 129 for
+    IPv6, however many networks there are.
     """
 
     def __init__(self) -> None:
         self._by_length: dict[tuple[int, int], dict[int, Value]] = {}
 
     def setdefault(self, network: Network | Address, value: Value) -> Value:
-        """Files `value` under `network`, unless there is one already; returns what is there."""
+        """Stores `value` for `network`, unless it has a value already; returns its value."""
         version, length, number = _key(network)
         return self._by_length.setdefault((version, length), {}).setdefault(number, value)
 
     def covering(self, network: Network | Address) -> Iterator[Value]:
-        """The value of each network that holds all of `network`, itself among them."""
+        """The value of each network that contains all of `network`, which may be itself."""
         version, longest, number = _key(network)
         bits = network.max_prefixlen
         for (other, length), table in self._by_length.items():
@@ -101,7 +102,10 @@ class NetworkTable[Value]:
 
 
 def _key(network: Network | Address) -> tuple[int, int, int]:
-    """Its IP version, the length of its prefix, and its first address. An address is a network."""
+    """The IP version, the length of the prefix, and the first address of `network`.
+
+    A single address counts as a network.
+    """
     if isinstance(network, IPv4Address | IPv6Address):
         return network.version, network.max_prefixlen, int(network)
     return network.version, network.prefixlen, int(network.network_address)
@@ -109,7 +113,7 @@ def _key(network: Network | Address) -> tuple[int, int, int]:
 
 @dataclass(frozen=True, slots=True)
 class ClientRule:
-    """What the policy says of one client, and where: `lab.yaml:12`."""
+    """What the policy says about one client. `where` is the place of the rule: `lab.yaml:12`."""
 
     access: Access
     where: str
@@ -117,29 +121,29 @@ class ClientRule:
 
 
 class ClientRules:
-    """The policy's `clients`: the first in the file's order decides.
+    """The policy's `clients`: the first rule in the file that matches a client decides.
 
-    A million rules take about 150 MB and one look-up takes as long as with ten: a dict by MAC, a
-    dict for each prefix length, and the lowest place in the order wins.
+    There is one dict of MACs, and one dict for each prefix length. So a look-up among a million
+    rules takes as long as among ten. A million rules take about 150 MB.
     """
 
     def __init__(self) -> None:
-        self._macs: dict[int, int] = {}  # a number takes half of what its text would
+        self._macs: dict[int, int] = {}  # a MAC as a number takes half the memory
         self._networks: NetworkTable[int] = NetworkTable()
         self._lines = array("L")
         self._names: dict[int, str] = {}
-        self._sections: list[tuple[int, Access, str]] = []  # from which rule on, what, which file
+        self._sections: list[tuple[int, Access, str]] = []  # first rule, access, file
         self._first_blocked_mac: int | None = None
 
     def __len__(self) -> int:
         return len(self._lines)
 
     def section(self, access: Access, file: str) -> None:
-        """The rules added from here on say `access` and stand in `file`."""
+        """Begins a section: the rules added after this call have `access` and are in `file`."""
         self._sections.append((len(self), access, file))
 
     def add(self, subject: Mac | Address | Network, line: int, name: str | None = None) -> None:
-        """One more rule, after all others. `line` is where it stands in the section's file."""
+        """Adds a rule after all others. `line` is its line in the section's file."""
         number = len(self)
         if isinstance(subject, str):
             first = self._macs.setdefault(_number(subject), number) == number
@@ -159,9 +163,9 @@ class ClientRules:
         return self._rule(min(found)) if found else None
 
     def may_block(self, address: Address) -> bool:
-        """Whether who is at `address` might be blocked by its MAC, and is not without it.
+        """Whether a client at `address` may be blocked by its MAC, which is not known now.
 
-        For a client whose MAC is not known now: one with a MAC that no rule has.
+        False if the address alone decides, whatever the MAC is.
         """
         if self._first_blocked_mac is None:
             return False
@@ -171,7 +175,10 @@ class ClientRules:
         )
 
     def known(self) -> Iterator[tuple[Mac | Network, ClientRule]]:
-        """Who is known by a rule, and that rule, in the policy's order; none that is idle."""
+        """Each MAC and network that is known by a rule, in the policy's order, and that rule.
+
+        A network is left out if an earlier rule covers all of it.
+        """
         for subject, number, access in sorted(self.subjects(), key=_place):
             if access is Access.KNOWN and (
                 isinstance(subject, str) or number == min(self._networks.covering(subject))
@@ -179,7 +186,10 @@ class ClientRules:
                 yield subject, self._rule(number)
 
     def covering(self, subject: Mac | Address | Network) -> ClientRule | None:
-        """The first rule that matches all that `subject` does, so that one more would be idle."""
+        """The first rule that matches every client of `subject`.
+
+        A later rule for `subject` would have no effect.
+        """
         if isinstance(subject, str):
             number = self._macs.get(_number(subject))
         else:
@@ -218,9 +228,9 @@ def _start(section: tuple[int, Access, str]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class GardenEntry:
-    """One line of the walled garden, as written, and where it stands: `lab.yaml:21`.
+    """One line of the walled garden. `text` is as in the file; `where` is `lab.yaml:21`.
 
-    `wide`: it holds more than one name or address.
+    `wide` is whether it covers more than one name or address.
     """
 
     text: str
@@ -230,10 +240,10 @@ class GardenEntry:
 
 
 class WalledGarden:
-    """The places an unknown client may reach.
+    """The places that unknown clients may reach.
 
-    Names are asked exactly, then by each of their parents (`*.example.org` holds every name below
-    it and not itself), so a look-up takes as many steps as the name has labels.
+    A name is looked up itself, then by each of its parents. `*.example.org` covers every name below
+    example.org, but not that name itself. So a look-up takes as many steps as the name has labels.
     """
 
     def __init__(self) -> None:
@@ -243,23 +253,23 @@ class WalledGarden:
         self._networks: NetworkTable[list[GardenEntry]] = NetworkTable()
 
     def add_name(self, name: str, entry: GardenEntry) -> None:
-        """`name` is normalised (`place.parse_host`), and may start with `*.`."""
+        """Adds an entry for `name`, as `place.parse_host` returns it; `*.` may be in front."""
         table = self._parents if name.startswith("*.") else self._names
         table.setdefault(name.removeprefix("*."), []).append(entry)
         self.entries.append(entry)
 
     def add_network(self, network: Network, entry: GardenEntry) -> None:
-        """An address is a network with one address in it."""
+        """Adds an entry for `network`. A single address is a network with one address in it."""
         self._networks.setdefault(network, []).append(entry)
         self.entries.append(entry)
 
     def find(self, host: Host, port: int, *, exactly: bool = False) -> GardenEntry | None:
-        """The entry that holds `host` and `port`; `exactly`: and holds no other."""
+        """The entry that covers `host` and `port`; if `exactly`, one that covers no other host."""
         found = (e for e in self._candidates(host) if port in e.ports)
         return next((e for e in found if not (exactly and e.wide)), None)
 
     def names(self) -> Iterator[tuple[str, GardenEntry]]:
-        """Each name in the garden (`*.example.org` with its star) and its entry."""
+        """Each name in the garden and its entry. `*.example.org` keeps its star."""
         for name, entries in self._names.items():
             yield from ((name, entry) for entry in entries)
         for name, entries in self._parents.items():
@@ -283,7 +293,7 @@ class WalledGarden:
 
 
 def network_of(address: Address) -> Network:
-    """The network that holds `address` and nothing else."""
+    """The network that contains `address` alone."""
     return ip_network(address)
 
 
@@ -298,7 +308,7 @@ class Tls:
 
 @dataclass(frozen=True, slots=True)
 class Sessions:
-    """The policy's `sessions`. `lifetime` and `idle` are in seconds; `most` is of all clients."""
+    """The policy's `sessions`. `lifetime` and `idle` are in seconds; `most` counts all clients."""
 
     store: str | None = None
     lifetime: float = 8 * 3600.0
@@ -308,7 +318,7 @@ class Sessions:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """So many in so many seconds."""
+    """`count` requests in `per` seconds."""
 
     count: int
     per: float
@@ -326,10 +336,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class LoginServer:
-    """The policy's `login_server`: the embedded one. Paths are absolute.
+    """The policy's `login_server`, which is the embedded one. Paths are absolute.
 
-    `listen` has at least one place. `venue_info_url` is https: what the operator has to say of the
-    place (RFC 8908 section 5).
+    `listen` has at least one place. `venue_info_url` is an https URL of a page about the venue
+    (RFC 8908 section 5).
     """
 
     listen: tuple[Place, ...]
@@ -341,7 +351,7 @@ class LoginServer:
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """The policy's `router`: what the kernel's part needs to know."""
+    """The policy's `router`: the interfaces for which the kernel gets rules."""
 
     client_interface: str
     origin_interface: str
@@ -349,7 +359,7 @@ class Router:
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Where a 511 sends people: the URL, and the place that it names."""
+    """The URL that a 511 links to, and the place in it."""
 
     url: str
     place: Place
@@ -357,10 +367,10 @@ class Login:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """The whole policy file. `file` is its path, None for the embedded default.
+    """The whole policy file. `file` is its path, or None for the embedded default.
 
-    `other_login` is set where `login_url` leads to an address, and the login server has one of the
-    other family too: a client follows the link to an address of its own family.
+    `other_login` is set if `login_url` has an address in it, and the login server also has one of
+    the other family (IPv4 or IPv6). Each client then gets the link with its own family.
     """
 
     login_url: str
@@ -387,7 +397,7 @@ class Policy:
         return (first, self.other_login) if self.other_login else (first,)
 
     def login_for(self, address: Address | None) -> Login:
-        """The login URL for a client at `address`: of its family, where there is one of each."""
+        """The login URL for a client at `address`: of its family, if there is one for each."""
         other = self.other_login
         if address and other and _version(other.place) == address.version:
             return other
@@ -395,21 +405,22 @@ class Policy:
 
     @property
     def login_places(self) -> tuple[Place, ...]:
-        """Where people sign in, and where the embedded login server listens, each once.
+        """The places of the login URLs, and those where the embedded login server listens.
 
-        A client that signs in elsewhere comes back to ours with a signed return, and asks its API.
+        A client that signs in at an external login server still uses the embedded one: it comes
+        back there with a signed return, and asks its API.
         """
         ours = self.login_server.listen if self.login_server else ()
         return tuple(dict.fromkeys((*(login.place for login in self.logins), *ours)))
 
     @property
     def login_lacks(self) -> int | None:
-        """The family, 4 or 6, that has no login address; None if both have, or a name may have."""
+        """The family, 4 or 6, that has no login address. None if both have one, or it is a name."""
         other_than = {4: 6, 6: 4}
         version = None if self.other_login else _version(self.login_place)
         return None if version is None else other_than[version]
 
 
 def _version(place: Place) -> int | None:
-    """The family of its address, 4 or 6; None for a name."""
+    """The family of the place's address, 4 or 6; None if the place has a name."""
     return None if isinstance(place.host, str) else place.host.version

@@ -1,4 +1,4 @@
-"""The connectivity checks of systems: some take a 302 for "sign in", others a 511 too."""
+"""The connectivity checks of operating systems, and which of them need a 302 to show a sign-in."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 class Probe:
     """A system's connectivity check.
 
-    `redirect` is whether only a 302 tells it to sign in; `body`, whether that may carry a body.
+    `redirect` is whether the system needs a 302, because it does not read a 511 as "sign in".
+    `body` is whether that 302 may have a body.
     """
 
     system: str
@@ -24,18 +25,18 @@ _CONNMAN = Probe("ConnMan", body=False)
 _ANY = Probe("a system")
 
 ANYWHERE = ("/generate_204",)
-"""The paths that are a check at whatever host, if the policy names no others (`probe_paths`).
+"""The paths that are a check at any host, unless the policy has others (`probe_paths`).
 
-Makers of devices have hosts of their own, and new ones; the path is what stays the same.
+Makers of devices have their own hosts, and add new ones, but the path stays the same.
 """
 
 CHECKED_BY_TLS = "www.google.com"
-"""Where Android and ChromeOS also ask over https; that must fail until they have signed in."""
+"""Android and ChromeOS also check this host over https. That must fail until they sign in."""
 
-# Android's NetworkMonitor: 200 to 399 is a portal, everything else is "no internet".
-# ChromeOS's shill: 302 and 307 only. Apple says nothing of 5xx. ConnMan: 511 is not in its switch.
+# What counts as a portal. Android's NetworkMonitor: 200 to 399; everything else is "no internet".
+# ChromeOS's shill: 302 and 307 only. ConnMan: no 511. Apple does not document 5xx.
 _ANDROID_HOSTS = (
-    "connectivitycheck.gstatic.com",  # ChromeOS and Chromium ask here, too
+    "connectivitycheck.gstatic.com",  # also of ChromeOS and Chromium
     "connectivitycheck.android.com",
     "clients3.google.com",
     "play.googleapis.com",
@@ -57,8 +58,8 @@ _APPLE_ALIASES = (
     "itools.info",
 )
 
-# Chromium and Firefox read a 511; for NetworkManager any unexpected answer is a portal, for Windows
-# any status but 200; the others compare what they get with what they expect.
+# Chromium and Firefox read a 511. NetworkManager takes any unexpected answer for a portal, Windows
+# any status but 200. The others compare the answer with the one that they expect.
 _READ_A_511 = (
     ("Windows", "www.msftconnecttest.com", "/connecttest.txt"),
     ("Windows", "ipv6.msftconnecttest.com", "/connecttest.txt"),
@@ -97,7 +98,7 @@ _PROBES: dict[tuple[str, str], Probe] = {
     **{(host, path): Probe(system, redirect=False) for system, host, path in _READ_A_511},
 }
 
-# Those that read a 511, or anything unexpected, as a portal: Firefox, Windows, NetworkManager.
+# Firefox, Windows and NetworkManager, which take a 511, or any unexpected answer, for a portal.
 _OTHER_HOSTS = (
     "detectportal.firefox.com",
     "www.msftconnecttest.com",
@@ -112,18 +113,19 @@ _OTHER_HOSTS = (
 )
 
 CHECK_HOSTS = frozenset({*(host for host, _ in _PROBES), *_OTHER_HOSTS})
-"""Where systems ask whether there is a portal: names that have to be found for one to be shown."""
+"""The hosts of all checks. A system shows the portal only if it can resolve their names."""
 
 
 def connectivity_check(
     host: str, path: str, method: str, anywhere: Collection[str]
 ) -> Probe | None:
-    """The check that this plain HTTP request on port 80 is, if it is one.
+    """The connectivity check that this plain HTTP request on port 80 is, or None.
 
-    By exact host (as `place.parse_host` has it) and path, or by a path that is one `anywhere`; GET
-    or HEAD, and never by User-Agent, which anybody may send. `path` is the request's, with its
-    query: other requests to the same path have one (www.google.com/gen_204?... is where Google's
-    own pages send what they measure), and RFC 6585 appendix B warns of redirecting those.
+    A check is a GET or HEAD for a known host (as `place.parse_host` returns it) with its path, or
+    for one of the paths that are a check `anywhere`. User-Agent does not count, because anybody may
+    send any. `path` includes the query, because other requests differ by it: Google's own pages
+    send measurements to www.google.com/gen_204?..., and RFC 6585 appendix B warns of redirecting
+    such requests.
     """
     if method not in {"GET", "HEAD"}:
         return None
@@ -131,5 +133,5 @@ def connectivity_check(
 
 
 def known_checks() -> Iterator[tuple[str, str, str]]:
-    """Each check that is known by host and path: its system, the host, and the path."""
+    """The system, the host and the path of each check that has a host of its own."""
     yield from ((probe.system, host, path) for (host, path), probe in _PROBES.items())

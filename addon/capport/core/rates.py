@@ -1,4 +1,4 @@
-"""The bucket of a rate: tokens in, tokens out, and how long to wait for the next one."""
+"""The token bucket behind 429: whether a client may send a request, or how long it must wait."""
 
 import math
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from capport.core.session import Instant
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """How many more requests one client may send, as of `at`."""
+    """How many more requests one client may send at the instant `at`."""
 
     tokens: float
     at: Instant
 
 
 def spend(bucket: Bucket | None, rate: Rate, now: Instant) -> tuple[Bucket, int | None]:
-    """The bucket after one more request at `now`, and the seconds to wait if it was one too many.
+    """The bucket after a request at `now`, and how many seconds to wait if it is one too many.
 
-    `rate.count` may come at once, then one each `rate.per / rate.count` seconds. A request that is
-    refused costs nothing, so that who waits as long as told is let through.
+    A client may send `rate.count` requests at once, then one every `rate.per / rate.count` seconds.
+    A refused request costs no token, so that a client that waits for Retry-After is let through.
     """
     a_second = rate.count / rate.per
     tokens = float(rate.count)

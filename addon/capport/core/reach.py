@@ -1,4 +1,4 @@
-"""Addresses that nobody reaches: the router's own services, loopback, our ports, no one host's."""
+"""Addresses that nobody may reach: this machine's, its proxy, link-local, multicast, broadcast."""
 
 from collections.abc import Container
 from dataclasses import dataclass
@@ -11,25 +11,26 @@ _BROADCAST = ip_address("255.255.255.255")
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The machine that decides: the addresses that are its own, and the proxy's ports there."""
+    """The machine that the portal runs on: its own addresses, and the proxy's ports there."""
 
     addresses: Container[Address] = frozenset()
     ports: Container[int] = frozenset()
 
     def is_own(self, address: Address) -> bool:
-        """Whether a connection to `address` meets the services of this machine."""
+        """Whether a connection to `address` ends at a service of this machine."""
         return address.is_loopback or address.is_unspecified or address in self.addresses
 
     def closes(
         self, address: Address, port: int, *, client: Address, listed: bool = False
     ) -> str | None:
-        """Why nobody reaches `address` there, None where somebody may: "is no one host's".
+        """Why nobody may reach `port` at `address`, as the end of a sentence; None if it is open.
 
-        A service of the machine itself is open where the policy has `listed` it, by address or as
-        the login server; and to a `client` on the machine, which needs no proxy to reach it.
+        A service of the machine itself is open if the policy has it, by address or as the login
+        server (`listed`). It is also open to a `client` on the machine itself, which could reach it
+        without the proxy.
         """
         if address.is_multicast or address.is_link_local or address == _BROADCAST:
-            return "is no one host's address"
+            return "is a multicast, link-local or broadcast address"
         if not self.is_own(address):
             return None
         if port in self.ports:
@@ -40,4 +41,4 @@ class Machine:
 
 
 NOWHERE = Machine()
-"""One that has loopback alone."""
+"""A machine with no addresses but loopback, and no ports of a proxy."""

@@ -1,12 +1,12 @@
 """The HTTP response that carries a verdict, in the form and the language its client prefers.
 
-RFC 6585: none of its status codes may be stored by a cache, so every reply says no-store, and none
-has a validator: Chromium stores a 511 that says nothing, WebKitGTK reuses one that has no more than
-a Last-Modified. A reply says nothing that its client sent, but for the name of a header field that
-is too large; the one who sends it adds Date and Connection.
+RFC 6585: caches must not store responses with its status codes. So every reply has no-store, and
+none has a validator. (Chromium stores a 511 without Cache-Control; WebKitGTK reuses one that has
+only a Last-Modified.) A reply repeats nothing that the client sent, except the name of a header
+field that is too large. The module that sends the reply adds Date and Connection.
 
-A refused client may ask as often as it likes, so replies are kept: 3 us for one seen before, 20 us
-for one that is not (a `login_url` with a fresh token in it).
+A refused client may ask as often as it likes, so replies are cached: one seen before takes 3 us, a
+new one (a `login_url` with a fresh token in it) 20 us.
 """
 
 import json
@@ -34,12 +34,12 @@ from capport.core.verdict import (
 
 type Fields = tuple[tuple[str, str], ...]
 
-_KEPT = 256  # replies of 4 KB: 1 MB
+_KEPT = 256  # replies of 4 KB, 1 MB in all
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What of a request its reply depends on; several Accept lines are joined with commas."""
+    """What a reply depends on in its request. Several Accept lines are joined with commas."""
 
     method: str = "GET"
     accept: str = ""
@@ -48,7 +48,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An HTTP response. `fields` are in order; Content-Length is right for HEAD, too."""
+    """An HTTP response, its `fields` in order. Content-Length is right for HEAD, too."""
 
     status: int
     reason: str
@@ -57,8 +57,8 @@ class Reply:
 
 
 def reply_to(verdict: Refusal, asked: Asked) -> Reply:
-    """The reply that carries `verdict`. To HEAD: the same, less the body (RFC 9110 9.3.2)."""
-    # One sentence for each client would be one page kept for each client.
+    """The reply that carries `verdict`. For HEAD it has no body (RFC 9110 section 9.3.2)."""
+    # `because` names the client, so with it there would be a cached reply for each client.
     facts = replace(verdict, because="")
     if isinstance(facts, SignIn):
         reply = _redirect(facts)
@@ -76,7 +76,7 @@ def reply_to(verdict: Refusal, asked: Asked) -> Reply:
 
 @dataclass(frozen=True, slots=True)
 class _Message:
-    """A reply before it has a form. `paragraphs` are for the page, `detail` for everything else."""
+    """A reply before it has a form. `paragraphs` are for HTML, `detail` for the other forms."""
 
     status: HTTPStatus
     heading: str
@@ -125,7 +125,7 @@ def _refusal(
 def _network_authentication_required(
     verdict: NetworkAuthenticationRequired, phrases: Phrases
 ) -> _Message:
-    """RFC 6585 section 6: a link to where to sign in, and never the sign-in itself."""
+    """511, with a link to the sign-in, and never the sign-in itself. RFC 6585 section 6."""
     url, network = verdict.login_url, verdict.network
     if verdict.blocked:
         sentences = (phrases.ask_operator, phrases.not_the_origin)
@@ -155,7 +155,10 @@ def _network_authentication_required(
 
 
 def _header_fields_too_large(verdict: HeaderFieldsTooLarge, phrases: Phrases) -> _Message:
-    """RFC 6585 section 5: which field, if it is one, and if its name can be shown."""
+    """431, with the name of the field, if one is to blame and its name can be shown.
+
+    RFC 6585 section 5.
+    """
     if verdict.field is None:
         what = phrases.all_too_large
     elif name := _shown(verdict.field):
@@ -170,7 +173,7 @@ def _header_fields_too_large(verdict: HeaderFieldsTooLarge, phrases: Phrases) ->
 
 
 def _too_many_requests(verdict: TooManyRequests, phrases: Phrases) -> _Message:
-    """RFC 6585 section 4: the condition, and how long to wait."""
+    """429, with the limit and how long to wait. RFC 6585 section 4."""
     sentences = [phrases.too_many_from_you]
     if limit := verdict.limit:
         sentences.append(phrases.limit.format(count=limit.count, time=phrases.time(limit.per)))
@@ -184,7 +187,7 @@ def _too_many_requests(verdict: TooManyRequests, phrases: Phrases) -> _Message:
 
 
 def _precondition_required(phrases: Phrases) -> _Message:
-    """RFC 6585 section 3: how to resubmit the request."""
+    """428, with how to resubmit the request. RFC 6585 section 3."""
     return _message(
         HTTPStatus.PRECONDITION_REQUIRED, phrases.precondition_required, (phrases.how_to_resubmit,)
     )
@@ -196,19 +199,19 @@ def _message(
     return _Message(status, heading, sentences, " ".join(sentences), fields=fields)
 
 
-_LONGEST_NAME = 60  # Of the names in IANA's registry, the longest has 45.
+_LONGEST_NAME = 60  # The longest name in IANA's registry has 45.
 
 
 def _shown(field_name: str) -> str | None:
-    """`field_name`, cut, if it is one (RFC 9110 section 5.1). It is the client's own word."""
+    """`field_name`, cut; None if it is not a name (RFC 9110 section 5.1). The client chose it."""
     if not is_token(field_name):
         return None
     return field_name if len(field_name) <= _LONGEST_NAME else f"{field_name[:_LONGEST_NAME]}…"
 
 
-# The page loads nothing and asks for nothing, so that it looks and works the same in the bare
-# windows that systems open for a sign-in. Light and dark: 4.5:1 or more (WCAG 2.2, 1.4.3), in the
-# colours of the login server that it leads to.
+# The page loads nothing and runs no script, so that it looks and works the same in the reduced
+# browsers that systems open for a sign-in. Contrast is 4.5:1 or more, light and dark (WCAG 2.2,
+# 1.4.3). The colours are those of the embedded login server.
 _STYLE = """
 :root{color-scheme:light dark;--back:#f4f1ea;--card:#fffefb;--ink:#1b2220;--faint:#59635f;\
 --line:#ddd7ca;--act:#0d5c4c;--on-act:#fff}
@@ -246,11 +249,11 @@ def _page(message: _Message, language: Language) -> str:
     if message.login_url is not None:
         url, host = escape(message.login_url), escape(urlsplit(message.login_url).netloc)
         if message.blocked:
-            # RFC 6585 section 6 wants the link; it leads to no form, so it is no button.
+            # RFC 6585 section 6 wants the link. It leads to no form, so it is not a button.
             notes = [f'<a href="{url}">{host}</a>']
         else:
             link = f'<p><a href="{url}">{phrases.link}</a></p>\n'
-            # Whose sign-in it is, for who looks before they go there.
+            # Shows the login server's host to people who check it before they follow the link.
             notes = [host]
         if message.refresh is not None:
             refresh = f'<meta http-equiv="refresh" content="{message.refresh}; url={url}">\n'
@@ -259,7 +262,7 @@ def _page(message: _Message, language: Language) -> str:
         link += f'<p class="faint">{"<br>".join(notes)}</p>\n'
     title = heading = escape(message.heading)
     if message.network:
-        # On a line of its own sooner than broken; broken sooner than cut off.
+        # A name that does not fit gets a line of its own, and breaks only if it is still too long.
         name = f"<span>{escape(message.network)}</span>"
         heading = phrases.sign_in_named.format(network=name)
     paragraphs = "".join(f"<p>{escape(text)}</p>\n" for text in message.paragraphs)
@@ -282,7 +285,7 @@ def _page(message: _Message, language: Language) -> str:
 
 
 def _problem(message: _Message) -> str:
-    """RFC 9457; with about:blank, `title` is the status code's own phrase (section 4.2.1)."""
+    """Problem details. With about:blank, `title` is the status phrase (RFC 9457 section 4.2.1)."""
     problem: dict[str, object] = {
         "type": "about:blank",
         "title": message.status.phrase,
@@ -295,9 +298,10 @@ def _problem(message: _Message) -> str:
 
 
 def _line(message: _Message) -> str:
-    """One line, whatever the network is called, and never one that a check takes for its own.
+    """One line, even if the network's name has line breaks. It starts with the status.
 
-    NetworkManager is online once a body starts with the text it expects, whatever the status.
+    NetworkManager ignores the status, and takes a body that starts with the text it expects as
+    proof that it is online. The network's name must not be able to start the body.
     """
     text = f"{message.status.value} {message.status.phrase}: {message.detail}"
     return " ".join(text.split()) + "\n"
@@ -305,10 +309,13 @@ def _line(message: _Message) -> str:
 
 @lru_cache(_KEPT)
 def _redirect(verdict: SignIn) -> Reply:
-    """302 and not 303: ChromeOS takes only 302 and 307 for a portal. In English; no check asks.
+    """302, not 303, because ChromeOS takes only 302 and 307 for a portal.
 
-    ConnMan 1.41, which takes no body, would follow a "Location" by itself, by TLS 1.0, and never
-    come back (measured). It looks for it in this spelling alone; any other has a browser asked for.
+    The page is in English, because checks state no preference.
+
+    A check that must not get a body is ConnMan's. ConnMan 1.41 would follow a field "Location" by
+    itself, with TLS 1.0, and never come back (measured). It knows this spelling only. With
+    "location" it asks for a browser instead.
     """
     location = ("Location", verdict.login_url)
     if not verdict.body:
@@ -324,14 +331,14 @@ def _redirect(verdict: SignIn) -> Reply:
 
 
 def _unavailable() -> Reply:
-    """In English, and plain: it is gone when the fault is put right, a moment later."""
+    """503, in plain English text, because clients see it only until the portal has recovered."""
     status = HTTPStatus.SERVICE_UNAVAILABLE
-    text = f"{status.value} {status.phrase}: the captive portal puts a fault right\n"
+    text = f"{status.value} {status.phrase}: the captive portal is recovering from a fault\n"
     return _reply(status, "text/plain; charset=utf-8", text, (("Retry-After", "1"),))
 
 
 def _closed(because: str) -> Reply:
-    """In English, and plain, as mitmproxy says that it cannot connect."""
+    """502, in plain English text, as mitmproxy answers if it cannot connect."""
     status = HTTPStatus.BAD_GATEWAY
     text = f"{status.value} {status.phrase}: {because}\n"
     return _reply(status, "text/plain; charset=utf-8", text, ())
@@ -343,7 +350,7 @@ def _html(status: HTTPStatus, page: str, fields: Fields) -> Reply:
 
 
 def _reply(status: HTTPStatus, content_type: str | None, text: str, fields: Fields) -> Reply:
-    # YAML can spell half a character ("\ud800"): better a question mark than no 511.
+    # YAML can contain half a character ("\ud800"). A question mark is better than no 511.
     body = text.encode("utf-8", "replace")
     content: Fields = (("Content-Type", content_type),) if content_type else ()
     return Reply(
@@ -355,7 +362,7 @@ def _reply(status: HTTPStatus, content_type: str | None, text: str, fields: Fiel
             *fields,
             ("Cache-Control", "no-store"),
             ("X-Content-Type-Options", "nosniff"),
-            # The site that was asked for is none of the login server's business.
+            # The login server need not know which site the client asked for.
             ("Referrer-Policy", "no-referrer"),
         ),
         body,

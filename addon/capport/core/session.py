@@ -1,4 +1,4 @@
-"""For how long a client is known."""
+"""A session: how long a client is known, and how silence shortens that."""
 
 import math
 from collections.abc import Iterable
@@ -7,19 +7,22 @@ from dataclasses import dataclass
 from capport.core.client import ClientId
 
 type Instant = float
-"""Seconds on the boot clock (CLOCK_BOOTTIME), always passed in: the wall clock may be set."""
+"""Seconds on the boot clock (CLOCK_BOOTTIME), because the wall clock may be set.
+
+Functions here do not read the clock: their callers pass the time.
+"""
 
 LONGEST = 366 * 86400
-"""Seconds that a session may be granted for, whoever grants it."""
+"""The longest lifetime of a session, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Leave to use the network, from `granted` to `expires` (RFC 8952 section 1.2).
+    """A client's permission to use the network, from `granted` to `expires` (RFC 8952 section 1.2).
 
-    `granted_at` is wall time (Unix seconds) and for display only: nothing is decided by it.
-    `idle` is in seconds; `last_seen` is kept up only where there is an `idle`, and written back in
-    batches, so another process's, or the one after a crash, may lag by half a minute.
+    `granted_at` is wall time (Unix seconds), for display only. `idle` is in seconds. `last_seen` is
+    updated only if there is an `idle`. The store writes it back in batches, so that in another
+    process, or after a crash, it may be half a minute old.
     """
 
     client: ClientId
@@ -34,19 +37,19 @@ class Session:
 
     @property
     def ends(self) -> Instant:
-        """When it ends if nothing more is heard of the client."""
+        """When it ends if the client is silent from now on."""
         if self.idle is None:
             return self.expires
         return min(self.expires, max(self.granted, self.last_seen) + self.idle)
 
     def is_open(self, now: Instant) -> bool:
-        """Whether the client is known at `now`. The end itself is outside."""
+        """Whether the client is known at `now`. At the end itself it is not."""
         return now < self.ends
 
     def seconds_remaining(self, now: Instant) -> int:
-        """Whole seconds until it ends whatever the client does, and 0 once it is over.
+        """Whole seconds until `expires`; 0 if the session is over.
 
-        Not until `ends`: what a client still sends puts that off. RFC 8908 section 5.
+        They do not count to `ends`, because traffic moves that. RFC 8908 section 5.
         """
         return int(self.expires - now) if self.is_open(now) else 0
 
@@ -65,8 +68,8 @@ def first_open(sessions: Iterable[Session | None], now: Instant) -> Session | No
 
 
 def check_times(session: Session) -> None:
-    """Raises ValueError for a session that no instant could end: NaN compares false with each."""
+    """Raises ValueError if a time is infinite or NaN, because such a session might never end."""
     times = session.granted, session.expires, session.idle, session.last_seen, session.granted_at
     for time in times:
         if time is not None and not math.isfinite(time):
-            raise ValueError(f"{session.client}: {time} in {session} is no time")
+            raise ValueError(f"{session.client}: {time} in {session} is not a time")

@@ -1,6 +1,6 @@
-"""Who a client is, known, blocked or unknown, until when, and by what.
+"""Whether a client is known, blocked or unknown, until when, and why.
 
-Every enforcement point, page, API and command asks `standing`. A new rule is a function and a line
+Every enforcement point, page, API and command calls `standing`. A new rule is a function and a line
 in `RULES`.
 """
 
@@ -15,11 +15,11 @@ from capport.core.policy import Access, ClientRule, Policy
 from capport.core.session import Instant, Session
 
 ANYWHERE = ip_address("0.0.0.0")  # noqa: S104
-"""The address of a device that is asked about by its MAC alone."""
+"""Stands for the address of a device of which only the MAC is given."""
 
 
 class Kind(StrEnum):
-    """What a client can be. No sign-in changes what is BLOCKED."""
+    """What a client can be. A BLOCKED client is unknown, and no sign-in changes that."""
 
     KNOWN = "known"
     BLOCKED = "blocked"
@@ -30,9 +30,9 @@ class Kind(StrEnum):
 class Standing:
     """What `client` is at one moment.
 
-    `because` goes on where the client's name ends: "is known for 60 s more". `rule` is the client
-    rule that decided. `session` is the session that decided, or the one that is over; it has whole
-    `seconds_remaining` while it makes the client known.
+    `because` completes a sentence that begins with the client: "is known for 60 s more". `rule` is
+    the client rule that decided, if one did. `session` is the session that decided, or one that is
+    over. `seconds_remaining` is set if the session makes the client known.
     """
 
     client: Client
@@ -44,29 +44,30 @@ class Standing:
 
     @property
     def is_known(self) -> bool:
-        """Whether it may go wherever it wants. RFC 8908 section 5 calls all others captive."""
+        """Whether the client may go anywhere. RFC 8908 section 5 calls all others captive."""
         return self.kind is Kind.KNOWN
 
     @property
     def is_blocked(self) -> bool:
-        """Whether it is unknown, and no session would change that."""
+        """Whether the client is unknown, and no session can change that."""
         return self.kind is Kind.BLOCKED
 
     @property
     def open_session(self) -> Session | None:
-        """The session that makes it known."""
+        """The session that makes the client known, if one does."""
         return self.session if self.kind is Kind.KNOWN else None
 
     @property
     def until(self) -> Instant | None:
-        """When the session ends that makes it known; None where there is no such end."""
+        """When the session that makes the client known ends; None if there is no such session."""
         return self.session.ends if self.session and self.kind is Kind.KNOWN else None
 
 
 class Facts(NamedTuple):
-    """What a standing follows from. `rule` is the first of the policy's that matches `client`.
+    """What a standing is decided from.
 
-    `session` is the client's own, open or over. `lacks_mac`: see the function of that name.
+    `rule` is the first client rule that matches `client`. `session` is the client's, open or over.
+    `lacks_mac` is the result of the function with that name.
     """
 
     client: Client
@@ -80,15 +81,15 @@ type Rule = Callable[[Facts, Policy], Standing | None]
 
 
 def without_its_mac(facts: Facts, policy: Policy) -> Standing | None:
-    """Neither rule nor session counts for a client that may be another, one that is blocked."""
+    """Unknown if its MAC is not known now, because the client may be one that is blocked by MAC."""
     if not facts.lacks_mac:
         return None
-    because = "has a MAC that is not known now, and a rule may block it by that"
+    because = "has a MAC that is not known now, and a rule may block it by that MAC"
     return Standing(facts.client, Kind.UNKNOWN, because)
 
 
 def by_client_rule(facts: Facts, policy: Policy) -> Standing | None:
-    """The policy's own word, whatever session there is."""
+    """Known or blocked if a client rule says so, whatever session there is."""
     rule = facts.rule
     if rule is None:
         return None
@@ -97,7 +98,7 @@ def by_client_rule(facts: Facts, policy: Policy) -> Standing | None:
 
 
 def by_session(facts: Facts, policy: Policy) -> Standing | None:
-    """An open session."""
+    """Known if the session is open."""
     session = facts.session
     if session is None or not session.is_open(facts.now):
         return None
@@ -106,14 +107,14 @@ def by_session(facts: Facts, policy: Policy) -> Standing | None:
 
 
 def by_nothing(facts: Facts, policy: Policy) -> Standing:
-    """Everybody else."""
+    """Unknown otherwise."""
     if facts.session is None:
         return Standing(facts.client, Kind.UNKNOWN, "has no session")
     because = "has a session, and its session is over"
     return Standing(facts.client, Kind.UNKNOWN, because, None, facts.session)
 
 
-# The first that answers decides.
+# The first rule that answers decides.
 RULES: tuple[Rule, ...] = (without_its_mac, by_client_rule, by_session, by_nothing)
 
 
@@ -125,7 +126,7 @@ def standing(
     *,
     lacks_mac: bool = False,
 ) -> Standing:
-    """Who `client` is at `now`, by `policy` and the session that the store has for it."""
+    """What `client` is at `now`, by `policy` and the session that the store has for it."""
     facts = Facts(client, now, policy.clients.find(client), session, lacks_mac)
     return _decided(facts, policy)
 
@@ -133,7 +134,10 @@ def standing(
 def standing_of_id(
     client_id: ClientId, policy: Policy, session: Session | None, now: Instant
 ) -> Standing:
-    """Who has this id: of a MAC alone, at whichever address, by what is said of that MAC."""
+    """What the client with this id is.
+
+    If the id is a MAC alone, only rules for that MAC count, because its address is not given.
+    """
     mac, address = parts_of(client_id)
     if address is not None:
         return standing(Client(address, mac), policy, session, now)
@@ -143,10 +147,10 @@ def standing_of_id(
 
 
 def lacks_mac(client: Client, policy: Policy, is_on_link: Callable[[Address], bool]) -> bool:
-    """Whether `client` has a MAC that is not known now, and a rule may block it by that.
+    """Whether `client` has a MAC that is not known now, and a rule may block it by that MAC.
 
-    Its entry in the neighbour table is gone: nobody gets past a rule by that. `is_on_link` asks the
-    kernel's routes, and only where it matters.
+    A client without an entry in the neighbour table must not get past such a rule. `is_on_link`
+    asks the kernel's routes, so it is called only if the answer matters.
     """
     may_be_blocked = client.mac is None and policy.clients.may_block(client.address)
     return may_be_blocked and is_on_link(client.address)

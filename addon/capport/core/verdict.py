@@ -1,4 +1,4 @@
-"""What can be decided, each with one sentence that says why."""
+"""Everything that can be decided, each verdict with one sentence that says why."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ from capport.core.policy import Rate
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Let it through: to `to` alone, as we resolve it, or where the client wants if that is None.
+    """Let it through: only to `to`, as we resolve it, or to any place if `to` is None.
 
-    `to` is set for whoever is unknown: a Host field or an SNI is a claim, so what is let through by
-    name goes to that name, whatever address was dialled.
+    `to` is set for unknown clients. A Host field or an SNI is only a claim. So what passes by a
+    name goes to the address of that name, whatever address the client dialled.
     """
 
     because: str
@@ -22,8 +22,8 @@ class Pass:
 class NetworkAuthenticationRequired:
     """Answer 511 with a link to the login server. RFC 6585 section 6.
 
-    `refresh` is in seconds; None leaves only the link. `network` is the network's name for people.
-    `blocked`: no sign-in changes it.
+    The page goes to the login server after `refresh` seconds; None leaves only the link. `network`
+    is the network's name for people. `blocked` is whether no sign-in can change the verdict.
     """
 
     because: str
@@ -44,7 +44,10 @@ class SignIn:
 
 @dataclass(frozen=True, slots=True)
 class HeaderFieldsTooLarge:
-    """Answer 431. `field` is the one at fault, None if all together are. RFC 6585 section 5."""
+    """Answer 431. `field` is the one that is too large, or None if all together are.
+
+    RFC 6585 section 5.
+    """
 
     because: str
     field: str | None = None
@@ -69,14 +72,14 @@ class PreconditionRequired:
 
 @dataclass(frozen=True, slots=True)
 class Unavailable:
-    """Answer 503: by a fault of the portal's, a known client cannot go on now."""
+    """Answer 503: a fault of the portal stops a known client for now."""
 
     because: str
 
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """Answer 502: nobody reaches that place, whoever it is."""
+    """Answer 502: no client may reach that place."""
 
     because: str
 
@@ -95,7 +98,7 @@ type Verdict = Pass | Refusal
 
 @dataclass(frozen=True, slots=True)
 class Tunnel:
-    """Pass the TLS on unopened: to `to` alone, or where the client wants if that is None."""
+    """Forward the TLS unopened: only to `to`, or to any place if `to` is None."""
 
     because: str
     to: Place | None = None
@@ -110,7 +113,7 @@ class Inspect:
 
 @dataclass(frozen=True, slots=True)
 class Intercept:
-    """Answer the 511 inside TLS, after the certificate error of RFC 6585 section 7.4."""
+    """Answer 511 inside TLS, after the certificate error of RFC 6585 section 7.4."""
 
     because: str
 

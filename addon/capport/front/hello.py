@@ -1,8 +1,8 @@
-"""A ClientHello, put together from its records and read within bounds.
+"""Assembles a ClientHello from its records and parses it within bounds.
 
-mitmproxy's own reader makes an object for each item: 60 000 empty ALPN names cost it 8 MB and
-0.2 s. Here each byte is read once, and a hello with more items than any client sends is none. So
-what is a hello here may be read by mitmproxy again.
+mitmproxy's parser makes an object for each item, so 60 000 empty ALPN names cost it 8 MB and 0.2 s.
+This one reads each byte once, and refuses a hello with more items than any client sends. It is then
+safe that mitmproxy parses a hello that was accepted here.
 """
 
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ from typing import Final
 from capport.core.cost import INPUT
 
 HELLO: Final = INPUT  # bytes of a ClientHello; with post-quantum keys and ECH one has 2 KB
-RECORD: Final = 2**14  # bytes in a record before there are keys: RFC 8446 section 5.1
-RECORDS: Final = 1024  # that a hello may be cut into; most come in one
-ITEMS: Final = 100  # extensions, protocols, names: a browser sends 20 at the most of each
+RECORD: Final = 2**14  # bytes of a record that is not encrypted: RFC 8446 section 5.1
+RECORDS: Final = 1024  # records of one hello; most hellos are in one record
+ITEMS: Final = 100  # extensions, protocols, names; a browser sends 20 of each at most
 CIPHERS: Final = 1000  # cipher suites; IANA has registered 400
 
 SERVER_NAME: Final = 0  # RFC 6066 section 3
@@ -27,9 +27,9 @@ SHOWN: Final = 200  # characters of an SNI in events and logs
 class Hello:
     """What a ClientHello asks for.
 
-    `server_name` is the one name in its SNI, None where there is none, or more than one. `sni` is
-    all that its SNI holds, to be shown, and None only where it has no SNI. `has_ech`: RFC 9849 may
-    hide another name behind that one.
+    `server_name` is the name in the SNI; None if it has none, or more than one. `sni` is the whole
+    content of the SNI for display; None if there is no SNI. `has_ech` is whether the hello may hide
+    another name behind that one (RFC 9849).
     """
 
     server_name: str | None = None
@@ -39,17 +39,17 @@ class Hello:
 
 
 class HelloReader:
-    """Puts a ClientHello together from its records (RFC 8446 section 5.1), each byte read once."""
+    """Assembles a ClientHello from its records (RFC 8446 section 5.1). Reads each byte once."""
 
     def __init__(self) -> None:
         self.raw = bytearray()
         self._record = 0  # where in `raw` the next record begins
         self._records = 0
-        self._start = b""  # of the message: its type, and its size
-        self._have = 0  # bytes of the message
+        self._start = b""  # the first bytes of the message: its type and its size
+        self._have = 0  # bytes of the message that are in whole records
 
     def feed(self, data: bytes) -> Hello | None:
-        """The ClientHello once it is whole, None until then. Raises ValueError for what is none."""
+        """The ClientHello once it is complete, None before. Raises ValueError if it is none."""
         self.raw += data
         while self._has_record():
             pass
@@ -59,7 +59,7 @@ class HelloReader:
             raise ValueError(f"its first message is of type {start[0]}, not 1")
         size = 4 + int.from_bytes(start[1:4])
         if len(start) == 4 and size > HELLO:
-            raise ValueError(f"it says that it has {size} bytes, and {HELLO} may be")
+            raise ValueError(f"it says that it has {size} bytes; {HELLO} are allowed")
         if len(start) < 4 or self._have < size:
             if len(self.raw) > HELLO:
                 raise ValueError(f"it has more than {HELLO} bytes")
@@ -72,7 +72,7 @@ class HelloReader:
             return False
         size = int.from_bytes(header[3:])
         if header[:2] != b"\x16\x03" or header[2] > 3 or not 0 < size <= RECORD:
-            raise ValueError(f"{header.hex()} begins no handshake record")
+            raise ValueError(f"{header.hex()} is not the start of a handshake record")
         body, end = self._record + 5, self._record + 5 + size
         if len(self.raw) < end:
             return False
@@ -93,7 +93,7 @@ class HelloReader:
 
 
 def read_hello(body: bytes) -> Hello:
-    """The ClientHello in `body` (RFC 8446 section 4.1.2). Raises ValueError for what is none."""
+    """The ClientHello in `body` (RFC 8446 section 4.1.2). Raises ValueError if it is none."""
     fields = _Fields(body)
     fields.take(2 + 32)  # legacy_version, random
     fields.vector(1)  # legacy_session_id
@@ -102,7 +102,7 @@ def read_hello(body: bytes) -> Hello:
         raise ValueError(f"it has more than {CIPHERS} cipher suites")
     fields.vector(1)  # legacy_compression_methods
     extensions: dict[int, bytes] = {}
-    if fields.has_more:  # TLS 1.2 had them as an option: RFC 5246 section 7.4.1.2
+    if fields.has_more:  # optional in TLS 1.2: RFC 5246 section 7.4.1.2
         listed = fields.only(2)
         while listed.has_more:
             kind, content = listed.number(2), listed.vector(2)
@@ -144,7 +144,7 @@ def _text(name: bytes) -> str:
 
 
 class _Fields:
-    """The fields of a message one after the other. Each raises ValueError where they end."""
+    """Reads the fields of a message one after the other. Raises ValueError at a short one."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -157,7 +157,7 @@ class _Fields:
     def take(self, size: int) -> bytes:
         taken = self._data[self._at : self._at + size]
         if len(taken) < size:
-            raise ValueError("it ends before its fields do")
+            raise ValueError("it ends in the middle of a field")
         self._at += size
         return taken
 
@@ -165,12 +165,12 @@ class _Fields:
         return int.from_bytes(self.take(size))
 
     def vector(self, size: int) -> bytes:
-        """What follows its own length, of `size` bytes (RFC 8446 section 3.4)."""
+        """The next field, which has its length in front, in `size` bytes (RFC 8446 section 3.4)."""
         return self.take(self.number(size))
 
     def only(self, size: int) -> "_Fields":
-        """The same, with nothing behind it."""
+        """The content of the next field, which must be the last one, as fields."""
         inner = _Fields(self.vector(size))
         if self.has_more:
-            raise ValueError("it goes on behind its last field")
+            raise ValueError("it has bytes after its last field")
         return inner
