@@ -1,4 +1,4 @@
-"""The command line: what each command takes, which function does it, and how an error is told."""
+"""The command line: the arguments of each command, its function, and how an error is shown."""
 
 import argparse
 import io
@@ -28,32 +28,36 @@ examples:
 
 
 class _Parser(ArgumentParser):
-    """argparse, with errors of one line."""
+    """An argparse parser that prints an error as one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Ends the process with the status for usage."""
+        """Prints `message` and ends the process with the exit status for wrong usage."""
         self.exit(_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; the exit status: 0, 1 for a failure told on stderr, 2 for usage."""
-    _see_to_streams()
+    """Runs one command and returns its exit status.
+
+    That is 0, or 1 for a failure that is reported on stderr, or 2 for wrong usage.
+    """
+    _prepare_streams()
     try:
         return _run(argv)
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        # Whoever read has left, as `head` does. Python would complain again when it flushes.
+        # The reader has closed the pipe, as `head` does. Without this, Python would report the same
+        # error again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return _PIPE_CLOSED
 
 
-def _see_to_streams() -> None:
-    """Has each standard stream be there, and stdout take whatever is in a name or a path.
+def _prepare_streams() -> None:
+    """Opens the standard streams that are closed, and lets stdout print any character.
 
-    Whoever starts a command may have closed some, and the next files would get their numbers. What
-    the terminal's encoding has no place for (an ellipsis in Latin-1, a file's name that is not
-    UTF-8) is shown as an escape, as on stderr.
+    The program that starts a command may have closed some of them. The next files to be opened
+    would then get their descriptors. A character that the terminal's encoding lacks (an ellipsis in
+    Latin-1, a file name that is not UTF-8) is printed as an escape, as on stderr.
     """
     for name, how in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -68,7 +72,7 @@ def _run(argv: Sequence[str] | None) -> int:
     from capport.extras import EXTRAS, lacking
 
     try:
-        status: int | None = _function(arguments.does)(arguments)
+        status: int | None = _function(arguments.function)(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
         raise
@@ -82,26 +86,26 @@ def _run(argv: Sequence[str] | None) -> int:
         print(f"this command {lacking(extra)}", file=sys.stderr)
         return _FAILED
     except OSError as error:
-        print(_told(error), file=sys.stderr)
+        print(_message(error), file=sys.stderr)
         return _FAILED
     return status or 0
 
 
 def _function(name: str) -> Callable[[Namespace], int | None]:
-    """The function named `MODULE:NAME`. Only here is anything imported that a command needs."""
+    """Imports `MODULE:NAME`. A command's module is imported only when the command is run."""
     module, _, function = name.partition(":")
     found: Callable[[Namespace], int | None] = getattr(import_module(module), function)
     return found
 
 
-def _told(error: OSError) -> str:
+def _message(error: OSError) -> str:
     if error.filename is None or error.strerror is None:
         return error.strerror or str(error)
     return f"{error.filename}: {error.strerror}"
 
 
 def parser() -> ArgumentParser:
-    """Every command, and what it takes."""
+    """The parser of every command and its arguments."""
     top = _Parser(
         prog="capport",
         description="An HTTP 511 captive portal (RFC 6585 section 6) for mitmproxy.",
@@ -126,17 +130,15 @@ def _add_policies(commands: "Subcommands") -> None:
         commands, "explain", "explain:explain_url", "say what a client would get, and why"
     )
     _takes_policy_file(explain)
-    explain.add_argument("url", type=_url, metavar="URL", help="what it asks for: http or https")
+    explain.add_argument("url", type=_url, metavar="URL", help="the URL it asks for: http or https")
     explain.add_argument(
         "--client", type=_address, required=True, metavar="ADDRESS", help="the client's address"
     )
     explain.add_argument(
-        "--mac", type=_mac, help="its MAC address; otherwise what the kernel has for ADDRESS"
+        "--mac", type=_mac, help="the client's MAC address (the one that the kernel knows)"
     )
-    explain.add_argument("--method", default="GET", type=_method, help="of the request (GET)")
-    explain.add_argument(
-        "--sessions", metavar="STORE", help="where its session is sought (the policy's store)"
-    )
+    explain.add_argument("--method", default="GET", type=_method, help="the method (GET)")
+    explain.add_argument("--sessions", metavar="STORE", help="the session store (the policy's)")
     _takes_json(explain)
 
 
@@ -146,7 +148,7 @@ def _add_clients(commands: "Subcommands") -> None:
         "who",
         type=_client_id,
         metavar="ADDRESS|MAC",
-        help="an address on the link is filed under its MAC; MAC@ADDRESS binds both together",
+        help="an address on the link stands for its MAC; MAC@ADDRESS means both together",
     )
     grant.add_argument(
         "--for",
@@ -155,17 +157,19 @@ def _add_clients(commands: "Subcommands") -> None:
         metavar="TIME",
         help="90s, 30m, 2h or 7d (the policy's sessions.lifetime)",
     )
-    grant.add_argument("--name", type=_name, help="whose device it is, for people")
+    grant.add_argument("--name", type=_name, help="whose device it is; shown in the list")
     _takes_store(grant)
     revoke = _add(commands, "revoke", "grants:revoke", "make a client unknown: end its sessions")
     revoke.add_argument(
         "who",
         type=_client_id,
         metavar="ADDRESS|MAC",
-        help="the client, whichever of its address and MAC its session is filed under",
+        help="the client's address or MAC, whichever its session is filed under",
     )
     _takes_store(revoke)
-    clients = _add(commands, "clients", "clients:clients", "list who is known, and by what")
+    clients = _add(
+        commands, "clients", "clients:clients", "list known clients, and why they are known"
+    )
     _takes_store(clients)
     _takes_json(clients)
 
@@ -174,23 +178,23 @@ def _add_router(commands: "Subcommands") -> None:
     router = commands.add_parser(
         "router",
         help="the kernel's part, in nftables: up, down, show",
-        description="The kernel's part, in nftables. Takes CAP_NET_ADMIN.",
+        description="The kernel's part, in nftables. Needs CAP_NET_ADMIN.",
     )
     actions = router.add_subparsers(title="actions", metavar="up|down|show", required=True)
     up = _add(actions, "up", "router:up", "put the policy's rules in force")
     _takes_policy_file(up)
-    up.add_argument("--sessions", metavar="STORE", help="who is known (the policy's store)")
+    up.add_argument("--sessions", metavar="STORE", help="the session store (the policy's)")
     up.add_argument(
         "--proxy-port",
         dest="proxy_ports",
         action="append",
         type=_port,
         metavar="PORT",
-        help="where mitmproxy listens (8080); several times: clients are shared out",
+        help="mitmproxy's port (8080); give several to share the clients among them",
     )
     for name, about in (("down", "take the rules away"), ("show", "print the rules in force")):
         action = _add(actions, name, f"router:{name}", about)
-        action.add_argument("policy_file", metavar="POLICY", nargs="?", help="not needed, nor read")
+        action.add_argument("policy_file", metavar="POLICY", nargs="?", help="ignored")
 
 
 def _add_voucher(commands: "Subcommands") -> None:
@@ -209,25 +213,28 @@ def _add_voucher(commands: "Subcommands") -> None:
         dest="lifetime",
         type=_duration,
         metavar="TIME",
-        help="for how long one lets a device on (the policy's sessions.lifetime)",
+        help="for how long each admits a device (the policy's sessions.lifetime)",
     )
-    new.add_argument("--devices", type=_count(1000), default=1, help="how many each lets on (1)")
+    new.add_argument("--devices", type=_count(1000), default=1, help="devices that each admits (1)")
     new.add_argument(
-        "--valid", type=_duration, metavar="TIME", help="until when it may first be used (for ever)"
+        "--valid",
+        type=_duration,
+        metavar="TIME",
+        help="how long it may wait for its first use (for ever)",
     )
-    new.add_argument("--note", type=_name, help="what they are for, to be found in the list")
+    new.add_argument("--note", type=_name, help="what they are for; shown in the list")
     _takes_store(new)
     listing = _add(actions, "list", "voucher:show", "list vouchers, without their codes")
     _takes_store(listing)
     _takes_json(listing)
-    revoke = _add(actions, "revoke", "voucher:revoke", "end a voucher, and the sessions by it")
+    revoke = _add(actions, "revoke", "voucher:revoke", "end a voucher and the sessions it opened")
     revoke.add_argument("number", type=_count(1 << 53), metavar="NUMBER", help="as in the list")
     _takes_store(revoke)
-    clock = _add(actions, "clock", "voucher:clock", "say by which time vouchers expire")
+    clock = _add(actions, "clock", "voucher:clock", "show the time by which vouchers expire")
     clock.add_argument(
         "--is-right",
         action="store_true",
-        help="the clock is right now, and was ahead when it said a later time",
+        help="confirm that the clock is right now, and was ahead when it showed a later time",
     )
     _takes_store(clock)
 
@@ -235,8 +242,8 @@ def _add_voucher(commands: "Subcommands") -> None:
 def _add_accounts(commands: "Subcommands") -> None:
     user = commands.add_parser(
         "user",
-        help="who may sign in with a password: add, list, remove",
-        description="Who may sign in with a password (login_server.conditions: password).",
+        help="users who may sign in with a password: add, list, remove",
+        description="Users who may sign in with a password (login_server.conditions: password).",
     )
     actions = user.add_subparsers(title="actions", metavar="add|list|remove", required=True)
     add = _add(actions, "add", "accounts:add_user", "add a user, or change the password")
@@ -251,7 +258,7 @@ def _add_accounts(commands: "Subcommands") -> None:
     )
     actions = token.add_subparsers(title="actions", metavar="new|list|remove", required=True)
     new = _add(actions, "new", "accounts:new_token", "make a token, and print it this once")
-    new.add_argument("name", type=_name, metavar="NAME", help="whose it is; replaces that one's")
+    new.add_argument("name", type=_name, metavar="NAME", help="whose it is; replaces that one")
     tokens = _add(actions, "list", "accounts:list_tokens", "list tokens by name")
     end = _add(actions, "remove", "accounts:remove_token", "end a token")
     end.add_argument("name", type=_name, metavar="NAME", help="as in the list")
@@ -260,14 +267,14 @@ def _add_accounts(commands: "Subcommands") -> None:
 
 
 def _add_running(commands: "Subcommands") -> None:
-    run = _add(commands, "run", "run:run", "the headless appliance: the portal, and nothing else")
-    run.add_argument("--policy", metavar="FILE", help="the policy (the embedded one)")
+    run = _add(commands, "run", "run:run", "run the portal without a user interface")
+    run.add_argument("--policy", metavar="FILE", help="the policy file (the embedded policy)")
     run.add_argument("--sessions", metavar="STORE", help="where sessions are kept")
-    run.add_argument("--events", metavar="FILE", help="gets one JSON line for each event")
+    run.add_argument("--events", metavar="FILE", help="the file for events, one JSON line each")
     run.add_argument(
         "--mode",
         action="append",
-        help="regular (an explicit proxy), transparent, socks5 or tun, with @PORT if need be",
+        help="regular (an explicit proxy), transparent, socks5 or tun, each may end in @PORT",
     )
     run.add_argument("--listen-host", metavar="ADDRESS", help="the address to listen on (all)")
     run.add_argument(
@@ -279,18 +286,20 @@ def _add_running(commands: "Subcommands") -> None:
         action="append",
         default=[],
         metavar="OPTION=VALUE",
-        help="an option of mitmproxy's, as in mitmdump",
+        help="a mitmproxy option, as in mitmdump",
     )
-    login = _add(commands, "login", "login:serve", "the login server, in a process of its own")
-    login.add_argument("--policy", required=True, metavar="FILE", help="whose login_server it is")
+    login = _add(commands, "login", "login:serve", "run the login server in a process of its own")
+    login.add_argument(
+        "--policy", required=True, metavar="FILE", help="the policy with the login_server"
+    )
     login.add_argument("--sessions", metavar="STORE", help="where sessions are kept")
-    login.add_argument("--socket", metavar="PATH", help="where the API for others listens (none)")
+    login.add_argument("--socket", metavar="PATH", help="the Unix socket of the API (none)")
     _add(commands, "script", "script:script", "print the path for mitmdump -s")
 
 
-def _add(within: "Subcommands", name: str, does: str, about: str) -> ArgumentParser:
+def _add(within: "Subcommands", name: str, function: str, about: str) -> ArgumentParser:
     command = within.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
-    command.set_defaults(does=f"capport.commands.{does}")
+    command.set_defaults(function=f"capport.commands.{function}")
     return command
 
 
@@ -306,10 +315,11 @@ def _takes_store(command: ArgumentParser) -> None:
 
 
 def _takes_json(command: ArgumentParser) -> None:
-    command.add_argument("--json", action="store_true", help="for programs")
+    command.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
-# What the arguments are read by. An error's text is the ValueError's own.
+# The types of the arguments. Modules are imported in the functions, so that commands start fast.
+# An error has the text of the ValueError.
 
 
 def _read[Value](read: Callable[[str], Value], text: str) -> Value:
@@ -354,7 +364,7 @@ def _name(text: str) -> str:
     from capport.policy.values import for_people
 
     if not text.isprintable():
-        raise ArgumentTypeError(f"{text!r} has characters in it that cannot be shown")
+        raise ArgumentTypeError(f"{text!r} has characters that cannot be shown")
     return _read(for_people, text)
 
 

@@ -1,4 +1,4 @@
-"""The one place that reads a clock to decide by."""
+"""The only module that reads the clock by which sessions are decided."""
 
 import time
 from pathlib import Path
@@ -7,13 +7,13 @@ from capport.core.session import Instant
 
 
 def now() -> Instant:
-    """Seconds since boot, suspend included: no change of the wall clock moves it."""
+    """Seconds since boot, with the time of suspends. Setting the wall clock does not change it."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def boot_id() -> str:
-    """Which boot this is: instants of two different ones have nothing to do with each other.
+    """The id of this boot. Instants of different boots cannot be compared.
 
-    Raises OSError where the kernel does not say (random(4)).
+    Raises OSError if the kernel does not give it (random(4)).
     """
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

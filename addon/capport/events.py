@@ -1,8 +1,8 @@
-"""What happened, one JSON line each, in a file that no client can fill.
+"""Writes events to a file, one JSON line each, so that no client can fill the file.
 
-A line that repeats is counted, and written again once a minute with how often; a client that makes
-up ever new lines gets one line for all of them. The file is written on a thread of its own, so a
-slow or full disk holds nothing up.
+A repeated event is counted, and written again once a minute with the count. If a client causes more
+different events than its share, they are counted together in one line. A thread of its own writes
+the file, so that a slow or full disk holds nothing up.
 """
 
 import errno
@@ -24,16 +24,17 @@ logger = logging.getLogger(__name__)
 
 WINDOW = 60.0  # seconds in which a repeated line is counted instead of written
 LINES_A_CLIENT = 60  # different lines of one client within a window
-LONGEST_TEXT = 500  # characters of a text that a client chose
-TABLE = 20_000  # lines whose repeats are counted at a time
-BACKLOG = 10_000  # lines that wait for a slow disk
+LONGEST_TEXT = 500  # characters of one field, which a client may have chosen
+TABLE = 20_000  # lines whose repeats are counted, at most
+BACKLOG = 10_000  # lines that may wait for a slow disk
 
 type Value = str | int | float | bool | None
 
-# What a client cannot cause at will is never held back.
+# These events are always written, because a client cannot cause them at will.
 _ALWAYS = frozenset({"granted", "revoked", "expired", "policy"})
-# What tells two lines apart; the rest (a port, a sentence) is the first one's.
-_TELLING = (
+# Two events that agree in these fields count as one line. Its other fields (a port, a sentence) are
+# those of the first event.
+_DISTINGUISHING = (
     *("status", "host", "method", "cookies", "authorizations"),
     *("sni", "destination", "action", "outcome", "alert", "what"),
 )
@@ -54,7 +55,7 @@ class _Share:
 
 @dataclass
 class EventLog:
-    """The events of one process. `path` None writes nothing. Never raises."""
+    """The events of one process; with no `path`, nothing is written. `write` never raises."""
 
     path: Path | None = None
     wall: Callable[[], float] = time.time
@@ -67,34 +68,34 @@ class EventLog:
         self.lost = 0
         self._file: int | None = None
         self._failing = False
-        self._torn = False  # whether the last line in the file is half of one
+        self._torn = False  # whether the last line in the file is incomplete
         self._wake = threading.Condition()
         self._closing = False
         self._thread: threading.Thread | None = None
         if self.path is not None:
-            self._file = self._open()  # an OSError here is the operator's to mend
+            self._file = self._open()  # OSError: the operator's path cannot be used
             self._thread = threading.Thread(target=self._run, name="events", daemon=True)
             self._thread.start()
 
     def write(self, event: str, client: Client | ClientId | None = None, **fields: Value) -> None:
-        """One event. `fields` are in the order they are written; None is left out."""
+        """Records one event, its `fields` in this order. A field that is None is left out."""
         if self.path is None:
             return
-        told: dict[str, Value] = {"event": event}
+        record: dict[str, Value] = {"event": event}
         if isinstance(client, Client):
-            told |= {"client": str(client.address), "mac": client.mac}
+            record |= {"client": str(client.address), "mac": client.mac}
         elif client is not None:
             mac, address = parts_of(client)
-            told |= {"client": str(address) if address else None, "mac": mac}
-        told |= {name: _cut(value) for name, value in fields.items()}
-        told = {name: value for name, value in told.items() if value is not None}
+            record |= {"client": str(address) if address else None, "mac": mac}
+        record |= {name: _cut(value) for name, value in fields.items()}
+        record = {name: value for name, value in record.items() if value is not None}
         with self._wake:
-            if event in _ALWAYS or self._is_new(told):
-                self._put(told)
+            if event in _ALWAYS or self._is_new(record):
+                self._put(record)
             self._wake.notify()
 
     def close(self, seconds: float = 2.0) -> bool:
-        """Writes what was counted and what waits; whether the disk let it in so many seconds."""
+        """Writes all counts and waiting lines; returns whether that took less than `seconds`."""
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -107,27 +108,28 @@ class EventLog:
             self._file = None
         return True
 
-    def _is_new(self, told: dict[str, Value]) -> bool:
+    def _is_new(self, record: dict[str, Value]) -> bool:
         now = self.monotonic()
-        who = str(told.get("mac") or told.get("client", ""))  # IPv6 gives one device many addresses
-        key = (told["event"], who, *(told.get(name) for name in _TELLING))
+        # The MAC first, because one device has many IPv6 addresses.
+        device = str(record.get("mac") or record.get("client", ""))
+        key = (record["event"], device, *(record.get(name) for name in _DISTINGUISHING))
         line = self.lines.get(key)
         if line is not None and now < line.until:
             line.repeats += 1
             return False
-        share = self.shares.get(who)
+        share = self.shares.get(device)
         if share is None or now >= share.until:
-            share = self.shares[who] = _Share(now + WINDOW)
+            share = self.shares[device] = _Share(now + WINDOW)
         share.lines += 1
         if share.lines > LINES_A_CLIENT:
-            key = (told["event"], who, "more")
-            told = {name: told[name] for name in ("event", "client", "mac") if name in told}
+            key = (record["event"], device, "more")
+            record = {name: record[name] for name in ("event", "client", "mac") if name in record}
             if key in self.lines:
                 self.lines[key].repeats += 1
                 return False
-            told["because"] = "this client makes up ever new ones; the rest are counted here"
+            record["because"] = "this client's events are too many; the rest are counted here"
         self._flush(key)
-        self.lines[key] = _Line(told, now + WINDOW)
+        self.lines[key] = _Line(record, now + WINDOW)
         while len(self.lines) > TABLE:
             self._flush(next(iter(self.lines)))
         return True
@@ -137,15 +139,15 @@ class EventLog:
         if line is not None and line.repeats:
             self._put(line.fields | {"repeats": line.repeats})
 
-    def _put(self, told: dict[str, Value]) -> None:
+    def _put(self, record: dict[str, Value]) -> None:
         if len(self.backlog) >= BACKLOG:
             self.lost += 1
             return
-        self.backlog.append(self._line(told))
+        self.backlog.append(self._line(record))
 
-    def _line(self, told: dict[str, Value]) -> str:
+    def _line(self, record: dict[str, Value]) -> str:
         at = datetime.fromtimestamp(self.wall(), UTC).isoformat(timespec="milliseconds")
-        return json.dumps({"time": at.replace("+00:00", "Z")} | told) + "\n"
+        return json.dumps({"time": at.replace("+00:00", "Z")} | record) + "\n"
 
     def _run(self) -> None:
         while True:
@@ -156,25 +158,25 @@ class EventLog:
                 self._flush_due(closing)
                 lines, lost = list(self.backlog), self.lost
                 self.backlog.clear()
-                if lines:  # or there is none to tell of them with: they are told with the next
+                if lines:  # else the count of lost lines stays, for the next write
                     self.lost = 0
             if lines:
-                told: dict[str, Value] = {"event": "fault", "what": "events", "lost": lost}
-                left = self._left_of([self._line(told), *lines] if lost else lines)
+                record: dict[str, Value] = {"event": "fault", "what": "events", "lost": lost}
+                left = self._write_out([self._line(record), *lines] if lost else lines)
                 with self._wake:
-                    # Where the line that tells of them went through, those before are told.
+                    # If the first line was written, it has reported those that were lost before.
                     self.lost += left if left <= len(lines) else len(lines) + lost
             if closing:
                 return
 
     def _flush_due(self, everything: bool) -> None:
-        """Writes how often what was counted came, where its window is over: the oldest first."""
+        """Queues the count of each repeated line whose window is over, the oldest first."""
         now = self.monotonic()
         while self.lines and (everything or now >= next(iter(self.lines.values())).until):
             self._flush(next(iter(self.lines)))
 
-    def _left_of(self, lines: list[str]) -> int:
-        """How many of `lines` could not be written."""
+    def _write_out(self, lines: list[str]) -> int:
+        """Writes `lines` to the file; returns how many could not be written."""
         data = ("\n" if self._torn else "") + "".join(lines)
         written = 0
         try:
@@ -186,7 +188,7 @@ class EventLog:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             if not self._failing:
-                logger.error(f"{self.path}: {error.strerror}; events are lost until it is mended")
+                logger.error(f"{self.path}: {error.strerror}; events are lost until this is fixed")
             self._failing = True
             self._torn = data[written - 1] != "\n" if written else self._torn
             return data.count("\n", written)
@@ -194,7 +196,7 @@ class EventLog:
         return 0
 
     def _reopen(self) -> None:
-        """Opens the file anew where somebody moved or removed it under us, as logrotate does."""
+        """Opens the file again if another program moved or removed it, as logrotate does."""
         assert self.path is not None
         if self._file is not None:
             try:
@@ -209,9 +211,9 @@ class EventLog:
 
     def _open(self) -> int:
         assert self.path is not None
-        # Not blocking: a pipe that nobody reads would hold up the start, or the last line.
+        # Not blocking, because a pipe that nobody reads would hold up the start or the last line.
         how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-        return os.open(self.path, how, 0o640)  # where clients go is not for everyone to read
+        return os.open(self.path, how, 0o640)  # not for everyone: it shows where clients go
 
 
 def _cut(value: Value) -> Value:

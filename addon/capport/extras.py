@@ -3,11 +3,11 @@
 from importlib.util import find_spec
 
 EXTRAS = {"login": ("argon2", "jwt", "markdown_it"), "idna": ("idna",)}
-"""What is imported of each. mitmproxy and PyYAML, and what they bring, are enough for the rest."""
+"""The modules of each extra. All else needs only mitmproxy, PyYAML and what they depend on."""
 
 
 def lacking(extra: str) -> str | None:
-    """Which modules of `extra` are not installed, and what would bring them; None if they are."""
+    """Says which modules of `extra` are missing, and how to install them; None if none is."""
     missing = [module for module in EXTRAS[extra] if find_spec(module) is None]
     names = " and ".join(missing)
     return f"needs {names}, not installed here: pip install 'capport[{extra}]'" if missing else None

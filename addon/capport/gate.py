@@ -1,4 +1,4 @@
-"""The gate: gathers a case, has it decided, and says what was decided."""
+"""The gate: collects what a decision needs, asks the core for it, and grants and revokes."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -35,21 +35,21 @@ from capport.linux.own_addresses import OWN
 from capport.stores import FullError, SessionStore, StoreError
 
 NOWHERE: Final[Mapping[Place, Address]] = MappingProxyType({})
-BUCKETS = 50_000  # clients whose requests are counted at a time, for 429
+BUCKETS = 50_000  # clients whose requests are counted for 429, at most
 
 HERE = Machine(OWN)
 
 type Link = Callable[[Client, str | None], str | None]
-"""The login URL for a client and the URL it asked for; None where the policy's own does."""
+"""Makes the login URL for a client and the URL that it asked for; None: use the policy's."""
 
 
 class Gate:
     """Decides for every enforcement point.
 
-    `policy` and `events` may be replaced, each as a whole; they are never edited. `link` makes the
-    link of a 511. `answering` are the places of the login server that answer now, and at what
-    address. `carry_out` is called with the client of each session that was opened or ended here:
-    it returns when the change is in force, and raises StoreError where there is no room for it.
+    `policy` and `events` may be replaced, each as a whole, but are never edited. `link` makes the
+    link of a 511. `answering` maps each place of the login server that answers now to its address.
+    `carry_out` puts a session that was opened or ended here in force in the kernel. It gets the
+    client's id, returns when the change is in force, and raises StoreError if there is no room.
     """
 
     def __init__(
@@ -77,12 +77,12 @@ class Gate:
         self._buckets = BoundedMap[ClientId, rates.Bucket](BUCKETS)
 
     def client(self, at: Peer | str) -> Client:
-        """Who is at the other end of a connection, or at an address, as a socket names its peer.
+        """The client at the other end of a connection, or at an address that a socket gave as text.
 
-        As the kernel's rules have it, which look at the address and the MAC of each frame: the MAC
-        is the frame's own, and has to be where frames of that address come from. Where the frame
-        was not seen, a client on a router counts as known by nothing. Raises ValueError for what is
-        no address.
+        The result agrees with the kernel's rules, which look at the address and the MAC of each
+        frame. The client's MAC is that of the frame. If frames from this address should come from
+        another MAC, the client is astray. On a router, if the MAC of the frame was not kept, a
+        client that would be known is astray. Raises ValueError if the text is not an address.
         """
         peer = at if isinstance(at, Peer) else Peer(parse_address(at))
         address, frame = peer.address, peer.frame
@@ -97,15 +97,16 @@ class Gate:
         way = self.neighbours.way(address)
         if way is None or way.hop is None:
             return Client(address)
-        if way.hop == address:  # and not in the table yet, or not any more
+        if way.hop == address:  # on the link, but not in the neighbour table now
             return Client(address, frame)
         return Client(address, astray=frame != self.neighbours.find_mac(way.hop))
 
     def _mac_of(self, address: Address) -> Mac | None:
-        """The MAC that the neighbour table has for `address`, if it is on the link.
+        """The MAC that the neighbour table has for `address`, unless it may be a false one.
 
-        Any device on the link can put its own MAC there for an address behind a router, which has
-        to be looked at where a session is filed under the address alone.
+        Any device on the link can put its own MAC into the table for an address behind a router. So
+        if a session is filed under the address alone, the MAC counts only if the routes say that
+        the address is on the link.
         """
         mac = self.neighbours.find_mac(address)
         if mac is None or self.policy.router is None:
@@ -124,7 +125,7 @@ class Gate:
         *,
         logins: int | None = None,
     ) -> Verdict:
-        """The verdict on one HTTP request; it counts for 429, and keeps an idle session alive."""
+        """The verdict on one HTTP request. It counts for 429, and keeps an idle session open."""
         found, answers = self.standing(client), self._login_answers(client)
         wait = self._spend(client)
         case = Case(
@@ -134,7 +135,7 @@ class Gate:
         if isinstance(verdict, Pass):
             self._heard_of(found)
         elif self.link is not None and isinstance(verdict, NetworkAuthenticationRequired | SignIn):
-            # Nobody wants to go on to a connectivity check once they are online.
+            # After the sign-in nobody wants to be sent to the URL of a connectivity check.
             page = url if isinstance(verdict, NetworkAuthenticationRequired) else None
             verdict = replace(verdict, login_url=self.link(client, page) or verdict.login_url)
         return verdict
@@ -171,41 +172,41 @@ class Gate:
         *,
         logins: int | None = None,
     ) -> TlsVerdict:
-        """What becomes of a TLS handshake."""
+        """Decides what to do with a TLS handshake."""
         found = self.standing(client)
         case = Case(found, sni, dialled, machine=self.machine, logins=logins)
         return decision.decide_tls(case, self.policy)
 
     def standing(self, client: Client, *, over: bool = False) -> Standing:
-        """Who `client` is now. `over`: a session that is over is looked for, too, to say so."""
+        """What `client` is now. With `over`, the reason mentions a session that is over."""
         policy, now = self.policy, self.now()
         lacks = lacks_mac(client, policy, self.neighbours.is_on_link)
         session = self.store.find(client.ids, now)
         if session is None and over:
-            session = self.store.find(client.ids, -math.inf)  # when each was open still
+            session = self.store.find(client.ids, -math.inf)  # finds those that are over, too
         return standing(client, policy, session, now, lacks_mac=lacks)
 
     def known(self, client: Client) -> Standing | None:
-        """The standing by which `client` may go wherever it wants, None if it may not."""
+        """The standing of `client` if it is known, else None."""
         found = self.standing(client)
         return found if found.is_known else None
 
     def session(self, client: Client) -> Session | None:
-        """Its open session, if a session is what makes it known."""
+        """The session that makes `client` known, if one does."""
         return self.standing(client).open_session
 
     def known_until(self, client: Client) -> Instant | None:
-        """When its session ends, if a session is what makes it known."""
+        """When the session that makes `client` known ends; None if there is no such session."""
         return self.standing(client).until
 
     def heard_of(self, client: Client, at: Instant) -> None:
-        """Something of `client`'s went through at `at`, which no decision was asked for."""
+        """Keeps the session of `client` open: it sent something at `at` without a decision here."""
         session = self.session(client)
         if session is not None and at > session.last_seen:
             self.store.touch(session.client, at)
 
     def is_without_mac(self, client: Client) -> bool:
-        """Whether `client` has a MAC that is not known now: its address alone is not it."""
+        """Whether `client` is on the link, so that it has a MAC, but the MAC is not known now."""
         return client.mac is None and self.neighbours.is_on_link(client.address)
 
     def explain(
@@ -216,16 +217,16 @@ class Gate:
         dialled: Place | None,
         url: str,
     ) -> Explanation:
-        """What becomes of such a request, and why: every explanation is this one.
+        """Explains the verdict on a request. Every explanation comes from here.
 
-        Nothing is counted, and the login server is taken to answer.
+        The request does not count for 429, and the login server is assumed to answer.
         """
         found = self.standing(client, over=True)
         case = Case(found, claim, dialled, request, login_answers=True, machine=self.machine)
         return explanation.explain(case, self.policy, url)
 
     def explain_url(self, client: Client, url: Url, method: str = "GET") -> Explanation:
-        """The same for a URL, asked for by its name."""
+        """Explains the verdict on a request for `url`, by the name in it."""
         request = HttpRequest(method, url.scheme, url.path)
         return self.explain(client, request, url.place, None, url.text)
 
@@ -239,13 +240,14 @@ class Gate:
         name: str = "",
         renews: bool = False,
     ) -> Session:
-        """Opens a session of `lifetime` seconds (the policy's, if None).
+        """Opens a session of `lifetime` seconds, or of the policy's lifetime.
 
-        It is durable, and in force at every enforcement point of this process, on return.
+        When it returns, the session is durable, and in force at every enforcement point of this
+        process. It waits for the disk, so do not call it on the event loop.
 
-        Raises StoreError, also where the router has no place for it; FullError where there are as
-        many as the policy allows, however it is granted; LookupError where it `renews` one that is
-        revoked, or cleared away, by now. It waits for the disk: not for the event loop.
+        Raises StoreError if the store fails, or the router has no room for the client; FullError if
+        there are as many sessions as the policy allows; LookupError if it `renews` a session that
+        was revoked or cleared away.
         """
         now, sessions = self.now(), self.policy.sessions
         session = Session(
@@ -270,14 +272,14 @@ class Gate:
         try:
             self._carry_out(client)
         except StoreError:
-            self.store.drop(client)  # known here, and held by the router, it would be stuck
+            self.store.drop(client)  # else it would be known here, but held up by the router
             raise
         return session
 
     def revoke(self, *clients: ClientId) -> bool:
-        """Ends the session of each; whether there was one.
+        """Ends the session of each client; returns whether there was one.
 
-        Raises StoreError where one is not durable; it is in force all the same, for each of them.
+        Raises StoreError if the end of one is not durable. It is in force all the same, for each.
         """
         ended, failures = False, list[StoreError]()
         for client in clients:
@@ -286,16 +288,17 @@ class Gate:
             except StoreError as error:
                 failures.append(error)
             finally:
-                with suppress(StoreError):  # who is out needs no place
+                with suppress(StoreError):  # a client that is removed needs no room
                     self._carry_out(client)
         if failures:
             raise failures[0]
         return ended
 
     def sessions_of(self, client: ClientId) -> list[Session]:
-        """Each open session of the device's that has this address or MAC; of MAC@ADDRESS, that one.
+        """Each open session of the device that has this address or MAC.
 
-        A session for a MAC is one for its addresses, and may be bound to one of them.
+        A session of a MAC counts for the device's address, and the other way round. For
+        `MAC@ADDRESS` it is only the session with exactly that id.
         """
         device = self._device(client)
 
@@ -314,11 +317,11 @@ class Gate:
         return mac, address
 
     def _login_answers(self, client: Client) -> bool:
-        """Whether a 302 would take `client` to a login server that answers it."""
+        """Whether `client` could follow a 302 to a login server that answers."""
         address = self.answering.get(self.policy.login_for(client.address).place)
         if address is None:
             return False
-        # On loopback it answers this machine; any other client would ask itself.
+        # A loopback address is of use only on this machine: a client elsewhere would ask itself.
         return client.address.is_loopback or not address.is_loopback
 
     def _heard_of(self, found: Standing) -> None:
@@ -336,4 +339,4 @@ class Gate:
 
 
 def _nothing_to_do(client: ClientId) -> None:
-    """The store is the only place where a session counts."""
+    """Stands for `carry_out` where no kernel has to be kept up to date."""

@@ -1,6 +1,6 @@
-"""Lines of the log that anyone can bring about: short, and said now and then.
+"""Limits the log lines that strangers can cause: they are cut short, and repeated rarely.
 
-So they never fill it, whoever says them: this package, mitmproxy, Tornado.
+So strangers cannot fill the log, whichever logs the lines: this package, mitmproxy or Tornado.
 """
 
 import logging
@@ -11,27 +11,27 @@ from collections.abc import Callable
 from capport.core.bounded_map import BoundedMap
 
 QUOTED = 200
-"""Characters of what a stranger sent that are quoted in the log."""
+"""How many characters of what a stranger sent are quoted in the log."""
 RETURNS = 60.0
-"""Seconds from one line on a signed return that lets nobody on to the next."""
+"""Seconds between two lines about signed returns that were refused."""
 FAULTS = 60.0
-"""The same, for pages that fail for one reason, for bytes that are no request, for each client."""
+"""Seconds between two lines about the same kind of fault, or of one client."""
 KINDS = 4096
-"""Things of which it is known when they were said; the oldest is forgotten for one more."""
+"""How many kinds of lines are remembered; beyond that the oldest is forgotten."""
 
-# The rest of a line is what it is about: addresses, names, what was sent.
+# The first words of a line. The rest is about one case: addresses, names, what was sent.
 _KIND = re.compile(r"[A-Za-z' -]*+")
 
 
 class Seldom:
-    """When a thing was told last: once in `seconds`."""
+    """Remembers what was logged, so that each thing is logged once in `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._quiet_until = BoundedMap[object, float](KINDS)
 
     def is_due(self, now: float, what: object = None) -> bool:
-        """Whether `what` may be told now, and so is."""
+        """Whether `what` may be logged now. If so, it counts as logged."""
         if now < self._quiet_until.get(what, now):
             return False
         self._quiet_until[what] = now + self._seconds
@@ -39,10 +39,13 @@ class Seldom:
 
 
 class SeldomFilter(logging.Filter):
-    """Lets through what Tornado says of bytes that are no request, but seldom, and no trifles."""
+    """Passes one warning of Tornado's in FAULTS seconds, and nothing below a warning.
+
+    Such warnings are about bytes that are not an HTTP request.
+    """
 
     def __init__(self, steady: Callable[[], float] = time.monotonic) -> None:
-        """`steady`: a record's own time is the wall clock's, which may be set back by years."""
+        """`steady` is the clock, because the time in a record is wall time, which may be set."""
         super().__init__()
         self._steady = steady
         self._seldom = Seldom(FAULTS)
@@ -56,10 +59,11 @@ class SeldomFilter(logging.Filter):
 
 
 class StrangersFilter(logging.Filter):
-    """Shortens what is said of a connection, and lets one line of a kind a minute through.
+    """Shortens lines about connections, and passes one line a minute for each kind and client.
 
-    The kind is where a line comes from, and the words that it begins with; whose it is, the address
-    that mitmproxy files it under. What is no warning, and nobody's, says how the portal itself is.
+    A line's kind is the place in the code that logs it, and the words that it begins with. Its
+    client is the address that mitmproxy attaches to it. Lines without a client that are not
+    warnings are about the portal itself: they all pass.
     """
 
     def __init__(self, steady: Callable[[], float] = time.monotonic) -> None:

@@ -1,4 +1,4 @@
-"""Which sessions were opened and which have ended, told as events, whichever process did it."""
+"""Writes an event when a session opens or ends, whichever process made the change."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,23 +10,23 @@ from capport.core.session import Instant, Session
 from capport.events import EventLog
 from capport.stores import SessionStore
 
-GONE = 1000  # clients whose end was told, and is not told again until they are granted anew
-FRESH = 5.0  # seconds: a session that we did not know of and that is older was not granted just now
+GONE = 1000  # clients whose end was written, and is not written again until the next grant
+FRESH = 5.0  # seconds; a session that is new to us but older than this was not granted just now
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """When a session ends at the latest, and when if nothing more is heard."""
+    """When a session ends at the latest, and when it ends if its client is silent."""
 
     expires: Instant
     ends: Instant
 
 
 class Ledger:
-    """Hears of each change of the store, and of time.
+    """Turns changes in the store, and the passing of time, into events.
 
-    It keeps an entry for each session that changed while it looked, and none for the others: what
-    was open before the start is told when it is revoked, not when it expires.
+    It has an entry for each session that changed while it was running. For a session that was open
+    before the start it writes `revoked`, but not `expired`.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class Ledger:
         self._ends = Deadlines[ClientId]()
 
     def changed(self, client: ClientId) -> None:
-        """The store's word that something about `client` has changed."""
+        """The store calls this when the session of `client` has changed."""
         now = self._now()
         before = self._entries.pop(client, None)
         self._ends.drop(client)
         session = self._store.find((client,), now)
         if session is None:
             if client in self._gone:
-                return  # opened and ended again before we heard of either
+                return  # opened and ended again between two calls
             self._gone[client] = None
             over = before is not None and before.ends <= now
             self._events().write("expired" if over else "revoked", client)
@@ -55,12 +55,12 @@ class Ledger:
         self._gone.pop(client, None)
         self._file(session)
         if before is None and now - session.granted > FRESH:
-            return  # only a touch that was written back
+            return  # only a new last-seen time
         if before is None or before.expires != session.expires:
-            self._tell_granted(session, now)
+            self._write_granted(session, now)
 
     def ended(self) -> list[ClientId]:
-        """Who has become unknown by time alone since the last call; each is told as `expired`."""
+        """The clients whose session expired since the last call. Writes `expired` for each."""
         now, over = self._now(), []
         for client in self._ends.due(now):
             session = self._store.find((client,), now)
@@ -68,7 +68,7 @@ class Ledger:
                 del self._entries[client]
                 self._events().write("expired", client)
                 over.append(client)
-            else:  # traffic has kept it up
+            else:  # traffic has moved its end
                 self._file(session)
         return over
 
@@ -76,7 +76,7 @@ class Ledger:
         self._entries[session.client] = _Entry(session.expires, session.ends)
         self._ends.set(session.client, session.ends)
 
-    def _tell_granted(self, session: Session, now: Instant) -> None:
+    def _write_granted(self, session: Session, now: Instant) -> None:
         self._events().write(
             "granted",
             session.client,

@@ -1,4 +1,4 @@
-"""A session for programs: `capport clients --json`, and the API for login servers of others."""
+"""A session as JSON, for `capport clients --json` and for the API."""
 
 from datetime import UTC, datetime
 
@@ -7,11 +7,11 @@ from capport.core.session import Instant, Session
 
 
 def document(session: Session, now: Instant, wall: float) -> dict[str, object]:
-    """A session for programs. Members are added to it, never changed.
+    """A session as JSON values. New members may be added; none is changed.
 
-    Times are RFC 3339 in UTC, reckoned by this machine's wall clock; `seconds_remaining` is what
-    counts. `expires` is when it ends whatever the client does, after `seconds_remaining`; `ends` is
-    when it does if the client stays silent from now on.
+    Times are RFC 3339 in UTC. They are computed from this machine's wall clock, so rely on
+    `seconds_remaining` instead. `expires` is when the session ends at the latest, in
+    `seconds_remaining`. `ends` is when it ends if the client is silent from now on.
     """
     mac, address = parts_of(session.client)
     return {
@@ -31,5 +31,5 @@ def document(session: Session, now: Instant, wall: float) -> dict[str, object]:
 
 
 def rfc3339(unix: float) -> str:
-    """A time as RFC 3339 has it, in UTC, to the second: `2030-01-31T16:05:09Z`."""
+    """A time in RFC 3339 format, in UTC, to the second: `2030-01-31T16:05:09Z`."""
     return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
