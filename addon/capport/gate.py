@@ -279,7 +279,7 @@ class Gate:
     def revoke(self, *clients: ClientId) -> bool:
         """Ends the session of each client; returns whether there was one.
 
-        Raises StoreError if the end of one is not durable. It is in force all the same, for each.
+        Raises StoreError if the end of one is not durable. Every session has ended all the same.
         """
         ended, failures = False, list[StoreError]()
         for client in clients:

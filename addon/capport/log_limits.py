@@ -51,7 +51,7 @@ class SeldomFilter(logging.Filter):
         self._seldom = Seldom(FAULTS)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Called by logging, for each record of the logger's."""
+        """Logging calls this for each record of the logger."""
         if record.levelno < logging.WARNING or not self._seldom.is_due(self._steady()):
             return False
         record.msg, record.args = record.getMessage()[:QUOTED], ()
@@ -72,7 +72,7 @@ class StrangersFilter(logging.Filter):
         self._seldom = Seldom(FAULTS)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Called by logging, for each record of the logger's."""
+        """Logging calls this for each record of the logger."""
         said, client = record.getMessage(), getattr(record, "client", None)
         if record.levelno <= logging.DEBUG or (not client and record.levelno < logging.WARNING):
             return True
