@@ -339,8 +339,11 @@ def test_a_store_is_a_url_or_a_path_from_the_policy_on(store: str, kept: str) ->
         ("login_url: https://portal/\n", "the name portal without a dot"),
         ("login_url: http://0.0.0.0/\n", "0.0.0.0, which no client can connect to"),
         ("login_url: 'http://[fe80::1]/'\n", "fe80::1, which no client can connect to"),
-        (f"login_url: http://localhost:8511/\n{ROUTER}", "which is each client itself"),
-        (f"login_server: {{listen: 127.0.0.1:8511}}\n{ROUTER}", "which is each client itself"),
+        (f"login_url: http://localhost:8511/\n{ROUTER}", "where each client reaches only itself"),
+        (
+            f"login_server: {{listen: 127.0.0.1:8511}}\n{ROUTER}",
+            "where each client reaches only itself",
+        ),
         (LOGIN + "walled_garden: ['2001:db8::1:443']\n", 'write "[2001:db8::1]:443"'),
         (LOGIN + "walled_garden: ['*.com']\n", "a whole top-level domain"),
         (LOGIN + "walled_garden: [0.0.0.0/0]\n", "4294967296 addresses"),

@@ -50,12 +50,8 @@ from capport.policy.tree import Fields, Node, Refused, Word, kind, read_text, re
 
 __all__ = ["PolicyError", "Problem", "default", "load", "load_with_warnings", "parse"]
 
-_WEB_PORTS = {
-    "80",
-    "443",
-    "8080",
-    "8443",
-}  # an IPv6 address that ends in one probably lacks brackets
+# An IPv6 address that ends in one of these probably lacks brackets and has a port.
+_WEB_PORTS = {"80", "443", "8080", "8443"}
 _LONGEST_CERTIFICATE = 1 << 20  # bytes of the file, with the whole chain
 _DAY = 86400
 _EVERY_ADDRESS = (IPv4Address("0.0.0.0"), IPv6Address("::"))  # noqa: S104
@@ -128,11 +124,11 @@ class _Reader:
         login, *other = self._login(top, login_server)
         if "router" in top and values.is_on_this_machine(login.place):
             key = "login_url" if "login_url" in top else "login_server"
-            why = "which is each client itself: write the router's address on the clients' side"
+            why = "where each client reaches only itself: write the router's address on their side"
             self.findings.warn(top.mark(key), f"{key}: people are sent to {login.place}, {why}")
         if section is not None:
-            by_name = "login_url" in top and login.scheme == "https"
-            self._doubt_certificate(section, login.place.host if by_name else None)
+            named = "login_url" in top and login.scheme == "https"
+            self._doubt_certificate(section, login.place.host if named else None)
         return Policy(
             login_url=login.url,
             login_place=login.place,
@@ -285,14 +281,14 @@ class _Reader:
             if found.prefixlen <= (8 if found.version == 4 else 16):
                 self.findings.warn(
                     node.at,
-                    f"{found} holds {found.num_addresses} addresses: all are free",
+                    f"{found} holds {found.num_addresses} addresses: unknown clients may reach all",
                 )
             garden.add_network(found, entry)
             return
         garden.add_name(found, entry)
         if found.startswith("*.") and found.count(".") == 1:
             self.findings.warn(
-                node.at, f"{found} holds a whole top-level domain: all of it is free"
+                node.at, f"{found} holds a whole top-level domain: unknown clients may reach all"
             )
         else:
             self._checks_in_the_garden(node, found, entry)
@@ -439,7 +435,7 @@ class _Reader:
     def _doubt_certificate(self, section: Section, host: Host | None) -> None:
         """Warns if browsers will reject the certificate.
 
-        `host` is None if there is no `login_url`, because `_login` has then warned about the name.
+        `host` is that of an https `login_url`. Without one it is None, and no name is compared.
         """
         if self._certificate is None:
             return

@@ -150,9 +150,8 @@ class _Builder:
         self.root: Node | None = None
         self._findings = findings
         self._open: list[Items | Fields] = []
-        self._keys: list[
-            tuple[Mark, str | None] | None
-        ] = []  # for each open node: the key that waits for its value
+        # For each open list or map: the key that waits for its value.
+        self._keys: list[tuple[Mark, str | None] | None] = []
 
     def take(self, event: yaml.Event) -> None:
         """Adds one event of the YAML parser to the tree."""

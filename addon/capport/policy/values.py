@@ -373,7 +373,7 @@ def is_on_this_machine(place: Place) -> bool:
 
 
 def is_public(name: Host) -> bool:
-    """Whether `name` is in the public DNS, so that browsers prefer HTTPS for it."""
+    """Whether `name` may be a public DNS name, so that browsers prefer HTTPS for it."""
     own = {"local", "lan", "internal", "home", "intranet", "corp", "private", "test", "localhost"}
     if not isinstance(name, str) or "." not in name:
         return False
