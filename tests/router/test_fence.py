@@ -175,7 +175,8 @@ def test_down_leaves_no_rule_behind_whoever_keeps_them(lab: Lab, portal: None) -
             mine.put(CLIENT_SIDE)
             lab.router.call(known_clients.up, lab.policy, MemoryStore(), lab.neighbours)
         lab.router.call(known_clients.down)
-    assert all("prohibit" not in rules for rules in ip_rules(lab.router))
+    # The portal may put it back before it hears that the rules were meant to go.
+    wait_for(lambda: all("prohibit" not in rules for rules in ip_rules(lab.router)))
 
 
 def test_the_rule_that_somebody_takes_away_is_back(lab: Lab, portal: None, told: list[str]) -> None:
