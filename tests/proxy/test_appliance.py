@@ -128,7 +128,7 @@ def test_the_portal_hears_of_what_a_command_grants_and_revokes(tmp_path: Path, p
     [
         ("--policy none.yaml", "none.yaml: "),
         ("--set portal_polcy=x", "did you mean portal_policy?"),
-        ("--set keepserving=true", "keepserving: no option of the appliance's"),
+        ("--set keepserving=true", "keepserving: capport run has no such option"),
         ("--set ignore_hosts=a", "ignore_hosts cannot be used with the portal"),
         ("--mode wireguard", "mode wireguard: not served by the portal"),
     ],
@@ -223,6 +223,6 @@ def test_a_moment_without_descriptors_does_not_end_what_systemd_is_told(
             appliance_module._tell_systemd("WATCHDOG=1")
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        assert "systemd was not told WATCHDOG=1" in caplog.text
+        assert "Cannot send WATCHDOG=1 to systemd" in caplog.text
         appliance_module._tell_systemd("WATCHDOG=1")
         assert told.recv(100) == b"WATCHDOG=1"

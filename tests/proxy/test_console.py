@@ -104,7 +104,7 @@ async def test_explain_says_what_was_decided_then_and_what_would_be_now(
         it.grant("127.0.0.1")
         said = it.keeper.explain(it.flows.requests[0]).splitlines()
         assert said[0] == "Then NetworkAuthenticationRequired: 127.0.0.1 has no session"
-        assert said[1] == "Now Pass, as the rules are asked now:"
+        assert said[1] == "Now Pass would be the verdict, by these rules:"
         assert said[-1].startswith("open_session: 127.0.0.1 is known for ")
         assert (await it.ask(ask)).startswith(b"HTTP/1.1 200")
         passed = it.flows.requests[-1]
@@ -113,7 +113,7 @@ async def test_explain_says_what_was_decided_then_and_what_would_be_now(
         assert it.gate.revoke(ClientId("127.0.0.1"))
         said = it.keeper.explain(passed).splitlines()
         assert said[0].startswith("Then Pass: 127.0.0.1 is known for ")
-        assert said[1] == "Now NetworkAuthenticationRequired, as the rules are asked now:"
+        assert said[1] == "Now NetworkAuthenticationRequired would be the verdict, by these rules:"
         assert said[-1] == "unknown_client: 127.0.0.1 has no session"
 
 

@@ -405,7 +405,7 @@ def test_a_portal_that_systemd_did_not_start_serves_without_it(
     with log.open("wb") as said:
         portal = booting.router.start(*argv, log=said, env=environment)
     try:
-        wait_for(lambda: "systemd was not told READY=1" in log.read_text())
+        wait_for(lambda: "Cannot send READY=1 to systemd" in log.read_text())
         assert portal.poll() is None
     finally:
         end(portal)

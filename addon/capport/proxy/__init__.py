@@ -1,1 +1,1 @@
-"""What carries a verdict out: mitmproxy's hooks and layers, and the kernel's rules."""
+"""Carries verdicts out inside mitmproxy, by its hooks and layers."""

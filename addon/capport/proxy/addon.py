@@ -1,8 +1,9 @@
-"""mitmproxy's hooks, in terms of the gate.
+"""Every hook of mitmproxy that the portal has: each asks the gate and carries out its verdict.
 
-mitmproxy logs what a hook raises and lets the flow go on. So each hook denies first and lifts after
-(`closed` sees to what is raised between), `server_connect` is the gate proper, and the `Guard`
-stands behind it. `Hooks` are installed once and stay, whatever becomes of the script.
+If a hook raises, mitmproxy logs the exception and forwards the flow. So each hook denies first and
+permits last; the decorator `closed` denies when a hook raises. `server_connect` decides on every
+connection to an origin, and the `Guard` refuses a connection that `server_connect` did not approve.
+`Hooks` is installed once and stays, even if the script is edited or deleted.
 """
 
 import asyncio
@@ -89,7 +90,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # of an HTTP/2 client, RFC 9113 s
 
 
 class Hooks:
-    """Every hook of the portal, in terms of a service that has started."""
+    """Every hook of the portal. `service` holds the gate, the policy and the sessions."""
 
     name = "capport"
 
@@ -113,13 +114,16 @@ class Hooks:
 
     @property
     def gate(self) -> Gate:
-        """What decides."""
+        """Decides which clients may reach which places."""
         return self.service.gate
 
     # --- hooks: the portal itself ----------------------------------------------------------------
 
     def configure(self, updated: set[str]) -> None:
-        """A change of our options while running; `mitmproxy_options` holds mitmproxy's own."""
+        """Applies a change of our options at run time.
+
+        `mitmproxy_options` checks the changes of mitmproxy's own options.
+        """
         for name in ("portal_sessions", "portal_api"):
             if name in updated:
                 raise mitmproxy_options.Unusable(f"{name} cannot be changed while the portal runs")
@@ -133,7 +137,7 @@ class Hooks:
             raise exceptions.OptionsError(str(error)) from None
 
     async def running(self) -> None:
-        """Begins what needs the event loop: once, though the script may ask for it as well."""
+        """Starts what needs the event loop, once: mitmproxy and the script may both call this."""
         if self._began:
             return
         self._began = True
@@ -144,14 +148,14 @@ class Hooks:
             mitmproxy_options.stop_the_start(error)
 
     async def done(self) -> None:
-        """The end."""
+        """Stops the service."""
         await self.service.stop()
 
     # --- hooks: connections ----------------------------------------------------------------------
 
     @closed(deny_client)
     def client_connected(self, conn: connection.Client) -> None:
-        """Refuses what would loop, starts the deadline of an unknown client."""
+        """Refuses a connection to the proxy itself; starts the deadline of an unknown client."""
         before, conn.error = conn.error, conn.error or NO_VERDICT
         if isinstance(conn.proxy_mode, mode_specs.TransparentMode | mode_specs.TunMode):
             dialled = place_of(conn.sockname)
@@ -168,7 +172,7 @@ class Hooks:
 
     @closed(deny_nothing)
     def client_disconnected(self, conn: connection.Client) -> None:
-        """Forgets the connection, and closes what mitmproxy left open."""
+        """Forgets the connection, and closes the sockets that mitmproxy left open."""
         self.enforcer.handed_on(conn)
         sockets.close(handler_of(conn.id))
         self.handshakes.closed(conn)
@@ -176,9 +180,9 @@ class Hooks:
 
     @closed(deny_layer)
     def next_layer(self, asked: layer.NextLayer) -> None:
-        """Chooses for every TLS, and for all that an unknown client sends."""
+        """Chooses the layer for every TLS connection, and for all bytes of an unknown client."""
         if asked.layer:
-            return  # by another addon of the operator's; server_connect decides on it all the same
+            return  # another of the operator's addons chose it; server_connect still decides
         conn, data = asked.context.client, asked.data_client()
         known = self.gate.known(self.connections.client_of(conn))
         if conn.transport_protocol != "tcp":
@@ -191,7 +195,7 @@ class Hooks:
             asked.context.layers[0], modes.HttpProxy
         )
         if data[:1] == b"\x16" and len(data) < 3 and not known:
-            raise exceptions.AddonHalt  # not even the default addon: ask again when there is more
+            raise exceptions.AddonHalt  # no addon may choose yet: mitmproxy asks again on more data
         if starts_like_tls_record(data):
             asked.layer = HelloLayer(asked.context, self.enforcer, to_proxy=to_proxy)
         elif known:
@@ -199,7 +203,7 @@ class Hooks:
         elif not data:
             raise exceptions.AddonHalt
         elif PREFACE.startswith(data) and len(data) < len(PREFACE):
-            raise exceptions.AddonHalt  # HTTP/2, or a method that begins as its preface does
+            raise exceptions.AddonHalt  # HTTP/2, or a method that begins like its preface
         elif data.startswith(PREFACE) or conn.alpn == b"h2":
             speak_http2(conn)
             mode = HTTPMode.transparent if asked.context.server.address else HTTPMode.regular
@@ -208,7 +212,7 @@ class Hooks:
             asked.layer = RefusalLayer(asked.context, self.enforcer)
 
     def _next_layer_of_udp(self, asked: layer.NextLayer) -> None:
-        """An unknown client's UDP: nothing, but for QUIC that is to be intercepted (tun mode)."""
+        """Drops an unknown client's UDP, except QUIC that the policy intercepts (tun mode)."""
         conn = asked.context.client
         if conn.tls_established and conn.alpn and conn.alpn.startswith(b"h3"):
             asked.layer = BoundLayer(asked.context, HTTPMode.transparent)
@@ -216,10 +220,10 @@ class Hooks:
             asked.layer = SilentLayer(asked.context)
 
     async def server_connect(self, data: ServerConnectionHookData) -> None:
-        """The gate proper: no connection to an origin is opened but through here.
+        """Decides on every connection to an origin; none is opened without this hook.
 
-        The name is resolved here, once, and what was resolved is what is dialled: whoever answers
-        DNS otherwise a second time changes nothing.
+        The name is resolved here, once, and mitmproxy dials the resulting address. So a DNS server
+        that gives another answer to a second query changes nothing.
         """
         before, data.server.error = data.server.error, data.server.error or NO_VERDICT
         try:
@@ -235,7 +239,7 @@ class Hooks:
 
     @closed(deny_nothing)
     def server_connected(self, data: ServerConnectionHookData) -> None:
-        """The origin is there."""
+        """Records that the connection is open; tells the login server which client it is for."""
         self.dialling.connected(data)
         login, server = self.service.login, data.server
         if login and server.sockname and server.peername:
@@ -244,38 +248,38 @@ class Hooks:
 
     @closed(deny_nothing)
     def server_disconnected(self, data: ServerConnectionHookData) -> None:
-        """The login server need not remember for whom that was."""
+        """Records that the connection has ended; the login server may forget its client."""
         self.dialling.ended(data)
         if self.service.login and data.server.sockname:
             self.service.login.disconnected(data.server.sockname)
 
     @closed(deny_nothing)
     def server_connect_error(self, data: ServerConnectionHookData) -> None:
-        """It is not, or may not be reached."""
+        """Records that the connection could not be opened, or was denied."""
         self.dialling.failed(data)
 
     # --- hooks: TLS ------------------------------------------------------------------------------
 
     @closed(deny_nothing)
     def tls_established_client(self, data: tls.TlsData) -> None:
-        """The client has taken the certificate, or has not looked yet."""
+        """Records that the handshake is done. The client may not have checked the certificate."""
         self.handshakes.established(data.context.client)
 
     @closed(deny_nothing)
     def tls_failed_client(self, data: tls.TlsData) -> None:
-        """The client has rejected the certificate. RFC 6585 section 7.4."""
+        """Reports that the client rejected the certificate (RFC 6585 section 7.4)."""
         self.handshakes.failed(data.context.client, data.conn.error)
 
     # --- hooks: HTTP -----------------------------------------------------------------------------
 
     @closed(deny_flow)
     def requestheaders(self, shown: http.HTTPFlow) -> None:
-        """Decides on each request that mitmproxy's own HTTP has read."""
+        """Decides on each request that mitmproxy's own HTTP layer has read."""
         if shown.response or shown.error:
-            return  # answered: by a layer of ours, another addon, or mitmproxy (400)
+            return  # one of our layers, another addon, or mitmproxy (400) has answered
         deny_flow(shown)
         self.handshakes.used(shown.client_conn)
-        shown.request.headers.pop(HEADER, None)  # only we say who asks
+        shown.request.headers.pop(HEADER, None)  # only the portal may name the client
         verdict = self._verdict_on(shown)
         if not isinstance(verdict, Pass):
             self._answer(shown, verdict, reply_to(verdict, asked_of(shown.request)))
@@ -303,7 +307,11 @@ class Hooks:
 
     @closed(deny_flow)
     def http_connect(self, shown: http.HTTPFlow) -> None:
-        """Decides on a CONNECT. In a tunnel that leads nowhere, `next_layer` refuses."""
+        """Decides on a CONNECT.
+
+        A refused client may get a tunnel that leads nowhere: `next_layer` then refuses what is
+        sent in it, because browsers do not show the answer to a CONNECT.
+        """
         if shown.response or shown.error:
             return
         deny_flow(shown)
@@ -319,13 +327,13 @@ class Hooks:
         else:
             mark(shown, REFUSED_MARK, type(verdict).__name__, verdict.because)
             if credentials_in(shown.request.headers):
-                shown.response = None  # which the tunnel has that leads nowhere
+                shown.response = None  # the event has no status: the client gets the tunnel
                 self.marks.refused(shown, verdict)
         shown.response = None
 
     @closed(deny_nothing)
     def http_connect_error(self, shown: http.HTTPFlow) -> None:
-        """Ends the connection of a CONNECT that failed: mitmproxy cannot take a second one."""
+        """Ends the connection after a failed CONNECT: mitmproxy cannot read a second one on it."""
         if shown.response:
             shown.response.headers["connection"] = "close"
             shown.response.headers["cache-control"] = "no-store"
@@ -337,21 +345,21 @@ class Hooks:
     def _verdict_on(self, shown: http.HTTPFlow) -> Verdict:
         handed_on = self.enforcer.handed_on(shown.client_conn)
         if handed_on is not None:
-            return handed_on  # decided, and counted, by the layer that read its head
+            return handed_on  # the layer that read the head has asked for and counted the verdict
         request, claim = shown.request, claim_of(shown.request)
         dialled = place_of(shown.server_conn.address)
         url = url_of(request.scheme, claim, request.path)
         return self.enforcer.decide(shown.client_conn, case_of(request), claim, dialled, url)
 
     def _vouch(self, shown: http.HTTPFlow) -> None:
-        """Tells the login server who asks: all that comes by us has our address."""
+        """Names the client to the login server, which sees only the proxy's address."""
         login = self.service.login
         if login and login.is_at(place_of((shown.request.host, shown.request.port))):
             shown.request.headers[HEADER] = login.sign(self.connections.peer_of(shown.client_conn))
 
     @closed(deny_nothing)
     def responseheaders(self, shown: http.HTTPFlow) -> None:
-        """Has what an origin sends pass through unbuffered, unless the operator wants to see it."""
+        """Streams the origin's response, unless the operator wants mitmproxy to keep it."""
         if shown.response is None or decided_on(shown)[0] != "Pass":
             return
         garden = shown.marked == GARDEN_MARK
@@ -360,31 +368,31 @@ class Hooks:
 
     @closed(deny_nothing)
     def websocket_message(self, shown: http.HTTPFlow) -> None:
-        """Keeps no message for ever, as mitmproxy would."""
+        """Drops old messages, which mitmproxy would keep in memory until the flow ends."""
         if self.gate.policy.http_known is KnownHttp.STREAM and shown.websocket:
-            del shown.websocket.messages[:-1]  # the last is what dumper and others after us read
+            del shown.websocket.messages[:-1]  # later addons (dumper) read the last one
 
     @closed(deny_nothing)
     def tcp_message(self, shown: tcp.TCPFlow) -> None:
-        """The same for raw TCP."""
+        """Does the same for raw TCP."""
         if self.gate.policy.http_known is KnownHttp.STREAM:
-            # mitmproxy sends the last message after this hook, so it is the one that must stay.
+            # mitmproxy sends the last message after this hook, so that one must stay.
             del shown.messages[:-1]
 
     @closed(deny_nothing)
     def udp_message(self, shown: udp.UDPFlow) -> None:
-        """The same for UDP."""
+        """Does the same for UDP."""
         if self.gate.policy.http_known is KnownHttp.STREAM:
             del shown.messages[:-1]
 
     @closed(deny_dns)
     def dns_request(self, shown: dns.DNSFlow) -> None:
-        """Refuses an unknown client's DNS, which mitmproxy answers without a connection."""
+        """Refuses an unknown client's DNS query: mitmproxy would answer it without connecting."""
         if not self.gate.known(self.connections.client_of(shown.client_conn)):
             deny_dns(shown)
 
     def explanation(self, shown: http.HTTPFlow) -> Explanation:
-        """What would become of a request like this one now."""
+        """Explains the verdict that a request like this one would get now."""
         request = shown.request
         case = HttpRequest(request.method, request.scheme, request.path)
         dialled = place_of(shown.server_conn.address)
@@ -392,26 +400,26 @@ class Hooks:
         return self.gate.explain(client, case, claim_of(request), dialled, request.url)
 
     def explain(self, shown: http.HTTPFlow) -> str:
-        """What was decided on it; and which rules are asked of one like it now, and which decides.
+        """Says what was decided on this flow, and what each rule says about the same request now.
 
-        What would be decided now is said where it is another verdict.
+        If the verdict would be another one now, a line says so.
         """
         steps = self.explanation(shown).decisive
         lines = [f"{name}: {said.because if said else 'says nothing'}" for name, said in steps]
         verdict, because = decided_on(shown)
         now = steps[-1][1]
         if verdict and verdict != type(now).__name__:
-            lines.insert(0, f"Now {type(now).__name__}, as the rules are asked now:")
+            lines.insert(0, f"Now {type(now).__name__} would be the verdict, by these rules:")
         if verdict:
             lines.insert(0, f"Then {verdict}: {because}")
         return "\n".join(lines)
 
 
 class CaptivePortal:
-    """The script's addon: declares our options, and installs what does the work."""
+    """The script's addon: declares our options, then installs the `Guard` and the `Hooks`."""
 
     def load(self, loader: Loader) -> None:
-        """The guard first: from here on nothing is let through that nobody approved."""
+        """Installs the guard first: from here on, no connection is opened without approval."""
         if ctx.master.addons.get(Guard.name) is None:
             ctx.master.addons.add(Guard())
             put_where_scripts_stand(NotStarted())
@@ -429,7 +437,10 @@ class CaptivePortal:
         mitmproxy_options.force(ctx.options)
 
     def configure(self, updated: set[str]) -> None:
-        """Called by mitmproxy once our options have their values."""
+        """Starts the service and replaces `NotStarted` by the hooks, once.
+
+        mitmproxy calls this when our options have their values.
+        """
         not_started = ctx.master.addons.get(Hooks.name)
         if isinstance(not_started, Hooks):
             return
@@ -444,7 +455,7 @@ class CaptivePortal:
             ctx.master.addons.add(ServerFirst(), Console(hooks.gate, hooks.explain))
 
     def running(self) -> None:
-        """The portal begins, also where the script was added while mitmproxy ran."""
+        """Starts the hooks, also when the script is added to a mitmproxy that already runs."""
         hooks = ctx.master.addons.get(Hooks.name)
         if isinstance(hooks, Hooks) and not mitmproxy_options.starting():
             self._beginning = asyncio.create_task(hooks.running())
@@ -456,7 +467,7 @@ class CaptivePortal:
 
 
 def compose(guard: Guard) -> Hooks:
-    """Opens a service by mitmproxy's options, and puts the hooks together.
+    """Opens a service with the values of mitmproxy's options, and makes the hooks.
 
     Raises OptionsError, PolicyError, SettingError, or OSError.
     """

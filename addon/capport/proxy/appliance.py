@@ -1,8 +1,8 @@
-"""The headless appliance: the portal in a mitmproxy master that carries what a portal needs.
+"""`capport run`: the portal in a mitmproxy that has only the addons that a portal needs.
 
-mitmdump brings some forty addons, each with hooks that are called for each request, and options by
-which a flow could be changed, kept or replayed; and it writes every flow out. Here are those alone
-without which mitmproxy does not serve, and the script's.
+mitmdump loads about forty addons. Their hooks run for each request, their options can change, keep
+or replay a flow, and one of them prints every flow. This module loads only the addons without which
+mitmproxy does not serve, and the portal.
 """
 
 import asyncio
@@ -35,47 +35,51 @@ from capport.proxy.internals.options import undeclared
 
 logger = logging.getLogger(__name__)
 
-# The first four as in mitmproxy's own commands. The last writes two lines for each connection, by
-# which a client could fill a disk; what goes wrong in one is a warning, and stays.
+# These log warnings and errors only. mitmproxy's own commands quiet the first four. The last one
+# writes two lines for each connection, so a client could fill a disk with them.
 _QUIET = ("tornado", "asyncio", "hpack", "quic", "mitmproxy.proxy.server")
 
 
 class _NoOnboarding:
-    """Declares the option of mitm.it's addon, which is not here: the portal forces it off."""
+    """Declares the option `onboarding`, which the portal forces off.
+
+    The addon that declares it otherwise, and serves mitm.it, is not loaded.
+    """
 
     name = "no-onboarding"
 
     def load(self, loader: Loader) -> None:
-        """The option, with the value that is forced."""
-        loader.add_option("onboarding", bool, False, "mitm.it, which the portal does not serve.")
+        """Declares the option with the value that the portal forces."""
+        loader.add_option("onboarding", bool, False, "Serve mitm.it. The portal never does.")
 
 
 class _Supervised:
-    """Tells systemd that the portal serves, and from its event loop that it goes on (sd_notify(3)).
+    """Tells systemd when the portal serves, and regularly that it is alive (sd_notify(3)).
 
-    A loop that is stuck says nothing, and `WatchdogSec` ends the process. Without systemd, nothing.
+    The event loop sends the signs of life. If it hangs, systemd's `WatchdogSec` ends the process.
+    Without systemd, this does nothing.
     """
 
     name = "supervised"
 
     def __init__(self) -> None:
-        self._alive: asyncio.Task[None] | None = None
+        self._watchdog: asyncio.Task[None] | None = None
 
     def running(self) -> None:
-        """The last to be told of the start: all others serve by now."""
+        """Reports the start. This addon is the last in the chain, so all others serve by now."""
         _tell_systemd("READY=1")
         seconds = int(os.environ.get("WATCHDOG_USEC", 0)) / 1e6
         if seconds > 0:
-            self._alive = asyncio.create_task(self._say_so(seconds / 3))
+            self._watchdog = asyncio.create_task(self._report_alive(seconds / 3))
 
     def done(self) -> None:
-        """The end."""
+        """Reports the end."""
         _tell_systemd("STOPPING=1")
-        if self._alive:
-            self._alive.cancel()
+        if self._watchdog:
+            self._watchdog.cancel()
 
     @staticmethod
-    async def _say_so(interval: float) -> None:
+    async def _report_alive(interval: float) -> None:
         while True:
             _tell_systemd("WATCHDOG=1")
             await asyncio.sleep(interval)
@@ -87,21 +91,22 @@ def _tell_systemd(state: str) -> None:
         return
     address = "\0" + path[1:] if path.startswith("@") else path
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as telling:
-            telling.sendto(state.encode(), address)
-    except OSError as error:  # it has no descriptor left, for one
-        # Whoever supervises us acts on the silence; the portal serves all the same.
-        logger.warning(f"systemd was not told {state}: {path}: {error.strerror}")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as notifying:
+            notifying.sendto(state.encode(), address)
+    except OSError as error:  # for example, no descriptor is left
+        # systemd acts on a missing message; the portal continues to serve.
+        logger.warning(f"Cannot send {state} to systemd: {path}: {error.strerror}")
 
 
 class _ToJournal(logging.Formatter):
-    """Lines with a level that journald takes off (sd-daemon(3)), without the time, which it has.
+    """Formats records for journald: a line begins with its level (sd-daemon(3)), and has no time.
 
-    Each line is an entry of its own there, and without a level it would be of the unit's.
+    journald reads and removes the level, and adds the time itself. It makes an entry of each line,
+    and a line without a level gets the unit's default level.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record's message, and a traceback if it has one."""
+        """Returns the record's message, and its traceback if it has one."""
         client = getattr(record, "client", None)
         said = super().format(record)
         text = f"{human.format_address(client)}: {said}" if client else said
@@ -109,29 +114,29 @@ class _ToJournal(logging.Formatter):
 
 
 def _syslog_level(level: int) -> int:
-    """Of syslog(3), whose order is the other way round."""
+    """The level of syslog(3) for one of Python's; in syslog, a lower number is more severe."""
     levels = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
     return next((syslog for least, syslog in levels if level >= least), 7)
 
 
 def _log_to_journal(addons: AddonManager) -> None:
-    """Gives each line its level where systemd's journal is what reads them."""
+    """Formats the log for systemd's journal, if stdout goes there."""
     try:
         out = os.fstat(sys.stdout.fileno())
-    except (OSError, ValueError):  # closed, or none of the operating system's
+    except (OSError, ValueError):  # stdout is closed, or is no file of the operating system
         return
-    # systemd.exec(5): it may have been set for another's output than ours.
+    # systemd.exec(5): a parent process may have inherited the variable for its own output.
     if os.environ.get("JOURNAL_STREAM") == f"{out.st_dev}:{out.st_ino}":
         format_lines(addons, _ToJournal())
 
 
 _ADDONS: tuple[Callable[[], object], ...] = (
     core.Core,
-    block.Block,  # block_private is an operator's choice; block_global is forced off
+    block.Block,  # the operator may set block_private; the portal forces block_global off
     _NoOnboarding,
-    disable_h2c.DisableH2C,  # a known client's upgrade would wedge its connection
+    disable_h2c.DisableH2C,  # without it, a known client's upgrade to h2c hangs its connection
     proxyserver.Proxyserver,
-    script.ScriptLoader,  # the portal's place in the chain is behind it
+    script.ScriptLoader,  # the portal's hooks are inserted behind it
     next_layer.NextLayer,
     tlsconfig.TlsConfig,
     errorcheck.ErrorCheck,
@@ -139,10 +144,10 @@ _ADDONS: tuple[Callable[[], object], ...] = (
 
 
 def run(given: Mapping[str, object], values: Sequence[str]) -> int:
-    """Serves until SIGTERM or SIGINT; the exit status, 1 where it could not begin.
+    """Serves until SIGTERM or SIGINT. Returns the exit status: 1 if the start failed, else 0.
 
-    `given` are options of mitmproxy's with their values, `values` more of them and ours, each
-    as `OPTION=VALUE`.
+    `given` holds options of mitmproxy with their values. `values` holds more options, mitmproxy's
+    and ours, each as `OPTION=VALUE`.
     """
     try:
         asyncio.run(_serve(given, values))
@@ -168,7 +173,7 @@ async def _serve(given: Mapping[str, object], values: Sequence[str]) -> None:
     addons.add(_Supervised())
     if unknown := undeclared(opts):
         names = ", ".join(sorted(unknown))
-        mitmproxy_options.stop_the_start(ValueError(f"{names}: no option of the appliance's"))
+        mitmproxy_options.stop_the_start(ValueError(f"{names}: capport run has no such option"))
     portal.configure(set(opts.keys()))
     _end_on_signals(appliance)
     await appliance.run()
@@ -178,5 +183,5 @@ def _end_on_signals(appliance: master.Master) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, appliance.shutdown)
-    # As mitmproxy's own commands: a log that nobody reads any more is no reason to end.
+    # As mitmproxy's own commands do: go on when the program that reads the log has ended.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)

@@ -1,17 +1,19 @@
-"""The client connections that are open, and for how long each may be.
+"""The client connections that are open, how long each may stay open, and how much memory it takes.
 
-mitmproxy's own time-out is for silence: who sends one byte a second is never silent (measured with
-12.2.3). So an unknown client's connection has a deadline of its own, each client has so many, and
-whoever was let through is asked about again when its session ends. What an unknown client has open
-to the garden ends after an hour at the most, however busy: that is long for a sign-in, a download
-or a long poll, and a body that drips for ever holds two sockets for no longer.
+mitmproxy closes a connection on which nothing is sent for some time; a client that sends one byte a
+second keeps it open for ever (measured with 12.2.3). So an unknown client's connection has a
+deadline here, and each unknown client may have a limited number of connections. When a client's
+session ends, the gate decides on its open connections again. An unknown client's connection to the
+garden ends after an hour, however busy it is. That is enough for a sign-in, a download or a long
+poll, and a body that arrives byte by byte holds its two sockets no longer than that.
 
-All that an unknown client has on its connections is to stay within 64 MiB. So asyncio reads little
-of it at once, and keeps little that it does not read: a megabyte of each that waited for a garden
-that is down were 500 MB. What waits for a client to read it keeps its origin waiting.
+All connections of one unknown client together may take 64 MiB. So asyncio reads and keeps little
+data for each: with a megabyte for each connection that waits for a garden host that is down, one
+client would take 500 MB. While a client does not read an answer, nothing more is read from the
+origin.
 
-A timer can be late: the process was stopped, the machine slept, the loop was busy. So the end of a
-session is looked at once more when something comes, and nothing that comes after it goes on.
+A timer can be late: the process was stopped, the machine slept, or the loop was busy. So each time
+data arrives, the end of the session is checked again, and nothing that comes later is forwarded.
 """
 
 import asyncio
@@ -36,68 +38,59 @@ from capport.proxy.layers.lingering import STAGE, STAGES
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 10.0  # seconds for a head, and between two requests
-GARDEN = 3600.0  # seconds for which an unknown client's connection may lead to the garden
-MOST_TO_LOGIN = 32  # connections to the login server for one client; it has 1000 for all of them
-HEARD = 0.2  # seconds between two words to the gate that something of a client's was relayed
+PATIENCE = 10.0  # seconds an unknown client may take for a head, or between two requests
+GARDEN = 3600.0  # seconds an unknown client's connection to the garden may last
+MOST_TO_LOGIN = 32  # connections of one client to the login server, which takes 1000 in all
+REPORT_INTERVAL = 0.2  # seconds between two reports to the gate that a client's data was relayed
 MOST_A_CLIENT = 512  # connections of one unknown client; one more ends its oldest
-TLS = 4  # what mitmproxy's own TLS adds to the weight of a connection: some 100 KiB
-MOST_KEPT_OF_ONE = 16 * 1024 * 1024  # bytes of one client's that wait for connections to be opened
-MOST_KEPT = 1024 * 1024  # of those, bytes of a known client's on one of its connections
-MOST_UNREAD = 8 * 1024 * 1024  # bytes of answers in HTTP/2 that a known client does not take in
-LITTLE = 8 * 1024  # each of these for an unknown client; and what is read or written at once
-DESCRIPTORS_KEPT = 256  # for everything that is not an unknown client
+TLS = 4  # what mitmproxy's own TLS adds to the weight of a connection: about 100 KiB
+MOST_KEPT_OF_ONE = 16 * 1024 * 1024  # bytes of one client that wait for connections to open
+MOST_KEPT = 1024 * 1024  # of those, bytes on one connection of a known client
+MOST_UNREAD = 8 * 1024 * 1024  # bytes of HTTP/2 answers that a known client has not read
+LITTLE = 8 * 1024  # replaces the last two for an unknown client; also bounds each read and write
+DESCRIPTORS_KEPT = 256  # file descriptors for everything but unknown clients' connections
 
 type Key = tuple[object, object]
 
 
 def key_of(conn: connection.Client) -> Key:
-    """What is the same for a connection and for mitmproxy's copies of it (TLS over TLS)."""
+    """A key that a connection shares with the copies mitmproxy makes of it (for TLS over TLS)."""
     return conn.peername, conn.sockname
 
 
 @dataclass(slots=True, eq=False)
 class Open:
-    """One connection, and the MAC that its first `frame` came from (`Peer`).
-
-    `places` are what was let through; None among them: wherever it wants.
-
-    `until` is when the session ends that it was let through by, `heard` when the gate was told
-    last that the client was heard of. `leaves` is the loop's time for the garden to end; `logins`
-    are mitmproxy's ids for its connections to the login server, and whose they count as; `dialled`
-    are those that are being opened, for which `kept` bytes of the client's wait. `came` bytes
-    have come of it just now, before which `unread` bytes of answers waited for it. It counts as
-    `weight` connections.
-    """
+    """One open connection of a client."""
 
     conn: connection.Client
     client: Client
-    counted_as: ClientId  # not by address: IPv6 gives one device many
-    frame: Mac | None = None
-    let_through: bool = False
-    places: frozenset[Place | None] = frozenset({None})
-    until: Instant | None = None
-    heard: Instant = 0.0
-    over: bool = False
-    leaves: float | None = None
+    counted_as: ClientId  # not the address: with IPv6, one device has many
+    frame: Mac | None = None  # the MAC that the connection's first frame came from (`Peer`)
+    let_through: bool = False  # something on it is forwarded
+    places: frozenset[Place | None] = frozenset({None})  # where it may go; None: anywhere
+    until: Instant | None = None  # when the session ends that permits it
+    heard: Instant = 0.0  # when the gate last got a report that data was relayed
+    over: bool = False  # it was ended: nothing on it is forwarded any more
+    leaves: float | None = None  # the loop's time at which its use of the garden ends
+    # Its connections to the login server, by mitmproxy's id; each counts for the client named.
     logins: dict[str, ClientId] = field(default_factory=dict)
-    dialled: set[str] = field(default_factory=set)
-    kept: int = 0
-    goes_somewhere: asyncio.Event = field(default_factory=asyncio.Event)
-    came: int = 0
-    unread: int = 0
-    reads: asyncio.Event = field(default_factory=asyncio.Event)
-    weight: int = 1
+    dialled: set[str] = field(default_factory=set)  # connections to origins that are being opened
+    kept: int = 0  # bytes from the client that wait for them
+    all_dialled: asyncio.Event = field(default_factory=asyncio.Event)  # none is being opened now
+    came: int = 0  # bytes that the client's last segment had
+    unread: int = 0  # bytes of answers that waited for the client before the last data arrived
+    reads: asyncio.Event = field(default_factory=asyncio.Event)  # the client has sent something
+    weight: int = 1  # how many connections it counts as
     timer: asyncio.TimerHandle | None = None
 
     @property
     def is_known(self) -> bool:
-        """Whether it may go wherever it wants."""
+        """Whether the connection may go anywhere."""
         return self.let_through and None in self.places
 
 
 class Connections:
-    """Every connection; `handler_of` gives the sockets to mitmproxy's id for one."""
+    """Every open connection. `handler_of` finds mitmproxy's handler of a connection by its id."""
 
     def __init__(
         self, gate: Gate, handler_of: Callable[[str], server.ConnectionHandler | None]
@@ -109,28 +102,28 @@ class Connections:
         self._unknown: OrderedDict[Key, Open] = OrderedDict()  # the oldest first
         self._unknown_of: dict[ClientId, OrderedDict[Key, Open]] = {}
         self._by_id: dict[ClientId, set[Key]] = {}
-        self._logins: Counter[ClientId] = Counter()
-        self._kept: Counter[ClientId] = Counter()
+        self._logins: Counter[ClientId] = Counter()  # connections to the login server
+        self._kept: Counter[ClientId] = Counter()  # bytes: the sum of `Open.kept`
 
     def __len__(self) -> int:
         return len(self._open)
 
     def peer_of(self, conn: connection.Client) -> Peer:
-        """The other end of a connection. Raises ValueError for a peer name that is no address."""
+        """The client's end of a connection. Raises ValueError if the peer name is no address."""
         entry = self._open.get(key_of(conn))
         return Peer(parse_address(conn.peername[0]), entry.frame if entry else UNSEEN)
 
     def client_of(self, conn: connection.Client) -> Client:
-        """The client at the other end, as the gate knows it. Raises ValueError, as `peer_of`."""
+        """The client of a connection, as the gate knows it. Raises ValueError like `peer_of`."""
         return self.gate.client(self.peer_of(conn))
 
     def opened(self, conn: connection.Client, client: Client, frame: Mac | None = None) -> None:
-        """A client has connected; nothing of it is let through yet."""
+        """Records a new connection. If the client is unknown, starts its deadline."""
         key = key_of(conn)
         if before := self._open.get(key):
-            self.closed(before.conn)  # the client's port is in use again before its end was told
+            self.closed(before.conn)  # the client uses its port again, before the end is reported
         entry = self._open[key] = Open(conn, client, client.id, frame)
-        self._file(entry)
+        self._index(entry)
         self._watch(entry)
         if self.gate.known(client):
             self._let_through(entry)
@@ -145,52 +138,56 @@ class Connections:
         self._set_buffers(entry)
 
     def takes_tls(self, conn: connection.Client) -> None:
-        """A connection begins to speak mitmproxy's own TLS, and counts as several from now on."""
+        """Counts a connection as several: mitmproxy's own TLS begins on it and takes memory."""
         if entry := self._open.get(key_of(conn)):
             entry.weight += TLS
             self._make_room(self._unknown_of.get(entry.counted_as, {}))
 
     def closed(self, conn: connection.Client) -> None:
-        """A client's connection has ended: nothing of it is kept."""
+        """Forgets a connection that has ended."""
         entry = self._open.get(key_of(conn))
         if entry is None or entry.conn.id != conn.id:
             return
         del self._open[key_of(conn)]
         self._cancel(entry)
-        self._keep(entry, -entry.kept)
+        self._count_kept(entry, -entry.kept)
         self._forget_unknown(entry)
-        self._unfile(entry)
+        self._unindex(entry)
         for server_id in tuple(entry.logins):
-            self._hang_up(entry, server_id)
+            self._forget_login(entry, server_id)
 
     def answered(self, conn: connection.Client) -> None:
-        """An unknown client had its answer, and may send its next request."""
+        """Starts the deadline again: an unknown client has its answer and may send a request."""
         if (entry := self._open.get(key_of(conn))) and not entry.let_through:
             self._wait(entry, PATIENCE)
 
     def lingers(self, conn: connection.Client) -> None:
-        """An unknown client had its last answer: its layer ends the connection, and this if not."""
+        """Sets the last deadline: an unknown client has its last answer.
+
+        Its layer closes the connection; this deadline ends it if the layer does not.
+        """
         if (entry := self._open.get(key_of(conn))) and not entry.let_through:
             self._wait(entry, 2 * STAGE * STAGES)
 
     def let_through(
         self, conn: connection.Client, place: Place | None, *, beside: bool = False
     ) -> None:
-        """Something of this connection's goes on: to `place` alone, or wherever it wants.
+        """Records that this connection may go to `place` alone, or anywhere if that is None.
 
-        What went on before is over, unless this is `beside` it, as a stream of HTTP/2 is.
+        This replaces the earlier places, unless `beside` says that they stay in use: an HTTP/2
+        connection has several streams.
         """
         if entry := self._open.get(key_of(conn)):
             if entry.client.astray:
-                self._is_same(entry)  # it is where its address is by now, or was not let through
+                self._is_same(entry)  # it got a Pass, so it may not be astray any more
             before = entry.places if beside and entry.let_through else frozenset()
             entry.places = before | {place}
             self._let_through(entry)
 
     def logins(self, conn: connection.Client, server_id: str | None = None) -> int | None:
-        """How many connections to the login server the client has, where it may have no more.
+        """How many connections to the login server the client has; None if it may open one.
 
-        None too where `conn` has one already: that very one, if `server_id` says which.
+        None too if `conn` already has one (the one with the id `server_id`, if that is given).
         """
         entry = self._open.get(key_of(conn))
         if entry is None or (entry.logins if server_id is None else server_id in entry.logins):
@@ -199,61 +196,61 @@ class Connections:
         return count if count >= MOST_TO_LOGIN else None
 
     def logs_in(self, conn: connection.Client, server_id: str) -> None:
-        """Counts a connection that is opened to the login server."""
+        """Counts a connection to the login server that is about to be opened."""
         entry = self._open.get(key_of(conn))
         if entry is not None and server_id not in entry.logins:
             entry.logins[server_id] = entry.client.id
             self._logins[entry.client.id] += 1
 
     def dials(self, conn: connection.Client, server_id: str) -> None:
-        """A connection to an origin is about to be opened."""
+        """Records that a connection to an origin is about to be opened."""
         if entry := self._open.get(key_of(conn)):
             entry.dialled.add(server_id)
-            entry.goes_somewhere.clear()
+            entry.all_dialled.clear()
 
     def dialled(self, conn: connection.Client, server_id: str) -> None:
-        """It is open, or will not be."""
+        """Records that a connection to an origin is open, or could not be opened."""
         if entry := self._open.get(key_of(conn)):
             self._set_buffers(entry)
             entry.dialled.discard(server_id)
             if not entry.dialled:
-                self._keep(entry, -entry.kept)
-                entry.goes_somewhere.set()
+                self._count_kept(entry, -entry.kept)
+                entry.all_dialled.set()
 
     def hung_up(self, conn: connection.Client, server_id: str) -> None:
-        """A connection to an origin is over, or came to nothing."""
+        """Records that a connection to an origin has ended, or could not be opened."""
         if entry := self._open.get(key_of(conn)):
-            self._hang_up(entry, server_id)
+            self._forget_login(entry, server_id)
 
     def is_gone(self, conn: connection.Client) -> bool:
-        """Whether nothing that is sent to a client can reach it any more."""
+        """Whether the client's socket is closed, so that nothing sent can reach the client."""
         return sockets.is_gone(self.handler_of(conn.id), conn)
 
     def recheck(self, ids: Iterable[ClientId]) -> None:
-        """Something was granted, revoked or has ended: each of these clients' connections anew."""
+        """Decides again on each connection of these clients, whose sessions have changed."""
         for key in {key for client_id in ids for key in self._by_id.get(client_id, ())}:
             self._recheck(self._open[key])
 
     def recheck_all(self) -> None:
-        """Another policy is in force, or a MAC has moved."""
+        """Decides again on every connection: the policy has changed, or a MAC has moved."""
         for entry in tuple(self._open.values()):
             self._recheck(entry)
 
     def abort(self, entry: Open, *, reset: bool = False) -> None:
-        """Ends a connection and what it had open to origins, whatever is still to be sent."""
-        entry.over = True  # and what has been read of it already goes nowhere either
-        entry.goes_somewhere.set()  # or its end would be seen late
+        """Ends a connection and its connections to origins at once; drops what is unsent."""
+        entry.over = True  # so data that has been read already is not forwarded either
+        entry.all_dialled.set()  # wakes `_drain`, so that mitmproxy sees the end at once
         entry.reads.set()
         self._cancel(entry)
         self._forget_unknown(entry)
         self.abort_connection(entry.conn, reset=reset)
 
     def abort_connection(self, conn: connection.Client, *, reset: bool = False) -> None:
-        """The same for a connection of mitmproxy's. `reset` tells the client with RST, not FIN."""
+        """Closes a connection's sockets at once. With `reset`, the client gets RST, not FIN."""
         sockets.abort(self.handler_of(conn.id), reset=reset)
 
     def finish(self, conn: connection.Client) -> None:
-        """Closes a connection once what was written to it has been sent."""
+        """Closes a connection after everything that was written to it has been sent."""
         sockets.close(self.handler_of(conn.id), conn)
 
     def _make_room(self, own: Mapping[Key, Open]) -> None:
@@ -261,40 +258,41 @@ class Connections:
             self.abort(next(iter(own.values())))
 
     def _recheck(self, entry: Open) -> None:
-        """Decides on a connection once more. Whom the gate raises on is unknown."""
+        """Decides on a connection again. If the gate raises, the connection ends."""
         try:
-            stays = self._is_same(entry)
-            known = stays and self.gate.known(entry.client) is not None
-            keeps = known or (stays and self._may_keep(entry))
+            same = self._is_same(entry)
+            known = same and self.gate.known(entry.client) is not None
+            permitted = known or (same and self._places_are_open(entry))
         except Exception:
             self._no_verdict(entry)
             return
-        if entry.let_through and not keeps:
+        if entry.let_through and not permitted:
             self.abort(entry)
         elif entry.let_through:
             self._let_through(entry)  # its session may end at another time now
         elif known:
-            self.finish(entry.conn)  # so that its next request goes the new way
+            self.finish(entry.conn)  # the client connects again, and is then known from the start
 
     def _is_same(self, entry: Open) -> bool:
         """Whether the device at the address is still the one that connected.
 
-        A MAC that is not in the neighbour table (any more, or not yet) is no other device.
+        A device whose MAC is not in the neighbour table (yet, or any more) counts as the same one.
+        Updates `entry.client` if the gate now knows the client by more or other ids.
         """
         client = self.gate.client(Peer(entry.client.address, entry.frame))
         if client == entry.client:
             return True
         if client.astray:
-            return entry.frame == UNSEEN  # and so it was when it connected
+            return entry.frame == UNSEEN  # then it was astray when it connected, too
         if entry.client.mac not in (None, client.mac):
             return client.mac is None
-        self._unfile(entry)
+        self._unindex(entry)
         entry.client = client
-        self._file(entry)
+        self._index(entry)
         return True
 
-    def _may_keep(self, entry: Open) -> bool:
-        """Whether each place in the garden that was let through still is in it."""
+    def _places_are_open(self, entry: Open) -> bool:
+        """Whether the client may still reach each place that this connection goes to."""
         return all(place and self._is_open(entry.client, place) for place in entry.places)
 
     def _is_open(self, client: Client, place: Place) -> bool:
@@ -306,7 +304,7 @@ class Connections:
         self._set_buffers(entry)
         self._cancel(entry)
         loop = asyncio.get_running_loop()
-        if None not in entry.places:  # who was let through to a place is unknown still, and counts
+        if None not in entry.places:  # the client is still unknown, and its connections count
             entry.until = None
             entry.leaves = entry.leaves or loop.time() + GARDEN
             entry.timer = loop.call_at(entry.leaves, self._leave_garden, entry)
@@ -318,7 +316,7 @@ class Connections:
             entry.timer = loop.call_later(max(0.0, entry.until - now), self._ended, entry)
 
     def _leave_garden(self, entry: Open) -> None:
-        """It has been to the garden, or the login server, for as long as an unknown client may."""
+        """Ends an unknown client's connection that has used the garden or the login server long."""
         entry.timer = None
         try:
             if self.gate.known(entry.client) is None:
@@ -332,52 +330,57 @@ class Connections:
 
     def _watch(self, entry: Open) -> None:
         handler = self.handler_of(entry.conn.id)
-        sockets.watch(handler, partial(self._goes_on, entry), partial(self._drain, entry))
+        sockets.watch(handler, partial(self._is_in_time, entry), partial(self._drain, entry))
 
     async def _drain(self, entry: Open) -> None:
-        """Waits as mitmproxy does before it reads on; and for what it keeps to have a place to go.
+        """Waits before mitmproxy reads more from a socket, so that its buffers stay small.
 
-        It keeps all that a client sends while a connection is being opened: 400 MB in 3 s, and to a
-        host that is down this takes two minutes. Every now and then some more is read all the same:
-        mitmproxy opens five at a time, and the others may end by what is read.
+        mitmproxy calls this in the task that reads the socket, and itself waits only until the
+        other sockets have taken what was written.
 
-        And an origin waits whose last answer the client does not take in (RFC 9113 section 5.2):
-        mitmproxy keeps all of that, too, and has no end of it where an origin is the faster.
+        It keeps all that a client sends while a connection to an origin is being opened: 400 MB in
+        3 s, and with a host that is down this takes two minutes. So this waits until all
+        connections are open. Some more is read every ten seconds all the same, within the client's
+        share: mitmproxy opens five connections at a time, and what is read may end a stream that
+        waits for its turn.
+
+        It also keeps all answers that an HTTP/2 client has not read (RFC 9113 section 5.2). So no
+        more is read from the origin whose data made the client's backlog grow too large.
         """
         handler = self.handler_of(entry.conn.id)
         if handler is None:
             return
-        brought = http2_bounds.unread(entry.conn) > entry.unread
+        backlog_grew = http2_bounds.unread(entry.conn) > entry.unread
         await sockets.drain(handler)
         if not sockets.is_reader_of(handler, entry.conn):
             most = MOST_UNREAD if entry.is_known else LITTLE
-            while brought and not entry.over and http2_bounds.unread(entry.conn) > most:
+            while backlog_grew and not entry.over and http2_bounds.unread(entry.conn) > most:
                 entry.reads.clear()
                 await entry.reads.wait()
             return
         entry.reads.set()
         bodies = http2_bounds.bodies(entry.conn)
-        if entry.dialled:  # in HTTP/2, only bodies wait: whatever else comes is for what is open
-            self._keep(entry, entry.came if bodies is None else bodies)
+        if entry.dialled:  # in HTTP/2, only bodies wait for a connection: count those alone
+            self._count_kept(entry, entry.came if bodies is None else bodies)
         if entry.dialled and entry.kept > (MOST_KEPT if entry.is_known else LITTLE):
             may_keep = self._kept[entry.counted_as] < MOST_KEPT_OF_ONE
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PATIENCE if may_keep else None):
-                    await entry.goes_somewhere.wait()
+                    await entry.all_dialled.wait()
 
-    def _keep(self, entry: Open, size: int) -> None:
+    def _count_kept(self, entry: Open, size: int) -> None:
         entry.kept += size
         self._kept[entry.counted_as] += size
         if not self._kept[entry.counted_as]:
             del self._kept[entry.counted_as]
 
     def _set_buffers(self, entry: Open) -> None:
-        """How much asyncio reads and keeps of a connection, and of those to origins."""
+        """Bounds what asyncio reads and keeps for a connection and for its origins'."""
         size = None if entry.is_known else LITTLE
         sockets.set_buffers(self.handler_of(entry.conn.id), size)
 
-    def _goes_on(self, entry: Open, event: events.DataReceived) -> bool:
-        """Whether what has come on a connection just now is in time."""
+    def _is_in_time(self, entry: Open, event: events.DataReceived) -> bool:
+        """Whether data that has just come, from either end, may be forwarded (no session ended)."""
         if event.connection is entry.conn:
             entry.came = len(event.data)
         entry.unread = http2_bounds.unread(entry.conn)
@@ -387,7 +390,7 @@ class Connections:
             now = self.gate.now()
             if now >= entry.until:
                 self._recheck(entry)
-            if not entry.over and now >= entry.heard + HEARD:
+            if not entry.over and now >= entry.heard + REPORT_INTERVAL:
                 entry.heard = now
                 self.gate.heard_of(entry.client, now)
         except Exception:
@@ -395,7 +398,7 @@ class Connections:
         return not entry.over
 
     def _ended(self, entry: Open) -> None:
-        """Its session is over, unless what was relayed meanwhile has kept it up."""
+        """Decides again: the session is over, unless relayed data has extended it meanwhile."""
         entry.timer = None
         self._recheck(entry)
 
@@ -408,17 +411,17 @@ class Connections:
             entry.timer.cancel()
             entry.timer = None
 
-    def _hang_up(self, entry: Open, server_id: str) -> None:
+    def _forget_login(self, entry: Open, server_id: str) -> None:
         if counted_as := entry.logins.pop(server_id, None):
             self._logins[counted_as] -= 1
             if not self._logins[counted_as]:
                 del self._logins[counted_as]
 
-    def _file(self, entry: Open) -> None:
+    def _index(self, entry: Open) -> None:
         for client_id in entry.client.ids:
             self._by_id.setdefault(client_id, set()).add(key_of(entry.conn))
 
-    def _unfile(self, entry: Open) -> None:
+    def _unindex(self, entry: Open) -> None:
         for client_id in entry.client.ids:
             if keys := self._by_id.get(client_id):
                 keys.discard(key_of(entry.conn))
@@ -434,7 +437,7 @@ class Connections:
 
 
 def _raised_limit() -> int:
-    """How many descriptors this process may have, raised as far as it may raise it itself."""
+    """Raises the limit of open file descriptors as far as this process may; returns it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,4 +1,4 @@
-"""The commands inside mitmproxy: who is known, why, and to change it."""
+"""The commands that the portal adds to mitmproxy: list, grant, revoke sessions; explain flows."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 class Console:
     """`portal.explain`, `portal.grant`, `portal.revoke` and `portal.clients`.
 
-    `explain_flow` is the hooks': they know how a flow becomes a case.
+    `explain_flow` is `Hooks.explain`, which turns a flow into a case for the gate.
     """
 
     name = "capport-console"
@@ -29,53 +29,52 @@ class Console:
     def __init__(self, gate: Gate, explain_flow: Callable[[http.HTTPFlow], str]) -> None:
         self._gate = gate
         self._explain_flow = explain_flow
-        self._at_work: set[asyncio.Future[None]] = set()
+        self._running: set[asyncio.Future[None]] = set()
 
     @command.command("portal.explain")
     def explain(self, flow: flow.Flow) -> str:
         """Say which rules were asked about a flow, and which decided."""
         if not isinstance(flow, http.HTTPFlow):
-            raise exceptions.CommandError("portal.explain wants an HTTP flow")
+            raise exceptions.CommandError("portal.explain needs an HTTP flow")
         return self._explain_flow(flow)
 
     @command.command("portal.grant")
     def grant(self, client: str, lifetime: str = "") -> None:
-        """Open a session for an address or a MAC address, for 2h, 30m, 7d."""
-        who = self._filed_under(client)
+        """Open a session for an address or a MAC address; lifetime as 2h, 30m or 7d."""
+        who = self._id_of(client)
         try:
             seconds = duration(1, LONGEST)(lifetime) if lifetime else None
         except ValueError as error:
             raise exceptions.CommandError(str(error)) from None
         grant = partial(self._gate.grant, who, lifetime=seconds, by="console", how="portal.grant")
-        self._work(grant, f"{who} is known now")
+        self._run(grant, f"{who} is known now")
 
     @command.command("portal.revoke")
     def revoke(self, client: str) -> None:
-        """End each session of an address or a MAC address, and what it has open."""
+        """End each session of an address or a MAC address, and its open connections."""
         open_ones = [session.client for session in self._gate.sessions_of(_parsed(client))]
         if not open_ones:
             raise exceptions.CommandError(f"{client} has no session")
-
-        self._work(partial(self._gate.revoke, *open_ones), f"{client} is revoked")
+        self._run(partial(self._gate.revoke, *open_ones), f"{client} is revoked")
 
     @command.command("portal.clients")
     def clients(self) -> str:
-        """List who has a session."""
+        """List the clients that have a session."""
         now = self._gate.now()
         sessions = open_ones(self._gate.store.sessions(), now)
         return "\n".join(table(sessions, now, time.time())) if sessions else "Nobody is known."
 
-    def _filed_under(self, text: str) -> ClientId:
-        """An address on the link is filed under its MAC, as `capport grant` does."""
+    def _id_of(self, text: str) -> ClientId:
+        """The id for a new session: for an address on the link its MAC, as `capport grant` does."""
         who = _parsed(text)
         mac, address = parts_of(who)
         return who if mac or not address else self._gate.client(str(address)).id
 
-    def _work(self, work: Callable[[], object], done: str) -> None:
-        """Does what waits for the disk on a thread, and says how it went."""
-        running = asyncio.ensure_future(_reported(asyncio.to_thread(work), done))
-        self._at_work.add(running)
-        running.add_done_callback(self._at_work.discard)
+    def _run(self, work: Callable[[], object], done: str) -> None:
+        """Runs `work`, which waits for the disk, on a thread; logs `done` or the error."""
+        running = asyncio.ensure_future(_report(asyncio.to_thread(work), done))
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
 
 
 def _parsed(text: str) -> ClientId:
@@ -85,7 +84,7 @@ def _parsed(text: str) -> ClientId:
         raise exceptions.CommandError(str(error)) from None
 
 
-async def _reported(work: Awaitable[object], done: str) -> None:
+async def _report(work: Awaitable[object], done: str) -> None:
     try:
         await work
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What the layers ask and report: the one thing that they know of the portal."""
+"""The interface by which the layers ask the portal for verdicts and report to it."""
 
 from typing import Protocol
 
@@ -11,7 +11,7 @@ from capport.core.verdict import TlsVerdict, Verdict
 
 
 class Enforcer(Protocol):
-    """Decides on what clients send, and is told what became of it."""
+    """Decides on what clients send, and takes reports of what the layers did."""
 
     def decide(
         self,
@@ -21,27 +21,27 @@ class Enforcer(Protocol):
         dialled: Place | None,
         url: str | None,
     ) -> Verdict:
-        """The verdict on a request. It may raise: then the request is denied."""
+        """Returns the verdict on a request. If it raises, the layer denies the request."""
 
     def decide_tls(
         self, conn: connection.Client, sni: Place | None, dialled: Place | None
     ) -> TlsVerdict:
-        """The verdict on a handshake."""
+        """Returns the verdict on a TLS handshake."""
 
     def way_of_connect(self, user_agent: str, port: int) -> Connect:
-        """How a CONNECT is refused: `answer` or `alert`."""
+        """How a CONNECT is refused: `answer` (with 511) or `alert` (in a tunnel to nowhere)."""
 
     def let_through(self, conn: connection.Client, place: Place | None) -> None:
-        """Something of this connection's goes on, to `place` or wherever it wants."""
+        """Records that this connection may go to `place`, or anywhere if that is None."""
 
     def hand_on(self, conn: connection.Client, verdict: Verdict) -> None:
-        """A request was decided upon, and counted; mitmproxy's HTTP reads it next."""
+        """Keeps the verdict on a request for the hooks: mitmproxy's HTTP layer reads it next."""
 
     def refused(self, shown: http.HTTPFlow, verdict: Verdict | None) -> None:
-        """A request was answered in the origin's place."""
+        """Reports that a request was answered in the origin's place."""
 
     def refused_unread(self, conn: connection.Client, status: int, why: str) -> None:
-        """Something was answered that is no request, or too much of one."""
+        """Reports an answer to something that is no request, or a request that is too large."""
 
     def refused_tls(
         self,
@@ -51,22 +51,22 @@ class Enforcer(Protocol):
         verdict: TlsVerdict,
         caveat: str | None,
     ) -> None:
-        """A handshake was refused before any certificate."""
+        """Reports that a handshake was refused before any certificate was shown."""
 
     def answered(self, conn: connection.Client) -> None:
-        """An unknown client had its answer on a connection that stays open."""
+        """Reports that an unknown client has its answer, on a connection that stays open."""
 
     def lingers(self, conn: connection.Client) -> None:
-        """An unknown client had its last answer, and may still be sending."""
+        """Reports that an unknown client has its last answer, and may still be sending."""
 
     def is_gone(self, conn: connection.Client) -> bool:
-        """Whether nothing that is sent to a client can reach it any more."""
+        """Whether the client's socket is closed, so that nothing sent can reach the client."""
 
     def reset(self, conn: connection.Client) -> None:
         """Ends a connection with RST."""
 
     def takes_tls(self, conn: connection.Client) -> None:
-        """A connection begins to speak mitmproxy's own TLS."""
+        """Reports that mitmproxy's own TLS begins on a connection, which takes more memory."""
 
     def intercepted(
         self,
@@ -76,10 +76,10 @@ class Enforcer(Protocol):
         because: str,
         caveat: str,
     ) -> None:
-        """A certificate of mitmproxy's will be shown in a handshake."""
+        """Reports that mitmproxy will show a certificate of its own in a handshake."""
 
     def used(self, conn: connection.Client) -> None:
-        """A client has sent a request: in an intercepted handshake, it took the certificate."""
+        """Reports that a client sent data: if its TLS is intercepted, it took the certificate."""
 
     def fault(self, where: str) -> None:
-        """Something was denied by a fault of ours. Called where the exception is handled."""
+        """Reports that a fault of the portal denied something. Call it in the `except` block."""

@@ -1,8 +1,8 @@
-"""What denies where nothing decides: hooks that raise, a portal that has not started, other addons.
+"""Denies traffic when nothing has decided on it: a hook raises, or the portal has not started.
 
-mitmproxy logs what a hook raises, and goes on. So a hook of ours that raises has denied (`closed`).
-The `Guard` stands behind all hooks: should the gate's own not run, raise, or be overruled by
-another addon, no connection to an origin is opened.
+If a hook raises, mitmproxy logs the exception and forwards the flow. So `closed` makes our hooks
+deny when they raise. The `Guard` runs after all hooks: if the hook that decides does not run,
+raises, or is overruled by another addon, no connection to an origin is opened.
 """
 
 import functools
@@ -24,10 +24,10 @@ NO_VERDICT = "portal: no verdict"
 
 
 class Guard:
-    """Denies every connection that was not approved by exactly the address it is opened to.
+    """Denies every connection to an address that was not approved for exactly this connection.
 
-    It is no hook but stands behind all of them: an addon that comes later in the chain could change
-    the address after a hook, and one that comes earlier could end the chain (`AddonHalt`).
+    It is no hook, but runs after all of them: an addon later in the chain could change the address
+    after our hook, and an addon earlier in the chain could end it before our hook (`AddonHalt`).
     """
 
     name = "capport-guard"
@@ -36,11 +36,11 @@ class Guard:
         self._approved: dict[str, connection.Address | None] = {}
 
     def load(self, loader: Loader) -> None:
-        """Takes its place behind all hooks."""
+        """Makes mitmproxy call the guard after all hooks."""
         after_each_hook(loader.master.addons, self._decide)
 
     def approve(self, server: connection.Server) -> None:
-        """`server` may be connected to, once, at the address it has now."""
+        """Permits one connection to `server`, at the address that it has now."""
         self._approved[server.id] = server.address
 
     def _decide(self, event: Hook) -> None:
@@ -53,10 +53,10 @@ class Guard:
 
 
 class Faults(Protocol):
-    """Where a fault is reported."""
+    """An object that reports faults of the portal."""
 
     def fault(self, where: str) -> None:
-        """Reports that something was denied by a fault of ours."""
+        """Reports that a fault of the portal denied something."""
 
 
 class Hooked(Protocol):
@@ -64,13 +64,13 @@ class Hooked(Protocol):
 
     @property
     def marks(self) -> Faults:
-        """Where it reports what its hooks raise."""
+        """Reports what its hooks raise."""
 
 
 def closed[Self: Hooked, Data](
     deny: Callable[[Data], None],
 ) -> Callable[[Callable[[Self, Data], None]], Callable[[Self, Data], None]]:
-    """A hook that denies with `deny` when it raises."""
+    """Decorates a hook: if it raises, `deny` is called with the hook's data."""
 
     def wrap(hook: Callable[[Self, Data], None]) -> Callable[[Self, Data], None]:
         @functools.wraps(hook)
@@ -94,7 +94,7 @@ def deny_client(client: connection.Client) -> None:
 
 
 def deny_layer(asked: layer.NextLayer) -> None:
-    """Ends a connection, whatever comes on it."""
+    """Ends a connection as soon as anything comes on it."""
     if not isinstance(asked.layer, SilentLayer):
         asked.layer = SilentLayer(asked.context)
 
@@ -106,16 +106,16 @@ def deny_flow(shown: http.HTTPFlow) -> None:
 
 
 def deny_dns(shown: dns.DNSFlow) -> None:
-    """Refuses a question, which mitmproxy would answer without a connection."""
+    """Refuses a DNS query, which mitmproxy would answer without opening a connection."""
     shown.response = shown.request.fail(5)  # RFC 1035 section 4.1.1: REFUSED
 
 
 def deny_nothing[Data](data: Data) -> None:
-    """For hooks after which nothing is let through."""
+    """Denies nothing, because no traffic is forwarded as the result of such a hook."""
 
 
 class NotStarted:
-    """Stands where the hooks will, until the portal has started: it denies everything."""
+    """Denies everything until the portal has started; then `Hooks` takes its place."""
 
     name = "capport"
 

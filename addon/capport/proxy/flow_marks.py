@@ -1,4 +1,4 @@
-"""What is shown and reported of what was decided: marks on flows, events, faults."""
+"""Reports what was decided: marks on mitmproxy's flows; the events `refused`, `tls` and `fault`."""
 
 import contextlib
 import logging
@@ -24,7 +24,7 @@ AUTHORIZATIONS = ("authorization", "proxy-authorization")
 
 
 class FlowMarks:
-    """Shows in mitmproxy, and writes as events, what was decided."""
+    """Shows verdicts in mitmproxy, and writes them as events."""
 
     def __init__(self, gate: Gate, connections: Connections) -> None:
         self._gate = gate
@@ -32,22 +32,22 @@ class FlowMarks:
         self._faults = Seldom(FAULTS)
 
     def event(self, event: str, client: Client | None = None, **fields: Any) -> None:
-        """One event. It never raises: what cannot be reported is decided all the same."""
+        """Writes one event. Never raises: the verdict holds even if it cannot be reported."""
         try:
             self._gate.events.write(event, client, **fields)
         except Exception:
-            logger.exception(f"The event {event!r} could not be written")
+            logger.exception(f"Cannot write the event {event!r}")
 
     def fault(self, where: str) -> None:
-        """Says that something was denied by a fault of ours. Called where one is handled."""
+        """Reports that a fault of the portal denied something. Call it in the `except` block."""
         if self._faults.is_due(time.monotonic(), where):
-            # In full once a minute: who can cause it once can do so a thousand times a second.
+            # At most once a minute: a client that can cause a fault can repeat it at any rate.
             logger.exception(f"No verdict in {where}; it is denied")
-        with contextlib.suppress(Exception):  # whoever calls this has nowhere to raise to
+        with contextlib.suppress(Exception):  # nothing above the caller handles an exception
             self.event("fault", what=where)
 
     def refused(self, shown: http.HTTPFlow, verdict: Verdict | None) -> None:
-        """A request that was answered in the origin's place: shown, and told."""
+        """Marks and reports a request that was answered in the origin's place."""
         because = verdict.because if verdict else "the portal cannot decide now"
         name = type(verdict).__name__ if verdict else "NoVerdict"
         status = shown.response.status_code if shown.response else None
@@ -67,7 +67,7 @@ class FlowMarks:
         )
 
     def refused_unread(self, conn: connection.Client, status: int, why: str) -> None:
-        """Something that is no request, or too much of one."""
+        """Reports an answer to something that is no request, or a request that is too large."""
         self.event(
             "refused", self._connections.client_of(conn), status=status, because=f"not read: {why}"
         )
@@ -80,7 +80,7 @@ class FlowMarks:
         verdict: TlsVerdict,
         caveat: str | None,
     ) -> None:
-        """A handshake that was refused before any certificate: shown, and told."""
+        """Marks and reports a handshake that was refused before any certificate was shown."""
         action = "refuse" if isinstance(verdict, Refuse) else "drop"
         outcome = "refused" if isinstance(verdict, Refuse) else "dropped"
         to = f"TLS for {sni or dialled or 'no name'}"
@@ -98,13 +98,13 @@ class FlowMarks:
 
 
 def mark(shown: flow.Flow, mark: str, verdict: str, because: str) -> None:
-    """Shows a verdict: in mitmproxy's lists, its details, and what it saves."""
+    """Writes a verdict on a flow: mitmproxy shows it in its lists and details, and saves it."""
     shown.marked = mark
     shown.comment = because
     shown.metadata["portal"] = {"verdict": verdict, "because": because}
 
 
 def decided_on(shown: flow.Flow) -> tuple[str, str]:
-    """The verdict that `mark` showed, by its name, and why; both empty where none was."""
-    told = shown.metadata.get("portal")
-    return (told["verdict"], told["because"]) if isinstance(told, dict) else ("", "")
+    """The name and the reason of the verdict that `mark` wrote; both are empty if it did not."""
+    marked = shown.metadata.get("portal")
+    return (marked["verdict"], marked["because"]) if isinstance(marked, dict) else ("", "")

@@ -1,4 +1,4 @@
-"""The enforcer of the layers and the hooks: it asks the gate, and counts connections."""
+"""The enforcer that the layers and the hooks use: it asks the gate, and counts connections."""
 
 from mitmproxy import connection, http, tcp
 from mitmproxy.proxy import mode_specs
@@ -21,11 +21,11 @@ from capport.proxy.flow_marks import FlowMarks
 from capport.proxy.handshakes import Handshake, Handshakes
 from capport.service.service import Service
 
-HELD = "the client has a session, and the kernel's set lacks it: that is put right"
+HELD = "the client has a session, but the kernel's set lacks it; the portal is adding it again"
 
 
 class GateEnforcer:
-    """An `Enforcer` (its docstrings say what is asked) by the gate of a service."""
+    """Implements `Enforcer`, where each method is described, with the gate of a service."""
 
     def __init__(
         self, service: Service, connections: Connections, marks: FlowMarks, handshakes: Handshakes
@@ -55,7 +55,7 @@ class GateEnforcer:
     def decide_tls(
         self, conn: connection.Client, sni: Place | None, dialled: Place | None
     ) -> TlsVerdict:
-        """The gate's verdict on a handshake, Refuse where it has none."""
+        """The gate's verdict on a handshake; Refuse if the gate raises."""
         try:
             client = self.connections.client_of(conn)
             logins = self.connections.logins(conn)
@@ -71,7 +71,7 @@ class GateEnforcer:
             return Refuse("the portal cannot decide now")
 
     def is_held(self, conn: connection.Client, client: Client) -> bool:
-        """Whether a known client is here only because the kernel's set lacks it."""
+        """Whether a known client reached mitmproxy only because the kernel's set lacks it."""
         if not isinstance(conn.proxy_mode, mode_specs.TransparentMode):
             return False
         return self._service.is_held(self.connections.peer_of(conn), client)
@@ -79,8 +79,8 @@ class GateEnforcer:
     def way_of_connect(self, user_agent: str, port: int) -> Connect:
         """How a CONNECT is refused: `answer` or `alert`.
 
-        Chromium and Firefox hide the answer to a CONNECT behind a dead end. So does undici, which
-        opens a tunnel for plain HTTP too: what it asks for in there it does read the answer to.
+        Chromium, Firefox and undici do not show the answer to a CONNECT. undici opens a tunnel for
+        plain HTTP too (port 80), and reads the answer to the request that it sends inside.
         """
         way = self.gate.policy.tls.connect
         if way is not Connect.AUTO:
@@ -89,7 +89,7 @@ class GateEnforcer:
         return Connect.ALERT if reads_inside else Connect.ANSWER
 
     def let_through(self, conn: connection.Client, place: Place | None) -> None:
-        """The connection's deadline is lifted."""
+        """Lifts the connection's deadline."""
         self.connections.let_through(conn, place)
 
     def hand_on(self, conn: connection.Client, verdict: Verdict) -> None:
@@ -99,15 +99,15 @@ class GateEnforcer:
         self._handed_on[key_of(conn)] = verdict
 
     def handed_on(self, conn: connection.Client) -> Verdict | None:
-        """The verdict on the request that comes next, if there is one already; once."""
+        """Returns the verdict that `hand_on` kept, once; None if there is none."""
         return self._handed_on.pop(key_of(conn), None)
 
     def refused(self, shown: http.HTTPFlow, verdict: Verdict | None) -> None:
-        """Shown, and reported."""
+        """Marks and reports the request."""
         self.marks.refused(shown, verdict)
 
     def refused_unread(self, conn: connection.Client, status: int, why: str) -> None:
-        """Reported."""
+        """Reports it."""
         self.marks.refused_unread(conn, status, why)
 
     def refused_tls(
@@ -118,19 +118,19 @@ class GateEnforcer:
         verdict: TlsVerdict,
         caveat: str | None,
     ) -> None:
-        """Shown, and reported."""
+        """Marks and reports the handshake."""
         self.marks.refused_tls(shown, sni, dialled, verdict, caveat)
 
     def answered(self, conn: connection.Client) -> None:
-        """The connection's deadline begins again."""
+        """Starts the connection's deadline again."""
         self.connections.answered(conn)
 
     def lingers(self, conn: connection.Client) -> None:
-        """The connection has its last deadline."""
+        """Sets the connection's last deadline."""
         self.connections.lingers(conn)
 
     def is_gone(self, conn: connection.Client) -> bool:
-        """Whether the client's end is closed."""
+        """Whether the client's socket is closed."""
         return self.connections.is_gone(conn)
 
     def reset(self, conn: connection.Client) -> None:
@@ -138,7 +138,7 @@ class GateEnforcer:
         self.connections.abort_connection(conn, reset=True)
 
     def takes_tls(self, conn: connection.Client) -> None:
-        """It counts as several connections."""
+        """Counts the connection as several."""
         self.connections.takes_tls(conn)
 
     def intercepted(
@@ -149,14 +149,14 @@ class GateEnforcer:
         because: str,
         caveat: str,
     ) -> None:
-        """Reported, once it is known how the client took the certificate."""
+        """Waits until the client has taken or rejected the certificate, and reports it then."""
         client, destination = self.connections.client_of(conn), str(dialled) if dialled else None
         self.handshakes.intercepted(conn, Handshake(client, sni, destination, because, caveat))
 
     def used(self, conn: connection.Client) -> None:
-        """The client took the certificate, if there was one."""
+        """Reports that the client took the certificate, if one was shown."""
         self.handshakes.used(conn)
 
     def fault(self, where: str) -> None:
-        """Reported."""
+        """Reports it."""
         self.marks.fault(where)

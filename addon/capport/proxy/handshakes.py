@@ -1,4 +1,4 @@
-"""How clients take the certificate of an intercepted handshake (RFC 6585 section 7.4)."""
+"""Reports how clients take the certificate of an intercepted handshake (RFC 6585 section 7.4)."""
 
 import re
 from collections.abc import Callable
@@ -8,13 +8,13 @@ from mitmproxy import connection
 
 from capport.core.client import Client
 
-# What OpenSSL makes of an alert: "tlsv1 alert unknown ca", "tls alert certificate unknown".
+# OpenSSL's texts for alerts: "tlsv1 alert unknown ca", "tls alert certificate unknown".
 _ALERT = re.compile(r"(?:ssl|tls)v?[0-9.]* alert ([a-z ]+)")
 
 
 @dataclass(slots=True)
 class Handshake:
-    """One handshake that is intercepted, until we know how the client took the certificate."""
+    """An intercepted handshake of which the outcome is not known yet."""
 
     client: Client
     sni: str | None
@@ -25,36 +25,36 @@ class Handshake:
 
 
 class Handshakes:
-    """The intercepted handshakes under way, and the one `tls` event that each of them yields."""
+    """The intercepted handshakes without an outcome yet. Each one leads to one `tls` event."""
 
     def __init__(self, event: Callable[..., None]) -> None:
         self._event = event
         self._open: dict[str, Handshake] = {}
 
     def intercepted(self, conn: connection.Client, handshake: Handshake) -> None:
-        """A certificate of ours will be shown; what the client makes of it comes later."""
+        """Records a handshake in which mitmproxy will show a certificate of its own."""
         self._open[conn.id] = handshake
 
     def established(self, conn: connection.Client) -> None:
-        """The handshake is through. GnuTLS clients look at the certificate only now."""
+        """Records that the handshake is done. GnuTLS clients check the certificate only now."""
         if handshake := self._open.get(conn.id):
             handshake.established = True
 
     def failed(self, conn: connection.Client, error: str | None) -> None:
-        """The client ended the handshake: by an alert, or by hanging up."""
+        """Reports that the client ended the handshake, with an alert or by hanging up."""
         alert = _ALERT.search(error or "")
-        self._tell(conn, "rejected", alert.group(1).strip().replace(" ", "_") if alert else None)
+        self._report(conn, "rejected", alert.group(1).strip().replace(" ", "_") if alert else None)
 
     def used(self, conn: connection.Client) -> None:
-        """The client sent something through the TLS it was offered: it took the certificate."""
+        """Reports that the client took the certificate: it sent data after the handshake."""
         if (handshake := self._open.get(conn.id)) and handshake.established:
-            self._tell(conn, "accepted", None)
+            self._report(conn, "accepted", None)
 
     def closed(self, conn: connection.Client) -> None:
-        """The connection is over; who has said nothing by now has hung up on the certificate."""
-        self._tell(conn, "rejected", None)
+        """Reports a rejection if the connection has ended and the client sent no data in it."""
+        self._report(conn, "rejected", None)
 
-    def _tell(self, conn: connection.Client, outcome: str, alert: str | None) -> None:
+    def _report(self, conn: connection.Client, outcome: str, alert: str | None) -> None:
         handshake = self._open.pop(conn.id, None)
         if handshake is None:
             return

@@ -1,4 +1,4 @@
-"""mitmproxy's own options: what a gate needs of them, and what would open it."""
+"""Our options, and the checks of mitmproxy's own: some are forced, some would open the gate."""
 
 import difflib
 import io
@@ -21,35 +21,35 @@ from capport.proxy.internals import options as internal_options
 from capport.service.settings import Settings
 
 OURS = {
-    "portal_policy": "The policy file; watched, and reloaded when it changes. Default: the"
-    " embedded policy.",
+    "portal_policy": "The policy file. It is reloaded when it changes. Default: the embedded"
+    " policy.",
     "portal_sessions": "Where sessions are kept: a path, sqlite:///PATH, or :memory:. Default: what"
     " the policy says, else a file in the user's state directory.",
-    "portal_api": "ADDRESS:PORT on loopback where the API for a login server of your own listens"
-    " too, for whoever has a token (capport token new). Default: only the unix socket api.sock.",
-    "portal_events": "A file that gets one JSON line for each event.",
+    "portal_api": "ADDRESS:PORT on loopback where the API for your own login server also listens."
+    " Callers need a token (capport token new). Default: only the unix socket api.sock.",
+    "portal_events": "A file to which each event is written as one JSON line.",
 }
 
 FORCED: dict[str, Any] = {
-    "connection_strategy": "lazy",  # eager opens the origin's TCP before anything is decided
-    "onboarding": False,  # mitm.it answers unknown clients
-    "block_global": False,  # refuses clients with public addresses, as IPv6's are
-    "upstream_cert": False,  # asks the origin for its certificate before a request
-    "validate_inbound_headers": True,  # against request smuggling
+    "connection_strategy": "lazy",  # eager connects to the origin before anything is decided
+    "onboarding": False,  # if on, mitm.it answers unknown clients
+    "block_global": False,  # if on, clients with public addresses are refused, as with IPv6
+    "upstream_cert": False,  # if on, the origin is asked for its certificate before a request
+    "validate_inbound_headers": True,  # prevents request smuggling
 }
 
 LEAKED_CA = (
-    "it signs with a leaked CA key that clients may trust, so a client that checks certificates"
+    "it signs with a leaked CA key that some clients trust, so a client that checks certificates"
     " looks like one that does not (RFC 6585 section 7.4)"
 )
 
 REFUSED: dict[str, str] = {
-    "ignore_hosts": "what it matches goes past every rule",
-    "allow_hosts": "what it does not match goes past every rule",
-    "tcp_hosts": "what it matches goes past every rule for HTTP",
-    "udp_hosts": "what it matches goes past every rule for HTTP",
-    "stream_large_bodies": "it sends a body on before anything is decided;"
-    " the policy's http.known streams what known clients send",
+    "ignore_hosts": "hosts that it matches bypass every rule",
+    "allow_hosts": "hosts that it does not match bypass every rule",
+    "tcp_hosts": "hosts that it matches bypass every rule for HTTP",
+    "udp_hosts": "hosts that it matches bypass every rule for HTTP",
+    "stream_large_bodies": "it forwards a body before anything is decided;"
+    " to stream what known clients send, use http.known in the policy",
     "body_size_limit": "it answers 413 in the portal's place",
     "emudhra": LEAKED_CA,
     "emudhra_old": LEAKED_CA,
@@ -62,11 +62,11 @@ SERVED = (
     mode_specs.TunMode,
 )
 NOT_SERVED = {
-    "wireguard": "all its clients have one address, so they cannot be told apart",
-    "reverse": "it stands before a server, not before clients that want to reach the network",
-    "upstream": "the place a client wants is decided by another proxy, out of the portal's sight",
+    "wireguard": "all its clients have one address, so the portal cannot distinguish them",
+    "reverse": "it serves a server, not clients that want to reach the network",
+    "upstream": "another proxy connects to the place a client wants, where the portal cannot see",
     "local": "its clients are this machine's own programs",
-    "dns": "it resolves names for unknown clients by itself, before anything is decided",
+    "dns": "it resolves names for unknown clients before anything is decided",
     "osproxy": "its clients are this machine's own programs",
 }
 
@@ -78,18 +78,18 @@ STRANGERS = (
     "capport.proxy.upstream",
     "capport.proxy.layers.http1",
 )
-"""Those who log what a stranger does; some of mitmproxy's addons (disable_h2c) do by the root."""
+"""Loggers that any stranger can make write. Some addons (disable_h2c) use the root logger too."""
 
 end: Callable[[int], NoReturn] = os._exit
-"""How a process ends at once; for tests that have mitmproxy in their own to put another."""
+"""Ends the process at once. Tests that run mitmproxy in their own process replace it."""
 
 
 class Unusable(exceptions.OptionsError):
-    """An option with a value that a gate cannot stand behind: one line that says which and why."""
+    """An option that the portal cannot use: one line that says which and why."""
 
 
 def settings_of(options: Any) -> Settings:
-    """What our options say. Raises Unusable."""
+    """The settings that our options contain. Raises Unusable."""
     return Settings(
         policy=path_of("portal_policy", options.portal_policy),
         sessions=options.portal_sessions or None,
@@ -99,7 +99,7 @@ def settings_of(options: Any) -> Settings:
 
 
 def path_of(option: str, text: str | None) -> Path | None:
-    """The path in `text`. Raises Unusable for the home of a user who has none here."""
+    """The path in `text`, with `~` expanded. Raises Unusable if that home folder is unknown."""
     try:
         return Path(text).expanduser() if text else None
     except RuntimeError:
@@ -107,7 +107,7 @@ def path_of(option: str, text: str | None) -> Path | None:
 
 
 def _api(text: str | None) -> Place | None:
-    """Where the API for another login server listens besides its unix socket."""
+    """Where the API for your own login server listens, besides its unix socket."""
     if text is None:
         return None
     would_do = "127.0.0.1:8512 would do"
@@ -122,15 +122,15 @@ def _api(text: str | None) -> Place | None:
 
 
 def force(options: Options) -> None:
-    """Sets what a gate needs, of what this mitmproxy has."""
+    """Sets the options that the portal needs, as far as this mitmproxy has them."""
     options.update_known(**FORCED)
 
 
 def hold(options: Options) -> None:
-    """Raises Unusable for what would open the gate, and sees to it that it stays so.
+    """Raises Unusable if an option would open the gate, now or when it is changed later.
 
-    What is changed later is looked at before any addon hears of it: mitmproxy's own would have
-    stopped serving one mode and begun with another by the time they are told to go back.
+    A later change is checked before any addon sees it. Otherwise mitmproxy's own addons would
+    stop serving one mode and start another before the change is rolled back.
     """
     check(options)
     options.subscribe(_hold, [it for it in (*FORCED, *REFUSED, "mode") if it in options])
@@ -140,7 +140,7 @@ def _hold(options: Options, updated: set[str]) -> None:
     try:
         check(options)
     except Unusable:
-        # mitmproxy rolls a change back by itself, but not what its command `options.reset` did.
+        # mitmproxy itself rolls back a change, but not one by its command `options.reset`.
         for name in FORCED:
             if name in options:
                 internal_options.set_silently(options, name, FORCED[name])
@@ -148,10 +148,10 @@ def _hold(options: Options, updated: set[str]) -> None:
 
 
 def check(options: Options) -> None:
-    """Raises Unusable where an option would open the gate, or names a mode that we do not serve."""
+    """Raises Unusable if an option would open the gate, or names a mode that we do not serve."""
     for name, value in FORCED.items():
         if name in options and getattr(options, name) != value:
-            raise Unusable(f"{name}={_text(value)} is what the portal needs; it cannot be changed")
+            raise Unusable(f"the portal needs {name}={_text(value)}; it cannot be changed")
     for name, why in REFUSED.items():
         if name in options and getattr(options, name):
             raise Unusable(f"{name} cannot be used with the portal: {why}")
@@ -169,9 +169,9 @@ def check(options: Options) -> None:
 
 
 def check_deferred(options: Options) -> None:
-    """Raises Unusable where an option of ours was given so that mitmproxy would drop it in silence.
+    """Raises Unusable if an option of ours has no value, two values, or a misspelt name.
 
-    It drops an option without a value, given twice, or misspelt, and the script with it.
+    mitmproxy would say nothing, and drop the option and the script.
     """
     for name, given in internal_options.undeclared(options).items():
         if name in OURS:
@@ -179,15 +179,15 @@ def check_deferred(options: Options) -> None:
                 raise Unusable(f"{name} needs one value; it was given {_given(given)}")
         elif name.startswith("portal_") or difflib.get_close_matches(name, OURS, cutoff=0.8):
             near = difflib.get_close_matches(name, OURS, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(OURS)}"
+            hint = f"did you mean {near[0]}?" if near else f"the options are {', '.join(OURS)}"
             raise Unusable(f"{name} is no option; {hint}")
 
 
 def stop_the_start(error: Exception) -> NoReturn:
-    """Ends the process before it serves anybody: the error alone on stderr, and exit status 1.
+    """Ends the process before it serves anybody, with the error on stderr and exit status 1.
 
-    At once: `sys.exit` would end the event loop in its own time, and mitmproxy, whose port is open
-    before it loads a script, would take connections meanwhile and trip over its own end.
+    `sys.exit` would let the event loop run on for a while. mitmproxy opens its port before it loads
+    a script, so it would accept connections meanwhile, and raise while it ends.
     """
     print(error, file=sys.stderr)
     sys.stdout.flush()
@@ -196,25 +196,26 @@ def stop_the_start(error: Exception) -> NoReturn:
 
 
 def outlive_our_errors() -> None:
-    """Has mitmproxy come up although something of ours logs an error meanwhile.
+    """Lets mitmproxy start although the portal logs an error during the start.
 
-    It exits for any. But a full disk or a damaged database is no reason to be gone altogether: what
-    depends on it is closed, and says so, and whatever must stop the start does so itself.
+    mitmproxy exits when any error is logged. But with a full disk or a damaged database the portal
+    can still serve: it denies what depends on them, and says so. An error that must stop the start
+    calls `stop_the_start`.
     """
     log.outlive_errors_of("capport")
 
 
 def log_at_once() -> None:
-    """Has each line of the log written at once: Python would keep 8 KiB, unless in a terminal.
+    """Writes each line of the log at once: Python keeps 8 KiB back if stdout is no terminal.
 
-    What a process says last before it is killed is what an operator looks for.
+    When a process is killed, its last lines are what the operator looks for.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
 
 
 def log_strangers_seldom() -> None:
-    """Has what anybody can bring about logged in short, and seldom, by mitmproxy too."""
+    """Shortens and limits the log lines that any stranger can cause, mitmproxy's too."""
     ours = StrangersFilter()
     for name in ("", *logging.root.manager.loggerDict):
         if not name or name.startswith(STRANGERS):
@@ -226,7 +227,7 @@ def log_strangers_seldom() -> None:
 
 
 def starting() -> bool:
-    """Whether mitmproxy has not begun to serve."""
+    """Whether mitmproxy has not begun to serve yet."""
     return not server.is_serving()
 
 

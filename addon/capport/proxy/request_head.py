@@ -1,4 +1,4 @@
-"""A request's head, as h11 or mitmproxy read it: the place it names, and what it must not show."""
+"""A request's head, as h11 or mitmproxy read it: the place it names, and its credentials."""
 
 import re
 import time
@@ -21,7 +21,7 @@ CREDENTIALS: Final = (b"cookie", b"authorization", b"proxy-authorization")
 
 
 def place_of(address: connection.Address | None) -> Place | None:
-    """`address` as mitmproxy has it, as a place; None where it has none, or none we can read."""
+    """Makes a place of mitmproxy's `address`; None if there is none, or its host is invalid."""
     if address is None:
         return None
     try:
@@ -31,7 +31,7 @@ def place_of(address: connection.Address | None) -> Place | None:
 
 
 def redact(headers: http.Headers) -> dict[bytes, list[bytes]]:
-    """Takes the credentials out of `headers`, and returns them by name (RFC 6585 section 7.4)."""
+    """Replaces the credentials in `headers`, and returns them by name (RFC 6585 section 7.4)."""
     taken: dict[bytes, list[bytes]] = {}
     fields = []
     for name, value in headers.fields:
@@ -46,7 +46,7 @@ def redact(headers: http.Headers) -> dict[bytes, list[bytes]]:
 
 
 def restore(headers: http.Headers, taken: dict[bytes, list[bytes]]) -> None:
-    """Puts back what `redact` took, but for what was meant for a proxy."""
+    """Puts back what `redact` took, and drops the credentials that were meant for a proxy."""
     left = {name: iter(values) for name, values in taken.items()}
     fields = []
     for name, value in headers.fields:
@@ -59,9 +59,9 @@ def restore(headers: http.Headers, taken: dict[bytes, list[bytes]]) -> None:
 
 
 def credentials_in(headers: http.Headers) -> dict[str, int]:
-    """How many there are of each kind, whether or not `redact` has been over them.
+    """How many credentials of each kind there are, before or after `redact`.
 
-    Cookies are counted one by one (RFC 6265 section 4.2.1), the others by their fields.
+    Each cookie counts as one (RFC 6265 section 4.2.1); so does each field of another kind.
     """
     found: dict[str, int] = {}
     for name, value in headers.fields:
@@ -74,12 +74,12 @@ def credentials_in(headers: http.Headers) -> dict[str, int]:
 
 
 def _cookies(value: bytes) -> int:
-    """How many cookies are in the value of one Cookie field."""
+    """How many cookies one Cookie field contains."""
     return sum(bool(pair.strip()) for pair in value.split(b";"))
 
 
 def claim_of(request: http.Request) -> Place | None:
-    """The place a request names by its target or its one Host field."""
+    """The place that a request names by its target or its one Host field; None if there is none."""
     if request.method == "CONNECT":
         return place_of((request.host, request.port))
     hosts = request.headers.get_all("host")
@@ -95,14 +95,14 @@ def claim_of(request: http.Request) -> Place | None:
 
 
 def url_of(scheme: str, claim: Place | None, path: str) -> str | None:
-    """What a request asks for, as a URL; None for `*`, and for what names no place."""
+    """The URL of a request; None if its path is `*`, or it names no place."""
     if claim is None or path == "*":
         return None
     return f"{scheme}://{claim.authority(default_port(scheme))}{path}"
 
 
 def case_of(request: http.Request) -> HttpRequest:
-    """For the core, a request that mitmproxy read."""
+    """Makes the core's request of one that mitmproxy read."""
     fields = request.headers.fields
     return HttpRequest(
         request.method,
@@ -114,13 +114,13 @@ def case_of(request: http.Request) -> HttpRequest:
 
 
 def is_plain(request: http.Request) -> bool:
-    """Whether its head is one in HTTP/1, too: HTTP/2 can say a method with a target in it."""
+    """Whether the head is valid in HTTP/1 too. In HTTP/2, a method may contain spaces."""
     line = is_token(request.method) and not _NO_TARGET.search(request.data.path)
     return bool(line) and not any(_CONTROLS.search(value) for _, value in request.headers.fields)
 
 
 def send_to(request: http.Request, place: Place) -> None:
-    """Sends a request to `place`, with exactly one Host field, that says so."""
+    """Sends a request to `place`, with exactly one Host field, which names that place."""
     claim = claim_of(request)
     default = default_port(request.scheme)
     names_it = claim if claim and not isinstance(place.host, str) else place
@@ -134,7 +134,7 @@ def send_to(request: http.Request, place: Place) -> None:
 
 
 def is_framed_twice(head: h11.Request) -> bool:
-    """Whether its body's end is a matter of opinion (RFC 9112 sections 6.1 and 6.3)."""
+    """Whether two readers may disagree where the body ends (RFC 9112 sections 6.1 and 6.3)."""
     names = {name for name, _ in head.headers}
     if b"transfer-encoding" not in names:
         return False
@@ -142,7 +142,7 @@ def is_framed_twice(head: h11.Request) -> bool:
 
 
 class Head:
-    """A request's head as h11 read it, and the place it names."""
+    """A request's head as h11 read it, and the place that it names."""
 
     def __init__(self, head: h11.Request, *, explicit: bool, scheme: str) -> None:
         self.method = head.method.decode("ascii", "replace")
@@ -156,9 +156,9 @@ class Head:
         if self.method == "CONNECT":
             self.claim = self._place(self.target, None) if explicit else None
         elif self.target == "*" and self.method == "OPTIONS":
-            pass  # RFC 9112 section 3.2.4: the server as a whole, which its Host field names
+            pass  # RFC 9112 section 3.2.4: `*` is the whole server, which the Host field names
         elif not self.target.startswith("/"):
-            # RFC 9112 section 3.2.2: the target's own authority, and the Host field is ignored.
+            # RFC 9112 section 3.2.2: the authority in the target counts, not the Host field.
             named, slashes, rest = self.target.partition("://")
             cut = next((at for at, c in enumerate(rest) if c in "/?#"), len(rest))
             is_http = bool(slashes) and named.lower() == scheme
@@ -169,23 +169,23 @@ class Head:
 
     @property
     def url(self) -> str | None:
-        """What it asked for, as a URL; None for CONNECT, `*`, and what names no place."""
+        """The URL of the request; None for CONNECT, for `*`, and if it names no place."""
         if self.method == "CONNECT":
             return None
         return url_of(self.scheme, self.claim, self.path)
 
     @property
     def user_agent(self) -> str:
-        """Its User-Agent, which only the way of refusing a CONNECT may hang on."""
+        """Its User-Agent. Only the way to refuse a CONNECT may depend on it."""
         return self.field(b"user-agent")
 
     @property
     def has_controls(self) -> bool:
-        """Whether a value has a control character, which h11 takes and RFC 9110 5.5 does not."""
+        """Whether a value has a control character: h11 accepts it, RFC 9110 5.5 does not."""
         return any(_CONTROLS.search(value) for _, value in self.fields)
 
     def field(self, name: bytes) -> str:
-        """The first value of the field `name`, empty where there is none."""
+        """The first value of the field `name`; empty if there is none."""
         for found, value in self.fields:
             if found.lower() == name:
                 return value.decode("latin-1")
@@ -193,17 +193,17 @@ class Head:
 
     @property
     def connection_options(self) -> frozenset[bytes]:
-        """The fields that it says are for this hop alone (RFC 9110 section 7.6.1)."""
+        """The fields that the client declares valid for this hop only (RFC 9110 section 7.6.1)."""
         said = b",".join(value for name, value in self.fields if name.lower() == b"connection")
         return frozenset(option.strip().lower() for option in said.split(b","))
 
     def as_case(self, size: int) -> HttpRequest:
-        """The same for the core."""
+        """Makes the core's request of it."""
         fields = tuple((n.lower().decode("ascii"), len(n) + len(v)) for n, v in self.fields)
         return HttpRequest(self.method, self.scheme, self.path, fields, size)
 
     def to_mitmproxy(self, dialled: Place | None) -> http.Request:
-        """The same for mitmproxy to show."""
+        """Makes mitmproxy's request of it, to be shown in a flow."""
         place = self.claim or dialled
         now = time.time()
         return http.Request(

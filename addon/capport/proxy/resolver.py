@@ -1,4 +1,4 @@
-"""Which address a name has for us."""
+"""Resolves names as this machine does."""
 
 import asyncio
 import time
@@ -13,14 +13,14 @@ from capport.proxy.internals.names import Resolver, system_resolver
 PATIENCE = 5.0  # seconds for a name to resolve
 MEMORY = 60.0  # seconds for which an address that did not answer is tried last
 
-# What the resolver reads once: it is made anew when one of them changes.
+# The resolver reads these files once. When one of them changes, a new resolver is made.
 _SOURCES = (Path("/etc/resolv.conf"), Path("/etc/hosts"))
 
 
 class Addresses:
-    """Resolves names as this machine does: hosts file and name servers, cached by TTL.
+    """Resolves names by the hosts file and this machine's name servers.
 
-    The cache is hickory's (mitmproxy_rs), which keeps to each record's TTL.
+    The resolver of mitmproxy_rs (hickory) caches each answer for its TTL.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Addresses:
         self._silent: dict[Address, float] = {}
 
     async def resolve(self, host: Host) -> list[Address]:
-        """The addresses of `host`, those that answered last first. Raises OSError."""
+        """The addresses of `host`; last come those that did not answer lately. Raises OSError."""
         if not isinstance(host, str):
             return [host]
         try:
@@ -43,13 +43,16 @@ class Addresses:
         return sorted(addresses, key=self._order)
 
     def did_not_answer(self, address: Address) -> None:
-        """A connection to `address` failed: another of the same name's goes first for a while."""
+        """Records that a connection to `address` failed, so that it is tried last for a while."""
         now = time.monotonic()
         self._silent = {a: until for a, until in self._silent.items() if until > now}
         self._silent[address] = now + MEMORY
 
     def _order(self, address: Address) -> tuple[bool, bool, bool]:
-        """What answers, where we have a way to, and IPv4 first: broken IPv6 is the commoner."""
+        """The sort key: first addresses that answer, then those with a route, then IPv4.
+
+        IPv4 comes before IPv6, because broken IPv6 is more common.
+        """
         silent = self._silent.get(address, 0.0) > time.monotonic()
         return silent, source_for(address) is None, address.version == 6
 

@@ -1,4 +1,4 @@
-"""Our replies as mitmproxy has them, and those that are no page."""
+"""Makes mitmproxy's responses of our replies, and the replies that have no page."""
 
 import time
 from email.utils import formatdate
@@ -22,11 +22,11 @@ CLOSED: Final = Reply(
     ),
     b"The captive portal cannot decide now.\r\n",
 )
-"""What everybody gets where there is no verdict: the gate fails closed."""
+"""The answer to every request that gets no verdict: the gate fails closed."""
 
 
 def bare(status: int) -> Reply:
-    """An answer without a page: to what is not HTTP, and where an origin did not answer."""
+    """A reply without a page: for what is not HTTP, or when an origin did not answer."""
     reason = HTTPStatus(status).phrase
     body = f"{status} {reason}\r\n".encode()
     fields = (
@@ -38,12 +38,12 @@ def bare(status: int) -> Reply:
 
 
 def fields_of(reply: Reply) -> Fields:
-    """Its header fields as they are sent now: with a Date, where there is a clock."""
+    """The header fields of `reply` as they are sent now: with a Date, if the clock is set."""
     return (*reply.fields, *_date(int(time.time())))
 
 
 def to_mitmproxy(reply: Reply) -> http.Response:
-    """`reply` as a response of mitmproxy's."""
+    """Makes mitmproxy's response of `reply`."""
     now = time.time()
     fields = [(name.encode(), value.encode("latin-1")) for name, value in fields_of(reply)]
     return http.Response(
@@ -59,15 +59,15 @@ def to_mitmproxy(reply: Reply) -> http.Response:
 
 
 def asked_of(request: http.Request) -> Asked:
-    """What a reply hangs on."""
+    """The parts of a request on which the reply depends."""
     return Asked(
-        request.data.method.decode("ascii", "replace"),  # `request.method` takes head for HEAD
+        request.data.method.decode("ascii", "replace"),  # `request.method` makes HEAD of head
         request.headers.get("accept", ""),
         request.headers.get("accept-language", ""),
     )
 
 
-@lru_cache(2)  # a second's answers share it
+@lru_cache(2)  # all answers within a second share it
 def _date(second: int) -> Fields:
-    """RFC 9110 section 6.6.1: no Date rather than one that is far from right."""
+    """The Date field; none if the clock is not set (RFC 9110 section 6.6.1)."""
     return (("Date", formatdate(second, usegmt=True)),) if second >= CLOCK_IS_SET else ()

@@ -1,4 +1,4 @@
-"""Where a connection that may be opened is opened to: names resolved once, addresses approved."""
+"""Decides on a connection to an origin, and chooses its address: each name is resolved once."""
 
 import asyncio
 import logging
@@ -21,17 +21,18 @@ logger = logging.getLogger(__name__)
 
 
 class Dialling:
-    """What `server_connect` asks. A name is resolved here, and what it resolved to is dialled."""
+    """Decides for the hook `server_connect`. mitmproxy dials the address that is found here."""
 
     def __init__(self, enforcer: GateEnforcer, addresses: Addresses) -> None:
         self.addresses = addresses
         self._enforcer = enforcer
         self._connections = enforcer.connections
-        # Weak: of one that waits for its turn when its client goes, mitmproxy tells nothing.
+        # Weak, because mitmproxy does not report the end of a connection that waits for its turn
+        # when its client disconnects.
         self._named: WeakKeyDictionary[connection.Server, connection.Address] = WeakKeyDictionary()
 
     async def address_for(self, data: ServerConnectionHookData) -> Address:
-        """Where to connect for `data`. Raises OSError where nowhere."""
+        """The address to connect to. Raises OSError if the connection is denied or impossible."""
         self._connections.dials(data.client, data.server.id)
         place = place_of(data.server.address)
         if place is None:
@@ -54,19 +55,19 @@ class Dialling:
         raise self._closed(client, place, closed or Closed(f"{place} has no address"))
 
     def dial(self, server: connection.Server, address: Address) -> None:
-        """Has `server` connected to at `address`, whatever it is called."""
+        """Makes mitmproxy connect to `address`, and remembers the name that `server` had."""
         assert server.address
         self._named[server] = server.address
         server.address = (str(address), server.address[1])
 
     def connected(self, data: ServerConnectionHookData) -> None:
-        """Gives the connection its name again, by which mitmproxy finds it for the next request."""
+        """Gives an open connection its name back: mitmproxy finds it by that for later requests."""
         self._connections.dialled(data.client, data.server.id)
         if named := self._named.pop(data.server, None):
             name_again(data.server, named)
 
     def failed(self, data: ServerConnectionHookData) -> None:
-        """Remembers an address that did not answer, for another of the name's to go first."""
+        """Remembers an address that did not answer, so that the name's others are tried first."""
         self._connections.dialled(data.client, data.server.id)
         self._connections.hung_up(data.client, data.server.id)
         place = place_of(data.server.address)
@@ -74,7 +75,7 @@ class Dialling:
             self.addresses.did_not_answer(place.host)
 
     def ended(self, data: ServerConnectionHookData) -> None:
-        """A connection to an origin is over."""
+        """Records that a connection to an origin has ended."""
         self._connections.hung_up(data.client, data.server.id)
 
     def _allowed(self, client: Client, place: Place, data: ServerConnectionHookData) -> Pass:
@@ -87,12 +88,12 @@ class Dialling:
             return verdict
         if isinstance(verdict, Closed | TooManyRequests):
             raise self._closed(client, place, verdict)
-        # The other hooks refuse more politely, and earlier. That this is asked at all means that
-        # something went past them, or that the client is unknown since.
-        said = f"Denied a connection to {place}: {verdict.because}"
-        logger.warning(said, extra={"client": conn.peername})
-        told: dict[str, Any] = {"what": "server_connect", "host": str(place)}
-        self._enforcer.marks.event("fault", client, **told, because=verdict.because)
+        # The other hooks refuse earlier, with an answer. Such a verdict here means that they
+        # overlooked something, or that the client has become unknown meanwhile.
+        denied = f"Denied a connection to {place}: {verdict.because}"
+        logger.warning(denied, extra={"client": conn.peername})
+        fields: dict[str, Any] = {"what": "server_connect", "host": str(place)}
+        self._enforcer.marks.event("fault", client, **fields, because=verdict.because)
         abort = self._connections.abort_connection
         asyncio.get_running_loop().call_later(1.0, abort, conn)
         raise PermissionError(verdict.because)

@@ -1,1 +1,1 @@
-"""What mitmproxy does not document, read or replaced here and nowhere else."""
+"""Everything that reads or replaces undocumented parts of mitmproxy."""

@@ -1,7 +1,7 @@
-"""The portal's place among mitmproxy's addons, and behind their hooks.
+"""Puts the portal's addons in their place in mitmproxy's chain, and the guard behind all hooks.
 
-It relies on `ProxyConnectionHandler.handle_hook`, which calls all hooks for traffic through the
-manager's `handle_lifecycle`, and on the manager's `chain`, in which hooks are called in order.
+It relies on `ProxyConnectionHandler.handle_hook`, which calls the manager's `handle_lifecycle` for
+every hook of traffic, and on the manager's `chain`, whose order is the order of the calls.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from mitmproxy.hooks import Hook
 
 
 def after_each_hook(manager: AddonManager, then: Callable[[Hook], None]) -> None:
-    """Calls `then` after the addons, also for a hook that one of them has ended (AddonHalt)."""
+    """Calls `then` after the addons' hooks, also if an addon ended the chain (AddonHalt)."""
     hooks = manager.handle_lifecycle
 
     async def hooks_and_then(event: Hook) -> None:
@@ -24,7 +24,7 @@ def after_each_hook(manager: AddonManager, then: Callable[[Hook], None]) -> None
 
 
 def put_where_scripts_stand(addon: object) -> None:
-    """Adds `addon` before those of mitmproxy's addons that choose layers and TLS."""
+    """Adds `addon` behind the script loader, before mitmproxy's addons for layers and TLS."""
     manager: Any = ctx.master.addons
     manager.register(addon)
     names = [getattr(it, "name", type(it).__name__.lower()) for it in manager.chain]

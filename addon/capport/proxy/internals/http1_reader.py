@@ -1,9 +1,9 @@
-"""HTTP/1 as h11 and mitmproxy read it: within bounds, with interim responses, without trailers.
+"""Makes h11 and mitmproxy read HTTP/1 within bounds, with interim responses, without trailers.
 
-Both libraries read whatever a peer sends, and some of their expressions take quadratic time over
-it. So each head is checked first, in linear time: its bytes, its fields, and what it may contain.
-Chunked bodies are read here altogether: h11 makes an object for each chunk, and mitmproxy passes
-each on by itself.
+Both libraries read whatever a peer sends, and some of their regular expressions take quadratic time
+for it. So each head is checked first, in linear time: its size, the number of its fields, and its
+characters. Chunked bodies are read here entirely, because h11 makes an object for each chunk, and
+mitmproxy forwards each chunk separately.
 """
 
 import contextlib
@@ -34,22 +34,24 @@ from capport.log_limits import QUOTED
 from capport.proxy.responses import bare, to_mitmproxy
 
 INTERIM: Final = 100
-"""Interim responses to one request; with a 102 each 20 s, half an hour of them."""
+"""The most interim responses to one request: with a 102 every 20 s, half an hour of them."""
 
-# What makes h11's expression for a field fail only after it has tried each way to share out blanks.
+# With one of these bytes, h11's expression for a field fails only after it has tried every way to
+# divide the blanks between its parts.
 _UNFIT: Final = re.compile(rb"[\0\v\f]|\r(?!\n)")
-# mitmproxy looks for commas in a coding by an expression that begins with as many blanks as may be.
+# mitmproxy's expression for the commas in a Transfer-Encoding takes quadratic time for many blanks.
 _LONG_CODING: Final = re.compile(rb"\ntransfer-encoding[ \t]*+:[^\n]{200}", re.IGNORECASE)
 _CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,20}+)(?:;[^\r\n]*+|[ \t]*+)\r\n")
 
-_TRAILER: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++:|[ \t]")  # a field, or more of one
+# The beginning of a field, or of a line that continues one.
+_TRAILER: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++:|[ \t]")
 
 
 class Lines(ReceiveBuffer):
-    """What h11 and mitmproxy keep until a head is whole, within bounds."""
+    """The buffer in which h11 and mitmproxy keep a head until it is complete, within bounds."""
 
     def maybe_extract_lines(self) -> list[bytearray] | None:
-        """The lines of a head; None until there are all. Raises LocalProtocolError."""
+        """The lines of a head; None until it is complete. Raises LocalProtocolError."""
         whole = blank_line_regex.search(self._data, self._multiple_lines_search, HEAD)
         end = whole.end() if whole else len(self)
         if not whole and end >= HEAD:
@@ -63,51 +65,54 @@ class Lines(ReceiveBuffer):
         return super().maybe_extract_lines()
 
     def check(self, end: int) -> None:
-        """Raises LocalProtocolError for what mitmproxy cannot read in linear time up to `end`."""
+        """Raises LocalProtocolError if mitmproxy could not read the head in linear time.
+
+        The head is what the buffer contains up to `end`.
+        """
         if _LONG_CODING.search(self._data, 0, end):
             raise h11.LocalProtocolError("a Transfer-Encoding field is too long")
 
 
 class StrictLines(Lines):
-    """The same for h11's own reader."""
+    """The same buffer for h11's own reader."""
 
     def check(self, end: int) -> None:
-        """The same for h11."""
+        """Raises LocalProtocolError if h11 could not read the head in linear time."""
         if _UNFIT.search(self._data, 0, end):
             raise h11.LocalProtocolError("a head has a byte that no field may have")
 
 
 class Chunks(_readers.ChunkedReader):
-    """A chunked body: the data of all chunks that are there at once, and no trailers.
+    """Reads a chunked body: returns the data of all chunks that have come at once, no trailers.
 
-    mitmproxy raises over trailers, and says no more. Who passes a body on may discard them
-    (RFC 9112 section 7.1.2).
+    mitmproxy raises an exception over trailers, and does not answer. A proxy may discard them (RFC
+    9112 section 7.1.2).
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._left = 0  # bytes of the chunk that is being read
-        self._due = b""  # what has to come before the next one: CRLF, or the rest of it
-        self._last = False  # whether the chunk of no bytes has come
+        self._left = 0  # bytes of the current chunk that are still to come
+        self._due = b""  # must come before the next chunk: CRLF, or the rest of it
+        self._last = False  # whether the last chunk, of 0 bytes, has come
         self._fault = ""
 
     def __call__(self, buf: ReceiveBuffer) -> h11.Data | h11.EndOfMessage | None:
-        """The next part of the body; None until there is more. Raises LocalProtocolError."""
+        """The next part of the body; None until more has come. Raises LocalProtocolError."""
         data = bytearray()
         del buf._data[: self._read(buf._data, data)]
         if data:
             return h11.Data(data=bytes(data))
-        if self._fault:  # only now: what was right before it has been passed on
+        if self._fault:  # only now, because the valid data before it has been returned
             raise h11.LocalProtocolError(self._fault)
         trailers = buf.maybe_extract_lines() if self._last else None
         if trailers is None:
             return None
         if not all(map(_TRAILER.match, trailers)):
-            raise h11.LocalProtocolError("what should be trailers are no fields")
+            raise h11.LocalProtocolError("the trailers are not valid fields")
         return h11.EndOfMessage()
 
     def _read(self, have: bytearray, data: bytearray) -> int:
-        """Copies what `have` has of chunks to `data`; how many bytes of it have been read."""
+        """Copies the chunks' data from `have` to `data`; returns how many bytes it has read."""
         at, end = 0, len(have)
         while at < end and not self._last and not self._fault:
             if self._left:
@@ -119,7 +124,7 @@ class Chunks(_readers.ChunkedReader):
             elif self._due:
                 part = have[at : at + len(self._due)]
                 if not self._due.startswith(part):
-                    self._fault = "a chunk is longer than it says"
+                    self._fault = "a chunk is longer than its size says"
                 at += len(part)
                 self._due = self._due[len(part) :]
             elif line := _CHUNK.match(have, at):
@@ -134,16 +139,16 @@ class Chunks(_readers.ChunkedReader):
 
 
 class Server(_http1.Http1Server):
-    """mitmproxy's end towards a client."""
+    """mitmproxy's end of an HTTP/1 connection to a client."""
 
     def send(self, event: HttpEvent) -> layer.CommandGenerator[None]:
-        """The same; an interim response leaves room for another, be it an error."""
+        """Sends as mitmproxy does; after an interim response, permits another response."""
         yield from super().send(event)
         if is_interim(event):
             self.response = None
 
     def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
-        """The same, within bounds; empty lines come before no request (RFC 9112 section 2.2)."""
+        """Reads a head within bounds; ignores empty lines before it (RFC 9112 section 2.2)."""
         _prepare(self.buf, event)
         try:
             yield from super().read_headers(event)
@@ -156,15 +161,15 @@ class Server(_http1.Http1Server):
 
 
 class Client(_http1.Http1Client):
-    """mitmproxy's end towards an origin."""
+    """mitmproxy's end of an HTTP/1 connection to an origin."""
 
     interim = 0
 
     def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
-        """The same, within bounds, and an interim response is not the only one."""
+        """Reads a head within bounds, also the heads that follow an interim response."""
         _prepare(self.buf, event)
         if not self.request:
-            del self.buf._data[QUOTED:]  # it is logged, and the connection closed
+            del self.buf._data[QUOTED:]  # mitmproxy logs this data and closes the connection
         again = True
         while again:
             again = False
@@ -176,7 +181,7 @@ class Client(_http1.Http1Client):
                         if self.interim > INTERIM:
                             raise h11.LocalProtocolError(f"more than {INTERIM} interim responses")
                         yield command
-                        break  # before it reads on as after a response that is final
+                        break  # or mitmproxy would continue as after a final response
                     self.interim = 0
                     yield command
             except h11.LocalProtocolError as error:
@@ -188,12 +193,12 @@ class Client(_http1.Http1Client):
 
 
 class Http2Client(_http2.Http2Client):
-    """The same for an origin that speaks HTTP/2."""
+    """mitmproxy's end of an HTTP/2 connection to an origin."""
 
     interim = 0
 
     def handle_h2_event(self, event: Event) -> layer.CommandGenerator[bool]:
-        """The same, but it passes interim responses on."""
+        """Handles an event as mitmproxy does, and also forwards interim responses."""
         if isinstance(event, InformationalResponseReceived) and self.interim < INTERIM:
             self.interim += 1
             with contextlib.suppress(ValueError):
@@ -206,7 +211,7 @@ class Http2Client(_http2.Http2Client):
 
 
 def is_interim(event: HttpEvent) -> bool:
-    """Whether a response is one that another follows (RFC 9110 section 15.2)."""
+    """Whether a response is an interim one, which another follows (RFC 9110 section 15.2)."""
     if not isinstance(event, ResponseHeaders):
         return False
     return 100 <= event.response.status_code < 200 and event.response.status_code != 101
@@ -217,9 +222,10 @@ _wait: Final = HttpStream.state_wait_for_response_headers
 
 @functools.wraps(_wait)
 def _forward_interim(stream: HttpStream, event: ResponseHeaders) -> layer.CommandGenerator[None]:
-    """Waits for a response, and forwards the interim ones before it to the client.
+    """Waits for the final response, and forwards interim ones to the client.
 
-    Not a 100, which the proxy itself sends where one is expected; and none to HTTP/1.0.
+    It drops a 100, because the proxy sends its own to a client that expects one. It forwards none
+    to a client that speaks HTTP/1.0.
     """
     if not is_interim(event):
         yield from _wait(stream, event)
@@ -230,7 +236,7 @@ def _forward_interim(stream: HttpStream, event: ResponseHeaders) -> layer.Comman
 
 
 def _prepare(buf: ReceiveBuffer, event: events.ConnectionEvent) -> None:
-    """Leaves in `buf` what a head may begin with; at its end, what may be quoted in the log."""
+    """Removes empty lines before a head; at the end of a connection, what is too long to log."""
     if isinstance(event, events.ConnectionClosed):
         del buf._data[QUOTED:]
     elif buf._data.startswith((b"\r", b"\n")):
@@ -238,16 +244,17 @@ def _prepare(buf: ReceiveBuffer, event: events.ConnectionEvent) -> None:
 
 
 def reader() -> h11.Connection:
-    """h11's end towards an unknown client."""
+    """Makes h11's reader for an unknown client's requests."""
     parser = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD)
     parser._receive_buffer = StrictLines()
     return parser
 
 
 def refused_method(parser: h11.Connection) -> bytes:
-    """HEAD, if `parser` has refused the head of one unread: then h11 sends no body in the answer.
+    """Returns HEAD if `parser` refused a HEAD request as too large to read; else nothing.
 
-    h11 knows a method by `_request_method`, once it has read the whole head.
+    h11 sends no body in the answer to HEAD. It knows the method by `_request_method`, which it sets
+    when it has read a whole head; so this sets it.
     """
     if not parser.trailing_data[0].startswith(b"HEAD "):
         return b""
@@ -256,7 +263,7 @@ def refused_method(parser: h11.Connection) -> bytes:
 
 
 def install() -> None:
-    """Has mitmproxy and h11 read so whatever they read from now on."""
+    """Makes mitmproxy and h11 use the classes of this module from now on."""
     readers: dict[object, Any] = _readers.READERS  # type: ignore[assignment]
     readers[h11.SEND_BODY]["chunked"] = Chunks
     for module, ours in (

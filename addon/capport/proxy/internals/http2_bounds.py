@@ -1,8 +1,9 @@
-"""HTTP/2 within bounds, whoever speaks it: mitmproxy's, by way of h2, takes what it is sent.
+"""Makes mitmproxy read HTTP/2 within bounds, from clients and from origins.
 
-h2 looks at a frame's size once the whole frame is there: each connection may keep 16 MiB of one. It
-makes an event of each frame, however small, and an integer of each run of bytes, however long. So
-what is too much is refused before h2 reads it, of clients and of origins.
+mitmproxy reads HTTP/2 with h2, which has no such bounds. h2 checks the size of a frame only when
+the whole frame has come, so each connection may keep 16 MiB. It makes an event of each frame,
+however small, and decodes an integer of any length. So this module counts the frames, and refuses
+what is too much before h2 reads it.
 """
 
 import time
@@ -21,33 +22,33 @@ from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
 
 from capport.core.cost import FIELDS, HEAD
 
-FRAME: Final = 2**14  # bytes in a frame: RFC 9113 section 4.2, and no more is asked for
-FRAMES: Final = 500  # frames at once, of which a request counts as two, and
-FRAMES_A_SECOND: Final = 1000.0
-BYTES_A_FRAME: Final = 512  # of what is sent either way, for which there may be one frame more
+FRAME: Final = 2**14  # bytes in a frame: the default of RFC 9113 section 4.2, and our setting
+FRAMES: Final = 500  # the most frames at once; HEADERS counts as two
+FRAMES_A_SECOND: Final = 1000.0  # permitted in addition
+BYTES_A_FRAME: Final = 512  # of body received, or of anything sent, permit one frame more
 INTEGER: Final = 5  # bytes of an integer beyond its prefix: RFC 7541 section 5.1
 SIZE_UPDATES: Final = 2  # RFC 7541 section 4.2
 
-PREFACE: Final = 24  # bytes, of a client: RFC 9113 section 3.4
+PREFACE: Final = 24  # bytes that a client sends first: RFC 9113 section 3.4
 DATA, HEADERS, PUSH_PROMISE, CONTINUATION = 0x0, 0x1, 0x5, 0x9
 
 
 class Frames:
-    """Counts what comes, frame by frame, and raises ProtocolError for what is too much."""
+    """Counts the frames that come, and raises ProtocolError if there are too many or too large."""
 
     def __init__(self, *, skip: int, now: Callable[[], float] = time.monotonic) -> None:
-        self._left = skip  # bytes of what has begun
-        self._header = bytearray()
-        self._block = 0
-        self.bodies = 0  # bytes in DATA since somebody has looked
+        self._left = skip  # bytes of the current frame that are still to come
+        self._header = bytearray()  # of the next frame, as far as it has come
+        self._block = 0  # bytes of the current header section
+        self.bodies = 0  # bytes of bodies since the function `bodies` was called
         self._now = now
-        self._may = float(FRAMES)
-        self._at = now()
+        self._allowed = float(FRAMES)  # how many frames may come now
+        self._earned_at = now()
 
     def read(self, data: Buffer) -> None:
-        """Some more has come."""
-        self._earn((self._now() - self._at) * FRAMES_A_SECOND)
-        self._at = self._now()
+        """Counts the frames in `data`, which has just come. Raises ProtocolError."""
+        self._earn((self._now() - self._earned_at) * FRAMES_A_SECOND)
+        self._earned_at = self._now()
         view, at = memoryview(data), 0
         while at < len(view):
             if self._left:
@@ -63,13 +64,13 @@ class Frames:
                 self._header.clear()
 
     def sent(self, size: int) -> None:
-        """So many bytes went out: what is said to them costs nothing."""
+        """Records that `size` bytes were sent; the peer may answer them with some frames."""
         self._earn(size / BYTES_A_FRAME)
 
     def _begin(self, size: int, kind: int) -> None:
-        """RFC 9113 section 4.1."""
+        """Begins a frame, of which the header has come (RFC 9113 section 4.1)."""
         if size > FRAME:
-            raise ProtocolError(f"a frame of {size} bytes, and {FRAME} may be")
+            raise ProtocolError(f"a frame of {size} bytes, more than {FRAME}")
         if kind in (HEADERS, PUSH_PROMISE):
             self._block = 0
         if kind in (HEADERS, PUSH_PROMISE, CONTINUATION):
@@ -80,22 +81,22 @@ class Frames:
             self.bodies += size
             self._earn(size / BYTES_A_FRAME)
         self._left = size
-        self._may -= 2 if kind == HEADERS else 1
-        if self._may < 0:
-            raise ProtocolError("more frames than what is in them is worth")
+        self._allowed -= 2 if kind == HEADERS else 1
+        if self._allowed < 0:
+            raise ProtocolError("too many frames for the data that they carry")
 
     def _earn(self, frames: float) -> None:
-        self._may = min(FRAMES, self._may + frames)
+        self._allowed = min(FRAMES, self._allowed + frames)
 
 
 def check_fields(block: bytes) -> None:
-    """Raises ProtocolError for a header section that costs more to decode than its bytes do."""
+    """Raises ProtocolError for a header section that is costly to decode for its size."""
     at = fields = updates = 0
     while at < len(block):
         first = block[at]
         if first & 0x80:  # RFC 7541 section 6.1: indexed
             at, _ = _integer(block, at, 7)
-        elif first & 0xE0 == 0x20:  # section 6.3: the size of the table
+        elif first & 0xE0 == 0x20:  # section 6.3: a new size of the table
             at, _ = _integer(block, at, 5)
             updates += 1
         else:  # section 6.2: a literal
@@ -105,11 +106,12 @@ def check_fields(block: bytes) -> None:
                 at += size
         fields += 1
         if fields > FIELDS + SIZE_UPDATES or updates > SIZE_UPDATES:
-            raise ProtocolError(f"more than {FIELDS} fields, or {SIZE_UPDATES} sizes of the table")
+            most = f"{FIELDS} fields, or {SIZE_UPDATES} size updates"
+            raise ProtocolError(f"a header section with more than {most}")
 
 
 def _integer(block: bytes, at: int, bits: int) -> tuple[int, int]:
-    """The integer at `at`, and where it ends (RFC 7541 section 5.1)."""
+    """Decodes the integer at `at`: where it ends, and its value (RFC 7541 section 5.1)."""
     most = (1 << bits) - 1
     number = block[at] & most if at < len(block) else 0
     if number < most:
@@ -118,11 +120,11 @@ def _integer(block: bytes, at: int, bits: int) -> tuple[int, int]:
         number += (byte & 0x7F) << 7 * count
         if not byte & 0x80:
             return at + 2 + count, number
-    raise ProtocolError(f"an integer of more than {INTEGER} bytes, or without an end")
+    raise ProtocolError(f"an integer that does not end within {INTEGER} bytes")
 
 
 class BoundConnection(BufferedH2Connection):
-    """mitmproxy's, less what is too much."""
+    """mitmproxy's HTTP/2 connection, which raises ProtocolError for what is too much."""
 
     def __init__(self, config: H2Configuration) -> None:
         super().__init__(config)
@@ -138,13 +140,13 @@ class BoundConnection(BufferedH2Connection):
         self.decoder.decode = checked  # type: ignore[method-assign]
 
     def receive_data(self, data: Buffer) -> list[Event]:
-        """What `data` says. Raises ProtocolError, after which the connection ends."""
+        """The events that `data` contains. Raises ProtocolError; then mitmproxy closes."""
         self.frames.read(data)
         events: list[Event] = super().receive_data(data)
         return events
 
     def data_to_send(self, amount: int | None = None) -> bytes:
-        """What is to be sent."""
+        """The bytes that are to be sent."""
         data = super().data_to_send(amount)
         self.frames.sent(len(data))
         return data
@@ -168,7 +170,7 @@ def unread(client: connection.Client) -> int:
 
 
 def bodies(client: connection.Client) -> int | None:
-    """Bytes of bodies that it has sent since this was asked; None where it speaks no HTTP/2."""
+    """Bytes of bodies that a client has sent since the last call; None if it speaks no HTTP/2."""
     if speaking := _speaking.get(client):
         size, speaking.frames.bodies = speaking.frames.bodies, 0
         return size
@@ -176,6 +178,6 @@ def bodies(client: connection.Client) -> int | None:
 
 
 def bound() -> None:
-    """Has mitmproxy speak HTTP/2 so."""
+    """Makes mitmproxy use the classes of this module from now on."""
     _http2.BufferedH2Connection = BoundConnection  # type: ignore[attr-defined]
     http_layers.Http2Server = _Server  # type: ignore[attr-defined, assignment]

@@ -1,4 +1,4 @@
-"""What mitmproxy's layers of HTTP say to one another, from modules that it calls private."""
+"""The events and hooks of mitmproxy's HTTP layers, which it defines in private modules."""
 
 from mitmproxy.proxy.layers.http import SendHttp
 from mitmproxy.proxy.layers.http._events import (

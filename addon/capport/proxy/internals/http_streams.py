@@ -1,8 +1,9 @@
-"""mitmproxy's HTTP, with a bound on requests, and with answers before a body is read.
+"""mitmproxy's HTTP layer, which may refuse a stream, and answers before a body is read.
 
-It relies on `HttpLayer`, which has each request made a stream by `make_stream`, keeps them in
-`streams` and both ends in `connections`; and on `HttpStream`, whose method in `client_state` is
-called with what comes of a request, and which sends an addon's response by `send_response`.
+It relies on `HttpLayer`, which calls `make_stream` for each request, and keeps its streams in
+`streams` and its connections to both ends in `connections`. It also relies on `HttpStream`, which
+passes each event of a request to the method in `client_state`, and sends an addon's response by
+`send_response`.
 """
 
 import contextlib
@@ -26,33 +27,34 @@ REFUSED_STREAM: Final = 7
 
 
 def speak_http2(conn: connection.Client) -> None:
-    """Makes mitmproxy read HTTP/2, also where nobody negotiated it (RFC 9113 section 3.3)."""
+    """Makes mitmproxy read HTTP/2, also without ALPN (RFC 9113 section 3.3)."""
     conn.alpn = b"h2"
 
 
 def set_destination(request: http.Request, host: str, port: int, authority: bytes) -> None:
-    """Sets where a request goes. The setters of mitmproxy's change its Host field as well."""
+    """Sets where a request goes. mitmproxy's own setters would change its Host field too."""
     request.data.host, request.data.port, request.data.authority = host, port, authority
 
 
 class EarlyStream(HttpStream):
-    """A stream that is answered as soon as its head is there, where `requestheaders` says so."""
+    """A stream that is answered before its body, if `requestheaders` sets a response."""
 
     def head_has_come(self, headers: http.Headers) -> None:
-        """Called with the header fields of a request before any hook sees them. To be defined."""
+        """Gets a request's header fields before any hook sees them. Subclasses define this."""
         raise NotImplementedError
 
     def passthrough(self, event: events.Event) -> layer.CommandGenerator[None]:
-        """A tunnel's events. mitmproxy lets one through that no layer in the tunnel can take.
+        """Passes a tunnel's events to the layer inside, except one that no layer can handle.
 
-        That the client has gone, where it goes between the CONNECT and its answer.
+        If the client disconnects between its CONNECT and the answer, mitmproxy passes on a
+        RequestProtocolError. The layer gets the end of the request instead.
         """
         if isinstance(event, RequestProtocolError):
             event = RequestEndOfMessage(self.stream_id)
         yield from super().passthrough(event)
 
     def state_wait_for_request_headers(self, event: RequestHeaders) -> layer.CommandGenerator[None]:
-        """Answers as soon as the head is there, where `requestheaders` has set a response."""
+        """Answers as soon as the head has come, if `requestheaders` has set a response."""
         self.head_has_come(event.request.headers)
         yield from super().state_wait_for_request_headers(event)
         response = getattr(self, "flow", None) and self.flow.response
@@ -61,8 +63,8 @@ class EarlyStream(HttpStream):
             and self.client_state == self.state_consume_request_body
             and not event.end_stream
         ):
-            # From here it is mitmproxy's own way of sending an addon's response, less the body:
-            # once dropped, later data of the stream is thrown away.
+            # From here on as mitmproxy sends an addon's response, but without reading the body:
+            # in `state_errored`, later data of the stream is dropped.
             self.client_state = self.state_done
             self.flow.request.data.content = b""
             self.flow.request.timestamp_end = time.time()
@@ -73,7 +75,7 @@ class EarlyStream(HttpStream):
 
 
 class StreamsLayer(HttpLayer):
-    """mitmproxy's HTTP, whose events go to `handle`, and whose streams `stream_for` makes."""
+    """mitmproxy's HTTP layer: calls `handle` for each event, `stream_for` for each request."""
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         yield from self.handle(event)
@@ -83,11 +85,11 @@ class StreamsLayer(HttpLayer):
         yield from super()._handle_event(event)
 
     def stream_for(self, stream_id: int) -> HttpStream | None:
-        """The stream of a request that has come; None for one that is refused. To be defined."""
+        """Makes the stream of a new request; None refuses it. Subclasses define this."""
         raise NotImplementedError
 
     def make_stream(self, stream_id: int) -> layer.CommandGenerator[None]:
-        """A stream of ours for each request, and none for one too many."""
+        """Adds the stream that `stream_for` makes, or refuses the request."""
         stream = self.stream_for(stream_id)
         if stream is None:
             yield from self._refuse(stream_id)
@@ -96,19 +98,19 @@ class StreamsLayer(HttpLayer):
         yield from self.event_to_child(stream, events.Start())
 
     def _refuse(self, stream_id: int) -> layer.CommandGenerator[None]:
-        """RFC 9113 section 8.7: it may be sent again, on another connection."""
+        """Resets an HTTP/2 stream; the client may send the request again (RFC 9113 section 8.7)."""
         if server := self._http2_server():
             server.streams.pop(stream_id, None)
             with contextlib.suppress(StreamClosedError, NoSuchStreamError):  # reset by its client
                 server.h2_conn.reset_stream(stream_id, REFUSED_STREAM)
             yield commands.SendData(self.context.client, server.h2_conn.data_to_send())
 
-    def has_more_to_say(self) -> bool:
+    def is_busy(self) -> bool:
         """Whether streams are open, or answers wait for the client to open its window."""
         server = self._http2_server()
         return bool(self.streams or (server and any(server.h2_conn.stream_buffers.values())))
 
-    def say_goodbye(self, last: int) -> layer.CommandGenerator[None]:
+    def send_goaway(self, last: int) -> layer.CommandGenerator[None]:
         """Tells an HTTP/2 client that `last` was the last stream (RFC 9113 section 6.8)."""
         if server := self._http2_server():
             server.h2_conn.close_connection(NO_ERROR, last_stream_id=last)

@@ -1,7 +1,7 @@
-"""Layers of our own among mitmproxy's.
+"""The base of our own protocol layers, and mitmproxy's layers that intercept TLS.
 
-They rely on `Layer.handle_event`, which calls `_handle_event` for each event, on the list
-`Context.layers`, and on the attribute `child_layer` of the layers for TLS.
+It relies on `Layer.handle_event`, which calls `_handle_event` for each event, on the list
+`Context.layers`, and on the attribute `child_layer` of the TLS layers.
 """
 
 from mitmproxy import connection
@@ -10,21 +10,21 @@ from mitmproxy.proxy.layers import ClientTLSLayer, ServerTLSLayer
 
 
 class OwnLayer(layer.Layer):
-    """A layer whose events go to `handle`."""
+    """A layer that passes each event to `handle`."""
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         yield from self.handle(event)
 
     def handle(self, event: events.Event) -> layer.CommandGenerator[None]:
-        """Handles one event. To be defined."""
+        """Handles one event. Subclasses define this."""
         raise NotImplementedError
 
     def leave_stack(self) -> None:
-        """Takes this layer out of those that its child sees below itself."""
+        """Hides this layer from its child, which looks at the layers below itself."""
         self.context.layers.remove(self)
 
     def lead_to(self, host: str, port: int) -> connection.Server:
-        """Makes a server at this place the other end; returns the one before."""
+        """Makes the server at this place the connection's origin; returns the former origin."""
         before, self.context.server = (
             self.context.server,
             connection.Server(address=(host, port)),
@@ -33,7 +33,7 @@ class OwnLayer(layer.Layer):
 
 
 def intercepting(ctx: context.Context) -> layer.Layer:
-    """Mitmproxy's own TLS, with the client and with the origin."""
+    """Makes mitmproxy's own TLS layers, for the client and for the origin."""
     server_tls = ServerTLSLayer(ctx)
     server_tls.child_layer = ClientTLSLayer(ctx)
     return server_tls

@@ -1,4 +1,4 @@
-"""The handlers of mitmproxy's log, which its addons `errorcheck` and `termlog` keep as `logger`."""
+"""Adjusts mitmproxy's log handlers, which addons `errorcheck` and `termlog` have as `logger`."""
 
 import logging
 from typing import Any
@@ -8,12 +8,12 @@ from mitmproxy.addonmanager import AddonManager
 
 
 def outlive_errors_of(package: str) -> None:
-    """Lets mitmproxy start although a logger of `package` has logged an error: it exits for any."""
+    """Lets mitmproxy start although `package` has logged an error, at which it would exit."""
     if errorcheck := ctx.master.addons.get("errorcheck"):
         errorcheck.logger.addFilter(lambda record: not record.name.startswith(f"{package}."))
 
 
 def format_lines(addons: AddonManager, formatter: logging.Formatter) -> None:
-    """Formats the lines that mitmproxy writes to its terminal, or to a journal, by `formatter`."""
+    """Formats the lines that mitmproxy writes to its terminal, or to a journal."""
     manager: Any = addons
     manager.get("termlog").logger.setFormatter(formatter)

@@ -1,4 +1,4 @@
-"""mitmproxy's own server: where it listens, whose connections it has, and when it connects."""
+"""mitmproxy's own server: where it listens, its connections, and when it connects."""
 
 import asyncio
 import os
@@ -20,19 +20,19 @@ BACKLOG = 4096
 
 
 def handler_of(conn_id: str) -> server.ConnectionHandler | None:
-    """What has the sockets of a client's connection, by mitmproxy's id for it."""
+    """The handler that has the sockets of a client's connection, by mitmproxy's id for it."""
     handler: server.ConnectionHandler | None = _proxyserver().connections.get(conn_id)
     return handler
 
 
 def is_serving() -> bool:
-    """Whether mitmproxy has started, by its addon `proxyserver`."""
+    """Whether mitmproxy has started, according to its addon `proxyserver`."""
     proxyserver = _proxyserver()
     return proxyserver is not None and proxyserver.is_running
 
 
 def own_ports() -> set[int]:
-    """Where mitmproxy itself listens."""
+    """The ports on which mitmproxy itself listens."""
     ports = {int(addr[1]) for it in _proxyserver().servers for addr in it.listen_addrs}
     if "web_port" in ctx.options:
         ports.add(ctx.options.web_port)
@@ -40,33 +40,34 @@ def own_ports() -> set[int]:
 
 
 class OwnPorts(Container[int]):
-    """The same, whenever it is asked."""
+    """The same ports, looked up at each question."""
 
     def __contains__(self, port: object) -> bool:
         return port in own_ports()
 
 
 def frame_of(conn: connection.Client) -> Mac | None:
-    """The MAC that a connection's first frame came from (`Peer`); to be asked once."""
+    """The MAC that a connection's first frame came from (`Peer`). Call it once a connection."""
     handler = handler_of(conn.id)
     io = handler.transports.get(conn) if handler else None
     if io is None or not isinstance(io.writer, asyncio.StreamWriter):
-        return None  # UDP, and what comes by tun
+        return None  # UDP, or a connection in tun mode
     return frames.sender(io.writer.get_extra_info("socket"))
 
 
 def prepare_listeners() -> None:
-    """Makes each listening socket, now and later, fit for what is asked of it.
+    """Prepares every listening socket of mitmproxy, now and when its servers change.
 
-    More clients may wait to be accepted than the 100 that mitmproxy asks for: one more than that
-    waits a second, until it sends its SYN again. And the kernel keeps each SYN.
+    Its queue of connections to accept gets longer than mitmproxy's 100: with a full queue, the next
+    client waits a second, until it sends its SYN again. The kernel keeps each SYN (`frames.keep`).
+    If no descriptor is left, accepting pauses (`_Patient`).
     """
-    _proxyserver().servers.changed.connect(_prepare)
-    _prepare()
-    _wait_where_no_descriptor_is_left()
+    _proxyserver().servers.changed.connect(_prepare_all)
+    _prepare_all()
+    _silence_failed_accepts()
 
 
-def _prepare() -> None:
+def _prepare_all() -> None:
     for instance in _proxyserver().servers:
         for listening in getattr(instance, "_servers", ()):
             for transport in getattr(listening, "sockets", ()):
@@ -76,18 +77,14 @@ def _prepare() -> None:
                     frames.keep(same)
 
 
-def _wait_where_no_descriptor_is_left() -> None:
-    """Tries to accept once a second where no descriptor is left, and logs that once a minute.
-
-    asyncio tries a hundred times though the first has failed (up to CPython 3.13), logs each with a
-    traceback, and sets a timer for each, after which there are more: soon that is all it does.
-    """
+def _silence_failed_accepts() -> None:
+    """Keeps asyncio from logging each failed accept with a traceback: `_Patient` logs it."""
     loop = asyncio.get_running_loop()
     before = loop.get_exception_handler()
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if "socket.accept()" in context.get("message", ""):
-            return  # `_Patient` has logged it
+            return
         if before is None:
             loop.default_exception_handler(context)
         else:
@@ -97,7 +94,13 @@ def _wait_where_no_descriptor_is_left() -> None:
 
 
 class _Patient(socket.socket):
-    """A listening socket that raises once, for asyncio to wait, and then says that nobody waits."""
+    """A listening socket that accepts about once a second while no descriptor is left.
+
+    After a failed accept, asyncio tries again a hundred times at once (up to CPython 3.13), and
+    sets a timer for each attempt, after which it makes as many: soon it does nothing else. So after
+    one failure this socket says for a while that no client waits; then asyncio sets one timer. The
+    failure is logged once a minute (`accepting.is_scarcity`).
+    """
 
     __slots__ = ()
 
@@ -116,25 +119,26 @@ _paused: WeakKeyDictionary[socket.socket, float] = WeakKeyDictionary()
 
 
 def name_again(server: connection.Server, address: connection.Address) -> None:
-    """Sets the address of a connection that is open: by it mitmproxy finds it for the next request.
+    """Sets the name of an open connection, by which mitmproxy finds it for later requests.
 
-    mitmproxy forbids this, because the connection cannot be redirected. It is not: it was opened to
-    an address that this name has.
+    mitmproxy forbids to change the address of an open connection, because that would not redirect
+    it. That is not meant here: the connection was opened to an address of this very name.
     """
     object.__setattr__(server, "address", address)
 
 
 def connect_early(handler: server.ConnectionHandler | None) -> None:
-    """Known clients' protocols may wait for the server to speak first (SMTP, SSH).
+    """Makes mitmproxy connect to the origin before the client has sent anything.
 
-    `server_connect` decides on that connection as on any other.
+    Known clients use protocols in which the server speaks first (SMTP, SSH). `server_connect`
+    decides on this connection as on any other.
     """
     if handler is not None:
         handler.layer.context.options = cast(Options, _Early(handler.layer.context.options))
 
 
 class _Early:
-    """mitmproxy's options, but for one: connect to the origin at once."""
+    """mitmproxy's options, of which one is changed: connect to the origin at once."""
 
     connection_strategy = "eager"
 

@@ -1,9 +1,9 @@
-"""One client's connection in mitmproxy: its layers, its sockets, and when it reads on.
+"""The layers and sockets of one client's connection in mitmproxy, and when more is read from them.
 
-It relies on mitmproxy's ConnectionHandler: it passes each event to its `layer`, awaits its
-`drain_writers` before it reads on, and keeps each of its sockets in `transports`, with the task
-that reads it as `handler`. And on two bounds of asyncio's: `max_size` of a transport is what it
-reads at once, `_limit` of a reader half of what it keeps. Each function takes the handler that
+It relies on mitmproxy's ConnectionHandler, which passes each event to its `layer`, awaits its
+`drain_writers` before it reads more, and keeps its sockets in `transports`, each with the task that
+reads it as `handler`. It also relies on two bounds of asyncio: a transport reads at most `max_size`
+bytes at once, and a reader keeps at most twice its `_limit`. Each function takes the handler that
 `server.handler_of` has found, or None for a connection that has ended.
 """
 
@@ -19,27 +19,29 @@ from mitmproxy.proxy import context, events, layer, server
 type Handler = server.ConnectionHandler | None
 
 RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER with time 0: close(2) sends RST
-READER_LIMIT: Final = 64 * 1024  # asyncio's own
+READER_LIMIT: Final = 64 * 1024  # asyncio's default
 
 
 class Watched:
-    """A connection's layers, less the data that comes when it is over; it stands for the first.
+    """Replaces the first layer of a connection: drops data that comes too late, passes on the rest.
 
-    What was let through is not asked about again with each segment: `goes_on` compares two numbers.
+    `is_in_time` is called for every segment, so it must be cheap.
     """
 
-    def __init__(self, inner: layer.Layer, goes_on: Callable[[events.DataReceived], bool]) -> None:
+    def __init__(
+        self, inner: layer.Layer, is_in_time: Callable[[events.DataReceived], bool]
+    ) -> None:
         self._inner = inner
-        self._goes_on = goes_on
+        self._is_in_time = is_in_time
 
     @property
     def context(self) -> context.Context:
-        """What mitmproxy and its addons look at from outside."""
+        """The layer's context, which mitmproxy and its addons read."""
         return self._inner.context
 
     def handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
-        """The same, but for data that is too late, from either side."""
-        if isinstance(event, events.DataReceived) and not self._goes_on(event):
+        """Passes an event to the layer; drops data from either end that is too late."""
+        if isinstance(event, events.DataReceived) and not self._is_in_time(event):
             return _nothing()
         return self._inner.handle_event(event)
 
@@ -50,55 +52,55 @@ def _nothing() -> layer.CommandGenerator[None]:
 
 def watch(
     handler: Handler,
-    goes_on: Callable[[events.DataReceived], bool],
+    is_in_time: Callable[[events.DataReceived], bool],
     drain: Callable[[], Coroutine[Any, Any, None]],
 ) -> None:
-    """Asks `goes_on` before a layer sees what has come; awaits `drain` before more is read."""
+    """Calls `is_in_time` before a layer gets data; awaits `drain` before more is read."""
     if handler:
-        handler.layer = cast(layer.Layer, Watched(handler.layer, goes_on))
+        handler.layer = cast(layer.Layer, Watched(handler.layer, is_in_time))
         handler.drain_writers = drain  # type: ignore[method-assign]
 
 
 async def drain(handler: server.ConnectionHandler) -> None:
-    """Waits until everything can be written, as mitmproxy does."""
+    """Waits until all sockets have taken what was written, as mitmproxy does."""
     await type(handler).drain_writers(handler)
 
 
 def is_reader_of(handler: server.ConnectionHandler, conn: connection.Client) -> bool:
-    """Whether the current task is the one that reads what the client sends."""
+    """Whether the current task is the one that reads the client's socket."""
     io = handler.transports.get(conn)
     return io is not None and io.handler is asyncio.current_task()
 
 
 def is_gone(handler: Handler, conn: connection.Client) -> bool:
-    """Whether nothing that is sent to a client can reach it any more."""
+    """Whether the client's socket is closed, so that nothing sent can reach the client."""
     io = handler.transports.get(conn) if handler else None
     return io is None or io.writer is None or io.writer.is_closing()
 
 
 def close(handler: Handler, conn: connection.Client | None = None) -> None:
-    """Closes the client's socket, or all, once what was written has been sent."""
+    """Closes the socket of `conn`, or all, after everything that was written has been sent."""
     for of, io in tuple(handler.transports.items()) if handler else ():
         if conn in (None, of) and io.writer and not io.writer.is_closing():
             io.writer.close()
 
 
 def abort(handler: Handler, *, reset: bool = False) -> None:
-    """Closes all sockets at once. With `reset`, the other ends get RST, not FIN."""
+    """Closes all sockets at once. With `reset`, the peers get RST, not FIN."""
     for io in tuple(handler.transports.values()) if handler else ():
         if isinstance(io.writer, asyncio.StreamWriter):
             sock = io.writer.get_extra_info("socket")
             if reset and sock is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             io.writer.transport.abort()
-        elif io.writer is not None:  # mitmproxy_rs: UDP, and what comes by tun
+        elif io.writer is not None:  # a writer of mitmproxy_rs: UDP, or tun mode
             io.writer.close()
 
 
 def set_buffers(handler: Handler, size: int | None) -> None:
-    """Bounds what asyncio reads at once, and keeps, of each socket; None for its own bounds.
+    """Bounds what asyncio reads at once, and keeps, for each socket. None: asyncio's own bounds.
 
-    By itself it reads 256 KiB at once, goes on until it has kept 128, and takes 64 to be sent.
+    Those are 256 KiB in one read, 128 KiB kept after reading, and 64 KiB that wait to be sent.
     """
     for io in tuple(handler.transports.values()) if handler else ():
         if isinstance(io.writer, asyncio.StreamWriter):

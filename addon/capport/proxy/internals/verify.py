@@ -1,17 +1,18 @@
-"""Stops the start where this mitmproxy is not as the portal was tested with.
+"""Stops the start if this mitmproxy differs from the versions that the portal was tested with.
 
-`verify` runs before the portal is loaded, for a guard that nobody calls any more would not raise:
-it would let everything through.
+`verify` runs before the portal is loaded. If a new mitmproxy did not call the guard, nothing would
+raise, and every connection would be permitted.
 
-tested.json lists all that the portal relies on and that mitmproxy, h11 and h2 do not promise, by
-what it is for. The portal replaces a function, calls it, or depends on what it calls and which
-attributes it sets; so the digest of its source must be one of those that were tested. What has no
-source in Python must be there, under that name.
+tested.json lists the undocumented parts of mitmproxy, h11 and h2 that the portal relies on, grouped
+by their purpose. The portal replaces such a function, calls it, or depends on what it calls and
+which attributes it sets. So the digest of its source must be one of those that were tested. What
+has no source in Python must exist under that name.
 
-To add a version: run the tests with `scripts/test --mitmproxy VERSION tests/proxy`, mend what
-fails, and write its digests with `.venv/mitmproxy-VERSION/bin/python -m
-capport.proxy.internals.verify`. To add a function, write its name to tested.json, with an empty
-list, and run that for each version. The oldest one is pyproject.toml's lower bound.
+To add a version, run the tests with `scripts/test --mitmproxy VERSION tests/proxy`, repair what
+fails, and write the digests with `.venv/mitmproxy-VERSION/bin/python -m
+capport.proxy.internals.verify`. To add a function, write its name to tested.json with an empty
+list, and run that command for each version. The oldest version is the lower bound in
+pyproject.toml.
 """
 
 import functools
@@ -33,12 +34,12 @@ TESTED: Final = Path(__file__).with_name("tested.json")
 
 
 class NotAsTested(Exception):
-    """One line: the portal cannot run here, and why."""
+    """The portal cannot run here. The message is one line that says why."""
 
 
-@functools.cache  # a script that mitmproxy reloads finds what the portal has replaced already
+@functools.cache  # when the script is reloaded, the portal has already replaced some functions
 def verify() -> None:
-    """Raises NotAsTested; logs one line for a version that passes, but was not tested."""
+    """Raises NotAsTested; logs a warning if a version passes but was not tested."""
     if not hasattr(socket, "AF_NETLINK"):
         raise NotAsTested(
             "the portal needs Linux: it asks the kernel who its clients are (netlink)"
@@ -47,7 +48,7 @@ def verify() -> None:
 
 
 def check(version: str) -> None:
-    """The same, for mitmproxy alone, as if it had this version."""
+    """Raises NotAsTested if the installed mitmproxy, called `version`, is not as it was tested."""
     tested = json.loads(TESTED.read_text())
     versions = tested["versions"]
     where = f"mitmproxy {version} is not as the portal was tested with ({', '.join(versions)})"
@@ -58,12 +59,12 @@ def check(version: str) -> None:
     if version not in versions:
         logger.warning(
             f"mitmproxy {version} is untested with the portal (tested: {', '.join(versions)});"
-            " everything that the portal relies on is as it was"
+            " everything that the portal relies on is unchanged"
         )
 
 
 def problems(relied_on: dict[str, dict[str, list[str]]]) -> Iterator[str]:
-    """What is not as tested: what the portal has it for, its name, and what is wrong with it."""
+    """One line for each thing that is not as tested: its purpose, its name, what is wrong."""
     for purpose, things in relied_on.items():
         for path, digests in things.items():
             try:
@@ -83,9 +84,10 @@ def problems(relied_on: dict[str, dict[str, list[str]]]) -> Iterator[str]:
 
 
 def digest(path: str) -> str:
-    """Of a function's source, less comments and empty lines; "here" for what has none in Python.
+    """The digest of a function's source without comments and empty lines.
 
-    Raises ImportError, AttributeError, or OSError for a source that is not there.
+    It is "here" for what is no function in Python. Raises ImportError or AttributeError if `path`
+    does not exist, OSError if its source does not.
     """
     thing = pkgutil.resolve_name(path)
     function = inspect.unwrap(getattr(thing, "fget", thing))
@@ -101,7 +103,7 @@ def _number(version: str) -> tuple[int, ...]:
 
 
 def h11_looks_up_its_readers() -> bool:
-    """h11 finds the class that reads a chunked body in a table, where the portal puts its own."""
+    """Whether h11 finds its reader of chunked bodies in a table, where the portal puts its own."""
     import h11
     from h11 import _connection, _readers
 
@@ -112,7 +114,7 @@ def h11_looks_up_its_readers() -> bool:
 
 
 def h2_asks_its_decoder() -> bool:
-    """h2 decodes each header section by `decoder.decode`, and refuses frames that are too big."""
+    """Whether h2 decodes header sections by `decoder.decode`, and refuses frames too large."""
     from h2.config import H2Configuration
     from h2.exceptions import FrameTooLargeError
     from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
@@ -140,7 +142,7 @@ def h2_asks_its_decoder() -> bool:
 
 
 def asyncio_has_bounds() -> bool:
-    """Two attributes say how much asyncio reads at once, and how much it keeps."""
+    """Whether two attributes bound how much asyncio reads at once and how much it keeps."""
     import asyncio
     from asyncio import selector_events, trsock
 
@@ -161,7 +163,7 @@ BEHAVIOUR: Final[dict[str, Callable[[], bool]]] = {
 
 
 def add_version(version: str, file: Path = TESTED) -> None:
-    """Writes to `file` that the mitmproxy that is installed was tested, as `version`."""
+    """Writes to `file` that the installed mitmproxy, called `version`, was tested."""
     tested = json.loads(file.read_text())
     tested["versions"] = sorted({*tested["versions"], version}, key=_number)
     for things in tested["relied_on"].values():

@@ -1,1 +1,1 @@
-"""mitmproxy's layers for unknown clients: they answer, and name no server."""
+"""The protocol layers for unknown clients: they answer, and connect to no server themselves."""

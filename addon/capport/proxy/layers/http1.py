@@ -1,9 +1,9 @@
-"""The layers that answer unknown clients, and name no server.
+"""HTTP/1 with unknown clients: reads each request, answers it, and forwards what is permitted.
 
-`RefusalLayer` speaks HTTP/1 to them itself: it reads a head within bounds, has it decided, answers,
-and never buffers a body. What may go on (to the login server, the garden) it hands to a
-`BoundLayer`, one request a connection, written anew from what was parsed, so that nobody downstream
-reads it otherwise than we did. `BoundLayer` is also what unknown clients' HTTP/2 and HTTP/3 gets.
+`RefusalLayer` speaks HTTP/1 with the client. It reads a head within bounds, asks for a verdict,
+answers, and never buffers a body. It gives a permitted request (to the login server or the garden)
+to a `BoundLayer`, one request for each connection. The request is written again from its parsed
+parts, so that no server reads it in another way than we did.
 """
 
 import logging
@@ -46,9 +46,9 @@ from capport.proxy.responses import CLOSED, asked_of, bare, fields_of, to_mitmpr
 logger = logging.getLogger(__name__)
 
 LINGER: Final = STAGE
-HALF_CLOSED: Final = 10.0  # seconds for an origin to begin to answer who has closed its half
+HALF_CLOSED: Final = 10.0  # seconds for an origin to begin its answer after a client's half-close
 
-# RFC 9110 section 7.6.1, and what only a proxy may see or say.
+# RFC 9110 section 7.6.1, and the fields that only a proxy may read or write.
 _HOP_BY_HOP: Final = frozenset(
     {
         b"connection",
@@ -63,31 +63,31 @@ _HOP_BY_HOP: Final = frozenset(
         b"upgrade",
     }
 )
-# What says where the body ends is never dropped, whatever a Connection field says.
+# These say where the body ends. They stay even if the Connection field lists them.
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class RefusalLayer(OwnLayer):
-    """HTTP/1 with an unknown client, by h11, which is strict about what a head may be."""
+    """Speaks HTTP/1 with an unknown client. It uses h11, which rejects invalid heads."""
 
     def __init__(self, ctx: context.Context, enforcer: Enforcer) -> None:
         self.explicit = isinstance(ctx.layers[0], modes.HttpProxy) and not ctx.server.address
-        # Inside TLS or a tunnel there is no half of a connection to close.
+        # Inside TLS or a tunnel, a connection cannot be half-closed.
         self.plain = not any(isinstance(it, tls.TLSLayer | HttpLayer) for it in ctx.layers)
         super().__init__(ctx)
         self.enforcer = enforcer
         self.dialled = place_of(ctx.server.address)
         self.scheme = "https" if ctx.client.tls_established and not self.explicit else "http"
         self.parser = http1_reader.reader()
-        self.method = b""  # of the request that is being answered, once it is known
+        self.method = b""  # of the request that is being answered; empty until it is known
         self.answers = 0
-        self.declared = 0  # bytes of its body, as its head says
-        self.lingering: Lingering | None = None  # since the last answer
-        self.onward: Onward | None = None
+        self.declared = 0  # the Content-Length of that request
+        self.lingering: Lingering | None = None  # set after the last answer
+        self.onward: Onward | None = None  # the request that is forwarded, if one is
 
     @ends_on_faults
     def handle(self, event: events.Event) -> layer.CommandGenerator[None]:
-        """Reads requests, until one goes on or the last is answered."""
+        """Reads and answers requests, until one is forwarded or the last one is answered."""
         if self.lingering:
             yield from self.lingering.handle(event)
         elif self.onward:
@@ -110,7 +110,7 @@ class RefusalLayer(OwnLayer):
                 first = self.parser.next_event()
             except h11.RemoteProtocolError as error:
                 status = 431 if error.error_status_hint == 431 else 400
-                if status == 431:  # too large to be read at all, so it is there still
+                if status == 431:  # the head was too large to parse, so it is still in the buffer
                     self.method = self.method or http1_reader.refused_method(self.parser)
                 yield from self._refuse_unread(status, str(error))
                 return
@@ -146,11 +146,11 @@ class RefusalLayer(OwnLayer):
         yield from self._answer(request, verdict, bodyless=type(first) is h11.EndOfMessage)
 
     def _onward(self, asked: Head, verdict: Verdict) -> "Onward | None":
-        """Where the request may go on, if anywhere: for what may not there is an answer."""
+        """Makes what forwards the request; None if the request gets an answer instead."""
         tunnels = asked.method == "CONNECT" and self.explicit
         if isinstance(verdict, Pass):
             place = verdict.to or (asked.claim if self.explicit else self.dialled)
-            # mitmproxy takes "connect" for CONNECT; in a tunnel already, neither means anything.
+            # mitmproxy reads "connect" as CONNECT; inside a tunnel, neither is valid.
             if place is None or asked.has_controls or tunnels < (asked.method.upper() == "CONNECT"):
                 return None
             return Onward(asked, place, verdict)
@@ -169,14 +169,14 @@ class RefusalLayer(OwnLayer):
         reply = CLOSED
         if verdict is not None and not isinstance(verdict, Pass):
             reply = self._reply_to(verdict, asked_of(request))
-        elif verdict is not None:  # let through, and it does not say where to
+        elif verdict is not None:  # it is permitted, but cannot be forwarded (`_onward`)
             reply = bare(400)
         shown = http.HTTPFlow(self.context.client, self.context.server, live=True)
         shown.request, shown.response = request, to_mitmproxy(reply)
         try:
             self.enforcer.refused(shown, verdict)
-        except Exception:  # what cannot be told is refused all the same
-            self.enforcer.fault("telling of a refusal")
+        except Exception:  # the client gets its answer even if the refusal cannot be reported
+            self.enforcer.fault("the report of a refusal")
         yield HttpRequestHeadersHook(shown)
         yield HttpRequestHook(shown)
         yield HttpResponseHeadersHook(shown)
@@ -195,11 +195,11 @@ class RefusalLayer(OwnLayer):
             return CLOSED
 
     def _refuse_unread(self, status: int, why: str) -> layer.CommandGenerator[None]:
-        """Answers what could not be read as a request. It is too broken to be shown as a flow."""
+        """Answers what cannot be read as a request, and so cannot be shown as a flow."""
         try:
             self.enforcer.refused_unread(self.context.client, status, why)
         except Exception:
-            self.enforcer.fault("telling of a refusal")
+            self.enforcer.fault("the report of a refusal")
         reply = bare(status)
         if status == 431:
             asked = Asked(self.method.decode("ascii", "replace"))
@@ -228,9 +228,10 @@ class RefusalLayer(OwnLayer):
 
 
 class Onward:
-    """One request that goes on: to `place` alone, by a `BoundLayer` that reads what we write.
+    """Forwards one request to `place` alone, by a `BoundLayer` that reads the request we write.
 
-    A `verdict` other than Pass opens a tunnel that leads nowhere, for what is inside to be refused.
+    If `verdict` is not Pass, it opens a tunnel that leads nowhere, and what the client sends inside
+    is refused.
     """
 
     def __init__(self, asked: Head, place: Place, verdict: Verdict) -> None:
@@ -240,10 +241,10 @@ class Onward:
         self.child: BoundLayer
         self.parser: h11.Connection | None = None
         self.half_closed: commands.RequestWakeup | None = None
-        self.hears = False  # something, since
+        self.answer_began = False  # after the client closed its half
 
     def start(self, parent: RefusalLayer, first: object) -> layer.CommandGenerator[None]:
-        """Hands the head on, and what has come of the body."""
+        """Forwards the head, and the part of the body that has come."""
         self.client = parent.context.client
         self.is_gone = parent.enforcer.is_gone
         self.child = BoundLayer(parent.context, HTTPMode.regular)
@@ -262,10 +263,10 @@ class Onward:
         yield from self._pass_body(first)
 
     def handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
-        """What comes after the head: the body as h11 frames it, a tunnel's bytes as they are."""
-        if isinstance(event, events.ConnectionClosed) and self._is_all_said(event):
-            # RFC 9293 section 3.6: it may hear the answer still. Or it has gone, which looks the
-            # same until something is sent to it.
+        """Forwards what follows the head: a body in h11's framing, a tunnel's bytes as they are."""
+        if isinstance(event, events.ConnectionClosed) and self._sent_whole_request(event):
+            # RFC 9293 section 3.6: the client may still read the answer. Or it has disconnected,
+            # which looks the same until something is sent to it.
             self.half_closed = commands.RequestWakeup(HALF_CLOSED)
             yield self.half_closed
         elif self.half_closed and self._has_gone(event):
@@ -282,21 +283,27 @@ class Onward:
         elif self.parser.their_state is h11.SEND_BODY:
             self.parser.receive_data(event.data)
             yield from self._pass_body()
-        # What follows the one request is for nobody: its answer says Connection: close.
+        # What follows the one request is dropped: the answer says Connection: close.
 
-    def _is_all_said(self, event: events.ConnectionClosed) -> bool:
-        """Whether a client that closes has sent its whole request: mitmproxy gives up on it."""
+    def _sent_whole_request(self, event: events.ConnectionClosed) -> bool:
+        """Whether the client has closed its half after a whole request, and may read the answer.
+
+        mitmproxy would end the connection at once.
+        """
         whole = self.parser and self.parser.their_state in {h11.DONE, h11.MUST_CLOSE}
         half = event.connection.state is connection.ConnectionState.CAN_WRITE
         mine = event.connection is self.client and not self.is_gone(self.client)
         return mine and half and bool(whole)
 
     def _has_gone(self, event: events.Event) -> bool:
-        """Whether a client that has closed its half must have closed the other, too."""
+        """Whether to give up on a client that has closed its half.
+
+        That is so if its socket is closed, or if no answer has begun within `HALF_CLOSED`.
+        """
         if isinstance(event, events.DataReceived):
-            self.hears = True
+            self.answer_began = True
         waited = isinstance(event, events.Wakeup) and event.command is self.half_closed
-        return self.is_gone(self.client) or (waited and not self.hears)
+        return self.is_gone(self.client) or (waited and not self.answer_began)
 
     def _pass_body(self, part: object = None) -> layer.CommandGenerator[None]:
         assert self.parser
@@ -305,7 +312,7 @@ class Onward:
                 part = part or self.parser.next_event()
             except h11.RemoteProtocolError as error:
                 logger.info(
-                    f"A body for {self.place} is not what its head says: {error}",
+                    f"A request body for {self.place} is not framed as its head says: {error}",
                     extra={"client": self.client.peername},
                 )
                 yield commands.CloseConnection(self.client)
@@ -313,7 +320,7 @@ class Onward:
             if isinstance(part, h11.Data):
                 yield from self._write(self.writer.send(part) or b"")
             elif isinstance(part, h11.EndOfMessage):
-                # Without its trailers: mitmproxy's HTTP/1 raises over any, and hangs.
+                # Trailers are dropped: mitmproxy's HTTP/1 raises an exception over them, and hangs.
                 yield from self._write(self.writer.send(h11.EndOfMessage()) or b"")
                 return
             else:
@@ -327,7 +334,7 @@ class Onward:
     def _request_head(self) -> h11.Request:
         names_it = self.place
         if not isinstance(self.place.host, str) and self.asked.claim:
-            # It dialled an address of the garden, and may call it by a name.
+            # The client dialled an address in the garden. Its Host field may name that place.
             names_it = self.asked.claim
         host = names_it.authority(default_port(self.asked.scheme))
         dropped = (_HOP_BY_HOP | self.asked.connection_options) - _FRAMING
@@ -344,7 +351,7 @@ class Onward:
         return (
             f"CONNECT {self.place} HTTP/1.1\r\nHost: {self.place}\r\n".encode()
             + (b"User-Agent: " + agent + b"\r\n" if agent else b"")
-            # That it sent some is told; the tunnel of who is refused leads nowhere.
+            # So the flow shows that the client sent credentials. The tunnel leads nowhere.
             + b"".join(
                 name + b": " + REDACTED + b"\r\n"
                 for name, _ in self.asked.fields

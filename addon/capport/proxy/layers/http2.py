@@ -1,4 +1,7 @@
-"""mitmproxy's HTTP for unknown clients: within bounds, and answered before a body is read."""
+"""mitmproxy's HTTP for unknown clients: bounded, and answered before a body is read.
+
+HTTP/2 and HTTP/3 of unknown clients, and the HTTP/1 requests that `RefusalLayer` forwards.
+"""
 
 from dataclasses import replace
 from typing import Final
@@ -23,20 +26,20 @@ from capport.proxy.layers.lingering import STAGE, Lingering
 from capport.proxy.request_head import redact, restore
 from capport.proxy.responses import bare, to_mitmproxy
 
-ANSWERS: Final = 100  # on one connection
+ANSWERS: Final = 100  # as many on one connection; then it ends
 
 
 class BoundStream(EarlyStream):
-    """A stream of an unknown client's: refused before its body, its credentials never shown."""
+    """A stream of an unknown client: refused before its body, and shown without its credentials."""
 
-    taken: dict[bytes, list[bytes]]
+    taken: dict[bytes, list[bytes]]  # the credentials
     answered = False
-    interim = True  # whether the client can read interim responses: HTTP/1.0 has none
+    interim = True  # whether the client can read interim responses; HTTP/1.0 has none
 
     def handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
-        """The same, but what goes to a garden host bears the client's own credentials.
+        """Changes what mitmproxy sends: a request to the garden gets its credentials back.
 
-        What comes back by HTTP/1 says that there is no second request on this connection.
+        An HTTP/1 response says that the connection ends after it.
         """
         for command in super().handle_event(event):
             if isinstance(command, SendHttp):
@@ -63,11 +66,11 @@ class BoundStream(EarlyStream):
                     if status is not None and command.connection is self.context.client:
                         yield from self._answer_bare(status)
                         if not self.one_request:
-                            continue  # the stream has ended; the connection goes on
+                            continue  # only the stream has ended; the connection stays open
             yield command
 
     def head_has_come(self, headers: http.Headers) -> None:
-        """Takes the credentials out."""
+        """Removes the credentials before any addon sees them."""
         self.taken = redact(headers)
 
     @property
@@ -76,7 +79,7 @@ class BoundStream(EarlyStream):
         return not (self.flow.request.is_http2 or self.flow.request.is_http3)
 
     def _answer_bare(self, status: int) -> layer.CommandGenerator[None]:
-        """In place of mitmproxy's own page, which bears its name and may be stored."""
+        """Answers without a page: mitmproxy's page has its name, and caches may store it."""
         self.answered = True
         response, client = to_mitmproxy(bare(status)), self.context.client
         if self.one_request:
@@ -92,11 +95,12 @@ def _speaks_http1(conn: connection.Connection) -> bool:
 
 
 def _frame(sent: RequestHeaders) -> None:
-    """Has an HTTP/1 origin read one request alone, and all of it as that.
+    """Makes an HTTP/1 origin read exactly one request on the connection.
 
-    HTTP/2 needs no field that says where a body ends. mitmproxy sends it on as it is, and its first
-    bytes would be a second request, of which nobody has decided; so would the next request's be the
-    body that one of another length has announced.
+    HTTP/2 needs no field that says where a body ends, and mitmproxy adds none. So the origin would
+    read the body as a second request, on which the gate has not decided. And after a body that is
+    shorter than announced, it would read the next request as the rest of the body: so the
+    connection ends with this one.
     """
     headers = sent.request.headers
     headers["connection"] = "close"
@@ -106,17 +110,17 @@ def _frame(sent: RequestHeaders) -> None:
 
 
 class BoundLayer(StreamsLayer):
-    """mitmproxy's HTTP for an unknown client: what it may not do is answered before its body.
+    """mitmproxy's HTTP for an unknown client: a refused request is answered before its body.
 
-    It takes so many requests; once they are answered, an HTTP/2 client is told that this was all
-    (GOAWAY; mitmproxy's HTTP/3 has no such word), and has a while to read it.
+    It takes `ANSWERS` requests. Once they are answered, it sends GOAWAY to an HTTP/2 client
+    (mitmproxy's HTTP/3 cannot), and leaves the client some time to read its answers.
     """
 
     def __init__(self, ctx: context.Context, mode: HTTPMode) -> None:
         super().__init__(ctx, mode)
         self.requests = 0
-        self.last = 0  # stream that was taken
-        self.interim = True  # as its streams have it
+        self.last = 0  # the id of the last stream that was taken
+        self.interim = True  # the value that its streams get
         self.lingering: Lingering | None = None
 
     def handle(self, event: events.Event) -> layer.CommandGenerator[None]:
@@ -125,13 +129,13 @@ class BoundLayer(StreamsLayer):
             yield from self.lingering.handle(event)
             return
         yield from super().handle(event)
-        if self.requests >= ANSWERS and not self.has_more_to_say():
-            yield from self.say_goodbye(self.last)
+        if self.requests >= ANSWERS and not self.is_busy():
+            yield from self.send_goaway(self.last)
             self.lingering = Lingering(self.context.client, STAGE)
             yield from self.lingering.begin(half_close=False)
 
     def stream_for(self, stream_id: int) -> BoundStream | None:
-        """A stream for each request, and none for one too many."""
+        """Makes the stream of a request; None for a request beyond `ANSWERS`."""
         if self.requests >= ANSWERS:
             return None
         self.requests += 1

@@ -1,4 +1,4 @@
-"""Ending a connection without a word: what a layer does that can do nothing else."""
+"""Ends a connection without an answer, also when a layer raises."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from capport.proxy.internals.layers import OwnLayer
 
 
 class SilentLayer(OwnLayer):
-    """Ends the connection, and says nothing: for what is neither HTTP nor TLS, and for faults."""
+    """Ends the connection without an answer: for unknown clients' UDP, and when nothing decides."""
 
     def handle(self, event: events.Event) -> layer.CommandGenerator[None]:
         """Closes the connection, whatever comes."""
@@ -29,9 +29,9 @@ class Decides(Protocol):
 def ends_on_faults[Handler: Decides](
     handle: Callable[[Handler, events.Event], layer.CommandGenerator[None]],
 ) -> Callable[[Handler, events.Event], layer.CommandGenerator[None]]:
-    """A layer's events, of which one that raises ends the connection.
+    """Decorates a layer's `handle`: if it raises, the fault is reported and the connection ends.
 
-    mitmproxy logs it as a crash of its own, and leaves the client waiting.
+    Otherwise mitmproxy would log a crash of its own, and leave the client waiting.
     """
 
     @functools.wraps(handle)

@@ -1,6 +1,7 @@
-"""TLS: a ClientHello read, the verdict on it carried out, and what section 7.4 warns of reported.
+"""TLS: reads a ClientHello, and carries out the verdict on it.
 
-RFC 6585 section 7.4: a portal that answers inside TLS draws a certificate error.
+RFC 6585 section 7.4: a client gets a certificate error if a portal answers inside TLS. So the
+events that report this have a caveat.
 """
 
 import logging
@@ -24,26 +25,27 @@ logger = logging.getLogger(__name__)
 
 ACCESS_DENIED: Final = 49  # RFC 8446 section 6.2
 CAVEAT: Final = (
-    "RFC 6585 section 7.4: the certificate was not the origin's, so whoever checks certificates"
-    " saw an error"
+    "RFC 6585 section 7.4: the certificate was not the origin's, so a client that checks"
+    " certificates saw an error"
 )
 OUTER: Final = (
-    "RFC 9849: the hello has encrypted_client_hello, so its SNI may be the outer name, and the name"
-    " that is meant is hidden"
+    "RFC 9849: the hello has encrypted_client_hello, so its SNI may be only the outer name, and the"
+    " real name is hidden"
 )
 
 
 def alert_record(description: int, version: bytes = b"\x03\x03") -> bytes:
-    """A fatal alert as one TLS record (RFC 8446 sections 5.1 and 6)."""
+    """Makes a fatal alert, as one TLS record (RFC 8446 sections 5.1 and 6)."""
     return b"\x15" + version + b"\x00\x02\x02" + bytes([description])
 
 
 class ServerFirst:
-    """Has TLS begin with the origin first where its connection is open already.
+    """Begins TLS with the origin before TLS with the client, if the origin is already connected.
 
-    That is so for known clients, whose protocol may wait for the server to speak. mitmproxy expects
-    it only of its own strategy, which is lazy here, and would write to a TLS that never began. It
-    sets what this sets for each handshake, so this stands behind it in the chain.
+    For known clients the portal connects to the origin early, because the server may speak first.
+    mitmproxy expects an open connection only if its option connection_strategy is eager. Here it is
+    lazy, so mitmproxy would write to the origin before TLS with it has begun. mitmproxy's own addon
+    sets `establish_server_tls_first` for each handshake, so this addon comes after it in the chain.
     """
 
     name = "capport-server-first"
@@ -55,27 +57,27 @@ class ServerFirst:
 
 
 class HelloLayer(OwnLayer):
-    """Reads a ClientHello, in however many pieces it comes, and carries out the verdict.
+    """Reads a ClientHello, in any number of pieces, and carries out the verdict.
 
-    It answers no part of the handshake itself: what may go on becomes a tunnel that is not opened,
-    or mitmproxy's own TLS. `to_proxy` is TLS to mitmproxy itself (`https://` in a client's proxy
-    settings): there is nothing to decide yet.
+    It answers no part of the handshake itself. A permitted connection becomes a tunnel, in which
+    TLS is not decrypted, or mitmproxy's own TLS. `to_proxy` means TLS to mitmproxy itself
+    (`https://` in a client's proxy settings): there is nothing to decide yet.
     """
 
     def __init__(self, ctx: context.Context, enforcer: Enforcer, *, to_proxy: bool = False) -> None:
         super().__init__(ctx)
-        self.plain = len(ctx.layers) == 2  # on the wire itself, not in a tunnel
+        self.plain = len(ctx.layers) == 2  # directly on TCP, not in a tunnel
         self.enforcer = enforcer
         self.to_proxy = to_proxy
         self.dialled = place_of(ctx.server.address)
         self.reader = HelloReader()
         self.child: layer.Layer | None = None
-        self.left: connection.Server | None = None  # what it leads to no more
+        self.left: connection.Server | None = None  # a former origin, of which events are ignored
         self.lingering: Lingering | None = None
 
     @ends_on_faults
     def handle(self, event: events.Event) -> layer.CommandGenerator[None]:
-        """Reads the hello; then passes events on to what the connection has become."""
+        """Reads the hello; then passes events to the layer that carries out the verdict."""
         if self.lingering:
             yield from self.lingering.handle(event)
         elif isinstance(event, events.ConnectionEvent) and event.connection is self.left:
@@ -96,18 +98,18 @@ class HelloLayer(OwnLayer):
         if hello is None:
             return
         if self.to_proxy:
-            # By the layers below its TLS mitmproxy knows that this is TLS to itself, and offers
-            # http/1.1 alone in ALPN.
+            # mitmproxy looks at the layers below its TLS: if it sees that this is TLS to itself, it
+            # offers only http/1.1 in ALPN.
             self.leave_stack()
             self.enforcer.takes_tls(self.context.client)
-            yield from self._go_on(ClientTLSLayer(self.context))
+            yield from self._continue_as(ClientTLSLayer(self.context))
             return
         claim = self._claim(hello)
         verdict = self.enforcer.decide_tls(self.context.client, claim, self._asked_for(claim))
         yield from self._carry_out(hello, verdict)
 
     def _no_hello(self, why: str) -> layer.CommandGenerator[None]:
-        """Not TLS after all: nothing, but for who may send whatever it likes."""
+        """Handles what is no TLS: refuses it, unless the client may send anything anywhere."""
         verdict = self.enforcer.decide_tls(self.context.client, None, self.dialled)
         if isinstance(verdict, Tunnel) and verdict.to is None and not self.to_proxy:
             yield from self._carry_out(Hello(), verdict)
@@ -115,19 +117,19 @@ class HelloLayer(OwnLayer):
             yield from self._refuse(Hello(), Refuse(why))
 
     def _claim(self, hello: Hello) -> Place | None:
-        """The place that its SNI names, if it names one."""
+        """The place that the hello's SNI names; None if it names none."""
         if hello.server_name is None or not self.dialled:
             return None
         try:
             return Place(parse_host(hello.server_name), self.dialled.port)
-        except ValueError:  # an SNI that is no name claims nothing
+        except ValueError:  # the SNI is no valid name
             return None
 
     def _asked_for(self, claim: Place | None) -> Place | None:
-        """The place to decide on. In a tunnel to a name, the SNI must be one that may be reached.
+        """The place to decide on: in a tunnel to a name, the place that the SNI names.
 
-        Else a garden's name in the CONNECT would open whatever else its servers serve, with another
-        SNI or with none.
+        Otherwise a client could name a garden host in its CONNECT, and reach another site of the
+        same server with another SNI, or with none.
         """
         return claim if self.dialled and isinstance(self.dialled.host, str) else self.dialled
 
@@ -138,28 +140,29 @@ class HelloLayer(OwnLayer):
                 self.enforcer.let_through(client, place)
                 if place is not None and place != self.dialled:
                     yield from self._lead_to(place)
-                yield from self._go_on(TCPLayer(self.context, ignore=True))
+                yield from self._continue_as(TCPLayer(self.context, ignore=True))
             case Inspect():
                 self.enforcer.let_through(client, None)
-                yield from self._go_on(intercepting(self.context))
+                yield from self._continue_as(intercepting(self.context))
             case Intercept():
                 self.enforcer.takes_tls(client)
                 caveat = f"{CAVEAT}; {OUTER}" if hello.has_ech else CAVEAT
                 self.enforcer.intercepted(client, hello.sni, self.dialled, verdict.because, caveat)
-                yield from self._go_on(intercepting(self.context))
+                yield from self._continue_as(intercepting(self.context))
             case Refuse() | Drop():
                 yield from self._refuse(hello, verdict)
 
     def _lead_to(self, place: Place) -> layer.CommandGenerator[None]:
-        """Leads to `place`, not to where the client dialled, be it open there already.
+        """Makes `place` the destination instead of the address that the client dialled.
 
-        That is so for known clients, and a connection that is open cannot have another address.
+        If a connection to that address is already open (as for known clients), it is closed:
+        mitmproxy cannot change the address of an open connection.
         """
         self.left = self.lead_to(str(place.host), place.port)
         if self.left.connected:
             yield commands.CloseConnection(self.left)
 
-    def _go_on(self, child: layer.Layer) -> layer.CommandGenerator[None]:
+    def _continue_as(self, child: layer.Layer) -> layer.CommandGenerator[None]:
         self.child = child
         yield from child.handle_event(events.Start())
         data, self.reader.raw = bytes(self.reader.raw), bytearray()
@@ -180,7 +183,7 @@ class HelloLayer(OwnLayer):
             self.enforcer.reset(client)
             yield commands.CloseConnection(client)
             return
-        # The alert in the version that the client's own record has (RFC 8446 appendix D).
+        # The alert has the version of the client's own record (RFC 8446 appendix D).
         yield commands.SendData(client, alert_record(ACCESS_DENIED, bytes(self.reader.raw[1:3])))
         self.reader.raw.clear()
         if self.plain:
