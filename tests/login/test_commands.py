@@ -155,7 +155,7 @@ async def test_in_a_tunnel_of_the_proxys_no_client_is_taken_for_another_by_the_l
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
         said = (await process.stderr.read()).decode()
-    assert said.count("A client comes from 127.0.0.1, in a tunnel of the proxy's") == 1
+    assert said.count("A request from 127.0.0.1 comes through the proxy") == 1
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,7 @@ async def test_no_other_word_counts(tmp_path: Path, changes: dict[str, Any]) -> 
         ({"jti": None}, 'missing the "jti" claim'),
         ({"key": OTHER}, "Signature verification failed"),
         ({"key": ec.generate_private_key(ec.SECP256R1()), "algorithm": "ES256"}, "alg is not EdD"),
-        ({"state": "A" * 60}, "that state is not of this portal"),
+        ({"state": "A" * 60}, "that state is not this portal's"),
     ],
 )
 async def test_the_log_says_what_is_wrong_with_a_return(

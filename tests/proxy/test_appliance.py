@@ -198,7 +198,7 @@ def test_without_a_descriptor_left_each_listener_waits_and_the_log_has_a_line(
             client.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
             assert client.recv(9) == b"HTTP/1.1 "
         said = log.read_text().removeprefix(before)
-        assert said.count("can be accepted: [Errno 24] Too many open files; tried again") == 1
+        assert said.count("can be accepted: [Errno 24] Too many open files; trying again") == 1
         assert "Traceback" not in said
         assert len(said.splitlines()) < 10, said
 

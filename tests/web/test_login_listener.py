@@ -49,7 +49,7 @@ def _all_wait(h: House, address: str, count: int) -> bool:
     """Whether the server knows of so many connections from there, and answers none of them."""
     assert h.server.http
     there = h.server.http.open.get(address, {}).values()
-    return len(there) == count and all(one.waits for one in there)
+    return len(there) == count and all(one.is_idle for one in there)
 
 
 async def _gets_a_page(h: House, address: str) -> bool:

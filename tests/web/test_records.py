@@ -169,7 +169,7 @@ def test_after_a_boot_in_1970_one_that_expires_waits_for_the_clock_to_be_set() -
     at = on(1000, wall=1.8e9)
     records.add_vouchers([b"h"], lifetime=60, devices=2, valid=100.0, note="", at=at)
     records.add_vouchers([b"i"], lifetime=60, devices=2, valid=None, note="", at=at)
-    with pytest.raises(ClockError, match="the clock says 1970-01-01"):
+    with pytest.raises(ClockError, match="the clock shows 1970-01-01"):
         records.use_voucher(b"h", ADA, on(9, wall=10.0, boot="next"))
     assert records.use_voucher(b"i", ADA, on(9, wall=10.0, boot="next")) == (2, 60)
     assert records.use_voucher(b"h", ADA, on(20, wall=1.8e9 + 50, boot="next")) == (1, 60)

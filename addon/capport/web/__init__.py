@@ -1,1 +1,1 @@
-"""What the login server's pages and the APIs share: who asks, states, records, and the gate."""
+"""What the login server's pages and the APIs share: clients, states, records, and the gate."""

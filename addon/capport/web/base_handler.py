@@ -9,31 +9,31 @@ from capport.web.context import Portal
 
 
 class BaseHandler(web.RequestHandler):
-    """A request, and an answer that nothing may store. Its children set `portal`."""
+    """A request, and an answer that no cache may store. Subclasses set `portal`."""
 
     portal: Portal
 
     def set_default_headers(self) -> None:
-        """Also called for an error, when all else was cleared."""
+        """Sets the headers of every answer. Tornado calls it again after clearing for an error."""
         self.clear_header("Server")
         self.set_header("Cache-Control", "no-store")
         self.set_header("X-Content-Type-Options", "nosniff")
 
     def head(self, *arguments: str) -> Awaitable[None] | None:
-        """As GET, where there is one (RFC 9110 section 9.1); Tornado leaves the body out."""
+        """Answers as GET does (RFC 9110 section 9.1); Tornado leaves the body out."""
         return self.get(*arguments)
 
     def compute_etag(self) -> str | None:
-        """None: what is not stored is not revalidated either."""
+        """None: an answer that is not stored needs no revalidation."""
         return None
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
-        """Tornado's, but what cannot be written down or made durable is 503: come back later."""
+        """Answers 503 for an OSError (the disk cannot be written now); else as Tornado does."""
         error = kwargs.get("exc_info", (None, None, None))[1]
         super().send_error(503 if isinstance(error, OSError) else status_code, **kwargs)
 
     def methods(self) -> list[str]:
-        """The methods that its class has, for a 405 (RFC 9110 section 15.5.6)."""
+        """The methods that this handler has, for the Allow of a 405 (RFC 9110 section 15.5.6)."""
         there = [
             name
             for name in self.SUPPORTED_METHODS
@@ -42,5 +42,5 @@ class BaseHandler(web.RequestHandler):
         return there if "GET" in there else [name for name in there if name != "HEAD"]
 
     def is_to_be_logged(self, fault: object) -> bool:
-        """Whether a line about `fault` is due: each kind is logged once a minute."""
+        """Whether to log `fault` now: each kind is logged at most once a minute."""
         return self.portal.faults.is_due(self.portal.grants.now(), (type(self), fault))

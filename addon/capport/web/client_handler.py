@@ -1,4 +1,4 @@
-"""A request by a client: who asks, whether it is us who are asked, and how the client stands."""
+"""A request by a client: which client it is, whether Host names us, and how the client stands."""
 
 import logging
 
@@ -17,7 +17,8 @@ from capport.web.vouching import HEADER, AskingError, verify_client
 
 logger = logging.getLogger(__name__)
 
-# Nothing but our own style sheet and logo; forms to us alone; in nobody's frame. No script at all.
+# A page loads our style sheet and images and nothing else, sends forms only to us, and is shown in
+# no frame. It runs no script at all.
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; "
     "frame-ancestors 'none'; base-uri 'none'"
@@ -25,9 +26,9 @@ CONTENT_SECURITY_POLICY = (
 
 _SECURITY = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
-    "X-Frame-Options": "DENY",  # for the captive portals' browsers that know no frame-ancestors
-    # A state stays between us and the browser. `no-referrer` would do so too, but makes the Origin
-    # of our own forms `null` (Fetch, 3.2.5), which could then not be checked.
+    "X-Frame-Options": "DENY",  # some devices' portal browsers do not know frame-ancestors
+    # The browser sends the state in a URL to no other site. `no-referrer` would do that too, but
+    # then our own forms arrive with the Origin `null` (Fetch, 3.2.5), and we cannot check that.
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -36,56 +37,56 @@ _SECURITY = {
 
 
 class Misdirected(web.HTTPError):
-    """421: a request for another name than ours, so that no page of ours stands under it."""
+    """421: the request names another host, and our pages are shown only under our own names."""
 
     def __init__(self) -> None:
         super().__init__(421, reason="Misdirected Request")  # RFC 9110 section 15.5.20
 
 
 class Proxied(web.HTTPError):
-    """403: a client that comes through a proxy, and could be any of its clients."""
+    """403: the connection comes through a proxy, and could be any of the proxy's clients."""
 
     def __init__(self) -> None:
-        super().__init__(403, "through a proxy that does not say for whom")
+        super().__init__(403, "it comes through a proxy that does not say which client asks")
 
 
 class Indistinct(web.HTTPError):
-    """403: nothing tells this client from others, so no session could be its own."""
+    """403: this client cannot be told from others, so it cannot have a session of its own."""
 
     def __init__(self) -> None:
         super().__init__(403, "its frames do not come from where its address is")
 
 
 class ClientHandler(BaseHandler):
-    """A request to the login server. `client` and `policy` are set before any method is called."""
+    """A request to the login server. `prepare` sets `client` and `server` before GET or POST."""
 
     client: Client
     policy: Policy
     for_anybody = False
-    """Whether its answer is the same for every client, so that it may go to any."""
+    """Whether the answer is the same for every client, so that any client may have it."""
     for_indistinct = False
-    """Whether it also answers a client that nothing tells from others (`Client.ids`)."""
+    """Whether it also answers a client that cannot be told from others: one without `ids`."""
 
     def initialize(self, portal: Portal) -> None:
-        """Called by Tornado with what the route has."""
+        """Tornado calls it with the arguments of the route."""
         self.portal = portal
         self.policy = portal.grants.policy
         self.server: LoginServer
 
     def set_default_headers(self) -> None:
-        """Also called for an error, when all else was cleared."""
+        """Sets the headers of every answer. Tornado calls it again after clearing for an error."""
         super().set_default_headers()
         for name, value in _SECURITY.items():
             self.set_header(name, value)
 
     def prepare(self) -> None:
-        """Finds out who is asking, and that it is us who are asked; refuses otherwise."""
+        """Finds out which client asks; refuses a client it cannot identify and a Host not ours."""
         if self.policy.login_server is None:
-            # A new policy has just taken the login server away: none of its conditions are met.
+            # A new policy has just removed the login server, so there are no conditions to meet.
             raise web.HTTPError(503, "the policy has no login server")
         self.server = self.policy.login_server
         try:
-            self.client = self._who_asks()
+            self.client = self._find_client()
         except AskingError as error:
             raise web.HTTPError(403, str(error)) from error
         if not self.asks_us():
@@ -103,11 +104,11 @@ class ClientHandler(BaseHandler):
         raise NotImplementedError
 
     def decode_argument(self, value: bytes, name: str | None = None) -> str:
-        """As UTF-8, whatever was sent: what is none is no state, language or code of ours."""
+        """Reads bytes that are not UTF-8 too: no state, language or voucher code matches them."""
         return value.decode("utf-8", "replace")
 
     def asks_us(self) -> bool:
-        """Whether the Host field names us. RFC 6585 appendix B; and DNS rebinding."""
+        """Whether the Host field names us: against DNS rebinding, and RFC 6585 appendix B."""
         try:
             named = parse_authority(self.request.host, default_port(self.request.protocol)).host
         except ValueError:
@@ -117,7 +118,7 @@ class ClientHandler(BaseHandler):
         )
 
     def asked_at(self) -> Address | None:
-        """The address at our end of the connection, None where it has ended."""
+        """The address at our end of the connection; None if the connection has ended."""
         stream = getattr(self.request.server_connection, "stream", None)
         if isinstance(stream, iostream.IOStream) and stream.socket is not None:
             return parse_address(stream.socket.getsockname()[0])
@@ -125,7 +126,7 @@ class ClientHandler(BaseHandler):
 
     # ------------------------------------------------------------------------------------------
 
-    def _who_asks(self) -> Client:
+    def _find_client(self) -> Client:
         context = getattr(self.request.connection, "context", None)
         peer = getattr(context, "address", None)
         if peer and (vouched := self.portal.vouched.find(peer)):
@@ -136,9 +137,9 @@ class ClientHandler(BaseHandler):
         if may_be_proxy and not self.for_anybody:
             if self.portal.faults.is_due(self.portal.grants.now(), Proxied):
                 logger.warning(
-                    "A client comes from %s, in a tunnel of the proxy's that may be anybody's: it"
-                    " is refused. Have clients reach the login server without the proxy, or run it"
-                    " in the proxy's process: end capport login",
+                    "A request from %s comes through the proxy, which does not say for which"
+                    " client: refused. Let clients reach the login server without the proxy, or end"
+                    " capport login, so that the login server runs in the proxy's process",
                     asks,
                 )
             raise Proxied
@@ -146,9 +147,9 @@ class ClientHandler(BaseHandler):
             stream = getattr(self.request.server_connection, "stream", None)
             return self.portal.grants.client_of(Peer(asks, self.portal.frames.get(stream, UNSEEN)))
         if len(fields) > 1:
-            raise AskingError(f"{HEADER} is there {len(fields)} times")
-        if asks != self.asked_at():  # a copy; the addon is on this machine
-            raise AskingError(f"{HEADER} does not come from {asks}")
+            raise AskingError(f"the request has {HEADER} {len(fields)} times")
+        if asks != self.asked_at():  # the addon runs on this machine, so this field was copied
+            raise AskingError(f"{HEADER} comes from {asks}, which is not this machine")
         secret, now = self.portal.records.secret, self.portal.grants.now()
         return self.portal.grants.client_of(verify_client(fields[0], secret, now))
 

@@ -19,13 +19,13 @@ from capport.web.vouching import Vouched
 from capport.web.worker import Worker
 
 type MayBeProxy = Callable[[Address, Address | None], bool]
-"""Whether a connection from the first address to the second, which is ours, may be of a proxy that
-cannot say which of its clients it is for."""
+"""Whether a connection from the first address to the second, which is ours, may come from a proxy
+that does not say for which of its clients it connects."""
 
 
 @dataclass
 class Portal:
-    """What the handlers share. `wall` is for what people read and vouchers live by."""
+    """What the handlers share. `wall` is the clock for times that people read, and for vouchers."""
 
     grants: Grants
     records: Records
@@ -33,35 +33,36 @@ class Portal:
     wall: Callable[[], float] = time.time
     vouched: Vouched = field(default_factory=Vouched)
     frames: WeakKeyDictionary[object, Mac | None] = field(default_factory=WeakKeyDictionary)
-    """The MAC that the first frame of a connection came from, by its stream (`Peer`)."""
+    """For each connection's stream: the MAC from which its first frame came (`Peer`)."""
     faults: Seldom = field(default_factory=partial(Seldom, FAULTS))
     may_be_proxy: MayBeProxy = lambda asks, asked_at: False
-    """The proxy in this process vouches for each client (`vouched`), so others are themselves."""
+    """By default never: the proxy in this process enters each of its connections in `vouched`, so
+    every other connection comes from the client itself."""
     certified: tuple[Host, ...] = ()
-    """The names in the certificate that we show: whatever `login_url` says, they are ours."""
+    """The names in our certificate. They are our names, whatever `login_url` says."""
 
     def __post_init__(self) -> None:
-        self.granting = asyncio.Lock()  # one state at a time is spent
+        self.granting = asyncio.Lock()  # states are spent one at a time
         self._states: tuple[bytes, States] | None = None
         self._disk = Worker("portal-records")  # one thread: SQLite takes one writer at a time
 
     @property
     def states(self) -> States:
-        """The states in links, sealed by the secret of the records that are there now."""
+        """Mints and reads states, with the secret of the records file that is there now."""
         secret = self.records.secret
         if self._states is None or self._states[0] != secret:
             self._states = secret, States(secret, self.boot, self.grants.now)
         return self._states[1]
 
     def moment(self) -> Moment:
-        """What the clocks say."""
+        """What the clocks show now."""
         return Moment(self.wall(), self.boot, self.grants.now())
 
     async def recorded[Answer](self, what: Callable[[], Answer]) -> Answer:
-        """`what` done with the records, off the event loop. Raises OSError (`Worker.do`)."""
+        """Calls `what`, which uses the records, off the event loop. Raises as `Worker.do`."""
         return await self._disk.do(what)
 
     def close(self) -> None:
-        """Ends the thread, when what it is at is done, and closes the records."""
+        """Ends the thread once its work is done, and closes the records."""
         self._disk.close()
         self.records.close()

@@ -1,9 +1,9 @@
-"""Which day it is, where the wall clock may be wrong: a router without a battery boots in 1970.
+"""Work out the date when the wall clock may be wrong: a router without a battery boots in 1970.
 
-A voucher that is good until a day must not be good for longer because the clock was set back. So
-the latest time that was ever seen is kept, and the clock of boots says what has passed since then.
-After a boot nobody knows how long the machine was off: until the clock says at least what it said
-before, the day is not sure, and nothing is judged by it.
+A voucher with an expiry date must not last longer because the clock was set back. So we keep the
+latest time that the wall clock has ever shown, and add the time that the machine has run since.
+After a boot we cannot tell how long the machine was off. Until the wall clock reaches the time that
+we kept, the date is not sure, and no voucher is judged by it.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from capport.stores.sqlite.boot_clock import BootClock
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What the clocks say: `wall` in Unix seconds, `running` in seconds since the boot `boot`."""
+    """What the clocks show: `wall` in Unix seconds, `running` in seconds since the boot `boot`."""
 
     wall: float
     boot: str
@@ -22,9 +22,10 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Reckoning:
-    """What is known of a moment, from all moments before it.
+    """The date and time that all moments so far lead to.
 
-    `wall` is the latest time seen, with what has passed since; `sure`, whether it is now that late.
+    `wall` is the latest time that the wall clock has shown, plus the time that has passed since, if
+    that is known. After a boot, `sure` is false until the wall clock has reached `wall`.
     """
 
     clock: BootClock
@@ -38,12 +39,12 @@ class Reckoning:
 
 
 def reckon(before: Reckoning | None, now: Moment) -> Reckoning:
-    """What is known now. Neither `wall` nor `elapsed` is ever less than before."""
+    """The reckoning at `now`. Neither its `wall` nor its `elapsed` is ever less than before."""
     if before is None:
         return Reckoning(BootClock().moved_on(now.boot, now.running), now.wall, sure=True)
     clock, is_sure = before.clock, before.sure
     if clock.boot != now.boot:
-        # Of this boot all that has passed counts, of the time that the machine was off nothing.
+        # All the time since this boot counts; the time that the machine was off does not.
         clock, is_sure = BootClock(now.boot, clock.checkpoint, clock.checkpoint), False
     clock = clock.moved_on(now.boot, now.running)
     least = before.wall + (clock.checkpoint - before.elapsed if is_sure else 0.0)

@@ -1,4 +1,4 @@
-"""The gate, as the login server knows it."""
+"""Connects the login server to the gate of the same process."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -15,12 +15,12 @@ from capport.web.worker import Worker
 
 
 class GateGrants:
-    """A Grants that rests on the gate of the same process."""
+    """Implements `Grants` with the gate of the same process."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
-        # Threads of their own: grants may wait for a lock, and no revocation for a grant. One that
-        # comes late is better than none.
+        # Two threads, so that no revocation waits behind a grant that waits for a lock. A late
+        # revocation is better than none, so its patience has no end.
         self._granting = Worker("portal-grants")
         self._revoking = Worker("portal-revocations", patience=math.inf)
 
@@ -34,20 +34,20 @@ class GateGrants:
         return self._gate.now()
 
     def client_at(self, address: Address) -> Client:
-        """The client at `address`, with its MAC where it is known."""
+        """The client at `address`, with its MAC if that is known."""
         return self._gate.client(str(address))
 
     def client_of(self, peer: Peer) -> Client:
-        """As the gate has it."""
+        """The client at the other end of a connection."""
         return self._gate.client(peer)
 
     def find(self, client: Client | ClientId) -> Session | None:
-        """The open session of `client`'s, or under an id."""
+        """The open session of a client, or the one under an id."""
         ids = client.ids if isinstance(client, Client) else (client,)
         return self._gate.store.find(ids, self.now())
 
     def standing(self, client: Client) -> Standing:
-        """As the gate has it."""
+        """How the gate sees `client` now."""
         return self._gate.standing(client)
 
     async def grant(
@@ -60,7 +60,7 @@ class GateGrants:
         name: str,
         renews: bool = False,
     ) -> Session:
-        """Opens a session, off the event loop, which goes on."""
+        """Opens or renews a session, on a thread of its own."""
         under = client.id if isinstance(client, Client) else client
         if isinstance(client, Client) and self._gate.is_without_mac(client):
             raise NoMacError(client)
@@ -69,23 +69,23 @@ class GateGrants:
         return await self._granting.do(grant)
 
     async def revoke(self, *clients: ClientId) -> bool:
-        """Ends sessions, off the event loop."""
+        """Ends sessions, on a thread of its own."""
         return await self._revoking.do(partial(self._gate.revoke, *clients))
 
     def close(self) -> None:
-        """Ends the threads, when what they are at is done."""
+        """Ends the threads once their work is done."""
         self._granting.close()
         self._revoking.close()
 
     def sessions(self) -> Iterable[Session]:
-        """Each session, open or over."""
+        """All sessions, open or over."""
         return self._gate.store.sessions()
 
     def sessions_of(self, client: ClientId) -> list[Session]:
-        """As the gate has it."""
+        """The open sessions of the device with this id."""
         return self._gate.sessions_of(client)
 
     def explain(self, client: Client, url: str, method: str = "GET") -> Mapping[str, object]:
-        """As `capport explain --json`, less what only its command line knows. Raises ValueError."""
+        """What `capport explain --json` prints, without its command line. Raises ValueError."""
         found = self._gate.explain_url(client, explanation.parse_url(url), method)
         return explanation.document(found, self.policy)

@@ -1,4 +1,4 @@
-"""What the login server asks of the gate: who a client is, and to let it on."""
+"""What the login server asks of the gate: who a client is, and to grant it a session."""
 
 from collections.abc import Iterable, Mapping
 from typing import Protocol
@@ -10,38 +10,38 @@ from capport.core.standing import Standing
 
 
 class NoMacError(OSError):
-    """A client has a MAC that is not known now, so that its session would be for its address."""
+    """The client has a MAC, but it is not known yet: its session would be for its address."""
 
     def __init__(self, client: Client) -> None:
         super().__init__(
-            f"{client.address} is on the link, and its MAC is not known yet; ask again"
+            f"{client.address} is on the link, but its MAC is not known yet; try again"
         )
 
 
 class Grants(Protocol):
-    """The gate, as far as the login server may know it.
+    """The part of the gate that the login server may use.
 
-    Every method but the two coroutines answers from memory and is asked on the event loop.
+    Call every method on the event loop: all but the two coroutines answer from memory.
     """
 
     @property
     def policy(self) -> Policy:
-        """The policy in force now; never kept across an await."""
+        """The policy in force now. Read it again after each await: it may have changed."""
 
     def now(self) -> Instant:
-        """The boot clock that sessions are counted by."""
+        """The boot clock, in which sessions count their time."""
 
     def client_at(self, address: Address) -> Client:
-        """The client that has `address` now, with its MAC where the neighbour table has one."""
+        """The client that has `address` now, with its MAC if the neighbour table has one."""
 
     def client_of(self, peer: Peer) -> Client:
-        """The client at the other end of a connection, as the kernel's rules have it."""
+        """The client at the other end of a connection, as the kernel's rules identify it."""
 
     def find(self, client: Client | ClientId) -> Session | None:
-        """The open session of `client`'s, or under an id alone. The policy is not asked here."""
+        """The open session of a client, or the one under an id. It does not ask the policy."""
 
     def standing(self, client: Client) -> Standing:
-        """How `client` stands with the gate now."""
+        """How the gate sees `client` now: known, blocked, or neither."""
 
     async def grant(
         self,
@@ -53,25 +53,26 @@ class Grants(Protocol):
         name: str,
         renews: bool = False,
     ) -> Session:
-        """Opens or renews a session of `lifetime` seconds (None: as the policy has it).
+        """Opens or renews a session of `lifetime` seconds (None: the policy's lifetime).
 
-        A Client is there now, and filed under its own id: NoMacError where that would be an address
-        that another device may have next. On return the session is durable and every enforcement
-        point has changed. Raises OSError, and changes nothing, where it cannot be made durable;
-        LookupError where it `renews` a session that was revoked before its turn came.
+        The session is filed under the id of a Client, or under the id given. On return the session
+        is durable and every enforcement point has changed. Raises, and changes nothing:
+        NoMacError if the id would be an address that another device may have next; OSError if the
+        session cannot be made durable; LookupError if `renews` is set and the session was revoked
+        before its turn came.
         """
 
     async def revoke(self, *clients: ClientId) -> bool:
-        """Ends sessions and cuts what they had open; whether there was one.
+        """Ends sessions and cuts their connections; returns whether there was a session.
 
-        Raises OSError where one is not durable; each is over all the same.
+        Raises OSError if an end cannot be made durable; the sessions are over nevertheless.
         """
 
     def sessions(self) -> Iterable[Session]:
-        """Each session, open or over."""
+        """All sessions, open or over."""
 
     def sessions_of(self, client: ClientId) -> list[Session]:
-        """Each open session of the device with this address or MAC; of MAC@ADDRESS, that one."""
+        """The open sessions of the device with this address or MAC; for MAC@ADDRESS, that one."""
 
     def explain(self, client: Client, url: str, method: str = "GET") -> Mapping[str, object]:
-        """The verdict on a request as `capport explain --json` has it. Raises ValueError."""
+        """The verdict on a request, as `capport explain --json` prints it. Raises ValueError."""

@@ -1,4 +1,4 @@
-"""The login server listens: where the policy says, with the certificate that is there now."""
+"""The login server's listening sockets: at the policy's addresses, with the current certificate."""
 
 import asyncio
 import contextlib
@@ -30,41 +30,43 @@ logger = logging.getLogger(__name__)
 type App = web.Application
 
 type CreateApp = Callable[[bool], App]
-"""Makes what answers the requests; `True` where they come by TLS."""
+"""Makes the application that answers the requests; the argument: whether they come by TLS."""
 
 RENEWED = 10.0
-"""Seconds between two looks at the certificate's file."""
+"""Seconds between two checks whether the certificate's file has changed."""
 
 IDLE = 30.0
 """Seconds for a handshake with a request's header, and between two requests."""
 
 PATIENCE = 10.0
-"""Seconds for a handshake, and then for the whole of a connection's first request."""
+"""Seconds for a handshake, and then again for the whole of a connection's first request."""
 
 TAKING = 60.0
-"""Seconds for an answer, from the whole of its request to its last byte taken.
+"""Seconds for an answer, from the end of its request until the client has taken its last byte.
 
-Without it whoever reads nothing keeps a connection, and what is to be sent, for ever."""
+Without this limit, a client that reads nothing keeps a connection, and its answer, for ever."""
 
 MAX_FORM = 16 * 1024
-"""Bytes of a form; those of ours have some hundred."""
+"""Bytes that a form may have; our own forms have a few hundred."""
 
 _MAX_READ = 1024 * 1024
-"""Bytes of a request that are read at all: more than a form may have, for it to be told so."""
+"""Bytes that are read of a request: more than a form may have, so that a form which is too long
+gets an answer that says so."""
 
-CONNECTIONS = 1000  # in all; one takes about 20 KB
+CONNECTIONS = 1000  # of all clients together; one takes about 20 KB
 CONNECTIONS_A_CLIENT = 60
 
 BACKLOG = 4096
-"""Handshakes that may be under way: of one more, answered with a cookie, the SYN is not kept."""
+"""TCP handshakes that may be under way. When there are more, the kernel answers with SYN cookies
+and does not keep the SYN, in which we read the client's MAC (`frames`)."""
 
 
 QUIET = {name: SeldomFilter() for name in ("tornado.general", "tornado.application")}
-"""What Tornado logs of a client's bytes, and of what went wrong while it read them."""
+"""Tornado's loggers for bytes that a client sent, and for failures while it read them."""
 
 
 def _bound(places: Sequence[Place]) -> list[tuple[Place, socket.socket]]:
-    """Each socket that listens at one of `places`: at all of them, or OSError."""
+    """Listening sockets for all `places`, each with its place. Raises OSError if one fails."""
     with contextlib.ExitStack() as unless_all:
         at = []
         for place in places:
@@ -87,73 +89,77 @@ def _cannot_listen(error: OSError, place: Place) -> str:
     where = f"the login server cannot listen on {place}"
     would_do = {
         errno.EACCES: "a port below 1024 takes CAP_NET_BIND_SERVICE",
-        errno.EADDRNOTAVAIL: "that has to be an address of this machine",
+        errno.EADDRNOTAVAIL: "it has to be an address of this machine",
     }
     return "; ".join(filter(None, (where, would_do.get(error.errno or 0))))
 
 
 @dataclass(eq=False, slots=True)
 class Connection:
-    """One connection of `who`. It `waits` while no request of it, sent whole, is being answered."""
+    """One connection from the address `peer`.
+
+    It `is_idle` unless a whole request has come that is not answered yet.
+    """
 
     stream: iostream.IOStream
-    who: str
-    waits: bool = True
+    peer: str
+    is_idle: bool = True
     timer: asyncio.TimerHandle | None = None
 
-    def ends_in(self, seconds: float) -> None:
-        """Has it end then, unless it is told otherwise before."""
-        self.goes_on()
+    def close_in(self, seconds: float) -> None:
+        """Closes the connection after `seconds`, in place of an earlier such limit."""
+        self.cancel_close()
         self.timer = asyncio.get_running_loop().call_later(seconds, self.stream.close)
 
-    def goes_on(self) -> None:
-        """It has as long as Tornado gives it."""
+    def cancel_close(self) -> None:
+        """Cancels `close_in`: only Tornado's own limits hold now."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
 
     def asked(self) -> None:
         """A whole request has come."""
-        self.waits = False
-        self.ends_in(TAKING)
+        self.is_idle = False
+        self.close_in(TAKING)
 
     def answered(self) -> None:
-        """The answer is taken, if there was a request; for the next, Tornado waits `IDLE`."""
-        if not self.waits:
-            self.goes_on()
-        self.waits = True
+        """The client has taken the answer, if any; Tornado waits `IDLE` for the next request."""
+        if not self.is_idle:
+            self.cancel_close()
+        self.is_idle = True
 
 
 class Server(httpserver.HTTPServer):
-    """Tornado's, bounded in connections: in all, and for each client.
+    """Tornado's HTTP server, with a limit on connections: for all clients, and for each.
 
-    Where there are too many in all, whoever has most gives one up for the newcomer: on a link
-    without encryption one device can have many addresses, and would else close us to everybody.
+    When all clients together have too many, the client that has most loses one to the newcomer.
+    Otherwise one device could use up all connections, because it can have many addresses on a link
+    without encryption.
     """
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:
-        """Called by Tornado in place of `__init__`."""
+        """Tornado calls it in place of `__init__`."""
         super().initialize(*args, **kwargs)
         self.open: dict[str, dict[iostream.IOStream, Connection]] = {}
-        """By who has any: the oldest first, and so are the connections of each."""
+        """The open connections, by peer. Peers and their connections: the oldest first."""
         self.vouched = Vouched()
         self.frames = WeakKeyDictionary[object, Mac | None]()
 
     def handle_stream(self, stream: iostream.IOStream, address: Any) -> None:
-        """Closes what is one too many of one client's, unread; or else, one too many of all."""
-        who = _who(address)
-        # All that comes by the proxy comes from this machine, and is bounded for each client there.
-        most = CONNECTIONS if is_here(stream, who) else CONNECTIONS_A_CLIENT
-        if len(self.open.get(who, ())) >= most < CONNECTIONS:
+        """Closes a connection unread if its client has too many; else makes room and takes it."""
+        peer = _peer(address)
+        # Connections from the proxy come from this machine; the proxy limits those of each client.
+        most = CONNECTIONS if is_here(stream, peer) else CONNECTIONS_A_CLIENT
+        if len(self.open.get(peer, ())) >= most < CONNECTIONS:
             stream.close()
             return
         if sum(map(len, self.open.values())) >= CONNECTIONS:
             self._give_one_up()
         self.frames[stream] = frames.sender(stream.socket)
         self.vouched.taken(address, stream)
-        one = Connection(stream, who)
-        self.open.setdefault(who, {})[stream] = one
-        one.ends_in(PATIENCE)
+        one = Connection(stream, peer)
+        self.open.setdefault(peer, {})[stream] = one
+        one.close_in(PATIENCE)
         if isinstance(stream, iostream.SSLIOStream):
             stream.wait_for_handshake().add_done_callback(lambda done: self._shook_hands(one, done))
         super().handle_stream(stream, address)
@@ -161,7 +167,7 @@ class Server(httpserver.HTTPServer):
     def start_request(
         self, server_conn: Any, request_conn: httputil.HTTPConnection
     ) -> httputil.HTTPMessageDelegate:
-        """Called by Tornado whenever a connection is waited on for a request."""
+        """Tornado calls it whenever it begins to wait for a request on a connection."""
         delegate = super().start_request(server_conn, request_conn)
         if one := self._find(server_conn):
             one.answered()
@@ -169,42 +175,42 @@ class Server(httpserver.HTTPServer):
         return delegate
 
     def on_close(self, server_conn: Any) -> None:
-        """Called by Tornado once for each connection."""
+        """Tornado calls it once for each connection, when it ends."""
         super().on_close(server_conn)
         self.vouched.done(server_conn.context.address, server_conn.stream)
         if one := self._find(server_conn):
             self._forget(one)
 
     def _find(self, server_conn: Any) -> Connection | None:
-        return self.open.get(_who(server_conn.context.address), {}).get(server_conn.stream)
+        return self.open.get(_peer(server_conn.context.address), {}).get(server_conn.stream)
 
     def _give_one_up(self) -> None:
-        """Ends the oldest connection of whoever has most, one that waits before one that does not.
+        """Closes the oldest idle connection of the peer that has most; the oldest if none is idle.
 
-        Of those who have as many, whoever has had some for longest.
+        If several peers have as many, it takes the peer that has had connections for longest.
         """
         own = max(self.open.values(), key=len)
-        one = next((each for each in own.values() if each.waits), next(iter(own.values())))
-        self._forget(one)  # now, not when Tornado has seen to it: more may come before that
+        one = next((each for each in own.values() if each.is_idle), next(iter(own.values())))
+        self._forget(one)  # now, because more may come before Tornado calls `on_close`
         one.stream.close()
 
     def _forget(self, one: Connection) -> None:
-        one.goes_on()
-        own = self.open[one.who]
+        one.cancel_close()
+        own = self.open[one.peer]
         del own[one.stream]
         if not own:
-            del self.open[one.who]
+            del self.open[one.peer]
 
     def _shook_hands(self, one: Connection, done: "asyncio.Future[Any]") -> None:
-        still_there = one.stream in self.open.get(one.who, ())
-        if still_there and one.waits and not done.cancelled() and done.exception() is None:
-            one.ends_in(PATIENCE)
+        still_there = one.stream in self.open.get(one.peer, ())
+        if still_there and one.is_idle and not done.cancelled() and done.exception() is None:
+            one.close_in(PATIENCE)
 
 
 class _Asking(httputil.HTTPMessageDelegate):
-    """What Tornado tells of a request, passed on; `asked` is called once it is there, whole.
+    """Passes a request on to Tornado's delegate; calls `asked` once the whole request has come.
 
-    Of a body that is longer than a form's nothing is kept but how long it was.
+    Of a body that is longer than `MAX_FORM`, it keeps only the length.
     """
 
     def __init__(self, to: httputil.HTTPMessageDelegate, asked: Callable[[], None]) -> None:
@@ -226,57 +232,55 @@ class _Asking(httputil.HTTPMessageDelegate):
     def finish(self) -> None:
         self._asked()
         if self._length > MAX_FORM:
-            self._headers["Content-Length"] = str(self._length)  # of one in chunks, too
+            # For `check_xsrf_cookie`, which answers 413; a chunked body has no such field.
+            self._headers["Content-Length"] = str(self._length)
         self._to.finish()
 
     def on_connection_close(self) -> None:
         self._to.on_connection_close()
 
 
-def _who(address: Any) -> str:
+def _peer(address: Any) -> str:
     return str(address[0]) if isinstance(address, tuple) and address else ""
 
 
-def is_here(stream: iostream.IOStream, who: str) -> bool:
-    """Whether the other end is this machine: it has the address that it connected to.
+def is_here(stream: iostream.IOStream, peer: str) -> bool:
+    """Whether the peer is this machine.
 
-    What connects to an address of its own does so from that one (Linux).
+    On Linux, a connection to one of the machine's own addresses comes from that same address.
     """
     here: str = stream.socket.getsockname()[0]
-    return who == here
+    return peer == here
 
 
 class LoginServer:
-    """Listens in the running event loop, as the policy in force says.
-
-    `create_app` makes the routes, when it begins to listen: for TLS or not.
-    """
+    """Listens in the running event loop, as the policy in force says."""
 
     def __init__(self, portal: Portal, create_app: CreateApp) -> None:
         self.portal = portal
         self._create_app = create_app
         self.http: Server | None = None
-        """What listens now."""
-        self._as: Listening | None = None
-        self._at: tuple[Place, ...] = ()
+        """The server that listens now."""
+        self._listening: Listening | None = None
+        self._places: tuple[Place, ...] = ()
         self._watch: asyncio.Task[None] | None = None
-        self._moving = asyncio.Lock()  # by one policy at a time
+        self._following = asyncio.Lock()  # one policy at a time
 
     @property
     def places(self) -> tuple[Place, ...]:
-        """Where it listens; nowhere before `start`, or where the policy has no login server."""
-        return self._at
+        """Where it listens: nowhere before `start`, or if the policy has no login server."""
+        return self._places
 
     async def start(self) -> None:
-        """Listens. Raises OSError, also for a certificate that cannot be used.
+        """Listens. Raises OSError, also if the certificate cannot be used.
 
-        Does nothing where the policy has no `login_server`.
+        Does nothing if the policy has no `login_server`.
         """
         listening = self.portal.grants.policy.login_server
         if listening is None:
             return
         for name, seldom in QUIET.items():
-            logging.getLogger(name).addFilter(seldom)  # it is added once
+            logging.getLogger(name).addFilter(seldom)  # no effect if it is there already
         shown = await asyncio.to_thread(_Shown, listening) if listening.certificate else None
         app = self._create_app(shown is not None)
         at = _bound(listening.listen)
@@ -292,25 +296,25 @@ class LoginServer:
         server.vouched, server.frames = self.portal.vouched, self.portal.frames
         self.portal.certified = shown.names if shown else ()
         server.add_sockets(one for _, one in at)
-        self.http, self._as = server, listening
-        self._at = tuple(Place(place.host, one.getsockname()[1]) for place, one in at)
+        self.http, self._listening = server, listening
+        self._places = tuple(Place(place.host, one.getsockname()[1]) for place, one in at)
         if shown is not None:
             self._watch = asyncio.create_task(self._follow_certificate(server, shown))
         else:
             logger.warning(
-                "The login server has no certificate: its pages can be read and changed on the "
-                "way, and no system will ask its Captive Portal API (RFC 8908 section 4.1)"
+                "The login server has no certificate: others can read and change its pages on the "
+                "way, and no device asks its Captive Portal API (RFC 8908 section 4.1)"
             )
 
     async def follow(self) -> None:
-        """Listens as the policy in force says, if that is not how it does. Raises OSError.
+        """Listens as the policy in force says, if it does not yet. Raises OSError.
 
-        Where the new certificate cannot be used, it goes on listening as before; where the new
-        address cannot, it listens nowhere: never where no policy wants it.
+        If the new certificate cannot be used, it keeps listening as before. If the new address
+        cannot be used, it listens nowhere, because no policy wants the old one any more.
         """
-        async with self._moving:
+        async with self._following:
             wanted = self.portal.grants.policy.login_server
-            if _how(wanted) == _how(self._as):
+            if _how(wanted) == _how(self._listening):
                 return
             if wanted is not None and wanted.certificate:
                 await asyncio.to_thread(_Shown, wanted)
@@ -318,7 +322,7 @@ class LoginServer:
             await self.start()
 
     async def stop(self) -> None:
-        """Ends every connection."""
+        """Stops listening, and closes every connection."""
         if self._watch is not None:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -327,10 +331,10 @@ class LoginServer:
         if self.http is not None:
             self.http.stop()
             await self.http.close_all_connections()
-        self.http, self._as, self._at = None, None, ()
+        self.http, self._listening, self._places = None, None, ()
 
     async def _follow_certificate(self, server: Server, shown: "_Shown") -> None:
-        """Shows the certificate that is there now."""
+        """Uses a new certificate for new connections when its file has changed."""
         tried = shown.stamp
         while True:
             await asyncio.sleep(RENEWED)
@@ -341,7 +345,7 @@ class LoginServer:
                 renewed = await asyncio.to_thread(_Shown, shown.listening)
             except OSError as error:
                 file = shown.listening.certificate
-                logger.error("%s: %s; the certificate from before stays", file, error)
+                logger.error("%s: %s; the previous certificate stays in use", file, error)
                 continue
             shown, server.ssl_options = renewed, renewed.context
             self.portal.certified = shown.names
@@ -349,29 +353,30 @@ class LoginServer:
 
 
 class _Shown:
-    """A certificate as it was when it was read: to show, and to tell from a later one."""
+    """The certificate in use, and the state of its files when they were read."""
 
     def __init__(self, listening: Listening) -> None:
-        """Reads it. Raises OSError where it cannot be used."""
+        """Reads it. Raises OSError if it cannot be used."""
         assert listening.certificate is not None
         assert listening.key is not None
         self.listening, self.stamp = listening, _stamp(listening)
         self.context = _context(listening.certificate, listening.key)
         try:
             self.names = Chain(Path(listening.certificate).read_bytes()).names
-        except ValueError:  # OpenSSL takes one that we cannot read: then login_url has its name
+        except ValueError:  # OpenSSL accepts it, but we cannot read it: login_url gives our names
             self.names = ()
 
 
 def _context(certificate: str, key: str) -> ssl.SSLContext:
     """TLS 1.2 and later, with the chain in `certificate`. Raises OSError."""
     for path in (certificate, key):
-        Path(path).open("rb").close()  # OpenSSL does not say which of the two is not there
+        Path(path).open("rb").close()  # OpenSSL does not say which of the two files is missing
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     made.minimum_version = ssl.TLSVersion.TLSv1_2
     made.set_alpn_protocols(["http/1.1"])
     try:
-        made.load_cert_chain(certificate, key, password="")  # or OpenSSL asks at the terminal
+        # Without a password, OpenSSL asks for that of an encrypted key at the terminal.
+        made.load_cert_chain(certificate, key, password="")
     except ssl.SSLError as error:
         raise OSError(f"{certificate} with {key}: {error.reason or error}") from error
     return made
@@ -382,5 +387,5 @@ def _how(listening: Listening | None) -> object:
 
 
 def _stamp(listening: Listening) -> object:
-    """What changes when the certificate or its key is renewed, in whatever way."""
+    """The state of both files, which differs once the certificate or its key is renewed."""
     return [state_of(path or "") for path in (listening.certificate, listening.key)]

@@ -1,11 +1,11 @@
-"""What the login server keeps: its secret, vouchers, users, who accepted which terms, spent states.
+"""The login server's database: secret, vouchers, users, API tokens, accepted terms, spent states.
 
-One SQLite file beside the session store, `portal.db`, mode 0600, on the same base as the sessions:
-what was acknowledged survives a power cut, and where another file is put in its place, what is in
-that one holds. Every method may block for the disk, so on the event loop it is called through an
-executor, and raises StoreError where the file cannot be read or written. Times are passed in: Unix
-seconds, where a person reads them, and a Moment, where a voucher is judged by them, which must not
-last longer for a clock that is set back.
+It is one SQLite file, `portal.db`, mode 0600, beside the session store and built like it: what was
+acknowledged survives a power cut, and if another file is put in its place, that file counts from
+then on. Every method may wait for the disk, so the event loop calls them through an executor; they
+raise StoreError if the file cannot be read or written. The caller passes the times: Unix seconds
+for times that people read; a Moment for judging vouchers, because a voucher must not last longer
+when the clock is set back.
 """
 
 import secrets
@@ -25,9 +25,9 @@ from capport.stores.sqlite.schema import Schema
 from capport.web.date_reckoning import Moment, Reckoning, reckon
 
 ACCEPTANCES = 200_000
-"""Clients and terms of which it is kept that the one accepted the others: the newest, 20 MB.
+"""How many acceptances of terms to keep: the newest, about 20 MB.
 
-A device that makes up MACs is a new client each time."""
+There has to be a limit, because a device that makes up MACs is a new client each time."""
 
 _VERSION_1 = (
     "CREATE TABLE secret (only INTEGER PRIMARY KEY CHECK (only = 1), bytes BLOB NOT NULL)",
@@ -47,14 +47,14 @@ _VERSION_1 = (
     """CREATE TABLE token (hash BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE, created REAL NOT NULL)
         WITHOUT ROWID""",
 )
-# `began` counts the seconds that the machine runs, from the moment that version 2 was made on.
+# `began`: in the seconds that the machine has run since the file got version 2.
 _VERSION_2 = (
     """CREATE TABLE clock (one INTEGER PRIMARY KEY CHECK (one = 1), boot TEXT NOT NULL,
         running REAL NOT NULL, elapsed REAL NOT NULL, wall REAL NOT NULL, sure INTEGER NOT NULL)""",
     "ALTER TABLE voucher_use ADD COLUMN began REAL NOT NULL DEFAULT 0",
     "UPDATE voucher_use SET began = min(0.0, since - CAST(strftime('%s', 'now') AS REAL))",
 )
-# The clock that the sessions have, and the day apart from it.
+# The same clock table as the session store has; the date moves to a table of its own.
 _VERSION_3 = (
     "ALTER TABLE clock RENAME TO clock_2",
     *CLOCK,
@@ -73,12 +73,12 @@ SCHEMA = Schema(
 
 
 class ClockError(StoreError):
-    """It is not known which day it is, and it matters."""
+    """The date is not known, and it matters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Voucher:
-    """A voucher as it is kept: without its code. `used` is how many devices it has let on."""
+    """A voucher as stored: without its code. `used`: how many devices it has admitted."""
 
     number: int
     lifetime: float
@@ -92,7 +92,7 @@ class Voucher:
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """Which terms a client accepted, when first, and when last."""
+    """That a client accepted certain terms: when first, and when last."""
 
     client: ClientId
     version: str
@@ -102,14 +102,14 @@ class Acceptance:
 
 
 class Records(Contents):
-    """The file. Safe to call from several threads, and from several processes."""
+    """The database. Several threads and several processes may use it at the same time."""
 
     schema = SCHEMA
 
     def __init__(self, path: Path | None, *, like: Path | None = None) -> None:
-        """Opens `path`, made with its folder if need be; None keeps all in memory.
+        """Opens `path`, and creates the file and its folder if needed; None keeps all in memory.
 
-        It must be ours, or belong to whom its folder does, or the file at `like`.
+        The file must belong to us, or to the owner of its folder, or of the file at `like`.
         """
         self.secret = b""
         self._database: Database | MemoryDatabase
@@ -133,27 +133,27 @@ class Records(Contents):
             writer.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", (new,))
 
     def load(self, reader: sqlite3.Connection) -> None:
-        """Reads the secret. What is sealed and signed by it is void in another file."""
+        """Reads the secret. Each file has its own, so another file voids states and signatures."""
         row = reader.execute("SELECT bytes FROM secret").fetchone()
         if row is None:
-            raise StoreError(f"{self._database.path}: has no secret, and takes none")
+            raise StoreError(f"{self._database.path}: has no secret, and none can be written")
         self.secret = row[0]
 
     def look(self) -> None:
-        """Opens the file that is at the path now, where another was put there."""
+        """Opens the file that is at the path now, if another one was put there."""
         with self._database.current():
             pass
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         self._database.close()
 
     # -- states --------------------------------------------------------------------------------
 
     def spend(self, state: bytes, client: ClientId, boot: str, expires: float) -> ClientId | None:
-        """Notes that a state was used. None the first time; afterwards, who used it.
+        """Notes that `client` used a state. Returns None the first time, then who used it first.
 
-        `expires` is an instant of this boot's clock; other boots' states are void by themselves.
+        `expires` is an instant of this boot's clock; a state is never valid in another boot.
         """
         with self._database.transaction() as db:
             row = db.execute("SELECT client FROM spent WHERE state = ?", (state,)).fetchone()
@@ -163,36 +163,36 @@ class Records(Contents):
             return None
 
     def unspend(self, state: bytes) -> None:
-        """Gives a state back, where what it was spent on did not come about."""
+        """Makes a state usable again, after the grant for which it was spent has failed."""
         with self._database.transaction() as db:
             db.execute("DELETE FROM spent WHERE state = ?", (state,))
 
     def spent_by(self, state: bytes) -> ClientId | None:
-        """Who used a state, None where nobody has."""
+        """The client that used a state; None if no client has."""
         rows = self._rows("SELECT client FROM spent WHERE state = ?", (state,))
         return ClientId(rows[0][0]) if rows else None
 
     def clear_spent(self, boot: str, now: float) -> None:
-        """Forgets states that are over."""
+        """Deletes states that have expired."""
         with self._database.transaction() as db:
             db.execute("DELETE FROM spent WHERE boot != ? OR expires <= ?", (boot, now))
 
     # -- terms ---------------------------------------------------------------------------------
 
     def accept(self, client: ClientId, version: str, language: str, text: str, at: float) -> None:
-        """Notes that `client` accepted these terms, and keeps each version's text once."""
+        """Notes that `client` accepted these terms, and stores the text of each version once."""
         with self._database.transaction() as db:
             db.execute(
                 "INSERT OR IGNORE INTO terms VALUES (?, ?, ?, ?)", (version, language, text, at)
             )
-            db.execute(  # one row, however often it is sent
+            db.execute(  # one row, however often the client accepts them
                 "INSERT INTO accepted VALUES (?, ?, ?, ?, ?)"
                 " ON CONFLICT DO UPDATE SET last = excluded.last",
                 (client, version, language, at, at),
             )
 
     def withdraw(self, client: ClientId, version: str, language: str, at: float) -> None:
-        """Takes back what `client` accepted first at `at`: no session came of it."""
+        """Deletes what `client` accepted first at `at`, because no session was granted for it."""
         with self._database.transaction() as db:
             db.execute(
                 "DELETE FROM accepted"
@@ -201,7 +201,7 @@ class Records(Contents):
             )
 
     def clear_accepted(self, most: int = ACCEPTANCES) -> None:
-        """Forgets all acceptances but the newest `most`. To be called now and then."""
+        """Deletes all acceptances but the newest `most`. Call it from time to time."""
         over = self._rows("SELECT count(*) FROM accepted")[0][0] - most
         if over > 0:
             with self._database.transaction() as db:
@@ -212,12 +212,12 @@ class Records(Contents):
                 )
 
     def acceptances(self) -> list[Acceptance]:
-        """Who accepted which terms, the oldest first."""
+        """All acceptances, the oldest first."""
         rows = self._rows("SELECT * FROM accepted ORDER BY first, client")
         return [Acceptance(*row) for row in rows]
 
     def terms(self, version: str, language: str) -> str | None:
-        """The text that was accepted as `version` in `language`."""
+        """The text of the terms with this version and language."""
         rows = self._rows(
             "SELECT text FROM terms WHERE version = ? AND language = ?", (version, language)
         )
@@ -235,12 +235,13 @@ class Records(Contents):
         note: str,
         at: Moment,
     ) -> list[int]:
-        """Files new vouchers, good for `valid` seconds from now; their numbers, as `hashes` go.
+        """Stores new vouchers, all or none; returns their numbers, in the order of `hashes`.
 
-        All or none. Raises ClockError where they are to expire and the day is not known.
+        Their first use has to be within `valid` seconds from now; None: at any time. Raises
+        ClockError if `valid` is given and the date is not known.
         """
         with self._database.transaction() as db:
-            now = _moved_on(db, at)
+            now = _note(db, at)
             if valid is not None:
                 _must_be_sure(now, at)
             expires = None if valid is None else now.wall + valid
@@ -257,13 +258,13 @@ class Records(Contents):
     def use_voucher(
         self, code: bytes, client: ClientId, at: Moment, *, beyond: float = 0.0
     ) -> tuple[int, float] | None:
-        """Uses the voucher with this hash for `client`: its number, and the seconds it is good for.
+        """Uses the voucher with this hash for `client`; returns its number and how long it admits.
 
-        One that is good for no more than `beyond` seconds is left as it is. A client that has used
-        it before gets what is left of its time, in which the machine was running, as with sessions.
-        None where the voucher is wrong, revoked, expired before its first use, used up, or over for
-        this client: the caller is not told which. Raises ClockError for one that expires where the
-        day is not known.
+        That is in seconds. A voucher that admits for `beyond` seconds or less is left unused. A
+        client that has used it before gets the rest of its time; as with sessions, only the time
+        that the machine runs counts. Returns None, without saying why, if there is no such voucher,
+        if it is revoked or used up, if it expired before its first use, or if this client's time is
+        over. Raises ClockError if the voucher expires and the date is not known.
         """
         with self._database.transaction() as db:
             voucher = db.execute(
@@ -274,7 +275,7 @@ class Records(Contents):
             if voucher is None:
                 return None
             number, lifetime, devices, expires = voucher
-            now = _moved_on(db, at)
+            now = _note(db, at)
             uses: dict[str, float] = dict(
                 db.execute("SELECT client, began FROM voucher_use WHERE number = ?", (number,))
             )
@@ -296,9 +297,9 @@ class Records(Contents):
             return number, lifetime
 
     def give_back(self, number: int, client: ClientId, at: Moment) -> None:
-        """Has what `client` used the voucher for at the moment `at` not count: it came to nothing.
+        """Takes back the use of a voucher by `client` that began at `at`: the grant has failed.
 
-        Where it had been used before then, it stays so.
+        A use that began earlier stays.
         """
         with self._database.transaction() as db:
             db.execute(
@@ -307,23 +308,23 @@ class Records(Contents):
             )
 
     def keep_time(self, at: Moment) -> None:
-        """Notes how late it is, where a voucher lives by it. To be called now and then."""
+        """Notes the time, if there are vouchers. Call it from time to time."""
         if self._rows("SELECT EXISTS (SELECT 1 FROM voucher)")[0][0]:
             with self._database.transaction() as db:
-                _moved_on(db, at)
+                _note(db, at)
 
     def reckoning(self, at: Moment) -> Reckoning:
-        """What vouchers are judged by now."""
+        """The time by which vouchers are judged now."""
         with self._database.current() as db:
-            return reckon(_known(db), at)
+            return reckon(_last_noted(db), at)
 
     def trust_clock(self, at: Moment) -> None:
-        """Has the wall clock be right, on somebody's word: for one that was ahead before."""
+        """Takes the wall clock as right, on the operator's word; also if it was ahead before."""
         with self._database.transaction() as db:
-            _keep(db, replace(_moved_on(db, at), wall=at.wall, sure=True))
+            _write(db, replace(_note(db, at), wall=at.wall, sure=True))
 
     def vouchers(self) -> list[Voucher]:
-        """Each voucher, by number."""
+        """All vouchers, by number."""
         rows = self._rows(
             "SELECT v.number, lifetime, devices, expires, created, revoked, note, count(u.client)"
             " FROM voucher v LEFT JOIN voucher_use u USING (number) GROUP BY v.number ORDER BY 1"
@@ -331,9 +332,9 @@ class Records(Contents):
         return [Voucher(*row) for row in rows]
 
     def revoke_voucher(self, number: int, at: float) -> list[ClientId] | None:
-        """Ends a voucher; the clients it has let on, for whoever ends their sessions too.
+        """Ends a voucher; returns the clients that used it, so the caller can end their sessions.
 
-        None where there is no such voucher.
+        Returns None if there is no such voucher.
         """
         with self._database.transaction() as db:
             found = db.execute(
@@ -345,19 +346,19 @@ class Records(Contents):
             return [ClientId(row[0]) for row in uses]
 
     def is_revoked(self, number: int) -> bool:
-        """Whether a voucher was ended."""
+        """Whether a voucher was revoked."""
         rows = self._rows("SELECT revoked IS NOT NULL FROM voucher WHERE number = ?", (number,))
         return bool(rows and rows[0][0])
 
     # -- users, tokens -------------------------------------------------------------------------
 
     def put_user(self, name: str, password: str, at: float) -> None:
-        """Adds a user, or gives one a new password. `password` is hashed already."""
+        """Adds a user, or changes a user's password. `password` is its hash."""
         with self._database.transaction() as db:
             db.execute("INSERT OR REPLACE INTO user VALUES (?, ?, ?)", (name, password, at))
 
     def drop_user(self, name: str) -> bool:
-        """Removes a user; whether there was one."""
+        """Removes a user; returns whether there was one."""
         with self._database.transaction() as db:
             return bool(db.execute("DELETE FROM user WHERE name = ?", (name,)).rowcount)
 
@@ -367,25 +368,25 @@ class Records(Contents):
         return rows[0][0] if rows else None
 
     def users(self) -> list[str]:
-        """Each user's name."""
+        """The names of all users."""
         return [row[0] for row in self._rows("SELECT name FROM user ORDER BY name")]
 
     def put_token(self, name: str, digest: bytes, at: float) -> None:
-        """Files a bearer token for the API under its hash, in place of an earlier one so named."""
+        """Stores the hash of a bearer token for the API; replaces an earlier token of that name."""
         with self._database.transaction() as db:
             db.execute("INSERT OR REPLACE INTO token VALUES (?, ?, ?)", (digest, name, at))
 
     def drop_token(self, name: str) -> bool:
-        """Ends a token; whether there was one. The next call with it is refused."""
+        """Removes a token; returns whether there was one. The next call with it is refused."""
         with self._database.transaction() as db:
             return bool(db.execute("DELETE FROM token WHERE name = ?", (name,)).rowcount)
 
     def tokens(self) -> list[str]:
-        """Each token's name."""
+        """The names of all tokens."""
         return [row[0] for row in self._rows("SELECT name FROM token ORDER BY name")]
 
     def token_name(self, digest: bytes) -> str | None:
-        """Whose token has this hash."""
+        """The name of the token with this hash; None if there is none."""
         rows = self._rows("SELECT name FROM token WHERE hash = ?", (digest,))
         return rows[0][0] if rows else None
 
@@ -395,28 +396,27 @@ class Records(Contents):
 
 
 def records_beside(store: str) -> Path | None:
-    """Where the login server keeps its records, for a session store: `portal.db` in its folder.
+    """The path of the records for a session store: `portal.db` in the same folder.
 
-    None (in memory) for `:memory:`. Raises StoreError for a store that is in no folder.
+    None (in memory) for `:memory:`. Raises StoreError if the store is not in a folder.
     """
     path = store_path(store)
     return None if path is None else path.with_name("portal.db")
 
 
-def _known(db: sqlite3.Connection) -> Reckoning | None:
-    """What was known at the last moment that was noted."""
+def _last_noted(db: sqlite3.Connection) -> Reckoning | None:
     day = db.execute("SELECT wall, sure FROM day").fetchone()
     return Reckoning(BootClock.read(db), day[0], bool(day[1])) if day else None
 
 
-def _moved_on(db: sqlite3.Connection, at: Moment) -> Reckoning:
-    """What is known now, and noted."""
-    now = reckon(_known(db), at)
-    _keep(db, now)
+def _note(db: sqlite3.Connection, at: Moment) -> Reckoning:
+    """Works out the time at `at`, and stores it."""
+    now = reckon(_last_noted(db), at)
+    _write(db, now)
     return now
 
 
-def _keep(db: sqlite3.Connection, now: Reckoning) -> None:
+def _write(db: sqlite3.Connection, now: Reckoning) -> None:
     now.clock.write(db)
     db.execute("INSERT OR REPLACE INTO day VALUES (1, ?, ?)", (now.wall, now.sure))
 
@@ -425,6 +425,6 @@ def _must_be_sure(now: Reckoning, at: Moment) -> None:
     if not now.sure:
         said, says = (f"{datetime.fromtimestamp(t, UTC):%F %R} UTC" for t in (now.wall, at.wall))
         raise ClockError(
-            f"the clock says {says}, and has said {said} before: no voucher that expires is judged"
-            " until it is set (or until capport voucher clock --is-right)"
+            f"the clock shows {says}, but has shown {said} before: vouchers that expire cannot be"
+            " used or made until you set the clock, or run `capport voucher clock --is-right`"
         )

@@ -1,9 +1,9 @@
-"""The `{state}` in a login URL: who was refused, and for which page, in a token that shows neither.
+"""The `{state}` in a login URL: an encrypted token with the refused client and the page it wanted.
 
-A token is sealed (AES-GCM), not stored: a flood of 511s costs the router no memory, and a token
-minted by the addon can be read by a login server that runs as a process of its own. Each is sealed
-with a key of its own, derived from a 128-bit salt, so that any number may be minted under one
-secret; the boot is part of the key, so no token outlives a reboot, whatever the clocks say.
+We encrypt a token (AES-GCM) and do not store it. So a flood of 511s costs the router no memory, and
+a login server in another process can read the tokens that the addon mints. Each token has a key of
+its own, derived from a 128-bit salt, so one secret is enough for any number of tokens. The boot id
+is part of the key, so no token outlives a reboot, whatever the clocks say.
 """
 
 import hashlib
@@ -27,27 +27,27 @@ from capport.core.policy import Policy
 from capport.core.session import Instant
 
 LIFETIME = 900.0
-"""Seconds from the 511 to the end of its link: long enough to read terms and fetch a voucher."""
+"""Seconds that the link in a 511 is valid: long enough to read terms and to fetch a voucher."""
 
 MAX_PAGE = 1024
-"""Characters. The page asked for is left out where it is longer: most are far shorter, and the
-token is part of a URL."""
+"""Characters. A token leaves a longer page out, because the token is part of a URL. Most pages'
+URLs are far shorter."""
 
-_REMEMBERED = 4096  # clients whose agents ask again
+_REMEMBERED = 4096  # clients whose last token for their agent is remembered
 _SALT = 16
-_HEAD = struct.Struct(">dBB")  # when, length of the address, length of the MAC
+_HEAD = struct.Struct(">dBB")  # time, length of the address, length of the MAC
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{40,2048}", re.ASCII)
-# What a URL may have in it (RFC 3986), so that nothing in it needs a second look when it is shown.
+# The characters that a URL may have (RFC 3986): such a page can be shown without another check.
 _PAGE = re.compile(r"http://[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+", re.ASCII)
 
 
 class StateError(ValueError):
-    """A state that this portal did not mint, or not lately."""
+    """A state that this portal did not mint, or that has expired."""
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a token says. `id` names it where single use is noted; `page` is an http URL."""
+    """The content of a token. The records note its `id` when it is used; `page` is an http URL."""
 
     id: bytes
     client: Client
@@ -56,13 +56,13 @@ class State:
 
     @property
     def expires(self) -> Instant:
-        """From here on it is no good."""
+        """The instant from which on it is not valid."""
         return self.minted + LIFETIME
 
     def is_of(self, client: Client) -> bool:
-        """Whether `client` is who was refused: by its MAC, and by its address where it had none.
+        """Whether `client` is the one that was refused: by its MAC, or by its address without one.
 
-        A device asks for its page over IPv6, and meets the login server over IPv4.
+        By MAC first, because a device may ask for its page over IPv6 and sign in over IPv4.
         """
         if self.client.mac is not None:
             return self.client.mac == client.mac
@@ -79,24 +79,24 @@ class States:
         self._lately = BoundedMap[Client, tuple[Instant, str]](_REMEMBERED)
 
     def mint(self, client: Client, page: str | None = None) -> str:
-        """A token for `client`, who asked for `page`. 9 us; no two are the same."""
+        """A new token for `client`, which asked for `page`. Takes 9 us; no two are the same."""
         address = client.address.packed
         mac = bytes.fromhex(client.mac.replace(":", "")) if client.mac else b""
         asked = (safe_page(page) or "") if page else ""
         head = _HEAD.pack(self._clock(), len(address), len(mac))
         salt = secrets.token_bytes(_SALT)
         return _encode(
-            salt + self._box(salt).encrypt(_NONCE, head + address + mac + asked.encode(), None)
+            salt + self._cipher(salt).encrypt(_NONCE, head + address + mac + asked.encode(), None)
         )
 
     def link(self, client: Client, page: str | None = None) -> str | None:
-        """What `mint` gives; None for a client that nothing tells from others."""
+        """A new token, as `mint`; None for a client that cannot be told from others."""
         return self.mint(client, page) if client.ids else None
 
     def for_agent(self, client: Client) -> str | None:
-        """A `link` for an agent that asks often: it stays the same for half its life.
+        """A token for an agent that asks often: the same one for half its lifetime.
 
-        RFC 8908 section 4: repeated queries should be answered alike.
+        RFC 8908 section 4: repeated queries should get the same answer. None as for `link`.
         """
         if not client.ids:
             return None
@@ -108,33 +108,33 @@ class States:
         return token
 
     def spent(self, state: State) -> None:
-        """`state` lets nobody on again: the client's agent gets another when it asks."""
+        """Notes that `state` was used, so the client's agent gets another one when it asks."""
         self._lately.pop(state.client, None)
 
     def read(self, token: str) -> State:
-        """What `token` says. Raises StateError; the message never says more than a client knows."""
+        """The content of `token`. Raises StateError; its message tells a client nothing new."""
         if not _TOKEN.fullmatch(token):
             raise StateError("that is not a state")
         try:
             sealed = urlsafe_b64decode(token + "=" * (-len(token) % 4))
         except Base64Error:
             raise StateError("that is not a state") from None
-        if _encode(sealed) != token:  # one state, one spelling: single use is by its bytes
+        if _encode(sealed) != token:  # each state has one spelling, so nobody can use it twice
             raise StateError("that is not a state")
         try:
-            said = self._box(sealed[:_SALT]).decrypt(_NONCE, sealed[_SALT:], None)
+            said = self._cipher(sealed[:_SALT]).decrypt(_NONCE, sealed[_SALT:], None)
         except InvalidTag:
-            raise StateError("that state is not of this portal, or of an earlier boot") from None
+            raise StateError("that state is not this portal's, or from an earlier boot") from None
         state = _unpack(sealed[:_SALT], said)
         if not state.minted <= self._clock() < state.expires:
-            raise StateError(f"that state is over: it holds for {LIFETIME:g} s")
+            raise StateError(f"that state has expired: a state is valid for {LIFETIME:g} s")
         return state
 
-    def _box(self, salt: bytes) -> AESGCM:
+    def _cipher(self, salt: bytes) -> AESGCM:
         return AESGCM(hmac.digest(self._secret, b"state\0" + salt + self._boot, hashlib.sha256))
 
 
-# Each key seals one message, so the nonce has nothing to keep apart.
+# Each key encrypts one message only, so the nonce may be constant.
 _NONCE = bytes(12)
 
 
@@ -155,7 +155,7 @@ def _unpack(name: bytes, said: bytes) -> State:
 
 
 def safe_page(url: str) -> str | None:
-    """`url`, where it is a page that a person may be sent back to: plain http, and whole."""
+    """`url` if it is http and well formed, so that the login server may link to it; else None."""
     if len(url) > MAX_PAGE or not _PAGE.fullmatch(url):
         return None
     try:
@@ -169,10 +169,9 @@ def safe_page(url: str) -> str | None:
 
 
 def login_url(policy: Policy, address: Address | None, token: str | None) -> str:
-    """The login URL for a client at `address`, its `{state}` filled in: with nothing, if no token.
+    """The login URL for a client at `address`, with `token` (or nothing) in place of `{state}`.
 
-    The embedded login server is given its state also where the policy's `login_url` has no place
-    for one.
+    If the policy's `login_url` has no `{state}`, the embedded login server gets it as a parameter.
     """
     url = policy.login_for(address).url
     if token and "{state}" not in url and policy.login_server is not None:

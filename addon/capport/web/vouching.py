@@ -1,9 +1,10 @@
-"""Who is asking: the address at the other end of the connection, or whom the addon vouches for.
+"""Which client asks: the peer of the connection, or the client that the addon vouches for.
 
-Nothing a client can write counts: no X-Forwarded-For, no Forwarded, no parameter. Through the
-explicit proxy every connection comes from the router itself; there the addon takes `Capport-Client`
-out of what the client sent and puts in its own, with the client's address, the MAC that its frames
-come from, and a signature. From any other machine than this a signed one is a copy, and is refused.
+Nothing that a client can write counts: no X-Forwarded-For, no Forwarded, no parameter. Through the
+explicit proxy, every connection comes from the router itself. There the addon removes any
+`Capport-Client` field that the client sent and adds its own, with the client's address, the MAC
+that its frames come from, and a signature. A signed field from another machine is a copy, and the
+login server refuses it.
 """
 
 import hashlib
@@ -15,10 +16,11 @@ from capport.core.client import UNSEEN, Mac, Peer, parse_address, parse_mac
 from capport.core.session import Instant
 
 HEADER = "Capport-Client"
-"""The addon takes it out of every client's request, and adds its own towards the login server."""
+"""The addon removes it from every client's request, and adds its own to those for the login
+server."""
 
 LIFETIME = 10.0
-"""Seconds a signature holds. It travels from the addon to the login server, and no further."""
+"""Seconds that a signature is valid. It only travels from the addon to the login server."""
 
 _FORM = re.compile(
     rf"v2 ([0-9a-f.:]{{2,39}}) ([0-9a-f:]{{17}}|{UNSEEN}|-)"
@@ -28,26 +30,26 @@ _FORM = re.compile(
 
 
 class AskingError(ValueError):
-    """A `Capport-Client` field that the addon did not write, or not just now."""
+    """A `Capport-Client` field that the addon did not write, or wrote too long ago."""
 
 
 def sign_client(asks: Peer, secret: bytes, now: Instant) -> str:
-    """The value of `Capport-Client` for a request that `asks` made."""
+    """The value of `Capport-Client` for a request by `asks`."""
     said = f"v2 {asks.address} {asks.frame or '-'} {now:.3f}"
     return f"{said} {_signature(said, secret)}"
 
 
 def verify_client(value: str, secret: bytes, now: Instant) -> Peer:
-    """Who asks, by a `Capport-Client` field. Raises AskingError; never falls back to anything."""
+    """The peer that a `Capport-Client` field names. Raises AskingError if anything is wrong."""
     match = _FORM.fullmatch(value)
     if match is None:
-        raise AskingError(f"{HEADER} is not as the addon writes it")
+        raise AskingError(f"{HEADER} does not have the addon's format")
     said = value.rpartition(" ")[0]
     if not hmac.compare_digest(match[4], _signature(said, secret)):
         raise AskingError(f"{HEADER} is not signed by the addon")
-    # A hair of tolerance: the time was rounded to milliseconds when it was signed.
+    # 1 ms of tolerance, because the time was rounded to milliseconds when it was signed.
     if not -0.001 <= now - float(match[3]) <= LIFETIME:
-        raise AskingError(f"{HEADER} is older than {LIFETIME:g} s, or of another boot")
+        raise AskingError(f"{HEADER} is older than {LIFETIME:g} s, or from another boot")
     try:
         return Peer(parse_address(match[1]), _frame(match[2]))
     except ValueError as error:
@@ -55,12 +57,13 @@ def verify_client(value: str, secret: bytes, now: Instant) -> Peer:
 
 
 class Vouched:
-    """For whom the addon, in the login server's process, connects to it.
+    """The client of each connection that the addon makes to a login server in the same process.
 
-    In a tunnel no field can say so. By the addon's end of the connection: an address and a port.
+    In a tunnel the addon cannot add a field. So it notes its own end of the connection, an address
+    and a port, and the client for which it connects.
 
-    Whoever is done with a connection last forgets it. A request may have come whole, and have yet
-    to be read, when its sender has hung up: it would be taken for this machine's own.
+    An entry stays until both sides are done with the connection. When the addon hangs up, the login
+    server may still have to read a request; without the entry it would count as this machine's own.
     """
 
     def __init__(self) -> None:
@@ -71,24 +74,24 @@ class Vouched:
         return len(self._clients)
 
     def find(self, end: Sequence[object]) -> Peer | None:
-        """Whose the connection is; None where it is none of the addon's."""
+        """The client of the connection; None if the addon did not make it."""
         return self._clients.get(tuple(end[:2]))
 
     def connected(self, end: Sequence[object], client: Peer) -> None:
-        """The addon has connected for `client`."""
+        """Notes that the addon has connected for `client`."""
         self._clients[tuple(end[:2])] = client
 
     def hung_up(self, end: Sequence[object]) -> None:
-        """The addon has ended it."""
+        """Notes that the addon has closed the connection."""
         if tuple(end[:2]) not in self._taken:
             self._clients.pop(tuple(end[:2]), None)
 
     def taken(self, end: Sequence[object], by: object) -> None:
-        """The login server has it; `by` tells it from the next with the same end."""
+        """Notes that the login server has accepted it; `by` tells it from a later one at `end`."""
         self._taken[tuple(end[:2])] = by
 
     def done(self, end: Sequence[object], by: object) -> None:
-        """The login server has read all of it that it will."""
+        """Notes that the login server will read no more from it."""
         if self._taken.get(tuple(end[:2])) is by:
             del self._taken[tuple(end[:2])]
             self._clients.pop(tuple(end[:2]), None)

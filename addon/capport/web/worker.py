@@ -1,4 +1,4 @@
-"""Work that waits for the disk, off the event loop: one piece after the other, on one thread."""
+"""Do work that waits for the disk off the event loop: one task after the other, on one thread."""
 
 import asyncio
 import time
@@ -6,28 +6,28 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 PATIENCE = 10.0
-"""Seconds that a piece of work may wait for its turn. A disk or a lock that keeps each for seconds
-would else keep the last of a hundred for minutes, and be at work for people who have long gone."""
+"""Seconds that a task may wait for its turn. Otherwise, if a slow disk takes seconds for each task,
+the last of a hundred waits for minutes, and the thread works for clients that have long gone."""
 
 
 class Worker:
-    """A thread, and those who wait for it: `patience` seconds for their turn."""
+    """One thread. A task waits for its turn, for `patience` seconds at most."""
 
     def __init__(self, name: str, patience: float = PATIENCE) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self.patience = patience
 
     async def do[Answer](self, what: Callable[[], Answer]) -> Answer:
-        """What `what` answers. Raises OSError, and does nothing, where its turn comes too late."""
+        """Calls `what`, returns its result. If its turn comes too late, raises OSError instead."""
         asked = time.monotonic()
 
         def in_turn() -> Answer:
             if time.monotonic() - asked > self.patience:
-                raise OSError("the disk keeps too many waiting; try again")
+                raise OSError("too many requests wait for the disk; try again")
             return what()
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, in_turn)
 
     def close(self) -> None:
-        """Ends it, when what it is at and what waits is done."""
+        """Ends the thread, once all tasks are done, those that wait too."""
         self._thread.shutdown(wait=True)
