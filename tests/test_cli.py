@@ -427,7 +427,7 @@ def test_check_warns_of_a_family_of_addresses_that_cannot_sign_in(
         ("style.css", "did you mean theme.css?"),
         ("sign_in.html", "put it into templates/sign_in.html"),
         ("templates/signin.html", "did you mean sign_in.html?"),
-        ("notes.doc", "there are logo.jpg, "),
+        ("notes.doc", "possible names are logo.jpg, "),
         ("terms.de.md", None),
         ("terms.html", None),
         ("templates/sign_in.html", None),

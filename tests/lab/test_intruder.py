@@ -135,7 +135,7 @@ def test_it_is_unknown_where_the_kernel_answers_with_cookies(
     try:
         interface = ("--interface", victim.v4)
         assert intruder.status(f"http://{ORIGIN4}/", *interface) == 511
-        assert "cannot be told apart" in intruder.curl(*interface, f"{LOGIN}/status").stdout
+        assert "cannot be distinguished" in intruder.curl(*interface, f"{LOGIN}/status").stdout
         assert intruder.status(f"{LOGIN}/", "--location") == 200, "who is unknown may sign in"
     finally:
         lab.router.sysctl(ipv4__tcp_syncookies=1)
@@ -172,7 +172,7 @@ def test_a_client_behind_a_router_is_known_by_that_routers_frames_alone(
     lab.router.ip(f"neighbour replace {behind.v4} lladdr {behind.mac} dev br-lan nud permanent")
     try:
         assert other.status(f"http://{ORIGIN4}/", *hidden) == 511
-        assert "cannot be told apart" in other.curl(*hidden, f"{LOGIN}/status").stdout
+        assert "cannot be distinguished" in other.curl(*hidden, f"{LOGIN}/status").stdout
     finally:
         other.namespace.run("nft", "delete", "table", "netdev", "overheard")
         lab.router.ip(f"neighbour del {behind.v4} dev br-lan")

@@ -102,7 +102,7 @@ async def test_a_page_left_open_says_so_when_the_session_is_over(tmp_path: Path)
         h.clock.at += 8 * 3600 - 1.5
         await tab.open(f"http://127.0.0.1:{h.port}/status?lang=en")
         h.clock.at += 1.5
-        await tab.shows("Your session is over")
+        await tab.shows("Your session has ended")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -54,7 +54,7 @@ async def test_whoever_accepts_the_terms_is_online_and_may_go_where_it_wanted() 
         assert session.by == "login server"
         (accepted,) = h.portal.records.acceptances()
         assert (accepted.client, session.how) == ("127.0.0.2", f"terms {accepted.version}")
-        assert "Do nothing unlawful here" in (h.portal.records.terms(accepted.version, "en") or "")
+        assert "Do nothing illegal here" in (h.portal.records.terms(accepted.version, "en") or "")
 
 
 async def test_nobody_else_is_online_then() -> None:
@@ -104,7 +104,7 @@ async def test_a_blocked_client_is_told_so_and_cannot_sign_in() -> None:
         h.change_policy(clients=rules)
         for page in (await browser.get("/"), await browser.post("/sign-in", form.fields)):
             assert (page.status, "not allowed on this network" in page.text) == (403, True)
-            assert "<dd>127.0.0.2</dd>" in page.text  # to be told to whoever runs the network
+            assert "<dd>127.0.0.2</dd>" in page.text  # for the people who run the network
         assert h.session() is None
 
 
@@ -450,7 +450,7 @@ async def test_what_cannot_be_a_code_is_called_a_slip_and_slowed_down_like_a_gue
         form = (await browser.get("/")).fields
         for code in ("", "7KQ3-M9XD-2HVT", "7KQ3-M9XD-2HVT-4WPU", *(["7KQ3"] * (FREE - 3))):
             page = await browser.post("/sign-in", form | {"code": code})
-            assert (page.status, "not a whole code" in page.text) == (403, True)
+            assert (page.status, "not a voucher code" in page.text) == (403, True)
         slowed = await browser.post("/sign-in", form | {"code": "7KQ3"})
         assert (slowed.status, "Retry-After" in slowed.headers) == (429, True)
         h.clock.at += 1
@@ -483,7 +483,7 @@ async def test_a_voucher_that_gives_no_more_time_is_left_as_it_is() -> None:
             page = await browser.sign_in("/?more=1", code=code)
             assert (page.status, h.session()) == (409, before)
             assert "You have 40\N{NO-BREAK SPACE}minutes left." in page.text
-            assert "would not give you more time" in page.text
+            assert "does not give you more time" in page.text
             assert "aria-invalid" not in page.text
         assert [one.used for one in h.portal.records.vouchers()] == [1, 0, 0]
         assert (await browser.sign_in("/?more=1", code=long)).status == 303

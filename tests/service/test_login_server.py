@@ -72,7 +72,7 @@ async def test_a_client_of_a_proxy_elsewhere_is_named_by_the_addon_or_by_nobody(
     try:
         browser = Browser(login_server.server.places[0].port, "127.0.0.1")
         refused = await browser.get("/")
-        assert (refused.status, "cannot be told from others" in refused.text) == (403, True)
+        assert (refused.status, "cannot be distinguished" in refused.text) == (403, True)
         assert (await browser.get("/style.css")).status == 200  # which that page has, too
         signed = {HEADER: login_server.sign(Peer(ip_address("192.0.2.7")))}
         page = await browser.get("/", **signed)

@@ -1,4 +1,4 @@
-"""The conditions, and the forms to meet them: sign in, go on, see how long is left, sign out."""
+"""The conditions and their forms: sign in, extend the session, see the time left, sign out."""
 
 import hashlib
 from collections.abc import Callable
@@ -19,23 +19,23 @@ from capport.login.theme import Terms
 from capport.web.states import login_url
 
 BY = "login server"
-"""Who granted, in the session."""
+"""What a session says about who granted it."""
 
 FARTHEST = 86400.0
-"""Seconds until a page is left by itself, at most: browsers count milliseconds, in 31 bits."""
+"""The longest Refresh that a page gets, in seconds: browsers count milliseconds in 31 bits."""
 
 PIECE = 16 * 1024
-"""Bytes of a file that wait for a client which takes them slowly."""
+"""Bytes of a file that are in memory at a time, for a client that reads slowly."""
 
 
 class Form(Page):
-    """A page with a form, which is answered once, however often it is sent."""
+    """A page with a form. A form that is sent several times has one effect and one answer."""
 
     stands = "in"
-    """How the client stands after a form that was in order."""
+    """Whether the client is signed "in" or "out" after a form without a problem."""
 
     async def post(self) -> None:
-        """Answers the form."""
+        """Answers the form: with a redirect, or with the form again and the problem."""
         sent = "\0".join((self.client.id, self.request.path, ""))
         form = hashlib.sha256(sent.encode() + self.request.body).digest()
         outcome = await self.login.forms.once(form, self.portal.grants.now(), self.sent)
@@ -50,15 +50,15 @@ class Form(Page):
         raise NotImplementedError
 
     def show_problem(self, outcome: Outcome) -> None:
-        """The form again, with what is wrong."""
+        """Shows the form again, with the problem."""
         raise NotImplementedError
 
 
 class SignIn(Form):
-    """`/` and `/sign-in`: what must be met, and the form to meet it."""
+    """`/` and `/sign-in`: the form for the policy's conditions."""
 
     def get(self) -> None:
-        """The form; or how the client stands, if it is known and does not ask for more."""
+        """Shows the form; to a known client that does not want more time, its status."""
         stands = self.standing
         if stands.is_blocked:
             raise Blocked
@@ -69,7 +69,7 @@ class SignIn(Form):
                 status=303,
             )
             return
-        if self.elsewhere():
+        if self.signs_in_elsewhere():
             own = self.state if self.own_state() else self.portal.states.mint(self.client)
             self.redirect(login_url(self.policy, self.client.address, own), status=302)
             return
@@ -77,8 +77,8 @@ class SignIn(Form):
 
     async def sent(self) -> Outcome:
         """Grants the client a session, if the form meets the conditions."""
-        if self.elsewhere():
-            raise web.HTTPError(403, "the conditions are met elsewhere")
+        if self.signs_in_elsewhere():
+            raise web.HTTPError(403, "another login server signs clients in")
         stands, terms = self.standing, self.terms()
         if stands.is_blocked:
             raise Blocked
@@ -88,7 +88,7 @@ class SignIn(Form):
         if wait := self.must_wait(for_all):
             return too_many(wait, self.words.too_many.format(time=self.words.wait(wait)))
         if self.conditions is Conditions.VOUCHER and self.code is None:
-            return wrong(self.words.no_code, for_all)  # a slip, and an attempt all the same
+            return wrong(self.words.no_code, for_all)  # a typing error counts as an attempt too
         left = self.left
         match self.conditions:
             case Conditions.TERMS:
@@ -100,21 +100,24 @@ class SignIn(Form):
         if met is None:
             voucher = self.conditions is Conditions.VOUCHER
             problem = self.words.wrong_voucher if voucher else self.words.wrong_password
-            return wrong(problem, for_all)  # the same for wrong and used up
+            return wrong(problem, for_all)  # the same text for a wrong and for a used voucher
         if self.conditions is not Conditions.TERMS:
             self.login.throttle.forgive(self.client, met.name)
         if self.conditions is Conditions.VOUCHER and met.lifetime <= left:
             return Outcome(problem=self.words.no_longer, status=409)
         try:
-            # A session is never made shorter by asking for more.
-            return await self.let_on(met, terms, grant=met.lifetime > left)
+            # Asking for more time never shortens a session.
+            return await self.admit(met, terms, grant=met.lifetime > left)
         except OSError:
             if met.give_back is not None:
                 await self.portal.recorded(met.give_back)
             raise
 
-    async def let_on(self, met: "Met", terms: Terms | None, *, grant: bool) -> Outcome:
-        """Notes the acceptance, then grants: whoever is online has accepted, power cut or not."""
+    async def admit(self, met: "Met", terms: Terms | None, *, grant: bool) -> Outcome:
+        """Records the acceptance, then grants a session, if `grant` is set.
+
+        In this order, so that even after a power cut no client is online that has not accepted.
+        """
         records, client = self.portal.records, self.client
         at = self.portal.wall()
         if terms is not None:
@@ -131,17 +134,17 @@ class SignIn(Form):
                 if terms is not None:
                     await self.portal.recorded(partial(records.withdraw, *which, at))
                 raise
-            await self.unless_revoked(met)
+            await self.end_if_revoked(met)
         return Outcome(self.link("/welcome", state=self.state))
 
-    async def unless_revoked(self, met: "Met") -> None:
-        """Ends the session where its voucher was revoked since it was used.
+    async def end_if_revoked(self, met: "Met") -> None:
+        """Ends the new session again if its voucher has been revoked meanwhile.
 
-        Whoever did so may have looked for the sessions by it before there was this one.
+        `capport voucher revoke` may have ended the voucher's sessions before this one was there.
         """
         if met.is_revoked is None:
             return
-        revoked = True  # where it cannot be told, too
+        revoked = True  # also if the records cannot be read
         try:
             revoked = await self.portal.recorded(met.is_revoked)
         finally:
@@ -149,9 +152,9 @@ class SignIn(Form):
                 await self.portal.grants.revoke(self.client.id)
 
     async def voucher(self, *, beyond: float) -> "Met | None":
-        """The voucher in the form, if it is good for this client.
+        """Uses the voucher in the form; None if it does not admit this client.
 
-        It is not used where that is for no more than `beyond` seconds.
+        A voucher that admits for `beyond` seconds or less is left unused.
         """
         if self.code is None:
             return None
@@ -168,7 +171,7 @@ class SignIn(Form):
         )
 
     async def password(self) -> "Met | None":
-        """The user in the form, if that is its password. Alike in time if there is no such user."""
+        """Checks name and password; None if they are wrong. An unknown name takes as long."""
         name = passwords.normal_name(self.get_body_argument("name", ""))
         given = self.get_body_argument("password", "", strip=False)
         kept = None
@@ -179,10 +182,10 @@ class SignIn(Form):
         return Met(lifetime, "password", name) if right and name else None
 
     def must_wait(self, for_all: float) -> float:
-        """Seconds until this client may try again, where all have to wait `for_all`; 0: now.
+        """Seconds until this client may try, when all clients have to wait `for_all`; 0: now.
 
-        A voucher is looked at all the same: its 80 bits need no limit for all, and none of the
-        guests who have one waits for whoever makes up devices to guess. A wrong one is told to.
+        A voucher is checked even then: 80 bits cannot be guessed, and a guest with a good voucher
+        does not wait because an attacker made up devices. Only the answer to a wrong one says wait.
         """
         now = self.portal.grants.now()
         if wait := self.login.often.spend(self.client, now):
@@ -198,13 +201,13 @@ class SignIn(Form):
         return self.login.throttle.attempt(self.client, now)
 
     def show_problem(self, outcome: Outcome) -> None:
-        """The form again, with what is wrong."""
+        """Shows the form again, with the problem."""
         if outcome.wait:
             self.set_header("Retry-After", str(outcome.wait))
         self.form(problem=outcome.problem, status=outcome.status)
 
     def form(self, *, problem: str | None = None, status: int = 200) -> None:
-        """The page with the form."""
+        """Answers with the page that has the form."""
         conditions, words = self.conditions, self.words
         extending = self.standing.open_session is not None
         lead = {
@@ -230,17 +233,17 @@ class SignIn(Form):
             lifetime=lifetime,
         )
 
-    def elsewhere(self) -> bool:
-        """Whether it is another login server's word that lets on, and not our forms."""
+    def signs_in_elsewhere(self) -> bool:
+        """Whether another login server signs clients in, and our own forms are off."""
         if not self.login.theme(self.policy).signs_in_elsewhere:
             return False
         if self.policy.login_place in self.server.listen:
-            raise web.HTTPError(503, "return.pem is there, but login_url leads here")
+            raise web.HTTPError(503, "return.pem is there, but login_url points to this server")
         return True
 
     @property
     def entered(self) -> str:
-        """The code or the name to put right: 16 letters are not typed twice. Never a password."""
+        """The code or name that was sent, so that the guest can correct it. Never a password."""
         if self.request.method != "POST":
             return ""
         field = {Conditions.VOUCHER: "code", Conditions.PASSWORD: "name"}.get(self.conditions)
@@ -248,21 +251,21 @@ class SignIn(Form):
 
     @property
     def code(self) -> bytes | None:
-        """What the code in the form is filed under; None where it cannot be one."""
+        """The hash of the code in the form; None if it cannot be a code."""
         return vouchers.digest(self.get_body_argument("code", ""))
 
     @property
     def left(self) -> float:
-        """Seconds of the client's session that are left; 0 where it has none."""
+        """Seconds that the client's session has left; 0 if it has none."""
         return self.left_of(self.portal.grants.find(self.client))
 
     @property
     def conditions(self) -> Conditions:
-        """What the policy in force asks for; never what the form says it does."""
+        """The conditions of the policy in force, whatever the form was made for."""
         return self.server.conditions
 
     def terms(self) -> Terms | None:
-        """The operator's terms; ours, where accepting terms is the condition and there are none."""
+        """The operator's terms; without any, ours if `conditions` is `terms`, else None."""
         theme, language = self.login.theme(self.policy), self.words.language
         if (terms := theme.terms(language)) is not None:
             return terms
@@ -271,10 +274,10 @@ class SignIn(Form):
 
 @dataclass(frozen=True, slots=True)
 class Met:
-    """The conditions are met: for how many seconds, how (besides the terms), and by whom.
+    """The client has met the conditions: for how many seconds, how (besides terms), as which user.
 
-    `give_back` undoes what was used up for that, where the session does not come about; and
-    `is_revoked` says whether it was ended since.
+    `give_back` makes the voucher usable again if the grant fails. `is_revoked` says whether the
+    voucher has been revoked since.
     """
 
     lifetime: float
@@ -290,7 +293,7 @@ class Online(Page):
     template = "status.html"
 
     def get(self) -> None:
-        """How long is left, and what there is to do."""
+        """Shows how much time is left, and what the guest can do."""
         stands = self.standing
         if not stands.is_known:
             self.redirect(self.link("/", state=self.state), status=303)
@@ -299,7 +302,7 @@ class Online(Page):
         session = stands.open_session
         left, idle = self.left_of(session), session.idle if session else None
         if session is not None:
-            self._leave_at(session.ends)
+            self._refresh_at(session.ends)
         self.page(
             self.template,
             client=self.client,
@@ -317,10 +320,10 @@ class Online(Page):
             home=f"{self.request.protocol}://{self.request.host}",
         )
 
-    def _leave_at(self, end: Instant) -> None:
-        """Has a page that is still open then give way to one that is true: it has no script.
+    def _refresh_at(self, end: Instant) -> None:
+        """Makes the browser go to `/signed-out` when the session ends; the page has no script.
 
-        It is the session that ends there, not a time for reading (WCAG 2.2, 2.2.1).
+        It is not a time limit for reading (WCAG 2.2, 2.2.1), because the session itself ends.
         """
         seconds = int(end - self.portal.grants.now()) + 1
         if seconds <= FARTHEST:
@@ -335,17 +338,17 @@ class Online(Page):
 
 
 class Welcome(Online):
-    """`/welcome`: right after signing in, with the way to the page that was asked for.
+    """`/welcome`: shown right after signing in, with a link to the page that was asked for.
 
-    A link, never a redirect: the page is the client's own wish, sealed in its state, but where one
-    goes from here is for the person to say.
+    A link, never a redirect: the page in the state is what the client asked for, but the person
+    decides whether to go there.
     """
 
     template = "welcome.html"
 
 
 class Status(Online):
-    """`/status`: to come back to."""
+    """`/status`: the page to come back to."""
 
 
 class SignOut(Form):
@@ -361,10 +364,10 @@ class SignOut(Form):
 
 
 class SignedOut(Page):
-    """`/signed-out`: says so, if it is so."""
+    """`/signed-out`: says that the client is signed out, if it is."""
 
     def get(self) -> None:
-        """The page; or the status, for whom is known all the same."""
+        """Shows the page; sends a client that is known to its status."""
         if self.standing.is_known:
             self.redirect(self.link("/status"), status=303)
             return
@@ -374,12 +377,12 @@ class SignedOut(Page):
 
 
 class File(Page):
-    """The style sheet, the logo and our mark."""
+    """The style sheet, the logo and our icon."""
 
     for_anybody = True
 
     async def get(self, name: str) -> None:
-        """The bytes; for good, where the address has their version."""
+        """Sends the file; a browser may keep it for ever if the URL has its version."""
         theme = self.login.theme(self.policy)
         asset = {"style.css": theme.style, "logo": theme.logo, "mark.svg": theme.mark}[name]()
         if asset is None:
@@ -388,23 +391,24 @@ class File(Page):
         if self.get_argument("v", "") == asset.version:
             self.set_header("Cache-Control", "public, max-age=31536000, immutable")
         self.set_header("Content-Type", asset.media_type)
-        # An SVG opened by itself is a page; ours brings its own style, and may do nothing else.
+        # A browser that opens an SVG by itself treats it as a page. It may use its own style and
+        # nothing else.
         self.set_header(
             "Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; sandbox"
         )
         self.set_header("Content-Length", str(len(asset.body)))
         with suppress(iostream.StreamClosedError):
-            for at in range(0, len(asset.body), PIECE):  # or each connection has a whole copy
+            for at in range(0, len(asset.body), PIECE):  # else each connection holds a whole copy
                 self.write(asset.body[at : at + PIECE])
                 await self.flush()
             await self.finish()
 
 
 def wrong(problem: str, for_all: float) -> Outcome:
-    """What was entered is wrong; where all have to wait `for_all`, so has who entered it."""
+    """The code, name or password is wrong. If all clients have to wait `for_all`, so has this."""
     return too_many(for_all, problem) if for_all else Outcome(problem=problem, status=403)
 
 
 def too_many(wait: float, problem: str) -> Outcome:
-    """There were too many attempts: again in `wait` seconds."""
+    """There were too many attempts: the client may try again in `wait` seconds."""
     return Outcome(problem=problem, status=429, wait=int(wait) + 1)

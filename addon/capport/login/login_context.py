@@ -1,4 +1,4 @@
-"""What the login server's pages share, besides what they have in common with the APIs."""
+"""What the login server's pages share, in addition to what they share with the APIs."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from capport.login.theme import Theme
 from capport.login.throttle import Often, Throttle
 
 HASHES_WAITING = 8
-"""Passwords that may wait for the one thread that hashes; more are told to come back."""
+"""Passwords that may wait for the one thread that hashes; a further one is answered 429."""
 
 
 @dataclass
 class LoginContext:
-    """The theme, the forms that were sent lately, and what slows guessing down."""
+    """The theme, the forms that were sent recently, and the limits on guessing."""
 
     throttle: Throttle = field(default_factory=Throttle)
     often: Often = field(default_factory=Often)
@@ -40,7 +40,7 @@ class LoginContext:
         return self._theme[1]
 
     async def hashed[Answer](self, what: Callable[[], Answer]) -> Answer:
-        """`what` computed on the one thread for passwords, off the event loop."""
+        """Calls `what` on the one thread for passwords, off the event loop."""
         self.hashing += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._hash, what)
@@ -48,5 +48,5 @@ class LoginContext:
             self.hashing -= 1
 
     def close(self) -> None:
-        """Ends the thread, when what it is at is done."""
+        """Ends the thread once its work is done."""
         self._hash.shutdown(wait=True)

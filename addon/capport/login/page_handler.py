@@ -1,4 +1,4 @@
-"""What every page of the login server has in common: the language, the theme, and safe forms."""
+"""What all pages of the login server have in common: language, theme, errors, and safe forms."""
 
 import logging
 from functools import cached_property
@@ -25,24 +25,24 @@ logger = logging.getLogger(__name__)
 
 
 class Page(ClientHandler):
-    """A page of the login server's, or an answer whose errors are pages."""
+    """A page of the login server, or an answer whose errors are pages."""
 
     def initialize(  # type: ignore[override]
         self, portal: Portal, login: LoginContext
     ) -> None:
-        """Called by Tornado with what the route has."""
+        """Tornado calls it with the arguments of the route."""
         super().initialize(portal)
         self.login = login
 
     def prepare(self) -> None:
-        """Refuses what another site has sent, too."""
+        """Also refuses a form that another site has sent."""
         super().prepare()
         if self.request.method not in ("GET", "HEAD"):
             self._check_origin()
 
     @cached_property
     def words(self) -> Words:
-        """The client's language. Found when needed: Tornado checks a form before `prepare`."""
+        """The texts in the client's language. Not set in `prepare`: a form is checked before it."""
         return WORDS[self._language()]
 
     @property
@@ -52,20 +52,20 @@ class Page(ClientHandler):
 
     @property
     def state(self) -> str:
-        """The state that came along, as it came: a claim until `portal.states` has read it."""
+        """The state that the request has, unchecked: only `portal.states.read` shows its worth."""
         return self.get_argument("state", "")[:2048]
 
     def link(self, path: str, **query: str) -> str:
-        """A path of ours with what must come along."""
+        """A link to one of our paths, which keeps the language that the guest has chosen."""
         asked = {"lang": self._chosen() or "", **query}
         kept = {name: value for name, value in asked.items() if value}
         return f"{path}?{urlencode(kept)}" if kept else path
 
     def forget_pages(self, stands: str) -> None:
-        """To be called when the client `stands` otherwise than before: "in" or "out".
+        """Makes the browser forget our earlier pages. Call it when the client signs "in" or "out".
 
-        Chromium's back button shows a page as it was, no-store or not, unless a cookie that no
-        script can read has changed since: this one, which says no more than that.
+        Chromium's back button shows a page as it was, even with no-store, unless an HttpOnly cookie
+        has changed since. This cookie is only there for that.
         """
         self.set_cookie(
             "__Host-capport-stands" if self.encrypted else "capport-stands",
@@ -77,7 +77,7 @@ class Page(ClientHandler):
         )
 
     def page(self, name: str, status: int = 200, **values: object) -> None:
-        """Answers with a page of the theme's."""
+        """Answers with the theme's page of this name."""
         theme = self.login.theme(self.policy)
         self.set_status(status)
         self.set_header("Content-Type", "text/html; charset=utf-8")
@@ -96,7 +96,7 @@ class Page(ClientHandler):
         self.finish(theme.template(name).generate(**(namespace | values)))
 
     def own_state(self) -> State | None:
-        """The state that came along: only the client's own, and only while it holds."""
+        """The state that the request has, if it is this client's and still valid."""
         try:
             state = self.portal.states.read(self.state)
         except StateError:
@@ -105,27 +105,27 @@ class Page(ClientHandler):
 
     @property
     def page_asked_for(self) -> str | None:
-        """The page whose 511 brought the client here, if the state says so and is this client's."""
+        """The page that the client asked for when it got the 511, by its own state."""
         state = self.own_state()
         return state.page if state else None
 
     def left_of(self, session: Session | None) -> float:
-        """Seconds until a session ends whatever the client does; 0 where there is none."""
+        """Seconds until `session` expires, whatever the client does; 0 if there is none."""
         return max(0.0, session.expires - self.portal.grants.now()) if session else 0.0
 
     def can_extend(self, session: Session) -> bool:
-        """Whether there is time to be gained that a person would notice."""
+        """Whether the guest can gain enough time to notice it."""
         if self.server.conditions is Conditions.VOUCHER:
             return True
         if self.login.theme(self.policy).signs_in_elsewhere:
-            return True  # for how long is said elsewhere
+            return True  # the other login server knows for how long
         lifetime = self.policy.sessions.lifetime
         return lifetime - self.left_of(session) >= min(60.0, lifetime / 10)
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """The error as a page, in words that say nothing of our insides."""
+        """Shows the error as a page, without internal details."""
         error = kwargs.get("exc_info", (None, None, None))[1]
-        if not self.asks_us():  # Tornado has refused it before `prepare` could
+        if not self.asks_us():  # Tornado may refuse a request before `prepare` checks this
             status_code, error = 421, Misdirected()
         words, start, device = self.words, self.link("/", state=self.state), None
         if status_code == 405:
@@ -148,7 +148,7 @@ class Page(ClientHandler):
         heading, text = by_error.get(type(error), refused)
         if isinstance(error, Blocked):
             heading, text, start = words.blocked, words.blocked_text, ""
-            device = self.client.address  # to be told to whoever runs the network
+            device = self.client.address  # the guest can tell it to the people who run the network
         if isinstance(error, Misdirected):
             start = login_url(self.policy, self.asked_at(), None)
         try:
@@ -156,16 +156,16 @@ class Page(ClientHandler):
                 "error.html", status_code, heading=heading, text=text, start=start, device=device
             )
         except Exception as failed:
-            # The edge: a page of the operator's that does not compile must not hide the first error
-            # behind a second, nor show either.
+            # The edge: an operator's template that does not compile must not hide the first error
+            # behind a second one, and the client must see neither.
             if self.is_to_be_logged("error.html"):
-                trace = not isinstance(failed, OSError)  # which names the place
-                logger.error("No error page; answering without one: %s", failed, exc_info=trace)
+                trace = not isinstance(failed, OSError)  # an OSError names the file
+                logger.error("No error page; answering in plain text: %s", failed, exc_info=trace)
             self.set_header("Content-Type", "text/plain; charset=utf-8")
             self.finish(f"{heading}\n{text}\n")
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
-        """Errors of ours are logged whole; those of a client in a line, without what it sent."""
+        """Logs our errors with a traceback; a client's in one debug line, without what it sent."""
         if isinstance(value, web.HTTPError):
             said = (value.log_message or "")[:QUOTED]
             logger.debug("%s: %s %s", self.request.remote_ip, value.status_code, said)
@@ -174,13 +174,13 @@ class Page(ClientHandler):
         elif isinstance(value, ParseError):
             place = f"login/templates/{value.filename}:{value.lineno}"
             logger.error("No page; answering 500: %s: %s", place, value.message)
-        elif isinstance(value, OSError):  # it names the place and what would do
+        elif isinstance(value, OSError):  # its text names the file and says what to do
             logger.error("No page; answering 503: %s", value)
         else:
             logger.error("No page; answering 500 or 503", exc_info=(typ, value, tb))  # type: ignore[arg-type]
 
     def check_xsrf_cookie(self) -> None:
-        """Tornado's, with a page that helps; but a method that is not here is 405, form or not."""
+        """Checks as Tornado does; a failure gets a page that helps. A wrong method is 405 first."""
         if self.request.method not in self.methods():
             raise web.HTTPError(405)
         if int(self.request.headers.get("Content-Length", "0")) > MAX_FORM:
@@ -193,7 +193,7 @@ class Page(ClientHandler):
     # ------------------------------------------------------------------------------------------
 
     def _check_origin(self) -> None:
-        """A form of another site's is not ours, whatever it brings. Older browsers send neither."""
+        """Refuses a form that another site has sent. Older browsers send neither header field."""
         if self.request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
             raise FormOver("Sec-Fetch-Site")
         ours = f"{self.request.protocol}://{self.request.host}"
@@ -208,34 +208,34 @@ class Page(ClientHandler):
         return self._chosen() or preferred_language(self.request.headers.get("Accept-Language", ""))
 
     def _in_language(self, words: Words) -> str:
-        # The result of a form has no address of its own; the start has.
+        # The answer to a POST has no URL of its own, so the link leads to the start page.
         path = self.request.path if self.request.method in ("GET", "HEAD") else "/"
         kept = {name: self.get_argument(name, "")[:1] for name in ("more", "over")}
         return self.link(path, lang=str(words.language), state=self.state, **kept)
 
 
 class FormOver(web.HTTPError):
-    """403: a form that we did not give this client just now."""
+    """403: a form that we did not give to this client recently."""
 
     def __init__(self, why: str | None = None) -> None:
         super().__init__(403, why)
 
 
 class Blocked(web.HTTPError):
-    """403: the policy never lets this client on."""
+    """403: the policy never admits this client."""
 
     def __init__(self) -> None:
         super().__init__(403, "blocked by the policy")
 
 
 class NotFound(Page):
-    """Every path that there is nothing under, by any method."""
+    """Answers 404 to all other paths, by any method."""
 
     def check_xsrf_cookie(self) -> None:
-        """Not here: the answer is the same for every method, so no form is checked."""
+        """Checks nothing, because the answer is the same for every method."""
 
     def prepare(self) -> None:
-        """404."""
+        """Raises 404."""
         if self.request.method not in ("GET", "HEAD"):
             self.request.method = "GET"
         super().prepare()

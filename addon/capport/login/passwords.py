@@ -1,4 +1,4 @@
-"""Names and passwords: argon2id, and alike in time whether or not there is such a user."""
+"""Users' names, and passwords: hash them with argon2id, and check an unknown user's as slowly."""
 
 import unicodedata
 from functools import cache
@@ -8,24 +8,24 @@ from argon2.exceptions import InvalidHashError, VerificationError
 
 MAX_NAME = 64
 MAX_PASSWORD = 256
-"""Characters. Longer ones are refused unhashed."""
+"""Characters. Longer ones are refused without hashing."""
 
-# OWASP's smallest recommended setting (Password Storage Cheat Sheet): RFC 9106's 64 MiB would be a
-# router's memory. One at a time is computed, so an attacker cannot multiply it.
+# OWASP's smallest recommended setting (Password Storage Cheat Sheet), because RFC 9106's 64 MiB are
+# too much for a router. We hash one password at a time, so an attacker cannot multiply the memory.
 _HASHER = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
 
 
 def normal_name(text: str) -> str | None:
-    """A user's name as it is kept; None where it cannot be one. Case and width do not matter."""
+    """A user's name as it is stored, whatever its case and width; None if it cannot be a name."""
     if len(text) > MAX_NAME:
         return None
     folded = unicodedata.normalize("NFKC", text).casefold()
-    name = unicodedata.normalize("NFKC", folded).strip()  # "ΐ" is folded into three characters
+    name = unicodedata.normalize("NFKC", folded).strip()  # casefold makes three characters of "ΐ"
     return name if 0 < len(name) <= MAX_NAME and name.isprintable() else None
 
 
 def hash_password(password: str) -> str:
-    """For the records. 20 ms and 19 MiB. Raises ValueError where nobody could enter it."""
+    """The hash to store; takes 20 ms and 19 MiB. Raises ValueError if nobody could enter it."""
     if not 0 < len(password) <= MAX_PASSWORD:
         raise ValueError(f"a password has 1 to {MAX_PASSWORD} characters")
     if any("\ud800" <= character <= "\udfff" for character in password):
@@ -34,7 +34,7 @@ def hash_password(password: str) -> str:
 
 
 def is_password(kept: str | None, password: str) -> bool:
-    """Whether `password` was hashed to `kept`. None takes as long, and is never so."""
+    """Whether `kept` is the hash of `password`. If `kept` is None: False, after the same time."""
     if len(password) > MAX_PASSWORD:
         return False
     try:
@@ -45,7 +45,7 @@ def is_password(kept: str | None, password: str) -> bool:
 
 
 def _normal(password: str) -> bytes:
-    # RFC 8265 section 4.2: one password, whichever way a keyboard composes its accents.
+    # RFC 8265 section 4.2: the same password, however a keyboard composes its accents.
     return unicodedata.normalize("NFC", password).encode("utf-8", "surrogatepass")
 
 

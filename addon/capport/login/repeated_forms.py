@@ -1,7 +1,7 @@
-"""Forms that come more than once: a double tap, or a browser that sends again what it sent.
+"""Answer a form only once that comes twice: after a double tap, or when a browser sends it again.
 
-Each form that we give has a token of its own (Tornado masks `_xsrf` differently in every page). The
-same form again has the same answer again, and nothing is done a second time.
+Each form that we give out is different, because Tornado masks `_xsrf` differently in every page. So
+if the same bytes come again, the answer is the same, and nothing is done a second time.
 """
 
 import asyncio
@@ -12,15 +12,15 @@ from capport.core.bounded_map import BoundedMap
 from capport.core.session import Instant
 
 KEPT = 900.0
-"""Seconds that an answer is kept: as long as a link to the form holds."""
+"""Seconds that an answer is kept: as long as the link to the form is valid."""
 
 MOST = 5000
-"""Answers that are kept at a time; one takes about 500 bytes."""
+"""Answers that are kept at the same time; one takes about 500 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a form came to: the `path` to go on to, or a `problem` to show with the form again."""
+    """The result of a form: the `path` to go to next, or a `problem` to show above the form."""
 
     path: str = ""
     problem: str = ""
@@ -30,7 +30,7 @@ class Outcome:
 
 @dataclass(eq=False, slots=True)
 class _Sent:
-    """A form that was sent. `answered` is set when its outcome is known, or when it has none."""
+    """A form that was sent. `answered` is set when its outcome is known, or its answer failed."""
 
     at: Instant
     outcome: Outcome | None = None
@@ -38,7 +38,7 @@ class _Sent:
 
 
 class Forms:
-    """What was sent lately, by the form."""
+    """The forms that were sent recently, with their outcomes."""
 
     def __init__(self) -> None:
         self._sent = BoundedMap[bytes, _Sent](MOST)
@@ -46,9 +46,9 @@ class Forms:
     async def once(
         self, form: bytes, now: Instant, answer: Callable[[], Awaitable[Outcome]]
     ) -> Outcome:
-        """What `answer` gives; for a form that was sent before and was in order, what it gave then.
+        """Calls `answer`; if the same form was sent before without a problem, returns that outcome.
 
-        One that was not in order is judged again: each guess at a password counts.
+        A form with a problem is answered again, because each guess at a password has to count.
         """
         while (before := self._sent.get(form)) is not None:
             await before.answered.wait()

@@ -1,4 +1,4 @@
-"""Which path of the login server is which page."""
+"""The paths of the login server, and the page of each."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from capport.web.context import Portal
 def create_app(
     portal: Portal, login: LoginContext, encrypted: bool, *also: tuple[str, type[Page]]
 ) -> web.Application:
-    """The pages and the style; and what answers at other paths in the same way."""
+    """The application with all pages; `also`: further paths, each with its handler."""
     given = {"portal": portal, "login": login}
     routes: list[Any] = [
         (r"/", forms.SignIn, given),
@@ -32,12 +32,13 @@ def create_app(
         default_handler_class=NotFound,
         default_handler_args=given,
         xsrf_cookies=True,
-        # Lax, not Strict: the way here leads through a 511 under another name, and with Strict each
-        # new tab would void the form in the tab before. Lax is not sent with another site's form.
+        # Lax, not Strict: clients come here by a link on another site (a 511). With Strict, the
+        # browser would not send the cookie then, we would set a new one, and the form in an earlier
+        # tab would be void. With Lax, the browser does not send it with another site's form either.
         xsrf_cookie_kwargs={"httponly": True, "samesite": "Lax", "secure": encrypted, "path": "/"},
-        # The prefix keeps a neighbouring name, or the same without TLS, from setting it.
+        # With this prefix, neither a sibling domain nor our name without TLS can set the cookie.
         xsrf_cookie_name="__Host-capport" if encrypted else "capport",
-        # A URL here has a state in it, and who reads the log need not have it.
+        # No access log: a URL here has a state in it, which must not get into the log.
         log_function=lambda handler: None,
         serve_traceback=False,
     )

@@ -1,11 +1,12 @@
-"""The way home through the browser, for a login server that cannot reach the router.
+"""Grant sessions on the signed word of a login server that cannot reach the router's API.
 
-Its public key is `login/return.pem` beside the policy; where that is, our own forms are off. When
-its conditions are met it sends the browser to `/return?g=JWS` (RFC 7515, as a JWT, RFC 7519) with
+Its public key is `login/return.pem` beside the policy. If that file is there, our own forms are
+off. When a client has met its conditions, that login server sends the browser to `/return?g=JWT`
+(RFC 7519, signed as RFC 7515 says) with
 
     aud    the URL of `/return`, as the browser is sent there
-    state  what stood for `{state}` in `login_url`: of the client that comes with it
-    jti    used once
+    state  what it got for `{state}` in `login_url`, from the same client
+    jti    any text; it is used once
     exp    at most 60 s ahead
     lifetime, name   of the session; optional
 """
@@ -35,18 +36,18 @@ LONGEST = 60.0
 
 _CLAIMS = ("aud", "state", "jti", "exp")
 
-# RFC 9864 calls it Ed25519, and EdDSA deprecated; PyJWT knows the older name. Both are one thing.
-with suppress(ValueError):  # a PyJWT that has it by now
+# PyJWT knows this algorithm as EdDSA; RFC 9864 renames it to Ed25519. We accept both names.
+with suppress(ValueError):  # a newer PyJWT knows the new name already
     jwt.register_algorithm("Ed25519", jwt.algorithms.OKPAlgorithm())
 
 
 class ReturnError(ValueError):
-    """A return that lets nobody on, and what is wrong with it: for the log, not for the page."""
+    """A signed return that is refused. The text says why, for the log and not for the page."""
 
 
 @dataclass(frozen=True, slots=True)
 class Return:
-    """What the login server signed. `lifetime` is in seconds, None as the policy has it."""
+    """What the login server signed. `lifetime` is in seconds; None: the policy's."""
 
     state: str
     jti: str
@@ -55,15 +56,15 @@ class Return:
 
 
 def read_return(token: str, pem: bytes, audience: str, now: float) -> Return:
-    """What `token` says, signed with the key of which `pem` is the public one. `now`: Unix seconds.
+    """The content of `token`, if it is signed with the key that belongs to the public key `pem`.
 
-    Raises ReturnError; ValueError where `pem` is no key of ours. The algorithm is the key's, never
-    what the token says (RFC 8725 section 3.1).
+    `now` is in Unix seconds. Raises ReturnError; ValueError if `pem` is not a key that we accept.
+    The key decides the algorithm, never the token (RFC 8725 section 3.1).
     """
     key, algorithms = _key(pem)
     try:
-        # The time is checked below: by a clock that is passed in, and at both ends. `iat`, which
-        # many libraries add, is information (RFC 7519 section 4.1.6): theirs may be a second ahead.
+        # We check `exp` below: by the caller's clock, and at both ends. We ignore `iat`, which many
+        # libraries add: it is only information (RFC 7519 section 4.1.6), and may be a second ahead.
         checks = {"require": list(_CLAIMS), "verify_exp": False}
         checks |= {"verify_nbf": True, "verify_iat": False}
         said = jwt.decode(
@@ -77,7 +78,7 @@ def read_return(token: str, pem: bytes, audience: str, now: float) -> Return:
         raise ReturnError(f"aud is not {audience}") from None
     except jwt.InvalidAlgorithmError:
         alg = " or ".join(algorithms)
-        raise ReturnError(f"alg is not {alg}, which the key in return.pem is for") from None
+        raise ReturnError(f"alg is not {alg}, which the key in return.pem needs") from None
     except jwt.PyJWTError as error:
         raise ReturnError(f"{type(error).__name__}: {error}") from None
     expires = _number(said, "exp")
@@ -88,19 +89,19 @@ def read_return(token: str, pem: bytes, audience: str, now: float) -> Return:
         raise ReturnError(f"lifetime is not 1 to {session.LONGEST} s")
     state, jti, name = (said.get(claim, "") for claim in ("state", "jti", "name"))
     if not all(isinstance(text, str) and len(text) <= 2048 for text in (state, jti, name)):
-        raise ReturnError("state, jti and name are strings")
+        raise ReturnError("state, jti and name must be strings of at most 2048 characters")
     if not jti or len(name) > 100 or not (jti.isprintable() and name.isprintable()):
-        raise ReturnError("jti and name are printable; name has at most 100 characters, jti some")
+        raise ReturnError("jti: required, printable; name: at most 100 printable characters")
     return Return(state, jti, lifetime, name)
 
 
 class SignedReturn(Page):
-    """`/return`: a client comes back from a login server that let it on."""
+    """`/return`: a client comes back from a login server that has signed it in."""
 
     SUPPORTED_METHODS = ("GET",)  # no HEAD: it would use up the return
 
     async def get(self) -> None:
-        """Lets the client on, once, and goes on to the welcome page."""
+        """Grants the client a session, once, and sends it to the welcome page."""
         pem = self.login.theme(self.policy).return_key()
         if pem is None:
             raise web.HTTPError(404)
@@ -112,37 +113,40 @@ class SignedReturn(Page):
             if not state.is_of(self.client):
                 raise ReturnError("the state is another client's")
         except (ReturnError, StateError) as error:
-            self._tell(str(error))
+            self._log_refusal(str(error))
             raise web.HTTPError(403, "%s", str(error)) from error
         if self.standing.is_blocked:
             raise Blocked
         async with self.portal.granting:
             if not await self._spent(said, state):
-                await self._let_on(said, state)
+                await self._grant(said, state)
             elif not self.standing.is_known:
-                self._tell("its state or its jti was used before")
+                self._log_refusal("its state or its jti was used before")
                 raise web.HTTPError(403, "that return was used before")
         self.redirect(self.link("/welcome", state=said.state), status=303)
 
-    def _tell(self, why: str) -> None:
-        """Tells the operator, to whose login server this page says nothing."""
+    def _log_refusal(self, why: str) -> None:
+        """Logs why a return was refused, because the page does not say it."""
         if self.login.returns.is_due(self.portal.grants.now()):
-            logger.warning("A signed return of %s lets nobody on: %r", self.client, why[:QUOTED])
+            logger.warning("The signed return of %s is refused: %r", self.client, why[:QUOTED])
 
-    async def _let_on(self, said: Return, state: State) -> None:
-        """Grants; where that does not come about, what was spent on it is good still."""
+    async def _grant(self, said: Return, state: State) -> None:
+        """Grants a session. If that fails, the state and the jti can be used again."""
         grant = partial(self.portal.grants.grant, lifetime=said.lifetime, by=BY, name=said.name)
         try:
             await grant(self.client, how=f"jti {said.jti[:64]}")
         except OSError:
-            for name in _once(said, state):
+            for name in _single_use(said, state):
                 await self.portal.recorded(partial(self.portal.records.unspend, name))
             raise
         self.portal.states.spent(state)
 
     async def _spent(self, said: Return, state: State) -> bool:
-        """Whether the state or the jti was used before; both are now. Neither, where it raises."""
-        records, names = self.portal.records, _once(said, state)
+        """Marks the state and the jti as used; returns whether one of them was used before.
+
+        Raises OSError, and marks neither.
+        """
+        records, names = self.portal.records, _single_use(said, state)
         for count, name in enumerate(names):
             spend = partial(records.spend, name, self.client.id, self.portal.boot, state.expires)
             try:
@@ -156,8 +160,8 @@ class SignedReturn(Page):
         return False
 
 
-def _once(said: Return, state: State) -> tuple[bytes, bytes]:
-    """The names of what counts once: the state, and the jti."""
+def _single_use(said: Return, state: State) -> tuple[bytes, bytes]:
+    """The ids under which the records note that the state and the jti were used."""
     jti = said.jti.encode("utf-8", "surrogatepass")
     return state.id, hashlib.sha256(b"jti\0" + jti).digest()
 
@@ -180,4 +184,4 @@ def _number(said: dict[str, Any], claim: str) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise ReturnError(f"{claim} is a number beyond all bounds") from None
+        raise ReturnError(f"{claim} is too large a number") from None

@@ -1,13 +1,14 @@
-"""What an operator makes of the login server: files in the folder `login/` beside the policy.
+"""The operator's files for the login server: in the folder `login/` beside the policy.
 
     terms.md, terms.de.md, ...   the terms, in Markdown or (terms.html) HTML
-    logo.svg|png|webp|jpg        instead of our mark
+    logo.svg|png|webp|jpg        instead of our logo
     theme.css                    after our own style; `:root { --accent: #0b57d0 }` is often enough
-    templates/sign_in.html       a page of ours replaced; the others stay
-    return.pem                   the key of a login server elsewhere, instead of our own forms
+    templates/sign_in.html       instead of our page of that name
+    return.pem                   the public key of another login server, instead of our own forms
 
-All are optional, are read again when they change, and are the operator's own: trusted, and held by
-the same Content-Security-Policy as ours. A template is Tornado's, and runs as we do.
+All are optional, and are read again when they change. We trust them, because the operator wrote
+them; our Content-Security-Policy applies to them too. A template is a Tornado template: it can run
+any code, with our permissions.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ from capport.linux.file_state import state_of
 from capport.linux.safe_files import open_regular
 
 LARGEST = 1024 * 1024
-"""Bytes a file of the operator's may have: it is sent over the air to every client."""
+"""Bytes that an operator's file may have: every client downloads it over Wi-Fi."""
 
 _LOGOS = {"svg": "image/svg+xml", "png": "image/png", "webp": "image/webp", "jpg": "image/jpeg"}
 _OURS = files(__package__)
@@ -45,7 +46,7 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A file for the browser. `version` is of its bytes, so a browser may keep it for good."""
+    """A file for the browser, which may keep it for ever: `version` changes with the bytes."""
 
     body: bytes
     media_type: str
@@ -53,7 +54,7 @@ class Asset:
 
 
 class Theme:
-    """The files for one policy. `folder` is the operator's, None for the embedded policy."""
+    """The files for one policy. `folder` is the operator's; None for the built-in policy."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
@@ -61,9 +62,10 @@ class Theme:
         self._stamp: object = None
 
     def terms(self, language: Language) -> Terms | None:
-        """The operator's terms in `language`, else those for all; None if there are none.
+        """The operator's terms in `language`, else those for all languages; None without any.
 
-        Raises OSError or UnicodeError where they are there and cannot be read: never ours instead.
+        Raises OSError or UnicodeError if they are there and cannot be read. Ours must not replace
+        them then.
         """
         for stem in (f"terms.{language}", "terms"):
             for suffix in (".md", ".html"):
@@ -72,38 +74,38 @@ class Theme:
         return None
 
     def own_terms(self, language: Language) -> Terms:
-        """Ours, for an operator without any."""
+        """Our own terms, for an operator who has none."""
         return _terms((_OURS / "terms" / f"{language}.md").read_text("utf-8"), ".md", language)
 
     def return_key(self) -> bytes | None:
-        """The public key of a login server elsewhere, whose word lets on (signed_return.py)."""
+        """The public key of another login server that signs clients in (signed_return.py)."""
         return self._read("return.pem")
 
     @property
     def signs_in_elsewhere(self) -> bool:
-        """Whether our own forms are off, for it is that login server's word that lets on."""
+        """Whether that other login server signs clients in, so that our own forms are off."""
         return self.return_key() is not None
 
     def style(self) -> Asset:
-        """Our style sheet, then the operator's."""
+        """Our style sheet, followed by the operator's."""
         ours = (_OURS / "style.css").read_bytes()
         return _asset(ours + b"\n" + (self._read("theme.css") or b""), "text/css; charset=utf-8")
 
     def logo(self) -> Asset | None:
-        """The operator's logo."""
+        """The operator's logo, if any."""
         for suffix, media_type in _LOGOS.items():
             if (body := self._read(f"logo.{suffix}")) is not None:
                 return _asset(body, media_type)
         return None
 
     def mark(self) -> Asset:
-        """Our mark: the icon of the login server's pages."""
+        """Our own logo: the icon of the pages, if the operator has no logo."""
         return _asset((_OURS / "mark.svg").read_bytes(), _LOGOS["svg"])
 
     def template(self, name: str) -> Template:
-        """The page `name`, the operator's before ours, compiled once.
+        """The compiled template `name`: the operator's, else ours.
 
-        Raises OSError, or tornado.template.ParseError for a page of the operator's.
+        Raises OSError, or tornado.template.ParseError if the operator's has an error.
         """
         if (stamp := self._templates_stamp()) != self._stamp:
             self._loader.reset()
@@ -111,19 +113,19 @@ class Theme:
         return self._loader.load(name)
 
     def template_source(self, name: str) -> bytes:
-        """What the page `name` is made from."""
+        """The source text of the template `name`."""
         theirs = self._read(f"templates/{name}")
         return (_OURS / "templates" / name).read_bytes() if theirs is None else theirs
 
     def unused(self) -> Iterator[str]:
-        """For each file in the folder that has no use there: its path, and what would do."""
+        """A sentence for each file in the folder that has no use there, with advice."""
         if self.folder is None:
             return
         pages = {entry.name for entry in (_OURS / "templates").iterdir()}
         for folder, names in ((self.folder, _names()), (self.folder / "templates", pages)):
             for path in sorted(folder.glob("[!.]*")):
                 if path.is_file() and path.name not in names:
-                    yield f"{path} has no use: {_would_do(path.name, names, pages)}"
+                    yield f"{path} has no use: {_advice(path.name, names, pages)}"
 
     def _templates_stamp(self) -> object:
         if self.folder is None:
@@ -148,12 +150,12 @@ class Theme:
 
 
 def _names() -> set[str]:
-    """What a file in the folder may be called."""
+    """The names that a file in the folder may have."""
     terms = {f"terms{language}{kind}" for language in _LANGUAGES for kind in (".md", ".html")}
     return terms | {f"logo.{kind}" for kind in _LOGOS} | {"theme.css", "return.pem"}
 
 
-def _would_do(name: str, names: set[str], pages: set[str]) -> str:
+def _advice(name: str, names: set[str], pages: set[str]) -> str:
     if name.lower().startswith("terms"):
         kind = "html" if name.lower().endswith("html") else "md"
         spoken = ", ".join(sorted(Language))
@@ -162,11 +164,11 @@ def _would_do(name: str, names: set[str], pages: set[str]) -> str:
         return f"put it into templates/{name}"
     if like := get_close_matches(name.lower(), sorted(names), 1):
         return f"did you mean {like[0]}?"
-    return f"there are {', '.join(sorted(names))}"
+    return f"possible names are {', '.join(sorted(names))}"
 
 
 class _Loader(BaseLoader):
-    """Loads a page, and what it extends or includes, from a theme."""
+    """Loads a theme's template, and the templates that it extends or includes."""
 
     def __init__(self, theme: Theme) -> None:
         super().__init__(whitespace="single")
@@ -181,7 +183,7 @@ class _Loader(BaseLoader):
 
 @lru_cache(64)
 def _terms(source: str, suffix: str, language: Language) -> Terms:
-    # html=False: Markdown that came from elsewhere, pasted, brings no markup of its own.
+    # html=False, so that HTML in Markdown that was pasted from elsewhere has no effect.
     html = source
     if suffix == ".md":
         html = MarkdownIt("commonmark", {"html": False}).enable("table").render(source)

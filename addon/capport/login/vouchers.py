@@ -1,8 +1,8 @@
-"""Vouchers: codes that can be read out over a counter, and told from nothing but themselves.
+"""Make, hash and print voucher codes, which are easy to read out and to type.
 
-A code is 80 random bits in Crockford's base 32, four groups of four: no I, L, O or U to mistake.
-With so many bits a plain SHA-256 at rest is as good as a slow hash, and guessing is hopeless even
-without the throttle: 64 bits would do.
+A code is 80 random bits in Crockford's base 32, in four groups of four. That has no I, L, O or U,
+which are easy to mistake. With so many bits, we can store a plain SHA-256 instead of a slow hash,
+and guessing is hopeless even without the throttle.
 """
 
 import hashlib
@@ -21,16 +21,16 @@ _AS_READ = str.maketrans({"O": "0", "I": "1", "L": "1"})
 
 
 def new_code() -> str:
-    """A code no one has seen: `7KQ3-M9XD-2HVT-4WPN`."""
+    """A new random code, such as `7KQ3-M9XD-2HVT-4WPN`."""
     code = "".join(secrets.choice(ALPHABET) for _ in range(_LENGTH))
     return "-".join(code[at : at + _GROUP] for at in range(0, _LENGTH, _GROUP))
 
 
 def digest(code: str) -> bytes | None:
-    """What a code is filed under, however it was typed; None where it cannot be one.
+    """The hash under which a code is stored, however it was typed; None if it cannot be a code.
 
-    Case does not matter, nor O for 0, nor I and L for 1, nor full-width letters; nor what a phone
-    puts between the groups: spaces, dashes, dots, whatever is no letter and no digit.
+    Case does not matter. O counts as 0, I and L as 1, full-width letters as plain ones. All that is
+    neither letter nor digit is ignored, because phones put spaces, dashes or dots between groups.
     """
     letters = filter(str.isalnum, unicodedata.normalize("NFKC", code[:64]))
     plain = "".join(letters).upper().translate(_AS_READ)
@@ -49,10 +49,10 @@ def sheet(
     devices: int,
     by: str | None = None,
 ) -> str:
-    """Vouchers, each code by its number, as plain text to print and cut along the lines.
+    """The vouchers as plain text, to print and cut along the lines. `codes`: each by its number.
 
-    Two columns of 38, and each says what to do with it: `place` is where, None where that is
-    not known here. `lifetime`: seconds; `by`: when it has to be used first.
+    There are two columns of 38 characters. Each voucher says how to use it: at `place`, None if
+    that is not known here. `lifetime` is in seconds; `by` is the date of the latest first use.
     """
     above = ["", *_wrapped(network or "Wi-Fi"), ""]
     how = words.sheet_how.format(place=place) if place else words.sheet_opens

@@ -1,4 +1,4 @@
-"""The login server's listening sockets: at the policy's addresses, with the current certificate."""
+"""Run the login server's listener: at the policy's addresses, with the current certificate."""
 
 import asyncio
 import contextlib
