@@ -1,1 +1,1 @@
-"""For programs: RFC 8908's API, and the one for a login server of the operator's own."""
+"""The APIs for programs: RFC 8908's for devices, and one for the operator's own login server."""

@@ -1,7 +1,7 @@
-"""The API for a login server of the operator's own listens: where no client is.
+"""Listen for the API for the operator's own login server, where no client can connect.
 
-On a unix socket, where the file's permission is the authority, or on loopback with bearer tokens.
-What it is asked is in `resources.py`, and described by `openapi.json`.
+It listens on a unix socket, where the file's permissions decide who may call, and on loopback with
+bearer tokens. The calls are in `resources.py`; `openapi.json` describes them.
 """
 
 import errno
@@ -20,29 +20,29 @@ from capport.core.place import Place
 from capport.web.accepting import patient
 from capport.web.context import Portal
 
-_MAX_READ = 1024 * 1024  # bytes of a body; one beyond it is not read, nor answered 413
+_MAX_READ = 1024 * 1024  # bytes of a body; a longer one is neither read nor answered
 
 
 class NoPlace(OSError):
-    """The API cannot listen at the address that `portal_api` gives, in one line that says why."""
+    """The API cannot listen at the address of `portal_api`; the text says why, in one line."""
 
 
 class BackChannel:
-    """Listens on a unix socket, and on loopback if told to."""
+    """Listens on a unix socket, and on loopback too if `place` is given."""
 
     def __init__(self, portal: Portal, path: Path, place: Place | None = None) -> None:
         if place is not None and (isinstance(place.host, str) or not place.host.is_loopback):
-            raise ValueError(f"{place} is not on loopback, where no client is")
+            raise ValueError(f"{place} is not on loopback: the API must be out of clients' reach")
         self.portal, self.path, self.place = portal, path, place
         self.port: int | None = None
         self._servers: list[httpserver.HTTPServer] = []
         self._file = 0
 
     def start(self) -> None:
-        """Listens in the running event loop. Raises OSError; with EADDRINUSE, where another does.
+        """Listens in the running event loop. The socket's file gets the permissions of `_mode`.
 
-        NoPlace where it is the address that cannot be had, which none of the same store's has then.
-        The socket's file is for its owner, and for its group where the folder is for those two.
+        Raises OSError; with EADDRINUSE if another process has the socket. Raises NoPlace, and
+        gives the socket up again, if it cannot listen at `place`.
         """
         unix = self._bind()
         try:
@@ -58,13 +58,13 @@ class BackChannel:
 
     @property
     def where(self) -> str:
-        """Where it listens, for people: the socket's path, and the address where there is one."""
+        """Where it listens, as text: the socket's path, and the address if there is one."""
         if self.place is None or self.port is None:
             return str(self.path)
         return f"{self.path} and {Place(self.place.host, self.port)}"
 
     async def stop(self) -> None:
-        """Ends every connection, and takes the socket's file away, if it is still ours."""
+        """Stops listening, closes every connection, and removes the socket's file if it is ours."""
         for server in self._servers:
             server.stop()
             await server.close_all_connections()
@@ -73,8 +73,8 @@ class BackChannel:
         self._servers.clear()
 
     def _bind(self) -> socket.socket:
-        with _alone(self.path.parent):
-            if _answers(self.path):
+        with _locked(self.path.parent):
+            if _is_listening(self.path):
                 raise OSError(errno.EADDRINUSE, "another process answers there", str(self.path))
             try:
                 bound = netutil.bind_unix_socket(str(self.path), mode=_mode(self.path.parent))
@@ -106,37 +106,37 @@ def _bind_at(place: Place) -> list[socket.socket]:
         return netutil.bind_sockets(place.port, str(place.host))
     except OSError as error:
         in_use = error.errno == errno.EADDRINUSE
-        why = "is in use" if in_use else f"cannot be listened on: {error.strerror or error}"
+        why = "is in use" if in_use else f"cannot be used: {error.strerror or error}"
         raise NoPlace(f"portal_api: {place} {why}") from error
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """With no other process that looks and binds there meanwhile. Raises OSError, as for those."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes from binding there meanwhile. Raises EADDRINUSE if another has it."""
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError as error:
-        raise OSError(errno.EADDRINUSE, "another process is at it", str(folder)) from error
+        raise OSError(errno.EADDRINUSE, "another process binds there", str(folder)) from error
     finally:
         os.close(opened)
 
 
-def _answers(path: Path) -> bool:
-    """Whether somebody listens on the socket at `path`: what a killed process left, nobody does."""
+def _is_listening(path: Path) -> bool:
+    """Whether a process listens at `path`: the file alone may be left from a killed process."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:
             probe.connect(str(path))
         except BlockingIOError:
-            return True  # it listens, and has no room in its queue
+            return True  # it listens, but its queue is full
         except OSError:
             return False
     return True
 
 
 def _mode(folder: Path) -> int:
-    """0660 in a folder that its group may use and others not: whom it lets in, it lets ask."""
+    """0660 in a folder that its group may enter and others may not: the same group may call."""
     shared = stat.S_IMODE(folder.stat().st_mode) & 0o077
     return 0o660 if shared & 0o050 == 0o050 and not shared & 0o007 else 0o600

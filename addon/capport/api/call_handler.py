@@ -1,6 +1,7 @@
-"""What every call of the API for login servers of others has in common: who may, what was sent.
+"""What all calls of the API for the operator's own login server have in common.
 
-JSON, and errors as problem details (RFC 9457) that name the member at fault, and what would do.
+They check the token, read JSON, and answer errors as problem details (RFC 9457), which name the
+wrong member and say what to send instead.
 """
 
 import json
@@ -22,14 +23,14 @@ from capport.web.context import Portal
 logger = logging.getLogger(__name__)
 
 MAX_BODY = 64 * 1024
-"""Bytes of a call's body; a longer one is 413."""
+"""Bytes that the body of a call may have; a longer one is answered 413."""
 
 REQUIRED, LEFT_OUT = object(), object()
-"""As the default of a member: it has to be sent; and, whether it was can be told."""
+"""Defaults for a member: REQUIRED if it must be sent; LEFT_OUT shows that it was not sent."""
 
 
 class Problem(web.HTTPError):
-    """An error that the caller can do something about."""
+    """An error that the caller can correct."""
 
     def __init__(self, status: int, detail: str, **members: object) -> None:
         super().__init__(status)
@@ -37,7 +38,7 @@ class Problem(web.HTTPError):
 
 
 class Unauthorized(Problem):
-    """401; `error` is RFC 6750's (section 3.1), None where no token came."""
+    """401. `error` is a code of RFC 6750 section 3.1, or None if the call has no token."""
 
     def __init__(self, detail: str, error: str | None = None) -> None:
         super().__init__(401, detail)
@@ -45,15 +46,15 @@ class Unauthorized(Problem):
 
 
 class Call(BaseHandler):
-    """A call of the API. `token_needed`: whether the connection alone is no authority."""
+    """A call of the API. `token_needed` is set on loopback, where any process can connect."""
 
     def initialize(self, portal: Portal, *, token_needed: bool) -> None:
-        """Called by Tornado with what the route has."""
+        """Tornado calls it with the arguments of the route."""
         self.portal, self.token_needed = portal, token_needed
         self.grants = portal.grants
 
     async def prepare(self) -> None:
-        """Checks the token, where one is needed, and the size of the body."""
+        """Checks the token, if one is needed, and the size of the body."""
         if self.token_needed:
             await self._check_token()
         if len(self.request.body) > MAX_BODY:
@@ -62,51 +63,51 @@ class Call(BaseHandler):
     async def _check_token(self) -> None:
         scheme, _, token = self.request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
-            raise Unauthorized("a token is needed: capport token new")
+            raise Unauthorized("a token is needed: make one with capport token new")
         known = partial(self.portal.records.token_name, token_digest(token.strip()))
         if await self.portal.recorded(known) is None:
-            why = "that token is not known here, or was replaced: capport token new"
+            why = "that token is not known, or was replaced: make one with capport token new"
             raise Unauthorized(why, error="invalid_token")
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """The error as problem details."""
+        """Answers the error as problem details."""
         error = kwargs.get("exc_info", (None, None, None))[1]
-        problem: dict[str, object] = {"type": "about:blank"}  # the status says what it is
+        problem: dict[str, object] = {"type": "about:blank"}  # RFC 9457: see the status
         problem |= {"title": self._reason, "status": status_code}
         if isinstance(error, Problem):
             problem |= {"detail": error.detail} | error.members
         elif isinstance(error, OSError):
-            # A revocation is in force also where it could not be made durable.
+            # A revocation takes effect even if it could not be made durable.
             changed = "" if self.request.method == "DELETE" else "; nothing was changed"
             problem["detail"] = f"{error}{changed}"
-        if isinstance(error, Unauthorized):  # here, for what was set before is gone by now
+        if isinstance(error, Unauthorized):  # not earlier, because Tornado clears the headers
             self.set_header("WWW-Authenticate", error.challenge)
         if status_code == 405:  # RFC 9110 section 15.5.6
-            here = ", ".join(self.methods())
-            self.set_header("Allow", here)
-            problem["detail"] = f"{self.request.method} is not for this path: {here}"
+            allowed = ", ".join(self.methods())
+            self.set_header("Allow", allowed)
+            problem["detail"] = f"{self.request.method} is not for this path: use {allowed}"
         self.set_header("Content-Type", "application/problem+json")
         self.finish(json.dumps(problem) + "\n")
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
-        """A caller's errors are the caller's to log; ours are logged once a minute."""
+        """Logs our errors, once a minute each; the caller can log its own."""
         if isinstance(value, web.HTTPError):
             return
         if not self.is_to_be_logged(typ):
             return
-        if isinstance(value, OSError):  # it names the place and what would do
+        if isinstance(value, OSError):  # its text names the file and says what to do
             logger.error("No answer; 503 instead: %s", value)
         else:
             logger.error("No answer; 500 or 503 instead", exc_info=(typ, value, tb))  # type: ignore[arg-type]
 
     def answer(self, said: object, status: int = 200) -> None:
-        """`said` as JSON."""
+        """Answers with `said` as JSON."""
         self.set_status(status)
         self.set_header("Content-Type", "application/json")
         self.finish(json.dumps(said) + "\n")
 
-    def asked(self, **members: object) -> dict[str, Any]:
-        """The JSON object that was sent, with no member but these; each has its default."""
+    def read_members(self, **members: object) -> dict[str, Any]:
+        """The members of the JSON object in the body. `members`: those known, with defaults."""
         typed = self.request.headers.get("Content-Type", "")
         if typed.partition(";")[0].strip().lower() != "application/json":
             raise Problem(415, f"Content-Type is {shown_value(typed)}: send application/json")
@@ -120,46 +121,46 @@ class Call(BaseHandler):
             raise Problem(422, f"the body is {shown_value(sent)}: send an object")
         for name in sent:
             if name not in members:
-                why = f"is not known here; known are {', '.join(members)}"
+                why = f"is not known; known are {', '.join(members)}"
                 raise Problem(422, f"{shown_value(name)} {why}", member=name[:64])
         for name, default in members.items():
             if default is REQUIRED and name not in sent:
                 raise Problem(422, f"{name} is missing", member=name)
         return members | sent
 
-    def told(self, session: Session) -> dict[str, object]:
-        """A session, as `capport clients --json` has it."""
+    def describe(self, session: Session) -> dict[str, object]:
+        """A session as `capport clients --json` prints it."""
         return document(session, self.grants.now(), self.portal.wall())
 
-    def shown(self, session: Session, status: int = 200) -> None:
-        """A session that was asked for by what is not its path, which is told too."""
+    def answer_session(self, session: Session, status: int = 200) -> None:
+        """Answers with a session, and its path in Location."""
         self.set_header("Location", f"/api/v1/sessions/{quote(session.client, safe=':@')}")
-        self.answer(self.told(session), status)
+        self.answer(self.describe(session), status)
 
     def session_of(self, client: ClientId) -> Session | None:
-        """The open session that counts, of the client with this address, MAC or id."""
+        """The open session of the client with this address, MAC or id."""
         mac, address = parts_of(client)
-        # Its session may be filed under the MAC that the address has now.
+        # The session may be filed under the MAC that the address has now.
         present = client if mac or address is None else self.grants.client_at(address)
         return self.grants.find(present) or next(iter(self.grants.sessions_of(client)), None)
 
     def client(self, text: object, name: str = "client") -> ClientId:
-        """The id in `text`."""
+        """The client id that `text` spells. Raises Problem."""
         if not isinstance(text, str):
             wrong(name, text, "is not a string, such as 192.0.2.7")
         try:
             return parse_client_id(text)
         except ValueError:
-            wrong(name, text, "is no address and no MAC: 192.0.2.7 or 02:00:00:00:00:07")
+            wrong(name, text, "is neither an address nor a MAC: 192.0.2.7 or 02:00:00:00:00:07")
 
 
 def wrong(member: str, value: object, why: str) -> Never:
-    """Raises Problem: 422, for the value of a member."""
+    """Raises Problem 422 for the value of a member."""
     raise Problem(422, f"{member} {shown_value(value)} {why}", member=member)
 
 
 def shown_value(value: object) -> str:
-    """What was sent, as JSON has it, and no more than tells it apart."""
+    """The value that was sent, as JSON, cut to 80 characters."""
     said = json.dumps(value)
     return said if len(said) <= 80 else f"{said[:79]}…"
 
@@ -169,7 +170,7 @@ def _no_constant(text: str) -> Never:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, each of whose members is there once: of two, who would say which is meant."""
+    """The object of these members. Raises Problem if one is there twice: either could be meant."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]

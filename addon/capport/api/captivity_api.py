@@ -1,4 +1,4 @@
-"""The Captive Portal API (RFC 8908): what a client's own agent asks, at the URL of RFC 8910."""
+"""The Captive Portal API (RFC 8908): a device asks it at the URL that RFC 8910 announces."""
 
 import json
 
@@ -7,18 +7,18 @@ from capport.web.client_handler import ClientHandler
 from capport.web.states import login_url
 
 PATH = "/api/captive-portal"
-"""Below the login server; what DHCP option 114 and the RA option name, in full and over https."""
+"""The path at the login server. DHCP option 114 and the RA option have the whole https URL."""
 
 
 class CaptivePortalApi(ClientHandler):
-    """Answers for the client at the other end of the connection, and for nobody else."""
+    """Answers for the client at the other end of the connection, and for no other client."""
 
     for_indistinct = True  # such a client is captive
 
     def get(self) -> None:
-        """The document; or the way to the login server, for whom does not ask for a document."""
-        # RFC 8910 section 2: who is sent elsewhere by its Accept field must not be shown it again
-        # from a cache. RFC 8908 section 4: private, or stricter; it is a client's own state.
+        """Answers with the document, or redirects a browser to the login server."""
+        # RFC 8910 section 2: no cache may answer a browser with the document, or a device with the
+        # redirect. RFC 8908 section 4: `private` or stricter, because it is one client's state.
         self.set_header("Cache-Control", "private, no-store")
         self.set_header("Vary", "Accept")
         portal_url = login_url(

@@ -1,4 +1,4 @@
-"""What the API for login servers of others can be asked: states, sessions, why, and itself."""
+"""The calls of the API for the operator's own login server: states, sessions, explain, OpenAPI."""
 
 import re
 from collections.abc import Awaitable, Callable
@@ -20,29 +20,29 @@ from capport.web.states import State, StateError
 BY = "api"
 
 _LONGEST_METHOD = 20
-# What no list or log should be shown: control characters, line breaks, and half characters.
+# What would spoil a list or a log: control characters, line breaks, and lone surrogates.
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-# Which member of a grant says for whom; one of them.
+# A grant has exactly one of these members: it names the client.
 _WHO = ("state", "client", "address", "mac")
-# What would do, where a state does not.
-_ANEW = "the link in the client's next 511 has a new one"
+# The advice when a state cannot be used.
+_NEXT_STATE = "the link in the client's next 511 has a new state"
 
 type Grant = Callable[[], Awaitable[Session]]
 
 
 class States(Call):
-    """`/states/{state}`: who was refused, and on the way to which page."""
+    """`/states/{state}`: which client was refused, and which page it asked for."""
 
     async def get(self, token: str) -> None:
-        """What the state says; 404 where it says nothing, or nothing any more.
+        """Answers with the content of the state; 404 if it is not valid, or not any more.
 
-        409 where it is asked with `address`, and that is another client's: who sends others a link
-        of its own would have them sign in for it. By MAC, where there is one: a device asks for its
-        page over IPv6, and meets the login server over IPv4.
+        409 if `address` is sent, and belongs to another client than the state. Otherwise an
+        attacker could send others its own link, and they would sign in for the attacker's device.
+        Clients are compared by MAC if there is one (`State.is_of`).
         """
         state, address = _state(self.portal, token), self._address()
         if address is not None and not state.is_of(self.grants.client_at(address)):
-            raise Problem(409, f"{address} is not who was refused; {_ANEW}")
+            raise Problem(409, f"{address} is not the client that was refused; {_NEXT_STATE}")
         spent = await self.portal.recorded(partial(self.portal.records.spent_by, state.id))
         self.answer(
             {
@@ -56,7 +56,7 @@ class States(Call):
 
     def _address(self) -> Address | None:
         if unknown := [name for name in self.request.query_arguments if name != "address"]:
-            why = "is not known here; known is address"
+            why = "is not known; known is address"
             raise Problem(422, f"{shown_value(unknown[0])} {why}", member=unknown[0][:64])
         given = self.get_query_arguments("address")
         if not given:
@@ -69,27 +69,29 @@ class States(Call):
 
 
 class Sessions(Call):
-    """`/sessions`: all of them, and one more."""
+    """`/sessions`: lists all sessions, and grants one."""
 
     def get(self) -> None:
-        """Each open session."""
+        """Answers with all open sessions."""
         now = self.grants.now()
-        told = [self.told(one) for one in open_ones(self.grants.sessions(), now)]
-        self.answer({"sessions": told})
+        sessions = [self.describe(one) for one in open_ones(self.grants.sessions(), now)]
+        self.answer({"sessions": sessions})
 
     async def post(self) -> None:
-        """Lets a client on; answers when every enforcement point does so.
+        """Grants a client a session; answers once every enforcement point admits the client.
 
-        By state, or by who it is, not both. A state sent again does nothing more.
+        The client is named by its state, or by address, MAC or id. A state that is sent again has
+        no further effect.
         """
-        asked = self.asked(**dict.fromkeys(_WHO, LEFT_OUT), lifetime=None, name=None)
+        asked = self.read_members(**dict.fromkeys(_WHO, LEFT_OUT), lifetime=None, name=None)
         who = [name for name in _WHO if asked[name] is not LEFT_OUT]
         if len(who) != 1:
-            raise Problem(422, f"one of {', '.join(_WHO)} says who", member=(who or _WHO)[0])
+            raise Problem(422, f"send exactly one of {', '.join(_WHO)}", member=(who or _WHO)[0])
         lifetime, name = _lifetime(asked["lifetime"]), _name(asked["name"]) or ""
         if who != ["state"]:
-            client = self._whole(self._named(who[0], asked[who[0]]))
-            # It need not be there yet, or not with a MAC: then the session is for its address.
+            client = self._present(self._named(who[0], asked[who[0]]))
+            # The client may not be there yet, or its MAC not known: then the session is for its
+            # address. So this passes the id alone, for which there is no NoMacError.
             under = client.id if isinstance(client, Client) else client
             grant = partial(self.grants.grant, under, lifetime=lifetime, by=BY, how="", name=name)
             await self._grant(client, grant)
@@ -112,18 +114,18 @@ class Sessions(Call):
         state = _state(self.portal, token, member="state")
         client = self.grants.client_at(state.client.address)
         if state.client.mac is not None and client.mac != state.client.mac:
-            raise Problem(409, f"another device has {client.address} now; {_ANEW}")
+            raise Problem(409, f"another device has {client.address} now; {_NEXT_STATE}")
         records = self.portal.records
         spend = partial(records.spend, state.id, client.id, self.portal.boot, state.expires)
         if (spent_by := await self.portal.recorded(spend)) is not None:
             session = self.grants.find(spent_by)
             if session is None:
-                raise Problem(410, f"that state was used, and its session is over; {_ANEW}")
-            self.shown(session)
+                raise Problem(410, f"that state was used, and its session is over; {_NEXT_STATE}")
+            self.answer_session(session)
             return
         try:
-            of = partial(self.grants.grant, client, by=BY, how="state")
-            await self._grant(client, partial(of, lifetime=lifetime, name=name))
+            grant = partial(self.grants.grant, client, by=BY, how="state")
+            await self._grant(client, partial(grant, lifetime=lifetime, name=name))
         except (OSError, Problem):
             await self.portal.recorded(partial(records.unspend, state.id))
             raise
@@ -134,14 +136,15 @@ class Sessions(Call):
             raise Problem(409, f"a session would change nothing: that client {barred.because}")
         before = self.grants.find(client)
         session = await grant()
-        self.shown(session, 200 if before else 201)
+        self.answer_session(session, 200 if before else 201)
 
     def _standing(self, client: Client | ClientId) -> Standing:
         if isinstance(client, Client):
             return self.grants.standing(client)
         return standing_of_id(client, self.grants.policy, None, self.grants.now())
 
-    def _whole(self, client: ClientId) -> Client | ClientId:
+    def _present(self, client: ClientId) -> Client | ClientId:
+        """The client that has this address now; the id unchanged if it is not an address."""
         try:
             return self.grants.client_at(parse_address(client))
         except ValueError:
@@ -149,17 +152,17 @@ class Sessions(Call):
 
 
 class OneSession(Call):
-    """`/sessions/{client}`: a client's, by its address, its MAC, or what its session is under."""
+    """`/sessions/{client}`: a client's session, by the client's address, MAC, or MAC@ADDRESS."""
 
     def get(self, text: str) -> None:
-        """The session."""
-        self.answer(self.told(self._there(text)))
+        """Answers with the session."""
+        self.answer(self.describe(self._session(text)))
 
     async def patch(self, text: str) -> None:
-        """Changes how long it lasts, counted from now, or whom it is for."""
-        asked = self.asked(lifetime=None, name=None)
+        """Changes how long the session lasts, counted from now, or its name."""
+        asked = self.read_members(lifetime=None, name=None)
         lifetime, name = _lifetime(asked["lifetime"]), _name(asked["name"])
-        before = self._there(text)
+        before = self._session(text)
         left = before.expires - self.grants.now() if lifetime is None else lifetime
         try:
             session = await self.grants.grant(
@@ -172,55 +175,55 @@ class OneSession(Call):
             )
         except LookupError:  # revoked while this waited for the disk
             raise Problem(404, f"{text[:64]} has no session any more") from None
-        self.answer(self.told(session))
+        self.answer(self.describe(session))
 
     async def delete(self, text: str) -> None:
-        """Ends each of the client's; answers when nothing of it passes any more."""
-        self._there(text)
+        """Ends all sessions of the client; answers once none of its traffic passes any more."""
+        self._session(text)
         sessions = self.grants.sessions_of(self.client(text))
         await self.grants.revoke(*(session.client for session in sessions))
         self.set_status(204)
 
-    def _there(self, text: str) -> Session:
+    def _session(self, text: str) -> Session:
         if (session := self.session_of(self.client(text))) is None:
             raise Problem(404, f"{text[:64]} has no session")
         return session
 
 
 class Explain(Call):
-    """`/explain`: the verdict on a request, each rule that was asked, and which one decided."""
+    """`/explain`: the verdict on a request, each rule that was asked, and the one that decided."""
 
     def post(self) -> None:
-        """As `capport explain` has it; nothing is counted."""
-        asked = self.asked(client=REQUIRED, mac=LEFT_OUT, url=REQUIRED, method="GET")
+        """Answers as `capport explain --json` does. It counts nothing towards limits or metrics."""
+        asked = self.read_members(client=REQUIRED, mac=LEFT_OUT, url=REQUIRED, method="GET")
         said = {name: value for name, value in asked.items() if value is not LEFT_OUT}
         for name, value in said.items():
             if not isinstance(value, str) or len(value) > 4096:
                 wrong(name, value, "is not a string of at most 4096 characters")
         if not is_token(said["method"]) or len(said["method"]) > _LONGEST_METHOD:
             wrong("method", said["method"], "is not a method, such as GET")
-        client = self._asking(**said)
+        client = self._client(**said)
         try:
             self.answer(self.grants.explain(client, said["url"], said["method"]))
         except ValueError as error:
             raise Problem(422, f"url {str(error)[:200]}", member="url") from None
 
-    def _asking(self, client: str, mac: str | None = None, **_: str) -> Client:
+    def _client(self, client: str, mac: str | None = None, **_: str) -> Client:
         try:
-            asking = self.grants.client_at(parse_address(client))
+            found = self.grants.client_at(parse_address(client))
         except ValueError:
             wrong("client", client, "is not an address, such as 192.0.2.7")
         try:
-            return asking if mac is None else replace(asking, mac=parse_mac(mac))
+            return found if mac is None else replace(found, mac=parse_mac(mac))
         except ValueError:
             wrong("mac", mac, "is not a MAC, such as 02:00:00:00:00:07")
 
 
 class Description(Call):
-    """`/openapi.json`: this API, described."""
+    """`/openapi.json`: the description of this API."""
 
     def get(self) -> None:
-        """OpenAPI 3.1."""
+        """Answers with the OpenAPI 3.1 document."""
         self.set_header("Content-Type", "application/json")
         self.finish((files(__package__) / "openapi.json").read_bytes())
 
@@ -229,14 +232,14 @@ class NotThere(Call):
     """Every other path."""
 
     async def prepare(self) -> None:
-        """404, whatever the method, for whom has a token."""
+        """Raises 404, whatever the method, if the token is right."""
         await super().prepare()
         path = shown_value(self.request.path)
         raise Problem(404, f"there is nothing at {path}; see /api/v1/openapi.json")
 
 
 def create_app(portal: Portal, *, token_needed: bool) -> web.Application:
-    """The API."""
+    """The application with all calls of the API."""
     given = {"portal": portal, "token_needed": token_needed}
     routes: list[Any] = [
         (r"/api/v1/states/([^/]{1,4096})", States, given),
@@ -258,7 +261,7 @@ def _state(portal: Portal, token: str, **members: object) -> State:
     try:
         return portal.states.read(token)
     except StateError as error:
-        raise Problem(404, f"{error}; {_ANEW}", **members) from None
+        raise Problem(404, f"{error}; {_NEXT_STATE}", **members) from None
 
 
 def _lifetime(value: object) -> float | None:
