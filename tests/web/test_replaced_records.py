@@ -118,7 +118,9 @@ def test_no_command_opens_a_file_beside_whose_log_another_one_is_in_use(path: Pa
     argv = [CAPPORT, "user", "list", "--sessions", str(path.with_name("sessions.db"))]
     ran = subprocess.run(argv, capture_output=True, text=True, timeout=100, check=False)
     assert (ran.returncode, ran.stdout) == (1, "")
-    assert "used another file of that name, whose log is still beside it" in ran.stderr
+    assert (
+        "used another file of that name, and the log of that one is still beside it" in ran.stderr
+    )
     assert path.read_bytes() == before
     records.look()  # as the portal does each second
     ran = subprocess.run(argv, capture_output=True, text=True, timeout=100, check=False)
