@@ -36,7 +36,7 @@ class OwnAddresses(Container[Address]):
                 hosts, networks = self._hosts, self._networks
         except OSError:  # the next question begins from nothing
             self._changes = None
-            return is_own(address)
+            return source_for(address) == address  # what is sent to us comes from there, too
         return address in hosts or any(address in network for network in networks)
 
     def _has_changed(self) -> bool:
@@ -64,14 +64,11 @@ OWN = OwnAddresses()
 
 def is_own(address: Address) -> bool:
     """Whether `address` is this machine's: what connects there meets the router's own services."""
-    if address.is_loopback or address.is_unspecified:
-        return True
-    # What is sent to an address of our own, or routed to us, is sent from that address.
-    return source_for(address) == address
+    return address.is_loopback or address.is_unspecified or address in OWN
 
 
 def source_for(address: Address) -> Address | None:
-    """The address of ours that what we send to `address` comes from; None where there is no way."""
+    """The address from which this machine sends to `address`; None if no route leads there."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:

@@ -29,7 +29,7 @@ from capport.core.verdict import (
     Verdict,
 )
 from capport.gate import Gate
-from capport.linux.own_addresses import OWN, is_own
+from capport.linux.own_addresses import OWN
 from capport.policy.policy_file import PolicyError
 from capport.proxy import mitmproxy_options
 from capport.proxy.connections import Connections
@@ -63,7 +63,6 @@ from capport.proxy.internals.server import (
     connect_early,
     frame_of,
     handler_of,
-    own_ports,
     prepare_listeners,
 )
 from capport.proxy.layers.http1 import RefusalLayer
@@ -159,8 +158,9 @@ class Hooks:
         before, conn.error = conn.error, conn.error or NO_VERDICT
         if isinstance(conn.proxy_mode, mode_specs.TransparentMode | mode_specs.TunMode):
             dialled = place_of(conn.sockname)
-            here = dialled and not isinstance(dialled.host, str) and is_own(dialled.host)
-            if dialled and dialled.port in own_ports() and here:
+            machine = self.gate.machine
+            here = dialled and not isinstance(dialled.host, str) and machine.is_own(dialled.host)
+            if dialled and here and dialled.port in machine.ports:
                 conn.error = "portal: a connection to the proxy itself, which would loop"
                 return
         peer = Peer(parse_address(conn.peername[0]), frame_of(conn))

@@ -31,19 +31,14 @@ def is_serving() -> bool:
     return proxyserver is not None and proxyserver.is_running
 
 
-def own_ports() -> set[int]:
-    """The ports on which mitmproxy itself listens."""
-    ports = {int(addr[1]) for it in _proxyserver().servers for addr in it.listen_addrs}
-    if "web_port" in ctx.options:
-        ports.add(ctx.options.web_port)
-    return ports
-
-
 class OwnPorts(Container[int]):
-    """The same ports, looked up at each question."""
+    """The ports on which mitmproxy itself listens, looked up at each question."""
 
     def __contains__(self, port: object) -> bool:
-        return port in own_ports()
+        if "web_port" in ctx.options and port == ctx.options.web_port:
+            return True
+        listening = (addr for it in _proxyserver().servers for addr in it.listen_addrs)
+        return any(port == addr[1] for addr in listening)
 
 
 def frame_of(conn: connection.Client) -> Mac | None:
