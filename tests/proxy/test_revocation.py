@@ -3,13 +3,16 @@
 import asyncio
 import contextlib
 import json
+import threading
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from capport.proxy import connections
+from capport.stores import Watcher
+from capport.stores.memory import MemoryStore
 from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
 from proxy.hellos import over_tls
 from proxy.test_http2 import INTERCEPT, tls
@@ -116,6 +119,26 @@ async def test_what_was_open_ends_with_the_session(
         end(it, how)
         await assert_ended(it, streams)
         await until(lambda: not origin.open)
+
+
+async def test_a_session_that_ends_while_the_portal_starts_takes_its_connections_with_it(
+    portal: StartPortal, origin: Origin, dialled: Dialled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_watch, watch = threading.Event(), MemoryStore.watch
+
+    def late(store: MemoryStore, watcher: Watcher) -> Callable[[], None]:
+        assert may_watch.wait(SOON)
+        return watch(store, watcher)
+
+    monkeypatch.setattr(MemoryStore, "watch", late)
+    dialled("127.0.0.1", origin.port)
+    async with known(portal) as it:
+        try:
+            streams = await a_running_download(it, origin)
+            it.revoke("127.0.0.1")
+        finally:
+            may_watch.set()
+        await assert_ended(it, streams)
 
 
 @pytest.mark.parametrize("mode", ["transparent", "regular"])

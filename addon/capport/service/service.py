@@ -130,6 +130,8 @@ class Service:
             # The store calls on its own thread: the kernel's sets do not wait for the event loop.
             await asyncio.to_thread(self.gate.store.watch, self._changes.changed)
             self.gate.neighbours.watch(lambda address: self._recheck(ClientId(str(address))))
+            if connections:
+                connections.recheck_all()  # mitmproxy listens already: sessions may have ended
             await self._listen()
             self._spawn(
                 login_health.follow(
