@@ -1,11 +1,15 @@
 """`scripts/bench` runs, measures what it says, and judges its own figures rightly."""
 
 import importlib
+import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -16,6 +20,12 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 def figures(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(SCRIPTS)
     return importlib.import_module("benchmarks.figures")
+
+
+@pytest.fixture
+def refuse(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    return importlib.import_module("benchmarks.refuse")
 
 
 def bench(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -31,16 +41,54 @@ def bench(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 
 
 @pytest.mark.timeout(600)
-def test_the_gates_figures_come_with_their_peers_and_the_noise() -> None:
-    done = bench("--quick", "gate")
+def test_the_gates_figures_come_with_their_peers_and_the_noise(tmp_path: Path) -> None:
+    done = bench("--quick", "gate", "--json", str(tmp_path / "figures.json"))
     assert (done.returncode, done.stderr) == (0, "")
     for name in ("decide", "Gate.request", "look-up of a session", "client rules", "reply_to"):
         assert f"\n{name}" in done.stdout
     assert "load average at the end" in done.stdout
+    told = json.loads((tmp_path / "figures.json").read_text())
+    assert told["gate"][0]["name"] == "decide"
+    assert all(min(row) > 0 for one in told["gate"] for row in one["rows"].values())
     for line in done.stdout.splitlines():
         if line.startswith("  with ") and "x (" not in line:
             low, middle, high = map(float, line[48:].split())
             assert 0 < low <= middle <= high
+
+
+def test_a_server_that_does_not_answer_whole_511s_is_not_measured(refuse: Any) -> None:
+    def asking(answer: bytes) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            server = refuse.Server(listener.getsockname()[1], 0)
+            threading.Thread(target=answers, args=(listener, answer), daemon=True).start()
+            refuse.check(refuse.NGINX, server)
+
+    def answers(listener: socket.socket, answer: bytes) -> None:
+        client, _ = listener.accept()
+        with client:
+            client.recv(4096)
+            client.sendall(answer)
+
+    page = b"x" * 2000
+    asking(b"HTTP/1.1 511 X\r\nContent-Length: 2000\r\n\r\n" + page)
+    for answer in (
+        b"HTTP/1.1 511 X\r\nContent-Length: 2001\r\n\r\n" + page,
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2000\r\n\r\n" + page,
+        b"HTTP/1.1 511 X\r\nContent-Length: 4\r\n\r\npage",
+        b"",
+    ):
+        with pytest.raises(ValueError, match="nginx, return 511: "):
+            asking(answer)
+
+
+def test_the_picture_has_each_row_of_each_figure(refuse: Any, figures: Any) -> None:
+    rows = {refuse.RUN: [30.0, 31.0, 35.0], refuse.SQUID: [17.0, 17.5, 18.0]}
+    of = [figures.Figure(f"511s, {how}: {refuse.EACH}", "us", rows) for how in ("kept", "new")]
+    other = figures.Figure("511s, kept", "1/s", rows)
+    root = ElementTree.fromstring(refuse.picture([*of, other]))
+    texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts.count(refuse.RUN) == texts.count("31") == texts.count("17.5") == 2
+    assert [of[0].name, of[1].name] == [text for text in texts if text and "511s" in text]
 
 
 def test_what_is_missing_is_named_with_the_command_that_brings_it(tmp_path: Path) -> None:

@@ -1,18 +1,22 @@
-"""`scripts/bench [store|http|gate|router]`: all of them, or one."""
+"""`scripts/bench [gate|store|refuse|http|router]`: all of them, or one."""
 
 import argparse
+import json
 import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module, metadata
+from pathlib import Path
 
+from benchmarks import refuse
 from benchmarks.figures import Figure, Missing
 
 AREAS = {
     "gate": "deciding: look-ups, rules, verdicts and replies, in microseconds",
     "store": "the session store: look-ups among a million, grants, revocations",
-    "http": "511s and known requests a second beside a bare mitmdump; a 1 GB upload",
+    "refuse": "511s and TLS refusals beside mitmproxy's block_list, Squid and nginx",
+    "http": "known requests a second beside a bare mitmdump; a 1 GB upload",
     "router": "a known client's traffic beside plain forwarding; grants, revocations; a flood",
 }
 
@@ -31,9 +35,14 @@ def main() -> int:
         action="store_true",
         help="small sizes, few rounds: whether it runs, not how fast",
     )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, too")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw what refusals cost as an SVG (refuse)"
+    )
     arguments = parser.parse_args()
     print(_machine())
-    without = []
+    without: list[str] = []
+    measured: dict[str, list[Figure]] = {}
     for area in [arguments.area] if arguments.area else AREAS:
         measure: Callable[[bool], Iterator[Figure]]
         measure = import_module(f"benchmarks.{area}").figures
@@ -41,10 +50,16 @@ def main() -> int:
         try:
             for figure in measure(arguments.quick):
                 print("\n".join(figure.lines()), flush=True)
+                measured.setdefault(area, []).append(figure)
         except Missing as reason:
             print(f"scripts/bench {area}: {reason}", file=sys.stderr)
             without.append(area)
     print(f"\nload average at the end: {_load()}; a busy machine widens the spread")
+    if arguments.json:
+        told = {area: [one.as_json() for one in figures] for area, figures in measured.items()}
+        arguments.json.write_text(json.dumps({"machine": _machine(), **told}, indent=1) + "\n")
+    if arguments.plot and "refuse" in measured:
+        arguments.plot.write_text(refuse.picture(measured["refuse"]))
     return 1 if without else 0
 
 

@@ -42,14 +42,24 @@ class Figure:
         told = [f"{self.name}  [{self.unit}]"]
         for who, values in self.rows.items():
             low, middle, high = spread(values)
-            line = f"  {who:<46}{_n(low):>10}{_n(middle):>10}{_n(high):>10}"
+            line = f"  {who:<46}{number(low):>10}{number(middle):>10}{number(high):>10}"
             if self.peer and who != self.peer:
                 ratio = spread(self.ratios(who))
-                line += f"   {_n(ratio[1])}x ({_n(ratio[0])} to {_n(ratio[2])})"
+                line += f"   {number(ratio[1])}x ({number(ratio[0])} to {number(ratio[2])})"
             told.append(line)
         if self.promise:
             told.append(f"  {self.kept()}")
         return told
+
+    def as_json(self) -> dict[str, object]:
+        """The figure for another program."""
+        return {
+            "name": self.name,
+            "unit": self.unit,
+            "rows": {who: [*values] for who, values in self.rows.items()},
+            "peer": self.peer,
+            "promise": self.kept() if self.promise else None,
+        }
 
     def ratios(self, who: str) -> list[float]:
         """Of each round, what it was of the peer's."""
@@ -67,7 +77,7 @@ class Figure:
             low = middle = high
         good = [x >= bound if how is Promise.AT_LEAST else x <= bound for x in (low, middle, high)]
         unit = f"times {self.peer}" if self.of_peer else self.unit
-        said = f"promised: {how.value} {_n(bound)} {unit}; "
+        said = f"promised: {how.value} {number(bound)} {unit}; "
         if all(good):
             return said + "kept"
         if not any(good):
@@ -95,7 +105,7 @@ def alternate(rounds: int, measures: Mapping[str, Callable[[], float]]) -> dict[
     return rows
 
 
-def _n(value: float) -> str:
+def number(value: float) -> str:
     """Three significant digits or so, without an exponent."""
     if 0 < abs(value) < 0.001:
         return "<0.001"

@@ -1,0 +1,13 @@
+-- wrk as the client of an explicit proxy, and at the end what it counted, for a program to read.
+local request_
+function init(arguments)
+  local url = assert(os.getenv("BENCH_URL"))
+  wrk.headers["Host"] = url:match("^http://([^/]+)")
+  request_ = wrk.format("GET", url)
+end
+function request() return request_ end
+function done(summary, latency, requests)
+  local e = summary.errors
+  io.write(string.format("counted %d %d %d %d %d\n", summary.requests, summary.bytes, e.status,
+    e.connect + e.write + e.timeout, e.read))
+end
