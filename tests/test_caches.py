@@ -240,6 +240,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)  # a child that outlived its parent
 
 
+@pytest.mark.rfc(6585, "6", "MUST NOT be stored by a cache")
 @each_cache
 async def test_a_cache_in_front_does_not_store_a_511(
     portal: StartPortal, origin: Origin, folder: Path, cache: Cache
@@ -264,6 +265,7 @@ async def test_a_cache_in_front_does_not_store_a_511(
         assert len(origin.heads) == 1
 
 
+@pytest.mark.rfc(6585, "4", "MUST NOT be stored by a cache")
 @each_cache
 async def test_nor_a_429(portal: StartPortal, origin: Origin, folder: Path, cache: Cache) -> None:
     """RFC 6585 section 4: MUST NOT be stored."""

@@ -31,6 +31,7 @@ PAGES = {
         "scripts/README.md",
         "scripts/router/README.md",
         "tests/README.md",
+        "tests/rfc/README.md",
     )
 }
 RUNNING, POLICY = PAGES["scripts/README.md"], PAGES["policies/README.md"]

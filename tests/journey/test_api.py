@@ -25,6 +25,11 @@ def captivity(street: Street, client: Client | None = None) -> dict[str, Any]:
     return document
 
 
+@pytest.mark.rfc(
+    8908,
+    "6",
+    "the client SHOULD query the API server again to verify that it is no longer captive",
+)
 def test_a_device_learns_when_it_is_captive_and_when_it_no_longer_is(street: Street) -> None:
     before = captivity(street)
     assert before["captive"] is True
@@ -41,11 +46,19 @@ def test_a_device_learns_when_it_is_captive_and_when_it_no_longer_is(street: Str
     assert captivity(street)["captive"] is True
 
 
+@pytest.mark.rfc(8908, "5", "what agents in the field need (not in the RFC)")
 def test_asked_again_it_says_the_same(street: Street) -> None:
-    """RFC 8908 section 4: or a device would think that it has changed networks."""
+    """Or a device would think that it has changed networks."""
     assert captivity(street) == captivity(street)
 
 
+@pytest.mark.rfc(
+    8908,
+    "7",
+    "the API server MUST present a valid certificate on which the client can perform "
+    "revocation checks",
+)
+@pytest.mark.rfc(8910, "2", "the URI SHOULD NOT contain an IP address literal")
 @requires.tool("curl")
 def test_it_is_asked_by_name_and_its_certificate_holds(street: Street) -> None:
     """RFC 8908 section 4.1, RFC 8910 section 2; without either a system falls back to checks."""

@@ -64,6 +64,9 @@ def test_ctrl_d_ends_the_shell_and_the_lab() -> None:
     assert left(lab.pid) == []
 
 
+@pytest.mark.rfc(8910, "2", "the URI MUST be that of the captive portal API endpoint")
+@pytest.mark.rfc(8908, "4", "MUST be accessed over HTTP using an https URI")
+@pytest.mark.rfc(8908, "4", "SHOULD use the default https port")
 def test_the_api_is_where_dhcp_and_the_advertisements_say() -> None:
     """RFC 8910 section 2, RFC 8908 section 4: over https, with a certificate that verifies."""
     ask = f"curl -sS -H 'Accept: application/captive+json' {CAPTIVE_PORTAL}"

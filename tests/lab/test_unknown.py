@@ -109,6 +109,11 @@ ATTEMPTS = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.rfc(
+    6585,
+    "6.1",
+    "all traffic blocked, except for TCP port 80 and traffic to the login server itself",
+)
 @ATTEMPTS
 @pytest.mark.parametrize("address", [ORIGIN4, ORIGIN6])
 def test_nothing_gets_to_the_origin(lab: Lab, attempt: Callable[[str], None], address: str) -> None:
@@ -194,6 +199,7 @@ def test_the_same_does_get_there_from_a_known_client(
     wait_for(lambda: lab.reached()[before:] != [])
 
 
+@pytest.mark.rfc(6585, "6", "the client needs to authenticate to gain network access")
 @pytest.mark.parametrize(
     "url", ["http://www.example.com/", f"http://{ORIGIN4}/", f"http://[{ORIGIN6}]/"]
 )
@@ -213,6 +219,7 @@ def test_the_routers_own_web_port_is_answered_511_too(lab: Lab) -> None:
     assert lab.client.status(f"http://{ROUTER4}/") == 511
 
 
+@pytest.mark.rfc(6585, "7.4", "will generate a certificate error on the client")
 @pytest.mark.parametrize("address", [ORIGIN4, f"[{ORIGIN6}]"])
 def test_tls_gets_the_alert(lab: Lab, address: str) -> None:
     before = len(connections(lab))
@@ -261,6 +268,9 @@ def test_one_client_does_not_get_to_another_by_way_of_the_router(lab: Lab) -> No
         one.namespace.ip(f"route del {other.v4}/32 via {ROUTER4}")
 
 
+@pytest.mark.rfc(8910, "2", "SHOULD ensure that the URIs provisioned by each method are identical")
+@pytest.mark.rfc(8910, "2.1", "option 114: the URI")
+@pytest.mark.rfc(8910, "2.3", "MUST be padded with NUL")
 def test_the_lease_and_the_advertisements_name_the_portal(lab: Lab) -> None:
     """RFC 8910 sections 2.1 and 2.3."""
     assert lab.client.lease is not None

@@ -26,6 +26,7 @@ def got(client: Client, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.rfc(8910, "2.3", "MUST be padded with NUL")
 def test_a_client_without_ipv4_makes_the_whole_journey(tmp_path: Path) -> None:
     requires.check(requires.namespaces())
     requires.check(requires.tool("nft", "dnsmasq", "curl"))

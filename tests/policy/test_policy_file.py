@@ -1025,6 +1025,17 @@ def test_an_error_while_reading_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     assert str(problem).endswith("staff.csv: cannot be read: Input/output error")
 
 
+@pytest.mark.rfc(
+    8908,
+    "4.1",
+    "could permit connections to OCSP responders or Certificate Revocation Lists",
+)
+@pytest.mark.rfc(
+    8908,
+    "4.1",
+    "if the certificates do require the use of AIA, the captive network MUST allow client "
+    "access to the host specified in the URI",
+)
 def test_where_the_apis_certificate_is_checked_is_in_the_garden(tmp_path: Path) -> None:
     """RFC 8908 section 4.1."""
     certificate(tmp_path, places=True)
@@ -1048,6 +1059,12 @@ def test_a_wildcard_holds_the_login_urls_host(tmp_path: Path) -> None:
     assert warnings_of(TLS, tmp_path) == []
 
 
+@pytest.mark.rfc(
+    8908,
+    "7",
+    "the API server MUST present a valid certificate on which the client can perform "
+    "revocation checks",
+)
 @pytest.mark.parametrize("name", ["www.example.org", "example.net", "*.login.example.net", "*.net"])
 def test_a_certificate_of_another_name_draws_a_warning_with_both(name: str, tmp_path: Path) -> None:
     certificate(tmp_path, name)
@@ -1056,6 +1073,12 @@ def test_a_certificate_of_another_name_draws_a_warning_with_both(name: str, tmp_
     assert found == f"certificate: {where}, the host of login_url"
 
 
+@pytest.mark.rfc(
+    8908,
+    "7",
+    "the API server MUST present a valid certificate on which the client can perform "
+    "revocation checks",
+)
 def test_an_expired_certificate_draws_a_warning_with_the_date(tmp_path: Path) -> None:
     certificate(tmp_path, days=-3)
     (tmp_path / "lab.yaml").write_text(TLS)

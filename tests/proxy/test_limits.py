@@ -25,6 +25,14 @@ def request(origin: Origin, method: str = "GET", more: str = "", path: str = "/"
     return f"{method} http://{host}{path} HTTP/1.1\r\nHost: {host}\r\n{more}\r\n".encode()
 
 
+@pytest.mark.rfc(
+    6585,
+    "5",
+    "both when the set of header fields in total is too large, and when a single header "
+    "field is at fault",
+)
+@pytest.mark.rfc(6585, "5", "SHOULD specify which header field was too large")
+@pytest.mark.rfc(6585, "5", "MAY be resubmitted after reducing the size")
 @everyone
 async def test_a_field_that_is_too_large_is_named(
     portal: StartPortal, origin: Origin, who: str
@@ -44,6 +52,8 @@ async def test_a_field_that_is_too_large_is_named(
     assert origin.connections == (1 if who else 0)
 
 
+@pytest.mark.rfc(6585, "4", "the user has sent too many requests in a given amount of time")
+@pytest.mark.rfc(6585, "4", "MAY include a Retry-After header")
 @everyone
 async def test_too_many_requests_are_told_when_to_come_again(
     portal: StartPortal, origin: Origin, who: str
@@ -85,6 +95,7 @@ async def test_a_connect_counts_once_however_it_is_refused(
             assert (await it.ask(request(origin))).split(b" ")[1] == b"429"
 
 
+@pytest.mark.rfc(6585, "3", "requires the request to be conditional")
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "POST"])
 async def test_an_update_needs_a_condition(
     portal: StartPortal, origin: Origin, method: str
@@ -101,6 +112,7 @@ async def test_an_update_needs_a_condition(
     assert origin.connections == 4
 
 
+@pytest.mark.rfc(6585, "3", "requires the request to be conditional")
 async def test_an_unknown_client_is_asked_to_sign_in_and_not_for_a_condition(
     portal: StartPortal, origin: Origin
 ) -> None:

@@ -41,25 +41,35 @@ async def _document(h: House, address: str = "127.0.0.2") -> dict[str, Any]:
     return document
 
 
-async def test_3_the_answer_is_the_askers_own_and_nobody_elses() -> None:
+@pytest.mark.rfc(
+    8908, "4", "the same IP addresses are visible to both the API server and the enforcement device"
+)
+async def test_4_the_answer_is_the_askers_own_and_nobody_elses() -> None:
     async with house() as h:
         await h.browser("127.0.0.2").sign_in()
         assert (await _document(h, "127.0.0.2"))["captive"] is False
         assert (await _document(h, "127.0.0.3"))["captive"] is True
 
 
-async def test_4_repeated_queries_are_answered_alike(tmp_path: Path) -> None:
+@pytest.mark.rfc(8908, "5", "what agents in the field need (not in the RFC)")
+async def test_5_repeated_queries_are_answered_alike(tmp_path: Path) -> None:
     async with house(_https(tmp_path)) as h:
         assert await _document(h) == await _document(h)
 
 
-async def test_4_1_the_api_is_served_over_tls(tmp_path: Path) -> None:
+@pytest.mark.rfc(8908, "4", "MUST be accessed over HTTP using an https URI")
+async def test_4_the_api_is_served_over_tls(tmp_path: Path) -> None:
     async with house(_https(tmp_path)) as h:
         assert h.encrypted
         assert (await _document(h))["captive"] is True
 
 
-async def test_4_2_every_change_of_state_shows_in_the_next_answer() -> None:
+@pytest.mark.rfc(
+    8908,
+    "6",
+    "the client SHOULD query the API server again to verify that it is no longer captive",
+)
+async def test_6_every_change_of_state_shows_in_the_next_answer() -> None:
     async with house() as h:
         assert (await _document(h))["captive"] is True
         session = h.gate.grant(ClientId("127.0.0.2"), lifetime=60)
@@ -77,6 +87,12 @@ async def test_4_2_every_change_of_state_shows_in_the_next_answer() -> None:
         assert (await _document(h))["captive"] is True
 
 
+@pytest.mark.rfc(
+    8908,
+    "5",
+    "seconds-remaining SHOULD be included if the client is not captive and the session is "
+    "time-limited",
+)
 async def test_5_the_seconds_are_until_the_session_ends_whatever_the_client_does() -> None:
     async with house(replace(policy(), sessions=Sessions(lifetime=7200, idle=1200))) as h:
         await h.browser().sign_in()
@@ -85,6 +101,11 @@ async def test_5_the_seconds_are_until_the_session_ends_whatever_the_client_does
         assert (await _document(h))["seconds-remaining"] == 6001
 
 
+@pytest.mark.rfc(
+    8908,
+    "5",
+    "can-extend-session: user-portal-url allows the user to extend a session",
+)
 @pytest.mark.parametrize(
     ("conditions", "after", "can"),
     [
@@ -105,6 +126,7 @@ async def test_5_a_session_can_be_extended_where_the_portal_has_a_way_to(
         assert ("/?more=1" in status.links) is can
 
 
+@pytest.mark.rfc(8908, "5", "servers MUST mark this media type as their Content-Type header")
 async def test_5_the_media_type_is_captive_json() -> None:
     async with house() as h:
         page = await h.browser().get(PATH, Accept=ACCEPT)
@@ -112,6 +134,11 @@ async def test_5_the_media_type_is_captive_json() -> None:
         json.loads(page.body.decode("utf-8"))
 
 
+@pytest.mark.rfc(
+    8908,
+    "5",
+    "SHOULD set the Cache-Control header to private or a more restrictive value",
+)
 async def test_5_cache_control_is_private_or_more_restrictive() -> None:
     async with house() as h:
         page = await h.browser().get(PATH, Accept=ACCEPT)
@@ -119,6 +146,7 @@ async def test_5_cache_control_is_private_or_more_restrictive() -> None:
         assert "public" not in page.headers["Cache-Control"]
 
 
+@pytest.mark.rfc(8908, "5", "user-portal-url MUST be accessed over TLS")
 async def test_5_the_portal_urls_are_https_and_where_the_conditions_are(tmp_path: Path) -> None:
     async with house(_https(tmp_path)) as h:
         document = await _document(h)
@@ -129,11 +157,13 @@ async def test_5_the_portal_urls_are_https_and_where_the_conditions_are(tmp_path
         assert state.client.address == at("127.0.0.2").address
 
 
+@pytest.mark.rfc(8908, "5", "user-portal-url MUST be accessed over TLS")
 async def test_5_a_portal_url_that_is_not_over_tls_is_not_told() -> None:
     async with house() as h:
         assert "user-portal-url" not in await _document(h)
 
 
+@pytest.mark.rfc(8908, "5", "venue-info-url SHOULD be accessed over TLS")
 async def test_5_the_venue_url_is_the_policys(tmp_path: Path) -> None:
     https = _https(tmp_path)
     assert https.login_server is not None
@@ -147,6 +177,11 @@ async def test_5_the_venue_url_is_the_policys(tmp_path: Path) -> None:
         assert "venue-info-url" not in await _document(h)
 
 
+@pytest.mark.rfc(
+    8908,
+    "5",
+    "bytes-remaining SHOULD be omitted when the session is not byte-limited",
+)
 async def test_5_bytes_remaining_is_not_told_where_no_bytes_are_counted(tmp_path: Path) -> None:
     async with house(_https(tmp_path)) as h:
         assert "bytes-remaining" not in await _document(h)
@@ -164,6 +199,7 @@ def stands(
     return standing(at("192.0.2.7"), replace(policy(), clients=rules), session, now)
 
 
+@pytest.mark.rfc(8908, "5", "venue-info-url SHOULD be accessed over TLS")
 @pytest.mark.parametrize("url", ["http://example.org/", "HTTP://example.org/", "", None])
 def test_5_a_venue_url_that_is_not_over_tls_is_not_told(url: str | None) -> None:
     document = captivity(stands(), venue_info_url=url)
@@ -172,6 +208,7 @@ def test_5_a_venue_url_that_is_not_over_tls_is_not_told(url: str | None) -> None
     assert told["venue-info-url"] == "https://venue.example.org/"
 
 
+@pytest.mark.rfc(8908, "5", "what agents in the field need (not in the RFC)")
 async def test_5_the_document_fits_what_the_smallest_reader_reads(tmp_path: Path) -> None:
     """Android reads 4096 bytes."""
     async with house(_https(tmp_path)) as h:
@@ -179,6 +216,7 @@ async def test_5_the_document_fits_what_the_smallest_reader_reads(tmp_path: Path
         assert len(page.body) <= 4096
 
 
+@pytest.mark.rfc(8908, "5", "captive MUST be included")
 @pytest.mark.parametrize("access", list(Access))
 def test_5_what_the_policy_says_of_a_client_comes_first(access: Access) -> None:
     session = Session(ClientId("192.0.2.7"), granted=0.0, expires=60.0)
@@ -186,6 +224,13 @@ def test_5_what_the_policy_says_of_a_client_comes_first(access: Access) -> None:
     assert said == {"captive": access is Access.BLOCKED}
 
 
+@pytest.mark.rfc(8908, "5", "captive MUST be included")
+@pytest.mark.rfc(
+    8908,
+    "5",
+    "seconds-remaining SHOULD be omitted for captive clients or when the session is not "
+    "time-limited",
+)
 @given(
     session=st.none()
     | st.builds(
@@ -217,7 +262,13 @@ def test_5_every_key_has_its_type_and_its_place(
     assert json.loads(json.dumps(document)) == document
 
 
-async def test_6_a_client_that_a_rule_knows_is_not_captive_and_has_no_end() -> None:
+@pytest.mark.rfc(
+    8908,
+    "5",
+    "seconds-remaining SHOULD be omitted for captive clients or when the session is not "
+    "time-limited",
+)
+async def test_5_a_client_that_a_rule_knows_is_not_captive_and_has_no_end() -> None:
     async with house() as h:
         rules = h.gate.policy.clients
         rules.section(Access.KNOWN, "lab.yaml")
@@ -225,7 +276,10 @@ async def test_6_a_client_that_a_rule_knows_is_not_captive_and_has_no_end() -> N
         assert await _document(h) == {"captive": False}
 
 
-async def test_7_nothing_a_client_claims_makes_it_another() -> None:
+@pytest.mark.rfc(
+    8908, "4", "the same IP addresses are visible to both the API server and the enforcement device"
+)
+async def test_4_nothing_a_client_claims_makes_it_another() -> None:
     async with house() as h:
         await h.browser("127.0.0.2").sign_in()
         page = await h.browser("127.0.0.3").get(

@@ -1117,11 +1117,12 @@ def test_the_router_answers_pings_but_not_a_flood_of_them(lab: Lab, known: Known
     assert lab.clients[1].namespace.call(pings, ROUTER4, 1)
 
 
+@pytest.mark.rfc(8908, "4.1", "SHOULD also permit connections to Network Time Protocol servers")
 @LAB
 def test_the_time_is_to_be_had_at_the_router_and_nothing_else_by_that_way(
     lab: Lab, known: KnownSet
 ) -> None:
-    """RFC 8908 section 4.1: to check a certificate takes the time (NTP, RFC 5905)."""
+    """To check a certificate takes the time (NTP, RFC 5905)."""
     client = lab.client
 
     def ask(address: str, expected: int, count: int = 1, length: int = 48) -> int:

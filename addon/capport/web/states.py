@@ -96,7 +96,7 @@ class States:
     def for_agent(self, client: Client) -> str | None:
         """A token for an agent that asks often: the same one for half its lifetime.
 
-        RFC 8908 section 4: repeated queries should get the same answer. None as for `link`.
+        Repeated queries should get the same answer. None as for `link`.
         """
         if not client.ids:
             return None
