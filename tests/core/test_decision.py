@@ -293,6 +293,7 @@ LIMITED = replace(
     ),
 )
 PUT = HttpRequest("PUT", fields=(("host", 10),), section_size=10)
+UPDATE = replace(PUT, fields=(("if-match", 9), ("if-none-match", 9), ("if-unmodified-since", 9)))
 
 
 @pytest.mark.parametrize(
@@ -311,6 +312,13 @@ PUT = HttpRequest("PUT", fields=(("host", 10),), section_size=10)
         (PreconditionRequired, "DELETE to", {"request": replace(PUT, method="DELETE")}),
         (PreconditionRequired, "POST to", {"request": replace(PUT, method="POST")}),
         (PreconditionRequired, "PUT to", {"request": PUT, "session": None, "rule": KNOWN}),
+        (PreconditionRequired, "PROPPATCH to", {"request": replace(PUT, method="PROPPATCH")}),
+        (PreconditionRequired, "MOVE to", {"request": replace(PUT, method="MOVE")}),
+        (PreconditionRequired, "COPY to", {"request": replace(PUT, method="COPY")}),
+        # Their condition has to be about the destination, and theirs alone may be Overwrite.
+        (PreconditionRequired, "COPY to", {"request": replace(UPDATE, method="COPY")}),
+        (PreconditionRequired, "MOVE to", {"request": replace(UPDATE, method="MOVE")}),
+        (PreconditionRequired, "PUT to", {"request": replace(PUT, may_overwrite=False)}),
         (NetworkAuthenticationRequired, "is blocked", {"request": PUT, "rule": BLOCKED}),
         (Pass, "known", {"request": replace(PUT, method="GET")}),
         (Pass, "known", {"request": None}),
@@ -318,6 +326,16 @@ PUT = HttpRequest("PUT", fields=(("host", 10),), section_size=10)
         (Pass, "known", {"request": replace(PUT, fields=(("if-match", 9),))}),
         (Pass, "known", {"request": replace(PUT, fields=(("if-none-match", 9),))}),
         (Pass, "known", {"request": replace(PUT, fields=(("if-unmodified-since", 9),))}),
+        (Pass, "known", {"request": replace(PUT, fields=(("if", 9),))}),
+        (Pass, "known", {"request": replace(UPDATE, method="PROPPATCH")}),
+        (Pass, "known", {"request": replace(PUT, method="MOVE", fields=(("if", 9),))}),
+        (Pass, "known", {"request": replace(PUT, method="COPY", fields=(("if", 9),))}),
+        (Pass, "known", {"request": replace(PUT, method="MOVE", may_overwrite=False)}),
+        (Pass, "known", {"request": replace(PUT, method="COPY", may_overwrite=False)}),
+        (Pass, "known", {"request": replace(PUT, method="LOCK")}),
+        (Pass, "known", {"request": replace(PUT, method="UNLOCK")}),
+        (Pass, "known", {"request": replace(PUT, method="MKCOL")}),
+        (Pass, "known", {"request": replace(PUT, method="PROPFIND")}),
         (Pass, "known", {"request": PUT, "claim": Place("www.example.org", 80)}),
         (NetworkAuthenticationRequired, "no session", {"request": PUT, "session": None}),
         (NetworkAuthenticationRequired, "session is over", {"request": PUT, "session": OVER}),

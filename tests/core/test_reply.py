@@ -200,6 +200,20 @@ def test_a_problem_is_this_to_the_letter() -> None:
             TooManyRequests("", 1),
             "429 Too Many Requests: This device has sent too many requests. Try again in 1 second.",
         ),
+        (
+            PreconditionRequired("", "PUT"),
+            "428 Precondition Required: This request has to be conditional, so that it cannot undo"
+            " a change made in the meantime. GET the resource, then send the request again with"
+            " If-Match and the ETag you got, or with If-Unmodified-Since and its Last-Modified;"
+            " with If-None-Match: * if the resource must not exist yet; in WebDAV also with If and"
+            " the token of a LOCK.",
+        ),
+        (
+            PreconditionRequired("", "MOVE"),
+            "428 Precondition Required: This request has to be conditional, so that it cannot undo"
+            " a change made in the meantime. Send it again with Overwrite: F, if nothing may be at"
+            " the destination yet, or with If and the ETag or the lock token of the destination.",
+        ),
     ],
 )
 def test_a_line_is_this_to_the_letter(verdict: Refusal, line: str) -> None:

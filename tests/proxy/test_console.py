@@ -117,6 +117,19 @@ async def test_explain_says_what_was_decided_then_and_what_would_be_now(
         assert said[-1] == "unknown_client: 127.0.0.1 has no session"
 
 
+async def test_explain_looks_at_the_condition_of_a_request(
+    portal: StartPortal, origin: Origin
+) -> None:
+    head = "PUT http://127.0.0.1:{0}/ HTTP/1.1\r\nHost: 127.0.0.1:{0}\r\n{1}\r\n"
+    async with portal("limits:\n  require_conditions: [127.0.0.1]\n") as it:
+        it.grant("127.0.0.1")
+        for condition, verdict in (("", "PreconditionRequired"), ('If-Match: "a"\r\n', "Pass")):
+            await it.ask(head.format(origin.port, condition).encode())
+            said = it.keeper.explain(it.flows.requests[-1])
+            assert said.startswith(f"Then {verdict}: ")
+            assert "Now " not in said
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [

@@ -96,7 +96,7 @@ async def test_a_connect_counts_once_however_it_is_refused(
 
 
 @pytest.mark.rfc(6585, "3", "requires the request to be conditional")
-@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "POST"])
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "POST", "PROPPATCH"])
 async def test_an_update_needs_a_condition(
     portal: StartPortal, origin: Origin, method: str
 ) -> None:
@@ -105,11 +105,35 @@ async def test_an_update_needs_a_condition(
         (answer,) = answers(await it.ask(request(origin, method)))
         assert answer.status == 428
         assert b"If-Match" in answer.body
-        for condition in ('If-Match: "a"', "If-None-Match: *", "If-Unmodified-Since: x"):
+        for condition in (
+            'If-Match: "a"',
+            "If-None-Match: *",
+            "If-Unmodified-Since: x",
+            'If: (["a"])',
+        ):
             data = await it.ask(request(origin, method, f"{condition}\r\n"))
             assert answers(data)[0].status == 200
         assert answers(await it.ask(request(origin)))[0].status == 200
-    assert origin.connections == 4
+    assert origin.connections == 5
+
+
+@pytest.mark.parametrize("method", ["COPY", "MOVE"])
+async def test_what_overwrites_its_destination_needs_to_say_that_it_does_not(
+    portal: StartPortal, origin: Origin, method: str
+) -> None:
+    """RFC 4918 section 10.6. Where two fields disagree, the origin may go by either."""
+    async with portal(LIMITS + KNOWN) as it:
+        with_names(it, GARDEN)
+        fields = (
+            *('If-Match: "a"', "Overwrite: T", "Overwrite: T\r\nOverwrite: F"),
+            *("Overwrite: F", "overwrite:F", 'If: (["a"])'),
+        )
+        found = [
+            answers(await it.ask(request(origin, method, f"{field}\r\n")))[0].status
+            for field in fields
+        ]
+        assert found == [428] * 3 + [200] * 3
+    assert origin.connections == 3
 
 
 @pytest.mark.rfc(6585, "3", "requires the request to be conditional")

@@ -60,10 +60,18 @@ class Elements(HTMLParser):
 @every_form
 @every_language
 def test_3_should_explain_how_to_resubmit_the_request(form: str, language: str) -> None:
-    reply, body = answer(PreconditionRequired("no precondition", "PUT"), form, language)
-    assert reply.status == 428
-    for word in ("GET", "If-Match", "ETag", "If-Unmodified-Since", "If-None-Match: *"):
-        assert word in body
+    for method in ("PUT", "PATCH", "DELETE", "POST", "PROPPATCH"):
+        reply, body = answer(PreconditionRequired("no precondition", method), form, language)
+        assert reply.status == 428
+        for word in ("GET", "If-Match", "ETag", "If-Unmodified-Since", "If-None-Match: *", "LOCK"):
+            assert word in body
+    for method in ("COPY", "MOVE"):
+        reply, body = answer(PreconditionRequired("no precondition", method), form, language)
+        assert reply.status == 428
+        for word in ("Overwrite: F", "ETag"):
+            assert word in body
+        assert re.search(r"\bIf\b(?!-)", body)
+        assert "If-Match" not in body
 
 
 @pytest.mark.rfc(6585, "3", "MUST NOT be stored by a cache")

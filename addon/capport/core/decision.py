@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from capport.core import probes
 from capport.core.client import Address, Client
+from capport.core.http import COPIES
 from capport.core.place import Place
 from capport.core.policy import (
     GardenEntry,
@@ -38,20 +39,32 @@ from capport.core.verdict import (
 
 LATER = 5  # seconds until one of a client's connections to the login server should have ended
 
-# RFC 6585 section 3: the methods that may overwrite a change, and the fields that prevent it.
-_UPDATES = frozenset({"PUT", "PATCH", "DELETE", "POST"})
-_CONDITIONS = frozenset({"if-match", "if-none-match", "if-unmodified-since"})
+# RFC 6585 section 3: the methods that may overwrite a change, and the fields that prevent it. COPY
+# and MOVE overwrite their destination, and only `If` can be about that (RFC 4918 section 10.4).
+# LOCK is not here: it is how WebDAV prevents lost updates, and a client's first has no condition.
+_IF = frozenset({"if"})
+_CONDITIONS = {
+    **dict.fromkeys(
+        ("PUT", "PATCH", "DELETE", "POST", "PROPPATCH"),
+        _IF | {"if-match", "if-none-match", "if-unmodified-since"},
+    ),
+    **dict.fromkeys(COPIES, _IF),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """What rules look at in a request. `fields`: each name, in lower case, and the field's size."""
+    """What rules look at in a request. `fields`: each name, in lower case, and the field's size.
+
+    `may_overwrite` is False if an Overwrite field says so (RFC 4918 section 10.6).
+    """
 
     method: str = "GET"
     scheme: str = "http"
     path: str = "/"
     fields: tuple[tuple[str, int], ...] = ()
     section_size: int = 0
+    may_overwrite: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +130,12 @@ def precondition_required(case: Case, policy: Policy) -> Verdict | None:
     request = case.request
     if request is None or case.claim is None or not case.standing.is_known:
         return None
-    if case.claim.host not in policy.limits.require_conditions or request.method not in _UPDATES:
+    conditions = _CONDITIONS.get(request.method)
+    if conditions is None or case.claim.host not in policy.limits.require_conditions:
         return None
-    if _CONDITIONS.isdisjoint(name for name, _ in request.fields):
+    if request.method in COPIES and not request.may_overwrite:
+        return None
+    if conditions.isdisjoint(name for name, _ in request.fields):
         because = f"{request.method} to {case.claim.host} has no precondition"
         return PreconditionRequired(because, request.method)
     return None

@@ -1,9 +1,12 @@
-"""Parts of RFC 9110 that several modules need: tokens, and the default ports of http and https."""
+"""Parts of RFC 9110 and 4918 that several modules need: tokens, default ports, methods."""
 
 import re
 from typing import Final
 
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}  # RFC 9110 sections 4.2.1 and 4.2.2
+
+COPIES: Final = frozenset({"COPY", "MOVE"})
+"""The methods that overwrite what is at their Destination (RFC 4918 sections 9.8 and 9.9)."""
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]++", re.ASCII)  # RFC 9110 section 5.6.2
 

@@ -35,7 +35,9 @@ class Phrases:
 
     # 428
     precondition_required: str
+    be_conditional: str
     how_to_resubmit: str
+    how_to_resubmit_a_copy: str
 
     # 429
     too_many_requests: str
@@ -74,11 +76,18 @@ PHRASES: dict[Language, Phrases] = {
         not_allowed="This device is not allowed on this network",
         ask_operator="Please ask whoever runs this network.",
         precondition_required="Precondition required",
-        how_to_resubmit=(
+        be_conditional=(
             "This request has to be conditional, so that it cannot undo a change made in the"
-            " meantime. GET the resource, then send the request again with If-Match and the ETag"
-            " you got, or with If-Unmodified-Since and its Last-Modified; with If-None-Match: * if"
-            " the resource must not exist yet."
+            " meantime."
+        ),
+        how_to_resubmit=(
+            "GET the resource, then send the request again with If-Match and the ETag you got, or"
+            " with If-Unmodified-Since and its Last-Modified; with If-None-Match: * if the resource"
+            " must not exist yet; in WebDAV also with If and the token of a LOCK."
+        ),
+        how_to_resubmit_a_copy=(
+            "Send it again with Overwrite: F, if nothing may be at the destination yet, or with If"
+            " and the ETag or the lock token of the destination."
         ),
         too_many_requests="Too many requests",
         too_many_from_you="This device has sent too many requests.",
@@ -108,12 +117,19 @@ PHRASES: dict[Language, Phrases] = {
         not_allowed="Dieses Gerät ist in diesem Netzwerk nicht zugelassen",
         ask_operator="Bitte wenden Sie sich an den Betreiber dieses Netzwerks.",
         precondition_required="Vorbedingung erforderlich",
-        how_to_resubmit=(
+        be_conditional=(
             "Diese Anfrage muss an eine Bedingung geknüpft sein, damit sie keine zwischenzeitliche"
-            " Änderung überschreibt. Rufen Sie die Ressource mit GET ab und senden Sie die Anfrage"
-            " erneut, mit If-Match und dem erhaltenen ETag oder mit If-Unmodified-Since und dem"
-            " erhaltenen Last-Modified; mit If-None-Match: *, wenn die Ressource noch nicht"
-            " vorhanden sein darf."
+            " Änderung überschreibt."
+        ),
+        how_to_resubmit=(
+            "Rufen Sie die Ressource mit GET ab und senden Sie die Anfrage erneut, mit If-Match und"
+            " dem erhaltenen ETag oder mit If-Unmodified-Since und dem erhaltenen Last-Modified;"
+            " mit If-None-Match: *, wenn die Ressource noch nicht vorhanden sein darf; bei WebDAV"
+            " auch mit If und dem Token eines LOCK."
+        ),
+        how_to_resubmit_a_copy=(
+            "Senden Sie sie erneut, mit Overwrite: F, wenn am Ziel noch nichts vorhanden sein darf,"
+            " oder mit If und dem ETag oder dem Lock-Token des Ziels."
         ),
         too_many_requests="Zu viele Anfragen",
         too_many_from_you="Dieses Gerät hat zu viele Anfragen gesendet.",
@@ -143,11 +159,18 @@ PHRASES: dict[Language, Phrases] = {
         not_allowed="Cet appareil n’est pas autorisé sur ce réseau",
         ask_operator="Veuillez vous adresser à l’exploitant de ce réseau.",
         precondition_required="Condition préalable requise",
-        how_to_resubmit=(
+        be_conditional=(
             "Cette requête doit être conditionnelle, afin de ne pas écraser une modification faite"
-            " entre-temps. Lisez la ressource avec GET, puis renvoyez la requête avec If-Match et"
-            " l’ETag reçu, ou avec If-Unmodified-Since et le Last-Modified reçu ; avec"
-            " If-None-Match: * si la ressource ne doit pas encore exister."
+            " entre-temps."
+        ),
+        how_to_resubmit=(
+            "Lisez la ressource avec GET, puis renvoyez la requête avec If-Match et l’ETag reçu, ou"
+            " avec If-Unmodified-Since et le Last-Modified reçu ; avec If-None-Match: * si la"
+            " ressource ne doit pas encore exister ; en WebDAV aussi avec If et le jeton d’un LOCK."
+        ),
+        how_to_resubmit_a_copy=(
+            "Renvoyez-la avec Overwrite: F si la destination ne doit pas encore exister, ou avec If"
+            " et l’ETag ou le jeton de verrou de la destination."
         ),
         too_many_requests="Trop de requêtes",
         too_many_from_you="Cet appareil a envoyé trop de requêtes.",
@@ -176,11 +199,17 @@ PHRASES: dict[Language, Phrases] = {
         not_allowed="Este dispositivo no está autorizado en esta red",
         ask_operator="Consulte a quien administra esta red.",
         precondition_required="Se requiere una condición previa",
-        how_to_resubmit=(
+        be_conditional=(
             "Esta solicitud debe ser condicional, para que no deshaga un cambio hecho entretanto."
-            " Lea el recurso con GET y vuelva a enviar la solicitud con If-Match y el ETag"
-            " recibido, o con If-Unmodified-Since y el Last-Modified recibido; con"
-            " If-None-Match: * si el recurso aún no debe existir."
+        ),
+        how_to_resubmit=(
+            "Lea el recurso con GET y vuelva a enviar la solicitud con If-Match y el ETag recibido,"
+            " o con If-Unmodified-Since y el Last-Modified recibido; con If-None-Match: * si el"
+            " recurso aún no debe existir; en WebDAV también con If y el token de un LOCK."
+        ),
+        how_to_resubmit_a_copy=(
+            "Vuelva a enviarla con Overwrite: F si el destino aún no debe existir, o con If y el"
+            " ETag o el token de bloqueo del destino."
         ),
         too_many_requests="Demasiadas solicitudes",
         too_many_from_you="Este dispositivo ha enviado demasiadas solicitudes.",

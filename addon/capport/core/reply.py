@@ -18,7 +18,7 @@ from html import escape
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
-from capport.core.http import is_token
+from capport.core.http import COPIES, is_token
 from capport.core.negotiation import Form, Language, preferred_form, preferred_language
 from capport.core.phrases import PHRASES, Phrases
 from capport.core.verdict import (
@@ -107,7 +107,7 @@ def _refusal(
         case TooManyRequests():
             message = _too_many_requests(verdict, phrases)
         case PreconditionRequired():
-            message = _precondition_required(phrases)
+            message = _precondition_required(verdict, phrases)
     fields: Fields = (
         ("Content-Language", language.value),
         ("Vary", "Accept-Language, Accept"),
@@ -186,11 +186,14 @@ def _too_many_requests(verdict: TooManyRequests, phrases: Phrases) -> _Message:
     )
 
 
-def _precondition_required(phrases: Phrases) -> _Message:
+def _precondition_required(verdict: PreconditionRequired, phrases: Phrases) -> _Message:
     """428, with how to resubmit the request. RFC 6585 section 3."""
-    return _message(
-        HTTPStatus.PRECONDITION_REQUIRED, phrases.precondition_required, (phrases.how_to_resubmit,)
+    copies = verdict.method in COPIES
+    sentences = (
+        phrases.be_conditional,
+        phrases.how_to_resubmit_a_copy if copies else phrases.how_to_resubmit,
     )
+    return _message(HTTPStatus.PRECONDITION_REQUIRED, phrases.precondition_required, sentences)
 
 
 def _message(

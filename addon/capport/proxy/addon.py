@@ -18,7 +18,6 @@ from mitmproxy.proxy.layers.http import HTTPMode
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from capport.core.client import Peer, parse_address
-from capport.core.decision import HttpRequest
 from capport.core.explanation import Explanation
 from capport.core.policy import Connect, KnownHttp, KnownTls, UnknownTls
 from capport.core.reach import Machine
@@ -394,10 +393,9 @@ class Hooks:
     def explanation(self, shown: http.HTTPFlow) -> Explanation:
         """Explains the verdict that a request like this one would get now."""
         request = shown.request
-        case = HttpRequest(request.method, request.scheme, request.path)
         dialled = place_of(shown.server_conn.address)
         client = self.connections.client_of(shown.client_conn)
-        return self.gate.explain(client, case, claim_of(request), dialled, request.url)
+        return self.gate.explain(client, case_of(request), claim_of(request), dialled, request.url)
 
     def explain(self, shown: http.HTTPFlow) -> str:
         """Says what was decided on this flow, and what each rule says about the same request now.

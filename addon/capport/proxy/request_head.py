@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Iterable
 from typing import Final
 
 import h11
@@ -110,7 +111,16 @@ def case_of(request: http.Request) -> HttpRequest:
         request.path,
         tuple((n.decode("latin-1").lower(), len(n) + len(v)) for n, v in fields),
         sum(len(n) + len(v) + 4 for n, v in fields),
+        _may_overwrite(fields),
     )
+
+
+def _may_overwrite(fields: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether no field says `Overwrite: F`, or another one says something else.
+
+    RFC 4918 section 10.6. Two fields would be read one way here, and another way by the origin.
+    """
+    return [value for name, value in fields if name.lower() == b"overwrite"] != [b"F"]
 
 
 def is_plain(request: http.Request) -> bool:
@@ -200,7 +210,8 @@ class Head:
     def as_case(self, size: int) -> HttpRequest:
         """Makes the core's request of it."""
         fields = tuple((n.lower().decode("ascii"), len(n) + len(v)) for n, v in self.fields)
-        return HttpRequest(self.method, self.scheme, self.path, fields, size)
+        overwrites = _may_overwrite(self.fields)
+        return HttpRequest(self.method, self.scheme, self.path, fields, size, overwrites)
 
     def to_mitmproxy(self, dialled: Place | None) -> http.Request:
         """Makes mitmproxy's request of it, to be shown in a flow."""
