@@ -16,8 +16,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from capport.core.client import Client, Mac, parse_address
-from capport.events import BACKLOG, LINES_A_CLIENT, LONGEST_TEXT, WINDOW, EventLog
+from capport.core.client import Client, ClientId, Mac, parse_address, parse_client_id
+from capport.events import (
+    BACKLOG,
+    LINES_A_CLIENT,
+    LINES_WATCHED,
+    LONGEST_TEXT,
+    WINDOW,
+    EventLog,
+    Watched,
+)
 
 SOON = 30.0  # seconds: a bound for a loaded machine, not an expectation
 CLIENT = Client(parse_address("192.0.2.7"), Mac("02:00:00:00:00:07"))
@@ -79,6 +87,44 @@ def test_what_repeats_is_counted(tmp_path: Path) -> None:
         it.write("refused", CLIENT, status=511, host="x.test", because="later")
     told = lines(path)
     assert [it.get("repeats") for it in told if it["client"] == "192.0.2.7"] == [None, 99, None]
+
+
+@pytest.mark.parametrize("who", ["192.0.2.7", "02:00:00:00:00:07", "02:00:00:00:00:07@192.0.2.7"])
+def test_each_event_of_a_watched_client_is_a_line(tmp_path: Path, who: str) -> None:
+    path = tmp_path / "events"
+    with log(path) as it:
+        it.watched.add(parse_client_id(who))
+        for client in (CLIENT, OTHER) * 3:
+            it.write("refused", client, status=511, host="x.test")
+        it.watched.discard(parse_client_id(who))
+        for _ in range(3):
+            it.write("refused", CLIENT, status=511, host="x.test")
+    told = [(line["client"], line.get("repeats")) for line in lines(path)]
+    assert told.count(("192.0.2.7", None)) == 3 + 1
+    assert told.count(("192.0.2.8", None)) == 1
+    assert sorted(repeats for _, repeats in told if repeats) == [2, 2]
+
+
+def test_a_watched_client_cannot_fill_the_disk(tmp_path: Path) -> None:
+    path, clock = tmp_path / "events", Clock()
+    with log(path, clock) as it:
+        it.watched = Watched(everybody=True)
+        for number in range(LINES_WATCHED + 1000):
+            it.write("refused", CLIENT, host=f"{number}.test")
+            if number % 1000 == 0:
+                eventually(lambda: not it.backlog)
+    assert len(lines(path)) <= LINES_WATCHED + LINES_A_CLIENT + 2
+    assert sum(line.get("repeats", 0) + 1 for line in lines(path)) >= LINES_WATCHED + 1000
+
+
+def test_only_a_log_with_a_file_watches(tmp_path: Path) -> None:
+    watched = Watched()
+    watched.add(ClientId("192.0.2.8"))
+    assert not EventLog(watched=watched).watches(OTHER)
+    with log(tmp_path / "events") as it:
+        it.watched = watched
+        assert it.watches(OTHER)
+        assert not it.watches(CLIENT)
 
 
 def test_credentials_that_are_new_are_no_repeat(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Writes events to a file, one JSON line each, so that no client can fill the file.
 
 A repeated event is counted, and written again once a minute with the count. If a client causes more
-different events than its share, they are counted together in one line. A thread of its own writes
-the file, so that a slow or full disk holds nothing up.
+different events than its share, they are counted together in one line. Each event of a watched
+client is written, up to a larger share. A thread of its own writes the file, so that a slow or full
+disk holds nothing up.
 """
 
 import errno
@@ -13,7 +14,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 WINDOW = 60.0  # seconds in which a repeated line is counted instead of written
 LINES_A_CLIENT = 60  # different lines of one client within a window
+LINES_WATCHED = 6000  # lines of a watched client within a window; those above it are merged
 LONGEST_TEXT = 500  # characters of one field, which a client may have chosen
 TABLE = 20_000  # lines whose repeats are counted, at most
 BACKLOG = 10_000  # lines that may wait for a slow disk
@@ -31,13 +33,32 @@ BACKLOG = 10_000  # lines that may wait for a slow disk
 type Value = str | int | float | bool | None
 
 # These events are always written, because a client cannot cause them at will.
-_ALWAYS = frozenset({"granted", "revoked", "expired", "policy"})
+_ALWAYS = frozenset({"granted", "revoked", "expired", "policy", "watched", "unwatched"})
 # Two events that agree in these fields count as one line. Its other fields (a port, a sentence) are
 # those of the first event.
 _DISTINGUISHING = (
     *("status", "host", "method", "cookies", "authorizations"),
     *("sni", "destination", "action", "outcome", "alert", "what"),
 )
+
+
+class Watched:
+    """The clients that somebody watches: each request and handshake of theirs is its own event."""
+
+    def __init__(self, *, everybody: bool = False) -> None:
+        self.everybody = everybody
+        self._ids: set[str] = set()
+
+    def add(self, client: ClientId) -> None:
+        """Watches a client, by its address, its MAC, or both together."""
+        self._ids.add(client)
+
+    def discard(self, client: ClientId) -> None:
+        """Watches that client no longer."""
+        self._ids.discard(client)
+
+    def __contains__(self, client: Client) -> bool:
+        return self.everybody or (bool(self._ids) and not self._ids.isdisjoint(client.ids))
 
 
 @dataclass(slots=True)
@@ -58,12 +79,14 @@ class EventLog:
     """The events of one process; with no `path`, nothing is written. `write` never raises."""
 
     path: Path | None = None
+    watched: Watched = field(default_factory=Watched)
     wall: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
         self.lines: OrderedDict[tuple[Value, ...], _Line] = OrderedDict()
         self.shares = BoundedMap[str, _Share](TABLE)
+        self._watched_shares = BoundedMap[str, _Share](TABLE)
         self.backlog: deque[str] = deque()
         self.lost = 0
         self._file: int | None = None
@@ -77,6 +100,10 @@ class EventLog:
             self._thread = threading.Thread(target=self._run, name="events", daemon=True)
             self._thread.start()
 
+    def watches(self, client: Client) -> bool:
+        """Whether an event of this client is to have details, because it is written by itself."""
+        return self.path is not None and client in self.watched
+
     def write(self, event: str, client: Client | ClientId | None = None, **fields: Value) -> None:
         """Records one event, its `fields` in this order. A field that is None is left out."""
         if self.path is None:
@@ -89,8 +116,9 @@ class EventLog:
             record |= {"client": str(address) if address else None, "mac": mac}
         record |= {name: _cut(value) for name, value in fields.items()}
         record = {name: value for name, value in record.items() if value is not None}
+        watched = isinstance(client, Client) and client in self.watched
         with self._wake:
-            if event in _ALWAYS or self._is_new(record):
+            if event in _ALWAYS or (watched and self._has_room(record)) or self._is_new(record):
                 self._put(record)
             self._wake.notify()
 
@@ -108,20 +136,19 @@ class EventLog:
             self._file = None
         return True
 
+    def _has_room(self, record: dict[str, Value]) -> bool:
+        """Whether a watched client has a line left. Counts the line."""
+        share = _share(self._watched_shares, _device(record), self.monotonic())
+        return share.lines <= LINES_WATCHED
+
     def _is_new(self, record: dict[str, Value]) -> bool:
-        now = self.monotonic()
-        # The MAC first, because one device has many IPv6 addresses.
-        device = str(record.get("mac") or record.get("client", ""))
+        now, device = self.monotonic(), _device(record)
         key = (record["event"], device, *(record.get(name) for name in _DISTINGUISHING))
         line = self.lines.get(key)
         if line is not None and now < line.until:
             line.repeats += 1
             return False
-        share = self.shares.get(device)
-        if share is None or now >= share.until:
-            share = self.shares[device] = _Share(now + WINDOW)
-        share.lines += 1
-        if share.lines > LINES_A_CLIENT:
+        if _share(self.shares, device, now).lines > LINES_A_CLIENT:
             key = (record["event"], device, "more")
             record = {name: record[name] for name in ("event", "client", "mac") if name in record}
             if key in self.lines:
@@ -214,6 +241,20 @@ class EventLog:
         # Not blocking, because a pipe that nobody reads would hold up the start or the last line.
         how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         return os.open(self.path, how, 0o640)  # not for everyone: it shows where clients go
+
+
+def _device(record: dict[str, Value]) -> str:
+    # The MAC first, because one device has many IPv6 addresses.
+    return str(record.get("mac") or record.get("client", ""))
+
+
+def _share(shares: BoundedMap[str, _Share], device: str, now: float) -> _Share:
+    """The device's share of the current window, with one line more counted in it."""
+    share = shares.get(device)
+    if share is None or now >= share.until:
+        share = shares[device] = _Share(now + WINDOW)
+    share.lines += 1
+    return share
 
 
 def _cut(value: Value) -> Value:

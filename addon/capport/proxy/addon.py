@@ -331,6 +331,17 @@ class Hooks:
         shown.response = None
 
     @closed(deny_nothing)
+    def http_connected(self, shown: http.HTTPFlow) -> None:
+        """Reports the tunnel."""
+        self.marks.passed(shown)
+
+    @closed(deny_nothing)
+    def error(self, shown: http.HTTPFlow) -> None:
+        """Reports a request that was forwarded and got no answer."""
+        if shown.response is None:
+            self.marks.passed(shown)
+
+    @closed(deny_nothing)
     def http_connect_error(self, shown: http.HTTPFlow) -> None:
         """Ends the connection after a failed CONNECT: mitmproxy cannot read a second one on it."""
         if shown.response:
@@ -364,6 +375,7 @@ class Hooks:
         garden = shown.marked == GARDEN_MARK
         if garden or self.gate.policy.http_known is KnownHttp.STREAM:
             shown.response.stream = True
+        self.marks.passed(shown)
 
     @closed(deny_nothing)
     def websocket_message(self, shown: http.HTTPFlow) -> None:

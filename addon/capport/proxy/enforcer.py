@@ -53,6 +53,11 @@ class Enforcer(Protocol):
     ) -> None:
         """Reports that a handshake was refused before any certificate was shown."""
 
+    def passed_tls(
+        self, conn: connection.Client, sni: str | None, dialled: Place | None, verdict: TlsVerdict
+    ) -> None:
+        """Reports that a handshake was let through."""
+
     def answered(self, conn: connection.Client) -> None:
         """Reports that an unknown client has its answer, on a connection that stays open."""
 

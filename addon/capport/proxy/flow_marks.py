@@ -1,4 +1,4 @@
-"""Reports what was decided: marks on mitmproxy's flows; the events `refused`, `tls` and `fault`."""
+"""Reports what was decided: marks on mitmproxy's flows; events on requests and handshakes."""
 
 import contextlib
 import logging
@@ -9,18 +9,18 @@ from mitmproxy import connection, flow, http, tcp
 
 from capport.core.client import Client
 from capport.core.place import Place
-from capport.core.verdict import Refuse, TlsVerdict, Verdict
+from capport.core.verdict import Inspect, Refuse, TlsVerdict, Verdict
 from capport.gate import Gate
 from capport.log_limits import FAULTS, Seldom
 from capport.proxy.connections import Connections
-from capport.proxy.request_head import credentials_in
+from capport.proxy.flow_details import credentials_of, details_of
+from capport.proxy.request_head import credentials_in, place_of
 
 logger = logging.getLogger(__name__)
 
 REFUSED_MARK = ":no_entry:"
 GARDEN_MARK = ":seedling:"
 KNOWN_MARK = ":white_check_mark:"
-AUTHORIZATIONS = ("authorization", "proxy-authorization")
 
 
 class FlowMarks:
@@ -55,16 +55,44 @@ class FlowMarks:
         credentials = credentials_in(shown.request.headers)
         if credentials:
             shown.metadata["portal"]["credentials"] = credentials
+        client = self._connections.client_of(shown.client_conn)
         self.event(
             "refused",
-            self._connections.client_of(shown.client_conn),
+            client,
             status=status,
             host=shown.request.host or None,
             method=shown.request.method,
-            cookies=credentials.get("cookie"),
-            authorizations=sum(credentials.get(name, 0) for name in AUTHORIZATIONS) or None,
+            **credentials_of(shown),
+            **(details_of(shown) if self._gate.events.watches(client) else {}),
             because=because,
         )
+
+    def passed(self, shown: http.HTTPFlow) -> None:
+        """Reports the answer to a watched client's request that was forwarded."""
+        verdict, because = decided_on(shown)
+        client = self._connections.client_of(shown.client_conn)
+        if verdict != "Pass" or not self._gate.events.watches(client):
+            return
+        self.event(
+            "passed",
+            client,
+            status=shown.response.status_code if shown.response else None,
+            host=shown.request.host or None,
+            method=shown.request.method,
+            **credentials_of(shown),
+            **details_of(shown),
+            answered_by=self._answering(shown),
+            error=str(shown.error) if shown.error else None,
+            because=because,
+        )
+
+    def _answering(self, shown: http.HTTPFlow) -> str | None:
+        """What answered a request that was forwarded; None if nothing did."""
+        if shown.error or (shown.response is None and shown.request.method != "CONNECT"):
+            return None
+        if place_of((shown.request.host, shown.request.port)) in self._gate.policy.login_places:
+            return "login server"
+        return "garden" if shown.marked == GARDEN_MARK else "origin"
 
     def refused_unread(self, conn: connection.Client, status: int, why: str) -> None:
         """Reports an answer to something that is no request, or a request that is too large."""
@@ -95,6 +123,22 @@ class FlowMarks:
             caveat=caveat,
             because=verdict.because,
         )
+
+    def passed_tls(
+        self, conn: connection.Client, sni: str | None, dialled: Place | None, verdict: TlsVerdict
+    ) -> None:
+        """Reports a watched client's handshake that was let through."""
+        client = self._connections.client_of(conn)
+        if self._gate.events.watches(client):
+            self.event(
+                "tls",
+                client,
+                sni=sni,
+                destination=str(dialled) if dialled else None,
+                action="inspect" if isinstance(verdict, Inspect) else "tunnel",
+                outcome="passed",
+                because=verdict.because,
+            )
 
 
 def mark(shown: flow.Flow, mark: str, verdict: str, because: str) -> None:

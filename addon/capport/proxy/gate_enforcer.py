@@ -121,6 +121,12 @@ class GateEnforcer:
         """Marks and reports the handshake."""
         self.marks.refused_tls(shown, sni, dialled, verdict, caveat)
 
+    def passed_tls(
+        self, conn: connection.Client, sni: str | None, dialled: Place | None, verdict: TlsVerdict
+    ) -> None:
+        """Reports the handshake, if the client is watched."""
+        self.marks.passed_tls(conn, sni, dialled, verdict)
+
     def answered(self, conn: connection.Client) -> None:
         """Starts the connection's deadline again."""
         self.connections.answered(conn)

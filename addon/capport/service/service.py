@@ -17,7 +17,7 @@ from capport.core.client import Address, Client, ClientId, Peer, parts_of
 from capport.core.place import Place
 from capport.core.policy import Policy
 from capport.core.reach import Machine
-from capport.events import EventLog
+from capport.events import EventLog, Watched
 from capport.gate import HERE, Gate
 from capport.linux.neighbours import NetlinkNeighbours
 from capport.policy import policy_file
@@ -85,8 +85,9 @@ class Service:
         self._serving = False
         self.login: Embedded | None = None
         self._changes = SessionChanges()
+        self.watched = Watched()
         with ExitStack() as opened:
-            self._events = _event_log(settings.events)
+            self._events = _event_log(settings.events, self.watched)
             opened.callback(lambda: self._events.close())
             store = open_sessions(self._url)
             opened.callback(store.close)
@@ -167,9 +168,20 @@ class Service:
 
     def write_events_to(self, path: Path | None) -> None:
         """Writes events to another file from now on. Raises SettingError, and keeps the old one."""
-        events = _event_log(path)
+        events = _event_log(path, self.watched)
         self._events.close()
         self._events = self.gate.events = events
+
+    def watch(self, client: ClientId) -> None:
+        """Writes each request and handshake of a client as an event of its own from now on."""
+        self.watched.add(client)
+        forwards = self.gate.policy.router is not None
+        self._events.write("watched", client, kernel_forwards=forwards)
+
+    def unwatch(self, client: ClientId) -> None:
+        """Ends that."""
+        self.watched.discard(client)
+        self._events.write("unwatched", client)
 
     def is_held(self, peer: Peer, client: Client) -> bool:
         """Whether the kernel holds a client that has a session (`Kernel.is_held`)."""
@@ -299,10 +311,10 @@ def needs_login_server(policy: Policy) -> bool:
     return policy.login_server is not None or "{state}" in policy.login_url
 
 
-def _event_log(path: Path | None) -> EventLog:
+def _event_log(path: Path | None, watched: Watched) -> EventLog:
     """The log in the file at `path`. Raises SettingError that says what to do."""
     try:
-        return EventLog(path)
+        return EventLog(path, watched)
     except OSError as error:
         remedies = {
             errno.ENOENT: "no such folder; make it first",

@@ -138,11 +138,13 @@ class HelloLayer(OwnLayer):
         match verdict:
             case Tunnel(to=place):
                 self.enforcer.let_through(client, place)
+                self.enforcer.passed_tls(client, hello.sni, self.dialled, verdict)
                 if place is not None and place != self.dialled:
                     yield from self._lead_to(place)
                 yield from self._continue_as(TCPLayer(self.context, ignore=True))
             case Inspect():
                 self.enforcer.let_through(client, None)
+                self.enforcer.passed_tls(client, hello.sni, self.dialled, verdict)
                 yield from self._continue_as(intercepting(self.context))
             case Intercept():
                 self.enforcer.takes_tls(client)
