@@ -146,6 +146,32 @@ def test_the_sample_of_the_interface_is_read_as_it_says() -> None:
     assert garden.find(ip_address("2001:db9::1"), 443) is None
 
 
+def test_a_client_that_has_mitmproxys_ca_needs_no_access_and_decides_nothing(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "phones.csv").write_text("192.0.2.9\n")
+    policy = parsed(
+        f"{LOGIN}clients:\n"
+        "  - {address: 192.0.2.7, trusts_ca: true}\n"
+        "  - {mac: 02:00:00:00:00:08, access: blocked, trusts_ca: true}\n"
+        "  - {address: 192.0.2.0/24, access: known, trusts_ca: false}\n"
+        "  - {file: phones.csv, trusts_ca: true}\n",
+        tmp_path,
+    )
+    assert access(policy, "192.0.2.7") is access(policy, "192.0.2.9") is Access.KNOWN
+    assert access(policy, "198.51.100.1", "02:00:00:00:00:08") is Access.BLOCKED
+    trusting = [
+        policy.trusting.find(Client(ip_address(address), mac)) is not None
+        for address, mac in (
+            ("192.0.2.7", None),
+            ("192.0.2.8", parse_mac("02:00:00:00:00:08")),
+            ("192.0.2.9", None),
+            ("192.0.2.10", None),
+        )
+    ]
+    assert trusting == [True, True, True, False]
+
+
 def test_a_rule_knows_the_line_it_stands_on() -> None:
     found = parsed(SAMPLE).clients.find(Client(ip_address("192.0.2.7")))
     assert found is not None

@@ -504,17 +504,23 @@ async def test_http_2_inside_interception_is_answered_511(
     assert origin.connections == 0
 
 
+@pytest.mark.parametrize("trusts_ca", [None, True])
 async def test_who_rejects_the_certificate_is_told_by_its_alert(
-    portal: StartPortal, origin: Origin, dialled: Dialled, monkeypatch: pytest.MonkeyPatch
+    portal: StartPortal,
+    origin: Origin,
+    dialled: Dialled,
+    monkeypatch: pytest.MonkeyPatch,
+    trusts_ca: bool | None,
 ) -> None:
     dialled("127.0.0.1", origin.port)
-    async with portal(INTERCEPT, mode="transparent") as it:
+    rule = "clients:\n  - {address: 127.0.0.1, trusts_ca: true}\n" if trusts_ca else ""
+    async with portal(INTERCEPT + rule, mode="transparent") as it:
         told = listened(it, monkeypatch)
         with pytest.raises(ssl.SSLCertVerificationError):
             await asyncio.to_thread(check_the_certificate, it.port)
         event = await told.one("tls")
         assert (event["outcome"], event["alert"]) == ("rejected", "unknown_ca")
-        assert event["hung_up"] is None
+        assert (event["hung_up"], event["trusts_ca"]) == (None, trusts_ca)
     assert origin.connections == 0
 
 

@@ -98,11 +98,12 @@ def _store(policy: Policy) -> str:
 
 
 def _clients(policy: Policy) -> str:
-    if not len(policy.clients):
-        return "no rules"
     counts = Counter(access for _, _, access in policy.clients.subjects())
-    said = ", ".join(f"{number} {access}" for access, number in sorted(counts.items()))
-    return f"{_count(counts.total(), 'rule', 'rules')}: {said}"
+    said = [f"{number} {access}" for access, number in sorted(counts.items())]
+    rules = f"{_count(counts.total(), 'rule', 'rules')}: {', '.join(said)}" if said else "no rules"
+    trusting = len(policy.trusting)
+    trust = "has mitmproxy's CA" if trusting == 1 else "have mitmproxy's CA"
+    return f"{rules}; {trusting} {trust}" if trusting else rules
 
 
 def _limits(limits: Limits) -> Iterator[str]:

@@ -370,7 +370,8 @@ class Policy:
     """The whole policy file. `file` is its path, or None for the embedded default.
 
     `other_login` is set if `login_url` has an address in it, and the login server also has one of
-    the other family (IPv4 or IPv6). Each client then gets the link with its own family.
+    the other family (IPv4 or IPv6). Each client then gets the link with its own family. `trusting`
+    are the clients that are meant to accept mitmproxy's certificates.
     """
 
     login_url: str
@@ -379,6 +380,7 @@ class Policy:
     network: str | None = None
     refresh: int | None = 10
     clients: ClientRules = field(default_factory=ClientRules)
+    trusting: ClientRules = field(default_factory=ClientRules)
     walled_garden: WalledGarden = field(default_factory=WalledGarden)
     tls: Tls = Tls()
     http_known: KnownHttp = KnownHttp.STREAM

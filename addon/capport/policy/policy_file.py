@@ -129,13 +129,15 @@ class _Reader:
         if section is not None:
             named = "login_url" in top and login.scheme == "https"
             self._doubt_certificate(section, login.place.host if named else None)
+        clients, trusting = self._clients(top)
         return Policy(
             login_url=login.url,
             login_place=login.place,
             other_login=Login(other[0].url, other[0].place) if other else None,
             network=top.take("network", values.for_people, None),
             refresh=top.take("refresh", values.refresh, _REFRESH),
-            clients=self._clients(top),
+            clients=clients,
+            trusting=trusting,
             walled_garden=self._walled_garden(top, login_server),
             tls=self._tls(top.section("tls")),
             http_known=self._http(top.section("http")),
@@ -183,20 +185,24 @@ class _Reader:
             for place in places.values()
         ]
 
-    def _clients(self, top: Section) -> ClientRules:
-        rules = ClientRules()
+    def _clients(self, top: Section) -> tuple[ClientRules, ClientRules]:
+        """The rules that decide, and the clients that trust mitmproxy's CA."""
+        rules, trusting = ClientRules(), ClientRules()
         for node in top.items("clients", "{address: 192.0.2.20, access: known}"):
             if isinstance(node, Fields):
-                self._client(Section(self.findings, "clients", node), rules)
+                self._client(Section(self.findings, "clients", node), rules, trusting)
             elif not isinstance(node, Refused):
                 what = "{address: 192.0.2.20, access: known}"
                 self.findings.error(
                     node.at, f"a client is a map, such as {what}, but this is {kind(node)}"
                 )
-        return rules
+        return rules, trusting
 
-    def _client(self, rule: Section, rules: ClientRules) -> None:
-        access = rule.need("access", values.word_of(Access), "known or blocked")
+    def _client(self, rule: Section, rules: ClientRules, trusting: ClientRules) -> None:
+        trusts = rule.take("trusts_ca", values.truth, "trusts_ca" in rule)
+        access = None
+        if not trusts or "access" in rule:
+            access = rule.need("access", values.word_of(Access), "known or blocked")
         name = rule.take("name", values.for_people, None)
         about = [key for key in ("mac", "address", "file") if key in rule]
         if len(about) != 1:
@@ -205,13 +211,17 @@ class _Reader:
             self.findings.error(rule.at, f"clients: {needs}")
             return
         if about == ["file"]:
-            self._clients_file(rule, rules, access)
+            tables = [rules] if access or not trusts else []
+            self._clients_file(rule, [*tables, trusting] if trusts else tables, access)
             return
         subject = (
             rule.take("mac", values.mac, None)
             if about == ["mac"]
             else rule.take("address", values.network, None)
         )
+        if subject is not None and trusts:
+            trusting.section(Access.KNOWN, self.findings.file)
+            trusting.add(subject, rule.at.line, name)
         if subject is None or access is None:
             return
         if earlier := rules.covering(subject):
@@ -220,7 +230,9 @@ class _Reader:
         rules.section(access, self.findings.file)
         rules.add(subject, rule.at.line, name)
 
-    def _clients_file(self, rule: Section, rules: ClientRules, access: Access | None) -> None:
+    def _clients_file(
+        self, rule: Section, tables: list[ClientRules], access: Access | None
+    ) -> None:
         if "name" in rule:
             self.findings.error(
                 rule.mark("name"), "name: each client in a file has its own name; remove this one"
@@ -229,8 +241,11 @@ class _Reader:
         if path is None:
             return
         self._opening(str(path))
-        rules.section(access or Access.BLOCKED, str(path))
-        for problem in clients_file.read(path, rules):
+        problems: list[Problem] = []
+        for table in tables:
+            table.section(access or Access.BLOCKED, str(path))
+            problems = clients_file.read(path, table)
+        for problem in problems:
             if problem.line:
                 self.findings.error_in(rule.mark("file"), problem)
             else:

@@ -22,7 +22,7 @@ KEYS = {
         "login_server",
         "router",
     ),
-    "clients": ("mac", "address", "file", "access", "name"),
+    "clients": ("mac", "address", "file", "access", "name", "trusts_ca"),
     "tls": ("unknown", "known", "connect"),
     "http": ("known",),
     "sessions": ("store", "lifetime", "idle", "most"),

@@ -68,6 +68,15 @@ def word_of[Words: StrEnum](words: type[Words]) -> Callable[[str], Words]:
     return parse
 
 
+def truth(text: str) -> bool:
+    """`true` or `false`."""
+    if text in ("true", "false"):
+        return text == "true"
+    meant = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(text.lower())
+    hint = f": write {meant}" if meant else did_you_mean(text, ("true", "false"))
+    raise ValueError(f"{shown(text)} is neither true nor false{hint}")
+
+
 def duration(least: int, most: int) -> Callable[[str], float]:
     """A parser of `90s`, `30m`, `8h` or `7d`, between two bounds in seconds; it returns seconds."""
 

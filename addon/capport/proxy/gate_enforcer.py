@@ -157,7 +157,10 @@ class GateEnforcer:
     ) -> None:
         """Waits until the client has taken or rejected the certificate, and reports it then."""
         client, destination = self.connections.client_of(conn), str(dialled) if dialled else None
-        self.handshakes.intercepted(conn, Handshake(client, sni, destination, because, caveat))
+        trusts_ca = self.gate.policy.trusting.find(client) is not None
+        self.handshakes.intercepted(
+            conn, Handshake(client, sni, destination, because, caveat, trusts_ca)
+        )
 
     def used(self, conn: connection.Client) -> None:
         """Reports that the client took the certificate, if one was shown."""

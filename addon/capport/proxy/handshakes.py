@@ -21,6 +21,7 @@ class Handshake:
     destination: str | None
     because: str
     caveat: str
+    trusts_ca: bool = False  # the policy says that it has mitmproxy's CA
     established: bool = False
 
 
@@ -68,6 +69,7 @@ class Handshakes:
             outcome=outcome,
             alert=alert,
             hung_up=hung_up,
+            trusts_ca=handshake.trusts_ca or None,
             caveat=handshake.caveat,
             because=handshake.because,
         )
