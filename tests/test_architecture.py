@@ -94,11 +94,12 @@ HOUSE: tuple[Row, ...] = (
         ("capport.core.*", "capport.stores", "capport.events"),
         "the events of sessions are written in one place",
     ),
+    Row(("capport.budgets",), ("capport.core.*",), "processes share numbers, and nothing else"),
     Row(
         ("capport.gate",),
         (
             *("capport.core", "capport.core.*", "capport.stores", "capport.linux"),
-            "capport.linux.own_addresses",
+            *("capport.linux.own_addresses", "capport.budgets"),
             *("capport.events", "capport.metrics", "capport.clock"),
         ),
         "it knows protocols, and can be given fakes",

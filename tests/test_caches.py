@@ -270,7 +270,7 @@ async def test_a_cache_in_front_does_not_store_a_511(
 async def test_nor_a_429(portal: StartPortal, origin: Origin, folder: Path, cache: Cache) -> None:
     """RFC 6585 section 4: MUST NOT be stored."""
     host = f"127.0.0.1:{origin.port}"
-    policy = "limits:\n  requests: {count: 1, per: 1h}\n"
+    policy = "limits:\n  unknown_requests: {count: 1, per: 1h}\n"
     async with portal(policy) as it, running(cache, folder, it.port) as front:
         statuses = [(await front.get(host))[0] for _ in range(3)]
         assert statuses == [511, 429, 429]

@@ -4,7 +4,17 @@ from typing import Any
 
 import pytest
 
-from capport.core.client import UNSEEN, Address, ClientId, Mac, Peer, Way, parse_address
+from capport.core.client import (
+    UNSEEN,
+    Address,
+    Client,
+    ClientId,
+    Mac,
+    Peer,
+    Way,
+    parse_address,
+    parse_mac,
+)
 from capport.core.decision import HttpRequest
 from capport.core.place import Place
 from capport.core.policy import Access, ClientRules, Limits, Login, Policy, Rate, Router, Sessions
@@ -92,7 +102,7 @@ def test_what_was_relayed_without_a_decision_keeps_an_idle_session_up() -> None:
 
 
 def test_requests_that_come_too_fast_are_told_when_to_come_back() -> None:
-    gate, time = make(replace(POLICY, limits=Limits(requests=Rate(2, 60.0))))
+    gate, time = make(replace(POLICY, limits=Limits(unknown_requests=Rate(2, 60.0))))
     client, other = gate.client("192.0.2.7"), gate.client("192.0.2.8")
     for _ in range(2):
         verdict = gate.request(client, HttpRequest(), ELSEWHERE, None)
@@ -103,6 +113,39 @@ def test_requests_that_come_too_fast_are_told_when_to_come_back() -> None:
     assert not isinstance(gate.request(other, HttpRequest(), ELSEWHERE, None), TooManyRequests)
     time.now += verdict.retry_after
     assert not isinstance(gate.request(client, HttpRequest(), ELSEWHERE, None), TooManyRequests)
+
+
+def test_a_device_has_one_budget_over_its_addresses_and_another_when_it_is_known() -> None:
+    policy = replace(POLICY, limits=Limits(Rate(1, 60.0), unknown_requests=Rate(2, 60.0)))
+    gate, _ = make(policy)
+    mac = parse_mac("02:00:00:00:00:07")
+    at = [Client(ip_address(address), mac) for address in ("192.0.2.7", "2001:db8:1::7")]
+
+    def asks(client: Client) -> type:
+        return type(gate.request(client, HttpRequest(), ELSEWHERE, None))
+
+    assert [asks(at[0]), asks(at[1])] == [NetworkAuthenticationRequired] * 2
+    assert [asks(at[0]), asks(at[1])] == [TooManyRequests] * 2
+    gate.grant(ClientId(mac))
+    assert [asks(at[0]), asks(at[1])] == [Pass, TooManyRequests]
+    gate.revoke(ClientId(mac))
+    assert asks(at[0]) is TooManyRequests
+
+
+def test_a_client_that_uses_the_address_of_another_takes_nothing_from_its_budget() -> None:
+    gate, _ = make(replace(POLICY, limits=Limits(unknown_requests=Rate(1, 60.0))))
+    address = ip_address("192.0.2.7")
+    for client in (Client(address, astray=True), Client(address)):
+        verdict = gate.request(client, HttpRequest(), ELSEWHERE, None)
+        assert isinstance(verdict, NetworkAuthenticationRequired)
+
+
+def test_a_client_may_sign_in_however_many_requests_it_has_sent() -> None:
+    gate, _ = make(replace(POLICY, limits=Limits(unknown_requests=Rate(1, 60.0))))
+    client = gate.client("192.0.2.7")
+    for _ in range(3):
+        assert isinstance(gate.request(client, HttpRequest(), POLICY.login_place, None), Pass)
+    assert isinstance(gate.request(client, HttpRequest(), ELSEWHERE, None), TooManyRequests)
 
 
 def test_the_link_is_made_for_the_client_and_for_what_it_asked() -> None:
@@ -145,7 +188,7 @@ def test_a_302_is_for_the_family_whose_login_server_answers() -> None:
 
 
 def test_explaining_neither_counts_nor_keeps_a_session_up() -> None:
-    policy = replace(POLICY, limits=Limits(requests=Rate(1, 60.0)))
+    policy = replace(POLICY, limits=Limits(unknown_requests=Rate(1, 60.0)))
     gate, _ = make(policy)
     client = gate.client("192.0.2.7")
     for _ in range(3):

@@ -33,7 +33,7 @@ BACKLOG = 10_000  # lines that may wait for a slow disk
 type Value = str | int | float | bool | None
 
 # These events are always written, because a client cannot cause them at will.
-_ALWAYS = frozenset({"granted", "revoked", "expired", "policy", "watched", "unwatched"})
+_ALWAYS = frozenset({"granted", "revoked", "expired", "policy", "dropped", "watched", "unwatched"})
 # Two events that agree in these fields count as one line. Its other fields (a port, a sentence) are
 # those of the first event.
 _DISTINGUISHING = (

@@ -8,8 +8,8 @@ from types import MappingProxyType
 from typing import Final
 
 from capport import clock
-from capport.core import decision, explanation, rates
-from capport.core.bounded_map import BoundedMap
+from capport.budgets import Budgets
+from capport.core import decision, explanation
 from capport.core.client import (
     UNSEEN,
     Address,
@@ -28,14 +28,21 @@ from capport.core.policy import Policy
 from capport.core.reach import Machine
 from capport.core.session import Instant, Session, open_ones
 from capport.core.standing import Standing, lacks_mac, standing
-from capport.core.verdict import NetworkAuthenticationRequired, Pass, SignIn, TlsVerdict, Verdict
+from capport.core.verdict import (
+    Drop,
+    NetworkAuthenticationRequired,
+    Pass,
+    Refuse,
+    SignIn,
+    TlsVerdict,
+    Verdict,
+)
 from capport.events import EventLog
 from capport.linux import Neighbours, NoNeighbours
 from capport.linux.own_addresses import OWN
 from capport.stores import FullError, SessionStore, StoreError
 
 NOWHERE: Final[Mapping[Place, Address]] = MappingProxyType({})
-BUCKETS = 50_000  # clients whose requests are counted for 429, at most
 
 HERE = Machine(OWN)
 
@@ -50,6 +57,8 @@ class Gate:
     link of a 511. `answering` maps each place of the login server that answers now to its address.
     `carry_out` puts a session that was opened or ended here in force in the kernel. It gets the
     client's id, returns when the change is in force, and raises StoreError if there is no room.
+    `drop` ends the connections of a client that was refused too often (`limits.drop_after`), and
+    gets the seconds for which new ones are dropped. It must not raise.
     """
 
     def __init__(
@@ -64,6 +73,8 @@ class Gate:
         link: Link | None = None,
         answering: Mapping[Place, Address] = NOWHERE,
         carry_out: Callable[[ClientId], None] | None = None,
+        budgets: Budgets | None = None,
+        drop: Callable[[Client, float], None] | None = None,
     ) -> None:
         self.policy = policy
         self.store = store
@@ -74,7 +85,8 @@ class Gate:
         self.link = link
         self.answering = answering
         self._carry_out = carry_out or _nothing_to_do
-        self._buckets = BoundedMap[ClientId, rates.Bucket](BUCKETS)
+        self._budgets = budgets or Budgets()
+        self._drop = drop
 
     def client(self, at: Peer | str) -> Client:
         """The client at the other end of a connection, or at an address that a socket gave as text.
@@ -127,14 +139,16 @@ class Gate:
     ) -> Verdict:
         """The verdict on one HTTP request. It counts for 429, and keeps an idle session open."""
         found, answers = self.standing(client), self._login_answers(client)
-        wait = self._spend(client)
+        wait = self._spend(found)
         case = Case(
             found, claim, dialled, request, wait, answers, machine=self.machine, logins=logins
         )
         verdict = decision.decide(case, self.policy)
         if isinstance(verdict, Pass):
             self._heard_of(found)
-        elif self.link is not None and isinstance(verdict, NetworkAuthenticationRequired | SignIn):
+            return verdict
+        self._count_refusal(found)
+        if self.link is not None and isinstance(verdict, NetworkAuthenticationRequired | SignIn):
             # After the sign-in nobody wants to be sent to the URL of a connectivity check.
             page = url if isinstance(verdict, NetworkAuthenticationRequired) else None
             verdict = replace(verdict, login_url=self.link(client, page) or verdict.login_url)
@@ -175,7 +189,20 @@ class Gate:
         """Decides what to do with a TLS handshake."""
         found = self.standing(client)
         case = Case(found, sni, dialled, machine=self.machine, logins=logins)
-        return decision.decide_tls(case, self.policy)
+        verdict = decision.decide_tls(case, self.policy)
+        if isinstance(verdict, Refuse | Drop):
+            self._count_refusal(found)
+        return verdict
+
+    def refused_unread(self, client: Client) -> None:
+        """Counts the refusal of something that could not be read as a request."""
+        self._count_refusal(self.standing(client))
+
+    def is_dropped(self, found: Standing) -> bool:
+        """Whether a connection of this client is to be dropped, because of `limits.drop_after`."""
+        if self.policy.limits.drop_after is None:
+            return False
+        return self._budgets.until(f"dropped {_budget(found)}") > self.now()
 
     def standing(self, client: Client, *, over: bool = False) -> Standing:
         """What `client` is now. With `over`, the reason mentions a session that is over."""
@@ -329,13 +356,36 @@ class Gate:
         if session is not None and session.idle is not None:
             self.store.touch(session.client, self.now())
 
-    def _spend(self, client: Client) -> int | None:
-        rate = self.policy.limits.requests
+    def _spend(self, found: Standing) -> int | None:
+        """Takes one from the client's requests; returns how long it must wait if none is left."""
+        rate = self.policy.limits.requests_of(known=found.is_known)
         if rate is None:
             return None
-        bucket = self._buckets.get(client.id)
-        self._buckets[client.id], wait = rates.spend(bucket, rate, self.now())
-        return wait
+        return self._budgets.spend(f"requests {_budget(found)}", rate, self.now())
+
+    def _count_refusal(self, found: Standing) -> None:
+        """Counts a refusal; if they are too many, drops the client's connections for `per`.
+
+        RFC 6585 sections 7.2 and 7.3: answers cost more than a client is worth that does not stop.
+        """
+        limit, now, who = self.policy.limits.drop_after, self.now(), _budget(found)
+        if limit is None or self._budgets.spend(f"refusals {who}", limit, now) is None:
+            return
+        if not self.is_dropped(found):
+            self._budgets.set(f"dropped {who}", now + limit.per)
+            because = f"it was refused more than {limit.count} times in {limit.per:g} s"
+            self.events.write("dropped", found.client, seconds=limit.per, because=because)
+        if self._drop is not None:
+            self._drop(found.client, self._budgets.until(f"dropped {who}") - now)
+
+
+def _budget(found: Standing) -> str:
+    """Whose budget it is: one client's over all its addresses, and another when it becomes known.
+
+    What a client that is astray does is not held against the client whose address it uses.
+    """
+    client = found.client
+    return f"{client.id if client.ids else f'astray {client.address}'} {found.kind}"
 
 
 def _nothing_to_do(client: ClientId) -> None:

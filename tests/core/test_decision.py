@@ -287,6 +287,7 @@ LIMITED = replace(
     POLICY,
     limits=Limits(
         requests=Rate(5, 60.0),
+        unknown_requests=Rate(3, 60.0),
         header_field=100,
         header_section=1000,
         require_conditions=frozenset({"api.example.com"}),
@@ -359,7 +360,8 @@ def test_limits(verdict: type, because: str, changes: dict[str, Any]) -> None:
             "its header section has 1001 bytes; 1000 are allowed",
             {"request": HttpRequest(section_size=1001)},
         ),
-        ("it has sent more than 5 requests in 60 s", {"retry_after": 3}),
+        ("it has sent more than 5 requests in 60 s", {"retry_after": 3, "session": OPEN}),
+        ("it has sent more than 3 requests in 60 s", {"retry_after": 3}),
         ("PUT to api.example.com has no precondition", {"request": PUT, "session": OPEN}),
         ("login.example.net:443 is the login server", {"claim": LOGIN}),
         ("198.51.100.7 (02:00:00:00:00:07) is known by lab.yaml:9", {"rule": KNOWN}),

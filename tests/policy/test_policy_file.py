@@ -108,7 +108,12 @@ def test_the_sample_of_the_interface_is_read_as_it_says() -> None:
     store = "sqlite:///var/lib/capport/sessions.db"
     assert policy.sessions == Sessions(store, 28800.0, 1800.0, most=20_000)
     conditional = frozenset({"api.example.org"})
-    assert policy.limits == Limits(Rate(600, 60.0), 16384, 65536, conditional)
+    assert policy.limits == Limits(
+        Rate(600, 60.0),
+        *(16384, 65536, conditional),
+        unknown_requests=Rate(300, 60.0),
+        drop_after=Rate(6000, 60.0),
+    )
     assert policy.probes is Probes.COMPATIBLE
     assert policy.probe_paths == ("/generate_204",)
     assert policy.login_server == LoginServer(

@@ -1,11 +1,14 @@
 """428, 429 and 431 (RFC 6585 sections 3 to 5), for known and for unknown clients."""
 
 import asyncio
+import json
+from pathlib import Path
 
 import pytest
 
-from conftest import Origin, StartPortal, one_answer
-from proxy.wire import GARDEN, Dialled, answers, garden, with_names
+from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
+from proxy.hellos import real
+from proxy.wire import GARDEN, Dialled, answers, garden, say, until, with_names
 
 LIMITS = """
 limits:
@@ -13,7 +16,11 @@ limits:
   header_section: 4KiB
   require_conditions: [www.example.org]
 """
-FEW = "limits:\n  requests: {count: 3, per: 1h}\n"
+FEW = """
+limits:
+  requests: {count: 3, per: 1h}
+  unknown_requests: {count: 3, per: 1h}
+"""
 KNOWN = "clients:\n  - {address: 127.0.0.1, access: known}\n"
 BROWSER = "User-Agent: Mozilla/5.0\r\n"
 
@@ -155,3 +162,107 @@ async def test_limits_hold_in_transparent_mode(
             head = b"GET / HTTP/1.1\r\nHost: www.example.org\r\n\r\n"
             found = [answers(await it.ask(head))[0].status for _ in range(4)]
             assert found == [200 if who else 511] * 3 + [429]
+
+
+DROPS = "limits:\n  drop_after: {count: 3, per: 60s}\n"
+HELLO = real()
+LARGE = b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 66_000 + b"\r\n\r\n"
+
+
+async def is_dropped(it: Portal, data: bytes, at: str = "127.0.0.1") -> bool:
+    """Whether nothing comes back for `data` from a client at this address."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", it.port, local_addr=(at, 0))
+    try:
+        writer.write(data)
+        return await asyncio.wait_for(reader.read(1), SOON) == b""
+    except ConnectionError:
+        return True
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [b"GET http://x/ HTTP/1.1\r\nHost: x\r\n\r\n", LARGE, HELLO, b"GARBAGE\r\n\r\n"],
+    ids=["a request", "a head too large to read", "TLS", "no request"],
+)
+@pytest.mark.rfc(6585, "7.2", "it may be more appropriate to just drop connections")
+@pytest.mark.rfc(6585, "7.3", "it may be more appropriate to just drop connections")
+async def test_a_client_that_was_refused_too_often_is_dropped_for_a_time(
+    portal: StartPortal, dialled: Dialled, tmp_path: Path, refused: bytes
+) -> None:
+    dialled("192.0.2.80", 443)
+    async with portal(DROPS, mode="transparent", events=True) as it:
+        assert [await is_dropped(it, refused) for _ in range(6)] == [False] * 3 + [True] * 3
+        assert not await is_dropped(it, refused, at="127.0.0.9")
+        now, later = it.gate.now, 0.0
+        it.gate.now = lambda: now() + later
+        later = 55.0
+        assert await is_dropped(it, refused)
+        later = 60.0
+        assert not await is_dropped(it, refused)
+        await asyncio.to_thread(it.gate.events.close)
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    (dropped,) = [event for event in events if event["event"] == "dropped"]
+    assert (dropped["client"], dropped["seconds"]) == ("127.0.0.1", 60.0)
+    assert dropped["because"] == "it was refused more than 3 times in 60 s"
+
+
+async def test_what_a_dropped_client_has_open_ends_and_what_it_has_sent_is_not_answered(
+    portal: StartPortal, origin: Origin
+) -> None:
+    async with portal(DROPS + garden(f"{GARDEN}:{origin.port}")) as it:
+        with_names(it, GARDEN)
+        idle, kept = [await asyncio.open_connection("127.0.0.1", it.port) for _ in range(2)]
+        other = await asyncio.open_connection("127.0.0.1", it.port, local_addr=("127.0.0.9", 0))
+        for streams in (kept, other):
+            streams[1].write(request(origin))
+            assert b" 200 OK" in await one_answer(streams[0])
+        await asking_in_one(it, 5, 3)
+        assert await until_closed(idle[0]) == b""
+        assert await until_closed(kept[0]) == b""
+        await until(lambda: len(it.keeper.connections) == 1)
+        for streams in (idle, kept, other):
+            streams[1].close()
+
+
+async def asking_in_one(it: Portal, count: int, answered: int) -> None:
+    """Sends `count` requests in one segment; the first `answered` get a 511, and no other."""
+    streams = await asyncio.open_connection("127.0.0.1", it.port)
+    data = await say(streams, b"GET http://x/ HTTP/1.1\r\nHost: x\r\n\r\n" * count, ends=False)
+    assert [answer.status for answer in answers(data)] in ([511] * answered, [])
+
+
+async def test_a_client_that_signs_in_is_dropped_no_longer(
+    portal: StartPortal, origin: Origin
+) -> None:
+    async with portal(DROPS) as it:
+        with_names(it, GARDEN)
+        await asking_in_one(it, 4, 3)
+        assert await is_dropped(it, request(origin))
+        it.grant("127.0.0.1")
+        assert answers(await it.ask(request(origin)))[0].status == 200
+
+
+async def test_a_known_client_is_dropped_too(portal: StartPortal, origin: Origin) -> None:
+    async with portal(KNOWN + DROPS + "  header_field: 256\n") as it:
+        with_names(it, GARDEN)
+        large = request(origin, more=f"X-Large: {'a' * 300}\r\n")
+        assert [await is_dropped(it, large) for _ in range(5)] == [False] * 3 + [True] * 2
+        assert await is_dropped(it, request(origin))
+    assert origin.connections == 0
+
+
+async def test_what_passes_is_never_dropped(portal: StartPortal, origin: Origin) -> None:
+    async with portal(KNOWN + DROPS) as it:
+        with_names(it, GARDEN)
+        for _ in range(6):
+            assert answers(await it.ask(request(origin)))[0].status == 200
+
+
+async def test_nobody_is_dropped_unless_the_policy_says_so(
+    portal: StartPortal, origin: Origin
+) -> None:
+    async with portal() as it:
+        for _ in range(50):
+            assert answers(await it.ask(request(origin)))[0].status == 511

@@ -107,8 +107,13 @@ def _clients(policy: Policy) -> str:
 
 
 def _limits(limits: Limits) -> Iterator[str]:
-    if limits.requests:
-        yield f"{limits.requests.count} requests in {duration(limits.requests.per)}"
+    for rate, what in (
+        (limits.requests, "requests of a known client"),
+        (limits.unknown_requests, "requests of an unknown client"),
+        (limits.drop_after, "refusals before connections are dropped"),
+    ):
+        if rate:
+            yield f"{rate.count} {what} in {duration(rate.per)}"
     if limits.header_field is not None:
         yield f"a header field of {limits.header_field} bytes"
     if limits.header_section is not None:

@@ -117,10 +117,14 @@ def header_fields_too_large(case: Case, policy: Policy) -> Verdict | None:
 
 
 def too_many_requests(case: Case, policy: Policy) -> Verdict | None:
-    """429 if the client sends requests too fast. RFC 6585 section 4."""
-    if case.retry_after is None or policy.limits.requests is None:
+    """429 if the client sends requests too fast. RFC 6585 section 4.
+
+    It may ask the login server all the same: a program on the device that repeats its requests must
+    not keep a person from the sign-in.
+    """
+    rate = policy.limits.requests_of(known=case.standing.is_known)
+    if case.retry_after is None or rate is None or login_server(case, policy):
         return None
-    rate = policy.limits.requests
     because = f"it has sent more than {rate.count} requests in {rate.per:g} s"
     return TooManyRequests(because, case.retry_after, rate)
 

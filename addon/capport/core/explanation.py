@@ -28,7 +28,6 @@ type Steps = tuple[tuple[str, Verdict | None], ...]
 # The policy's keys that a rule depends on. A rule about one client or place has FILE:LINE instead.
 _KEYS = {
     "header_fields_too_large": ("limits.header_field", "limits.header_section"),
-    "too_many_requests": ("limits.requests",),
     "precondition_required": ("limits.require_conditions",),
     "login_server": ("login_url", "login_server"),
     "connectivity_check": ("probes", "probe_paths"),
@@ -114,6 +113,8 @@ def explain(case: Case, policy: Policy, url: str) -> Explanation:
     name, verdict = steps[-1]
     assert verdict is not None
     keys = _KEYS.get(name, ())
+    if name == "too_many_requests":
+        keys = ("limits.requests" if case.standing.is_known else "limits.unknown_requests",)
     if isinstance(tls, Inspect):
         keys = (*keys, "tls.known")
     elif isinstance(tls, Refuse | Intercept | Drop) and not isinstance(verdict, Closed):

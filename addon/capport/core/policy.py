@@ -318,7 +318,7 @@ class Sessions:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """`count` requests in `per` seconds."""
+    """`count` requests, or refusals, in `per` seconds."""
 
     count: int
     per: float
@@ -326,12 +326,22 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The policy's `limits`: RFC 6585 sections 3 to 5. Sizes are in bytes."""
+    """The policy's `limits`: RFC 6585 sections 3 to 5, and 7.2. Sizes are in bytes.
+
+    `requests` is for each known client, `unknown_requests` for each unknown one. `drop_after` is
+    how many refusals a client may cause before its connections are dropped.
+    """
 
     requests: Rate | None = None
     header_field: int | None = None
     header_section: int | None = None
     require_conditions: frozenset[Host] = frozenset()
+    unknown_requests: Rate | None = None
+    drop_after: Rate | None = None
+
+    def requests_of(self, *, known: bool) -> Rate | None:
+        """The rate that a known or an unknown client must keep."""
+        return self.requests if known else self.unknown_requests
 
 
 @dataclass(frozen=True, slots=True)

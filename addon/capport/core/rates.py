@@ -1,30 +1,30 @@
-"""The token bucket behind 429: whether a client may send a request, or how long it must wait."""
+"""How many requests a client may send: a token bucket (429, and RFC 6585 section 7.2).
+
+A bucket is one instant: when it will be full again. Until then it lacks what was taken from it, and
+a bucket whose instant is over is as good as none.
+"""
 
 import math
-from dataclasses import dataclass
 
 from capport.core.policy import Rate
 from capport.core.session import Instant
 
+FULL: Instant = 0.0
+"""The bucket of a client that nothing is recorded of."""
 
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """How many more requests one client may send at the instant `at`."""
-
-    tokens: float
-    at: Instant
+_EQUAL = 1e-7  # seconds: instants of a machine that runs for years are exact to less than this
 
 
-def spend(bucket: Bucket | None, rate: Rate, now: Instant) -> tuple[Bucket, int | None]:
+def spend(full_at: Instant, rate: Rate, now: Instant) -> tuple[Instant, int | None]:
     """The bucket after a request at `now`, and how many seconds to wait if it is one too many.
 
     A client may send `rate.count` requests at once, then one every `rate.per / rate.count` seconds.
-    A refused request costs no token, so that a client that waits for Retry-After is let through.
+    A refused request takes nothing, so that a client that waits for Retry-After is let through. A
+    bucket lacks at most all, even if the clock went back, or the policy had a lower rate before.
     """
-    a_second = rate.count / rate.per
-    tokens = float(rate.count)
-    if bucket is not None:
-        tokens = min(tokens, bucket.tokens + max(0.0, now - bucket.at) * a_second)
-    if tokens >= 1:
-        return Bucket(tokens - 1, now), None
-    return Bucket(tokens, now), math.ceil((1 - tokens) / a_second)
+    one = rate.per / rate.count
+    full_at = min(max(full_at, now), now + rate.per)
+    wait = full_at + one - rate.per - now - _EQUAL
+    if wait <= 0:
+        return full_at + one, None
+    return full_at, math.ceil(wait)

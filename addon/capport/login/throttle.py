@@ -95,18 +95,19 @@ class Often:
     """Limits how often clients sign in: one that meets the conditions could do it in a loop."""
 
     def __init__(self) -> None:
-        self._buckets = BoundedMap[object, rates.Bucket](_REMEMBERED)
-        self._terms: rates.Bucket | None = None
+        self._full_at = BoundedMap[object, Instant](_REMEMBERED)
+        self._terms_full_at = rates.FULL
 
     def accept_terms(self, now: Instant) -> int:
         """Counts an acceptance and returns 0, or returns the seconds to wait before it."""
-        self._terms, wait = rates.spend(self._terms, TERMS_FOR_ALL, now)
+        self._terms_full_at, wait = rates.spend(self._terms_full_at, TERMS_FOR_ALL, now)
         return wait or 0
 
     def spend(self, client: Client, now: Instant) -> int:
         """Counts a sign-in and returns 0, or returns the seconds that `client` has to wait."""
         who = _who(client)
-        self._buckets[who], wait = rates.spend(self._buckets.get(who), SIGN_INS, now)
+        full_at = self._full_at.get(who, rates.FULL)
+        self._full_at[who], wait = rates.spend(full_at, SIGN_INS, now)
         return wait or 0
 
 

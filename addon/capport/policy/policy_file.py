@@ -364,7 +364,11 @@ class _Reader:
             return Limits()
         limit = values.size(256, 1 << 20)
         limits = Limits(
-            requests=self._rate(section.section("requests")),
+            requests=self._rate(section.section("requests"), "requests, such as 600"),
+            unknown_requests=self._rate(
+                section.section("unknown_requests"), "requests, such as 300"
+            ),
+            drop_after=self._rate(section.section("drop_after"), "refusals, such as 6000"),
             header_field=section.take("header_field", limit, None),
             header_section=section.take("header_section", limit, None),
             require_conditions=frozenset(
@@ -379,10 +383,10 @@ class _Reader:
             self.findings.warn(at, "header_field is more than header_section: it has no effect")
         return limits
 
-    def _rate(self, section: Section | None) -> Rate | None:
+    def _rate(self, section: Section | None, what: str) -> Rate | None:
         if section is None:
             return None
-        count = section.need("count", values.count(1, 1_000_000), "how many requests, such as 600")
+        count = section.need("count", values.count(1, 1_000_000), f"how many {what}")
         per = section.need("per", values.duration(1, _DAY), "in which time, such as 1m")
         return None if count is None or per is None else Rate(count, per)
 

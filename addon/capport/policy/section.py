@@ -26,8 +26,17 @@ KEYS = {
     "tls": ("unknown", "known", "connect"),
     "http": ("known",),
     "sessions": ("store", "lifetime", "idle", "most"),
-    "limits": ("requests", "header_field", "header_section", "require_conditions"),
+    "limits": (
+        "requests",
+        "unknown_requests",
+        "drop_after",
+        "header_field",
+        "header_section",
+        "require_conditions",
+    ),
     "requests": ("count", "per"),
+    "unknown_requests": ("count", "per"),
+    "drop_after": ("count", "per"),
     "login_server": ("listen", "certificate", "key", "conditions", "venue_info_url"),
     "router": ("client_interface", "origin_interface"),
 }

@@ -84,6 +84,7 @@ from capport.service.service import Service
 from capport.service.settings import SettingError
 from capport.web.vouching import HEADER
 
+DROPPED = "portal: this client was refused too often (limits.drop_after)"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # of an HTTP/2 client, RFC 9113 section 3.4
 
 
@@ -164,8 +165,13 @@ class Hooks:
                 return
         peer = Peer(parse_address(conn.peername[0]), frame_of(conn))
         client = self.gate.client(peer)
+        found = self.gate.standing(client)
+        if self.gate.is_dropped(found):
+            conn.error = DROPPED
+            self.connections.abort_connection(conn, reset=True)
+            return
         self.connections.opened(conn, client, peer.frame)
-        if self.gate.known(client) and not self.enforcer.is_held(conn, client):
+        if found.is_known and not self.enforcer.is_held(conn, client):
             connect_early(handler_of(conn.id))
         conn.error = before
 

@@ -236,6 +236,13 @@ class Connections:
         for entry in tuple(self._open.values()):
             self._recheck(entry)
 
+    def drop(self, client: Client) -> None:
+        """Ends every connection of `client` with RST: it was refused too often."""
+        own = {*self._by_id.get(client.id, ()), *self._unknown_of.get(client.id, ())}
+        for entry in [self._open[key] for key in own]:
+            if entry.client.astray == client.astray:  # else it only uses the same address
+                self.abort(entry, reset=True)
+
     def abort(self, entry: Open, *, reset: bool = False) -> None:
         """Ends a connection and its connections to origins at once; drops what is unsent."""
         entry.over = True  # so data that has been read already is not forwarded either

@@ -107,7 +107,8 @@ class GateEnforcer:
         self.marks.refused(shown, verdict)
 
     def refused_unread(self, conn: connection.Client, status: int, why: str) -> None:
-        """Reports it."""
+        """Counts and reports it."""
+        self.gate.refused_unread(self.connections.client_of(conn))
         self.marks.refused_unread(conn, status, why)
 
     def refused_tls(

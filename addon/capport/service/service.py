@@ -50,6 +50,9 @@ class OpenConnections(Protocol):
     def recheck_all(self) -> None:
         """Decides again on every connection."""
 
+    def drop(self, client: Client) -> None:
+        """Ends every connection of `client` at once."""
+
 
 class Service:
     """Opens all parts of a portal; `start` begins to serve, `stop` ends everything.
@@ -104,6 +107,7 @@ class Service:
                 link=self._link,
                 answering=self._answering,
                 carry_out=self._changes.carry_out,
+                drop=self._drop,
             )
             self._kernel = Kernel(self.gate, self._fault)
             self._ledger = Ledger(store, lambda: self._events, self.gate.now)
@@ -282,6 +286,10 @@ class Service:
         if self._connections:
             parts = {ClientId(str(part)) for part in parts_of(client) if part is not None}
             self._connections.recheck({client, *parts})
+
+    def _drop(self, client: Client, seconds: float) -> None:
+        if self._connections:
+            self._connections.drop(client)
 
     async def _end_sessions(self) -> None:
         fault = None

@@ -100,7 +100,8 @@ class RefusalLayer(OwnLayer):
             yield commands.CloseConnection(self.context.client)
 
     def _read_heads(self) -> layer.CommandGenerator[None]:
-        while not self.lingering and not self.onward:
+        client = self.context.client
+        while not (self.lingering or self.onward or self.enforcer.is_gone(client)):
             self.method = b""
             try:
                 head = self.parser.next_event()
