@@ -88,7 +88,8 @@ class EventLog:
         self.shares = BoundedMap[str, _Share](TABLE)
         self._watched_shares = BoundedMap[str, _Share](TABLE)
         self.backlog: deque[str] = deque()
-        self.lost = 0
+        self.lost = 0  # lines that no event has reported yet
+        self.lost_in_all = 0
         self._file: int | None = None
         self._failing = False
         self._torn = False  # whether the last line in the file is incomplete
@@ -169,6 +170,7 @@ class EventLog:
     def _put(self, record: dict[str, Value]) -> None:
         if len(self.backlog) >= BACKLOG:
             self.lost += 1
+            self.lost_in_all += 1
             return
         self.backlog.append(self._line(record))
 
@@ -193,6 +195,7 @@ class EventLog:
                 with self._wake:
                     # If the first line was written, it has reported those that were lost before.
                     self.lost += left if left <= len(lines) else len(lines) + lost
+                    self.lost_in_all += min(left, len(lines))
             if closing:
                 return
 

@@ -2,7 +2,11 @@
 
 from importlib.util import find_spec
 
-EXTRAS = {"login": ("argon2", "jwt", "markdown_it"), "idna": ("idna",)}
+EXTRAS = {
+    "login": ("argon2", "jwt", "markdown_it"),
+    "idna": ("idna",),
+    "metrics": ("prometheus_client",),
+}
 """The modules of each extra. All else needs only mitmproxy, PyYAML and what they depend on."""
 
 

@@ -1,6 +1,7 @@
 """The gate: collects what a decision needs, asks the core for it, and grants and revokes."""
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -40,6 +41,7 @@ from capport.core.verdict import (
 from capport.events import EventLog
 from capport.linux import Neighbours, NoNeighbours
 from capport.linux.own_addresses import OWN
+from capport.metrics import Metrics
 from capport.stores import FullError, SessionStore, StoreError
 
 NOWHERE: Final[Mapping[Place, Address]] = MappingProxyType({})
@@ -75,6 +77,7 @@ class Gate:
         carry_out: Callable[[ClientId], None] | None = None,
         budgets: Budgets | None = None,
         drop: Callable[[Client, float], None] | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self.policy = policy
         self.store = store
@@ -84,6 +87,7 @@ class Gate:
         self.machine = machine
         self.link = link
         self.answering = answering
+        self.metrics = metrics or Metrics()
         self._carry_out = carry_out or _nothing_to_do
         self._budgets = budgets or Budgets()
         self._drop = drop
@@ -138,12 +142,15 @@ class Gate:
         logins: int | None = None,
     ) -> Verdict:
         """The verdict on one HTTP request. It counts for 429, and keeps an idle session open."""
+        begun = time.perf_counter()
         found, answers = self.standing(client), self._login_answers(client)
         wait = self._spend(found)
         case = Case(
             found, claim, dialled, request, wait, answers, machine=self.machine, logins=logins
         )
         verdict = decision.decide(case, self.policy)
+        self.metrics.decisions.add(time.perf_counter() - begun)
+        self.metrics.verdicts[type(verdict).__name__] += 1
         if isinstance(verdict, Pass):
             self._heard_of(found)
             return verdict
@@ -190,6 +197,7 @@ class Gate:
         found = self.standing(client)
         case = Case(found, sni, dialled, machine=self.machine, logins=logins)
         verdict = decision.decide_tls(case, self.policy)
+        self.metrics.verdicts[type(verdict).__name__] += 1
         if isinstance(verdict, Refuse | Drop):
             self._count_refusal(found)
         return verdict
@@ -276,6 +284,19 @@ class Gate:
         there are as many sessions as the policy allows; LookupError if it `renews` a session that
         was revoked or cleared away.
         """
+        with self.metrics.grants.of_this():
+            return self._grant(client, lifetime, by, how, name, renews=renews)
+
+    def _grant(
+        self,
+        client: ClientId,
+        lifetime: float | None,
+        by: str,
+        how: str,
+        name: str,
+        *,
+        renews: bool,
+    ) -> Session:
         now, sessions = self.now(), self.policy.sessions
         session = Session(
             client,
@@ -310,13 +331,14 @@ class Gate:
         """
         ended, failures = False, list[StoreError]()
         for client in clients:
-            try:
-                ended = self.store.drop(client) or ended
-            except StoreError as error:
-                failures.append(error)
-            finally:
-                with suppress(StoreError):  # a client that is removed needs no room
-                    self._carry_out(client)
+            with self.metrics.revocations.of_this():
+                try:
+                    ended = self.store.drop(client) or ended
+                except StoreError as error:
+                    failures.append(error)
+                finally:
+                    with suppress(StoreError):  # a client that is removed needs no room
+                        self._carry_out(client)
         if failures:
             raise failures[0]
         return ended

@@ -153,6 +153,11 @@ class NetlinkNeighbours:
             raise
         self._thread.start()
 
+    @property
+    def works(self) -> bool:
+        """Whether the replica is as the kernel's table is."""
+        return not (self._stale or self._closed)
+
     def find_mac(self, address: Address) -> Mac | None:
         """The MAC that `address` has now; None if it is off-link or there is no entry.
 

@@ -29,6 +29,7 @@ from capport.core.verdict import (
 )
 from capport.gate import Gate
 from capport.linux.own_addresses import OWN
+from capport.metrics import Metrics
 from capport.policy.policy_file import PolicyError
 from capport.proxy import mitmproxy_options
 from capport.proxy.connections import Connections
@@ -123,7 +124,7 @@ class Hooks:
 
         `mitmproxy_options` checks the changes of mitmproxy's own options.
         """
-        for name in ("portal_sessions", "portal_api"):
+        for name in ("portal_sessions", "portal_api", "portal_metrics"):
             if name in updated:
                 raise mitmproxy_options.Unusable(f"{name} cannot be changed while the portal runs")
         wanted = mitmproxy_options.settings_of(ctx.options)
@@ -143,7 +144,7 @@ class Hooks:
         prepare_listeners()
         try:
             await self.service.start(self.connections)
-        except OSError as error:
+        except (OSError, SettingError) as error:
             mitmproxy_options.stop_the_start(error)
 
     async def done(self) -> None:
@@ -489,7 +490,10 @@ def compose(guard: Guard) -> Hooks:
     """
     addresses = Addresses()
     service = Service(
-        mitmproxy_options.settings_of(ctx.options), addresses, machine=Machine(OWN, OwnPorts())
+        mitmproxy_options.settings_of(ctx.options),
+        addresses,
+        machine=Machine(OWN, OwnPorts()),
+        metrics=Metrics(denied=guard.denied),
     )
     connections = Connections(service.gate, handler_of)
     marks = FlowMarks(service.gate, connections)

@@ -108,6 +108,11 @@ class Connections:
     def __len__(self) -> int:
         return len(self._open)
 
+    @property
+    def unknown(self) -> int:
+        """How many unknown clients have a connection."""
+        return len(self._unknown_of)
+
     def peer_of(self, conn: connection.Client) -> Peer:
         """The client's end of a connection. Raises ValueError if the peer name is no address."""
         entry = self._open.get(key_of(conn))
@@ -332,6 +337,7 @@ class Connections:
             self._no_verdict(entry)
 
     def _no_verdict(self, entry: Open) -> None:
+        self.gate.metrics.denied["an open connection"] += 1
         logger.exception("No verdict on an open connection; it is closed")
         self.abort(entry)
 

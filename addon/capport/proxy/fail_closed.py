@@ -6,6 +6,7 @@ raises, or is overruled by another addon, no connection to an origin is opened.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
@@ -33,6 +34,7 @@ class Guard:
     name = "capport-guard"
 
     def __init__(self) -> None:
+        self.denied = Counter[str]()
         self._approved: dict[str, connection.Address | None] = {}
 
     def load(self, loader: Loader) -> None:
@@ -48,8 +50,9 @@ class Guard:
             return
         server = event.data.server
         approved = self._approved.pop(server.id, None)
-        if approved is None or approved != server.address:
-            server.error = server.error or DENIED
+        if (approved is None or approved != server.address) and not server.error:
+            server.error = DENIED
+            self.denied["the guard"] += 1
 
 
 class Faults(Protocol):

@@ -40,6 +40,7 @@ class FlowMarks:
 
     def fault(self, where: str) -> None:
         """Reports that a fault of the portal denied something. Call it in the `except` block."""
+        self._gate.metrics.denied[where] += 1
         if self._faults.is_due(time.monotonic(), where):
             # At most once a minute: a client that can cause a fault can repeat it at any rate.
             logger.exception(f"No verdict in {where}; it is denied")

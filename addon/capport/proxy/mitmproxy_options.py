@@ -28,6 +28,7 @@ OURS = {
     "portal_api": "ADDRESS:PORT on loopback where the API for your own login server also listens."
     " Callers need a token (capport token new). Default: only the unix socket api.sock.",
     "portal_events": "A file to which each event is written as one JSON line.",
+    "portal_metrics": "ADDRESS:PORT on loopback where Prometheus finds the portal's metrics.",
 }
 
 FORCED: dict[str, Any] = {
@@ -94,7 +95,8 @@ def settings_of(options: Any) -> Settings:
         policy=path_of("portal_policy", options.portal_policy),
         sessions=options.portal_sessions or None,
         events=path_of("portal_events", options.portal_events),
-        api=_api(options.portal_api),
+        api=_on_loopback("portal_api", options.portal_api, "127.0.0.1:8512"),
+        metrics=_on_loopback("portal_metrics", options.portal_metrics, "127.0.0.1:9511"),
     )
 
 
@@ -106,18 +108,17 @@ def path_of(option: str, text: str | None) -> Path | None:
         raise Unusable(f"{option}: {text}: there is no such home folder") from None
 
 
-def _api(text: str | None) -> Place | None:
-    """Where the API for your own login server listens, besides its unix socket."""
+def _on_loopback(option: str, text: str | None, example: str) -> Place | None:
+    """The place in `text`. Raises Unusable if it is not an address on loopback and a port."""
     if text is None:
         return None
-    would_do = "127.0.0.1:8512 would do"
     try:
         place = values.listen(text)
     except ValueError as error:
-        raise Unusable(f"portal_api: {error}; here on loopback: {would_do}") from None
+        raise Unusable(f"{option}: {error}; here on loopback: {example} would do") from None
     if isinstance(place.host, str) or not place.host.is_loopback:
-        why = f"is not on loopback, and clients could reach it: {would_do}"
-        raise Unusable(f"portal_api: {place} {why}")
+        why = f"is not on loopback, and clients could reach it: {example} would do"
+        raise Unusable(f"{option}: {place} {why}")
     return place
 
 

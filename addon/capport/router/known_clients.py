@@ -158,6 +158,11 @@ class KnownSet:
             with self._news:
                 self._news.notify()  # the next end may be earlier now
 
+    @property
+    def works(self) -> bool:
+        """Whether the kernel takes what we add, and has room for it."""
+        return not (self._failing or self._full)
+
     def has(self, client: Client) -> bool:
         """Whether we have added the client to the kernel's sets, and have not removed it since."""
         return client.address in self._elements or (

@@ -46,6 +46,11 @@ class Kernel:
         except (OSError, ValueError) as error:
             logger.error(f"Cannot load the policy's rules into the kernel: {error}")
 
+    @property
+    def works(self) -> bool:
+        """Whether the kernel's sets are kept; False if the policy has no `router`, too."""
+        return self._known is not None and self._known.works
+
     async def stop(self) -> None:
         """Stops; the kernel's sets stay as they are, and their elements time out."""
         await asyncio.to_thread(self._closing.close)

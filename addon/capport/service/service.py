@@ -18,8 +18,10 @@ from capport.core.place import Place
 from capport.core.policy import Policy
 from capport.core.reach import Machine
 from capport.events import EventLog, Watched
+from capport.extras import lacking
 from capport.gate import HERE, Gate
 from capport.linux.neighbours import NetlinkNeighbours
+from capport.metrics import Metrics
 from capport.policy import policy_file
 from capport.policy.policy_file import PolicyError
 from capport.policy.watcher import PolicyWatcher
@@ -53,6 +55,10 @@ class OpenConnections(Protocol):
     def drop(self, client: Client) -> None:
         """Ends every connection of `client` at once."""
 
+    @property
+    def unknown(self) -> int:
+        """How many unknown clients have a connection."""
+
 
 class Service:
     """Opens all parts of a portal; `start` begins to serve, `stop` ends everything.
@@ -68,6 +74,7 @@ class Service:
         *,
         machine: Machine = HERE,
         open_sessions: Callable[[str], SessionStore] = OPEN_SESSIONS,
+        metrics: Metrics | None = None,
     ) -> None:
         """Raises PolicyError, SettingError or OSError, and then leaves nothing open."""
         self._settings = settings
@@ -80,6 +87,8 @@ class Service:
             self._url = policy.sessions.store or default_store()
         if settings.api is not None and records_beside(self._url) is None:
             raise SettingError("portal_api: its tokens need a file, and :memory: has none")
+        if settings.metrics is not None and (missing := lacking("metrics")) is not None:
+            raise SettingError(f"portal_metrics {missing}")
         self._answering: dict[Place, Address] = {}
         self._connections: OpenConnections | None = None
         self._running = False
@@ -94,7 +103,7 @@ class Service:
             opened.callback(lambda: self._events.close())
             store = open_sessions(self._url)
             opened.callback(store.close)
-            neighbours = NetlinkNeighbours(
+            neighbours = self._neighbours = NetlinkNeighbours(
                 [policy.router.client_interface] if policy.router else None
             )
             opened.callback(neighbours.close)
@@ -108,6 +117,7 @@ class Service:
                 answering=self._answering,
                 carry_out=self._changes.carry_out,
                 drop=self._drop,
+                metrics=metrics,
             )
             self._kernel = Kernel(self.gate, self._fault)
             self._ledger = Ledger(store, lambda: self._events, self.gate.now)
@@ -118,6 +128,7 @@ class Service:
     async def start(self, connections: OpenConnections | None = None) -> None:
         """Starts to serve. Raises OSError if the login server or the API cannot listen."""
         self._running, self._connections = True, connections
+        self._show_metrics()
         if self._watcher:
             self._watcher.start()
         async with self._following:
@@ -195,6 +206,27 @@ class Service:
     def listens_at(self) -> list[Place]:
         """Where the login server listens."""
         return list(self.login.server.places) if self.login else []
+
+    # --- metrics ---------------------------------------------------------------------------------
+
+    def _show_metrics(self) -> None:
+        place = self._settings.metrics
+        if place is None:
+            return
+        from capport.service.metrics_page import MetricsPage  # needs an extra
+
+        try:
+            page = MetricsPage(place, self.gate, self._health, self._unknown)
+        except OSError as error:
+            raise SettingError(f"portal_metrics: {place}: {error.strerror}") from None
+        self._opened.callback(page.close)
+
+    def _health(self) -> dict[str, bool]:
+        parts = {"store": self.gate.store.fault is None, "neighbours": self._neighbours.works}
+        return parts | ({"kernel": self._kernel.works} if self.gate.policy.router else {})
+
+    def _unknown(self) -> int:
+        return self._connections.unknown if self._connections else 0
 
     # --- the policy ------------------------------------------------------------------------------
 

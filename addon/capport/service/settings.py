@@ -12,7 +12,7 @@ class SettingError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The policy file, and the places of sessions, events and the API; None means the default.
+    """The policy file, and the places of all else; None means the default, or that there is none.
 
     `socket` is where the API of `capport login` listens without tokens. The addon and `capport run`
     ignore it: their socket is beside the sessions.
@@ -22,4 +22,5 @@ class Settings:
     sessions: str | None = None
     events: Path | None = None
     api: Place | None = None
+    metrics: Place | None = None
     socket: Path | None = None

@@ -1,0 +1,103 @@
+"""Shows the portal's counts and its health to Prometheus, by HTTP on loopback."""
+
+import threading
+from collections.abc import Callable, Iterator
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from capport.core.place import Place
+from capport.core.session import open_ones
+from capport.gate import Gate
+from capport.metrics import Timing
+
+type Health = Callable[[], dict[str, bool]]
+"""Each part of the portal that may fail, and whether it works now."""
+
+
+class MetricsPage:
+    """Answers Prometheus at `place`, on a thread of its own. Raises OSError if it cannot listen."""
+
+    def __init__(
+        self, place: Place, gate: Gate, health: Health, unknown: Callable[[], int]
+    ) -> None:
+        registry = CollectorRegistry()
+        registry.register(Portal(gate, health, unknown))
+        self._server: WSGIServer
+        self._thread: threading.Thread
+        self._server, self._thread = start_http_server(place.port, str(place.host), registry)
+
+    def close(self) -> None:
+        """Stops listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class Portal(Collector):
+    """The portal's metrics, as they are when Prometheus asks."""
+
+    def __init__(self, gate: Gate, health: Health, unknown: Callable[[], int]) -> None:
+        self._gate = gate
+        self._health = health
+        self._unknown = unknown
+
+    def collect(self) -> Iterator[Metric]:
+        """Each metric."""
+        gate, metrics = self._gate, self._gate.metrics
+        known = len(open_ones(gate.store.sessions(), gate.now()))
+        clients = GaugeMetricFamily(
+            "capport_clients",
+            "Clients: known ones have an open session, unknown ones a connection to the proxy.",
+            labels=["standing"],
+        )
+        clients.add_metric(["known"], known)
+        clients.add_metric(["unknown"], self._unknown())
+        yield clients
+        yield _counts(
+            "capport_verdicts", "Verdicts on requests and handshakes.", "verdict", metrics.verdicts
+        )
+        yield _counts(
+            "capport_denied",
+            "What was denied because the portal could not decide, by the place that denied it.",
+            "where",
+            metrics.denied,
+        )
+        yield _timing("capport_decision_seconds", "A verdict on a request.", metrics.decisions)
+        yield _timing("capport_grant_seconds", "A grant, until it is in force.", metrics.grants)
+        yield _timing(
+            "capport_revocation_seconds", "A revocation, until it is in force.", metrics.revocations
+        )
+        lost = CounterMetricFamily(
+            "capport_events_lost", "Events that could not be written to the file."
+        )
+        lost.add_metric([], gate.events.lost_in_all)
+        yield lost
+        up = GaugeMetricFamily("capport_up", "Whether a part works now.", labels=["part"])
+        for part, works in self._health().items():
+            up.add_metric([part], works)
+        yield up
+
+
+def _counts(name: str, about: str, label: str, counts: dict[str, int]) -> Metric:
+    family = CounterMetricFamily(name, about, labels=[label])
+    for value, count in sorted(counts.copy().items()):
+        family.add_metric([value], count)
+    return family
+
+
+def _timing(name: str, about: str, timing: Timing) -> Metric:
+    counts, total, buckets = list(timing.counts), 0, []
+    for bound, count in zip([*map(str, timing.bounds), "+Inf"], counts, strict=True):
+        total += count
+        buckets.append((bound, total))
+    family = HistogramMetricFamily(name, about)
+    family.add_metric([], buckets, timing.seconds)
+    return family
