@@ -1,9 +1,9 @@
-"""Real caches between a client and the portal: none of them stores a 511.
+"""Real caches between a client and the portal: none of them stores a 511, 429, 431 or 428.
 
-RFC 6585 section 6: "Responses with the 511 status code MUST NOT be stored by a cache." A cache that
-did would keep clients captive after they have signed in, and those behind it with them. Each is
-asked as its package configures it, and told to store whatever it can by every setting but one that
-has it break the protocol (`proxy_ignore_headers Cache-Control`).
+RFC 6585 sections 3 to 6: responses with these status codes "MUST NOT be stored by a cache". A cache
+that stored a 511 would keep clients captive after they have signed in, and those behind it with
+them. Each is asked as its package configures it, and told to store whatever it can, answers to POST
+too, by every setting but one that has it break the protocol (`proxy_ignore_headers Cache-Control`).
 """
 
 import asyncio
@@ -27,10 +27,7 @@ from conftest import SOON, Origin, Portal, StartPortal, one_answer
 from ports import free_port
 
 USER = "nobody"  # as whom a cache runs where the tests run as root, which squid would refuse to
-NAKED_511 = (
-    b"HTTP/1.1 511 Network Authentication Required\r\n"
-    b"Content-Type: text/html\r\nContent-Length: 6\r\n\r\nsignin"
-)
+NAKED = "HTTP/1.1 {} Refused\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\nsignin"
 KINDS = ("text/html", "text/html", "application/json", "text/plain", "text/html")
 
 NGINX = """
@@ -88,8 +85,8 @@ backend default {{ .host = "127.0.0.1"; .port = "{upstream}"; }}
 class Cache:
     """A cache and one way of configuring it.
 
-    `greedy` where it stores a 511 that does not forbid it. `absolute` where it is a proxy to its
-    clients, who ask it for a whole URL.
+    `greedy` where it stores a refusal that does not forbid it. `absolute` where it is a proxy to
+    its clients, who ask it for a whole URL.
     """
 
     name: str
@@ -126,7 +123,8 @@ CACHES = [
     Cache(
         "nginx-any",
         *("nginx", NGINX, _nginx),
-        "proxy_cache_valid any 10m; proxy_cache_revalidate on; proxy_cache_lock on;"
+        "proxy_cache_methods GET HEAD POST; proxy_cache_valid any 10m; proxy_cache_revalidate on;"
+        " proxy_cache_lock on;"
         " proxy_cache_use_stale error timeout updating http_500 http_503;",
         greedy=True,
     ),
@@ -142,6 +140,9 @@ CACHES = [
     Cache(
         "varnish-long",
         *("varnishd", VARNISH, _varnish_for_long),
+        # Of itself, it makes a GET of each request that it looks up.
+        'sub vcl_recv { if (req.method == "POST") { set req.http.X-Is = "POST"; return (hash); } }'
+        "sub vcl_backend_fetch { if (bereq.http.X-Is) { set bereq.method = bereq.http.X-Is; } }"
         "sub vcl_backend_response { set beresp.ttl = 10m; set beresp.grace = 10m; }",
         greedy=True,
     ),
@@ -162,12 +163,15 @@ class Running:
     cache: Cache
     port: int
 
-    async def get(self, host: str, path: str = "/page", more: str = "") -> tuple[int, bytes]:
+    async def get(
+        self, host: str, path: str = "/page", more: str = "", method: str = "GET"
+    ) -> tuple[int, bytes]:
         """The status and the whole of the answer to a GET by way of the cache."""
         target = f"http://{host}{path}" if self.cache.absolute else path
+        more += "" if method == "GET" else "Content-Length: 0\r\n"
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
-            writer.write(f"GET {target} HTTP/1.1\r\nHost: {host}\r\n{more}\r\n".encode())
+            writer.write(f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n{more}\r\n".encode())
             answer = await asyncio.wait_for(one_answer(reader), SOON)
         finally:
             writer.close()
@@ -267,7 +271,9 @@ async def test_a_cache_in_front_does_not_store_a_511(
 
 @pytest.mark.rfc(6585, "4", "MUST NOT be stored by a cache")
 @each_cache
-async def test_nor_a_429(portal: StartPortal, origin: Origin, folder: Path, cache: Cache) -> None:
+async def test_a_cache_in_front_does_not_store_a_429(
+    portal: StartPortal, origin: Origin, folder: Path, cache: Cache
+) -> None:
     """RFC 6585 section 4: MUST NOT be stored."""
     host = f"127.0.0.1:{origin.port}"
     policy = "limits:\n  unknown_requests: {count: 1, per: 1h}\n"
@@ -277,18 +283,48 @@ async def test_nor_a_429(portal: StartPortal, origin: Origin, folder: Path, cach
         assert _asked_for(it, "/page") == 3
 
 
+@pytest.mark.rfc(6585, "5", "MUST NOT be stored by a cache")
+@pytest.mark.rfc(6585, "3", "MUST NOT be stored by a cache")
+@each_cache
+async def test_a_cache_in_front_does_not_store_a_431_or_a_428(
+    portal: StartPortal, origin: Origin, folder: Path, cache: Cache
+) -> None:
+    """And a request for the same that is as it should be is answered by the origin."""
+    origin.answer = _storable(b"online")
+    host = f"127.0.0.1:{origin.port}"
+    policy = "limits:\n  header_field: 1KiB\n  require_conditions: [127.0.0.1]\n"
+    large, condition = f"X-Large: {'a' * 2000}\r\n", 'If-Match: "a"\r\n'
+    async with portal(policy) as it, running(cache, folder, it.port) as front:
+        it.grant("127.0.0.1")
+        for status, method, wrong, method_then, right in (
+            (431, "GET", large, "GET", ""),
+            (428, "POST", "", "PUT", condition),  # caches drop the conditions of what they store
+        ):
+            path = f"/{status}"
+            for asked in (1, 2):
+                got, answer = await front.get(host, path, wrong, method)
+                assert got == status
+                assert _field(answer, b"cache-control") == b"no-store"
+                assert _asked_for(it, path) == asked
+            assert (await front.get(host, path, right, method_then))[0] == 200
+        assert len(origin.heads) == 2
+
+
 @each_greedy_cache
-async def test_these_caches_would_store_a_511_that_does_not_forbid_it(
+async def test_these_caches_would_store_a_refusal_that_does_not_forbid_it(
     folder: Path, cache: Cache
 ) -> None:
     """The counter-check: without `no-store`, who asks second gets what the first one got."""
-    async with (
-        Origin(answer=NAKED_511).serving() as naked,
-        running(cache, folder, naked.port) as front,
-    ):
-        for _ in range(3):
-            assert (await front.get("www.example.com"))[0] == 511
-        assert len(naked.heads) == 1
+    async with Origin().serving() as naked, running(cache, folder, naked.port) as front:
+        for stored, (status, method) in enumerate(
+            ((511, "GET"), (429, "GET"), (431, "GET"), (428, "POST")), 1
+        ):
+            naked.answer = NAKED.format(status).encode()
+            for _ in range(3):
+                got, _ = await front.get("www.example.com", f"/{status}", method=method)
+                assert got == status
+            assert len(naked.heads) == stored
+            assert naked.heads[-1].startswith(method.encode())
 
 
 def _storable(body: bytes) -> bytes:

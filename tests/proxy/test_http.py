@@ -410,6 +410,36 @@ async def test_whoever_becomes_known_between_connecting_and_asking_comes_again(
     assert origin.connections == 1
 
 
+async def test_a_request_sent_while_its_client_becomes_known_is_not_answered_by_a_reset(
+    portal: StartPortal, origin: Origin
+) -> None:
+    """RFC 9112 section 9.6: to a reset Squid answers 502; after an orderly end it asks again."""
+    async with portal() as it:
+        reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+        writer.write(get(origin))
+        assert b" 511 " in await asyncio.wait_for(one_answer(reader), SOON)
+        it.grant("127.0.0.1")
+        writer.write(get(origin))  # it is with the portal before that has closed the connection
+        assert await asyncio.wait_for(reader.read(), SOON) == b""
+        writer.close()
+        await until(lambda: not it.keeper.connections)
+        assert b" 200 " in await it.ask(get(origin))
+    assert len(origin.heads) == 1
+
+
+async def test_a_client_that_becomes_known_and_does_not_hang_up_is_cut_off(
+    portal: StartPortal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("capport.proxy.connections.STAGE", 0.01)
+    async with portal() as it:
+        reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+        await until(lambda: len(it.keeper.connections) == 1)
+        it.grant("127.0.0.1")
+        assert await asyncio.wait_for(reader.read(), SOON) == b""
+        await until(lambda: not it.keeper.connections)
+        writer.close()
+
+
 async def test_whoever_is_known_without_the_portal_having_noticed_goes_on(
     portal: StartPortal, origin: Origin, dialled: Dialled, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -261,9 +261,16 @@ class Connections:
         """Closes a connection's sockets at once. With `reset`, the client gets RST, not FIN."""
         sockets.abort(self.handler_of(conn.id), reset=reset)
 
-    def finish(self, conn: connection.Client) -> None:
-        """Closes a connection after everything that was written to it has been sent."""
-        sockets.close(self.handler_of(conn.id), conn)
+    def finish(self, entry: Open) -> None:
+        """Closes a connection after everything that was written to it has been sent.
+
+        The client's next request may be on its way. If the socket were closed, TCP would reset the
+        connection, and Squid would answer its client 502. So only our half is: the client sees that
+        the connection has ended, and asks again on another one (RFC 9112 sections 9.3.1 and 9.6).
+        """
+        entry.over = True
+        sockets.finish(self.handler_of(entry.conn.id), entry.conn)
+        self._wait(entry, STAGE)
 
     def _make_room(self, own: Mapping[Key, Open]) -> None:
         while sum(entry.weight for entry in own.values()) > MOST_A_CLIENT:
@@ -282,8 +289,8 @@ class Connections:
             self.abort(entry)
         elif entry.let_through:
             self._let_through(entry)  # its session may end at another time now
-        elif known:
-            self.finish(entry.conn)  # the client connects again, and is then known from the start
+        elif known and not entry.over:
+            self.finish(entry)  # the client connects again, and is then known from the start
 
     def _is_same(self, entry: Open) -> bool:
         """Whether the device at the address is still the one that connected.

@@ -11,6 +11,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Final, cast
 
 from mitmproxy import connection
@@ -78,11 +79,27 @@ def is_gone(handler: Handler, conn: connection.Client) -> bool:
     return io is None or io.writer is None or io.writer.is_closing()
 
 
-def close(handler: Handler, conn: connection.Client | None = None) -> None:
-    """Closes the socket of `conn`, or all, after everything that was written has been sent."""
-    for of, io in tuple(handler.transports.items()) if handler else ():
-        if conn in (None, of) and io.writer and not io.writer.is_closing():
+def close(handler: Handler) -> None:
+    """Closes all sockets after everything that was written has been sent."""
+    for io in tuple(handler.transports.values()) if handler else ():
+        if io.writer and not io.writer.is_closing():
             io.writer.close()
+
+
+def finish(handler: Handler, conn: connection.Client) -> None:
+    """Closes our half of the client's connection; all of it, if something is still unsent.
+
+    It bypasses asyncio's `write_eof`, after which an answer that comes late would be an error.
+    """
+    io = handler.transports.get(conn) if handler else None
+    writer = io.writer if io else None
+    if writer is None or writer.is_closing():
+        return
+    if not isinstance(writer, asyncio.StreamWriter) or writer.transport.get_write_buffer_size():
+        writer.close()
+    else:
+        with suppress(OSError):  # the client has reset the connection
+            writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
 
 
 def abort(handler: Handler, *, reset: bool = False) -> None:
