@@ -105,6 +105,11 @@ HOUSE: tuple[Row, ...] = (
         "it knows protocols, and can be given fakes",
     ),
     Row(
+        ("capport.report", "capport.report.*"),
+        ("capport.core.*", "capport.events"),
+        "a report is made of events, live or saved",
+    ),
+    Row(
         ("capport.front", "capport.front.*"),
         ("capport.core.*", "capport.gate"),
         "it knows neither mitmproxy nor a socket",

@@ -1,0 +1,519 @@
+"""The rules: each a function that looks at one client, and a line in RULES.
+
+A rule that a client's record cannot show is not tested, which is not the same as kept.
+"""
+
+from bisect import bisect_right
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
+from urllib.parse import urlsplit
+
+from capport.report.agents import Agent, agent_of
+from capport.report.findings import NotTested, Outcome, Rule, Seen, Severity
+from capport.report.recording import ClientRecord, Handshake, Request
+from capport.report.uses import is_check
+
+SOON = 1.0  # seconds: a program that asks again sooner did not wait
+RETRIES = 2  # so often in a row, because once may be a person, or a test
+HANDSHAKES = 4  # the same for TLS: browsers open some connections side by side
+PATIENT = 60.0  # seconds between two attempts that need not grow
+GROWTH = 1.5  # by how much waits grow at least, from their first half to their second
+AFTER_GRANT = 10.0  # seconds in which a client that was granted a session is to use it
+RELATED = 60.0  # seconds in which one request is taken as the consequence of another
+FOLLOWED = 10.0  # the same for a redirect
+SLACK = 0.5  # seconds by which two clocks may differ
+DATE = 2.0  # the same, where one is a header field, which has no fractions
+
+NOT_WATCHED = NotTested("the client was not watched, so its requests were counted together")
+NO_REFUSAL = NotTested("none of its requests was refused")
+
+
+def retries_511(client: ClientRecord) -> Outcome:
+    """Sends a refused request again at once, and again."""
+    if (lacking := _lacks_refusals(client)) is not None:
+        return lacking
+    found = []
+    for attempts in _attempts(client):
+        for run in _runs(attempts, lambda before, after: after.time - before.time < SOON):
+            if len(run) > RETRIES:
+                agent, took = agent_of(run[0].agent), run[-1].time - run[0].time
+                said = f" ({agent.retries})" if agent.retries else ""
+                sentence = (
+                    f"{agent} sent {run[0].method} {run[0].url} {len(run)} times within"
+                    f" {took:.1f} s, each but the first after a {run[0].status}{said}"
+                )
+                found.append(Seen(sentence, run, run[0].host, agent))
+    return found
+
+
+def retries_handshakes(client: ClientRecord) -> Outcome:
+    """Begins a refused TLS handshake again at once, and again."""
+    failed = _by_host(it for it in client.handshakes if it.failed and it.count == 1)
+    if not failed:
+        return NotTested("none of its TLS handshakes was refused")
+    if not client.details and not any(change.event == "watched" for change in client.changes):
+        return NOT_WATCHED
+    found = []
+    for host, shakes in failed.items():
+        for run in _runs(shakes, lambda before, after: after.time - before.time < SOON):
+            if len(run) > HANDSHAKES:
+                took = run[-1].time - run[0].time
+                sentence = (
+                    f"{len(run)} TLS handshakes for {host} within {took:.1f} s, though each failed"
+                )
+                found.append(Seen(sentence, run, host))
+    return found
+
+
+def no_back_off(client: ClientRecord) -> Outcome:
+    """Asks again and again at the same pace."""
+    if (lacking := _lacks_refusals(client)) is not None:
+        return lacking
+    groups = [attempts for attempts in _attempts(client) if len(attempts) > 3]
+    if not groups:
+        return NotTested("no request was refused four times or more")
+    found = []
+    for attempts in groups:
+        waits = [after.time - before.time for before, after in pairwise(attempts)]
+        half = len(waits) // 2
+        first, last = sum(waits[:half]) / half, sum(waits[-half:]) / half
+        if last < PATIENT and last < max(first, 0.05) * GROWTH:
+            agent = agent_of(attempts[0].agent)
+            sentence = (
+                f"{agent} sent {attempts[0].method} {attempts[0].url} {len(attempts)} times,"
+                f" every {_seconds(sum(waits) / len(waits))}, and did not slow down"
+            )
+            found.append(Seen(sentence, attempts, attempts[0].host, agent))
+    return found
+
+
+def never_recovers(client: ClientRecord) -> Outcome:
+    """Was refused, was granted a session, and got nothing from an origin afterwards."""
+    grant = next((g for g in client.grants if any(r.time < g.time for r in client.refusals)), None)
+    if grant is None:
+        return NotTested("it was granted no session after a refusal")
+    watched = [change for change in client.changes if change.event == "watched"]
+    passes = [request for request in client.requests if not request.refused]
+    if not watched and not passes:
+        return NOT_WATCHED
+    if any(change.kernel_forwards for change in watched):
+        return NotTested("the kernel forwards its requests past the portal once it is known")
+    after = [request for request in client.requests if request.time >= grant.time]
+    shakes = [it for it in client.handshakes if it.time >= grant.time and it.outcome == "passed"]
+    if shakes or any(request.answered_by == "origin" for request in after):
+        return []
+    ended = next((c.time for c in client.changes if c.time > grant.time and _ends(c.event)), None)
+    left = (ended or client.until) - grant.time
+    if left < AFTER_GRANT:
+        return NotTested(f"the record ends {left:.0f} s after the grant")
+    before = [request for request in client.refusals if request.time < grant.time][-1]
+    did = f"sent {len(after)} requests, none of which reached an origin" if after else "sent none"
+    sentence = f"within {left:.0f} s of being granted a session, {client.id} {did}"
+    return [Seen(sentence, [before, grant, *after], before.host, agent_of(before.agent))]
+
+
+def takes_page_for_origin(client: ClientRecord) -> Outcome:
+    """Shows in a later request that it took the portal's reply for the origin's."""
+    if (lacking := _lacks_refusals(client)) is not None:
+        return lacking
+    found, answered = [], defaultdict[str, deque[Request]](_few)
+    for request in client.details:
+        agent = agent_of(request.agent)
+        reply = _reply_that_shows_in(request, answered[request.host], agent)
+        if reply is not None:
+            before, trace = reply
+            sentence = f"{agent} asked for {request.url} with {trace}"
+            found.append(Seen(sentence, [before, request], request.host, agent))
+        if request.refused:
+            answered[request.host].append(request)
+    return found
+
+
+def favicon_of_portal(client: ClientRecord) -> Outcome:
+    """Asks for the icon of a host whose page the portal gave it."""
+    if (lacking := _lacks_refusals(client)) is not None:
+        return lacking
+    found, answered = [], dict[tuple[str, str], Request]()
+    for request in client.details:
+        key = (request.host, request.agent)
+        if request.path == "/favicon.ico" and key in answered:
+            agent = agent_of(request.agent)
+            sentence = f"{agent} asked {request.host} for its icon after a page of the portal's"
+            found.append(Seen(sentence, [answered[key], request], request.host, agent))
+        elif request.refused:
+            answered.setdefault(key, request)
+    return found
+
+
+def caches_511(client: ClientRecord) -> Outcome:
+    """Asks whether a stored 511 is still fresh."""
+    if (lacking := _lacks_refusals(client)) is not None:
+        return lacking
+    found, kept = [], defaultdict[str, deque[Request]](_few)
+    for request in client.details:
+        before = next((it for it in kept[request.url] if _revalidates(request, it)), None)
+        if before:
+            agent = agent_of(request.agent)
+            sentence = f"{agent} stored the 511 for {request.url} and asked whether it has changed"
+            found.append(Seen(sentence, [before, request], request.host, agent))
+        if request.refused and request.status == 511:
+            kept[request.url].append(request)
+    return found
+
+
+def cookies_to_portal(client: ClientRecord) -> Outcome:
+    """Sends cookies to who is not the origin."""
+    return _credentials(client, "cookie", lambda request: request.cookies)
+
+
+def authorization_to_portal(client: ClientRecord) -> Outcome:
+    """Sends HTTP credentials to who is not the origin."""
+    return _credentials(client, "Authorization field", lambda request: request.authorizations)
+
+
+def accepts_any_certificate(client: ClientRecord) -> Outcome:
+    """Accepts a certificate of a CA that it does not know."""
+    shown = [it for it in client.handshakes if it.action == "intercept" and not it.trusts_ca]
+    if not shown:
+        return NotTested("it was shown no certificate of another CA (tls.unknown: intercept)")
+    return [
+        Seen(f"accepted a certificate of an unknown CA for {host}", shakes, host)
+        for host, shakes in _by_host(it for it in shown if it.outcome == "accepted").items()
+    ]
+
+
+def pins_certificate(client: ClientRecord) -> Outcome:
+    """Rejects a certificate of a CA that its device trusts."""
+    shown = [it for it in client.handshakes if it.action == "intercept" and it.trusts_ca]
+    if not shown:
+        return NotTested("no handshake of a client with trusts_ca was intercepted")
+    return [
+        Seen(f"rejected a certificate for {host}, though the device trusts its CA", shakes, host)
+        for host, shakes in _by_host(it for it in shown if it.outcome == "rejected").items()
+    ]
+
+
+def plain_http_after_tls(client: ClientRecord) -> Outcome:
+    """Goes on in plain HTTP where TLS failed."""
+    failed = _by_host(shake for shake in client.handshakes if shake.failed)
+    if not failed:
+        return NotTested("none of its TLS handshakes failed")
+    if not client.details:
+        return NOT_WATCHED
+    found, plain = [], dict[str, Request]()
+    for request in client.details:
+        if request.scheme == "http":
+            plain.setdefault(request.host, request)
+    for host, (first, *_) in failed.items():
+        then = plain.get(host)
+        if then and 0 <= then.time - first.time < RELATED and not is_check(then):
+            agent, rejected = agent_of(then.agent), first.outcome == "rejected"
+            why = "rejected a certificate for" if rejected else "got no TLS connection to"
+            sentence = f"{agent} {why} {host}, then sent {then.method} {then.url} in the clear"
+            found.append(Seen(sentence, [first, then], host, agent))
+    return found
+
+
+def ignores_retry_after(client: ClientRecord) -> Outcome:
+    """Asks again before the time that Retry-After names."""
+    details = client.details
+    asked = [request for request in details if request.retry_after]
+    if not asked:
+        return NotTested("no answer that it got had a Retry-After field")
+    found = []
+    for before in asked:
+        wait, to = before.retry_after or 0.0, (before.host, before.agent)
+        later = _following(details, before, wait - SLACK)
+        early = next((it for it in later if (it.host, it.agent) == to), None)
+        if early:
+            agent = agent_of(before.agent)
+            sentence = (
+                f"{agent} was asked to wait for {_seconds(wait)}, and sent its next request to"
+                f" {before.host} after {early.time - before.time:.1f} s"
+            )
+            found.append(Seen(sentence, [before, early], before.host, agent))
+    return found
+
+
+def follows_redirect(client: ClientRecord) -> Outcome:
+    """Follows the portal's redirect, though it is no browser."""
+    details = client.details
+    redirected = [
+        request
+        for request in details
+        if request.refused
+        and request.status in {301, 302, 303, 307, 308}
+        and not agent_of(request.agent).browser
+        and not is_check(request)
+    ]
+    if not redirected:
+        return NotTested("no request of a program that is no browser was redirected")
+    found = []
+    for before in redirected:
+        agent, later = agent_of(before.agent), _following(details, before, FOLLOWED)
+        by = (before.agent, "login server")
+        page = next((it for it in later if (it.agent, it.answered_by) == by), None)
+        if page:
+            sentence = f"{agent} asked for {before.url} and got the login page, by a redirect"
+            found.append(Seen(sentence, [before, page], before.host, agent))
+    return found
+
+
+def _lacks_refusals(client: ClientRecord) -> NotTested | None:
+    """Why a rule about refused requests cannot be tested; None if it can."""
+    if not client.refusals:
+        return NO_REFUSAL
+    return None if any(it.detailed for it in client.refusals) else NOT_WATCHED
+
+
+def _ends(event: str) -> bool:
+    return event in {"revoked", "expired", "unwatched"}
+
+
+def _attempts(client: ClientRecord) -> Iterator[list[Request]]:
+    """The refused requests that ask for the same, until the client is granted a session."""
+    grants = [grant.time for grant in client.grants]
+    groups = defaultdict[object, list[Request]](list)
+    for request in client.details:
+        if request.refused and not is_check(request):
+            groups[request.same, sum(time <= request.time for time in grants)].append(request)
+    yield from groups.values()
+
+
+def _runs[One](records: Sequence[One], belongs: Callable[[One, One], bool]) -> Iterator[list[One]]:
+    """The records in groups of which each next one belongs to the one before it."""
+    run = list(records[:1])
+    for before, after in pairwise(records):
+        if not belongs(before, after):
+            yield run
+            run = []
+        run.append(after)
+    yield run
+
+
+def _following(details: Sequence[Request], before: Request, seconds: float) -> Iterator[Request]:
+    """The requests within `seconds` after `before`."""
+    for number in range(bisect_right(details, before.time, key=_time), len(details)):
+        if details[number].time - before.time >= seconds:
+            return
+        yield details[number]
+
+
+def _time(request: Request) -> float:
+    return request.time
+
+
+def _few() -> deque[Request]:
+    return deque(maxlen=50)
+
+
+def _by_host(shakes: Iterable[Handshake]) -> dict[str, list[Handshake]]:
+    found: dict[str, list[Handshake]] = {}
+    for shake in shakes:
+        found.setdefault(shake.host, []).append(shake)
+    return found
+
+
+def _credentials(client: ClientRecord, what: str, count: Callable[[Request], int]) -> Outcome:
+    if not client.refusals:
+        return NO_REFUSAL
+    groups: dict[tuple[str, str], list[Request]] = {}
+    for request in client.refusals:
+        if count(request):
+            groups.setdefault((request.host, request.agent), []).append(request)
+    found = []
+    for (host, text), sent in groups.items():
+        agent, most = agent_of(text), max(map(count, sent))
+        times = sum(request.count for request in sent)
+        inside = " inside TLS with a certificate that is not the origin's"
+        where = inside if all(request.scheme == "https" for request in sent) else ""
+        sentence = (
+            f"{agent} sent {_some(most, what)} for {host} to the portal"
+            f" ({_some(times, 'request')}){where}"
+        )
+        found.append(Seen(sentence, sent, host, agent))
+    return found
+
+
+def _reply_that_shows_in(
+    request: Request, same: Iterable[Request], agent: Agent
+) -> tuple[Request, str] | None:
+    """The reply that `request` rests on, of the `same` host's, and by what it shows that."""
+    shows = {
+        "validator": "the validator of the portal's page",
+        "cookie": "a cookie that the portal set in the origin's name",
+    }
+    same = list(same)
+    pages = [it for it in same if it.status != 511]
+    for trace, said in shows.items():
+        if trace in request.traces and (last := (pages or same)[-1:]):
+            if trace == "validator" and last[0].status == 511:
+                continue  # `caches_511`
+            return last[0], said
+    whole = [it for it in same if it.url == request.url and it.length]
+    begun = [it for it in whole if it.length == request.first_byte]
+    if begun:
+        return begun[-1], "Range, as the rest of a file that begins with the portal's page"
+    if agent.browser:
+        return None  # it shows the page to a person, with its images
+    if "url" in request.traces and same:
+        return same[-1], "a path that only the portal's page has"
+    if request.referer and request.path != "/favicon.ico":
+        referer = urlsplit(request.referer)
+        page = [it for it in same if it.host == referer.hostname and it.path == referer.path]
+        if page and request.path != page[-1].path:
+            return page[-1], "the portal's page as its Referer"
+    return None
+
+
+def _revalidates(request: Request, before: Request) -> bool:
+    since = request.modified_since
+    return "validator" in request.traces or (
+        since is not None and abs(since - before.time) < DATE and request.time - since > DATE
+    )
+
+
+def _some(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
+
+
+_NOTE, _WARNING, _ERROR = Severity
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "retries-511",
+        _WARNING,
+        "RFC 6585 section 6",
+        retries_511,
+        "retries a 511 without waiting",
+        "Do not retry a 511: nothing changes until somebody signs in. Leave it out of the statuses"
+        " that are retried, and ask people to sign in.",
+        "A person pressed reload, or a test sent the request three times on purpose.",
+    ),
+    Rule(
+        "retries-handshake",
+        _WARNING,
+        "RFC 6585 section 7.4",
+        retries_handshakes,
+        "retries a refused TLS handshake without waiting",
+        "After a fatal TLS alert, wait before the next attempt, and longer each time.",
+        "A browser opened several connections to one host side by side.",
+    ),
+    Rule(
+        "no-back-off",
+        _WARNING,
+        "RFC 6585 section 6",
+        no_back_off,
+        "asks again and again at the same pace",
+        "Wait longer after each failure (exponential back-off with jitter), up to some minutes.",
+        "It is meant to poll at that pace, and the page says so to people.",
+    ),
+    Rule(
+        "never-recovers",
+        _ERROR,
+        "RFC 6585 section 6",
+        never_recovers,
+        "does not go on after the sign-in",
+        "Try again after a while, or when the system says that the network has changed; do not"
+        " remember the failure.",
+        "There was nothing more for it to do, or somebody has to press a button.",
+    ),
+    Rule(
+        "takes-page-for-origin",
+        _ERROR,
+        "RFC 6585 section 6",
+        takes_page_for_origin,
+        "takes the portal's page for the origin's",
+        "Look at the status and the Content-Type before you use a body; use https.",
+        "With a portal that answers 200 or sets cookies, a client cannot tell in plain HTTP.",
+    ),
+    Rule(
+        "favicon-of-portal",
+        _NOTE,
+        "RFC 6585 appendix B",
+        favicon_of_portal,
+        "asks for the icon of a site behind the portal",
+        "Ask for an icon after a page with status 200 only.",
+        "Browsers do it for every page. The portal answers with a 511, which they do not keep.",
+    ),
+    Rule(
+        "caches-511",
+        _ERROR,
+        "RFC 6585 section 6",
+        caches_511,
+        "stores a 511 in a cache",
+        "Never store a 511, whatever its fields say; obey Cache-Control: no-store.",
+        "The validator was the origin's own, and only looks like the portal's.",
+    ),
+    Rule(
+        "cookies-to-portal",
+        _WARNING,
+        "RFC 6585 section 7.4",
+        cookies_to_portal,
+        "sends cookies in the clear to the portal",
+        "Use https for what needs a cookie, and set cookies with Secure, so that they never leave"
+        " in plain HTTP.",
+        "The cookies hold nothing that matters, such as a language.",
+    ),
+    Rule(
+        "authorization-to-portal",
+        _ERROR,
+        "RFC 6585 section 7.4",
+        authorization_to_portal,
+        "sends HTTP credentials in the clear to the portal",
+        "Send Authorization over https only, to a server whose certificate was checked.",
+        "The credentials are of a test.",
+    ),
+    Rule(
+        "accepts-any-certificate",
+        _ERROR,
+        "RFC 6585 section 7.4",
+        accepts_any_certificate,
+        "does not check certificates",
+        "Check the certificate's chain and name: remove verify=False, --insecure,"
+        " rejectUnauthorized: false, a TrustManager of your own.",
+        "The device has mitmproxy's CA on purpose: write trusts_ca: true on its client rule.",
+    ),
+    Rule(
+        "plain-http-after-tls",
+        _WARNING,
+        "RFC 6585 section 7.4",
+        plain_http_after_tls,
+        "goes on in plain HTTP where TLS failed",
+        "Do not fall back from https to http; send Strict-Transport-Security from your server.",
+        "A browser tried https first for an address that a person typed without a scheme.",
+    ),
+    Rule(
+        "pins-certificate",
+        _NOTE,
+        "RFC 6585 section 7.4",
+        pins_certificate,
+        "pins its certificate",
+        "Nothing, if it is meant to: say in the app that the network intercepts TLS.",
+        "Pinning is wanted. Proxies for debugging and of companies cannot be used then.",
+    ),
+    Rule(
+        "ignores-retry-after",
+        _WARNING,
+        "RFC 6585 section 4",
+        ignores_retry_after,
+        "ignores Retry-After",
+        "Wait at least as long as Retry-After says before the next request to that host.",
+        "A person asked for another page in the meantime.",
+    ),
+    Rule(
+        "follows-redirect",
+        _WARNING,
+        "RFC 6585 appendix B",
+        follows_redirect,
+        "takes the page at the end of a redirect for its answer",
+        "Do not follow a redirect to another host, or check where it led and what came.",
+        "It only shows the page to a person.",
+    ),
+)
+"""Every rule, in the order of the report."""

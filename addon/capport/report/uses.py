@@ -1,0 +1,119 @@
+"""The uses of HTTP that a portal disturbs, as RFC 6585 appendix B and section 7.4 list them.
+
+A use is recognised by what a request says of itself, so it is a guess that may be wrong.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from capport.core.probes import ANYWHERE, connectivity_check
+from capport.report.agents import agent_of
+from capport.report.recording import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A use of HTTP by something other than a person at a page."""
+
+    name: str
+    section: str = "RFC 6585 appendix B"
+
+
+_DAV = {
+    *("PROPFIND", "PROPPATCH", "MKCOL", "COPY", "MOVE", "LOCK", "UNLOCK", "REPORT"),
+    *("SEARCH", "ACL", "BIND", "UNBIND", "REBIND", "MKREDIRECTREF", "ORDERPATCH"),
+    *("VERSION-CONTROL", "CHECKOUT", "CHECKIN", "UNCHECKOUT", "MKWORKSPACE", "UPDATE", "LABEL"),
+    *("MERGE", "MKACTIVITY", "BASELINE-CONTROL"),
+}
+
+
+def _path(pattern: str) -> Callable[[Request], bool]:
+    found = re.compile(pattern, re.IGNORECASE).search
+    return lambda request: bool(found(request.path))
+
+
+def _agent(pattern: str) -> Callable[[Request], bool]:
+    found = re.compile(pattern, re.IGNORECASE).search
+    return lambda request: bool(found(request.agent))
+
+
+def _accepts(pattern: str) -> Callable[[Request], bool]:
+    found = re.compile(pattern, re.IGNORECASE).search
+    return lambda request: bool(found(request.accept))
+
+
+def _either(*tests: Callable[[Request], bool]) -> Callable[[Request], bool]:
+    return lambda request: any(test(request) for test in tests)
+
+
+_PACKAGES = (
+    r"debian apt|^libdnf|^dnf|^yum|zypp|^pacman|^apk-tools|^opkg|^pip/|^uv/|^poetry|^npm/|^yarn/"
+    r"|^pnpm/|^cargo|^bundler|rubygems|^composer|^apache-maven|^gradle|^nuget|^go-http-client.*proxy"
+    r"|^git/|^docker/|^containerd|homebrew|flatpak|snapd|^conda|^mamba"
+)
+_UPDATES = (
+    r"sparkle/|windows-update-agent|microsoft bits|google update|softwareupdate|fwupd|squirrel"
+    r"|electron-updater|winget|omaha|mozilla.*update"
+)
+_FEEDS = r"feed|\brss\b|tiny tiny|newsboat|netnewswire|miniflux|liferea|freshrss|podcast|gpodder"
+
+# The first that matches counts.
+_USES: tuple[tuple[Use, Callable[[Request], bool]], ...] = (
+    (Use("favicon"), _path(r"^/favicon\.ico$|^/apple-touch-icon")),
+    (Use("P3P"), _path(r"^/w3c/p3p\.xml$")),
+    (Use("WebFinger"), _path(r"^/\.well-known/(webfinger|host-meta)")),
+    (
+        Use("OAuth"),
+        _path(
+            r"/oauth2?/|/oauth2?$|/openid-connect/"
+            r"|^/\.well-known/(openid-configuration|oauth-authorization-server)"
+        ),
+    ),
+    (Use("CORS preflight"), lambda request: request.preflight and request.method == "OPTIONS"),
+    (
+        Use("CalDAV or CardDAV"),
+        _either(
+            lambda request: request.method in {"MKCALENDAR", "MKADDRESSBOOK"},
+            _path(r"^/\.well-known/(caldav|carddav)|/(caldav|carddav|calendars|addressbooks)/"),
+            _agent(r"caldav|carddav|davx|dataaccessd|calendaragent|evolution/"),
+        ),
+    ),
+    (
+        Use("WebDAV"),
+        _either(
+            lambda request: request.method in _DAV,
+            _agent(r"webdav|davfs2|cadaver|^svn/|gvfs/"),
+            _path(r"/remote\.php/(web)?dav"),
+        ),
+    ),
+    (Use("package manager"), _agent(_PACKAGES)),
+    (
+        Use("software update"),
+        _either(_agent(_UPDATES), _path(r"/appcast\.xml$|/latest(-\w+)?\.yml$")),
+    ),
+    (
+        Use("feed"),
+        _either(_accepts(r"application/(rss|atom|feed)"), _path(r"\.(rss|atom)$"), _agent(_FEEDS)),
+    ),
+    (Use("widget"), _agent(r"widget|dashboard|conky|weather|awidget|watchface")),
+)
+
+
+def use_of(request: Request) -> Use | None:
+    """The use that a request is of; None for pages, and for programs that are none of these."""
+    if request.scheme == "http" and request.port in {None, 80}:
+        check = connectivity_check(request.host, request.path, request.method, ANYWHERE)
+        # With a query, www.google.com/gen_204 is a measurement of Google's pages.
+        if check and not (request.query and request.path == "/gen_204"):
+            return Use(f"connectivity check: {check.system}", "RFC 6585 section 6")
+    use = next((use for use, matches in _USES if matches(request)), None)
+    if use is None and request.detailed and request.agent and not agent_of(request.agent).browser:
+        return Use("program that is no browser")
+    return use
+
+
+def is_check(request: Request) -> bool:
+    """Whether a system asked whether it is online. It is meant to ask again and again."""
+    use = use_of(request)
+    return use is not None and use.name.startswith("connectivity check")

@@ -1,0 +1,269 @@
+"""Each rule: a client that breaks it, one that keeps it, and a record that cannot show it."""
+
+import time
+
+import pytest
+
+from capport.report.findings import NotTested, Severity
+from capport.report.rules import RULES
+from report.recorded import (
+    APP,
+    BEGAN,
+    BROWSER,
+    Event,
+    client_of,
+    event,
+    granted,
+    passed,
+    refused,
+    reported,
+    rule,
+    shake,
+    watched,
+)
+
+UNWATCHED = event(0, "refused", status=511, host="api.example.org", method="GET")
+HTTP_DATE = "Thu, 31 Jan 2030 12:00:00 GMT"
+GO = "Go-http-client/1.1"
+
+# The rule; the events; what the sentence of the finding says.
+BROKEN: list[tuple[str, list[Event], str]] = [
+    ("retries-511", [refused(n / 100) for n in range(4)], "axios-retry retries any 5xx"),
+    ("retries-511", [refused(n / 10, agent="Polly/8") for n in range(3)], "Polly/8 sent GET"),
+    ("retries-511", [refused(n / 9, method="CONNECT", path=None) for n in range(3)], "3 times"),
+    ("retries-handshake", [watched(), *(shake(n / 9, "refused") for n in range(6))], "6 TLS"),
+    ("no-back-off", [refused(n * 5) for n in range(6)], "every 5.0 s"),
+    ("no-back-off", [refused(n / 100) for n in range(4)], "did not slow down"),
+    ("never-recovers", [watched(), refused(1), granted(2), event(60, "unwatched")], "sent none"),
+    (
+        "never-recovers",
+        [watched(), refused(1), granted(2), *(refused(n) for n in range(3, 30))],
+        "sent 27 requests, none of which reached an origin",
+    ),
+    (
+        "takes-page-for-origin",
+        [refused(0, status=200), passed(5, traces="validator")],
+        "the validator of the portal's page",
+    ),
+    (
+        "takes-page-for-origin",
+        [refused(0, status=200), passed(5, "/other", traces="cookie")],
+        "a cookie that the portal set",
+    ),
+    (
+        "takes-page-for-origin",
+        [refused(0, status=200), refused(0.1, "/capport-portal/a.js", traces="url")],
+        "a path that only the portal's page has",
+    ),
+    (
+        "takes-page-for-origin",
+        [refused(0, "/file", status=200, length=512), passed(9, "/file", range=512)],
+        "as the rest of a file that begins with the portal's page",
+    ),
+    (
+        "takes-page-for-origin",
+        [refused(0, "/page"), refused(1, "/logo.png", referer="http://api.example.org/page")],
+        "the portal's page as its Referer",
+    ),
+    (
+        "favicon-of-portal",
+        [refused(0, "/", agent=BROWSER), refused(0.2, "/favicon.ico", agent=BROWSER)],
+        "Firefox/128.0 asked api.example.org for its icon",
+    ),
+    ("caches-511", [refused(0), passed(60, traces="validator")], "stored the 511"),
+    ("caches-511", [refused(0), passed(60, modified_since=HTTP_DATE)], "asked whether it has"),
+    ("cookies-to-portal", [event(0, "refused", host="a.test", cookies=3)], "3 cookies for a.test"),
+    (
+        "cookies-to-portal",
+        [refused(0, cookies=1, scheme="https", port=443)],
+        "inside TLS with a certificate that is not the origin's",
+    ),
+    ("authorization-to-portal", [refused(0, authorizations=1)], "1 Authorization field for api"),
+    ("accepts-any-certificate", [shake(0, "accepted")], "of an unknown CA for api.example.org"),
+    (
+        "pins-certificate",
+        [shake(0, "rejected", alert="unknown_ca", trusts_ca=True)],
+        "though the device trusts its CA",
+    ),
+    (
+        "plain-http-after-tls",
+        [shake(0, "rejected", alert="unknown_ca"), refused(1)],
+        "rejected a certificate for api.example.org, then sent GET",
+    ),
+    (
+        "plain-http-after-tls",
+        [shake(0, "refused"), refused(1, agent="curl/8.9")],
+        "curl/8.9 got no TLS connection to api.example.org",
+    ),
+    (
+        "ignores-retry-after",
+        [refused(0, status=429, retry_after="30"), refused(1, "/other")],
+        "asked to wait for 30 s, and sent its next request to api.example.org after 1.0 s",
+    ),
+    (
+        "ignores-retry-after",
+        [refused(-60, status=429, retry_after=HTTP_DATE), refused(-50)],
+        "after 10.0 s",
+    ),
+    (
+        "follows-redirect",
+        [
+            refused(0, status=302, agent="curl/8.9"),
+            passed(0.1, "/", host="login.test", agent="curl/8.9", answered_by="login server"),
+        ],
+        "curl/8.9 asked for http://api.example.org/v1/items and got the login page",
+    ),
+]
+
+KEPT: list[tuple[str, list[Event]]] = [
+    ("retries-511", [refused(0)]),
+    ("retries-511", [refused(0), refused(0.1)]),  # once: a person, or a test
+    ("retries-511", [refused(2**n, agent=GO) for n in range(5)]),  # go-retryablehttp
+    ("retries-511", [refused(n / 10, query=f"{n}") for n in range(5)]),
+    ("retries-511", [refused(n / 10, "/generate_204") for n in range(5)]),  # a check
+    ("retries-511", [refused(0), granted(0.1), refused(0.2), refused(0.3)]),
+    ("retries-handshake", [watched(), *(shake(n * 5, "refused") for n in range(6))]),
+    (
+        "retries-handshake",
+        [watched(), *(shake(n / 99, "dropped") for n in range(4))],
+    ),  # side by side
+    ("no-back-off", [refused(2**n) for n in range(6)]),
+    ("no-back-off", [refused(t) for t in (0, 0.01, 0.21, 0.61, 1.4)]),  # urllib3's Retry
+    ("no-back-off", [refused(n * 300) for n in range(6)]),  # every five minutes
+    ("never-recovers", [refused(1), granted(2), passed(3), event(60, "unwatched")]),
+    ("never-recovers", [watched(), refused(1), granted(2), shake(3, "passed"), passed(40)]),
+    ("takes-page-for-origin", [refused(0), passed(60), passed(61, "/other")]),
+    ("takes-page-for-origin", [refused(0, length=512), passed(9, range=100)]),
+    (
+        "takes-page-for-origin",  # a browser shows the page to a person
+        [
+            refused(0, "/page", status=200, agent=BROWSER),
+            refused(1, "/x.png", referer="http://api.example.org/page", agent=BROWSER),
+        ],
+    ),
+    ("favicon-of-portal", [refused(0, "/", agent=BROWSER), passed(9, "/", agent=BROWSER)]),
+    ("favicon-of-portal", [refused(0, "/favicon.ico", agent=BROWSER)]),
+    ("caches-511", [refused(0), passed(60)]),
+    ("caches-511", [refused(0), passed(90, modified_since="Tue, 01 Jan 2030 12:00:00 GMT")]),
+    ("cookies-to-portal", [refused(0), passed(1, cookies=3)]),
+    ("authorization-to-portal", [refused(0), passed(1, authorizations=1)]),
+    ("accepts-any-certificate", [shake(0, "rejected", alert="unknown_ca")]),
+    ("pins-certificate", [shake(0, "accepted", trusts_ca=True)]),
+    ("plain-http-after-tls", [shake(0, "rejected"), refused(1, host="other.test")]),
+    ("plain-http-after-tls", [refused(-1), shake(0, "refused"), refused(1)]),
+    ("plain-http-after-tls", [shake(0, "refused"), refused(300)]),
+    ("ignores-retry-after", [refused(0, status=429, retry_after="30"), refused(30)]),
+    ("ignores-retry-after", [refused(0, status=429, retry_after="30"), refused(1, host="b.test")]),
+    ("follows-redirect", [refused(0, status=302, agent="curl/8.9"), refused(1, agent="curl/8.9")]),
+]
+
+NOT_TESTED: list[tuple[str, list[Event], str]] = [
+    *((one.id, [passed(0)], "") for one in RULES if one.id != "never-recovers"),
+    *(
+        (name, [UNWATCHED, event(60, "refused", host="api.example.org", repeats=40)], "not watched")
+        for name in ("retries-511", "no-back-off", "takes-page-for-origin", "caches-511")
+    ),
+    ("no-back-off", [refused(0)], "four times"),
+    ("retries-handshake", [shake(0, "refused"), shake(60, "refused", repeats=9)], "not watched"),
+    ("never-recovers", [refused(0)], "granted no session after a refusal"),
+    ("never-recovers", [granted(0), passed(1)], "granted no session after a refusal"),
+    ("never-recovers", [watched(), refused(1), granted(2)], "ends 0 s after the grant"),
+    ("never-recovers", [UNWATCHED, granted(2), event(60, "revoked")], "not watched"),
+    (
+        "never-recovers",
+        [watched(kernel_forwards=True), refused(1), granted(2), event(60, "unwatched")],
+        "the kernel forwards",
+    ),
+    ("accepts-any-certificate", [shake(0, "refused")], "no certificate of another CA"),
+    ("accepts-any-certificate", [shake(0, "accepted", trusts_ca=True)], "no certificate"),
+    ("pins-certificate", [shake(0, "rejected")], "trusts_ca"),
+    ("ignores-retry-after", [refused(0, status=429)], "Retry-After"),
+    ("follows-redirect", [refused(0)], "redirected"),
+    ("follows-redirect", [refused(0, "/generate_204", status=302)], "redirected"),
+]
+
+
+@pytest.mark.parametrize(("name", "events", "says"), BROKEN)
+def test_a_client_that_breaks_a_rule_is_found(name: str, events: list[Event], says: str) -> None:
+    outcome = rule(name).look(client_of(*events))
+    assert not isinstance(outcome, NotTested), outcome.because
+    (seen,) = outcome
+    assert says in seen.sentence
+    assert seen.evidence
+
+
+@pytest.mark.parametrize(("name", "events"), KEPT)
+def test_a_client_that_keeps_it_is_not(name: str, events: list[Event]) -> None:
+    assert rule(name).look(client_of(*events)) == []
+
+
+@pytest.mark.parametrize(("name", "events", "because"), NOT_TESTED)
+def test_what_a_record_cannot_show_is_not_tested(
+    name: str, events: list[Event], because: str
+) -> None:
+    outcome = rule(name).look(client_of(*events))
+    assert isinstance(outcome, NotTested), outcome
+    assert because in outcome.because
+
+
+def test_each_rule_has_a_client_that_breaks_it_and_one_that_keeps_it() -> None:
+    ids = [one.id for one in RULES]
+    assert len(set(ids)) == len(ids)
+    for cases in (BROKEN, KEPT, NOT_TESTED):
+        assert {case[0] for case in cases} == set(ids)
+
+
+def test_each_rule_says_what_to_change_and_when_it_is_no_fault() -> None:
+    for one in RULES:
+        assert one.section.startswith("RFC 6585 ")
+        assert one.title[0].islower()
+        assert one.change.endswith(".")
+        assert one.no_fault.endswith(".")
+
+
+def test_a_client_that_does_all_as_it_should_has_no_finding() -> None:
+    report = reported(
+        watched(),
+        *(refused(2**n, agent=GO) for n in range(5)),
+        shake(40, "rejected", alert="unknown_ca"),
+        refused(50, status=429, retry_after="5"),
+        granted(60),
+        passed(61),
+        event(120, "unwatched"),
+    )
+    assert report.findings == ()
+    kept = {one.id for one in report.kept}
+    assert kept >= {"retries-511", "no-back-off", "never-recovers", "accepts-any-certificate"}
+    assert {it.rule.id for it in report.not_tested} == {"pins-certificate", "follows-redirect"}
+
+
+@pytest.mark.timeout(120)
+def test_many_events_of_one_client_are_looked_at_in_linear_time() -> None:
+    def cost(count: int) -> float:
+        events = [
+            refused(
+                n / 100,
+                f"/{n}" if n % 2 else "/same",
+                status=429 if n % 3 else 302,
+                retry_after="3600",
+                traces="url validator",
+                modified_since=HTTP_DATE,
+                cookies=1,
+            )
+            for n in range(count)
+        ]
+        began = time.process_time()
+        reported(*events)
+        return time.process_time() - began
+
+    assert cost(8_000) < 8 * cost(2_000)
+
+
+def test_the_time_of_a_report_is_that_of_its_events() -> None:
+    report = reported(refused(0), refused(30))
+    assert (report.recording.began, report.recording.until) == (BEGAN, BEGAN + 30)
+    assert [str(one) for one in report.requests] == [
+        "GET http://api.example.org/v1/items: 511 by the portal"
+    ] * 2
+    assert report.at_least(Severity.NOTE) == ()
+    assert report.requests[0].agent == APP
