@@ -169,7 +169,7 @@ def test_help_names_every_command(capport: Capport) -> None:
     ran = capport("--help")
     assert (ran.status, ran.err) == (0, "")
     for command in (
-        *("check", "explain", "grant", "revoke", "clients"),
+        *("check", "explain", "diff", "grant", "revoke", "clients"),
         *("router", "run", "voucher", "user", "token", "script"),
     ):
         assert re.search(rf"^    {command}\b", ran.out, re.MULTILINE), command
@@ -178,7 +178,7 @@ def test_help_names_every_command(capport: Capport) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *("check", "explain", "grant", "revoke", "clients", "run", "script"),
+        *("check", "explain", "diff", "grant", "revoke", "clients", "run", "script"),
         *("router up", "router down", "router show"),
         *("voucher new", "voucher list", "voucher revoke"),
         *("user add", "user list", "user remove"),

@@ -140,6 +140,18 @@ def _add_policies(commands: "Subcommands") -> None:
     explain.add_argument("--method", default="GET", type=_method, help="the method (GET)")
     explain.add_argument("--sessions", metavar="STORE", help="the session store (the policy's)")
     _takes_json(explain)
+    diff = _add(commands, "diff", "diff:diff", "say which verdicts change under another policy")
+    diff.add_argument("old", metavar="OLD", help="the policy file in force")
+    diff.add_argument("new", metavar="NEW", help="the policy file to be tried")
+    diff.add_argument(
+        "--events",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a file of events: each request in it is decided again; may be given more than once",
+    )
+    diff.add_argument("--sessions", metavar="STORE", help="the session store (OLD's)")
+    _takes_json(diff)
 
 
 def _add_clients(commands: "Subcommands") -> None:

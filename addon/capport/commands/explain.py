@@ -48,7 +48,7 @@ def explain_url(arguments: Namespace) -> None:
     with contextlib.closing(store):
         gate = Gate(policy, store, neighbours=neighbours, now=lambda: now)
         found = gate.explain_url(client, arguments.url, arguments.method)
-    line = _line_of(found, policy)
+    line = deciding_line(found, policy)
     others = others_in_the_way() if policy.router else []
     if arguments.json:
         said = document(found, policy, line, now, asked) | {"in_the_way": others}
@@ -141,7 +141,7 @@ def _store(given: str | None, policy: Policy, client: Client) -> tuple[SessionSt
     return (store, f"in {url}") if store else (MemoryStore(), f"there is no {url}")
 
 
-def _line_of(found: Explanation, policy: Policy) -> Line | None:
+def deciding_line(found: Explanation, policy: Policy) -> Line | None:
     """The line of the policy, or of a clients file, that decided; None if there is none."""
     keys = found.keys
     if found.where is not None:
