@@ -13,6 +13,7 @@ from capport.linux import neighbour_lookup
 from capport.policy.errors import visible
 from capport.policy.policy_file import PolicyError, load_with_warnings
 from capport.router.dns_rules import PAYLOAD, RESOLVER_PORT
+from capport.router.ruleset import unmet
 from capport.stores import StoreError
 from capport.stores.opening import default_store
 
@@ -57,6 +58,7 @@ def summary(policy: Policy) -> Iterator[tuple[str, str]]:
     most = f"at most {sessions.most}"
     yield "sessions", f"{duration(sessions.lifetime)}{idle}, {_store(policy)}; {most}"
     yield "limits", ", ".join(_limits(policy.limits)) or "none"
+    yield from (("known clients", sentence) for sentence in unmet(policy))
     yield "probes", f"{policy.probes}, at any host: {', '.join(policy.probe_paths) or 'none'}"
     if router := policy.router:
         yield (

@@ -12,6 +12,7 @@ from capport.linux.libnftables import Nftables
 from capport.router import fence, nftables
 from capport.router.dns_rules import RESOLVER_PORT
 from capport.router.other_firewalls import CLOSED, in_the_way
+from capport.router.ruleset import unmet
 from capport.stores.memory import MemoryStore
 
 RESOLVER_FILE = "/etc/capport/resolver-{}.conf"
@@ -46,6 +47,8 @@ def up(arguments: Namespace) -> None:
             proxy_ports=arguments.proxy_ports or nftables.PROXY_PORTS,
         )
     print(f"The rules of {arguments.policy_file} are in force: table {nftables.TABLE}")
+    for limit in unmet(policy):
+        print(f"  {limit}")
     # The table of closed.nft is there when the unit starts, and is removed right after this.
     _warn(line for line in others_in_the_way() if CLOSED not in line)
     if not _exists(interface := policy.router.client_interface):

@@ -1,8 +1,9 @@
-"""Resolves the walled garden's names and keeps their addresses in the kernel's garden sets.
+"""Resolves the policy's names and keeps their addresses in the kernel's sets for them.
 
-The sets concern only the ports that mitmproxy does not see (`ruleset.garden_names`). A name is
-resolved as this machine resolves names. `*.example.org` cannot be resolved, so the resolver that
-`nftables.stars` configures adds the addresses below it.
+These are the walled garden's names, for the ports that mitmproxy does not see, and the hosts that
+require conditions (`ruleset.sets_of_names`). A name is resolved as this machine resolves names.
+`*.example.org` cannot be resolved, so the resolver that `nftables.stars` configures adds the
+addresses below it.
 """
 
 import logging
@@ -70,26 +71,26 @@ class GardenFollower:
             try:
                 self._look_up()
             except Exception:  # the edge: the addresses stay in the sets until they time out
-                logger.exception("Cannot update the walled garden's addresses")
+                logger.exception("Cannot update the addresses of the policy's names")
             self._wake.wait(self._every)
             self._wake.clear()
         self._rules.close()
 
     def _look_up(self) -> None:
         policy = self._policy()
-        for name in {name for name, _ in ruleset.garden_names(policy)}:
+        for name in {name for name, _ in ruleset.sets_of_names(policy)}:
             if name.startswith("*.") or self._closed:
                 continue
             try:
                 addresses = self._resolve(name)
             except OSError as error:
                 if name not in self._failed:
-                    logger.warning("Cannot resolve walled garden name %s: %s", name, error)
+                    logger.warning("Cannot resolve %s, a name in the policy: %s", name, error)
                 self._failed.add(name)
                 continue
             self._failed.discard(name)
             try:
-                nftables.update_garden(policy, name, addresses, KEPT * self._every, self._rules)
+                nftables.update_names(policy, name, addresses, KEPT * self._every, self._rules)
             except RulesError as error:
                 if not error.missing:
-                    logger.error("Cannot update walled garden name %s: %s", name, error)
+                    logger.error("Cannot update the addresses of %s: %s", name, error)

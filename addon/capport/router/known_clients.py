@@ -250,6 +250,17 @@ class KnownSet:
                 raise
             self.put_fence()
 
+    def drop(self, client: Client, seconds: float) -> None:
+        """Makes the kernel drop the client's new connections to the portal for `seconds`.
+
+        Raises RulesError if there is no place for it. A client that only uses the address of
+        another is left to the portal, because the kernel would drop that other client.
+        """
+        to = "dropped" if client.mac else f"dropped{client.address.version}"
+        if client.ids:
+            with self._lock:
+                self._run(nftables.renew(to, client.id, seconds))
+
     def put_fence(self) -> bool:
         """Puts the fence around the client interface; returns whether a rule was missing."""
         with self._lock:

@@ -20,7 +20,13 @@ from capport.linux.libnftables import Nftables, RulesError
 from capport.router.dns_rules import STARS_PORT
 from capport.router.ruleset import PROXY_PORTS as PROXY_PORTS
 from capport.router.ruleset import TABLE as TABLE
-from capport.router.ruleset import garden_names, garden_networks, router_of, ruleset
+from capport.router.ruleset import (
+    garden_names,
+    garden_networks,
+    router_of,
+    ruleset,
+    sets_of_names,
+)
 
 ENDED = "ended"
 """The chain that `down` adds before it deletes the table: so `restorer.py` does not restore it."""
@@ -57,7 +63,7 @@ def up(
         text = ruleset(policy, proxy_ports=proxy_ports, ethernet=ethernet, tracked=tracked)
         if only_replace:
             text = text.removeprefix(f"table {TABLE}\n")  # without a table, its deletion fails
-        using.run(text + _garden_in_force(policy, using) + elements)
+        using.run(text + _kept(policy, using) + elements)
 
 
 def down(*, rules: Nftables | None = None) -> None:
@@ -122,20 +128,19 @@ def others_may_track(rules: Nftables) -> bool:
     return False
 
 
-def update_garden(
+def update_names(
     policy: Policy, name: str, addresses: Iterable[Address], ttl: float, rules: Nftables
 ) -> None:
-    """Puts `addresses` of the garden's `name` (`*.example.org` with its star) in for `ttl` seconds.
+    """Puts the `addresses` of `name` into its sets (`sets_of_names`) for `ttl` seconds.
 
-    Concerns only its ports other than 80 and 443, which mitmproxy handles. Raises RulesError, with
-    `missing` set if our table is not loaded.
+    Raises RulesError, with `missing` set if our table is not loaded.
     """
-    sets = {ports for known, ports in garden_names(policy) if known == name}
+    sets = {to for known, to in sets_of_names(policy) if known == name}
     commands = [
         command
         for address in addresses
-        for ports in sorted(sets)
-        for command in renew(f"garden{address.version}_{ports}", str(address), ttl)
+        for to in sorted(sets)
+        for command in renew(to.format(address.version), str(address), ttl)
     ]
     if commands:
         rules.run("\n".join(commands) + "\n")
@@ -198,21 +203,27 @@ def remove(out_of: str, element: str) -> tuple[str, str]:
     return (f"add {there}", f"delete {there}")
 
 
-def _garden_in_force(policy: Policy, rules: Nftables) -> str:
-    """Commands that keep the addresses in the garden sets that the new rules have too."""
+def _kept(policy: Policy, rules: Nftables) -> str:
+    """Commands that keep the elements in sets that the new rules have too, until their time."""
+    sets = [to.format(version) for _, to in sets_of_names(policy) for version in (4, 6)]
+    sets += [f"garden{version}_{ports}" for ports in garden_networks(policy) for version in (4, 6)]
+    if policy.limits.drop_after:
+        sets += ["dropped", "dropped4", "dropped6"]
     commands: list[str] = []
-    for ports in garden_networks(policy):
-        for version in (4, 6):
-            name = f"garden{version}_{ports}"
-            for element, seconds in listed(rules, name):
-                commands += renew(name, str(element), seconds)[:1]
+    for name in dict.fromkeys(sets):
+        for element, seconds in listed(rules, name):
+            commands += renew(name, str(element), seconds)[:1]
     return "".join(f"{command}\n" for command in commands)
 
 
 def listed(rules: Nftables, name: str) -> Iterator[tuple[str, float]]:
-    """Each element of a set with timeouts, and the seconds it has left; none if no such set."""
+    """Each element of a set that has a timeout, and the seconds it has left; none if no such set.
+
+    An element without a timeout is in the rules' own text.
+    """
     for value, element in _elements(rules, name):
-        yield value, float(element["expires"])
+        if "expires" in element:
+            yield value, float(element["expires"])
 
 
 def counters(rules: Nftables, name: str) -> dict[str, int]:
@@ -229,9 +240,9 @@ def _elements(rules: Nftables, name: str) -> Iterator[tuple[str, dict[str, Any]]
         raise
     for item in answer:
         for element in item.get("set", {}).get("elem", ()):
-            value = element["elem"]["val"]
-            text = " . ".join(value["concat"]) if isinstance(value, dict) else value
-            yield text, element["elem"]
+            each = element["elem"] if isinstance(element, dict) else {"val": element}
+            value = each["val"]
+            yield " . ".join(value["concat"]) if isinstance(value, dict) else value, each
 
 
 def _is_ethernet(interface: str) -> bool:

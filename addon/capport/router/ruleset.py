@@ -64,6 +64,9 @@ _NO_ADDRESS = "ip saddr 0.0.0.0 udp sport 68 udp dport 67"
 # which quote their own bytes, would leave for that address: the client could send data out.
 _ELSEWHERE = "fib saddr . iif oif missing drop"
 
+_NAMED = "flags timeout; size 65536;"  # a set of the addresses that names have
+_DROPPED = f"flags timeout; size {METER_SIZE};"
+
 _FAMILIES = ((4, "ip"), (6, "ip6"))
 # No packet of these protocols has such a source address.
 _NEVER = {"icmp": "ip6 saddr", "ip": "ip6 saddr", "icmpv6": "ip saddr", "ip6": "ip saddr"}
@@ -123,16 +126,23 @@ def _sets(policy: Policy, ethernet: bool) -> Iterator[str]:
         yield f"set redirected{version} {{ type {kind} . inet_service; {_meter()} }}"
         yield from _fixed(f"rules{version}", kind, [r for r in known if r[0].version == version])
         yield from _fixed(f"barred{version}", kind, [r for r in barred if r[0].version == version])
+        if conditional(policy):
+            hosts = [str(h) for h in conditional(policy) if _is_of(h, version)]
+            yield f"set conditional{version} {{ type {kind}; {_NAMED}"
+            yield f"elements = {{ {', '.join(sorted(hosts))} }}; }}" if hosts else "}"
+        if policy.limits.drop_after:
+            yield f"set dropped{version} {{ type {kind}; {_DROPPED} }}"
         for ports, networks in gardens.items():
             mine = [n for n in networks if n.version == version]
-            named = "flags timeout; timeout 1d; size 65536;"
-            yield f"set garden{version}_{ports} {{ type {kind}; {named} }}"
+            yield f"set garden{version}_{ports} {{ type {kind}; {_NAMED} timeout 1d; }}"
             yield from _fixed(f"gardens{version}_{ports}", kind, [(n[0], n[-1]) for n in mine])
     subjects = [(s, access) for s, _, access in policy.clients.subjects() if isinstance(s, str)]
     yield f"set macs {{ type ether_addr; flags timeout; size {SET_SIZE}; }}"
     for name, said in (("rule_macs", Access.KNOWN), ("blocked", Access.BLOCKED)):
         macs = ", ".join(mac for mac, access in subjects if access is said)
         yield f"set {name} {{ type ether_addr; {f'elements = {{ {macs} }};' if macs else ''} }}"
+    if policy.limits.drop_after:
+        yield f"set dropped {{ type ether_addr; {_DROPPED} }}"
     yield from dns_rules.sets(METER_SIZE)
     for meter in ("fresh", "echoes", "times", "solicitations"):
         yield from (
@@ -183,7 +193,6 @@ def _in_the_sets(verdict: str, other: str) -> Iterator[str]:
 
 def _untracked(policy: Policy, clients: str, origins: str) -> Iterator[str]:
     """Rules that keep the packets to and from the clients in the sets out of conntrack."""
-    inspected = _inspected(policy)
     yield "chain untracked { type filter hook prerouting priority raw; policy accept;"
     yield f"iifname {clients} goto untracked_out"
     # A connection opened from outside is tracked, so that its packets are refused below.
@@ -198,8 +207,8 @@ def _untracked(policy: Policy, clients: str, origins: str) -> Iterator[str]:
         yield f"{end} @redirected{version} {again} {{ {end} {REDIRECTED} }} accept"
     yield "}"
     yield "chain untracked_out {"
-    if inspected:
-        yield f"meta l4proto {{ tcp, udp }} th dport {_braced(inspected)} accept"
+    for seen in _seen(policy):
+        yield f"{seen} accept"
     yield f"tcp dport {_braced(WEB_PORTS)} jump redirected"
     yield from _in_the_sets("notrack accept", "accept")
     yield "}"
@@ -220,7 +229,7 @@ def _to_portal(policy: Policy, clients: str, ports: Sequence[int], ethernet: boo
     It sees only the first packet of each connection. A packet that it drops leaves no entry in
     conntrack.
     """
-    inspected = _inspected(policy)
+    seen_of_known = _seen(policy)
     yield "chain fresh {"
     yield from _each("fresh", NEW, "return", ethernet)
     yield "drop\n}"
@@ -239,20 +248,24 @@ def _to_portal(policy: Policy, clients: str, ports: Sequence[int], ethernet: boo
             share = f"jhash {saddr} mod {len(ports)} map {{ {shares} }}"
             yield f"meta nfproto {family} meta l4proto tcp redirect to : {share}"
     yield "}"
-    if inspected:
+    if seen_of_known:
         yield "chain inspected {"
-        yield f"fib daddr type != local tcp dport {_braced(inspected)} goto to_proxy"
+        for seen in seen_of_known:
+            yield f"fib daddr type != local meta l4proto tcp {seen} goto to_proxy"
         yield "accept\n}"
         yield from _known("known_inspected", "goto inspected")
     # Before the router's own dstnat chains (-100), which could otherwise redirect the packet first.
     yield "chain to_portal { type nat hook prerouting priority dstnat - 10; policy accept;"
     yield f"iifname != {clients} accept"
-    yield f"jump {'known_inspected' if inspected else 'known'}"
+    yield f"jump {'known_inspected' if seen_of_known else 'known'}"
     yield dns_rules.redirect()  # the chain `questions` limits these, packet by packet
     yield "jump bounded"
     yield f"{_NO_ADDRESS} accept"
     yield _ELSEWHERE
     yield from _logins(policy)
+    if policy.limits.drop_after:  # RFC 6585 section 7.2: `KnownSet.drop` adds them
+        for dropped in ("ether saddr @dropped", "ip saddr @dropped4", "ip6 saddr @dropped6"):
+            yield f"{dropped} drop"
     yield f"tcp dport {_braced(WEB_PORTS)} goto to_proxy\n}}"
 
 
@@ -306,7 +319,6 @@ def _refuse() -> Iterator[str]:
 def _forward(
     policy: Policy, clients: str, origins: str, ethernet: bool, tracked: bool
 ) -> Iterator[str]:
-    inspected = _inspected(policy)
     gardens = [
         (ip, name, ports)
         for ports in garden_networks(policy)
@@ -325,9 +337,8 @@ def _forward(
     yield f"iifname {clients} goto refuse"  # other networks, other clients
     yield f"oifname != {clients} accept\n}}"
     yield "chain from_client {"
-    if inspected:
-        yield f"tcp dport {_braced(inspected)} goto refuse"  # opened before the inspection began
-        yield f"udp dport {_braced(inspected)} goto refuse"  # QUIC would bypass it
+    for seen in _seen(policy):
+        yield f"{seen} goto refuse"  # opened before the inspection began; or QUIC, to bypass it
     yield "jump known"
     yield _ELSEWHERE
     yield "ct state invalid drop"
@@ -384,10 +395,48 @@ def _per_client(meter: str, ethernet: bool) -> tuple[tuple[str, str, str], ...]:
     return ((f"{meter}4", "ipv4_addr", "ip saddr"), (f"{meter}6", "ipv6_addr", "ip6 saddr"))
 
 
-def _inspected(policy: Policy) -> frozenset[int]:
-    """The ports on which mitmproxy sees known clients too."""
+def _seen(policy: Policy) -> list[str]:
+    """Matches known clients' packets that only mitmproxy may forward."""
     ports = {80: policy.http_known is KnownHttp.INSPECT, 443: policy.tls.known is KnownTls.INSPECT}
-    return frozenset(port for port, inspect in ports.items() if inspect)
+    inspected = [port for port, inspect in ports.items() if inspect]
+    found = [f"meta l4proto {{ tcp, udp }} th dport {_braced(inspected)}"] if inspected else []
+    if conditional(policy):
+        found += [f"{ip} daddr @conditional{version} tcp dport 80" for version, ip in _FAMILIES]
+    return found
+
+
+def conditional(policy: Policy) -> frozenset[Host]:
+    """The hosts whose port 80 goes to mitmproxy, also from known clients, because of 428.
+
+    There are none if mitmproxy sees all of port 80.
+    """
+    all_is_seen = policy.http_known is KnownHttp.INSPECT
+    return frozenset() if all_is_seen else policy.limits.require_conditions
+
+
+def unmet(policy: Policy) -> list[str]:
+    """A sentence for each limit that does not hold for all known clients, and what would do.
+
+    The kernel forwards them, and mitmproxy never sees their requests.
+    """
+    limits = policy.limits
+    if policy.router is None or policy.http_known is KnownHttp.INSPECT:
+        return []
+    found: list[str] = []
+    rated = {
+        "requests": limits.requests,
+        "header_field": limits.header_field,
+        "header_section": limits.header_section,
+    }
+    if keys := ", ".join(f"limits.{key}" for key, value in rated.items() if value is not None):
+        found.append(
+            f"the kernel forwards them past {keys}: these need http.known: inspect, or an explicit"
+            " proxy"
+        )
+    if limits.require_conditions:
+        hosts = ", ".join(sorted(map(str, limits.require_conditions)))
+        found.append(f"port 80 of {hosts} goes to the portal, for limits.require_conditions")
+    return found
 
 
 def _logins(policy: Policy) -> Iterator[str]:
@@ -413,6 +462,10 @@ def _at(place: Place) -> str:
     return port
 
 
+def _is_of(host: Host, version: int) -> bool:
+    return not isinstance(host, str) and host.version == version
+
+
 def _is_one(host: Host) -> TypeGuard[Address]:
     """Whether `host` is one address, not a name or the unspecified address."""
     return not isinstance(host, str) and not host.is_unspecified
@@ -429,6 +482,15 @@ def garden_names(policy: Policy) -> list[tuple[str, str]]:
         named.append((place.host, frozenset({place.port})))
     beyond = {(name, _port_list(ports - WEB_PORTS)) for name, ports in named}
     return sorted((name, ports) for name, ports in beyond if ports)
+
+
+def sets_of_names(policy: Policy) -> list[tuple[str, str]]:
+    """Each name of the policy whose addresses the kernel must have, and the set for them.
+
+    The set's name lacks the family: `garden{}_8080`.
+    """
+    garden = [(name, f"garden{{}}_{ports}") for name, ports in garden_names(policy)]
+    return garden + [(h, "conditional{}") for h in conditional(policy) if isinstance(h, str)]
 
 
 def garden_networks(policy: Policy) -> dict[str, list[Network]]:

@@ -79,6 +79,15 @@ class Kernel:
         self._gate.events.write("fault", client, what=what)
         return True
 
+    async def drop(self, client: Client, seconds: float) -> None:
+        """Makes the kernel drop what a client sends; if it cannot, the portal alone drops it."""
+        if self._known is None:
+            return
+        try:
+            await asyncio.to_thread(self._known.drop, client, seconds)
+        except RulesError as error:
+            logger.error(f"{client}: the kernel cannot drop its connections: {error}")
+
     async def _start(self) -> None:
         gate = self._gate
         if gate.policy.router is None:

@@ -322,6 +322,8 @@ class Service:
     def _drop(self, client: Client, seconds: float) -> None:
         if self._connections:
             self._connections.drop(client)
+        if self._running:
+            self._spawn(self._kernel.drop(client, seconds))
 
     async def _end_sessions(self) -> None:
         fault = None

@@ -1,0 +1,95 @@
+"""End to end: the kernel drops a client that was refused too often, and leads 428 to the portal."""
+
+import json
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+import requires
+from capport.router import nftables
+from lab.namespaces import wait_for
+from lab.network import ORIGIN4, ORIGIN6, POLICY, Client, Lab
+
+pytestmark = pytest.mark.lab
+
+REFUSALS, SECONDS = 20, 12
+LIMITS = f"""\
+limits:
+  requests: {{count: 1200, per: 1m}}
+  drop_after: {{count: {REFUSALS}, per: {SECONDS}s}}
+  require_conditions: [status.example.net]
+"""
+ELSEWHERE = "http://www.example.com/"
+CONDITIONAL = "http://status.example.net/"
+
+
+@pytest.fixture(scope="module")
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    requires.check(requires.namespaces())
+    requires.check(requires.tool("nft", "dnsmasq", "curl"))
+    with Lab(clients=2, policy=POLICY + LIMITS, name="limits") as it:
+        yield it
+
+
+def elements(lab: Lab, name: str) -> list[str]:
+    return [element for element, _ in nftables.listed(lab.rules, name)]
+
+
+def hears_nothing(client: Client, address: str) -> bool:
+    """Whether a SYN to port 80 gets no answer at all: neither a connection nor RST."""
+
+    def ask() -> bool:
+        try:
+            socket.create_connection((address, 80), 1).close()
+        except TimeoutError:
+            return True
+        return False
+
+    return client.namespace.call(ask)
+
+
+@pytest.mark.rfc(6585, "7.2", "it may be more appropriate to just drop connections")
+def test_the_kernel_drops_a_client_that_was_refused_too_often_for_a_time(lab: Lab) -> None:
+    storm, other = lab.clients
+    assert [storm.status(ELSEWHERE) for _ in range(REFUSALS)] == [511] * REFUSALS
+    wait_for(lambda: storm.status(ELSEWHERE, "--max-time", "1") == 0)
+    wait_for(lambda: elements(lab, "dropped") == [storm.mac])
+    assert hears_nothing(storm, ORIGIN4)
+    assert hears_nothing(storm, ORIGIN6)
+    assert storm.status("http://192.0.2.1:8511/") == 200
+    assert other.status(ELSEWHERE) == 511
+    loaded = lab.capport("router", "up", str(lab.policy_file))
+    assert loaded.returncode == 0, loaded.stderr
+    assert elements(lab, "dropped") == [storm.mac]
+    wait_for(lambda: storm.status(ELSEWHERE, "--connect-timeout", "1") == 511)
+    assert elements(lab, "dropped") == []
+    events = (lab.folder / "events.jsonl").read_text().splitlines()
+    (dropped,) = [one for one in map(json.loads, events) if one["event"] == "dropped"]
+    assert (dropped["mac"], dropped["seconds"]) == (storm.mac, SECONDS)
+
+
+def test_limits_that_the_kernel_passes_by_are_named_when_the_rules_are_loaded(lab: Lab) -> None:
+    for command in ("router", "up"), ("check",):
+        said = lab.capport(*command, str(lab.policy_file)).stdout
+        assert "past limits.requests: these need http.known: inspect, or an explicit proxy" in said
+        assert "port 80 of status.example.net goes to the portal" in said
+
+
+@pytest.mark.parametrize("family", ["-4", "-6"])
+@pytest.mark.rfc(6585, "3", "requires the request to be conditional")
+def test_a_known_client_meets_428_at_the_hosts_named_and_is_forwarded_elsewhere(
+    lab: Lab, family: str
+) -> None:
+    client = lab.clients[1]
+    granted = lab.capport("grant", client.mac, "--policy", str(lab.policy_file))
+    assert granted.returncode == 0, granted.stderr
+    wait_for(lambda: bool(elements(lab, "conditional4") and elements(lab, "conditional6")))
+    own = client.v4 if family == "-4" else client.v6
+    wait_for(lambda: own in client.curl(family, ELSEWHERE).stdout)
+    update = (family, "--request", "PUT", "--data", "x")
+    assert client.status(CONDITIONAL, *update) == 428
+    assert client.status(CONDITIONAL, *update, "--header", 'If-Match: "a"') == 200
+    assert client.status(ELSEWHERE, *update) == 200
+    assert own not in client.curl(family, CONDITIONAL).stdout
+    assert own in client.curl(family, ELSEWHERE).stdout
