@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import json
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from capport.events import EventLog
 from capport.gate import Gate
 from capport.proxy import mitmproxy_options
 from capport.proxy.addon import CaptivePortal, Hooks
+from json_schemas import schema_errors
 from requires import pytest_configure, pytest_runtest_setup
 
 LOGIN = "https://login.example.net/"
@@ -254,6 +256,29 @@ def no_sudden_end(monkeypatch: pytest.MonkeyPatch) -> None:
         raise SystemExit(status)
 
     monkeypatch.setattr(mitmproxy_options, "end", end)
+
+
+@pytest.fixture(autouse=True)
+def events_are_as_their_schema_says(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[None]:
+    """Each event that a test writes in this process is as events.schema.json says."""
+    if request.path.name == "test_events.py":  # which makes them up
+        yield
+        return
+    written: dict[object, dict[str, Any]] = {}
+    line = EventLog._line
+
+    def recorded(log: EventLog, record: dict[str, Any]) -> str:
+        kinds = tuple((name, type(value)) for name, value in record.items())
+        written.setdefault((record["event"], record.get("action"), kinds), record)
+        return line(log, record)
+
+    monkeypatch.setattr(EventLog, "_line", recorded)
+    yield
+    for record in written.values():
+        record = json.loads(line(EventLog(), record))
+        assert schema_errors("events.schema.json", record) == [], record
 
 
 @pytest.fixture

@@ -201,7 +201,7 @@ def test_the_version_is_the_packages(capport: Capport) -> None:
     [
         ("", "COMMAND"),
         ("grnat", "invalid choice: 'grnat'"),
-        ("report", "invalid choice: 'report'"),  # it is not built yet
+        ("report --fail-on bad", "invalid choice: 'bad'"),
         ("grant", "ADDRESS|MAC"),
         ("grant example.org", "'example.org' is neither an address nor a MAC address"),
         ("grant 192.0.2.7 --for 2", "write 2s, if you mean seconds"),

@@ -119,6 +119,7 @@ def parser() -> ArgumentParser:
     _add_router(commands)
     _add_voucher(commands)
     _add_accounts(commands)
+    _add_watching(commands)
     _add_running(commands)
     return top
 
@@ -276,6 +277,40 @@ def _add_accounts(commands: "Subcommands") -> None:
     end.add_argument("name", type=_name, metavar="NAME", help="as in the list")
     for command in (add, users, remove, new, tokens, end):
         _takes_store(command)
+
+
+def _add_watching(commands: "Subcommands") -> None:
+    report = _add(commands, "report", "report:report", "say what a portal did to clients")
+    report.add_argument(
+        "events",
+        metavar="EVENTS",
+        nargs="*",
+        help="files of events, the oldest first (events.jsonl)",
+    )
+    report.add_argument("--flows", metavar="FILE", help="a flow file of mitmproxy's instead")
+    _takes_json(report)
+    report.add_argument(
+        "--fail-on",
+        choices=("note", "warning", "error"),
+        help="exit with status 3 if there is a finding as bad as that",
+    )
+    report.add_argument(
+        "--baseline", metavar="FILE", help="pass over the findings in an earlier report (--json)"
+    )
+    report.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="say which findings are new in B, and which are gone: reports (--json), or events",
+    )
+    follow = _add(commands, "events", "follow:events", "show the events of a portal")
+    follow.add_argument(
+        "file", metavar="FILE", nargs="?", default="events.jsonl", help="their file (events.jsonl)"
+    )
+    follow.add_argument("--follow", action="store_true", help="wait for more, until Ctrl-C")
+    follow.add_argument(
+        "--client", metavar="ADDRESS|MAC", type=_client_id, help="only those of this client"
+    )
 
 
 def _add_running(commands: "Subcommands") -> None:

@@ -1,6 +1,8 @@
 """Each rule: a client that breaks it, one that keeps it, and a record that cannot show it."""
 
+import re
 import time
+from pathlib import Path
 
 import pytest
 
@@ -33,12 +35,16 @@ BROKEN: list[tuple[str, list[Event], str]] = [
     ("retries-511", [refused(n / 9, method="CONNECT", path=None) for n in range(3)], "3 times"),
     ("retries-handshake", [watched(), *(shake(n / 9, "refused") for n in range(6))], "6 TLS"),
     ("no-back-off", [refused(n * 5) for n in range(6)], "every 5.0 s"),
-    ("no-back-off", [refused(n / 100) for n in range(4)], "did not slow down"),
-    ("never-recovers", [watched(), refused(1), granted(2), event(60, "unwatched")], "sent none"),
+    ("no-back-off", [refused(n / 100) for n in range(4)], "every 10 ms, and did not slow down"),
+    (
+        "never-recovers",
+        [watched(), refused(1), granted(2), event(60, "unwatched")],
+        "sent no request",
+    ),
     (
         "never-recovers",
         [watched(), refused(1), granted(2), *(refused(n) for n in range(3, 30))],
-        "sent 27 requests, none of which reached an origin",
+        "it sent 27 requests, none of which reached an origin",
     ),
     (
         "takes-page-for-origin",
@@ -103,7 +109,7 @@ BROKEN: list[tuple[str, list[Event], str]] = [
     (
         "ignores-retry-after",
         [refused(-60, status=429, retry_after=HTTP_DATE), refused(-50)],
-        "after 10.0 s",
+        "after 10 s",
     ),
     (
         "follows-redirect",
@@ -262,8 +268,12 @@ def test_many_events_of_one_client_are_looked_at_in_linear_time() -> None:
 def test_the_time_of_a_report_is_that_of_its_events() -> None:
     report = reported(refused(0), refused(30))
     assert (report.recording.began, report.recording.until) == (BEGAN, BEGAN + 30)
-    assert [str(one) for one in report.requests] == [
-        "GET http://api.example.org/v1/items: 511 by the portal"
-    ] * 2
+    assert [str(one) for one in report.requests] == ["GET http://api.example.org/v1/items: 511"] * 2
     assert report.at_least(Severity.NOTE) == ()
     assert report.requests[0].agent == APP
+
+
+def test_each_rule_is_in_the_table_of_findings() -> None:
+    page = (Path(__file__).parents[2] / "scripts" / "README.md").read_text()
+    table = re.findall(r"^\| `([a-z0-9-]+)` \| (note|warning|error) \|", page, re.MULTILINE)
+    assert table == [(one.id, str(one.severity)) for one in RULES]

@@ -47,7 +47,6 @@ from capport.proxy.fail_closed import (
 )
 from capport.proxy.flow_marks import (
     GARDEN_MARK,
-    KNOWN_MARK,
     REFUSED_MARK,
     FlowMarks,
     decided_on,
@@ -295,7 +294,7 @@ class Hooks:
             return
         if verdict.to is not None:
             send_to(shown.request, verdict.to)
-        mark(shown, GARDEN_MARK if verdict.to else KNOWN_MARK, "Pass", verdict.because)
+        self.marks.forwarded(shown, verdict)
         beside = shown.request.is_http2 or shown.request.is_http3
         self.connections.let_through(shown.client_conn, verdict.to, beside=beside)
         self._vouch(shown)
@@ -323,7 +322,7 @@ class Hooks:
         deny_flow(shown)
         verdict = self._verdict_on(shown)
         if isinstance(verdict, Pass):
-            mark(shown, GARDEN_MARK if verdict.to else KNOWN_MARK, "Pass", verdict.because)
+            self.marks.forwarded(shown, verdict)
             self.connections.let_through(shown.client_conn, verdict.to)
         elif isinstance(verdict, Closed) or self._answers_connect(shown.request):
             shown.response = to_mitmproxy(reply_to(verdict, asked_of(shown.request)))

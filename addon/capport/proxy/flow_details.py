@@ -1,4 +1,4 @@
-"""What an event of a watched client says about a request, by mitmproxy's flow.
+"""What an event says about a request, by mitmproxy's flow.
 
 None of it is a credential: a path has no query, a Referer neither query nor userinfo.
 """
@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from mitmproxy import http
 
+from capport.core.http import DEFAULT_PORTS
 from capport.core.portal_traces import traces_in
 from capport.events import Value
 from capport.proxy.request_head import credentials_in
@@ -21,15 +22,21 @@ _LENGTH = re.compile(r"[0-9]{1,15}")
 _AUTHORIZATIONS = ("authorization", "proxy-authorization")
 
 
-def credentials_of(shown: http.HTTPFlow) -> dict[str, Value]:
-    """How many credentials the request has, never their values; None instead of zero."""
-    found = credentials_in(shown.request.headers)
-    of_origins = sum(found.get(name, 0) for name in _AUTHORIZATIONS)
-    return {"cookies": found.get("cookie"), "authorizations": of_origins or None}
+def request_fields(shown: http.HTTPFlow) -> dict[str, Value]:
+    """The fields that each event about a request has. A field that is None is left out."""
+    request, response = shown.request, shown.response
+    sent = credentials_in(request.headers)
+    return {
+        "status": response.status_code if response else None,
+        "host": request.host or None,
+        "method": request.method,
+        "cookies": sent.get("cookie"),
+        "authorizations": sum(sent.get(name, 0) for name in _AUTHORIZATIONS) or None,
+    }
 
 
 def details_of(shown: http.HTTPFlow) -> dict[str, Value]:
-    """The further fields of an event about one request. A field that is None is left out."""
+    """The further fields, if the client is watched."""
     request, response = shown.request, shown.response
     headers = request.headers
     path, _, query = request.path.partition("?")
@@ -38,7 +45,7 @@ def details_of(shown: http.HTTPFlow) -> dict[str, Value]:
     validators = ", ".join(headers.get_all("if-none-match") + headers.get_all("if-range"))
     traces = traces_in(path, validators, "; ".join(headers.get_all("cookie")))
     return {
-        "scheme": None if tunnel else request.scheme,
+        "scheme": request.scheme if request.scheme in DEFAULT_PORTS and not tunnel else None,
         "port": request.port or None,
         "path": None if tunnel else path.partition("#")[0][:MOST],
         "query": _digest(query) if query else None,
@@ -51,7 +58,18 @@ def details_of(shown: http.HTTPFlow) -> dict[str, Value]:
         "traces": " ".join(traces) or None,
         "retry_after": response.headers.get("retry-after", "")[:MOST] or None if response else None,
         "length": _length(response),
+        "answered_by": _answered_by(shown),
+        "error": str(shown.error) if shown.error and not response else None,
     }
+
+
+def _answered_by(shown: http.HTTPFlow) -> str | None:
+    """What answered a request that was forwarded; None if nothing did, or the portal."""
+    if shown.response is None and (shown.error or shown.request.method != "CONNECT"):
+        return None
+    marked = shown.metadata.get("portal")
+    by = marked.get("answered_by") if isinstance(marked, dict) else None
+    return by if isinstance(by, str) else None
 
 
 def _length(response: http.Response | None) -> int | None:

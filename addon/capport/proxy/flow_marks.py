@@ -9,12 +9,12 @@ from mitmproxy import connection, flow, http, tcp
 
 from capport.core.client import Client
 from capport.core.place import Place
-from capport.core.verdict import Inspect, Refuse, TlsVerdict, Verdict
+from capport.core.verdict import Inspect, Pass, Refuse, TlsVerdict, Verdict
 from capport.gate import Gate
 from capport.log_limits import FAULTS, Seldom
 from capport.proxy.connections import Connections
-from capport.proxy.flow_details import credentials_of, details_of
-from capport.proxy.request_head import credentials_in, place_of
+from capport.proxy.flow_details import details_of, request_fields
+from capport.proxy.request_head import credentials_in
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,6 @@ class FlowMarks:
         """Marks and reports a request that was answered in the origin's place."""
         because = verdict.because if verdict else "the portal cannot decide now"
         name = type(verdict).__name__ if verdict else "NoVerdict"
-        status = shown.response.status_code if shown.response else None
         mark(shown, REFUSED_MARK, name, because)
         credentials = credentials_in(shown.request.headers)
         if credentials:
@@ -60,13 +59,17 @@ class FlowMarks:
         self.event(
             "refused",
             client,
-            status=status,
-            host=shown.request.host or None,
-            method=shown.request.method,
-            **credentials_of(shown),
+            **request_fields(shown),
             **(details_of(shown) if self._gate.events.watches(client) else {}),
             because=because,
         )
+
+    def forwarded(self, shown: http.HTTPFlow, verdict: Pass) -> None:
+        """Marks a request that is forwarded, also with what will answer it."""
+        mark(shown, GARDEN_MARK if verdict.to else KNOWN_MARK, "Pass", verdict.because)
+        login = verdict.to in self._gate.policy.login_places
+        answers = "login server" if login else "garden" if verdict.to else "origin"
+        shown.metadata["portal"]["answered_by"] = answers
 
     def passed(self, shown: http.HTTPFlow) -> None:
         """Reports the answer to a watched client's request that was forwarded."""
@@ -74,26 +77,7 @@ class FlowMarks:
         client = self._connections.client_of(shown.client_conn)
         if verdict != "Pass" or not self._gate.events.watches(client):
             return
-        self.event(
-            "passed",
-            client,
-            status=shown.response.status_code if shown.response else None,
-            host=shown.request.host or None,
-            method=shown.request.method,
-            **credentials_of(shown),
-            **details_of(shown),
-            answered_by=self._answering(shown),
-            error=str(shown.error) if shown.error else None,
-            because=because,
-        )
-
-    def _answering(self, shown: http.HTTPFlow) -> str | None:
-        """What answered a request that was forwarded; None if nothing did."""
-        if shown.error or (shown.response is None and shown.request.method != "CONNECT"):
-            return None
-        if place_of((shown.request.host, shown.request.port)) in self._gate.policy.login_places:
-            return "login server"
-        return "garden" if shown.marked == GARDEN_MARK else "origin"
+        self.event("passed", client, **request_fields(shown), **details_of(shown), because=because)
 
     def refused_unread(self, conn: connection.Client, status: int, why: str) -> None:
         """Reports an answer to something that is no request, or a request that is too large."""
@@ -114,16 +98,11 @@ class FlowMarks:
         outcome = "refused" if isinstance(verdict, Refuse) else "dropped"
         to = f"TLS for {sni or dialled or 'no name'}"
         mark(shown, REFUSED_MARK, type(verdict).__name__, f"{to}: {verdict.because}")
-        self.event(
-            "tls",
-            self._connections.client_of(shown.client_conn),
-            sni=sni,
-            destination=str(dialled) if dialled else None,
-            action=action,
-            outcome=outcome,
-            caveat=caveat,
-            because=verdict.because,
-        )
+        place = str(dialled) if dialled else None
+        fields = {"sni": sni, "destination": place, "action": action, "outcome": outcome}
+        shown.metadata["portal"]["tls"] = {k: v for k, v in fields.items() if v is not None}
+        client = self._connections.client_of(shown.client_conn)
+        self.event("tls", client, **fields, caveat=caveat, because=verdict.because)
 
     def passed_tls(
         self, conn: connection.Client, sni: str | None, dialled: Place | None, verdict: TlsVerdict

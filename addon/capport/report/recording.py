@@ -69,7 +69,7 @@ class Request:
 
     def __str__(self) -> str:
         got = f"{self.status}" if self.status else self.error or "no answer"
-        by = f" by the {self.answered_by}" if self.answered_by else ""
+        by = f" by the {self.answered_by}" if self.answered_by and not self.refused else ""
         times = f" ({self.count} times)" if self.count > 1 else ""
         return f"{self.method or 'request'} {self.url}: {got}{by}{times}"
 
@@ -191,14 +191,15 @@ def record(
     kept: list[tuple[str, str, str, Record]] = []
     macs: dict[str, str] = {}
     for event in events:
-        kind, time = event.get("event"), _time(event.get("time"))
+        kind, time = event.get("event"), time_of(event)
         if not isinstance(kind, str) or time is None:
             recording.unread += 1
             continue
         recording.began = time if recording.began is None else min(time, recording.began)
         recording.until = max(time, recording.until or time)
         address, mac = _text(event, "client"), _text(event, "mac")
-        if kind not in _KINDS or not (address or mac):
+        one = record_in(event) if address or mac else None
+        if one is None:
             recording.other[kind] += 1
         elif len(kept) >= MOST:
             recording.left_out += 1
@@ -206,21 +207,21 @@ def record(
             if address and mac:
                 macs[address] = mac
             name = _text(event, "name") if kind == "granted" else ""
-            kept.append((address, mac, name, _record(kind, time, event)))
+            kept.append((address, mac, name, one))
     recording.until = until or recording.until
     clients: dict[str, ClientRecord] = {}
-    for address, mac, name, one in kept:
+    for address, mac, name, shown in kept:
         key = mac or macs.get(address, address)
         client = clients.setdefault(key, ClientRecord(until=recording.until or 0.0))
         client.address = client.address or address
         client.mac = client.mac or mac
         client.name = name or client.name
-        if isinstance(one, Request):
-            client.requests.append(one)
-        elif isinstance(one, Handshake):
-            client.handshakes.append(one)
+        if isinstance(shown, Request):
+            client.requests.append(shown)
+        elif isinstance(shown, Handshake):
+            client.handshakes.append(shown)
         else:
-            client.changes.append(one)
+            client.changes.append(shown)
     for client in clients.values():
         client.requests.sort(key=lambda it: it.time)
         client.handshakes.sort(key=lambda it: it.time)
@@ -229,7 +230,11 @@ def record(
     return recording
 
 
-def _record(kind: str, time: float, event: Mapping[str, object]) -> Record:
+def record_in(event: Mapping[str, object]) -> Record | None:
+    """What an event says about a client; None for other events, and if it has no time."""
+    kind, time = event.get("event"), time_of(event)
+    if kind not in _KINDS or time is None:
+        return None
     count = _number(event, "repeats") or 1
     if kind == "tls":
         return Handshake(
@@ -273,7 +278,7 @@ def _record(kind: str, time: float, event: Mapping[str, object]) -> Record:
         )
     by = _text(event, "by") or _text(event, "how")
     forwards = event.get("kernel_forwards") is True
-    return Change(time=time, event=kind, by=by, kernel_forwards=forwards)
+    return Change(time=time, event=str(kind), by=by, kernel_forwards=forwards)
 
 
 def _text(event: Mapping[str, object], name: str) -> str:
@@ -286,8 +291,9 @@ def _number(event: Mapping[str, object], name: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _time(value: object) -> float | None:
-    """A time as an event has it (RFC 3339), in seconds of Unix time."""
+def time_of(event: Mapping[str, object]) -> float | None:
+    """When an event happened, in seconds of Unix time; None if it does not say."""
+    value = event.get("time")
     try:
         return datetime.fromisoformat(value).timestamp() if isinstance(value, str) else None
     except (ValueError, OverflowError):

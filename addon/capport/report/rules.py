@@ -41,7 +41,7 @@ def retries_511(client: ClientRecord) -> Outcome:
                 said = f" ({agent.retries})" if agent.retries else ""
                 sentence = (
                     f"{agent} sent {run[0].method} {run[0].url} {len(run)} times within"
-                    f" {took:.1f} s, each but the first after a {run[0].status}{said}"
+                    f" {_seconds(took)}, each but the first after a {run[0].status}{said}"
                 )
                 found.append(Seen(sentence, run, run[0].host, agent))
     return found
@@ -58,10 +58,8 @@ def retries_handshakes(client: ClientRecord) -> Outcome:
     for host, shakes in failed.items():
         for run in _runs(shakes, lambda before, after: after.time - before.time < SOON):
             if len(run) > HANDSHAKES:
-                took = run[-1].time - run[0].time
-                sentence = (
-                    f"{len(run)} TLS handshakes for {host} within {took:.1f} s, though each failed"
-                )
+                took = _seconds(run[-1].time - run[0].time)
+                sentence = f"{len(run)} TLS handshakes for {host} within {took}, though each failed"
                 found.append(Seen(sentence, run, host))
     return found
 
@@ -108,8 +106,8 @@ def never_recovers(client: ClientRecord) -> Outcome:
     if left < AFTER_GRANT:
         return NotTested(f"the record ends {left:.0f} s after the grant")
     before = [request for request in client.refusals if request.time < grant.time][-1]
-    did = f"sent {len(after)} requests, none of which reached an origin" if after else "sent none"
-    sentence = f"within {left:.0f} s of being granted a session, {client.id} {did}"
+    did = f"{len(after)} requests, none of which reached an origin" if after else "no request"
+    sentence = f"within {_seconds(left)} of being granted a session, it sent {did}"
     return [Seen(sentence, [before, grant, *after], before.host, agent_of(before.agent))]
 
 
@@ -178,7 +176,7 @@ def accepts_any_certificate(client: ClientRecord) -> Outcome:
     if not shown:
         return NotTested("it was shown no certificate of another CA (tls.unknown: intercept)")
     return [
-        Seen(f"accepted a certificate of an unknown CA for {host}", shakes, host)
+        Seen(f"it accepted a certificate of an unknown CA for {host}", shakes, host)
         for host, shakes in _by_host(it for it in shown if it.outcome == "accepted").items()
     ]
 
@@ -189,7 +187,7 @@ def pins_certificate(client: ClientRecord) -> Outcome:
     if not shown:
         return NotTested("no handshake of a client with trusts_ca was intercepted")
     return [
-        Seen(f"rejected a certificate for {host}, though the device trusts its CA", shakes, host)
+        Seen(f"it rejected a certificate for {host}, though the device trusts its CA", shakes, host)
         for host, shakes in _by_host(it for it in shown if it.outcome == "rejected").items()
     ]
 
@@ -230,7 +228,7 @@ def ignores_retry_after(client: ClientRecord) -> Outcome:
             agent = agent_of(before.agent)
             sentence = (
                 f"{agent} was asked to wait for {_seconds(wait)}, and sent its next request to"
-                f" {before.host} after {early.time - before.time:.1f} s"
+                f" {before.host} after {_seconds(early.time - before.time)}"
             )
             found.append(Seen(sentence, [before, early], before.host, agent))
     return found
@@ -379,6 +377,8 @@ def _some(count: int, what: str) -> str:
 
 
 def _seconds(value: float) -> str:
+    if value < 1:
+        return f"{value * 1000:.0f} ms"
     return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
 
 
@@ -511,7 +511,7 @@ RULES: tuple[Rule, ...] = (
         _WARNING,
         "RFC 6585 appendix B",
         follows_redirect,
-        "takes the page at the end of a redirect for its answer",
+        "takes the page behind a redirect for its answer",
         "Do not follow a redirect to another host, or check where it led and what came.",
         "It only shows the page to a person.",
     ),

@@ -1,0 +1,110 @@
+"""`capport report`: what a portal did to clients, from event files or from mitmproxy's flows."""
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from capport.commands import CommandError
+from capport.report import as_text, comparison
+from capport.report.findings import Severity
+from capport.report.recording import Recording, events_in, record
+from capport.report.summary import Report, document, report_of
+
+FOUND = 3
+"""The exit status if there is a finding that `--fail-on` names."""
+
+_LARGEST = 256 << 20  # bytes of a report
+
+
+def report(arguments: Namespace) -> int:
+    """Prints the report or the comparison. Returns the exit status."""
+    if arguments.compare:
+        return _compare(arguments)
+    found = _report(arguments)
+    if arguments.baseline:
+        found = found.without(_fingerprints(arguments.baseline))
+    if arguments.json:
+        print(json.dumps(document(found), indent=2))
+    else:
+        for line in as_text.lines_of(found):
+            print(line)
+    level = arguments.fail_on
+    return FOUND if level and found.at_least(Severity(level)) else 0
+
+
+def _compare(arguments: Namespace) -> int:
+    before, after = (_document(path) for path in arguments.compare)
+    try:
+        compared = comparison.compare(before, after)
+    except (ValueError, KeyError) as error:
+        raise CommandError(f"{' or '.join(arguments.compare)}: {error}") from None
+    if arguments.json:
+        print(json.dumps(comparison.document_of(compared), indent=2))
+    else:
+        for line in comparison.lines_of(compared):
+            print(as_text.printable(line))
+    if arguments.fail_on is None:
+        return 0
+    level = Severity(arguments.fail_on)
+    worst = (Severity(str(finding["severity"])) for finding in compared.new.values())
+    return FOUND if any(severity.reaches(level) for severity in worst) else 0
+
+
+def _report(arguments: Namespace) -> Report:
+    if arguments.flows:
+        if arguments.events:
+            raise CommandError("name event files, or a flow file with --flows, not both")
+        return report_of(record(_events_of_flows(arguments.flows)))
+    recording = Recording()
+    events = events_in(_lines(arguments.events or ["events.jsonl"]), recording)
+    return report_of(record(events, recording))
+
+
+def _lines(paths: list[str]) -> Iterator[str]:
+    for path in paths:
+        if path == "-":
+            yield from sys.stdin
+            continue
+        try:
+            with Path(path).open(encoding="utf-8", errors="replace") as file:
+                yield from file
+        except FileNotFoundError:
+            raise CommandError(
+                f"{path}: there is no such file; name the one that portal_events is set to, or a"
+                " flow file with --flows"
+            ) from None
+
+
+def _events_of_flows(path: str) -> Iterator[Mapping[str, object]]:
+    from capport.proxy.saved_flows import FlowFileError, events_of
+
+    try:
+        yield from events_of(Path(path))
+    except FlowFileError as error:
+        raise CommandError(str(error)) from None
+
+
+def _fingerprints(path: str) -> set[str]:
+    try:
+        return set(comparison.fingerprints(_document(path)))
+    except (ValueError, KeyError) as error:
+        raise CommandError(f"{path}: {error}") from None
+
+
+def _document(path: str) -> Mapping[str, object]:
+    """The report in a file that `--json` wrote, or the one on a file of events."""
+    with Path(path).open(encoding="utf-8", errors="replace") as file:
+        text = file.read(_LARGEST)
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if isinstance(found, dict) and "findings" in found:
+        return found
+    recording = Recording()
+    reported = report_of(record(events_in(text.splitlines(), recording), recording))
+    if not text.strip() or recording.began is None:
+        raise CommandError(f"{path}: it is neither a report (--json) nor a file of events")
+    return document(reported)

@@ -1,0 +1,76 @@
+"""Reads a flow file of mitmproxy's as events, as if all of its clients had been watched."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mitmproxy import exceptions, flow, http, io, tcp
+
+from capport.core.client import parse_address
+from capport.events import Value
+from capport.proxy.flow_details import details_of, request_fields
+from capport.proxy.flow_marks import decided_on
+
+type Event = dict[str, Value]
+
+
+class FlowFileError(ValueError):
+    """A file that mitmproxy cannot read."""
+
+
+def events_of(path: Path) -> list[Event]:
+    """The events of the flows in a file, by time. Raises FlowFileError, OSError.
+
+    Flows that were saved without the portal count as forwarded, unless their status is 511.
+    """
+    timed: list[tuple[float, Event]] = []
+    clients: dict[str, float] = {}
+    accepted: set[str] = set()  # the connections whose handshake has its event
+    with path.open("rb") as file:
+        try:
+            for shown in io.FlowReader(file).stream():
+                for time, event in _events(shown, accepted):
+                    client = str(event["client"])
+                    clients[client] = min(time, clients.get(client, time))
+                    timed.append((time, event))
+        except exceptions.FlowReadException as error:
+            raise FlowFileError(f"{path}: it is no flow file of mitmproxy's: {error}") from None
+    for client, time in clients.items():
+        watched: Event = {"event": "watched", "client": client, "kernel_forwards": False}
+        timed.append((time, watched))
+    timed.sort(key=lambda it: (it[0], it[1]["event"] != "watched"))
+    return [{"time": _stamp(time), **event} for time, event in timed]
+
+
+def _events(shown: flow.Flow, accepted: set[str]) -> Iterator[tuple[float, Event]]:
+    conn = shown.client_conn
+    if conn.peername is None:
+        return
+    verdict, because = decided_on(shown)
+    event: Event = {"client": str(parse_address(conn.peername[0]))}
+    if isinstance(shown, http.HTTPFlow):
+        refused = verdict != "Pass" if verdict else _status_of(shown) == 511
+        if refused and conn.tls_established and conn.id not in accepted:
+            # The portal answers inside TLS only if the client took its certificate.
+            accepted.add(conn.id)
+            outcome: Event = {"action": "intercept", "outcome": "accepted"}
+            at = conn.timestamp_tls_setup or shown.request.timestamp_start
+            name = conn.sni or shown.request.host
+            yield at, {**event, "event": "tls", "sni": name, **outcome}
+        event["event"] = "refused" if refused else "passed"
+        event |= request_fields(shown) | details_of(shown) | {"because": because or None}
+        if not verdict and shown.response and not refused:
+            event["answered_by"] = "origin"
+        yield shown.request.timestamp_start, {k: v for k, v in event.items() if v is not None}
+    elif isinstance(shown, tcp.TCPFlow) and verdict:
+        saved = shown.metadata["portal"].get("tls")
+        if isinstance(saved, dict):
+            yield shown.timestamp_created, event | {"event": "tls", **saved, "because": because}
+
+
+def _status_of(shown: http.HTTPFlow) -> int | None:
+    return shown.response.status_code if shown.response else None
+
+
+def _stamp(time: float) -> str:
+    return datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds")

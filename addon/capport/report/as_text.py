@@ -1,0 +1,134 @@
+"""The report as text for people, in 80 columns."""
+
+import textwrap
+import time
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+
+from capport.report.findings import Finding
+from capport.report.recording import ClientRecord
+from capport.report.summary import (
+    Report,
+    by_host,
+    by_outcome,
+    by_status,
+    by_use,
+    did_next,
+)
+
+WIDTH = 80
+LISTED = 5  # requests or handshakes of a finding
+
+
+def lines_of(report: Report) -> Iterator[str]:
+    """The lines, without their ends."""
+    yield from _wrapped(heading(report))
+    for rule, group in groupby(report.findings, key=lambda it: it.rule):
+        yield ""
+        heading_of = f"{rule.severity.upper()} {rule.id} ({rule.section}): {rule.title}"
+        yield from _wrapped(heading_of, after="  ")
+        for finding in group:
+            yield from _finding(finding)
+        yield from _wrapped(f"Change: {rule.change}", "  ", "          ")
+        yield from _wrapped(f"No fault: {rule.no_fault}", "  ", "            ")
+    yield ""
+    if report.kept:
+        kept = ", ".join(rule.id for rule in report.kept)
+        yield from _wrapped(f"Tested and not broken: {kept}.", after="  ")
+    if report.not_tested:
+        yield "Not tested:"
+        for untested in report.not_tested:
+            yield from _wrapped(f"{untested.rule.id}: {untested.because}", "  ", "    ")
+    for client in report.recording.clients:
+        yield ""
+        yield from _client(client)
+
+
+def heading(report: Report) -> str:
+    """What was recorded, in one sentence."""
+    recording = report.recording
+    requests = sum(one.count for client in recording.clients for one in client.refusals)
+    shakes = sum(one.count for client in recording.clients for one in client.handshakes)
+    clients = some(len(recording.clients), "client")
+    said = f"{clients}: {some(requests, 'request')} refused, {some(shakes, 'TLS handshake')}"
+    if recording.began is not None and recording.until is not None:
+        said += f", from {moment(recording.began)} to {moment(recording.until)}"
+    said += f"; {some(len(report.findings), 'finding')}."
+    known = sum(finding.known_before for finding in report.findings)
+    said += f" {known} of them known before." if known else ""
+    if recording.left_out:
+        said += f" {some(recording.left_out, 'event')} more are not in this report."
+    if recording.unread:
+        said += f" {some(recording.unread, 'line')} could not be read."
+    return said
+
+
+def some(count: int, what: str) -> str:
+    """`1 client`, `2 clients`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def moment(unix: float) -> str:
+    """A time in full, in the local zone."""
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(unix))
+
+
+def clock(unix: float) -> str:
+    """The time of day, with milliseconds."""
+    return f"{time.strftime('%H:%M:%S', time.localtime(unix))}.{int(unix % 1 * 1000):03}"
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal or a page would obey or hide."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def credentials(sent: dict[str, int]) -> str:
+    """`3 cookies, 1 Authorization field`."""
+    names = {"cookies": "cookie", "authorizations": "Authorization field"}
+    return ", ".join(some(sent[kind], name) for kind, name in names.items() if sent[kind])
+
+
+def _finding(finding: Finding) -> Iterator[str]:
+    before = " (known before)" if finding.known_before else ""
+    yield from _wrapped(f"{finding.client}: {finding.seen.sentence}{before}", "  ", "    ")
+    for one in finding.seen.evidence[:LISTED]:
+        yield _fitted(f"    {clock(one.time)}  {one}")
+    if len(finding.seen.evidence) > LISTED:
+        yield f"    and {len(finding.seen.evidence) - LISTED} more"
+
+
+def _client(client: ClientRecord) -> Iterator[str]:
+    yield from _wrapped(client.id)
+    statuses = ", ".join(f"{count} with {status}" for status, count in by_status(client).items())
+    yield from _row("refused", [statuses] if statuses else [])
+    passed = sum(request.count for request in client.requests if not request.refused)
+    yield from _row("forwarded", [some(passed, "request")] if passed else [])
+    sent = (f"{credentials(sent)} for {host}" for host, sent in by_host(client).items())
+    yield from _row("offered", sent)
+    shakes = ", ".join(f"{count} {outcome}" for outcome, count in by_outcome(client).items())
+    yield from _row("TLS", [shakes] if shakes else [])
+    uses = (
+        f"{use}: {some(count, 'request')}{f' by {agent}' if agent else ''} [{section}]"
+        for (use, section, agent), count in by_use(client).items()
+    )
+    yield from _row("uses", uses)
+    yield from _row("then", [did_next(client)])
+
+
+def _row(name: str, values: Iterable[str]) -> Iterator[str]:
+    for value in values:
+        yield from _wrapped(value, f"  {name:<11}", " " * 13)
+        name = ""
+
+
+def _wrapped(text: str, first: str = "", after: str = "") -> list[str]:
+    wrapper = textwrap.TextWrapper(
+        WIDTH, initial_indent=first, subsequent_indent=after, break_on_hyphens=False
+    )
+    return wrapper.wrap(printable(text))
+
+
+def _fitted(text: str) -> str:
+    text = printable(text)
+    return text if len(text) <= WIDTH else f"{text[: WIDTH - 1]}…"

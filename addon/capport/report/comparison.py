@@ -1,0 +1,62 @@
+"""Two reports beside each other: what a change to an app did; and what is known before."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The findings by their fingerprints, each with what was seen of it last.
+
+    `unclear` are those of the first report whose rule the second could not test.
+    """
+
+    new: dict[str, Mapping[str, object]]
+    gone: dict[str, Mapping[str, object]]
+    still: dict[str, Mapping[str, object]]
+    unclear: dict[str, Mapping[str, object]]
+
+
+def fingerprints(document: Mapping[str, object]) -> dict[str, Mapping[str, object]]:
+    """The findings of a report, by fingerprint. Raises ValueError if it is no report."""
+    findings = document.get("findings")
+    if not isinstance(findings, list):
+        raise ValueError("it is no report of capport: it has no findings")
+    return {str(it["fingerprint"]): it for it in findings if isinstance(it, dict)}
+
+
+def compare(before: Mapping[str, object], after: Mapping[str, object]) -> Comparison:
+    """Compares two reports, as JSON. Raises ValueError if one is no report."""
+    first, second = fingerprints(before), fingerprints(after)
+    skipped = after.get("not_tested")
+    untested = {it["id"] for it in skipped} if isinstance(skipped, list) else set()
+    left = {name: it for name, it in first.items() if name not in second}
+    return Comparison(
+        new={name: it for name, it in second.items() if name not in first},
+        gone={name: it for name, it in left.items() if it["id"] not in untested},
+        still={name: it for name, it in second.items() if name in first},
+        unclear={name: it for name, it in left.items() if it["id"] in untested},
+    )
+
+
+def lines_of(comparison: Comparison) -> Iterator[str]:
+    """The comparison as text for people."""
+    for title, findings in (
+        ("New", comparison.new),
+        ("Gone", comparison.gone),
+        ("Still there", comparison.still),
+        ("Not tested this time", comparison.unclear),
+    ):
+        yield f"{title}: {len(findings) or 'none'}"
+        for finding in findings.values():
+            yield f"  {finding['severity']} {finding['id']}: {finding['seen']}"
+
+
+def document_of(comparison: Comparison) -> dict[str, object]:
+    """The comparison as JSON: lists of findings, as in a report."""
+    return {
+        "new": list(comparison.new.values()),
+        "gone": list(comparison.gone.values()),
+        "still": list(comparison.still.values()),
+        "not_tested": list(comparison.unclear.values()),
+    }

@@ -1,0 +1,50 @@
+"""A flow file of mitmproxy's is read as the events of clients that were watched."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from capport.proxy.saved_flows import events_of
+from capport.report.summary import document, report_on
+from conftest import Origin, StartPortal, until_closed
+from json_schemas import schema_errors
+from proxy.hellos import over_tls, trusting_all
+from proxy.wire import Dialled
+
+CANARY = "s3cret"
+
+
+async def test_a_flow_file_of_mitmproxys_gives_a_report(
+    portal: StartPortal,
+    origin: Origin,
+    dialled: Dialled,
+    tmp_path: Path,
+) -> None:
+    flows, place = tmp_path / "flows", f"127.0.0.1:{origin.port}"
+    dialled("127.0.0.1", origin.port)
+    head = (
+        f"GET /a?q={CANARY} HTTP/1.1\r\nHost: {place}\r\nUser-Agent: axios/1.7\r\n"
+        f"Cookie: id={CANARY}\r\nAuthorization: Bearer {CANARY}\r\nConnection: close\r\n\r\n"
+    ).encode()
+    async with portal("tls: {unknown: intercept}\n", mode="transparent") as it:
+        it.master.options.update(save_stream_file=str(flows))
+        for _ in range(3):
+            assert b" 511 " in await it.talk(head)
+        reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+        await over_tls((reader, writer), trusting_all([]))
+        writer.write(head)
+        assert b" 511 " in await until_closed(reader)
+        writer.close()
+        it.grant("127.0.0.1")
+        assert b" 200 " in await it.talk(head)
+    found: dict[str, Any] = json.loads(json.dumps(document(report_on(events_of(flows)))))
+    assert schema_errors("report/report.schema.json", found) == []
+    assert {finding["id"] for finding in found["findings"]} == {
+        *("retries-511", "authorization-to-portal", "accepts-any-certificate", "cookies-to-portal")
+    }
+    (client,) = found["clients"]
+    assert client["refused"] == {"511": 4}
+    assert client["passed"] == 1
+    assert client["next"] == "asked again, reached an origin"
+    assert CANARY not in json.dumps(found)
