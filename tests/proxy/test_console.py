@@ -22,10 +22,10 @@ async def test_a_grant_and_a_revocation_are_in_force(portal: StartPortal, origin
     ask = b"GET http://127.0.0.1:%d/ HTTP/1.1\r\nHost: x\r\n\r\n" % origin.port
     async with portal() as it:
         call = it.master.commands.execute
-        assert call("portal.clients") == "Nobody is known."
+        assert call("portal.clients") == [["Nobody is known."]]
         call("portal.grant 127.0.0.1 2h")
         await settled(it, "127.0.0.1", known=True)
-        assert "127.0.0.1" in call("portal.clients")
+        assert call("portal.clients")[1][0] == "127.0.0.1"
         assert (await it.ask(ask)).startswith(b"HTTP/1.1 200")
         call("portal.revoke 127.0.0.1")
         await settled(it, "127.0.0.1", known=False)

@@ -19,7 +19,7 @@ _WIDTH = 80
 _MADE_UP = "~"
 _GAP = "  "
 _BY_RULE = "client rule"
-_TITLES = ("CLIENT", "NAME", "SINCE", "UNTIL", "LEFT", "HOW")
+TITLES = ("CLIENT", "NAME", "SINCE", "UNTIL", "LEFT", "HOW")
 _NAME, _HOW = 8, 14  # columns that are left for these at least
 
 
@@ -79,8 +79,8 @@ def table(
     rules: Sequence[tuple[Mac | Network, ClientRule]] = (),
 ) -> Iterator[str]:
     """The lines for people, at most 80 columns; an id that is too long gets a line of its own."""
-    known = [_cells_of(session, now, wall) for session in sessions]
-    rows = [_TITLES, *known, *(_cells_of_rule(subject, rule) for subject, rule in rules)]
+    known = [cells_of(session, now, wall) for session in sessions]
+    rows = [TITLES, *known, *(_cells_of_rule(subject, rule) for subject, rule in rules)]
     widths = _widths(rows)
     for client, *rest in rows:
         if len(client) > widths[0]:
@@ -91,7 +91,8 @@ def table(
         yield f"{_MADE_UP} a MAC address that the device made up"
 
 
-def _cells_of(session: Session, now: Instant, wall: float) -> tuple[str, ...]:
+def cells_of(session: Session, now: Instant, wall: float) -> tuple[str, ...]:
+    """A session as a row of the table."""
     mac, _ = parts_of(session.client)
     return (
         f"{session.client}{_MADE_UP if mac and is_random(mac) else ''}",
@@ -118,7 +119,7 @@ def _shown(subject: Mac | Network) -> str:
 def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
     """The width of each column; if room is short, HOW shrinks first, then NAME, then CLIENT."""
     client, name, *times, how = (max(map(cells, column)) for column in zip(*rows, strict=True))
-    room = _WIDTH - (len(_TITLES) - 1) * len(_GAP) - sum(times)
+    room = _WIDTH - (len(TITLES) - 1) * len(_GAP) - sum(times)
     how = min(how, max(_HOW, room - client - name))
     room -= how
     client = min(client, room - min(name, _NAME))

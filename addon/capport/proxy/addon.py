@@ -9,7 +9,7 @@ connection to an origin, and the `Guard` refuses a connection that `server_conne
 import asyncio
 from typing import cast
 
-from mitmproxy import connection, ctx, dns, exceptions, http, tcp, tls, udp
+from mitmproxy import connection, contentviews, ctx, dns, exceptions, http, tcp, tls, udp
 from mitmproxy.addonmanager import Loader
 from mitmproxy.net.tls import starts_like_tls_record
 from mitmproxy.proxy import layer, mode_specs
@@ -68,6 +68,7 @@ from capport.proxy.layers.http1 import RefusalLayer
 from capport.proxy.layers.http2 import BoundLayer
 from capport.proxy.layers.silent import SilentLayer
 from capport.proxy.layers.tls import HelloLayer, ServerFirst
+from capport.proxy.refusal_view import RefusalContentview
 from capport.proxy.request_head import (
     case_of,
     claim_of,
@@ -469,6 +470,7 @@ class CaptivePortal:
             ctx.master.addons.remove(not_started)
             put_where_scripts_stand(hooks)
             ctx.master.addons.add(ServerFirst(), Console(hooks.gate, hooks.explain))
+            contentviews.add(RefusalContentview(hooks.explain))
 
     def running(self) -> None:
         """Starts the hooks, also when the script is added to a mitmproxy that already runs."""

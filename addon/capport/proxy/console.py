@@ -1,25 +1,28 @@
-"""The commands that the portal adds to mitmproxy: list, grant, revoke sessions; explain flows."""
+"""The commands that the portal adds to mitmproxy: about sessions, about flows, and the report."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import cast
 
-from mitmproxy import command, exceptions, flow, http
+from mitmproxy import command, exceptions, flow, http, types
 from mitmproxy.log import ALERT
 
-from capport.commands.clients import table
+from capport.commands.clients import TITLES, cells_of
 from capport.core.client import ClientId, parse_client_id, parts_of
 from capport.core.session import LONGEST, open_ones
 from capport.gate import Gate
 from capport.policy.values import duration
+from capport.proxy.flow_report import findings_on, flows_shown, report_on_flows
+from capport.report.as_text import lines_of
 
 logger = logging.getLogger(__name__)
 
 
 class Console:
-    """`portal.explain`, `portal.grant`, `portal.revoke` and `portal.clients`.
+    """Each `portal.` command. Those that return lines or rows are shown as a table.
 
     `explain_flow` is `Hooks.explain`, which turns a flow into a case for the gate.
     """
@@ -58,11 +61,25 @@ class Console:
         self._run(partial(self._gate.revoke, *open_ones), f"{client} is revoked")
 
     @command.command("portal.clients")
-    def clients(self) -> str:
+    def clients(self) -> types.Data:
         """List the clients that have a session."""
-        now = self._gate.now()
+        now, wall = self._gate.now(), time.time()
         sessions = open_ones(self._gate.store.sessions(), now)
-        return "\n".join(table(sessions, now, time.time())) if sessions else "Nobody is known."
+        rows = [[*cells_of(session, now, wall)] for session in sessions]
+        return _data([[*TITLES], *rows] if rows else [["Nobody is known."]])
+
+    @command.command("portal.report")
+    def report(self) -> types.Data:
+        """Say what the portal did to the clients whose flows are shown, with all findings."""
+        return _data([[line] for line in lines_of(report_on_flows(flows_shown()))])
+
+    @command.command("portal.findings")
+    def findings(self, flows: Sequence[flow.Flow]) -> types.Data:
+        """List the findings that rest on these flows, such as @focus."""
+        found = dict.fromkeys(
+            str(one) for each in flows for one in findings_on(each, flows_shown())
+        )
+        return _data([[line] for line in found] or [["No finding rests on this."]])
 
     def _id_of(self, text: str) -> ClientId:
         """The id for a new session: for an address on the link its MAC, as `capport grant` does."""
@@ -75,6 +92,10 @@ class Console:
         running = asyncio.ensure_future(_report(asyncio.to_thread(work), done))
         self._running.add(running)
         running.add_done_callback(self._running.discard)
+
+
+def _data(rows: list[list[str]]) -> types.Data:
+    return cast(types.Data, rows)
 
 
 def _parsed(text: str) -> ClientId:

@@ -1,6 +1,6 @@
-"""Reads a flow file of mitmproxy's as events, as if all of its clients had been watched."""
+"""Reads mitmproxy's flows, in a file or not, as events, as if all clients had been watched."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,22 +19,27 @@ class FlowFileError(ValueError):
 
 
 def events_of(path: Path) -> list[Event]:
-    """The events of the flows in a file, by time. Raises FlowFileError, OSError.
+    """The events of the flows in a file, by time. Raises FlowFileError, OSError."""
+    with path.open("rb") as file:
+        try:
+            return events_of_flows(io.FlowReader(file).stream())
+        except exceptions.FlowReadException as error:
+            raise FlowFileError(f"{path}: it is no flow file of mitmproxy's: {error}") from None
+
+
+def events_of_flows(flows: Iterable[flow.Flow]) -> list[Event]:
+    """The events of flows, by time.
 
     Flows that were saved without the portal count as forwarded, unless their status is 511.
     """
     timed: list[tuple[float, Event]] = []
     clients: dict[str, float] = {}
     accepted: set[str] = set()  # the connections whose handshake has its event
-    with path.open("rb") as file:
-        try:
-            for shown in io.FlowReader(file).stream():
-                for time, event in _events(shown, accepted):
-                    client = str(event["client"])
-                    clients[client] = min(time, clients.get(client, time))
-                    timed.append((time, event))
-        except exceptions.FlowReadException as error:
-            raise FlowFileError(f"{path}: it is no flow file of mitmproxy's: {error}") from None
+    for shown in flows:
+        for time, event in _events(shown, accepted):
+            client = str(event["client"])
+            clients[client] = min(time, clients.get(client, time))
+            timed.append((time, event))
     for client, time in clients.items():
         watched: Event = {"event": "watched", "client": client, "kernel_forwards": False}
         timed.append((time, watched))

@@ -1,0 +1,41 @@
+"""The report on the flows that mitmproxy shows: all findings, and those that rest on one flow."""
+
+from collections.abc import Iterable, Sequence
+
+from mitmproxy import ctx, exceptions, flow
+
+from capport.proxy.saved_flows import events_of_flows
+from capport.report.findings import Finding
+from capport.report.recording import record
+from capport.report.summary import Report, report_on
+
+MOST = 2000
+"""Flows of one client that a finding is looked for in: the newest."""
+
+
+def report_on_flows(flows: Iterable[flow.Flow]) -> Report:
+    """The report on these flows."""
+    return report_on(events_of_flows(flows))
+
+
+def findings_on(shown: flow.Flow, flows: Sequence[flow.Flow]) -> list[Finding]:
+    """The findings that rest on `shown`, among `flows`, which may be other clients' too."""
+    own = record(events_of_flows([shown]))
+    times = {one.time for client in own.clients for one in client.everything()}
+    same = [one for one in flows if _client(one) == _client(shown)][-MOST:]
+    found = report_on_flows(same).findings
+    return [one for one in found if any(at.time in times for at in one.seen.evidence)]
+
+
+def flows_shown() -> Sequence[flow.Flow]:
+    """All flows that mitmproxy keeps; none in mitmdump, which keeps none."""
+    try:
+        kept: Sequence[flow.Flow] = ctx.master.commands.call("view.flows.resolve", "@all")
+    except exceptions.CommandError:
+        return []
+    return kept
+
+
+def _client(shown: flow.Flow) -> str | None:
+    peer = shown.client_conn.peername
+    return peer[0] if peer else None

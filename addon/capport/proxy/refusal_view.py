@@ -1,0 +1,42 @@
+"""Shows in mitmproxy, in place of our page, why a request was refused."""
+
+from collections.abc import Callable
+
+from mitmproxy import contentviews, http
+
+from capport.proxy.flow_marks import decided_on
+from capport.proxy.flow_report import findings_on, flows_shown
+
+
+class RefusalContentview(contentviews.Contentview):
+    """The verdict, the rules that led to it, and the findings that rest on this request.
+
+    `explain` is `Hooks.explain`.
+    """
+
+    name = "Portal"
+
+    def __init__(self, explain: Callable[[http.HTTPFlow], str]) -> None:
+        self._explain = explain
+
+    def prettify(self, data: bytes, metadata: contentviews.Metadata) -> str:
+        """The view. Raises ValueError for what is no refusal."""
+        shown = _refused(metadata)
+        if shown is None or shown.response is None:
+            raise ValueError("the portal did not refuse this")
+        lines = [f"{shown.response.status_code} {shown.response.reason}", self._explain(shown)]
+        if found := findings_on(shown, flows_shown()):
+            lines += ["", "Findings:", *map(str, found)]
+        return "\n".join(lines)
+
+    def render_priority(self, data: bytes, metadata: contentviews.Metadata) -> float:
+        """More than any other view's for a refusal, which all have the same page."""
+        return -1 if _refused(metadata) is None else 2
+
+
+def _refused(metadata: contentviews.Metadata) -> http.HTTPFlow | None:
+    """The flow whose response is the portal's; None if it is not."""
+    shown = metadata.flow
+    if not isinstance(shown, http.HTTPFlow) or metadata.http_message is not shown.response:
+        return None
+    return None if decided_on(shown)[0] in ("", "Pass") else shown
