@@ -288,7 +288,9 @@ def _add_watching(commands: "Subcommands") -> None:
         help="files of events, the oldest first (events.jsonl)",
     )
     report.add_argument("--flows", metavar="FILE", help="a flow file of mitmproxy's instead")
-    _takes_json(report)
+    form = report.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON, for programs")
+    form.add_argument("--html", metavar="FILE", help="write a page that needs no network")
     report.add_argument(
         "--fail-on",
         choices=("note", "warning", "error"),

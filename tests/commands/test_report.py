@@ -79,6 +79,14 @@ def test_a_baseline_is_a_report_or_a_file_of_events_and_passes_findings_over(
         said(capsys, before, "--baseline", baseline, "--fail-on", "warning")
 
 
+def test_a_page_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "report.html"
+    events = written(tmp_path / "e", *RETRIES)
+    assert said(capsys, events, "--html", str(page)) == f"Wrote {page}.\n"
+    assert page.read_text("utf-8").startswith('<!DOCTYPE html>\n<html lang="en">')
+    assert main(["report", events, "--html", str(tmp_path / "no" / "page")]) == 1
+
+
 def test_two_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = written(tmp_path / "before", *RETRIES)
     after = written(tmp_path / "after", refused(0), shake(1, "accepted"))

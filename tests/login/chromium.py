@@ -6,9 +6,12 @@ import json
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from importlib.resources import files
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+import axe_core_python  # type: ignore[import-untyped]
 
 from conftest import SOON
 
@@ -106,7 +109,7 @@ class Tab:
             await asyncio.sleep(0.05)
             with contextlib.suppress(Gone):
                 state = await self.run("document.readyState + location.protocol")
-                if state in ("completehttp:", "completehttps:"):
+                if state in {"completehttp:", "completehttps:", "completefile:"}:
                     return
         raise AssertionError(f"nothing loaded: {await self.run('document.body.innerText')}")
 
@@ -226,3 +229,10 @@ async def _streams(into: int, out: int) -> tuple[asyncio.StreamReader, asyncio.S
         asyncio.streams.FlowControlMixin, os.fdopen(out, "wb", 0)
     )
     return reader, asyncio.StreamWriter(transport, writing, None, loop)
+
+
+async def axe(tab: Tab) -> list[str]:
+    """What axe finds, by its rules for WCAG 2.2 A and AA and its best practices."""
+    await tab.run((files(axe_core_python) / "axe.min.js").read_text("utf-8") + ";0")
+    found = await tab.run("axe.run(document).then(r => r.violations)")
+    return [f"{one['id']}: {node['html'][:120]}" for one in found for node in one["nodes"]]

@@ -1,16 +1,14 @@
 """The login server as Chromium shows it, and as axe reads it."""
 
 import json
-from importlib.resources import files
 from pathlib import Path
 
-import axe_core_python  # type: ignore[import-untyped]
 import pytest
 from tornado import httpserver, netutil, web
 
 import requires
 from capport.core.policy import Conditions
-from login.chromium import Tab, chromium
+from login.chromium import Tab, axe, chromium
 from login.house import House, house, policy, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600), requires.tool("chromium")]
@@ -122,7 +120,7 @@ async def test_any_accent_of_an_operators_can_be_read(tmp_path: Path, scheme: st
         for accent in ("#0b57d0", "#b3261e", "#ffd400", "#00e000", "#757575", "#000", "#fff"):
             (login / "theme.css").write_text(f":root {{ --accent: {accent} }}", "utf-8")
             await tab.open(f"http://127.0.0.1:{h.port}/welcome?state={state}")
-            found[accent] = await _axe(tab)
+            found[accent] = await axe(tab)
         assert {accent: each for accent, each in found.items() if each} == {}
 
 
@@ -151,13 +149,6 @@ async def test_another_site_cannot_frame_it_nor_send_its_form(tmp_path: Path) ->
     origin.stop()
 
 
-async def _axe(tab: Tab) -> list[str]:
-    """What axe finds, by its rules for WCAG 2.2 A and AA and its best practices."""
-    await tab.run((files(axe_core_python) / "axe.min.js").read_text("utf-8") + ";0")
-    found = await tab.run("axe.run(document).then(r => r.violations)")
-    return [f"{one['id']}: {node['html'][:120]}" for one in found for node in one["nodes"]]
-
-
 async def _pages(h: House, tab: Tab) -> list[str]:
     """Opens each kind of page; what is wrong on it."""
     base = f"http://127.0.0.1:{h.port}"
@@ -165,7 +156,7 @@ async def _pages(h: House, tab: Tab) -> list[str]:
     state = h.portal.states.mint(h.client("127.0.0.1"), PAGE)
 
     async def look(name: str) -> None:
-        problems = await _axe(tab)
+        problems = await axe(tab)
         if await tab.run("document.documentElement.scrollWidth > innerWidth"):
             problems.append("it must be scrolled sideways")
         small = "[...document.querySelectorAll('a, button, input:not([type=hidden])')].filter(e => "

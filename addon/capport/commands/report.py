@@ -19,13 +19,18 @@ _LARGEST = 256 << 20  # bytes of a report
 
 
 def report(arguments: Namespace) -> int:
-    """Prints the report or the comparison. Returns the exit status."""
+    """Prints the report or the comparison, or writes the page. Returns the exit status."""
     if arguments.compare:
         return _compare(arguments)
     found = _report(arguments)
     if arguments.baseline:
         found = found.without(_fingerprints(arguments.baseline))
-    if arguments.json:
+    if arguments.html:
+        from capport.report.as_page import page_of
+
+        Path(arguments.html).write_text(page_of(found), encoding="utf-8")
+        print(f"Wrote {arguments.html}.")
+    elif arguments.json:
         print(json.dumps(document(found), indent=2))
     else:
         for line in as_text.lines_of(found):

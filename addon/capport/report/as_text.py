@@ -75,7 +75,8 @@ def moment(unix: float) -> str:
 
 def clock(unix: float) -> str:
     """The time of day, with milliseconds."""
-    return f"{time.strftime('%H:%M:%S', time.localtime(unix))}.{int(unix % 1 * 1000):03}"
+    unix = round(unix, 3)
+    return f"{time.strftime('%H:%M:%S', time.localtime(unix))}.{round(unix % 1 * 1000):03}"
 
 
 def printable(text: str) -> str:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from capport.report.agents import Agent, agent_of
 from capport.report.findings import NotTested, Outcome, Rule, Seen, Severity
-from capport.report.recording import ClientRecord, Handshake, Request
+from capport.report.recording import ClientRecord, Handshake, Request, lasting
 from capport.report.uses import is_check
 
 SOON = 1.0  # seconds: a program that asks again sooner did not wait
@@ -34,14 +34,14 @@ def retries_511(client: ClientRecord) -> Outcome:
     if (lacking := _lacks_refusals(client)) is not None:
         return lacking
     found = []
-    for attempts in _attempts(client):
+    for attempts in attempts_of(client):
         for run in _runs(attempts, lambda before, after: after.time - before.time < SOON):
             if len(run) > RETRIES:
                 agent, took = agent_of(run[0].agent), run[-1].time - run[0].time
                 said = f" ({agent.retries})" if agent.retries else ""
                 sentence = (
                     f"{agent} sent {run[0].method} {run[0].url} {len(run)} times within"
-                    f" {_seconds(took)}, each but the first after a {run[0].status}{said}"
+                    f" {lasting(took)}, each but the first after a {run[0].status}{said}"
                 )
                 found.append(Seen(sentence, run, run[0].host, agent))
     return found
@@ -58,7 +58,7 @@ def retries_handshakes(client: ClientRecord) -> Outcome:
     for host, shakes in failed.items():
         for run in _runs(shakes, lambda before, after: after.time - before.time < SOON):
             if len(run) > HANDSHAKES:
-                took = _seconds(run[-1].time - run[0].time)
+                took = lasting(run[-1].time - run[0].time)
                 sentence = f"{len(run)} TLS handshakes for {host} within {took}, though each failed"
                 found.append(Seen(sentence, run, host))
     return found
@@ -68,7 +68,7 @@ def no_back_off(client: ClientRecord) -> Outcome:
     """Asks again and again at the same pace."""
     if (lacking := _lacks_refusals(client)) is not None:
         return lacking
-    groups = [attempts for attempts in _attempts(client) if len(attempts) > 3]
+    groups = [attempts for attempts in attempts_of(client) if len(attempts) > 3]
     if not groups:
         return NotTested("no request was refused four times or more")
     found = []
@@ -80,7 +80,7 @@ def no_back_off(client: ClientRecord) -> Outcome:
             agent = agent_of(attempts[0].agent)
             sentence = (
                 f"{agent} sent {attempts[0].method} {attempts[0].url} {len(attempts)} times,"
-                f" every {_seconds(sum(waits) / len(waits))}, and did not slow down"
+                f" every {lasting(sum(waits) / len(waits))}, and did not slow down"
             )
             found.append(Seen(sentence, attempts, attempts[0].host, agent))
     return found
@@ -107,7 +107,7 @@ def never_recovers(client: ClientRecord) -> Outcome:
         return NotTested(f"the record ends {left:.0f} s after the grant")
     before = [request for request in client.refusals if request.time < grant.time][-1]
     did = f"{len(after)} requests, none of which reached an origin" if after else "no request"
-    sentence = f"within {_seconds(left)} of being granted a session, it sent {did}"
+    sentence = f"within {lasting(left)} of being granted a session, it sent {did}"
     return [Seen(sentence, [before, grant, *after], before.host, agent_of(before.agent))]
 
 
@@ -227,8 +227,8 @@ def ignores_retry_after(client: ClientRecord) -> Outcome:
         if early:
             agent = agent_of(before.agent)
             sentence = (
-                f"{agent} was asked to wait for {_seconds(wait)}, and sent its next request to"
-                f" {before.host} after {_seconds(early.time - before.time)}"
+                f"{agent} was asked to wait for {lasting(wait)}, and sent its next request to"
+                f" {before.host} after {lasting(early.time - before.time)}"
             )
             found.append(Seen(sentence, [before, early], before.host, agent))
     return found
@@ -269,7 +269,7 @@ def _ends(event: str) -> bool:
     return event in {"revoked", "expired", "unwatched"}
 
 
-def _attempts(client: ClientRecord) -> Iterator[list[Request]]:
+def attempts_of(client: ClientRecord) -> Iterator[list[Request]]:
     """The refused requests that ask for the same, until the client is granted a session."""
     grants = [grant.time for grant in client.grants]
     groups = defaultdict[object, list[Request]](list)
@@ -374,12 +374,6 @@ def _revalidates(request: Request, before: Request) -> bool:
 
 def _some(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
-
-
-def _seconds(value: float) -> str:
-    if value < 1:
-        return f"{value * 1000:.0f} ms"
-    return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
 
 
 _NOTE, _WARNING, _ERROR = Severity

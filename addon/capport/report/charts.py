@@ -1,0 +1,198 @@
+"""The charts of a report, as SVG: each client's timeline, and its retries over time.
+
+Places along the time are in percent, so that a chart fits any width and its text stays readable.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from capport.report.as_text import clock, some
+from capport.report.markup import Node, tag
+from capport.report.recording import ClientRecord, Handshake, Record, Request, lasting
+from capport.report.rules import attempts_of
+
+_BINS = 150  # bars in a lane, at most
+_LANE, _BAR = 44, 22  # pixels: the height of a lane, and of its highest bar
+_PLOTS = 6  # requests whose retries are plotted, those with most attempts
+_SHOWN = 200  # attempts of one request that are plotted
+_TICKS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Lane:
+    name: str
+    kind: str  # the class in the style sheet
+    records: Sequence[Record]
+
+
+def timeline(client: ClientRecord, began: float, until: float) -> Node:
+    """What a client did between two times: a lane for each kind of thing."""
+    lanes = [lane for lane in _lanes(client) if lane.records]
+    scale = _scale(began, until)
+    height = _LANE * (len(lanes) + 1) + 18
+    children: list[Node] = []
+    for number in range(_TICKS + 1):
+        children += _tick(number, began, until, height)
+    for number, lane in enumerate(lanes):
+        children += _lane(lane, number * _LANE, scale)
+    children += _session(client, len(lanes) * _LANE, scale, until)
+    counts = ", ".join(f"{lane.name}: {_counted(lane.records)}" for lane in lanes)
+    label = f"Timeline of {client.id}: {counts or 'nothing'}"
+    return tag(
+        "svg",
+        children,
+        class_="timeline",
+        width="100%",
+        height=str(height),
+        role="img",
+        aria_label=label,
+    )
+
+
+def retries(client: ClientRecord) -> list[Node]:
+    """A plot for each request that was repeated: the attempts over the time since the first."""
+    groups = [group for group in attempts_of(client) if len(group) > 2]
+    groups.sort(key=len, reverse=True)
+    return [_plot(group) for group in groups[:_PLOTS]]
+
+
+def _lanes(client: ClientRecord) -> list[_Lane]:
+    failed = [shake for shake in client.handshakes if shake.failed]
+    taken = [shake for shake in client.handshakes if not shake.failed]
+    passed = [request for request in client.requests if not request.refused]
+    return [
+        _Lane("Requests refused", "refused", client.refusals),
+        _Lane("Requests forwarded", "passed", passed),
+        _Lane("TLS handshakes that failed", "refused", failed),
+        _Lane("TLS handshakes accepted or let through", "passed", taken),
+    ]
+
+
+def _lane(lane: _Lane, top: float, scale: Callable[[float], float]) -> list[Node]:
+    bins = defaultdict[int, list[Record]](list)
+    for record in lane.records:
+        bins[round(scale(record.time) / 100 * _BINS)].append(record)
+    most = max(map(_counted, bins.values()))
+    floor = top + _LANE - 4
+    bars = [tag("text", f"{lane.name}: {_counted(lane.records)}", x="0", y=f"{top + 13:g}")]
+    for number, records in sorted(bins.items()):
+        size = 6 + (_BAR - 6) * math.sqrt(_counted(records) / most)
+        first = records[0]
+        what = f"{clock(first.time)}  {first}"
+        more = f", and {len(records) - 1} more until {clock(records[-1].time)}"
+        bars.append(
+            tag(
+                "rect",
+                tag("title", what + (more if len(records) > 1 else "")),
+                class_=lane.kind,
+                x=_percent(number / _BINS * 100),
+                width="3",
+                y=f"{floor - size:.1f}",
+                height=f"{size:.1f}",
+            )
+        )
+    return bars
+
+
+def _session(
+    client: ClientRecord, top: float, scale: Callable[[float], float], until: float
+) -> list[Node]:
+    """The lane of its sessions: a bar from each grant to the end of the session."""
+    spans, open_since = [], None
+    for change in client.changes:
+        if change.event == "granted" and open_since is None:
+            open_since = change.time
+        elif change.event in {"revoked", "expired"} and open_since is not None:
+            spans.append((open_since, change.time))
+            open_since = None
+    if open_since is not None:
+        spans.append((open_since, until))
+    nodes = [tag("text", f"Sessions: {len(spans)}", x="0", y=f"{top + 13:g}")]
+    for start, end in spans:
+        left, right = scale(start), scale(end)
+        nodes.append(
+            tag(
+                "rect",
+                tag("title", f"known from {clock(start)} to {clock(end)}"),
+                class_="session",
+                x=_percent(left),
+                width=_percent(max(right - left, 0.5)),
+                y=f"{top + _LANE - 16:g}",
+                height="10",
+                rx="2",
+            )
+        )
+    return nodes
+
+
+def _tick(number: int, began: float, until: float, height: int) -> list[Node]:
+    share = 100 * number / _TICKS
+    x, since = _percent(share), (until - began) * number / _TICKS
+    line = tag("line", class_="grid", x1=x, x2=x, y1="0", y2=str(height - 18))
+    if number % 2:  # there is room for every second label on a narrow page
+        return [line]
+    anchor = "start" if not number else "end" if number == _TICKS else "middle"
+    said = clock(began) if not number else f"+{lasting(since)}"
+    return [line, tag("text", said, class_="tick", x=x, y=str(height - 3), text_anchor=anchor)]
+
+
+def _plot(group: list[Request]) -> Node:
+    first, shown = group[0], group[:_SHOWN]
+    span = max(shown[-1].time - first.time, 0.001)
+    points = [
+        (1000 * (request.time - first.time) / span, 100 - 100 * number / (len(shown) - 1))
+        for number, request in enumerate(shown)
+    ]
+    steps = [f"{points[0][0]:.1f},{points[0][1]:.1f}"]
+    for (_, before), (x, y) in pairwise(points):
+        steps += [f"{x:.1f},{before:.1f}", f"{x:.1f},{y:.1f}"]
+    dots = [
+        tag(
+            "path",
+            tag("title", f"attempt {number}: {clock(request.time)}"),
+            class_="dot",
+            d=f"M{x:.1f} {y:.1f}h0",
+        )
+        for number, (request, (x, y)) in enumerate(zip(shown, points, strict=True), 1)
+    ]
+    waits = [after.time - before.time for before, after in pairwise(shown)]
+    said = (
+        f"{some(len(group), 'attempt')} in {lasting(group[-1].time - first.time)};"
+        f" waits from {lasting(min(waits))} to {lasting(max(waits))}"
+    )
+    chart = tag(
+        "svg",
+        tag("polyline", class_="steps", points=" ".join(steps)),
+        dots,
+        viewBox="0 0 1000 100",
+        preserveAspectRatio="none",
+        class_="retries",
+        width="100%",
+        height="72",
+        role="img",
+        aria_label=f"{first.method} {first.url}: {said}",
+    )
+    return tag(
+        "figure",
+        tag(
+            "figcaption", tag("code", f"{first.method} {first.url}"), f" {first.agent[:60]}: {said}"
+        ),
+        chart,
+        tag("p", tag("span", "first"), tag("span", f"+{lasting(span)}"), class_="axis"),
+    )
+
+
+def _scale(began: float, until: float) -> Callable[[float], float]:
+    span = max(until - began, 0.001)
+    return lambda time: min(100.0, max(0.0, 100 * (time - began) / span))
+
+
+def _percent(value: float) -> str:
+    return f"{value:.2f}%"
+
+
+def _counted(records: Sequence[Record]) -> int:
+    return sum(one.count for one in records if isinstance(one, Request | Handshake))
