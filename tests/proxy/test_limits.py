@@ -8,6 +8,7 @@ import pytest
 
 from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
 from proxy.hellos import real
+from proxy.test_http2 import tls
 from proxy.wire import GARDEN, Dialled, answers, garden, say, until, with_names
 
 LIMITS = """
@@ -266,3 +267,21 @@ async def test_nobody_is_dropped_unless_the_policy_says_so(
     async with portal() as it:
         for _ in range(50):
             assert answers(await it.ask(request(origin)))[0].status == 511
+
+
+async def test_limits_hold_for_a_known_client_whose_http2_is_inspected(
+    portal: StartPortal, dialled: Dialled
+) -> None:
+    hangs_up = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    dialled("127.0.0.1", hangs_up.sockets[0].getsockname()[1])  # nothing is asked of it
+    policy = f"tls: {{known: inspect}}\n{KNOWN}{LIMITS}  requests: {{count: 2, per: 1h}}\n"
+    async with portal(policy, mode="transparent") as it:
+        client = await tls(it, "h2", sni=GARDEN)
+        large = await client.answer(client.ask(("x-large", "a" * 2000), authority=GARDEN))
+        assert (large.status, b"x-large" in large.body) == (431, True)
+        update = await client.answer(client.ask(method="PUT", authority=GARDEN))
+        assert (update.status, b"If-Match" in update.body) == (428, True)
+        fast = await client.answer(client.ask(authority=GARDEN))
+        assert (fast.status, fast.fields["retry-after"]) == (429, "1800")
+        await client.close()
+    hangs_up.close()

@@ -104,13 +104,13 @@ def url_of(scheme: str, claim: Place | None, path: str) -> str | None:
 
 def case_of(request: http.Request) -> HttpRequest:
     """Makes the core's request of one that mitmproxy read."""
-    fields = request.headers.fields
+    fields, target = request.headers.fields, request.data.authority + request.data.path
     return HttpRequest(
         request.method,
         request.scheme,
         request.path,
         tuple((n.decode("latin-1").lower(), len(n) + len(v)) for n, v in fields),
-        sum(len(n) + len(v) + 4 for n, v in fields),
+        len(target) + sum(len(n) + len(v) + 4 for n, v in fields),
         _may_overwrite(fields),
     )
 

@@ -30,6 +30,8 @@ from mitmproxy.proxy.layers.http._events import (
 )
 
 from capport.core.cost import FIELDS, HEAD, LINE
+from capport.core.reply import Asked, reply_to
+from capport.core.verdict import HeaderFieldsTooLarge
 from capport.log_limits import QUOTED
 from capport.proxy.responses import bare, to_mitmproxy
 
@@ -153,7 +155,12 @@ class Server(_http1.Http1Server):
         try:
             yield from super().read_headers(event)
         except h11.LocalProtocolError as error:
-            response = to_mitmproxy(bare(error.error_status_hint))
+            reply = bare(error.error_status_hint)
+            if reply.status == 431:
+                asked = Asked("HEAD" if self.buf._data.startswith(b"HEAD ") else "GET")
+                too_large = HeaderFieldsTooLarge(str(error), large_field(self.buf._data))
+                reply = reply_to(too_large, asked)
+            response = to_mitmproxy(reply)
             response.headers["connection"] = "close"
             yield commands.SendData(self.conn, http1.assemble_response(response))
             yield commands.CloseConnection(self.conn)
@@ -260,6 +267,15 @@ def refused_method(parser: h11.Connection) -> bytes:
         return b""
     parser._request_method = b"HEAD"
     return b"HEAD"
+
+
+def large_field(head: bytes | bytearray) -> str | None:
+    """The name of the field that takes more than half of a head that is too large."""
+    _, *fields = head[:HEAD].split(b"\n")
+    largest = max(fields, key=len, default=b"")
+    if len(largest) <= HEAD // 2:
+        return None
+    return bytes(largest.partition(b":")[0]).decode("latin-1").lower()
 
 
 def install() -> None:

@@ -111,9 +111,11 @@ class RefusalLayer(OwnLayer):
                 first = self.parser.next_event()
             except h11.RemoteProtocolError as error:
                 status = 431 if error.error_status_hint == 431 else 400
+                field = None
                 if status == 431:  # the head was too large to parse, so it is still in the buffer
                     self.method = self.method or http1_reader.refused_method(self.parser)
-                yield from self._refuse_unread(status, str(error))
+                    field = http1_reader.large_field(self.parser.trailing_data[0])
+                yield from self._refuse_unread(status, str(error), field)
                 return
             yield from self._request(head, first)
 
@@ -184,7 +186,7 @@ class RefusalLayer(OwnLayer):
         yield HttpResponseHook(shown)
         shown.live = False
         self.answers += 1
-        last = self.answers >= ANSWERS or self.method == b"CONNECT" or reply.status == 400
+        last = self.answers >= ANSWERS or self.method == b"CONNECT" or reply.status in (400, 431)
         ends = last or not bodyless
         yield from self._send(reply, close=ends)
 
@@ -195,7 +197,9 @@ class RefusalLayer(OwnLayer):
             self.enforcer.fault("a reply")
             return CLOSED
 
-    def _refuse_unread(self, status: int, why: str) -> layer.CommandGenerator[None]:
+    def _refuse_unread(
+        self, status: int, why: str, field: str | None = None
+    ) -> layer.CommandGenerator[None]:
         """Answers what cannot be read as a request, and so cannot be shown as a flow."""
         try:
             self.enforcer.refused_unread(self.context.client, status, why)
@@ -204,7 +208,7 @@ class RefusalLayer(OwnLayer):
         reply = bare(status)
         if status == 431:
             asked = Asked(self.method.decode("ascii", "replace"))
-            reply = self._reply_to(HeaderFieldsTooLarge(why), asked)
+            reply = self._reply_to(HeaderFieldsTooLarge(why, field), asked)
         yield from self._send(reply, close=True)
 
     def _send(self, reply: Reply, *, close: bool) -> layer.CommandGenerator[None]:
