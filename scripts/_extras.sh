@@ -87,7 +87,7 @@ install_mitmproxy() {
   cd -- "$checkout"
   find_uv
   "$uv" venv --quiet --clear --python "$venv/bin/python" "$2" >&2 &&
-    "$uv" pip install --quiet --python "$2/bin/python" --editable '.[login,idna,metrics]' --group dev "mitmproxy==$1" >&2 &&
+    "$uv" pip install --quiet --python "$2/bin/python" --editable '.[login,idna,metrics,redis]' --group dev "mitmproxy==$1" >&2 &&
     touch -- "$2/$3"
 }
 

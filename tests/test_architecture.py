@@ -80,7 +80,7 @@ HOUSE: tuple[Row, ...] = (
     ),
     Row(
         ("capport.stores", "capport.stores.*"),
-        ("capport.core.*", "capport.clock", "capport.linux.safe_files"),
+        ("capport.core.*", "capport.clock", "capport.extras", "capport.linux.safe_files"),
         "a store never learns what it is for",
     ),
     Row(
@@ -667,7 +667,7 @@ def distributions(folder: Path) -> dict[str, str]:
     """The distribution behind each foreign top-level import below `folder`, and a file with it."""
     modules = sources(folder)
     shared = sources(CHECKOUT / "tests")  # scripts/bench builds its lab with tests/lab
-    local = {part for module in (*modules, *shared) for part in module.split(".")} | set(OURS)
+    local = {module.partition(".")[0] for module in (*modules, *shared)} | set(OURS)
     known = packages_distributions()
     found: dict[str, str] = {}
     for module, path in modules.items():

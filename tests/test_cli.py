@@ -749,7 +749,9 @@ def test_a_grant_that_cannot_be_kept_fails_in_one_line(here: Capport) -> None:
     Path("s.db").write_bytes(b"this is no database" * 100)
     assert "s.db" in here("grant", "192.0.2.7", "--sessions", "s.db").error
     assert "no/s.db" in here("grant", "192.0.2.7", "--sessions", "no/s.db").error
-    assert "not built yet" in here("grant", "192.0.2.7", "--sessions", "redis://h/0").error
+    refused = here("grant", "192.0.2.7", "--sessions", "redis://ann:pa55word@h/0").error
+    assert "CAPPORT_REDIS_PASSWORD_FILE" in refused
+    assert "pa55word" not in refused
 
 
 def test_a_revocation_holds_though_the_database_is_broken(capport: Capport) -> None:

@@ -6,6 +6,7 @@ EXTRAS = {
     "login": ("argon2", "jwt", "markdown_it"),
     "idna": ("idna",),
     "metrics": ("prometheus_client",),
+    "redis": ("redis",),
 }
 """The modules of each extra. All else needs only mitmproxy, PyYAML and what they depend on."""
 

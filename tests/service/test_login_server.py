@@ -92,6 +92,7 @@ async def test_a_client_of_a_proxy_elsewhere_is_named_by_the_addon_or_by_nobody(
         ("/var/lib/capport/sessions.db", Path("/var/lib/capport/portal.db")),
         ("sqlite:///var/lib/capport/sessions.db", Path("/var/lib/capport/portal.db")),
         ("sessions.db", Path("portal.db")),
+        ("redis://192.0.2.1/0?file=/var/lib/capport/s.db", Path("/var/lib/capport/portal.db")),
     ],
 )
 def test_the_records_are_beside_the_sessions(store: str, records: Path | None) -> None:
@@ -100,7 +101,7 @@ def test_the_records_are_beside_the_sessions(store: str, records: Path | None) -
 
 def test_a_store_elsewhere_has_no_place_for_records() -> None:
     with pytest.raises(StoreError):
-        records_beside("redis://192.0.2.1:6379/0")
+        records_beside("postgres://192.0.2.1/db")
 
 
 async def test_of_two_processes_with_one_store_one_has_the_api_and_then_the_other(

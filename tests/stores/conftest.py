@@ -2,6 +2,7 @@
 
 import pytest
 
+from capport.stores.redis import redis_link, redis_store
 from capport.stores.sqlite import database, housekeeping, locks, store
 from conftest import SOON
 
@@ -13,6 +14,10 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "PUT_SECONDS", SOON)
     monkeypatch.setattr(store, "DROP_SECONDS", SOON)
     monkeypatch.setattr(locks, "LOCK_SECONDS", SOON)
+    monkeypatch.setattr(redis_store, "TAKEN_SECONDS", SOON)
+    monkeypatch.setattr(redis_store, "OPEN_SECONDS", SOON)
+    for wait in ("BEAT", "RETRY"):  # but nothing that happens each second is waited for that long
+        monkeypatch.setattr(redis_link, wait, 0.05)
 
 
 @pytest.fixture

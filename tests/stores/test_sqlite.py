@@ -173,7 +173,9 @@ def test_a_url_names_a_store(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("redis://192.0.2.1:6379/0", "not built yet"),
+        ("redis://ann:secret@192.0.2.1:6379/0", "do not belong in the URL"),
+        ("redis://192.0.2.1:6379/zero", "is not redis://HOST:PORT/DB"),
+        ("rediss://:6379/0", "neither a host name nor an address"),
         ("postgres://db", "not a kind of store"),
         ("sqlite://sessions.db", "a relative path"),
         ("", "names no file"),

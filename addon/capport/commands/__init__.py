@@ -12,7 +12,13 @@ from capport.core.client import Address, Mac
 from capport.core.place import Place
 from capport.core.policy import Policy
 from capport.stores import SessionStore
-from capport.stores.opening import default_store, open_store, store_path, was_in_use
+from capport.stores.opening import (
+    default_store,
+    is_there,
+    open_store,
+    store_path,
+    was_in_use,
+)
 
 
 class CommandError(Exception):
@@ -65,7 +71,7 @@ def existing_store(
     store that is gone or cannot be used is opened too, and knows nobody.
     """
     path = _file_of(url)
-    if not (was_in_use(path) if start_closed else path.exists()):
+    if not (is_there(url) or (start_closed and was_in_use(path))):
         return None
     return open_store(url, make=False, start_closed=start_closed, about=about)
 

@@ -22,7 +22,8 @@ class Session:
 
     `granted_at` is wall time (Unix seconds), for display only. `idle` is in seconds. `last_seen` is
     updated only if there is an `idle`. The store writes it back in batches, so that in another
-    process, or after a crash, it may be half a minute old.
+    process, or after a crash, it may be half a minute old. `lease`: if another router granted the
+    session, it ends here at that instant, unless the store renews the lease before (Redis answers).
     """
 
     client: ClientId
@@ -34,13 +35,14 @@ class Session:
     by: str = ""
     how: str = ""
     name: str = ""
+    lease: Instant = math.inf
 
     @property
     def ends(self) -> Instant:
-        """When it ends if the client is silent from now on."""
+        """When it ends if the client is silent, and no lease is renewed, from now on."""
         if self.idle is None:
-            return self.expires
-        return min(self.expires, max(self.granted, self.last_seen) + self.idle)
+            return min(self.expires, self.lease)
+        return min(self.expires, self.lease, max(self.granted, self.last_seen) + self.idle)
 
     def is_open(self, now: Instant) -> bool:
         """Whether the client is known at `now`. At the end itself it is not."""
@@ -49,7 +51,7 @@ class Session:
     def seconds_remaining(self, now: Instant) -> int:
         """Whole seconds until `expires`; 0 if the session is over.
 
-        They do not count to `ends`, because traffic moves that. RFC 8908 section 5.
+        They do not count to `ends`, because traffic and leases move that. RFC 8908 section 5.
         """
         return int(self.expires - now) if self.is_open(now) else 0
 

@@ -12,6 +12,7 @@ from capport.linux.safe_files import open_regular
 MOST_ERRORS = 100
 """At most this many errors are shown: a file with more is probably not a policy at all."""
 
+_SECRET = re.compile(r"(rediss?://)[^\s@]*@")
 _WIDTH, _BEFORE = 88, 44  # terminal columns of the quoted line: in all, and before the caret
 
 
@@ -43,7 +44,8 @@ class Problem:
         head = f"{visible(self.file)}:{self.line}:{self.column}: {visible(self.message)}"
         if not self.source:
             return head
-        quoted, cells = _around(self.source, self.column - 1)
+        shown = _SECRET.sub(r"\1...@", self.source)  # a password does not go into a log
+        quoted, cells = _around(shown, min(self.column - 1, len(shown)))
         return f"{head}\n    {quoted}\n    {' ' * cells}^"
 
 

@@ -17,6 +17,7 @@ from capport.core.client import Address, Mac, parse_address, parse_mac
 from capport.core.http import DEFAULT_PORTS
 from capport.core.place import Host, Place, parse_authority, parse_host
 from capport.core.policy import WEB_PORTS, Network, network_of
+from capport.core.redis_url import parse_redis_url
 from capport.extras import lacking
 from capport.policy import hints
 from capport.policy.errors import shown
@@ -328,8 +329,13 @@ def store(folder: Path) -> Callable[[str], str]:
                 raise ValueError(f"{shown(text)} is not sqlite:///PATH, such as sqlite:///var/s.db")
             return f"sqlite:///{rest.lstrip('/')}"
         if scheme in ("redis", "rediss"):
-            raise ValueError(f"{shown(text)}: not built yet; use sqlite:///PATH")
-        raise ValueError(f"{shown(text)} is not a store: write a path, sqlite:///PATH or :memory:")
+            if lacks := lacking("redis"):
+                raise ValueError(f"{shown(text)} {lacks}")
+            return str(parse_redis_url(text))
+        raise ValueError(
+            f"{shown(text)} is not a store: write a path, sqlite:///PATH, redis://HOST:PORT/DB or"
+            " :memory:"
+        )
 
     return parse
 

@@ -9,6 +9,7 @@ from capport.core.deadlines import Deadlines
 from capport.core.session import Instant
 
 IDLE_LEAD = 0.5  # seconds before a session's idle time ends, when its traffic is read once more
+LEASE_LEAD = 30.0  # seconds before a session's lease ends, when the renewed one goes to the kernel
 
 type Key = Address | Mac
 
@@ -18,8 +19,8 @@ class Element:
     """One client's address, or one MAC, that the kernel's sets have.
 
     `until` is when its session ends, and `lapses` when the kernel removes it. `idle` is whether the
-    session ends without traffic. `mac` is the client's own MAC; `hop` is the MAC of the router that
-    the client is behind, if it is not on the link.
+    session ends without traffic, `leased` whether it has a lease. `mac` is the client's own MAC;
+    `hop` is the MAC of the router that the client is behind, if it is not on the link.
     """
 
     key: Key
@@ -29,6 +30,7 @@ class Element:
     lapses: Instant = 0.0
     idle: bool = False
     hop: Mac | None = None
+    leased: bool = False
 
     @property
     def address(self) -> Address | None:
@@ -43,7 +45,7 @@ class Element:
     @property
     def look(self) -> Instant:
         """When to look whether the element ends."""
-        return self.until - IDLE_LEAD * self.idle
+        return self.until - (LEASE_LEAD if self.leased else IDLE_LEAD * self.idle)
 
     @property
     def place(self) -> tuple[str, str]:

@@ -12,6 +12,7 @@ has left, so it ends on time even if this process dies.
 """
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -472,7 +473,8 @@ class KnownSet:
             return None
         idle = session.idle is not None
         lapses = session.ends + IDLE_GRACE * idle
-        return Element(key, mac, session.ends, session.client, lapses, idle)
+        leased = session.lease < math.inf
+        return Element(key, mac, session.ends, session.client, lapses, idle, leased=leased)
 
     def _has_place(self, element: Element) -> bool:
         """Whether the sets have a place for one more element; reports a full set once."""

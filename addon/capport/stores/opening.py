@@ -5,6 +5,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from capport.core.client import Address, Mac
+from capport.core.redis_url import is_redis, parse_redis_url
+from capport.extras import lacking
 from capport.stores import SessionStore, StoreError
 from capport.stores.memory import MemoryStore
 
@@ -32,7 +34,9 @@ def open_store(
     start_closed: bool = False,
     about: Collection[Mac | Address] | None = None,
 ) -> SessionStore:
-    """Opens the store at a path, at `sqlite:///PATH` or in `:memory:`. Raises StoreError.
+    """Opens the store at a path, at `sqlite:///PATH`, at `redis://HOST:PORT/DB` or in `:memory:`.
+
+    Raises StoreError.
 
     With `make`, a missing file is created. With `start_closed`, a file that cannot be used is not
     an error: it is logged, and until a usable file appears, no client is known, grants fail, and
@@ -43,9 +47,21 @@ def open_store(
     path = store_path(url)
     if path is None:
         return MemoryStore()
+    make_folder = _is_default(path)
+    if is_redis(url):
+        if lacks := lacking("redis"):
+            raise StoreError(f"{url}: {lacks}")
+        from capport.stores.redis.redis_store import RedisStore
+
+        return RedisStore(
+            parse_redis_url(url),
+            path,
+            make_folder=make_folder,
+            start_closed=start_closed,
+            about=about,
+        )
     from capport.stores.sqlite.store import SqliteStore
 
-    make_folder = _is_default(path)
     return SqliteStore(
         path,
         make=make,
@@ -62,6 +78,12 @@ def _is_default(path: Path) -> bool:
         return False
 
 
+def is_there(url: str) -> bool:
+    """Whether there is a store at `url`. Sessions in Redis are there, whatever this router has."""
+    path = store_path(url)
+    return is_redis(url) or (path is not None and path.exists())
+
+
 def was_in_use(path: Path) -> bool:
     """Whether there is or was a store in the file at `path`.
 
@@ -72,9 +94,17 @@ def was_in_use(path: Path) -> bool:
 
 
 def store_path(url: str) -> Path | None:
-    """The file of the store at `url`; None for `:memory:`. Raises StoreError."""
+    """The file of the store at `url`; None for `:memory:`. Raises StoreError.
+
+    With Redis, it is the file of the sessions that this router grants.
+    """
     if url == ":memory:":
         return None
+    if is_redis(url):
+        try:
+            return Path(parse_redis_url(url).file or default_store())
+        except ValueError as error:
+            raise StoreError(str(error)) from None
     scheme, separator, rest = url.partition("://")
     if not separator:
         path = Path(url)
@@ -84,10 +114,11 @@ def store_path(url: str) -> Path | None:
         path = Path(rest[1:] if rest.startswith("//") else rest)
         if not path.is_absolute():
             raise StoreError(f"{url}: a relative path; write sqlite:///var/lib/capport/sessions.db")
-    elif scheme in ("redis", "rediss"):
-        raise StoreError(f"{url}: not built yet; use sqlite:///PATH")
     else:
-        raise StoreError(f"{url}: not a kind of store; use a path, sqlite:///PATH or :memory:")
+        raise StoreError(
+            f"{url}: not a kind of store; use a path, sqlite:///PATH, redis://HOST:PORT/DB or"
+            " :memory:"
+        )
     if not url or path.name in ("", ".."):
         raise StoreError(f"{url!r}: names no file; use a path, sqlite:///PATH or :memory:")
     return path

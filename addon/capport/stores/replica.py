@@ -59,6 +59,8 @@ class Replica:
         """When clients were active, as far as the database does not have it yet."""
         self._touching = threading.Lock()
         self.flush_due: Instant = math.inf
+        self.lease: Instant = math.inf
+        """The lease of every session here (`Session.lease`)."""
 
     def find(self, ids: Sequence[ClientId], now: Instant) -> Session | None:
         """Returns the open session of the first of `ids` that has one."""
@@ -129,13 +131,10 @@ class Replica:
     def _session(self, client: ClientId, record: bytes, shift: float) -> Session:
         granted, expires, idle, last_seen, granted_at = _TIMES.unpack_from(record)
         by, how, name = record[_TIMES.size :].decode().split("\0", 2)
-        seen = last_seen - shift
-        if idle == math.inf:
-            return Session(
-                client, granted - shift, expires - shift, None, seen, granted_at, by, how, name
-            )
-        if (touched := self._touches.get(client)) is not None and touched > seen:
-            seen = touched
-        return Session(
-            client, granted - shift, expires - shift, idle, seen, granted_at, by, how, name
-        )
+        seen, silence, lease = last_seen - shift, None, self.lease
+        if idle != math.inf:
+            silence = idle
+            if (touched := self._touches.get(client)) is not None and touched > seen:
+                seen = touched
+        begins, ends = granted - shift, expires - shift
+        return Session(client, begins, ends, silence, seen, granted_at, by, how, name, lease)

@@ -1,0 +1,1 @@
+"""Sessions that many routers share through Redis or Valkey."""

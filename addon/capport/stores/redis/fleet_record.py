@@ -1,0 +1,246 @@
+"""What routers tell one another about one client: its revocations and its grant.
+
+A record is a value that merges. `join` is commutative, associative and idempotent, so routers that
+have read the same records agree, in whatever order they read them. A revocation wins over each
+grant that does not name it: a grant stands only if its record names every revocation that anybody
+knows. Times are in fleet time: seconds by the clock of Redis.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from capport.core.client import ClientId, parse_client_id
+from capport.core.session import LONGEST
+
+VERSION: Final = 1
+"""The version of the format. A router refuses records of a later one, and reports them.
+
+It ignores members that it does not know, so a new member that may be ignored needs no new version.
+"""
+SKEW = 2.0
+"""Seconds that the clocks of two routers, or of Redis before and after a failover, may differ."""
+LARGEST = 16_384  # characters of a record
+ROUTERS = 256  # routers that may have revoked one client
+_TEXT = 1000  # characters of `by`, `how` and `name`
+_ROUTER = re.compile(r"[0-9a-f]{16}", re.ASCII)
+_WHOLE = 1 << 53  # a whole number above this is not exact in every language's JSON
+
+
+class RecordError(ValueError):
+    """A record that does not fit the format."""
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """The newest revocation of a client by one router: its number, and until when it counts.
+
+    It counts until every session that it ends would have ended. Only `number` decides.
+    """
+
+    number: int
+    until: float = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A session as it travels, in fleet time. Of two grants the one with more `order` counts."""
+
+    order: int
+    router: str
+    granted: float = field(compare=False)
+    expires: float = field(compare=False)
+    idle: float | None = field(compare=False)
+    last_seen: float = field(compare=False)
+    granted_at: float = field(compare=False)
+    by: str = field(compare=False)
+    how: str = field(compare=False)
+    name: str = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known about one client. The grant names the revocations beside it: it stands."""
+
+    revoked: Mapping[str, Revocation] = field(default_factory=dict)
+    grant: Grant | None = None
+
+    def live(self, now: float) -> dict[str, int]:
+        """The revocations that still count at `now`: the number of each router's newest."""
+        return {router: one.number for router, one in self.revoked.items() if one.until > now}
+
+    def says_the_same(self, other: "Record", now: float) -> bool:
+        """Whether both decide the same. A later `last_seen` makes no difference."""
+        return self.grant == other.grant and self.live(now) == other.live(now)
+
+    def until(self) -> float:
+        """When the last of what it says is over."""
+        ends = [one.until for one in self.revoked.values()]
+        return max([*ends, self.grant.expires if self.grant else 0.0])
+
+    def without_past(self, now: float) -> "Record":
+        """The record without revocations that ended so long ago that no router counts them."""
+        kept = {router: r for router, r in self.revoked.items() if r.until + 2 * SKEW > now}
+        return self if len(kept) == len(self.revoked) else replace(self, revoked=kept)
+
+
+NOTHING: Final = Record()
+
+
+def join(one: Record, other: Record, now: float) -> Record:
+    """What follows from both records."""
+    revoked = dict(one.revoked)
+    for router, revocation in other.revoked.items():
+        mine = revoked.get(router, revocation)
+        revoked[router] = Revocation(
+            max(mine.number, revocation.number), max(mine.until, revocation.until)
+        )
+    live = Record(revoked).live(now)
+    standing: list[Grant] = []
+    ended = 0.0
+    for record in (one, other):
+        if record.grant is None:
+            continue
+        names = {router: revocation.number for router, revocation in record.revoked.items()}
+        if all(names.get(router, -1) >= number for router, number in live.items()):
+            standing.append(record.grant)
+        else:
+            ended = max(ended, record.grant.expires)
+    for router in live:  # a revocation counts as long as any session that it ends
+        if revoked[router].until < ended:
+            revoked[router] = Revocation(revoked[router].number, ended)
+    return Record(revoked, _newer(standing))
+
+
+def _newer(grants: list[Grant]) -> Grant | None:
+    if not grants:
+        return None
+    best = max(grants, key=lambda grant: (grant.order, grant.router))
+    seen = max(grant.last_seen for grant in grants if grant == best)
+    return replace(best, last_seen=seen) if seen > best.last_seen else best
+
+
+def dump(client: ClientId, record: Record) -> str:
+    """The record as JSON; times are in whole milliseconds."""
+    grant = record.grant
+    return json.dumps(
+        {
+            "v": VERSION,
+            "client": client,
+            "revoked": {r: [one.number, _ms(one.until)] for r, one in record.revoked.items()},
+            "grant": grant
+            and {
+                "order": grant.order,
+                "router": grant.router,
+                "granted": _ms(grant.granted),
+                "expires": _ms(grant.expires),
+                "idle": grant.idle if grant.idle is None else _ms(grant.idle),
+                "seen": _ms(grant.last_seen),
+                "at": _ms(grant.granted_at),
+                "by": grant.by,
+                "how": grant.how,
+                "name": grant.name,
+            },
+        },
+        separators=(",", ":"),
+    )
+
+
+def parse(text: str | bytes) -> tuple[ClientId, Record]:
+    """The client and the record in `text`. Raises RecordError for whatever does not fit."""
+    if len(text) > LARGEST:
+        raise RecordError(f"{len(text)} characters long: at most {LARGEST} are allowed")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise RecordError("not a JSON object")
+    version = _number(found, "v", 1)
+    if version > VERSION:
+        raise RecordError(
+            f"format {version}, written by a newer capport; this one knows format {VERSION}"
+        )
+    client = _client(found.get("client"))
+    revoked = found.get("revoked")
+    if not isinstance(revoked, dict) or len(revoked) > ROUTERS:
+        raise RecordError(f"revoked: not an object with at most {ROUTERS} members")
+    grant = found.get("grant")
+    return client, Record(
+        {_router(router): _revocation(one) for router, one in revoked.items()},
+        None if grant is None else _grant(grant),
+    )
+
+
+def _revocation(found: Any) -> Revocation:
+    if not isinstance(found, list) or len(found) != 2:
+        raise RecordError("revoked: not a list of a number and a time")
+    values = dict(zip(("number", "until"), found, strict=True))
+    return Revocation(_number(values, "number"), _seconds(values, "until"))
+
+
+def _grant(found: Any) -> Grant:
+    if not isinstance(found, dict):
+        raise RecordError("grant: not an object")
+    grant = Grant(
+        order=_number(found, "order"),
+        router=_router(found.get("router")),
+        granted=_seconds(found, "granted"),
+        expires=_seconds(found, "expires"),
+        idle=None if found.get("idle") is None else _seconds(found, "idle"),
+        last_seen=_seconds(found, "seen"),
+        granted_at=_seconds(found, "at"),
+        by=_text(found, "by"),
+        how=_text(found, "how"),
+        name=_text(found, "name"),
+    )
+    if grant.expires - grant.granted > LONGEST + SKEW:
+        raise RecordError(f"expires: more than {LONGEST} seconds after granted")
+    return grant
+
+
+def _client(found: Any) -> ClientId:
+    try:
+        if isinstance(found, str) and parse_client_id(found) == found:
+            return ClientId(found)
+    except ValueError:
+        pass
+    raise RecordError("client: neither a MAC nor an address nor both")
+
+
+def _router(found: Any) -> str:
+    if isinstance(found, str) and _ROUTER.fullmatch(found):
+        return found
+    raise RecordError("router: not 16 hexadecimal digits")
+
+
+def _number(found: Mapping[str, Any], name: str, least: int = 0) -> int:
+    value = found.get(name)
+    if type(value) is int and least <= value < _WHOLE:
+        return value
+    raise RecordError(f"{name}: not a whole number from {least} to {_WHOLE - 1}")
+
+
+def _seconds(found: Mapping[str, Any], name: str) -> float:
+    value = found.get(name)
+    if type(value) is int and -_WHOLE < value < _WHOLE:
+        return value / 1000
+    raise RecordError(f"{name}: not a time in whole milliseconds")
+
+
+def _text(found: Mapping[str, Any], name: str) -> str:
+    value = found.get(name)
+    if isinstance(value, str) and len(value) <= _TEXT and "\0" not in value:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            pass
+        else:
+            return value
+    raise RecordError(f"{name}: not a text of at most {_TEXT} characters")
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

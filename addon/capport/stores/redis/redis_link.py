@@ -1,0 +1,460 @@
+"""Keeps a router's sessions and those in Redis the same, on a thread and an event loop of its own.
+
+It connects, reads what changed, publishes what this router knows better, shows a sign of life each
+second, and starts again when anything fails. Nobody waits for it but those who want to hear that
+Redis has taken a change.
+"""
+
+import asyncio
+import json
+import logging
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
+from itertools import islice
+from typing import Any, Protocol
+
+from capport import clock as clocks
+from capport.core.client import ClientId
+from capport.core.redis_url import RedisUrl
+from capport.core.session import Instant
+from capport.stores.redis.fleet_record import SKEW, Record, RecordError, dump, parse
+from capport.stores.redis.fleet_time import FleetTime
+from capport.stores.redis.redis_client import SECONDS, AwayError, RedisClient, find_primary
+
+logger = logging.getLogger(__name__)
+
+LEASE = 60.0
+"""Seconds that sessions of other routers stay in force after Redis has last answered."""
+BEAT = 1.0  # seconds between two signs of life
+RETRY = 0.5  # seconds until the next attempt after a failure
+BLOCK = 0.5  # seconds that Redis waits for a change before it answers
+LATE = 5.0  # seconds without reading, after which changes may have been trimmed meanwhile
+KEPT_CHANGES = 100_000
+KEPT_ROUTERS = 86_400_000  # milliseconds that Redis remembers a router after its last sign of life
+TOGETHER = 200  # records in one transaction
+READ = 500  # changes, or keys, read at a time
+
+KEY = "capport:client:"
+CHANGES = "capport:changes"
+EPOCH = "capport:epoch"
+ROUTER = "capport:router:"
+
+type ChangeId = tuple[int, int]
+"""The id of an entry in the stream."""
+
+
+class Shared(Protocol):
+    """The sessions of this router, as the link sees them. Called on a thread, one at a time."""
+
+    router: str
+
+    def merge(self, found: Sequence[tuple[ClientId, Record]]) -> list[bool]:
+        """Takes over what is in Redis; for each, whether this router knows better."""
+
+    def record(self, client: ClientId) -> Record:
+        """What this router knows about a client."""
+
+    def clients(self) -> list[ClientId]:
+        """Every client that this router knows anything about."""
+
+    def taken(self, records: dict[ClientId, Record]) -> None:
+        """Redis has these records now."""
+
+    def renewed(self, lease: Instant) -> None:
+        """Everything that was in Redis is here: foreign sessions are in force until `lease`."""
+
+    def tick(self) -> None:
+        """Does what is due each second."""
+
+    def summary(self) -> dict[str, object]:
+        """What the other routers shall know about this one."""
+
+
+class _AgainError(Exception):
+    """Redis, or what is in it, is not what it was: connect and compare again, at once."""
+
+
+class RedisLink:
+    """The link to the Redis at `url`.
+
+    With `wants`, only these clients are read, and no sign of life is shown: for a command beside
+    the portal of the same router.
+    """
+
+    def __init__(
+        self,
+        url: RedisUrl,
+        shared: Shared,
+        time: FleetTime,
+        clock: Callable[[], Instant],
+        *,
+        wants: Callable[[ClientId], bool] | None = None,
+    ) -> None:
+        self._url, self._name, self._shared, self._time, self._clock = (
+            url,
+            url.server,
+            shared,
+            time,
+            clock,
+        )
+        self._wants = wants
+        self.fault: str | None = f"{url.server}: not connected yet"
+        self.refused = 0  # records in Redis that did not fit
+        self._tried = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._stopping = asyncio.Event()
+        self._work = ThreadPoolExecutor(1, "redis-sessions")  # what may wait for the disk
+        self._client: RedisClient | None = None
+        self._identity: tuple[object, ...] = ()
+        self._position: ChangeId = (0, 0)
+        self._promise: tuple[Instant, ChangeId] | None = None
+        self._dirty: dict[ClientId, list[Future[bool]]] = {}
+        self._has_dirty = asyncio.Event()
+        self._in_flight: dict[ClientId, ChangeId] = {}
+        self._skewed = False
+        self._thread = threading.Thread(target=self._run_loop, name="redis-link", daemon=True)
+
+    # --- from other threads ---
+
+    def start(self, seconds: float) -> None:
+        """Begins, and waits at most `seconds` until everything has been read, or nothing can be."""
+        self._thread.start()
+        self._tried.wait(seconds)
+
+    def publish(self, clients: Iterable[ClientId], seconds: float = 0.0) -> bool:
+        """Sends what this router knows about `clients`, now or when Redis is back.
+
+        Returns whether Redis has taken it within `seconds`.
+        """
+        waiting: Future[bool] | None = Future() if seconds else None
+        some = list(clients)
+        try:
+            self._loop.call_soon_threadsafe(self._add, some, waiting)
+        except RuntimeError:  # the loop is closed: what was not sent is compared at the next start
+            return False
+        if waiting is None:
+            return False
+        try:
+            return waiting.result(seconds)
+        except NotYet:
+            self._report(f"{self._name} has not taken a change within {seconds:g} s")
+            return False
+
+    def fetch(self, client: ClientId, seconds: float) -> None:
+        """Reads what Redis has about `client`, if it answers within `seconds`."""
+        future = asyncio.run_coroutine_threadsafe(self._fetch(client), self._loop)
+        try:
+            found = future.result(seconds)
+        except (NotYet, AwayError):
+            return
+        if found is not None:
+            self._shared.merge([found])
+
+    def stop(self) -> None:
+        """Ends the link."""
+        self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join()
+        self._work.shutdown()
+
+    # --- on the loop ---
+
+    def _run_loop(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._run())
+
+    async def _run(self) -> None:
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        while not stopping.done():
+            session = asyncio.ensure_future(self._connected())
+            await asyncio.wait((session, stopping), return_when=asyncio.FIRST_COMPLETED)
+            wait = RETRY
+            if session.done():
+                wait = 0.0 if self._ended(session) else RETRY
+            else:
+                session.cancel()
+                await asyncio.wait((session,))
+            self._give_up_waiting()
+            self._tried.set()
+            await asyncio.wait((stopping,), timeout=wait)
+        stopping.cancel()
+
+    def _ended(self, session: asyncio.Future[None]) -> bool:
+        """Reports why a connection ended. Returns whether to connect again at once."""
+        error = session.exception()
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if isinstance(error, _AgainError):
+            logger.info("%s: %s", self._name, error)
+            return True
+        if isinstance(error, AwayError):
+            self._report(str(error))
+        else:  # the edge: without the link no revocation by another router takes effect
+            self._report(f"{self._name}: {error!r}")
+            logger.error("The link to Redis failed; it continues", exc_info=error)
+        return False
+
+    async def _connected(self) -> None:
+        """One connection, until something fails. Raises AwayError, _AgainError."""
+        place, secret = await find_primary(self._url)
+        client = RedisClient(place, self._url, secret)
+        reader = RedisClient(place, self._url, secret, seconds=SECONDS + BLOCK)
+        try:
+            await self._catch_up(client)
+            self._client = client
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._beat(client))
+                tasks.create_task(self._read(reader))
+                tasks.create_task(self._publish(client))
+        finally:
+            self._client = None
+            await client.close()
+            await reader.close()
+
+    async def _fetch(self, client: ClientId) -> tuple[ClientId, Record] | None:
+        if self._client is None:
+            return None
+        value = await self._client.ask("GET", KEY + client)
+        return None if value is None else self._parsed(value)
+
+    # --- reading ---
+
+    async def _catch_up(self, client: RedisClient) -> None:
+        """Continues after the last change that was read, if this is the same Redis as before.
+
+        Otherwise it may have forgotten something, or know more than before: compares everything.
+        """
+        identity = await self._identity_of(client)
+        if identity == self._identity:
+            first = await client.ask("XRANGE", CHANGES, "-", "+", "COUNT", 1)
+            if first and _change_id(first[0][0]) <= self._position:
+                return
+        (last,) = await client.together([("XREVRANGE", CHANGES, "+", "-", "COUNT", 1)])
+        missing = dict.fromkeys(await self._on_thread(self._shared.clients))
+        cursor = None
+        while cursor != 0:
+            cursor, keys = await client.ask("SCAN", cursor or 0, "MATCH", f"{KEY}*", "COUNT", READ)
+            for client_id in await self._compare(client, keys):
+                missing.pop(client_id, None)
+        self._identity, self._position = identity, _change_id(last[0][0]) if last else (0, 0)
+        self._in_flight.clear()
+        self._add(missing, None)
+
+    async def _compare(self, client: RedisClient, keys: Sequence[bytes]) -> list[ClientId]:
+        """Takes over the records at `keys`. Returns the clients about which Redis knows all."""
+        if self._wants is not None:
+            keys = [key for key in keys if self._wants(_client_of(key))]
+        if not keys:
+            return []
+        values = await client.ask("MGET", *keys)
+        found = [one for value in values if value is not None and (one := self._parsed(value))]
+        better = await self._on_thread(self._shared.merge, found)
+        return [one for (one, _), is_better in zip(found, better, strict=True) if not is_better]
+
+    async def _identity_of(self, client: RedisClient) -> tuple[object, ...]:
+        """What changes if Redis is restarted, replaced by a replica, or emptied."""
+        server, replication, _, epoch = await client.together(
+            [
+                ("INFO", "server"),
+                ("INFO", "replication"),
+                ("SET", EPOCH, secrets.token_hex(8), "NX"),
+                ("GET", EPOCH),
+            ]
+        )
+        return server.get("run_id"), replication.get("master_replid"), epoch
+
+    async def _read(self, reader: RedisClient) -> None:
+        while True:
+            began, after = clocks.now(), "{}-{}".format(*self._position)
+            found = await reader.ask(
+                *("XREAD", "COUNT", READ, "BLOCK", int(BLOCK * 1000), "STREAMS", CHANGES, after)
+            )
+            if clocks.now() - began > LATE:
+                raise _AgainError("this router was stopped for a while")
+            if found:
+                await self._take(found[0][1])
+            await self._renew()
+
+    async def _take(self, entries: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> None:
+        """Takes over changes. Publishes what this router knows better.
+
+        If a change of ours is still under way, that is compared when it comes back: Redis carries
+        out all changes in one order, and our change may have replaced one that we had not read.
+        """
+        found, ids = [], []
+        for change, fields in entries:
+            parsed = self._parsed(fields.get(b"r", b""))
+            if parsed and (self._wants is None or self._wants(parsed[0])):
+                found.append(parsed)
+                ids.append(_change_id(change))
+        better = await self._on_thread(self._shared.merge, found)
+        self._position = _change_id(entries[-1][0])
+        again = []
+        for (client, _), change_id, is_better in zip(found, ids, better, strict=True):
+            if change_id < self._in_flight.get(client, (0, 0)):
+                continue
+            self._in_flight.pop(client, None)
+            if is_better:
+                again.append(client)
+        self._add(again, None)
+
+    def _parsed(self, value: bytes) -> tuple[ClientId, Record] | None:
+        try:
+            return parse(value)
+        except RecordError as error:
+            self.refused += 1
+            if self.refused == 1 or self.refused % 1000 == 0:
+                logger.error(
+                    "%s: refused a record (%s): %.200r; refused so far: %d",
+                    *(self._name, error, value, self.refused),
+                )
+            return None
+
+    # --- showing signs of life ---
+
+    async def _beat(self, client: RedisClient) -> None:
+        while True:
+            sent = self._clock()
+            commands = [
+                ("TIME",),
+                ("GET", EPOCH),
+                ("XREVRANGE", CHANGES, "+", "-", "COUNT", 1),
+                *self._sign_of_life(),
+            ]
+            (seconds, micros), epoch, last, *_ = await client.together(commands)
+            if epoch != self._identity[-1]:
+                raise _AgainError("was emptied; compares everything")
+            self._check_clock(self._time.measure(sent, self._clock(), seconds + micros / 1e6))
+            self._promise = sent, _change_id(last[0][0]) if last else (0, 0)
+            await self._renew()
+            await self._on_thread(self._shared.tick)
+            await asyncio.sleep(BEAT)
+
+    def _sign_of_life(self) -> list[tuple[object, ...]]:
+        """A write, so that a Redis which takes none does not renew the lease."""
+        name = ROUTER + self._shared.router
+        if self._wants is not None:
+            return []
+        said = {
+            "v": 1,
+            "name": socket.gethostname(),
+            "at": round(self._time.now() * 1000),
+            "skew": round(self._time.skew, 3),
+            "read": "{}-{}".format(*self._position),
+            "unsent": len(self._dirty),
+            "refused": self.refused,
+            **self._shared.summary(),
+        }
+        return [("SET", name, json.dumps(said), "PX", KEPT_ROUTERS)]
+
+    def _check_clock(self, jump: float) -> None:
+        if jump:
+            logger.error(
+                "%s: its clock has jumped by %.1f s, more than the %g s that may pass: sessions"
+                " that were stored before end that much too early or late on other routers",
+                *(self._name, jump, SKEW),
+            )
+        if (is_skewed := abs(self._time.skew) > SKEW) != self._skewed and is_skewed:
+            logger.warning(
+                "This router's clock is %.1f s away from that of %s; sessions do not depend on it",
+                *(self._time.skew, self._name),
+            )
+        self._skewed = is_skewed
+
+    async def _renew(self) -> None:
+        """Renews the lease if everything has been read that was there when Redis last answered."""
+        if self._promise is None or self._position < self._promise[1]:
+            return
+        sent, self._promise = self._promise[0], None
+        await self._on_thread(self._shared.renewed, sent + LEASE)
+        self._report(None)
+        self._tried.set()
+
+    # --- publishing ---
+
+    def _add(self, clients: Iterable[ClientId], waiting: "Future[bool] | None") -> None:
+        for client in clients:
+            waiters = self._dirty.setdefault(client, [])
+            if waiting is not None:
+                waiters.append(waiting)
+        if self._dirty:
+            self._has_dirty.set()
+        if self._client is None and waiting is not None:
+            self._give_up_waiting()
+
+    def _give_up_waiting(self) -> None:
+        for waiters in self._dirty.values():
+            for waiting in waiters:
+                if not waiting.done():
+                    waiting.set_result(False)
+            waiters.clear()
+
+    async def _publish(self, client: RedisClient) -> None:
+        while True:
+            await self._has_dirty.wait()
+            # Taken out first, so that a change meanwhile is sent too.
+            batch = {one: self._dirty.pop(one) for one in [*islice(self._dirty, TOGETHER)]}
+            try:
+                await self._send({one: self._shared.record(one) for one in batch}, client)
+            except BaseException:
+                for one, waiters in batch.items():
+                    self._dirty[one] = waiters + self._dirty.get(one, [])
+                raise
+            for waiting in (waiting for waiters in batch.values() for waiting in waiters):
+                if not waiting.done():
+                    waiting.set_result(True)
+            if not self._dirty:
+                self._has_dirty.clear()
+
+    async def _send(self, records: dict[ClientId, Record], client: RedisClient) -> None:
+        commands: list[tuple[object, ...]] = []
+        for one, record in records.items():
+            text, lasts = dump(one, record), round((record.until() + 2 * SKEW) * 1000)
+            commands += [
+                ("SET", KEY + one, text, "PXAT", lasts),
+                ("XADD", CHANGES, "MAXLEN", "~", KEPT_CHANGES, "*", "r", text),
+            ]
+        answers = await client.together(commands)
+        for one, change in zip(records, answers[1::2], strict=True):
+            if (change_id := _change_id(change)) > self._position:
+                self._in_flight[one] = change_id
+        await self._on_thread(self._shared.taken, records)
+
+    # --- helpers ---
+
+    async def _on_thread[*Args, Result](
+        self, work: Callable[[*Args], Result], *args: *Args
+    ) -> Result:
+        return await self._loop.run_in_executor(self._work, work, *args)
+
+    def _report(self, fault: str | None) -> None:
+        before, self.fault = self.fault, fault
+        if fault is not None and fault != before:
+            logger.error("%s; sessions of other routers end in at most %g s", fault, LEASE)
+        elif fault is None and before is not None:
+            logger.info("%s: works", self._name)
+
+
+def _change_id(text: bytes) -> ChangeId:
+    milliseconds, _, number = text.partition(b"-")
+    return int(milliseconds), int(number)
+
+
+def _client_of(key: bytes) -> ClientId:
+    return ClientId(key.decode(errors="replace").removeprefix(KEY))
+
+
+def routers_in(answers: Iterable[Any]) -> list[dict[str, Any]]:
+    """The signs of life in `answers`; what does not fit is left out."""
+    found = []
+    for answer in answers:
+        try:
+            said = json.loads(answer)
+        except (ValueError, TypeError):
+            continue
+        if isinstance(said, dict):
+            found.append(said)
+    return found

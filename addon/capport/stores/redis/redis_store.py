@@ -1,0 +1,467 @@
+"""Sessions that the routers of a fleet share: a SessionStore over Redis, and a file of this router.
+
+What this router grants is in its own SQLite file, so it needs Redis neither to keep it nor to find
+it. What other routers grant is in memory, and in force while Redis answers, and for a lease of 60
+seconds after that. `find` reads memory only. README.md in this folder has the whole design.
+"""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from capport import clock as clocks
+from capport.core.client import Address, ClientId, Mac, parts_of
+from capport.core.redis_url import RedisUrl
+from capport.core.session import Instant, Session, check_times
+from capport.stores import FullError, StoreError, Watcher
+from capport.stores.redis.fleet_record import (
+    NOTHING,
+    SKEW,
+    Grant,
+    Record,
+    Revocation,
+    dump,
+    join,
+    parse,
+)
+from capport.stores.redis.fleet_time import FleetTime
+from capport.stores.redis.redis_link import LEASE, RedisLink
+from capport.stores.redis.router_marks import RouterMarks
+from capport.stores.replica import Replica, pack
+from capport.stores.sqlite.housekeeping import GRACE_SECONDS, UPKEEP_SECONDS
+from capport.stores.sqlite.store import SqliteStore
+from capport.stores.subscribers import Watchers
+
+logger = logging.getLogger(__name__)
+
+TAKEN_SECONDS = 1.0
+"""How long a grant or a revocation waits for Redis, before it holds on this router alone."""
+OPEN_SECONDS = 5.0  # how long opening waits for the sessions in Redis
+REMEMBERED = 86_400.0
+"""Seconds that a revocation is remembered at least.
+
+It may end a grant by a router that is cut off, which nobody here knows yet."""
+CLOSED = "the store is closed"
+PAUSE = LEASE / 3  # seconds without a renewal of the lease, after which watchers are called for it
+_NEVER: Instant = float("-inf")  # `find` at this instant also finds sessions that are over
+
+
+class _Mark(NamedTuple):
+    """What is known of a client beside its session; `router` granted it, "" if nobody did.
+
+    `order` is that of the last grant. `sent`: Redis has it.
+    """
+
+    revoked: Mapping[str, Revocation]
+    order: int = 0
+    router: str = ""
+    sent: bool = False
+
+
+_UNKNOWN = _Mark(NOTHING.revoked)
+
+
+class RedisStore:
+    """The SessionStore of one router: its own sessions in the file at `path`, all others in Redis.
+
+    With `about`, it has only the sessions whose id is or contains one of these addresses: for
+    commands beside the portal.
+    """
+
+    def __init__(
+        self,
+        url: RedisUrl,
+        path: Path,
+        *,
+        make_folder: bool = False,
+        start_closed: bool = False,
+        about: Collection[Mac | Address] | None = None,
+        clock: Callable[[], Instant] = clocks.now,
+        boot_id: Callable[[], str] = clocks.boot_id,
+        spares: Sequence[Path] | None = None,
+        fleet_time: FleetTime | None = None,
+    ) -> None:
+        self._time = fleet_time or FleetTime(clock)
+        self._clock, self._about = clock, about
+        self._own = SqliteStore(
+            path,
+            make_folder=make_folder,
+            start_closed=start_closed,
+            about=about,
+            clock=clock,
+            boot_id=boot_id,
+            spares=spares,
+        )
+        self._foreign = Replica()
+        self._foreign.lease = 0.0
+        self._known: dict[ClientId, _Mark] = {}
+        self._grants = 0
+        self._unwritten: dict[ClientId, Record] = {}  # revocations that are not on the disk yet
+        self._changing = threading.RLock()
+        self._watchers = Watchers()
+        self._upkeep_due = clock() + UPKEEP_SECONDS
+        self._closed = False
+        try:
+            self._marks = RouterMarks(path.with_name("fleet.db"), like=path)
+        except StoreError:
+            self._own.close()
+            raise
+        self.router = self._marks.router
+        self._link = RedisLink(
+            url, self, self._time, clock, wants=None if about is None else self._wants
+        )
+        self._load()
+        self._own.watch(self._own_changed)
+        self._link.start(OPEN_SECONDS)
+
+    def _load(self) -> None:
+        """Reads what this router granted and revoked."""
+        marks = {} if self._about is not None else self._marks.changed()
+        for session in self._own.sessions():
+            grant = marks.get(session.client, NOTHING).grant
+            order = grant.order if grant else self._ms(session.granted)
+            self._mark(session.client, _Mark({}, order, self.router))
+        for client, record in marks.items():
+            mark = self._known.get(client, _UNKNOWN)
+            self._mark(client, mark._replace(revoked=record.revoked))
+
+    @property
+    def fault(self) -> str | None:
+        """Why changes are not durable now, or hold on this router alone."""
+        return CLOSED if self._closed else self._own.fault or self._link.fault
+
+    # --- the protocol SessionStore ---
+
+    def find(self, ids: Sequence[ClientId], now: Instant) -> Session | None:
+        """Returns the open session of the first of `ids` that has one."""
+        for client in ids:
+            one = (client,)
+            session = self._own.find(one, now) or self._foreign.find(one, now)
+            if session is not None:
+                return session
+        return None
+
+    def touch(self, client: ClientId, now: Instant) -> None:
+        """Notes that the client was active at `now`."""
+        self._own.touch(client, now)
+        self._foreign.touch(client, now)
+
+    def sessions(self) -> Iterator[Session]:
+        """Yields each session."""
+        return chain(self._own.sessions(), self._foreign.sessions())
+
+    def watch(self, watcher: Watcher) -> Callable[[], None]:
+        """Calls `watcher` at each change, whichever router made it."""
+        return self._watchers.add(watcher)
+
+    def put(self, session: Session, *, most: int | None = None) -> None:
+        """Opens or replaces a session. On return it is on the disk of this router.
+
+        Redis has it too, unless `fault` says why not. Then it holds on this router alone for now.
+        """
+        self._put(session, renews=False, most=most)
+
+    def renew(self, session: Session) -> bool:
+        """Replaces the session with the same id, if there is one; returns whether there was."""
+        return self._put(session, renews=True)
+
+    def drop(self, client: ClientId) -> bool:
+        """Ends a session. Returns whether there was one, at whichever router.
+
+        It also ends grants by other routers that this one has not heard of yet.
+        """
+        failures: list[StoreError] = []
+        self._fetch(client)
+        with self._changing:
+            before = self._session(client)
+            record = self._revoked(client, before)
+            self._mark(client, _Mark(record.revoked))
+            was_open = self._foreign.find((client,), self._clock()) is not None
+            if self._foreign.set(client, None) and was_open:
+                self._watchers.notify(client)
+            known = before is not None
+            try:
+                known = self._own.drop(client) or known
+            except StoreError as error:
+                failures.append(error)
+            try:
+                self._marks.write({client: record})
+            except StoreError as error:
+                self._unwritten[client] = record
+                failures.append(error)
+        taken = self._link.publish([client], TAKEN_SECONDS)
+        if failures and not taken:
+            raise StoreError(f"{failures[0]}; no other router knows of it yet") from failures[0]
+        for failure in failures:
+            logger.warning("%s; %s is revoked, and Redis knows it", failure, client)
+        return known
+
+    def close(self) -> None:
+        """Sends and writes what is pending, and closes everything."""
+        if self._closed:
+            return
+        self._closed = True
+        if touched := self._take_touches():
+            self._link.publish(touched, TAKEN_SECONDS)
+        self._link.stop()
+        self._own.close()
+        self._marks.close()
+        self._foreign.replace({}, 0.0)
+        self._watchers.close()
+
+    def _put(self, session: Session, *, renews: bool, most: int | None = None) -> bool:
+        check_times(session)
+        client = session.client
+        self._fetch(client)
+        with self._changing:
+            mark, before = self._known.get(client, _UNKNOWN), self._session(client)
+            if before is None:
+                if renews:
+                    return False
+                if most is not None and self._grants >= most and self._about is None:
+                    raise FullError.by_policy(most)
+            else:
+                session = replace(session, last_seen=max(session.last_seen, before.last_seen))
+            now = self._time.now()
+            mark = _Mark(
+                Record(mark.revoked).without_past(now).revoked,
+                max(mark.order + 1, round(now * 1000)),
+                self.router,
+            )
+            record = Record(mark.revoked, self._grant(session, mark))
+            parse(dump(client, record))  # raises ValueError if others could not read it
+            self._marks.write({client: record})
+            self._own.put(session, most=None if self._about is None else most)
+            self._mark(client, mark)
+            self._foreign.set(client, None)
+        self._link.publish([client], TAKEN_SECONDS)
+        return True
+
+    # --- what the link asks ---
+
+    def record(self, client: ClientId) -> Record:
+        """What this router knows about a client."""
+        mark = self._known.get(client, _UNKNOWN)
+        session = self._session(client) if mark.router else None
+        return Record(mark.revoked, None if session is None else self._grant(session, mark))
+
+    def clients(self) -> list[ClientId]:
+        """Every client about which Redis should know something."""
+        now = self._time.now()
+        with self._changing:
+            return [client for client in self._known if self.record(client).until() > now]
+
+    def merge(self, found: Sequence[tuple[ClientId, Record]]) -> list[bool]:
+        """Takes over what is in Redis; for each, whether this router knows better."""
+        now = self._time.now()
+        with self._changing:
+            return [self._merge(client, theirs, now, in_redis=True) for client, theirs in found]
+
+    def taken(self, records: dict[ClientId, Record]) -> None:
+        """Redis has these records now."""
+        with self._changing:
+            for client, record in records.items():
+                mark = self._known.get(client)
+                if mark and (mark.revoked, mark.order) == (record.revoked, _order(record)):
+                    self._known[client] = mark._replace(sent=True)
+
+    def renewed(self, lease: Instant) -> None:
+        """Sessions of other routers are in force until `lease`."""
+        before, self._foreign.lease = self._foreign.lease, lease
+        if lease - before > PAUSE:
+            for client in tuple(self._foreign.state.records):
+                self._watchers.notify(client)
+
+    def tick(self) -> None:
+        """Takes over what other processes of this router did; sends touches; forgets the past."""
+        self._look()
+        if self._clock() >= self._foreign.flush_due:
+            self._link.publish(self._take_touches())
+        if self._unwritten:
+            with contextlib.suppress(StoreError), self._changing:
+                self._marks.write(self._unwritten)
+                self._unwritten.clear()
+        if self._clock() >= self._upkeep_due:
+            self._upkeep_due = self._clock() + UPKEEP_SECONDS
+            self._forget_past()
+
+    def summary(self) -> dict[str, object]:
+        """How many sessions this router has granted, and how many it knows."""
+        foreign = len(self._foreign.state.records)
+        return {"own": self._grants - foreign, "known": self._grants}
+
+    # --- merging ---
+
+    def _merge(self, client: ClientId, theirs: Record, now: float, *, in_redis: bool) -> bool:
+        """Takes over a record. Returns whether what is known now says more than the record."""
+        before = self._known.get(client, _UNKNOWN)
+        mine = self.record(client) if before is not _UNKNOWN else NOTHING
+        joined = join(mine, theirs, now).without_past(now)
+        grant, is_better = joined.grant, not joined.says_the_same(theirs, now)
+        sent = not is_better if in_redis else before.sent and joined.says_the_same(mine, now)
+        order, router = (grant.order, grant.router) if grant else (0, "")
+        self._mark(client, _Mark(joined.revoked, order, router, sent))
+        self._carry_out(client, mine.grant, grant)
+        return is_better
+
+    def _carry_out(self, client: ClientId, before: Grant | None, after: Grant | None) -> None:
+        """Makes the sessions here agree with the grant `after`. Watchers hear of it once."""
+        changed = False
+        if after is None or after.router == self.router:
+            changed = self._foreign.set(client, None)
+            if after is not None:
+                self._own.touch(client, after.last_seen - self._time.shift)
+        elif before != after or after.last_seen > before.last_seen:
+            changed = self._foreign.set(client, self._packed(client, after))
+        if (after is None or after.router != self.router) and self._own.find((client,), _NEVER):
+            try:
+                self._own.drop(client)  # its watcher calls ours
+                return
+            except StoreError as error:
+                logger.warning("%s is not known any more, but: %s", client, error)
+        if changed:
+            self._watchers.notify(client)
+
+    def _look(self) -> None:
+        """Takes over what another process of this router has granted or revoked."""
+        if self._about is not None:
+            return
+        with self._changing:
+            try:
+                changed = self._marks.changed()
+            except StoreError as error:
+                logger.warning("%s", error)
+                return
+            now = self._time.now()
+            for client, record in changed.items():
+                self._merge(client, record, now, in_redis=False)
+            unsent = [one for one in changed if not self._known.get(one, _UNKNOWN).sent]
+        self._link.publish(unsent)
+
+    def _own_changed(self, client: ClientId) -> None:
+        """A session in this router's file has changed. This or another process did it."""
+        self._watchers.notify(client)
+        with self._changing:
+            mark, session = self._known.get(client, _UNKNOWN), self._own.find((client,), _NEVER)
+            if session is None:
+                if mark.router == self.router:  # it was over, or another process revoked it
+                    self._mark(client, mark._replace(router="", order=0))
+            elif mark.router != self.router:
+                self._look()
+            elif session.idle is not None or not mark.sent:
+                self._link.publish([client])
+
+    # --- helpers ---
+
+    def _wants(self, client: ClientId) -> bool:
+        try:
+            return not set(self._about or ()).isdisjoint(parts_of(client))
+        except ValueError:  # no client id: somebody else's key
+            return False
+
+    def _fetch(self, client: ClientId) -> None:
+        """For a command, which has not read everything."""
+        if self._about is not None:
+            with self._changing:
+                for record in self._marks.read(client):
+                    self._merge(client, record, self._time.now(), in_redis=False)
+            self._link.fetch(client, TAKEN_SECONDS)
+
+    def _session(self, client: ClientId) -> Session | None:
+        """The client's session, also if it is over."""
+        one = (client,)
+        found = self._own.find(one, _NEVER) or self._foreign.find(one, _NEVER)
+        return found and replace(found, lease=float("inf"))
+
+    def _mark(self, client: ClientId, mark: _Mark) -> None:
+        before = self._known.get(client, _UNKNOWN)
+        self._grants += bool(mark.router) - bool(before.router)
+        if mark.router or mark.revoked:
+            self._known[client] = mark
+        else:
+            self._known.pop(client, None)
+
+    def _revoked(self, client: ClientId, session: Session | None) -> Record:
+        """What is known of a client, after this router has revoked it."""
+        now, revoked = self._time.now(), dict(self._known.get(client, _UNKNOWN).revoked)
+        last = revoked[self.router].number if self.router in revoked else 0
+        expires = 0.0 if session is None else session.expires + self._time.shift
+        revoked[self.router] = Revocation(
+            max(last + 1, round(now * 1000)), max(now + REMEMBERED, expires)
+        )
+        return Record(revoked).without_past(now)
+
+    def _grant(self, session: Session, mark: _Mark) -> Grant:
+        shift = self._time.shift
+        return Grant(
+            mark.order,
+            mark.router,
+            session.granted + shift,
+            session.expires + shift,
+            session.idle,
+            max(session.last_seen, session.granted) + shift,
+            session.granted_at,
+            session.by,
+            session.how,
+            session.name,
+        )
+
+    def _packed(self, client: ClientId, grant: Grant) -> bytes:
+        shift = self._time.shift
+        return pack(
+            (
+                client,
+                grant.granted - shift,
+                grant.expires - shift,
+                grant.idle,
+                grant.last_seen - shift,
+                grant.granted_at,
+                grant.by,
+                grant.how,
+                grant.name,
+            )
+        )
+
+    def _take_touches(self) -> list[ClientId]:
+        """Puts the touches of other routers' sessions into their records; returns the clients."""
+        touches = self._foreign.touches()
+        with self._changing:
+            for client in touches:
+                session = self._session(client)
+                if session is not None and self._foreign.get(client) is not None:
+                    mark = self._known.get(client, _UNKNOWN)
+                    packed = self._packed(client, self._grant(session, mark))
+                    self._foreign.set(client, packed)
+        self._foreign.touches_written(touches.items())
+        return [*touches]
+
+    def _forget_past(self) -> None:
+        """Removes sessions that are over and revocations that count no more."""
+        over = self._clock() - GRACE_SECONDS
+        past = self._time.now() - GRACE_SECONDS
+        with self._changing:
+            for session in tuple(self._foreign.sessions()):
+                if replace(session, lease=float("inf")).ends < over:
+                    self._foreign.set(session.client, None)
+                    mark = self._known.get(session.client, _UNKNOWN)
+                    self._mark(session.client, mark._replace(router="", order=0))
+            for client, mark in tuple(self._known.items()):
+                kept = Record(mark.revoked).without_past(past).revoked
+                if len(kept) < len(mark.revoked):
+                    self._mark(client, mark._replace(revoked=kept))
+        try:
+            self._marks.forget(past - SKEW)
+        except StoreError as error:
+            logger.warning("%s", error)
+
+    def _ms(self, at: Instant) -> int:
+        return max(0, round((at + self._time.shift) * 1000))
+
+
+def _order(record: Record) -> int:
+    return record.grant.order if record.grant else 0

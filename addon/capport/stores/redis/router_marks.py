@@ -1,0 +1,104 @@
+"""What this router must remember about its own grants and revocations, in a file of its own.
+
+Sessions that this router granted are in its session store. Beside them, `fleet.db` has the router's
+id and, for each of those sessions, which revocations it stands against; and each revocation that
+this router took, until every session that it ends would have ended. So neither is forgotten if
+Redis comes back empty, or older than it was.
+"""
+
+import secrets
+import sqlite3
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from capport.core.client import ClientId
+from capport.stores import StoreError
+from capport.stores.redis.fleet_record import Record, RecordError, dump, parse
+from capport.stores.sqlite.database import Contents, Database
+from capport.stores.sqlite.schema import Schema
+
+SCHEMA = Schema(
+    "a router's part in a fleet",
+    0x63617066,  # "capf"
+    (
+        (
+            "CREATE TABLE router (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL)"
+            " STRICT",
+            # `seq` grows with each change, so that another process reads only what is new.
+            """CREATE TABLE marks (seq INTEGER PRIMARY KEY AUTOINCREMENT,
+                client TEXT NOT NULL UNIQUE, record TEXT NOT NULL, until REAL NOT NULL) STRICT""",
+        ),
+    ),
+)
+
+
+class RouterMarks(Contents):
+    """The file at `path`; processes of one router share it. Every method may wait for the disk."""
+
+    schema = SCHEMA
+
+    def __init__(self, path: Path, *, like: Path) -> None:
+        self.router = ""
+        self._seen = 0
+        self._database = Database(path, self, lock=path.with_name(f"{path.name}-lock"), like=like)
+        try:
+            with self._database.current():
+                pass
+        except StoreError:
+            self._database.close()
+            raise
+
+    def begin(self, reader: sqlite3.Connection, writer: sqlite3.Connection) -> None:
+        """Gives a new file an id: the router's name in the fleet."""
+        if not reader.execute("SELECT 1 FROM router").fetchone():
+            writer.execute("INSERT OR IGNORE INTO router VALUES (1, ?)", (secrets.token_hex(8),))
+
+    def load(self, reader: sqlite3.Connection) -> None:
+        """Reads the id. All marks count as changed."""
+        row = reader.execute("SELECT id FROM router").fetchone()
+        if row is None:
+            raise StoreError(f"{self._database.path}: has no id, and none can be written")
+        self.router, self._seen = row[0], 0
+
+    def write(self, marks: Mapping[ClientId, Record]) -> None:
+        """Makes these durable. Raises StoreError, and then none of them is."""
+        with self._database.transaction() as db:
+            db.executemany(
+                "INSERT OR REPLACE INTO marks (client, record, until) VALUES (?, ?, ?)",
+                [(client, dump(client, mark), mark.until()) for client, mark in marks.items()],
+            )
+
+    def changed(self) -> dict[ClientId, Record]:
+        """What any process has written since the last call. Raises StoreError."""
+        with self._database.current() as db:
+            rows = db.execute(
+                "SELECT seq, record FROM marks WHERE seq > ? ORDER BY seq", (self._seen,)
+            ).fetchall()
+        found = dict(self._parsed(text) for _, text in rows)
+        self._seen = rows[-1][0] if rows else self._seen
+        return found
+
+    def read(self, client: ClientId) -> list[Record]:
+        """What is written about one client: one record, or none. Raises StoreError."""
+        with self._database.current() as db:
+            rows = db.execute("SELECT record FROM marks WHERE client = ?", (client,)).fetchall()
+        return [self._parsed(text)[1] for (text,) in rows]
+
+    def _parsed(self, text: str) -> tuple[ClientId, Record]:
+        try:
+            return parse(text)
+        except RecordError as error:
+            raise StoreError(f"{self._database.path}: damaged ({error})") from error
+
+    def forget(self, before: float) -> Iterable[ClientId]:
+        """Deletes the marks that were over `before`; returns their clients. Raises StoreError."""
+        with self._database.current() as db:
+            over = db.execute("SELECT client FROM marks WHERE until < ?", (before,)).fetchall()
+        if over:
+            with self._database.transaction() as db:
+                db.execute("DELETE FROM marks WHERE until < ?", (before,))
+        return [ClientId(client) for (client,) in over]
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._database.close()

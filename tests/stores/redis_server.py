@@ -1,0 +1,153 @@
+"""A real Redis on a free port of 127.0.0.1, and routers that share the sessions in it."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from capport.core.place import Place, parse_host
+from capport.core.redis_url import RedisUrl
+from capport.stores.redis.fleet_time import FleetTime
+from capport.stores.redis.redis_store import CLOSED, RedisStore
+from conftest import SOON
+from ports import free_port
+from stores.contract import FakeTime
+
+AHEAD = 4e9
+"""What Redis shows is later than this machine's time: records are kept, whatever a test's clock."""
+
+
+class RedisServer:
+    """A server that can be stopped, frozen, emptied and set back. `program`: or valkey-server."""
+
+    def __init__(self, folder: Path, *options: str, program: str = "redis-server") -> None:
+        self.folder, self.port, self._options = folder, free_port(), options
+        self._program = program
+        self._process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        self.start()
+
+    @property
+    def url(self) -> RedisUrl:
+        return RedisUrl((Place(parse_host("127.0.0.1"), self.port),))
+
+    def start(self, *options: str) -> None:
+        where = ("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder))
+        command = (self._program, *where, "--save", "", *self._options, *options)
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        deadline = time.monotonic() + SOON
+        while True:
+            with contextlib.suppress(OSError):
+                if self.ask("PING") == b"+PONG":
+                    return
+            assert self._process.poll() is None, (self.folder / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def ask(self, *command: str, seconds: float = 5.0) -> bytes:
+        """The first line of the answer to one command, or its text."""
+        with socket.create_connection(("127.0.0.1", self.port), seconds) as connection:
+            parts = [part.encode() for part in command]
+            wire = b"*%d\r\n" % len(parts)
+            wire += b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
+            connection.sendall(wire)
+            reader = connection.makefile("rb")
+            line = reader.readline().rstrip(b"\r\n")
+            if line.startswith(b"$") and line != b"$-1":
+                return reader.read(int(line[1:]))
+            return line
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def freeze(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        # SIGSTOP is asynchronous: until the kernel says that it has stopped it, it may answer.
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOWAIT)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+
+@dataclass
+class BootTime(FakeTime):
+    """A machine's clock, which starts again at each boot, while that of Redis goes on."""
+
+    ahead: float = AHEAD
+
+    def reboot(self, now: float = 5.0) -> None:
+        self.ahead += self.now - now
+        super().reboot(now)
+
+
+class FixedTime(FleetTime):
+    """Fleet time that is a test's clock, and some: Redis's own clock is not asked."""
+
+    def __init__(self, time: FakeTime) -> None:
+        ahead = time.ahead if isinstance(time, BootTime) else AHEAD
+        super().__init__(time.clock, lambda: time.now + ahead)
+
+    def measure(self, sent: float, answered: float, theirs: float) -> float:
+        return 0.0
+
+
+class Fleet:
+    """Routers around one Redis, each with a folder of its own."""
+
+    lasting = True
+
+    def __init__(self, folder: Path, server: RedisServer, *, routers: int = 2) -> None:
+        self.time: FakeTime = BootTime()
+        self.folder, self.server, self.routers = folder, server, routers
+        self.opened: dict[RedisStore, int] = {}
+
+    def open(self, router: int | None = None, **more: object) -> RedisStore:
+        """A store on that router; or on one that has no open store, if there is one."""
+        free = [n for n in range(self.routers) if n not in self.running()]
+        number = router if router is not None else free[0] if free else 0
+        folder = self.folder / f"router{number}"
+        folder.mkdir(parents=True, exist_ok=True)
+        store = RedisStore(
+            self.server.url,
+            folder / "sessions.db",
+            clock=self.time.clock,
+            boot_id=self.time.boot_id,
+            spares=[folder / "run"],
+            fleet_time=FixedTime(self.time),
+            **more,  # type: ignore[arg-type]
+        )
+        self.opened[store] = number
+        return store
+
+    def running(self) -> set[int]:
+        """The routers that have an open store."""
+        return {number for store, number in self.opened.items() if store.fault != CLOSED}
+
+    def close(self) -> None:
+        for store in self.opened:
+            store.close()
+
+
+PROGRAMS = [name for name in ("redis-server", "valkey-server") if shutil.which(name)]
+
+
+@contextlib.contextmanager
+def server(folder: Path, *options: str, program: str = "redis-server") -> Iterator[RedisServer]:
+    running = RedisServer(folder, *options, program=program)
+    try:
+        yield running
+    finally:
+        running.kill()
