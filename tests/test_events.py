@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from capport import events
 from capport.core.client import Client, ClientId, Mac, parse_address, parse_client_id
 from capport.events import (
     BACKLOG,
@@ -259,6 +260,55 @@ def test_a_file_that_was_rotated_is_begun_anew(tmp_path: Path, how: str) -> None
     assert [it["host"] for it in lines(path)] == ["b.test"]
     if how == "renamed":
         assert [it["host"] for it in lines(old)] == ["a.test"]
+
+
+def test_a_large_file_is_moved_aside_and_no_line_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "LARGEST", 20_000)
+    path, old = tmp_path / "events", tmp_path / "events.1"
+    with log(path) as one, log(path) as two:  # each has the file open, as two processes have
+        for number in range(150):
+            one.write("granted", OTHER, number=number)
+            two.write("granted", OTHER, number=-number)
+            if number % 10 == 0:
+                eventually(lambda: not one.backlog and not two.backlog)
+    told = [line["number"] for line in [*lines(old), *lines(path)]]
+    assert sorted(told) == sorted([*range(150), *(-number for number in range(150))])
+
+
+def test_what_is_kept_of_events_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "LARGEST", 5_000)
+    path = tmp_path / "events"
+    with log(path) as it:
+        for number in range(1000):
+            it.write("granted", OTHER, number=number)
+            if number % 10 == 0:
+                eventually(lambda: not it.backlog)
+    assert sorted(kept.name for kept in tmp_path.iterdir()) == ["events", "events.1"]
+    assert all(kept.stat().st_size < 5_000 + 20 * 150 for kept in tmp_path.iterdir())
+    assert lines(path)[-1]["number"] == 999
+
+
+def test_a_large_file_that_cannot_be_moved_grows_no_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(events, "LARGEST", 1)
+    path = tmp_path / "events"
+    (tmp_path / "events.1").mkdir()
+    (tmp_path / "events.1" / "in the way").touch()
+    with log(path) as it:
+        it.write("granted", OTHER, number=1)
+        eventually(lambda: path.stat().st_size)
+        it.write("granted", OTHER, number=2)
+        eventually(lambda: it.lost)
+        assert len(lines(path)) == 1
+        (tmp_path / "events.1" / "in the way").unlink()
+        (tmp_path / "events.1").rmdir()
+        it.write("granted", OTHER, number=3)
+    assert [line.get("number") for line in lines(tmp_path / "events.1")] == [1]
+    assert [line.get("lost", line.get("number")) for line in lines(path)] == [1, 3]
+    assert "events are lost until this is fixed" in caplog.text
 
 
 def test_two_processes_write_to_one_file(tmp_path: Path) -> None:

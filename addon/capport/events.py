@@ -7,9 +7,11 @@ disk holds nothing up.
 """
 
 import errno
+import fcntl
 import json
 import logging
 import os
+import stat
 import threading
 import time
 from collections import OrderedDict, deque
@@ -29,6 +31,7 @@ LINES_WATCHED = 6000  # lines of a watched client within a window; those above i
 LONGEST_TEXT = 500  # characters of one field, which a client may have chosen
 TABLE = 20_000  # lines whose repeats are counted, at most
 BACKLOG = 10_000  # lines that may wait for a slow disk
+LARGEST = 64 << 20  # bytes of the file; then it becomes FILE.1, in place of an earlier one
 
 type Value = str | int | float | bool | None
 
@@ -211,6 +214,7 @@ class EventLog:
         written = 0
         try:
             self._reopen()
+            self._rotate()
             assert self._file is not None
             # One write(2), appended whole: other processes may have the file open too.
             written = os.write(self._file, data.encode("ascii"))
@@ -227,17 +231,36 @@ class EventLog:
 
     def _reopen(self) -> None:
         """Opens the file again if another program moved or removed it, as logrotate does."""
-        assert self.path is not None
         if self._file is not None:
-            try:
-                there, ours = self.path.stat(), os.fstat(self._file)
-                if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
-                    return
-            except FileNotFoundError:
-                pass
+            if self._is_in_place(self._file):
+                return
             os.close(self._file)
             self._file = None
         self._file = self._open()
+
+    def _rotate(self) -> None:
+        """Moves the file to FILE.1 if it is large. Several processes may write to it."""
+        assert self.path is not None
+        assert self._file is not None
+        state = os.fstat(self._file)
+        if state.st_size < LARGEST or not stat.S_ISREG(state.st_mode):
+            return
+        fcntl.flock(self._file, fcntl.LOCK_EX)  # else a second process would move the new file too
+        try:
+            if self._is_in_place(self._file):
+                self.path.rename(f"{self.path}.1")
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+        self._reopen()
+
+    def _is_in_place(self, file: int) -> bool:
+        """Whether an open file is the one that the path names now."""
+        assert self.path is not None
+        try:
+            there, ours = self.path.stat(), os.fstat(file)
+        except FileNotFoundError:
+            return False
+        return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
 
     def _open(self) -> int:
         assert self.path is not None
