@@ -11,8 +11,8 @@ from typing import TextIO
 
 from capport.commands import CommandError
 from capport.core.client import ClientId, parts_of
-from capport.report.as_text import printable
 from capport.report.recording import Recording, events_in, record_in, time_of
+from capport.report.wording import printable
 
 PAUSE = 0.2  # seconds between two looks at the file
 SHOWN_FIRST = 10  # events that `--follow` shows of those that are there

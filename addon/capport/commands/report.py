@@ -11,6 +11,7 @@ from capport.report import as_text, comparison
 from capport.report.findings import Severity
 from capport.report.recording import Recording, events_in, record
 from capport.report.summary import Report, document, report_of
+from capport.report.wording import printable
 
 FOUND = 3
 """The exit status if there is a finding that `--fail-on` names."""
@@ -49,7 +50,7 @@ def _compare(arguments: Namespace) -> int:
         print(json.dumps(comparison.document_of(compared), indent=2))
     else:
         for line in comparison.lines_of(compared):
-            print(as_text.printable(line))
+            print(printable(line))
     if arguments.fail_on is None:
         return 0
     level = Severity(arguments.fail_on)

@@ -3,11 +3,12 @@
 from itertools import groupby
 
 from capport.report import charts
-from capport.report.as_text import clock, credentials, heading, some
+from capport.report.as_text import credentials, heading
 from capport.report.findings import Finding, Rule
 from capport.report.markup import Node, page, style, tag
 from capport.report.recording import ClientRecord
 from capport.report.summary import Report, by_host, by_outcome, by_status, by_use, did_next
+from capport.report.wording import clock, some
 
 CLIENTS = 100
 """How many clients have a section of their own: those that did most."""

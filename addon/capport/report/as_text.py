@@ -1,7 +1,6 @@
 """The report as text for people, in 80 columns."""
 
 import textwrap
-import time
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
@@ -15,6 +14,7 @@ from capport.report.summary import (
     by_use,
     did_next,
 )
+from capport.report.wording import clock, moment, printable, some
 
 WIDTH = 80
 LISTED = 5  # requests or handshakes of a finding
@@ -61,27 +61,6 @@ def heading(report: Report) -> str:
     if recording.unread:
         said += f" {some(recording.unread, 'line')} could not be read."
     return said
-
-
-def some(count: int, what: str) -> str:
-    """`1 client`, `2 clients`."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
-def moment(unix: float) -> str:
-    """A time in full, in the local zone."""
-    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(unix))
-
-
-def clock(unix: float) -> str:
-    """The time of day, with milliseconds."""
-    unix = round(unix, 3)
-    return f"{time.strftime('%H:%M:%S', time.localtime(unix))}.{round(unix % 1 * 1000):03}"
-
-
-def printable(text: str) -> str:
-    """`text` without what a terminal or a page would obey or hide."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def credentials(sent: dict[str, int]) -> str:

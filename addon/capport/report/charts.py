@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from capport.report.as_text import clock, some
 from capport.report.markup import Node, tag
-from capport.report.recording import ClientRecord, Handshake, Record, Request, lasting
+from capport.report.recording import ClientRecord, Handshake, Record, Request
 from capport.report.rules import attempts_of
+from capport.report.wording import clock, lasting, some
 
 _BINS = 150  # bars in a lane, at most
 _LANE, _BAR = 44, 22  # pixels: the height of a lane, and of its highest bar

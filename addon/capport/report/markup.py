@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from xml.etree import ElementTree
 
-from capport.report.as_text import printable
+from capport.report.wording import printable
 
 type Node = ElementTree.Element
 type Child = Node | str | None

@@ -315,11 +315,3 @@ def _wait(text: str, now: float) -> float | None:
         return float(text[:9])
     until = _date(text)
     return None if until is None else max(0.0, until - now)
-
-
-def lasting(seconds: float) -> str:
-    """A duration in one unit: `30 ms`, `2.5 s`, `45 s`, `12 min`, `3.2 h`."""
-    for least, size, unit in ((7200, 3600, "h"), (120, 60, "min"), (10, 1, "s")):
-        if seconds >= least:
-            return f"{seconds / size:.1f} {unit}" if unit == "h" else f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"

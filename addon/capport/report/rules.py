@@ -11,10 +11,12 @@ from urllib.parse import urlsplit
 
 from capport.report.agents import Agent, agent_of
 from capport.report.findings import NotTested, Outcome, Rule, Seen, Severity
-from capport.report.recording import ClientRecord, Handshake, Request, lasting
+from capport.report.recording import ClientRecord, Handshake, Request
 from capport.report.uses import is_check
+from capport.report.wording import lasting, some
 
-SOON = 1.0  # seconds: a program that asks again sooner did not wait
+SOON = 2.5  # seconds: a program that asks again sooner does not wait for a person to sign in
+AT_ONCE = 1.0  # the same for TLS
 RETRIES = 2  # so often in a row, because once may be a person, or a test
 HANDSHAKES = 4  # the same for TLS: browsers open some connections side by side
 PATIENT = 60.0  # seconds between two attempts that need not grow
@@ -30,7 +32,7 @@ NO_REFUSAL = NotTested("none of its requests was refused")
 
 
 def retries_511(client: ClientRecord) -> Outcome:
-    """Sends a refused request again at once, and again."""
+    """Sends a refused request again within seconds, and again."""
     if (lacking := _lacks_refusals(client)) is not None:
         return lacking
     found = []
@@ -56,7 +58,7 @@ def retries_handshakes(client: ClientRecord) -> Outcome:
         return NOT_WATCHED
     found = []
     for host, shakes in failed.items():
-        for run in _runs(shakes, lambda before, after: after.time - before.time < SOON):
+        for run in _runs(shakes, lambda before, after: after.time - before.time < AT_ONCE):
             if len(run) > HANDSHAKES:
                 took = lasting(run[-1].time - run[0].time)
                 sentence = f"{len(run)} TLS handshakes for {host} within {took}, though each failed"
@@ -327,8 +329,8 @@ def _credentials(client: ClientRecord, what: str, count: Callable[[Request], int
         inside = " inside TLS with a certificate that is not the origin's"
         where = inside if all(request.scheme == "https" for request in sent) else ""
         sentence = (
-            f"{agent} sent {_some(most, what)} for {host} to the portal"
-            f" ({_some(times, 'request')}){where}"
+            f"{agent} sent {some(most, what)} for {host} to the portal"
+            f" ({some(times, 'request')}){where}"
         )
         found.append(Seen(sentence, sent, host, agent))
     return found
@@ -372,10 +374,6 @@ def _revalidates(request: Request, before: Request) -> bool:
     )
 
 
-def _some(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
 _NOTE, _WARNING, _ERROR = Severity
 
 RULES: tuple[Rule, ...] = (
@@ -384,7 +382,7 @@ RULES: tuple[Rule, ...] = (
         _WARNING,
         "RFC 6585 section 6",
         retries_511,
-        "retries a 511 without waiting",
+        "retries a 511 within seconds",
         "Do not retry a 511: nothing changes until somebody signs in. Leave it out of the statuses"
         " that are retried, and ask people to sign in.",
         "A person pressed reload, or a test sent the request three times on purpose.",
