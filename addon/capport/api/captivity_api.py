@@ -18,7 +18,7 @@ class CaptivePortalApi(ClientHandler):
     def get(self) -> None:
         """Answers with the document, or redirects a browser to the login server."""
         # RFC 8910 section 2: no cache may answer a browser with the document, or a device with the
-        # redirect. RFC 8908 section 4: `private` or stricter, because it is one client's state.
+        # redirect. RFC 8908 section 5: `private` or stricter, because it is one client's state.
         self.set_header("Cache-Control", "private, no-store")
         self.set_header("Vary", "Accept")
         portal_url = login_url(

@@ -19,7 +19,7 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from capport.core.client import Peer, parse_address
 from capport.core.explanation import Explanation
-from capport.core.policy import Connect, KnownHttp, KnownTls, UnknownTls
+from capport.core.policy import Connect, KnownHttp, KnownTls
 from capport.core.reach import Machine
 from capport.core.reply import Reply, reply_to
 from capport.core.verdict import (
@@ -192,8 +192,8 @@ class Hooks:
         conn, data = asked.context.client, asked.data_client()
         known = self.gate.known(self.connections.client_of(conn))
         if conn.transport_protocol != "tcp":
-            if not known:
-                self._next_layer_of_udp(asked)
+            if not known:  # UDP, and so QUIC (tun mode): nothing of it is read
+                asked.layer = SilentLayer(asked.context)
             elif self.gate.policy.tls.known is KnownTls.TUNNEL and _is_quic(asked):
                 asked.layer = UDPLayer(asked.context, ignore=True)
             return
@@ -216,14 +216,6 @@ class Hooks:
             asked.layer = BoundLayer(asked.context, mode)
         else:
             asked.layer = RefusalLayer(asked.context, self.enforcer)
-
-    def _next_layer_of_udp(self, asked: layer.NextLayer) -> None:
-        """Drops an unknown client's UDP, except QUIC that the policy intercepts (tun mode)."""
-        conn = asked.context.client
-        if conn.tls_established and conn.alpn and conn.alpn.startswith(b"h3"):
-            asked.layer = BoundLayer(asked.context, HTTPMode.transparent)
-        elif self.gate.policy.tls.unknown is not UnknownTls.INTERCEPT or not _is_quic(asked):
-            asked.layer = SilentLayer(asked.context)
 
     async def server_connect(self, data: ServerConnectionHookData) -> None:
         """Decides on every connection to an origin; none is opened without this hook.

@@ -1,6 +1,6 @@
 """mitmproxy's HTTP for unknown clients: bounded, and answered before a body is read.
 
-HTTP/2 and HTTP/3 of unknown clients, and the HTTP/1 requests that `RefusalLayer` forwards.
+HTTP/2 of unknown clients, and the HTTP/1 requests that `RefusalLayer` forwards.
 """
 
 from collections.abc import Callable
@@ -80,7 +80,7 @@ class BoundStream(EarlyStream):
     @property
     def one_request(self) -> bool:
         """Whether the connection ends with this request."""
-        return not (self.flow.request.is_http2 or self.flow.request.is_http3)
+        return not self.flow.request.is_http2
 
     def _answer_bare(self, status: int) -> layer.CommandGenerator[None]:
         """Answers without a page: mitmproxy's page has its name, and caches may store it."""
@@ -95,7 +95,7 @@ class BoundStream(EarlyStream):
 
 
 def _speaks_http1(conn: connection.Connection) -> bool:
-    return conn.alpn != b"h2" and not (conn.alpn or b"").startswith(b"h3")
+    return conn.alpn != b"h2"
 
 
 def _frame(sent: RequestHeaders) -> None:
@@ -117,7 +117,7 @@ class BoundLayer(StreamsLayer):
     """mitmproxy's HTTP for an unknown client: a refused request is answered before its body.
 
     It takes `ANSWERS` requests, and none after a 431. Once they are answered, it sends GOAWAY to an
-    HTTP/2 client (mitmproxy's HTTP/3 cannot), and leaves the client some time to read its answers.
+    HTTP/2 client, and leaves the client some time to read its answers.
     """
 
     def __init__(self, ctx: context.Context, mode: HTTPMode) -> None:
