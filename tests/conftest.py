@@ -35,7 +35,7 @@ SOON = 60.0
 It bounds a failure alone: where a test passes, it costs nothing.
 """
 
-SHARED = ("lab", "network", "running", "whole_street")
+SHARED = ("app_portal", "lab", "network", "running", "whole_street")
 """Fixtures that many tests share: labs, and a proxy on a thread. They take seconds to set up."""
 
 # No example, and no making of one, is too slow: that would be the machine's doing.

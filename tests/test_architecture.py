@@ -154,6 +154,12 @@ HOUSE: tuple[Row, ...] = (
         lazily=("capport.*", "mitmproxy"),
     ),
     Row(
+        ("capport.testing", "capport.testing.*"),
+        ("capport.*", "mitmproxy", "tornado", "cryptography", "pytest"),
+        "portals of other kinds exist in tests alone",
+        never=("capport.cli", "capport.commands"),
+    ),
+    Row(
         ("capport.service", "capport.service.*"),
         ("capport.*", "prometheus_client"),
         "the wiring is written once, for a proxy and without one",

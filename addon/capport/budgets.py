@@ -65,6 +65,10 @@ class Budgets:
         with self._locked(group):
             _PLACE.pack_into(self._memory, self._find(group, of)[0], of, until)
 
+    def clear(self) -> None:
+        """Forgets every key."""
+        self._memory[_SALT:] = bytes(SIZE - _SALT)
+
     def _hashed(self, key: str) -> tuple[int, int]:
         """Where the group of `key` begins, and the hash that is recorded for `key`."""
         digest = blake2b(key.encode(), digest_size=16, key=self._salt).digest()

@@ -7,6 +7,7 @@ EXTRAS = {
     "idna": ("idna",),
     "metrics": ("prometheus_client",),
     "redis": ("redis",),
+    "testing": ("pytest",),
 }
 """The modules of each extra. All else needs only mitmproxy, PyYAML and what they depend on."""
 

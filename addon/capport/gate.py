@@ -31,6 +31,7 @@ from capport.core.session import Instant, Session, open_ones
 from capport.core.standing import Standing, lacks_mac, standing
 from capport.core.verdict import (
     Drop,
+    Imitated,
     NetworkAuthenticationRequired,
     Pass,
     Refuse,
@@ -51,11 +52,15 @@ HERE = Machine(OWN)
 type Link = Callable[[Client, str | None], str | None]
 """Makes the login URL for a client and the URL that it asked for; None: use the policy's."""
 
+type Imitate = Callable[[NetworkAuthenticationRequired | SignIn], Imitated]
+"""Makes the answer of another kind of portal."""
+
 
 class Gate:
     """Decides for every enforcement point.
 
-    `policy` and `events` may be replaced, each as a whole, but are never edited. `link` makes the
+    `policy` and `events` may be replaced, each as a whole, but are never edited. `imitate` is set
+    only by `capport.testing`. `link` makes the
     link of a 511. `answering` maps each place of the login server that answers now to its address.
     `carry_out` puts a session that was opened or ended here in force in the kernel. It gets the
     client's id, returns when the change is in force, and raises StoreError if there is no room.
@@ -88,6 +93,7 @@ class Gate:
         self.link = link
         self.answering = answering
         self.metrics = metrics or Metrics()
+        self.imitate: Imitate | None = None
         self._carry_out = carry_out or _nothing_to_do
         self._budgets = budgets or Budgets()
         self._drop = drop
@@ -159,6 +165,8 @@ class Gate:
             # After the sign-in nobody wants to be sent to the URL of a connectivity check.
             page = url if isinstance(verdict, NetworkAuthenticationRequired) else None
             verdict = replace(verdict, login_url=self.link(client, page) or verdict.login_url)
+        if self.imitate and isinstance(verdict, NetworkAuthenticationRequired | SignIn):
+            return self.imitate(verdict)
         return verdict
 
     def connection(
@@ -205,6 +213,10 @@ class Gate:
     def refused_unread(self, client: Client) -> None:
         """Counts the refusal of something that could not be read as a request."""
         self._count_refusal(self.standing(client))
+
+    def forget_counts(self) -> None:
+        """Forgets how much each client has sent: its budgets are full again."""
+        self._budgets.clear()
 
     def is_dropped(self, found: Standing) -> bool:
         """Whether a connection of this client is to be dropped, because of `limits.drop_after`."""

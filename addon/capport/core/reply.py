@@ -24,6 +24,7 @@ from capport.core.phrases import PHRASES, Phrases
 from capport.core.verdict import (
     Closed,
     HeaderFieldsTooLarge,
+    Imitated,
     NetworkAuthenticationRequired,
     PreconditionRequired,
     Refusal,
@@ -66,6 +67,8 @@ def reply_to(verdict: Refusal, asked: Asked) -> Reply:
         reply = _closed(verdict.because)
     elif isinstance(facts, Unavailable):
         reply = _unavailable()
+    elif isinstance(facts, Imitated):
+        reply = _imitated(facts)
     else:
         language = preferred_language(asked.accept_language)
         reply = _refusal(facts, language, preferred_form(asked.accept))
@@ -345,6 +348,13 @@ def _closed(because: str) -> Reply:
     status = HTTPStatus.BAD_GATEWAY
     text = f"{status.value} {status.phrase}: {because}\n"
     return _reply(status, "text/plain; charset=utf-8", text, ())
+
+
+def _imitated(verdict: Imitated) -> Reply:
+    """What another kind of portal sends: without `no-store`, and whatever else ours adds."""
+    status = HTTPStatus(verdict.status or HTTPStatus.BAD_GATEWAY)  # HTTP/2 has no reset that fits
+    length = ("Content-Length", str(len(verdict.body)))
+    return Reply(status.value, status.phrase, (*verdict.fields, length), verdict.body)
 
 
 def _html(status: HTTPStatus, page: str, fields: Fields) -> Reply:

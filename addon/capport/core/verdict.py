@@ -84,6 +84,19 @@ class Closed:
     because: str
 
 
+@dataclass(frozen=True, slots=True)
+class Imitated:
+    """Answer as another kind of portal does, or reset the connection if `status` is None.
+
+    No policy leads to it: only `capport.testing` asks for it, so that apps meet such portals.
+    """
+
+    because: str
+    status: int | None = None
+    fields: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
+
+
 type Refusal = (
     NetworkAuthenticationRequired
     | SignIn
@@ -92,6 +105,7 @@ type Refusal = (
     | PreconditionRequired
     | Unavailable
     | Closed
+    | Imitated
 )
 type Verdict = Pass | Refusal
 

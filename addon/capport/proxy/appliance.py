@@ -158,6 +158,16 @@ def run(given: Mapping[str, object], values: Sequence[str]) -> int:
 
 
 async def _serve(given: Mapping[str, object], values: Sequence[str]) -> None:
+    appliance = assembled(given, values, _Supervised())
+    _end_on_signals(appliance)
+    await appliance.run()
+
+
+def assembled(given: Mapping[str, object], values: Sequence[str], *more: object) -> master.Master:
+    """Makes a mitmproxy with the portal, and with the addons `more` after it. Nothing serves yet.
+
+    Raises OptionsError; an option of ours that cannot be used ends the process.
+    """
     logging.getLogger().setLevel(logging.INFO)
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -169,14 +179,12 @@ async def _serve(given: Mapping[str, object], values: Sequence[str]) -> None:
     opts.set(*values, defer=True)
     opts.update(**given)
     portal = CaptivePortal()
-    addons.add(portal)
-    addons.add(_Supervised())
+    addons.add(portal, *more)
     if unknown := undeclared(opts):
         names = ", ".join(sorted(unknown))
         mitmproxy_options.stop_the_start(ValueError(f"{names}: capport run has no such option"))
     portal.configure(set(opts.keys()))
-    _end_on_signals(appliance)
-    await appliance.run()
+    return appliance
 
 
 def _end_on_signals(appliance: master.Master) -> None:

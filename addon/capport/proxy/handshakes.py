@@ -32,6 +32,11 @@ class Handshakes:
         self._event = event
         self._open: dict[str, Handshake] = {}
 
+    @property
+    def pending(self) -> bool:
+        """Whether a handshake has no outcome yet."""
+        return bool(self._open)
+
     def intercepted(self, conn: connection.Client, handshake: Handshake) -> None:
         """Records a handshake in which mitmproxy will show a certificate of its own."""
         self._open[conn.id] = handshake

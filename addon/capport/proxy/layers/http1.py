@@ -20,7 +20,7 @@ from capport.core.http import default_port
 from capport.core.place import Place
 from capport.core.policy import Connect
 from capport.core.reply import Asked, Reply, reply_to
-from capport.core.verdict import Closed, HeaderFieldsTooLarge, Pass, Refusal, Verdict
+from capport.core.verdict import Closed, HeaderFieldsTooLarge, Imitated, Pass, Refusal, Verdict
 from capport.proxy.enforcer import Enforcer
 from capport.proxy.internals import http1_reader
 from capport.proxy.internals.http_events import (
@@ -175,11 +175,16 @@ class RefusalLayer(OwnLayer):
         elif verdict is not None:  # it is permitted, but cannot be forwarded (`_onward`)
             reply = bare(400)
         shown = http.HTTPFlow(self.context.client, self.context.server, live=True)
-        shown.request, shown.response = request, to_mitmproxy(reply)
+        resets = isinstance(verdict, Imitated) and verdict.status is None
+        shown.request, shown.response = request, None if resets else to_mitmproxy(reply)
         try:
             self.enforcer.refused(shown, verdict)
         except Exception:  # the client gets its answer even if the refusal cannot be reported
             self.enforcer.fault("the report of a refusal")
+        if resets:
+            self.enforcer.reset(self.context.client)
+            yield commands.CloseConnection(self.context.client)
+            return
         yield HttpRequestHeadersHook(shown)
         yield HttpRequestHook(shown)
         yield HttpResponseHeadersHook(shown)

@@ -1,0 +1,192 @@
+"""A network namespace whose only way out is a portal, so that nothing of a program has to be set.
+
+A command in it has one interface, which leads nowhere. The kernel redirects its TCP to the proxy,
+and its DNS to a resolver. Both listen in the namespace, but belong to the portal's process, whose
+own connections leave as always. So nothing of the machine's own network changes, and all of it is
+gone when the last process in the namespace has ended.
+"""
+
+import ctypes
+import os
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from ipaddress import IPv4Address
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Final, Self
+
+from capport.linux.libnftables import Nftables
+
+CLIENT: Final = IPv4Address("192.0.2.2")
+PORTAL: Final = IPv4Address("192.0.2.1")
+"""The command's address; that of the sign-in page, which is also its resolver (RFC 5737)."""
+LIE: Final = IPv4Address("192.0.2.3")
+"""The address of every name, if the portal lies about names."""
+ORIGIN: Final = IPv4Address("198.51.100.1")
+"""The address of every name, if the portal is offline."""
+
+_NETWORK = Path("/proc/thread-self/ns/net")
+_SET_UP = (
+    "link set lo up",
+    # What is sent to `void` is for another device, by its MAC, so it vanishes.
+    "link add eth0 type veth peer name void",
+    f"address add {CLIENT}/24 dev eth0",
+    "link set eth0 up",
+    "link set void up",
+    f"neighbour add {PORTAL} lladdr 02:00:00:00:00:01 dev eth0 nud permanent",
+    f"route add default via {PORTAL}",
+)
+_MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18  # mount(2)
+_TRUSTED = (  # where distributions keep the certificates that programs trust
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/cert.pem",
+)
+
+
+class Namespace:
+    """A network of one command, for the length of a `with` block. Raises OSError without root.
+
+    The thread that it has lives in the namespace, and starts the programs there. Its own mount
+    namespace gives them a resolv.conf of their own.
+    """
+
+    def __init__(self) -> None:
+        self._asked: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._live, name="namespace", daemon=True)
+        self.descriptor = -1
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        try:
+            self.descriptor = self._call(self._set_up)
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._end()
+        os.close(self.descriptor)
+
+    def trust(self, bundle: Path) -> None:
+        """Makes programs in here trust the certificates in `bundle`, and no others."""
+        for place in map(Path, _TRUSTED):
+            if place.is_file():
+                self._call(partial(_bind, bundle, place))
+
+    def start(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        """Starts a program in here."""
+        return self._call(lambda: subprocess.Popen(argv, **options))
+
+    def _end(self) -> None:
+        self._asked.put(None)
+        self._thread.join()
+
+    def _live(self) -> None:
+        while ask := self._asked.get():
+            ask()
+
+    def _call[Value](self, function: Callable[[], Value]) -> Value:
+        """Calls `function` on the thread in the namespace."""
+        results: SimpleQueue[Value | BaseException] = SimpleQueue()
+
+        def ask() -> None:
+            try:
+                results.put(function())
+            except BaseException as error:  # it is raised below, in the thread that asks
+                results.put(error)
+
+        self._asked.put(ask)
+        result = results.get()
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def _set_up(self) -> int:
+        os.unshare(os.CLONE_NEWNET | os.CLONE_NEWNS)
+        _mount(None, "/", _MS_REC | _MS_PRIVATE)  # else the mounts below reach the machine's own
+        for command in _SET_UP:
+            done = subprocess.run(
+                ["ip", *command.split()], capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                raise OSError(f"ip {command}: {done.stderr.strip()}")
+        _replace(Path("/etc/resolv.conf"), f"nameserver {PORTAL}\n")
+        _replace(Path("/etc/nsswitch.conf"), "hosts: files dns\n")
+        return os.open(_NETWORK, os.O_RDONLY | os.O_CLOEXEC)
+
+
+class Entrance:
+    """What the portal's process has in a namespace: where it listens, and the kernel's rules."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._home = os.open(_NETWORK, os.O_RDONLY | os.O_CLOEXEC)
+        self._inside = descriptor
+        self.enter()
+        try:
+            self.resolver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self.resolver.setblocking(False)
+            self.resolver.bind(("127.0.0.1", 53))
+            self._kernel = Nftables()
+        finally:
+            self.leave()
+
+    def enter(self) -> None:
+        """Makes the sockets that this thread opens from now on belong to the namespace."""
+        os.setns(self._inside, os.CLONE_NEWNET)
+
+    def leave(self) -> None:
+        """Makes them belong to the machine's own network again."""
+        os.setns(self._home, os.CLONE_NEWNET)
+
+    def redirect(self, port: int, *, tcp: bool) -> None:
+        """Redirects DNS to the resolver, and if `tcp` is set all TCP to the proxy's port.
+
+        What is not redirected goes out by an interface that leads nowhere, and vanishes.
+        """
+        to_proxy = f"meta l4proto tcp redirect to :{port}" if tcp else ""
+        self._kernel.run(
+            f"""table ip capport_behind
+            delete table ip capport_behind
+            table ip capport_behind {{
+                chain output {{
+                    type nat hook output priority -100; policy accept;
+                    oifname lo accept
+                    udp dport 53 redirect to :53
+                    {to_proxy}
+                }}
+            }}"""
+        )
+
+
+def _replace(place: Path, text: str) -> None:
+    """Puts other contents in the place of a file, if there is one, in this mount namespace."""
+    if place.exists():
+        with tempfile.NamedTemporaryFile("w") as file:  # the mount keeps it, without its name
+            file.write(text)
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)
+            _bind(Path(file.name), place)
+
+
+def _bind(source: Path, place: Path) -> None:
+    _mount(str(source), str(place), _MS_BIND)
+
+
+def _mount(source: str | None, place: str, flags: int) -> None:
+    libc, text = ctypes.CDLL(None, use_errno=True), ctypes.c_char_p
+    libc.mount.argtypes = (text, text, text, ctypes.c_ulong, text)
+    if libc.mount(source and source.encode(), place.encode(), None, flags, None):
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), place)

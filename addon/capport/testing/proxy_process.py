@@ -1,0 +1,327 @@
+"""The process of a portal in tests: the real portal in a real mitmproxy, steered by `Portal`.
+
+It is a process of its own, so that nothing that an app's tests do to Python (a frozen clock, closed
+sockets, another event loop) reaches the proxy. It ends when its parent closes the connection.
+"""
+
+import asyncio
+import json
+import shutil
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any, cast
+
+from mitmproxy import connection
+
+from capport.core.client import Address, ClientId, parse_address, parse_client_id
+from capport.core.place import Host
+from capport.core.policy import Connect, Policy
+from capport.policy.policy_file import PolicyError
+from capport.proxy.addon import Hooks
+from capport.proxy.appliance import assembled
+from capport.proxy.gate_enforcer import GateEnforcer
+from capport.proxy.internals.addons import put_where_scripts_stand
+from capport.proxy.resolver import Addresses
+from capport.proxy.upstream import Dialling
+from capport.service.settings import SettingError
+from capport.testing.authority import Authority
+from capport.testing.kinds import kind_named
+from capport.testing.network import CLIENT, LIE, ORIGIN, PORTAL, Entrance
+from capport.testing.origin import Answer, Origin, SignIn
+from capport.testing.resolver_for_clients import ClientsResolver
+
+EXPIRY = 0.01  # seconds until a session that is to expire does
+
+
+class _Names(Addresses):
+    """Resolves names as this machine does; or, offline, every name to the origin."""
+
+    def __init__(self, *, offline: bool) -> None:
+        super().__init__()
+        self._offline = offline
+
+    async def resolve(self, host: Host) -> list[Address]:
+        """The addresses of `host`."""
+        if self._offline and isinstance(host, str) and host.rpartition(".")[2] != "localhost":
+            return [ORIGIN]
+        return await super().resolve(host)
+
+
+class _Detours(Dialling):
+    """Leads connections to the addresses of the origin and the sign-in page where these listen."""
+
+    def __init__(
+        self, enforcer: GateEnforcer, names: Addresses, ports: dict[Address, Callable[[int], int]]
+    ) -> None:
+        super().__init__(enforcer, names)
+        self._ports = ports
+
+    def dial(self, server: connection.Server, address: Address) -> None:
+        """Makes mitmproxy connect to `address`, or to what stands for it here."""
+        super().dial(server, address)
+        assert server.address
+        if ports := self._ports.get(address):
+            server.address = ("127.0.0.1", ports(server.address[1]))
+
+
+class _Subject:
+    """The running portal, with what its parent may do to it. Each public method is a command."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self._folder = folder
+        self._files = 0
+        self._offline: bool = settings["offline"]
+        authority = Authority(folder)
+        self._origin = Origin(authority)
+        host = settings["listen"][0]
+        self._sign_in = SignIn("127.0.0.1" if settings["namespace"] else host, self.grant)
+        self._here = f"http://{_reachable(host)}:{self._sign_in.port}/"
+        self._entrance = Entrance(settings["namespace"]) if settings["namespace"] else None
+        if self._entrance:
+            self._here = f"http://{PORTAL}/"
+        self._text = settings["policy"]
+        events = self._events = folder / "events-0.jsonl"
+        policy = self._write_policy(self._text)
+        given: dict[str, object] = {
+            "confdir": str(folder / "mitmproxy"),
+            "mode": ["transparent" if self._entrance else "regular"],
+            "listen_host": "127.0.0.1" if self._entrance else host,
+            "listen_port": settings["listen"][1],
+            "ssl_verify_upstream_trusted_ca": str(authority.ca_file),
+        }
+        if not self._offline:
+            del given["ssl_verify_upstream_trusted_ca"]
+        ours = [
+            f"portal_policy={policy}",
+            "portal_sessions=:memory:",
+            f"portal_events={events}",
+        ]
+        self._started = asyncio.Event()
+        self._master = assembled(given, ours, _Running("running", self._is_running))
+        if self._entrance:
+            # mitmproxy listens by now; no other connection of ours is to be in the namespace.
+            put_where_scripts_stand(_Running("listening", self._entrance.leave))
+        self._hooks = cast(Hooks, self._master.addons.get(Hooks.name))
+        names = _Names(offline=self._offline)
+        ports: dict[Address, Callable[[int], int]] = dict.fromkeys(
+            (PORTAL, LIE), self._sign_in_port
+        )
+        if self._offline:
+            ports[ORIGIN] = self._origin.port
+        self._hooks.dialling = _Detours(self._hooks.enforcer, names, ports)
+        self._policy: Policy = self._hooks.gate.policy
+        self._clients = [str(CLIENT)] if self._entrance else ["127.0.0.1"]
+        self._use_kind(settings["kind"])
+        self._watch()
+
+    async def run(self, commands: asyncio.StreamReader, answers: asyncio.StreamWriter) -> None:
+        """Serves until the parent closes its end."""
+        if self._entrance:
+            self._entrance.enter()
+        serving = asyncio.create_task(self._master.run())
+        starting = asyncio.create_task(self._started.wait())
+        await asyncio.wait([serving, starting], return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            await serving
+            return
+        _send(answers, self._where())
+        with suppress(ConnectionError):
+            while line := await commands.readline():
+                _send(answers, await self._carry_out(json.loads(line)))
+        self._master.shutdown()
+        await serving
+
+    async def reset(self, kind: str, policy: str) -> None:
+        """Forgets every session, answer and event; another kind and policy are in force."""
+        gate = self._hooks.gate
+        await self.revoke()  # the events of that belong to what was before
+        gate.forget_counts()
+        self._origin.answers.clear()
+        if policy != self._text:
+            self._hooks.service.follow_policy_file(self._write_policy(policy))
+            self._policy, self._text = gate.policy, policy
+        self._use_kind(kind)
+        self._files += 1
+        before, self._events = self._events, self._folder / f"events-{self._files}.jsonl"
+        self._write_events()
+        self._watch()
+        before.unlink()
+
+    async def grant(self, clients: Collection[str] = (), seconds: float | None = None) -> None:
+        """Opens a session for each of these clients; by default for those of this machine."""
+        chosen = clients or self._clients
+        with self._changes() as reported:
+            for client in chosen:
+                self._hooks.gate.grant(parse_client_id(client), lifetime=seconds, by="test")
+            await reported(len(chosen))
+        self._network()
+
+    async def revoke(self) -> None:
+        """Ends every session."""
+        store = self._hooks.gate.store
+        with self._changes() as reported:
+            ended = [store.drop(session.client) for session in store.sessions()]
+            await reported(len(ended))
+        self._network()
+
+    async def expire(self) -> None:
+        """Lets every session end by time, now."""
+        gate = self._hooks.gate
+        now = gate.now()
+        clients = []
+        for session in gate.store.sessions():
+            since = now - max(session.granted, session.last_seen)
+            gate.store.put(replace(session, idle=since + EXPIRY))
+            clients.append(session.client)
+        await asyncio.sleep(EXPIRY)
+        self._hooks.connections.recheck(clients)
+        self._network()
+
+    @contextmanager
+    def _changes(self) -> Iterator[Callable[[int], Awaitable[None]]]:
+        """Lets the caller wait until the store has told everybody of so many changes.
+
+        Only then have open connections been looked at again, and events been written.
+        """
+        loop, told = asyncio.get_running_loop(), asyncio.Queue[ClientId]()
+
+        async def reported(count: int) -> None:
+            for _ in range(count):
+                await told.get()
+
+        def changed(client: ClientId) -> None:
+            loop.call_soon_threadsafe(told.put_nowait, client)
+
+        with ThreadPoolExecutor(1) as thread:  # a watcher that is added on a thread is called last
+            stop = thread.submit(self._hooks.gate.store.watch, changed).result()
+        try:
+            yield reported
+        finally:
+            stop()
+
+    async def serve(
+        self, path: str, body: str, status: int, headers: list[list[str]], hold_after: int | None
+    ) -> None:
+        """Makes the origin answer so at this path. `body` is Latin-1, to carry bytes."""
+        fields = tuple((name, value) for name, value in headers)
+        self._origin.answers[path] = Answer(body.encode("latin-1"), status, fields, hold_after)
+
+    async def events(self) -> str:
+        """Writes every event that is due; returns the file."""
+        for _ in range(50):  # a client that has hung up in a handshake was not noticed yet
+            if not self._hooks.handshakes.pending:
+                break
+            await asyncio.sleep(0.01)
+        self._write_events()
+        return str(self._events)
+
+    async def _carry_out(self, asked: dict[str, Any]) -> dict[str, Any]:
+        command: Callable[..., Awaitable[Any]] = getattr(self, asked.pop("do"))
+        try:
+            return {"result": await command(**asked)}
+        except (PolicyError, SettingError, ValueError, OSError) as error:
+            return {"error": str(error)}
+
+    def _watch(self) -> None:
+        """Everybody is watched; the events say so of the clients that are known to come."""
+        self._hooks.service.watched.everybody = True
+        for client in self._clients:
+            self._hooks.service.watch(parse_client_id(client))
+
+    def _write_events(self) -> None:
+        self._hooks.service.write_events_to(self._events)
+
+    def _write_policy(self, text: str) -> Path:
+        has_login = any(
+            line.startswith(("login_url:", "login_server:")) for line in text.splitlines()
+        )
+        file = self._folder / f"policy-{self._files}.yaml"
+        file.write_text(text if has_login else f"login_url: {self._here}\n{text}")
+        return file
+
+    def _use_kind(self, name: str) -> None:
+        gate, self._kind = self._hooks.gate, kind_named(name)
+        gate.imitate = self._kind.imitate if self._kind.answer else None
+        gate.policy = self._policy
+        if self._kind.tls is not None:
+            tls = replace(gate.policy.tls, unknown=self._kind.tls, connect=Connect.ALERT)
+            gate.policy = replace(gate.policy, tls=tls)
+        self._network()
+
+    def _network(self) -> None:
+        """Makes the kernel of the namespace do what the kind says, for the client as it is now."""
+        if self._entrance and self._started.is_set():
+            vanishes = self._kind.name == "silent" and not self._is_known()
+            self._entrance.redirect(self._port(), tcp=not vanishes)
+
+    def _address_of_names(self) -> IPv4Address | None:
+        """The address that the resolver gives for every name; None: the name's own."""
+        if self._kind.name == "dns-lie" and not self._is_known():
+            return LIE
+        return ORIGIN if self._offline else None
+
+    def _is_known(self) -> bool:
+        gate = self._hooks.gate
+        return bool(gate.known(gate.client(str(CLIENT))))
+
+    def _is_running(self) -> None:
+        if self._entrance:
+            ClientsResolver(self._entrance.resolver, self._address_of_names)
+        self._started.set()
+        self._network()
+
+    def _sign_in_port(self, dialled: int) -> int:
+        return self._sign_in.port
+
+    def _port(self) -> int:
+        addresses: list[tuple[str, int]] = self._master.addons.get("proxyserver").listen_addrs()
+        return addresses[0][1]
+
+    def _where(self) -> dict[str, Any]:
+        return {"port": self._port(), "login_url": self._hooks.gate.policy.login_url}
+
+
+class _Running:
+    """An addon that calls a function when mitmproxy calls its addons because it runs."""
+
+    def __init__(self, name: str, then: Callable[[], None]) -> None:
+        self.name = name
+        self.running = then
+
+
+def _reachable(host: str) -> str:
+    """The address of this machine by which clients find what listens at `host`."""
+    if not parse_address(host).is_unspecified:
+        return host
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as tried:
+        tried.connect((str(ORIGIN), 9))  # sends nothing: the kernel only chooses a route
+        return str(tried.getsockname()[0])
+
+
+def _send(answers: asyncio.StreamWriter, message: dict[str, Any]) -> None:
+    answers.write(json.dumps(message).encode() + b"\n")
+
+
+async def _serve(channel: socket.socket, folder: Path) -> None:
+    # A command may have the body that the origin is to send.
+    commands, answers = await asyncio.open_connection(sock=channel, limit=1 << 30)
+    settings = json.loads(await commands.readline())
+    await _Subject(folder, settings).run(commands, answers)
+
+
+def serve(descriptor: int, folder: str) -> int:
+    """Serves until the parent closes the other end of the socket. Returns the exit status."""
+    try:
+        asyncio.run(_serve(socket.socket(fileno=descriptor), Path(folder)))
+    except (OSError, SettingError, PolicyError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # the parent may have been killed
+    return 0
