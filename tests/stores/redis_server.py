@@ -7,10 +7,11 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from capport.core.client import Address, Mac
 from capport.core.place import Place, parse_host
 from capport.core.redis_url import RedisUrl
 from capport.stores.redis.fleet_time import FleetTime
@@ -24,24 +25,35 @@ AHEAD = 4e9
 
 
 class RedisServer:
-    """A server that can be stopped, frozen, emptied and set back. `program`: or valkey-server."""
+    """A server that can be stopped, frozen and filled. `program`: or valkey-server.
 
-    def __init__(self, folder: Path, *options: str, program: str = "redis-server") -> None:
-        self.folder, self.port, self._options = folder, free_port(), options
-        self._program = program
+    With `sentinel`, a file to configure one, it is a Sentinel.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        program: str = "redis-server",
+        bind: str = "127.0.0.1",
+        sentinel: Path | None = None,
+    ) -> None:
+        self.folder, self.bind, self.port = folder, bind, free_port()
+        where = ("--bind", bind, "--port", str(self.port), "--dir", str(folder))
+        self._command = [program, *where, "--save", "", *options]
+        if sentinel is not None:
+            self._command = ["redis-sentinel", str(sentinel), *where]
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self.start()
 
     @property
     def url(self) -> RedisUrl:
-        return RedisUrl((Place(parse_host("127.0.0.1"), self.port),))
+        return RedisUrl((Place(parse_host(self.bind), self.port),))
 
-    def start(self, *options: str) -> None:
-        where = ("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder))
-        command = (self._program, *where, "--save", "", *self._options, *options)
+    def start(self) -> None:
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
         deadline = time.monotonic() + SOON
         while True:
             with contextlib.suppress(OSError):
@@ -53,7 +65,7 @@ class RedisServer:
 
     def ask(self, *command: str, seconds: float = 5.0) -> bytes:
         """The first line of the answer to one command, or its text."""
-        with socket.create_connection(("127.0.0.1", self.port), seconds) as connection:
+        with socket.create_connection((self.bind, self.port), seconds) as connection:
             parts = [part.encode() for part in command]
             wire = b"*%d\r\n" % len(parts)
             wire += b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
@@ -76,6 +88,12 @@ class RedisServer:
         self._process.send_signal(signal.SIGSTOP)
         # SIGSTOP is asynchronous: until the kernel says that it has stopped it, it may answer.
         os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOWAIT)
+
+    def thaw_or_start(self) -> None:
+        """It runs, whatever a test has done to it."""
+        if self._process is None:
+            self.start()
+        self.thaw()
 
     def thaw(self) -> None:
         assert self._process is not None
@@ -114,20 +132,27 @@ class Fleet:
         self.folder, self.server, self.routers = folder, server, routers
         self.opened: dict[RedisStore, int] = {}
 
-    def open(self, router: int | None = None, **more: object) -> RedisStore:
+    def open(
+        self,
+        router: int | None = None,
+        *,
+        url: RedisUrl | None = None,
+        fleet_time: FleetTime | None = None,
+        about: Collection[Mac | Address] | None = None,
+    ) -> RedisStore:
         """A store on that router; or on one that has no open store, if there is one."""
         free = [n for n in range(self.routers) if n not in self.running()]
         number = router if router is not None else free[0] if free else 0
         folder = self.folder / f"router{number}"
         folder.mkdir(parents=True, exist_ok=True)
         store = RedisStore(
-            self.server.url,
+            url or self.server.url,
             folder / "sessions.db",
             clock=self.time.clock,
             boot_id=self.time.boot_id,
             spares=[folder / "run"],
-            fleet_time=FixedTime(self.time),
-            **more,  # type: ignore[arg-type]
+            fleet_time=fleet_time or FixedTime(self.time),
+            about=about,
         )
         self.opened[store] = number
         return store

@@ -144,15 +144,19 @@ class RedisLink:
             self._report(f"{self._name} has not taken a change within {seconds:g} s")
             return False
 
-    def fetch(self, client: ClientId, seconds: float) -> None:
-        """Reads what Redis has about `client`, if it answers within `seconds`."""
+    def fetch(self, client: ClientId, seconds: float) -> tuple[ClientId, Record] | None:
+        """What Redis has about `client`; None if nothing, or if it does not answer in time."""
+        if self._client is None:
+            return None
         future = asyncio.run_coroutine_threadsafe(self._fetch(client), self._loop)
         try:
-            found = future.result(seconds)
-        except (NotYet, AwayError):
-            return
-        if found is not None:
-            self._shared.merge([found])
+            return future.result(seconds)
+        except NotYet:
+            future.cancel()
+            self._report(f"{self._name} has not answered within {seconds:g} s")
+        except AwayError as error:
+            self._report(str(error))
+        return None
 
     def stop(self) -> None:
         """Ends the link."""

@@ -365,12 +365,13 @@ class RedisStore:
             return False
 
     def _fetch(self, client: ClientId) -> None:
-        """For a command, which has not read everything."""
-        if self._about is not None:
+        """Reads what Redis has now, so that a change here builds on the last one anywhere."""
+        if self._about is not None:  # a command has not read what this router knows
             with self._changing:
                 for record in self._marks.read(client):
                     self._merge(client, record, self._time.now(), in_redis=False)
-            self._link.fetch(client, TAKEN_SECONDS)
+        if (found := self._link.fetch(client, TAKEN_SECONDS)) is not None:
+            self.merge([found])
 
     def _session(self, client: ClientId) -> Session | None:
         """The client's session, also if it is over."""

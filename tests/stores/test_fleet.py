@@ -1,0 +1,673 @@
+"""Two routers and a real Redis that fails in every way: who is known where, and what is lost."""
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import requires
+from capport.core.client import ClientId
+from capport.core.redis_url import RedisUrl
+from capport.stores import FullError
+from capport.stores.redis import redis_link, redis_store
+from capport.stores.redis.fleet_record import SKEW, Grant, Record, dump
+from capport.stores.redis.fleet_time import FleetTime
+from capport.stores.redis.redis_link import CHANGES, KEY, LEASE
+from capport.stores.redis.redis_store import RedisStore
+from lab.namespaces import namespaces
+from stores.contract import ADDRESS, MAC, OTHER, session, until
+from stores.redis_server import AHEAD, Fleet, RedisServer, server
+from stores.router_process import RouterProcess
+
+pytestmark = requires.tool("redis-server")
+
+Z = ClientId("192.0.2.99")
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    with server(tmp_path / "redis") as running:
+        yield running
+
+
+@pytest.fixture
+def fleet(redis: RedisServer, tmp_path: Path) -> Iterator[Fleet]:
+    fleet = Fleet(tmp_path, redis, routers=3)
+    yield fleet
+    redis.thaw_or_start()
+    fleet.close()
+
+
+@pytest.fixture
+def two(fleet: Fleet) -> tuple[RedisStore, RedisStore]:
+    return fleet.open(0), fleet.open(1)
+
+
+def works(*stores: RedisStore) -> None:
+    for store in stores:
+        until(lambda store=store: store.fault is None, "the end of a fault")  # type: ignore[misc]
+
+
+def fails(*stores: RedisStore) -> None:
+    for store in stores:
+        until(lambda store=store: store.fault is not None, "a fault")  # type: ignore[misc]
+
+
+class Known:
+    """Whether a client is known at a router now, or soon."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._time = fleet.time
+
+    def now(self, store: RedisStore, client: ClientId) -> bool:
+        return store.find((client,), self._time.now) is not None
+
+    def soon(self, client: ClientId, *stores: RedisStore) -> None:
+        until(lambda: all(self.now(store, client) for store in stores), f"{client} known")
+
+    def not_soon(self, client: ClientId, *stores: RedisStore) -> None:
+        until(lambda: not any(self.now(store, client) for store in stores), f"{client} unknown")
+
+
+@pytest.fixture
+def known(fleet: Fleet) -> Known:
+    return Known(fleet)
+
+
+# --- Redis is away ---
+
+
+def kill(redis: RedisServer) -> Callable[[], None]:
+    redis.kill()
+    return redis.start
+
+
+def freeze(redis: RedisServer) -> Callable[[], None]:
+    redis.freeze()
+    return redis.thaw
+
+
+def fill(redis: RedisServer) -> Callable[[], None]:
+    redis.ask("CONFIG", "SET", "maxmemory", "1")
+    return lambda: redis.ask("CONFIG", "SET", "maxmemory", "0") and None
+
+
+def make_read_only(redis: RedisServer) -> Callable[[], None]:
+    redis.ask("CONFIG", "SET", "replica-serve-stale-data", "yes")
+    redis.ask("REPLICAOF", "127.0.0.1", "1")
+    return lambda: redis.ask("REPLICAOF", "NO", "ONE") and None
+
+
+BREAKS = [kill, freeze, fill, make_read_only]
+
+
+@pytest.mark.parametrize("break_it", BREAKS)
+def test_without_redis_known_clients_stay_known_and_what_changed_travels_afterwards(
+    fleet: Fleet,
+    two: tuple[RedisStore, RedisStore],
+    known: Known,
+    break_it: Callable[[RedisServer], Callable[[], None]],
+) -> None:
+    one, other = two
+    for client in (MAC, OTHER):
+        one.put(session(client))
+        known.soon(client, other)
+    mend = break_it(fleet.server)
+    fails(one, other)
+    one.put(session(ADDRESS))
+    assert one.fault, "a grant that holds on one router alone says so"
+    assert known.now(one, ADDRESS)
+    assert not known.now(other, ADDRESS)
+    other.drop(OTHER)
+    assert other.fault, "a revocation of which the others do not know says so"
+    assert not known.now(other, OTHER)
+    fleet.time.now += LEASE - 1
+    assert known.now(other, MAC)
+    fleet.time.now += 2
+    assert known.now(one, MAC), "it is known where it was granted"
+    assert not known.now(other, MAC), "the lease is over"
+    mend()
+    works(one, other)
+    known.soon(MAC, other)
+    known.soon(ADDRESS, one, other)
+    known.not_soon(OTHER, one, other)
+
+
+@pytest.mark.parametrize("break_it", BREAKS)
+def test_no_decision_waits_for_redis(
+    fleet: Fleet,
+    two: tuple[RedisStore, RedisStore],
+    break_it: Callable[[RedisServer], Callable[[], None]],
+) -> None:
+    one, other = two
+    one.put(session())
+    mend = break_it(fleet.server)
+    asked = threading.Event()
+
+    def ask() -> None:
+        for _ in range(1000):
+            for store in (one, other):
+                store.find((OTHER, MAC), 1000.0)
+                store.touch(MAC, 1000.0)
+                list(store.sessions())
+        asked.set()
+
+    one._link._work.submit(asked.wait)  # as if all that may wait for the disk waited, too
+    threading.Thread(target=ask, daemon=True).start()
+    assert asked.wait(30)
+    mend()
+
+
+def test_a_router_starts_without_redis_and_knows_whom_it_granted(
+    fleet: Fleet, known: Known
+) -> None:
+    one = fleet.open(0)
+    one.put(session())
+    one.drop(OTHER)
+    one.close()
+    fleet.server.kill()
+    again = fleet.open(0)
+    assert again.fault
+    assert known.now(again, MAC)
+    again.put(session(OTHER))
+    fleet.server.start()
+    other = fleet.open(1)
+    known.soon(MAC, other)
+    known.soon(OTHER, other)
+
+
+# --- Redis comes back, and is not what it was ---
+
+
+def test_what_redis_has_forgotten_every_router_puts_back(
+    fleet: Fleet, two: tuple[RedisStore, RedisStore], known: Known
+) -> None:
+    one, other = two
+    one.put(session(MAC))
+    one.put(session(Z))
+    other.put(session(ADDRESS))
+    known.soon(Z, other)
+    known.soon(MAC, other)
+    other.drop(Z)
+    known.not_soon(Z, one)
+    one.close()  # what this one granted, the other one puts back
+    fleet.server.kill()
+    fails(other)
+    fleet.server.start()
+    works(other)
+    third = fleet.open(2)
+    known.soon(MAC, third)
+    known.soon(ADDRESS, third)
+    again = fleet.open(0)
+    assert not any(known.now(store, Z) for store in (other, third, again))
+
+
+def test_an_emptied_redis_is_noticed_while_it_runs(
+    fleet: Fleet, two: tuple[RedisStore, RedisStore], known: Known
+) -> None:
+    one, other = two
+    one.put(session(MAC))
+    known.soon(MAC, other)
+    fleet.server.ask("FLUSHALL")
+    until(lambda: fleet.server.ask("EXISTS", KEY + MAC) == b":1", "the record, put back")
+    assert known.now(one, MAC)
+    assert known.now(other, MAC)
+
+
+def test_a_redis_that_came_back_older_undoes_no_revocation_and_loses_no_grant(
+    fleet: Fleet, two: tuple[RedisStore, RedisStore], known: Known
+) -> None:
+    one, other = two
+    one.put(session(Z))
+    known.soon(Z, other)
+    fleet.server.ask("SAVE")
+    other.drop(Z)
+    known.not_soon(Z, one)
+    one.put(session(MAC))
+    known.soon(MAC, other)
+    fleet.server.kill()
+    fails(one, other)
+    fleet.server.start()  # with what was saved
+    works(one, other)
+    third = fleet.open(2)
+    known.soon(MAC, third)
+    known.not_soon(Z, third)
+    assert not known.now(one, Z)
+    assert not known.now(other, Z)
+
+
+@requires.tool("redis-sentinel")
+def test_a_failover_by_sentinel_that_loses_the_last_writes_loses_nothing(
+    tmp_path: Path,
+) -> None:
+    conf = tmp_path / "sentinel.conf"
+    with server(tmp_path / "primary") as primary, server(tmp_path / "replica") as replica:
+        replica.ask("REPLICAOF", "127.0.0.1", str(primary.port))
+        until(lambda: b"master_link_status:up" in replica.ask("INFO", "replication"))
+        conf.write_text(
+            f"sentinel monitor fleet 127.0.0.1 {primary.port} 1\n"
+            "sentinel down-after-milliseconds fleet 500\nsentinel failover-timeout fleet 5000\n"
+        )
+        watching = RedisServer(tmp_path / "sentinel", sentinel=conf)
+        try:
+            fleet = Fleet(tmp_path, watching)
+            known = Known(fleet)
+            one, other = fleet.open(0), fleet.open(1)
+            works(one, other)
+            one.put(session(Z))
+            known.soon(Z, other)
+            until(lambda: b"slaves=1" in watching.ask("INFO", "sentinel"), "a replica")
+            replica.freeze()
+            primary.ask("CLIENT", "KILL", "TYPE", "replica")
+            one.put(session(MAC))  # acknowledged, and never at the replica
+            known.soon(MAC, other)
+            other.drop(Z)
+            known.not_soon(Z, one)
+            primary.kill()
+            replica.thaw()
+            until(lambda: replica.ask("ROLE").startswith(b"*3"), "a new primary")
+            until(lambda: replica.ask("EXISTS", KEY + MAC) == b":1", "the grant, put back")
+            works(one, other)
+            fleet.routers = 3
+            third = fleet.open(2)
+            known.soon(MAC, third)
+            known.not_soon(Z, third)
+            assert known.now(one, MAC)
+            assert known.now(other, MAC)
+            assert not known.now(one, Z)
+            fleet.close()
+        finally:
+            watching.kill()
+
+
+def test_after_a_split_both_sides_agree_and_the_revocation_wins(tmp_path: Path) -> None:
+    with server(tmp_path / "left") as left, server(tmp_path / "right") as right:
+        mine, yours = left.url.places[0], right.url.places[0]
+        fleet = Fleet(tmp_path, left)
+        known = Known(fleet)
+        one = fleet.open(0, url=RedisUrl((mine, yours)))
+        one.put(session(Z))
+        other = fleet.open(1, url=RedisUrl((yours, mine)))  # its Redis knows nothing of the other
+        other.drop(Z)
+        other.put(session(ADDRESS))
+        one.put(session(Z, expires=9000.0))
+        assert known.now(one, Z)
+        right.kill()
+        known.soon(ADDRESS, one)
+        known.not_soon(Z, one, other)
+        other.put(session(Z))  # this one has seen the revocation
+        known.soon(Z, one)
+        fleet.close()
+
+
+def test_after_a_gap_in_the_stream_everything_is_read_again(
+    fleet: Fleet, known: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = fleet.open(0)
+    one.put(session(MAC))
+    monkeypatch.setattr(redis_link, "RETRY", 1.0)
+    fleet.server.ask("CLIENT", "KILL", "TYPE", "normal")
+    fails(one)
+    now = fleet.time.now + AHEAD
+    grant = Grant(9, "f" * 16, now, now + 3600, None, now, 1.7e9, "", "", "")
+    for client in (Z, ADDRESS):
+        text = dump(client, Record({}, grant))
+        fleet.server.ask("SET", KEY + client, text)
+        fleet.server.ask("XADD", CHANGES, "MAXLEN", "1", "*", "r", text)
+    known.soon(ADDRESS, one)
+    known.soon(Z, one)
+
+
+# --- two routers at once ---
+
+
+def test_of_a_grant_and_a_revocation_at_once_every_router_has_the_same_answer(
+    fleet: Fleet, two: tuple[RedisStore, RedisStore], known: Known
+) -> None:
+    one, other = two
+    clients = [ClientId(f"192.0.2.{number}") for number in range(40)]
+    for client in clients:
+        one.put(session(client))
+    known.soon(clients[-1], other)
+    start = threading.Barrier(2)
+
+    def grant() -> None:
+        for client in clients:
+            start.wait()
+            one.put(session(client, expires=8000.0))
+
+    def revoke() -> None:
+        for client in clients:
+            start.wait()
+            other.drop(client)
+
+    threads = [threading.Thread(target=work) for work in (grant, revoke)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    def there(store: RedisStore) -> set[ClientId]:
+        return {client for client in clients if known.now(store, client)}
+
+    until(lambda: there(one) == there(other), "one answer")
+    third = fleet.open(2)
+    until(lambda: there(third) == there(one), "the same in Redis")
+
+
+def test_a_grant_that_did_not_know_of_a_revocation_falls_to_it(
+    fleet: Fleet, two: tuple[RedisStore, RedisStore], known: Known
+) -> None:
+    one, other = two
+    fleet.server.freeze()
+    fails(one, other)
+    one.drop(MAC)  # a client that this router has never heard of
+    other.put(session(MAC))
+    assert known.now(other, MAC)
+    fleet.server.thaw()
+    works(one, other)
+    known.not_soon(MAC, one, other)
+    other.put(session(MAC))
+    known.soon(MAC, one, other)
+
+
+def test_a_packet_at_any_router_keeps_an_idle_session_open(
+    fleet: Fleet, two: tuple[RedisStore, RedisStore], known: Known
+) -> None:
+    one, other = two
+    one.put(session(MAC, idle=60.0))
+    known.soon(MAC, other)
+    for _ in range(3):
+        fleet.time.now += 40.0
+        known.soon(MAC, other)
+        other.touch(MAC, fleet.time.now)
+        fleet.time.now += 15.0  # touches travel after a quarter of the idle time
+        until(lambda: one.find((MAC,), fleet.time.now + 30.0) is not None, "the touch")
+    fleet.time.now += 50.0
+    assert not known.now(one, MAC)
+    known.not_soon(MAC, other)
+
+
+def test_the_most_sessions_are_those_of_the_whole_fleet(
+    two: tuple[RedisStore, RedisStore], known: Known
+) -> None:
+    one, other = two
+    one.put(session(MAC), most=1)
+    known.soon(MAC, other)
+    with pytest.raises(FullError):
+        other.put(session(ADDRESS), most=1)
+    other.put(session(MAC), most=1)
+    known.soon(MAC, one)
+
+
+def test_a_client_that_is_granted_again_elsewhere_is_that_routers_from_then_on(
+    two: tuple[RedisStore, RedisStore], known: Known
+) -> None:
+    one, other = two
+    one.put(session(MAC, name="one"))
+    known.soon(MAC, other)
+    other.put(session(MAC, name="other", expires=1010.0))
+    until(lambda: [s.name for s in one.sessions()] == ["other"], "the other's session")
+    assert one.find((MAC,), 1000.0).lease < float("inf")  # type: ignore[union-attr]
+    assert other.find((MAC,), 1000.0).lease == float("inf")  # type: ignore[union-attr]
+
+
+def test_a_lease_that_is_renewed_late_is_said_to_be(
+    fleet: Fleet, two: tuple[RedisStore, RedisStore], known: Known
+) -> None:
+    one, other = two
+    one.put(session(MAC))
+    known.soon(MAC, other)
+    heard: list[ClientId] = []
+    other.watch(heard.append)
+    fleet.time.now += redis_store.PAUSE + 1
+    until(lambda: heard == [MAC], "a call")
+
+
+# --- commands beside the portal ---
+
+
+def test_a_command_grants_and_revokes_without_reading_everything(
+    fleet: Fleet, two: tuple[RedisStore, RedisStore], known: Known
+) -> None:
+    one, other = two
+    other.put(session(ADDRESS))
+    known.soon(ADDRESS, one)
+    command = fleet.open(0, about=())
+    assert list(command.sessions()) == []
+    command.put(session(MAC))
+    known.soon(MAC, one, other)
+    assert command.drop(ADDRESS)
+    known.not_soon(ADDRESS, one, other)
+    command.put(session(ADDRESS))  # it stands against the revocation that it has just made
+    known.soon(ADDRESS, one, other)
+
+
+def test_what_a_command_did_while_redis_was_away_the_portal_sends(
+    fleet: Fleet, two: tuple[RedisStore, RedisStore], known: Known
+) -> None:
+    one, other = two
+    other.put(session(ADDRESS))
+    known.soon(ADDRESS, one)
+    fleet.server.freeze()
+    fails(one, other)
+    command = fleet.open(0, about=())
+    command.put(session(MAC))
+    command.drop(ADDRESS)
+    command.close()
+    known.soon(MAC, one)
+    fleet.server.thaw()
+    works(one, other)
+    known.soon(MAC, other)
+    known.not_soon(ADDRESS, one, other)
+
+
+# --- what is in Redis does not fit ---
+
+
+@pytest.mark.parametrize("text", ["", "garbage", '{"v":2}', '{"v":1,"client":"x"}'])
+def test_what_does_not_fit_is_refused_and_reported_and_harms_nobody(
+    fleet: Fleet,
+    two: tuple[RedisStore, RedisStore],
+    known: Known,
+    text: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    one, other = two
+    one.put(session(MAC))
+    known.soon(MAC, other)
+    fleet.server.ask("SET", KEY + MAC, text)
+    fleet.server.ask("SET", f"{KEY}nobody", text)
+    fleet.server.ask("XADD", CHANGES, "*", "r", text)
+    fleet.server.ask("XADD", CHANGES, "*", "something", "else")
+    one.put(session(ADDRESS))
+    known.soon(ADDRESS, other)
+    assert known.now(other, MAC)
+    assert known.now(one, MAC)
+    assert "refused a record" in caplog.text
+    third = fleet.open(2)
+    known.soon(ADDRESS, third)
+
+
+def test_a_key_of_another_kind_is_reported_and_no_router_stops(fleet: Fleet, known: Known) -> None:
+    one = fleet.open(0)
+    one.put(session(MAC))
+    fleet.server.ask("DEL", CHANGES)
+    fleet.server.ask("SET", CHANGES, "text")
+    until(lambda: "WRONGTYPE" in (one.fault or ""), "a fault")
+    assert known.now(one, MAC)
+    fleet.server.ask("DEL", CHANGES)
+    works(one)
+
+
+# --- clocks ---
+
+
+def test_the_clock_of_redis_is_measured_as_exactly_as_it_answers() -> None:
+    now = 100.0
+    time = FleetTime(lambda: now, lambda: 5000.0)
+    assert time.now() == 5000.0  # the wall clock, until Redis has answered
+    assert time.measure(99.0, 101.0, 7000.0) == 0.0
+    assert time.now() == 7000.0
+    assert time.skew == -2000.0
+    assert time.measure(99.0, 101.0, 7000.9) == 0.0
+    assert time.now() == 7000.0, "closer than the answer was quick"
+    assert time.measure(99.9, 100.1, 7001.0) == 0.0
+    assert time.now() == 7001.0
+    assert time.measure(99.9, 100.1, 7010.0) == pytest.approx(9.0)
+    assert time.now() == 7010.0
+
+
+def test_a_clock_of_redis_that_jumps_moves_no_session_and_is_reported(
+    redis: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    class Jumping(FleetTime):
+        by = 0.0
+
+        def measure(self, sent: float, answered: float, theirs: float) -> float:
+            return super().measure(sent, answered, theirs + self.by)
+
+    fleet = Fleet(tmp_path, redis)
+    one, other = (fleet.open(n, fleet_time=Jumping(fleet.time.clock)) for n in (0, 1))
+    one.put(session(MAC))
+    until(lambda: other.find((MAC,), 1000.0) is not None)
+    before = other.find((MAC,), 1000.0)
+    Jumping.by = 50 * SKEW
+    until(lambda: "its clock has jumped by 100" in caplog.text, "a report")
+    after = other.find((MAC,), 1000.0)
+    assert before
+    assert after
+    assert after.expires == pytest.approx(before.expires, abs=SKEW)
+    fleet.close()
+
+
+# --- routers that die ---
+
+
+def test_what_a_killed_router_acknowledged_is_known_elsewhere_and_at_its_next_start(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    url = str(redis.url)
+    one, other = (RouterProcess(url, tmp_path / name) for name in ("one", "other"))
+    try:
+        acknowledged = []
+        for number in range(200):
+            client = f"192.0.2.{number}"
+            one.tell("put", client)
+            if number == 150:
+                os.kill(one.process.pid, signal.SIGKILL)
+            if (said := one.said()) != "taken":
+                assert not said
+                break
+            acknowledged.append(client)
+        assert acknowledged
+        for client in acknowledged:
+            until(lambda client=client: other("find", client) == "known", client)  # type: ignore[misc]
+        redis.kill()
+        one.kill()
+        one = RouterProcess(url, tmp_path / "one")
+        assert {one("find", client) for client in acknowledged} == {"known"}
+    finally:
+        one.kill()
+        other.kill()
+
+
+def test_a_router_that_was_frozen_lets_nobody_in_before_it_has_read_what_it_missed(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    url = str(redis.url)
+    one = RouterProcess(url, tmp_path / "one")
+    other = RouterProcess(url, tmp_path / "other", lease=1.0)
+    try:
+        assert one("put", MAC) == "taken"
+        until(lambda: other("find", MAC) == "known")
+        other.process.send_signal(signal.SIGSTOP)
+        assert one("drop", MAC) == "taken"
+        threading.Event().wait(1.2)  # longer than the lease
+        other.tell("find", MAC)
+        other.process.send_signal(signal.SIGCONT)
+        assert other.said() == "unknown"
+        assert one("put", ADDRESS) == "taken"
+        until(lambda: other("find", ADDRESS) == "known")
+        assert other("find", MAC) == "unknown"
+    finally:
+        one.kill()
+        other.kill()
+
+
+def test_a_router_that_comes_back_after_an_hour_undoes_no_revocation(
+    fleet: Fleet, two: tuple[RedisStore, RedisStore], known: Known
+) -> None:
+    one, other = two
+    for client in (MAC, Z):
+        one.put(session(client, expires=9000.0))
+        known.soon(client, other)
+    one.close()
+    other.drop(Z)
+    fleet.server.ask("FLUSHALL")  # and nobody but the router that revoked it remembers
+    fleet.time.now += 3600
+    known.soon(MAC, other)
+    back = fleet.open(0)
+    known.soon(MAC, back, other)
+    known.not_soon(Z, back, other)
+
+
+# --- the network is cut ---
+
+
+@requires.tool("nft")
+@requires.namespaces()
+@pytest.mark.xdist_group("fleet-network")
+@pytest.mark.parametrize("hook", ["input", "output", "both"])
+def test_a_network_that_is_cut_one_way_or_both_is_as_a_redis_that_is_down(
+    tmp_path: Path, hook: str
+) -> None:
+    with contextlib.ExitStack() as closing:
+        middle, left, right = closing.enter_context(namespaces("redis", "left", "right"))
+        middle.ip("link add br0 type bridge", "link set br0 up", "addr add 10.99.0.1/24 dev br0")
+        for number, router in enumerate((left, right), 2):
+            middle.ip(
+                f"link add r{number} type veth peer name eth0 netns {router.name}",
+                f"link set r{number} master br0 up",
+            )
+            router.ip("link set eth0 up", f"addr add 10.99.0.{number}/24 dev eth0")
+        running = middle.call(
+            RedisServer, tmp_path / "redis", "--protected-mode", "no", bind="10.99.0.1"
+        )
+        closing.callback(running.kill)
+        fleet = Fleet(tmp_path, running)
+        closing.callback(fleet.close)
+        known = Known(fleet)
+        one, other = left.call(fleet.open, 0), right.call(fleet.open, 1)
+        works(one, other)
+        one.put(session(MAC))
+        known.soon(MAC, other)
+        other.put(session(Z))
+        known.soon(Z, one)
+        hooks = ("input", "output") if hook == "both" else (hook,)
+        rules = "".join(
+            f"add chain inet cut {one} {{ type filter hook {one} priority 0; policy drop; }}\n"
+            for one in hooks
+        )
+        cut = right.run("nft", f"add table inet cut\n{rules}")
+        assert cut.returncode == 0, cut.stderr
+        fails(other)
+        other.put(session(ADDRESS))
+        one.drop(Z)  # taken, and yet unheard of on the router that granted it
+        fleet.time.now += LEASE + 1
+        assert known.now(other, Z), "it is known until it expires on the router that granted"
+        assert not known.now(other, MAC), "the lease is over"
+        known.soon(MAC, one)
+        assert not known.now(one, ADDRESS)
+        right.run("nft", "delete table inet cut")
+        works(other)
+        known.soon(MAC, other)
+        known.soon(ADDRESS, one)
+        known.not_soon(Z, one, other)
