@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +50,20 @@ def test_each_event_is_one_line_of_text(one: Event, says: str) -> None:
     line = line_of(one)
     assert says in line
     assert line.isprintable()
+
+
+def test_a_person_watches_until_ctrl_c(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    add(path, f"{json.dumps(refused(0))}\n")
+    command = [sys.executable, "-m", "capport", "events", str(path), "--follow"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert "/v1/items: 511" in process.stdout.readline()
+        path.rename(tmp_path / "events.jsonl.1")
+        add(path, f"{json.dumps(granted(1))}\n")
+        assert "granted" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
 
 
 def test_only_one_clients_events_are_shown(

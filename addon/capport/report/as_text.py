@@ -14,7 +14,7 @@ from capport.report.summary import (
     by_use,
     did_next,
 )
-from capport.report.wording import clock, moment, printable, some
+from capport.report.wording import clock, printable, some, span
 
 WIDTH = 80
 LISTED = 5  # requests or handshakes of a finding
@@ -52,8 +52,8 @@ def heading(report: Report) -> str:
     clients = some(len(recording.clients), "client")
     said = f"{clients}: {some(requests, 'request')} refused, {some(shakes, 'TLS handshake')}"
     if recording.began is not None and recording.until is not None:
-        said += f", from {moment(recording.began)} to {moment(recording.until)}"
-    said += f"; {some(len(report.findings), 'finding')}."
+        said += f", {span(recording.began, recording.until)}"
+    said += f". {some(len(report.findings), 'finding')}."
     known = sum(finding.known_before for finding in report.findings)
     said += f" {known} of them known before." if known else ""
     if recording.left_out:

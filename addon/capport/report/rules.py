@@ -413,7 +413,8 @@ RULES: tuple[Rule, ...] = (
         "does not go on after the sign-in",
         "Try again after a while, or when the system says that the network has changed; do not"
         " remember the failure.",
-        "There was nothing more for it to do, or somebody has to press a button.",
+        "There was nothing more for it to do, somebody has to press a button, or it speaks"
+        " neither HTTP nor TLS.",
     ),
     Rule(
         "takes-page-for-origin",

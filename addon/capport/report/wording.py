@@ -16,9 +16,11 @@ def lasting(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
 
 
-def moment(unix: float) -> str:
-    """A time in full, in the local zone."""
-    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(unix))
+def span(began: float, until: float) -> str:
+    """`2030-01-31 17:05:09 to 17:06:20 CET`, in the local zone; with both dates if they differ."""
+    first, last = time.localtime(began), time.localtime(until)
+    form = "%H:%M:%S %Z" if first[:3] == last[:3] else "%Y-%m-%d %H:%M:%S %Z"
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S', first)} to {time.strftime(form, last)}"
 
 
 def clock(unix: float) -> str:
