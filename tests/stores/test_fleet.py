@@ -94,13 +94,13 @@ def freeze(redis: RedisServer) -> Callable[[], None]:
 
 def fill(redis: RedisServer) -> Callable[[], None]:
     redis.ask("CONFIG", "SET", "maxmemory", "1")
-    return lambda: redis.ask("CONFIG", "SET", "maxmemory", "0") and None
+    return lambda: print(redis.ask("CONFIG", "SET", "maxmemory", "0"))
 
 
 def make_read_only(redis: RedisServer) -> Callable[[], None]:
     redis.ask("CONFIG", "SET", "replica-serve-stale-data", "yes")
     redis.ask("REPLICAOF", "127.0.0.1", "1")
-    return lambda: redis.ask("REPLICAOF", "NO", "ONE") and None
+    return lambda: print(redis.ask("REPLICAOF", "NO", "ONE"))
 
 
 BREAKS = [kill, freeze, fill, make_read_only]

@@ -22,7 +22,9 @@ _RETRIES = {
     "polly": "Polly's HTTP policies retry any 5xx",
 }
 _PRODUCT = re.compile(r"(Debian APT-HTTP|[^\s/(;,]+)(?:/(\S+))?")
-_BROWSER = re.compile(r"(Firefox|Edg|OPR|Chrome|Chromium|Version(?=/\S+ .*Safari))/(\S+)")
+_BROWSER = re.compile(
+    r"(Firefox|Edg|OPR|Chrome|Chromium|Version(?=/\S{1,50} .{0,200}Safari))/(\S+)"
+)
 _SAYS_MOZILLA = re.compile(
     r"compatible;|bot\b|spider|CaptiveNetworkSupport|HeadlessChrome\b|Thunderbird|PowerShell",
     re.IGNORECASE,

@@ -28,19 +28,20 @@ _DAV = {
 }
 
 
-def _path(pattern: str) -> Callable[[Request], bool]:
-    found = re.compile(pattern, re.IGNORECASE).search
-    return lambda request: bool(found(request.path))
+def _path(pattern: re.Pattern[str]) -> Callable[[Request], bool]:
+    return lambda request: bool(pattern.search(request.path))
 
 
-def _agent(pattern: str) -> Callable[[Request], bool]:
-    found = re.compile(pattern, re.IGNORECASE).search
-    return lambda request: bool(found(request.agent))
+def _agent(*words: str) -> Callable[[Request], bool]:
+    """Whether a User-Agent has one of these words, or begins with it if it has a ^ before it."""
+    first = tuple(word.removeprefix("^") for word in words if word.startswith("^"))
+    others = [word for word in words if not word.startswith("^")]
 
+    def matches(request: Request) -> bool:
+        agent = request.agent.lower()
+        return agent.startswith(first) or any(word in agent for word in others)
 
-def _accepts(pattern: str) -> Callable[[Request], bool]:
-    found = re.compile(pattern, re.IGNORECASE).search
-    return lambda request: bool(found(request.accept))
+    return matches
 
 
 def _either(*tests: Callable[[Request], bool]) -> Callable[[Request], bool]:
@@ -48,26 +49,34 @@ def _either(*tests: Callable[[Request], bool]) -> Callable[[Request], bool]:
 
 
 _PACKAGES = (
-    r"debian apt|^libdnf|^dnf|^yum|zypp|^pacman|^apk-tools|^opkg|^pip/|^uv/|^poetry|^npm/|^yarn/"
-    r"|^pnpm/|^cargo|^bundler|rubygems|^composer|^apache-maven|^gradle|^nuget|^go-http-client.*proxy"
-    r"|^git/|^docker/|^containerd|homebrew|flatpak|snapd|^conda|^mamba"
+    *("debian apt", "^libdnf", "^dnf", "^yum", "zypp", "^pacman", "^apk-tools", "^opkg", "^pip/"),
+    *("^uv/", "^poetry", "^npm/", "^yarn/", "^pnpm/", "^cargo", "^bundler", "rubygems"),
+    *("^composer", "^apache-maven", "^gradle", "^nuget", "^git/", "^docker/", "^containerd"),
+    *("homebrew", "flatpak", "snapd", "^conda", "^mamba"),
 )
 _UPDATES = (
-    r"sparkle/|windows-update-agent|microsoft bits|google update|softwareupdate|fwupd|squirrel"
-    r"|electron-updater|winget|omaha|mozilla.*update"
+    *("sparkle/", "windows-update-agent", "microsoft bits", "google update", "softwareupdate"),
+    *("fwupd", "squirrel", "electron-updater", "winget", "omaha", "mozilla-update"),
 )
-_FEEDS = r"feed|\brss\b|tiny tiny|newsboat|netnewswire|miniflux|liferea|freshrss|podcast|gpodder"
+_FEEDS = (
+    *("feed", "rss", "tiny tiny", "newsboat", "netnewswire", "miniflux", "liferea"),
+    *("podcast", "gpodder"),
+)
+
+_FEED_TYPES = re.compile(r"application/(?:rss|atom|feed)")
 
 # The first that matches counts.
 _USES: tuple[tuple[Use, Callable[[Request], bool]], ...] = (
-    (Use("favicon"), _path(r"^/favicon\.ico$|^/apple-touch-icon")),
-    (Use("P3P"), _path(r"^/w3c/p3p\.xml$")),
-    (Use("WebFinger"), _path(r"^/\.well-known/(webfinger|host-meta)")),
+    (Use("favicon"), _path(re.compile(r"^/favicon\.ico$|^/apple-touch-icon"))),
+    (Use("P3P"), _path(re.compile(r"^/w3c/p3p\.xml$"))),
+    (Use("WebFinger"), _path(re.compile(r"^/\.well-known/(webfinger|host-meta)"))),
     (
         Use("OAuth"),
         _path(
-            r"/oauth2?/|/oauth2?$|/openid-connect/"
-            r"|^/\.well-known/(openid-configuration|oauth-authorization-server)"
+            re.compile(
+                r"/oauth2?/|/oauth2?$|/openid-connect/"
+                r"|^/\.well-known/(openid-configuration|oauth-authorization-server)"
+            )
         ),
     ),
     (Use("CORS preflight"), lambda request: request.preflight and request.method == "OPTIONS"),
@@ -75,28 +84,36 @@ _USES: tuple[tuple[Use, Callable[[Request], bool]], ...] = (
         Use("CalDAV or CardDAV"),
         _either(
             lambda request: request.method in {"MKCALENDAR", "MKADDRESSBOOK"},
-            _path(r"^/\.well-known/(caldav|carddav)|/(caldav|carddav|calendars|addressbooks)/"),
-            _agent(r"caldav|carddav|davx|dataaccessd|calendaragent|evolution/"),
+            _path(
+                re.compile(
+                    r"^/\.well-known/(caldav|carddav)|/(caldav|carddav|calendars|addressbooks)/"
+                )
+            ),
+            _agent("caldav", "carddav", "davx", "dataaccessd", "calendaragent", "evolution/"),
         ),
     ),
     (
         Use("WebDAV"),
         _either(
             lambda request: request.method in _DAV,
-            _agent(r"webdav|davfs2|cadaver|^svn/|gvfs/"),
-            _path(r"/remote\.php/(web)?dav"),
+            _agent("webdav", "davfs2", "cadaver", "^svn/", "gvfs/"),
+            _path(re.compile(r"/remote\.php/(web)?dav")),
         ),
     ),
-    (Use("package manager"), _agent(_PACKAGES)),
+    (Use("package manager"), _agent(*_PACKAGES)),
     (
         Use("software update"),
-        _either(_agent(_UPDATES), _path(r"/appcast\.xml$|/latest(-\w+)?\.yml$")),
+        _either(_agent(*_UPDATES), _path(re.compile(r"/appcast\.xml$|/latest(-\w+)?\.yml$"))),
     ),
     (
         Use("feed"),
-        _either(_accepts(r"application/(rss|atom|feed)"), _path(r"\.(rss|atom)$"), _agent(_FEEDS)),
+        _either(
+            lambda request: bool(_FEED_TYPES.search(request.accept)),
+            _path(re.compile(r"\.(rss|atom)$")),
+            _agent(*_FEEDS),
+        ),
     ),
-    (Use("widget"), _agent(r"widget|dashboard|conky|weather|awidget|watchface")),
+    (Use("widget"), _agent("widget", "dashboard", "conky", "weather", "watchface")),
 )
 
 
