@@ -31,12 +31,15 @@ from capport.core.session import Instant, Session, open_ones
 from capport.core.standing import Standing, lacks_mac, standing
 from capport.core.verdict import (
     Drop,
+    HeaderFieldsTooLarge,
     Imitated,
     NetworkAuthenticationRequired,
     Pass,
+    Refusal,
     Refuse,
     SignIn,
     TlsVerdict,
+    TooManyRequests,
     Verdict,
 )
 from capport.events import EventLog
@@ -48,6 +51,9 @@ from capport.stores import FullError, SessionStore, StoreError
 NOWHERE: Final[Mapping[Place, Address]] = MappingProxyType({})
 
 HERE = Machine(OWN)
+
+# The verdicts on requests that are answered before the strict way (`front/`).
+_AT_ONCE = (NetworkAuthenticationRequired, SignIn, TooManyRequests, HeaderFieldsTooLarge)
 
 type Link = Callable[[Client, str | None], str | None]
 """Makes the login URL for a client and the URL that it asked for; None: use the policy's."""
@@ -161,6 +167,37 @@ class Gate:
             self._heard_of(found)
             return verdict
         self._count_refusal(found)
+        return self._linked(client, verdict, url)
+
+    def refusal(
+        self,
+        client: Client,
+        request: HttpRequest,
+        claim: Place,
+        dialled: Place | None,
+        url: str | None,
+    ) -> Refusal | None:
+        """The verdict on an unknown client's request if it is 511, 302, 429 or 431.
+
+        Otherwise None, and nothing is changed: the request is to be decided on by `request`.
+        """
+        begun = time.perf_counter()
+        found = self.standing(client)
+        if found.is_known or self.imitate:
+            return None
+        answers, before = self._login_answers(client), self._budgets.until(_requests(found))
+        wait = self._spend(found)
+        case = Case(found, claim, dialled, request, wait, answers, machine=self.machine)
+        verdict = decision.decide(case, self.policy)
+        if not isinstance(verdict, _AT_ONCE):
+            self._budgets.set(_requests(found), before)
+            return None
+        self.metrics.decisions.add(time.perf_counter() - begun)
+        self.metrics.verdicts[type(verdict).__name__] += 1
+        self._count_refusal(found)
+        return self._linked(client, verdict, url)
+
+    def _linked(self, client: Client, verdict: Verdict, url: str | None) -> Verdict:
         if self.link is not None and isinstance(verdict, NetworkAuthenticationRequired | SignIn):
             # After the sign-in nobody wants to be sent to the URL of a connectivity check.
             page = url if isinstance(verdict, NetworkAuthenticationRequired) else None
@@ -223,6 +260,21 @@ class Gate:
         if self.policy.limits.drop_after is None:
             return False
         return self._budgets.until(f"dropped {_budget(found)}") > self.now()
+
+    def refused_handshake(
+        self, client: Client, sni: Place | None, dialled: Place | None
+    ) -> Refuse | Drop | None:
+        """The verdict on an unknown client's handshake if that is refused or dropped, else None."""
+        found = self.standing(client)
+        if found.is_known:
+            return None
+        case = Case(found, sni, dialled, machine=self.machine)
+        verdict = decision.decide_tls(case, self.policy)
+        if not isinstance(verdict, Refuse | Drop):
+            return None
+        self.metrics.verdicts[type(verdict).__name__] += 1
+        self._count_refusal(found)
+        return verdict
 
     def standing(self, client: Client, *, over: bool = False) -> Standing:
         """What `client` is now. With `over`, the reason mentions a session that is over."""
@@ -395,7 +447,7 @@ class Gate:
         rate = self.policy.limits.requests_of(known=found.is_known)
         if rate is None:
             return None
-        return self._budgets.spend(f"requests {_budget(found)}", rate, self.now())
+        return self._budgets.spend(_requests(found), rate, self.now())
 
     def _count_refusal(self, found: Standing) -> None:
         """Counts a refusal; if they are too many, drops the client's connections for `per`.
@@ -411,6 +463,10 @@ class Gate:
             self.events.write("dropped", found.client, seconds=limit.per, because=because)
         if self._drop is not None:
             self._drop(found.client, self._budgets.until(f"dropped {who}") - now)
+
+
+def _requests(found: Standing) -> str:
+    return f"requests {_budget(found)}"
 
 
 def _budget(found: Standing) -> str:

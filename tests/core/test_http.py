@@ -1,4 +1,4 @@
-"""RFC 9110: tokens and default ports."""
+"""RFC 9110: tokens, default ports and the Date field."""
 
 import pytest
 

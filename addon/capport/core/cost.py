@@ -35,3 +35,6 @@ LINE: Final = 16 * 1024
 
 FIELDS: Final = 500
 """Header fields in one head, or in the trailers of one body."""
+
+ANSWERS: Final = 100
+"""Answers of ours on one connection; then it ends."""

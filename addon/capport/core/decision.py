@@ -12,6 +12,7 @@ from capport.core.client import Address, Client
 from capport.core.http import COPIES
 from capport.core.place import Place
 from capport.core.policy import (
+    Connect,
     GardenEntry,
     KnownTls,
     Policy,
@@ -299,6 +300,19 @@ def decide_tls(case: Case, policy: Policy) -> TlsVerdict:
             return Intercept(verdict.because)
         case UnknownTls.DROP:
             return Drop(verdict.because)
+
+
+def way_of_connect(policy: Policy, user_agent: str, port: int) -> Connect:
+    """How an unknown client's CONNECT is refused: `answer` or `alert`.
+
+    Chromium, Firefox and undici do not show the answer to a CONNECT. undici opens a tunnel for
+    plain HTTP too (port 80), and reads the answer to the request that it sends inside.
+    """
+    way = policy.tls.connect
+    if way is not Connect.AUTO:
+        return way
+    reads_inside = user_agent.startswith("Mozilla/") or port == 80
+    return Connect.ALERT if reads_inside else Connect.ANSWER
 
 
 def _known(standing: Standing) -> Pass:

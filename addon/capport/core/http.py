@@ -1,6 +1,8 @@
-"""Parts of RFC 9110 and 4918 that several modules need: tokens, default ports, methods."""
+"""Parts of RFC 9110 and 4918 that several modules need: tokens, ports, methods, the Date field."""
 
 import re
+from email.utils import formatdate
+from functools import lru_cache
 from typing import Final
 
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}  # RFC 9110 sections 4.2.1 and 4.2.2
@@ -19,3 +21,12 @@ def default_port(scheme: str) -> int:
 def is_token(text: str) -> bool:
     """Whether `text` is a token. Methods and field names are tokens."""
     return _TOKEN.fullmatch(text) is not None
+
+
+CLOCK_IS_SET: Final = 1735689600  # 2025 began; a router without a battery boots in 1970
+
+
+@lru_cache(2)  # all answers within a second share it
+def date_fields(second: int) -> tuple[tuple[str, str], ...]:
+    """The Date field at `second`; none if the clock is not set (RFC 9110 section 6.6.1)."""
+    return (("Date", formatdate(second, usegmt=True)),) if second >= CLOCK_IS_SET else ()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from capport.core.cost import INPUT
+from capport.core.place import Place, parse_host
 
 HELLO: Final = INPUT  # bytes of a ClientHello; with post-quantum keys and ECH one has 2 KB
 RECORD: Final = 2**14  # bytes of a record that is not encrypted: RFC 8446 section 5.1
@@ -17,6 +18,7 @@ RECORDS: Final = 1024  # records of one hello; most hellos are in one record
 ITEMS: Final = 100  # extensions, protocols, names; a browser sends 20 of each at most
 CIPHERS: Final = 1000  # cipher suites; IANA has registered 400
 
+ACCESS_DENIED: Final = b"\x31"  # RFC 8446 section 6.2
 SERVER_NAME: Final = 0  # RFC 6066 section 3
 ALPN: Final = 16  # RFC 7301 section 3.1
 ECH: Final = 0xFE0D  # RFC 9849 section 5
@@ -66,6 +68,13 @@ class HelloReader:
             return None
         return read_hello(b"".join(self._payloads())[4:size])
 
+    def access_denied(self) -> bytes:
+        """The fatal alert that refuses the hello, as one TLS record (RFC 8446 sections 5.1 and 6).
+
+        It has the version of the client's own record (appendix D).
+        """
+        return b"\x15" + bytes(self.raw[1:3]) + b"\x00\x02\x02" + ACCESS_DENIED
+
     def _has_record(self) -> bool:
         header = bytes(self.raw[self._record : self._record + 5])
         if len(header) < 5:
@@ -90,6 +99,25 @@ class HelloReader:
             size = int.from_bytes(self.raw[at + 3 : at + 5])
             yield bytes(self.raw[at + 5 : at + 5 + size])
             at += 5 + size
+
+
+def claim_of(hello: Hello, dialled: Place | None) -> Place | None:
+    """The place that the hello's SNI names; None if it names none."""
+    if hello.server_name is None or not dialled:
+        return None
+    try:
+        return Place(parse_host(hello.server_name), dialled.port)
+    except ValueError:  # the SNI is no valid name
+        return None
+
+
+def asked_for(claim: Place | None, dialled: Place | None) -> Place | None:
+    """The place to decide on: in a tunnel to a name, the place that the SNI names.
+
+    Otherwise a client could name a garden host in its CONNECT, and reach another site of the same
+    server with another SNI, or with none.
+    """
+    return claim if dialled and isinstance(dialled.host, str) else dialled
 
 
 def read_hello(body: bytes) -> Hello:

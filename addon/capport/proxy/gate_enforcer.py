@@ -4,7 +4,7 @@ from mitmproxy import connection, http, tcp
 from mitmproxy.proxy import mode_specs
 
 from capport.core.client import Client
-from capport.core.decision import HttpRequest
+from capport.core.decision import HttpRequest, way_of_connect
 from capport.core.place import Place
 from capport.core.policy import Connect
 from capport.core.verdict import (
@@ -77,16 +77,8 @@ class GateEnforcer:
         return self._service.is_held(self.connections.peer_of(conn), client)
 
     def way_of_connect(self, user_agent: str, port: int) -> Connect:
-        """How a CONNECT is refused: `answer` or `alert`.
-
-        Chromium, Firefox and undici do not show the answer to a CONNECT. undici opens a tunnel for
-        plain HTTP too (port 80), and reads the answer to the request that it sends inside.
-        """
-        way = self.gate.policy.tls.connect
-        if way is not Connect.AUTO:
-            return way
-        reads_inside = user_agent.startswith("Mozilla/") or port == 80
-        return Connect.ALERT if reads_inside else Connect.ANSWER
+        """How a CONNECT is refused: `answer` or `alert`."""
+        return way_of_connect(self.gate.policy, user_agent, port)
 
     def let_through(self, conn: connection.Client, place: Place | None) -> None:
         """Lifts the connection's deadline."""

@@ -1,16 +1,13 @@
 """Makes mitmproxy's responses of our replies, and the replies that have no page."""
 
 import time
-from email.utils import formatdate
-from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
 
 from mitmproxy import http
 
+from capport.core.http import date_fields
 from capport.core.reply import Asked, Fields, Reply
-
-CLOCK_IS_SET: Final = 1735689600  # 2025 began; a router without a battery boots in 1970
 
 CLOSED: Final = Reply(
     503,
@@ -39,7 +36,7 @@ def bare(status: int) -> Reply:
 
 def fields_of(reply: Reply) -> Fields:
     """The header fields of `reply` as they are sent now: with a Date, if the clock is set."""
-    return (*reply.fields, *_date(int(time.time())))
+    return (*reply.fields, *date_fields(int(time.time())))
 
 
 def to_mitmproxy(reply: Reply) -> http.Response:
@@ -65,9 +62,3 @@ def asked_of(request: http.Request) -> Asked:
         request.headers.get("accept", ""),
         request.headers.get("accept-language", ""),
     )
-
-
-@lru_cache(2)  # all answers within a second share it
-def _date(second: int) -> Fields:
-    """The Date field; none if the clock is not set (RFC 9110 section 6.6.1)."""
-    return (("Date", formatdate(second, usegmt=True)),) if second >= CLOCK_IS_SET else ()

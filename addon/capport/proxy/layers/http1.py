@@ -15,7 +15,7 @@ from mitmproxy.proxy import commands, context, events, layer
 from mitmproxy.proxy.layers import modes, tls
 from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
 
-from capport.core.cost import FIELDS, HEAD
+from capport.core.cost import ANSWERS, FIELDS, HEAD
 from capport.core.http import default_port
 from capport.core.place import Place
 from capport.core.policy import Connect
@@ -30,7 +30,7 @@ from capport.proxy.internals.http_events import (
     HttpResponseHook,
 )
 from capport.proxy.internals.layers import OwnLayer
-from capport.proxy.layers.http2 import ANSWERS, BoundLayer
+from capport.proxy.layers.http2 import BoundLayer
 from capport.proxy.layers.lingering import STAGE, Lingering
 from capport.proxy.layers.silent import ends_on_faults
 from capport.proxy.request_head import (

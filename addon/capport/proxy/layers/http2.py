@@ -5,12 +5,12 @@ HTTP/2 of unknown clients, and the HTTP/1 requests that `RefusalLayer` forwards.
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final
 
 from mitmproxy import connection, http
 from mitmproxy.proxy import context, events, layer
 from mitmproxy.proxy.layers.http import HTTPMode
 
+from capport.core.cost import ANSWERS
 from capport.proxy.internals.http1_reader import is_interim
 from capport.proxy.internals.http_events import (
     RequestHeaders,
@@ -26,8 +26,6 @@ from capport.proxy.internals.http_streams import EarlyStream, StreamsLayer
 from capport.proxy.layers.lingering import STAGE, Lingering
 from capport.proxy.request_head import redact, restore
 from capport.proxy.responses import bare, to_mitmproxy
-
-ANSWERS: Final = 100  # as many on one connection; then it ends
 
 
 class BoundStream(EarlyStream):

@@ -12,9 +12,9 @@ from mitmproxy.proxy import commands, context, events, layer
 from mitmproxy.proxy.layers import ClientTLSLayer, TCPLayer
 from mitmproxy.proxy.layers import tcp as tcp_layers
 
-from capport.core.place import Place, parse_host
+from capport.core.place import Place
 from capport.core.verdict import Drop, Inspect, Intercept, Refuse, TlsVerdict, Tunnel
-from capport.front.hello import Hello, HelloReader
+from capport.front.hello import Hello, HelloReader, asked_for, claim_of
 from capport.proxy.enforcer import Enforcer
 from capport.proxy.internals.layers import OwnLayer, intercepting
 from capport.proxy.layers.lingering import STAGE, Lingering
@@ -23,7 +23,6 @@ from capport.proxy.request_head import place_of
 
 logger = logging.getLogger(__name__)
 
-ACCESS_DENIED: Final = 49  # RFC 8446 section 6.2
 CAVEAT: Final = (
     "RFC 6585 section 7.4: the certificate was not the origin's, so a client that checks"
     " certificates saw an error"
@@ -32,11 +31,6 @@ OUTER: Final = (
     "RFC 9849: the hello has encrypted_client_hello, so its SNI may be only the outer name, and the"
     " real name is hidden"
 )
-
-
-def alert_record(description: int, version: bytes = b"\x03\x03") -> bytes:
-    """Makes a fatal alert, as one TLS record (RFC 8446 sections 5.1 and 6)."""
-    return b"\x15" + version + b"\x00\x02\x02" + bytes([description])
 
 
 class ServerFirst:
@@ -104,8 +98,9 @@ class HelloLayer(OwnLayer):
             self.enforcer.takes_tls(self.context.client)
             yield from self._continue_as(ClientTLSLayer(self.context))
             return
-        claim = self._claim(hello)
-        verdict = self.enforcer.decide_tls(self.context.client, claim, self._asked_for(claim))
+        claim = claim_of(hello, self.dialled)
+        asked = asked_for(claim, self.dialled)
+        verdict = self.enforcer.decide_tls(self.context.client, claim, asked)
         yield from self._carry_out(hello, verdict)
 
     def _no_hello(self, why: str) -> layer.CommandGenerator[None]:
@@ -115,23 +110,6 @@ class HelloLayer(OwnLayer):
             yield from self._carry_out(Hello(), verdict)
         else:
             yield from self._refuse(Hello(), Refuse(why))
-
-    def _claim(self, hello: Hello) -> Place | None:
-        """The place that the hello's SNI names; None if it names none."""
-        if hello.server_name is None or not self.dialled:
-            return None
-        try:
-            return Place(parse_host(hello.server_name), self.dialled.port)
-        except ValueError:  # the SNI is no valid name
-            return None
-
-    def _asked_for(self, claim: Place | None) -> Place | None:
-        """The place to decide on: in a tunnel to a name, the place that the SNI names.
-
-        Otherwise a client could name a garden host in its CONNECT, and reach another site of the
-        same server with another SNI, or with none.
-        """
-        return claim if self.dialled and isinstance(self.dialled.host, str) else self.dialled
 
     def _carry_out(self, hello: Hello, verdict: TlsVerdict) -> layer.CommandGenerator[None]:
         client = self.context.client
@@ -185,8 +163,7 @@ class HelloLayer(OwnLayer):
             self.enforcer.reset(client)
             yield commands.CloseConnection(client)
             return
-        # The alert has the version of the client's own record (RFC 8446 appendix D).
-        yield commands.SendData(client, alert_record(ACCESS_DENIED, bytes(self.reader.raw[1:3])))
+        yield commands.SendData(client, self.reader.access_denied())
         self.reader.raw.clear()
         if self.plain:
             self.enforcer.lingers(client)

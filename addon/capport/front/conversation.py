@@ -1,0 +1,177 @@
+"""One connection of an unknown client, answered before mitmproxy sees it; sans-IO.
+
+A `Conversation` gets what the client sent, and says what to do. It may only refuse. It answers a
+request or a ClientHello if all of that is ordinary, and the verdict is a refusal. Everything else
+is handed over unread, beginning at the end of the last answered request, and takes the strict way
+through h11 (`proxy/layers/`). So nothing is forwarded that was read here.
+
+How the driver uses it, for a client that is unknown when it connects:
+
+    act = conversation.receive(data)          # data_received
+    while act is not None:
+        if isinstance(act, HandOver): hand over `act.data`; never call `receive` again
+        write act.data; report `act` to the observer
+        if act.close: half-close and linger; drop all that comes; never call `receive` again
+        (if the client reads slowly, stop here until it has read)
+        act = conversation.receive()          # the client may have sent several requests at once
+
+If `receive` raises, nothing has been answered: report the fault, and carry out `hand_over()`, so
+that the strict way answers (with 503, if the gate raises again).
+
+`receive` returns None if it waits for the client. At the end of the client's stream there is
+nothing to ask: whatever can be answered has been, so the driver closes the connection.
+
+A refused ClientHello is an `Alert`. If its `data` is empty, the client gets RST (`tls.unknown:
+drop`); else it is the same as an `Answer` that closes.
+
+If a client's CONNECT was answered with a tunnel (`tls.connect: alert`), what is handed over later
+begins with that CONNECT. `HandOver.skip` is then what mitmproxy will answer to it, and the client
+has that already: the driver drops these first bytes that mitmproxy sends.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from capport.core.client import Client, Peer
+from capport.core.cost import ANSWERS, LINE
+from capport.core.decision import way_of_connect
+from capport.core.place import Place
+from capport.core.policy import Connect
+from capport.core.verdict import Drop, Refusal, Refuse
+from capport.front.hello import Hello, HelloReader, asked_for, claim_of
+from capport.front.request import Request, read
+from capport.front.templates import answer_to
+from capport.gate import Gate
+
+LONGEST: Final = LINE
+"""Bytes of a head that are read here. Those of browsers have 1 to 3 KB."""
+
+ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
+
+
+@dataclass(slots=True)
+class Answer:
+    """The answer to a request, which `head` has as it was sent. `close`: it is the last one.
+
+    `status` is 200 if a CONNECT got a tunnel that leads nowhere. `dialled` is None for an explicit
+    proxy.
+    """
+
+    data: bytes
+    close: bool
+    client: Client
+    dialled: Place | None
+    verdict: Refusal
+    status: int
+    head: bytes
+    request: Request
+
+
+@dataclass(slots=True)
+class Alert:
+    """The refusal of a ClientHello: a TLS record, or nothing, which means RST."""
+
+    data: bytes
+    client: Client
+    dialled: Place
+    verdict: Refuse | Drop
+    hello: Hello
+    close: bool = True
+
+
+@dataclass(slots=True)
+class HandOver:
+    """Hand `data` over to mitmproxy: its handler gets it as the beginning of the connection.
+
+    `answers` is how many requests have been answered. If there were any, what follows is HTTP/1.
+    `skip` are the first bytes of mitmproxy's that the client does not get.
+    """
+
+    data: bytes
+    answers: int
+    skip: bytes = b""
+
+
+type Action = Answer | Alert | HandOver
+
+
+class Conversation:
+    """What one unknown client sends on one connection. `dialled` is None for an explicit proxy."""
+
+    def __init__(self, gate: Gate, peer: Peer, dialled: Place | None) -> None:
+        self.gate = gate
+        self.peer = peer
+        self.dialled = dialled
+        self.answers = 0
+        self._explicit = dialled is None
+        self._unread = b""
+        self._connect = b""  # the CONNECT that opened the tunnel, if one did
+        self._hello: HelloReader | None = None
+
+    def receive(self, data: bytes = b"") -> Action | None:
+        """What to do next, now that the client has sent `data`."""
+        if self._hello is not None:
+            return self._read_hello(data)
+        self._unread = data = self._unread + data if self._unread else data
+        if not data:
+            return None
+        if data[0] == 0x16 and not self.answers and self.dialled is not None:
+            self._hello, self._unread = HelloReader(), b""
+            return self._read_hello(data)
+        end = data.find(b"\r\n\r\n", 0, LONGEST) + 4
+        if end < 4:
+            return None if _may_become_ordinary(data) else self.hand_over()
+        return self._answer(data[:end], data[end:])
+
+    def hand_over(self) -> HandOver:
+        """Hands over what has not been answered, whatever it is."""
+        unread = bytes(self._hello.raw) if self._hello is not None else self._unread
+        if self._connect:
+            return HandOver(self._connect + unread, self.answers, ESTABLISHED)
+        return HandOver(unread, self.answers)
+
+    def _answer(self, head: bytes, rest: bytes) -> Action:
+        request = read(head, explicit=self._explicit)
+        if request is None:
+            return self.hand_over()
+        client = self.gate.client(self.peer)
+        verdict = self.gate.refusal(client, request.case, request.claim, self.dialled, request.url)
+        if verdict is None:
+            return self.hand_over()
+        dialled = self.dialled
+        if request.case.method == "CONNECT":
+            way = way_of_connect(self.gate.policy, request.user_agent, request.claim.port)
+            if way is Connect.ALERT:
+                self._connect, self._unread = head, rest
+                self.dialled, self._explicit = request.claim, False
+                self.answers = 0
+                return Answer(ESTABLISHED, False, client, dialled, verdict, 200, head, request)
+        close = not request.keeps_open or self.answers + 1 >= ANSWERS
+        status, data = answer_to(verdict, request.asked, close=close)
+        self._unread = rest
+        self.answers += 1
+        return Answer(data, close, client, dialled, verdict, status, head, request)
+
+    def _read_hello(self, data: bytes) -> Action | None:
+        assert self._hello is not None
+        assert self.dialled is not None
+        try:
+            hello = self._hello.feed(data)
+        except ValueError:
+            return self.hand_over()
+        if hello is None:
+            return None
+        claim = claim_of(hello, self.dialled)
+        client = self.gate.client(self.peer)
+        verdict = self.gate.refused_handshake(client, claim, asked_for(claim, self.dialled))
+        if verdict is None:
+            return self.hand_over()
+        record = b"" if isinstance(verdict, Drop) else self._hello.access_denied()
+        return Alert(record, client, self.dialled, verdict, hello)
+
+
+def _may_become_ordinary(data: bytes) -> bool:
+    """Whether more data can make an ordinary head of this."""
+    if len(data) >= LONGEST or not b"A" <= data[:1] <= b"Z":
+        return False
+    return data.count(b"\n") == data.count(b"\r\n")

@@ -1,0 +1,134 @@
+"""The head of an ordinary HTTP/1 request, matched as a whole.
+
+It reads only a head that every reader understands in the same way. For any other, `read` returns
+None, and h11 reads it (`proxy/layers/http1.py`): so this is no second parser.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from capport.core.decision import HttpRequest
+from capport.core.http import default_port
+from capport.core.place import Place, parse_authority
+from capport.core.reply import Asked
+
+_HEAD: Final = re.compile(
+    rb"([A-Z]{1,24}+) ([!-~]++) HTTP/1\.([01])\r\n"
+    rb"((?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:[\t -~\x80-\xff]*+(?<![ \t])\r\n){1,100}+)\r\n"
+)
+_FIELD: Final = re.compile(rb"([^:]++):[ \t]*+([^\r]*+)\r\n")
+_LENGTH: Final = re.compile(rb"[0-9]{1,15}+")
+
+_ONCE: Final = frozenset({b"host", b"content-length", b"transfer-encoding"})
+_AUTHORIZATIONS: Final = frozenset({b"authorization", b"proxy-authorization"})
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a decision, a reply and a report need of a request.
+
+    `claim` is the place that it names. `url` is None for CONNECT. `declared` is its Content-Length,
+    0 if it has none. `keeps_open` is whether the client may send another request after it.
+    `cookies` and `authorizations` are counts (RFC 6585 section 7.4).
+    """
+
+    claim: Place
+    case: HttpRequest
+    asked: Asked
+    url: str | None
+    declared: int
+    has_body: bool
+    keeps_open: bool
+    user_agent: str
+    cookies: int
+    authorizations: int
+
+
+def read(head: bytes, *, explicit: bool) -> Request | None:
+    """Reads `head`, which ends with an empty line. None if anything about it is unusual.
+
+    `explicit` is whether the client takes us for its proxy, so that CONNECT has a meaning.
+    """
+    matched = _HEAD.fullmatch(head)
+    if matched is None:
+        return None
+    method, target, is_1_1 = matched[1].decode(), matched[2].decode(), matched[3] == b"1"
+    fields = [(name.lower(), value) for name, value in _FIELD.findall(matched[4])]
+    values: dict[bytes, bytes] = {}
+    for name, value in fields:
+        if name in values and name in _ONCE:
+            return None
+        values[name] = value if name not in values else values[name] + b", " + value
+    try:
+        claim, path = _place(method, target, values[b"host"].decode("ascii"), explicit=explicit)
+        declared, has_body = _body(values, is_1_1=is_1_1)
+    except (ValueError, LookupError):
+        return None
+    options = [option.strip() for option in values.get(b"connection", b"").lower().split(b",")]
+    is_connect = method == "CONNECT"
+    if is_connect and has_body:
+        return None
+    sizes = tuple((name.decode(), len(name) + len(value)) for name, value in fields)
+    size = len(target) + sum(size + 4 for _, size in sizes)
+    return Request(
+        claim,
+        HttpRequest(method, "http", path, sizes, size),
+        Asked(
+            method,
+            values.get(b"accept", b"").decode("latin-1"),
+            values.get(b"accept-language", b"").decode("latin-1"),
+        ),
+        None if is_connect else f"http://{claim.authority(default_port('http'))}{path}",
+        declared,
+        has_body,
+        is_1_1 and b"close" not in options and not is_connect and not has_body,
+        values.get(b"user-agent", b"").decode("latin-1"),
+        sum(_cookies(value) for name, value in fields if name == b"cookie"),
+        sum(name in _AUTHORIZATIONS for name, _ in fields),
+    )
+
+
+def _place(method: str, target: str, host: str, *, explicit: bool) -> tuple[Place, str]:
+    """The place that the target and the Host field name, and the path. ValueError if they differ.
+
+    RFC 9112 sections 3.2.1 to 3.2.3.
+    """
+    if method == "CONNECT" and explicit:
+        claim, path = parse_authority(target, None), target
+        named = parse_authority(host, claim.port)
+    elif method == "CONNECT":
+        raise ValueError("CONNECT to what is no proxy")
+    elif target.startswith("/"):
+        named = claim = parse_authority(host, default_port("http"))
+        path = target
+    else:
+        authority, slash, rest = target.removeprefix("http://").partition("/")
+        if not target.startswith("http://") or not slash:
+            raise ValueError("neither a path nor the URL of one")
+        claim, path = parse_authority(authority, default_port("http")), slash + rest
+        named = parse_authority(host, default_port("http"))
+    if named != claim:
+        raise ValueError("the target and the Host field differ")
+    return claim, path
+
+
+def _body(values: dict[bytes, bytes], *, is_1_1: bool) -> tuple[int, bool]:
+    """The Content-Length, 0 if there is none, and whether there is a body.
+
+    ValueError if that is not plain. RFC 9112 section 6.
+    """
+    coding, length = values.get(b"transfer-encoding"), values.get(b"content-length")
+    if coding is not None:
+        if coding.lower() != b"chunked" or length is not None or not is_1_1:
+            raise ValueError("a body whose end is disputed")
+        return 0, True
+    if length is None:
+        return 0, False
+    if not _LENGTH.fullmatch(length):
+        raise ValueError("no length")
+    return int(length), int(length) > 0
+
+
+def _cookies(value: bytes) -> int:
+    return sum(bool(pair.strip()) for pair in value.split(b";"))
