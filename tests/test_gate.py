@@ -148,8 +148,9 @@ def test_a_client_may_sign_in_however_many_requests_it_has_sent() -> None:
     assert isinstance(gate.request(client, HttpRequest(), ELSEWHERE, None), TooManyRequests)
 
 
-def test_the_link_is_made_for_the_client_and_for_what_it_asked() -> None:
-    gate, _ = make(link=lambda client, url: f"https://login.example.net/?s={client.id}+{url}")
+def test_the_state_is_made_for_the_client_and_for_what_it_asked() -> None:
+    gate, _ = make(state=lambda client, url: f"{client.id}+{url}")
+    gate.policy = replace(gate.policy, login_url="https://login.example.net/?s={state}")
     client = gate.client("192.0.2.7")
     verdict = gate.request(client, HttpRequest(), ELSEWHERE, None, "http://elsewhere.example.com/")
     assert isinstance(verdict, NetworkAuthenticationRequired)

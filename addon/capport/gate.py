@@ -35,7 +35,6 @@ from capport.core.verdict import (
     Imitated,
     NetworkAuthenticationRequired,
     Pass,
-    Refusal,
     Refuse,
     SignIn,
     TlsVerdict,
@@ -52,11 +51,13 @@ NOWHERE: Final[Mapping[Place, Address]] = MappingProxyType({})
 
 HERE = Machine(OWN)
 
-# The verdicts on requests that are answered before the strict way (`front/`).
-_AT_ONCE = (NetworkAuthenticationRequired, SignIn, TooManyRequests, HeaderFieldsTooLarge)
+type AtOnce = NetworkAuthenticationRequired | SignIn | TooManyRequests | HeaderFieldsTooLarge
+"""The verdicts that `front/` carries out."""
 
-type Link = Callable[[Client, str | None], str | None]
-"""Makes the login URL for a client and the URL that it asked for; None: use the policy's."""
+AT_ONCE: Final = (NetworkAuthenticationRequired, SignIn, TooManyRequests, HeaderFieldsTooLarge)
+
+type MakeState = Callable[[Client, str | None], str | None]
+"""Makes the `{state}` in the login URL of a client that asked for a URL; None: there is none."""
 
 type Imitate = Callable[[NetworkAuthenticationRequired | SignIn], Imitated]
 """Makes the answer of another kind of portal."""
@@ -66,8 +67,8 @@ class Gate:
     """Decides for every enforcement point.
 
     `policy` and `events` may be replaced, each as a whole, but are never edited. `imitate` is set
-    only by `capport.testing`. `link` makes the
-    link of a 511. `answering` maps each place of the login server that answers now to its address.
+    only by `capport.testing`. `state` makes the state in the link of a 511. `answering` maps each
+    place of the login server that answers now to its address.
     `carry_out` puts a session that was opened or ended here in force in the kernel. It gets the
     client's id, returns when the change is in force, and raises StoreError if there is no room.
     `drop` ends the connections of a client that was refused too often (`limits.drop_after`), and
@@ -83,7 +84,7 @@ class Gate:
         events: EventLog | None = None,
         now: Callable[[], Instant] = clock.now,
         machine: Machine = HERE,
-        link: Link | None = None,
+        state: MakeState | None = None,
         answering: Mapping[Place, Address] = NOWHERE,
         carry_out: Callable[[ClientId], None] | None = None,
         budgets: Budgets | None = None,
@@ -96,7 +97,7 @@ class Gate:
         self.events = events or EventLog()
         self.now = now
         self.machine = machine
-        self.link = link
+        self.state = state
         self.answering = answering
         self.metrics = metrics or Metrics()
         self.imitate: Imitate | None = None
@@ -155,7 +156,7 @@ class Gate:
     ) -> Verdict:
         """The verdict on one HTTP request. It counts for 429, and keeps an idle session open."""
         begun = time.perf_counter()
-        found, answers = self.standing(client), self._login_answers(client)
+        found, answers = self.standing(client), self._login_answers(client, request, claim)
         wait = self._spend(found)
         case = Case(
             found, claim, dialled, request, wait, answers, machine=self.machine, logins=logins
@@ -167,7 +168,12 @@ class Gate:
             self._heard_of(found)
             return verdict
         self._count_refusal(found)
-        return self._linked(client, verdict, url)
+        if isinstance(verdict, NetworkAuthenticationRequired | SignIn):
+            state = self._state_for(client, verdict, url)
+            with_state = self.policy.login_url_with(state, client.address)
+            verdict = replace(verdict, login_url=with_state)
+            return self.imitate(verdict) if self.imitate else verdict
+        return verdict
 
     def refusal(
         self,
@@ -176,35 +182,40 @@ class Gate:
         claim: Place,
         dialled: Place | None,
         url: str | None,
-    ) -> Refusal | None:
-        """The verdict on an unknown client's request if it is 511, 302, 429 or 431.
+    ) -> tuple[AtOnce, str | None] | None:
+        """The verdict on an unknown client's request if it is 511, 302, 429 or 431, and the state.
 
-        Otherwise None, and nothing is changed: the request is to be decided on by `request`.
+        The state is not in the verdict's `login_url` yet. Otherwise None, and nothing is counted:
+        `request` decides.
         """
         begun = time.perf_counter()
         found = self.standing(client)
         if found.is_known or self.imitate:
             return None
-        answers, before = self._login_answers(client), self._budgets.until(_requests(found))
-        wait = self._spend(found)
-        case = Case(found, claim, dialled, request, wait, answers, machine=self.machine)
+        answers = self._login_answers(client, request, claim)
+        case = Case(found, claim, dialled, request, None, answers, machine=self.machine)
         verdict = decision.decide(case, self.policy)
-        if not isinstance(verdict, _AT_ONCE):
-            self._budgets.set(_requests(found), before)
+        if not isinstance(verdict, AT_ONCE):
             return None
+        wait = self._spend(found)
+        if wait is not None:
+            verdict = decision.decide(replace(case, retry_after=wait), self.policy)
+            assert isinstance(verdict, AT_ONCE)
         self.metrics.decisions.add(time.perf_counter() - begun)
         self.metrics.verdicts[type(verdict).__name__] += 1
         self._count_refusal(found)
-        return self._linked(client, verdict, url)
+        if isinstance(verdict, NetworkAuthenticationRequired | SignIn):
+            return verdict, self._state_for(client, verdict, url)
+        return verdict, None
 
-    def _linked(self, client: Client, verdict: Verdict, url: str | None) -> Verdict:
-        if self.link is not None and isinstance(verdict, NetworkAuthenticationRequired | SignIn):
-            # After the sign-in nobody wants to be sent to the URL of a connectivity check.
-            page = url if isinstance(verdict, NetworkAuthenticationRequired) else None
-            verdict = replace(verdict, login_url=self.link(client, page) or verdict.login_url)
-        if self.imitate and isinstance(verdict, NetworkAuthenticationRequired | SignIn):
-            return self.imitate(verdict)
-        return verdict
+    def _state_for(
+        self, client: Client, verdict: NetworkAuthenticationRequired | SignIn, url: str | None
+    ) -> str | None:
+        if self.state is None:
+            return None
+        # After the sign-in nobody wants to be sent to the URL of a connectivity check.
+        page = url if isinstance(verdict, NetworkAuthenticationRequired) else None
+        return self.state(client, page)
 
     def connection(
         self,
@@ -429,8 +440,13 @@ class Gate:
             mac = self.neighbours.find_mac(address)
         return mac, address
 
-    def _login_answers(self, client: Client) -> bool:
-        """Whether `client` could follow a 302 to a login server that answers."""
+    def _login_answers(self, client: Client, request: HttpRequest, claim: Place | None) -> bool:
+        """Whether `client` could follow a 302 to a login server that answers.
+
+        It is False for a request that gets no 302 in any case.
+        """
+        if decision.probe_of(request, claim, self.policy) is None:
+            return False
         address = self.answering.get(self.policy.login_for(client.address).place)
         if address is None:
             return False
@@ -447,7 +463,7 @@ class Gate:
         rate = self.policy.limits.requests_of(known=found.is_known)
         if rate is None:
             return None
-        return self._budgets.spend(_requests(found), rate, self.now())
+        return self._budgets.spend(f"requests {_budget(found)}", rate, self.now())
 
     def _count_refusal(self, found: Standing) -> None:
         """Counts a refusal; if they are too many, drops the client's connections for `per`.
@@ -463,10 +479,6 @@ class Gate:
             self.events.write("dropped", found.client, seconds=limit.per, because=because)
         if self._drop is not None:
             self._drop(found.client, self._budgets.until(f"dropped {who}") - now)
-
-
-def _requests(found: Standing) -> str:
-    return f"requests {_budget(found)}"
 
 
 def _budget(found: Standing) -> str:

@@ -88,8 +88,8 @@ def the_events(it: Portal, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(it.gate.events, "write", broken)
 
 
-def the_link(it: Portal, _: pytest.MonkeyPatch) -> None:
-    it.gate.link = broken
+def the_state(it: Portal, _: pytest.MonkeyPatch) -> None:
+    it.gate.state = broken
 
 
 def the_handshakes(it: Portal, patch: pytest.MonkeyPatch) -> None:
@@ -109,10 +109,10 @@ def the_verdict(it: Portal, patch: pytest.MonkeyPatch) -> None:
 
 COLLABORATORS = [
     *(the_rules, the_store, the_neighbours, the_clock, the_resolver, the_reply, the_events),
-    *(the_link, the_handshakes, the_connections, the_verdict),
+    *(the_state, the_handshakes, the_connections, the_verdict),
 ]
 # For these there is no reason that a known client should suffer.
-HARMLESS = {the_reply, the_events, the_link}
+HARMLESS = {the_reply, the_events, the_state}
 
 
 A_REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"

@@ -28,10 +28,10 @@ ORIGIN = Place("www.example.org", 80)
 
 
 async def test_from_the_511_to_online_and_the_page_that_was_asked_for(tmp_path: Path) -> None:
-    def link_to(client: Client, url: str | None) -> str:
-        return ours.link(client, url)
+    def state_of(client: Client, url: str | None) -> str | None:
+        return ours.state(client, url)
 
-    gate = Gate(policy(), MemoryStore(), now=Clock(), link=link_to)
+    gate = Gate(policy(), MemoryStore(), now=Clock(), state=state_of)
     ours = Embedded(gate, tmp_path / "portal.db", socket=tmp_path / "api.sock")
     await ours.start()
     try:

@@ -4,7 +4,6 @@ import json
 
 from capport.core.captivity import MEDIA_TYPE, captivity, reads_captivity
 from capport.web.client_handler import ClientHandler
-from capport.web.states import login_url
 
 PATH = "/api/captive-portal"
 """The path at the login server. DHCP option 114 and the RA option have the whole https URL."""
@@ -21,9 +20,8 @@ class CaptivePortalApi(ClientHandler):
         # redirect. RFC 8908 section 5: `private` or stricter, because it is one client's state.
         self.set_header("Cache-Control", "private, no-store")
         self.set_header("Vary", "Accept")
-        portal_url = login_url(
-            self.policy, self.client.address, self.portal.states.for_agent(self.client)
-        )
+        state = self.portal.states.for_agent(self.client)
+        portal_url = self.policy.login_url_with(state, self.client.address)
         if not reads_captivity(self.request.headers.get("Accept", "")):
             self.redirect(portal_url, status=302)
             return

@@ -1,7 +1,7 @@
 """A client: its address, its MAC, and the ids that its session can be filed under."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NewType
 
@@ -37,11 +37,12 @@ class Client:
     address: Address
     mac: Mac | None = None
     astray: bool = False
+    _written: str = field(default="", init=False, repr=False, compare=False)
 
     @property
     def id(self) -> ClientId:
         """The id under which a new session is filed: the client's MAC, or else its address."""
-        return ClientId(self.mac or str(self.address))
+        return ClientId(self.mac or self._address)
 
     @property
     def ids(self) -> tuple[ClientId, ...]:
@@ -49,12 +50,19 @@ class Client:
 
         Empty if the client is astray and has no MAC, because nothing tells it from others then.
         """
-        address = ClientId(str(self.address))
+        address = ClientId(self._address)
         of_mac = (ClientId(f"{self.mac}@{address}"), ClientId(self.mac)) if self.mac else ()
         return of_mac if self.astray else (*of_mac, address)
 
+    @property
+    def _address(self) -> str:
+        """The address as text, made once: each decision needs it, and making it takes 1 us."""
+        if not self._written:
+            object.__setattr__(self, "_written", str(self.address))
+        return self._written
+
     def __str__(self) -> str:
-        return f"{self.address} ({self.mac})" if self.mac else str(self.address)
+        return f"{self._address} ({self.mac})" if self.mac else self._address
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,10 +157,10 @@ def closed_place(case: Case, policy: Policy) -> Verdict | None:
     place = case.dialled or case.claim
     if place is None or isinstance(address := case.address or place.host, str):
         return None
-    named, logins = _named(case), policy.login_places
-    if named != place and named in logins:
+    named = _named(case)
+    if named and policy.is_login(named) and named != place:
         return None  # it goes to the login server, and this rule is asked again with its address
-    known, listed = case.standing.is_known, place in logins
+    known, listed = case.standing.is_known, policy.is_login(place)
     if not known and not listed:
         garden = policy.walled_garden
         if garden.find(place.host, place.port) is None:
@@ -187,10 +187,11 @@ def too_many_logins(case: Case, policy: Policy) -> Verdict | None:
 
 def login_server(case: Case, policy: Policy) -> Verdict | None:
     """Every client may reach the login server. RFC 6585 section 6.1."""
-    for place in policy.login_places:
-        if place in (_named(case), case.dialled):
-            return Pass(f"{place} is the login server", to=place)
-    return None
+    asked = [place for place in (_named(case), case.dialled) if place and policy.is_login(place)]
+    if not asked:
+        return None
+    place = next(place for place in policy.login_places if place in asked)
+    return Pass(f"{place} is the login server", to=place)
 
 
 def known_by_rule(case: Case, policy: Policy) -> Verdict | None:
@@ -210,7 +211,9 @@ def walled_garden(case: Case, policy: Policy) -> Verdict | None:
     A connectivity check passes only by an entry for that one host. If `*.apple.com` were enough, no
     Apple device would notice the portal.
     """
-    exactly = _check(case, policy) is not None
+    if not policy.walled_garden.entries:
+        return None
+    exactly = probe_of(case.request, case.claim, policy) is not None
     for place in (_named(case), case.dialled):
         entry = place and policy.walled_garden.find(place.host, place.port, exactly=exactly)
         if place and entry:
@@ -227,7 +230,7 @@ def connectivity_check(case: Case, policy: Policy) -> Verdict | None:
     """302 to a system whose connectivity check understands only a 302, not a 511, as "sign in"."""
     if policy.probes is Probes.STRICT or not case.login_answers:
         return None
-    probe = _check(case, policy)
+    probe = probe_of(case.request, case.claim, policy)
     if probe is None or not probe.redirect:
         return None
     because = f"{case.client} has no session, and this is a connectivity check"
@@ -326,9 +329,10 @@ def _named(case: Case) -> Place | None:
     return case.claim
 
 
-def _check(case: Case, policy: Policy) -> probes.Probe | None:
-    """The connectivity check that this request is, if it is one: plain HTTP on port 80."""
-    request, claim = case.request, case.claim
+def probe_of(
+    request: HttpRequest | None, claim: Place | None, policy: Policy
+) -> probes.Probe | None:
+    """The connectivity check that a request is, if it is one: plain HTTP on port 80."""
     if request is None or request.scheme != "http" or claim is None or claim.port != 80:
         return None
     return probes.connectivity_check(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from typing import Final
 
 from capport.core.client import Address, Client, Mac
 from capport.core.place import Host, Place
@@ -77,38 +78,49 @@ class NetworkTable[Value]:
     """
 
     def __init__(self) -> None:
-        self._by_length: dict[tuple[int, int], dict[int, Value]] = {}
+        # The values of one length of prefix, by the bits of the prefix as a number. For each IP
+        # version, by the number of bits that come after the prefix.
+        self._tables: dict[int, dict[int, dict[int, Value]]] = {4: {}, 6: {}}
+        self._in_order: list[tuple[int, int, dict[int, Value]]] = []
 
     def setdefault(self, network: Network | Address, value: Value) -> Value:
         """Stores `value` for `network`, unless it has a value already; returns its value."""
-        version, length, number = _key(network)
-        return self._by_length.setdefault((version, length), {}).setdefault(number, value)
+        length, number = _key(network)
+        tables, bits = self._tables[network.version], network.max_prefixlen - length
+        if bits not in tables:
+            tables[bits] = {}
+            self._in_order.append((network.version, bits, tables[bits]))
+        return tables[bits].setdefault(number >> bits, value)
 
-    def covering(self, network: Network | Address) -> Iterator[Value]:
+    def covering(self, network: Network | Address) -> list[Value]:
         """The value of each network that contains all of `network`, which may be itself."""
-        version, longest, number = _key(network)
-        bits = network.max_prefixlen
-        for (other, length), table in self._by_length.items():
-            if version == other and length <= longest:
-                found = table.get(number >> (bits - length) << (bits - length))
-                if found is not None:
-                    yield found
+        tables = self._tables[network.version]
+        if not tables:
+            return []
+        length, number = _key(network)
+        least = network.max_prefixlen - length
+        return [
+            table[number >> bits]
+            for bits, table in tables.items()
+            if bits >= least and number >> bits in table
+        ]
 
     def items(self) -> Iterator[tuple[Network, Value]]:
         """Each network and its value."""
-        for (version, length), table in self._by_length.items():
+        for version, bits, table in self._in_order:
             family = IPv4Network if version == 4 else IPv6Network
-            yield from ((family((number, length)), value) for number, value in table.items())
+            length = family(0).max_prefixlen - bits
+            yield from ((family((n << bits, length)), value) for n, value in table.items())
 
 
-def _key(network: Network | Address) -> tuple[int, int, int]:
-    """The IP version, the length of the prefix, and the first address of `network`.
+def _key(network: Network | Address) -> tuple[int, int]:
+    """The length of the prefix, and the first address of `network`.
 
     A single address counts as a network.
     """
     if isinstance(network, IPv4Address | IPv6Address):
-        return network.version, network.max_prefixlen, int(network)
-    return network.version, network.prefixlen, int(network.network_address)
+        return network.max_prefixlen, int(network)
+    return network.prefixlen, int(network.network_address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +169,7 @@ class ClientRules:
 
     def find(self, client: Client) -> ClientRule | None:
         """The first rule that matches `client`."""
-        found = [*self._networks.covering(client.address)]
+        found = self._networks.covering(client.address)
         if client.mac is not None and (number := self._macs.get(_number(client.mac))) is not None:
             found.append(number)
         return self._rule(min(found)) if found else None
@@ -239,6 +251,9 @@ class GardenEntry:
     wide: bool = False
 
 
+_NO_ENTRIES: Final[list[GardenEntry]] = []
+
+
 class WalledGarden:
     """The places that unknown clients may reach.
 
@@ -265,8 +280,10 @@ class WalledGarden:
 
     def find(self, host: Host, port: int, *, exactly: bool = False) -> GardenEntry | None:
         """The entry that covers `host` and `port`; if `exactly`, one that covers no other host."""
-        found = (e for e in self._candidates(host) if port in e.ports)
-        return next((e for e in found if not (exactly and e.wide)), None)
+        for entry in self._covering(host):
+            if port in entry.ports and not (exactly and entry.wide):
+                return entry
+        return None
 
     def names(self) -> Iterator[tuple[str, GardenEntry]]:
         """Each name in the garden and its entry. `*.example.org` keeps its star."""
@@ -280,16 +297,17 @@ class WalledGarden:
         for network, entries in self._networks.items():
             yield from ((network, entry) for entry in entries)
 
-    def _candidates(self, host: Host) -> Iterator[GardenEntry]:
+    def _covering(self, host: Host) -> list[GardenEntry]:
         if not isinstance(host, str):
-            for entries in self._networks.covering(host):
-                yield from entries
-            return
-        yield from self._names.get(host, ())
-        parent = host
-        while "." in parent:
-            parent = parent.partition(".")[2]
-            yield from self._parents.get(parent, ())
+            return [entry for entries in self._networks.covering(host) for entry in entries]
+        found = self._names.get(host, _NO_ENTRIES)
+        if self._parents:
+            parent = host
+            while "." in parent:
+                parent = parent.partition(".")[2]
+                if parent in self._parents:
+                    found = [*found, *self._parents[parent]]
+        return found
 
 
 def network_of(address: Address) -> Network:
@@ -402,28 +420,45 @@ class Policy:
     router: Router | None = None
     file: str | None = None
 
-    @property
-    def logins(self) -> tuple[Login, ...]:
-        """Each login URL: one, or one for each family of addresses."""
-        first = Login(self.login_url, self.login_place)
-        return (first, self.other_login) if self.other_login else (first,)
+    logins: tuple[Login, ...] = field(init=False, repr=False, compare=False)
+    """The login URLs: one, or one for each family of addresses."""
+    login_places: tuple[Place, ...] = field(init=False, repr=False, compare=False)
+    """The places of the login URLs, and those where the embedded login server listens.
+
+    A client that signs in at an external login server still uses the embedded one: it comes back
+    there with a signed return, and asks its API.
+    """
+
+    _login_ports: frozenset[int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        first, ours = Login(self.login_url, self.login_place), self.login_server
+        logins = (first, self.other_login) if self.other_login else (first,)
+        places = (*(login.place for login in logins), *(ours.listen if ours else ()))
+        object.__setattr__(self, "logins", logins)
+        object.__setattr__(self, "login_places", tuple(dict.fromkeys(places)))
+        object.__setattr__(self, "_login_ports", frozenset(place.port for place in places))
+
+    def is_login(self, place: Place) -> bool:
+        """Whether `place` is one of the `login_places`. It compares ports first, which is quick."""
+        return place.port in self._login_ports and place in self.login_places
 
     def login_for(self, address: Address | None) -> Login:
         """The login URL for a client at `address`: of its family, if there is one for each."""
         other = self.other_login
-        if address and other and _version(other.place) == address.version:
+        if other and address and _version(other.place) == address.version:
             return other
-        return Login(self.login_url, self.login_place)
+        return self.logins[0]
 
-    @property
-    def login_places(self) -> tuple[Place, ...]:
-        """The places of the login URLs, and those where the embedded login server listens.
+    def login_url_with(self, token: str | None, address: Address | None) -> str:
+        """The login URL for a client at `address`, with `token` (or nothing) in place of `{state}`.
 
-        A client that signs in at an external login server still uses the embedded one: it comes
-        back there with a signed return, and asks its API.
+        Without `{state}` in it, the embedded login server gets the token as a parameter.
         """
-        ours = self.login_server.listen if self.login_server else ()
-        return tuple(dict.fromkeys((*(login.place for login in self.logins), *ours)))
+        url = self.login_for(address).url
+        if token and "{state}" not in url and self.login_server is not None:
+            return f"{url}{'&' if '?' in url else '?'}state={token}"
+        return url.replace("{state}", token or "")
 
     @property
     def login_lacks(self) -> int | None:

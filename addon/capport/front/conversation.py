@@ -37,11 +37,11 @@ from capport.core.cost import ANSWERS, LINE
 from capport.core.decision import way_of_connect
 from capport.core.place import Place
 from capport.core.policy import Connect
-from capport.core.verdict import Drop, Refusal, Refuse
+from capport.core.verdict import Drop, Refuse
 from capport.front.hello import Hello, HelloReader, asked_for, claim_of
 from capport.front.request import Request, read
 from capport.front.templates import answer_to
-from capport.gate import Gate
+from capport.gate import AtOnce, Gate
 
 LONGEST: Final = LINE
 """Bytes of a head that are read here. Those of browsers have 1 to 3 KB."""
@@ -61,7 +61,7 @@ class Answer:
     close: bool
     client: Client
     dialled: Place | None
-    verdict: Refusal
+    verdict: AtOnce
     status: int
     head: bytes
     request: Request
@@ -135,9 +135,10 @@ class Conversation:
         if request is None:
             return self.hand_over()
         client = self.gate.client(self.peer)
-        verdict = self.gate.refusal(client, request.case, request.claim, self.dialled, request.url)
-        if verdict is None:
+        refusal = self.gate.refusal(client, request.case, request.claim, self.dialled, request.url)
+        if refusal is None:
             return self.hand_over()
+        verdict, state = refusal
         dialled = self.dialled
         if request.case.method == "CONNECT":
             way = way_of_connect(self.gate.policy, request.user_agent, request.claim.port)
@@ -147,7 +148,9 @@ class Conversation:
                 self.answers = 0
                 return Answer(ESTABLISHED, False, client, dialled, verdict, 200, head, request)
         close = not request.keeps_open or self.answers + 1 >= ANSWERS
-        status, data = answer_to(verdict, request.asked, close=close)
+        status, data = answer_to(
+            verdict, state, request.asked, self.gate.policy, client.address, close=close
+        )
         self._unread = rest
         self.answers += 1
         return Answer(data, close, client, dialled, verdict, status, head, request)

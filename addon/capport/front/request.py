@@ -6,12 +6,20 @@ None, and h11 reads it (`proxy/layers/http1.py`): so this is no second parser.
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from capport.core.decision import HttpRequest
 from capport.core.http import default_port
 from capport.core.place import Place, parse_authority
 from capport.core.reply import Asked
+
+_KEPT: Final = 512
+_SHORT: Final = 1024
+"""Bytes of a head that is remembered: 1 MB in all, with what was read of them 2 MB."""
+
+_HTTP: Final = default_port("http")
+_LONGEST_HOST: Final = 300
 
 _HEAD: Final = re.compile(
     rb"([A-Z]{1,24}+) ([!-~]++) HTTP/1\.([01])\r\n"
@@ -50,6 +58,11 @@ def read(head: bytes, *, explicit: bool) -> Request | None:
 
     `explicit` is whether the client takes us for its proxy, so that CONNECT has a meaning.
     """
+    # Clients repeat themselves, on one connection and between devices of one make.
+    return (_remembered if len(head) <= _SHORT else _read)(head, explicit)
+
+
+def _read(head: bytes, explicit: bool) -> Request | None:
     matched = _HEAD.fullmatch(head)
     if matched is None:
         return None
@@ -61,7 +74,10 @@ def read(head: bytes, *, explicit: bool) -> Request | None:
             return None
         values[name] = value if name not in values else values[name] + b", " + value
     try:
-        claim, path = _place(method, target, values[b"host"].decode("ascii"), explicit=explicit)
+        host = values[b"host"].decode("ascii")
+        if len(host) > _LONGEST_HOST:
+            return None
+        claim, path = _place(method, target, host, explicit=explicit)
         declared, has_body = _body(values, is_1_1=is_1_1)
     except (ValueError, LookupError):
         return None
@@ -79,7 +95,7 @@ def read(head: bytes, *, explicit: bool) -> Request | None:
             values.get(b"accept", b"").decode("latin-1"),
             values.get(b"accept-language", b"").decode("latin-1"),
         ),
-        None if is_connect else f"http://{claim.authority(default_port('http'))}{path}",
+        None if is_connect else f"http://{claim.authority(_HTTP)}{path}",
         declared,
         has_body,
         is_1_1 and b"close" not in options and not is_connect and not has_body,
@@ -89,25 +105,33 @@ def read(head: bytes, *, explicit: bool) -> Request | None:
     )
 
 
+_remembered: Final = lru_cache(_KEPT)(_read)
+
+
+@lru_cache(_KEPT)
+def _authority(text: str, default_port: int | None) -> Place:
+    return parse_authority(text, default_port)
+
+
 def _place(method: str, target: str, host: str, *, explicit: bool) -> tuple[Place, str]:
     """The place that the target and the Host field name, and the path. ValueError if they differ.
 
     RFC 9112 sections 3.2.1 to 3.2.3.
     """
     if method == "CONNECT" and explicit:
-        claim, path = parse_authority(target, None), target
-        named = parse_authority(host, claim.port)
+        claim, path = _authority(target, None), target
+        named = _authority(host, claim.port)
     elif method == "CONNECT":
         raise ValueError("CONNECT to what is no proxy")
     elif target.startswith("/"):
-        named = claim = parse_authority(host, default_port("http"))
+        named = claim = _authority(host, _HTTP)
         path = target
     else:
         authority, slash, rest = target.removeprefix("http://").partition("/")
         if not target.startswith("http://") or not slash:
             raise ValueError("neither a path nor the URL of one")
-        claim, path = parse_authority(authority, default_port("http")), slash + rest
-        named = parse_authority(host, default_port("http"))
+        claim, path = _authority(authority, _HTTP), slash + rest
+        named = _authority(host, _HTTP)
     if named != claim:
         raise ValueError("the target and the Host field differ")
     return claim, path

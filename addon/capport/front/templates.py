@@ -1,18 +1,93 @@
-"""The bytes of a refusal, as h11 would write the same reply."""
+"""The bytes of a refusal, rendered once for each verdict, language and form, and then filled in.
+
+They are the bytes that h11 writes for the same reply (`proxy/layers/http1.py`). What differs from
+one answer to the next is the state in the login URL, the length of the body with it, and the date.
+"""
 
 import time
+from dataclasses import fields, replace
+from operator import attrgetter
+from typing import Final
 
+from capport.core.bounded_map import BoundedMap
+from capport.core.client import Address
 from capport.core.http import date_fields
+from capport.core.negotiation import preferred_form, preferred_language
+from capport.core.policy import Policy
 from capport.core.reply import Asked, reply_to
-from capport.core.verdict import Refusal
+from capport.core.verdict import NetworkAuthenticationRequired, SignIn
+from capport.gate import AT_ONCE, AtOnce
+
+MOST: Final = 256
+"""Templates. Each takes 3 KB, twice: 2 MB in all."""
+
+_STATE: Final = "capport-state"  # stands for the state in what a template is made of
+# What a reply depends on in a verdict: not `because`, which names the client.
+_FACTS: Final = {
+    kind: attrgetter(*(it.name for it in fields(kind) if it.name != "because")) for kind in AT_ONCE
+}
+
+type Key = tuple[object, ...]
 
 
-def answer_to(verdict: Refusal, asked: Asked, *, close: bool) -> tuple[int, bytes]:
-    """The status, and the whole response."""
-    reply = reply_to(verdict, asked)
-    fields = [*reply.fields, *date_fields(int(time.time()))]
-    if close:
-        fields.append(("Connection", "close"))
-    head = "".join(f"{name}: {value}\r\n" for name, value in fields)
-    start = f"HTTP/1.1 {reply.status} {reply.reason}\r\n{head}\r\n".encode("latin-1")
-    return reply.status, start + reply.body
+class Template:
+    """A response, split where its parts differ from one answer to the next."""
+
+    def __init__(self, verdict: AtOnce, asked: Asked, *, close: bool) -> None:
+        reply = reply_to(verdict, replace(asked, method="GET"))
+        head = "".join(f"{name}: {value}\r\n" for name, value in reply.fields)
+        start = f"HTTP/1.1 {reply.status} {reply.reason}\r\n{head}".encode("latin-1")
+        length = b"Content-Length: "
+        before, _, after = start.partition(length + b"%d\r\n" % len(reply.body))
+        self.status = reply.status
+        self._before = before + length
+        self._after = b"\r\n" + after
+        self._end = b"Connection: close\r\n\r\n" if close else b"\r\n"
+        if asked.method != "HEAD":
+            self._end += reply.body
+        self._states = reply.body.count(_STATE.encode())
+        self._length = len(reply.body) - self._states * len(_STATE)
+        self._second = -1
+        self._around_states: list[bytes] = []
+
+    def fill(self, state: bytes, second: int) -> bytes:
+        """The response, with `state` in the login URL, at that second of the wall clock."""
+        if second != self._second:
+            date = "".join(f"{name}: {value}\r\n" for name, value in date_fields(second))
+            whole = self._after + date.encode() + self._end
+            self._around_states = whole.split(_STATE.encode())
+            self._second = second
+        length = self._length + self._states * len(state)
+        return b"%b%d%b" % (self._before, length, state.join(self._around_states))
+
+
+_templates = BoundedMap[Key, Template](MOST)
+
+
+def answer_to(
+    verdict: AtOnce,
+    state: str | None,
+    asked: Asked,
+    policy: Policy,
+    address: Address,
+    *,
+    close: bool,
+) -> tuple[int, bytes]:
+    """The status, and the response to a client at `address`. `policy` made the verdict."""
+    key = (
+        _FACTS[type(verdict)](verdict),
+        type(verdict),
+        preferred_form(asked.accept),
+        preferred_language(asked.accept_language),
+        asked.method == "HEAD",
+        close,
+        state is None,
+        policy.login_server is None,  # then a URL without {state} gets none
+    )
+    template = _templates.get(key)
+    if template is None:
+        if isinstance(verdict, NetworkAuthenticationRequired | SignIn):
+            url = policy.login_url_with(None if state is None else _STATE, address)
+            verdict = replace(verdict, login_url=url)
+        template = _templates[key] = Template(verdict, asked, close=close)
+    return template.status, template.fill((state or "").encode(), int(time.time()))

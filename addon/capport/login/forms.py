@@ -16,7 +16,6 @@ from capport.login.login_context import HASHES_WAITING
 from capport.login.page_handler import Blocked, Page
 from capport.login.repeated_forms import Outcome
 from capport.login.theme import Terms
-from capport.web.states import login_url
 
 BY = "login server"
 """What a session says about who granted it."""
@@ -71,7 +70,7 @@ class SignIn(Form):
             return
         if self.signs_in_elsewhere():
             own = self.state if self.own_state() else self.portal.states.mint(self.client)
-            self.redirect(login_url(self.policy, self.client.address, own), status=302)
+            self.redirect(self.policy.login_url_with(own, self.client.address), status=302)
             return
         self.form()
 

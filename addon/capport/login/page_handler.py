@@ -19,7 +19,7 @@ from capport.web.client_handler import ClientHandler, Indistinct, Misdirected, P
 from capport.web.context import Portal
 from capport.web.gate_protocol import NoMacError
 from capport.web.login_listener import MAX_FORM
-from capport.web.states import State, StateError, login_url
+from capport.web.states import State, StateError
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class Page(ClientHandler):
             heading, text, start = words.blocked, words.blocked_text, ""
             device = self.client.address  # the guest can tell it to the people who run the network
         if isinstance(error, Misdirected):
-            start = login_url(self.policy, self.asked_at(), None)
+            start = self.policy.login_url_with(None, self.asked_at())
         try:
             self.page(
                 "error.html", status_code, heading=heading, text=text, start=start, device=device

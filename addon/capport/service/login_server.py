@@ -19,7 +19,6 @@ from capport.web.context import MayBeProxy, Portal
 from capport.web.gate_in_process import GateGrants
 from capport.web.login_listener import App, LoginServer
 from capport.web.records import Records
-from capport.web.states import login_url
 from capport.web.vouching import sign_client
 
 logger = logging.getLogger(__name__)
@@ -81,10 +80,9 @@ class Embedded:
         self._tidying = Seldom(TIDY)
         self._tasks: list[asyncio.Task[None]] = []
 
-    def link(self, client: Client, url: str | None) -> str:
-        """The login URL, with a state, for `client`, which asked for `url`."""
-        state = self.portal.states.link(client, url)
-        return login_url(self._gate.policy, client.address, state)
+    def state(self, client: Client, url: str | None) -> str | None:
+        """The state in the login URL of `client`, which asked for `url`."""
+        return self.portal.states.link(client, url)
 
     @property
     def signs_in_elsewhere(self) -> bool:

@@ -113,7 +113,7 @@ class Service:
                 machine=machine,
                 neighbours=neighbours,
                 events=self._events,
-                link=self._link,
+                state=self._state,
                 answering=self._answering,
                 carry_out=self._changes.carry_out,
                 drop=self._drop,
@@ -304,10 +304,10 @@ class Service:
         else:
             self._serving = True
 
-    def _link(self, client: Client, url: str | None) -> str | None:
+    def _state(self, client: Client, url: str | None) -> str | None:
         if self.login is None or not needs_login_server(self.gate.policy):
             return None
-        return self.login.link(client, url)
+        return self.login.state(client, url)
 
     def _signs_in_elsewhere(self) -> bool:
         return self.login is not None and self.login.signs_in_elsewhere
