@@ -67,3 +67,40 @@ async def over_tls(
     await writer.start_tls(context or trusting_all(), server_hostname=sni or "")
     inside: ssl.SSLObject = writer.get_extra_info("ssl_object")
     return inside
+
+
+ALPN_OF_NOTHING = extension(16, (60_000).to_bytes(2) + bytes(60_000))
+HELLO_OF_OUTSIDE = message(server_name(b"outside.example.com"))
+WHOLE = {
+    "OpenSSL's": real(),
+    "without an SNI": real(None),
+    "with an address for its SNI": message(server_name(b"192.0.2.1")),
+    "with ALPN h2": real(alpn=["h2", "http/1.1"]),
+    "with an odd ALPN": real(alpn=["\x7f odd", "spdy/1"]),
+    "with odd bytes in its SNI": message(server_name(b"a\x00b\r\n\xff")),
+    "with an empty SNI": message(server_name(b"")),
+    "with two names": message(server_name(b"www.example.org", b"outside.example.com")),
+    "with ECH": message(server_name(b"public.example.net"), extension(ECH, b"\x00" * 200)),
+    "without extensions": message(),
+    "of TLS 1.0": message(version=b"\x03\x01", ciphers=b"\x00\x2f"),
+    "of SSL 3": message(version=b"\x03\x00", ciphers=b"\x00\x0a"),
+    "with 40 KB of padding": message(server_name(b"x.test"), extension(21, b"\x00" * 40_000)),
+}
+WHOLE = {
+    name: hello if hello.startswith(RECORD) else records(hello) for name, hello in WHOLE.items()
+}
+BROKEN = {
+    "garbage after its first bytes": b"\x16\x03\x01\x02\x00" + b"\xde\xad\xbe\xef" * 200,
+    "a length of 16 MB": records(b"\x01\xff\xff\xff" + b"x" * 500),
+    "a ServerHello": records(b"\x02" + HELLO_OF_OUTSIDE[1:]),
+    "an empty record": RECORD + b"\x00\x00" + records(HELLO_OF_OUTSIDE),
+    "a record too long": RECORD + b"\xff\xff" + HELLO_OF_OUTSIDE,
+    "application data in between": records(HELLO_OF_OUTSIDE, 30)[:35] + b"\x17\x03\x03\x00\x01x",
+    "60 000 protocols without a name": records(message(ALPN_OF_NOTHING)),
+    "15 000 extensions": records(message(*(extension(kind, b"") for kind in range(100, 15_100)))),
+    "20 000 names": records(message(server_name(*[b""] * 20_000))),
+    "30 000 cipher suites": records(message(ciphers=b"\x13\x01" * 30_000)),
+    "5000 records": records(message(extension(21, bytes(5000))), 1),
+    "a name twice": records(message(server_name(b"www.example.org"), server_name(b"x.test"))),
+    "an end before its fields": records(b"\x01\x00\x00\x05\x03\x03abc"),
+}

@@ -10,6 +10,7 @@ import pytest
 
 from capport.proxy import connections
 from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
+from proxy.bypasses import INSIDE_A_TUNNEL
 from proxy.wire import (
     GARDEN,
     OUTSIDE,
@@ -169,23 +170,7 @@ async def test_by_auto_a_connect_to_port_80_is_answered_inside(
     assert origin.connections == 0
 
 
-INSIDE = {
-    "a request": b"GET / HTTP/1.1\r\nHost: ORIGIN\r\n\r\n",
-    "absolute": b"GET http://ORIGIN/ HTTP/1.1\r\nHost: ORIGIN\r\n\r\n",
-    "another connect": b"CONNECT ORIGIN HTTP/1.1\r\nHost: ORIGIN\r\n\r\n",
-    "a websocket": b"GET / HTTP/1.1\r\nHost: ORIGIN\r\nUpgrade: websocket\r\n"
-    b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
-    "ssh": b"SSH-2.0-OpenSSH_9.2\r\n",
-    "one byte": b"G",
-    "socks": b"\x05\x01\x00",
-    "h2c": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    "garbage": bytes(range(256)),
-    "an upload": b"POST / HTTP/1.1\r\nHost: ORIGIN\r\nContent-Length: 99\r\n\r\nabc",
-}
-
-
-@pytest.mark.parametrize("name", INSIDE)
+@pytest.mark.parametrize("name", INSIDE_A_TUNNEL)
 async def test_nothing_leaves_by_a_tunnel_that_leads_nowhere(
     portal: StartPortal, origin: Origin, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -193,7 +178,7 @@ async def test_nothing_leaves_by_a_tunnel_that_leads_nowhere(
     place = f"127.0.0.1:{origin.port}"
     async with portal() as it:
         reader, writer = await tunnel(it, place, BROWSER)
-        writer.write(INSIDE[name].replace(b"ORIGIN", place.encode()))
+        writer.write(INSIDE_A_TUNNEL[name].replace(b"ORIGIN", place.encode()))
         data = b""
         if name in {"ssh", "one byte", "h2c"}:  # which may yet become something
             await asyncio.sleep(0.1)

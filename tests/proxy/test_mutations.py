@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import SOON, Origin, running_portal
+from proxy.bypasses import SEEDS, SPICE, mutated
 from proxy.wire import GARDEN, garden, with_names
 
 PATIENCE = 1.0  # seconds of an unknown client's, here
@@ -86,55 +87,6 @@ async def _portal(mode: str, folder: Path) -> AsyncIterator[Running]:
         async with running_portal(folder, policy, mode=mode) as it:
             with_names(it, GARDEN)
             yield Running(mode, it.port, origin, inside)
-
-
-SEEDS = [
-    b"GET http://ORIGIN/ HTTP/1.1\r\nHost: ORIGIN\r\n\r\n",
-    b"GET / HTTP/1.1\r\nHost: ORIGIN\r\nConnection: keep-alive\r\n\r\n",
-    b"POST http://ORIGIN/ HTTP/1.1\r\nHost: ORIGIN\r\nContent-Length: 5\r\n\r\nabcde",
-    b"POST / HTTP/1.1\r\nHost: ORIGIN\r\nTransfer-Encoding: chunked\r\n\r\n3;a=b\r\nabc\r\n"
-    b"0\r\nT: x\r\n\r\n",
-    b"POST / HTTP/1.1\r\nHost: ORIGIN\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nabc",
-    b"CONNECT ORIGIN HTTP/1.1\r\nHost: ORIGIN\r\n\r\n",
-    b"CONNECT ORIGIN HTTP/1.1\r\nUser-Agent: Mozilla/5.0\r\nHost: ORIGIN\r\n\r\n"
-    b"GET / HTTP/1.1\r\nHost: ORIGIN\r\n\r\n",
-    b"GET / HTTP/1.1\r\nHost: ORIGIN\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
-    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00",
-    b"OPTIONS * HTTP/1.0\r\n\r\n",
-    b"\x16\x03\x01\x00\x31\x01\x00\x00\x2d\x03\x03" + bytes(32) + b"\x00\x00\x02\x13\x01\x01\x00",
-    b"\x05\x01\x00\x05\x01\x00\x01\x7f\x00\x00\x01\x00\x50",
-    b"SSH-2.0-OpenSSH_9.2\r\n",
-]  # fmt: skip
-SPICE = [
-    *(b"\r\n", b"\n", b"\r", b"\x00", b" ", b"\t", b":", b"\xff", b"\x0b", b"\r\n\r\n", b"\r\n "),
-    *(b"Host: ORIGIN\r\n", b"Content-Length: 0\r\n", b"Transfer-Encoding: chunked\r\n"),
-    *(b"0\r\n\r\n",),
-    *(b"http://ORIGIN/", b"ORIGIN", b"@", b"CONNECT ", b"HTTP/1.0", b"HTTP/2.0", b"\x16\x03\x01"),
-    *(b"GET http://ORIGIN/ HTTP/1.1\r\nHost: ORIGIN\r\n\r\n", b"a" * 70_000),
-]  # fmt: skip
-
-
-@st.composite
-def mutated(draw: st.DrawFn, seeds: list[bytes], spice: list[bytes]) -> bytes:
-    """One or two of `seeds`, cut, doubled and spiced."""
-    data = draw(st.sampled_from(seeds))
-    if draw(st.booleans()):
-        data += draw(st.sampled_from(seeds))
-    for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(0, len(data)))
-        to = min(len(data), at + draw(st.integers(0, 12)))
-        what = draw(st.sampled_from(["cut", "double", "spice", "byte", "case"]))
-        if what == "cut":
-            data = data[:at] + data[to:]
-        elif what == "double":
-            data = data[:to] + data[at:]
-        elif what == "spice":
-            data = data[:at] + draw(st.sampled_from(spice)) + data[at:]
-        elif what == "byte":
-            data = data[:at] + bytes([draw(st.integers(0, 255))]) + data[at + 1 :]
-        else:
-            data = data[:at] + data[at:to].swapcase() + data[to:]
-    return data
 
 
 def pieces(draw: st.DataObject, data: bytes) -> list[bytes]:

@@ -132,8 +132,8 @@ class Conversation:
 
     def _answer(self, head: bytes, rest: bytes) -> Action:
         request = read(head, explicit=self._explicit)
-        if request is None:
-            return self.hand_over()
+        if request is None or (rest and request.is_chunked):
+            return self.hand_over()  # the beginning of a chunked body may be no such thing
         client = self.gate.client(self.peer)
         refusal = self.gate.refusal(client, request.case, request.claim, self.dialled, request.url)
         if refusal is None:

@@ -25,10 +25,9 @@ _HEAD: Final = re.compile(
     rb"([A-Z]{1,24}+) ([!-~]++) HTTP/1\.([01])\r\n"
     rb"((?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:[\t -~\x80-\xff]*+(?<![ \t])\r\n){1,100}+)\r\n"
 )
-_FIELD: Final = re.compile(rb"([^:]++):[ \t]*+([^\r]*+)\r\n")
+_FIELD: Final = re.compile(rb"^([^:\n]++):[ \t]*+([^\r\n]*+)\r$", re.MULTILINE)
 _LENGTH: Final = re.compile(rb"[0-9]{1,15}+")
 
-_ONCE: Final = frozenset({b"host", b"content-length", b"transfer-encoding"})
 _AUTHORIZATIONS: Final = frozenset({b"authorization", b"proxy-authorization"})
 
 
@@ -37,8 +36,9 @@ class Request:
     """What a decision, a reply and a report need of a request.
 
     `claim` is the place that it names. `url` is None for CONNECT. `declared` is its Content-Length,
-    0 if it has none. `keeps_open` is whether the client may send another request after it.
-    `cookies` and `authorizations` are counts (RFC 6585 section 7.4).
+    0 if it has none. `is_chunked` is whether its body comes in chunks. `keeps_open` is whether the
+    client may send another request after it. `cookies` and `authorizations` are counts (RFC 6585
+    section 7.4).
     """
 
     claim: Place
@@ -46,7 +46,7 @@ class Request:
     asked: Asked
     url: str | None
     declared: int
-    has_body: bool
+    is_chunked: bool
     keeps_open: bool
     user_agent: str
     cookies: int
@@ -70,19 +70,18 @@ def _read(head: bytes, explicit: bool) -> Request | None:
     fields = [(name.lower(), value) for name, value in _FIELD.findall(matched[4])]
     values: dict[bytes, bytes] = {}
     for name, value in fields:
-        if name in values and name in _ONCE:
-            return None
+        # Two Host fields make no host together, and two Content-Lengths no length.
         values[name] = value if name not in values else values[name] + b", " + value
     try:
         host = values[b"host"].decode("ascii")
         if len(host) > _LONGEST_HOST:
             return None
         claim, path = _place(method, target, host, explicit=explicit)
-        declared, has_body = _body(values, is_1_1=is_1_1)
+        declared, is_chunked = _body(values, is_1_1=is_1_1)
     except (ValueError, LookupError):
         return None
     options = [option.strip() for option in values.get(b"connection", b"").lower().split(b",")]
-    is_connect = method == "CONNECT"
+    has_body, is_connect = bool(declared or is_chunked), method == "CONNECT"
     if is_connect and has_body:
         return None
     sizes = tuple((name.decode(), len(name) + len(value)) for name, value in fields)
@@ -97,7 +96,7 @@ def _read(head: bytes, explicit: bool) -> Request | None:
         ),
         None if is_connect else f"http://{claim.authority(_HTTP)}{path}",
         declared,
-        has_body,
+        is_chunked,
         is_1_1 and b"close" not in options and not is_connect and not has_body,
         values.get(b"user-agent", b"").decode("latin-1"),
         sum(_cookies(value) for name, value in fields if name == b"cookie"),
@@ -138,7 +137,7 @@ def _place(method: str, target: str, host: str, *, explicit: bool) -> tuple[Plac
 
 
 def _body(values: dict[bytes, bytes], *, is_1_1: bool) -> tuple[int, bool]:
-    """The Content-Length, 0 if there is none, and whether there is a body.
+    """The Content-Length, 0 if there is none, and whether the body comes in chunks.
 
     ValueError if that is not plain. RFC 9112 section 6.
     """
@@ -151,7 +150,7 @@ def _body(values: dict[bytes, bytes], *, is_1_1: bool) -> tuple[int, bool]:
         return 0, False
     if not _LENGTH.fullmatch(length):
         raise ValueError("no length")
-    return int(length), int(length) > 0
+    return int(length), False
 
 
 def _cookies(value: bytes) -> int:

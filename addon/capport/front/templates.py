@@ -61,7 +61,7 @@ class Template:
         return b"%b%d%b" % (self._before, length, state.join(self._around_states))
 
 
-_templates = BoundedMap[Key, Template](MOST)
+kept = BoundedMap[Key, Template](MOST)
 
 
 def answer_to(
@@ -84,10 +84,10 @@ def answer_to(
         state is None,
         policy.login_server is None,  # then a URL without {state} gets none
     )
-    template = _templates.get(key)
+    template = kept.get(key)
     if template is None:
         if isinstance(verdict, NetworkAuthenticationRequired | SignIn):
             url = policy.login_url_with(None if state is None else _STATE, address)
             verdict = replace(verdict, login_url=url)
-        template = _templates[key] = Template(verdict, asked, close=close)
+        template = kept[key] = Template(verdict, asked, close=close)
     return template.status, template.fill((state or "").encode(), int(time.time()))

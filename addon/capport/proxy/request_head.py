@@ -16,7 +16,6 @@ from capport.proxy.internals.http_streams import set_destination
 _CONTROLS: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _NO_TARGET: Final = re.compile(rb"[\x00-\x20\x7f]")
 
-REDACTED: Final = b"[redacted]"
 _COUNTED: Final = re.compile(rb"\[redacted(?:: ([0-9]{1,9}))?\]")
 CREDENTIALS: Final = (b"cookie", b"authorization", b"proxy-authorization")
 
@@ -38,12 +37,19 @@ def redact(headers: http.Headers) -> dict[bytes, list[bytes]]:
     for name, value in headers.fields:
         if name.lower() in CREDENTIALS:
             taken.setdefault(name.lower(), []).append(value)
-            count = _cookies(value) if name.lower() == b"cookie" else 1
-            fields.append((name, REDACTED if count == 1 else b"[redacted: %d]" % count))
+            fields.append((name, redacted(name, value)))
         else:
             fields.append((name, value))
     headers.fields = tuple(fields)
     return taken
+
+
+def redacted(name: bytes, value: bytes) -> bytes:
+    """What is shown instead of a credential, with the number of cookies; of a shown one, itself."""
+    if _COUNTED.fullmatch(value):
+        return value
+    count = _cookies(value) if name.lower() == b"cookie" else 1
+    return b"[redacted]" if count == 1 else b"[redacted: %d]" % count
 
 
 def restore(headers: http.Headers, taken: dict[bytes, list[bytes]]) -> None:

@@ -35,11 +35,11 @@ from capport.proxy.layers.lingering import STAGE, Lingering
 from capport.proxy.layers.silent import ends_on_faults
 from capport.proxy.request_head import (
     CREDENTIALS,
-    REDACTED,
     Head,
     is_framed_twice,
     place_of,
     redact,
+    redacted,
 )
 from capport.proxy.responses import CLOSED, asked_of, bare, fields_of, to_mitmproxy
 
@@ -363,8 +363,8 @@ class Onward:
             + (b"User-Agent: " + agent + b"\r\n" if agent else b"")
             # So the flow shows that the client sent credentials. The tunnel leads nowhere.
             + b"".join(
-                name + b": " + REDACTED + b"\r\n"
-                for name, _ in self.asked.fields
+                name + b": " + redacted(name, value) + b"\r\n"
+                for name, value in self.asked.fields
                 if name.lower() in CREDENTIALS and not isinstance(self.verdict, Pass)
             )
             + b"\r\n"
