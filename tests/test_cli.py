@@ -213,6 +213,7 @@ def test_the_version_is_the_packages(capport: Capport) -> None:
         ("explain p.yaml --client 192.0.2.300 http://example.org/", "192.0.2.300"),
         ("explain p.yaml --client 192.0.2.7 --mac 00:00 http://example.org/", "not a MAC"),
         ("explain p.yaml --client 192.0.2.7 --method G\x00T http://a.example/", "not a method"),
+        ("explain p.yaml --client 192.0.2.7 --header a http://a.example/", "not a header field"),
         ("voucher new --count 0", "'0' is not a number from 1 to 1000"),
         ("run --listen-port 65536", "'65536' is not a port"),
         ("router", "up|down|show"),
@@ -561,6 +562,38 @@ def test_explain_names_the_line_of_a_certificate_that_opens_a_place(
     assert said["verdict"] == "Pass"
     assert said["decided_by"]["line"] == 4
     assert f"Decided by {policy}:4\n    certificate: cert.pem" in here(*asked).out
+
+
+@pytest.mark.parametrize(
+    ("asked", "verdict", "status", "key"),
+    [
+        ("--header Cookie:" + 300 * "a", "HeaderFieldsTooLarge", 431, "header_field"),
+        ("--after 3", "TooManyRequests", 429, "unknown_requests"),
+        ("--after 2", "NetworkAuthenticationRequired", 511, None),
+        ("--after 9 --header Cookie:" + 300 * "a", "HeaderFieldsTooLarge", 431, "header_field"),
+        ("--mac 02:00:00:00:00:07 --method PUT", "PreconditionRequired", 428, "require_conditions"),
+        ("--mac 02:00:00:00:00:07 --method PUT --header If-Match:*", "Pass", None, None),
+        ("--mac 02:00:00:00:00:07 --after 5", "TooManyRequests", 429, "requests"),
+        ("--mac 02:00:00:00:00:07 --after 4", "Pass", None, None),
+    ],
+)
+def test_explain_shows_which_limit_comes_first(
+    here: Capport, asked: str, verdict: str, status: int | None, key: str | None
+) -> None:
+    Path("p.yaml").write_text(
+        "login_url: https://login.example.net/\n"
+        "clients: [{mac: 02:00:00:00:00:07, access: known}]\n"
+        "limits:\n"
+        "  requests: {count: 5, per: 1m}\n"
+        "  unknown_requests: {count: 3, per: 1m}\n"
+        "  header_field: 256\n"
+        "  require_conditions: [a.example]\n"
+    )
+    one = ("explain", "p.yaml", "--json", "--client", "192.0.2.7", *asked.split())
+    said = json.loads(here(*one, "http://a.example/").out)
+    assert (said["verdict"], said["status"]) == (verdict, status)
+    if key:
+        assert said["decided_by"]["text"].strip().startswith(f"{key}:")
 
 
 def test_explain_is_for_people_too(capport: Capport, policy: str) -> None:

@@ -139,6 +139,22 @@ def _add_policies(commands: "Subcommands") -> None:
         "--mac", type=_mac, help="the client's MAC address (the one that the kernel knows)"
     )
     explain.add_argument("--method", default="GET", type=_method, help="the method (GET)")
+    explain.add_argument(
+        "--header",
+        dest="fields",
+        action="append",
+        default=[],
+        type=_field,
+        metavar="FIELD",
+        help="a header field, such as 'If-Match: \"a\"'; may be given more than once",
+    )
+    explain.add_argument(
+        "--after",
+        type=int,
+        default=0,
+        metavar="COUNT",
+        help="how many requests it has sent just before this one (0)",
+    )
     explain.add_argument("--sessions", metavar="STORE", help="the session store (the policy's)")
     _takes_json(explain)
     diff = _add(commands, "diff", "diff:diff", "say which verdicts change under another policy")
@@ -423,6 +439,15 @@ def _method(text: str) -> str:
     if not is_token(text):  # RFC 9110 section 9.1; case matters
         raise ArgumentTypeError(f"{text!r} is not a method, such as GET")
     return text
+
+
+def _field(text: str) -> tuple[bytes, bytes]:
+    from capport.core.http import is_token
+
+    name, colon, value = text.partition(":")
+    if not colon or not is_token(name):
+        raise ArgumentTypeError(f"{text!r} is not a header field, such as 'Accept: text/html'")
+    return name.encode(), value.strip().encode()
 
 
 def _port(text: str) -> int:

@@ -10,7 +10,7 @@ from typing import Final
 
 from capport import clock
 from capport.budgets import Budgets
-from capport.core import decision, explanation
+from capport.core import decision, explanation, rates
 from capport.core.client import (
     UNSEEN,
     Address,
@@ -22,7 +22,7 @@ from capport.core.client import (
     parse_address,
     parts_of,
 )
-from capport.core.decision import Case, HttpRequest
+from capport.core.decision import Case, Fields, HttpRequest
 from capport.core.explanation import Explanation, Url
 from capport.core.place import Place
 from capport.core.policy import Policy
@@ -326,19 +326,32 @@ class Gate:
         claim: Place | None,
         dialled: Place | None,
         url: str,
+        *,
+        after: int = 0,
     ) -> Explanation:
-        """Explains the verdict on a request. Every explanation comes from here.
+        """Explains the verdict on a request that comes `after` as many others at the same time.
 
-        The request does not count for 429, and the login server is assumed to answer.
+        Every explanation comes from here. The request does not count for 429, and the login server
+        is assumed to answer.
         """
         found = self.standing(client, over=True)
-        case = Case(found, claim, dialled, request, login_answers=True, machine=self.machine)
+        rate = self.policy.limits.requests_of(known=found.is_known)
+        wait = rates.wait_after(after, rate) if rate else None
+        case = Case(found, claim, dialled, request, wait, login_answers=True, machine=self.machine)
         return explanation.explain(case, self.policy, url)
 
-    def explain_url(self, client: Client, url: Url, method: str = "GET") -> Explanation:
+    def explain_url(
+        self,
+        client: Client,
+        url: Url,
+        method: str = "GET",
+        fields: Fields = (),
+        *,
+        after: int = 0,
+    ) -> Explanation:
         """Explains the verdict on a request for `url`, by the name in it."""
-        request = HttpRequest(method, url.scheme, url.path)
-        return self.explain(client, request, url.place, None, url.text)
+        request = HttpRequest.with_fields(method, url.scheme, url.path, fields, len(url.path))
+        return self.explain(client, request, url.place, None, url.text, after=after)
 
     def grant(
         self,

@@ -34,6 +34,7 @@ from capport.core.policy import (
     WalledGarden,
 )
 from capport.core.reach import Machine
+from capport.core.reply import Asked, reply_to
 from capport.core.session import Session
 from capport.core.standing import RULES as STANDINGS
 from capport.core.standing import Facts, Standing
@@ -50,6 +51,7 @@ from capport.core.verdict import (
     SignIn,
     TooManyRequests,
     Tunnel,
+    asks_to_sign_in,
 )
 
 WEB = frozenset({80, 443})
@@ -390,6 +392,59 @@ def test_limits(verdict: type, because: str, changes: dict[str, Any]) -> None:
 def test_each_rule_says_why_in_a_sentence(because: str, changes: dict[str, Any]) -> None:
     case = but(UNKNOWN, claim=Place("api.example.com", 80))
     assert decide(but(case, **changes), LIMITED).because == because
+
+
+LARGE = (("cookie", 101),)
+PLACES = {
+    "login": LOGIN,
+    "conditional": Place("api.example.com", 80),
+    "garden": Place("www.example.org", 80),
+    "check": PROBE.claim,
+    "elsewhere": Place("www.example.com", 80),
+}
+
+
+@pytest.mark.parametrize("who", ["known", "unknown", "blocked"])
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("large", [False, True])
+def test_the_order_of_the_answers_holds_for_every_combination(
+    who: str, place: str, method: str, *, fast: bool, large: bool
+) -> None:
+    """431 before 429, 429 before 428 and 511; and only what may sign in is asked to."""
+    path = "/generate_204" if place == "check" else "/"
+    request = HttpRequest(method, "http", path, LARGE if large else ())
+    case = but(
+        replace(UNKNOWN, claim=PLACES[place], request=request, login_answers=True),
+        session=OPEN if who == "known" else None,
+        rule=BLOCKED if who == "blocked" else None,
+    )
+    got = decide(replace(case, retry_after=3 if fast else None), LIMITED)
+    if large:
+        want: type = HeaderFieldsTooLarge
+    elif place == "login":
+        want = Pass
+    elif fast:
+        want = TooManyRequests
+    elif who == "known":
+        update = place == "conditional" and method == "PUT"
+        want = PreconditionRequired if update else Pass
+    elif place == "garden":
+        want = Pass
+    elif who == "blocked" or place != "check" or method != "GET":
+        want = NetworkAuthenticationRequired
+    else:
+        want = SignIn
+    assert isinstance(got, want)
+    assert getattr(got, "blocked", False) == (
+        who == "blocked" and want is NetworkAuthenticationRequired
+    )
+    assert asks_to_sign_in(got) == (want in (NetworkAuthenticationRequired, SignIn))
+    if not isinstance(got, Pass | Closed):
+        page = reply_to(got, Asked()).body.decode()
+        assert (LIMITED.login_url in page) == asks_to_sign_in(got)
+        assert ("Sign in" in page) == (asks_to_sign_in(got) and who != "blocked")
 
 
 def test_what_a_reply_needs_is_in_its_verdict() -> None:

@@ -285,3 +285,19 @@ async def test_limits_hold_for_a_known_client_whose_http2_is_inspected(
         assert (fast.status, fast.fields["retry-after"]) == (429, "1800")
         await client.close()
     hangs_up.close()
+
+
+@everyone
+@pytest.mark.parametrize("agent", ["", BROWSER], ids=["a program", "a browser"])
+async def test_a_connect_that_is_over_a_limit_gets_no_tunnel(
+    portal: StartPortal, who: str, agent: str
+) -> None:
+    """A tunnel would lead a known client to where it wants, whatever the limit."""
+    connect = f"CONNECT 192.0.2.80:443 HTTP/1.1\r\nHost: x\r\n{agent}".encode()
+    async with portal(FEW + "  header_field: 1KiB\n" + who) as it:
+        large = connect + b"X-Large: " + b"a" * 2000 + b"\r\n\r\n"
+        for status in (431, 431, 431):
+            assert answers(await it.ask(large))[0].status == status
+        (answer,) = answers(await it.ask(connect + b"\r\n"))
+        assert (answer.status, answer.fields["connection"]) == (429, "close")
+        assert 0 < int(answer.fields["retry-after"]) <= 1200

@@ -47,7 +47,9 @@ def explain_url(arguments: Namespace) -> None:
     store, asked = _store(arguments.sessions, policy, client)
     with contextlib.closing(store):
         gate = Gate(policy, store, neighbours=neighbours, now=lambda: now)
-        found = gate.explain_url(client, arguments.url, arguments.method)
+        found = gate.explain_url(
+            client, arguments.url, arguments.method, arguments.fields, after=arguments.after
+        )
     line = deciding_line(found, policy)
     others = others_in_the_way() if policy.router else []
     if arguments.json:

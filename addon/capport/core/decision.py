@@ -4,7 +4,7 @@ Everything that a decision needs is in a `Case`; this module reads nothing itsel
 function and a line in `RULES`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from capport.core import probes
@@ -53,6 +53,9 @@ _CONDITIONS = {
 }
 
 
+type Fields = Sequence[tuple[bytes, bytes]]
+
+
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
     """What rules look at in a request. `fields`: each name, in lower case, and the field's size.
@@ -66,6 +69,20 @@ class HttpRequest:
     fields: tuple[tuple[str, int], ...] = ()
     section_size: int = 0
     may_overwrite: bool = True
+
+    @classmethod
+    def with_fields(
+        cls, method: str, scheme: str, path: str, fields: Fields, target: int
+    ) -> "HttpRequest":
+        """The request with these fields; its request target has `target` bytes.
+
+        An Overwrite field counts only if it is the only one: two would be read one way here, and
+        another way by the origin.
+        """
+        sizes = tuple((n.decode("latin-1").lower(), len(n) + len(v)) for n, v in fields)
+        whole = target + sum(size + 4 for _, size in sizes)
+        overwrite = [value for name, value in fields if name.lower() == b"overwrite"]
+        return cls(method, scheme, path, sizes, whole, overwrite != [b"F"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,9 +259,16 @@ def unknown_client(case: Case, policy: Policy) -> Verdict:
     return _required(case, policy)
 
 
-# The first rule that answers decides. The limits come first because they hold for known clients,
-# too. The login server comes before the rules about clients: a client that signs out is unknown
-# before the answer reaches it, and must receive that answer all the same.
+# The first rule that answers decides.
+#
+# The limits come first, because they hold for known clients too, and what is over a limit should
+# cost as little as possible: nothing more is looked at. Among them, 431 precedes 429, because no
+# waiting makes a head smaller; 428 is last, because it invites the client to send again at once.
+# It is for known clients: an unknown one has to sign in first. A blocked client is asked neither
+# for a condition nor, by the 302 of a connectivity check, to sign in.
+#
+# The login server comes before the rules about clients: a client that signs out is unknown before
+# the answer reaches it, and must receive that answer all the same.
 RULES: tuple[Rule, ...] = (
     header_fields_too_large,
     too_many_requests,

@@ -28,3 +28,8 @@ def spend(full_at: Instant, rate: Rate, now: Instant) -> tuple[Instant, int | No
     if wait <= 0:
         return full_at + one, None
     return full_at, math.ceil(wait)
+
+
+def wait_after(count: int, rate: Rate) -> int | None:
+    """How long a client must wait that has just sent `count` requests; None if it need not."""
+    return spend(count * rate.per / rate.count, rate, 0.0)[1]

@@ -110,6 +110,11 @@ type Refusal = (
 type Verdict = Pass | Refusal
 
 
+def asks_to_sign_in(verdict: Verdict) -> bool:
+    """Whether the verdict stands for the portal's request to sign in, and not for a limit."""
+    return isinstance(verdict, NetworkAuthenticationRequired | SignIn | Imitated)
+
+
 @dataclass(frozen=True, slots=True)
 class Tunnel:
     """Forward the TLS unopened: only to `to`, or to any place if `to` is None."""

@@ -23,9 +23,9 @@ from capport.core.policy import Connect, KnownHttp, KnownTls
 from capport.core.reach import Machine
 from capport.core.reply import Reply, reply_to
 from capport.core.verdict import (
-    Closed,
     Pass,
     Verdict,
+    asks_to_sign_in,
 )
 from capport.gate import Gate
 from capport.linux.own_addresses import OWN
@@ -317,7 +317,7 @@ class Hooks:
         if isinstance(verdict, Pass):
             self.marks.forwarded(shown, verdict)
             self.connections.let_through(shown.client_conn, verdict.to)
-        elif isinstance(verdict, Closed) or self._answers_connect(shown.request):
+        elif not asks_to_sign_in(verdict) or self._answers_connect(shown.request):
             shown.response = to_mitmproxy(reply_to(verdict, asked_of(shown.request)))
             shown.response.headers["connection"] = "close"
             self.marks.refused(shown, verdict)

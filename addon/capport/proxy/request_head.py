@@ -2,7 +2,6 @@
 
 import re
 import time
-from collections.abc import Iterable
 from typing import Final
 
 import h11
@@ -111,22 +110,9 @@ def url_of(scheme: str, claim: Place | None, path: str) -> str | None:
 def case_of(request: http.Request) -> HttpRequest:
     """Makes the core's request of one that mitmproxy read."""
     fields, target = request.headers.fields, request.data.authority + request.data.path
-    return HttpRequest(
-        request.method,
-        request.scheme,
-        request.path,
-        tuple((n.decode("latin-1").lower(), len(n) + len(v)) for n, v in fields),
-        len(target) + sum(len(n) + len(v) + 4 for n, v in fields),
-        _may_overwrite(fields),
+    return HttpRequest.with_fields(
+        request.method, request.scheme, request.path, fields, len(target)
     )
-
-
-def _may_overwrite(fields: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether no field says `Overwrite: F`, or another one says something else.
-
-    RFC 4918 section 10.6. Two fields would be read one way here, and another way by the origin.
-    """
-    return [value for name, value in fields if name.lower() == b"overwrite"] != [b"F"]
 
 
 def is_plain(request: http.Request) -> bool:
@@ -213,11 +199,10 @@ class Head:
         said = b",".join(value for name, value in self.fields if name.lower() == b"connection")
         return frozenset(option.strip().lower() for option in said.split(b","))
 
-    def as_case(self, size: int) -> HttpRequest:
+    def as_case(self) -> HttpRequest:
         """Makes the core's request of it."""
-        fields = tuple((n.lower().decode("ascii"), len(n) + len(v)) for n, v in self.fields)
-        overwrites = _may_overwrite(self.fields)
-        return HttpRequest(self.method, self.scheme, self.path, fields, size, overwrites)
+        target = len(self.target)
+        return HttpRequest.with_fields(self.method, self.scheme, self.path, self.fields, target)
 
     def to_mitmproxy(self, dialled: Place | None) -> http.Request:
         """Makes mitmproxy's request of it, to be shown in a flow."""

@@ -20,7 +20,14 @@ from capport.core.http import default_port
 from capport.core.place import Place
 from capport.core.policy import Connect
 from capport.core.reply import Asked, Reply, reply_to
-from capport.core.verdict import Closed, HeaderFieldsTooLarge, Imitated, Pass, Refusal, Verdict
+from capport.core.verdict import (
+    HeaderFieldsTooLarge,
+    Imitated,
+    Pass,
+    Refusal,
+    Verdict,
+    asks_to_sign_in,
+)
 from capport.proxy.enforcer import Enforcer
 from capport.proxy.internals import http1_reader
 from capport.proxy.internals.http_events import (
@@ -134,7 +141,7 @@ class RefusalLayer(OwnLayer):
         redact(request.headers)
         try:
             verdict = self.enforcer.decide(
-                self.context.client, asked.as_case(size), asked.claim, self.dialled, asked.url
+                self.context.client, asked.as_case(), asked.claim, self.dialled, asked.url
             )
             onward = self._onward(asked, verdict)
             if onward:
@@ -157,7 +164,7 @@ class RefusalLayer(OwnLayer):
             if place is None or asked.has_controls or tunnels < (asked.method.upper() == "CONNECT"):
                 return None
             return Onward(asked, place, verdict)
-        if tunnels and asked.claim and not isinstance(verdict, Closed):
+        if tunnels and asked.claim and asks_to_sign_in(verdict):
             way = self.enforcer.way_of_connect(asked.user_agent, asked.claim.port)
             return Onward(asked, asked.claim, verdict) if way is Connect.ALERT else None
         return None
