@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Origin, Portal, StartPortal
+from capport.core.cost import RESTING
+from conftest import SOON, Origin, Portal, StartPortal, one_answer
 from proxy.hellos import extension, message, over_tls, records, trusting_all
 from proxy.mitmdump import SCRIPT, Process, memory, policy, started
 from proxy.test_http2 import Http2
@@ -118,6 +119,31 @@ async def test_five_hundred_connections_of_one_client_keep_less_than_64_mb(
         assert sum(reader.at_eof() for reader, _ in clients) == 0  # all of them are open
         if sent == "a download that is not read":
             assert await clients[0][0].read(12) == b"HTTP/1.1 200"
+        for _, writer in clients:
+            writer.transport.abort()
+
+
+async def test_a_connection_at_rest_keeps_less_than_32_kb(
+    tmp_path: Path, many_descriptors: None
+) -> None:
+    """Before its first request, and after its 511."""
+
+    async def at_rest(data: bytes) -> Streams:
+        reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+        if data:
+            writer.write(data)
+            assert b" 511 " in await asyncio.wait_for(one_answer(reader), SOON)
+        return reader, writer
+
+    many, ask = 200, b"GET http://192.0.2.80/ HTTP/1.1\r\nHost: 192.0.2.80\r\n\r\n"
+    async with mitmdump(tmp_path, "") as it:
+        clients = [await at_rest(b""), await at_rest(ask)]
+        for data in (b"", ask):
+            before = await settled(it)
+            for _ in range(many // 50):
+                clients += await asyncio.gather(*(at_rest(data) for _ in range(50)))
+            assert await settled(it) - before < many * RESTING
+        assert sum(reader.at_eof() for reader, _ in clients) == 0
         for _, writer in clients:
             writer.transport.abort()
 

@@ -26,6 +26,12 @@ That is room for several copies (as received, parsed, as text, as shown, as forw
 an object for each byte. An input that is not complete yet is kept once, and one piece of it again.
 """
 
+RESTING: Final = 32 * 1024
+"""Bytes of memory that a connection takes while nothing comes on it.
+
+It is before its first request, or between two.
+"""
+
 HEAD: Final = 64 * 1024
 """Bytes of a request line or status line with its header section. Also the bound of trailers, and
 of a chunk's size line with its extensions (RFC 9112 section 7.1.1 wants them limited)."""
