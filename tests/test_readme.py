@@ -101,7 +101,7 @@ class Terminal:
     @staticmethod
     def _of_the_checkout(command: str) -> str:
         # A script knows its checkout by the path that it is called by.
-        return re.sub(r"^(sudo )?scripts/", f"{CHECKOUT}/scripts/", command)
+        return re.sub(r"^scripts/", f"{CHECKOUT}/scripts/", command.removeprefix("sudo "))
 
 
 @pytest.fixture

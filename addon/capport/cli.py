@@ -353,6 +353,7 @@ def _add_running(commands: "Subcommands") -> None:
         metavar="OPTION=VALUE",
         help="a mitmproxy option, as in mitmdump",
     )
+    _add_behind(commands)
     login = _add(commands, "login", "login:serve", "run the login server in a process of its own")
     login.add_argument(
         "--policy", required=True, metavar="FILE", help="the policy with the login_server"
@@ -360,6 +361,47 @@ def _add_running(commands: "Subcommands") -> None:
     login.add_argument("--sessions", metavar="STORE", help="where sessions are kept")
     login.add_argument("--socket", metavar="PATH", help="the Unix socket of the API (none)")
     _add(commands, "script", "script:script", "print the path for mitmdump -s")
+
+
+def _add_behind(commands: "Subcommands") -> None:
+    behind = _add(
+        commands, "behind", "behind:behind", "run a command behind a portal, and say what it did"
+    )
+    behind.add_argument(
+        "--as",
+        dest="kinds",
+        type=_kinds,
+        default="511",
+        metavar="KIND[,KIND]|all",
+        help="511, redirect, page, script, forged-tls, silent, dns-lie or reset (511)",
+    )
+    behind.add_argument(
+        "--offline",
+        action="store_true",
+        help="an origin of capport's own answers for every name, with a CA that is trusted",
+    )
+    behind.add_argument(
+        "--grant-after", type=_duration, metavar="TIME", help="open a session meanwhile (never)"
+    )
+    behind.add_argument(
+        "--timeout",
+        type=_duration,
+        metavar="TIME",
+        help="end the command then (with one kind never, with several after 60s each)",
+    )
+    behind.add_argument(
+        "--proxy",
+        action="store_true",
+        help="use proxy variables, also as root, and no network namespace",
+    )
+    behind.add_argument(
+        "--fail-on",
+        choices=("warning", "error"),
+        metavar="LEVEL",
+        help="exit status 3 if there is a finding of this level (warning, error)",
+    )
+    _takes_json(behind)
+    behind.add_argument("command", nargs="+", metavar="COMMAND", help="put -- before it")
 
 
 def _add(within: "Subcommands", name: str, function: str, about: str) -> ArgumentParser:
@@ -392,6 +434,13 @@ def _read[Value](read: Callable[[str], Value], text: str) -> Value:
         return read(text)
     except ValueError as error:
         raise ArgumentTypeError(str(error)) from None
+
+
+def _kinds(text: str) -> object:
+    from capport.testing.kinds import KINDS, kind_named
+
+    names = KINDS if text == "all" else dict.fromkeys(text.split(","))
+    return [_read(kind_named, name) for name in names]
 
 
 def _client_id(text: str) -> object:

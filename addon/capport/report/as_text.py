@@ -23,14 +23,7 @@ LISTED = 5  # requests or handshakes of a finding
 def lines_of(report: Report) -> Iterator[str]:
     """The lines, without their ends."""
     yield from _wrapped(heading(report))
-    for rule, group in groupby(report.findings, key=lambda it: it.rule):
-        yield ""
-        heading_of = f"{rule.severity.upper()} {rule.id} ({rule.section}): {rule.title}"
-        yield from _wrapped(heading_of, after="  ")
-        for finding in group:
-            yield from _finding(finding)
-        yield from _wrapped(f"Change: {rule.change}", "  ", "          ")
-        yield from _wrapped(f"No fault: {rule.no_fault}", "  ", "            ")
+    yield from findings_of(report)
     yield ""
     if report.kept:
         kept = ", ".join(rule.id for rule in report.kept)
@@ -42,6 +35,18 @@ def lines_of(report: Report) -> Iterator[str]:
     for client in report.recording.clients:
         yield ""
         yield from _client(client)
+
+
+def findings_of(report: Report) -> Iterator[str]:
+    """The findings alone, each rule after an empty line."""
+    for rule, group in groupby(report.findings, key=lambda it: it.rule):
+        yield ""
+        heading_of = f"{rule.severity.upper()} {rule.id} ({rule.section}): {rule.title}"
+        yield from _wrapped(heading_of, after="  ")
+        for finding in group:
+            yield from _finding(finding)
+        yield from _wrapped(f"Change: {rule.change}", "  ", "          ")
+        yield from _wrapped(f"No fault: {rule.no_fault}", "  ", "            ")
 
 
 def heading(report: Report) -> str:

@@ -1,0 +1,155 @@
+"""`capport behind`: runs a command behind a portal of each kind, and prints the findings."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+
+from capport.commands import CommandError
+from capport.report.findings import Severity
+from capport.report.summary import document
+from capport.testing import network
+from capport.testing.kinds import Kind
+from capport.testing.portal import Portal, PortalError
+from capport.testing.side_by_side import Run, lines_of
+
+FOUND = 3  # the exit status for findings, as of `capport report`
+TIMED_OUT, CANNOT_RUN, NOT_FOUND = 124, 126, 127  # as timeout(1) and shells have them
+EACH = 60.0  # seconds for the command behind each of several kinds
+GRACE = 3.0  # seconds from TERM to KILL
+
+
+def behind(arguments: Namespace) -> int:
+    """Runs the command behind each kind, and returns the exit status.
+
+    With one kind that is the command's own, with several 0. With `--fail-on` it is 3 if there are
+    findings.
+    """
+    kinds: Sequence[Kind] = arguments.kinds
+    limit = arguments.timeout or (EACH if len(kinds) > 1 else None)
+    runs: list[Run] = []
+    with ExitStack() as stack:
+        stack.enter_context(_ending_on_signals())
+        place = _Place(stack, arguments)
+        for kind in kinds:
+            if kind.needs and place.why_no_network:
+                runs.append(Run(kind=kind, skipped=f"{kind.needs}: {place.why_no_network}"))
+                continue
+            if len(kinds) > 1:
+                print(f"--- {kind.name}: {kind.about}", file=sys.stderr)
+            place.portal.reset(kind=kind.name)
+            with _granting(place.portal, arguments.grant_after):
+                status = place.run(arguments.command, limit)
+            runs.append(Run(kind=kind, status=status, report=place.portal.report))
+            if status == 128 + signal.SIGINT:
+                break
+    if arguments.json:
+        print(json.dumps({run.kind.name: _as_json(run) for run in runs}, indent=2))
+    else:
+        print("\n".join(lines_of(runs)))
+    level = arguments.fail_on and Severity(arguments.fail_on)
+    if level and any(run.report and run.report.at_least(level) for run in runs):
+        return FOUND
+    return runs[0].status if len(runs) == 1 and runs[0].status is not None else 0
+
+
+class _Place:
+    """Where the command runs: a portal, and a network namespace if there can be one."""
+
+    def __init__(self, stack: ExitStack, arguments: Namespace) -> None:
+        self._output = sys.stderr if arguments.json else None
+        self.why_no_network: str | None = None
+        self._inside: network.Namespace | None = None
+        if arguments.proxy:
+            self.why_no_network = "--proxy"
+        elif os.geteuid():
+            self.why_no_network = "that takes root"
+        else:
+            try:
+                self._inside = stack.enter_context(network.Namespace())
+            except OSError as error:
+                self.why_no_network = str(error)
+                print(f"no network namespace, so by proxy variables: {error}", file=sys.stderr)
+        descriptor = self._inside.descriptor if self._inside else None
+        self.portal = Portal(offline=arguments.offline, namespace=descriptor)
+        try:
+            stack.enter_context(self.portal)
+        except PortalError as error:
+            raise CommandError(f"the portal does not start: {error}") from None
+        self._variables = self.portal.environment
+        if self._inside:
+            self._variables = self.portal.trusting if arguments.offline else {}
+            if arguments.offline:
+                self._inside.trust(self.portal.ca_file)
+
+    def run(self, command: Sequence[str], limit: float | None) -> int:
+        """Runs the command, and returns its exit status as a shell has it."""
+        start = self._inside.start if self._inside else subprocess.Popen
+        try:
+            process = start(command, env={**os.environ, **self._variables}, stdout=self._output)
+        except FileNotFoundError:
+            print(f"{command[0]}: no such command", file=sys.stderr)
+            return NOT_FOUND
+        except OSError as error:
+            print(f"{command[0]}: {error.strerror}", file=sys.stderr)
+            return CANNOT_RUN
+        try:
+            status = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            return TIMED_OUT
+        finally:
+            _end(process)
+        return status if status >= 0 else 128 - status
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def _granting(portal: Portal, after: float | None) -> Iterator[None]:
+    """Grants a session after so many seconds, if the command still runs."""
+    if after is None:
+        yield
+        return
+    timer = threading.Timer(after, portal.grant)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+
+
+@contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    """Leaves nothing behind when this process is told to end. Ctrl-C is for the command alone."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda number, frame: None)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _as_json(run: Run) -> dict[str, object]:
+    if run.report is None:
+        return {"skipped": run.skipped}
+    return {"status": run.status, "report": document(run.report)}

@@ -1,0 +1,186 @@
+"""`capport behind`: a command behind portals of each kind, in a namespace and by variables."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import requires
+from capport.testing.kinds import KINDS
+from conftest import SOON
+from lab.namespaces import wait_for
+
+CAPPORT = str(Path(sys.executable).with_name("capport"))
+# curl's exit statuses for http and https, and success only if both are.
+CURLS = r"""
+    curl -sSf -m 2 -o http http://origin.test/; a=$?
+    curl -sS -m 2 -o https https://origin.test/; b=$?
+    echo "$a $b"
+    test "$a $b" = "0 0"
+"""
+
+
+def behind(folder: Path, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [CAPPORT, "behind", *arguments],
+        cwd=folder,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=2 * SOON,
+    )
+
+
+def row(printed: str, title: str) -> list[str]:
+    """The cells of one row of the table."""
+    (line,) = (line for line in printed.splitlines() if line.startswith(title))
+    return line.removeprefix(title).split()
+
+
+def of_the_machine() -> tuple[str, str, str]:
+    """What a namespace must not have changed."""
+    mounts = Path("/proc/self/mounts").read_text()
+    links = subprocess.run(["ip", "link"], capture_output=True, text=True, check=True).stdout
+    return mounts, links, Path("/etc/resolv.conf").read_text()
+
+
+@requires.namespaces()
+@requires.tool("curl")
+def test_a_command_meets_each_kind_in_a_network_of_its_own(tmp_path: Path) -> None:
+    before = of_the_machine()
+    done = behind(tmp_path, "--offline", "--as", "all", "--", "sh", "-c", CURLS)
+    assert done.returncode == 0
+    assert row(done.stdout, " " * 8) == list(KINDS)
+    said = ["22 35", "0 35", "0 35", "0 35", "0 60", "28 28", "0 35", "56 35"]
+    assert done.stdout.splitlines()[:8] == said
+    assert row(done.stdout, "exit status") == ["1"] * 8
+    assert row(done.stdout, "requests refused") == ["1", "1", "1", "1", "1", "0", "1", "1"]
+    assert row(done.stdout, "TLS handshakes failed") == ["1", "1", "1", "1", "1", "0", "1", "1"]
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
+    assert of_the_machine() == before
+
+
+@requires.namespaces()
+@requires.tool("curl")
+def test_nothing_of_a_command_has_to_be_set_and_it_recovers_after_a_grant(tmp_path: Path) -> None:
+    script = "until curl -sf http://a.example/ && curl -sf https://b.example/; do sleep 0.1; done"
+    arguments = ("--offline", "--grant-after", "1s", "--timeout", "60s", "--json", "--")
+    done = behind(tmp_path, *arguments, "env", "-i", "PATH=/usr/bin:/bin", "sh", "-c", script)
+    assert done.returncode == 0
+    assert '{"method": "GET", "host": "b.example", "path": "/"}' in done.stderr
+    report = json.loads(done.stdout)["511"]["report"]
+    (client,) = report["clients"]
+    assert client["client"] == "192.0.2.2"
+    assert client["refused"]["511"] >= 2
+    assert client["passed"] >= 1
+    assert "never-recovers" in report["kept"]
+
+
+@requires.namespaces()
+def test_a_network_of_its_own_has_no_other_way_out(tmp_path: Path) -> None:
+    script = f"""
+import socket
+tried = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+tried.settimeout(1)
+tried.sendto(b"x", ("198.51.100.7", 4433))  # vanishes
+for place in [("127.0.0.1", {os.getpid() % 50000 + 1}), ("192.0.2.2", 22)]:
+    assert socket.socket().connect_ex(place) == 111, place
+try:
+    socket.create_connection(("2001:db8::1", 80), 1)
+except OSError as error:
+    assert error.errno == 101, error
+else:
+    raise AssertionError
+print(socket.gethostbyname("whatever.example"))
+"""
+    done = behind(tmp_path, "--offline", "--", sys.executable, "-c", script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("198.51.100.1\n")
+
+
+@requires.tool("curl")
+def test_by_variables_what_takes_a_network_is_skipped_with_the_reason(tmp_path: Path) -> None:
+    kinds = "page,silent,dns-lie"
+    done = behind(tmp_path, "--proxy", "--offline", "--as", kinds, "--", "sh", "-c", CURLS)
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[0] == "0 35"
+    assert row(done.stdout, "exit status") == ["1", "x", "x"]
+    assert "silent was skipped: only in a network of its own" in done.stdout
+    assert "dns-lie was skipped" in done.stdout
+
+
+@requires.tool("curl")
+def test_a_command_that_takes_the_page_for_its_data_is_told_so(tmp_path: Path) -> None:
+    curl = ("--fail-on", "warning", "--", "curl", "-sf", "-o", "data", "http://origin.test/")
+    done = behind(tmp_path, "--proxy", "--offline", "--as", "511,page", *curl)
+    assert done.returncode == 0
+    assert "It succeeded behind page, though" in done.stdout
+    assert "sign in" in (tmp_path / "data").read_text()
+
+
+def test_a_command_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    assert behind(tmp_path, "--proxy", "--timeout", "1s", "--", "sleep", "600").returncode == 124
+
+
+def test_a_command_that_is_not_there_is_said_in_a_line(tmp_path: Path) -> None:
+    done = behind(tmp_path, "--proxy", "--", "no-such-command")
+    assert (done.returncode, done.stderr) == (127, "no-such-command: no such command\n")
+    for wrong in (("--as", "pages", "--", "true"), ("--",)):
+        assert behind(tmp_path, *wrong).returncode == 2
+
+
+def test_findings_of_a_level_set_the_exit_status(tmp_path: Path) -> None:
+    asking = "import urllib.request as u; u.urlopen(u.Request('http://a.test/', headers=H))"
+    script = f"H = {{'Cookie': 'a=1'}}; {asking}"
+    arguments = ("--proxy", "--offline", "--fail-on", "warning", "--")
+    done = behind(tmp_path, *arguments, sys.executable, "-c", script)
+    assert done.returncode == 3
+    assert "cookies-to-portal" in done.stdout
+
+
+@requires.namespaces()
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_however_it_ends_nothing_is_left(tmp_path: Path, number: int) -> None:
+    marker = tmp_path / "started"
+    running = subprocess.Popen(
+        [CAPPORT, "behind", "--offline", "--", "sh", "-c", f"touch {marker}; exec sleep 617"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    wait_for(marker.exists, SOON)
+    children = Path(f"/proc/{running.pid}/task").glob("*/children")
+    pids = {int(pid) for path in children for pid in path.read_text().split()}
+    (command,) = (pid for pid in pids if b"617" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    (portal,) = pids - {command}
+    running.send_signal(number)
+    running.wait(SOON)
+    if number == signal.SIGTERM:
+        assert running.returncode == 128 + signal.SIGTERM
+        assert not Path(f"/proc/{command}").exists()
+    else:  # which cannot be passed on
+        os.kill(command, signal.SIGTERM)
+    wait_for(lambda: not Path(f"/proc/{portal}").exists(), SOON)
+    assert {path.name for path in tmp_path.iterdir()} == {"started"}
+
+
+@requires.tool("curl")
+def test_ctrl_c_is_for_the_command_and_the_report_comes(tmp_path: Path) -> None:
+    script = "trap 'exit 5' INT; touch started; while :; do sleep 0.05; done"
+    running = subprocess.Popen(
+        [CAPPORT, "behind", "--proxy", "--offline", "--", "sh", "-c", script],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for((tmp_path / "started").exists, SOON)
+    os.killpg(running.pid, signal.SIGINT)
+    printed, _ = running.communicate(timeout=SOON)
+    assert running.returncode == 5
+    assert "exit status" in printed
