@@ -73,7 +73,7 @@ class Record:
 
     def says_the_same(self, other: "Record", now: float) -> bool:
         """Whether both decide the same. A later `last_seen` makes no difference."""
-        return self.grant == other.grant and self.live(now) == other.live(now)
+        return self is other or (self.grant == other.grant and self.live(now) == other.live(now))
 
     def until(self) -> float:
         """When the last of what it says is over."""
@@ -82,6 +82,8 @@ class Record:
 
     def without_past(self, now: float) -> "Record":
         """The record without revocations that ended so long ago that no router counts them."""
+        if not self.revoked:
+            return self
         kept = {router: r for router, r in self.revoked.items() if r.until + 2 * SKEW > now}
         return self if len(kept) == len(self.revoked) else replace(self, revoked=kept)
 
@@ -91,6 +93,8 @@ NOTHING: Final = Record()
 
 def join(one: Record, other: Record, now: float) -> Record:
     """What follows from both records."""
+    if one is NOTHING and not other.revoked:
+        return other
     revoked = dict(one.revoked)
     for router, revocation in other.revoked.items():
         mine = revoked.get(router, revocation)

@@ -21,7 +21,7 @@ from capport.core.place import Place, parse_host
 from capport.core.redis_url import RedisUrl
 from capport.stores import StoreError
 
-SECONDS = 1.0
+SECONDS = 2.0
 """How long one command may take. A slower Redis counts as one that is away."""
 _SECRETS = "CAPPORT_REDIS_USER and CAPPORT_REDIS_PASSWORD_FILE"
 

@@ -130,7 +130,7 @@ class RedisLink:
 
         Returns whether Redis has taken it within `seconds`.
         """
-        waiting: Future[bool] | None = Future() if seconds else None
+        waiting: Future[bool] | None = Future() if seconds and self.fault is None else None
         some = list(clients)
         try:
             self._loop.call_soon_threadsafe(self._add, some, waiting)
@@ -146,7 +146,7 @@ class RedisLink:
 
     def fetch(self, client: ClientId, seconds: float) -> tuple[ClientId, Record] | None:
         """What Redis has about `client`; None if nothing, or if it does not answer in time."""
-        if self._client is None:
+        if self.fault is not None:
             return None
         future = asyncio.run_coroutine_threadsafe(self._fetch(client), self._loop)
         try:
@@ -260,14 +260,17 @@ class RedisLink:
 
     async def _identity_of(self, client: RedisClient) -> tuple[object, ...]:
         """What changes if Redis is restarted, replaced by a replica, or emptied."""
-        server, replication, _, epoch = await client.together(
+        new = secrets.token_hex(8)
+        server, replication, is_new, epoch = await client.together(
             [
                 ("INFO", "server"),
                 ("INFO", "replication"),
-                ("SET", EPOCH, secrets.token_hex(8), "NX"),
+                ("SET", EPOCH, new, "NX"),
                 ("GET", EPOCH),
             ]
         )
+        if is_new:  # the stream begins here, so that there is a place in it to continue from
+            await client.ask("XADD", CHANGES, "*", "epoch", new)
         return server.get("run_id"), replication.get("master_replid"), epoch
 
     async def _read(self, reader: RedisClient) -> None:
@@ -290,7 +293,7 @@ class RedisLink:
         """
         found, ids = [], []
         for change, fields in entries:
-            parsed = self._parsed(fields.get(b"r", b""))
+            parsed = self._parsed(fields[b"r"]) if b"r" in fields else None
             if parsed and (self._wants is None or self._wants(parsed[0])):
                 found.append(parsed)
                 ids.append(_change_id(change))
