@@ -6,7 +6,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_network
@@ -22,11 +22,12 @@ from capport.core import standing
 from capport.core.client import Address, ClientId, parse_address, parse_client_id, parse_mac
 from capport.core.client import Client as CoreClient
 from capport.core.policy import Access, ClientRules, Network, Policy
-from capport.core.session import Session
+from capport.core.session import Session, first_open
 from capport.core.standing import Kind, Standing
 from capport.linux import conntrack
 from capport.linux.libnftables import Nftables, RulesError
 from capport.policy import policy_file
+from capport.router import elements as filed
 from capport.router import known_clients, nftables
 from capport.router import ranges as spans
 from capport.router import ruleset as ruletext
@@ -527,6 +528,38 @@ def test_a_session_that_is_extended_or_shortened_is_in_the_kernel_too(
         store.put(session(lab.client.mac, seconds))
         known.update([ClientId(lab.client.mac)])
         assert seconds - 100 <= elements(lab, "known4")[pair] <= seconds
+
+
+class Leased(MemoryStore):
+    """A store whose sessions another router granted."""
+
+    lease = 0.0
+
+    def find(self, ids: Sequence[ClientId], now: float) -> Session | None:
+        found = super().find(ids, now)
+        return found and first_open([replace(found, lease=self.lease)], now)
+
+
+@LAB
+def test_a_lease_is_the_timeout_in_the_kernel_and_is_renewed_there_before_it_ends(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filed, "LEASE_LEAD", 59.0)  # it is looked at after a second
+    store = Leased()
+    store.lease = clock.now() + 60
+    nftables.up(lab.policy, rules=lab.rules)
+    mac = lab.client.mac
+    store.put(session(mac))
+    with contextlib.closing(
+        lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
+    ) as following:
+        lab.router.call(following.start)
+        assert elements(lab, "macs")[mac] <= 60
+        store.lease = clock.now() + 600
+        wait_for(lambda: elements(lab, "macs")[mac] > 500)
+        store.lease = clock.now() - 1
+        following.changed(ClientId(mac))
+        wait_for(lambda: mac not in elements(lab, "macs"))
 
 
 @LAB

@@ -3,6 +3,7 @@
 import contextlib
 import getpass
 import os
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
@@ -19,11 +20,12 @@ from capport.commands.display import duration, moment
 from capport.commands.in_force import Kernel
 from capport.core.client import Address, Client, ClientId, Mac, parts_of
 from capport.core.policy import Policy
+from capport.core.redis_url import is_redis
 from capport.core.session import Session
 from capport.core.standing import standing, standing_of_id
 from capport.gate import Gate
 from capport.linux import neighbour_lookup
-from capport.stores import StoreError
+from capport.stores import SessionStore, StoreError
 
 type Macs = Mapping[Address, Mac]
 """The neighbour table: each address on the link, and its MAC address."""
@@ -45,6 +47,7 @@ def grant(arguments: Namespace) -> None:
             how="command",
             name=arguments.name or "",
         )
+        _warn_if_alone(url, store)
     in_force = Kernel().wait_until_in(present)
     print(_said(session, present))
     if not in_force:
@@ -76,7 +79,9 @@ def revoke(arguments: Namespace) -> None:
                     revoked.append(client)
             except StoreError as error:
                 failures.append(error)  # revoked, but not stored; go on with the others
-        fault: str | None = getattr(store, "fault", None)
+        fault = store.fault
+        if not failures:
+            _warn_if_alone(url, store)
         kernel, now = Kernel(), clock.now()
         still_in = kernel.let_through(_parts(meant))
         out = [client for client in still_in if not store.find(client.ids, now)]
@@ -95,6 +100,12 @@ def revoke(arguments: Namespace) -> None:
             " rule makes it known, or no portal that uses this store runs; capport router up"
             " POLICY puts the rules right"
         )
+
+
+def _warn_if_alone(url: str, store: SessionStore) -> None:
+    """Warns if the other routers of a fleet do not know of the change yet."""
+    if is_redis(url) and store.fault is not None:
+        print(f"warning: not everywhere yet: {store.fault}", file=sys.stderr)
 
 
 def _session_id(who: ClientId, macs: Macs) -> ClientId:
