@@ -9,8 +9,6 @@ wait for a process that was stopped meanwhile: then that budget may come out too
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, lockf
 from hashlib import blake2b
 from mmap import mmap
@@ -48,12 +46,15 @@ class Budgets:
     def spend(self, key: str, rate: Rate, now: Instant) -> int | None:
         """Takes one request from the budget; returns how long to wait if it is one too many."""
         group, of = self._hashed(key)
-        with self._locked(group):
+        self._lock(group)
+        try:
             at, full_at = self._find(group, of)
             full_at, wait = rates.spend(full_at, rate, now)
             if wait is None:
                 _PLACE.pack_into(self._memory, at, of, full_at)
-        return wait
+            return wait
+        finally:
+            self._unlock(group)
 
     def until(self, key: str) -> Instant:
         """The instant recorded for `key`."""
@@ -62,8 +63,11 @@ class Budgets:
     def set(self, key: str, until: Instant) -> None:
         """Records an instant for `key`."""
         group, of = self._hashed(key)
-        with self._locked(group):
+        self._lock(group)
+        try:
             _PLACE.pack_into(self._memory, self._find(group, of)[0], of, until)
+        finally:
+            self._unlock(group)
 
     def clear(self) -> None:
         """Forgets every key."""
@@ -71,7 +75,7 @@ class Budgets:
 
     def _hashed(self, key: str) -> tuple[int, int]:
         """Where the group of `key` begins, and the hash that is recorded for `key`."""
-        digest = blake2b(key.encode(), digest_size=16, key=self._salt).digest()
+        digest = blake2b(key.encode(), digest_size=16, salt=self._salt).digest()
         group = int.from_bytes(digest[8:]) % _GROUPS
         return _SALT + group * _PLACES.size, int.from_bytes(digest[:8])
 
@@ -83,18 +87,16 @@ class Budgets:
         at = group + number * _PLACE.size
         return at, instants[number] if hashes[number] == of else rates.FULL
 
-    @contextmanager
-    def _locked(self, group: int) -> Iterator[None]:
+    def _lock(self, group: int) -> None:
         if self._shared is None:
-            yield
             return
         for _ in range(_TRIES):
             try:
                 lockf(self._shared, LOCK_EX | LOCK_NB, _PLACES.size, group)
-                break
+                return
             except BlockingIOError:
                 os.sched_yield()
-        try:
-            yield
-        finally:
+
+    def _unlock(self, group: int) -> None:
+        if self._shared is not None:
             lockf(self._shared, LOCK_UN, _PLACES.size, group)
