@@ -3,11 +3,16 @@
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
 import requires
+from capport.core.client import Client as CoreClient
+from capport.core.client import parse_address
 from capport.router import nftables
+from capport.router.known_clients import KnownSet
+from capport.stores.memory import MemoryStore
 from lab.namespaces import wait_for
 from lab.network import ORIGIN4, ORIGIN6, POLICY, Client, Lab
 
@@ -93,3 +98,18 @@ def test_a_known_client_meets_428_at_the_hosts_named_and_is_forwarded_elsewhere(
     assert client.status(ELSEWHERE, *update) == 200
     assert own not in client.curl(family, CONDITIONAL).stdout
     assert own in client.curl(family, ELSEWHERE).stdout
+
+
+def test_a_client_without_a_mac_is_dropped_by_its_address_and_no_client_for_another(
+    lab: Lab,
+) -> None:
+    known = lab.router.call(KnownSet, lambda: lab.policy, MemoryStore(), lab.neighbours)
+    with closing(known):
+        for address, astray in (
+            ("192.0.2.77", False),
+            ("2001:db8:9::7", False),
+            ("192.0.2.78", True),
+        ):
+            known.drop(CoreClient(parse_address(address), astray=astray), 60)
+    assert elements(lab, "dropped4") == ["192.0.2.77"]
+    assert elements(lab, "dropped6") == ["2001:db8:9::7"]
