@@ -24,7 +24,7 @@ from capport.events import EventLog
 from capport.gate import Gate
 from capport.proxy import mitmproxy_options
 from capport.proxy.addon import CaptivePortal, Hooks
-from json_schemas import schema_errors
+from json_schemas import wrong_events
 from requires import pytest_configure, pytest_runtest_setup
 
 LOGIN = "https://login.example.net/"
@@ -276,9 +276,7 @@ def events_are_as_their_schema_says(
 
     monkeypatch.setattr(EventLog, "_line", recorded)
     yield
-    for record in written.values():
-        record = json.loads(line(EventLog(), record))
-        assert schema_errors("events.schema.json", record) == [], record
+    assert wrong_events(json.loads(line(EventLog(), it)) for it in written.values()) == []
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The JSON Schemas that are shipped, and what is wrong with a document by one of them."""
 
 import json
+from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
 
@@ -13,6 +14,12 @@ def validator(name: str) -> Draft202012Validator:
     schema = json.loads((files("capport") / name).read_bytes())
     Draft202012Validator.check_schema(schema)
     return Draft202012Validator(schema)
+
+
+def wrong_events(events: Iterable[object]) -> list[object]:
+    """The events that are not as events.schema.json says, and why; once for each reason."""
+    errors = {(*schema_errors("events.schema.json", one),): one for one in events}
+    return [(why, one) for why, one in errors.items() if why]
 
 
 def schema_errors(name: str, document: object) -> list[str]:

@@ -360,6 +360,13 @@ def test_check_sums_up_the_policies_that_come_with_it(here: Capport, name: str) 
     assert ran.out.splitlines()[0].endswith(f"{name}.yaml can be used.")
 
 
+def test_check_counts_the_clients_that_have_mitmproxys_ca(here: Capport, tmp_path: Path) -> None:
+    rules = "  - {address: 192.0.2.7, trusts_ca: true}\n"
+    (tmp_path / "ca.yaml").write_text(f"login_url: https://login.example.net/\nclients:\n{rules}")
+    ran = here("check", str(tmp_path / "ca.yaml"))
+    assert "clients        no rules; 1 has mitmproxy's CA" in ran.out
+
+
 def test_check_says_what_a_policy_comes_to(capport: Capport, policy: str) -> None:
     ran = capport("check", policy)
     assert (ran.status, ran.err) == (0, "")

@@ -7,7 +7,7 @@ from xml.etree.ElementTree import Element
 
 import html5lib
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import requires
@@ -81,6 +81,7 @@ def test_nothing_that_a_client_sent_is_markup() -> None:
     assert not any(name.startswith("on") for it in root.iter() for name in it.attrib)
 
 
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.sampled_from(BROKEN), st.text(), st.floats(0, 1e6)), max_size=3))
 def test_whatever_clients_send_the_page_is_valid(cases: Any) -> None:
     events = [
@@ -104,12 +105,12 @@ def test_it_loads_nothing_from_anywhere() -> None:
 
 
 def test_many_events_and_clients_give_a_page_of_bounded_size() -> None:
-    busy = [refused(n / 50, cookies=1) for n in range(20_000)]
-    many = [refused(n, client=f"10.0.{n >> 8}.{n & 255}", cookies=1) for n in range(600)]
+    busy = [refused(n / 50, cookies=1) for n in range(5_000)]
+    many = [refused(n, client=f"10.0.{n >> 8}.{n & 255}", cookies=1) for n in range(300)]
     assert len(page_of(reported(*busy))) < 200_000
     page = page_of(reported(*many))
     assert len(page) < 1_000_000
-    assert "500 more clients did less" in page
+    assert "200 more clients did less" in page
 
 
 @pytest.mark.browser

@@ -16,6 +16,7 @@ from capport.report.summary import Report, document, report_of
 from conftest import Origin, StartPortal
 
 INTERCEPT = "tls: {unknown: intercept, connect: alert}\n"
+LIMIT = "limits: {unknown_requests: {count: 1, per: 1m}}\n"
 HERE = ClientId("127.0.0.1")
 CANARY = "s3cret"
 
@@ -57,6 +58,12 @@ CLIENTS = {
         "curl -sf $URL",
         {"authorization-to-portal"},
     ),
+    "curl that obeys a 429": ("curl -sf $URL; curl -sf $URL", "curl -sf $URL", set()),
+    "curl that asks again after a 429": (
+        "for n in a b c; do curl -sf $URL$n; done",
+        "curl -sf $URL",
+        {"ignores-retry-after"},
+    ),
     "wget, which sends what curl does not": (
         f"wget -q -O - --header 'Authorization: Bearer {CANARY}' $URL; wget -q -O - $URL",
         "wget -q -O - $URL",
@@ -79,7 +86,7 @@ async def test_what_a_client_does_is_found(
 ) -> None:
     before, after, found = CLIENTS[name]
     url = f"http://127.0.0.1:{origin.port}/a"
-    async with portal(INTERCEPT, events=True) as it:
+    async with portal(INTERCEPT + (LIMIT if "429" in name else ""), events=True) as it:
         proxy = f"http://127.0.0.1:{it.port}"
         it.keeper.service.watch(HERE)
         await run(before, proxy, url)

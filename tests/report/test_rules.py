@@ -40,12 +40,17 @@ BROKEN: list[tuple[str, list[Event], str]] = [
     (
         "never-recovers",
         [watched(), refused(1), granted(2), event(60, "unwatched")],
-        "sent no request",
+        "reached no origin, and did not try",
+    ),
+    (
+        "never-recovers",
+        [watched(), shake(1, "refused"), granted(2), shake(9, "refused"), event(60, "expired")],
+        "reached no origin",
     ),
     (
         "never-recovers",
         [watched(), refused(1), granted(2), *(refused(n) for n in range(3, 30))],
-        "it sent 27 requests, none of which reached an origin",
+        "reached no origin",
     ),
     (
         "takes-page-for-origin",
@@ -138,6 +143,10 @@ KEPT: list[tuple[str, list[Event]]] = [
     ("no-back-off", [refused(t) for t in (0, 0.01, 0.21, 0.61, 1.4)]),  # urllib3's Retry
     ("no-back-off", [refused(n * 300) for n in range(6)]),  # every five minutes
     ("never-recovers", [refused(1), granted(2), passed(3), event(60, "unwatched")]),
+    (
+        "never-recovers",
+        [watched(), shake(1, "refused"), granted(2), shake(3, "passed"), passed(40)],
+    ),
     ("never-recovers", [watched(), refused(1), granted(2), shake(3, "passed"), passed(40)]),
     ("takes-page-for-origin", [refused(0), passed(60), passed(61, "/other")]),
     ("takes-page-for-origin", [refused(0, length=512), passed(9, range=100)]),
@@ -161,6 +170,7 @@ KEPT: list[tuple[str, list[Event]]] = [
     ("plain-http-after-tls", [shake(0, "refused"), refused(300)]),
     ("ignores-retry-after", [refused(0, status=429, retry_after="30"), refused(30)]),
     ("ignores-retry-after", [refused(0, status=429, retry_after="30"), refused(1, host="b.test")]),
+    ("ignores-retry-after", [refused(0, status=429, retry_after="30"), granted(1), passed(2)]),
     ("follows-redirect", [refused(0, status=302, agent="curl/8.9"), refused(1, agent="curl/8.9")]),
 ]
 
@@ -171,6 +181,8 @@ NOT_TESTED: list[tuple[str, list[Event], str]] = [
         for name in ("retries-511", "no-back-off", "takes-page-for-origin", "caches-511")
     ),
     ("no-back-off", [refused(0)], "four times"),
+    ("retries-511", [refused(n / 9, status=302) for n in range(9)], "no request got a 511"),
+    ("no-back-off", [refused(n, status=429) for n in range(9)], "no request got a 511"),
     ("retries-handshake", [shake(0, "refused"), shake(60, "refused", repeats=9)], "not watched"),
     ("never-recovers", [refused(0)], "granted no session after a refusal"),
     ("never-recovers", [granted(0), passed(1)], "granted no session after a refusal"),

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capport.report import as_text, comparison
+from capport.report import recording as recording_module
 from capport.report.findings import Severity
-from capport.report.recording import MOST, Recording, events_in, record
+from capport.report.recording import Recording, events_in, record
 from capport.report.rules import RULES
 from capport.report.summary import document, report_on
 from json_schemas import schema_errors
@@ -168,13 +169,16 @@ def test_repeats_are_counted_as_often_as_they_happened() -> None:
     assert not any(request.detailed for request in client.requests)
 
 
-def test_events_are_bounded_and_lines_that_are_none_are_counted() -> None:
+def test_events_are_bounded_and_lines_that_are_none_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recording_module, "MOST", 100)
     recording = Recording()
     lines = [json.dumps(refused(0)), "{half a li", "[]", "", '{"event": "refused"}', "null"]
     record(events_in(lines, recording), recording)
     assert (len(recording.clients), recording.unread) == (1, 4)
-    many = record(refused(0) for _ in range(MOST + 5))
-    assert (len(many.clients[0].requests), many.left_out) == (MOST, 5)
+    many = record(refused(0) for _ in range(105))
+    assert (len(many.clients[0].requests), many.left_out) == (100, 5)
 
 
 JSON: st.SearchStrategy[Any] = st.recursive(

@@ -14,6 +14,7 @@ from capport.policy.policy_file import PolicyError
 from capport.proxy.mitmproxy_options import OURS as OPTIONS
 from capport.testing import Portal
 from capport.testing.kinds import KINDS, OURS
+from json_schemas import wrong_events
 from testing.asking import ask
 
 OTHERS = [name for name in KINDS if name != OURS]
@@ -27,9 +28,10 @@ def app_portal() -> Iterator[Portal]:
 
 
 @pytest.fixture
-def behind(app_portal: Portal, kind: str) -> Portal:
+def behind(app_portal: Portal, kind: str) -> Iterator[Portal]:
     app_portal.reset(kind=kind)
-    return app_portal
+    yield app_portal
+    assert wrong_events(app_portal.events()) == []
 
 
 @pytest.mark.parametrize("kind", ["redirect", "forged-tls"])

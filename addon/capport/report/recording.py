@@ -288,7 +288,9 @@ def _text(event: Mapping[str, object], name: str) -> str:
 
 def _number(event: Mapping[str, object], name: str) -> int | None:
     value = event.get(name)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53:
+        return value
+    return None
 
 
 def time_of(event: Mapping[str, object]) -> float | None:

@@ -3,16 +3,17 @@
 A rule that a client's record cannot show is not tested, which is not the same as kept.
 """
 
+import math
 from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from urllib.parse import urlsplit
 
-from capport.report.agents import Agent, agent_of
+from capport.report.agents import UNNAMED, Agent, agent_of
 from capport.report.findings import NotTested, Outcome, Rule, Seen, Severity
 from capport.report.recording import ClientRecord, Handshake, Request
-from capport.report.uses import is_check
+from capport.report.uses import checking
 from capport.report.wording import lasting, some
 
 SOON = 2.5  # seconds: a program that asks again sooner does not wait for a person to sign in
@@ -33,7 +34,7 @@ NO_REFUSAL = NotTested("none of its requests was refused")
 
 def retries_511(client: ClientRecord) -> Outcome:
     """Sends a refused request again within seconds, and again."""
-    if (lacking := _lacks_refusals(client)) is not None:
+    if (lacking := _lacks_refusals(client, 511)) is not None:
         return lacking
     found = []
     for attempts in attempts_of(client):
@@ -43,7 +44,7 @@ def retries_511(client: ClientRecord) -> Outcome:
                 said = f" ({agent.retries})" if agent.retries else ""
                 sentence = (
                     f"{agent} sent {run[0].method} {run[0].url} {len(run)} times within"
-                    f" {lasting(took)}, each but the first after a {run[0].status}{said}"
+                    f" {lasting(took)}, each but the first after a 511{said}"
                 )
                 found.append(Seen(sentence, run, run[0].host, agent))
     return found
@@ -68,11 +69,11 @@ def retries_handshakes(client: ClientRecord) -> Outcome:
 
 def no_back_off(client: ClientRecord) -> Outcome:
     """Asks again and again at the same pace."""
-    if (lacking := _lacks_refusals(client)) is not None:
+    if (lacking := _lacks_refusals(client, 511)) is not None:
         return lacking
     groups = [attempts for attempts in attempts_of(client) if len(attempts) > 3]
     if not groups:
-        return NotTested("no request was refused four times or more")
+        return NotTested("no request got a 511 four times or more")
     found = []
     for attempts in groups:
         waits = [after.time - before.time for before, after in pairwise(attempts)]
@@ -90,7 +91,9 @@ def no_back_off(client: ClientRecord) -> Outcome:
 
 def never_recovers(client: ClientRecord) -> Outcome:
     """Was refused, was granted a session, and got nothing from an origin afterwards."""
-    grant = next((g for g in client.grants if any(r.time < g.time for r in client.refusals)), None)
+    failed = [shake for shake in client.handshakes if shake.failed]
+    refused: list[Request | Handshake] = sorted([*client.refusals, *failed], key=_time)
+    grant = next((it for it in client.grants if refused and refused[0].time < it.time), None)
     if grant is None:
         return NotTested("it was granted no session after a refusal")
     watched = [change for change in client.changes if change.event == "watched"]
@@ -99,18 +102,20 @@ def never_recovers(client: ClientRecord) -> Outcome:
         return NOT_WATCHED
     if any(change.kernel_forwards for change in watched):
         return NotTested("the kernel forwards its requests past the portal once it is known")
-    after = [request for request in client.requests if request.time >= grant.time]
-    shakes = [it for it in client.handshakes if it.time >= grant.time and it.outcome == "passed"]
-    if shakes or any(request.answered_by == "origin" for request in after):
+    records: list[Request | Handshake] = [*client.requests, *client.handshakes]
+    after = sorted((one for one in records if one.time >= grant.time), key=_time)
+    if any(_reached_an_origin(one) for one in after):
         return []
     ended = next((c.time for c in client.changes if c.time > grant.time and _ends(c.event)), None)
     left = (ended or client.until) - grant.time
     if left < AFTER_GRANT:
         return NotTested(f"the record ends {left:.0f} s after the grant")
-    before = [request for request in client.refusals if request.time < grant.time][-1]
-    did = f"{len(after)} requests, none of which reached an origin" if after else "no request"
-    sentence = f"within {lasting(left)} of being granted a session, it sent {did}"
-    return [Seen(sentence, [before, grant, *after], before.host, agent_of(before.agent))]
+    before = [one for one in refused if one.time < grant.time][-1]
+    agent = agent_of(before.agent) if isinstance(before, Request) else UNNAMED
+    sentence = f"within {lasting(left)} of being granted a session, it reached no origin"
+    if not after:
+        sentence += ", and did not try"
+    return [Seen(sentence, [before, grant, *after], before.host, agent)]
 
 
 def takes_page_for_origin(client: ClientRecord) -> Outcome:
@@ -207,7 +212,7 @@ def plain_http_after_tls(client: ClientRecord) -> Outcome:
             plain.setdefault(request.host, request)
     for host, (first, *_) in failed.items():
         then = plain.get(host)
-        if then and 0 <= then.time - first.time < RELATED and not is_check(then):
+        if then and 0 <= then.time - first.time < RELATED and not checking(then):
             agent, rejected = agent_of(then.agent), first.outcome == "rejected"
             why = "rejected a certificate for" if rejected else "got no TLS connection to"
             sentence = f"{agent} {why} {host}, then sent {then.method} {then.url} in the clear"
@@ -224,7 +229,9 @@ def ignores_retry_after(client: ClientRecord) -> Outcome:
     found = []
     for before in asked:
         wait, to = before.retry_after or 0.0, (before.host, before.agent)
-        later = _following(details, before, wait - SLACK)
+        # A client that has become known in between has other limits.
+        granted = (it.time - before.time for it in client.grants if it.time > before.time)
+        later = _following(details, before, min(wait - SLACK, *granted, math.inf))
         early = next((it for it in later if (it.host, it.agent) == to), None)
         if early:
             agent = agent_of(before.agent)
@@ -245,7 +252,7 @@ def follows_redirect(client: ClientRecord) -> Outcome:
         if request.refused
         and request.status in {301, 302, 303, 307, 308}
         and not agent_of(request.agent).browser
-        and not is_check(request)
+        and not checking(request)
     ]
     if not redirected:
         return NotTested("no request of a program that is no browser was redirected")
@@ -260,11 +267,16 @@ def follows_redirect(client: ClientRecord) -> Outcome:
     return found
 
 
-def _lacks_refusals(client: ClientRecord) -> NotTested | None:
-    """Why a rule about refused requests cannot be tested; None if it can."""
-    if not client.refusals:
-        return NO_REFUSAL
-    return None if any(it.detailed for it in client.refusals) else NOT_WATCHED
+def _lacks_refusals(client: ClientRecord, status: int | None = None) -> NotTested | None:
+    """Why a rule about refused requests (with that status) cannot be tested; None if it can."""
+    refused = [it for it in client.refusals if status is None or it.status == status]
+    if not refused:
+        return NotTested(f"no request got a {status}") if status else NO_REFUSAL
+    return None if any(it.detailed for it in refused) else NOT_WATCHED
+
+
+def _reached_an_origin(one: Request | Handshake) -> bool:
+    return one.outcome == "passed" if isinstance(one, Handshake) else one.answered_by == "origin"
 
 
 def _ends(event: str) -> bool:
@@ -272,11 +284,11 @@ def _ends(event: str) -> bool:
 
 
 def attempts_of(client: ClientRecord) -> Iterator[list[Request]]:
-    """The refused requests that ask for the same, until the client is granted a session."""
+    """The requests for the same that got a 511, until the client was granted a session."""
     grants = [grant.time for grant in client.grants]
     groups = defaultdict[object, list[Request]](list)
     for request in client.details:
-        if request.refused and not is_check(request):
+        if request.refused and request.status == 511 and not checking(request):
             groups[request.same, sum(time <= request.time for time in grants)].append(request)
     yield from groups.values()
 
@@ -300,8 +312,8 @@ def _following(details: Sequence[Request], before: Request, seconds: float) -> I
         yield details[number]
 
 
-def _time(request: Request) -> float:
-    return request.time
+def _time(one: Request | Handshake) -> float:
+    return one.time
 
 
 def _few() -> deque[Request]:
@@ -351,10 +363,10 @@ def _reply_that_shows_in(
             if trace == "validator" and last[0].status == 511:
                 continue  # `caches_511`
             return last[0], said
-    whole = [it for it in same if it.url == request.url and it.length]
-    begun = [it for it in whole if it.length == request.first_byte]
-    if begun:
-        return begun[-1], "Range, as the rest of a file that begins with the portal's page"
+    if request.first_byte:
+        begun = [it for it in same if (it.url, it.length) == (request.url, request.first_byte)]
+        if begun:
+            return begun[-1], "Range, as the rest of a file that begins with the portal's page"
     if agent.browser:
         return None  # it shows the page to a person, with its images
     if "url" in request.traces and same:

@@ -119,18 +119,18 @@ _USES: tuple[tuple[Use, Callable[[Request], bool]], ...] = (
 
 def use_of(request: Request) -> Use | None:
     """The use that a request is of; None for pages, and for programs that are none of these."""
-    if request.scheme == "http" and request.port in {None, 80}:
-        check = connectivity_check(request.host, request.path, request.method, ANYWHERE)
-        # With a query, www.google.com/gen_204 is a measurement of Google's pages.
-        if check and not (request.query and request.path == "/gen_204"):
-            return Use(f"connectivity check: {check.system}", "RFC 6585 section 6")
+    if (system := checking(request)) is not None:
+        return Use(f"connectivity check: {system}", "RFC 6585 section 6")
     use = next((use for use, matches in _USES if matches(request)), None)
     if use is None and request.detailed and request.agent and not agent_of(request.agent).browser:
         return Use("program that is no browser")
     return use
 
 
-def is_check(request: Request) -> bool:
-    """Whether a system asked whether it is online. It is meant to ask again and again."""
-    use = use_of(request)
-    return use is not None and use.name.startswith("connectivity check")
+def checking(request: Request) -> str | None:
+    """The system that asks whether it is online, which it is meant to ask again and again."""
+    if request.scheme != "http" or request.port not in {None, 80}:
+        return None
+    check = connectivity_check(request.host, request.path, request.method, ANYWHERE)
+    # With a query, www.google.com/gen_204 is a measurement of Google's pages.
+    return check.system if check and not (request.query and request.path == "/gen_204") else None
