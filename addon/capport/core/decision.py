@@ -5,7 +5,7 @@ function and a line in `RULES`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from capport.core import probes
 from capport.core.client import Address, Client
@@ -21,6 +21,7 @@ from capport.core.policy import (
 )
 from capport.core.reach import NOWHERE, Machine
 from capport.core.standing import Standing
+from capport.core.value import value
 from capport.core.verdict import (
     Closed,
     Drop,
@@ -56,7 +57,7 @@ _CONDITIONS = {
 type Fields = Sequence[tuple[bytes, bytes]]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class HttpRequest:
     """What rules look at in a request. `fields`: each name, in lower case, and the field's size.
 
@@ -85,7 +86,7 @@ class HttpRequest:
         return cls(method, scheme, path, sizes, whole, overwrite != [b"F"])
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Case:
     """Everything that a decision needs: who the client is, and where it wants to go.
 

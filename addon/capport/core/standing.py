@@ -5,7 +5,6 @@ in `RULES`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import ip_address
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from typing import NamedTuple
 from capport.core.client import Address, Client, ClientId, parts_of
 from capport.core.policy import Access, ClientRule, Policy
 from capport.core.session import Instant, Session
+from capport.core.value import value
 
 ANYWHERE = ip_address("0.0.0.0")  # noqa: S104
 """Stands for the address of a device of which only the MAC is given."""
@@ -26,7 +26,7 @@ class Kind(StrEnum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Standing:
     """What `client` is at one moment.
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from capport.core.place import Place
 from capport.core.policy import Rate
+from capport.core.value import value
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class Pass:
     to: Place | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class NetworkAuthenticationRequired:
     """Answer 511 with a link to the login server. RFC 6585 section 6.
 
