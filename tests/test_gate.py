@@ -18,6 +18,7 @@ from capport.core.client import (
 from capport.core.decision import HttpRequest
 from capport.core.place import Place
 from capport.core.policy import Access, ClientRules, Limits, Login, Policy, Rate, Router, Sessions
+from capport.core.session import Session
 from capport.core.verdict import NetworkAuthenticationRequired, Pass, SignIn, TooManyRequests
 from capport.gate import Gate
 from capport.linux import NoNeighbours
@@ -209,6 +210,66 @@ class OnLink(NoNeighbours):
 
     def is_on_link(self, address: Address) -> bool:
         return address in ip_network("192.0.2.0/24")
+
+
+class Seen(OnLink):
+    """The same link, on which 192.0.2.7 has been heard of, and 203.0.113.9, which is not on it."""
+
+    def find_mac(self, address: Address) -> Mac | None:
+        return OWN if str(address) in ("192.0.2.7", "203.0.113.9") else None
+
+
+AT, OFF_LINK = ClientId("192.0.2.7"), ClientId("203.0.113.9")
+
+
+def test_a_session_of_an_address_becomes_that_of_the_first_device_there() -> None:
+    gate, _ = make(neighbours=OnLink())
+    gate.grant(AT, lifetime=60.0, by="operator", name="Ada")
+    granted = gate.session(gate.client("192.0.2.7"))
+    gate.bind(AT)
+    assert granted is not None
+    assert gate.store.find((AT,), 1000.0) == granted  # no device is there yet
+    gate.neighbours = Seen()
+    gate.bind(AT)
+    assert [*gate.store.sessions()] == [replace(granted, client=ClientId(OWN))]
+    assert gate.known(Client(parse_address("192.0.2.8"), OWN))
+    assert gate.known(Client(parse_address("192.0.2.7"), OTHER)) is None
+
+
+def test_a_session_that_should_be_for_an_address_stays() -> None:
+    gate, _ = make(neighbours=Seen())
+    pair = ClientId(f"{OWN}@192.0.2.7")
+    for client in (OFF_LINK, pair):  # a MAC is no sign of who is behind a router
+        gate.grant(client, lifetime=60.0)
+        gate.bind(client)
+    assert {session.client for session in gate.store.sessions()} == {OFF_LINK, pair}
+
+
+@pytest.mark.parametrize(("own", "left"), [(30.0, 60), (90.0, 90)])
+def test_a_device_that_has_a_session_keeps_the_longer_one(own: float, left: int) -> None:
+    gate, _ = make(neighbours=Seen())
+    gate.grant(ClientId(OWN), lifetime=own)
+    gate.grant(AT, lifetime=60.0)
+    gate.bind(AT)
+    (session,) = gate.store.sessions()
+    assert session.client == ClientId(OWN)
+    assert session.seconds_remaining(1000.0) == left
+
+
+def test_a_session_that_is_revoked_while_it_is_bound_does_not_live_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate, _ = make(neighbours=Seen())
+    gate.grant(AT, lifetime=60.0)
+    put = gate.store.put
+
+    def slow(session: Session) -> None:
+        put(session)
+        assert gate.store.drop(AT)
+
+    monkeypatch.setattr(gate.store, "put", slow)
+    gate.bind(AT)
+    assert [*gate.store.sessions()] == []
 
 
 BLOCKED, PRINTER = Mac("02:00:00:00:00:07"), Mac("02:00:00:00:00:08")

@@ -412,6 +412,35 @@ class Gate:
             raise
         return session
 
+    def to_bind(self, client: ClientId) -> Session | None:
+        """The session that is filed under an address alone, but should be under its MAC (`bind`).
+
+        It is named by that MAC. It was granted while the MAC of the address was not known.
+        """
+        mac, address = parts_of(client)
+        if mac is not None or address is None:
+            return None
+        session, found = self.store.find((client,), self.now()), self.neighbours.find_mac(address)
+        if session is None or found is None or not self.neighbours.is_on_link(address):
+            return None
+        return replace(session, client=ClientId(found))
+
+    def bind(self, client: ClientId) -> None:
+        """Files the session of an address under the MAC that uses the address now.
+
+        Otherwise the session would be for each device that gets the address after this one. It
+        waits for the disk. Raises StoreError.
+        """
+        bound = self.to_bind(client)
+        if bound is None:
+            return
+        before = self.store.find((bound.client,), self.now())
+        is_longer = before is None or before.ends < bound.ends
+        if is_longer:
+            self.store.put(bound)
+        if not self.store.drop(client) and is_longer:
+            self.store.drop(bound.client)  # somebody has revoked the session meanwhile
+
     def revoke(self, *clients: ClientId) -> bool:
         """Ends the session of each client; returns whether there was one.
 

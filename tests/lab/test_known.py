@@ -1,6 +1,7 @@
 """End to end: a known client goes by the kernel, until it is revoked, expired or robbed."""
 
 import contextlib
+import json
 import signal
 import socket
 import subprocess
@@ -124,6 +125,39 @@ def test_whoever_takes_the_address_over_is_unknown(lab: Lab, granted: Client) ->
         thief.namespace.ip(f"address del {granted.v4}/24 dev eth0")
         granted.namespace.ip("link set eth0 up", f"route replace default via {ROUTER4}")
         wait_for(granted._has_v6)
+
+
+def test_a_session_of_an_address_is_that_of_the_first_device_there(lab: Lab) -> None:
+    """It was granted before any device had the address: the second one to have it is unknown."""
+    address, policy = "192.0.2.77", ("--policy", str(lab.policy_file))
+    first, second = lab.clients
+    said = lab.capport("grant", address, "--for", "1h", *policy)
+    assert f"{address}: the session is in" in said.stderr
+    assert "the client is not there yet" in said.stderr
+
+    def status(client: Client) -> int:
+        return client.status(f"http://{ORIGIN4}/", "--interface", address)
+
+    def known() -> list[str]:
+        listed = json.loads(lab.capport("clients", "--json", *policy).stdout)
+        return [session["client"] for session in listed]
+
+    try:
+        first.namespace.ip(f"address add {address}/24 dev eth0")
+        wait_for(lambda: status(first) == 200)
+        wait_for(lambda: known() == [first.mac])
+        assert status(first) == 200
+        first.namespace.ip(f"address del {address}/24 dev eth0")
+        lab.router.ip(f"neighbour del {address} dev br-lan")
+        second.namespace.ip(f"address add {address}/24 dev eth0")
+        assert status(second) == 511
+        assert not [line for line in lab.reached() if address in line and second.mac in line]
+    finally:
+        revoke(lab, first)
+        lab.capport("revoke", address, *policy)
+        for client in lab.clients:
+            with contextlib.suppress(OSError):
+                client.namespace.ip(f"address del {address}/24 dev eth0")
 
 
 def test_known_clients_go_on_while_the_rules_are_put_in_force_again(

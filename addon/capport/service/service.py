@@ -32,7 +32,7 @@ from capport.service.login_server import Embedded, may_be_proxy
 from capport.service.session_changes import SessionChanges, Subscriber
 from capport.service.settings import SettingError, Settings
 from capport.session_events import Ledger
-from capport.stores import SessionStore
+from capport.stores import SessionStore, StoreError
 from capport.stores.opening import default_store, open_store
 from capport.web.records import records_beside
 
@@ -140,12 +140,15 @@ class Service:
             # here are cut, and an event is written.
             self._changes.subscribe(
                 self._kernel.subscriber,
+                Subscriber(lambda client: soon(self._bind, client)),
                 Subscriber(lambda client: soon(self._recheck, client)),
                 Subscriber(lambda client: soon(self._ledger.changed, client)),
             )
             # The store calls on its own thread: the kernel's sets do not wait for the event loop.
             await asyncio.to_thread(self.gate.store.watch, self._changes.changed)
-            self.gate.neighbours.watch(lambda address: self._recheck(ClientId(str(address))))
+            self.gate.neighbours.watch(self._mac_changed)
+            for session in tuple(self.gate.store.sessions()):
+                self._bind(session.client)
             if connections:
                 connections.recheck_all()  # mitmproxy listens already: sessions may have ended
             await self._listen()
@@ -313,6 +316,22 @@ class Service:
         return self.login is not None and self.login.signs_in_elsewhere
 
     # --- sessions --------------------------------------------------------------------------------
+
+    def _mac_changed(self, address: Address) -> None:
+        self._bind(ClientId(str(address)))
+        self._recheck(ClientId(str(address)))
+
+    def _bind(self, client: ClientId) -> None:
+        """Files a session of an address under its MAC, once that is known (`Gate.bind`)."""
+
+        async def bind() -> None:
+            try:
+                await asyncio.to_thread(self.gate.bind, client)
+            except StoreError as error:
+                logger.error(f"The session of {client} is not filed under its MAC: {error}")
+
+        if self.gate.to_bind(client):
+            self._spawn(bind())
 
     def _recheck(self, client: ClientId) -> None:
         if self._connections:
