@@ -201,6 +201,24 @@ def _add_clients(commands: "Subcommands") -> None:
     )
     _takes_store(clients)
     _takes_json(clients)
+    sessions = commands.add_parser(
+        "sessions",
+        help="sessions from one store to another: export, import",
+        description="Sessions from one store to another, as JSON Lines.",
+    )
+    actions = sessions.add_subparsers(title="actions", metavar="export|import", required=True)
+    _takes_store(_add(actions, "export", "session_transfer:export", "print the open sessions"))
+    bring = _add(actions, "import", "session_transfer:bring", "put exported sessions into a store")
+    bring.add_argument("file", metavar="FILE", nargs="?", help="what was exported (stdin)")
+    _takes_store(bring)
+    fleet = _add(
+        commands,
+        "fleet",
+        "fleet:fleet",
+        "list the routers that share their sessions, and their lag",
+    )
+    _takes_store(fleet)
+    _takes_json(fleet)
 
 
 def _add_router(commands: "Subcommands") -> None:
@@ -416,7 +434,7 @@ def _takes_policy_file(command: ArgumentParser) -> None:
 
 def _takes_store(command: ArgumentParser) -> None:
     command.add_argument(
-        "--sessions", metavar="STORE", help="the session store: a path or sqlite:///PATH"
+        "--sessions", metavar="STORE", help="the session store: a path, sqlite:///PATH or redis://…"
     )
     command.add_argument("--policy", metavar="FILE", help="a policy that names the store")
 

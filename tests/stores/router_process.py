@@ -46,7 +46,7 @@ class RouterProcess:
         assert self.process.stdout
         return self.process.stdout.readline().rstrip("\n")
 
-    def kill(self) -> None:
+    def close(self) -> None:
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):

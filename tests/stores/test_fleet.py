@@ -571,12 +571,12 @@ def test_what_a_killed_router_acknowledged_is_known_elsewhere_and_at_its_next_st
         for client in acknowledged:
             until(lambda client=client: other("find", client) == "known", client)  # type: ignore[misc]
         redis.kill()
-        one.kill()
+        one.close()
         one = RouterProcess(url, tmp_path / "one")
         assert {one("find", client) for client in acknowledged} == {"known"}
     finally:
-        one.kill()
-        other.kill()
+        one.close()
+        other.close()
 
 
 def test_a_router_that_was_frozen_lets_nobody_in_before_it_has_read_what_it_missed(
@@ -598,8 +598,8 @@ def test_a_router_that_was_frozen_lets_nobody_in_before_it_has_read_what_it_miss
         until(lambda: other("find", ADDRESS) == "known")
         assert other("find", MAC) == "unknown"
     finally:
-        one.kill()
-        other.kill()
+        one.close()
+        other.close()
 
 
 def test_a_router_that_comes_back_after_an_hour_undoes_no_revocation(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from itertools import islice
-from typing import Any, Protocol
+from typing import Protocol
 
 from capport import clock as clocks
 from capport.core.client import ClientId
@@ -452,16 +452,3 @@ def _change_id(text: bytes) -> ChangeId:
 
 def _client_of(key: bytes) -> ClientId:
     return ClientId(key.decode(errors="replace").removeprefix(KEY))
-
-
-def routers_in(answers: Iterable[Any]) -> list[dict[str, Any]]:
-    """The signs of life in `answers`; what does not fit is left out."""
-    found = []
-    for answer in answers:
-        try:
-            said = json.loads(answer)
-        except (ValueError, TypeError):
-            continue
-        if isinstance(said, dict):
-            found.append(said)
-    return found

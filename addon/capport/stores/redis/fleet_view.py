@@ -1,0 +1,98 @@
+"""Looks at a fleet from outside: which routers share a Redis, and how far each of them is."""
+
+import asyncio
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from capport.core.redis_url import RedisUrl
+from capport.stores.redis.redis_client import RedisClient, find_primary
+from capport.stores.redis.redis_link import CHANGES, KEY, ROUTER
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """A router's last sign of life. `ago` and `lag` are in seconds, `skew` too.
+
+    `lag`: how much older the last change that it had read is than the newest one, if it is behind.
+    `own` and `known`: how many sessions it has granted, and knows. `unsent`: how many changes it
+    has that the others have not. `refused`: how many records it could not read.
+    """
+
+    router: str
+    name: str
+    ago: float
+    lag: float
+    own: int
+    known: int
+    unsent: int
+    refused: int
+    skew: float
+
+
+@dataclass(frozen=True, slots=True)
+class FleetView:
+    """The routers, by name, and how many clients Redis has a record of."""
+
+    primary: str
+    routers: Sequence[Sign]
+    records: int
+
+
+def look(url: RedisUrl) -> FleetView:
+    """What is in the Redis at `url` now. Raises StoreError."""
+    return asyncio.run(_look(url))
+
+
+async def _look(url: RedisUrl) -> FleetView:
+    place, secret = await find_primary(url)
+    client = RedisClient(place, url, secret)
+    try:
+        routers = sorted({bytes(key) for key in await _keys(client, ROUTER)})
+        records = len({bytes(key) for key in await _keys(client, KEY)})
+        said = await client.ask("MGET", *routers) if routers else []
+        (seconds, micros), last = await client.together(
+            [("TIME",), ("XREVRANGE", CHANGES, "+", "-", "COUNT", 1)]
+        )
+    finally:
+        await client.close()
+    now, newest = seconds + micros / 1e6, last[0][0] if last else b"0-0"
+    signs = [
+        sign
+        for key, text in zip(routers, said, strict=True)
+        if (sign := _sign(key.decode(errors="replace").removeprefix(ROUTER), text, now, newest))
+    ]
+    return FleetView(str(place), sorted(signs, key=lambda one: (one.name, one.router)), records)
+
+
+async def _keys(client: RedisClient, prefix: str) -> list[bytes]:
+    cursor, found = None, list[bytes]()
+    while cursor != 0:
+        cursor, some = await client.ask("SCAN", cursor or 0, "MATCH", f"{prefix}*", "COUNT", 1000)
+        found += some
+    return found
+
+
+def _sign(router: str, text: bytes | None, now: float, newest: bytes) -> Sign | None:
+    """What a router says; None if it does not fit: a router of another version, or no router."""
+    try:
+        said: Any = json.loads(text or b"")
+        read = str(said["read"]).encode()
+        lag = 0.0 if read == newest else _milliseconds(newest) - _milliseconds(read)
+        found = Sign(
+            router,
+            str(said["name"])[:64],
+            now - said["at"] / 1000,
+            max(0.0, lag / 1000),
+            *(int(said[name]) for name in ("own", "known", "unsent", "refused")),
+            float(said["skew"]),
+        )
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return None
+    return found if all(map(math.isfinite, (found.ago, found.lag, found.skew))) else None
+
+
+def _milliseconds(change: bytes) -> int:
+    return int(change.partition(b"-")[0])
