@@ -35,7 +35,7 @@ def fleet(arguments: Namespace) -> None:
         print(json.dumps(dataclasses.asdict(view), indent=2))
         return
     print(f"Redis at {view.primary}: records of {view.records} clients")
-    rows = [_TITLES]
+    rows: list[tuple[str, ...]] = [_TITLES]
     for one in view.routers:
         seen = "now" if one.ago < QUIET else f"{duration(one.ago)} ago"
         counts = (one.own, one.known, one.unsent, one.refused)

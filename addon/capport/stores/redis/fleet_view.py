@@ -86,7 +86,10 @@ def _sign(router: str, text: bytes | None, now: float, newest: bytes) -> Sign | 
             str(said["name"])[:64],
             now - said["at"] / 1000,
             max(0.0, lag / 1000),
-            *(int(said[name]) for name in ("own", "known", "unsent", "refused")),
+            int(said["own"]),
+            int(said["known"]),
+            int(said["unsent"]),
+            int(said["refused"]),
             float(said["skew"]),
         )
     except (ValueError, TypeError, KeyError, OverflowError):
