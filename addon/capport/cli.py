@@ -167,6 +167,7 @@ def _add_policies(commands: "Subcommands") -> None:
         metavar="FILE",
         help="a file of events: each request in it is decided again; may be given more than once",
     )
+    diff.add_argument("--flows", metavar="FILE", help="the same with a flow file of mitmproxy's")
     diff.add_argument("--sessions", metavar="STORE", help="the session store (OLD's)")
     _takes_json(diff)
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mitmproxy.io import FlowWriter
+from mitmproxy.test import tflow
 
 from capport import cli, clock
 from capport.core.client import ClientId
@@ -94,6 +96,18 @@ def test_recorded_requests_are_decided_again(diff: Diff, tmp_path: Path) -> None
     first = told["differences"][0]
     assert (first["before"]["decided_by"], first["before"]["status"]) == ("old.yaml:4", 511)
     assert (first["after"]["decided_by"], first["after"]["status"]) == ("new.yaml:4", None)
+
+
+def test_flows_that_mitmproxy_saved_are_decided_again(diff: Diff, tmp_path: Path) -> None:
+    shown = tflow.tflow(resp=True)
+    shown.client_conn.peername = ("198.51.100.7", 50000)
+    shown.request.url = "http://a.example/path"
+    with (tmp_path / "flows").open("wb") as file:
+        FlowWriter(file).add(shown)  # type: ignore[no-untyped-call]
+    new = OLD.replace("[www.example.org]", "[www.example.org, a.example]")
+    status, said = diff(new, "--flows", str(tmp_path / "flows"))
+    assert status == 1
+    assert "198.51.100.7: GET http://a.example/path  OPENS\n" in said
 
 
 def test_a_session_counts_under_both_policies(diff: Diff, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from capport import clock
 from capport.commands import CommandError, existing_store, policy_at
 from capport.commands.explain import deciding_line
+from capport.commands.report import events_of_flows
 from capport.core import explanation
 from capport.core.client import Client, parse_address, parse_mac, parts_of
 from capport.core.explanation import Explanation, in_words, parse_url
@@ -66,7 +67,7 @@ def diff(arguments: Namespace) -> int:
     old, new = policy_at(arguments.old), policy_at(arguments.new)
     store = _store(arguments.sessions, old)
     with contextlib.closing(store):
-        asks = dict.fromkeys([*_recorded(arguments.events), *_there(old, new, store)])
+        asks = dict.fromkeys([*_recorded(arguments), *_there(old, new, store)])
         found = list(differences(asks, old, new, store))
     opened = sum(one.opens for one in found)
     limits = old.limits != new.limits
@@ -112,12 +113,15 @@ def _passes(found: Explanation) -> bool:
 # --- what is asked ---
 
 
-def _recorded(files: Iterable[str]) -> Iterator[Ask]:
-    """Each request and handshake in files of events."""
-    recording = Recording()
-    for file in files:
+def _recorded(arguments: Namespace) -> Iterator[Ask]:
+    """Each request and handshake in files of events, and in a file of flows."""
+    recordings = []
+    for file in arguments.events:
         with Path(file).open(errors="replace") as lines:
-            record(events_in(lines, recording), recording)
+            recordings.append(record(events_in(lines, recording := Recording()), recording))
+    if arguments.flows:
+        recordings.append(record(events_of_flows(arguments.flows)))
+    for recording in recordings:
         for one in recording.clients:
             yield from _of_record(one)
 

@@ -62,7 +62,7 @@ def _report(arguments: Namespace) -> Report:
     if arguments.flows:
         if arguments.events:
             raise CommandError("name event files, or a flow file with --flows, not both")
-        return report_of(record(_events_of_flows(arguments.flows)))
+        return report_of(record(events_of_flows(arguments.flows)))
     recording = Recording()
     events = events_in(_lines(arguments.events or ["events.jsonl"]), recording)
     return report_of(record(events, recording))
@@ -83,7 +83,8 @@ def _lines(paths: list[str]) -> Iterator[str]:
             ) from None
 
 
-def _events_of_flows(path: str) -> Iterator[Mapping[str, object]]:
+def events_of_flows(path: str) -> Iterator[Mapping[str, object]]:
+    """The events of mitmproxy's flows in a file. Raises CommandError, OSError."""
     from capport.proxy.saved_flows import FlowFileError, events_of
 
     try:
