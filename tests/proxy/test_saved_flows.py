@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from capport.proxy.saved_flows import events_of
-from capport.report.summary import document, report_on
+from capport.proxy.saved_flows import recording_of
+from capport.report.summary import document, report_of
 from conftest import Origin, StartPortal, until_closed
 from json_schemas import schema_errors
 from proxy.hellos import over_tls, trusting_all
@@ -38,7 +38,7 @@ async def test_a_flow_file_of_mitmproxys_gives_a_report(
         writer.close()
         it.grant("127.0.0.1")
         assert b" 200 " in await it.talk(head)
-    found: dict[str, Any] = json.loads(json.dumps(document(report_on(events_of(flows)))))
+    found: dict[str, Any] = json.loads(json.dumps(document(report_of(recording_of(flows)))))
     assert schema_errors("report/report.schema.json", found) == []
     assert {finding["id"] for finding in found["findings"]} == {
         *("retries-511", "authorization-to-portal", "accepts-any-certificate", "cookies-to-portal")
@@ -48,3 +48,6 @@ async def test_a_flow_file_of_mitmproxys_gives_a_report(
     assert client["passed"] == 1
     assert client["next"] == "asked again, reached an origin"
     assert CANARY not in json.dumps(found)
+    flows.write_bytes(flows.read_bytes()[:-9])  # as if mitmproxy were writing the last flow
+    cut = recording_of(flows)
+    assert (cut.unread, len(cut.clients[0].requests)) == (1, 4)

@@ -162,10 +162,15 @@ KEPT: list[tuple[str, list[Event]]] = [
     ("caches-511", [refused(0), passed(60)]),
     ("caches-511", [refused(0), passed(90, modified_since="Tue, 01 Jan 2030 12:00:00 GMT")]),
     ("cookies-to-portal", [refused(0), passed(1, cookies=3)]),
+    (
+        "cookies-to-portal",  # the only cookie is the portal's own
+        [refused(0, status=200, sets_cookie=True), refused(1, cookies=1)],
+    ),
     ("authorization-to-portal", [refused(0), passed(1, authorizations=1)]),
     ("accepts-any-certificate", [shake(0, "rejected", alert="unknown_ca")]),
     ("pins-certificate", [shake(0, "accepted", trusts_ca=True)]),
     ("plain-http-after-tls", [shake(0, "rejected"), refused(1, host="other.test")]),
+    ("plain-http-after-tls", [shake(0, "refused"), refused(1, agent=BROWSER)]),
     ("plain-http-after-tls", [refused(-1), shake(0, "refused"), refused(1)]),
     ("plain-http-after-tls", [shake(0, "refused"), refused(300)]),
     ("ignores-retry-after", [refused(0, status=429, retry_after="30"), refused(30)]),

@@ -70,6 +70,7 @@ def test_a_use_is_recognised(path: str, fields: dict[str, object], use: str | No
             "130.0",
             True,
         ),
+        ("Mozilla/5.0 (X11) HeadlessChrome/130.0 Safari/537.36", "Chrome", "130.0", True),
         ("Mozilla/5.0 (Mac) Version/17.4 Mobile Safari/604.1", "Safari", "17.4", True),
         ("Mozilla/5.0 (compatible; Miniflux/2.1)", "Mozilla", "5.0", False),
         ("Debian APT-HTTP/1.3 (2.6.1)", "Debian APT-HTTP", "1.3", False),

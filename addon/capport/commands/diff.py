@@ -10,7 +10,7 @@ from pathlib import Path
 from capport import clock
 from capport.commands import CommandError, existing_store, policy_at
 from capport.commands.explain import deciding_line
-from capport.commands.report import events_of_flows
+from capport.commands.report import recorded_in_flows
 from capport.core import explanation
 from capport.core.client import Client, parse_address, parse_mac, parts_of
 from capport.core.explanation import Explanation, in_words, parse_url
@@ -120,7 +120,7 @@ def _recorded(arguments: Namespace) -> Iterator[Ask]:
         with Path(file).open(errors="replace") as lines:
             recordings.append(record(events_in(lines, recording := Recording()), recording))
     if arguments.flows:
-        recordings.append(record(events_of_flows(arguments.flows)))
+        recordings.append(recorded_in_flows(arguments.flows))
     for recording in recordings:
         for one in recording.clients:
             yield from _of_record(one)

@@ -62,7 +62,7 @@ def _report(arguments: Namespace) -> Report:
     if arguments.flows:
         if arguments.events:
             raise CommandError("name event files, or a flow file with --flows, not both")
-        return report_of(record(events_of_flows(arguments.flows)))
+        return report_of(recorded_in_flows(arguments.flows))
     recording = Recording()
     events = events_in(_lines(arguments.events or ["events.jsonl"]), recording)
     return report_of(record(events, recording))
@@ -83,12 +83,12 @@ def _lines(paths: list[str]) -> Iterator[str]:
             ) from None
 
 
-def events_of_flows(path: str) -> Iterator[Mapping[str, object]]:
-    """The events of mitmproxy's flows in a file. Raises CommandError, OSError."""
-    from capport.proxy.saved_flows import FlowFileError, events_of
+def recorded_in_flows(path: str) -> Recording:
+    """What happened by mitmproxy's flows in a file. Raises CommandError, OSError."""
+    from capport.proxy.saved_flows import FlowFileError, recording_of
 
     try:
-        yield from events_of(Path(path))
+        return recording_of(Path(path))
     except FlowFileError as error:
         raise CommandError(str(error)) from None
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from mitmproxy import exceptions, flow, http, io, tcp
 
@@ -10,6 +11,7 @@ from capport.core.client import parse_address
 from capport.events import Value
 from capport.proxy.flow_details import details_of, request_fields
 from capport.proxy.flow_marks import decided_on
+from capport.report.recording import Recording, record
 
 type Event = dict[str, Value]
 
@@ -18,13 +20,11 @@ class FlowFileError(ValueError):
     """A file that mitmproxy cannot read."""
 
 
-def events_of(path: Path) -> list[Event]:
-    """The events of the flows in a file, by time. Raises FlowFileError, OSError."""
+def recording_of(path: Path) -> Recording:
+    """What happened by the flows in a file. Raises FlowFileError, OSError."""
+    recording = Recording()
     with path.open("rb") as file:
-        try:
-            return events_of_flows(io.FlowReader(file).stream())
-        except exceptions.FlowReadException as error:
-            raise FlowFileError(f"{path}: it is no flow file of mitmproxy's: {error}") from None
+        return record(events_of_flows(_flows(path, file, recording)), recording)
 
 
 def events_of_flows(flows: Iterable[flow.Flow]) -> list[Event]:
@@ -45,6 +45,19 @@ def events_of_flows(flows: Iterable[flow.Flow]) -> list[Event]:
         timed.append((time, watched))
     timed.sort(key=lambda it: (it[0], it[1]["event"] != "watched"))
     return [{"time": _stamp(time), **event} for time, event in timed]
+
+
+def _flows(path: Path, file: BinaryIO, recording: Recording) -> Iterator[flow.Flow]:
+    """The flows up to one that is not whole: mitmproxy may be writing it."""
+    any_read = False
+    try:
+        for shown in io.FlowReader(file).stream():
+            any_read = True
+            yield shown
+    except exceptions.FlowReadException as error:
+        if not any_read:
+            raise FlowFileError(f"{path}: it is no flow file of mitmproxy's: {error}") from None
+        recording.unread += 1
 
 
 def _events(shown: flow.Flow, accepted: set[str]) -> Iterator[tuple[float, Event]]:

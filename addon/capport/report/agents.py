@@ -23,13 +23,13 @@ _RETRIES = {
 }
 _PRODUCT = re.compile(r"(Debian APT-HTTP|[^\s/(;,]+)(?:/(\S+))?")
 _BROWSER = re.compile(
-    r"(Firefox|Edg|OPR|Chrome|Chromium|Version(?=/\S{1,50} .{0,200}Safari))/(\S+)"
+    r"(Firefox|Edg|OPR|Chrome|Chromium|HeadlessChrome|Version(?=/\S{1,50} .{0,200}Safari))/(\S+)"
 )
 _SAYS_MOZILLA = re.compile(
-    r"compatible;|bot\b|spider|CaptiveNetworkSupport|HeadlessChrome\b|Thunderbird|PowerShell",
+    r"compatible;|bot\b|spider|CaptiveNetworkSupport|Thunderbird|PowerShell",
     re.IGNORECASE,
 )
-_NAMES = {"Edg": "Edge", "OPR": "Opera", "Version": "Safari"}
+_NAMES = {"Edg": "Edge", "OPR": "Opera", "HeadlessChrome": "Chrome", "Version": "Safari"}
 
 
 @dataclass(frozen=True, slots=True)

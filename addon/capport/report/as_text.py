@@ -64,7 +64,7 @@ def heading(report: Report) -> str:
     if recording.left_out:
         said += f" {some(recording.left_out, 'event')} more are not in this report."
     if recording.unread:
-        said += f" {some(recording.unread, 'line')} could not be read."
+        said += f" {some(recording.unread, 'record')} could not be read."
     return said
 
 

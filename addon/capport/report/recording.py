@@ -42,6 +42,7 @@ class Request:
     traces: frozenset[str] = frozenset()
     retry_after: float | None = None
     length: int | None = None
+    sets_cookie: bool = False
     error: str = ""
     because: str = ""
     count: int = 1
@@ -271,6 +272,7 @@ def record_in(event: Mapping[str, object]) -> Record | None:
             traces=frozenset(_text(event, "traces").split()),
             retry_after=_wait(_text(event, "retry_after"), time),
             length=_number(event, "length"),
+            sets_cookie=event.get("sets_cookie") is True,
             error=_text(event, "error"),
             because=_text(event, "because"),
             count=count,

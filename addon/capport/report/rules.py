@@ -169,7 +169,14 @@ def caches_511(client: ClientRecord) -> Outcome:
 
 def cookies_to_portal(client: ClientRecord) -> Outcome:
     """Sends cookies to who is not the origin."""
-    return _credentials(client, "cookie", lambda request: request.cookies)
+    given = set[tuple[str, str]]()  # the programs that have a cookie of the portal's for a host
+    own: dict[int, int] = {}
+    for request in client.refusals:
+        key = (request.host, request.agent)
+        own[id(request)] = max(0, request.cookies - (key in given))
+        if request.sets_cookie:
+            given.add(key)
+    return _credentials(client, "cookie", lambda request: own[id(request)])
 
 
 def authorization_to_portal(client: ClientRecord) -> Outcome:
@@ -208,7 +215,8 @@ def plain_http_after_tls(client: ClientRecord) -> Outcome:
         return NOT_WATCHED
     found, plain = [], dict[str, Request]()
     for request in client.details:
-        if request.scheme == "http":
+        # A browser that tried https first for a name without a scheme is no fault of a site's.
+        if request.scheme == "http" and not agent_of(request.agent).browser:
             plain.setdefault(request.host, request)
     for host, (first, *_) in failed.items():
         then = plain.get(host)
@@ -491,7 +499,7 @@ RULES: tuple[Rule, ...] = (
         plain_http_after_tls,
         "goes on in plain HTTP where TLS failed",
         "Do not fall back from https to http; send Strict-Transport-Security from your server.",
-        "A browser tried https first for an address that a person typed without a scheme.",
+        "The answer is checked in another way: packages and updates are signed.",
     ),
     Rule(
         "pins-certificate",
