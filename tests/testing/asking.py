@@ -3,6 +3,7 @@
 import http.client
 import ssl
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from capport.testing import Portal
@@ -18,12 +19,14 @@ class Got:
     body: bytes
 
 
-def connection_for(portal: Portal, url: str, *, checks: bool = True) -> http.client.HTTPConnection:
+def connection_for(
+    portal: Portal, url: str, *, checks: bool = True, trusts: Path | None = None
+) -> http.client.HTTPConnection:
     """A connection to the proxy, or for https through it, that trusts the origin's CA."""
     parts = urlsplit(url)
     if parts.scheme == "http":
         return http.client.HTTPConnection("127.0.0.1", portal.port, timeout=SOON)
-    context = ssl.create_default_context(cafile=portal.ca_file)
+    context = ssl.create_default_context(cafile=trusts or portal.ca_file)
     if not checks:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     tunnel = http.client.HTTPSConnection("127.0.0.1", portal.port, timeout=SOON, context=context)
@@ -38,9 +41,10 @@ def ask(
     method: str = "GET",
     headers: dict[str, str] | None = None,
     checks: bool = True,
+    trusts: Path | None = None,
 ) -> Got:
     """One request on a connection of its own."""
-    connection = connection_for(portal, url, checks=checks)
+    connection = connection_for(portal, url, checks=checks, trusts=trusts)
     target = url if url.startswith("http:") else urlsplit(url).path
     try:
         connection.request(method, target, headers=headers or {})

@@ -125,6 +125,23 @@ def test_a_policy_of_the_test_s_own_is_in_force(subject: Portal) -> None:
     assert ask(subject, "http://status.example.org/").status == 511
 
 
+def test_a_known_client_s_tls_is_inspected_if_the_policy_says_so(subject: Portal) -> None:
+    subject.reset(policy="tls: {known: inspect}")
+    subject.grant()
+    url = subject.url_for("/inspected", scheme="https")
+    assert ask(subject, url, trusts=subject.own_ca_file).status == 200
+    assert "/inspected" in {request.path for request in subject.report.requests}
+    with pytest.raises(ssl.SSLCertVerificationError):
+        ask(subject, url)
+
+
+def test_limits_count_again_from_the_start_after_a_reset(subject: Portal) -> None:
+    for _ in range(2):
+        subject.reset(policy="limits: {unknown_requests: {count: 2, per: 1h}}")
+        got = [ask(subject, subject.url_for("/")).status for _ in range(3)]
+        assert got == [511, 511, 429]
+
+
 def test_a_policy_that_cannot_be_used_is_an_error_that_says_why(subject: Portal) -> None:
     with pytest.raises(PortalError, match=r"tls: \{unknwon: refuse\}"):
         subject.reset(policy="tls: {unknwon: refuse}")

@@ -1,7 +1,6 @@
 """A portal that an app's tests start and steer, and that reports what the app did."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -86,6 +85,8 @@ class Portal:
 
     def start(self) -> None:
         """Starts the portal, and returns when it serves. Raises PortalError."""
+        if not hasattr(socket, "AF_NETLINK"):
+            raise PortalError("the portal needs Linux: it asks the kernel who its clients are")
         self.folder = Path(tempfile.mkdtemp(prefix="capport-"))
         ours, theirs = socket.socketpair()
         passed = [theirs.fileno(), *([] if self._namespace is None else [self._namespace])]
@@ -93,14 +94,14 @@ class Portal:
         with theirs:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "capport.testing.start"),
+                    # -P: no module of the app's is to stand in for one of Python's.
+                    *(sys.executable, "-P", "-m", "capport.testing.start"),
                     *(str(theirs.fileno()), str(self.folder)),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
                 pass_fds=passed,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 start_new_session=True,  # Ctrl-C is for the tests; this process ends with them
             )
         ours.settimeout(PATIENCE)
@@ -149,8 +150,13 @@ class Portal:
 
     @property
     def ca_file(self) -> Path:
-        """The certificate to trust for the origin's. The portal's own is never to be trusted."""
+        """The CA of the origin, which an app is to trust."""
         return self.folder / "origin-ca.pem"
+
+    @property
+    def own_ca_file(self) -> Path:
+        """The CA of the portal itself, for policies with `tls.known: inspect` or `trusts_ca`."""
+        return self.folder / "mitmproxy" / "mitmproxy-ca-cert.pem"
 
     @property
     def environment(self) -> dict[str, str]:
