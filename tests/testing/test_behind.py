@@ -42,6 +42,14 @@ def row(printed: str, title: str) -> list[str]:
     return line.removeprefix(title).split()
 
 
+def runs(pid: int | str) -> bool:
+    """Whether a process still runs; one that has ended may wait for its parent."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def of_the_machine() -> tuple[str, str, str]:
     """What a namespace must not have changed."""
     mounts = Path("/proc/self/mounts").read_text()
@@ -79,6 +87,16 @@ def test_nothing_of_a_command_has_to_be_set_and_it_recovers_after_a_grant(tmp_pa
     assert client["refused"]["511"] >= 2
     assert client["passed"] >= 1
     assert "never-recovers" in report["kept"]
+
+
+@requires.namespaces()
+def test_what_a_command_leaves_in_the_background_ends_with_it(tmp_path: Path) -> None:
+    script = "trap '' TERM; sleep 618 & echo $! >>left"
+    done = behind(tmp_path, "--offline", "--as", "511,page", "--", "sh", "-c", script)
+    assert done.returncode == 0
+    left = (tmp_path / "left").read_text().split()
+    assert len(left) == 2
+    assert not any(map(runs, left))
 
 
 @requires.namespaces()
@@ -162,10 +180,10 @@ def test_however_it_ends_nothing_is_left(tmp_path: Path, number: int) -> None:
     running.wait(SOON)
     if number == signal.SIGTERM:
         assert running.returncode == 128 + signal.SIGTERM
-        assert not Path(f"/proc/{command}").exists()
+        assert not runs(command)
     else:  # which cannot be passed on
         os.kill(command, signal.SIGTERM)
-    wait_for(lambda: not Path(f"/proc/{portal}").exists(), SOON)
+    wait_for(lambda: not runs(portal), SOON)
     assert {path.name for path in tmp_path.iterdir()} == {"started"}
 
 

@@ -105,6 +105,8 @@ class _Place:
             return TIMED_OUT
         finally:
             _end(process)
+            if self._inside:  # what it left in the background is not to meet the next kind
+                self._inside.end_all(GRACE)
         return status if status >= 0 else 128 - status
 
 

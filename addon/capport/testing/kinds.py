@@ -21,14 +21,24 @@ _HTML = ("Content-Type", "text/html; charset=utf-8")
 class Kind:
     """One kind. `tls` replaces the policy's `tls.unknown`; `answer` replaces the 511.
 
-    `needs` says why a kind takes a network namespace, where the portal is the whole network.
+    Behind a kind that `vanishes`, packets do; one that `lies` answers for every name.
     """
 
     name: str
     about: str
     tls: UnknownTls | None = None
     answer: Callable[[str], Imitated] | None = None
-    needs: str | None = None
+    vanishes: bool = False
+    lies: bool = False
+
+    @property
+    def needs(self) -> str | None:
+        """Why this kind takes a network namespace, where the portal is the whole network."""
+        if self.vanishes:
+            return "only in a network of its own can a portal make packets vanish"
+        return (
+            "only in a network of its own can a portal answer for every name" if self.lies else None
+        )
 
     def imitate(self, verdict: NetworkAuthenticationRequired | SignIn) -> Imitated:
         """The answer of this kind, in place of ours."""
@@ -80,17 +90,13 @@ KINDS = {
             UnknownTls.INTERCEPT,
             _redirect,
         ),
-        Kind(
-            "silent",
-            "names resolve, and every other packet vanishes",
-            needs="only in a network of its own can a portal make packets vanish",
-        ),
+        Kind("silent", "names resolve, and every other packet vanishes", vanishes=True),
         Kind(
             "dns-lie",
             "every name leads to the portal: 302 to the sign-in page; TLS is reset",
             _RESET_TLS,
             _redirect,
-            needs="only in a network of its own can a portal answer for every name",
+            lies=True,
         ),
         Kind(
             "reset",

@@ -8,11 +8,14 @@ gone when the last process in the namespace has ended.
 
 import ctypes
 import os
+import signal
 import socket
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -30,6 +33,7 @@ LIE: Final = IPv4Address("192.0.2.3")
 ORIGIN: Final = IPv4Address("198.51.100.1")
 """The address of every name, if the portal is offline."""
 
+_AGAIN = 0.02  # seconds until it is looked again whether programs have ended
 _NETWORK = Path("/proc/thread-self/ns/net")
 _SET_UP = (
     "link set lo up",
@@ -88,6 +92,26 @@ class Namespace:
     def start(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
         """Starts a program in here."""
         return self._call(lambda: subprocess.Popen(argv, **options))
+
+    def end_all(self, seconds: float) -> None:
+        """Ends every program that still runs in here: by TERM, and after `seconds` by KILL."""
+        until = time.monotonic() + seconds
+        number = signal.SIGTERM
+        while pids := self._pids():
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            if time.monotonic() > until:
+                number = signal.SIGKILL
+            time.sleep(_AGAIN)
+
+    def _pids(self) -> list[int]:
+        here, found = os.fstat(self.descriptor), []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended
+                if os.path.samestat((process / "ns" / "net").stat(), here):
+                    found.append(int(process.name))
+        return found
 
     def _end(self) -> None:
         self._asked.put(None)

@@ -98,7 +98,8 @@ class _SignIn(web.RequestHandler):
 
 
 def _listen(server: httpserver.HTTPServer, host: str = "127.0.0.1") -> int:
-    listening = socket.create_server((host, 0), backlog=512)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.create_server((host, 0), family=family, backlog=512)
     listening.setblocking(False)
     server.add_socket(listening)
     port: int = listening.getsockname()[1]

@@ -14,6 +14,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlunsplit
 
+from capport.core.client import parse_address
+from capport.core.place import Place
 from capport.testing.kinds import OURS, kind_named
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 60.0  # seconds for one command, on a machine however busy
 _AGAIN = 0.05  # seconds until `wait_for` looks again
+LOOPBACK = parse_address("127.0.0.1")
 HOST = "origin.test"  # RFC 6761 section 6.2: no name that is real
 
 _PROXY_VARIABLES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy")
@@ -140,8 +143,8 @@ class Portal:
     @property
     def proxy_url(self) -> str:
         """The proxy, as clients of this machine name it."""
-        host = "127.0.0.1" if self._listen[0] == "0.0.0.0" else self._listen[0]  # noqa: S104
-        return f"http://{host}:{self.port}"
+        address = parse_address(self._listen[0])
+        return f"http://{Place(LOOPBACK if address.is_unspecified else address, self.port)}"
 
     @property
     def proxies(self) -> dict[str, str]:

@@ -20,8 +20,9 @@ from typing import Any, cast
 from mitmproxy import connection
 
 from capport.core.client import Address, ClientId, parse_address, parse_client_id
-from capport.core.place import Host
+from capport.core.place import Host, Place
 from capport.core.policy import Connect, Policy
+from capport.linux.own_addresses import source_for
 from capport.policy.policy_file import PolicyError
 from capport.proxy.addon import Hooks
 from capport.proxy.appliance import assembled
@@ -81,7 +82,7 @@ class _Subject:
         self._origin = Origin(authority)
         host = settings["listen"][0]
         self._sign_in = SignIn("127.0.0.1" if settings["namespace"] else host, self.grant)
-        self._here = f"http://{_reachable(host)}:{self._sign_in.port}/"
+        self._here = f"http://{Place(_reachable(host), self._sign_in.port)}/"
         self._entrance = Entrance(settings["namespace"]) if settings["namespace"] else None
         if self._entrance:
             self._here = f"http://{PORTAL}/"
@@ -93,10 +94,8 @@ class _Subject:
             "mode": ["transparent" if self._entrance else "regular"],
             "listen_host": "127.0.0.1" if self._entrance else host,
             "listen_port": settings["listen"][1],
-            "ssl_verify_upstream_trusted_ca": str(authority.ca_file),
+            "ssl_verify_upstream_trusted_ca": str(authority.ca_file) if self._offline else None,
         }
-        if not self._offline:
-            del given["ssl_verify_upstream_trusted_ca"]
         ours = [
             f"portal_policy={policy}",
             "portal_sessions=:memory:",
@@ -116,7 +115,8 @@ class _Subject:
             ports[ORIGIN] = self._origin.port
         self._hooks.dialling = _Detours(self._hooks.enforcer, names, ports)
         self._policy: Policy = self._hooks.gate.policy
-        self._clients = [str(CLIENT)] if self._entrance else ["127.0.0.1"]
+        local = "::1" if ":" in host else "127.0.0.1"
+        self._clients = [str(CLIENT) if self._entrance else local]
         self._use_kind(settings["kind"])
         self._watch()
 
@@ -257,12 +257,12 @@ class _Subject:
     def _network(self) -> None:
         """Makes the kernel of the namespace do what the kind says, for the client as it is now."""
         if self._entrance and self._started.is_set():
-            vanishes = self._kind.name == "silent" and not self._is_known()
+            vanishes = self._kind.vanishes and not self._is_known()
             self._entrance.redirect(self._port(), tcp=not vanishes)
 
     def _address_of_names(self) -> IPv4Address | None:
         """The address that the resolver gives for every name; None: the name's own."""
-        if self._kind.name == "dns-lie" and not self._is_known():
+        if self._kind.lies and not self._is_known():
             return LIE
         return ORIGIN if self._offline else None
 
@@ -295,13 +295,12 @@ class _Running:
         self.running = then
 
 
-def _reachable(host: str) -> str:
+def _reachable(host: str) -> Address:
     """The address of this machine by which clients find what listens at `host`."""
-    if not parse_address(host).is_unspecified:
-        return host
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as tried:
-        tried.connect((str(ORIGIN), 9))  # sends nothing: the kernel only chooses a route
-        return str(tried.getsockname()[0])
+    address = parse_address(host)
+    if not address.is_unspecified:
+        return address
+    return source_for(ORIGIN) or parse_address("127.0.0.1")
 
 
 def _send(answers: asyncio.StreamWriter, message: dict[str, Any]) -> None:
