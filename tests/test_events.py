@@ -365,3 +365,43 @@ def test_half_a_line_spoils_no_other(tmp_path: Path, room: int) -> None:
     assert whole[-1]["number"] == "last"
     lost = sum(it.get("lost", 0) for it in whole)
     assert lost + sum("number" in it for it in whole) == 101
+
+
+def test_the_bounds_of_a_log_hold_for_all_that_it_merges(tmp_path: Path) -> None:
+    path, clock = tmp_path / "events", Clock()
+    with log(path, clock) as it:
+
+        def forward(line: str) -> bool:
+            it.merge(line)
+            return True
+
+        workers = [EventLog(forward=forward, monotonic=clock) for _ in range(3)]
+        for worker in workers:
+            for number in range(50):
+                worker.write("refused", CLIENT, host=f"{number}.test")
+            for _ in range(10):
+                worker.write("refused", OTHER, host="x.test", because="once")
+        assert all(worker.close() for worker in workers)
+    told = [(line["client"], line.get("repeats")) for line in lines(path)]
+    assert told.count(("192.0.2.7", None)) == 50
+    assert told.count(("192.0.2.7", 2)) == 50
+    assert told.count(("192.0.2.8", None)) == 1
+    assert told.count(("192.0.2.8", 3 * 10 - 1)) == 1
+    assert len(told) == 102
+
+
+def test_a_worker_that_cannot_forward_says_how_many_are_lost() -> None:
+    arrived, works = list[str](), [False]
+
+    def forward(line: str) -> bool:
+        if works[0]:
+            arrived.append(line)
+        return works[0]
+
+    it = EventLog(forward=forward)
+    it.write("refused", CLIENT, host="lost.test")
+    eventually(lambda: it.lost)
+    works[0] = True
+    it.write("refused", CLIENT, host="x.test")
+    assert it.close()
+    assert [json.loads(line).get("lost") for line in arrived] == [1, None]

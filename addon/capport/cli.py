@@ -365,6 +365,12 @@ def _add_running(commands: "Subcommands") -> None:
         "--listen-port", type=_free_or_port, metavar="PORT", help="the port (8080); 0: any free one"
     )
     run.add_argument(
+        "--workers",
+        type=_count(32),
+        metavar="N",
+        help="serve strangers in N processes of their own, each a share of the clients",
+    )
+    run.add_argument(
         "--set",
         dest="options",
         action="append",

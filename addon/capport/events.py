@@ -18,6 +18,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 
 from capport.core.bounded_map import BoundedMap
@@ -79,10 +80,15 @@ class _Share:
 
 @dataclass
 class EventLog:
-    """The events of one process; with no `path`, nothing is written. `write` never raises."""
+    """The events of one process, written to the file at `path`; `write` never raises.
+
+    With `forward` in place of a path, each line goes to another process, whose log `merge`s it.
+    `forward` may wait, and returns whether the line got there. With neither, nothing is written.
+    """
 
     path: Path | None = None
     watched: Watched = field(default_factory=Watched)
+    forward: Callable[[str], bool] | None = None
     wall: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
 
@@ -101,16 +107,18 @@ class EventLog:
         self._thread: threading.Thread | None = None
         if self.path is not None:
             self._file = self._open()  # OSError: the operator's path cannot be used
+        self._is_on = self.path is not None or self.forward is not None
+        if self._is_on:
             self._thread = threading.Thread(target=self._run, name="events", daemon=True)
             self._thread.start()
 
     def watches(self, client: Client) -> bool:
         """Whether an event of this client is to have details, because it is written by itself."""
-        return self.path is not None and client in self.watched
+        return self._is_on and client in self.watched
 
     def write(self, event: str, client: Client | ClientId | None = None, **fields: Value) -> None:
         """Records one event, its `fields` in this order. A field that is None is left out."""
-        if self.path is None:
+        if not self._is_on:
             return
         record: dict[str, Value] = {"event": event}
         if isinstance(client, Client):
@@ -124,6 +132,23 @@ class EventLog:
         with self._wake:
             if event in _ALWAYS or (watched and self._has_room(record)) or self._is_new(record):
                 self._put(record)
+            self._wake.notify()
+
+    def merge(self, line: str) -> None:
+        """Records what the log of another process has recorded. Raises ValueError for no event.
+
+        The bounds and the counts of this log hold for all processes together.
+        """
+        record = json.loads(line)
+        if not isinstance(record, dict) or not {"time", "event"} <= record.keys():
+            raise ValueError("it is no event")
+        at = str(record.pop("time"))
+        self.lost_in_all += int(record.get("lost", 0))
+        if not self._is_on:
+            return
+        with self._wake:
+            if record["event"] in _ALWAYS or self._is_new(record):
+                self._put(record, at)
             self._wake.notify()
 
     def close(self, seconds: float = 2.0) -> bool:
@@ -147,16 +172,17 @@ class EventLog:
 
     def _is_new(self, record: dict[str, Value]) -> bool:
         now, device = self.monotonic(), _device(record)
+        count = int(record.get("repeats") or 1)
         key = (record["event"], device, *(record.get(name) for name in _DISTINGUISHING))
         line = self.lines.get(key)
         if line is not None and now < line.until:
-            line.repeats += 1
+            line.repeats += count
             return False
         if _share(self.shares, device, now).lines > LINES_A_CLIENT:
             key = (record["event"], device, "more")
             record = {name: record[name] for name in ("event", "client", "mac") if name in record}
             if key in self.lines:
-                self.lines[key].repeats += 1
+                self.lines[key].repeats += count
                 return False
             record["because"] = "this client's events are too many; the rest are counted here"
         self._flush(key)
@@ -170,16 +196,16 @@ class EventLog:
         if line is not None and line.repeats:
             self._put(line.fields | {"repeats": line.repeats})
 
-    def _put(self, record: dict[str, Value]) -> None:
+    def _put(self, record: dict[str, Value], at: str | None = None) -> None:
         if len(self.backlog) >= BACKLOG:
             self.lost += 1
             self.lost_in_all += 1
             return
-        self.backlog.append(self._line(record))
+        self.backlog.append(self._line(record, at))
 
-    def _line(self, record: dict[str, Value]) -> str:
-        at = datetime.fromtimestamp(self.wall(), UTC).isoformat(timespec="milliseconds")
-        return json.dumps({"time": at.replace("+00:00", "Z")} | record) + "\n"
+    def _line(self, record: dict[str, Value], at: str | None = None) -> str:
+        now = datetime.fromtimestamp(self.wall(), UTC).isoformat(timespec="milliseconds")
+        return json.dumps({"time": at or now.replace("+00:00", "Z")} | record) + "\n"
 
     def _run(self) -> None:
         while True:
@@ -209,7 +235,9 @@ class EventLog:
             self._flush(next(iter(self.lines)))
 
     def _write_out(self, lines: list[str]) -> int:
-        """Writes `lines` to the file; returns how many could not be written."""
+        """Writes `lines` to the file, or forwards them; returns how many are lost."""
+        if self.forward is not None:
+            return len(lines) - sum(1 for _ in takewhile(self.forward, lines))
         data = ("\n" if self._torn else "") + "".join(lines)
         written = 0
         try:

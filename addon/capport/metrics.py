@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 DECISION = (2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 1e-3, 1e-2)
 CHANGE = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.25, 1.0, 5.0)
@@ -28,6 +29,11 @@ class Timing:
     def add(self, seconds: float) -> None:
         """Counts one that took `seconds`."""
         self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.seconds += seconds
+
+    def merge(self, counts: Sequence[int], seconds: float) -> None:
+        """Adds what another process has counted, with the same bounds."""
+        self.counts = [mine + its for mine, its in zip(self.counts, counts, strict=True)]
         self.seconds += seconds
 
     @contextmanager
@@ -53,3 +59,24 @@ class Metrics:
     decisions: Timing = field(default_factory=lambda: Timing(DECISION))
     grants: Timing = field(default_factory=lambda: Timing(CHANGE))
     revocations: Timing = field(default_factory=lambda: Timing(CHANGE))
+
+    def take(self) -> dict[str, object]:
+        """What was decided since the last call, as JSON; counting begins again at zero.
+
+        For a worker, whose counts the first process adds to its own. It neither grants nor revokes.
+        """
+        verdicts, denied, decisions = dict(+self.verdicts), dict(+self.denied), self.decisions
+        self.verdicts.subtract(verdicts)
+        self.denied.subtract(denied)
+        self.decisions = Timing(decisions.bounds)
+        return {
+            "verdicts": verdicts,
+            "denied": denied,
+            "decisions": [decisions.counts, decisions.seconds],
+        }
+
+    def merge(self, taken: dict[str, Any]) -> None:
+        """Adds what `take` returned in another process. Raises ValueError, KeyError, TypeError."""
+        self.verdicts.update(taken["verdicts"])
+        self.denied.update(taken["denied"])
+        self.decisions.merge(*taken["decisions"])

@@ -9,6 +9,7 @@ import pytest
 
 import requires
 from capport.core.client import Peer
+from capport.service.login_server import Embedded
 from capport.web.vouching import HEADER
 from conftest import Origin, Portal, running_portal
 from journey.guests import Guest
@@ -111,7 +112,7 @@ async def test_the_login_server_forgets_for_whom_a_connection_was(
     async with proxy(tmp_path, encrypted=True) as portal:
         await guest(portal).sign_in_for(f"http://127.0.0.1:{origin.port}/")
         embedded = portal.keeper.service.login
-        assert embedded is not None
+        assert isinstance(embedded, Embedded)
         vouched = embedded.portal.vouched
         await until(lambda: not vouched)
 

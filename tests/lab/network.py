@@ -180,8 +180,8 @@ class Lab:
     `policy` is the text of a policy, in which `{folder}` is the lab's own folder, or a file that is
     used where it lies, so that what it includes is found and errors name it. Without `portal`
     there is no mitmdump, which keeps the kernel's set of known clients; with `follow` the lab
-    keeps it, too. `names` are at the addresses given, a blank between them; every other name
-    is the origin's.
+    keeps it, too. With `workers`, `capport run` has mitmdump's place. `names` are at the addresses
+    given, a blank between them; every other name is the origin's.
     """
 
     def __init__(
@@ -194,6 +194,7 @@ class Lab:
         proxy_ports: Sequence[int] = (PROXY_PORT,),
         names: Mapping[str, str] | None = None,
         name: str = "",
+        workers: int | None = None,
     ) -> None:
         self.name = f"{name}-" if name else ""
         self.clients: list[Client] = []
@@ -202,6 +203,7 @@ class Lab:
         self._count, self._given = clients, policy
         self._portal, self._follow = portal, follow
         self._names = names or {}
+        self._workers = workers
         self._stack = ExitStack()
         self._flushed = 0
         self.policy: Policy
@@ -452,12 +454,14 @@ class Lab:
             "portal_events": self.folder / "events.jsonl",
             "confdir": self.folder / "mitmproxy",
         }
+        command = "mitmdump", "-s", str(CHECKOUT / "addon" / "captive_portal.py"), "--showhost"
+        if self._workers is not None:
+            command = "capport", "run", "--workers", str(self._workers)
         process = self._start(
             self.router,
             f"mitmdump-{port}",
-            str(Path(sys.executable).with_name("mitmdump")),
-            *("-s", str(CHECKOUT / "addon" / "captive_portal.py")),
-            *("--mode", f"transparent@{port}", "--showhost"),
+            str(Path(sys.executable).with_name(command[0])),
+            *(*command[1:], "--mode", f"transparent@{port}"),
             *(f"--set={name}={value}" for name, value in settings.items()),
         )
         self.proxies.append(process)

@@ -1,4 +1,4 @@
-"""A real mitmdump, mitmweb or mitmproxy in a process of its own, and a client that talks to it."""
+"""A real mitmdump, mitmweb or mitmproxy, or `capport run`, in a process, and a client of it."""
 
 import asyncio
 import contextlib
@@ -121,8 +121,10 @@ async def started(
     At the end nothing in `bad` may stand in what it said.
     """
     await asyncio.to_thread(folder.mkdir, exist_ok=True)
+    program, *subcommand = tool.split()
     command = [
-        str(Path(sys.executable).parent / tool),
+        str(Path(sys.executable).parent / program),
+        *subcommand,
         *(("--set", f"confdir={folder / 'conf'}") if "confdir=" not in str(arguments) else ()),
         *("--listen-host", "127.0.0.1", "--listen-port", "0"),
         *(("-s", str(script)) if script else ()),

@@ -13,7 +13,7 @@ def run(arguments: Namespace) -> int:
     except NotAsTested as error:
         print(error, file=sys.stderr)
         return 1
-    from capport.proxy.appliance import run as run_appliance
+    from capport.proxy import first_process
 
     given = {"policy": arguments.policy, "sessions": arguments.sessions, "events": arguments.events}
     ours = [f"portal_{name}={value}" for name, value in given.items() if value is not None]
@@ -22,7 +22,8 @@ def run(arguments: Namespace) -> int:
         "listen_host": arguments.listen_host,
         "listen_port": arguments.listen_port,
     }
-    return run_appliance(
+    return first_process.run(
         {name: value for name, value in options.items() if value is not None},
         [*ours, *arguments.options],
+        arguments.workers,
     )

@@ -7,7 +7,7 @@ connection to an origin, and the `Guard` refuses a connection that `server_conne
 """
 
 import asyncio
-from typing import cast
+from collections.abc import Callable
 
 from mitmproxy import connection, contentviews, ctx, dns, exceptions, http, tcp, tls, udp
 from mitmproxy.addonmanager import Loader
@@ -82,7 +82,8 @@ from capport.proxy.resolver import Addresses
 from capport.proxy.responses import asked_of, bare, to_mitmproxy
 from capport.proxy.upstream import Dialling
 from capport.service.service import Service
-from capport.service.settings import SettingError
+from capport.service.service_protocol import PortalService
+from capport.service.settings import SettingError, Settings
 from capport.web.vouching import HEADER
 
 DROPPED = "portal: this client was refused too often (limits.drop_after)"
@@ -96,7 +97,7 @@ class Hooks:
 
     def __init__(
         self,
-        service: Service,
+        service: PortalService,
         connections: Connections,
         marks: FlowMarks,
         enforcer: GateEnforcer,
@@ -242,7 +243,11 @@ class Hooks:
         login, server = self.service.login, data.server
         if login and server.sockname and server.peername:
             peer = self.connections.peer_of(data.client)
-            login.connected(server.sockname, server.peername, peer)
+            try:
+                login.connected(server.sockname, server.peername, peer)
+            except OSError:
+                self.connections.abort_connection(data.client)
+                raise
 
     @closed(deny_nothing)
     def server_disconnected(self, data: ServerConnectionHookData) -> None:
@@ -424,26 +429,32 @@ class Hooks:
         return "\n".join(lines)
 
 
+type OpenService = Callable[[Settings, Addresses, Metrics], PortalService]
+"""Opens what the hooks use. Raises PolicyError, SettingError or OSError."""
+
+
+def open_service(settings: Settings, addresses: Addresses, metrics: Metrics) -> Service:
+    """A service with everything, in this process."""
+    return Service(settings, addresses, machine=Machine(OWN, OwnPorts()), metrics=metrics)
+
+
 class CaptivePortal:
     """The script's addon: declares our options, then installs the `Guard` and the `Hooks`."""
+
+    def __init__(self, open_service: OpenService = open_service) -> None:
+        self._open_service = open_service
 
     def load(self, loader: Loader) -> None:
         """Installs the guard first: from here on, no connection is opened without approval."""
         if ctx.master.addons.get(Guard.name) is None:
             ctx.master.addons.add(Guard())
             put_where_scripts_stand(NotStarted())
-        mitmproxy_options.outlive_our_errors()
-        mitmproxy_options.log_at_once()
-        mitmproxy_options.log_strangers_seldom()
         http1_reader.install()
         http2_bounds.bound()
         try:
-            mitmproxy_options.check_deferred(ctx.options)
+            mitmproxy_options.declare(loader)
         except mitmproxy_options.Unusable as error:
             self._cannot(error)
-        for name, text in mitmproxy_options.OURS.items():
-            loader.add_option(name, cast(type, str | None), None, text)
-        mitmproxy_options.force(ctx.options)
 
     def configure(self, updated: set[str]) -> None:
         """Starts the service and replaces `NotStarted` by the hooks, once.
@@ -455,7 +466,7 @@ class CaptivePortal:
             return
         try:
             mitmproxy_options.hold(ctx.options)
-            hooks = compose(ctx.master.addons.get(Guard.name))
+            hooks = compose(ctx.master.addons.get(Guard.name), self._open_service)
         except (exceptions.OptionsError, PolicyError, SettingError, OSError) as error:
             self._cannot(error)
         else:
@@ -476,18 +487,14 @@ class CaptivePortal:
         raise exceptions.OptionsError(str(error))
 
 
-def compose(guard: Guard) -> Hooks:
+def compose(guard: Guard, open_service: OpenService) -> Hooks:
     """Opens a service with the values of mitmproxy's options, and makes the hooks.
 
     Raises OptionsError, PolicyError, SettingError, or OSError.
     """
     addresses = Addresses()
-    service = Service(
-        mitmproxy_options.settings_of(ctx.options),
-        addresses,
-        machine=Machine(OWN, OwnPorts()),
-        metrics=Metrics(denied=guard.denied),
-    )
+    settings, metrics = mitmproxy_options.settings_of(ctx.options), Metrics(denied=guard.denied)
+    service = open_service(settings, addresses, metrics)
     connections = Connections(service.gate, handler_of)
     marks = FlowMarks(service.gate, connections)
     enforcer = GateEnforcer(service, connections, marks, Handshakes(marks.event))

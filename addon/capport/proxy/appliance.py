@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from mitmproxy import exceptions, master, options
 from mitmproxy.addonmanager import AddonManager, Loader
@@ -143,27 +143,40 @@ _ADDONS: tuple[Callable[[], object], ...] = (
 )
 
 
-def run(given: Mapping[str, object], values: Sequence[str]) -> int:
+class Portal(Protocol):
+    """The portal's addon: `CaptivePortal`, or `FirstProcess`."""
+
+    def configure(self, updated: set[str]) -> None:
+        """Opens the portal. mitmproxy calls it once more for each change of an option."""
+
+
+def run(
+    given: Mapping[str, object],
+    values: Sequence[str],
+    make_portal: Callable[[], Portal] = CaptivePortal,
+) -> int:
     """Serves until SIGTERM or SIGINT. Returns the exit status: 1 if the start failed, else 0.
 
     `given` holds options of mitmproxy with their values. `values` holds more options, mitmproxy's
     and ours, each as `OPTION=VALUE`.
     """
     try:
-        asyncio.run(_serve(given, values))
+        asyncio.run(_serve(given, values, make_portal()))
     except exceptions.OptionsError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
 
 
-async def _serve(given: Mapping[str, object], values: Sequence[str]) -> None:
-    appliance = assembled(given, values, _Supervised())
+async def _serve(given: Mapping[str, object], values: Sequence[str], portal: Portal) -> None:
+    appliance = assembled(given, values, portal, _Supervised())
     _end_on_signals(appliance)
     await appliance.run()
 
 
-def assembled(given: Mapping[str, object], values: Sequence[str], *more: object) -> master.Master:
+def assembled(
+    given: Mapping[str, object], values: Sequence[str], portal: Portal, *more: object
+) -> master.Master:
     """Makes a mitmproxy with the portal, and with the addons `more` after it. Nothing serves yet.
 
     Raises OptionsError; an option of ours that cannot be used ends the process.
@@ -178,7 +191,6 @@ def assembled(given: Mapping[str, object], values: Sequence[str], *more: object)
     addons.add(*(make() for make in _ADDONS))
     opts.set(*values, defer=True)
     opts.update(**given)
-    portal = CaptivePortal()
     addons.add(portal, *more)
     if unknown := undeclared(opts):
         names = ", ".join(sorted(unknown))

@@ -19,7 +19,7 @@ from capport.core.verdict import (
 from capport.proxy.connections import Connections, Key, key_of
 from capport.proxy.flow_marks import FlowMarks
 from capport.proxy.handshakes import Handshake, Handshakes
-from capport.service.service import Service
+from capport.service.service_protocol import PortalService
 
 HELD = "the client has a session, but the kernel's set lacks it; the portal is adding it again"
 
@@ -28,7 +28,11 @@ class GateEnforcer:
     """Implements `Enforcer`, where each method is described, with the gate of a service."""
 
     def __init__(
-        self, service: Service, connections: Connections, marks: FlowMarks, handshakes: Handshakes
+        self,
+        service: PortalService,
+        connections: Connections,
+        marks: FlowMarks,
+        handshakes: Handshakes,
     ) -> None:
         self.gate = service.gate
         self.connections = connections

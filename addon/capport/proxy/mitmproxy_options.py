@@ -7,9 +7,10 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from mitmproxy import exceptions
+from mitmproxy.addonmanager import Loader
 from mitmproxy.options import Options
 from mitmproxy.proxy import mode_specs
 
@@ -87,6 +88,17 @@ end: Callable[[int], NoReturn] = os._exit
 
 class Unusable(exceptions.OptionsError):
     """An option that the portal cannot use: one line that says which and why."""
+
+
+def declare(loader: Loader) -> None:
+    """Declares our options, forces mitmproxy's, and sets up the log. Raises Unusable."""
+    outlive_our_errors()
+    log_at_once()
+    log_strangers_seldom()
+    check_deferred(loader.master.options)
+    for name, text in OURS.items():
+        loader.add_option(name, cast(type, str | None), None, text)
+    force(loader.master.options)
 
 
 def settings_of(options: Any) -> Settings:

@@ -1,4 +1,4 @@
-"""The embedded login server and its API, with everything that the addon needs of them."""
+"""The embedded login server and its API, with everything that the proxy needs of them."""
 
 import asyncio
 import contextlib
@@ -15,11 +15,12 @@ from capport.core.policy import Policy
 from capport.gate import Gate
 from capport.linux.own_addresses import is_own
 from capport.log_limits import Seldom
+from capport.service.login_links import End, is_among, leads_to_login
 from capport.web.context import MayBeProxy, Portal
 from capport.web.gate_in_process import GateGrants
 from capport.web.login_listener import App, LoginServer
 from capport.web.records import Records
-from capport.web.vouching import sign_client
+from capport.web.vouching import Vouched, sign_client
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +34,6 @@ AGAIN = 1.0
 """Seconds between two attempts to listen with the API while another process does.
 
 Of several processes with one store, one has the API. When it ends, another takes over."""
-
-type End = tuple[str, int] | tuple[str, int, int, int]
-"""An end of a TCP connection, as Python's sockets name it."""
 
 
 class Pages(Protocol):
@@ -54,9 +52,12 @@ class Pages(Protocol):
 class Embedded:
     """The login server, the API for an external login server, and the links that lead to it.
 
+    It implements `LoginLinks` for a proxy in this process.
+
     `records` is the file of their records (None: in memory). `socket` is where the API listens, and
     `api` where it also listens with tokens, on loopback. If the proxy is another process,
-    `may_be_proxy` returns whether a connection may come from it.
+    `may_be_proxy` returns whether a connection may come from it. `vouched` is where the proxy notes
+    for which clients it connects.
     """
 
     def __init__(
@@ -67,11 +68,14 @@ class Embedded:
         socket: Path | None = None,
         api: Place | None = None,
         may_be_proxy: MayBeProxy | None = None,
+        vouched: Vouched | None = None,
     ) -> None:
         """Opens the records. Raises StoreError."""
         self._gate = gate
         self._grants = GateGrants(gate)
         self.portal = Portal(self._grants, Records(records))
+        if vouched is not None:
+            self.portal.vouched = vouched
         if may_be_proxy is not None:
             self.portal.may_be_proxy = may_be_proxy
         self._made: Pages | None = None
@@ -99,35 +103,17 @@ class Embedded:
         return self._made
 
     def sign(self, asks: Peer) -> str:
-        """The value of the field `vouching.HEADER` for a request of `asks` to the login server.
-
-        The addon removes the field from every request of a client, and adds its own value to each
-        request that it passes on to one of `policy.login_places`.
-        """
+        """The value of the field `vouching.HEADER` for a request of `asks`."""
         return sign_client(asks, self.portal.records.secret, self._gate.now())
 
     def is_at(self, place: Place | None) -> bool:
-        """Whether `place` is this login server, or a proxy in front of it.
-
-        With `return.pem`, another login server signs clients in, and `login_url` points to it.
-        """
-        policy = self._gate.policy
-        if policy.login_server is None:
-            return False
-        if place in policy.login_server.listen:
-            return True
-        return place in policy.login_places and not self.signs_in_elsewhere
+        """Whether `place` is this login server, or a proxy in front of it."""
+        return leads_to_login(self._gate.policy, place, lambda: self.signs_in_elsewhere)
 
     def connected(self, here: End, there: End, client: Peer) -> None:
-        """The proxy has connected from `here` to `there` on behalf of `client`.
-
-        In a tunnel, the addon cannot add a field to the requests, and the login server sees only
-        the proxy at the other end. So if `there` is this login server, note which client it is.
-        """
-        address = parse_address(there[0])
-        for place in self.server.places:
-            if place.port == there[1] and (place.host == address or is_own(address)):
-                self.portal.vouched.connected(here, client)
+        """The proxy has connected from `here` to `there` on behalf of `client`."""
+        if is_among(self.server.places, there[1], parse_address(there[0])):
+            self.portal.vouched.connected(here, client)
 
     def disconnected(self, here: End) -> None:
         """The proxy's connection from `here` has ended."""

@@ -7,13 +7,13 @@ other parts follow it. If one of them fails, the gate goes on.
 import asyncio
 import errno
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from capport.core.client import Address, Client, ClientId, Peer, parts_of
+from capport.core.client import Address, Client, ClientId, Peer
 from capport.core.place import Place
 from capport.core.policy import Policy
 from capport.core.reach import Machine
@@ -26,45 +26,31 @@ from capport.policy import policy_file
 from capport.policy.policy_file import PolicyError
 from capport.policy.watcher import PolicyWatcher
 from capport.service import login_health
+from capport.service.enforcement import Enforcement, OpenConnections
 from capport.service.kernel import Kernel
 from capport.service.login_health import Names
 from capport.service.login_server import Embedded, may_be_proxy
 from capport.service.session_changes import SessionChanges, Subscriber
 from capport.service.settings import SettingError, Settings
+from capport.service.shared_state import LoginState, Shared
 from capport.session_events import Ledger
 from capport.stores import SessionStore, StoreError
 from capport.stores.opening import default_store, open_store
 from capport.web.records import records_beside
+from capport.web.vouching import Vouched
 
 logger = logging.getLogger(__name__)
 
 API = "api.sock"  # the socket of the API for an external login server, beside the sessions' file
 OPEN_SESSIONS = partial(open_store, start_closed=True)
-TICK = 0.1  # seconds between two checks which sessions have expired
-
-
-class OpenConnections(Protocol):
-    """The proxy's open connections of clients."""
-
-    def recheck(self, ids: Iterable[ClientId]) -> None:
-        """Decides again on the connections of these clients."""
-
-    def recheck_all(self) -> None:
-        """Decides again on every connection."""
-
-    def drop(self, client: Client) -> None:
-        """Ends every connection of `client` at once."""
-
-    @property
-    def unknown(self) -> int:
-        """How many unknown clients have a connection."""
 
 
 class Service:
     """Opens all parts of a portal; `start` begins to serve, `stop` ends everything.
 
     `names` resolves names, if this process is the enforcement device. Without it this process has
-    only the login server, and the proxy is another process with the same store.
+    only the login server, and the proxy is another process with the same store. If workers relay
+    for this process, they note in `vouched` for which clients they connect to the login server.
     """
 
     def __init__(
@@ -75,10 +61,12 @@ class Service:
         machine: Machine = HERE,
         open_sessions: Callable[[str], SessionStore] = OPEN_SESSIONS,
         metrics: Metrics | None = None,
+        vouched: Vouched | None = None,
     ) -> None:
         """Raises PolicyError, SettingError or OSError, and then leaves nothing open."""
         self._settings = settings
         self._names = names
+        self._vouched = Vouched() if vouched is None else vouched
         policy, self._watcher = self._open_policy(settings.policy)
         if names is None and policy.login_server is None:
             raise SettingError(f"{settings.policy} has no login_server to serve")
@@ -90,11 +78,11 @@ class Service:
         if settings.metrics is not None and (missing := lacking("metrics")) is not None:
             raise SettingError(f"portal_metrics {missing}")
         self._answering: dict[Place, Address] = {}
-        self._connections: OpenConnections | None = None
         self._running = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._following = asyncio.Lock()  # so that one policy at a time is followed
         self._serving = False
+        self._store_fault: str | None = None
         self.login: Embedded | None = None
         self._changes = SessionChanges()
         self.watched = Watched()
@@ -116,18 +104,18 @@ class Service:
                 state=self._state,
                 answering=self._answering,
                 carry_out=self._changes.carry_out,
-                drop=self._drop,
+                drop=self.drop,
                 metrics=metrics,
             )
             self._kernel = Kernel(self.gate, self._fault)
-            self._ledger = Ledger(store, lambda: self._events, self.gate.now)
+            self._enforcement = Enforcement(Ledger(store, lambda: self._events, self.gate.now))
             self._open_login_server()
             self._opened = opened.pop_all()
         self._policy_loaded()
 
     async def start(self, connections: OpenConnections | None = None) -> None:
         """Starts to serve. Raises OSError if the login server or the API cannot listen."""
-        self._running, self._connections = True, connections
+        self._running, self._enforcement.connections = True, connections
         self._show_metrics()
         if self._watcher:
             self._watcher.start()
@@ -141,8 +129,7 @@ class Service:
             self._changes.subscribe(
                 self._kernel.subscriber,
                 Subscriber(lambda client: soon(self._bind, client)),
-                Subscriber(lambda client: soon(self._recheck, client)),
-                Subscriber(lambda client: soon(self._ledger.changed, client)),
+                Subscriber(lambda client: soon(self._enforcement.changed, client)),
             )
             # The store calls on its own thread: the kernel's sets do not wait for the event loop.
             await asyncio.to_thread(self.gate.store.watch, self._changes.changed)
@@ -160,7 +147,7 @@ class Service:
                     self._signs_in_elsewhere,
                 )
             )
-            self._spawn(self._end_sessions())
+            self._spawn(self._enforcement.follow(self._look_at_the_store))
             await self._kernel.follow()
 
     async def stop(self) -> None:
@@ -205,6 +192,34 @@ class Service:
         """Whether the kernel holds a client that has a session (`Kernel.is_held`)."""
         return self._kernel.is_held(peer, client)
 
+    def drop(self, client: Client, seconds: float) -> None:
+        """Ends the connections of a client that was refused too often, and drops new ones."""
+        if self._enforcement.connections:
+            self._enforcement.connections.drop(client)
+        if self._running:
+            self._spawn(self._kernel.drop(client, seconds))
+
+    @property
+    def store_url(self) -> str:
+        """Where the sessions are kept."""
+        return self._url
+
+    def shared(self) -> Shared:
+        """What a proxy in another process decides by."""
+        policy, state = self.gate.policy, None
+        if self.login is not None:
+            try:
+                elsewhere = self.login.signs_in_elsewhere
+            except OSError:  # `return.pem` cannot be read, so no other server can sign clients in
+                elsewhere = False
+            state = LoginState(
+                self.login.portal.records.secret,
+                self.login.server.places,
+                elsewhere,
+                makes_links=needs_login_server(policy),
+            )
+        return Shared(policy, state, dict(self._answering))
+
     @property
     def listens_at(self) -> list[Place]:
         """Where the login server listens."""
@@ -229,7 +244,8 @@ class Service:
         return parts | ({"kernel": self._kernel.works} if self.gate.policy.router else {})
 
     def _unknown(self) -> int:
-        return self._connections.unknown if self._connections else 0
+        connections = self._enforcement.connections
+        return connections.unknown if connections else 0
 
     # --- the policy ------------------------------------------------------------------------------
 
@@ -241,8 +257,8 @@ class Service:
 
     def _use(self, policy: Policy) -> None:
         self.gate.policy = policy
-        if self._connections:
-            self._connections.recheck_all()
+        if self._enforcement.connections:
+            self._enforcement.connections.recheck_all()
         if self._running:
             self._spawn(self._follow_policy())
         self._policy_loaded()
@@ -286,6 +302,7 @@ class Service:
                     socket=self._settings.socket if alone else records and records.with_name(API),
                     api=self._settings.api,
                     may_be_proxy=may_be_proxy if alone else None,
+                    vouched=self._vouched,
                 )
         except OSError as error:
             if needed:
@@ -319,7 +336,7 @@ class Service:
 
     def _mac_changed(self, address: Address) -> None:
         self._bind(ClientId(str(address)))
-        self._recheck(ClientId(str(address)))
+        self._enforcement.recheck(ClientId(str(address)))
 
     def _bind(self, client: ClientId) -> None:
         """Files a session of an address under its MAC, once that is known (`Gate.bind`)."""
@@ -333,29 +350,11 @@ class Service:
         if self.gate.to_bind(client):
             self._spawn(bind())
 
-    def _recheck(self, client: ClientId) -> None:
-        if self._connections:
-            parts = {ClientId(str(part)) for part in parts_of(client) if part is not None}
-            self._connections.recheck({client, *parts})
-
-    def _drop(self, client: Client, seconds: float) -> None:
-        if self._connections:
-            self._connections.drop(client)
-        if self._running:
-            self._spawn(self._kernel.drop(client, seconds))
-
-    async def _end_sessions(self) -> None:
-        fault = None
-        while True:
-            await asyncio.sleep(TICK)
-            try:
-                for client in self._ledger.ended():
-                    self._recheck(client)
-                before, fault = fault, self.gate.store.fault
-                if fault is not None and before is None:
-                    self._events.write("fault", what=fault)
-            except Exception:  # the edge: if the loop ended, expired sessions would stay connected
-                logger.exception("Connections of expired sessions may still be open")
+    def _look_at_the_store(self) -> None:
+        """Writes an event when the store can make nothing durable any more."""
+        before, self._store_fault = self._store_fault, self.gate.store.fault
+        if self._store_fault is not None and before is None:
+            self._events.write("fault", what=self._store_fault)
 
     def _fault(self, what: str) -> None:
         logger.error(what)

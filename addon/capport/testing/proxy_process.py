@@ -24,7 +24,7 @@ from capport.core.place import Host, Place
 from capport.core.policy import Connect, Policy
 from capport.linux.own_addresses import source_for
 from capport.policy.policy_file import PolicyError
-from capport.proxy.addon import Hooks
+from capport.proxy.addon import CaptivePortal, Hooks
 from capport.proxy.appliance import assembled
 from capport.proxy.gate_enforcer import GateEnforcer
 from capport.proxy.internals.addons import put_where_scripts_stand
@@ -102,7 +102,9 @@ class _Subject:
             f"portal_events={events}",
         ]
         self._started = asyncio.Event()
-        self._master = assembled(given, ours, _Running("running", self._is_running))
+        self._master = assembled(
+            given, ours, CaptivePortal(), _Running("running", self._is_running)
+        )
         if self._entrance:
             # mitmproxy listens by now; no other connection of ours is to be in the namespace.
             put_where_scripts_stand(_Running("listening", self._entrance.leave))
@@ -230,7 +232,7 @@ class _Subject:
 
     def _watch(self) -> None:
         """Everybody is watched; the events say so of the clients that are known to come."""
-        self._hooks.service.watched.everybody = True
+        self._hooks.gate.events.watched.everybody = True
         for client in self._clients:
             self._hooks.service.watch(parse_client_id(client))
 

@@ -10,7 +10,7 @@ login server refuses it.
 import hashlib
 import hmac
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from capport.core.client import UNSEEN, Mac, Peer, parse_address, parse_mac
 from capport.core.session import Instant
@@ -57,16 +57,18 @@ def verify_client(value: str, secret: bytes, now: Instant) -> Peer:
 
 
 class Vouched:
-    """The client of each connection that the addon makes to a login server in the same process.
+    """The client of each connection that the addon makes to the embedded login server.
 
     In a tunnel the addon cannot add a field. So it notes its own end of the connection, an address
-    and a port, and the client for which it connects.
+    and a port, and the client for which it connects, before it sends anything. If the addon is
+    another process, `read_notes` reads its notes.
 
     An entry stays until both sides are done with the connection. When the addon hangs up, the login
     server may still have to read a request; without the entry it would count as this machine's own.
     """
 
     def __init__(self) -> None:
+        self.read_notes: Callable[[], None] | None = None
         self._clients: dict[tuple[object, ...], Peer] = {}
         self._taken: dict[tuple[object, ...], object] = {}
 
@@ -75,6 +77,8 @@ class Vouched:
 
     def find(self, end: Sequence[object]) -> Peer | None:
         """The client of the connection; None if the addon did not make it."""
+        if self.read_notes is not None:
+            self.read_notes()
         return self._clients.get(tuple(end[:2]))
 
     def connected(self, end: Sequence[object], client: Peer) -> None:

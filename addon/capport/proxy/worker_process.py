@@ -1,0 +1,99 @@
+"""The workers of `capport run --workers`, and the process that they are forked from.
+
+`python -m capport.proxy.worker_process CHANNEL` imports all that a worker needs, and forks a worker
+whenever the first process asks for one. So a worker that has ended is replaced after a moment,
+although the imports take a second or two.
+"""
+
+import ctypes
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from typing import Any, Final
+
+from mitmproxy import ctx
+
+from capport.budgets import Budgets
+from capport.core.reach import Machine
+from capport.events import EventLog
+from capport.linux.own_addresses import OWN
+from capport.metrics import Metrics
+from capport.proxy.addon import CaptivePortal
+from capport.proxy.appliance import run
+from capport.proxy.internals.server import OwnPorts
+from capport.proxy.internals.shared_sockets import SharedSockets
+from capport.service.channel import Channel, forward
+from capport.service.shared_state import Shared
+from capport.service.worker_service import WorkerService
+
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+
+
+def main(channel: int) -> int:
+    """Forks workers until the first process is gone. In a worker, returns its exit status."""
+    _end_with_the_parent()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so nobody has to wait for a worker that ended
+    first = socket.socket(fileno=channel)
+    setting = json.loads(first.recv(1 << 16))
+    gc.freeze()  # a collection in a worker does not copy the pages that it shares with the others
+    while True:
+        asked, ends, _, _ = socket.recv_fds(first, 100, 2)
+        if not asked:
+            return 0
+        worker = os.fork()
+        if worker == 0:
+            first.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            return serve(ends[0], ends[1], setting)
+        process = os.pidfd_open(worker)
+        socket.send_fds(first, [str(worker).encode()], [process])
+        for descriptor in (process, *ends):
+            os.close(descriptor)
+
+
+def serve(channel: int, events: int, setting: dict[str, Any]) -> int:
+    """Serves clients until the first process says that it is enough, or is gone."""
+    _end_with_the_parent()
+    told = Channel(socket.socket(fileno=channel), unpickles=True)
+    select.select([told], [], [])
+    match next(told.messages(), None):
+        case ["start", int(index), Shared() as shared]:
+            pass
+        case _:
+            return 1  # the first process has ended
+    sockets = SharedSockets(setting["shares"], index)
+    sockets.install()
+
+    def open_service(settings: object, names: object, metrics: Metrics) -> WorkerService:
+        return WorkerService(
+            setting["sessions"],
+            shared,
+            told,
+            EventLog(forward=forward(socket.socket(fileno=events)) if setting["events"] else None),
+            machine=Machine(OWN, OwnPorts()),
+            metrics=metrics,
+            budgets=Budgets(setting["budgets"]),
+            listen=sockets.listen,
+            ended=ctx.master.shutdown,
+        )
+
+    return run(setting["given"], setting["values"], lambda: CaptivePortal(open_service))
+
+
+def _end_with_the_parent() -> None:
+    """Ends this process as soon as its parent has ended, even if this one is stopped then.
+
+    Otherwise a stopped worker would still listen beside the workers of the next first process.
+    """
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

@@ -1,0 +1,109 @@
+"""Messages between the first process of `capport run --workers` and one of its workers.
+
+A message is one datagram: a JSON array, whose first item says what it is about. A worker reads
+strangers' bytes, so the first process reads JSON from it and nothing else. The first process may
+send an object along, pickled in a file in memory.
+"""
+
+import json
+import os
+import pickle
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_LONGEST = 1 << 16  # bytes of a message
+_BUFFER = 1 << 20  # bytes of messages that may wait for the other process
+
+PATIENCE = 1.0  # seconds for which the first process may leave a worker's events unread
+
+type Message = list[Any]
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """The two ends of a channel. Messages keep their limits and their order."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+class Channel:
+    """One end, which never waits. With `unpickles`, it takes the objects that come along."""
+
+    def __init__(self, end: socket.socket, *, unpickles: bool = False) -> None:
+        self.is_closed = False
+        self._end, self._unpickles = end, unpickles
+        end.setblocking(False)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+
+    def fileno(self) -> int:
+        """The descriptor, so that an event loop can wait for messages."""
+        return self._end.fileno()
+
+    def send(self, *message: object, pickled: bytes | None = None) -> bool:
+        """Sends a message; returns False if the other process is gone or has too many to read.
+
+        An object that comes along is the last item of the message.
+        """
+        data = json.dumps(message).encode()
+        try:
+            if pickled is None:
+                return self._end.send(data) == len(data)
+            file = os.memfd_create("capport")
+            try:
+                with os.fdopen(os.dup(file), "wb") as whole:
+                    whole.write(pickled)
+                return socket.send_fds(self._end, [data], [file]) == len(data)
+            finally:
+                os.close(file)
+        except OSError:
+            return False
+
+    def messages(self) -> Iterator[Message]:
+        """Each message that is here now. If the other process is gone, sets `is_closed`.
+
+        Raises ValueError if what is here is no message.
+        """
+        while not self.is_closed:
+            try:
+                data, files = self._receive()
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                data, files = b"", []
+            if not data:
+                self.is_closed = True
+                return
+            message = json.loads(data)
+            if not isinstance(message, list) or not message:
+                raise ValueError("it is no array with items")
+            for file in files:
+                with os.fdopen(file, "rb") as whole:
+                    whole.seek(0)
+                    message.append(pickle.load(whole))  # noqa: S301 - from the first process
+            yield message
+
+    def _receive(self) -> tuple[bytes, list[int]]:
+        if self._unpickles:
+            data, files, _, _ = socket.recv_fds(self._end, _LONGEST, 1)
+            return data, files
+        return self._end.recv(_LONGEST), []  # the kernel closes descriptors that come along
+
+    def close(self) -> None:
+        """Closes this end."""
+        self.is_closed = True
+        self._end.close()
+
+
+def forward(end: socket.socket) -> Callable[[str], bool]:
+    """Makes a function that sends a line of events as a message; it returns whether it could.
+
+    It may wait, so a thread of its own has to call it (`EventLog`).
+    """
+    end.settimeout(PATIENCE)
+
+    def send(line: str) -> bool:
+        try:
+            return end.send(json.dumps(["event", line]).encode()) > 0
+        except OSError:
+            return False
+
+    return send

@@ -1,0 +1,60 @@
+"""Makes the proxy's open connections follow the sessions: when one changes, and when one ends."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from capport.core.client import Client, ClientId, parts_of
+from capport.session_events import Ledger
+
+logger = logging.getLogger(__name__)
+
+TICK = 0.1  # seconds between two checks which sessions have expired
+
+
+class OpenConnections(Protocol):
+    """The proxy's open connections of clients."""
+
+    def recheck(self, ids: Iterable[ClientId]) -> None:
+        """Decides again on the connections of these clients."""
+
+    def recheck_all(self) -> None:
+        """Decides again on every connection."""
+
+    def drop(self, client: Client) -> None:
+        """Ends every connection of `client` at once."""
+
+    @property
+    def unknown(self) -> int:
+        """How many unknown clients have a connection."""
+
+
+class Enforcement:
+    """Decides again on the open `connections` of each client whose session changes or ends."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.connections: OpenConnections | None = None
+        self._ledger = ledger
+
+    def changed(self, client: ClientId) -> None:
+        """The session of `client` has changed, in this process or in another."""
+        self.recheck(client)
+        self._ledger.changed(client)
+
+    def recheck(self, client: ClientId) -> None:
+        """Decides again on the connections of `client`, and of its address and its MAC alone."""
+        if self.connections:
+            parts = {ClientId(str(part)) for part in parts_of(client) if part is not None}
+            self.connections.recheck({client, *parts})
+
+    async def follow(self, also: Callable[[], None] = lambda: None) -> None:
+        """Looks ten times a second which sessions are over, and does `also`; without end."""
+        while True:
+            await asyncio.sleep(TICK)
+            try:
+                for client in self._ledger.ended():
+                    self.recheck(client)
+                also()
+            except Exception:  # the edge: if the loop ended, expired sessions would stay connected
+                logger.exception("Connections of expired sessions may still be open")

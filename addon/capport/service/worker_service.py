@@ -1,0 +1,235 @@
+"""The service of a worker of `capport run --workers`: what it decides by, the first process says.
+
+The worker has the sessions open, and follows them by itself: a revocation cuts its connections also
+while the first process is busy. Everything else comes from the first process: the policy, whether
+the login server answers, and the secret of the links. Its events go there. It never touches the
+kernel's sets.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NoReturn
+
+from capport import clock
+from capport.budgets import Budgets
+from capport.core.bounded_map import BoundedMap
+from capport.core.client import Address, Client, ClientId, Peer, parse_address
+from capport.core.place import Place
+from capport.core.reach import Machine
+from capport.events import EventLog
+from capport.gate import Gate
+from capport.linux.neighbours import NetlinkNeighbours
+from capport.metrics import Metrics
+from capport.service.channel import Channel, Message
+from capport.service.enforcement import Enforcement, OpenConnections
+from capport.service.login_links import End, is_among, leads_to_login
+from capport.service.settings import SettingError
+from capport.service.shared_state import LoginState, Shared
+from capport.session_events import Ledger
+from capport.stores.opening import open_store
+from capport.web.states import States
+from capport.web.vouching import sign_client
+
+logger = logging.getLogger(__name__)
+
+ALIVE = 0.25  # seconds between two signs of life
+REACHED = 1.0  # seconds between two reports that the same known client has reached the worker
+_REPORTED = 10_000  # clients of which the last report is remembered
+
+
+class WorkerLogin:
+    """Implements `LoginLinks` for a login server in the first process."""
+
+    def __init__(self, state: LoginState, gate: Gate, channel: Channel) -> None:
+        self._gate, self._channel = gate, channel
+        self._told: set[End] = set()
+        self.replace(state)
+
+    def replace(self, state: LoginState) -> None:
+        """Uses the login server's new state."""
+        self._state = state
+        self._states = States(state.secret, clock.boot_id(), self._gate.now)
+
+    def state(self, client: Client, url: str | None) -> str | None:
+        """The state in the login URL of `client`, which asked for `url`."""
+        return self._states.link(client, url)
+
+    def sign(self, asks: Peer) -> str:
+        """The value of the field `vouching.HEADER` for a request of `asks`."""
+        return sign_client(asks, self._state.secret, self._gate.now())
+
+    def is_at(self, place: Place | None) -> bool:
+        """Whether `place` is the login server, or a proxy in front of it."""
+        elsewhere = self._state.signs_in_elsewhere
+        return leads_to_login(self._gate.policy, place, lambda: elsewhere)
+
+    def connected(self, here: End, there: End, client: Peer) -> None:
+        """Tells the first process for whom a connection to it is, before anything is sent on it.
+
+        The login server reads this note before it looks at what came on the connection. Raises
+        OSError if the note does not get there: without it, the login server would take the client
+        for this machine.
+        """
+        if not is_among(self._state.places, there[1], parse_address(there[0])):
+            return
+        if not self._channel.send("connected", here[:2], str(client.address), client.frame):
+            raise OSError("the login server cannot be told which client a connection is for")
+        self._told.add(here)
+
+    def disconnected(self, here: End) -> None:
+        """The worker's connection from `here` has ended."""
+        if here in self._told:
+            self._told.discard(here)
+            self._channel.send("disconnected", here[:2])
+
+
+class WorkerService:
+    """Has the part of `Service` that the proxy's hooks use.
+
+    `ended` is called when the first process is gone: then the worker has to end, because nobody
+    would tell it of a new policy.
+    """
+
+    def __init__(
+        self,
+        sessions: str,
+        shared: Shared,
+        channel: Channel,
+        events: EventLog,
+        *,
+        machine: Machine,
+        metrics: Metrics,
+        budgets: Budgets,
+        listen: Callable[[list[int]], None],
+        ended: Callable[[], None],
+    ) -> None:
+        """Opens the sessions. Raises StoreError or OSError, and then leaves nothing open."""
+        self._channel, self._listen, self._ended = channel, listen, ended
+        self._answering: dict[Place, Address] = {}
+        self._reported = BoundedMap[ClientId, float](_REPORTED)
+        self._tasks: list[asyncio.Task[None]] = []
+        self.login: WorkerLogin | None = None
+        self._makes_links = False
+        with ExitStack() as opened:
+            opened.callback(events.close)
+            store = open_store(sessions, start_closed=True)
+            opened.callback(store.close)
+            router = shared.policy.router
+            neighbours = NetlinkNeighbours([router.client_interface] if router else None)
+            opened.callback(neighbours.close)
+            self.gate = Gate(
+                shared.policy,
+                store,
+                machine=machine,
+                neighbours=neighbours,
+                events=events,
+                state=self._state,
+                answering=self._answering,
+                drop=self._drop,
+                metrics=metrics,
+                budgets=budgets,
+            )
+            # The first process writes the events of sessions.
+            self._enforcement = Enforcement(Ledger(store, EventLog, self.gate.now))
+            self._use(shared)
+            self._opened = opened.pop_all()
+
+    async def start(self, connections: OpenConnections | None = None) -> None:
+        """Starts to follow the sessions and the first process."""
+        self._enforcement.connections = connections
+        self.gate.store.watch(self._enforcement.changed)
+        self.gate.neighbours.watch(lambda at: self._enforcement.recheck(ClientId(str(at))))
+        asyncio.get_running_loop().add_reader(self._channel.fileno(), self._read)
+        self._tasks = [
+            asyncio.create_task(self._enforcement.follow()),
+            asyncio.create_task(self._report_alive()),
+        ]
+        self._channel.send("ready")
+
+    async def stop(self) -> None:
+        """Ends everything."""
+        asyncio.get_running_loop().remove_reader(self._channel.fileno())
+        for task in self._tasks:
+            task.cancel()
+        self._opened.close()
+
+    def is_held(self, peer: Peer, client: Client) -> bool:
+        """Reports that a known client has reached the worker; the worker itself holds nobody.
+
+        If the kernel should have let the client through, the first process puts that right
+        (`Kernel.is_held`). Until then, the worker relays for the client.
+        """
+        now = self.gate.now()
+        if now - self._reported.get(client.id, -REACHED) >= REACHED:
+            self._reported[client.id] = now
+            self._channel.send("reached", str(peer.address), peer.frame)
+        return False
+
+    def follow_policy_file(self, path: Path | None) -> NoReturn:
+        """Is for the first process alone, as are the next three."""
+        raise SettingError("portal_policy: a worker follows the first process")
+
+    def write_events_to(self, path: Path | None) -> NoReturn:
+        """Is for the first process alone."""
+        raise SettingError("portal_events: a worker follows the first process")
+
+    def watch(self, client: ClientId) -> NoReturn:
+        """Is for the first process alone."""
+        raise SettingError("a worker has no commands")
+
+    def unwatch(self, client: ClientId) -> NoReturn:
+        """Is for the first process alone."""
+        raise SettingError("a worker has no commands")
+
+    def _use(self, shared: Shared) -> None:
+        before, self.gate.policy = self.gate.policy, shared.policy
+        self._answering.clear()
+        self._answering.update(shared.answering)
+        self._makes_links = shared.login is not None and shared.login.makes_links
+        if shared.login is None:
+            self.login = None
+        elif self.login is None:
+            self.login = WorkerLogin(shared.login, self.gate, self._channel)
+        else:
+            self.login.replace(shared.login)
+        if self._enforcement.connections and shared.policy is not before:
+            self._enforcement.connections.recheck_all()
+
+    def _drop(self, client: Client, seconds: float) -> None:
+        """Asks the first process to end the client's connections to all workers."""
+        self._channel.send("drop", str(client.address), client.mac, client.astray, seconds)
+
+    def _state(self, client: Client, url: str | None) -> str | None:
+        return self.login.state(client, url) if self.login and self._makes_links else None
+
+    def _read(self) -> None:
+        try:
+            for message in self._channel.messages():
+                self._take(message)
+        except Exception:  # the edge: with an old policy, it might admit who is unknown now
+            logger.exception("What the first process says cannot be followed; the worker ends")
+            self._ended()
+        if self._channel.is_closed:
+            self._ended()
+
+    def _take(self, message: Message) -> None:
+        match message:
+            case ["use", Shared() as shared]:
+                self._use(shared)
+            case ["listen", list(indices)]:
+                self._listen(indices)
+            case ["drop", str(address), mac, bool(astray)]:
+                if self._enforcement.connections:
+                    self._enforcement.connections.drop(Client(parse_address(address), mac, astray))
+            case _:
+                raise ValueError(f"the first process sent {message[0]!r}")
+
+    async def _report_alive(self) -> None:
+        while True:
+            connections = self._enforcement.connections
+            unknown = connections.unknown if connections else 0
+            self._channel.send("alive", unknown, self.gate.metrics.take())
+            await asyncio.sleep(ALIVE)

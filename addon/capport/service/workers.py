@@ -1,0 +1,293 @@
+"""Starts the workers of `capport run --workers`, and replaces each that dies or does not answer.
+
+The first process opens the listening sockets of all workers, and keeps them. So when a worker ends,
+nobody is refused a connection: another one accepts from its sockets until its replacement is ready.
+A worker that does not answer is killed first, which cuts the connections that it has.
+"""
+
+import asyncio
+import itertools
+import logging
+import math
+import pickle
+import signal
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack
+
+from capport.core.client import Client, ClientId, Mac, Peer, parse_address
+from capport.service.channel import Channel, Message, pair
+from capport.service.login_links import End
+from capport.service.nursery import STARTING, Nursery, Process
+from capport.service.service import Service
+from capport.service.shared_state import Shared
+from capport.web.vouching import Vouched
+
+logger = logging.getLogger(__name__)
+
+SILENCE = 2.0  # seconds without a sign of life after which a worker is replaced
+STOPPING = 5.0  # seconds that a worker may take to end
+AGAIN = 10.0  # seconds before a worker that was never ready is started again, at most
+LOOK = 0.1  # seconds between two looks at the workers
+LINGER = 30.0  # seconds that the login server has to accept a connection that has ended
+AT_ONCE = 100  # events of one worker that are read before the event loop does something else
+
+
+class Worker:
+    """One worker, from its start to its end."""
+
+    def __init__(self, process: Process, channel: Channel, events: Channel) -> None:
+        self.process, self.channel, self.events = process, channel, events
+        self.is_ready = False
+        self.heard = time.monotonic()
+        self.unknown = 0  # unknown clients that have a connection to it
+        self.shared: bytes | None = None  # what it decides by
+        self.listens: list[int] = []  # the workers whose sockets it accepts from
+        self.dialled: dict[End, Peer] = {}  # for whom it connects to the login server, by its end
+
+    def is_silent(self) -> bool:
+        """Whether it has not answered for too long."""
+        return time.monotonic() - self.heard > (SILENCE if self.is_ready else STARTING)
+
+
+class Workers:
+    """As many workers as `count`; it implements `OpenConnections` for them.
+
+    They note in `vouched`, which the login server has too, for which clients they connect to it.
+    """
+
+    def __init__(self, service: Service, vouched: Vouched, nursery: Nursery, count: int) -> None:
+        self._service, self._vouched, self._nursery = service, vouched, nursery
+        vouched.read_notes = self._read_channels
+        self._workers: list[Worker | None] = [None] * count
+        self._starts: list[asyncio.Future[None]] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._shared: tuple[Shared, bytes] | None = None
+
+    async def start(self) -> None:
+        """Starts every worker. Raises OSError if one is not ready the first time."""
+        loop = asyncio.get_running_loop()
+        self._starts = [loop.create_future() for _ in self._workers]
+        self._tasks = [loop.create_task(self._keep(index)) for index in range(len(self._workers))]
+        self._tasks.append(loop.create_task(self._look()))
+        await asyncio.gather(*self._starts)
+
+    async def stop(self) -> None:
+        """Ends every worker."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(self._end(worker) for worker in self._workers if worker))
+        await self._nursery.stop()
+
+    def recheck(self, ids: Iterable[ClientId]) -> None:
+        """Does nothing, because each worker follows the sessions by itself."""
+
+    def recheck_all(self) -> None:
+        """Tells the workers what is to be decided by from now on."""
+        self._share()
+
+    def drop(self, client: Client) -> None:
+        """Ends every connection of `client`, which may have addresses that other workers have."""
+        for worker in filter(None, self._workers):
+            worker.channel.send("drop", str(client.address), client.mac, client.astray)
+
+    @property
+    def unknown(self) -> int:
+        """How many unknown clients have a connection."""
+        return sum(worker.unknown for worker in self._workers if worker)
+
+    # --- processes -------------------------------------------------------------------------------
+
+    async def _keep(self, index: int) -> None:
+        """Has a worker, and another one each time that it has ended, without end."""
+        pause = 0.0
+        while True:
+            worker, why = None, "it has ended"
+            try:
+                worker = self._workers[index] = await self._spawn(index)
+                await worker.process.ended()
+            except OSError as error:  # no descriptor, no memory
+                why = str(error)
+            self._workers[index] = None
+            if worker is not None:
+                self._forget(worker)
+            if not self._starts[index].done():
+                self._starts[index].set_exception(OSError(f"worker {index} cannot start: {why}"))
+                return
+            logger.error(f"Worker {index}: {why}; another one is started")
+            self._service.gate.events.write("fault", what=f"a worker is replaced: {why}")
+            self._assign()
+            pause = 0.0 if worker and worker.is_ready else min(AGAIN, 2 * pause + 0.5)
+            await asyncio.sleep(pause)
+
+    async def _spawn(self, index: int) -> Worker:
+        with ExitStack() as on_error:
+            (ours, its), (our_events, its_events) = pairs = pair(), pair()
+            for end in itertools.chain(*pairs):
+                on_error.callback(end.close)
+            process = await self._nursery.fork(its, its_events)
+            on_error.pop_all()
+        its.close()
+        its_events.close()
+        worker = Worker(process, Channel(ours), Channel(our_events))
+        _, worker.shared = self._current()
+        worker.channel.send("start", index, pickled=worker.shared)
+        for channel in (worker.channel, worker.events):
+            asyncio.get_running_loop().add_reader(channel.fileno(), self._read, worker, channel)
+        return worker
+
+    async def _end(self, worker: Worker) -> None:
+        worker.process.signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(STOPPING):
+                await worker.process.ended()
+        except TimeoutError:
+            worker.process.signal(signal.SIGKILL)
+            await worker.process.ended()
+        self._forget(worker)
+
+    def _forget(self, worker: Worker) -> None:
+        """Reads what an ended worker has still sent, and forgets it."""
+        for channel in (worker.channel, worker.events):
+            while self._read(worker, channel):
+                pass
+            self._close(channel)
+        worker.process.close()
+        for end in tuple(worker.dialled):
+            self._hung_up(worker, end)
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK)
+            try:
+                self._read_channels()  # first: if this process was stopped, signs of life wait
+                for index, worker in enumerate(self._workers):
+                    if worker and worker.is_silent():
+                        logger.error(f"Worker {index} does not answer: it is ended")
+                        worker.process.signal(signal.SIGKILL)
+                        worker.heard = math.inf
+                self._share()
+            except Exception:  # the edge: without this loop, no worker would be replaced
+                logger.exception("The workers may not follow what has changed")
+
+    # --- to the workers --------------------------------------------------------------------------
+
+    def _current(self) -> tuple[Shared, bytes]:
+        shared = self._service.shared()
+        if self._shared is None or not _same(shared, self._shared[0]):
+            self._shared = shared, pickle.dumps(shared)
+        return self._shared
+
+    def _share(self) -> None:
+        _, pickled = self._current()
+        for worker in self._workers:
+            if (
+                worker
+                and worker.shared is not pickled
+                and worker.channel.send("use", pickled=pickled)
+            ):
+                worker.shared = pickled
+
+    def _assign(self) -> None:
+        """Says who accepts from each worker's sockets: itself, else the next one that is ready."""
+        count = len(self._workers)
+        listens: dict[int, list[int]] = {}
+        for index in range(count):
+            nearest = (number % count for number in range(index, index + count))
+            by = next((number for number in nearest if self._is_ready(number)), None)
+            # Else its clients wait in the kernel's queue, as they do until it serves at first.
+            if by is not None and self._starts[index].done():
+                listens.setdefault(by, []).append(index)
+        for number, wanted in listens.items():
+            worker = self._workers[number]
+            if worker and wanted != worker.listens and worker.channel.send("listen", wanted):
+                worker.listens = wanted
+
+    def _is_ready(self, index: int) -> bool:
+        worker = self._workers[index]
+        return worker is not None and worker.is_ready
+
+    # --- from the workers ------------------------------------------------------------------------
+
+    def _read_channels(self) -> None:
+        """Reads all that the workers have sent, but their events."""
+        for worker in self._workers:
+            while worker and self._read(worker, worker.channel):
+                pass
+
+    def _read(self, worker: Worker, channel: Channel) -> int:
+        """Reads the messages that are here, but at most `AT_ONCE`; returns how many."""
+        count = 0
+        try:
+            for message in itertools.islice(channel.messages(), AT_ONCE):
+                count += 1
+                self._take(worker, message)
+        except (ValueError, KeyError, TypeError):
+            logger.exception("A worker sent what is no message; it is ended")
+            worker.process.signal(signal.SIGKILL)
+            self._close(channel)
+        if channel.is_closed:
+            self._close(channel)
+        return count
+
+    @staticmethod
+    def _close(channel: Channel) -> None:
+        if channel.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(channel.fileno())
+        channel.close()
+
+    def _take(self, worker: Worker, message: Message) -> None:
+        match message:
+            case ["alive", int(unknown), dict(counts)]:
+                worker.heard, worker.unknown = time.monotonic(), unknown
+                self._service.gate.metrics.merge(counts)
+            case ["event", str(line)]:
+                self._service.gate.events.merge(line)
+            case ["connected", [str(address), int(port)], str(at), None | str() as frame]:
+                peer = worker.dialled[address, port] = _peer(at, frame)
+                self._vouched.connected((address, port), peer)
+            case ["disconnected", [str(address), int(port)]]:
+                self._hung_up(worker, (address, port))
+            case ["drop", str(at), None | str() as mac, bool(astray), float(seconds)]:
+                client = Client(parse_address(at), None if mac is None else Mac(mac), astray)
+                self._service.drop(client, seconds)
+            case ["reached", str(at), None | str() as frame]:
+                peer = _peer(at, frame)
+                self._service.is_held(peer, self._service.gate.client(peer))
+            case ["ready"]:
+                self._ready(worker)
+            case _:
+                raise ValueError(message[0])
+
+    def _hung_up(self, worker: Worker, end: End) -> None:
+        """Forgets for whom a connection was, once the login server must have accepted it.
+
+        Until it has, what is on it would count as this machine's own.
+        """
+        peer = worker.dialled.pop(end)
+
+        def forget() -> None:
+            if self._vouched.find(end) is peer:  # else another connection comes from there now
+                self._vouched.hung_up(end)
+
+        asyncio.get_running_loop().call_later(LINGER, forget)
+
+    def _ready(self, worker: Worker) -> None:
+        index = self._workers.index(worker)
+        worker.is_ready, worker.heard, worker.listens = True, time.monotonic(), [index]
+        if not self._starts[index].done():
+            self._starts[index].set_result(None)
+        self._assign()
+        logger.info(f"Worker {index} serves: process {worker.process.pid}")
+
+
+def _peer(address: str, frame: str | None) -> Peer:
+    return Peer(parse_address(address), None if frame is None else Mac(frame))
+
+
+def _same(one: Shared, other: Shared) -> bool:
+    return one.policy is other.policy and (one.login, one.answering) == (
+        other.login,
+        other.answering,
+    )
