@@ -15,7 +15,7 @@ import mitmproxy.platform
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
-from mitmproxy import http, options, tcp
+from mitmproxy import connection, http, options, tcp
 from mitmproxy.tools.dump import DumpMaster
 
 from capport.core.client import parse_client_id
@@ -94,11 +94,18 @@ class Origin:
 
 @dataclass
 class Flows:
-    """An addon of an operator's, after ours in the chain: what it sees is what mitmweb shows."""
+    """An addon of an operator's, after ours in the chain: what it sees is what mitmweb shows.
 
+    `handed_over` counts the connections that the front gave to mitmproxy.
+    """
+
+    handed_over: int = 0
     requests: list[http.HTTPFlow] = field(default_factory=list)
     streams: list[tcp.TCPFlow] = field(default_factory=list)
     shown: list[bytes] = field(default_factory=list)
+
+    def client_connected(self, client: connection.Client) -> None:
+        self.handed_over += 1
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         self.requests.append(flow)

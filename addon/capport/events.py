@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 WINDOW = 60.0  # seconds in which a repeated line is counted instead of written
 LINES_A_CLIENT = 60  # different lines of one client within a window
 LINES_WATCHED = 6000  # lines of a watched client within a window; those above it are merged
+MOST_WATCHED = 8  # clients
 LONGEST_TEXT = 500  # characters of one field, which a client may have chosen
 TABLE = 20_000  # lines whose repeats are counted, at most
 BACKLOG = 10_000  # lines that may wait for a slow disk
@@ -54,7 +55,13 @@ class Watched:
         self._ids: set[str] = set()
 
     def add(self, client: ClientId) -> None:
-        """Watches a client, by its address, its MAC, or both together."""
+        """Watches a client, by its address, its MAC, or both together.
+
+        Raises ValueError if as many are watched as may be.
+        """
+        if client not in self._ids and len(self._ids) >= MOST_WATCHED:
+            names = ", ".join(sorted(self._ids))
+            raise ValueError(f"{MOST_WATCHED} clients are watched, and no more can be: {names}")
         self._ids.add(client)
 
     def discard(self, client: ClientId) -> None:
@@ -132,7 +139,6 @@ class EventLog:
         with self._wake:
             if event in _ALWAYS or (watched and self._has_room(record)) or self._is_new(record):
                 self._put(record)
-            self._wake.notify()
 
     def merge(self, line: str) -> None:
         """Records what the log of another process has recorded. Raises ValueError for no event.
@@ -149,7 +155,6 @@ class EventLog:
         with self._wake:
             if record["event"] in _ALWAYS or self._is_new(record):
                 self._put(record, at)
-            self._wake.notify()
 
     def close(self, seconds: float = 2.0) -> bool:
         """Writes all counts and waiting lines; returns whether that took less than `seconds`."""
@@ -202,6 +207,7 @@ class EventLog:
             self.lost_in_all += 1
             return
         self.backlog.append(self._line(record, at))
+        self._wake.notify()  # not for a repeat: the thread would take the interpreter each time
 
     def _line(self, record: dict[str, Value], at: str | None = None) -> str:
         now = datetime.fromtimestamp(self.wall(), UTC).isoformat(timespec="milliseconds")

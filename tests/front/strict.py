@@ -25,10 +25,12 @@ from capport.proxy.addon import Hooks
 from capport.proxy.connections import Connections
 from capport.proxy.fail_closed import Guard
 from capport.proxy.flow_marks import FlowMarks
+from capport.proxy.front_protocol import Front
 from capport.proxy.gate_enforcer import GateEnforcer
 from capport.proxy.handshakes import Handshakes
 from capport.proxy.internals import http1_reader, http2_bounds
 from capport.proxy.layers.http1 import RefusalLayer
+from capport.proxy.shown import Shown
 from capport.proxy.upstream import Dialling
 from capport.service.service import Service
 
@@ -61,6 +63,12 @@ class Book:
 
     def logins(self, *_: object) -> None:
         return None
+
+    def answers(self, _: connection.Client) -> int:
+        return 0
+
+    def speaks_http1(self, _: connection.Client, *, in_tunnel: bool) -> bool:
+        return False
 
     def abort_connection(self, _: connection.Client, *, reset: bool = False) -> None:
         self.was_reset = self.was_reset or reset
@@ -97,7 +105,8 @@ class Strict:
         marks.event = self._event  # type: ignore[method-assign]
         marks.fault = self._fault  # type: ignore[method-assign]
         enforcer = GateEnforcer(service, book, marks, Handshakes(self._event))
-        self.hooks = Hooks(service, book, marks, enforcer, cast(Dialling, None), Guard())
+        none = (cast(Dialling, None), cast(Front, None), cast(Shown, None))
+        self.hooks = Hooks(service, book, marks, enforcer, *none, Guard())
         self.client = connection.Client(
             peername=(str(self.peer.address), 50000),
             sockname=(str(self.dialled.host), self.dialled.port) if self.dialled else ("::", PORT),

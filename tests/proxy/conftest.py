@@ -10,7 +10,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from mitmproxy import certs
 
-from conftest import Origin
+from capport.front.conversation import Conversation, HandOver
+from conftest import Origin, Portal
 from proxy.wire import GARDEN
 
 CRASHES = ("has crashed", "No verdict in RefusalLayer")
@@ -30,6 +31,20 @@ def nothing_crashed(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     for record in crashes:
         text = logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
         pytest.fail(f"{record.getMessage()}\n{text}")
+
+
+@pytest.fixture(params=["the front", "the layers"])
+def answers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which of the two answers an unknown client. `answered` checks that it did."""
+    by: str = request.param
+    if by == "the layers":
+        monkeypatch.setattr(Conversation, "receive", lambda _, data=b"": HandOver(data, 0))
+    return by
+
+
+def answered(it: Portal, by: str) -> bool:
+    """Whether everything so far was answered by this one of the two."""
+    return (it.flows.handed_over > 0) == (by == "the layers")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 from capport.core.client import Address, Mac
 from capport.core.place import Host
 from capport.core.policy import ClientRules
+from capport.front import templates
 from capport.linux import NoNeighbours
 from capport.proxy import addon as mitm
 from capport.proxy.fail_closed import NotStarted
@@ -80,6 +81,8 @@ def the_resolver(it: Portal, patch: pytest.MonkeyPatch) -> None:
 
 
 def the_reply(_: Portal, patch: pytest.MonkeyPatch) -> None:
+    templates._templates.clear()
+    patch.setattr(templates, "reply_to", broken)
     patch.setattr(http1, "reply_to", broken)
     patch.setattr(mitm, "reply_to", broken)
 

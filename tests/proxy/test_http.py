@@ -241,8 +241,10 @@ async def test_a_request_sent_while_its_client_becomes_known_is_not_answered_by_
         reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
         writer.write(get(origin))
         assert b" 511 " in await asyncio.wait_for(one_answer(reader), SOON)
+        (entry,) = it.keeper.connections._open.values()
         it.grant("127.0.0.1")
-        writer.write(get(origin))  # it is with the portal before that has closed the connection
+        await until(lambda: entry.over)
+        writer.write(get(origin))  # the client has not noticed yet that the connection ends
         assert await asyncio.wait_for(reader.read(), SOON) == b""
         writer.close()
         await until(lambda: not it.keeper.connections)

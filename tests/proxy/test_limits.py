@@ -222,7 +222,7 @@ async def test_what_a_dropped_client_has_open_ends_and_what_it_has_sent_is_not_a
         await asking_in_one(it, 5, 3)
         assert await until_closed(idle[0]) == b""
         assert await until_closed(kept[0]) == b""
-        await until(lambda: len(it.keeper.connections) == 1)
+        await until(lambda: not len(it.keeper.connections))
         for streams in (idle, kept, other):
             streams[1].close()
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from capport.core.cost import RESTING
-from conftest import SOON, Origin, Portal, StartPortal, one_answer
+from capport.core.cost import ANSWERS, RESTING
+from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
 from proxy.hellos import extension, message, over_tls, records, trusting_all
 from proxy.mitmdump import SCRIPT, Process, memory, policy, started
 from proxy.test_http2 import Http2
@@ -146,6 +146,33 @@ async def test_a_connection_at_rest_keeps_less_than_32_kb(
         assert sum(reader.at_eof() for reader, _ in clients) == 0
         for _, writer in clients:
             writer.transport.abort()
+
+
+GET = b"GET http://outside.example.com/ HTTP/1.1\r\nHost: outside.example.com\r\n\r\n"
+
+
+async def refusals(port: int, count: int) -> int:
+    """Has `count` requests refused, on as many connections as that takes; returns how many were."""
+
+    async def one() -> int:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(GET * ANSWERS)
+        received = (await until_closed(reader)).count(b"HTTP/1.1 511 ")
+        writer.close()
+        return received
+
+    refused = 0
+    for _ in range(count // ANSWERS // 10):
+        refused += sum(await asyncio.gather(*(one() for _ in range(10))))
+    return refused
+
+
+async def test_refusals_leave_nothing_in_memory(tmp_path: Path) -> None:
+    async with mitmdump(tmp_path, "") as it:
+        assert await refusals(it.port, 2000) == 2000
+        before = await settled(it)
+        assert await refusals(it.port, 10_000) == 10_000
+        assert await settled(it) - before < 3 * MB
 
 
 INTERCEPT = "tls: {unknown: intercept, connect: alert}\n"

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NewType
 
@@ -88,6 +89,7 @@ class Way:
     hop: Address | None
 
 
+@lru_cache(4096)
 def parse_address(text: str) -> Address:
     """The address in `text`, without its zone. An IPv4 address mapped into IPv6 becomes IPv4.
 

@@ -20,6 +20,10 @@ class Machine:
         """Whether a connection to `address` ends at a service of this machine."""
         return address.is_loopback or address.is_unspecified or address in self.addresses
 
+    def is_proxy(self, address: Address, port: int) -> bool:
+        """Whether `port` at `address` is the proxy's own, so that a connection would loop."""
+        return port in self.ports and self.is_own(address)
+
     def closes(
         self, address: Address, port: int, *, client: Address, listed: bool = False
     ) -> str | None:

@@ -66,6 +66,11 @@ class Answer:
     head: bytes
     request: Request
 
+    @property
+    def tunnels(self) -> bool:
+        """Whether it is the 200 that opens a tunnel."""
+        return self.status == 200
+
 
 @dataclass(slots=True)
 class Alert:

@@ -47,22 +47,21 @@ from capport.proxy.fail_closed import (
 )
 from capport.proxy.flow_marks import (
     GARDEN_MARK,
-    REFUSED_MARK,
     FlowMarks,
     decided_on,
-    mark,
 )
+from capport.proxy.front_protocol import Front, leads_back
 from capport.proxy.gate_enforcer import GateEnforcer
 from capport.proxy.handshakes import Handshakes
 from capport.proxy.internals import http1_reader, http2_bounds, sockets
 from capport.proxy.internals.addons import put_where_scripts_stand
 from capport.proxy.internals.http_streams import speak_http2
+from capport.proxy.internals.listeners import Listeners, NotTakenOver
 from capport.proxy.internals.server import (
     OwnPorts,
     connect_early,
     frame_of,
     handler_of,
-    prepare_listeners,
 )
 from capport.proxy.layers.http1 import RefusalLayer
 from capport.proxy.layers.http2 import BoundLayer
@@ -72,7 +71,6 @@ from capport.proxy.refusal_view import RefusalContentview
 from capport.proxy.request_head import (
     case_of,
     claim_of,
-    credentials_in,
     is_plain,
     place_of,
     send_to,
@@ -80,6 +78,7 @@ from capport.proxy.request_head import (
 )
 from capport.proxy.resolver import Addresses
 from capport.proxy.responses import asked_of, bare, to_mitmproxy
+from capport.proxy.shown import Shown
 from capport.proxy.upstream import Dialling
 from capport.service.service import Service
 from capport.service.service_protocol import PortalService
@@ -102,6 +101,8 @@ class Hooks:
         marks: FlowMarks,
         enforcer: GateEnforcer,
         dialling: Dialling,
+        front: Front,
+        shown: Shown,
         guard: Guard,
     ) -> None:
         self.service = service
@@ -110,6 +111,8 @@ class Hooks:
         self.enforcer = enforcer
         self.handshakes = enforcer.handshakes
         self.dialling = dialling
+        self.front = front
+        self.shown = shown
         self.guard = guard
         self._began = False
 
@@ -128,6 +131,7 @@ class Hooks:
         for name in ("portal_sessions", "portal_api", "portal_metrics"):
             if name in updated:
                 raise mitmproxy_options.Unusable(f"{name} cannot be changed while the portal runs")
+        self.shown.follow(ctx.options, mitmproxy_options.shown(ctx.options))
         wanted = mitmproxy_options.settings_of(ctx.options)
         try:
             if "portal_events" in updated:
@@ -142,10 +146,10 @@ class Hooks:
         if self._began:
             return
         self._began = True
-        prepare_listeners()
         try:
+            self._listeners = Listeners(self.front.accepted)
             await self.service.start(self.connections)
-        except (OSError, SettingError) as error:
+        except (NotTakenOver, OSError, SettingError) as error:
             mitmproxy_options.stop_the_start(error)
 
     async def done(self) -> None:
@@ -160,20 +164,19 @@ class Hooks:
         before, conn.error = conn.error, conn.error or NO_VERDICT
         if isinstance(conn.proxy_mode, mode_specs.TransparentMode | mode_specs.TunMode):
             dialled = place_of(conn.sockname)
-            machine = self.gate.machine
-            here = dialled and not isinstance(dialled.host, str) and machine.is_own(dialled.host)
-            if dialled and here and dialled.port in machine.ports:
+            if dialled and leads_back(dialled, self.gate.machine):
                 conn.error = "portal: a connection to the proxy itself, which would loop"
                 return
-        peer = Peer(parse_address(conn.peername[0]), frame_of(conn))
-        client = self.gate.client(peer)
-        found = self.gate.standing(client)
-        if self.gate.is_dropped(found):
-            conn.error = DROPPED
-            self.connections.abort_connection(conn, reset=True)
-            return
-        self.connections.opened(conn, client, peer.frame)
-        if found.is_known and not self.enforcer.is_held(conn, client):
+        client = self.connections.handed_over(conn)
+        if client is None:
+            peer = Peer(parse_address(conn.peername[0]), frame_of(conn))
+            client = self.gate.client(peer)
+            if self.gate.is_dropped(self.gate.standing(client)):
+                conn.error = DROPPED
+                self.connections.abort_connection(conn, reset=True)
+                return
+            self.connections.opened(conn, client, peer.frame)
+        if self.gate.known(client) and not self.enforcer.is_held(conn, client):
             connect_early(handler_of(conn.id))
         conn.error = before
 
@@ -198,9 +201,11 @@ class Hooks:
             elif self.gate.policy.tls.known is KnownTls.TUNNEL and _is_quic(asked):
                 asked.layer = UDPLayer(asked.context, ignore=True)
             return
-        to_proxy = len(asked.context.layers) == 1 and isinstance(
-            asked.context.layers[0], modes.HttpProxy
-        )
+        outermost = len(asked.context.layers) == 1
+        to_proxy = outermost and isinstance(asked.context.layers[0], modes.HttpProxy)
+        if not known and data and self.connections.speaks_http1(conn, in_tunnel=not outermost):
+            asked.layer = RefusalLayer(asked.context, self.enforcer)
+            return
         if data[:1] == b"\x16" and len(data) < 3 and not known:
             raise exceptions.AddonHalt  # no addon may choose yet: mitmproxy asks again on more data
         if starts_like_tls_record(data):
@@ -328,10 +333,8 @@ class Hooks:
             self.marks.refused(shown, verdict)
             return
         else:
-            mark(shown, REFUSED_MARK, type(verdict).__name__, verdict.because)
-            if credentials_in(shown.request.headers):
-                shown.response = None  # the event has no status: the client gets the tunnel
-                self.marks.refused(shown, verdict)
+            shown.response = None  # the client gets the tunnel
+            self.marks.tunnelled(shown, verdict)
         shown.response = None
 
     @closed(deny_nothing)
@@ -472,7 +475,7 @@ class CaptivePortal:
         else:
             ctx.master.addons.remove(not_started)
             put_where_scripts_stand(hooks)
-            ctx.master.addons.add(ServerFirst(), Console(hooks.gate, hooks.explain))
+            ctx.master.addons.add(ServerFirst(), Console(hooks.gate, hooks.explain, hooks.service))
             contentviews.add(RefusalContentview(hooks.explain))
 
     def running(self) -> None:
@@ -498,7 +501,11 @@ def compose(guard: Guard, open_service: OpenService) -> Hooks:
     connections = Connections(service.gate, handler_of)
     marks = FlowMarks(service.gate, connections)
     enforcer = GateEnforcer(service, connections, marks, Handshakes(marks.event))
-    return Hooks(service, connections, marks, enforcer, Dialling(enforcer, addresses), guard)
+    dialling = Dialling(enforcer, addresses)
+    shown = Shown(marks, service.gate)
+    shown.follow(ctx.options, mitmproxy_options.shown(ctx.options))
+    front = Front(service.gate, connections, marks, shown)
+    return Hooks(service, connections, marks, enforcer, dialling, front, shown, guard)
 
 
 def _is_quic(asked: layer.NextLayer) -> bool:

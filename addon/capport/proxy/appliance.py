@@ -189,6 +189,8 @@ def assembled(
     addons: Any = appliance.addons
     _log_to_journal(addons)
     addons.add(*(make() for make in _ADDONS))
+    if not any(value.startswith("portal_shown=") for value in values):
+        values = (*values, "portal_shown=0")  # nobody watches
     opts.set(*values, defer=True)
     opts.update(**given)
     addons.add(portal, *more)

@@ -21,9 +21,10 @@ import contextlib
 import logging
 import resource
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Protocol
 
 from mitmproxy import connection
 from mitmproxy.proxy import events, server
@@ -32,9 +33,9 @@ from capport.core.client import UNSEEN, Client, ClientId, Mac, Peer, parse_addre
 from capport.core.place import Place
 from capport.core.session import Instant
 from capport.core.verdict import Pass
+from capport.front.half_close import STAGE, STAGES
 from capport.gate import Gate
 from capport.proxy.internals import http2_bounds, sockets
-from capport.proxy.layers.lingering import STAGE, STAGES
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +59,31 @@ def key_of(conn: connection.Client) -> Key:
     return conn.peername, conn.sockname
 
 
+class Line(Protocol):
+    """The sockets of one connection, in the front or in mitmproxy's handler."""
+
+    def abort(self, *, reset: bool = False) -> None:
+        """Closes them at once. With `reset`, the peers get RST, not FIN."""
+
+    def finish(self) -> None:
+        """Ends the client's after everything that was written has been sent (`sockets.finish`)."""
+
+    def set_buffers(self, size: int | None) -> None:
+        """Bounds what asyncio reads at once, and keeps. None: asyncio's own bounds."""
+
+
 @dataclass(slots=True, eq=False)
 class Open:
-    """One open connection of a client."""
+    """One open connection of a client: in the front, then (`conn`) in mitmproxy if handed over."""
 
-    conn: connection.Client
+    key: Key
+    line: Line
     client: Client
     counted_as: ClientId  # not the address: with IPv6, one device has many
     frame: Mac | None = None  # the MAC that the connection's first frame came from (`Peer`)
+    conn: connection.Client | None = None  # None: mitmproxy does not have it yet
+    answers: int = 0  # requests that the front has answered
+    in_tunnel: bool = False  # these were sent in a tunnel
     let_through: bool = False  # something on it is forwarded
     places: frozenset[Place | None] = frozenset({None})  # where it may go; None: anywhere
     until: Instant | None = None  # when the session ends that permits it
@@ -82,6 +100,7 @@ class Open:
     reads: asyncio.Event = field(default_factory=asyncio.Event)  # the client has sent something
     weight: int = 1  # how many connections it counts as
     timer: asyncio.TimerHandle | None = None
+    deadline: float = 0.0  # the loop's time at which an unknown client's connection ends
 
     @property
     def is_known(self) -> bool:
@@ -101,6 +120,7 @@ class Connections:
         self._open: dict[Key, Open] = {}
         self._unknown: OrderedDict[Key, Open] = OrderedDict()  # the oldest first
         self._unknown_of: dict[ClientId, OrderedDict[Key, Open]] = {}
+        self._weights: Counter[ClientId] = Counter()  # of these: the sum of `Open.weight`
         self._by_id: dict[ClientId, set[Key]] = {}
         self._logins: Counter[ClientId] = Counter()  # connections to the login server
         self._kept: Counter[ClientId] = Counter()  # bytes: the sum of `Open.kept`
@@ -123,37 +143,83 @@ class Connections:
         return self.gate.client(self.peer_of(conn))
 
     def opened(self, conn: connection.Client, client: Client, frame: Mac | None = None) -> None:
+        """Records a new connection that mitmproxy has accepted itself, as `accepted` does."""
+        line, known = sockets.Handled(self.handler_of, conn), self.gate.known(client) is not None
+        entry = self.accepted(key_of(conn), client, frame, line, known=known)
+        self._has(entry, conn)
+
+    def accepted(
+        self, key: Key, client: Client, frame: Mac | None, line: Line, *, known: bool
+    ) -> Open:
         """Records a new connection. If the client is unknown, starts its deadline."""
-        key = key_of(conn)
         if before := self._open.get(key):
-            self.closed(before.conn)  # the client uses its port again, before the end is reported
-        entry = self._open[key] = Open(conn, client, client.id, frame)
+            self._forget(before)  # the client uses its port again, before the end is reported
+        entry = self._open[key] = Open(key, line, client, client.id, frame)
         self._index(entry)
-        self._watch(entry)
-        if self.gate.known(client):
+        if known:
             self._let_through(entry)
-            return
+            return entry
         self._unknown[key] = entry
         own = self._unknown_of.setdefault(client.id, OrderedDict())
         own[key] = entry
-        self._make_room(own)
+        self._weigh(entry, 1)
         if len(self._unknown) > self.most:
             self.abort(next(iter(self._unknown.values())))
         self._wait(entry, PATIENCE)
+        return entry
+
+    def handed_over(self, conn: connection.Client) -> Client | None:
+        """Records that mitmproxy has a connection now; None if it is not from the front.
+
+        The connection keeps its deadline, and its place among the client's connections.
+        """
+        entry = self._open.get(key_of(conn))
+        if entry is None or entry.conn is not None:
+            return None
+        entry.line = sockets.Handled(self.handler_of, conn)
+        self._has(entry, conn)
+        if self._is_same(entry) and not entry.let_through and self.gate.known(entry.client):
+            self._let_through(entry)
+        return entry.client
+
+    def _has(self, entry: Open, conn: connection.Client) -> None:
+        entry.conn = conn
+        handler = self.handler_of(conn.id)
+        sockets.watch(
+            handler, partial(self._is_in_time, entry, conn), partial(self._drain, entry, conn)
+        )
         self._set_buffers(entry)
+
+    def answers(self, conn: connection.Client) -> int:
+        """How many requests the front has answered on a connection."""
+        entry = self._open.get(key_of(conn))
+        return entry.answers if entry else 0
+
+    def speaks_http1(self, conn: connection.Client, *, in_tunnel: bool) -> bool:
+        """Whether the front has answered HTTP/1 there, so that nothing else can follow."""
+        entry = self._open.get(key_of(conn))
+        return entry is not None and bool(entry.answers) and entry.in_tunnel == in_tunnel
 
     def takes_tls(self, conn: connection.Client) -> None:
         """Counts a connection as several: mitmproxy's own TLS begins on it and takes memory."""
         if entry := self._open.get(key_of(conn)):
             entry.weight += TLS
-            self._make_room(self._unknown_of.get(entry.counted_as, {}))
+            if entry.key in self._unknown:
+                self._weigh(entry, TLS)
 
     def closed(self, conn: connection.Client) -> None:
         """Forgets a connection that has ended."""
         entry = self._open.get(key_of(conn))
-        if entry is None or entry.conn.id != conn.id:
-            return
-        del self._open[key_of(conn)]
+        if entry is not None and entry.conn is not None and entry.conn.id == conn.id:
+            self._forget(entry)
+
+    def left(self, entry: Open) -> None:
+        """Forgets a connection that has ended in the front."""
+        if self._open.get(entry.key) is entry:
+            self._forget(entry)
+
+    def _forget(self, entry: Open) -> None:
+        del self._open[entry.key]
         self._cancel(entry)
         self._count_kept(entry, -entry.kept)
         self._forget_unknown(entry)
@@ -163,7 +229,12 @@ class Connections:
 
     def answered(self, conn: connection.Client) -> None:
         """Starts the deadline again: an unknown client has its answer and may send a request."""
-        if (entry := self._open.get(key_of(conn))) and not entry.let_through:
+        if entry := self._open.get(key_of(conn)):
+            self.goes_on(entry)
+
+    def goes_on(self, entry: Open) -> None:
+        """Does the same for a connection in the front."""
+        if not entry.let_through:
             self._wait(entry, PATIENCE)
 
     def lingers(self, conn: connection.Client) -> None:
@@ -171,7 +242,12 @@ class Connections:
 
         Its layer closes the connection; this deadline ends it if the layer does not.
         """
-        if (entry := self._open.get(key_of(conn))) and not entry.let_through:
+        if entry := self._open.get(key_of(conn)):
+            self.ends(entry)
+
+    def ends(self, entry: Open) -> None:
+        """Does the same for a connection in the front."""
+        if not entry.let_through:
             self._wait(entry, 2 * STAGE * STAGES)
 
     def let_through(
@@ -255,7 +331,7 @@ class Connections:
         entry.reads.set()
         self._cancel(entry)
         self._forget_unknown(entry)
-        self.abort_connection(entry.conn, reset=reset)
+        entry.line.abort(reset=reset)
 
     def abort_connection(self, conn: connection.Client, *, reset: bool = False) -> None:
         """Closes a connection's sockets at once. With `reset`, the client gets RST, not FIN."""
@@ -269,12 +345,15 @@ class Connections:
         the connection has ended, and asks again on another one (RFC 9112 sections 9.3.1 and 9.6).
         """
         entry.over = True
-        sockets.finish(self.handler_of(entry.conn.id), entry.conn)
+        entry.line.finish()
         self._wait(entry, STAGE)
 
-    def _make_room(self, own: Mapping[Key, Open]) -> None:
-        while sum(entry.weight for entry in own.values()) > MOST_A_CLIENT:
-            self.abort(next(iter(own.values())))
+    def _weigh(self, entry: Open, weight: int) -> None:
+        """Counts `weight` more for the client; ends its oldest connections if that is too much."""
+        client = entry.counted_as
+        self._weights[client] += weight
+        while self._weights[client] > MOST_A_CLIENT:
+            self.abort(next(iter(self._unknown_of[client].values())))
 
     def _recheck(self, entry: Open) -> None:
         """Decides on a connection again. If the gate raises, the connection ends."""
@@ -348,11 +427,7 @@ class Connections:
         logger.exception("No verdict on an open connection; it is closed")
         self.abort(entry)
 
-    def _watch(self, entry: Open) -> None:
-        handler = self.handler_of(entry.conn.id)
-        sockets.watch(handler, partial(self._is_in_time, entry), partial(self._drain, entry))
-
-    async def _drain(self, entry: Open) -> None:
+    async def _drain(self, entry: Open, conn: connection.Client) -> None:
         """Waits before mitmproxy reads more from a socket, so that its buffers stay small.
 
         mitmproxy calls this in the task that reads the socket, and itself waits only until the
@@ -367,19 +442,19 @@ class Connections:
         It also keeps all answers that an HTTP/2 client has not read (RFC 9113 section 5.2). So no
         more is read from the origin whose data made the client's backlog grow too large.
         """
-        handler = self.handler_of(entry.conn.id)
+        handler = self.handler_of(conn.id)
         if handler is None:
             return
-        backlog_grew = http2_bounds.unread(entry.conn) > entry.unread
+        backlog_grew = http2_bounds.unread(conn) > entry.unread
         await sockets.drain(handler)
-        if not sockets.is_reader_of(handler, entry.conn):
+        if not sockets.is_reader_of(handler, conn):
             most = MOST_UNREAD if entry.is_known else LITTLE
-            while backlog_grew and not entry.over and http2_bounds.unread(entry.conn) > most:
+            while backlog_grew and not entry.over and http2_bounds.unread(conn) > most:
                 entry.reads.clear()
                 await entry.reads.wait()
             return
         entry.reads.set()
-        bodies = http2_bounds.bodies(entry.conn)
+        bodies = http2_bounds.bodies(conn)
         if entry.dialled:  # in HTTP/2, only bodies wait for a connection: count those alone
             self._count_kept(entry, entry.came if bodies is None else bodies)
         if entry.dialled and entry.kept > (MOST_KEPT if entry.is_known else LITTLE):
@@ -397,13 +472,13 @@ class Connections:
     def _set_buffers(self, entry: Open) -> None:
         """Bounds what asyncio reads and keeps for a connection and for its origins'."""
         size = None if entry.is_known else LITTLE
-        sockets.set_buffers(self.handler_of(entry.conn.id), size)
+        entry.line.set_buffers(size)
 
-    def _is_in_time(self, entry: Open, event: events.DataReceived) -> bool:
+    def _is_in_time(self, entry: Open, conn: connection.Client, event: events.DataReceived) -> bool:
         """Whether data that has just come, from either end, may be forwarded (no session ended)."""
-        if event.connection is entry.conn:
+        if event.connection is conn:
             entry.came = len(event.data)
-        entry.unread = http2_bounds.unread(entry.conn)
+        entry.unread = http2_bounds.unread(conn)
         if entry.until is None or entry.over:
             return not entry.over
         try:
@@ -423,8 +498,20 @@ class Connections:
         self._recheck(entry)
 
     def _wait(self, entry: Open, seconds: float) -> None:
-        self._cancel(entry)
-        entry.timer = asyncio.get_running_loop().call_later(seconds, self.abort, entry)
+        """Sets the deadline. A timer that is earlier stays, and sets itself again (`_is_due`)."""
+        loop = asyncio.get_running_loop()
+        entry.deadline = loop.time() + seconds
+        if entry.timer is not None and entry.timer.when() > entry.deadline:
+            self._cancel(entry)
+        if entry.timer is None:
+            entry.timer = loop.call_at(entry.deadline, self._is_due, entry)
+
+    def _is_due(self, entry: Open) -> None:
+        loop = asyncio.get_running_loop()
+        if loop.time() >= entry.deadline:
+            self.abort(entry)
+        else:
+            entry.timer = loop.call_at(entry.deadline, self._is_due, entry)
 
     def _cancel(self, entry: Open) -> None:
         if entry.timer is not None:
@@ -439,21 +526,24 @@ class Connections:
 
     def _index(self, entry: Open) -> None:
         for client_id in entry.client.ids:
-            self._by_id.setdefault(client_id, set()).add(key_of(entry.conn))
+            self._by_id.setdefault(client_id, set()).add(entry.key)
 
     def _unindex(self, entry: Open) -> None:
         for client_id in entry.client.ids:
             if keys := self._by_id.get(client_id):
-                keys.discard(key_of(entry.conn))
+                keys.discard(entry.key)
                 if not keys:
                     del self._by_id[client_id]
 
     def _forget_unknown(self, entry: Open) -> None:
-        self._unknown.pop(key_of(entry.conn), None)
-        if own := self._unknown_of.get(entry.counted_as):
-            own.pop(key_of(entry.conn), None)
-            if not own:
-                del self._unknown_of[entry.counted_as]
+        if self._unknown.get(entry.key) is not entry:
+            return
+        del self._unknown[entry.key]
+        self._weights[entry.counted_as] -= entry.weight
+        own = self._unknown_of[entry.counted_as]
+        del own[entry.key]
+        if not own:
+            del self._unknown_of[entry.counted_as], self._weights[entry.counted_as]
 
 
 def _raised_limit() -> int:

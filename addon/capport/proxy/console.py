@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import cast
+from typing import Protocol, cast
 
 from mitmproxy import command, exceptions, flow, http, types
 from mitmproxy.log import ALERT
@@ -21,6 +21,16 @@ from capport.report.as_text import lines_of
 logger = logging.getLogger(__name__)
 
 
+class Watching(Protocol):
+    """Watches clients, as the service does."""
+
+    def watch(self, client: ClientId) -> None:
+        """Watches a client from now on. Raises ValueError if too many are watched."""
+
+    def unwatch(self, client: ClientId) -> None:
+        """Ends that."""
+
+
 class Console:
     """Each `portal.` command. Those that return lines or rows are shown as a table.
 
@@ -29,8 +39,11 @@ class Console:
 
     name = "capport-console"
 
-    def __init__(self, gate: Gate, explain_flow: Callable[[http.HTTPFlow], str]) -> None:
+    def __init__(
+        self, gate: Gate, explain_flow: Callable[[http.HTTPFlow], str], watching: Watching
+    ) -> None:
         self._gate = gate
+        self._watching = watching
         self._explain_flow = explain_flow
         self._running: set[asyncio.Future[None]] = set()
 
@@ -67,6 +80,23 @@ class Console:
         sessions = open_ones(self._gate.store.sessions(), now)
         rows = [[*cells_of(session, now, wall)] for session in sessions]
         return _data([[*TITLES], *rows] if rows else [["Nobody is known."]])
+
+    @command.command("portal.watch")
+    def watch(self, client: str) -> None:
+        """Show more of one client's refusals, and write each of its requests as an event."""
+        who = _parsed(client)
+        try:
+            self._watching.watch(who)
+        except ValueError as error:
+            raise exceptions.CommandError(str(error)) from None
+        logger.log(ALERT, f"{who} is watched")
+
+    @command.command("portal.unwatch")
+    def unwatch(self, client: str) -> None:
+        """End that."""
+        who = _parsed(client)
+        self._watching.unwatch(who)
+        logger.log(ALERT, f"{who} is not watched")
 
     @command.command("portal.report")
     def report(self) -> types.Data:

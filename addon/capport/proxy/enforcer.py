@@ -58,6 +58,9 @@ class Enforcer(Protocol):
     ) -> None:
         """Reports that a handshake was let through."""
 
+    def answers(self, conn: connection.Client) -> int:
+        """How many requests of a connection were answered before mitmproxy had it."""
+
     def answered(self, conn: connection.Client) -> None:
         """Reports that an unknown client has its answer, on a connection that stays open."""
 

@@ -10,10 +10,12 @@ from mitmproxy import connection, flow, http, tcp
 from capport.core.client import Client
 from capport.core.place import Place
 from capport.core.verdict import Inspect, Pass, Refuse, TlsVerdict, Verdict
+from capport.front.conversation import Alert, Answer
 from capport.gate import Gate
 from capport.log_limits import FAULTS, Seldom
 from capport.proxy.connections import Connections
 from capport.proxy.flow_details import details_of, request_fields
+from capport.proxy.layers.tls import OUTER
 from capport.proxy.request_head import credentials_in
 
 logger = logging.getLogger(__name__)
@@ -64,6 +66,13 @@ class FlowMarks:
             because=because,
         )
 
+    def tunnelled(self, shown: http.HTTPFlow, verdict: Verdict) -> None:
+        """Marks a refused CONNECT that gets a tunnel to nowhere. Credentials in it are reported."""
+        if credentials_in(shown.request.headers):
+            self.refused(shown, verdict)
+        else:
+            mark(shown, REFUSED_MARK, type(verdict).__name__, verdict.because)
+
     def forwarded(self, shown: http.HTTPFlow, verdict: Pass) -> None:
         """Marks a request that is forwarded, also with what will answer it."""
         mark(shown, GARDEN_MARK if verdict.to else KNOWN_MARK, "Pass", verdict.because)
@@ -94,15 +103,34 @@ class FlowMarks:
         caveat: str | None,
     ) -> None:
         """Marks and reports a handshake that was refused before any certificate was shown."""
-        action = "refuse" if isinstance(verdict, Refuse) else "drop"
-        outcome = "refused" if isinstance(verdict, Refuse) else "dropped"
         to = f"TLS for {sni or dialled or 'no name'}"
         mark(shown, REFUSED_MARK, type(verdict).__name__, f"{to}: {verdict.because}")
-        place = str(dialled) if dialled else None
-        fields = {"sni": sni, "destination": place, "action": action, "outcome": outcome}
+        fields = _refused_tls(sni, dialled, verdict)
         shown.metadata["portal"]["tls"] = {k: v for k, v in fields.items() if v is not None}
         client = self._connections.client_of(shown.client_conn)
         self.event("tls", client, **fields, caveat=caveat, because=verdict.because)
+
+    def refused_unshown(self, act: Answer | Alert) -> None:
+        """Reports a refusal of the front's that is not shown as a flow."""
+        because = act.verdict.because
+        if isinstance(act, Alert):
+            fields = _refused_tls(act.hello.sni, act.dialled, act.verdict)
+            caveat = OUTER if act.hello.has_ech else None
+            self.event("tls", act.client, **fields, caveat=caveat, because=because)
+            return
+        asked = act.request
+        if act.tunnels and not (asked.cookies or asked.authorizations):
+            return  # the event will be about what the client sends in the tunnel
+        self.event(
+            "refused",
+            act.client,
+            status=None if act.tunnels else act.status,
+            host=str(asked.claim.host),
+            method=asked.case.method,
+            cookies=asked.cookies or None,
+            authorizations=asked.authorizations or None,
+            because=because,
+        )
 
     def passed_tls(
         self, conn: connection.Client, sni: str | None, dialled: Place | None, verdict: TlsVerdict
@@ -119,6 +147,16 @@ class FlowMarks:
                 outcome="passed",
                 because=verdict.because,
             )
+
+
+def _refused_tls(sni: str | None, dialled: Place | None, verdict: TlsVerdict) -> dict[str, Any]:
+    refuses = isinstance(verdict, Refuse)
+    return {
+        "sni": sni,
+        "destination": str(dialled) if dialled else None,
+        "action": "refuse" if refuses else "drop",
+        "outcome": "refused" if refuses else "dropped",
+    }
 
 
 def mark(shown: flow.Flow, mark: str, verdict: str, because: str) -> None:

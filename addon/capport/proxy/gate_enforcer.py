@@ -124,6 +124,10 @@ class GateEnforcer:
         """Reports the handshake, if the client is watched."""
         self.marks.passed_tls(conn, sni, dialled, verdict)
 
+    def answers(self, conn: connection.Client) -> int:
+        """How many requests of a connection were answered before mitmproxy had it."""
+        return self.connections.answers(conn)
+
     def answered(self, conn: connection.Client) -> None:
         """Starts the connection's deadline again."""
         self.connections.answered(conn)

@@ -30,7 +30,11 @@ OURS = {
     " Callers need a token (capport token new). Default: only the unix socket api.sock.",
     "portal_events": "A file to which each event is written as one JSON line.",
     "portal_metrics": "ADDRESS:PORT on loopback where Prometheus finds the portal's metrics.",
+    "portal_shown": "How many refusals a second are shown as flows, a quarter of them of one client"
+    " (see portal.watch). The events have all. Default: 20, or 0 in capport run.",
 }
+NUMBERS = {"portal_shown": 20}
+"""Those that are numbers, with their defaults. The others are texts, and None by default."""
 
 FORCED: dict[str, Any] = {
     "connection_strategy": "lazy",  # eager connects to the origin before anything is decided
@@ -97,7 +101,9 @@ def declare(loader: Loader) -> None:
     log_strangers_seldom()
     check_deferred(loader.master.options)
     for name, text in OURS.items():
-        loader.add_option(name, cast(type, str | None), None, text)
+        default = NUMBERS.get(name)
+        kind = cast(type, str | None) if default is None else int
+        loader.add_option(name, kind, default, text)
     force(loader.master.options)
 
 
@@ -110,6 +116,14 @@ def settings_of(options: Any) -> Settings:
         api=_on_loopback("portal_api", options.portal_api, "127.0.0.1:8512"),
         metrics=_on_loopback("portal_metrics", options.portal_metrics, "127.0.0.1:9511"),
     )
+
+
+def shown(options: Any) -> int:
+    """How many refusals a second are shown. Raises Unusable."""
+    number: int = options.portal_shown
+    if number < 0:
+        raise Unusable(f"portal_shown: {number} is negative; 0 shows none")
+    return number
 
 
 def path_of(option: str, text: str | None) -> Path | None:
@@ -190,6 +204,8 @@ def check_deferred(options: Options) -> None:
         if name in OURS:
             if len(given) != 1 or not isinstance(given[0], str) or not given[0]:
                 raise Unusable(f"{name} needs one value; it was given {_given(given)}")
+            if name in NUMBERS and not given[0].removeprefix("-").isdecimal():
+                raise Unusable(f"{name}: {given[0]} is no number; {NUMBERS[name]} would do")
         elif name.startswith("portal_") or difflib.get_close_matches(name, OURS, cutoff=0.8):
             near = difflib.get_close_matches(name, OURS, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"the options are {', '.join(OURS)}"

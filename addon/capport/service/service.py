@@ -178,7 +178,10 @@ class Service:
         self._events = self.gate.events = events
 
     def watch(self, client: ClientId) -> None:
-        """Writes each request and handshake of a client as an event of its own from now on."""
+        """Writes each request and handshake of a client as an event of its own from now on.
+
+        Raises ValueError like `Watched.add`.
+        """
         self.watched.add(client)
         forwards = self.gate.policy.router is not None
         self._events.write("watched", client, kernel_forwards=forwards)

@@ -23,6 +23,11 @@ def after_each_hook(manager: AddonManager, then: Callable[[Hook], None]) -> None
     manager.handle_lifecycle = hooks_and_then  # type: ignore[method-assign]
 
 
+async def fire(hook: Hook) -> None:
+    """Calls the addons' hooks, as mitmproxy does for its own connections."""
+    await ctx.master.addons.handle_lifecycle(hook)
+
+
 def put_where_scripts_stand(addon: object) -> None:
     """Adds `addon` behind the script loader, before mitmproxy's addons for layers and TLS."""
     manager: Any = ctx.master.addons

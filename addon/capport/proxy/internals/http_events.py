@@ -13,6 +13,7 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseTrailers,
 )
 from mitmproxy.proxy.layers.http._hooks import (
+    HttpConnectHook,
     HttpRequestHeadersHook,
     HttpRequestHook,
     HttpResponseHeadersHook,
@@ -20,6 +21,7 @@ from mitmproxy.proxy.layers.http._hooks import (
 )
 
 __all__ = [
+    "HttpConnectHook",
     "HttpRequestHeadersHook",
     "HttpRequestHook",
     "HttpResponseHeadersHook",

@@ -144,21 +144,30 @@ def h2_asks_its_decoder() -> bool:
 def asyncio_has_bounds() -> bool:
     """Whether two attributes bound how much asyncio reads at once and how much it keeps."""
     import asyncio
-    from asyncio import selector_events, trsock
+    from asyncio import selector_events
 
     transport: Any = selector_events._SelectorSocketTransport  # type: ignore[attr-defined]
     reader: Any = asyncio.StreamReader
     return (
         "max_size" in transport._read_ready__data_received.__code__.co_names
         and "_limit" in reader.feed_data.__code__.co_names
-        and trsock.TransportSocket.__slots__ == ("_sock",)
     )
+
+
+def asyncio_makes_transports() -> bool:
+    """Whether asyncio's loop makes the transport of an accepted connection as it is asked to."""
+    from asyncio import selector_events
+
+    loop: Any = selector_events.BaseSelectorEventLoop
+    names = list(inspect.signature(loop._make_socket_transport).parameters)
+    return names[:3] == ["self", "sock", "protocol"]
 
 
 BEHAVIOUR: Final[dict[str, Callable[[], bool]]] = {
     "the bounds of HTTP/1": h11_looks_up_its_readers,
     "the bounds of HTTP/2": h2_asks_its_decoder,
     "the bounds of what is kept": asyncio_has_bounds,
+    "accepted connections": asyncio_makes_transports,
 }
 
 

@@ -28,6 +28,7 @@ from capport.core.verdict import (
     Verdict,
     asks_to_sign_in,
 )
+from capport.front.half_close import STAGE
 from capport.proxy.enforcer import Enforcer
 from capport.proxy.internals import http1_reader
 from capport.proxy.internals.http_events import (
@@ -38,7 +39,7 @@ from capport.proxy.internals.http_events import (
 )
 from capport.proxy.internals.layers import OwnLayer
 from capport.proxy.layers.http2 import BoundLayer
-from capport.proxy.layers.lingering import STAGE, Lingering
+from capport.proxy.layers.lingering import Lingering
 from capport.proxy.layers.silent import ends_on_faults
 from capport.proxy.request_head import (
     CREDENTIALS,
@@ -87,7 +88,7 @@ class RefusalLayer(OwnLayer):
         self.scheme = "https" if ctx.client.tls_established and not self.explicit else "http"
         self.parser = http1_reader.reader()
         self.method = b""  # of the request that is being answered; empty until it is known
-        self.answers = 0
+        self.answers = enforcer.answers(ctx.client)
         self.declared = 0  # the Content-Length of that request
         self.lingering: Lingering | None = None  # set after the last answer
         self.onward: Onward | None = None  # the request that is forwarded, if one is

@@ -11,6 +11,7 @@ from mitmproxy.proxy import context, events, layer
 from mitmproxy.proxy.layers.http import HTTPMode
 
 from capport.core.cost import ANSWERS
+from capport.front.half_close import STAGE
 from capport.proxy.internals.http1_reader import is_interim
 from capport.proxy.internals.http_events import (
     RequestHeaders,
@@ -23,7 +24,7 @@ from capport.proxy.internals.http_events import (
     SendHttp,
 )
 from capport.proxy.internals.http_streams import EarlyStream, StreamsLayer
-from capport.proxy.layers.lingering import STAGE, Lingering
+from capport.proxy.layers.lingering import Lingering
 from capport.proxy.request_head import redact, restore
 from capport.proxy.responses import bare, to_mitmproxy
 

@@ -1,36 +1,24 @@
 """Closes a connection whose client still sends, in such a way that the client can read its answer.
 
-RFC 9112 section 9.6: if a server closes a connection with unread data, TCP resets it, and the
-client may lose the answer. A client that sends everything before it reads (urllib, Java) never
-sees it. So this closes our half, then reads and drops what comes, in stages: there is another stage
-as long as enough data comes.
+It closes our half, then reads and drops what comes, as long as `front/half_close.py` says.
 """
-
-from typing import Final
 
 from mitmproxy import connection
 from mitmproxy.proxy import commands, events, layer
 
-STAGE: Final = 2.0  # seconds in a stage: for a client to read its answer, and close or send more
-STAGES: Final = 15  # at most: half a minute in all, as in nginx
-LEAST: Final = 16 * 1024  # bytes in a stage that lead to another; fewer are no real upload
-MOST: Final = 24 * 1024 * 1024  # bytes in all, if the length of the body is unknown
-DECLARED: Final = 256 * 1024 * 1024  # bytes in all, if the head says how long the body is
+from capport.front.half_close import Stages
 
 
 class Lingering:
     """Ends a client's connection: a layer calls `begin`, then passes every event to `handle`.
 
     Each stage takes `patience` seconds. `declared` is the length of the body, 0 if it is unknown.
-    A body longer than `DECLARED` could not end in time, so only `MOST` bytes of it are read.
     """
 
     def __init__(self, client: connection.Client, patience: float, declared: int = 0) -> None:
         self.client = client
         self.patience = patience
-        self.most = DECLARED if declared <= DECLARED and declared else MOST
-        self.received = 0  # bytes in this stage
-        self.stages = 0
+        self.stages = Stages(declared)
         self.stage: commands.RequestWakeup | None = None
 
     def begin(self, *, half_close: bool) -> layer.CommandGenerator[None]:
@@ -42,12 +30,10 @@ class Lingering:
     def handle(self, event: events.Event) -> layer.CommandGenerator[None]:
         """Drops what comes, and closes the connection after the last stage."""
         if isinstance(event, events.DataReceived) and event.connection is self.client:
-            self.received += len(event.data)
-            self.most -= len(event.data)
-            if self.most < 0:
+            if not self.stages.takes(len(event.data)):
                 yield commands.CloseConnection(self.client)
         elif isinstance(event, events.Wakeup) and event.command is self.stage:
-            if self.received >= LEAST and self.stages < STAGES:
+            if self.stages.go_on():
                 yield from self._begin_stage()
             else:
                 yield commands.CloseConnection(self.client)
@@ -55,7 +41,5 @@ class Lingering:
             yield commands.CloseConnection(self.client)
 
     def _begin_stage(self) -> layer.CommandGenerator[None]:
-        self.received = 0
-        self.stages += 1
         self.stage = commands.RequestWakeup(self.patience)
         yield self.stage

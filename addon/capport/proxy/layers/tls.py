@@ -14,10 +14,11 @@ from mitmproxy.proxy.layers import tcp as tcp_layers
 
 from capport.core.place import Place
 from capport.core.verdict import Drop, Inspect, Intercept, Refuse, TlsVerdict, Tunnel
+from capport.front.half_close import STAGE
 from capport.front.hello import Hello, HelloReader, asked_for, claim_of
 from capport.proxy.enforcer import Enforcer
 from capport.proxy.internals.layers import OwnLayer, intercepting
-from capport.proxy.layers.lingering import STAGE, Lingering
+from capport.proxy.layers.lingering import Lingering
 from capport.proxy.layers.silent import ends_on_faults
 from capport.proxy.request_head import place_of
 

@@ -1,0 +1,172 @@
+"""Takes over mitmproxy's TCP listeners, accepts connections itself, and hands them over.
+
+mitmproxy makes a handler and two tasks for each connection as soon as it is accepted. A client that
+opens and closes thousands of connections would make everybody wait until all of these have run. So
+the portal accepts, and decides which connections get a handler.
+
+It relies on the `_servers` of mitmproxy's server instances, which have `sockets` and `close`, and
+on `handle_stream`, which each accepted connection is given to. mitmproxy's port may be open before
+the portal is loaded. What was accepted by then has its handler, and the hooks decide on it.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, cast
+
+import mitmproxy_rs
+from mitmproxy import ctx, platform
+from mitmproxy.connection import Address
+from mitmproxy.proxy.mode_servers import ServerInstance
+
+from capport.linux import frames
+from capport.web import accepting
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 4096
+"""Connections that wait to be accepted. mitmproxy has 100; with a full queue, the next client waits
+for a second, until it sends its SYN again."""
+AT_ONCE = 64
+"""Connections that are accepted before the event loop does something else."""
+
+type Instance = ServerInstance[Any]
+type Accepted = Callable[[Instance, socket.socket, Address], None]
+"""Takes a new connection: which of mitmproxy's servers it is for, the socket, and the peer."""
+
+
+class NotTakenOver(Exception):
+    """A listener of mitmproxy's that the portal cannot take over: one line that says which."""
+
+
+class Listeners:
+    """Every TCP listener of mitmproxy, now and after its modes have changed."""
+
+    def __init__(self, accepted: Accepted) -> None:
+        """Takes over the listeners that are open. Raises NotTakenOver, or OSError."""
+        self._accepted = accepted
+        servers = ctx.master.addons.get("proxyserver").servers
+        servers.changed.connect(self._changed)  # mitmproxy keeps a weak reference
+        self._take_over()
+
+    def _changed(self) -> None:
+        try:
+            self._take_over()
+        except (NotTakenOver, OSError) as error:
+            logger.error(f"{error}; it is closed")
+
+    def _take_over(self) -> None:
+        for instance in ctx.master.addons.get("proxyserver").servers:
+            servers: list[Any] = getattr(instance, "_servers", [])
+            for server in servers[:]:
+                if not isinstance(server, Listener | mitmproxy_rs.udp.UdpServer):
+                    servers.remove(server)
+                    servers.append(self._taken_over(instance, server))
+
+    def _taken_over(self, instance: Instance, server: Any) -> "Listener":
+        try:
+            ours = [socket.socket(fileno=os.dup(one.fileno())) for one in server.sockets]
+        except AttributeError:
+            ours = []
+        server.close()
+        if not ours:
+            mode = instance.mode.full_spec
+            raise NotTakenOver(f"mode {mode}: the portal cannot accept its connections: {server}")
+        return Listener(instance, ours, self._accepted)
+
+
+class Listener:
+    """Listening sockets, in the place of an `asyncio.Server` of mitmproxy's.
+
+    The kernel keeps each SYN that comes to them (`frames.keep`). Without a free descriptor,
+    accepting pauses.
+    """
+
+    def __init__(
+        self, instance: Instance, sockets: list[socket.socket], accepted: Accepted
+    ) -> None:
+        self.sockets = tuple(sockets)
+        self._instance = instance
+        self._accepted = accepted
+        self._loop = asyncio.get_running_loop()
+        for listening in self.sockets:
+            listening.setblocking(False)
+            listening.listen(BACKLOG)
+            frames.keep(listening)
+            self._resume(listening)
+
+    def close(self) -> None:
+        """Stops listening. Connections that were accepted stay open."""
+        for listening in self.sockets:
+            self._loop.remove_reader(listening)
+            listening.close()
+        self.sockets = ()
+
+    def _resume(self, listening: socket.socket) -> None:
+        if listening in self.sockets:
+            self._loop.add_reader(listening, self._accept, listening)
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(AT_ONCE):
+            try:
+                sock, peer = listening.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if not accepting.is_scarcity(error, listening):
+                    raise
+                self._loop.remove_reader(listening)
+                self._loop.call_later(accepting.AGAIN, self._resume, listening)
+                return
+            sock.setblocking(False)
+            self._accepted(self._instance, sock, peer)
+
+
+def destination_of(sock: socket.socket) -> Address:
+    """Which address the client of an accepted connection dialled. Raises what mitmproxy raises."""
+    assert platform.original_addr is not None
+    return platform.original_addr(sock)
+
+
+class _Skipping(asyncio.StreamWriter):
+    """Drops the first bytes that are written, which the client has been sent already."""
+
+    skip = 0
+
+    def write(self, data: bytes) -> None:  # type: ignore[override]
+        dropped = min(self.skip, len(data))
+        self.skip -= dropped
+        super().write(data[dropped:])
+
+
+def hand_over(
+    instance: Instance,
+    transport: asyncio.Transport,
+    data: bytes = b"",
+    *,
+    ended: bool = False,
+    skip: int = 0,
+) -> None:
+    """Gives a connection to mitmproxy, as if it had just been accepted.
+
+    mitmproxy then reads `data`, and the end of the client's stream if that has `ended`. The first
+    `skip` bytes that it writes are dropped. Everything that was written must have been sent.
+    """
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(loop=loop)
+
+    def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Any:
+        if skip:
+            writer.__class__ = _Skipping
+            cast(_Skipping, writer).skip = skip
+        return instance.handle_stream(reader, writer)
+
+    protocol = asyncio.StreamReaderProtocol(reader, handle, loop=loop)
+    transport.set_protocol(protocol)
+    protocol.connection_made(transport)
+    if data:
+        protocol.data_received(data)
+    if ended:
+        protocol.eof_received()

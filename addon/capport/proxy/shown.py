@@ -1,0 +1,153 @@
+"""Shows in mitmproxy what the front has refused, as the layers show what they refuse."""
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+import h11
+from mitmproxy import connection, flow, http, tcp
+from mitmproxy.proxy.layers import tcp as tcp_layers
+
+from capport.core.client import Client
+from capport.core.place import Place
+from capport.front.budget import Budget
+from capport.front.conversation import Alert, Answer
+from capport.gate import Gate
+from capport.proxy.flow_marks import FlowMarks
+from capport.proxy.front_protocol import Refused, Stranger
+from capport.proxy.internals import http1_reader
+from capport.proxy.internals.addons import fire
+from capport.proxy.internals.http_events import (
+    HttpConnectHook,
+    HttpRequestHeadersHook,
+    HttpRequestHook,
+    HttpResponseHeadersHook,
+    HttpResponseHook,
+)
+from capport.proxy.layers.tls import OUTER
+from capport.proxy.request_head import Head, redact
+
+logger = logging.getLogger(__name__)
+
+REPORT = 60.0
+"""Seconds between two lines in the log about what was not shown."""
+
+
+class Shown:
+    """Reports each refusal of the front, and shows as many as the budget allows."""
+
+    def __init__(self, marks: FlowMarks, gate: Gate) -> None:
+        self.budget = Budget(0)
+        self._marks = marks
+        self._gate = gate
+        self._report: asyncio.TimerHandle | None = None
+        self._showing: set[asyncio.Task[None]] = set()
+        self._intercepting = False
+
+    def refused(self, by: Stranger, act: Refused) -> None:
+        """Writes the event, and shows the flow."""
+        try:
+            watched = act.client in self._gate.events.watched
+            shows = self.budget.may_show(act.client, time.monotonic(), watched=watched)
+            if shows or watched:
+                self._show(by, act, shows=shows)
+            else:
+                self._marks.refused_unshown(act)
+            if not shows and self._report is None and self.budget.a_second:
+                self._report = asyncio.get_running_loop().call_later(REPORT, self._log_hidden)
+        except Exception:  # the client gets its answer even if the refusal cannot be reported
+            self._marks.fault("the report of a refusal")
+
+    def intercepts(self, client: Client) -> bool:
+        """Whether to hand a request over, so that a person can stop it before it is answered."""
+        watched = client in self._gate.events.watched
+        return self._intercepting and self.budget.may_show(
+            client, time.monotonic(), watched=watched
+        )
+
+    def follow(self, options: Any, a_second: int) -> None:
+        """Applies how many are shown a second, and whether a person intercepts (`options`)."""
+        self.budget.set_rate(a_second)
+        self._intercepting = "intercept" in options and bool(options.intercept)
+
+    def _show(self, by: Stranger, act: Refused, *, shows: bool) -> None:
+        """Marks and reports a flow. Shows it too, or only writes an event with its details."""
+        if isinstance(act, Alert):
+            caveat = OUTER if act.hello.has_ech else None
+            stream = tcp.TCPFlow(by.shown_as, _server(act.dialled), live=True)
+            self._marks.refused_tls(stream, act.hello.sni, act.dialled, act.verdict, caveat)
+            show = _show_handshake(stream, act.verdict.because)
+        else:
+            shown = http.HTTPFlow(by.shown_as, _server(act.dialled), live=True)
+            shown.request, shown.response = _request(act), _response(act.data)
+            if act.tunnels:
+                shown.response = None  # the event has no status: the client gets the tunnel
+                self._marks.tunnelled(shown, act.verdict)
+                shown.response = _response(act.data)
+                show = _show_connect(shown)
+            else:
+                self._marks.refused(shown, act.verdict)
+                show = _show_request(shown)
+        if shows:
+            task = asyncio.create_task(show)
+            self._showing.add(task)
+            task.add_done_callback(self._showing.discard)
+
+    def _log_hidden(self) -> None:
+        self._report = None
+        hidden = self.budget.take_hidden()
+        if hidden:
+            most, count = hidden.most_common(1)[0]
+            logger.info(
+                f"{hidden.total()} refusals of {len(hidden)} clients were not shown in the last"
+                f" minute, {count} of them of {most} (portal_shown={self.budget.a_second});"
+                " `portal.watch CLIENT` shows more of one client"
+            )
+
+
+async def _show_request(shown: http.HTTPFlow) -> None:
+    await fire(HttpRequestHeadersHook(shown))
+    await fire(HttpRequestHook(shown))
+    await fire(HttpResponseHeadersHook(shown))
+    await fire(HttpResponseHook(shown))
+    shown.live = False
+
+
+async def _show_connect(shown: http.HTTPFlow) -> None:
+    await fire(HttpConnectHook(shown))
+    shown.live = False
+
+
+async def _show_handshake(shown: tcp.TCPFlow, because: str) -> None:
+    await fire(tcp_layers.TcpStartHook(shown))
+    shown.error = flow.Error(f"TLS refused: {because}")
+    await fire(tcp_layers.TcpErrorHook(shown))
+    shown.live = False
+
+
+def _server(dialled: Place | None) -> connection.Server:
+    address = (str(dialled.host), dialled.port) if dialled else None
+    return connection.Server(address=address)
+
+
+def _request(act: Answer) -> http.Request:
+    """The request as the layers show it: as h11 reads it, without credentials."""
+    parser = http1_reader.reader()
+    parser.receive_data(act.head)
+    head = parser.next_event()
+    assert isinstance(head, h11.Request)
+    request = Head(head, explicit=act.dialled is None, scheme="http").to_mitmproxy(act.dialled)
+    redact(request.headers)
+    return request
+
+
+def _response(data: bytes) -> http.Response:
+    head, _, body = data.partition(b"\r\n\r\n")
+    start, *lines = head.split(b"\r\n")
+    _, status, reason = start.split(b" ", 2)
+    fields = [(name, value) for name, _, value in (line.partition(b": ") for line in lines)]
+    now = time.time()
+    return http.Response(
+        b"HTTP/1.1", int(status), reason, http.Headers(fields), body, None, now, now
+    )

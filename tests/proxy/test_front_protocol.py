@@ -1,0 +1,477 @@
+"""The front in its place: what it accepts, answers, shows, and hands over to mitmproxy."""
+
+import asyncio
+import json
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mitmproxy.addons import intercept
+from mitmproxy.exceptions import CommandError
+
+from capport.core.cost import ANSWERS
+from capport.core.policy import Rate
+from capport.events import MOST_WATCHED
+from capport.front import budget
+from capport.gate import Gate
+from capport.linux import frames
+from capport.proxy import connections, front_protocol, shown
+from capport.proxy.flow_marks import FlowMarks
+from capport.proxy.front_protocol import Front, Stranger
+from capport.proxy.internals import listeners, sockets
+from capport.proxy.internals.listeners import Listener
+from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
+from proxy.hellos import ALERT_49, real
+from proxy.mitmdump import SCRIPT, policy, started
+from proxy.wire import GARDEN, Dialled, Streams, garden, later, say, until, with_names
+
+GET = b"GET http://outside.example.com/ HTTP/1.1\r\nHost: outside.example.com\r\n\r\n"
+ODD = b"GET http://outside.example.com/ HTTP/1.1\r\nHost : outside.example.com\r\n\r\n"
+KNOWN = "clients:\n  - {address: 127.0.0.9, access: known}\n"
+
+
+async def connect(it: Portal, address: str = "127.0.0.1") -> Streams:
+    return await asyncio.open_connection("127.0.0.1", it.port, local_addr=(address, 0))
+
+
+def connect_many(it: Portal, count: int) -> list[socket.socket]:
+    """Opens connections while the portal's event loop, which is this one, does nothing."""
+    clients = [socket.socket() for _ in range(count)]
+    for client in clients:
+        client.connect(("127.0.0.1", it.port))
+    return clients
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The addresses of the clients that the front refused something, in order."""
+    addresses: list[str] = []
+    report = shown.Shown.refused
+
+    def listening(self: shown.Shown, by: Stranger, act: Any) -> None:
+        addresses.append(by.peer[0])
+        report(self, by, act)
+
+    monkeypatch.setattr(shown.Shown, "refused", listening)
+    return addresses
+
+
+# --- in its place ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["regular", "transparent"])
+async def test_what_the_front_answers_mitmproxy_never_gets(
+    portal: StartPortal, origin: Origin, dialled: Dialled, mode: str
+) -> None:
+    dialled("127.0.0.1", origin.port)
+    target = GET if mode == "regular" else b"GET / HTTP/1.1\r\nHost: outside.example.com\r\n\r\n"
+    async with portal(mode=mode) as it:
+        client = await connect(it)
+        for _ in range(3):
+            client[1].write(target)
+            assert b" 511 " in await one_answer(client[0])
+        client[1].close()
+        if mode == "transparent":
+            assert await say(await connect(it), real()) == ALERT_49
+        assert it.flows.handed_over == 0
+        await until(lambda: len(it.keeper.connections) == 0)
+    assert origin.connections == 0
+
+
+async def test_listeners_are_taken_over_when_the_modes_change(portal: StartPortal) -> None:
+    async with portal() as it:
+        servers = it.master.addons.get("proxyserver").servers
+        port = it.port
+        for modes in (["regular", "socks5"], ["socks5"], ["regular"]):
+            ports = [f"{mode}@{port + number}" for number, mode in enumerate(modes, 1)]
+            it.master.options.update(mode=ports)
+            await until(lambda: not servers.is_updating)
+            assert len(servers) == len(modes)
+            assert all(isinstance(own, Listener) for one in servers for own in one._servers)
+            for address in it.master.addons.get("proxyserver").listen_addrs():
+                reader, writer = await asyncio.open_connection(*address[:2])
+                writer.write(GET)
+                answer = await until_closed(reader, 1.0)
+                assert (b" 511 " in answer) == ("socks5" not in modes[address[1] - port - 1])
+                writer.close()
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection("127.0.0.1", port)
+
+
+NOT_OURS = """
+import sys
+sys.path.insert(0, {addon!r})
+from capport.proxy.flow_marks import FlowMarks
+from capport.proxy.internals import listeners, sockets
+class Listener:
+    def __init__(self, *_): raise OSError(22, "Invalid argument")
+listeners.Listener = Listener
+from captive_portal import addons
+"""
+
+
+async def test_a_listener_that_cannot_be_taken_over_stops_the_start(tmp_path: Path) -> None:
+    script = tmp_path / "not_ours.py"
+    script.write_text(NOT_OURS.format(addon=str(SCRIPT.parent)))
+    arguments = ("--set", f"portal_policy={policy(tmp_path)}")
+    async with started(tmp_path, *arguments, script=script, listening=False) as it:
+        assert await it.ended() == 1
+        assert "".join(it.err) == "[Errno 22] Invalid argument\n"
+
+
+async def test_a_server_without_sockets_cannot_be_taken_over(
+    portal: StartPortal, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Odd:
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    async with portal() as it:
+        servers = it.master.addons.get("proxyserver").servers
+        (instance,) = servers
+        odd = Odd()
+        instance._servers.append(odd)
+        await servers.changed.send()
+        assert odd.closed
+        assert odd not in instance._servers
+        assert "mode regular: the portal cannot accept its connections" in caplog.text
+        assert b" 511 " in await it.ask(GET)
+
+
+# --- handing over ---------------------------------------------------------------------------------
+
+
+async def test_what_is_handed_over_follows_what_was_answered(portal: StartPortal) -> None:
+    async with portal() as it:
+        answer = await say(await connect(it), GET + GET + ODD + GET)
+        assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"511", b"511", b"400"]
+        assert it.flows.handed_over == 1
+        await until(lambda: len(it.keeper.connections) == 0)
+
+
+async def test_the_number_of_answers_is_handed_over(portal: StartPortal) -> None:
+    """What the front answers and what mitmproxy's layers answer are as many together."""
+    get = GET.replace(b"\r\n\r\n", b"\r\nAccept : x\r\n\r\n")  # which h11 refuses
+    folded = GET.replace(b"\r\n\r\n", b"\r\nX: a\r\n b\r\n\r\n")  # which only h11 reads
+    assert get != folded
+    async with portal() as it:
+        answer = await say(await connect(it), GET * 60 + folded * 60)
+        assert answer.count(b"HTTP/1.1 511 ") == ANSWERS
+        assert it.flows.handed_over == 1
+
+
+async def test_a_hand_over_waits_until_everything_is_sent(
+    portal: StartPortal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "PATIENCE", 10 * SOON)
+    folded = GET.replace(b"\r\n\r\n", b"\r\nX: a\r\n b\r\n\r\n")
+    async with portal() as it:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, ("127.0.0.1", it.port))
+            (entry,) = await opened(it)
+            line = entry.line
+            assert isinstance(line, Stranger)
+            transport = line._transport
+            assert transport
+            sock = transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            await loop.sock_sendall(client, GET * 30)
+            await until(lambda: transport.get_write_buffer_size() > 0)
+            await loop.sock_sendall(client, folded)
+            received = b""
+            while received.count(b"</html>") < 31:
+                data = await asyncio.wait_for(loop.sock_recv(client, 1000), SOON)
+                assert data, received[-300:]
+                received += data
+            assert received.count(b"HTTP/1.1 511 ") == 31
+            assert it.flows.handed_over == 1
+
+
+async def opened(it: Portal) -> list[connections.Open]:
+    """The connections that are open, once there are any."""
+    entries = it.keeper.connections._open
+    await until(lambda: bool(entries))
+    return list(entries.values())
+
+
+async def test_the_end_of_the_clients_stream_is_handed_over(
+    portal: StartPortal, origin: Origin
+) -> None:
+    place = f"{GARDEN}:{origin.port}"
+    async with portal(garden(place)) as it:
+        with_names(it, GARDEN)
+        get = f"GET http://{place}/ HTTP/1.1\r\nHost: {place}\r\n\r\n".encode()
+        reader, writer = await connect(it)
+        writer.write(GET + get)
+        writer.write_eof()
+        answer = await until_closed(reader)
+        assert (answer.count(b" 511 "), answer.count(b" 200 ")) == (1, 1)
+        writer.close()
+
+
+async def test_a_connection_has_one_deadline_in_the_front_and_after(portal: StartPortal) -> None:
+    async with portal() as it:
+        reader, writer = await connect(it)
+        (entry,) = await opened(it)
+        deadline = entry.deadline
+        later(connections.PATIENCE - 1)
+        writer.write(
+            b"get / HTTP/1.1\r\nHost: x\r\n"
+        )  # which may become a request, but no usual one
+        await until(lambda: it.flows.handed_over == 1)
+        assert entry.deadline == deadline
+        later(2)
+        assert await until_closed(reader) == b""
+        writer.close()
+
+
+async def test_all_connections_of_a_client_count_together(
+    portal: StartPortal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MOST_A_CLIENT", 20)
+    async with portal() as it:
+        clients = [await connect(it) for _ in range(30)]
+        await until(lambda: len(it.keeper.connections) == 20)
+        for _, writer in clients[10:20]:
+            writer.write(b"get / HTTP/1.1\r\n")
+        await until(lambda: it.flows.handed_over == 10)
+        clients += [await connect(it) for _ in range(5)]
+        await until(lambda: clients[14][0].at_eof())
+        await until(lambda: len(it.keeper.connections) == 20)
+        assert not any(reader.at_eof() for reader, _ in clients[15:])
+        for _, writer in clients:
+            writer.close()
+
+
+@pytest.mark.parametrize("sent", [b"", GET[:20], GET])
+async def test_a_connection_in_the_front_ends_when_its_client_becomes_known(
+    portal: StartPortal, origin: Origin, sent: bytes
+) -> None:
+    async with portal() as it:
+        reader, writer = await connect(it)
+        await opened(it)
+        writer.write(sent)
+        if sent == GET:
+            assert b" 511 " in await one_answer(reader)
+        await asyncio.to_thread(it.grant, "127.0.0.1")
+        assert await until_closed(reader) == b""
+        assert it.flows.handed_over == 0
+        writer.close()
+
+
+async def test_a_request_after_the_client_became_known_is_handed_over(
+    portal: StartPortal, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections.Connections, "recheck", lambda *_: None)  # that comes late
+    get = f"GET http://127.0.0.1:{origin.port}/ HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    async with portal() as it:
+        reader, writer = await connect(it)
+        writer.write(GET)
+        assert b" 511 " in await one_answer(reader)
+        await asyncio.to_thread(it.grant, "127.0.0.1")
+        writer.write(get)
+        assert b" 200 " in await one_answer(reader)
+        writer.close()
+
+
+# --- failing closed -------------------------------------------------------------------------------
+
+
+def explode(*_: object, **__: object) -> Any:
+    raise RuntimeError("for the test")
+
+
+@pytest.mark.parametrize(
+    ("thing", "name"),
+    [
+        (Gate, "refusal"),
+        (front_protocol, "Conversation"),
+        (frames, "sender"),
+        (connections.Connections, "accepted"),
+        (connections.Connections, "goes_on"),
+        (Stranger, "_go_on"),
+        (Front, "begin"),
+        (listeners, "hand_over"),
+        (FlowMarks, "refused"),
+    ],
+    ids=lambda it: it if isinstance(it, str) else "",
+)
+async def test_whatever_raises_in_the_front_nothing_leaves(
+    portal: StartPortal,
+    origin: Origin,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    thing: Any,
+    name: str,
+) -> None:
+    place = f"127.0.0.1:{origin.port}"
+    get = f"GET http://{place}/ HTTP/1.1\r\nHost: {place}\r\n\r\n".encode()
+    async with portal(events=True) as it:
+        monkeypatch.setattr(thing, name, explode)
+        answer = await say(await connect(it), get)
+        if name == "hand_over":
+            answer = await say(await connect(it), ODD)
+        assert (b" 511 " in answer) == (name in {"refusal", "goes_on", "refused"})
+        monkeypatch.undo()
+        assert b" 511 " in await it.ask(GET)
+        await until(lambda: len(it.keeper.connections) == 0)
+    assert origin.connections == 0
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert any(event["event"] == "fault" for event in events)
+
+
+# --- in turn --------------------------------------------------------------------------------------
+
+
+async def test_connections_that_have_gone_again_cost_no_more_than_an_accept(
+    portal: StartPortal, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[object] = []
+    attach = sockets.attach
+
+    def counted(sock: socket.socket, protocol: asyncio.Protocol) -> None:
+        built.append(protocol)
+        attach(sock, protocol)
+
+    monkeypatch.setattr(sockets, "attach", counted)
+    get = f"GET http://127.0.0.1:{origin.port}/ HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    async with portal(KNOWN) as it:
+        for client in connect_many(it, 500):
+            client.close()
+        reader, writer = await connect(it, "127.0.0.9")
+        writer.write(get)
+        assert b" 200 " in await one_answer(reader)
+        assert len(built) == 1
+        writer.close()
+
+
+async def test_who_asks_once_does_not_wait_for_who_asks_a_thousand_times(
+    portal: StartPortal, refused: list[str]
+) -> None:
+    async with portal() as it:
+        clients = connect_many(it, 400)
+        for client in clients:
+            client.sendall(GET)
+        reader, writer = await connect(it, "127.0.0.2")
+        writer.write(GET)
+        assert b" 511 " in await one_answer(reader)
+        assert refused.index("127.0.0.2") < 3 * front_protocol.AT_ONCE + listeners.AT_ONCE
+        await until(lambda: len(refused) == 401)
+        for client in clients:
+            client.close()
+        writer.close()
+
+
+async def test_no_more_of_one_unknown_client_wait_than_it_may_have_open(
+    portal: StartPortal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MOST_A_CLIENT", 20)
+    async with portal(KNOWN) as it:
+        it.keeper.front._left = 0  # as if much had been done in this pass
+        it.keeper.front._scheduled = True
+        clients = connect_many(it, 50)
+        await until(lambda: it.keeper.front._turns.of("127.0.0.1") == 20)
+        assert [client.recv(1) for client in clients[:30]] == [b""] * 30
+        it.keeper.front._pass()
+        for client in clients[30:]:
+            client.sendall(GET)
+        for client in clients[30:]:
+            received = await asyncio.to_thread(client.recv, 12)
+            assert received == b"HTTP/1.1 511"
+        for client in clients:
+            client.close()
+
+
+# --- shown ----------------------------------------------------------------------------------------
+
+
+async def test_with_one_person_clicking_everything_is_shown(portal: StartPortal) -> None:
+    async with portal() as it:
+        for number in range(20):
+            assert b" 511 " in await it.ask(GET.replace(b".com/ ", b".com/%d " % number))
+        assert [one.request.path for one in it.flows.requests] == [f"/{at}" for at in range(20)]
+        for one in it.flows.requests:
+            assert one.marked == ":no_entry:"
+            assert "has no session" in one.comment
+            assert one.response
+            assert one.response.status_code == 511
+            assert "<!DOCTYPE html>" in (one.response.text or "")
+            assert not one.live
+        assert it.flows.handed_over == 0
+
+
+async def test_above_the_budget_refusals_are_counted_and_the_log_says_how_many(
+    portal: StartPortal, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    async with portal(portal_shown=4, events=True) as it:
+        for _ in range(10):
+            assert (await say(await connect(it), GET * 10)).count(b"HTTP/1.1 511 ") == 10
+        assert len(it.flows.requests) == 5
+        later(shown.REPORT + 1)
+        await until(lambda: "not shown" in caplog.text)
+        assert "95 refusals of 1 clients were not shown" in caplog.text
+        it.master.options.update(portal_shown=0)
+        later(SOON)
+        assert b" 511 " in await it.ask(GET)
+        assert len(it.flows.requests) == 5
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    told = [one for one in events if one["event"] == "refused"]
+    assert 1 + sum(one.get("repeats", 0) for one in told) == 101
+
+
+async def test_a_watched_client_is_shown_and_each_of_its_requests_is_an_event(
+    portal: StartPortal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "WATCHED", Rate(100, 1000 * SOON))
+    async with portal(portal_shown=0, events=True) as it:
+        call = it.master.commands.execute
+        await it.ask(GET)
+        call("portal.watch 127.0.0.1")
+        assert (await say(await connect(it), GET * 60)).count(b"HTTP/1.1 511 ") == 60
+        assert (await say(await connect(it), GET * 60)).count(b"HTTP/1.1 511 ") == 60
+        assert len(it.flows.requests) == 100
+        call("portal.unwatch 127.0.0.1")
+        await it.ask(GET)
+        assert len(it.flows.requests) == 100
+        for number in range(MOST_WATCHED):
+            call(f"portal.watch 192.0.2.{number}")
+        with pytest.raises(CommandError, match=r"8 clients are watched, and no more can be: 192"):
+            call("portal.watch 192.0.2.99")
+        with pytest.raises(CommandError, match="neither an address nor a MAC"):
+            call("portal.watch it")
+        assert it.flows.handed_over == 0
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    detailed = [one for one in events if one["event"] == "refused" and one.get("path") == "/"]
+    assert len(detailed) == 120
+    assert [one["event"] for one in events].count("watched") == 1 + MOST_WATCHED
+
+
+async def test_a_person_who_intercepts_can_stop_one_request_a_connection(
+    portal: StartPortal,
+) -> None:
+    async with portal() as it:
+        if it.master.addons.get("intercept") is None:
+            it.master.addons.add(intercept.Intercept())
+        it.master.options.update(intercept="~d outside.example.com")
+        reader, writer = await connect(it)
+        writer.write(GET * 2)
+        await until(lambda: bool(it.flows.requests))
+        (flow,) = it.flows.requests
+        await until(lambda: flow.intercepted)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(reader.read(1), 0.1)
+        it.master.options.update(intercept=None)
+        flow.resume()
+        assert (await until_closed(reader)).count(b"HTTP/1.1 511 ") == 1  # and no second one
+        assert it.flows.handed_over == 1
+        assert b" 511 " in await it.ask(GET)
+        assert it.flows.handed_over == 1
+        writer.close()
