@@ -510,17 +510,22 @@ class Gate:
     def _count_refusal(self, found: Standing) -> None:
         """Counts a refusal; if they are too many, drops the client's connections for `per`.
 
-        RFC 6585 sections 7.2 and 7.3: answers cost more than a client is worth that does not stop.
+        RFC 6585 sections 7.2 and 7.3: to answer a client that does not stop costs too much.
         """
-        limit, now, who = self.policy.limits.drop_after, self.now(), _budget(found)
-        if limit is None or self._budgets.spend(f"refusals {who}", limit, now) is None:
+        limit = self.policy.limits.drop_after
+        if limit is None:
             return
-        if not self.is_dropped(found):
-            self._budgets.set(f"dropped {who}", now + limit.per)
+        now, who = self.now(), _budget(found)
+        if self._budgets.spend(f"refusals {who}", limit, now) is None:
+            return
+        until = self._budgets.until(f"dropped {who}")
+        if until <= now:
+            until = now + limit.per
+            self._budgets.set(f"dropped {who}", until)
             because = f"it was refused more than {limit.count} times in {limit.per:g} s"
             self.events.write("dropped", found.client, seconds=limit.per, because=because)
         if self._drop is not None:
-            self._drop(found.client, self._budgets.until(f"dropped {who}") - now)
+            self._drop(found.client, until - now)
 
 
 def _budget(found: Standing) -> str:

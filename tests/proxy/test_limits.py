@@ -279,6 +279,10 @@ async def test_limits_hold_for_a_known_client_whose_http2_is_inspected(
         client = await tls(it, "h2", sni=GARDEN)
         large = await client.answer(client.ask(("x-large", "a" * 2000), authority=GARDEN))
         assert (large.status, b"x-large" in large.body) == (431, True)
+        assert client.goodbye
+        assert client.goodbye.error_code == 0
+        await client.close()
+        client = await tls(it, "h2", sni=GARDEN)
         update = await client.answer(client.ask(method="PUT", authority=GARDEN))
         assert (update.status, b"If-Match" in update.body) == (428, True)
         fast = await client.answer(client.ask(authority=GARDEN))

@@ -310,6 +310,8 @@ class Hooks:
         shown.request.headers.pop("expect", None)
         if not (shown.request.is_http2 or shown.request.is_http3):
             shown.response.headers["connection"] = "close"
+        elif reply.status == 431:
+            http2_bounds.say_goodbye(shown.client_conn)
         self.marks.refused(shown, verdict)
         self.connections.answered(shown.client_conn)
 

@@ -30,7 +30,7 @@ INTEGER: Final = 5  # bytes of an integer beyond its prefix: RFC 7541 section 5.
 SIZE_UPDATES: Final = 2  # RFC 7541 section 4.2
 
 PREFACE: Final = 24  # bytes that a client sends first: RFC 9113 section 3.4
-DATA, HEADERS, PUSH_PROMISE, CONTINUATION = 0x0, 0x1, 0x5, 0x9
+DATA, HEADERS, PUSH_PROMISE, GOAWAY, CONTINUATION = 0x0, 0x1, 0x5, 0x7, 0x9
 
 
 class Frames:
@@ -129,6 +129,7 @@ class BoundConnection(BufferedH2Connection):
     def __init__(self, config: H2Configuration) -> None:
         super().__init__(config)
         self.frames = Frames(skip=0 if config.client_side else PREFACE)
+        self.says_goodbye = False  # when all requests are answered
         self.local_settings.max_frame_size = self.max_inbound_frame_size = FRAME
         self.local_settings.acknowledge()
         decode = self.decoder.decode
@@ -148,6 +149,11 @@ class BoundConnection(BufferedH2Connection):
     def data_to_send(self, amount: int | None = None) -> bytes:
         """The bytes that are to be sent."""
         data = super().data_to_send(amount)
+        if self.says_goodbye and not self.open_inbound_streams:
+            # Written here, because after h2's own `close_connection` a late frame is an error.
+            self.says_goodbye = False
+            last = self.highest_inbound_stream_id
+            data += b"\0\0\x08" + bytes([GOAWAY]) + bytes(5) + last.to_bytes(4) + bytes(4)
         self.frames.sent(len(data))
         return data
 
@@ -167,6 +173,12 @@ def unread(client: connection.Client) -> int:
     speaking = _speaking.get(client)
     waiting = speaking.stream_buffers.values() if speaking else ()
     return sum(len(chunk.data) for chunks in waiting for chunk in chunks)
+
+
+def say_goodbye(client: connection.Client) -> None:
+    """Asks a client to send further requests on another connection (RFC 9113 section 6.8)."""
+    if speaking := _speaking.get(client):
+        speaking.says_goodbye = True
 
 
 def bodies(client: connection.Client) -> int | None:

@@ -3,7 +3,6 @@
 HTTP/2 of unknown clients, and the HTTP/1 requests that `RefusalLayer` forwards.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from mitmproxy import connection, http
@@ -35,7 +34,6 @@ class BoundStream(EarlyStream):
     taken: dict[bytes, list[bytes]]  # the credentials
     answered = False
     interim = True  # whether the client can read interim responses; HTTP/1.0 has none
-    take_no_more: Callable[[], None]  # makes this request the last one on the connection
 
     def handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         """Changes what mitmproxy sends: a request to the garden gets its credentials back.
@@ -57,8 +55,6 @@ class BoundStream(EarlyStream):
                 elif is_interim(sent) and not self.interim:
                     continue
                 elif isinstance(sent, ResponseHeaders):
-                    if sent.response.status_code == 431 and not self.one_request:
-                        self.take_no_more()
                     self.answered = sent.response.status_code >= 200
                     if self.answered and self.one_request and self.flow.request.method != "CONNECT":
                         sent = replace(sent, response=sent.response.copy())
@@ -115,8 +111,8 @@ def _frame(sent: RequestHeaders) -> None:
 class BoundLayer(StreamsLayer):
     """mitmproxy's HTTP for an unknown client: a refused request is answered before its body.
 
-    It takes `ANSWERS` requests, and none after a 431. Once they are answered, it sends GOAWAY to an
-    HTTP/2 client, and leaves the client some time to read its answers.
+    It takes `ANSWERS` requests. Once they are answered, it sends GOAWAY to an HTTP/2 client, and
+    leaves the client some time to read its answers.
     """
 
     def __init__(self, ctx: context.Context, mode: HTTPMode) -> None:
@@ -145,9 +141,4 @@ class BoundLayer(StreamsLayer):
         self.last = stream_id
         stream = BoundStream(self.context.fork(), stream_id)
         stream.interim = self.interim
-        stream.take_no_more = self.take_no_more
         return stream
-
-    def take_no_more(self) -> None:
-        """Makes the connection end when the requests that it has taken are answered."""
-        self.requests = ANSWERS
