@@ -13,9 +13,16 @@ import requires
 from capport.router import nftables
 from conftest import SOON
 from lab.namespaces import wait_for
-from lab.network import ORIGIN4, ORIGIN6, Client, Lab
+from lab.network import ORIGIN4, ORIGIN6, POLICY, Client, Lab
 
 pytestmark = pytest.mark.lab
+
+REQUESTS, REFUSALS = 100, 200
+LIMITS = f"""
+limits:
+  unknown_requests: {{count: {REQUESTS}, per: 1h}}
+  drop_after: {{count: {REFUSALS}, per: 1h}}
+"""
 
 SERVES = re.compile(r"Worker (\d) serves: process (\d+)")
 
@@ -24,7 +31,7 @@ SERVES = re.compile(r"Worker (\d) serves: process (\d+)")
 def lab() -> Iterator[Lab]:
     requires.check(requires.namespaces())
     requires.check(requires.tool("nft", "dnsmasq", "curl"))
-    with Lab(clients=1, name="workers", workers=2) as it:
+    with Lab(clients=1, policy=POLICY + LIMITS, name="workers", workers=2) as it:
         yield it
 
 
@@ -67,3 +74,48 @@ def test_a_grant_and_a_revocation_are_in_force_in_the_kernel_while_no_worker_run
     wait_for(lambda: not set(workers(lab).values()) & set(before.values()))
     assert lab.capport("revoke", client.v4, *options).returncode == 0
     assert lab.client.status(f"http://{ORIGIN4}/") == 511
+
+
+@pytest.mark.rfc(6585, "4", "the user has sent too many requests in a given amount of time")
+@pytest.mark.rfc(6585, "7.2", "it may be more appropriate to just drop connections")
+def test_a_device_has_one_budget_over_its_addresses_and_the_workers(lab: Lab) -> None:
+    """It is the last test here, because the device is dropped."""
+    wait_for(lambda: len(workers(lab)) == 2)
+    addresses = [f"192.0.2.{number}" for number in range(200, 208)]
+    lab.client.namespace.ip(*(f"address add {each}/24 dev eth0" for each in addresses))
+    addresses.append(lab.client.v6)
+    open_ = [lab.client.namespace.call(connection_from, each) for each in addresses]
+    wait_for(lambda: len(serving(lab)) == 2)
+    statuses: list[bytes] = []
+    while len(statuses) < 2 * REFUSALS:
+        for one in open_:
+            statuses.append(status(one))
+    answered = statuses.count(b"511")
+    assert REQUESTS * 0.9 <= answered <= REQUESTS * 1.1  # a few were used by the tests above
+    refused = len(statuses) - statuses.count(b"")
+    assert REFUSALS * 0.9 <= refused <= REFUSALS * 1.1
+    assert set(statuses) == {b"511", b"429", b""}
+    wait_for(lambda: [mac for mac, _ in nftables.listed(lab.rules, "dropped")] == [lab.client.mac])
+    for one in open_:
+        one.close()
+
+
+def serving(lab: Lab) -> set[str]:
+    """The processes that have clients' connections."""
+    found = lab.router.run("ss", "-Htnp", "state", "established", "sport = :8080").stdout
+    return set(re.findall(r"pid=(\d+)", found))
+
+
+def connection_from(address: str) -> socket.socket:
+    origin = ORIGIN6 if ":" in address else ORIGIN4
+    return socket.create_connection((origin, 80), SOON, (address, 0))
+
+
+def status(one: socket.socket) -> bytes:
+    """The status of the answer to one request; empty if there is none."""
+    data = b""
+    with contextlib.suppress(OSError):
+        one.sendall(b"GET / HTTP/1.1\r\nHost: www.example.com\r\nAccept: text/plain\r\n\r\n")
+        while not data.endswith(b"\n") and (more := one.recv(65536)):
+            data += more
+    return data[9:12]
