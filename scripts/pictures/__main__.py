@@ -1,4 +1,4 @@
-"""`scripts/pictures/take`: a 511 as a browser shows it, and the portal's flows in mitmweb.
+"""`scripts/pictures/take`: a 511 as a browser shows it, the portal's flows in mitmweb, a report.
 
 Needs Debian's chromium and fonts-noto-color-emoji.
 """
@@ -41,6 +41,13 @@ def visits(of: Namespace) -> None:
     curl(of, "http://www.example.org/", client=KNOWN)
 
 
+def retries(of: Namespace) -> None:
+    """What axios-retry sends, with a token that it should keep to itself."""
+    agent, token = ("-A", "axios/1.7.9"), ("-H", "Authorization: Bearer x")
+    for _ in range(4):
+        curl(of, *agent, *token, "http://api.example.net/v1/orders")
+
+
 async def picture(tab: Tab, width: int, height: int, name: str) -> None:
     await tab.send(
         "Emulation.setDeviceMetricsOverride",
@@ -69,6 +76,13 @@ async def take(portal: Namespace, folder: Path) -> None:
         await tab.open("http://www.example.com/news")
         await tab.shows("Sign in")
         await picture(tab, 640, 480, "511.png")
+    retries(portal)
+    page = folder / "report.html"
+    report = (str(BIN / "capport"), "report", "--flows", str(folder / "flows"))
+    portal.run(*report, "--html", str(page), check=True)
+    async with chromium(folder / "reader", within=within) as tab:
+        await tab.open(page.as_uri())
+        await picture(tab, 900, 700, "report.png")
 
 
 def click(selector: str, text: str) -> str:
@@ -97,6 +111,7 @@ def main() -> None:
                 *(str(BIN / "mitmweb"), "-s", str(CHECKOUT / "addon" / "captive_portal.py")),
                 *("--set", f"portal_policy={folder / 'policy.yaml'}", "--no-web-open-browser"),
                 *("--set", "web_password=pictures", "--listen-host", "127.0.0.1"),
+                *("-w", str(folder / "flows")),
                 log=log,
                 env={**os.environ, "HOME": made, "XDG_STATE_HOME": made},
             )
