@@ -276,10 +276,10 @@ def events_are_as_their_schema_says(
     written: dict[object, dict[str, Any]] = {}
     line = EventLog._line
 
-    def recorded(log: EventLog, record: dict[str, Any]) -> str:
+    def recorded(log: EventLog, record: dict[str, Any], *at: str | None) -> str:
         kinds = tuple((name, type(value)) for name, value in record.items())
         written.setdefault((record["event"], record.get("action"), kinds), record)
-        return line(log, record)
+        return line(log, record, *at)
 
     monkeypatch.setattr(EventLog, "_line", recorded)
     yield
