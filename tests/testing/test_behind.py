@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import requires
+from capport import cli
+from capport.testing import network
 from capport.testing.kinds import KINDS
 from conftest import SOON
 from lab.namespaces import wait_for
@@ -119,6 +121,21 @@ print(socket.gethostbyname("whatever.example"))
     done = behind(tmp_path, "--offline", "--", sys.executable, "-c", script)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("198.51.100.1\n")
+
+
+@requires.namespaces()
+def test_as_root_without_nftables_it_goes_by_variables_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing() -> None:
+        raise OSError("libnftables.so.1: no such file")
+
+    monkeypatch.setattr(network, "Nftables", missing)
+    assert cli.main(["behind", "--offline", "--as", "511,silent", "--", "true"]) == 0
+    printed = capsys.readouterr()
+    why = "no network namespace, so by proxy variables: libnftables.so.1: no such file\n"
+    assert printed.err.startswith(why)
+    assert "silent was skipped" in printed.out
 
 
 @requires.tool("curl")

@@ -8,6 +8,7 @@ gone when the last process in the namespace has ended.
 
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -45,6 +46,7 @@ _SET_UP = (
     f"neighbour add {PORTAL} lladdr 02:00:00:00:00:01 dev eth0 nud permanent",
     f"route add default via {PORTAL}",
 )
+_HOSTS = re.compile("^hosts:.*$", re.MULTILINE)  # nsswitch.conf(5)
 _MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18  # mount(2)
 _TRUSTED = (  # where distributions keep the certificates that programs trust
     "/etc/ssl/certs/ca-certificates.crt",
@@ -146,8 +148,11 @@ class Namespace:
             )
             if done.returncode:
                 raise OSError(f"ip {command}: {done.stderr.strip()}")
-        _replace(Path("/etc/resolv.conf"), f"nameserver {PORTAL}\n")
-        _replace(Path("/etc/nsswitch.conf"), "hosts: files dns\n")
+        _replace(Path("/etc/resolv.conf"), lambda before: f"nameserver {PORTAL}\n")
+        _replace(Path("/etc/nsswitch.conf"), lambda before: _HOSTS.sub("hosts: files dns", before))
+        kernel = Nftables()  # if that cannot be had, it is better known before the portal starts
+        kernel.run(_rules(None))
+        kernel.close()
         return os.open(_NETWORK, os.O_RDONLY | os.O_CLOEXEC)
 
 
@@ -179,26 +184,29 @@ class Entrance:
 
         What is not redirected goes out by an interface that leads nowhere, and vanishes.
         """
-        to_proxy = f"meta l4proto tcp redirect to :{port}" if tcp else ""
-        self._kernel.run(
-            f"""table ip capport_behind
-            delete table ip capport_behind
-            table ip capport_behind {{
-                chain output {{
-                    type nat hook output priority -100; policy accept;
-                    oifname lo accept
-                    udp dport 53 redirect to :53
-                    {to_proxy}
-                }}
-            }}"""
-        )
+        self._kernel.run(_rules(port if tcp else None))
 
 
-def _replace(place: Path, text: str) -> None:
-    """Puts other contents in the place of a file, if there is one, in this mount namespace."""
+def _rules(port: int | None) -> str:
+    """Redirects DNS to the resolver, and TCP to `port`."""
+    to_proxy = f"meta l4proto tcp redirect to :{port}" if port else ""
+    return f"""table ip capport_behind
+        delete table ip capport_behind
+        table ip capport_behind {{
+            chain output {{
+                type nat hook output priority -100; policy accept;
+                oifname lo accept
+                udp dport 53 redirect to :53
+                {to_proxy}
+            }}
+        }}"""
+
+
+def _replace(place: Path, change: Callable[[str], str]) -> None:
+    """Changes what a file has, if there is one, in this mount namespace alone."""
     if place.exists():
         with tempfile.NamedTemporaryFile("w") as file:  # the mount keeps it, without its name
-            file.write(text)
+            file.write(change(place.read_text()))
             file.flush()
             os.fchmod(file.fileno(), 0o644)
             _bind(Path(file.name), place)
