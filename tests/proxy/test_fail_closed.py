@@ -81,7 +81,7 @@ def the_resolver(it: Portal, patch: pytest.MonkeyPatch) -> None:
 
 
 def the_reply(_: Portal, patch: pytest.MonkeyPatch) -> None:
-    templates._templates.clear()
+    templates.kept.clear()
     patch.setattr(templates, "reply_to", broken)
     patch.setattr(http1, "reply_to", broken)
     patch.setattr(mitm, "reply_to", broken)
