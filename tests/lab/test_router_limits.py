@@ -110,6 +110,17 @@ def test_a_client_without_a_mac_is_dropped_by_its_address_and_no_client_for_anot
             ("2001:db8:9::7", False),
             ("192.0.2.78", True),
         ):
-            known.drop(CoreClient(parse_address(address), astray=astray), 60)
+            known.drop(CoreClient(parse_address(address), astray=astray), 60, known=False)
     assert elements(lab, "dropped4") == ["192.0.2.77"]
     assert elements(lab, "dropped6") == ["2001:db8:9::7"]
+
+
+@pytest.mark.rfc(6585, "7.2", "it may be more appropriate to just drop connections")
+def test_a_known_client_is_dropped_only_where_it_is_sent_to_the_portal(lab: Lab) -> None:
+    client = lab.clients[1]
+    assert lab.capport("grant", client.mac, "--policy", str(lab.policy_file)).returncode == 0
+    update = ("--request", "PUT", "--data", "x", "--max-time", "1")
+    wait_for(lambda: client.status(CONDITIONAL, *update) == 0)
+    wait_for(lambda: elements(lab, "dropped_known") == [client.mac])
+    assert client.status(CONDITIONAL, "--max-time", "1") == 0
+    assert client.status(ELSEWHERE) == 200

@@ -22,7 +22,10 @@ def rules(text: str) -> str:
 def test_rules_have_only_what_the_limits_need() -> None:
     assert "dropped" not in rules("")
     assert "conditional" not in rules("")
-    assert "dropped" in rules("limits: {drop_after: {count: 1, per: 1m}}\n")
+    drops = "limits: {drop_after: {count: 1, per: 1m}}\n"
+    assert "dropped" in rules(drops)
+    assert "dropped_known" not in rules(drops)
+    assert "dropped_known" in rules(drops + "http: {known: inspect}\n")
     conditional = "limits: {require_conditions: [a.example, 192.0.2.9, '2001:db8::9']}\n"
     assert "elements = { 192.0.2.9 }" in rules(conditional)
     assert "elements = { 2001:db8::9 }" in rules(conditional)

@@ -251,13 +251,15 @@ class KnownSet:
                 raise
             self.put_fence()
 
-    def drop(self, client: Client, seconds: float) -> None:
+    def drop(self, client: Client, seconds: float, *, known: bool) -> None:
         """Makes the kernel drop the client's new connections to the portal for `seconds`.
 
         Raises RulesError if there is no place for it. A client that only uses the address of
         another is left to the portal, because the kernel would drop that other client.
         """
-        to = "dropped" if client.mac else f"dropped{client.address.version}"
+        to = "dropped_known" if known else "dropped"
+        if client.mac is None:
+            to += str(client.address.version)
         if client.ids:
             with self._lock:
                 self._run(nftables.renew(to, client.id, seconds))

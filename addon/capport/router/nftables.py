@@ -21,6 +21,7 @@ from capport.router.dns_rules import STARS_PORT
 from capport.router.ruleset import PROXY_PORTS as PROXY_PORTS
 from capport.router.ruleset import TABLE as TABLE
 from capport.router.ruleset import (
+    dropped,
     garden_names,
     garden_networks,
     router_of,
@@ -207,8 +208,7 @@ def _kept(policy: Policy, rules: Nftables) -> str:
     """Commands that keep the elements in sets that the new rules have too, until their time."""
     sets = [to.format(version) for _, to in sets_of_names(policy) for version in (4, 6)]
     sets += [f"garden{version}_{ports}" for ports in garden_networks(policy) for version in (4, 6)]
-    if policy.limits.drop_after:
-        sets += ["dropped", "dropped4", "dropped6"]
+    sets += [name for known in (False, True) for name, _, _ in dropped(policy, known=known)]
     commands: list[str] = []
     for name in dict.fromkeys(sets):
         for element, seconds in listed(rules, name):

@@ -65,7 +65,6 @@ _NO_ADDRESS = "ip saddr 0.0.0.0 udp sport 68 udp dport 67"
 _ELSEWHERE = "fib saddr . iif oif missing drop"
 
 _NAMED = "flags timeout; size 65536;"  # a set of the addresses that names have
-_DROPPED = f"flags timeout; size {METER_SIZE};"
 
 _FAMILIES = ((4, "ip"), (6, "ip6"))
 # No packet of these protocols has such a source address.
@@ -130,8 +129,6 @@ def _sets(policy: Policy, ethernet: bool) -> Iterator[str]:
             hosts = [str(h) for h in conditional(policy) if _is_of(h, version)]
             yield f"set conditional{version} {{ type {kind}; {_NAMED}"
             yield f"elements = {{ {', '.join(sorted(hosts))} }}; }}" if hosts else "}"
-        if policy.limits.drop_after:
-            yield f"set dropped{version} {{ type {kind}; {_DROPPED} }}"
         for ports, networks in gardens.items():
             mine = [n for n in networks if n.version == version]
             yield f"set garden{version}_{ports} {{ type {kind}; {_NAMED} timeout 1d; }}"
@@ -141,8 +138,8 @@ def _sets(policy: Policy, ethernet: bool) -> Iterator[str]:
     for name, said in (("rule_macs", Access.KNOWN), ("blocked", Access.BLOCKED)):
         macs = ", ".join(mac for mac, access in subjects if access is said)
         yield f"set {name} {{ type ether_addr; {f'elements = {{ {macs} }};' if macs else ''} }}"
-    if policy.limits.drop_after:
-        yield f"set dropped {{ type ether_addr; {_DROPPED} }}"
+    for name, kind, _ in (*dropped(policy, known=False), *dropped(policy, known=True)):
+        yield f"set {name} {{ type {kind}; flags timeout; size {METER_SIZE}; }}"
     yield from dns_rules.sets(METER_SIZE)
     for meter in ("fresh", "echoes", "times", "solicitations"):
         yield from (
@@ -249,9 +246,12 @@ def _to_portal(policy: Policy, clients: str, ports: Sequence[int], ethernet: boo
             yield f"meta nfproto {family} meta l4proto tcp redirect to : {share}"
     yield "}"
     if seen_of_known:
+        yield "chain inspected_to_proxy {"
+        yield from _drops(policy, known=True)
+        yield "goto to_proxy\n}"
         yield "chain inspected {"
         for seen in seen_of_known:
-            yield f"fib daddr type != local meta l4proto tcp {seen} goto to_proxy"
+            yield f"fib daddr type != local meta l4proto tcp {seen} goto inspected_to_proxy"
         yield "accept\n}"
         yield from _known("known_inspected", "goto inspected")
     # Before the router's own dstnat chains (-100), which could otherwise redirect the packet first.
@@ -263,9 +263,7 @@ def _to_portal(policy: Policy, clients: str, ports: Sequence[int], ethernet: boo
     yield f"{_NO_ADDRESS} accept"
     yield _ELSEWHERE
     yield from _logins(policy)
-    if policy.limits.drop_after:  # RFC 6585 section 7.2: `KnownSet.drop` adds them
-        for dropped in ("ether saddr @dropped", "ip saddr @dropped4", "ip6 saddr @dropped6"):
-            yield f"{dropped} drop"
+    yield from _drops(policy, known=False)
     yield f"tcp dport {_braced(WEB_PORTS)} goto to_proxy\n}}"
 
 
@@ -403,6 +401,27 @@ def _seen(policy: Policy) -> list[str]:
     if conditional(policy):
         found += [f"{ip} daddr @conditional{version} tcp dport 80" for version, ip in _FAMILIES]
     return found
+
+
+def dropped(policy: Policy, *, known: bool) -> list[tuple[str, str, str]]:
+    """The name, type and key of each set of clients that are dropped (RFC 6585 section 7.2).
+
+    Known and unknown clients have sets of their own, so that a client that signs in is not dropped
+    for what it did before. Where mitmproxy sees no known client's packet, those have none.
+    """
+    if policy.limits.drop_after is None or (known and not _seen(policy)):
+        return []
+    name = "dropped_known" if known else "dropped"
+    return [
+        (name, "ether_addr", "ether saddr"),
+        (f"{name}4", "ipv4_addr", "ip saddr"),
+        (f"{name}6", "ipv6_addr", "ip6 saddr"),
+    ]
+
+
+def _drops(policy: Policy, *, known: bool) -> Iterator[str]:
+    for name, _, key in dropped(policy, known=known):
+        yield f"{key} @{name} drop"
 
 
 def conditional(policy: Policy) -> frozenset[Host]:

@@ -84,7 +84,8 @@ class Kernel:
         if self._known is None:
             return
         try:
-            await asyncio.to_thread(self._known.drop, client, seconds)
+            known = self._gate.known(client) is not None
+            await asyncio.to_thread(self._known.drop, client, seconds, known=known)
         except RulesError as error:
             logger.error(f"{client}: the kernel cannot drop its connections: {error}")
 
