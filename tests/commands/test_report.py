@@ -34,7 +34,7 @@ def test_it_reports_on_one_file_or_on_several(
 ) -> None:
     old, new = written(tmp_path / "e.1", *RETRIES[:2]), written(tmp_path / "e", *RETRIES[2:])
     assert "retries-511" in said(capsys, old, new)
-    assert "Tested and not broken: retries-511" in said(capsys, new)
+    assert "Tested and not seen: retries-511" in said(capsys, new)
 
 
 def test_the_file_is_events_jsonl_where_none_is_named(

@@ -148,7 +148,7 @@ def _untested(report: Report) -> Node:
     skipped = [tag("li", tag("code", it.rule.id), f": {it.because}") for it in report.not_tested]
     return tag(
         "section",
-        tag("h2", "Tested and not broken"),
+        tag("h2", "Tested and not seen"),
         tag("ul", kept) if kept else tag("p", "None."),
         tag("h2", "Not tested"),
         tag("ul", skipped) if skipped else tag("p", "None."),

@@ -27,7 +27,7 @@ def lines_of(report: Report) -> Iterator[str]:
     yield ""
     if report.kept:
         kept = ", ".join(rule.id for rule in report.kept)
-        yield from _wrapped(f"Tested and not broken: {kept}.", after="  ")
+        yield from _wrapped(f"Tested and not seen: {kept}.", after="  ")
     if report.not_tested:
         yield "Not tested:"
         for untested in report.not_tested:

@@ -1,7 +1,6 @@
 """What happened, read from events: the requests, handshakes and sessions of each client."""
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -163,7 +162,6 @@ class Recording:
     until: float | None = None
     left_out: int = 0  # events beyond MOST
     unread: int = 0  # lines that are no events
-    other: Counter[str] = field(default_factory=Counter)  # events that are of no client
 
 
 def events_in(lines: Iterable[str], recording: Recording) -> Iterator[Mapping[str, object]]:
@@ -201,8 +199,8 @@ def record(
         address, mac = _text(event, "client"), _text(event, "mac")
         one = record_in(event) if address or mac else None
         if one is None:
-            recording.other[kind] += 1
-        elif len(kept) >= MOST:
+            continue  # it is of no client
+        if len(kept) >= MOST:
             recording.left_out += 1
         else:
             if address and mac:
