@@ -107,6 +107,7 @@ def test_two_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--flows", "events"], "it is no flow file of mitmproxy's"),
         (["events", "--baseline", "empty"], "neither a report (--json) nor a file of events"),
         (["--compare", "events", "policy.yaml"], "neither a report"),
+        (["events", "--baseline", "old.json"], "a report of another version"),
     ],
 )
 def test_what_cannot_be_read_is_an_error_in_one_line(
@@ -119,6 +120,7 @@ def test_what_cannot_be_read_is_an_error_in_one_line(
     monkeypatch.chdir(tmp_path)
     written(tmp_path / "events", *RETRIES)
     (tmp_path / "empty").touch()
+    (tmp_path / "old.json").write_text('{"version": 0, "findings": []}')
     (tmp_path / "policy.yaml").write_text("login_url: https://login.example.net/\n")
     assert main(["report", *arguments]) == 1
     said = capsys.readouterr().err

@@ -137,9 +137,8 @@ def test_two_reports_are_compared_by_what_is_new_gone_still_there_or_not_tested(
         *("accepts-any-certificate", "no-back-off")
     }
     said = "\n".join(comparison.lines_of(compared))
+    assert said.startswith("Requests refused: 5 in the first, 2 in the second\n")
     assert "New: 1\n  error authorization-to-portal: axios/1.7.2 sent 1 Authorization" in said
-    with pytest.raises(ValueError, match="no report"):
-        comparison.compare({}, after)
 
 
 def test_one_device_is_one_client_by_its_mac_whatever_its_addresses() -> None:

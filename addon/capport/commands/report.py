@@ -10,7 +10,7 @@ from capport.commands import CommandError
 from capport.report import as_text, comparison
 from capport.report.findings import Severity
 from capport.report.recording import Recording, events_in, record
-from capport.report.summary import Report, document, report_of
+from capport.report.summary import VERSION, Report, document, report_of
 from capport.report.wording import printable
 
 FOUND = 3
@@ -25,7 +25,7 @@ def report(arguments: Namespace) -> int:
         return _compare(arguments)
     found = _report(arguments)
     if arguments.baseline:
-        found = found.without(_fingerprints(arguments.baseline))
+        found = found.without(comparison.fingerprints(_document(arguments.baseline)))
     if arguments.html:
         from capport.report.as_page import page_of
 
@@ -42,10 +42,7 @@ def report(arguments: Namespace) -> int:
 
 def _compare(arguments: Namespace) -> int:
     before, after = (_document(path) for path in arguments.compare)
-    try:
-        compared = comparison.compare(before, after)
-    except (ValueError, KeyError) as error:
-        raise CommandError(f"{' or '.join(arguments.compare)}: {error}") from None
+    compared = comparison.compare(before, after)
     if arguments.json:
         print(json.dumps(comparison.document_of(compared), indent=2))
     else:
@@ -93,13 +90,6 @@ def recorded_in_flows(path: str) -> Recording:
         raise CommandError(str(error)) from None
 
 
-def _fingerprints(path: str) -> set[str]:
-    try:
-        return set(comparison.fingerprints(_document(path)))
-    except (ValueError, KeyError) as error:
-        raise CommandError(f"{path}: {error}") from None
-
-
 def _document(path: str) -> Mapping[str, object]:
     """The report in a file that `--json` wrote, or the one on a file of events."""
     with Path(path).open(encoding="utf-8", errors="replace") as file:
@@ -109,6 +99,8 @@ def _document(path: str) -> Mapping[str, object]:
     except ValueError:
         found = None
     if isinstance(found, dict) and "findings" in found:
+        if found.get("version") != VERSION:
+            raise CommandError(f"{path}: it is a report of another version; write it again")
         return found
     recording = Recording()
     reported = report_of(record(events_in(text.splitlines(), recording), recording))
