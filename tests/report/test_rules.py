@@ -58,6 +58,11 @@ BROKEN: list[tuple[str, list[Event], str]] = [
         "the validator of the portal's page",
     ),
     (
+        "takes-page-for-origin",  # npm keeps what it got in an earlier run
+        [refused(0, traces="validator")],
+        "the validator of the portal's page",
+    ),
+    (
         "takes-page-for-origin",
         [refused(0, status=200), passed(5, "/other", traces="cookie")],
         "a cookie that the portal set",
@@ -82,7 +87,7 @@ BROKEN: list[tuple[str, list[Event], str]] = [
         [refused(0, "/", agent=BROWSER), refused(0.2, "/favicon.ico", agent=BROWSER)],
         "Firefox/128.0 asked api.example.org for its icon",
     ),
-    ("caches-511", [refused(0), passed(60, traces="validator")], "stored the 511"),
+    ("caches-511", [refused(0, etag=True), passed(60, traces="validator")], "stored the 511"),
     ("caches-511", [refused(0), passed(60, modified_since=HTTP_DATE)], "asked whether it has"),
     ("cookies-to-portal", [event(0, "refused", host="a.test", cookies=3)], "3 cookies for a.test"),
     (
@@ -160,6 +165,7 @@ KEPT: list[tuple[str, list[Event]]] = [
     ("favicon-of-portal", [refused(0, "/", agent=BROWSER), passed(9, "/", agent=BROWSER)]),
     ("favicon-of-portal", [refused(0, "/favicon.ico", agent=BROWSER)]),
     ("caches-511", [refused(0), passed(60)]),
+    ("caches-511", [refused(0), refused(60, traces="validator")]),  # of a page, in an earlier run
     ("caches-511", [refused(0), passed(90, modified_since="Tue, 01 Jan 2030 12:00:00 GMT")]),
     ("cookies-to-portal", [refused(0), passed(1, cookies=3)]),
     (

@@ -58,6 +58,7 @@ def details_of(shown: http.HTTPFlow) -> dict[str, Value]:
         "traces": " ".join(traces) or None,
         "retry_after": response.headers.get("retry-after", "")[:MOST] or None if response else None,
         "length": _length(response),
+        "etag": bool(response and "etag" in response.headers) or None,
         "sets_cookie": bool(response and "set-cookie" in response.headers) or None,
         "answered_by": _answered_by(shown),
         "error": str(shown.error) if shown.error and not response else None,

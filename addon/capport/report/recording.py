@@ -41,6 +41,7 @@ class Request:
     traces: frozenset[str] = frozenset()
     retry_after: float | None = None
     length: int | None = None
+    etag: bool = False
     sets_cookie: bool = False
     error: str = ""
     because: str = ""
@@ -270,6 +271,7 @@ def record_in(event: Mapping[str, object]) -> Record | None:
             traces=frozenset(_text(event, "traces").split()),
             retry_after=_wait(_text(event, "retry_after"), time),
             length=_number(event, "length"),
+            etag=event.get("etag") is True,
             sets_cookie=event.get("sets_cookie") is True,
             error=_text(event, "error"),
             because=_text(event, "because"),

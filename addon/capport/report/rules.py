@@ -129,7 +129,8 @@ def takes_page_for_origin(client: ClientRecord) -> Outcome:
         if reply is not None:
             before, trace = reply
             sentence = f"{agent} asked for {request.url} with {trace}"
-            found.append(Seen(sentence, [before, request], request.host, agent))
+            evidence = [before, request] if before else [request]
+            found.append(Seen(sentence, evidence, request.host, agent))
         if request.refused:
             answered[request.host].append(request)
     return found
@@ -358,8 +359,11 @@ def _credentials(client: ClientRecord, what: str, count: Callable[[Request], int
 
 def _reply_that_shows_in(
     request: Request, same: Iterable[Request], agent: Agent
-) -> tuple[Request, str] | None:
-    """The reply that `request` rests on, of the `same` host's, and by what it shows that."""
+) -> tuple[Request | None, str] | None:
+    """The reply that `request` rests on, of the `same` host's, and by what it shows that.
+
+    There is no such reply if the client has what it shows from an earlier run.
+    """
     shows = {
         "validator": "the validator of the portal's page",
         "cookie": "a cookie that the portal set in the origin's name",
@@ -367,10 +371,11 @@ def _reply_that_shows_in(
     same = list(same)
     pages = [it for it in same if it.status != 511]
     for trace, said in shows.items():
-        if trace in request.traces and (last := (pages or same)[-1:]):
-            if trace == "validator" and last[0].status == 511:
+        if trace in request.traces:
+            last = next(reversed(pages or same), None)
+            if trace == "validator" and last and last.status == 511 and last.etag:
                 continue  # `caches_511`
-            return last[0], said
+            return last, said
     if request.first_byte:
         begun = [it for it in same if (it.url, it.length) == (request.url, request.first_byte)]
         if begun:
@@ -389,7 +394,7 @@ def _reply_that_shows_in(
 
 def _revalidates(request: Request, before: Request) -> bool:
     since = request.modified_since
-    return "validator" in request.traces or (
+    return ("validator" in request.traces and before.etag) or (
         since is not None and abs(since - before.time) < DATE and request.time - since > DATE
     )
 
