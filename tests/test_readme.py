@@ -27,6 +27,7 @@ PAGES = {
         "addon/README.md",
         "addon/capport/api/README.md",
         "addon/capport/login/README.md",
+        "addon/capport/testing/CLIENTS.md",
         "addon/capport/testing/README.md",
         "policies/README.md",
         "scripts/README.md",
