@@ -167,7 +167,7 @@ HOUSE: tuple[Row, ...] = (
     ),
     Row(
         ("capport.proxy", "capport.proxy.*", "captive_portal"),
-        ("capport.*", *MITMPROXY, "h11", "h2"),
+        ("capport.*", *MITMPROXY, "h11", "h2", "uvloop"),
         "mitmproxy stops here",
     ),
 )

@@ -8,6 +8,7 @@ EXTRAS = {
     "metrics": ("prometheus_client",),
     "redis": ("redis",),
     "testing": ("pytest",),
+    "fast": ("uvloop",),
 }
 """The modules of each extra. All else needs only mitmproxy, PyYAML and what they depend on."""
 

@@ -156,6 +156,7 @@ async def test_each_client_meets_one_worker_and_an_end_is_the_end_of_all(
         assert await it.process.ended() == 0
         assert not any(map(is_there, processes))
         assert it.process.err == []
+        assert it.process.log.count("Event loop: uvloop ") == 3
         refused = [one["client"] for one in it.events() if one["event"] == "refused"]
         assert sorted(map(str, refused)) == sorted(CLIENTS)
 

@@ -28,7 +28,7 @@ from mitmproxy.addons import (
 )
 from mitmproxy.utils import human
 
-from capport.proxy import mitmproxy_options
+from capport.proxy import event_loop, mitmproxy_options
 from capport.proxy.addon import CaptivePortal
 from capport.proxy.internals.log import format_lines
 from capport.proxy.internals.options import undeclared
@@ -160,16 +160,20 @@ def run(
     `given` holds options of mitmproxy with their values. `values` holds more options, mitmproxy's
     and ours, each as `OPTION=VALUE`.
     """
+    loop_factory, name = event_loop.choose()
     try:
-        asyncio.run(_serve(given, values, make_portal()))
+        asyncio.run(_serve(given, values, make_portal(), name), loop_factory=loop_factory)
     except exceptions.OptionsError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
 
 
-async def _serve(given: Mapping[str, object], values: Sequence[str], portal: Portal) -> None:
+async def _serve(
+    given: Mapping[str, object], values: Sequence[str], portal: Portal, loop: str
+) -> None:
     appliance = assembled(given, values, portal, _Supervised())
+    logger.info(f"Event loop: {loop}")
     _end_on_signals(appliance)
     await appliance.run()
 

@@ -3,8 +3,9 @@
 It relies on mitmproxy's ConnectionHandler, which passes each event to its `layer`, awaits its
 `drain_writers` before it reads more, and keeps its sockets in `transports`, each with the task that
 reads it as `handler`. It also relies on two bounds of asyncio: a transport reads at most `max_size`
-bytes at once, and a reader keeps at most twice its `_limit`. Each function takes the handler that
-`server.handler_of` has found, or None for a connection that has ended.
+bytes at once (uvloop: as many as the kernel keeps), and a reader keeps at most twice its `_limit`.
+Each function takes the handler that `server.handler_of` has found, or None for a connection that
+has ended.
 """
 
 import asyncio
@@ -21,6 +22,8 @@ type Handler = server.ConnectionHandler | None
 
 RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER with time 0: close(2) sends RST
 READER_LIMIT: Final = 64 * 1024  # asyncio's default
+SMALL_BUFFER: Final = 64 * 1024  # less than the kernel gives a new connection
+LARGE_BUFFER: Final = 4 * 1024 * 1024  # the kernel takes net.core.rmem_max, if that is less
 
 
 class Watched:
@@ -172,6 +175,17 @@ def set_buffers(handler: Handler, size: int | None) -> None:
 
 
 def set_transport_buffers(transport: asyncio.WriteTransport, size: int | None) -> None:
-    """Bounds what asyncio reads at once from one socket, and what waits to be sent on it."""
-    cast(Any, transport).max_size = size or type(transport).max_size  # type: ignore[attr-defined]
+    """Bounds what is read at once from one socket, and what waits to be sent on it.
+
+    uvloop reads what the kernel has, so there the kernel is to have little.
+    """
     transport.set_write_buffer_limits(size)
+    if hasattr(transport, "max_size"):
+        cast(Any, transport).max_size = size or type(transport).max_size
+        return
+    sock = transport.get_extra_info("socket")
+    if size is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2 * size)  # the kernel doubles it
+    elif sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) <= SMALL_BUFFER:
+        # Only if it was bounded before: the kernel does not adjust a buffer that was set.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LARGE_BUFFER)
