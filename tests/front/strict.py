@@ -104,7 +104,7 @@ class Strict:
         marks = FlowMarks(self.gate, book)
         marks.event = self._event  # type: ignore[method-assign]
         marks.fault = self._fault  # type: ignore[method-assign]
-        enforcer = GateEnforcer(service, book, marks, Handshakes(self._event))
+        enforcer = GateEnforcer(service, book, marks, Handshakes(self._event, lambda *_: None))
         none = (cast(Dialling, None), cast(Front, None), cast(Shown, None))
         self.hooks = Hooks(service, book, marks, enforcer, *none, Guard())
         self.client = connection.Client(

@@ -1,14 +1,25 @@
 """What mitmproxy and mitmweb show of a client: the report, the findings, and why it was refused."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+import pytest
 from mitmproxy import contentviews
 from mitmproxy.addons import view
+from mitmproxy.test import tflow
+from mitmproxy.utils import emoji
 
-from conftest import Portal, StartPortal
+from capport.proxy.flow_marks import CAVEAT, mark
+from capport.proxy.saved_flows import recording_of
+from conftest import Portal, StartPortal, until_closed
+from proxy.hellos import over_tls, trusting_all
+from proxy.test_http2 import INTERCEPT
+from proxy.test_tls import check_the_certificate
+from proxy.wire import OUTSIDE, Dialled, until
 
 RETRIES = (
     b"GET http://x.example/ HTTP/1.1\r\nHost: x.example\r\n"
@@ -56,6 +67,55 @@ async def test_a_refusal_is_shown_with_its_verdict_its_rules_and_its_findings(
     assert "walled_garden: says nothing" in rest
     assert any(line.startswith("warning retries-511: ") for line in rest)
     assert asked.view_name != "Portal"
+
+
+async def test_a_certificate_that_was_rejected_is_a_flow(
+    portal: StartPortal, dialled: Dialled, tmp_path: Path
+) -> None:
+    dialled("127.0.0.1", 443)
+    saved = tmp_path / "flows"
+    async with portal(INTERCEPT, mode="transparent", save_stream_file=str(saved)) as it:
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await asyncio.to_thread(check_the_certificate, it.port)
+        await until(lambda: any(one.error for one in it.flows.streams))
+        (one,) = it.flows.streams
+    assert one.marked == ":name_badge:"
+    assert one.comment == f"certificate rejected: TLS for {OUTSIDE}: unknown_ca; {CAVEAT}"
+    (client,) = recording_of(saved).clients
+    (handshake,) = client.handshakes
+    assert (handshake.outcome, handshake.alert) == ("rejected", "unknown_ca")
+
+
+async def test_a_request_in_spite_of_the_certificate_error_says_so(
+    portal: StartPortal, dialled: Dialled
+) -> None:
+    dialled("127.0.0.1", 443)
+    async with portal(INTERCEPT, mode="transparent") as it:
+        reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+        await over_tls((reader, writer), trusting_all([]))
+        writer.write(b"GET / HTTP/1.1\r\nHost: x.test\r\nConnection: close\r\n\r\n")
+        assert b" 511 " in await until_closed(reader)
+        writer.close()
+        (one,) = it.flows.requests
+    assert one.comment.startswith("511: 127.0.0.1 has no session")
+    assert one.comment.endswith(CAVEAT)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "marker", "words"),
+    [
+        ("Pass", ":white_check_mark:", "passed: why"),
+        ("SignIn", ":key:", "302: why"),
+        ("TooManyRequests", ":hourglass:", "429: why"),
+        ("Refuse", ":no_entry:", "TLS refused: why"),
+        ("NoVerdict", ":no_entry:", "no verdict: why"),
+    ],
+)
+def test_each_kind_of_verdict_has_a_marker_and_words(verdict: str, marker: str, words: str) -> None:
+    shown = tflow.tflow()
+    mark(shown, verdict, "why")
+    assert (shown.marked, shown.comment) == (marker, words)
+    assert marker in emoji.emoji
 
 
 async def test_clients_are_a_table(portal: StartPortal) -> None:

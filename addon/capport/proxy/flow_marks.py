@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from typing import Any
+from typing import Any, Final
 
 from mitmproxy import connection, flow, http, tcp
 
@@ -15,14 +15,31 @@ from capport.gate import Gate
 from capport.log_limits import FAULTS, Seldom
 from capport.proxy.connections import Connections
 from capport.proxy.flow_details import details_of, request_fields
+from capport.proxy.handshakes import Fields
 from capport.proxy.layers.tls import OUTER
 from capport.proxy.request_head import credentials_in
 
 logger = logging.getLogger(__name__)
 
-REFUSED_MARK = ":no_entry:"
-GARDEN_MARK = ":seedling:"
-KNOWN_MARK = ":white_check_mark:"
+REFUSED_MARK: Final = ":no_entry:"
+GARDEN_MARK: Final = ":seedling:"
+KNOWN_MARK: Final = ":white_check_mark:"
+CAVEAT: Final = "the certificate was not the origin's (RFC 6585 section 7.4)"
+
+# How mitmproxy shows each verdict: in words, which are there where a font has no emoji, and by a
+# marker. For requests the words are the status.
+_SHOWN: Final = {
+    "Pass": ("passed", KNOWN_MARK),
+    "SignIn": (302, ":key:"),
+    "PreconditionRequired": (428, ":construction:"),
+    "TooManyRequests": (429, ":hourglass:"),
+    "HeaderFieldsTooLarge": (431, ":straight_ruler:"),
+    "Closed": (502, ":lock:"),
+    "NetworkAuthenticationRequired": (511, REFUSED_MARK),
+    "Refuse": ("TLS refused", REFUSED_MARK),
+    "Drop": ("TLS dropped", REFUSED_MARK),
+    "Rejected": ("certificate rejected", ":name_badge:"),
+}
 
 
 class FlowMarks:
@@ -53,7 +70,9 @@ class FlowMarks:
         """Marks and reports a request that was answered in the origin's place."""
         because = verdict.because if verdict else "the portal cannot decide now"
         name = type(verdict).__name__ if verdict else "NoVerdict"
-        mark(shown, REFUSED_MARK, name, because)
+        # An unknown client's request inside TLS: it went on in spite of the certificate error.
+        inside = verdict is not None and shown.client_conn.tls_established
+        mark(shown, name, because, caveat=CAVEAT if inside else None)
         credentials = credentials_in(shown.request.headers)
         if credentials:
             shown.metadata["portal"]["credentials"] = credentials
@@ -71,11 +90,13 @@ class FlowMarks:
         if credentials_in(shown.request.headers):
             self.refused(shown, verdict)
         else:
-            mark(shown, REFUSED_MARK, type(verdict).__name__, verdict.because)
+            mark(shown, type(verdict).__name__, verdict.because)
 
     def forwarded(self, shown: http.HTTPFlow, verdict: Pass) -> None:
         """Marks a request that is forwarded, also with what will answer it."""
-        mark(shown, GARDEN_MARK if verdict.to else KNOWN_MARK, "Pass", verdict.because)
+        mark(shown, "Pass", verdict.because)
+        if verdict.to:
+            shown.marked = GARDEN_MARK
         login = verdict.to in self._gate.policy.login_places
         answers = "login server" if login else "garden" if verdict.to else "origin"
         shown.metadata["portal"]["answered_by"] = answers
@@ -104,11 +125,20 @@ class FlowMarks:
     ) -> None:
         """Marks and reports a handshake that was refused before any certificate was shown."""
         to = f"TLS for {sni or dialled or 'no name'}"
-        mark(shown, REFUSED_MARK, type(verdict).__name__, f"{to}: {verdict.because}")
+        mark(shown, type(verdict).__name__, f"{to}: {verdict.because}")
         fields = _refused_tls(sni, dialled, verdict)
         shown.metadata["portal"]["tls"] = {k: v for k, v in fields.items() if v is not None}
         client = self._connections.client_of(shown.client_conn)
         self.event("tls", client, **fields, caveat=caveat, because=verdict.because)
+
+    def rejected(self, shown: tcp.TCPFlow, fields: Fields, how: str) -> None:
+        """Marks an intercepted handshake in which the client rejected the certificate.
+
+        `fields` are those of its event. `how` is the client's alert, or says that it hung up.
+        """
+        to = f"TLS for {fields['sni'] or fields['destination'] or 'no name'}"
+        mark(shown, "Rejected", f"{to}: {how}", caveat=CAVEAT)
+        shown.metadata["portal"]["tls"] = {k: v for k, v in fields.items() if v is not None}
 
     def refused_unshown(self, act: Answer | Alert) -> None:
         """Reports a refusal of the front's that is not shown as a flow."""
@@ -159,10 +189,14 @@ def _refused_tls(sni: str | None, dialled: Place | None, verdict: TlsVerdict) ->
     }
 
 
-def mark(shown: flow.Flow, mark: str, verdict: str, because: str) -> None:
-    """Writes a verdict on a flow: mitmproxy shows it in its lists and details, and saves it."""
-    shown.marked = mark
-    shown.comment = because
+def mark(shown: flow.Flow, verdict: str, because: str, *, caveat: str | None = None) -> None:
+    """Writes a verdict on a flow: mitmproxy shows it in its lists and details, and saves it.
+
+    `verdict` is the name of its class.
+    """
+    words, marker = _SHOWN.get(verdict, ("no verdict", REFUSED_MARK))
+    shown.marked = marker
+    shown.comment = f"{words}: {because}{f'; {caveat}' if caveat else ''}"
     shown.metadata["portal"] = {"verdict": verdict, "because": because}
 
 

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from mitmproxy import connection
 
 from capport.core.client import Client
+from capport.events import Value
 
 # OpenSSL's texts for alerts: "tlsv1 alert unknown ca", "tls alert certificate unknown".
 _ALERT = re.compile(r"(?:ssl|tls)v?[0-9.]* alert ([a-z ]+)")
+
+type Fields = dict[str, Value]
+"""What an event says about a handshake. A field that is None is left out."""
 
 
 @dataclass(slots=True)
@@ -28,8 +32,14 @@ class Handshake:
 class Handshakes:
     """The intercepted handshakes without an outcome yet. Each one leads to one `tls` event."""
 
-    def __init__(self, event: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        event: Callable[..., None],
+        show: Callable[[connection.Client, Client, Fields], None],
+    ) -> None:
+        """`show` shows a handshake in which the client rejected the certificate."""
         self._event = event
+        self._show = show
         self._open: dict[str, Handshake] = {}
 
     @property
@@ -64,17 +74,18 @@ class Handshakes:
         handshake = self._open.pop(conn.id, None)
         if handshake is None:
             return
-        hung_up = True if outcome == "rejected" and alert is None else None
+        hung_up = outcome == "rejected" and alert is None
+        fields: Fields = {
+            "sni": handshake.sni,
+            "destination": handshake.destination,
+            "action": "intercept",
+            "outcome": outcome,
+            "alert": alert,
+            "hung_up": hung_up or None,
+            "trusts_ca": handshake.trusts_ca or None,
+        }
+        if outcome == "rejected":
+            self._show(conn, handshake.client, fields)
         self._event(
-            "tls",
-            handshake.client,
-            sni=handshake.sni,
-            destination=handshake.destination,
-            action="intercept",
-            outcome=outcome,
-            alert=alert,
-            hung_up=hung_up,
-            trusts_ca=handshake.trusts_ca or None,
-            caveat=handshake.caveat,
-            because=handshake.because,
+            "tls", handshake.client, **fields, caveat=handshake.caveat, because=handshake.because
         )

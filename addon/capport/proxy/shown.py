@@ -1,8 +1,9 @@
-"""Shows in mitmproxy what the front has refused, as the layers show what they refuse."""
+"""Shows in mitmproxy what the front has refused, and which certificates clients have rejected."""
 
 import asyncio
 import logging
 import time
+from collections.abc import Coroutine
 from typing import Any
 
 import h11
@@ -16,6 +17,7 @@ from capport.front.conversation import Alert, Answer
 from capport.gate import Gate
 from capport.proxy.flow_marks import FlowMarks
 from capport.proxy.front_protocol import Refused, Stranger
+from capport.proxy.handshakes import Fields
 from capport.proxy.internals import http1_reader
 from capport.proxy.internals.addons import fire
 from capport.proxy.internals.http_events import (
@@ -59,6 +61,15 @@ class Shown:
         except Exception:  # the client gets its answer even if the refusal cannot be reported
             self._marks.fault("the report of a refusal")
 
+    def rejected(self, conn: connection.Client, client: Client, fields: Fields) -> None:
+        """Shows an intercepted handshake in which the client rejected the certificate."""
+        watched = client in self._gate.events.watched
+        if self.budget.may_show(client, time.monotonic(), watched=watched):
+            how = str(fields["alert"] or "it hung up")
+            stream = tcp.TCPFlow(conn, _server(None), live=True)
+            self._marks.rejected(stream, fields, how)
+            self._start(_show_handshake(stream, f"the client rejected the certificate: {how}"))
+
     def intercepts(self, client: Client) -> bool:
         """Whether to hand a request over, so that a person can stop it before it is answered."""
         watched = client in self._gate.events.watched
@@ -77,7 +88,7 @@ class Shown:
             caveat = OUTER if act.hello.has_ech else None
             stream = tcp.TCPFlow(by.shown_as, _server(act.dialled), live=True)
             self._marks.refused_tls(stream, act.hello.sni, act.dialled, act.verdict, caveat)
-            show = _show_handshake(stream, act.verdict.because)
+            show = _show_handshake(stream, f"TLS refused: {act.verdict.because}")
         else:
             shown = http.HTTPFlow(by.shown_as, _server(act.dialled), live=True)
             shown.request, shown.response = _request(act), _response(act.data)
@@ -90,9 +101,14 @@ class Shown:
                 self._marks.refused(shown, act.verdict)
                 show = _show_request(shown)
         if shows:
-            task = asyncio.create_task(show)
-            self._showing.add(task)
-            task.add_done_callback(self._showing.discard)
+            self._start(show)
+        else:
+            show.close()
+
+    def _start(self, show: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(show)
+        self._showing.add(task)
+        task.add_done_callback(self._showing.discard)
 
     def _log_hidden(self) -> None:
         self._report = None
@@ -119,9 +135,9 @@ async def _show_connect(shown: http.HTTPFlow) -> None:
     shown.live = False
 
 
-async def _show_handshake(shown: tcp.TCPFlow, because: str) -> None:
+async def _show_handshake(shown: tcp.TCPFlow, error: str) -> None:
     await fire(tcp_layers.TcpStartHook(shown))
-    shown.error = flow.Error(f"TLS refused: {because}")
+    shown.error = flow.Error(error)
     await fire(tcp_layers.TcpErrorHook(shown))
     shown.live = False
 
