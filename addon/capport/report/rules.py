@@ -3,8 +3,6 @@
 A rule that a client's record cannot show is not tested, which is not the same as kept.
 """
 
-import math
-from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -27,6 +25,8 @@ RELATED = 60.0  # seconds in which one request is taken as the consequence of an
 FOLLOWED = 10.0  # the same for a redirect
 SLACK = 0.5  # seconds by which two clocks may differ
 DATE = 2.0  # the same, where one is a header field, which has no fractions
+
+REDIRECTS = {301, 302, 303, 307, 308}
 
 NOT_WATCHED = NotTested("the client was not watched, so its requests were counted together")
 NO_REFUSAL = NotTested("none of its requests was refused")
@@ -231,48 +231,42 @@ def plain_http_after_tls(client: ClientRecord) -> Outcome:
 
 def ignores_retry_after(client: ClientRecord) -> Outcome:
     """Asks again before the time that Retry-After names."""
-    details = client.details
-    asked = [request for request in details if request.retry_after]
-    if not asked:
+    if not any(request.retry_after for request in client.details):
         return NotTested("no answer that it got had a Retry-After field")
-    found = []
-    for before in asked:
-        wait, to = before.retry_after or 0.0, (before.host, before.agent)
+    found, asked = [], dict[tuple[str, str], Request]()
+    for request in client.details:
+        to = (request.host, request.agent)
+        before = asked.pop(to, None)
         # A client that has become known in between has other limits.
-        granted = (it.time - before.time for it in client.grants if it.time > before.time)
-        later = _following(details, before, min(wait - SLACK, *granted, math.inf))
-        early = next((it for it in later if (it.host, it.agent) == to), None)
-        if early:
-            agent = agent_of(before.agent)
-            sentence = (
-                f"{agent} was asked to wait for {lasting(wait)}, and sent its next request to"
-                f" {before.host} after {lasting(early.time - before.time)}"
-            )
-            found.append(Seen(sentence, [before, early], before.host, agent))
+        if before and not any(before.time < it.time <= request.time for it in client.grants):
+            wait, waited = before.retry_after or 0.0, request.time - before.time
+            if waited < wait - SLACK:
+                agent = agent_of(request.agent)
+                sentence = (
+                    f"{agent} was asked to wait for {lasting(wait)}, and sent its next request to"
+                    f" {request.host} after {lasting(waited)}"
+                )
+                found.append(Seen(sentence, [before, request], request.host, agent))
+        if request.retry_after:
+            asked[to] = request
     return found
 
 
 def follows_redirect(client: ClientRecord) -> Outcome:
     """Follows the portal's redirect, though it is no browser."""
-    details = client.details
-    redirected = [
-        request
-        for request in details
-        if request.refused
-        and request.status in {301, 302, 303, 307, 308}
-        and not agent_of(request.agent).browser
-        and not checking(request)
-    ]
-    if not redirected:
+    found, redirected, tested = [], dict[str, Request](), False
+    for request in client.details:
+        agent = agent_of(request.agent)
+        is_redirected = request.refused and request.status in REDIRECTS
+        if request.answered_by == "login server":
+            before = redirected.pop(request.agent, None)
+            if before and request.time - before.time < FOLLOWED:
+                sentence = f"{agent} asked for {before.url} and got the login page, by a redirect"
+                found.append(Seen(sentence, [before, request], before.host, agent))
+        elif is_redirected and not agent.browser and not checking(request):
+            redirected[request.agent], tested = request, True
+    if not tested:
         return NotTested("no request of a program that is no browser was redirected")
-    found = []
-    for before in redirected:
-        agent, later = agent_of(before.agent), _following(details, before, FOLLOWED)
-        by = (before.agent, "login server")
-        page = next((it for it in later if (it.agent, it.answered_by) == by), None)
-        if page:
-            sentence = f"{agent} asked for {before.url} and got the login page, by a redirect"
-            found.append(Seen(sentence, [before, page], before.host, agent))
     return found
 
 
@@ -311,14 +305,6 @@ def _runs[One](records: Sequence[One], belongs: Callable[[One, One], bool]) -> I
             run = []
         run.append(after)
     yield run
-
-
-def _following(details: Sequence[Request], before: Request, seconds: float) -> Iterator[Request]:
-    """The requests within `seconds` after `before`."""
-    for number in range(bisect_right(details, before.time, key=_time), len(details)):
-        if details[number].time - before.time >= seconds:
-            return
-        yield details[number]
 
 
 def _time(one: Request | Handshake) -> float:
