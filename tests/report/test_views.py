@@ -37,6 +37,7 @@ EVERYTHING = [
     shake(40, "rejected", alert="unknown_ca"),
     shake(41, "accepted", sni="other.test"),
     refused(42, "/calendars/a", method="PROPFIND", agent="DAVx5/4.3", client="2001:db8::7"),
+    event(49, "dropped", seconds=60.0),
     granted(50, name="Anna's phone"),
     passed(51),
     passed(52, answered_by="login server", host="login.test"),
@@ -62,7 +63,7 @@ def test_the_text_has_what_was_seen_what_to_change_and_what_each_client_did() ->
         "offered    60 cookies, 30 Authorization fields for api.example.org",
         "TLS        1 accepted, 1 rejected (unknown_ca)",
         "CalDAV or CardDAV: 1 request by DAVx5/4.3 [RFC 6585 appendix B]",
-        "then       asked again, went to the login server, was granted a session",
+        "then       asked again, was dropped for a time, went to the login server, was",
     ):
         assert part in said, part
 

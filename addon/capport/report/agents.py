@@ -8,7 +8,7 @@ _RETRIES = {
     "axios": "axios-retry retries any 5xx three times, and by default without waiting",
     "go-http-client": "go-retryablehttp retries any 5xx but 501 four times, after 1 s to 30 s",
     "npm": "npm retries any 5xx twice, after 10 s and more (fetch-retries)",
-    "debian apt-http": "apt retries as often as Acquire::Retries says, three times by default",
+    "debian apt-http": "apt retries as often as Acquire::Retries says",
     "python-requests": "requests does not retry; urllib3's Retry does what status_forcelist says",
     "python-urllib3": "urllib3's Retry retries a 511 if it is in status_forcelist",
     "python-httpx": "httpx does not retry a status; something in the app does",

@@ -11,7 +11,10 @@ from capport.core.http import DEFAULT_PORTS
 MOST = 200_000
 """Events that a recording keeps; those after them are counted."""
 
-_KINDS = ("refused", "passed", "tls", "granted", "revoked", "expired", "watched", "unwatched")
+_KINDS = (
+    *("refused", "passed", "tls", "dropped"),
+    *("granted", "revoked", "expired", "watched", "unwatched"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +105,7 @@ class Handshake:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A session began or ended, or somebody began or ended to watch the client."""
+    """A session began or ended, the client was dropped, or was watched from now on or no more."""
 
     time: float
     event: str

@@ -163,8 +163,10 @@ def did_next(client: ClientRecord) -> str:
     to_login = any(it.answered_by == "login server" for it in client.requests if it.time >= first)
     granted = any(grant.time >= first for grant in client.grants)
     through = any(it.answered_by == "origin" for it in client.requests if it.time >= first)
+    dropped = any(change.event == "dropped" for change in client.changes)
     steps = (
         (again, "asked again"),
+        (dropped, "was dropped for a time"),
         (to_login, "went to the login server"),
         (granted, "was granted a session"),
         (through, "reached an origin"),
