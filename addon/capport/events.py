@@ -125,7 +125,7 @@ class EventLog:
 
     def write(self, event: str, client: Client | ClientId | None = None, **fields: Value) -> None:
         """Records one event, its `fields` in this order. A field that is None is left out."""
-        if not self._is_on:
+        if not self._is_on or self._repeats(event, client, fields):
             return
         record: dict[str, Value] = {"event": event}
         if isinstance(client, Client):
@@ -169,6 +169,20 @@ class EventLog:
             os.close(self._file)
             self._file = None
         return True
+
+    def _repeats(
+        self, event: str, client: Client | ClientId | None, fields: dict[str, Value]
+    ) -> bool:
+        """Counts an event that has a line already. It is quick, because refusals come in floods."""
+        if not isinstance(client, Client) or client in self.watched:
+            return False
+        key = (event, client.id, *map(fields.get, _DISTINGUISHING))
+        with self._wake:
+            line = self.lines.get(key)
+            if line is None or self.monotonic() >= line.until:
+                return False
+            line.repeats += 1
+            return True
 
     def _has_room(self, record: dict[str, Value]) -> bool:
         """Whether a watched client has a line left. Counts the line."""

@@ -38,7 +38,7 @@ POLICIES = {
     "strict probes": GARDEN + "probes: strict\n",
     "limits": GARDEN + "limits: {header_field: 256, header_section: 1KiB}\n",
     # A CONNECT that got a tunnel, and is handed over after that, counts twice.
-    "a rate": GARDEN + "limits: {requests: {count: 2, per: 1m}}\ntls: {connect: answer}\n",
+    "a rate": GARDEN + "limits: {unknown_requests: {count: 2, per: 1m}}\ntls: {connect: answer}\n",
     "CONNECT is answered": GARDEN + "tls: {connect: answer}\n",
     "CONNECT gets an alert": GARDEN + "tls: {connect: alert}\n",
     "TLS is dropped": GARDEN + "tls: {connect: alert, unknown: drop}\n",

@@ -10,12 +10,14 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from mitmproxy import connection, exceptions
+from mitmproxy.addonmanager import Loader
 from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.master import Master
+from mitmproxy.options import Options
 from mitmproxy.proxy import commands, events, layer, mode_specs
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import modes
 from mitmproxy.proxy.layers.http import HttpLayer
-from mitmproxy.test import taddons
 
 from capport.core.client import Client, Peer
 from capport.core.place import Place
@@ -37,10 +39,12 @@ from capport.service.service import Service
 PORT = 8080  # of the proxy
 
 
-def _options() -> Any:
-    with taddons.context(Proxyserver()) as it:  # type: ignore[no-untyped-call]
-        it.options.update(connection_strategy="lazy", validate_inbound_headers=True)
-        return it.options
+def _options() -> Options:
+    """mitmproxy's options without a master, which would handle all that is logged from then on."""
+    made = Options()
+    Proxyserver().load(Loader(cast(Master, SimpleNamespace(options=made))))  # type: ignore[no-untyped-call]
+    made.update(connection_strategy="lazy", validate_inbound_headers=True)  # type: ignore[no-untyped-call]
+    return made
 
 
 OPTIONS = _options()

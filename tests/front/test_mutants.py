@@ -56,7 +56,7 @@ FAULTS = {
     ),
     "requests are not counted": Fault(
         "gate",
-        "wait = self._spend(client)\n        if wait",
+        "wait = self._spend(found)\n        if wait",
         "wait = None\n        if wait",
         "a rate",
     ),

@@ -141,8 +141,10 @@ def too_many_requests(case: Case, policy: Policy) -> Verdict | None:
     It may ask the login server all the same: a program on the device that repeats its requests must
     not keep a person from the sign-in.
     """
+    if case.retry_after is None:
+        return None
     rate = policy.limits.requests_of(known=case.standing.is_known)
-    if case.retry_after is None or rate is None or login_server(case, policy):
+    if rate is None or login_server(case, policy):
         return None
     because = f"it has sent more than {rate.count} requests in {rate.per:g} s"
     return TooManyRequests(because, case.retry_after, rate)

@@ -37,7 +37,7 @@ from capport.core.cost import ANSWERS, LINE
 from capport.core.decision import way_of_connect
 from capport.core.place import Place
 from capport.core.policy import Connect
-from capport.core.verdict import Drop, Refuse
+from capport.core.verdict import Drop, HeaderFieldsTooLarge, Refuse
 from capport.front.hello import Hello, HelloReader, asked_for, claim_of
 from capport.front.request import Request, read
 from capport.front.templates import answer_to
@@ -152,7 +152,9 @@ class Conversation:
                 self.dialled, self._explicit = request.claim, False
                 self.answers = 0
                 return Answer(ESTABLISHED, False, client, dialled, verdict, 200, head, request)
-        close = not request.keeps_open or self.answers + 1 >= ANSWERS
+        # After a 431 the client may be sending more of what is too large.
+        last = self.answers + 1 >= ANSWERS or isinstance(verdict, HeaderFieldsTooLarge)
+        close = last or not request.keeps_open
         status, data = answer_to(
             verdict, state, request.asked, self.gate.policy, client.address, close=close
         )
