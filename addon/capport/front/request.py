@@ -84,11 +84,9 @@ def _read(head: bytes, explicit: bool) -> Request | None:
     has_body, is_connect = bool(declared or is_chunked), method == "CONNECT"
     if is_connect and has_body:
         return None
-    sizes = tuple((name.decode(), len(name) + len(value)) for name, value in fields)
-    size = len(target) + sum(size + 4 for _, size in sizes)
     return Request(
         claim,
-        HttpRequest(method, "http", path, sizes, size),
+        HttpRequest.with_fields(method, "http", path, fields, len(target)),
         Asked(
             method,
             values.get(b"accept", b"").decode("latin-1"),
