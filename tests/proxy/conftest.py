@@ -34,16 +34,16 @@ def nothing_crashed(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 @pytest.fixture(params=["the front", "the layers"])
-def answers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Which of the two answers an unknown client. `answered` checks that it did."""
+def answerer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which of the two answers an unknown client. `has_answered` checks that it did."""
     by: str = request.param
     if by == "the layers":
         monkeypatch.setattr(Conversation, "receive", lambda _, data=b"": HandOver(data, 0))
     return by
 
 
-def answered(it: Portal, by: str) -> bool:
-    """Whether everything so far was answered by this one of the two."""
+def has_answered(it: Portal, by: str) -> bool:
+    """Whether all connections so far were left to this one of the two."""
     return (it.flows.handed_over > 0) == (by == "the layers")
 
 

@@ -13,6 +13,7 @@ from capport.core.client import Address
 from capport.core.place import Host
 from capport.proxy import connections
 from conftest import SOON, Origin, Portal, StartPortal, one_answer
+from proxy.conftest import has_answered
 from proxy.mitmdump import SCRIPT, Process, memory, policy, started
 from proxy.wire import GARDEN, Names, Streams, answers, garden, reset, say, until
 
@@ -111,13 +112,15 @@ async def test_an_upload_is_answered_at_once_and_costs_less_than_a_megabyte(
 
 
 async def test_an_upload_gets_its_answer_before_any_of_its_body(
-    portal: StartPortal, origin: Origin
+    portal: StartPortal, origin: Origin, answerer: str
 ) -> None:
     async with portal() as it:
         for head, _ in UPLOADS.values():
             answer = await it.ask(head)
             assert answer.startswith(b"HTTP/1.1 511 ")
             assert b"100 Continue" not in answer
+        few, many = (0, len(UPLOADS) - 1) if answerer == "the front" else (len(UPLOADS),) * 2
+        assert few <= it.flows.handed_over <= many
 
 
 @pytest.mark.timeout(600)
@@ -210,6 +213,7 @@ async def test_whoever_drips_is_closed_on(
     dialled: object,
     monkeypatch: pytest.MonkeyPatch,
     mode: str,
+    answerer: str,
 ) -> None:
     monkeypatch.setattr("capport.proxy.connections.PATIENCE", 0.5)
     monkeypatch.setattr("capport.proxy.layers.http1.LINGER", 0.5)
@@ -218,6 +222,10 @@ async def test_whoever_drips_is_closed_on(
     async with portal(mode=mode) as it:
         await all_are_closed_on(it.port, 0.05)
         await until(lambda: len(it.keeper.connections) == 0)
+        if answerer == "the front" and mode != "socks5":
+            assert it.flows.handed_over < len(DRIPS)
+        else:
+            assert it.flows.handed_over > 0
     assert origin.connections == 0
 
 
@@ -349,7 +357,7 @@ async def test_five_thousand_idle_connections_keep_nobody_from_the_511(
 
 
 async def test_one_client_cannot_have_all_the_connections(
-    portal: StartPortal, origin: Origin, monkeypatch: pytest.MonkeyPatch
+    portal: StartPortal, origin: Origin, monkeypatch: pytest.MonkeyPatch, answerer: str
 ) -> None:
     monkeypatch.setattr("capport.proxy.connections.MOST_A_CLIENT", 20)
     async with portal() as it:
@@ -360,6 +368,7 @@ async def test_one_client_cannot_have_all_the_connections(
         await until(lambda: len(it.keeper.connections) == 20)
         other = await asyncio.open_connection("127.0.0.1", it.port, local_addr=("127.0.0.9", 0))
         assert b" 511 " in await say(other, GET)
+        assert has_answered(it, answerer)
         for _, each in clients:
             each.close()
 

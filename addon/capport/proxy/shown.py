@@ -88,24 +88,21 @@ class Shown:
             caveat = OUTER if act.hello.has_ech else None
             stream = tcp.TCPFlow(by.shown_as, _server(act.dialled), live=True)
             self._marks.refused_tls(stream, act.hello.sni, act.dialled, act.verdict, caveat)
-            show = _show_handshake(stream, f"TLS refused: {act.verdict.because}")
+            if shows:
+                self._start(_show_handshake(stream, f"TLS refused: {act.verdict.because}"))
+            return
+        shown = http.HTTPFlow(by.shown_as, _server(act.dialled), live=True)
+        shown.request = _request(act)
+        if act.tunnels:  # its event has no status: the client gets the tunnel
+            self._marks.tunnelled(shown, act.verdict)
+            shown.response = _response(act.data)
         else:
-            shown = http.HTTPFlow(by.shown_as, _server(act.dialled), live=True)
-            shown.request, shown.response = _request(act), _response(act.data)
-            if act.tunnels:
-                shown.response = None  # the event has no status: the client gets the tunnel
-                self._marks.tunnelled(shown, act.verdict)
-                shown.response = _response(act.data)
-                show = _show_connect(shown)
-            else:
-                self._marks.refused(shown, act.verdict)
-                show = _show_request(shown)
+            shown.response = _response(act.data)
+            self._marks.refused(shown, act.verdict)
         if shows:
-            self._start(show)
-        else:
-            show.close()
+            self._start(_show_connect(shown) if act.tunnels else _show_request(shown))
 
-    def _start(self, show: Coroutine[None, None, None]) -> None:
+    def _start(self, show: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(show)
         self._showing.add(task)
         task.add_done_callback(self._showing.discard)
