@@ -130,6 +130,13 @@ async def two_clients(it: Appliance) -> tuple[str, str]:
     return of[0], of[1]
 
 
+def may_change_the_kernels_rules(pid: int) -> bool:
+    """Whether a process has CAP_NET_ADMIN, by capabilities(7)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    sets = [int(it.split()[1], 16) for it in lines if it.startswith(("CapEff", "CapPrm", "CapInh"))]
+    return any(one >> 12 & 1 for one in sets)
+
+
 def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().split()[3])
 
@@ -152,6 +159,7 @@ async def test_each_client_meets_one_worker_and_an_end_is_the_end_of_all(
         while counted not in await page_at(metrics):  # the workers report four times a second
             await asyncio.sleep(0.05)
         processes = it.workers.values()
+        assert not any(map(may_change_the_kernels_rules, processes))
         it.process.process.send_signal(signal.SIGTERM)
         assert await it.process.ended() == 0
         assert not any(map(is_there, processes))

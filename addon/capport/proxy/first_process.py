@@ -67,7 +67,8 @@ class FirstProcess:
         if store_path(service.store_url) is None:
             raise SettingError("portal_sessions: workers need sessions in a file, not in :memory:")
         shares: list[dict[str, list[socket.socket]]] = [{} for _ in range(self._count)]
-        for mode in map(mode_specs.ProxyMode.parse, ctx.options.mode):
+        modes = [mode_specs.ProxyMode.parse(text) for text in ctx.options.mode]
+        for mode in modes:
             self._listen(mode, shares)
         self._sockets = [one for share in shares for own in share.values() for one in own]
         ports |= {one.getsockname()[1] for one in self._sockets}
@@ -80,6 +81,7 @@ class FirstProcess:
             "sessions": service.store_url,
             "events": mitmproxy_options.settings_of(ctx.options).events is not None,
             "budgets": budgets,
+            "has_tun": any(isinstance(mode, mode_specs.TunMode) for mode in modes),
             "shares": [
                 {mode: [one.fileno() for one in its] for mode, its in own.items()} for own in shares
             ],

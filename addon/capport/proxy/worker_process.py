@@ -31,6 +31,7 @@ from capport.service.shared_state import Shared
 from capport.service.worker_service import WorkerService
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+_CAPABILITY_VERSION, _CAP_NET_ADMIN = 0x20080522, 12  # linux/capability.h
 
 
 def main(channel: int) -> int:
@@ -39,6 +40,8 @@ def main(channel: int) -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so nobody has to wait for a worker that ended
     first = socket.socket(fileno=channel)
     setting = json.loads(first.recv(1 << 16))
+    if not setting["has_tun"]:
+        _give_up_the_kernels_rules()
     gc.freeze()  # a collection in a worker does not copy the pages that it shares with the others
     while True:
         asked, ends, _, _ = socket.recv_fds(first, 100, 2)
@@ -93,6 +96,19 @@ def _end_with_the_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _give_up_the_kernels_rules() -> None:
+    """Drops CAP_NET_ADMIN, because a worker reads strangers' bytes; only a tun mode needs it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+    # Effective, permitted, inheritable: of the first 32 capabilities, then of the others.
+    sets = (ctypes.c_uint32 * 6)()
+    failed = libc.capget(header, sets)
+    for number in range(3):
+        sets[number] &= ~(1 << _CAP_NET_ADMIN)
+    if failed or libc.capset(header, sets):
+        raise OSError(ctypes.get_errno(), "a worker cannot give up CAP_NET_ADMIN")
 
 
 if __name__ == "__main__":
