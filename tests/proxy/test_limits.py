@@ -297,7 +297,8 @@ async def test_a_connect_that_is_over_a_limit_gets_no_tunnel(
     portal: StartPortal, who: str, agent: str
 ) -> None:
     """A tunnel would lead a known client to where it wants, whatever the limit."""
-    connect = f"CONNECT 192.0.2.80:443 HTTP/1.1\r\nHost: x\r\n{agent}".encode()
+    to = "192.0.2.80:443"
+    connect = f"CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n{agent}".encode()
     async with portal(FEW + "  header_field: 1KiB\n" + who) as it:
         large = connect + b"X-Large: " + b"a" * 2000 + b"\r\n\r\n"
         for status in (431, 431, 431):

@@ -37,6 +37,7 @@ from capport.core.verdict import (
     TooManyRequests,
     Tunnel,
     Verdict,
+    asks_to_sign_in,
 )
 
 LATER = 5  # seconds until one of a client's connections to the login server should have ended
@@ -332,13 +333,14 @@ def decide_tls(case: Case, policy: Policy) -> TlsVerdict:
             return Drop(verdict.because)
 
 
-def way_of_connect(policy: Policy, user_agent: str, port: int) -> Connect:
-    """How an unknown client's CONNECT is refused: `answer` or `alert`.
+def way_of_connect(verdict: Verdict, policy: Policy, user_agent: str, port: int) -> Connect:
+    """How a CONNECT is refused: `answer` or `alert`.
 
-    Chromium, Firefox and undici do not show the answer to a CONNECT. undici opens a tunnel for
-    plain HTTP too (port 80), and reads the answer to the request that it sends inside.
+    A limit is answered: a tunnel would lead a known client to where it wants. Chromium, Firefox and
+    undici do not show the answer to a CONNECT. undici opens a tunnel for plain HTTP too (port 80),
+    and reads the answer to the request that it sends inside.
     """
-    way = policy.tls.connect
+    way = policy.tls.connect if asks_to_sign_in(verdict) else Connect.ANSWER
     if way is not Connect.AUTO:
         return way
     reads_inside = user_agent.startswith("Mozilla/") or port == 80

@@ -146,7 +146,7 @@ class Conversation:
         verdict, state = refusal
         dialled = self.dialled
         if request.case.method == "CONNECT":
-            way = way_of_connect(self.gate.policy, request.user_agent, request.claim.port)
+            way = way_of_connect(verdict, self.gate.policy, request.user_agent, request.claim.port)
             if way is Connect.ALERT:
                 self._connect, self._unread = head, rest
                 self.dialled, self._explicit = request.claim, False

@@ -25,7 +25,6 @@ from capport.core.reply import Reply, reply_to
 from capport.core.verdict import (
     Pass,
     Verdict,
-    asks_to_sign_in,
 )
 from capport.gate import Gate
 from capport.linux.own_addresses import OWN
@@ -329,7 +328,7 @@ class Hooks:
         if isinstance(verdict, Pass):
             self.marks.forwarded(shown, verdict)
             self.connections.let_through(shown.client_conn, verdict.to)
-        elif not asks_to_sign_in(verdict) or self._answers_connect(shown.request):
+        elif self._answers_connect(verdict, shown.request):
             shown.response = to_mitmproxy(reply_to(verdict, asked_of(shown.request)))
             shown.response.headers["connection"] = "close"
             self.marks.refused(shown, verdict)
@@ -357,9 +356,9 @@ class Hooks:
             shown.response.headers["connection"] = "close"
             shown.response.headers["cache-control"] = "no-store"
 
-    def _answers_connect(self, request: http.Request) -> bool:
+    def _answers_connect(self, verdict: Verdict, request: http.Request) -> bool:
         agent = request.headers.get("user-agent", "")
-        return self.enforcer.way_of_connect(agent, request.port) is Connect.ANSWER
+        return self.enforcer.way_of_connect(verdict, agent, request.port) is Connect.ANSWER
 
     def _verdict_on(self, shown: http.HTTPFlow) -> Verdict:
         handed_on = self.enforcer.handed_on(shown.client_conn)

@@ -28,7 +28,7 @@ class Enforcer(Protocol):
     ) -> TlsVerdict:
         """Returns the verdict on a TLS handshake."""
 
-    def way_of_connect(self, user_agent: str, port: int) -> Connect:
+    def way_of_connect(self, verdict: Verdict, user_agent: str, port: int) -> Connect:
         """How a CONNECT is refused: `answer` (with 511) or `alert` (in a tunnel to nowhere)."""
 
     def let_through(self, conn: connection.Client, place: Place | None) -> None:

@@ -80,9 +80,9 @@ class GateEnforcer:
             return False
         return self._service.is_held(self.connections.peer_of(conn), client)
 
-    def way_of_connect(self, user_agent: str, port: int) -> Connect:
+    def way_of_connect(self, verdict: Verdict, user_agent: str, port: int) -> Connect:
         """How a CONNECT is refused: `answer` or `alert`."""
-        return way_of_connect(self.gate.policy, user_agent, port)
+        return way_of_connect(verdict, self.gate.policy, user_agent, port)
 
     def let_through(self, conn: connection.Client, place: Place | None) -> None:
         """Lifts the connection's deadline."""

@@ -26,7 +26,6 @@ from capport.core.verdict import (
     Pass,
     Refusal,
     Verdict,
-    asks_to_sign_in,
 )
 from capport.front.half_close import STAGE
 from capport.proxy.enforcer import Enforcer
@@ -165,8 +164,8 @@ class RefusalLayer(OwnLayer):
             if place is None or asked.has_controls or tunnels < (asked.method.upper() == "CONNECT"):
                 return None
             return Onward(asked, place, verdict)
-        if tunnels and asked.claim and asks_to_sign_in(verdict):
-            way = self.enforcer.way_of_connect(asked.user_agent, asked.claim.port)
+        if tunnels and asked.claim:
+            way = self.enforcer.way_of_connect(verdict, asked.user_agent, asked.claim.port)
             return Onward(asked, asked.claim, verdict) if way is Connect.ALERT else None
         return None
 
