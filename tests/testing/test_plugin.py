@@ -79,6 +79,8 @@ def test_a_test_that_fails_prints_what_a_person_needs(tmp_path: Path) -> None:
     printed = run_pytest(tmp_path, "-rs")
     assert "1 failed, 1 passed, 2 skipped" in printed
     section = printed.partition("- Captive portal -")[2]
+    assert "= <Report: 2 requests, 0 handshakes, " in printed
+    assert "= <Portal page>.report" in printed
     assert "kind: page" in section
     assert section.count("GET http://origin.test/data: 200\n") >= 2
     assert "takes-page-for-origin" in section

@@ -43,6 +43,11 @@ class Report:
         found = [one for client in self.recording.clients for one in client.handshakes]
         return sorted(found, key=lambda it: it.time)
 
+    def __repr__(self) -> str:
+        """Short, because pytest shows it where an assertion on a report fails."""
+        seen = f"{len(self.requests)} requests, {len(self.handshakes)} handshakes"
+        return f"<Report: {seen}, {len(self.findings)} findings>"
+
     def errors(self) -> Findings:
         """The findings that are errors. In a test: `assert not report.errors()`."""
         return self.at_least(Severity.ERROR)

@@ -86,6 +86,9 @@ class Portal:
     ) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        return f"<Portal {self.kind}>"
+
     def start(self) -> None:
         """Starts the portal, and returns when it serves. Raises PortalError."""
         if not hasattr(socket, "AF_NETLINK"):
