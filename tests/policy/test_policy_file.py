@@ -395,6 +395,11 @@ def test_a_store_is_a_url_or_a_path_from_the_policy_on(store: str, kept: str) ->
             "the connectivity check https://www.google.com/generate_204 is let through",
         ),
         (LOGIN + "sessions: {lifetime: 1h, idle: 2h}\n", "idle is longer than lifetime"),
+        (
+            LOGIN + "login_server: {listen: '192.0.2.1:8511', conditions: voucher}\n"
+            "sessions: {store: redis://192.0.2.5/0}\n",
+            "conditions: voucher, but each router has its own vouchers",
+        ),
         (LOGIN + "limits: {header_field: 2KiB, header_section: 1KiB}\n", "it has no effect"),
         (
             LOGIN

@@ -82,25 +82,25 @@ def known(fleet: Fleet) -> Known:
 # --- Redis is away ---
 
 
-def kill(redis: RedisServer) -> Callable[[], None]:
+def kill(redis: RedisServer) -> Callable[[], object]:
     redis.kill()
     return redis.start
 
 
-def freeze(redis: RedisServer) -> Callable[[], None]:
+def freeze(redis: RedisServer) -> Callable[[], object]:
     redis.freeze()
     return redis.thaw
 
 
-def fill(redis: RedisServer) -> Callable[[], None]:
+def fill(redis: RedisServer) -> Callable[[], object]:
     redis.ask("CONFIG", "SET", "maxmemory", "1")
-    return lambda: print(redis.ask("CONFIG", "SET", "maxmemory", "0"))
+    return lambda: redis.ask("CONFIG", "SET", "maxmemory", "0")
 
 
-def make_read_only(redis: RedisServer) -> Callable[[], None]:
+def make_read_only(redis: RedisServer) -> Callable[[], object]:
     redis.ask("CONFIG", "SET", "replica-serve-stale-data", "yes")
     redis.ask("REPLICAOF", "127.0.0.1", "1")
-    return lambda: print(redis.ask("REPLICAOF", "NO", "ONE"))
+    return lambda: redis.ask("REPLICAOF", "NO", "ONE")
 
 
 BREAKS = [kill, freeze, fill, make_read_only]
@@ -111,7 +111,7 @@ def test_without_redis_known_clients_stay_known_and_what_changed_travels_afterwa
     fleet: Fleet,
     two: tuple[RedisStore, RedisStore],
     known: Known,
-    break_it: Callable[[RedisServer], Callable[[], None]],
+    break_it: Callable[[RedisServer], Callable[[], object]],
 ) -> None:
     one, other = two
     for client in (MAC, OTHER):
@@ -142,7 +142,7 @@ def test_without_redis_known_clients_stay_known_and_what_changed_travels_afterwa
 def test_no_decision_waits_for_redis(
     fleet: Fleet,
     two: tuple[RedisStore, RedisStore],
-    break_it: Callable[[RedisServer], Callable[[], None]],
+    break_it: Callable[[RedisServer], Callable[[], object]],
 ) -> None:
     one, other = two
     one.put(session())

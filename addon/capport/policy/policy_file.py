@@ -33,6 +33,7 @@ from capport.core.policy import (
     network_of,
 )
 from capport.core.probes import ANYWHERE, CHECKED_BY_TLS, known_checks
+from capport.core.redis_url import is_redis
 from capport.core.session import LONGEST
 from capport.extras import lacking
 from capport.policy import clients_file, values
@@ -129,6 +130,11 @@ class _Reader:
         if section is not None:
             named = "login_url" in top and login.scheme == "https"
             self._doubt_certificate(section, login.place.host if named else None)
+        sessions = self._sessions(top.section("sessions"))
+        asks = login_server.conditions if login_server else Conditions.TERMS
+        if section is not None and asks is not Conditions.TERMS and is_redis(sessions.store or ""):
+            why = "each router has its own vouchers and users: a voucher admits its devices at each"
+            self.findings.warn(section.mark("conditions"), f"conditions: {asks}, but {why}")
         clients, trusting = self._clients(top)
         return Policy(
             login_url=login.url,
@@ -141,7 +147,7 @@ class _Reader:
             walled_garden=self._walled_garden(top, login_server),
             tls=self._tls(top.section("tls")),
             http_known=self._http(top.section("http")),
-            sessions=self._sessions(top.section("sessions")),
+            sessions=sessions,
             limits=self._limits(top.section("limits")),
             probes=top.take("probes", values.word_of(Probes), Probes.COMPATIBLE),
             probe_paths=self._probe_paths(top),

@@ -6,13 +6,14 @@ Redis has taken a change.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from itertools import islice
 from typing import Protocol
@@ -55,8 +56,8 @@ class Shared(Protocol):
     def merge(self, found: Sequence[tuple[ClientId, Record]]) -> list[bool]:
         """Takes over what is in Redis; for each, whether this router knows better."""
 
-    def record(self, client: ClientId) -> Record:
-        """What this router knows about a client."""
+    def records(self, clients: Iterable[ClientId]) -> dict[ClientId, Record]:
+        """What this router knows about these clients."""
 
     def clients(self) -> list[ClientId]:
         """Every client that this router knows anything about."""
@@ -108,7 +109,7 @@ class RedisLink:
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
         self._work = ThreadPoolExecutor(1, "redis-sessions")  # what may wait for the disk
-        self._client: RedisClient | None = None
+        self._connection: tuple[RedisClient, asyncio.TaskGroup] | None = None
         self._identity: tuple[object, ...] = ()
         self._position: ChangeId = (0, 0)
         self._promise: tuple[Instant, ChangeId] | None = None
@@ -154,8 +155,8 @@ class RedisLink:
         except NotYet:
             future.cancel()
             self._report(f"{self._name} has not answered within {seconds:g} s")
-        except AwayError as error:
-            self._report(str(error))
+        except (AwayError, CancelledError):
+            pass  # the connection has ended, and its end is reported
         return None
 
     def stop(self) -> None:
@@ -204,24 +205,32 @@ class RedisLink:
     async def _connected(self) -> None:
         """One connection, until something fails. Raises AwayError, _AgainError."""
         place, secret = await find_primary(self._url)
-        client = RedisClient(place, self._url, secret)
-        reader = RedisClient(place, self._url, secret, seconds=SECONDS + BLOCK)
-        try:
+        async with contextlib.AsyncExitStack() as closing:
+            client = RedisClient(place, self._url, secret)
+            closing.push_async_callback(client.close)
+            reader = RedisClient(place, self._url, secret, seconds=SECONDS + BLOCK)
+            closing.push_async_callback(reader.close)
+            self._promise = None
             await self._catch_up(client)
-            self._client = client
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._beat(client))
                 tasks.create_task(self._read(reader))
                 tasks.create_task(self._publish(client))
-        finally:
-            self._client = None
-            await client.close()
-            await reader.close()
+                self._connection = client, tasks
+                closing.callback(setattr, self, "_connection", None)
 
     async def _fetch(self, client: ClientId) -> tuple[ClientId, Record] | None:
-        if self._client is None:
-            return None
-        value = await self._client.ask("GET", KEY + client)
+        """Asks as a part of the connection, so that none is closed while somebody uses it."""
+        if self._connection is None:
+            raise AwayError(f"{self._name}: not connected")
+        redis, tasks = self._connection
+        asking = redis.ask("GET", KEY + client)
+        try:
+            task = tasks.create_task(asking)
+        except RuntimeError:  # the connection is about to end
+            asking.close()
+            raise AwayError(f"{self._name}: not connected") from None
+        value = await task
         return None if value is None else self._parsed(value)
 
     # --- reading ---
@@ -389,7 +398,7 @@ class RedisLink:
                 waiters.append(waiting)
         if self._dirty:
             self._has_dirty.set()
-        if self._client is None and waiting is not None:
+        if self._connection is None and waiting is not None:
             self._give_up_waiting()
 
     def _give_up_waiting(self) -> None:
@@ -405,7 +414,7 @@ class RedisLink:
             # Taken out first, so that a change meanwhile is sent too.
             batch = {one: self._dirty.pop(one) for one in [*islice(self._dirty, TOGETHER)]}
             try:
-                await self._send({one: self._shared.record(one) for one in batch}, client)
+                await self._send(await self._on_thread(self._shared.records, batch), client)
             except BaseException:
                 for one, waiters in batch.items():
                     self._dirty[one] = waiters + self._dirty.get(one, [])

@@ -8,7 +8,7 @@ seconds after that. `find` reads memory only. README.md in this folder has the w
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -244,17 +244,16 @@ class RedisStore:
 
     # --- what the link asks ---
 
-    def record(self, client: ClientId) -> Record:
-        """What this router knows about a client."""
-        mark = self._known.get(client, _UNKNOWN)
-        session = self._session(client) if mark.router else None
-        return Record(mark.revoked, None if session is None else self._grant(session, mark))
+    def records(self, clients: Iterable[ClientId]) -> dict[ClientId, Record]:
+        """What this router knows about these clients."""
+        with self._changing:  # a mark and its session must be of the same grant
+            return {client: self._record(client) for client in clients}
 
     def clients(self) -> list[ClientId]:
         """Every client about which Redis should know something."""
         now = self._time.now()
         with self._changing:
-            return [client for client in self._known if self.record(client).until() > now]
+            return [client for client in self._known if self._record(client).until() > now]
 
     def merge(self, found: Sequence[tuple[ClientId, Record]]) -> list[bool]:
         """Takes over what is in Redis; for each, whether this router knows better."""
@@ -300,7 +299,7 @@ class RedisStore:
     def _merge(self, client: ClientId, theirs: Record, now: float, *, in_redis: bool) -> bool:
         """Takes over a record. Returns whether what is known now says more than the record."""
         before = self._known.get(client, _UNKNOWN)
-        mine = self.record(client) if before is not _UNKNOWN else NOTHING
+        mine = self._record(client) if before is not _UNKNOWN else NOTHING
         joined = join(mine, theirs, now).without_past(now)
         grant, is_better = joined.grant, not joined.says_the_same(theirs, now)
         sent = not is_better if in_redis else before.sent and joined.says_the_same(mine, now)
@@ -357,6 +356,11 @@ class RedisStore:
                 self._link.publish([client])
 
     # --- helpers ---
+
+    def _record(self, client: ClientId) -> Record:
+        mark = self._known.get(client, _UNKNOWN)
+        session = self._session(client) if mark.router else None
+        return Record(mark.revoked, None if session is None else self._grant(session, mark))
 
     def _wants(self, client: ClientId) -> bool:
         try:
