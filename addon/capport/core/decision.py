@@ -309,7 +309,9 @@ def explain(case: Case, policy: Policy) -> list[tuple[str, Verdict | None]]:
 
 def decide_connection(case: Case, policy: Policy) -> Verdict:
     """Whether a connection to `case.dialled` may be opened. The limits of requests do not apply."""
-    return decide(replace(case, request=None, retry_after=None), policy)
+    if case.request is not None or case.retry_after is not None:
+        case = replace(case, request=None, retry_after=None)
+    return decide(case, policy)
 
 
 def decide_tls(case: Case, policy: Policy) -> TlsVerdict:

@@ -41,11 +41,13 @@ def parse_host(text: str) -> Host:
     Otherwise the resolver could go to another place than the one that was decided on.
     """
     bracketed = text.startswith("[") and text.endswith("]")
+    # Every address has a colon, or ends in a digit (before its zone). To try a name costs 4 us.
+    may_be_address = ":" in text or "%" in text or bracketed or text[-1:].isdigit()
     try:
-        address = parse_address(text[1:-1] if bracketed else text)
+        address = parse_address(text[1:-1] if bracketed else text) if may_be_address else None
     except ValueError:
-        pass
-    else:
+        address = None
+    if address is not None:
         if "%" in text:
             raise ValueError(f"{text!r} has a zone, which means nothing on another machine")
         if bracketed and ":" not in text:

@@ -5,6 +5,7 @@ This one reads each byte once, and refuses a hello with more items than any clie
 safe that mitmproxy parses a hello that was accepted here.
 """
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -22,6 +23,8 @@ ACCESS_DENIED: Final = b"\x31"  # RFC 8446 section 6.2
 SERVER_NAME: Final = 0  # RFC 6066 section 3
 ALPN: Final = 16  # RFC 7301 section 3.1
 ECH: Final = 0xFE0D  # RFC 9849 section 5
+_SHORT: Final = "it ends in the middle of a field"
+_EXTENSION: Final = struct.Struct(">HH")  # its type, and its size: RFC 8446 section 4.2
 SHOWN: Final = 200  # characters of an SNI in events and logs
 
 
@@ -129,15 +132,8 @@ def read_hello(body: bytes) -> Hello:
     if len(ciphers) > 2 * CIPHERS:
         raise ValueError(f"it has more than {CIPHERS} cipher suites")
     fields.vector(1)  # legacy_compression_methods
-    extensions: dict[int, bytes] = {}
-    if fields.has_more:  # optional in TLS 1.2: RFC 5246 section 7.4.1.2
-        listed = fields.only(2)
-        while listed.has_more:
-            kind, content = listed.number(2), listed.vector(2)
-            if kind in extensions:
-                raise ValueError("it has an extension twice")  # RFC 8446 section 4.2
-            extensions[kind] = content
-            _bound(len(extensions), "extensions")
+    # Extensions are optional in TLS 1.2: RFC 5246 section 7.4.1.2.
+    extensions = _extensions(fields.only(2)) if fields.has_more else {}
     names = list(_names(extensions.get(SERVER_NAME, b"")))
     return Hello(
         _text(names[0][1]) if len(names) == 1 and names[0][0] == 0 else None,
@@ -147,16 +143,35 @@ def read_hello(body: bytes) -> Hello:
     )
 
 
+def _extensions(data: bytes) -> dict[int, bytes]:
+    """The extensions by their types. A browser sends twenty, so no object is made for each."""
+    found: dict[int, bytes] = {}
+    at, end = 0, len(data)
+    while at < end:
+        start = at + _EXTENSION.size
+        if start > end:
+            raise ValueError(_SHORT)
+        kind, size = _EXTENSION.unpack_from(data, at)
+        at = start + size
+        if at > end:
+            raise ValueError(_SHORT)
+        if kind in found:
+            raise ValueError("it has an extension twice")  # RFC 8446 section 4.2
+        found[kind] = data[start:at]
+        _bound(len(found), "extensions")
+    return found
+
+
 def _names(content: bytes) -> Iterator[tuple[int, bytes]]:
     """The type and the bytes of each name in an SNI."""
-    count, names = 0, _Fields(content).only(2) if content else _Fields(b"")
+    count, names = 0, _Fields(_Fields(content).only(2) if content else b"")
     while names.has_more:
         yield names.number(1), names.vector(2)
         _bound(count := count + 1, "names")
 
 
 def _protocols(content: bytes) -> Iterator[bytes]:
-    count, protocols = 0, _Fields(content).only(2) if content else _Fields(b"")
+    count, protocols = 0, _Fields(_Fields(content).only(2) if content else b"")
     while protocols.has_more:
         yield protocols.vector(1)
         _bound(count := count + 1, "protocols")
@@ -185,7 +200,7 @@ class _Fields:
     def take(self, size: int) -> bytes:
         taken = self._data[self._at : self._at + size]
         if len(taken) < size:
-            raise ValueError("it ends in the middle of a field")
+            raise ValueError(_SHORT)
         self._at += size
         return taken
 
@@ -194,11 +209,16 @@ class _Fields:
 
     def vector(self, size: int) -> bytes:
         """The next field, which has its length in front, in `size` bytes (RFC 8446 section 3.4)."""
-        return self.take(self.number(size))
+        start = self._at + size
+        end = start + int.from_bytes(self._data[self._at : start])
+        if end > len(self._data):
+            raise ValueError(_SHORT)
+        self._at = end
+        return self._data[start:end]
 
-    def only(self, size: int) -> "_Fields":
-        """The content of the next field, which must be the last one, as fields."""
-        inner = _Fields(self.vector(size))
+    def only(self, size: int) -> bytes:
+        """The next field, as `vector`, which must be the last one."""
+        inner = self.vector(size)
         if self.has_more:
             raise ValueError("it has bytes after its last field")
         return inner
