@@ -10,7 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 import requires
+from capport import clock
 from capport.router import nftables
+from capport.service.kernel import CARRIED_OUT
 from conftest import SOON
 from lab.namespaces import wait_for
 from lab.network import ORIGIN4, ORIGIN6, POLICY, Client, Lab
@@ -57,11 +59,26 @@ def test_unknown_clients_are_refused_in_both_families(lab: Lab) -> None:
         assert lab.client.status(f"http://{origin}/") == 511
 
 
+def test_a_session_that_the_kernel_lacks_is_put_right_by_the_first_process(lab: Lab) -> None:
+    client, options = lab.client, ("--policy", str(lab.policy_file))
+    assert client.status(f"http://{ORIGIN4}/") == 511
+    assert lab.capport("grant", client.v4, *options).returncode == 0
+    granted, pair = clock.now(), f"{client.v4} . {client.mac}"
+    wait_for(lambda: clock.now() > granted + CARRIED_OUT)
+    for name in ("known4", "macs"):
+        lab.router.run("nft", "flush", "set", "inet", "capport", name)
+    assert client.status(f"http://{ORIGIN4}/") == 200  # a worker relays meanwhile
+    wait_for(lambda: pair in dict(nftables.listed(lab.rules, "known4")))
+    wait_for(lambda: "capport adds it again" in (lab.folder / "events.jsonl").read_text())
+    assert lab.capport("revoke", client.v4, *options).returncode == 0
+
+
 def test_a_grant_and_a_revocation_are_in_force_in_the_kernel_while_no_worker_runs(lab: Lab) -> None:
     wait_for(lambda: len(workers(lab)) == 2)
     client, before = lab.client, workers(lab)
     pair = f"{client.v4} . {client.mac}"
     options = ("--policy", str(lab.policy_file))
+    assert client.status(f"http://{ORIGIN4}/") == 511
     assert lab.capport("grant", client.v4, *options).returncode == 0
     assert echoes(client)
     for pid in before.values():

@@ -266,11 +266,20 @@ async def test_one_worker_is_enough_and_none_outlives_the_first_process(
     tmp_path: Path, origin: Origin
 ) -> None:
     login, text = signing_in(tmp_path, encrypted=False)
+    text += "limits: {drop_after: {count: 5, per: 1m}}\n"
     async with appliance(tmp_path, text, workers=1) as it:
         await signs_in(it, Guest(it.process.port, login, CLIENTS[0], encrypted=False), origin)
+        kept, writer = await it.connect(CLIENTS[1])
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while await it.get(CLIENTS[1], origin) == 511:
+                pass
+        assert await until_closed(kept) == b""  # as the first process has told the worker
+        writer.close()
         os.kill(parent_of(it.workers[0]), signal.SIGKILL)  # which forks the workers
         await it.starts_again(2)
-        assert await it.get(CLIENTS[1], origin) == 511
+        assert await it.get(CLIENTS[2], origin) == 511
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await it.get(CLIENTS[1], origin)  # what was counted outlives the worker
         worker = it.workers[0]
         os.kill(worker, signal.SIGSTOP)
         it.process.process.kill()
