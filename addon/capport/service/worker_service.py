@@ -73,7 +73,10 @@ class WorkerLogin:
         OSError if the note does not get there: without it, the login server would take the client
         for this machine.
         """
-        if not is_among(self._state.places, there[1], parse_address(there[0])):
+        # The policy's own places too: it comes before the login server listens there.
+        server = self._gate.policy.login_server
+        places = (*self._state.places, *(server.listen if server else ()))
+        if not is_among(places, there[1], parse_address(there[0])):
             return
         if not self._channel.send("connected", here[:2], str(client.address), client.frame):
             raise OSError("the login server cannot be told which client a connection is for")

@@ -1,0 +1,65 @@
+"""What a worker tells the login server in the first process."""
+
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from capport.core.client import Peer
+from capport.core.place import parse_authority
+from capport.gate import Gate
+from capport.policy import policy_file
+from capport.service.channel import Channel, pair
+from capport.service.shared_state import LoginState
+from capport.service.worker_service import WorkerLogin
+from capport.stores.memory import MemoryStore
+
+HERE = ("127.0.0.1", 40000)
+CLIENT = Peer(ip_address("192.0.2.7"))
+
+
+@pytest.fixture
+def ends() -> tuple[Channel, Channel]:
+    worker, first = map(Channel, pair())
+    return worker, first
+
+
+def login(worker: Channel, *places: str) -> WorkerLogin:
+    """The login server listens at `places` now; the policy's are 127.0.0.1:8511."""
+    policy = policy_file.parse("login_server: {listen: 127.0.0.1:8511}", "a", Path())
+    now = tuple(parse_authority(place, None) for place in places)
+    return WorkerLogin(
+        LoginState(b"", now, signs_in_elsewhere=False, makes_links=True),
+        Gate(policy, MemoryStore()),
+        worker,
+    )
+
+
+@pytest.mark.parametrize("port", [8511, 8510])
+def test_a_connection_to_the_login_server_is_announced_where_it_listens_now_and_soon(
+    ends: tuple[Channel, Channel], port: int
+) -> None:
+    worker, first = ends
+    it = login(worker, "127.0.0.1:8510")
+    it.connected(HERE, ("127.0.0.1", port), CLIENT)
+    it.disconnected(HERE)
+    assert list(first.messages()) == [
+        ["connected", ["127.0.0.1", 40000], "192.0.2.7", None],
+        ["disconnected", ["127.0.0.1", 40000]],
+    ]
+
+
+def test_no_other_connection_is(ends: tuple[Channel, Channel]) -> None:
+    worker, first = ends
+    it = login(worker, "127.0.0.1:8510")
+    it.connected(HERE, ("127.0.0.1", 80), CLIENT)
+    it.connected(HERE, ("198.51.100.2", 8511), CLIENT)
+    it.disconnected(HERE)
+    assert list(first.messages()) == []
+
+
+def test_what_cannot_be_announced_is_an_error(ends: tuple[Channel, Channel]) -> None:
+    worker, first = ends
+    first.close()
+    with pytest.raises(OSError, match="cannot be told which client"):
+        login(worker).connected(HERE, ("127.0.0.1", 8511), CLIENT)
