@@ -178,6 +178,20 @@ def test_findings_of_a_level_set_the_exit_status(tmp_path: Path) -> None:
     assert "cookies-to-portal" in done.stdout
 
 
+def test_a_portal_that_dies_is_said_without_a_traceback(tmp_path: Path) -> None:
+    script = """if True:
+        import os, pathlib
+        children = pathlib.Path(f"/proc/{os.getppid()}/task").glob("*/children")
+        pids = {int(pid) for path in children for pid in path.read_text().split()}
+        (portal,) = pids - {os.getpid()}
+        os.kill(portal, 9)
+    """
+    done = behind(tmp_path, "--proxy", "--offline", "--", sys.executable, "-c", script)
+    assert done.returncode == 1
+    assert done.stderr.startswith("the portal failed: ")
+    assert "Traceback" not in done.stderr
+
+
 @requires.namespaces()
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_however_it_ends_nothing_is_left(tmp_path: Path, number: int) -> None:

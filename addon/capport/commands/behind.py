@@ -31,24 +31,10 @@ def behind(arguments: Namespace) -> int:
     With one kind that is the command's own, with several 0. With `--fail-on` it is 3 if there are
     findings.
     """
-    kinds: Sequence[Kind] = arguments.kinds
-    limit = arguments.timeout or (EACH if len(kinds) > 1 else None)
-    runs: list[Run] = []
-    with ExitStack() as stack:
-        stack.enter_context(_ending_on_signals())
-        place = _Place(stack, arguments)
-        for kind in kinds:
-            if kind.needs and place.why_no_network:
-                runs.append(Run(kind=kind, skipped=f"{kind.needs}: {place.why_no_network}"))
-                continue
-            if len(kinds) > 1:
-                print(f"--- {kind.name}: {kind.about}", file=sys.stderr)
-            place.portal.reset(kind=kind.name)
-            with _granting(place.portal, arguments.grant_after):
-                status = place.run(arguments.command, limit)
-            runs.append(Run(kind=kind, status=status, report=place.portal.report))
-            if status == 128 + signal.SIGINT:
-                break
+    try:
+        runs = list(_runs(arguments))
+    except PortalError as error:
+        raise CommandError(f"the portal failed: {error}") from None
     if arguments.json:
         print(json.dumps({run.kind.name: _as_json(run) for run in runs}, indent=2))
     else:
@@ -57,6 +43,27 @@ def behind(arguments: Namespace) -> int:
     if level and any(run.report and run.report.at_least(level) for run in runs):
         return FOUND
     return runs[0].status if len(runs) == 1 and runs[0].status is not None else 0
+
+
+def _runs(arguments: Namespace) -> Iterator[Run]:
+    """Runs the command behind one kind after the other."""
+    kinds: Sequence[Kind] = arguments.kinds
+    limit = arguments.timeout or (EACH if len(kinds) > 1 else None)
+    with ExitStack() as stack:
+        stack.enter_context(_ending_on_signals())
+        place = _Place(stack, arguments)
+        for kind in kinds:
+            if kind.needs and place.why_no_network:
+                yield Run(kind=kind, skipped=f"{kind.needs}: {place.why_no_network}")
+                continue
+            if len(kinds) > 1:
+                print(f"--- {kind.name}: {kind.about}", file=sys.stderr)
+            place.portal.reset(kind=kind.name)
+            with _granting(place.portal, arguments.grant_after):
+                status = place.run(arguments.command, limit)
+            yield Run(kind=kind, status=status, report=place.portal.report)
+            if status == 128 + signal.SIGINT:
+                return
 
 
 class _Place:
@@ -77,11 +84,7 @@ class _Place:
                 self.why_no_network = str(error)
                 print(f"no network namespace, so by proxy variables: {error}", file=sys.stderr)
         descriptor = self._inside.descriptor if self._inside else None
-        self.portal = Portal(offline=arguments.offline, namespace=descriptor)
-        try:
-            stack.enter_context(self.portal)
-        except PortalError as error:
-            raise CommandError(f"the portal does not start: {error}") from None
+        self.portal = stack.enter_context(Portal(offline=arguments.offline, namespace=descriptor))
         self._variables = self.portal.environment
         if self._inside:
             self._variables = self.portal.trusting if arguments.offline else {}

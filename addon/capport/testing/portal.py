@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -131,7 +132,8 @@ class Portal:
         """Ends the portal, and deletes its files."""
         if self._process is None:
             return
-        self._channel.close()
+        with suppress(OSError):  # if that process has died, a command is still to be written
+            self._channel.close()
         try:
             self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
