@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from capport import cli, clock
 from capport.commands import CommandError
-from capport.commands.session_transfer import _parsed, as_document
+from capport.commands.session_transfer import as_document, parsed
 from capport.core.client import ClientId
 from capport.core.session import Session
 from capport.stores.opening import open_store
@@ -114,7 +114,7 @@ def test_one_bad_line_and_nothing_is_imported(
 @given(st.text())
 def test_no_text_raises_anything_else(text: str) -> None:
     with contextlib.suppress(CommandError):
-        assert not list(_parsed(io.StringIO(text), 1000.0, 1.7e9))
+        assert not list(parsed(io.StringIO(text), 1000.0, 1.7e9))
 
 
 def test_what_is_not_utf8_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

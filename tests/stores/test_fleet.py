@@ -19,6 +19,8 @@ from capport.stores.redis.fleet_record import SKEW, Grant, Record, dump
 from capport.stores.redis.fleet_time import FleetTime
 from capport.stores.redis.redis_link import CHANGES, KEY, LEASE
 from capport.stores.redis.redis_store import RedisStore
+from capport.stores.replica import Row, pack
+from conftest import SOON
 from lab.namespaces import namespaces
 from stores.contract import ADDRESS, MAC, OTHER, session, until
 from stores.redis_server import AHEAD, Fleet, RedisServer, server
@@ -157,7 +159,6 @@ def test_no_decision_waits_for_redis(
                 list(store.sessions())
         asked.set()
 
-    one._link._work.submit(asked.wait)  # as if all that may wait for the disk waited, too
     threading.Thread(target=ask, daemon=True).start()
     assert asked.wait(30)
     mend()
@@ -415,6 +416,33 @@ def test_a_client_that_is_granted_again_elsewhere_is_that_routers_from_then_on(
     until(lambda: [s.name for s in one.sessions()] == ["other"], "the other's session")
     assert one.find((MAC,), 1000.0).lease < float("inf")  # type: ignore[union-attr]
     assert other.find((MAC,), 1000.0).lease == float("inf")  # type: ignore[union-attr]
+
+
+def test_a_record_is_never_sent_with_the_order_of_one_grant_and_the_times_of_another(
+    two: tuple[RedisStore, RedisStore], known: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = two
+    other.put(session(MAC, expires=9000.0))
+    known.soon(MAC, one)
+    between, go_on = threading.Event(), threading.Event()
+
+    def slow(row: Row) -> bytes:
+        between.set()
+        go_on.wait()
+        return pack(row)
+
+    monkeypatch.setattr(redis_store, "pack", slow)
+    other.put(session(MAC, expires=1500.0))
+    assert between.wait(SOON)
+    read: list[Record] = []
+    reader = threading.Thread(target=lambda: read.append(one.records([MAC])[MAC]))
+    reader.start()
+    reader.join(0.2)
+    go_on.set()
+    reader.join()
+    assert read == [other.records([MAC])[MAC]]
+    assert read[0].grant
+    assert read[0].grant.expires == AHEAD + 1500.0
 
 
 def test_a_lease_that_is_renewed_late_is_said_to_be(

@@ -47,7 +47,7 @@ def bring(arguments: Namespace) -> None:
     policy = chosen_policy(arguments)
     with _opened(arguments.file) as lines:
         try:
-            found = list(_parsed(lines, clock.now(), time.time()))
+            found = list(parsed(lines, clock.now(), time.time()))
         except UnicodeDecodeError:
             raise CommandError("not UTF-8; nothing is imported") from None
     with contextlib.closing(writable_store(store_url(arguments, policy))) as store:
@@ -89,7 +89,8 @@ def _opened(path: str | None) -> contextlib.AbstractContextManager[TextIO]:
     return open(path, encoding="utf-8")  # noqa: PTH123
 
 
-def _parsed(lines: TextIO, now: Instant, wall: float) -> Iterator[Session]:
+def parsed(lines: TextIO, now: Instant, wall: float) -> Iterator[Session]:
+    """Yields the session of each line. Raises CommandError for a line that is none."""
     for number, line in enumerate(_bounded(lines), 1):
         if not line.strip():
             continue
