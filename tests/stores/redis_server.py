@@ -15,7 +15,7 @@ from capport.core.client import Address, Mac
 from capport.core.place import Place, parse_host
 from capport.core.redis_url import RedisUrl
 from capport.stores.redis.fleet_time import FleetTime
-from capport.stores.redis.redis_store import CLOSED, RedisStore
+from capport.stores.redis.redis_store import RedisStore
 from conftest import SOON
 from ports import free_port
 from stores.contract import FakeTime
@@ -159,7 +159,11 @@ class Fleet:
 
     def running(self) -> set[int]:
         """The routers that have an open store."""
-        return {number for store, number in self.opened.items() if store.fault != CLOSED}
+        return {
+            number
+            for store, number in self.opened.items()
+            if "is closed" not in (store.fault or "")
+        }
 
     def close(self) -> None:
         for store in self.opened:

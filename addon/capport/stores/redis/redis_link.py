@@ -164,6 +164,7 @@ class RedisLink:
         self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join()
         self._work.shutdown()
+        self.fault = f"{self._name}: the store is closed"
 
     # --- on the loop ---
 

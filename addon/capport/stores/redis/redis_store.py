@@ -46,7 +46,6 @@ REMEMBERED = 86_400.0
 """Seconds that a revocation is remembered at least.
 
 It may end a grant by a router that is cut off, which nobody here knows yet."""
-CLOSED = "the store is closed"
 PAUSE = LEASE / 3  # seconds without a renewal of the lease, after which watchers are called for it
 _NEVER: Instant = float("-inf")  # `find` at this instant also finds sessions that are over
 
@@ -133,7 +132,7 @@ class RedisStore:
     @property
     def fault(self) -> str | None:
         """Why changes are not durable now, or hold on this router alone."""
-        return CLOSED if self._closed else self._own.fault or self._link.fault
+        return self._own.fault or self._link.fault
 
     # --- the protocol SessionStore ---
 
