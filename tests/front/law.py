@@ -109,15 +109,10 @@ def by_the_front(
             if inside.startswith((b"\r", b"\n")):
                 return None
             got.sent += undated(rest.sent[len(act.skip) :])
-            got.reports += rest.reports[1 if act.skip and of_a_tunnel(rest.reports) else 0 :]
+            got.reports += rest.reports
             got.passes, got.ended, got.was_reset = rest.passes, rest.ended, rest.book.was_reset
             return got
     return got
-
-
-def of_a_tunnel(reports: list[dict[str, Any]]) -> bool:
-    """Whether the first report is that of a CONNECT with credentials that got a tunnel."""
-    return bool(reports) and reports[0]["event"] == "refused" and "status" not in reports[0]
 
 
 def kind_of(act: Answer | Alert) -> str:

@@ -7,6 +7,7 @@ from capport.core.client import ClientId
 from capport.core.cost import LINE
 from capport.core.place import Place
 from capport.front.conversation import Alert, Answer, Conversation, HandOver
+from capport.front.request import remembered
 from capport.gate import Gate
 from front.law import PEER, WEB, connections, gate
 from proxy import hellos
@@ -60,6 +61,19 @@ def test_a_client_that_becomes_known_in_a_tunnel_is_handed_over_with_its_connect
     assert (answer.status, answer.close) == (200, False)
     asked.grant(ClientId(str(PEER.address)), lifetime=60.0)
     assert it.receive(HELLO) == HandOver(CONNECT + HELLO, 0, answer.data)
+
+
+def test_rfc6585_7_4_credentials_are_not_kept() -> None:
+    secrets = b"cookie: a=secret\r\nAuthorization: secret\r\nProxy-Authorization: secret\r\n\r\n"
+    _, it = conversation("CONNECT gets an alert", None)
+    answer = it.receive(CONNECT[:-2] + secrets)
+    assert isinstance(answer, Answer)
+    assert (answer.request.cookies, answer.request.authorizations) == (1, 2)
+    assert it.hand_over().data == CONNECT
+    for dialled in (None, WEB):
+        _, it = conversation(dialled=dialled)
+        assert isinstance(it.receive(GET[:-2] + secrets), Answer)
+    assert not [head for head, _ in remembered if b"secret" in head]
 
 
 @given(connections())

@@ -25,8 +25,8 @@ A refused ClientHello is an `Alert`. If its `data` is empty, the client gets RST
 drop`); else it is the same as an `Answer` that closes.
 
 If a client's CONNECT was answered with a tunnel (`tls.connect: alert`), what is handed over later
-begins with that CONNECT. `HandOver.skip` is then what mitmproxy will answer to it, and the client
-has that already: the driver drops these first bytes that mitmproxy sends.
+begins with that CONNECT, less its credentials. `HandOver.skip` is then what mitmproxy will answer
+to it, and the client has that already: the driver drops these first bytes that mitmproxy sends.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ from capport.core.place import Place
 from capport.core.policy import Connect
 from capport.core.verdict import Drop, HeaderFieldsTooLarge, Refuse
 from capport.front.hello import Hello, HelloReader, asked_for, claim_of
-from capport.front.request import Request, read
+from capport.front.request import Request, read, without_credentials
 from capport.front.templates import answer_to
 from capport.gate import AtOnce, Gate
 
@@ -148,7 +148,7 @@ class Conversation:
         if request.case.method == "CONNECT":
             way = way_of_connect(verdict, self.gate.policy, request.user_agent, request.claim.port)
             if way is Connect.ALERT:
-                self._connect, self._unread = head, rest
+                self._connect, self._unread = without_credentials(head), rest
                 self.dialled, self._explicit = request.claim, False
                 self.answers = 0
                 return Answer(ESTABLISHED, False, client, dialled, verdict, 200, head, request)

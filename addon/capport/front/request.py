@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
+from capport.core.bounded_map import BoundedMap
 from capport.core.decision import HttpRequest
 from capport.core.http import default_port
 from capport.core.place import Place, parse_authority
@@ -29,6 +30,11 @@ _FIELD: Final = re.compile(rb"^([^:\n]++):[ \t]*+([^\r\n]*+)\r$", re.MULTILINE)
 _LENGTH: Final = re.compile(rb"[0-9]{1,15}+")
 
 _AUTHORIZATIONS: Final = frozenset({b"authorization", b"proxy-authorization"})
+
+
+_CREDENTIALS: Final = re.compile(
+    rb"^(?:cookie|authorization|proxy-authorization):[^\n]*+\n", re.IGNORECASE | re.MULTILINE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +59,27 @@ class Request:
     authorizations: int
 
 
+remembered: Final = BoundedMap[tuple[bytes, bool], Request](_KEPT)
+"""What was read of short heads, because clients repeat themselves. None has credentials in it."""
+
+
 def read(head: bytes, *, explicit: bool) -> Request | None:
     """Reads `head`, which ends with an empty line. None if anything about it is unusual.
 
     `explicit` is whether the client takes us for its proxy, so that CONNECT has a meaning.
     """
-    # Clients repeat themselves, on one connection and between devices of one make.
-    return (_remembered if len(head) <= _SHORT else _read)(head, explicit)
+    found = remembered.get((head, explicit))
+    if found is None:
+        found = _read(head, explicit)
+        has_credentials = found and (found.cookies or found.authorizations)
+        if found and not has_credentials and len(head) <= _SHORT:
+            remembered[head, explicit] = found
+    return found
+
+
+def without_credentials(head: bytes) -> bytes:
+    """`head` without its cookies and authorizations: they are never kept (RFC 6585 section 7.4)."""
+    return _CREDENTIALS.sub(b"", head)
 
 
 def _read(head: bytes, explicit: bool) -> Request | None:
@@ -100,9 +120,6 @@ def _read(head: bytes, explicit: bool) -> Request | None:
         sum(_cookies(value) for name, value in fields if name == b"cookie"),
         sum(name in _AUTHORIZATIONS for name, _ in fields),
     )
-
-
-_remembered: Final = lru_cache(_KEPT)(_read)
 
 
 @lru_cache(_KEPT)
