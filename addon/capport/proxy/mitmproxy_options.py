@@ -81,6 +81,7 @@ STRANGERS = (
     "mitmproxy.addons.dns_resolver",
     "mitmproxy.net.",
     "mitmproxy.proxy.",
+    "capport.proxy.front_protocol",
     "capport.proxy.upstream",
     "capport.proxy.layers.http1",
 )
