@@ -136,7 +136,7 @@ TO_A_BLOCKED_CLIENT = """<h1>This device is not allowed on this network</h1>
 <p>Please ask whoever runs this network.</p>
 <p>This answer comes from the network you are using, not from the site you asked for.</p>
 <p class="faint"><a href="https://login.example.net/?state=abc&amp;n=1">login.example.net</a>\
-<br>You will be taken there in 10 seconds.</p>
+</p>
 </main>"""
 TO_A_CHECK = """<!DOCTYPE html>
 <html lang="en">
@@ -442,6 +442,7 @@ def test_a_blocked_client_is_told_that_it_is_not_allowed(language: str) -> None:
 
 
 def test_it_is_not_told_to_sign_in() -> None:
+    assert Page(page_of(BLOCKED)).refresh == []
     assert "This device is not allowed on this network" in page_of(BLOCKED)
     assert not re.search("sign.in", page_of(BLOCKED), re.IGNORECASE)
 

@@ -139,7 +139,6 @@ def _network_authentication_required(
             " ".join((f"{phrases.not_allowed} ({url}).", *sentences)),
             blocked=True,
             login_url=url,
-            refresh=verdict.refresh,
         )
     if network:
         heading = phrases.sign_in_named.format(network=network)
