@@ -139,3 +139,29 @@ def test_if_the_gate_raises_all_can_be_handed_over(
     with pytest.raises(RuntimeError):
         it.receive(data)
     assert it.hand_over() == HandOver(data, 0)
+
+
+@pytest.mark.parametrize(
+    ("request_", "ends_all"),
+    [
+        (GET, False),
+        (GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), True),
+        (GET.replace(b"HTTP/1.1", b"HTTP/1.0"), True),
+        (GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\nContent-Length: 9\r\n\r\n"), False),
+        (GET.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n"), False),
+    ],
+)
+def test_a_client_has_said_all_if_it_closes_and_sends_no_body(
+    request_: bytes, ends_all: bool
+) -> None:
+    _, it = conversation()
+    act = it.receive(request_)
+    assert isinstance(act, Answer)
+    assert act.ends_all is ends_all
+
+
+def test_a_client_may_send_more_after_its_connect() -> None:
+    _, it = conversation("CONNECT is answered", None)
+    act = it.receive(CONNECT)
+    assert isinstance(act, Answer)
+    assert (act.close, act.ends_all) == (True, False)

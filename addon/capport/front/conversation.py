@@ -71,6 +71,13 @@ class Answer:
         """Whether it is the 200 that opens a tunnel."""
         return self.status == 200
 
+    @property
+    def ends_all(self) -> bool:
+        """Whether the client sends nothing more: it has said so, and its request has no body."""
+        asked = self.request
+        more = asked.keeps_open or asked.declared or asked.is_chunked
+        return self.close and not more and asked.case.method != "CONNECT"
+
 
 @dataclass(slots=True)
 class Alert:

@@ -162,10 +162,10 @@ class NetlinkNeighbours:
         """The MAC that `address` has now; None if it is off-link or there is no entry.
 
         An address with a MAC is found in a dict. Any other costs one system call (3 us) more, which
-        does not wait.
+        does not wait; but no loopback address has a MAC.
         """
         mac = self._replica.find_mac(address)
-        if mac is None and not self._closed:
+        if mac is None and not self._closed and not address.is_loopback:
             self._catch_up()
             mac = self._replica.find_mac(address)
         return mac

@@ -358,7 +358,7 @@ class Stranger(asyncio.Protocol):
         self.front.observer.refused(self, act)
         if not act.close:
             self.front.book.goes_on(self.entry)
-        elif self._ended:
+        elif self._ended or (isinstance(act, Answer) and act.ends_all):
             self._transport.close()
         elif act.data:
             self._transport.write_eof()
