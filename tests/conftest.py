@@ -207,7 +207,9 @@ async def running_portal(
     )
     master = DumpMaster(opts, with_termlog=False, with_dumper=False)
     # It ends the process over any error logged meanwhile, be it another test's, of a lost task.
-    master.addons.get("errorcheck").finish()
+    errors = master.addons.get("errorcheck")
+    errors.finish()
+    errors.logger.has_errored.clear()
     opts.set(
         f"portal_policy={file}",
         f"portal_sessions={sessions}",

@@ -811,6 +811,7 @@ def test_what_the_sessions_do_not_account_for_goes_at_the_start(
 def test_what_somebody_takes_out_of_the_kernel_comes_back(
     lab: Lab, store: MemoryStore, known: KnownSet
 ) -> None:
+    seen(lab, lab.client)
     store.put(session(lab.client.mac))
     known.update([ClientId(lab.client.mac)])
     nftables.up(lab.policy, rules=lab.rules)

@@ -381,6 +381,7 @@ class Stranger(asyncio.Protocol):
         began = time.monotonic()
         self.entry.answers, self.entry.in_tunnel = act.answers, bool(act.skip)
         data, skip = act.data + self._unread, len(act.skip)
+        self._talks, self._unread, self._leaves = None, b"", None  # mitmproxy has it now
         self._transport.resume_reading()
         listeners.hand_over(self.instance, self._transport, data, ended=self._ended, skip=skip)
         self.front.was_long(time.monotonic() - began)
