@@ -1,6 +1,8 @@
 """The page of a report: valid, safe, needs nothing from anywhere, and can be read by everybody."""
 
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -18,6 +20,16 @@ from report.test_rules import BROKEN
 from report.test_views import EVERYTHING
 
 EVIL = "</style></title><script>alert(1)</script><img src=x onerror='1'>\"&\x00\x1b[2J\u202e"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def utc() -> Iterator[None]:
+    """Times are in UTC, whatever zone an earlier test has set."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TZ", "UTC")
+        time.tzset()
+        yield
+    time.tzset()
 
 
 def parsed(page: str) -> Element:

@@ -90,6 +90,7 @@ def store() -> MemoryStore:
 def known(lab: Lab, store: MemoryStore) -> Iterator[KnownSet]:
     """The rules, anew, and a set that follows `store`."""
     nftables.up(lab.policy, rules=lab.rules)
+    seen(lab, lab.client)  # whatever an earlier test has made the router forget
     following = lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
     store.watch(following.changed)
     lab.router.call(following.start)
@@ -811,7 +812,6 @@ def test_what_the_sessions_do_not_account_for_goes_at_the_start(
 def test_what_somebody_takes_out_of_the_kernel_comes_back(
     lab: Lab, store: MemoryStore, known: KnownSet
 ) -> None:
-    seen(lab, lab.client)
     store.put(session(lab.client.mac))
     known.update([ClientId(lab.client.mac)])
     nftables.up(lab.policy, rules=lab.rules)
