@@ -92,9 +92,14 @@ NOTHING: Final = Record()
 
 
 def join(one: Record, other: Record, now: float) -> Record:
-    """What follows from both records."""
+    """What follows from both records.
+
+    What is over long ago is left out first: a revocation may be over in one of them and not in the
+    other, and a grant must not seem to name it because it stood beside the copy that is over.
+    """
     if one is NOTHING and not other.revoked:
         return other
+    one, other = one.without_past(now), other.without_past(now)
     revoked = dict(one.revoked)
     for router, revocation in other.revoked.items():
         mine = revoked.get(router, revocation)

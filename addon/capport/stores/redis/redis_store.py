@@ -299,7 +299,7 @@ class RedisStore:
         """Takes over a record. Returns whether what is known now says more than the record."""
         before = self._known.get(client, _UNKNOWN)
         mine = self._record(client) if before is not _UNKNOWN else NOTHING
-        joined = join(mine, theirs, now).without_past(now)
+        joined = join(mine, theirs, now)
         grant, is_better = joined.grant, not joined.says_the_same(theirs, now)
         sent = not is_better if in_redis else before.sent and joined.says_the_same(mine, now)
         order, router = (grant.order, grant.router) if grant else (0, "")
