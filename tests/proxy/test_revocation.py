@@ -3,13 +3,17 @@
 import asyncio
 import contextlib
 import json
-import threading
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from mitmproxy import ctx
 
+from capport import clock
+from capport.core.client import ClientId
+from capport.core.session import Session
 from capport.proxy import connections
 from capport.stores import Watcher
 from capport.stores.memory import MemoryStore
@@ -124,21 +128,25 @@ async def test_what_was_open_ends_with_the_session(
 async def test_a_session_that_ends_while_the_portal_starts_takes_its_connections_with_it(
     portal: StartPortal, origin: Origin, dialled: Dialled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    may_watch, watch = threading.Event(), MemoryStore.watch
+    me, watch, opened = ClientId("127.0.0.1"), MemoryStore.watch, list[socket.socket]()
+    origin.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n" + b"x" * 1000
 
     def late(store: MemoryStore, watcher: Watcher) -> Callable[[], None]:
-        assert may_watch.wait(SOON)
+        """The client comes and is revoked before the portal watches; mitmproxy listens already."""
+        port = ctx.master.addons.get("proxyserver").listen_addrs()[0][1]
+        now, received = clock.now(), b""
+        store.put(Session(me, now, now + 3600))
+        opened.append(socket.create_connection(("127.0.0.1", port), SOON))
+        opened[0].sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        while b"xxxx" not in received:
+            received += opened[0].recv(4096) or pytest.fail("it was not served")
+        store.drop(me)
         return watch(store, watcher)
 
     monkeypatch.setattr(MemoryStore, "watch", late)
     dialled("127.0.0.1", origin.port)
-    async with known(portal) as it:
-        try:
-            streams = await a_running_download(it, origin)
-            it.revoke("127.0.0.1")
-        finally:
-            may_watch.set()
-        await assert_ended(it, streams)
+    async with portal(mode="transparent") as it:
+        await assert_ended(it, await asyncio.open_connection(sock=opened[0]))
 
 
 @pytest.mark.parametrize("mode", ["transparent", "regular"])

@@ -113,7 +113,7 @@ class Hooks:
         self.front = front
         self.shown = shown
         self.guard = guard
-        self._began = False
+        self._beginning: asyncio.Future[None] | None = None
 
     @property
     def gate(self) -> Gate:
@@ -141,10 +141,13 @@ class Hooks:
             raise exceptions.OptionsError(str(error)) from None
 
     async def running(self) -> None:
-        """Starts what needs the event loop, once: mitmproxy and the script may both call this."""
-        if self._began:
-            return
-        self._began = True
+        """Returns once the portal serves. mitmproxy and the script may both call this."""
+        if self._beginning is None:
+            self._beginning = asyncio.ensure_future(self._begin())
+        await self._beginning
+
+    async def _begin(self) -> None:
+        """Starts what needs the event loop."""
         try:
             self._listeners = Listeners(self.front.accepted)
             await self.service.start(self.connections)
