@@ -162,7 +162,7 @@ class Strict:
 
     def _next_layer(self, asked: layer.NextLayer) -> None:
         in_tunnel = any(isinstance(it, HttpLayer) for it in asked.context.layers)
-        if self.before and self.before.answers and bool(self.before.skip) == in_tunnel:
+        if self.before and self.before.answers and bool(self.before.connect) == in_tunnel:
             asked.layer = RefusalLayer(asked.context, self.hooks.enforcer)
             asked.layer.answers = self.before.answers
             return

@@ -47,7 +47,10 @@ FAULTS = {
         "front.conversation", 'data.count(b"\\n") == data.count(b"\\r\\n")', "True"
     ),
     "a hello in a tunnel is handed over without its CONNECT": Fault(
-        "front.conversation", "if self._connect:", "if False:", "TLS is intercepted"
+        "front.conversation",
+        "HandOver(unread, self.answers, self._connect)",
+        'HandOver(unread, self.answers, b"")',
+        "TLS is intercepted",
     ),
     "the garden is not asked for names": Fault(
         "gate",

@@ -19,12 +19,11 @@ Everybody else's packets wait meanwhile. A flood by strangers may delay a known 
 GROWTH: Final = 2.5
 """How much more a whole input may cost than half of it: a factor of 2 is linear, 4 quadratic."""
 
-READ: Final = 12 * INPUT
+READ: Final = 10 * INPUT
 """Bytes of memory that an input may take while it is decided on.
 
-That is room for several copies (as received, parsed, as text, as shown, as forwarded, and in a
-tunnel with its CONNECT), but not for an object for each byte. An input that is not complete yet is
-kept once, and one piece of it again.
+That is room for several copies (as received, parsed, as text, as shown, as forwarded), but not for
+an object for each byte. An input that is not complete yet is kept once, and one piece of it again.
 """
 
 RESTING: Final = 32 * 1024

@@ -25,8 +25,8 @@ A refused ClientHello is an `Alert`. If its `data` is empty, the client gets RST
 drop`); else it is the same as an `Answer` that closes.
 
 If a client's CONNECT was answered with a tunnel (`tls.connect: alert`), what is handed over later
-begins with that CONNECT, less its credentials. `HandOver.skip` is then what mitmproxy will answer
-to it, and the client has that already: the driver drops these first bytes that mitmproxy sends.
+has that CONNECT, less its credentials. mitmproxy gets it first and answers it with `ESTABLISHED`,
+which the client has already: the driver drops that, and then hands `data` over.
 """
 
 from dataclasses import dataclass
@@ -96,12 +96,12 @@ class HandOver:
     """Hand `data` over to mitmproxy: its handler gets it as the beginning of the connection.
 
     `answers` is how many requests have been answered. If there were any, what follows is HTTP/1.
-    `skip` are the first bytes of mitmproxy's that the client does not get.
+    `connect` is the CONNECT that opened the tunnel in which `data` came, if it came in one.
     """
 
     data: bytes
     answers: int
-    skip: bytes = b""
+    connect: bytes = b""
 
 
 type Action = Answer | Alert | HandOver
@@ -138,9 +138,7 @@ class Conversation:
     def hand_over(self) -> HandOver:
         """Hands over what has not been answered, whatever it is."""
         unread = bytes(self._hello.raw) if self._hello is not None else self._unread
-        if self._connect:
-            return HandOver(self._connect + unread, self.answers, ESTABLISHED)
-        return HandOver(unread, self.answers)
+        return HandOver(unread, self.answers, self._connect)
 
     def _answer(self, head: bytes, rest: bytes) -> Action:
         request = read(head, explicit=self._explicit)

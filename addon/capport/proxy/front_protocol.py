@@ -21,7 +21,7 @@ from capport.core.client import Client, Peer, parse_address
 from capport.core.cost import ANSWERS
 from capport.core.place import Place
 from capport.core.reach import Machine
-from capport.front.conversation import Alert, Answer, Conversation, HandOver
+from capport.front.conversation import ESTABLISHED, Alert, Answer, Conversation, HandOver
 from capport.front.half_close import STAGE, Stages
 from capport.front.turns import Turns
 from capport.gate import Gate
@@ -379,11 +379,16 @@ class Stranger(asyncio.Protocol):
             return
         self._forget()
         began = time.monotonic()
-        self.entry.answers, self.entry.in_tunnel = act.answers, bool(act.skip)
-        data, skip = act.data + self._unread, len(act.skip)
+        self.entry.answers, self.entry.in_tunnel = act.answers, bool(act.connect)
+        data = act.data + self._unread
         self._talks, self._unread, self._leaves = None, b"", None  # mitmproxy has it now
-        self._transport.resume_reading()
-        listeners.hand_over(self.instance, self._transport, data, ended=self._ended, skip=skip)
+        listeners.hand_over(
+            self.instance,
+            self._transport,
+            data,
+            ended=self._ended,
+            answered=(act.connect, ESTABLISHED) if act.connect else None,
+        )
         self.front.was_long(time.monotonic() - began)
 
     # --- its end ---------------------------------------------------------------------------------

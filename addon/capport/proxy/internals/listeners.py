@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import mitmproxy_rs
@@ -131,14 +132,17 @@ def destination_of(sock: socket.socket) -> Address:
 
 
 class _Skipping(asyncio.StreamWriter):
-    """Drops the first bytes that are written, which the client has been sent already."""
+    """Drops the first `skip` bytes that are written, and then does what is `later`, once."""
 
-    skip = 0
+    skip: int
+    later: list[Callable[[], None]]
 
     def write(self, data: bytes) -> None:  # type: ignore[override]
         dropped = min(self.skip, len(data))
         self.skip -= dropped
         super().write(data[dropped:])
+        if self.later and not self.skip:
+            self.later.pop()()
 
 
 def hand_over(
@@ -147,25 +151,41 @@ def hand_over(
     data: bytes = b"",
     *,
     ended: bool = False,
-    skip: int = 0,
+    answered: tuple[bytes, bytes] | None = None,
 ) -> None:
     """Gives a connection to mitmproxy, as if it had just been accepted.
 
-    mitmproxy then reads `data`, and the end of the client's stream if that has `ended`. The first
-    `skip` bytes that it writes are dropped. Everything that was written must have been sent.
+    mitmproxy then reads `data`, and the end of the client's stream if that has `ended`. If a
+    request has been `answered`, mitmproxy reads that first; the same answer, which the client has
+    already, is dropped, and only then does mitmproxy read `data`, as if the client had waited for
+    it. Everything that was written must have been sent.
     """
     loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader(loop=loop)
+    reader, later = asyncio.StreamReader(loop=loop), list[Callable[[], None]]()
 
     def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Any:
-        if skip:
+        if answered:
             writer.__class__ = _Skipping
-            cast(_Skipping, writer).skip = skip
+            skipping = cast(_Skipping, writer)
+            skipping.skip, skipping.later = len(answered[1]), later
         return instance.handle_stream(reader, writer)
 
     protocol = asyncio.StreamReaderProtocol(reader, handle, loop=loop)
     transport.set_protocol(protocol)
     protocol.connection_made(transport)
+    feed = partial(_feed, transport, protocol, data, ended=ended)
+    if answered:
+        transport.pause_reading()
+        later.append(feed)
+        protocol.data_received(answered[0])
+    else:
+        feed()
+
+
+def _feed(
+    transport: asyncio.Transport, protocol: asyncio.Protocol, data: bytes, *, ended: bool
+) -> None:
+    transport.resume_reading()  # first: the reader may pause it again
     if data:
         protocol.data_received(data)
     if ended:
