@@ -14,6 +14,7 @@ from capport.login.words import WORDS
 def test_every_language_says_everything_and_fills_in_the_same(language: Language) -> None:
     for name in WORDS[Language.ENGLISH].__slots__:
         ours, english = getattr(WORDS[language], name), getattr(WORDS[Language.ENGLISH], name)
+        assert type(ours) is type(english), name
         if isinstance(english, str):
             assert ours.strip()
             assert _fields(ours) == _fields(english), name
