@@ -79,6 +79,17 @@ class Web:
         self.seen.append(text)
         return text
 
+    async def command(self, name: str, *arguments: str) -> str:
+        """The result of one of mitmproxy's commands."""
+        headers = {"Cookie": "_mitmproxy_xsrf=aa", "X-XSRFToken": "aa"}
+        headers |= {**self._auth, "Content-Type": "application/json"}
+        url = f"http://127.0.0.1:{self._port}/commands/{name}"
+        asked = HTTPRequest(url, "POST", headers, json.dumps({"arguments": arguments}))
+        answer = (await self._client.fetch(asked)).body.decode()
+        self.seen.append(answer)
+        value: str = json.loads(answer)["value"]
+        return value
+
     async def look(self) -> list[dict[str, str]]:
         """Reads all that there is of each flow."""
         flows: list[dict[str, str]] = json.loads(await self.get("/flows"))
@@ -129,25 +140,37 @@ async def test_what_a_refused_client_offered_is_nowhere(tmp_path: Path) -> None:
     policy = tmp_path / "policy.yaml"
     policy.write_text("login_url: https://login.example.net/\n")
     async with watching(tmp_path, "--set", f"portal_policy={policy}") as (it, web):
-        for target in (
-            "http://x.example/",
-            f"http://user:{CANARY}@x.example/",
-            f"http://user:{CANARY}@x.example:8080/p?q",
+        userinfo = f"user:{CANARY}@"
+        for target, host in (
+            ("http://x.example/", "x.example"),
+            (f"http://{userinfo}x.example/", "x.example"),
+            (f"http://{userinfo}x.example:8080/p?q", f"{userinfo}x.example:8080"),
+            ("/", f"{userinfo}x.example"),
+            (f"ftp://{userinfo}x.example/", "x.example"),
         ):
-            host = target.partition("//")[2].partition("/")[0].rpartition("@")[2]
             head = f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{FIELDS}\r\n"
             answer = await it.ask(head.encode())
             assert answer.startswith(b"HTTP/1.1 511 ")
-        tunnel = f"CONNECT x.example:443 HTTP/1.1\r\nHost: x.example:443\r\n{FIELDS}\r\n"
-        assert b" 511 " in await it.ask(tunnel.encode())
+        for target in ("x.example:443", f"{userinfo}x.example:443"):
+            tunnel = f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{FIELDS}\r\n"
+            assert b" 511 " in await it.ask(tunnel.encode())
         flows = await web.look()
-        assert len(flows) >= 2
+        assert len(flows) == 7
+        for one in flows:
+            for form in ("curl", "httpie", "raw_request", "raw"):
+                assert "x.example" in await web.command("export", form, f"@{one['id']}")
         it.process.terminate()
         assert await it.ended() == 0
         assert_absent((CANARY, BASIC), tmp_path, it, web)
     events = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
-    counted = [(one["cookies"], one["authorizations"]) for one in events if "cookies" in one]
-    assert counted == [(2, 2)] * 4
+    counted = {
+        (one["host"], one["cookies"], one["authorizations"]) for one in events if "host" in one
+    }
+    assert counted == {("x.example", 2, 2), ("x.example", 2, 3)}
+    printed = await output(CAPPORT, "report", "--flows", str(tmp_path / "flows"), "--json")
+    assert CANARY not in printed
+    (client,) = json.loads(printed)["clients"]
+    assert client["credentials"] == [{"host": "x.example", "cookies": 14, "authorizations": 19}]
 
 
 @pytest.mark.parametrize("conditions", ["password", "voucher"])

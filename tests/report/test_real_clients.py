@@ -58,6 +58,11 @@ CLIENTS = {
         "curl -sf $URL",
         {"authorization-to-portal"},
     ),
+    "Python's urllib, which sends the password in the target and in Host": (
+        f"python3 -c '{PYTHON}\nget(sys.argv[1])' http://me:{CANARY}@x.test/",
+        "curl -sf $URL",
+        {"authorization-to-portal"},
+    ),
     "curl that obeys a 429": ("curl -sf $URL; curl -sf $URL", "curl -sf $URL", set()),
     "curl that asks again after a 429": (
         "for n in a b c; do curl -sf $URL$n; done",

@@ -96,7 +96,7 @@ BROKEN: list[tuple[str, list[Event], str]] = [
         [refused(0, cookies=1, scheme="https", port=443)],
         "inside TLS with a certificate that is not the origin's",
     ),
-    ("authorization-to-portal", [refused(0, authorizations=1)], "1 Authorization field for api"),
+    ("authorization-to-portal", [refused(0, authorizations=1)], "1 HTTP credential for api"),
     ("accepts-any-certificate", [shake(0, "accepted")], "of an unknown CA for api.example.org"),
     (
         "pins-certificate",

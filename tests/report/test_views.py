@@ -60,7 +60,7 @@ def test_the_text_has_what_was_seen_what_to_change_and_what_each_client_did() ->
         "  No fault: A person pressed reload",
         "    and 25 more",
         "Not tested:\n  pins-certificate: no handshake of a client with trusts_ca",
-        "offered    60 cookies, 30 Authorization fields for api.example.org",
+        "offered    60 cookies, 30 HTTP credentials for api.example.org",
         "TLS        1 accepted, 1 rejected (unknown_ca)",
         "CalDAV or CardDAV: 1 request by DAVx5/4.3 [RFC 6585 appendix B]",
         "then       asked again, was dropped for a time, went to the login server, was",
@@ -139,7 +139,7 @@ def test_two_reports_are_compared_by_what_is_new_gone_still_there_or_not_tested(
     }
     said = "\n".join(comparison.lines_of(compared))
     assert said.startswith("Requests refused: 5 in the first, 2 in the second\n")
-    assert "New: 1\n  error authorization-to-portal: axios/1.7.2 sent 1 Authorization" in said
+    assert "New: 1\n  error authorization-to-portal: axios/1.7.2 sent 1 HTTP credential" in said
 
 
 def test_one_device_is_one_client_by_its_mac_whatever_its_addresses() -> None:

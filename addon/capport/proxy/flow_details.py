@@ -19,13 +19,13 @@ MOST = 200  # characters of a text
 _KEY = secrets.token_bytes(16)  # so that a digest does not show the query that it was made of
 _FIRST_BYTE = re.compile(r"bytes=([0-9]{1,15})-")
 _LENGTH = re.compile(r"[0-9]{1,15}")
-_AUTHORIZATIONS = ("authorization", "proxy-authorization")
+_AUTHORIZATIONS = ("authorization", "proxy-authorization", "userinfo")
 
 
 def request_fields(shown: http.HTTPFlow) -> dict[str, Value]:
     """The fields that each event about a request has. A field that is None is left out."""
     request, response = shown.request, shown.response
-    sent = credentials_in(request.headers)
+    sent = credentials_in(request)
     return {
         "status": response.status_code if response else None,
         "host": request.host or None,

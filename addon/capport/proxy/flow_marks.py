@@ -73,7 +73,7 @@ class FlowMarks:
         # An unknown client's request inside TLS: it went on in spite of the certificate error.
         inside = verdict is not None and shown.client_conn.tls_established
         mark(shown, name, because, caveat=CAVEAT if inside else None)
-        credentials = credentials_in(shown.request.headers)
+        credentials = credentials_in(shown.request)
         if credentials:
             shown.metadata["portal"]["credentials"] = credentials
         client = self._connections.client_of(shown.client_conn)
@@ -87,7 +87,7 @@ class FlowMarks:
 
     def tunnelled(self, shown: http.HTTPFlow, verdict: Verdict) -> None:
         """Marks a refused CONNECT that gets a tunnel to nowhere. Credentials in it are reported."""
-        if credentials_in(shown.request.headers):
+        if credentials_in(shown.request):
             self.refused(shown, verdict)
         else:
             mark(shown, type(verdict).__name__, verdict.because)

@@ -17,6 +17,7 @@ _NO_TARGET: Final = re.compile(rb"[\x00-\x20\x7f]")
 
 _COUNTED: Final = re.compile(rb"\[redacted(?:: ([0-9]{1,9}))?\]")
 CREDENTIALS: Final = (b"cookie", b"authorization", b"proxy-authorization")
+_USERINFO: Final = re.compile(rb".*@", re.DOTALL)  # RFC 3986 section 3.2.1
 
 
 def place_of(address: connection.Address | None) -> Place | None:
@@ -29,18 +30,26 @@ def place_of(address: connection.Address | None) -> Place | None:
         return None
 
 
-def redact(headers: http.Headers) -> dict[bytes, list[bytes]]:
-    """Replaces the credentials in `headers`, and returns them by name (RFC 6585 section 7.4)."""
+def redact(request: http.Request) -> dict[bytes, list[bytes]]:
+    """Replaces the credentials in a request (RFC 6585 section 7.4).
+
+    Returns those of its fields by name. The userinfo of its URL is not sent to anyone.
+    """
     taken: dict[bytes, list[bytes]] = {}
     fields = []
-    for name, value in headers.fields:
+    for name, value in request.headers.fields:
         if name.lower() in CREDENTIALS:
             taken.setdefault(name.lower(), []).append(value)
             fields.append((name, redacted(name, value)))
         else:
-            fields.append((name, value))
-    headers.fields = tuple(fields)
+            fields.append((name, _without_userinfo(value) if name.lower() == b"host" else value))
+    request.headers.fields = tuple(fields)
+    request.data.authority = _without_userinfo(request.data.authority)
     return taken
+
+
+def _without_userinfo(authority: bytes) -> bytes:
+    return _USERINFO.sub(b"[redacted]@", authority, 1)
 
 
 def redacted(name: bytes, value: bytes) -> bytes:
@@ -64,13 +73,15 @@ def restore(headers: http.Headers, taken: dict[bytes, list[bytes]]) -> None:
     headers.fields = tuple(fields)
 
 
-def credentials_in(headers: http.Headers) -> dict[str, int]:
+def credentials_in(request: http.Request) -> dict[str, int]:
     """How many credentials of each kind there are, before or after `redact`.
 
-    Each cookie counts as one (RFC 6265 section 4.2.1); so does each field of another kind.
+    Each cookie counts as one (RFC 6265 section 4.2.1); so does each field of another kind, and
+    the userinfo of the URL, which a client may repeat in its Host field.
     """
-    found: dict[str, int] = {}
-    for name, value in headers.fields:
+    named = [request.authority, *request.headers.get_all("host")]
+    found = {"userinfo": int(any("@" in authority for authority in named))}
+    for name, value in request.headers.fields:
         if (kind := name.lower()) in CREDENTIALS:
             counted = _COUNTED.fullmatch(value)
             cookies = int(counted[1] or 1) if counted else _cookies(value)
@@ -153,21 +164,25 @@ class Head:
         self.scheme = scheme
         self.version = head.http_version
         self.host = self.field(b"host")
-        default = default_port(scheme)
-        self.path, self.claim = self.target, self._place(self.host, default)
+        self.path, self._authority = self.target, self.host
+        default: int | None = default_port(scheme)
+        named = True  # whether the authority counts as a place here
         if self.method == "CONNECT":
-            self.claim = self._place(self.target, None) if explicit else None
+            self._authority, default, named = self.target, None, explicit
         elif self.target == "*" and self.method == "OPTIONS":
             pass  # RFC 9112 section 3.2.4: `*` is the whole server, which the Host field names
         elif not self.target.startswith("/"):
             # RFC 9112 section 3.2.2: the authority in the target counts, not the Host field.
-            named, slashes, rest = self.target.partition("://")
+            spoken, slashes, rest = self.target.partition("://")
             cut = next((at for at, c in enumerate(rest) if c in "/?#"), len(rest))
-            is_http = bool(slashes) and named.lower() == scheme
-            self.claim = self._place(rest[:cut], default) if is_http else None
-            self.path = rest[cut:] or "/"
+            self._authority, self.path = rest[:cut], rest[cut:] or "/"
+            named = bool(slashes) and spoken.lower() == scheme
             if not self.path.startswith("/"):
                 self.path = f"/{self.path}"
+        self.claim = self._place(self._authority, default) if named else None
+        # RFC 9110 section 4.2.4: userinfo is an error, so this is no claim. It is only shown.
+        _, at, host = self._authority.rpartition("@")
+        self._with_userinfo = self._place(host, default) if at else None
 
     @property
     def url(self) -> str | None:
@@ -205,16 +220,17 @@ class Head:
         return HttpRequest.with_fields(self.method, self.scheme, self.path, self.fields, target)
 
     def to_mitmproxy(self, dialled: Place | None) -> http.Request:
-        """Makes mitmproxy's request of it, to be shown in a flow."""
-        place = self.claim or dialled
+        """Makes mitmproxy's request of it, to be shown in a flow, without its credentials."""
+        place = self.claim or self._with_userinfo or dialled
+        tunnel = self.method == "CONNECT"
         now = time.time()
-        return http.Request(
+        request = http.Request(
             host=str(place.host) if place else "",
             port=place.port if place else 0,
             method=self.method.encode(),
             scheme=self.scheme.encode(),
-            authority=self.target.encode() if self.method == "CONNECT" else b"",
-            path=self.path.encode(),
+            authority=self._authority.encode() if tunnel or "@" in self._authority else b"",
+            path=b"" if tunnel else self.path.encode(),
             http_version=b"HTTP/" + self.version,
             headers=http.Headers(self.fields),
             content=b"",
@@ -222,6 +238,8 @@ class Head:
             timestamp_start=now,
             timestamp_end=now,
         )
+        redact(request)
+        return request
 
     @staticmethod
     def _place(authority: str, default_port: int | None) -> Place | None:

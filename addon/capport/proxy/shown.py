@@ -28,7 +28,7 @@ from capport.proxy.internals.http_events import (
     HttpResponseHook,
 )
 from capport.proxy.layers.tls import OUTER
-from capport.proxy.request_head import Head, redact
+from capport.proxy.request_head import Head
 
 logger = logging.getLogger(__name__)
 
@@ -150,9 +150,7 @@ def _request(act: Answer) -> http.Request:
     parser.receive_data(act.head)
     head = parser.next_event()
     assert isinstance(head, h11.Request)
-    request = Head(head, explicit=act.dialled is None, scheme="http").to_mitmproxy(act.dialled)
-    redact(request.headers)
-    return request
+    return Head(head, explicit=act.dialled is None, scheme="http").to_mitmproxy(act.dialled)
 
 
 def _response(data: bytes) -> http.Response:

@@ -69,8 +69,8 @@ def heading(report: Report) -> str:
 
 
 def credentials(sent: dict[str, int]) -> str:
-    """`3 cookies, 1 Authorization field`."""
-    names = {"cookies": "cookie", "authorizations": "Authorization field"}
+    """`3 cookies, 1 HTTP credential`."""
+    names = {"cookies": "cookie", "authorizations": "HTTP credential"}
     return ", ".join(some(sent[kind], name) for kind, name in names.items() if sent[kind])
 
 

@@ -182,7 +182,7 @@ def cookies_to_portal(client: ClientRecord) -> Outcome:
 
 def authorization_to_portal(client: ClientRecord) -> Outcome:
     """Sends HTTP credentials to who is not the origin."""
-    return _credentials(client, "Authorization field", lambda request: request.authorizations)
+    return _credentials(client, "HTTP credential", lambda request: request.authorizations)
 
 
 def accepts_any_certificate(client: ClientRecord) -> Outcome:

@@ -39,8 +39,8 @@ def set_destination(request: http.Request, host: str, port: int, authority: byte
 class EarlyStream(HttpStream):
     """A stream that is answered before its body, if `requestheaders` sets a response."""
 
-    def head_has_come(self, headers: http.Headers) -> None:
-        """Gets a request's header fields before any hook sees them. Subclasses define this."""
+    def head_has_come(self, request: http.Request) -> None:
+        """Gets a request's head before any hook sees it. Subclasses define this."""
         raise NotImplementedError
 
     def passthrough(self, event: events.Event) -> layer.CommandGenerator[None]:
@@ -55,7 +55,7 @@ class EarlyStream(HttpStream):
 
     def state_wait_for_request_headers(self, event: RequestHeaders) -> layer.CommandGenerator[None]:
         """Answers as soon as the head has come, if `requestheaders` has set a response."""
-        self.head_has_come(event.request.headers)
+        self.head_has_come(event.request)
         yield from super().state_wait_for_request_headers(event)
         response = getattr(self, "flow", None) and self.flow.response
         if (

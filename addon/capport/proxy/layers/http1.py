@@ -45,7 +45,6 @@ from capport.proxy.request_head import (
     Head,
     is_framed_twice,
     place_of,
-    redact,
     redacted,
 )
 from capport.proxy.responses import CLOSED, asked_of, bare, fields_of, to_mitmproxy
@@ -138,7 +137,6 @@ class RefusalLayer(OwnLayer):
         asked = Head(head, explicit=self.explicit, scheme=self.scheme)
         self.declared = int(asked.field(b"content-length") or 0)
         request = asked.to_mitmproxy(self.dialled)
-        redact(request.headers)
         try:
             verdict = self.enforcer.decide(
                 self.context.client, asked.as_case(), asked.claim, self.dialled, asked.url

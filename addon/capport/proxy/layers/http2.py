@@ -68,9 +68,9 @@ class BoundStream(EarlyStream):
                             continue  # only the stream has ended; the connection stays open
             yield command
 
-    def head_has_come(self, headers: http.Headers) -> None:
+    def head_has_come(self, request: http.Request) -> None:
         """Removes the credentials before any addon sees them."""
-        self.taken = redact(headers)
+        self.taken = redact(request)
 
     @property
     def one_request(self) -> bool:
