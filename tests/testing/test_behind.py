@@ -193,29 +193,28 @@ def test_a_portal_that_dies_is_said_without_a_traceback(tmp_path: Path) -> None:
 
 
 @requires.namespaces()
+@pytest.mark.parametrize("way", [(), ("--proxy",)])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_however_it_ends_nothing_is_left(tmp_path: Path, number: int) -> None:
-    marker = tmp_path / "started"
+def test_however_it_ends_nothing_is_left(tmp_path: Path, number: int, way: tuple[str, ...]) -> None:
+    folder, started = tmp_path / "tmp", tmp_path / "started"
+    folder.mkdir()
+    script = f"{'' if way else 'sleep 618 & '}echo $! $$ >{started}; exec sleep 617"
     running = subprocess.Popen(
-        [CAPPORT, "behind", "--offline", "--", "sh", "-c", f"touch {marker}; exec sleep 617"],
+        [CAPPORT, "behind", "--offline", *way, "--", "sh", "-c", script],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        env={**os.environ, "TMPDIR": str(folder)},
     )
-    wait_for(marker.exists, SOON)
+    wait_for(lambda: started.exists() and started.read_text(), SOON)
     children = Path(f"/proc/{running.pid}/task").glob("*/children")
-    pids = {int(pid) for path in children for pid in path.read_text().split()}
-    (command,) = (pid for pid in pids if b"617" in Path(f"/proc/{pid}/cmdline").read_bytes())
-    (portal,) = pids - {command}
+    pids = {pid for path in children for pid in path.read_text().split()}
+    pids |= set(started.read_text().split())
+    assert len(pids) == (2 if way else 3)
+    assert all(map(runs, pids))
     running.send_signal(number)
-    running.wait(SOON)
-    if number == signal.SIGTERM:
-        assert running.returncode == 128 + signal.SIGTERM
-        assert not runs(command)
-    else:  # which cannot be passed on
-        os.kill(command, signal.SIGTERM)
-    wait_for(lambda: not runs(portal), SOON)
-    assert {path.name for path in tmp_path.iterdir()} == {"started"}
+    assert running.wait(SOON) == (128 + number if number == signal.SIGTERM else -number)
+    wait_for(lambda: not any(map(runs, pids)), SOON)
+    assert not list(folder.iterdir())
 
 
 @requires.tool("curl")

@@ -22,7 +22,6 @@ from capport.testing.side_by_side import Run, lines_of
 FOUND = 3  # the exit status for findings, as of `capport report`
 TIMED_OUT, CANNOT_RUN, NOT_FOUND = 124, 126, 127  # as timeout(1) and shells have them
 EACH = 60.0  # seconds for the command behind each of several kinds
-GRACE = 3.0  # seconds from TERM to KILL
 
 
 def behind(arguments: Namespace) -> int:
@@ -93,7 +92,7 @@ class _Place:
 
     def run(self, command: Sequence[str], limit: float | None) -> int:
         """Runs the command, and returns its exit status as a shell has it."""
-        start = self._inside.start if self._inside else subprocess.Popen
+        start = self._inside.start if self._inside else network.start_outside
         try:
             process = start(command, env={**os.environ, **self._variables}, stdout=self._output)
         except FileNotFoundError:
@@ -109,7 +108,7 @@ class _Place:
         finally:
             _end(process)
             if self._inside:  # what it left in the background is not to meet the next kind
-                self._inside.end_all(GRACE)
+                network.end_all(self._inside.descriptor)
         return status if status >= 0 else 128 - status
 
 
@@ -117,7 +116,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.terminate()
         try:
-            process.wait(GRACE)
+            process.wait(network.GRACE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

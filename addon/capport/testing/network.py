@@ -34,6 +34,7 @@ LIE: Final = IPv4Address("192.0.2.3")
 ORIGIN: Final = IPv4Address("198.51.100.1")
 """The address of every name, if the portal is offline."""
 
+GRACE: Final = 3.0  # seconds from TERM to KILL
 _AGAIN = 0.02  # seconds until it is looked again whether programs have ended
 _NETWORK = Path("/proc/thread-self/ns/net")
 _SET_UP = (
@@ -48,6 +49,8 @@ _SET_UP = (
 )
 _HOSTS = re.compile("^hosts:.*$", re.MULTILINE)  # nsswitch.conf(5)
 _MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18  # mount(2)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_LIBC = ctypes.CDLL(None, use_errno=True)
 _TRUSTED = (  # where distributions keep the certificates that programs trust
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -94,26 +97,6 @@ class Namespace:
     def start(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
         """Starts a program in here."""
         return self._call(lambda: subprocess.Popen(argv, **options))
-
-    def end_all(self, seconds: float) -> None:
-        """Ends every program that still runs in here: by TERM, and after `seconds` by KILL."""
-        until = time.monotonic() + seconds
-        number = signal.SIGTERM
-        while pids := self._pids():
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, number)
-            if time.monotonic() > until:
-                number = signal.SIGKILL
-            time.sleep(_AGAIN)
-
-    def _pids(self) -> list[int]:
-        here, found = os.fstat(self.descriptor), []
-        for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):  # it has ended
-                if os.path.samestat((process / "ns" / "net").stat(), here):
-                    found.append(int(process.name))
-        return found
 
     def _end(self) -> None:
         self._asked.put(None)
@@ -187,6 +170,37 @@ class Entrance:
         self._kernel.run(_rules(port if tcp else None))
 
 
+def end_all(namespace: int) -> None:
+    """Ends every program that still runs in a network: by TERM, and after `GRACE` by KILL."""
+    until = time.monotonic() + GRACE
+    number = signal.SIGTERM
+    while pids := _pids(namespace):
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        if time.monotonic() > until:
+            number = signal.SIGKILL
+        time.sleep(_AGAIN)
+
+
+def _pids(namespace: int) -> list[int]:
+    there, found = os.fstat(namespace), []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            if os.path.samestat((process / "ns" / "net").stat(), there):
+                found.append(int(process.name))
+    return found
+
+
+def start_outside(argv: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Starts a program in the machine's own network. It ends if this process is killed."""
+    return subprocess.Popen(argv, preexec_fn=_end_with_the_parent, **options)
+
+
+def _end_with_the_parent() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _rules(port: int | None) -> str:
     """Redirects DNS to the resolver, and TCP to `port`."""
     to_proxy = f"meta l4proto tcp redirect to :{port}" if port else ""
@@ -217,8 +231,8 @@ def _bind(source: Path, place: Path) -> None:
 
 
 def _mount(source: str | None, place: str, flags: int) -> None:
-    libc, text = ctypes.CDLL(None, use_errno=True), ctypes.c_char_p
-    libc.mount.argtypes = (text, text, text, ctypes.c_ulong, text)
-    if libc.mount(source and source.encode(), place.encode(), None, flags, None):
+    text = ctypes.c_char_p
+    _LIBC.mount.argtypes = (text, text, text, ctypes.c_ulong, text)
+    if _LIBC.mount(source and source.encode(), place.encode(), None, flags, None):
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error), place)

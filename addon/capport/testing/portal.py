@@ -52,8 +52,8 @@ class Portal:
     `kind` is one of the kinds of portal. `policy` is the text of a policy, without `login_url`
     unless you have a login server. `listen` is the proxy's address and port; with port 0 any free
     one. If it is `offline`, an origin of its own answers for every name, so that no test needs the
-    Internet, or can reach it. `namespace` is the descriptor of a network namespace to listen in.
-
+    Internet, or can reach it. `namespace` is the descriptor of a network namespace to listen in;
+    what runs there ends with the portal.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ from capport.proxy.upstream import Dialling
 from capport.service.settings import SettingError
 from capport.testing.authority import Authority
 from capport.testing.kinds import kind_named
-from capport.testing.network import CLIENT, LIE, ORIGIN, PORTAL, Entrance
+from capport.testing.network import CLIENT, LIE, ORIGIN, PORTAL, Entrance, end_all
 from capport.testing.origin import Answer, Origin, SignIn
 from capport.testing.resolver_for_clients import ClientsResolver
 
@@ -81,9 +81,10 @@ class _Subject:
         authority = Authority(folder)
         self._origin = Origin(authority)
         host = settings["listen"][0]
-        self._sign_in = SignIn("127.0.0.1" if settings["namespace"] else host, self.grant)
+        self._namespace: int | None = settings["namespace"]
+        self._sign_in = SignIn("127.0.0.1" if self._namespace else host, self.grant)
         self._here = f"http://{Place(_reachable(host), self._sign_in.port)}/"
-        self._entrance = Entrance(settings["namespace"]) if settings["namespace"] else None
+        self._entrance = Entrance(self._namespace) if self._namespace else None
         if self._entrance:
             self._here = f"http://{PORTAL}/"
         self._text = settings["policy"]
@@ -136,6 +137,8 @@ class _Subject:
         with suppress(ConnectionError):
             while line := await commands.readline():
                 _send(answers, await self._carry_out(json.loads(line)))
+        if self._namespace:  # its way out ends here; and the parent may have been killed
+            await asyncio.to_thread(end_all, self._namespace)
         self._master.shutdown()
         await serving
 
