@@ -21,7 +21,7 @@ from capport.core.standing import ANYWHERE
 from capport.core.verdict import Intercept, Pass, Refuse
 from capport.gate import Gate
 from capport.policy.errors import visible
-from capport.report.recording import ClientRecord, Recording, events_in, record
+from capport.report.recording import ClientRecord, record_lines
 from capport.stores import SessionStore
 from capport.stores.memory import MemoryStore
 from capport.stores.opening import default_store
@@ -118,7 +118,7 @@ def _recorded(arguments: Namespace) -> Iterator[Ask]:
     recordings = []
     for file in arguments.events:
         with Path(file).open(errors="replace") as lines:
-            recordings.append(record(events_in(lines, recording := Recording()), recording))
+            recordings.append(record_lines(lines))
     if arguments.flows:
         recordings.append(recorded_in_flows(arguments.flows))
     for recording in recordings:

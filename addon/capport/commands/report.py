@@ -9,7 +9,7 @@ from pathlib import Path
 from capport.commands import CommandError
 from capport.report import as_text, comparison
 from capport.report.findings import Severity
-from capport.report.recording import Recording, events_in, record
+from capport.report.recording import Recording, record_lines
 from capport.report.summary import VERSION, Report, document, report_of
 from capport.report.wording import printable
 
@@ -60,9 +60,7 @@ def _report(arguments: Namespace) -> Report:
         if arguments.events:
             raise CommandError("name event files, or a flow file with --flows, not both")
         return report_of(recorded_in_flows(arguments.flows))
-    recording = Recording()
-    events = events_in(_lines(arguments.events or ["events.jsonl"]), recording)
-    return report_of(record(events, recording))
+    return report_of(record_lines(_lines(arguments.events or ["events.jsonl"])))
 
 
 def _lines(paths: list[str]) -> Iterator[str]:
@@ -102,8 +100,7 @@ def _document(path: str) -> Mapping[str, object]:
         if found.get("version") != VERSION:
             raise CommandError(f"{path}: it is a report of another version; write it again")
         return found
-    recording = Recording()
-    reported = report_of(record(events_in(text.splitlines(), recording), recording))
-    if not text.strip() or recording.began is None:
+    recording = record_lines(text.splitlines())
+    if recording.began is None:
         raise CommandError(f"{path}: it is neither a report (--json) nor a file of events")
-    return document(reported)
+    return document(report_of(recording))

@@ -1,78 +1,22 @@
 """The report as one page: it needs no network and no script, and can be printed."""
 
+from importlib.resources import files
 from itertools import groupby
 
 from capport.report import charts
-from capport.report.as_text import credentials, heading
+from capport.report.as_text import heading, rows_of
 from capport.report.findings import Finding, Rule
 from capport.report.markup import Node, page, style, tag
 from capport.report.recording import ClientRecord
-from capport.report.summary import Report, by_host, by_outcome, by_status, by_use, did_next
-from capport.report.wording import clock, some
+from capport.report.summary import Report
+from capport.report.wording import clock
 
 CLIENTS = 100
 """How many clients have a section of their own: those that did most."""
 
 _RFC = "https://www.rfc-editor.org/rfc/rfc6585.html#"
 
-_STYLE = """
-:root { color-scheme: light dark; --page: #fff; --ink: #1c2126; --soft: #59636e; --line: #d5dae0;
-  --panel: #f5f6f8; --error: #b3261e; --warning: #8a5300; --note: #1f5fa8; --passed: #1a7340;
-  --refused: #b3261e; --session: #1a7340 }
-@media (prefers-color-scheme: dark) { :root { --page: #14171a; --ink: #e4e8ec; --soft: #a0aab4;
-  --line: #363d45; --panel: #1d2126; --error: #ff8f85; --warning: #f0b45a; --note: #8cbcff;
-  --passed: #63cb8d; --refused: #ff8f85; --session: #63cb8d } }
-* { box-sizing: border-box }
-body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 58rem; background: var(--page);
-  color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
-h1 { font-size: 1.5rem; line-height: 1.2; margin: 0 0 .25rem }
-h2 { font-size: 1.2rem; margin: 2.25rem 0 .5rem; padding-bottom: .25rem;
-  border-bottom: 1px solid var(--line) }
-h3 { font-size: 1rem; margin: 0 }
-p { margin: .25rem 0 }
-code, .time { font: .875em/1.4 ui-monospace, monospace }
-a { color: inherit }
-.soft, dt, .axis, figcaption { color: var(--soft) }
-.finding { margin: 1rem 0; padding: .75rem 1rem; background: var(--panel);
-  border-left: 4px solid var(--mark) }
-.error { --mark: var(--error) } .warning { --mark: var(--warning) } .note { --mark: var(--note) }
-.severity { color: var(--mark); text-transform: uppercase; font-size: .8rem; font-weight: 700;
-  letter-spacing: .04em; margin-right: .5rem }
-.seen { margin: .5rem 0 0 }
-ol, ul { margin: .25rem 0 .5rem; padding-left: 1.25rem }
-ol { list-style: none; padding-left: .75rem; border-left: 1px solid var(--line) }
-.time { color: var(--soft); margin-right: .6em }
-dl { display: grid; grid-template-columns: 7.5rem 1fr; gap: .15rem .75rem; margin: .5rem 0 }
-dd { margin: 0; grid-column: 2 }
-.client { margin: 1.5rem 0 2.5rem }
-svg { display: block; overflow: visible }
-.chart { margin: .75rem .5rem }
-.timeline text { fill: var(--ink); font: 12px system-ui, sans-serif }
-.timeline .tick { fill: var(--soft) }
-.grid { stroke: var(--line) }
-.refused { fill: var(--refused) } .passed { fill: var(--passed) } .session { fill: var(--session) }
-figure { margin: 1rem .5rem }
-figcaption { font-size: .875rem }
-.retries { margin-top: .5rem; border-left: 1px solid var(--line);
-  border-bottom: 1px solid var(--line) }
-.steps, .dot { fill: none; stroke: var(--refused); vector-effect: non-scaling-stroke }
-.steps { stroke-width: 1.5 } .dot { stroke-width: 7; stroke-linecap: round }
-.axis { display: flex; justify-content: space-between; font-size: .75rem }
-@media (max-width: 26rem) {
-  body { padding: .75rem .5rem; font-size: .875rem }
-  dl { grid-template-columns: 1fr } dd { margin: 0 0 .3rem .75rem; grid-column: 1 }
-  .finding { padding: .5rem .6rem }
-}
-@media print {
-  :root { color-scheme: light; --page: #fff; --ink: #000; --soft: #444; --line: #bbb;
-    --panel: #fff; --error: #b3261e; --warning: #8a5300; --note: #1f5fa8; --passed: #1a7340;
-    --refused: #b3261e; --session: #1a7340 }
-  body { max-width: none; padding: 0; font-size: 10pt }
-  * { print-color-adjust: exact }
-  .finding, figure, .chart { break-inside: avoid }
-  h2, h3 { break-after: avoid }
-}
-"""
+_STYLE = (files(__package__) / "style.css").read_text("utf-8")
 
 
 def page_of(report: Report) -> str:
@@ -169,19 +113,6 @@ def _clients(report: Report) -> Node:
 
 
 def _client(client: ClientRecord, began: float, until: float) -> Node:
-    rows: list[tuple[str, list[str]]] = [
-        ("Refused", [f"{count} with {status}" for status, count in by_status(client).items()]),
-        ("Offered", [f"{credentials(sent)} for {host}" for host, sent in by_host(client).items()]),
-        ("TLS", [f"{count} {outcome}" for outcome, count in by_outcome(client).items()]),
-        (
-            "Uses",
-            [
-                f"{use}: {some(count, 'request')}{f' by {agent}' if agent else ''} [{section}]"
-                for (use, section, agent), count in by_use(client).items()
-            ],
-        ),
-        ("Then", [did_next(client)]),
-    ]
     return tag(
         "article",
         tag("h3", client.id),
@@ -189,7 +120,7 @@ def _client(client: ClientRecord, began: float, until: float) -> Node:
             "dl",
             (
                 node
-                for name, values in rows
+                for name, values in rows_of(client)
                 if values
                 for node in (tag("dt", name), *(tag("dd", value) for value in values))
             ),

@@ -1,19 +1,12 @@
 """The report as text for people, in 80 columns."""
 
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import groupby
 
 from capport.report.findings import Finding
 from capport.report.recording import ClientRecord
-from capport.report.summary import (
-    Report,
-    by_host,
-    by_outcome,
-    by_status,
-    by_use,
-    did_next,
-)
+from capport.report.summary import Report, by_host, by_outcome, by_status, by_use, did_next
 from capport.report.wording import clock, printable, some, span
 
 WIDTH = 80
@@ -68,7 +61,28 @@ def heading(report: Report) -> str:
     return said
 
 
-def credentials(sent: dict[str, int]) -> str:
+def rows_of(client: ClientRecord) -> Iterator[tuple[str, list[str]]]:
+    """What a client did, in rows: the name of each, and its values; some rows have none."""
+    statuses = ", ".join(f"{count} with {status}" for status, count in by_status(client).items())
+    yield "refused", [statuses] if statuses else []
+    passed = sum(request.count for request in client.requests if not request.refused)
+    yield "forwarded", [some(passed, "request")] if passed else []
+    offered = by_host(client).items()
+    yield "offered", [f"{_credentials(sent)} for {host}" for host, sent in offered]
+    shakes = ", ".join(f"{count} {outcome}" for outcome, count in by_outcome(client).items())
+    yield "TLS", [shakes] if shakes else []
+    uses = by_use(client).items()
+    yield (
+        "uses",
+        [
+            f"{use}: {some(count, 'request')}{f' by {agent}' if agent else ''} [{section}]"
+            for (use, section, agent), count in uses
+        ],
+    )
+    yield "then", [did_next(client)]
+
+
+def _credentials(sent: dict[str, int]) -> str:
     """`3 cookies, 1 HTTP credential`."""
     names = {"cookies": "cookie", "authorizations": "HTTP credential"}
     return ", ".join(some(sent[kind], name) for kind, name in names.items() if sent[kind])
@@ -85,26 +99,9 @@ def _finding(finding: Finding) -> Iterator[str]:
 
 def _client(client: ClientRecord) -> Iterator[str]:
     yield from _wrapped(client.id)
-    statuses = ", ".join(f"{count} with {status}" for status, count in by_status(client).items())
-    yield from _row("refused", [statuses] if statuses else [])
-    passed = sum(request.count for request in client.requests if not request.refused)
-    yield from _row("forwarded", [some(passed, "request")] if passed else [])
-    sent = (f"{credentials(sent)} for {host}" for host, sent in by_host(client).items())
-    yield from _row("offered", sent)
-    shakes = ", ".join(f"{count} {outcome}" for outcome, count in by_outcome(client).items())
-    yield from _row("TLS", [shakes] if shakes else [])
-    uses = (
-        f"{use}: {some(count, 'request')}{f' by {agent}' if agent else ''} [{section}]"
-        for (use, section, agent), count in by_use(client).items()
-    )
-    yield from _row("uses", uses)
-    yield from _row("then", [did_next(client)])
-
-
-def _row(name: str, values: Iterable[str]) -> Iterator[str]:
-    for value in values:
-        yield from _wrapped(value, f"  {name:<11}", " " * 13)
-        name = ""
+    for name, values in rows_of(client):
+        for number, value in enumerate(values):
+            yield from _wrapped(value, f"  {'' if number else name:<11}", " " * 13)
 
 
 def _wrapped(text: str, first: str = "", after: str = "") -> list[str]:

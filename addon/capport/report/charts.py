@@ -83,17 +83,9 @@ def _lane(lane: _Lane, top: float, scale: Callable[[float], float]) -> list[Node
         first = records[0]
         what = f"{clock(first.time)}  {first}"
         more = f", and {len(records) - 1} more until {clock(records[-1].time)}"
-        bars.append(
-            tag(
-                "rect",
-                tag("title", what + (more if len(records) > 1 else "")),
-                class_=lane.kind,
-                x=_percent(number / _BINS * 100),
-                width="3",
-                y=f"{floor - size:.1f}",
-                height=f"{size:.1f}",
-            )
-        )
+        said = what + (more if len(records) > 1 else "")
+        left = _percent(number / _BINS * 100)
+        bars.append(_bar(said, lane.kind, left, "3", floor - size, size))
     return bars
 
 
@@ -112,20 +104,15 @@ def _session(
         spans.append((open_since, until))
     nodes = [tag("text", f"Sessions: {len(spans)}", x="0", y=f"{top + 13:g}")]
     for start, end in spans:
-        left, right = scale(start), scale(end)
-        nodes.append(
-            tag(
-                "rect",
-                tag("title", f"known from {clock(start)} to {clock(end)}"),
-                class_="session",
-                x=_percent(left),
-                width=_percent(max(right - left, 0.5)),
-                y=f"{top + _LANE - 16:g}",
-                height="10",
-                rx="2",
-            )
-        )
+        left, width = scale(start), _percent(max(scale(end) - scale(start), 0.5))
+        said = f"known from {clock(start)} to {clock(end)}"
+        nodes.append(_bar(said, "session", _percent(left), width, top + _LANE - 16, 10))
     return nodes
+
+
+def _bar(said: str, kind: str, left: str, width: str, top: float, height: float) -> Node:
+    at = {"x": left, "y": f"{top:.1f}", "width": width, "height": f"{height:.1f}"}
+    return tag("rect", tag("title", said), class_=kind, **at)
 
 
 def _tick(number: int, began: float, until: float, height: int) -> list[Node]:

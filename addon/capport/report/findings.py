@@ -1,6 +1,6 @@
 """A finding: a rule that a client broke, what was seen of it, and on which requests."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -34,24 +34,21 @@ class Seen:
     agent: Agent = UNNAMED
 
 
-@dataclass(frozen=True, slots=True)
-class NotTested:
-    """Why a client's record cannot show whether it breaks a rule."""
-
-    because: str
-
-
-type Outcome = Sequence[Seen] | NotTested
+class NotTested(Exception):
+    """A client's record cannot show whether it breaks a rule; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule. `look` finds where a client breaks it; `change` and `no_fault` are advice."""
+    """One rule. `look` finds where a client breaks it; `change` and `no_fault` are advice.
+
+    `look` raises NotTested, before it yields anything.
+    """
 
     id: str
     severity: Severity
     section: str
-    look: Callable[[ClientRecord], Outcome]
+    look: Callable[[ClientRecord], Iterator[Seen]]
     title: str
     change: str
     no_fault: str

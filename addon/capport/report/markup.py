@@ -18,11 +18,9 @@ def tag(name: str, /, *children: Child | Iterable[Child], **attributes: str | No
     }
     node = ElementTree.Element(name, given)
     for child in children:
-        if isinstance(child, str):
-            _append_text(node, printable(child))
-        elif isinstance(child, ElementTree.Element):
-            node.append(child)
-        elif child is not None:
+        if child is None or isinstance(child, str | ElementTree.Element):
+            _append(node, child)
+        else:
             for one in child:
                 _append(node, one)
     return node
@@ -42,14 +40,9 @@ def page(root: Node) -> str:
 
 
 def _append(node: Node, child: Child) -> None:
-    if isinstance(child, str):
-        _append_text(node, printable(child))
-    elif child is not None:
+    if isinstance(child, ElementTree.Element):
         node.append(child)
-
-
-def _append_text(node: Node, text: str) -> None:
-    if len(node):
-        node[-1].tail = (node[-1].tail or "") + text
-    else:
-        node.text = (node.text or "") + text
+    elif child and len(node):
+        node[-1].tail = (node[-1].tail or "") + printable(child)
+    elif child:
+        node.text = (node.text or "") + printable(child)

@@ -181,6 +181,12 @@ def events_in(lines: Iterable[str], recording: Recording) -> Iterator[Mapping[st
             recording.unread += 1
 
 
+def record_lines(lines: Iterable[str]) -> Recording:
+    """What happened by a file of events."""
+    recording = Recording()
+    return record(events_in(lines, recording), recording)
+
+
 def record(
     events: Iterable[Mapping[str, object]],
     recording: Recording | None = None,
@@ -213,7 +219,7 @@ def record(
             kept.append((address, mac, name, one))
     recording.until = until or recording.until
     clients: dict[str, ClientRecord] = {}
-    for address, mac, name, shown in kept:
+    for address, mac, name, shown in sorted(kept, key=lambda it: it[-1].time):
         key = mac or macs.get(address, address)
         client = clients.setdefault(key, ClientRecord(until=recording.until or 0.0))
         client.address = client.address or address
@@ -225,10 +231,6 @@ def record(
             client.handshakes.append(shown)
         else:
             client.changes.append(shown)
-    for client in clients.values():
-        client.requests.sort(key=lambda it: it.time)
-        client.handshakes.sort(key=lambda it: it.time)
-        client.changes.sort(key=lambda it: it.time)
     recording.clients = list(clients.values())
     return recording
 

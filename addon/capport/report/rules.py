@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from urllib.parse import urlsplit
 
-from capport.report.agents import UNNAMED, Agent, agent_of
-from capport.report.findings import NotTested, Outcome, Rule, Seen, Severity
-from capport.report.recording import ClientRecord, Handshake, Request
+from capport.report.agents import UNNAMED, agent_of
+from capport.report.findings import NotTested, Rule, Seen, Severity
+from capport.report.recording import ClientRecord, Handshake, Record, Request
 from capport.report.uses import checking
 from capport.report.wording import lasting, some
 
@@ -28,148 +28,127 @@ DATE = 2.0  # the same, where one is a header field, which has no fractions
 
 REDIRECTS = {301, 302, 303, 307, 308}
 
-NOT_WATCHED = NotTested("the client was not watched, so its requests were counted together")
-NO_REFUSAL = NotTested("none of its requests was refused")
+ENDS = {"revoked", "expired", "unwatched"}
+
+NOT_WATCHED = "the client was not watched, so its requests were counted together"
+NO_REFUSAL = "none of its requests was refused"
 
 
-def retries_511(client: ClientRecord) -> Outcome:
+def retries_511(client: ClientRecord) -> Iterator[Seen]:
     """Sends a refused request again within seconds, and again."""
-    if (lacking := _lacks_refusals(client, 511)) is not None:
-        return lacking
-    found = []
+    _need_refusals(client, 511)
     for attempts in attempts_of(client):
-        for run in _runs(attempts, lambda before, after: after.time - before.time < SOON):
+        for run in _runs(attempts, SOON):
             if len(run) > RETRIES:
-                agent, took = agent_of(run[0].agent), run[-1].time - run[0].time
-                said = f" ({agent.retries})" if agent.retries else ""
-                sentence = (
-                    f"{agent} sent {run[0].method} {run[0].url} {len(run)} times within"
-                    f" {lasting(took)}, each but the first after a 511{said}"
+                first, took = run[0], run[-1].time - run[0].time
+                retries = agent_of(first.agent).retries
+                yield _did(
+                    first,
+                    f"sent {first.method} {first.url} {len(run)} times within {lasting(took)},"
+                    f" each but the first after a 511{f' ({retries})' if retries else ''}",
+                    run,
                 )
-                found.append(Seen(sentence, run, run[0].host, agent))
-    return found
 
 
-def retries_handshakes(client: ClientRecord) -> Outcome:
+def retries_handshakes(client: ClientRecord) -> Iterator[Seen]:
     """Begins a refused TLS handshake again at once, and again."""
     failed = _by_host(it for it in client.handshakes if it.failed and it.count == 1)
     if not failed:
-        return NotTested("none of its TLS handshakes was refused")
+        raise NotTested("none of its TLS handshakes was refused")
     if not client.details and not any(change.event == "watched" for change in client.changes):
-        return NOT_WATCHED
-    found = []
+        raise NotTested(NOT_WATCHED)
     for host, shakes in failed.items():
-        for run in _runs(shakes, lambda before, after: after.time - before.time < AT_ONCE):
+        for run in _runs(shakes, AT_ONCE):
             if len(run) > HANDSHAKES:
                 took = lasting(run[-1].time - run[0].time)
                 sentence = f"{len(run)} TLS handshakes for {host} within {took}, though each failed"
-                found.append(Seen(sentence, run, host))
-    return found
+                yield Seen(sentence, run, host)
 
 
-def no_back_off(client: ClientRecord) -> Outcome:
+def no_back_off(client: ClientRecord) -> Iterator[Seen]:
     """Asks again and again at the same pace."""
-    if (lacking := _lacks_refusals(client, 511)) is not None:
-        return lacking
+    _need_refusals(client, 511)
     groups = [attempts for attempts in attempts_of(client) if len(attempts) > 3]
     if not groups:
-        return NotTested("no request got a 511 four times or more")
-    found = []
+        raise NotTested("no request got a 511 four times or more")
     for attempts in groups:
         waits = [after.time - before.time for before, after in pairwise(attempts)]
         half = len(waits) // 2
         first, last = sum(waits[:half]) / half, sum(waits[-half:]) / half
         if last < PATIENT and last < max(first, 0.05) * GROWTH:
-            agent = agent_of(attempts[0].agent)
-            sentence = (
-                f"{agent} sent {attempts[0].method} {attempts[0].url} {len(attempts)} times,"
-                f" every {lasting(sum(waits) / len(waits))}, and did not slow down"
-            )
-            found.append(Seen(sentence, attempts, attempts[0].host, agent))
-    return found
+            what = f"{attempts[0].method} {attempts[0].url} {len(attempts)} times"
+            pace = f"every {lasting(sum(waits) / len(waits))}, and did not slow down"
+            yield _did(attempts[0], f"sent {what}, {pace}", attempts)
 
 
-def never_recovers(client: ClientRecord) -> Outcome:
+def never_recovers(client: ClientRecord) -> Iterator[Seen]:
     """Was refused, was granted a session, and got nothing from an origin afterwards."""
-    failed = [shake for shake in client.handshakes if shake.failed]
-    refused: list[Request | Handshake] = sorted([*client.refusals, *failed], key=_time)
+    unsorted: list[Request | Handshake] = [*client.requests, *client.handshakes]
+    records = sorted(unsorted, key=lambda it: it.time)
+    refused = [it for it in records if (it.failed if isinstance(it, Handshake) else it.refused)]
     grant = next((it for it in client.grants if refused and refused[0].time < it.time), None)
     if grant is None:
-        return NotTested("it was granted no session after a refusal")
+        raise NotTested("it was granted no session after a refusal")
     watched = [change for change in client.changes if change.event == "watched"]
-    passes = [request for request in client.requests if not request.refused]
-    if not watched and not passes:
-        return NOT_WATCHED
+    if not watched and all(request.refused for request in client.requests):
+        raise NotTested(NOT_WATCHED)
     if any(change.kernel_forwards for change in watched):
-        return NotTested("the kernel forwards its requests past the portal once it is known")
-    records: list[Request | Handshake] = [*client.requests, *client.handshakes]
-    after = sorted((one for one in records if one.time >= grant.time), key=_time)
+        raise NotTested("the kernel forwards its requests past the portal once it is known")
+    after = [it for it in records if it.time >= grant.time]
     if any(_reached_an_origin(one) for one in after):
-        return []
-    ended = next((c.time for c in client.changes if c.time > grant.time and _ends(c.event)), None)
-    left = (ended or client.until) - grant.time
+        return
+    ends = (it.time for it in client.changes if it.event in ENDS and it.time > grant.time)
+    left = next(ends, client.until) - grant.time
     if left < AFTER_GRANT:
-        return NotTested(f"the record ends {left:.0f} s after the grant")
-    before = [one for one in refused if one.time < grant.time][-1]
+        raise NotTested(f"the record ends {left:.0f} s after the grant")
+    before = [it for it in refused if it.time < grant.time][-1]
     agent = agent_of(before.agent) if isinstance(before, Request) else UNNAMED
     sentence = f"within {lasting(left)} of being granted a session, it reached no origin"
     if not after:
         sentence += ", and did not try"
-    return [Seen(sentence, [before, grant, *after], before.host, agent)]
+    yield Seen(sentence, [before, grant, *after], before.host, agent)
 
 
-def takes_page_for_origin(client: ClientRecord) -> Outcome:
+def takes_page_for_origin(client: ClientRecord) -> Iterator[Seen]:
     """Shows in a later request that it took the portal's reply for the origin's."""
-    if (lacking := _lacks_refusals(client)) is not None:
-        return lacking
-    found, answered = [], defaultdict[str, deque[Request]](_few)
+    _need_refusals(client)
+    answered = defaultdict[str, deque[Request]](lambda: deque(maxlen=50))
     for request in client.details:
-        agent = agent_of(request.agent)
-        reply = _reply_that_shows_in(request, answered[request.host], agent)
-        if reply is not None:
+        if reply := _reply_that_shows_in(request, answered[request.host]):
             before, trace = reply
-            sentence = f"{agent} asked for {request.url} with {trace}"
             evidence = [before, request] if before else [request]
-            found.append(Seen(sentence, evidence, request.host, agent))
+            yield _did(request, f"asked for {request.url} with {trace}", evidence)
         if request.refused:
             answered[request.host].append(request)
-    return found
 
 
-def favicon_of_portal(client: ClientRecord) -> Outcome:
+def favicon_of_portal(client: ClientRecord) -> Iterator[Seen]:
     """Asks for the icon of a host whose page the portal gave it."""
-    if (lacking := _lacks_refusals(client)) is not None:
-        return lacking
-    found, answered = [], dict[tuple[str, str], Request]()
+    _need_refusals(client)
+    answered: dict[tuple[str, str], Request] = {}
     for request in client.details:
         key = (request.host, request.agent)
         if request.path == "/favicon.ico" and key in answered:
-            agent = agent_of(request.agent)
-            sentence = f"{agent} asked {request.host} for its icon after a page of the portal's"
-            found.append(Seen(sentence, [answered[key], request], request.host, agent))
+            said = f"asked {request.host} for its icon after a page of the portal's"
+            yield _did(request, said, [answered[key], request])
         elif request.refused:
             answered.setdefault(key, request)
-    return found
 
 
-def caches_511(client: ClientRecord) -> Outcome:
+def caches_511(client: ClientRecord) -> Iterator[Seen]:
     """Asks whether a stored 511 is still fresh."""
-    if (lacking := _lacks_refusals(client)) is not None:
-        return lacking
-    found, kept = [], defaultdict[str, deque[Request]](_few)
+    _need_refusals(client)
+    kept = defaultdict[str, deque[Request]](lambda: deque(maxlen=16))
     for request in client.details:
-        before = next((it for it in kept[request.url] if _revalidates(request, it)), None)
-        if before:
-            agent = agent_of(request.agent)
-            sentence = f"{agent} stored the 511 for {request.url} and asked whether it has changed"
-            found.append(Seen(sentence, [before, request], request.host, agent))
+        if before := next((it for it in kept[request.url] if _revalidates(request, it)), None):
+            said = f"stored the 511 for {request.url} and asked whether it has changed"
+            yield _did(request, said, [before, request])
         if request.refused and request.status == 511:
             kept[request.url].append(request)
-    return found
 
 
-def cookies_to_portal(client: ClientRecord) -> Outcome:
-    """Sends cookies to who is not the origin."""
+def cookies_to_portal(client: ClientRecord) -> Iterator[Seen]:
+    """Sends cookies to a server that is not the origin."""
     given = set[tuple[str, str]]()  # the programs that have a cookie of the portal's for a host
     own: dict[int, int] = {}
     for request in client.refusals:
@@ -180,41 +159,38 @@ def cookies_to_portal(client: ClientRecord) -> Outcome:
     return _credentials(client, "cookie", lambda request: own[id(request)])
 
 
-def authorization_to_portal(client: ClientRecord) -> Outcome:
-    """Sends HTTP credentials to who is not the origin."""
+def authorization_to_portal(client: ClientRecord) -> Iterator[Seen]:
+    """Sends HTTP credentials to a server that is not the origin."""
     return _credentials(client, "HTTP credential", lambda request: request.authorizations)
 
 
-def accepts_any_certificate(client: ClientRecord) -> Outcome:
+def accepts_any_certificate(client: ClientRecord) -> Iterator[Seen]:
     """Accepts a certificate of a CA that it does not know."""
     shown = [it for it in client.handshakes if it.action == "intercept" and not it.trusts_ca]
     if not shown:
-        return NotTested("it was shown no certificate of another CA (tls.unknown: intercept)")
-    return [
-        Seen(f"it accepted a certificate of an unknown CA for {host}", shakes, host)
-        for host, shakes in _by_host(it for it in shown if it.outcome == "accepted").items()
-    ]
+        raise NotTested("it was shown no certificate of another CA (tls.unknown: intercept)")
+    for host, shakes in _by_host(it for it in shown if it.outcome == "accepted").items():
+        yield Seen(f"it accepted a certificate of an unknown CA for {host}", shakes, host)
 
 
-def pins_certificate(client: ClientRecord) -> Outcome:
+def pins_certificate(client: ClientRecord) -> Iterator[Seen]:
     """Rejects a certificate of a CA that its device trusts."""
     shown = [it for it in client.handshakes if it.action == "intercept" and it.trusts_ca]
     if not shown:
-        return NotTested("no handshake of a client with trusts_ca was intercepted")
-    return [
-        Seen(f"it rejected a certificate for {host}, though the device trusts its CA", shakes, host)
-        for host, shakes in _by_host(it for it in shown if it.outcome == "rejected").items()
-    ]
+        raise NotTested("no handshake of a client with trusts_ca was intercepted")
+    for host, shakes in _by_host(it for it in shown if it.outcome == "rejected").items():
+        sentence = f"it rejected a certificate for {host}, though the device trusts its CA"
+        yield Seen(sentence, shakes, host)
 
 
-def plain_http_after_tls(client: ClientRecord) -> Outcome:
+def plain_http_after_tls(client: ClientRecord) -> Iterator[Seen]:
     """Goes on in plain HTTP where TLS failed."""
     failed = _by_host(shake for shake in client.handshakes if shake.failed)
     if not failed:
-        return NotTested("none of its TLS handshakes failed")
+        raise NotTested("none of its TLS handshakes failed")
     if not client.details:
-        return NOT_WATCHED
-    found, plain = [], dict[str, Request]()
+        raise NotTested(NOT_WATCHED)
+    plain: dict[str, Request] = {}
     for request in client.details:
         # A browser that tried https first for a name without a scheme is no fault of a site's.
         if request.scheme == "http" and not agent_of(request.agent).browser:
@@ -222,18 +198,17 @@ def plain_http_after_tls(client: ClientRecord) -> Outcome:
     for host, (first, *_) in failed.items():
         then = plain.get(host)
         if then and 0 <= then.time - first.time < RELATED and not checking(then):
-            agent, rejected = agent_of(then.agent), first.outcome == "rejected"
+            rejected = first.outcome == "rejected"
             why = "rejected a certificate for" if rejected else "got no TLS connection to"
-            sentence = f"{agent} {why} {host}, then sent {then.method} {then.url} in the clear"
-            found.append(Seen(sentence, [first, then], host, agent))
-    return found
+            said = f"{why} {host}, then sent {then.method} {then.url} in the clear"
+            yield _did(then, said, [first, then])
 
 
-def ignores_retry_after(client: ClientRecord) -> Outcome:
+def ignores_retry_after(client: ClientRecord) -> Iterator[Seen]:
     """Asks again before the time that Retry-After names."""
     if not any(request.retry_after for request in client.details):
-        return NotTested("no answer that it got had a Retry-After field")
-    found, asked = [], dict[tuple[str, str], Request]()
+        raise NotTested("no answer that it got had a Retry-After field")
+    asked: dict[tuple[str, str], Request] = {}
     for request in client.details:
         to = (request.host, request.agent)
         before = asked.pop(to, None)
@@ -241,49 +216,46 @@ def ignores_retry_after(client: ClientRecord) -> Outcome:
         if before and not any(before.time < it.time <= request.time for it in client.grants):
             wait, waited = before.retry_after or 0.0, request.time - before.time
             if waited < wait - SLACK:
-                agent = agent_of(request.agent)
-                sentence = (
-                    f"{agent} was asked to wait for {lasting(wait)}, and sent its next request to"
-                    f" {request.host} after {lasting(waited)}"
-                )
-                found.append(Seen(sentence, [before, request], request.host, agent))
+                then = f"sent its next request to {request.host} after {lasting(waited)}"
+                said = f"was asked to wait for {lasting(wait)}, and {then}"
+                yield _did(request, said, [before, request])
         if request.retry_after:
             asked[to] = request
-    return found
 
 
-def follows_redirect(client: ClientRecord) -> Outcome:
+def follows_redirect(client: ClientRecord) -> Iterator[Seen]:
     """Follows the portal's redirect, though it is no browser."""
-    found, redirected, tested = [], dict[str, Request](), False
+    redirected, tested = dict[str, Request](), False
     for request in client.details:
-        agent = agent_of(request.agent)
         is_redirected = request.refused and request.status in REDIRECTS
         if request.answered_by == "login server":
             before = redirected.pop(request.agent, None)
             if before and request.time - before.time < FOLLOWED:
-                sentence = f"{agent} asked for {before.url} and got the login page, by a redirect"
-                found.append(Seen(sentence, [before, request], before.host, agent))
-        elif is_redirected and not agent.browser and not checking(request):
+                said = f"asked for {before.url} and got the login page, by a redirect"
+                yield _did(before, said, [before, request])
+        elif is_redirected and not agent_of(request.agent).browser and not checking(request):
             redirected[request.agent], tested = request, True
     if not tested:
-        return NotTested("no request of a program that is no browser was redirected")
-    return found
+        raise NotTested("no request of a program that is no browser was redirected")
 
 
-def _lacks_refusals(client: ClientRecord, status: int | None = None) -> NotTested | None:
-    """Why a rule about refused requests (with that status) cannot be tested; None if it can."""
+def _did(request: Request, said: str, evidence: Sequence[Record]) -> Seen:
+    """What the program that sent `request` did: its name, and then what is `said`."""
+    agent = agent_of(request.agent)
+    return Seen(f"{agent} {said}", evidence, request.host, agent)
+
+
+def _need_refusals(client: ClientRecord, status: int | None = None) -> None:
+    """Raises NotTested if the record has no refused requests (with that status) one by one."""
     refused = [it for it in client.refusals if status is None or it.status == status]
     if not refused:
-        return NotTested(f"no request got a {status}") if status else NO_REFUSAL
-    return None if any(it.detailed for it in refused) else NOT_WATCHED
+        raise NotTested(f"no request got a {status}" if status else NO_REFUSAL)
+    if not any(it.detailed for it in refused):
+        raise NotTested(NOT_WATCHED)
 
 
 def _reached_an_origin(one: Request | Handshake) -> bool:
     return one.outcome == "passed" if isinstance(one, Handshake) else one.answered_by == "origin"
-
-
-def _ends(event: str) -> bool:
-    return event in {"revoked", "expired", "unwatched"}
 
 
 def attempts_of(client: ClientRecord) -> Iterator[list[Request]]:
@@ -296,69 +268,55 @@ def attempts_of(client: ClientRecord) -> Iterator[list[Request]]:
     yield from groups.values()
 
 
-def _runs[One](records: Sequence[One], belongs: Callable[[One, One], bool]) -> Iterator[list[One]]:
-    """The records in groups of which each next one belongs to the one before it."""
+def _runs[One: (Request, Handshake)](records: Sequence[One], seconds: float) -> Iterator[list[One]]:
+    """The records in groups: each begins less than `seconds` after the one before it."""
     run = list(records[:1])
     for before, after in pairwise(records):
-        if not belongs(before, after):
+        if after.time - before.time >= seconds:
             yield run
             run = []
         run.append(after)
     yield run
 
 
-def _time(one: Request | Handshake) -> float:
-    return one.time
-
-
-def _few() -> deque[Request]:
-    return deque(maxlen=50)
-
-
 def _by_host(shakes: Iterable[Handshake]) -> dict[str, list[Handshake]]:
-    found: dict[str, list[Handshake]] = {}
+    found = defaultdict[str, list[Handshake]](list)
     for shake in shakes:
-        found.setdefault(shake.host, []).append(shake)
+        found[shake.host].append(shake)
     return found
 
 
-def _credentials(client: ClientRecord, what: str, count: Callable[[Request], int]) -> Outcome:
+def _credentials(
+    client: ClientRecord, what: str, count: Callable[[Request], int]
+) -> Iterator[Seen]:
     if not client.refusals:
-        return NO_REFUSAL
-    groups: dict[tuple[str, str], list[Request]] = {}
+        raise NotTested(NO_REFUSAL)
+    groups = defaultdict[tuple[str, str], list[Request]](list)
     for request in client.refusals:
         if count(request):
-            groups.setdefault((request.host, request.agent), []).append(request)
-    found = []
-    for (host, text), sent in groups.items():
-        agent, most = agent_of(text), max(map(count, sent))
-        times = sum(request.count for request in sent)
+            groups[request.host, request.agent].append(request)
+    for (host, _), sent in groups.items():
+        times = some(sum(request.count for request in sent), "request")
         inside = " inside TLS with a certificate that is not the origin's"
         where = inside if all(request.scheme == "https" for request in sent) else ""
-        sentence = (
-            f"{agent} sent {some(most, what)} for {host} to the portal"
-            f" ({some(times, 'request')}){where}"
-        )
-        found.append(Seen(sentence, sent, host, agent))
-    return found
+        most = some(max(map(count, sent)), what)
+        yield _did(sent[0], f"sent {most} for {host} to the portal ({times}){where}", sent)
 
 
 def _reply_that_shows_in(
-    request: Request, same: Iterable[Request], agent: Agent
+    request: Request, same: Sequence[Request]
 ) -> tuple[Request | None, str] | None:
-    """The reply that `request` rests on, of the `same` host's, and by what it shows that.
+    """The portal's reply that `request` shows, out of the `same` host's, and the trace of it.
 
-    There is no such reply if the client has what it shows from an earlier run.
+    The reply is None if the client has what it shows from an earlier run.
     """
     shows = {
         "validator": "the validator of the portal's page",
         "cookie": "a cookie that the portal set in the origin's name",
     }
-    same = list(same)
-    pages = [it for it in same if it.status != 511]
+    last = next((it for it in reversed(same) if it.status != 511), same[-1] if same else None)
     for trace, said in shows.items():
         if trace in request.traces:
-            last = next(reversed(pages or same), None)
             if trace == "validator" and last and last.status == 511 and last.etag:
                 continue  # `caches_511`
             return last, said
@@ -366,7 +324,7 @@ def _reply_that_shows_in(
         begun = [it for it in same if (it.url, it.length) == (request.url, request.first_byte)]
         if begun:
             return begun[-1], "Range, as the rest of a file that begins with the portal's page"
-    if agent.browser:
+    if agent_of(request.agent).browser:
         return None  # it shows the page to a person, with its images
     if "url" in request.traces and same:
         return same[-1], "a path that only the portal's page has"

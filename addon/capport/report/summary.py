@@ -80,18 +80,17 @@ def report_of(recording: Recording) -> Report:
     kept: list[Rule] = []
     for rule in RULES:
         reasons: list[str] = []
-        tested = False
+        found: list[Finding] = []
         for client in recording.clients:
-            outcome = rule.look(client)
-            if isinstance(outcome, NotTested):
-                reasons.append(outcome.because)
-                continue
-            tested = True
-            findings += [Finding(rule, client.id, seen) for seen in _merged(outcome)]
-        if not tested:
+            try:
+                found += [Finding(rule, client.id, seen) for seen in _merged(rule.look(client))]
+            except NotTested as error:
+                reasons.append(str(error))
+        findings += found
+        if len(reasons) == len(recording.clients):
             because = Counter(reasons).most_common(1)[0][0] if reasons else "no client was seen"
             untested.append(Untested(rule, because))
-        elif all(finding.rule is not rule for finding in findings):
+        elif not found:
             kept.append(rule)
     worst = list(reversed(Severity))
     findings.sort(key=lambda it: worst.index(it.rule.severity))
