@@ -97,7 +97,7 @@ def the_state(it: Portal, _: pytest.MonkeyPatch) -> None:
 
 def the_handshakes(it: Portal, patch: pytest.MonkeyPatch) -> None:
     for name in ("intercepted", "established", "failed", "used", "closed"):
-        patch.setattr(it.keeper.handshakes, name, broken)
+        patch.setattr(it.keeper.enforcer.handshakes, name, broken)
 
 
 def the_connections(it: Portal, patch: pytest.MonkeyPatch) -> None:

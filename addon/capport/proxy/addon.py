@@ -8,6 +8,7 @@ connection to an origin, and the `Guard` refuses a connection that `server_conne
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from mitmproxy import connection, contentviews, ctx, dns, exceptions, http, tcp, tls, udp
 from mitmproxy.addonmanager import Loader
@@ -33,6 +34,7 @@ from capport.policy.policy_file import PolicyError
 from capport.proxy import mitmproxy_options
 from capport.proxy.connections import Connections
 from capport.proxy.console import Console
+from capport.proxy.enforcer import Enforcer
 from capport.proxy.fail_closed import (
     NO_VERDICT,
     Guard,
@@ -50,7 +52,6 @@ from capport.proxy.flow_marks import (
     decided_on,
 )
 from capport.proxy.front_protocol import Front, leads_back
-from capport.proxy.gate_enforcer import GateEnforcer
 from capport.proxy.handshakes import Handshakes
 from capport.proxy.internals import http1_reader, http2_bounds, sockets
 from capport.proxy.internals.addons import put_where_scripts_stand
@@ -88,32 +89,21 @@ DROPPED = "portal: this client was refused too often (limits.drop_after)"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # of an HTTP/2 client, RFC 9113 section 3.4
 
 
+@dataclass(eq=False)
 class Hooks:
     """Every hook of the portal. `service` holds the gate, the policy and the sessions."""
 
     name = "capport"
 
-    def __init__(
-        self,
-        service: PortalService,
-        connections: Connections,
-        marks: FlowMarks,
-        enforcer: GateEnforcer,
-        dialling: Dialling,
-        front: Front,
-        shown: Shown,
-        guard: Guard,
-    ) -> None:
-        self.service = service
-        self.connections = connections
-        self.marks = marks
-        self.enforcer = enforcer
-        self.handshakes = enforcer.handshakes
-        self.dialling = dialling
-        self.front = front
-        self.shown = shown
-        self.guard = guard
-        self._beginning: asyncio.Future[None] | None = None
+    service: PortalService
+    connections: Connections
+    marks: FlowMarks
+    enforcer: Enforcer
+    dialling: Dialling
+    front: Front
+    shown: Shown
+    guard: Guard
+    _beginning: asyncio.Future[None] | None = None
 
     @property
     def gate(self) -> Gate:
@@ -187,7 +177,7 @@ class Hooks:
         """Forgets the connection, and closes the sockets that mitmproxy left open."""
         self.enforcer.handed_on(conn)
         sockets.close(handler_of(conn.id))
-        self.handshakes.closed(conn)
+        self.enforcer.handshakes.closed(conn)
         self.connections.closed(conn)
 
     @closed(deny_layer)
@@ -273,12 +263,12 @@ class Hooks:
     @closed(deny_nothing)
     def tls_established_client(self, data: tls.TlsData) -> None:
         """Records that the handshake is done. The client may not have checked the certificate."""
-        self.handshakes.established(data.context.client)
+        self.enforcer.handshakes.established(data.context.client)
 
     @closed(deny_nothing)
     def tls_failed_client(self, data: tls.TlsData) -> None:
         """Reports that the client rejected the certificate (RFC 6585 section 7.4)."""
-        self.handshakes.failed(data.context.client, data.conn.error)
+        self.enforcer.handshakes.failed(data.context.client, data.conn.error)
 
     # --- hooks: HTTP -----------------------------------------------------------------------------
 
@@ -288,7 +278,7 @@ class Hooks:
         if shown.response or shown.error:
             return  # one of our layers, another addon, or mitmproxy (400) has answered
         deny_flow(shown)
-        self.handshakes.used(shown.client_conn)
+        self.enforcer.handshakes.used(shown.client_conn)
         shown.request.headers.pop(HEADER, None)  # only the portal may name the client
         verdict = self._verdict_on(shown)
         if not isinstance(verdict, Pass):
@@ -395,17 +385,13 @@ class Hooks:
             del shown.websocket.messages[:-1]  # later addons (dumper) read the last one
 
     @closed(deny_nothing)
-    def tcp_message(self, shown: tcp.TCPFlow) -> None:
-        """Does the same for raw TCP."""
+    def tcp_message(self, shown: tcp.TCPFlow | udp.UDPFlow) -> None:
+        """Does the same for raw TCP and for UDP."""
         if self.gate.policy.http_known is KnownHttp.STREAM:
             # mitmproxy sends the last message after this hook, so that one must stay.
             del shown.messages[:-1]
 
-    @closed(deny_nothing)
-    def udp_message(self, shown: udp.UDPFlow) -> None:
-        """Does the same for UDP."""
-        if self.gate.policy.http_known is KnownHttp.STREAM:
-            del shown.messages[:-1]
+    udp_message = tcp_message
 
     @closed(deny_dns)
     def dns_request(self, shown: dns.DNSFlow) -> None:
@@ -506,7 +492,7 @@ def compose(guard: Guard, open_service: OpenService) -> Hooks:
     marks = FlowMarks(service.gate, connections)
     shown = Shown(marks, service.gate)
     handshakes = Handshakes(marks.event, shown.rejected)
-    enforcer = GateEnforcer(service, connections, marks, handshakes)
+    enforcer = Enforcer(service, connections, marks, handshakes)
     dialling = Dialling(enforcer, addresses)
     shown.follow(ctx.options, mitmproxy_options.shown(ctx.options))
     front = Front(service.gate, connections, marks, shown)

@@ -15,8 +15,7 @@ from capport.gate import Gate
 from capport.log_limits import FAULTS, Seldom
 from capport.proxy.connections import Connections
 from capport.proxy.flow_details import details_of, request_fields
-from capport.proxy.handshakes import Fields
-from capport.proxy.layers.tls import OUTER
+from capport.proxy.handshakes import OUTER, Fields
 from capport.proxy.request_head import credentials_in
 
 logger = logging.getLogger(__name__)

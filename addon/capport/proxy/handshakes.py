@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from mitmproxy import connection
 
@@ -11,6 +12,15 @@ from capport.events import Value
 
 # OpenSSL's texts for alerts: "tlsv1 alert unknown ca", "tls alert certificate unknown".
 _ALERT = re.compile(r"(?:ssl|tls)v?[0-9.]* alert ([a-z ]+)")
+
+CAVEAT: Final = (
+    "RFC 6585 section 7.4: the certificate was not the origin's, so a client that checks"
+    " certificates saw an error"
+)
+OUTER: Final = (
+    "RFC 9849: the hello has encrypted_client_hello, so its SNI may be only the outer name, and the"
+    " real name is hidden"
+)
 
 type Fields = dict[str, Value]
 """What an event says about a handshake. A field that is None is left out."""

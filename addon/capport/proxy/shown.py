@@ -17,7 +17,7 @@ from capport.front.conversation import Alert, Answer
 from capport.gate import Gate
 from capport.proxy.flow_marks import FlowMarks
 from capport.proxy.front_protocol import Refused, Stranger
-from capport.proxy.handshakes import Fields
+from capport.proxy.handshakes import OUTER, Fields
 from capport.proxy.internals import http1_reader
 from capport.proxy.internals.addons import fire
 from capport.proxy.internals.http_events import (
@@ -27,7 +27,6 @@ from capport.proxy.internals.http_events import (
     HttpResponseHeadersHook,
     HttpResponseHook,
 )
-from capport.proxy.layers.tls import OUTER
 from capport.proxy.request_head import Head
 
 logger = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from capport.linux.own_addresses import source_for
 from capport.policy.policy_file import PolicyError
 from capport.proxy.addon import CaptivePortal, Hooks
 from capport.proxy.appliance import assembled
-from capport.proxy.gate_enforcer import GateEnforcer
+from capport.proxy.enforcer import Enforcer
 from capport.proxy.internals.addons import put_where_scripts_stand
 from capport.proxy.resolver import Addresses
 from capport.proxy.upstream import Dialling
@@ -58,7 +58,7 @@ class _Detours(Dialling):
     """Leads connections to the addresses of the origin and the sign-in page where these listen."""
 
     def __init__(
-        self, enforcer: GateEnforcer, names: Addresses, ports: dict[Address, Callable[[int], int]]
+        self, enforcer: Enforcer, names: Addresses, ports: dict[Address, Callable[[int], int]]
     ) -> None:
         super().__init__(enforcer, names)
         self._ports = ports
@@ -220,7 +220,7 @@ class _Subject:
     async def events(self) -> str:
         """Writes every event that is due; returns the file."""
         for _ in range(50):  # a client that has hung up in a handshake was not noticed yet
-            if not self._hooks.handshakes.pending:
+            if not self._hooks.enforcer.handshakes.pending:
                 break
             await asyncio.sleep(0.01)
         self._write_events()

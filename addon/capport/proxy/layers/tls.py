@@ -4,9 +4,6 @@ RFC 6585 section 7.4: a client gets a certificate error if a portal answers insi
 events that report this have a caveat.
 """
 
-import logging
-from typing import Final
-
 from mitmproxy import connection, flow, tcp, tls
 from mitmproxy.proxy import commands, context, events, layer
 from mitmproxy.proxy.layers import ClientTLSLayer, TCPLayer
@@ -17,21 +14,11 @@ from capport.core.verdict import Drop, Inspect, Intercept, Refuse, TlsVerdict, T
 from capport.front.half_close import STAGE
 from capport.front.hello import Hello, HelloReader, asked_for, claim_of
 from capport.proxy.enforcer import Enforcer
+from capport.proxy.handshakes import CAVEAT, OUTER
 from capport.proxy.internals.layers import OwnLayer, intercepting
 from capport.proxy.layers.lingering import Lingering
 from capport.proxy.layers.silent import ends_on_faults
 from capport.proxy.request_head import place_of
-
-logger = logging.getLogger(__name__)
-
-CAVEAT: Final = (
-    "RFC 6585 section 7.4: the certificate was not the origin's, so a client that checks"
-    " certificates saw an error"
-)
-OUTER: Final = (
-    "RFC 9849: the hello has encrypted_client_hello, so its SNI may be only the outer name, and the"
-    " real name is hidden"
-)
 
 
 class ServerFirst:
@@ -96,7 +83,7 @@ class HelloLayer(OwnLayer):
             # mitmproxy looks at the layers below its TLS: if it sees that this is TLS to itself, it
             # offers only http/1.1 in ALPN.
             self.leave_stack()
-            self.enforcer.takes_tls(self.context.client)
+            self.enforcer.connections.takes_tls(self.context.client)
             yield from self._continue_as(ClientTLSLayer(self.context))
             return
         claim = claim_of(hello, self.dialled)
@@ -116,17 +103,17 @@ class HelloLayer(OwnLayer):
         client = self.context.client
         match verdict:
             case Tunnel(to=place):
-                self.enforcer.let_through(client, place)
-                self.enforcer.passed_tls(client, hello.sni, self.dialled, verdict)
+                self.enforcer.connections.let_through(client, place)
+                self.enforcer.marks.passed_tls(client, hello.sni, self.dialled, verdict)
                 if place is not None and place != self.dialled:
                     yield from self._lead_to(place)
                 yield from self._continue_as(TCPLayer(self.context, ignore=True))
             case Inspect():
-                self.enforcer.let_through(client, None)
-                self.enforcer.passed_tls(client, hello.sni, self.dialled, verdict)
+                self.enforcer.connections.let_through(client, None)
+                self.enforcer.marks.passed_tls(client, hello.sni, self.dialled, verdict)
                 yield from self._continue_as(intercepting(self.context))
             case Intercept():
-                self.enforcer.takes_tls(client)
+                self.enforcer.connections.takes_tls(client)
                 caveat = f"{CAVEAT}; {OUTER}" if hello.has_ech else CAVEAT
                 self.enforcer.intercepted(client, hello.sni, self.dialled, verdict.because, caveat)
                 yield from self._continue_as(intercepting(self.context))
@@ -154,7 +141,7 @@ class HelloLayer(OwnLayer):
         drops = isinstance(verdict, Drop)
         shown = tcp.TCPFlow(client, self.context.server, live=True)
         caveat = OUTER if hello.has_ech else None
-        self.enforcer.refused_tls(shown, hello.sni, self.dialled, verdict, caveat)
+        self.enforcer.marks.refused_tls(shown, hello.sni, self.dialled, verdict, caveat)
         yield tcp_layers.TcpStartHook(shown)
         shown.error = flow.Error(f"TLS refused: {verdict.because}")
         yield tcp_layers.TcpErrorHook(shown)
@@ -167,7 +154,7 @@ class HelloLayer(OwnLayer):
         yield commands.SendData(client, self.reader.access_denied())
         self.reader.raw.clear()
         if self.plain:
-            self.enforcer.lingers(client)
+            self.enforcer.connections.lingers(client)
             yield from self.lingering.begin(half_close=True)
         else:
             yield commands.CloseConnection(client)
