@@ -24,6 +24,21 @@ type Row = tuple[str, float, float, float | None, float, float, str, str, str]
 """A row of the database: the fields of `Session` in their order, its instants in store time."""
 
 
+def row_of(session: Session, shift: float) -> Row:
+    """The row of `session`, in a time that is `shift` seconds ahead of the session's."""
+    return (
+        session.client,
+        session.granted + shift,
+        session.expires + shift,
+        session.idle,
+        max(session.last_seen, session.granted) + shift,
+        session.granted_at,
+        session.by,
+        session.how,
+        session.name,
+    )
+
+
 class State(NamedTuple):
     """The sessions, and what to subtract from store time for an instant of this boot's clock.
 

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +32,7 @@ from capport.stores.redis.fleet_record import (
 from capport.stores.redis.fleet_time import FleetTime
 from capport.stores.redis.redis_link import LEASE, RedisLink
 from capport.stores.redis.router_marks import RouterMarks
-from capport.stores.replica import Replica, pack
+from capport.stores.replica import Replica, pack, row_of
 from capport.stores.sqlite.housekeeping import GRACE_SECONDS, UPKEEP_SECONDS
 from capport.stores.sqlite.store import SqliteStore
 from capport.stores.subscribers import Watchers
@@ -401,35 +401,11 @@ class RedisStore:
         return Record(revoked).without_past(now)
 
     def _grant(self, session: Session, mark: _Mark) -> Grant:
-        shift = self._time.shift
-        return Grant(
-            mark.order,
-            mark.router,
-            session.granted + shift,
-            session.expires + shift,
-            session.idle,
-            max(session.last_seen, session.granted) + shift,
-            session.granted_at,
-            session.by,
-            session.how,
-            session.name,
-        )
+        return Grant(mark.order, mark.router, *row_of(session, self._time.shift)[1:])
 
     def _packed(self, client: ClientId, grant: Grant) -> bytes:
-        shift = self._time.shift
-        return pack(
-            (
-                client,
-                grant.granted - shift,
-                grant.expires - shift,
-                grant.idle,
-                grant.last_seen - shift,
-                grant.granted_at,
-                grant.by,
-                grant.how,
-                grant.name,
-            )
-        )
+        _, _, *fields = astuple(grant)
+        return pack(row_of(Session(client, *fields), -self._time.shift))
 
     def _take_touches(self) -> list[ClientId]:
         """Puts the touches of other routers' sessions into their records; returns the clients."""

@@ -25,7 +25,7 @@ from capport import clock as clocks
 from capport.core.client import Address, ClientId, Mac
 from capport.core.session import Instant, Session, check_times
 from capport.stores import FullError, StoreError, Watcher
-from capport.stores.replica import Replica, Row
+from capport.stores.replica import Replica, row_of
 from capport.stores.sqlite.boot_clock import StoreTime
 from capport.stores.sqlite.database import DROP_SECONDS, PUT_SECONDS, Database, followed
 from capport.stores.sqlite.file_notifier import Bell
@@ -176,7 +176,7 @@ class SqliteStore:
                     return False
                 if most is not None and db.execute(_COUNT).fetchone()[0] >= most:
                     raise FullError.by_policy(most)
-            db.execute(_UPSERT, _row(session, self._time.shift(db)))
+            db.execute(_UPSERT, row_of(session, self._time.shift(db)))
             db.execute(CHANGE, (session.client,))
         self._read_back()
         return True
@@ -275,17 +275,3 @@ class SqliteStore:
                 if error.__cause__ is not None and not is_busy(error.__cause__):
                     raise  # otherwise the next turn does it; meanwhile they are in force
         self._upkeep.turn()
-
-
-def _row(session: Session, shift: float) -> Row:
-    return (
-        session.client,
-        session.granted + shift,
-        session.expires + shift,
-        session.idle,
-        max(session.last_seen, session.granted) + shift,
-        session.granted_at,
-        session.by,
-        session.how,
-        session.name,
-    )
