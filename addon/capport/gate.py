@@ -373,44 +373,31 @@ class Gate:
         was revoked or cleared away.
         """
         with self.metrics.grants.of_this():
-            return self._grant(client, lifetime, by, how, name, renews=renews)
-
-    def _grant(
-        self,
-        client: ClientId,
-        lifetime: float | None,
-        by: str,
-        how: str,
-        name: str,
-        *,
-        renews: bool,
-    ) -> Session:
-        now, sessions = self.now(), self.policy.sessions
-        session = Session(
-            client,
-            granted=now,
-            expires=now + (sessions.lifetime if lifetime is None else lifetime),
-            idle=sessions.idle,
-            last_seen=now,
-            granted_at=self.events.wall(),
-            by=by,
-            how=how,
-            name=name,
-        )
-        try:
-            if not renews:
-                self.store.put(session, most=sessions.most)
-            elif not self.store.renew(session):
-                raise LookupError(f"{client} has no session any more")
-        except FullError as error:
-            self.events.write("fault", what=str(error))
-            raise
-        try:
-            self._carry_out(client)
-        except StoreError:
-            self.store.drop(client)  # else it would be known here, but held up by the router
-            raise
-        return session
+            now, sessions = self.now(), self.policy.sessions
+            session = Session(
+                client,
+                granted=now,
+                expires=now + (sessions.lifetime if lifetime is None else lifetime),
+                idle=sessions.idle,
+                last_seen=now,
+                granted_at=self.events.wall(),
+                by=by,
+                how=how,
+                name=name,
+            )
+            most = None if renews else sessions.most
+            try:
+                if not self.store.put(session, most=most, renews=renews):
+                    raise LookupError(f"{client} has no session any more")
+            except FullError as error:
+                self.events.write("fault", what=str(error))
+                raise
+            try:
+                self._carry_out(client)
+            except StoreError:
+                self.store.drop(client)  # else it would be known here, but held up by the router
+                raise
+            return session
 
     def to_bind(self, client: ClientId) -> Session | None:
         """The session that is filed under an address alone, but should be under its MAC (`bind`).

@@ -66,10 +66,10 @@ async def test_no_revocation_waits_for_a_grant() -> None:
     free = threading.Event()
 
     class Slow(MemoryStore):
-        def put(self, session: Session, *, most: int | None = None) -> None:
+        def put(self, session: Session, *, most: int | None = None, renews: bool = False) -> bool:
             if session.client == EVE:
                 free.wait(SOON)
-            super().put(session, most=most)
+            return super().put(session, most=most, renews=renews)
 
     gate = Gate(policy(), Slow())
     grants = GateGrants(gate)
@@ -210,7 +210,7 @@ async def test_what_fails_for_the_disk_is_a_line_of_the_log(
     assert all(str(path) in one.getMessage() and one.exc_info is None for one in lines)
 
 
-def _fails(_: Session, *, most: int | None) -> None:
+def _fails(_: Session, *, most: int | None, renews: bool) -> None:
     raise StoreError("the disk is full")
 
 

@@ -703,10 +703,10 @@ async def test_a_form_that_failed_may_be_sent_again() -> None:
         form = (await browser.get("/")).fields | {"code": _voucher(h)}
         put, failures = h.gate.store.put, [OSError("the disk is full")]
 
-        def once_full(session: Session, *, most: int | None = None) -> None:
+        def once_full(session: Session, *, most: int | None = None, renews: bool = False) -> bool:
             if failures:
                 raise failures.pop()
-            put(session, most=most)
+            return put(session, most=most, renews=renews)
 
         h.gate.store.put = once_full  # type: ignore[method-assign]
         answers = await asyncio.gather(*(browser.post("/sign-in", form) for _ in range(3)))

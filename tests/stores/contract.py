@@ -128,15 +128,15 @@ class StoreContract:
         assert store.find((MAC,), 1010.0) is None  # a session can be shortened
 
     def test_what_is_not_there_is_not_renewed(self, store: SessionStore) -> None:
-        assert not store.renew(session(name="first"))
+        assert not store.put(session(name="first"), renews=True)
         assert store.find((MAC,), 1002.0) is None
         store.put(session(name="first"))
-        assert store.renew(session(name="second"))
+        assert store.put(session(name="second"), renews=True)
         found = store.find((MAC,), 1002.0)
         assert found is not None
         assert found.name == "second"
         store.drop(MAC)
-        assert not store.renew(session(name="third"))
+        assert not store.put(session(name="third"), renews=True)
         assert store.find((MAC,), 1002.0) is None
 
     def test_last_seen_never_goes_back(self, store: SessionStore) -> None:
@@ -277,7 +277,7 @@ class StoreContract:
             store.put(session(OTHER), most=2)
         assert store.find((OTHER,), 1000.0) is None
         store.put(session(now=1010.0), most=2)  # who has one may have it renewed,
-        assert store.renew(session(ADDRESS, now=1020.0))
+        assert store.put(session(ADDRESS, now=1020.0), renews=True)
         store.put(session(ADDRESS), most=1)  # also where the bound was lowered
         store.drop(ADDRESS)
         store.put(session(OTHER), most=2)

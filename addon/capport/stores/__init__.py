@@ -33,7 +33,7 @@ class FullError(StoreError):
 class SessionStore(Protocol):
     """Sessions by client id, shared by every process that opens the same store.
 
-    Any thread may call any method. `put`, `renew`, `drop` and `close` may wait for a disk or a
+    Any thread may call any method. `put`, `drop` and `close` may wait for a disk or a
     network, a few seconds at most: do not call them on an event loop.
     """
 
@@ -47,18 +47,15 @@ class SessionStore(Protocol):
         It reads memory only, so it never waits and may be called on the event loop.
         """
 
-    def put(self, session: Session, *, most: int | None = None) -> None:
+    def put(self, session: Session, *, most: int | None = None, renews: bool = False) -> bool:
         """Opens a session, or replaces the one with the same id (but `last_seen` never goes back).
 
         The session is durable on return. If the store cannot make it durable, it raises StoreError
         and changes nothing. It raises FullError if there would be more than `most` sessions, where
         ended ones count until they are removed, and ValueError if a time is not a number.
-        """
 
-    def renew(self, session: Session) -> bool:
-        """Replaces the session with the same id, as `put` does. Returns whether there was one.
-
-        Without one it does nothing, so a session that was revoked stays revoked.
+        With `renews`, it only replaces, so a session that was revoked stays revoked. It returns
+        False if there was none to replace.
         """
 
     def drop(self, client: ClientId) -> bool:

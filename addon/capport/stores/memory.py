@@ -28,15 +28,8 @@ class MemoryStore:
         """Returns the open session of the first of `ids` that has one."""
         return first_open(map(self._sessions.get, ids), now)
 
-    def put(self, session: Session, *, most: int | None = None) -> None:
-        """Opens or replaces a session."""
-        self._put(session, renews=False, most=most)
-
-    def renew(self, session: Session) -> bool:
-        """Replaces the session with the same id, if there is one; returns whether there was."""
-        return self._put(session, renews=True)
-
-    def _put(self, session: Session, *, renews: bool, most: int | None = None) -> bool:
+    def put(self, session: Session, *, most: int | None = None, renews: bool = False) -> bool:
+        """Opens or replaces a session; with `renews`, only replaces one."""
         check_times(session)
         with self._lock:
             before = self._sessions.get(session.client)

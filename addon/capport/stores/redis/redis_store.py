@@ -158,16 +158,37 @@ class RedisStore:
         """Calls `watcher` at each change, whichever router made it."""
         return self._watchers.add(watcher)
 
-    def put(self, session: Session, *, most: int | None = None) -> None:
+    def put(self, session: Session, *, most: int | None = None, renews: bool = False) -> bool:
         """Opens or replaces a session. On return it is on the disk of this router.
 
         Redis has it too, unless `fault` says why not. Then it holds on this router alone for now.
         """
-        self._put(session, renews=False, most=most)
-
-    def renew(self, session: Session) -> bool:
-        """Replaces the session with the same id, if there is one; returns whether there was."""
-        return self._put(session, renews=True)
+        check_times(session)
+        client = session.client
+        self._fetch(client)
+        with self._changing:
+            mark, before = self._known.get(client, _UNKNOWN), self._session(client)
+            if before is None:
+                if renews:
+                    return False
+                if most is not None and self._grants >= most and self._about is None:
+                    raise FullError.by_policy(most)
+            else:
+                session = replace(session, last_seen=max(session.last_seen, before.last_seen))
+            now = self._time.now()
+            mark = _Mark(
+                Record(mark.revoked).without_past(now).revoked,
+                max(mark.order + 1, round(now * 1000)),
+                self.router,
+            )
+            record = Record(mark.revoked, self._grant(session, mark))
+            parse(dump(client, record))  # raises ValueError if others could not read it
+            self._marks.write({client: record})
+            self._own.put(session, most=None if self._about is None else most)
+            self._mark(client, mark)
+            self._foreign.set(client, None)
+        self._link.publish([client], TAKEN_SECONDS)
+        return True
 
     def drop(self, client: ClientId) -> bool:
         """Ends a session. Returns whether there was one, at whichever router.
@@ -212,34 +233,6 @@ class RedisStore:
         self._marks.close()
         self._foreign.replace({}, 0.0)
         self._watchers.close()
-
-    def _put(self, session: Session, *, renews: bool, most: int | None = None) -> bool:
-        check_times(session)
-        client = session.client
-        self._fetch(client)
-        with self._changing:
-            mark, before = self._known.get(client, _UNKNOWN), self._session(client)
-            if before is None:
-                if renews:
-                    return False
-                if most is not None and self._grants >= most and self._about is None:
-                    raise FullError.by_policy(most)
-            else:
-                session = replace(session, last_seen=max(session.last_seen, before.last_seen))
-            now = self._time.now()
-            mark = _Mark(
-                Record(mark.revoked).without_past(now).revoked,
-                max(mark.order + 1, round(now * 1000)),
-                self.router,
-            )
-            record = Record(mark.revoked, self._grant(session, mark))
-            parse(dump(client, record))  # raises ValueError if others could not read it
-            self._marks.write({client: record})
-            self._own.put(session, most=None if self._about is None else most)
-            self._mark(client, mark)
-            self._foreign.set(client, None)
-        self._link.publish([client], TAKEN_SECONDS)
-        return True
 
     # --- what the link asks ---
 

@@ -124,13 +124,20 @@ class SqliteStore:
         """Calls `watcher` at each change, also when a written touch moved the end of a session."""
         return self._watchers.add(watcher)
 
-    def put(self, session: Session, *, most: int | None = None) -> None:
+    def put(self, session: Session, *, most: int | None = None, renews: bool = False) -> bool:
         """Opens or replaces a session. On return it is on the disk and in the replica here."""
-        self._put(session, renews=False, most=most)
-
-    def renew(self, session: Session) -> bool:
-        """Replaces the session with the same id, if there is one; returns whether there was."""
-        return self._put(session, renews=True)
+        check_times(session)
+        self._delete_noted(PUT_SECONDS)  # otherwise an older revocation would end this session
+        with self.database.transaction(PUT_SECONDS) as db:
+            if not db.execute(_THERE, (session.client,)).fetchone():
+                if renews:
+                    return False
+                if most is not None and db.execute(_COUNT).fetchone()[0] >= most:
+                    raise FullError.by_policy(most)
+            db.execute(_UPSERT, row_of(session, self._time.shift(db)))
+            db.execute(CHANGE, (session.client,))
+        self._read_back()
+        return True
 
     def drop(self, client: ClientId) -> bool:
         """Ends a session. Returns whether there was one."""
@@ -166,20 +173,6 @@ class SqliteStore:
         self.database.close()
         self._replica.replace({}, 0.0)
         self._watchers.close()
-
-    def _put(self, session: Session, *, renews: bool, most: int | None = None) -> bool:
-        check_times(session)
-        self._delete_noted(PUT_SECONDS)  # otherwise an older revocation would end this session
-        with self.database.transaction(PUT_SECONDS) as db:
-            if not db.execute(_THERE, (session.client,)).fetchone():
-                if renews:
-                    return False
-                if most is not None and db.execute(_COUNT).fetchone()[0] >= most:
-                    raise FullError.by_policy(most)
-            db.execute(_UPSERT, row_of(session, self._time.shift(db)))
-            db.execute(CHANGE, (session.client,))
-        self._read_back()
-        return True
 
     # --- revoking ---
 
