@@ -34,7 +34,7 @@ from capport.policy.policy_file import PolicyError
 from capport.proxy import mitmproxy_options
 from capport.proxy.connections import Connections
 from capport.proxy.console import Console
-from capport.proxy.enforcer import Enforcer
+from capport.proxy.enforcer import Enforcer, PortalService
 from capport.proxy.fail_closed import (
     NO_VERDICT,
     Guard,
@@ -81,7 +81,6 @@ from capport.proxy.responses import asked_of, bare, to_mitmproxy
 from capport.proxy.shown import Shown
 from capport.proxy.upstream import Dialling
 from capport.service.service import Service
-from capport.service.service_protocol import PortalService
 from capport.service.settings import SettingError, Settings
 from capport.web.vouching import HEADER
 

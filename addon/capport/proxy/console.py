@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Protocol, cast
+from typing import cast
 
 from mitmproxy import command, exceptions, flow, http, types
 from mitmproxy.log import ALERT
@@ -15,20 +15,11 @@ from capport.core.client import ClientId, parse_client_id, parts_of
 from capport.core.session import LONGEST, open_ones
 from capport.gate import Gate
 from capport.policy.values import duration
+from capport.proxy.enforcer import PortalService
 from capport.proxy.flow_report import findings_on, flows_shown, report_on_flows
 from capport.report.as_text import lines_of
 
 logger = logging.getLogger(__name__)
-
-
-class Watching(Protocol):
-    """Watches clients, as the service does."""
-
-    def watch(self, client: ClientId) -> None:
-        """Watches a client from now on. Raises ValueError if too many are watched."""
-
-    def unwatch(self, client: ClientId) -> None:
-        """Ends that."""
 
 
 class Console:
@@ -40,10 +31,10 @@ class Console:
     name = "capport-console"
 
     def __init__(
-        self, gate: Gate, explain_flow: Callable[[http.HTTPFlow], str], watching: Watching
+        self, gate: Gate, explain_flow: Callable[[http.HTTPFlow], str], service: PortalService
     ) -> None:
         self._gate = gate
-        self._watching = watching
+        self._service = service
         self._explain_flow = explain_flow
         self._running: set[asyncio.Future[None]] = set()
 
@@ -86,7 +77,7 @@ class Console:
         """Show more of one client's refusals, and write each of its requests as an event."""
         who = _parsed(client)
         try:
-            self._watching.watch(who)
+            self._service.watch(who)
         except ValueError as error:
             raise exceptions.CommandError(str(error)) from None
         logger.log(ALERT, f"{who} is watched")
@@ -95,7 +86,7 @@ class Console:
     def unwatch(self, client: str) -> None:
         """End that."""
         who = _parsed(client)
-        self._watching.unwatch(who)
+        self._service.unwatch(who)
         logger.log(ALERT, f"{who} is not watched")
 
     @command.command("portal.report")

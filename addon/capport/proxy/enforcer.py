@@ -19,7 +19,11 @@ from capport.core.verdict import (
 from capport.proxy.connections import Connections, Key, key_of
 from capport.proxy.flow_marks import FlowMarks
 from capport.proxy.handshakes import Handshake, Handshakes
-from capport.service.service_protocol import PortalService
+from capport.service.service import Service
+from capport.service.worker_service import WorkerService
+
+type PortalService = Service | WorkerService
+"""The gate, and all that follows it or that it follows; a worker has the second."""
 
 HELD = "the client has a session, but the kernel's set lacks it; the portal is adding it again"
 

@@ -47,13 +47,10 @@ class Channel:
         try:
             if pickled is None:
                 return self._end.send(data) == len(data)
-            file = os.memfd_create("capport")
-            try:
-                with os.fdopen(os.dup(file), "wb") as whole:
-                    whole.write(pickled)
-                return socket.send_fds(self._end, [data], [file]) == len(data)
-            finally:
-                os.close(file)
+            with os.fdopen(os.memfd_create("capport"), "wb") as file:
+                file.write(pickled)
+                file.flush()
+                return socket.send_fds(self._end, [data], [file.fileno()]) == len(data)
         except OSError:
             return False
 

@@ -14,7 +14,6 @@ from capport.router.garden_addresses import GardenFollower
 from capport.router.known_clients import KnownSet, Neighbourhood
 from capport.router.membership import is_let_through
 from capport.router.restorer import RulesKeeper
-from capport.service.session_changes import Subscriber
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +31,6 @@ class Kernel:
         self._garden: GardenFollower | None = None
         self._held: dict[ClientId, Instant] = {}  # until when each is held, in order
         self._closing = ExitStack()
-        self.subscriber = Subscriber(self._changed, self._carry_out)
 
     async def follow(self) -> None:
         """Brings the kernel up to date with the policy in force."""
@@ -89,6 +87,23 @@ class Kernel:
         except RulesError as error:
             logger.error(f"{client}: the kernel cannot drop its connections: {error}")
 
+    def changed(self, client: ClientId) -> None:
+        """Makes the sets follow a session that any process has changed; does not wait."""
+        if self._listener:
+            self._listener.changed(client)
+
+    def carry_out(self, client: ClientId) -> None:
+        """Returns when a change of this process is in the sets.
+
+        Raises StoreError if they have no room for the client.
+        """
+        if self._known is None:
+            return
+        try:
+            self._known.update([client])
+        except RulesError as error:
+            logger.error(f"{client}: cannot update the kernel's sets: {error}")
+
     async def _start(self) -> None:
         gate = self._gate
         if gate.policy.router is None:
@@ -112,15 +127,3 @@ class Kernel:
             await asyncio.to_thread(self._closing.close)
             return
         self._known, self._garden = known, garden
-
-    def _changed(self, client: ClientId) -> None:
-        if self._listener:
-            self._listener.changed(client)
-
-    def _carry_out(self, client: ClientId) -> None:
-        if self._known is None:
-            return
-        try:
-            self._known.update([client])
-        except RulesError as error:
-            logger.error(f"{client}: cannot update the kernel's sets: {error}")

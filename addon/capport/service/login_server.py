@@ -52,7 +52,7 @@ class Pages(Protocol):
 class Embedded:
     """The login server, the API for an external login server, and the links that lead to it.
 
-    It implements `LoginLinks` for a proxy in this process.
+    `service/worker_service.py` has the methods for the proxy of a worker.
 
     `records` is the file of their records (None: in memory). `socket` is where the API listens, and
     `api` where it also listens with tokens, on loopback. If the proxy is another process,
@@ -103,7 +103,11 @@ class Embedded:
         return self._made
 
     def sign(self, asks: Peer) -> str:
-        """The value of the field `vouching.HEADER` for a request of `asks`."""
+        """The value of the field `vouching.HEADER` for a request of `asks` to the login server.
+
+        The addon removes the field from every request of a client, and adds its own value to each
+        request that it passes on to one of `policy.login_places`.
+        """
         return sign_client(asks, self.portal.records.secret, self._gate.now())
 
     def is_at(self, place: Place | None) -> bool:
@@ -111,7 +115,11 @@ class Embedded:
         return leads_to_login(self._gate.policy, place, lambda: self.signs_in_elsewhere)
 
     def connected(self, here: End, there: End, client: Peer) -> None:
-        """The proxy has connected from `here` to `there` on behalf of `client`."""
+        """The proxy has connected from `here` to `there` on behalf of `client`.
+
+        In a tunnel, the addon cannot add a field to the requests, and the login server sees only
+        the proxy at the other end. So if `there` is the login server, the client is noted here.
+        """
         if is_among(self.server.places, there[1], parse_address(there[0])):
             self.portal.vouched.connected(here, client)
 

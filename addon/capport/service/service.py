@@ -30,7 +30,6 @@ from capport.service.enforcement import Enforcement, OpenConnections
 from capport.service.kernel import Kernel
 from capport.service.login_health import Names
 from capport.service.login_server import Embedded, may_be_proxy
-from capport.service.session_changes import SessionChanges, Subscriber
 from capport.service.settings import SettingError, Settings
 from capport.service.shared_state import LoginState, Shared
 from capport.session_events import Ledger
@@ -84,7 +83,6 @@ class Service:
         self._serving = False
         self._store_fault: str | None = None
         self.login: Embedded | None = None
-        self._changes = SessionChanges()
         self.watched = Watched()
         with ExitStack() as opened:
             self._events = _event_log(settings.events, self.watched)
@@ -103,7 +101,7 @@ class Service:
                 events=self._events,
                 state=self._state,
                 answering=self._answering,
-                carry_out=self._changes.carry_out,
+                carry_out=lambda client: self._kernel.carry_out(client),
                 drop=self.drop,
                 metrics=metrics,
             )
@@ -124,15 +122,16 @@ class Service:
                 await self._listen()
                 return
             soon = asyncio.get_running_loop().call_soon_threadsafe
-            # In this order, a revoked client is removed from the kernel's sets, its connections
-            # here are cut, and an event is written.
-            self._changes.subscribe(
-                self._kernel.subscriber,
-                Subscriber(lambda client: soon(self._bind, client)),
-                Subscriber(lambda client: soon(self._enforcement.changed, client)),
-            )
+
+            def changed(client: ClientId) -> None:
+                # In this order, a revoked client is removed from the kernel's sets, its connections
+                # here are cut, and an event is written.
+                self._kernel.changed(client)
+                soon(self._bind, client)
+                soon(self._enforcement.changed, client)
+
             # The store calls on its own thread: the kernel's sets do not wait for the event loop.
-            await asyncio.to_thread(self.gate.store.watch, self._changes.changed)
+            await asyncio.to_thread(self.gate.store.watch, changed)
             self.gate.neighbours.watch(self._mac_changed)
             for session in tuple(self.gate.store.sessions()):
                 self._bind(session.client)

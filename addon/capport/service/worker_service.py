@@ -41,7 +41,7 @@ _REPORTED = 10_000  # clients of which the last report is remembered
 
 
 class WorkerLogin:
-    """Implements `LoginLinks` for a login server in the first process."""
+    """What the proxy needs of a login server in the first process (`login_server.Embedded`)."""
 
     def __init__(self, state: LoginState, gate: Gate, channel: Channel) -> None:
         self._gate, self._channel = gate, channel
@@ -183,9 +183,7 @@ class WorkerService:
         """Is for the first process alone."""
         raise SettingError("a worker has no commands")
 
-    def unwatch(self, client: ClientId) -> NoReturn:
-        """Is for the first process alone."""
-        raise SettingError("a worker has no commands")
+    unwatch = watch
 
     def _use(self, shared: Shared) -> None:
         before, self.gate.policy = self.gate.policy, shared.policy

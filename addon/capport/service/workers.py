@@ -175,7 +175,7 @@ class Workers:
 
     def _current(self) -> tuple[Shared, bytes]:
         shared = self._service.shared()
-        if self._shared is None or not _same(shared, self._shared[0]):
+        if self._shared is None or shared != self._shared[0]:
             self._shared = shared, pickle.dumps(shared)
         return self._shared
 
@@ -284,10 +284,3 @@ class Workers:
 
 def _peer(address: str, frame: str | None) -> Peer:
     return Peer(parse_address(address), None if frame is None else Mac(frame))
-
-
-def _same(one: Shared, other: Shared) -> bool:
-    return one.policy is other.policy and (one.login, one.answering) == (
-        other.login,
-        other.answering,
-    )
