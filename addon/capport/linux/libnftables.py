@@ -61,10 +61,12 @@ class Nftables:
             library = ctypes.CDLL(LIBRARY)
         except OSError as error:
             raise OSError(f"{LIBRARY}: {error}; Debian has it in libnftables1") from None
-        _declare(library)
+        library.nft_ctx_new.restype = ctypes.c_void_p
+        for buffer in (library.nft_ctx_get_output_buffer, library.nft_ctx_get_error_buffer):
+            buffer.restype = ctypes.c_char_p
         self._library = library
         self._lock = threading.Lock() if elements_only else _RULES
-        self._context = library.nft_ctx_new(0)
+        self._context = ctypes.c_void_p(library.nft_ctx_new(0))
         if not self._context:
             raise OSError("libnftables gave no context: no memory, or no netlink")
         library.nft_ctx_buffer_output(self._context)
@@ -93,7 +95,7 @@ class Nftables:
         with self._lock:
             if self._context:
                 self._library.nft_ctx_free(self._context)
-                self._context = None
+                self._context = ctypes.c_void_p()
 
     def _run(self, commands: str, flags: int) -> str:
         # The kernel stops a listing if another process changes the rules meanwhile, and the library
@@ -123,19 +125,3 @@ def _has_net_admin() -> bool:
     lines = Path("/proc/thread-self/status").read_text().splitlines()
     effective = next(line.split()[1] for line in lines if line.startswith("CapEff:"))
     return bool(int(effective, 16) >> _CAP_NET_ADMIN & 1)
-
-
-def _declare(library: ctypes.CDLL) -> None:
-    context = ctypes.c_void_p
-    for name, result, arguments in (
-        ("nft_ctx_new", context, (ctypes.c_uint32,)),
-        ("nft_ctx_free", None, (context,)),
-        ("nft_ctx_buffer_output", ctypes.c_int, (context,)),
-        ("nft_ctx_buffer_error", ctypes.c_int, (context,)),
-        ("nft_ctx_output_set_flags", None, (context, ctypes.c_uint)),
-        ("nft_run_cmd_from_buffer", ctypes.c_int, (context, ctypes.c_char_p)),
-        ("nft_ctx_get_output_buffer", ctypes.c_char_p, (context,)),
-        ("nft_ctx_get_error_buffer", ctypes.c_char_p, (context,)),
-    ):
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
