@@ -9,29 +9,21 @@ from mitmproxy import http
 from capport.core.http import date_fields
 from capport.core.reply import Asked, Fields, Reply
 
-CLOSED: Final = Reply(
-    503,
-    "Service Unavailable",
-    (
-        ("Content-Type", "text/plain; charset=utf-8"),
-        ("Cache-Control", "no-store"),
-        ("Content-Length", "39"),
-    ),
-    b"The captive portal cannot decide now.\r\n",
-)
-"""The answer to every request that gets no verdict: the gate fails closed."""
 
-
-def bare(status: int) -> Reply:
+def bare(status: int, line: str = "") -> Reply:
     """A reply without a page: for what is not HTTP, or when an origin did not answer."""
     reason = HTTPStatus(status).phrase
-    body = f"{status} {reason}\r\n".encode()
+    body = f"{line or f'{status} {reason}'}\r\n".encode()
     fields = (
         ("Content-Type", "text/plain; charset=utf-8"),
         ("Cache-Control", "no-store"),
         ("Content-Length", str(len(body))),
     )
     return Reply(status, reason, fields, body)
+
+
+CLOSED: Final = bare(503, "The captive portal cannot decide now.")
+"""The answer to every request that gets no verdict: the gate fails closed."""
 
 
 def fields_of(reply: Reply) -> Fields:
