@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from operator import itemgetter
 from typing import Final
 
 from capport.core.client import Address, Client, Mac
@@ -191,7 +192,7 @@ class ClientRules:
 
         A network is left out if an earlier rule covers all of it.
         """
-        for subject, number, access in sorted(self.subjects(), key=_place):
+        for subject, number, access in sorted(self.subjects(), key=itemgetter(1)):
             if access is Access.KNOWN and (
                 isinstance(subject, str) or number == min(self._networks.covering(subject))
             ):
@@ -223,19 +224,11 @@ class ClientRules:
         return self._section_of(number)[1]
 
     def _section_of(self, number: int) -> tuple[int, Access, str]:
-        return self._sections[bisect_right(self._sections, number, key=_start) - 1]
+        return self._sections[bisect_right(self._sections, number, key=itemgetter(0)) - 1]
 
 
 def _number(mac: Mac) -> int:
     return int(mac.replace(":", ""), 16)
-
-
-def _place(entry: tuple[Mac | Network, int, Access]) -> int:
-    return entry[1]
-
-
-def _start(section: tuple[int, Access, str]) -> int:
-    return section[0]
 
 
 @dataclass(frozen=True, slots=True)
