@@ -1,7 +1,7 @@
 """A set of the kernel's that is full: who is in stays in, it is said once, and it is no loop."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import requires
 from capport import clock
 from capport.core.client import Address, ClientId, Mac, Way
 from capport.core.session import Session
-from capport.linux import conntrack
+from capport.linux import NoNeighbours, conntrack
 from capport.linux.libnftables import Nftables, RulesError
 from capport.policy import policy_file
 from capport.router import known_clients, nftables, ruleset
@@ -30,11 +30,8 @@ POLICY = policy_file.parse(
 )
 
 
-class Nobody:
-    """No neighbours: sessions by MAC are for whoever comes with it."""
-
-    def find_mac(self, address: Address) -> Mac | None:
-        return None
+class Nobody(NoNeighbours):
+    """No neighbours: a session of a MAC is in force for any address that comes with it."""
 
     def addresses(self, mac: Mac) -> list[Address]:
         return []
@@ -42,14 +39,8 @@ class Nobody:
     def items(self) -> list[tuple[Address, Mac]]:
         return []
 
-    def is_on_link(self, address: Address) -> bool:
-        return False
-
     def way(self, address: Address) -> Way | None:
         return Way(None)
-
-    def watch(self, watcher: Callable[[Address], None]) -> Callable[[], None]:
-        return lambda: None
 
 
 @pytest.fixture

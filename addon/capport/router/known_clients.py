@@ -27,7 +27,7 @@ from capport.core.client import Address, Client, ClientId, Mac, Way, parse_addre
 from capport.core.policy import Policy
 from capport.core.session import Instant
 from capport.core.standing import Standing, standing, standing_of_id
-from capport.linux import conntrack
+from capport.linux import Neighbours, conntrack
 from capport.linux.libnftables import Nftables, RulesError
 from capport.router import nftables
 from capport.router.elements import Element, Elements, Key
@@ -51,23 +51,14 @@ SETS = ("known4", "known6", "routed4", "routed6")
 ALL_SETS = (*SETS, "macs")
 
 
-class Neighbourhood(Protocol):
+class Neighbourhood(Neighbours, Protocol):
     """The neighbour table of the client interface (`NetlinkNeighbours` keeps it)."""
-
-    def find_mac(self, address: Address) -> Mac | None:
-        """The MAC that `address` has now."""
 
     def addresses(self, mac: Mac) -> list[Address]:
         """Every address that `mac` has."""
 
     def items(self) -> list[tuple[Address, Mac]]:
         """Every address and its MAC."""
-
-    def way(self, address: Address) -> Way | None:
-        """How frames go to `address` and come from it; None if not by a link of the clients."""
-
-    def watch(self, watcher: Callable[[Address], None]) -> Callable[[], None]:
-        """Calls `watcher` with each address whose MAC changes; returns a function that ends it."""
 
 
 class KnownSet:
