@@ -23,10 +23,7 @@ from capport.core.explanation import Explanation
 from capport.core.policy import Connect, KnownHttp, KnownTls
 from capport.core.reach import Machine
 from capport.core.reply import Reply, reply_to
-from capport.core.verdict import (
-    Pass,
-    Verdict,
-)
+from capport.core.verdict import Pass, Verdict
 from capport.gate import Gate
 from capport.linux.own_addresses import OWN
 from capport.metrics import Metrics
@@ -46,36 +43,20 @@ from capport.proxy.fail_closed import (
     deny_layer,
     deny_nothing,
 )
-from capport.proxy.flow_marks import (
-    GARDEN_MARK,
-    FlowMarks,
-    decided_on,
-)
+from capport.proxy.flow_marks import GARDEN_MARK, FlowMarks, decided_on
 from capport.proxy.front_protocol import Front, leads_back
 from capport.proxy.handshakes import Handshakes
 from capport.proxy.internals import http1_reader, http2_bounds, sockets
 from capport.proxy.internals.addons import put_where_scripts_stand
 from capport.proxy.internals.http_streams import speak_http2
 from capport.proxy.internals.listeners import Listeners, NotTakenOver
-from capport.proxy.internals.server import (
-    OwnPorts,
-    connect_early,
-    frame_of,
-    handler_of,
-)
+from capport.proxy.internals.server import OwnPorts, connect_early, frame_of, handler_of
 from capport.proxy.layers.http1 import RefusalLayer
 from capport.proxy.layers.http2 import BoundLayer
 from capport.proxy.layers.silent import SilentLayer
 from capport.proxy.layers.tls import HelloLayer, ServerFirst
 from capport.proxy.refusal_view import RefusalContentview
-from capport.proxy.request_head import (
-    case_of,
-    claim_of,
-    is_plain,
-    place_of,
-    send_to,
-    url_of,
-)
+from capport.proxy.request_head import case_of, claim_of, is_plain, place_of, send_to, url_of
 from capport.proxy.resolver import Addresses
 from capport.proxy.responses import asked_of, bare, to_mitmproxy
 from capport.proxy.shown import Shown

@@ -7,15 +7,7 @@ from capport.core.client import Client
 from capport.core.decision import HttpRequest, way_of_connect
 from capport.core.place import Place
 from capport.core.policy import Connect
-from capport.core.verdict import (
-    Inspect,
-    Pass,
-    Refuse,
-    TlsVerdict,
-    Tunnel,
-    Unavailable,
-    Verdict,
-)
+from capport.core.verdict import Inspect, Pass, Refuse, TlsVerdict, Tunnel, Unavailable, Verdict
 from capport.proxy.connections import Connections, Key, key_of
 from capport.proxy.flow_marks import FlowMarks
 from capport.proxy.handshakes import Handshake, Handshakes
