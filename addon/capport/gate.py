@@ -293,7 +293,7 @@ class Gate:
         lacks = lacks_mac(client, policy, self.neighbours.is_on_link)
         session = self.store.find(client.ids, now)
         if session is None and over:
-            session = self.store.find(client.ids, -math.inf)  # finds those that are over, too
+            session = self.store.find(client.ids, -math.inf)  # also finds those that are over
         return standing(client, policy, session, now, lacks_mac=lacks)
 
     def known(self, client: Client) -> Standing | None:

@@ -133,7 +133,7 @@ def _where(name: str, case: Case, policy: Policy) -> str | None:
 
 
 def document(found: Explanation, policy: Policy) -> dict[str, object]:
-    """The explanation as JSON values, for programs. New members may be added; none is changed."""
+    """The explanation as JSON values. New members may be added; none is changed."""
     session = found.standing.session
     return {
         "client": str(found.standing.client.address),

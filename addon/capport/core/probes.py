@@ -98,7 +98,8 @@ _PROBES: dict[tuple[str, str], Probe] = {
     **{(host, path): Probe(system, redirect=False) for system, host, path in _READ_A_511},
 }
 
-# Firefox, Windows and NetworkManager, which take a 511, or any unexpected answer, for a portal.
+# The hosts of Firefox, Windows and NetworkManager: they notice a portal by a 511, or by any
+# unexpected answer.
 _OTHER_HOSTS = (
     "detectportal.firefox.com",
     "www.msftconnecttest.com",

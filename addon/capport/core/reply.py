@@ -49,7 +49,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An HTTP response, its `fields` in order. Content-Length is right for HEAD, too."""
+    """An HTTP response, its `fields` in order. Content-Length is also right for HEAD."""
 
     status: int
     reason: str

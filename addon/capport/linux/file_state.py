@@ -1,4 +1,4 @@
-"""A value that changes when a file changes, for code that checks a file regularly."""
+"""Gives a value that changes when a file changes; callers compare it from time to time."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The kernel's table of local routes: what is sent to this machine itself (rtnetlink(7))."""
+"""Reads the kernel's table of local routes, which lead to this machine itself (rtnetlink(7))."""
 
 import socket
 import struct
@@ -14,15 +14,15 @@ _LOCAL_TABLE, _LOCAL = 255, 2
 
 
 def may_be_local(message: Message) -> bool:
-    """Whether a change that the kernel tells of may be one of a local route."""
+    """Whether a change that the kernel reports may concern a local route."""
     if message.kind not in (_NEW_ROUTE, _DELETED_ROUTE):
-        return True  # of an interface or an address
+        return True  # it is about an interface or an address
     table: int = _ROUTE.unpack_from(message.body)[4]
     return table == _LOCAL_TABLE
 
 
 def local_networks() -> list[Network]:
-    """Each network of which every address is this machine's. Raises OSError."""
+    """The networks in which every address is this machine's own. Raises OSError."""
     found = []
     for family in (socket.AF_INET, socket.AF_INET6):
         asked = _ROUTE.pack(family, 0, 0, 0, _LOCAL_TABLE, 0, 0, _LOCAL, 0)

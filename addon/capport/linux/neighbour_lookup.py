@@ -125,7 +125,7 @@ def numbers(names: Iterable[str]) -> frozenset[int]:
 
 
 def families(interface: str) -> frozenset[int]:
-    """The IP versions, 4 and 6, of this machine's addresses there, without link-local ones.
+    """The IP versions, 4 and 6, of this machine's addresses there; link-local ones do not count.
 
     Empty if there is no such interface. Raises OSError if the kernel gives no answer.
     """

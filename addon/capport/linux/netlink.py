@@ -1,8 +1,8 @@
-"""netlink(7) in a few lines: messages to the kernel and from it, put together and taken apart.
+"""Sends messages to the kernel and reads its answers (netlink(7)).
 
-pyroute2 takes 0.15 s to import, 0.4 s where nothing is compiled yet (all else that `capport grant`
-does takes 0.1 s), and 10 ms for a message that is here 30 us: a client may have tens of thousands
-of connections to forget, and a flood has as many neighbours.
+The library pyroute2 takes 0.15 s to import, and 0.4 s if nothing is compiled yet. Everything else
+that `capport grant` does takes 0.1 s. And it takes 10 ms for a message that takes 30 us here: a
+client may have tens of thousands of connections to forget, and a flood has as many neighbours.
 """
 
 import os
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 ROUTE, NETFILTER = 0, 12
-"""What there is to talk to, of linux/netlink.h."""
+"""The parts of the kernel to talk to (linux/netlink.h)."""
 
 ERROR, DONE = 2, 3
 REQUEST, ACK, DUMP, INTERRUPTED = 0x1, 0x4, 0x300, 0x10
@@ -23,13 +23,13 @@ DATAGRAM = 1 << 16
 
 _MESSAGE = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
-_KIND = 0x3FFF  # of an attribute's type, without its flags
+_KIND = 0x3FFF  # the bits of an attribute's type that are not flags
 _TIMEOUT = 5.0  # seconds
 _NETLINK, _STRICT = 270, 12  # SOL_NETLINK, NETLINK_GET_STRICT_CHK
 
 
 class Message(NamedTuple):
-    """What one is of, its flags, and what is behind its header."""
+    """A message: its type, its flags, and the body that follows its header."""
 
     kind: int
     flags: int
@@ -37,12 +37,12 @@ class Message(NamedTuple):
 
     @property
     def code(self) -> int:
-        """Of one that is an ERROR: which, 0 for none (an acknowledgement)."""
+        """The error number in a message of type ERROR; 0 is an acknowledgement."""
         return -int(struct.unpack_from("=i", self.body)[0])
 
 
 def connect(protocol: int) -> socket.socket:
-    """Where to send messages to the kernel. Raises OSError."""
+    """Opens a socket to this part of the kernel. Raises OSError."""
     kernel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
     kernel.settimeout(_TIMEOUT)
     return kernel
@@ -51,9 +51,9 @@ def connect(protocol: int) -> socket.socket:
 def ask(
     protocol: int, kind: int, body: bytes, flags: int = 0, *, strict: bool = False
 ) -> Iterator[Message]:
-    """Each message of the answer: one, or with `flags` DUMP all. Raises OSError.
+    """Yields the answer: one message, or each message of a listing (DUMP). Raises OSError.
 
-    `strict`: a dump of only what `body` says, such as one table of routes.
+    With `strict`, the listing has only what `body` asks for, such as one table of routes.
     """
     with connect(protocol) as kernel:
         if strict:
@@ -68,7 +68,10 @@ def ask(
 
 
 def answers(kernel: socket.socket, *unless: int) -> Iterator[Message]:
-    """Each message that comes, without end. Raises OSError, for an error too, but for `unless`."""
+    """Yields each message that comes, without end.
+
+    Raises OSError if the kernel reports an error, unless its number is among `unless`.
+    """
     while True:
         for answer in messages(kernel.recv(DATAGRAM)):
             if answer.kind == ERROR and answer.code not in (0, *unless):
@@ -77,12 +80,12 @@ def answers(kernel: socket.socket, *unless: int) -> Iterator[Message]:
 
 
 def message(kind: int, body: bytes, flags: int = 0) -> bytes:
-    """One message, as it is sent."""
+    """Makes a message to send."""
     return _MESSAGE.pack(_MESSAGE.size + len(body), kind, REQUEST | flags, 1, 0) + body
 
 
 def messages(datagram: bytes) -> Iterator[Message]:
-    """The messages in what was received."""
+    """The messages in a datagram that was received."""
     at = 0
     while at + _MESSAGE.size <= len(datagram):
         length, kind, flags, _, _ = _MESSAGE.unpack_from(datagram, at)
@@ -91,20 +94,21 @@ def messages(datagram: bytes) -> Iterator[Message]:
 
 
 def attribute(kind: int, value: bytes) -> bytes:
-    """One attribute, as a message has it."""
+    """Makes an attribute to put into a message."""
     length = _ATTRIBUTE.size + len(value)
     return _ATTRIBUTE.pack(length, kind) + value.ljust(_aligned(len(value)), b"\0")
 
 
 def attributes(body: bytes) -> dict[int, bytes]:
-    """The attributes behind a message's fixed part, or in another attribute, by type."""
+    """The attributes behind the fixed part of a message, or inside an attribute, by type."""
     return dict(_attributes(body))
 
 
 def find(body: bytes, *kinds: int) -> bytes:
-    """The attribute of the last of `kinds`, in that of the one before; empty where there is none.
+    """The attribute that `kinds` leads to: each is inside the one before. Empty if there is none.
 
-    Reads no further than that: a listing of connections has a hundred bytes of others in each.
+    It reads no further than that, because in a listing of connections each entry has a hundred
+    bytes of other attributes.
     """
     for kind in kinds:
         body = next((value for found, value in _attributes(body) if found == kind), b"")

@@ -1,4 +1,4 @@
-"""Which addresses are this machine's own, and so closed to clients, asked without mitmproxy."""
+"""Knows which addresses are this machine's own, because they are closed to clients."""
 
 import socket
 import threading
@@ -14,9 +14,9 @@ _CHANGES = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
 
 
 class OwnAddresses(Container[Address]):
-    """Each address of this machine's, of the network namespace in which it is asked first.
+    """All addresses of this machine, in the network namespace in which it is first asked.
 
-    The kernel tells of each change (rtnetlink(7)). Each question looks whether it has, without
+    The kernel reports each change (rtnetlink(7)). Each question first looks for reports, without
     waiting (1 us), and reads the table of local routes again after a change.
     """
 
@@ -34,9 +34,10 @@ class OwnAddresses(Container[Address]):
                 if self._has_changed():
                     self._read()
                 hosts, networks = self._hosts, self._networks
-        except OSError:  # the next question begins from nothing
+        except OSError:  # the next question starts from nothing
             self._changes = None
-            return source_for(address) == address  # what is sent to us comes from there, too
+            # A machine that sends to its own address also sends from it.
+            return source_for(address) == address
         return address in hosts or any(address in network for network in networks)
 
     def _has_changed(self) -> bool:
@@ -63,7 +64,7 @@ OWN = OwnAddresses()
 
 
 def is_own(address: Address) -> bool:
-    """Whether `address` is this machine's: what connects there meets the router's own services."""
+    """Whether `address` is this machine's, so that connections to it end at its own services."""
     return address.is_loopback or address.is_unspecified or address in OWN
 
 

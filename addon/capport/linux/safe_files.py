@@ -36,7 +36,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def open_to_read(path: Path) -> int:
-    """A descriptor for reading the regular file at `path`, whoever owns it. Raises OSError.
+    """A descriptor for reading the regular file at `path`; any user may own it. Raises OSError.
 
     Clients that are noted in it are revoked; refusing to read it would forget those revocations.
     """
@@ -53,7 +53,7 @@ def open_to_change(path: Path, flags: int, like: Path) -> int:
 
 
 def open_or_make(path: Path, like: Path) -> tuple[int, bool]:
-    """The same for reading and writing, and whether the file was made now. Raises OSError.
+    """As `open_to_change`, to read and write; also whether it made the file. Raises OSError.
 
     A missing file is made, and only the owner of `like` may read it.
     """

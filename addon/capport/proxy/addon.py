@@ -164,7 +164,7 @@ class Hooks:
     def next_layer(self, asked: layer.NextLayer) -> None:
         """Chooses the layer for every TLS connection, and for all bytes of an unknown client."""
         if asked.layer:
-            return  # another of the operator's addons chose it; server_connect still decides
+            return  # another addon chose it; server_connect still decides
         conn, data = asked.context.client, asked.data_client()
         known = self.gate.known(self.connections.client_of(conn))
         if conn.transport_protocol != "tcp":

@@ -84,7 +84,7 @@ class Console:
 
     @command.command("portal.unwatch")
     def unwatch(self, client: str) -> None:
-        """End that."""
+        """Stop watching a client."""
         who = _parsed(client)
         self._service.unwatch(who)
         logger.log(ALERT, f"{who} is not watched")

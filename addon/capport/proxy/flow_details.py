@@ -81,7 +81,7 @@ def _length(response: http.Response | None) -> int | None:
 
 
 def _digest(query: str) -> str:
-    """Tells one query from another, for as long as this process runs."""
+    """A text that is the same for equal queries, but only while this process runs."""
     data = query.encode("utf-8", "surrogateescape")
     return hashlib.blake2s(data, key=_KEY, digest_size=4).hexdigest()
 

@@ -197,7 +197,7 @@ def check(options: Options) -> None:
 
 
 def check_deferred(options: Options) -> None:
-    """Raises Unusable if an option of ours has no value, two values, or a misspelt name.
+    """Raises Unusable if one of our options has no value, two values, or a misspelt name.
 
     mitmproxy would say nothing, and drop the option and the script.
     """

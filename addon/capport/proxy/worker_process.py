@@ -61,9 +61,9 @@ def main(channel: int) -> int:
 def serve(channel: int, events: int, setting: dict[str, Any]) -> int:
     """Serves clients until the first process says that it is enough, or is gone."""
     _end_with_the_parent()
-    told = Channel(socket.socket(fileno=channel), unpickles=True)
-    select.select([told], [], [])
-    match next(told.messages(), None):
+    first = Channel(socket.socket(fileno=channel), unpickles=True)
+    select.select([first], [], [])
+    match next(first.messages(), None):
         case ["start", int(index), Shared() as shared]:
             pass
         case _:
@@ -75,7 +75,7 @@ def serve(channel: int, events: int, setting: dict[str, Any]) -> int:
         return WorkerService(
             setting["sessions"],
             shared,
-            told,
+            first,
             EventLog(forward=forward(socket.socket(fileno=events)) if setting["events"] else None),
             machine=Machine(OWN, OwnPorts()),
             metrics=metrics,

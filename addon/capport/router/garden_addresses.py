@@ -1,6 +1,6 @@
 """Resolves the policy's names and keeps their addresses in the kernel's sets for them.
 
-These are the walled garden's names, for the ports that mitmproxy does not see, and the hosts that
+These are the walled garden's names with ports that mitmproxy does not see, and the hosts that
 require conditions (`ruleset.sets_of_names`). A name is resolved as this machine resolves names.
 `*.example.org` cannot be resolved, so the resolver that `nftables.stars` configures adds the
 addresses below it.

@@ -187,7 +187,7 @@ def renew(to: str, element: str, seconds: float) -> tuple[str, str, str]:
 
 
 def renew_all(elements: Iterable[tuple[str, str, float]]) -> Iterator[tuple[str, str, str]]:
-    """As `renew`, for many `(to, element, seconds)`: each command costs libnftables 5 KiB."""
+    """As `renew`, but with few commands for many elements: libnftables takes 5 KiB for each."""
     by_set: dict[str, list[tuple[str, float]]] = {}
     for to, element, seconds in elements:
         by_set.setdefault(to, []).append((element, seconds))

@@ -12,8 +12,8 @@ def ranges(clients: ClientRules, access: Access) -> list[tuple[Address, Address]
     """The ranges (first, last) of addresses to which the first rule that matches gives `access`.
 
     A set of the kernel cannot hold a network and another one inside it. So this function works out
-    which rule comes first for each address. Two networks are either apart or one is inside the
-    other, hence the stack.
+    which rule comes first for each address. It uses a stack, because two networks are either apart
+    or one is inside the other.
     """
     found: list[tuple[Address, Address]] = []
     networks = [(n, number, a) for n, number, a in clients.subjects() if not isinstance(n, str)]

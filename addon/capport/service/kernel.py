@@ -46,7 +46,7 @@ class Kernel:
 
     @property
     def works(self) -> bool:
-        """Whether the kernel's sets are kept; False if the policy has no `router`, too."""
+        """Whether the kernel's sets are kept. False also if the policy has no `router`."""
         return self._known is not None and self._known.works
 
     async def stop(self) -> None:

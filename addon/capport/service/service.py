@@ -186,7 +186,7 @@ class Service:
         self._events.write("watched", client, kernel_forwards=forwards)
 
     def unwatch(self, client: ClientId) -> None:
-        """Ends that."""
+        """Ends what `watch` began."""
         self.watched.discard(client)
         self._events.write("unwatched", client)
 

@@ -1,7 +1,7 @@
-"""The service of a worker of `capport run --workers`: what it decides by, the first process says.
+"""The service of a worker of `capport run --workers`, which gets its policy from the first process.
 
-The worker has the sessions open, and follows them by itself: a revocation cuts its connections also
-while the first process is busy. Everything else comes from the first process: the policy, whether
+The worker reads the sessions itself, so a revocation cuts its connections even while the first
+process is busy. Everything else comes from the first process: the policy, whether
 the login server answers, and the secret of the links. Its events go there. It never touches the
 kernel's sets.
 """
@@ -67,7 +67,7 @@ class WorkerLogin:
         return leads_to_login(self._gate.policy, place, lambda: elsewhere)
 
     def connected(self, here: End, there: End, client: Peer) -> None:
-        """Tells the first process for whom a connection to it is, before anything is sent on it.
+        """Tells the first process which client a connection to it is for, before using it.
 
         The login server reads this note before it looks at what came on the connection. Raises
         OSError if the note does not get there: without it, the login server would take the client
@@ -210,8 +210,8 @@ class WorkerService:
         try:
             for message in self._channel.messages():
                 self._take(message)
-        except Exception:  # the edge: with an old policy, it might admit who is unknown now
-            logger.exception("What the first process says cannot be followed; the worker ends")
+        except Exception:  # the edge: with an old policy it might admit an unknown client
+            logger.exception("Cannot follow what the first process has sent; the worker ends")
             self._ended()
         if self._channel.is_closed:
             self._ended()

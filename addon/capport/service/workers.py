@@ -43,7 +43,7 @@ class Worker:
         self.unknown = 0  # unknown clients that have a connection to it
         self.shared: bytes | None = None  # what it decides by
         self.listens: list[int] = []  # the workers whose sockets it accepts from
-        self.dialled: dict[End, Peer] = {}  # for whom it connects to the login server, by its end
+        self.dialled: dict[End, Peer] = {}  # the clients of its connections to the login server
 
     def is_silent(self) -> bool:
         """Whether it has not answered for too long."""
@@ -53,7 +53,7 @@ class Worker:
 class Workers:
     """As many workers as `count`; it implements `OpenConnections` for them.
 
-    They note in `vouched`, which the login server has too, for which clients they connect to it.
+    They note in `vouched`, for the login server, which client each connection to it is for.
     """
 
     def __init__(self, service: Service, vouched: Vouched, nursery: Nursery, count: int) -> None:
@@ -84,7 +84,7 @@ class Workers:
         """Does nothing, because each worker follows the sessions by itself."""
 
     def recheck_all(self) -> None:
-        """Tells the workers what is to be decided by from now on."""
+        """Sends the workers the policy, and all else that they decide by from now on."""
         self._share()
 
     def drop(self, client: Client) -> None:
@@ -100,7 +100,7 @@ class Workers:
     # --- processes -------------------------------------------------------------------------------
 
     async def _keep(self, index: int) -> None:
-        """Has a worker, and another one each time that it has ended, without end."""
+        """Starts a worker, and another one each time that it has ended, without end."""
         pause = 0.0
         while True:
             worker, why = None, "it has ended"
@@ -190,7 +190,7 @@ class Workers:
                 worker.shared = pickled
 
     def _assign(self) -> None:
-        """Says who accepts from each worker's sockets: itself, else the next one that is ready."""
+        """Makes each worker accept from its own sockets; if it is not ready, the next one does."""
         count = len(self._workers)
         listens: dict[int, list[int]] = {}
         for index in range(count):
@@ -224,7 +224,7 @@ class Workers:
                 count += 1
                 self._take(worker, message)
         except (ValueError, KeyError, TypeError):
-            logger.exception("A worker sent what is no message; it is ended")
+            logger.exception("A worker sent something that is no message; it is ended")
             worker.process.signal(signal.SIGKILL)
             self._close(channel)
         if channel.is_closed:
@@ -261,7 +261,7 @@ class Workers:
                 raise ValueError(message[0])
 
     def _hung_up(self, worker: Worker, end: End) -> None:
-        """Forgets for whom a connection was, once the login server must have accepted it.
+        """Forgets which client a connection was for, once the login server must have accepted it.
 
         Until it has, what is on it would count as this machine's own.
         """

@@ -1,4 +1,4 @@
-"""Lets a process import some of mitmproxy's addons without all others, which take half a second.
+"""Lets a process import some of mitmproxy's addons without the others, which take half a second.
 
 It relies on the package `mitmproxy.addons` having nothing but its path that its modules need.
 """
@@ -8,7 +8,7 @@ import sys
 
 
 def import_singly() -> None:
-    """Call it before anything else imports an addon. `default_addons` does not exist then."""
+    """Makes `mitmproxy.addons` an empty package. Call this before anything imports an addon."""
     spec = importlib.util.find_spec("mitmproxy.addons")
     assert spec
     sys.modules.setdefault(spec.name, importlib.util.module_from_spec(spec))

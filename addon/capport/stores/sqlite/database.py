@@ -194,7 +194,7 @@ class Database:
         return False
 
     def free_room(self) -> bool:
-        """Frees the space reserved on the disk, for one more write; whether it could in time."""
+        """Frees the reserved space on the disk for one more write. False if it takes too long."""
         self._contents.free_room()
         if not self.writing.acquire(timeout=DROP_SECONDS):
             return False
