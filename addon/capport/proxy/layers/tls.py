@@ -83,7 +83,7 @@ class HelloLayer(OwnLayer):
             # mitmproxy looks at the layers below its TLS: if it sees that this is TLS to itself, it
             # offers only http/1.1 in ALPN.
             self.leave_stack()
-            self.enforcer.connections.takes_tls(self.context.client)
+            self.enforcer.takes_tls(self.context.client)
             yield from self._continue_as(ClientTLSLayer(self.context))
             return
         claim = claim_of(hello, self.dialled)
@@ -103,17 +103,17 @@ class HelloLayer(OwnLayer):
         client = self.context.client
         match verdict:
             case Tunnel(to=place):
-                self.enforcer.connections.let_through(client, place)
-                self.enforcer.marks.passed_tls(client, hello.sni, self.dialled, verdict)
+                self.enforcer.let_through(client, place)
+                self.enforcer.passed_tls(client, hello.sni, self.dialled, verdict)
                 if place is not None and place != self.dialled:
                     yield from self._lead_to(place)
                 yield from self._continue_as(TCPLayer(self.context, ignore=True))
             case Inspect():
-                self.enforcer.connections.let_through(client, None)
-                self.enforcer.marks.passed_tls(client, hello.sni, self.dialled, verdict)
+                self.enforcer.let_through(client, None)
+                self.enforcer.passed_tls(client, hello.sni, self.dialled, verdict)
                 yield from self._continue_as(intercepting(self.context))
             case Intercept():
-                self.enforcer.connections.takes_tls(client)
+                self.enforcer.takes_tls(client)
                 caveat = f"{CAVEAT}; {OUTER}" if hello.has_ech else CAVEAT
                 self.enforcer.intercepted(client, hello.sni, self.dialled, verdict.because, caveat)
                 yield from self._continue_as(intercepting(self.context))
@@ -141,7 +141,7 @@ class HelloLayer(OwnLayer):
         drops = isinstance(verdict, Drop)
         shown = tcp.TCPFlow(client, self.context.server, live=True)
         caveat = OUTER if hello.has_ech else None
-        self.enforcer.marks.refused_tls(shown, hello.sni, self.dialled, verdict, caveat)
+        self.enforcer.refused_tls(shown, hello.sni, self.dialled, verdict, caveat)
         yield tcp_layers.TcpStartHook(shown)
         shown.error = flow.Error(f"TLS refused: {verdict.because}")
         yield tcp_layers.TcpErrorHook(shown)
@@ -154,7 +154,7 @@ class HelloLayer(OwnLayer):
         yield commands.SendData(client, self.reader.access_denied())
         self.reader.raw.clear()
         if self.plain:
-            self.enforcer.connections.lingers(client)
+            self.enforcer.lingers(client)
             yield from self.lingering.begin(half_close=True)
         else:
             yield commands.CloseConnection(client)

@@ -1,0 +1,171 @@
+"""The enforcer that the layers and the hooks use: it asks the gate, and counts connections."""
+
+from typing import override
+
+from mitmproxy import connection, http, tcp
+from mitmproxy.proxy import mode_specs
+
+from capport.core.client import Client
+from capport.core.decision import HttpRequest, way_of_connect
+from capport.core.place import Place
+from capport.core.policy import Connect
+from capport.core.verdict import Inspect, Pass, Refuse, TlsVerdict, Tunnel, Unavailable, Verdict
+from capport.proxy.connections import Connections, Key, key_of
+from capport.proxy.enforcer import Enforcer
+from capport.proxy.flow_marks import FlowMarks
+from capport.proxy.handshakes import Handshake, Handshakes
+from capport.service.service import Service
+from capport.service.worker_service import WorkerService
+
+type PortalService = Service | WorkerService
+"""The gate, and all that follows it or that it follows; a worker has the second."""
+
+HELD = "the client has a session, but the kernel's set lacks it; the portal is adding it again"
+
+
+class GateEnforcer(Enforcer):
+    """Decides with the gate of a service."""
+
+    def __init__(
+        self,
+        service: PortalService,
+        connections: Connections,
+        marks: FlowMarks,
+        handshakes: Handshakes,
+    ) -> None:
+        self.gate = service.gate
+        self.connections = connections
+        self.marks = marks
+        self.handshakes = handshakes
+        self._service = service
+        self._handed_on: dict[Key, Verdict] = {}
+
+    @override
+    def decide(
+        self,
+        conn: connection.Client,
+        request: HttpRequest,
+        claim: Place | None,
+        dialled: Place | None,
+        url: str | None,
+    ) -> Verdict:
+        client = self.connections.client_of(conn)
+        logins = self.connections.logins(conn)
+        verdict = self.gate.request(client, request, claim, dialled, url, logins=logins)
+        passes = isinstance(verdict, Pass) and verdict.to is None
+        return Unavailable(HELD) if passes and self.is_held(conn, client) else verdict
+
+    @override
+    def decide_tls(
+        self, conn: connection.Client, sni: Place | None, dialled: Place | None
+    ) -> TlsVerdict:
+        try:
+            client = self.connections.client_of(conn)
+            logins = self.connections.logins(conn)
+            verdict = self.gate.handshake(client, sni, dialled, logins=logins)
+            known = isinstance(verdict, Inspect) or (
+                isinstance(verdict, Tunnel) and verdict.to is None
+            )
+            if known and self.is_held(conn, client):
+                return Refuse(HELD)
+            return verdict
+        except Exception:
+            self.fault("decide_tls")
+            return Refuse("the portal cannot decide now")
+
+    def is_held(self, conn: connection.Client, client: Client) -> bool:
+        """Whether a known client reached mitmproxy only because the kernel's set lacks it."""
+        if not isinstance(conn.proxy_mode, mode_specs.TransparentMode):
+            return False
+        return self._service.is_held(self.connections.peer_of(conn), client)
+
+    @override
+    def way_of_connect(self, verdict: Verdict, user_agent: str, port: int) -> Connect:
+        return way_of_connect(verdict, self.gate.policy, user_agent, port)
+
+    @override
+    def let_through(self, conn: connection.Client, place: Place | None) -> None:
+        self.connections.let_through(conn, place)
+
+    @override
+    def hand_on(self, conn: connection.Client, verdict: Verdict) -> None:
+        if isinstance(verdict, Pass):
+            self.let_through(conn, verdict.to)
+        self._handed_on[key_of(conn)] = verdict
+
+    def handed_on(self, conn: connection.Client) -> Verdict | None:
+        """Returns the verdict that `hand_on` kept, once; None if there is none."""
+        return self._handed_on.pop(key_of(conn), None)
+
+    @override
+    def refused(self, shown: http.HTTPFlow, verdict: Verdict | None) -> None:
+        self.marks.refused(shown, verdict)
+
+    @override
+    def refused_unread(self, conn: connection.Client, status: int, why: str) -> None:
+        self.gate.refused_unread(self.connections.client_of(conn))
+        self.marks.refused_unread(conn, status, why)
+
+    @override
+    def refused_tls(
+        self,
+        shown: tcp.TCPFlow,
+        sni: str | None,
+        dialled: Place | None,
+        verdict: TlsVerdict,
+        caveat: str | None,
+    ) -> None:
+        self.marks.refused_tls(shown, sni, dialled, verdict, caveat)
+
+    @override
+    def passed_tls(
+        self, conn: connection.Client, sni: str | None, dialled: Place | None, verdict: TlsVerdict
+    ) -> None:
+        self.marks.passed_tls(conn, sni, dialled, verdict)
+
+    @override
+    def takes_tls(self, conn: connection.Client) -> None:
+        self.connections.takes_tls(conn)
+
+    @override
+    def answers(self, conn: connection.Client) -> int:
+        return self.connections.answers(conn)
+
+    @override
+    def answered(self, conn: connection.Client) -> None:
+        self.connections.answered(conn)
+
+    @override
+    def lingers(self, conn: connection.Client) -> None:
+        self.connections.lingers(conn)
+
+    @override
+    def is_gone(self, conn: connection.Client) -> bool:
+        return self.connections.is_gone(conn)
+
+    @override
+    def reset(self, conn: connection.Client) -> None:
+        self.connections.abort_connection(conn, reset=True)
+
+    @override
+    def intercepted(
+        self,
+        conn: connection.Client,
+        sni: str | None,
+        dialled: Place | None,
+        because: str,
+        caveat: str,
+    ) -> None:
+        client, destination = self.connections.client_of(conn), str(dialled) if dialled else None
+        trusts_ca = self.gate.policy.trusting.find(client) is not None
+        self.handshakes.intercepted(
+            conn, Handshake(client, sni, destination, because, caveat, trusts_ca)
+        )
+
+    @override
+    def used(self, conn: connection.Client) -> None:
+        self.handshakes.used(conn)
+
+    @override
+    def fault(self, where: str) -> None:
+        self.marks.fault(where)
