@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capport.core.negotiation import Language
-from capport.core.phrases import phrases_in
+from capport.core.phrases import PHRASES
 from capport.core.policy import Rate
 from capport.core.reply import Asked, Reply, reply_to
 from capport.core.verdict import (
@@ -234,9 +234,9 @@ def test_what_is_not_said_of_a_request_is_the_usual() -> None:
 
 
 def test_every_language_has_each_phrase_and_fills_in_the_same() -> None:
-    english = asdict(phrases_in(Language.ENGLISH))
+    english = asdict(PHRASES[Language.ENGLISH])
     for language in Language:
-        phrases = asdict(phrases_in(language))
+        phrases = asdict(PHRASES[language])
         assert all(phrases.values())
         for name, text in phrases.items():
             filled_in = sorted(re.findall("{.*?}", text))

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from capport.core.http import COPIES, is_token
 from capport.core.negotiation import Form, Language, preferred_form, preferred_language
-from capport.core.phrases import Phrases, phrases_in
+from capport.core.phrases import PHRASES, Phrases
 from capport.core.verdict import (
     Closed,
     HeaderFieldsTooLarge,
@@ -101,7 +101,7 @@ def _refusal(
     language: Language,
     form: Form,
 ) -> Reply:
-    phrases = phrases_in(language)
+    phrases = PHRASES[language]
     match verdict:
         case NetworkAuthenticationRequired():
             message = _network_authentication_required(verdict, phrases)
@@ -250,7 +250,7 @@ _CONTENT_SECURITY_POLICY = (
 
 
 def _page(message: _Message, language: Language) -> str:
-    phrases, refresh, link = phrases_in(language), "", ""
+    phrases, refresh, link = PHRASES[language], "", ""
     if message.login_url is not None:
         url, host = escape(message.login_url), escape(urlsplit(message.login_url).netloc)
         if message.blocked:
@@ -325,7 +325,7 @@ def _redirect(verdict: SignIn) -> Reply:
     location = ("Location", verdict.login_url)
     if not verdict.body:
         return _reply(HTTPStatus.FOUND, None, "", (("location", verdict.login_url),))
-    phrases, url = phrases_in(Language.ENGLISH), escape(verdict.login_url)
+    phrases, url = PHRASES[Language.ENGLISH], escape(verdict.login_url)
     page = f"""<!DOCTYPE html>
 <html lang="en">
 <head><meta charset="utf-8"><title>{phrases.sign_in}</title></head>
