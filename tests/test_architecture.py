@@ -117,7 +117,7 @@ HOUSE: tuple[Row, ...] = (
     ),
     Row(
         ("capport.router", "capport.router.*"),
-        ("capport.core.*", "capport.clock", "capport.linux.*", "capport.stores"),
+        ("capport.core.*", "capport.clock", "capport.linux", "capport.linux.*", "capport.stores"),
         "`capport router` runs where mitmproxy does not",
     ),
     Row(
