@@ -1,4 +1,4 @@
-"""What only a reply of a portal can have given to a client, and a later request may show."""
+"""Traces that only a portal's page can leave in a client, and that a later request may show."""
 
 from collections.abc import Iterator
 

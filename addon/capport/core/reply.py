@@ -64,9 +64,10 @@ def reply_to(verdict: Refusal, asked: Asked) -> Reply:
     if isinstance(facts, SignIn):
         reply = _redirect(facts)
     elif isinstance(facts, Closed):
-        reply = _closed(verdict.because)
+        reply = _in_english(HTTPStatus.BAD_GATEWAY, verdict.because)
     elif isinstance(facts, Unavailable):
-        reply = _unavailable()
+        said, later = "the captive portal is recovering from a fault", (("Retry-After", "1"),)
+        reply = _in_english(HTTPStatus.SERVICE_UNAVAILABLE, said, later)
     elif isinstance(facts, Imitated):
         reply = _imitated(facts)
     else:
@@ -335,18 +336,10 @@ def _redirect(verdict: SignIn) -> Reply:
     return _html(HTTPStatus.FOUND, page, (location, ("Content-Language", Language.ENGLISH.value)))
 
 
-def _unavailable() -> Reply:
-    """503, in plain English text, because clients see it only until the portal has recovered."""
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    text = f"{status.value} {status.phrase}: the captive portal is recovering from a fault\n"
-    return _reply(status, "text/plain; charset=utf-8", text, (("Retry-After", "1"),))
-
-
-def _closed(because: str) -> Reply:
-    """502, in plain English text, as mitmproxy answers if it cannot connect."""
-    status = HTTPStatus.BAD_GATEWAY
-    text = f"{status.value} {status.phrase}: {because}\n"
-    return _reply(status, "text/plain; charset=utf-8", text, ())
+def _in_english(status: HTTPStatus, said: str, fields: Fields = ()) -> Reply:
+    """A line of plain English text: for faults, as mitmproxy answers if it cannot connect."""
+    text = f"{status.value} {status.phrase}: {said}\n"
+    return _reply(status, "text/plain; charset=utf-8", text, fields)
 
 
 def _imitated(verdict: Imitated) -> Reply:

@@ -53,7 +53,10 @@ def _without_userinfo(authority: bytes) -> bytes:
 
 
 def redacted(name: bytes, value: bytes) -> bytes:
-    """What is shown instead of a credential, with the number of cookies; of a shown one, itself."""
+    """The text that replaces a credential, with the number of cookies if it is not one.
+
+    A text that replaces one already stays as it is.
+    """
     if _COUNTED.fullmatch(value):
         return value
     count = _cookies(value) if name.lower() == b"cookie" else 1

@@ -11,7 +11,7 @@ from capport.core.reply import Asked, Fields, Reply
 
 
 def bare(status: int, line: str = "") -> Reply:
-    """A reply without a page: for what is not HTTP, or when an origin did not answer."""
+    """A reply without a page: the status as text, or `line`."""
     reason = HTTPStatus(status).phrase
     body = f"{line or f'{status} {reason}'}\r\n".encode()
     fields = (

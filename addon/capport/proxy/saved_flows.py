@@ -1,4 +1,4 @@
-"""Reads mitmproxy's flows, in a file or not, as events, as if all clients had been watched."""
+"""Makes events of mitmproxy's flows, as if all clients had been watched."""
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime

@@ -59,7 +59,7 @@ def main(channel: int) -> int:
 
 
 def serve(channel: int, events: int, setting: dict[str, Any]) -> int:
-    """Serves clients until the first process says that it is enough, or is gone."""
+    """Serves clients until the first process ends it, or is gone."""
     _end_with_the_parent()
     first = Channel(socket.socket(fileno=channel), unpickles=True)
     select.select([first], [], [])

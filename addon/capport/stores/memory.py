@@ -1,4 +1,4 @@
-"""Sessions in a dict: for tests, for trying capport out, and for `:memory:`."""
+"""Keeps sessions in a dict: `:memory:`, for tests and to try capport out."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
