@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
+from json_schemas import wrong_events
 from proxy.hellos import real
 from proxy.test_http2 import tls
 from proxy.wire import GARDEN, Dialled, answers, garden, say, until, with_names
@@ -259,6 +260,21 @@ async def test_what_passes_is_never_dropped(portal: StartPortal, origin: Origin)
         with_names(it, GARDEN)
         for _ in range(6):
             assert answers(await it.ask(request(origin)))[0].status == 200
+
+
+@everyone
+async def test_a_head_that_is_too_large_to_be_read_is_reported_and_counts(
+    portal: StartPortal, origin: Origin, tmp_path: Path, who: str
+) -> None:
+    large = request(origin, more=f"X-Large: {'a' * 70_000}\r\n")
+    async with portal(who + DROPS, events=True) as it:
+        assert [await is_dropped(it, large) for _ in range(5)] == [False] * 3 + [True] * 2
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert wrong_events(events) == []
+    refused = [one for one in events if one["event"] == "refused"]
+    assert {(one["client"], one["status"]) for one in refused} == {("127.0.0.1", 431)}
+    assert "dropped" in {one["event"] for one in events}
+    assert origin.connections == 0
 
 
 async def test_nobody_is_dropped_unless_the_policy_says_so(

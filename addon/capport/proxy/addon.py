@@ -287,6 +287,11 @@ class Hooks:
         self.marks.refused(shown, verdict)
         self.connections.answered(shown.client_conn)
 
+    @closed(deny_nothing)
+    def head_refused(self, head: http1_reader.RefusedHead) -> None:
+        """Counts and reports a head of a known client's that was too large, or invalid."""
+        self.enforcer.refused_unread(head.client, head.status, head.why)
+
     @closed(deny_flow)
     def http_connect(self, shown: http.HTTPFlow) -> None:
         """Decides on a CONNECT.

@@ -9,13 +9,14 @@ mitmproxy forwards each chunk separately.
 import contextlib
 import functools
 import re
+from dataclasses import dataclass
 from typing import Any, Final
 
 import h11
 from h2.events import Event, InformationalResponseReceived
 from h11 import _readers
 from h11._receivebuffer import ReceiveBuffer, blank_line_regex
-from mitmproxy import http
+from mitmproxy import connection, http
 from mitmproxy.net.http import http1
 from mitmproxy.net.http.validate import validate_headers
 from mitmproxy.proxy import commands, events, layer
@@ -140,6 +141,22 @@ class Chunks(_readers.ChunkedReader):
         return at
 
 
+@dataclass(frozen=True, slots=True)
+class RefusedHead:
+    """A client's head that mitmproxy has not read, because it is too large or invalid."""
+
+    client: connection.Client
+    status: int
+    why: str
+
+
+@dataclass
+class HeadRefusedHook(commands.StartHook):
+    """Calls `head_refused`. mitmproxy gives a hook one argument."""
+
+    head: RefusedHead
+
+
 class Server(_http1.Http1Server):
     """mitmproxy's end of an HTTP/1 connection to a client."""
 
@@ -162,6 +179,7 @@ class Server(_http1.Http1Server):
                 reply = reply_to(too_large, asked)
             response = to_mitmproxy(reply)
             response.headers["connection"] = "close"
+            yield HeadRefusedHook(RefusedHead(self.context.client, reply.status, str(error)))
             yield commands.SendData(self.conn, http1.assemble_response(response))
             yield commands.CloseConnection(self.conn)
             self.state = self.done
