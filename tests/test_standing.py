@@ -15,7 +15,6 @@ from capport.core.standing import Facts, Kind, Standing
 from capport.core.verdict import NetworkAuthenticationRequired, Pass, Refuse
 from capport.gate import Gate
 from capport.stores.memory import MemoryStore
-from capport.web.gate_in_process import GateGrants
 
 MADE_UP = Client(ip_address("192.0.2.7"), Mac("02:00:00:00:00:07"))
 MADE = Client(ip_address("192.0.2.8"), Mac("00:00:5e:00:53:01"))
@@ -56,8 +55,6 @@ async def test_a_rule_that_is_added_holds_everywhere(
     assert said.rule == ("open_session" if known else "blocked_client")
     if not known:
         assert said.verdict.because == "192.0.2.7 (02:00:00:00:00:07) has a MAC that it made up"
-    grants = GateGrants(gate)
-    found = grants.standing(client)
-    grants.close()
+    found = gate.standing(client)
     assert (found.is_known, found.is_blocked) == (known, not known)
     assert captivity(found)["captive"] is not known

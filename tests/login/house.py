@@ -24,7 +24,6 @@ from capport.login.login_context import LoginContext
 from capport.service.login_pages import LoginPages
 from capport.stores.memory import MemoryStore
 from capport.web.context import Portal
-from capport.web.gate_in_process import GateGrants
 from capport.web.login_listener import LoginServer as Server
 from capport.web.records import Records
 from conftest import SOON
@@ -97,8 +96,7 @@ async def house(
     """A login server that listens, for as long as the block."""
     clock = Clock()
     gate = Gate(with_policy or policy(), MemoryStore(), now=clock)
-    grants = GateGrants(gate)
-    portal = Portal(grants, Records(records))
+    portal = Portal(gate, Records(records))
     pages = LoginPages(portal)
     server = Server(portal, pages.create)
     await server.start()
@@ -110,7 +108,6 @@ async def house(
         await server.stop()
         pages.close()
         portal.close()
-        grants.close()
 
 
 @dataclass

@@ -24,7 +24,7 @@ from capport.stores import StoreError
 from capport.stores.memory import MemoryStore
 from capport.web import login_listener
 from capport.web.date_reckoning import Moment
-from capport.web.gate_in_process import GateGrants
+from capport.web.granting import Grants
 from capport.web.records import Records
 from capport.web.states import StateError
 from capport.web.vouching import Vouched
@@ -72,7 +72,7 @@ async def test_no_revocation_waits_for_a_grant() -> None:
             return super().put(session, most=most, renews=renews)
 
     gate = Gate(policy(), Slow())
-    grants = GateGrants(gate)
+    grants = Grants(gate)
     try:
         gate.grant(ADA)
         slow = asyncio.create_task(grants.grant(EVE, lifetime=60, by="", how="", name=""))

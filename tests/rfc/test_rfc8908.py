@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capport.api.captivity_api import PATH
+from capport.core import explanation
 from capport.core.captivity import captivity
 from capport.core.client import Address, ClientId, Mac
 from capport.core.place import Place
@@ -310,6 +311,8 @@ async def test_the_answers_of_the_portal_are_the_gates_where_a_rule_may_block_by
             for address in ("127.0.0.2", "127.0.0.3"):  # by its session, and by a rule
                 assert (h.gate.known(h.client(address)) is None) == captive
                 assert (await _document(h, address))["captive"] == captive
-                said = h.portal.grants.explain(h.client(address), "http://www.example.org/")
+                url = explanation.parse_url("http://www.example.org/")
+                found = h.gate.explain_url(h.client(address), url)
+                said = explanation.document(found, h.gate.policy)
                 assert said["status"] == (511 if captive else None)
                 assert ("has a MAC that is not known now" in str(said["because"])) == captive

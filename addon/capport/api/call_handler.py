@@ -14,7 +14,7 @@ from urllib.parse import quote
 from tornado import web
 
 from capport.api.tokens import token_digest
-from capport.core.client import ClientId, parse_client_id, parts_of
+from capport.core.client import ClientId, Peer, parse_client_id, parts_of
 from capport.core.session import Session
 from capport.session_view import document
 from capport.web.base_handler import BaseHandler
@@ -51,7 +51,7 @@ class Call(BaseHandler):
     def initialize(self, portal: Portal, *, token_needed: bool) -> None:
         """Tornado calls it with the arguments of the route."""
         self.portal, self.token_needed = portal, token_needed
-        self.grants = portal.grants
+        self.gate, self.grants = portal.gate, portal.grants
 
     async def prepare(self) -> None:
         """Checks the token, if one is needed, and the size of the body."""
@@ -130,7 +130,7 @@ class Call(BaseHandler):
 
     def describe(self, session: Session) -> dict[str, object]:
         """A session as `capport clients --json` prints it."""
-        return document(session, self.grants.now(), self.portal.wall())
+        return document(session, self.gate.now(), self.portal.wall())
 
     def answer_session(self, session: Session, status: int = 200) -> None:
         """Answers with a session, and its path in Location."""
@@ -141,8 +141,8 @@ class Call(BaseHandler):
         """The open session of the client with this address, MAC or id."""
         mac, address = parts_of(client)
         # The session may be filed under the MAC that the address has now.
-        present = client if mac or address is None else self.grants.client_at(address)
-        return self.grants.find(present) or next(iter(self.grants.sessions_of(client)), None)
+        present = client if mac or address is None else self.gate.client(Peer(address))
+        return self.grants.find(present) or next(iter(self.gate.sessions_of(client)), None)
 
     def client(self, text: object, name: str = "client") -> ClientId:
         """The client id that `text` spells. Raises Problem."""

@@ -10,6 +10,7 @@ from typing import Any
 from tornado import web
 
 from capport.api.call_handler import LEFT_OUT, REQUIRED, Call, Problem, shown_value, wrong
+from capport.core import explanation
 from capport.core.client import Address, Client, ClientId, parse_address, parse_mac, parts_of
 from capport.core.http import is_token
 from capport.core.session import LONGEST, Session, open_ones
@@ -41,15 +42,15 @@ class States(Call):
         Clients are compared by MAC if there is one (`State.is_of`).
         """
         state, address = _state(self.portal, token), self._address()
-        if address is not None and not state.is_of(self.grants.client_at(address)):
+        if address is not None and not state.is_of(self.gate.client(str(address))):
             raise Problem(409, f"{address} is not the client that was refused; {_NEXT_STATE}")
         spent = await self.portal.recorded(partial(self.portal.records.spent_by, state.id))
         self.answer(
             {
                 "client": {"address": str(state.client.address), "mac": state.client.mac},
                 "page": state.page,
-                "network": self.grants.policy.network,
-                "seconds_remaining": max(0, int(state.expires - self.grants.now())),
+                "network": self.gate.policy.network,
+                "seconds_remaining": max(0, int(state.expires - self.gate.now())),
                 "spent": spent is not None,
             }
         )
@@ -73,8 +74,8 @@ class Sessions(Call):
 
     def get(self) -> None:
         """Answers with all open sessions."""
-        now = self.grants.now()
-        sessions = [self.describe(one) for one in open_ones(self.grants.sessions(), now)]
+        now = self.gate.now()
+        sessions = [self.describe(one) for one in open_ones(self.gate.store.sessions(), now)]
         self.answer({"sessions": sessions})
 
     async def post(self) -> None:
@@ -112,7 +113,7 @@ class Sessions(Call):
         if not isinstance(token, str):
             wrong("state", token, "is not a string")
         state = _state(self.portal, token, member="state")
-        client = self.grants.client_at(state.client.address)
+        client = self.gate.client(str(state.client.address))
         if state.client.mac is not None and client.mac != state.client.mac:
             raise Problem(409, f"another device has {client.address} now; {_NEXT_STATE}")
         records = self.portal.records
@@ -140,13 +141,13 @@ class Sessions(Call):
 
     def _standing(self, client: Client | ClientId) -> Standing:
         if isinstance(client, Client):
-            return self.grants.standing(client)
-        return standing_of_id(client, self.grants.policy, None, self.grants.now())
+            return self.gate.standing(client)
+        return standing_of_id(client, self.gate.policy, None, self.gate.now())
 
     def _present(self, client: ClientId) -> Client | ClientId:
         """The client that has this address now; the id unchanged if it is not an address."""
         try:
-            return self.grants.client_at(parse_address(client))
+            return self.gate.client(client)
         except ValueError:
             return client
 
@@ -163,7 +164,7 @@ class OneSession(Call):
         asked = self.read_members(lifetime=None, name=None)
         lifetime, name = _lifetime(asked["lifetime"]), _name(asked["name"])
         before = self._session(text)
-        left = before.expires - self.grants.now() if lifetime is None else lifetime
+        left = before.expires - self.gate.now() if lifetime is None else lifetime
         try:
             session = await self.grants.grant(
                 before.client,
@@ -180,7 +181,7 @@ class OneSession(Call):
     async def delete(self, text: str) -> None:
         """Ends all sessions of the client; answers once none of its traffic passes any more."""
         self._session(text)
-        sessions = self.grants.sessions_of(self.client(text))
+        sessions = self.gate.sessions_of(self.client(text))
         await self.grants.revoke(*(session.client for session in sessions))
         self.set_status(204)
 
@@ -204,13 +205,15 @@ class Explain(Call):
             wrong("method", said["method"], "is not a method, such as GET")
         client = self._client(**said)
         try:
-            self.answer(self.grants.explain(client, said["url"], said["method"]))
+            url = explanation.parse_url(said["url"])
+            found = self.gate.explain_url(client, url, said["method"])
+            self.answer(explanation.document(found, self.gate.policy))
         except ValueError as error:
             raise Problem(422, f"url {str(error)[:200]}", member="url") from None
 
     def _client(self, client: str, mac: str | None = None, **_: str) -> Client:
         try:
-            found = self.grants.client_at(parse_address(client))
+            found = self.gate.client(client)
         except ValueError:
             wrong("client", client, "is not an address, such as 192.0.2.7")
         try:

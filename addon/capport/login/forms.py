@@ -37,7 +37,7 @@ class Form(Page):
         """Answers the form: with a redirect, or with the form again and the problem."""
         sent = "\0".join((self.client.id, self.request.path, ""))
         form = hashlib.sha256(sent.encode() + self.request.body).digest()
-        outcome = await self.login.forms.once(form, self.portal.grants.now(), self.sent)
+        outcome = await self.login.forms.once(form, self.portal.gate.now(), self.sent)
         if outcome.problem:
             self.show_problem(outcome)
         else:
@@ -83,7 +83,7 @@ class SignIn(Form):
             raise Blocked
         if terms is not None and self.get_body_argument("terms", "") != terms.version:
             return Outcome(problem=self.words.terms_changed, status=409)
-        for_all = self.login.throttle.for_all(self.portal.grants.now())
+        for_all = self.login.throttle.for_all(self.portal.gate.now())
         if wait := self.must_wait(for_all):
             return too_many(wait, self.words.too_many.format(time=self.words.wait(wait)))
         if self.conditions is Conditions.VOUCHER and self.code is None:
@@ -186,7 +186,7 @@ class SignIn(Form):
         A voucher is checked even then: 80 bits cannot be guessed, and a guest with a good voucher
         does not wait because an attacker made up devices. Only the answer to a wrong one says wait.
         """
-        now = self.portal.grants.now()
+        now = self.portal.gate.now()
         if wait := self.login.often.spend(self.client, now):
             return wait
         if self.conditions is Conditions.TERMS:
@@ -324,7 +324,7 @@ class Online(Page):
 
         It is not a time limit for reading (WCAG 2.2, 2.2.1), because the session itself ends.
         """
-        seconds = int(end - self.portal.grants.now()) + 1
+        seconds = int(end - self.portal.gate.now()) + 1
         if seconds <= FARTHEST:
             self.set_header("Refresh", f"{seconds}; url={self.link('/signed-out', over='1')}")
 

@@ -17,7 +17,7 @@ from capport.login.words import WORDS, Words
 from capport.stores import FullError
 from capport.web.client_handler import ClientHandler, Indistinct, Misdirected, Proxied
 from capport.web.context import Portal
-from capport.web.gate_protocol import NoMacError
+from capport.web.granting import NoMacError
 from capport.web.login_listener import MAX_FORM
 from capport.web.states import State, StateError
 
@@ -111,7 +111,7 @@ class Page(ClientHandler):
 
     def left_of(self, session: Session | None) -> float:
         """Seconds until `session` expires, whatever the client does; 0 if there is none."""
-        return max(0.0, session.expires - self.portal.grants.now()) if session else 0.0
+        return max(0.0, session.expires - self.portal.gate.now()) if session else 0.0
 
     def can_extend(self, session: Session) -> bool:
         """Whether the guest can gain enough time to notice it."""

@@ -17,7 +17,6 @@ from capport.linux.own_addresses import is_own
 from capport.log_limits import Seldom
 from capport.service.login_links import End, is_among, leads_to_login
 from capport.web.context import MayBeProxy, Portal
-from capport.web.gate_in_process import GateGrants
 from capport.web.login_listener import App, LoginServer
 from capport.web.records import Records
 from capport.web.vouching import Vouched, sign_client
@@ -72,8 +71,7 @@ class Embedded:
     ) -> None:
         """Opens the records. Raises StoreError."""
         self._gate = gate
-        self._grants = GateGrants(gate)
-        self.portal = Portal(self._grants, Records(records))
+        self.portal = Portal(gate, Records(records))
         if vouched is not None:
             self.portal.vouched = vouched
         if may_be_proxy is not None:
@@ -160,7 +158,6 @@ class Embedded:
         if self._made is not None:
             self._made.close()
         self.portal.close()
-        self._grants.close()
 
     @staticmethod
     def _listens(api: BackChannel, log: Callable[..., None]) -> bool:

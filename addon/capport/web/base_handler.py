@@ -43,4 +43,4 @@ class BaseHandler(web.RequestHandler):
 
     def is_to_be_logged(self, fault: object) -> bool:
         """Whether to log `fault` now: each kind is logged at most once a minute."""
-        return self.portal.faults.is_due(self.portal.grants.now(), (type(self), fault))
+        return self.portal.faults.is_due(self.portal.gate.now(), (type(self), fault))

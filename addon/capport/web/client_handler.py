@@ -70,7 +70,7 @@ class ClientHandler(BaseHandler):
     def initialize(self, portal: Portal) -> None:
         """Tornado calls it with the arguments of the route."""
         self.portal = portal
-        self.policy = portal.grants.policy
+        self.policy = portal.gate.policy
         self.server: LoginServer
 
     def set_default_headers(self) -> None:
@@ -97,7 +97,7 @@ class ClientHandler(BaseHandler):
     @property
     def standing(self) -> Standing:
         """How the client stands with the gate at this moment."""
-        return self.portal.grants.standing(self.client)
+        return self.portal.gate.standing(self.client)
 
     def can_extend(self, session: Session) -> bool:
         """Whether the login server would grant more time than `session` has left."""
@@ -130,12 +130,12 @@ class ClientHandler(BaseHandler):
         context = getattr(self.request.connection, "context", None)
         peer = getattr(context, "address", None)
         if peer and (vouched := self.portal.vouched.find(peer)):
-            return self.portal.grants.client_of(vouched)
+            return self.portal.gate.client(vouched)
         asks = parse_address(self.request.remote_ip or "")
         fields = self.request.headers.get_list(HEADER)
         may_be_proxy = not fields and self.portal.may_be_proxy(asks, self.asked_at())
         if may_be_proxy and not self.for_anybody:
-            if self.portal.faults.is_due(self.portal.grants.now(), Proxied):
+            if self.portal.faults.is_due(self.portal.gate.now(), Proxied):
                 logger.warning(
                     "A request from %s comes through the proxy, which does not say for which"
                     " client: refused. Let clients reach the login server without the proxy, or end"
@@ -145,13 +145,13 @@ class ClientHandler(BaseHandler):
             raise Proxied
         if not fields:
             stream = getattr(self.request.server_connection, "stream", None)
-            return self.portal.grants.client_of(Peer(asks, self.portal.frames.get(stream, UNSEEN)))
+            return self.portal.gate.client(Peer(asks, self.portal.frames.get(stream, UNSEEN)))
         if len(fields) > 1:
             raise AskingError(f"the request has {HEADER} {len(fields)} times")
         if asks != self.asked_at():  # the addon runs on this machine, so this field was copied
             raise AskingError(f"{HEADER} comes from {asks}, which is not this machine")
-        secret, now = self.portal.records.secret, self.portal.grants.now()
-        return self.portal.grants.client_of(verify_client(fields[0], secret, now))
+        secret, now = self.portal.records.secret, self.portal.gate.now()
+        return self.portal.gate.client(verify_client(fields[0], secret, now))
 
     def _our_names(self) -> set[Host]:
         names = {place.host for place in self.policy.login_places}

@@ -10,9 +10,10 @@ from weakref import WeakKeyDictionary
 from capport import clock
 from capport.core.client import Address, Mac
 from capport.core.place import Host
+from capport.gate import Gate
 from capport.log_limits import FAULTS, Seldom
 from capport.web.date_reckoning import Moment
-from capport.web.gate_protocol import Grants
+from capport.web.granting import Grants
 from capport.web.records import Records
 from capport.web.states import States
 from capport.web.vouching import Vouched
@@ -27,7 +28,7 @@ that does not say for which of its clients it connects."""
 class Portal:
     """What the handlers share. `wall` is the clock for times that people read, and for vouchers."""
 
-    grants: Grants
+    gate: Gate
     records: Records
     boot: str = field(default_factory=clock.boot_id)
     wall: Callable[[], float] = time.time
@@ -42,6 +43,7 @@ class Portal:
     """The names in our certificate. They are our names, whatever `login_url` says."""
 
     def __post_init__(self) -> None:
+        self.grants = Grants(self.gate)
         self.granting = asyncio.Lock()  # states are spent one at a time
         self._states: tuple[bytes, States] | None = None
         self._disk = Worker("portal-records")  # one thread: SQLite takes one writer at a time
@@ -51,18 +53,19 @@ class Portal:
         """Mints and reads states, with the secret of the records file that is there now."""
         secret = self.records.secret
         if self._states is None or self._states[0] != secret:
-            self._states = secret, States(secret, self.boot, self.grants.now)
+            self._states = secret, States(secret, self.boot, self.gate.now)
         return self._states[1]
 
     def moment(self) -> Moment:
         """What the clocks show now."""
-        return Moment(self.wall(), self.boot, self.grants.now())
+        return Moment(self.wall(), self.boot, self.gate.now())
 
     async def recorded[Answer](self, what: Callable[[], Answer]) -> Answer:
         """Calls `what`, which uses the records, off the event loop. Raises as `Worker.do`."""
         return await self._disk.do(what)
 
     def close(self) -> None:
-        """Ends the thread once its work is done, and closes the records."""
+        """Ends the threads once their work is done, and closes the records."""
+        self.grants.close()
         self._disk.close()
         self.records.close()

@@ -276,7 +276,7 @@ class LoginServer:
 
         Does nothing if the policy has no `login_server`.
         """
-        listening = self.portal.grants.policy.login_server
+        listening = self.portal.gate.policy.login_server
         if listening is None:
             return
         for name, seldom in QUIET.items():
@@ -313,7 +313,7 @@ class LoginServer:
         cannot be used, it listens nowhere, because no policy wants the old one any more.
         """
         async with self._following:
-            wanted = self.portal.grants.policy.login_server
+            wanted = self.portal.gate.policy.login_server
             if _how(wanted) == _how(self._listening):
                 return
             if wanted is not None and wanted.certificate:
