@@ -14,12 +14,15 @@ from pathlib import Path
 
 import pytest
 
+import requires
+from capport.stores.redis.redis_link import KEY, ROUTER
 from conftest import Origin, one_answer, until_closed
 from journey.guests import Guest
 from login.certificates import certificate
 from ports import free_port
 from proxy.mitmdump import LOGIN, Process, started
 from proxy.wire import until
+from stores.redis_server import server
 
 CAPPORT = str(Path(sys.executable).with_name("capport"))
 SERVES = re.compile(r"Worker (\d) serves: process (\d+)")
@@ -34,6 +37,7 @@ class Appliance:
 
     process: Process
     folder: Path
+    sessions: str | None = None
 
     @property
     def workers(self) -> dict[int, int]:
@@ -67,8 +71,9 @@ class Appliance:
         """The number of the worker that accepts the client's connection."""
         _, writer = await self.connect(client)
         try:
-            await until(lambda: bool(self.having(client)))
-            return self.having(client)[0]
+            while not (found := self.having(client)):
+                await asyncio.sleep(0.01)
+            return found[0]
         finally:
             writer.transport.abort()
             await until(lambda: not self.having(client))
@@ -93,7 +98,7 @@ class Appliance:
         return False
 
     def capport(self, *arguments: str) -> None:
-        argv = [CAPPORT, *arguments, "--sessions", str(self.folder / "s.db")]
+        argv = [CAPPORT, *arguments, "--sessions", self.sessions or str(self.folder / "s.db")]
         subprocess.run(argv, check=True, capture_output=True, timeout=60)
 
     def events(self) -> list[dict[str, object]]:
@@ -102,7 +107,12 @@ class Appliance:
 
 @contextlib.asynccontextmanager
 async def appliance(
-    folder: Path, text: str = "", *, workers: int = 2, more: tuple[str, ...] = ()
+    folder: Path,
+    text: str = "",
+    *,
+    workers: int = 2,
+    more: tuple[str, ...] = (),
+    sessions: str | None = None,
 ) -> AsyncIterator[Appliance]:
     """It serves once this returns."""
     async with started(
@@ -111,9 +121,9 @@ async def appliance(
         *("--events", "events.jsonl", *more),
         tool="capport run",
         script=None,
-        store=str(folder / "s.db"),
+        store=sessions or str(folder / "s.db"),
     ) as process:
-        it = Appliance(process, folder)
+        it = Appliance(process, folder, sessions)
         await it.starts_again(workers)
         yield it
 
@@ -183,8 +193,11 @@ async def test_a_worker_that_dies_or_does_not_answer_is_replaced_and_cuts_nobody
 ) -> None:
     async with appliance(tmp_path) as it:
         one, other = await two_clients(it)
+        unknown, _ = waiting = await it.connect(one)
+        assert await it.get_on(*waiting, origin) == 511
         for client in (one, other):
             it.capport("grant", client)
+        assert await until_closed(unknown) == b"", "its next request goes another way"
         cut, kept = await it.connect(one), await it.connect(other)
         for connection in (cut, kept):
             assert await it.get_on(*connection, origin) == 200
@@ -211,7 +224,7 @@ async def test_a_worker_that_dies_or_does_not_answer_is_replaced_and_cuts_nobody
 
         assert await it.get_on(*kept, origin) == 200
         assert it.workers[1] == before[1]
-        for each in (cut[1], kept[1], writer):
+        for each in (waiting[1], cut[1], kept[1], writer):
             each.close()
         assert it.process.log.count("Worker 0 does not answer") == 1
         faults = [event["what"] for event in it.events() if event["event"] == "fault"]
@@ -223,10 +236,10 @@ async def until_met(it: Appliance, client: str, number: int) -> None:
         await asyncio.sleep(0.05)
 
 
-async def until_refused(it: Appliance, client: str, origin: Origin) -> None:
+async def until_answered(it: Appliance, client: str, origin: Origin, wanted: int) -> None:
     """A connection that is open when the client stops being known is cut."""
-    status = 200
-    while status != 511:
+    status = 0
+    while status != wanted:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             status = await it.get(client, origin)
         await asyncio.sleep(0.05)
@@ -261,7 +274,7 @@ async def test_clients_sign_in_in_tunnels_and_a_policy_reaches_every_worker_if_i
         rules = "".join(f"  - {{address: {client}, access: blocked}}\n" for client in clients)
         policy_of(tmp_path, f"{text}clients:\n{rules}")
         for client in clients:
-            await until_refused(it, client, origin)
+            await until_answered(it, client, origin, 511)
         policy_of(tmp_path, "clients: [nobody]\n")
         await it.process.says("The last good policy stays in force")
         os.kill(it.workers[0], signal.SIGKILL)  # the next one starts with the last good one
@@ -292,6 +305,38 @@ async def test_one_worker_is_enough_and_none_outlives_the_first_process(
         os.kill(worker, signal.SIGSTOP)
         it.process.process.kill()
         await until(lambda: not is_there(worker))
+
+
+@requires.tool("redis-server")
+async def test_the_workers_of_two_routers_share_their_sessions_in_redis(
+    tmp_path: Path, origin: Origin
+) -> None:
+    with server(tmp_path / "redis") as redis:
+        folders = [tmp_path / name for name in ("a", "b")]
+        for folder in folders:
+            folder.mkdir()
+        urls = [f"{redis.url}?file={folder}/s.db" for folder in folders]
+        async with (
+            appliance(folders[0], sessions=urls[0]) as a,
+            appliance(folders[1], sessions=urls[1]) as b,
+        ):
+            clients = CLIENTS[:2]
+            for client in clients:
+                assert await b.get(client, origin) == 511
+                a.capport("grant", client)
+                for it in (a, b):
+                    await until_answered(it, client, origin, 200)
+            os.kill(b.workers[0], signal.SIGKILL)
+            await b.starts_again(3)
+            redis.kill()
+            assert {await b.get(client, origin) for client in clients} == {200}
+            redis.start()  # it is empty: the first processes put back what is missing
+            await until(lambda: redis.ask("EXISTS", *(KEY + client for client in clients)) == b":2")
+            for client in clients:
+                b.capport("revoke", client)
+                for it in (a, b):
+                    await until_answered(it, client, origin, 511)
+            assert redis.ask("KEYS", f"{ROUTER}*") == b"*2"
 
 
 @pytest.mark.parametrize(

@@ -111,8 +111,11 @@ def finish(transport: asyncio.WriteTransport) -> None:
     if transport.get_write_buffer_size():
         transport.close()
     elif not transport.is_closing():
-        with suppress(OSError):  # the client has reset the connection
-            transport.get_extra_info("socket").shutdown(socket.SHUT_WR)
+        with (
+            suppress(OSError),  # the client has reset the connection
+            transport.get_extra_info("socket").dup() as sock,  # uvloop's own has no shutdown()
+        ):
+            sock.shutdown(socket.SHUT_WR)
 
 
 def abort_transport(transport: asyncio.WriteTransport, *, reset: bool = False) -> None:
