@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -104,6 +105,38 @@ class RedisServer:
     def thaw(self) -> None:
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
+
+
+class SlowLink:
+    """A way to a Redis on which each message takes `delay` seconds, in both directions."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self.delay = 0.0
+        self._to = (server.bind, server.port)
+        self._listening = socket.create_server((server.bind, 0))
+        self.url = RedisUrl((Place(parse_host(server.bind), self._listening.getsockname()[1]),))
+        self._closed = threading.Event()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._listening.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listening.accept()
+            except OSError:  # it is closed
+                return
+            server = socket.create_connection(self._to)
+            for ends in ((client, server), (server, client)):
+                threading.Thread(target=self._carry, args=ends, daemon=True).start()
+
+    def _carry(self, source: socket.socket, to: socket.socket) -> None:
+        with contextlib.suppress(OSError), source, to:
+            while data := source.recv(65536):
+                self._closed.wait(self.delay)
+                to.sendall(data)
 
 
 @dataclass

@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,13 +17,14 @@ from capport.stores import FullError
 from capport.stores.redis import redis_link, redis_store
 from capport.stores.redis.fleet_record import SKEW, Grant, Record, dump
 from capport.stores.redis.fleet_time import FleetTime
+from capport.stores.redis.redis_client import SECONDS
 from capport.stores.redis.redis_link import CHANGES, KEY, LEASE
 from capport.stores.redis.redis_store import RedisStore
 from capport.stores.replica import Row, pack
 from conftest import SOON
 from lab.namespaces import namespaces
 from stores.contract import ADDRESS, MAC, OTHER, session, until
-from stores.redis_server import AHEAD, Fleet, RedisServer, server
+from stores.redis_server import AHEAD, Fleet, RedisServer, SlowLink, server
 from stores.router_process import RouterProcess
 
 pytestmark = requires.tool("redis-server")
@@ -306,6 +307,23 @@ def test_after_a_split_both_sides_agree_and_the_revocation_wins(tmp_path: Path) 
         fleet.close()
 
 
+def test_a_shorter_grant_that_is_over_ends_the_longer_one_that_redis_still_has(
+    fleet: Fleet, two: tuple[RedisStore, RedisStore], known: Known
+) -> None:
+    one, other = two
+    one.put(session(expires=5000.0))
+    known.soon(MAC, other)
+    one.close()
+    fleet.server.freeze()
+    fails(other)
+    other.put(session(expires=1010.0))  # it does not travel
+    other.close()
+    fleet.server.thaw()
+    fleet.time.now += 20
+    stores = [fleet.open(number) for number in range(3)]
+    known.not_soon(MAC, *stores)
+
+
 def test_after_a_gap_in_the_stream_everything_is_read_again(
     fleet: Fleet, known: Known, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -495,6 +513,37 @@ def test_what_a_command_did_while_redis_was_away_the_portal_sends(
     known.not_soon(ADDRESS, one, other)
 
 
+@pytest.mark.parametrize("is_new", [False, True], ids=["again", "for the first time"])
+def test_what_a_command_granted_outlives_a_revocation_that_the_portal_reads_later(
+    fleet: Fleet,
+    two: tuple[RedisStore, RedisStore],
+    known: Known,
+    monkeypatch: pytest.MonkeyPatch,
+    is_new: bool,
+) -> None:
+    one, other = two
+    if not is_new:
+        one.put(session(MAC))
+        known.soon(MAC, other)
+    go_on, merge = threading.Event(), one.merge
+
+    def late(found: Sequence[tuple[ClientId, Record]]) -> list[bool]:
+        assert go_on.wait(SOON)
+        return merge(found)
+
+    monkeypatch.setattr(one, "merge", late)
+    other.drop(MAC)
+    command = fleet.open(0, about=())  # it has read the revocation
+    fleet.time.now += 1
+    command.put(session(MAC, now=fleet.time.now))
+    until(lambda: any(s.granted == fleet.time.now for s in one.sessions()), "the file, read")
+    go_on.set()
+    other.put(session(ADDRESS))
+    known.soon(ADDRESS, one)
+    known.soon(MAC, one, other)
+    assert fleet.open(2).find((MAC,), fleet.time.now)
+
+
 # --- what is in Redis does not fit ---
 
 
@@ -647,15 +696,42 @@ def test_a_router_that_comes_back_after_an_hour_undoes_no_revocation(
     known.not_soon(Z, back, other)
 
 
-# --- the network is cut ---
+# --- the network is slow, or cut ---
+
+
+def test_a_redis_that_takes_its_time_only_delays_what_waits_for_it(
+    fleet: Fleet, known: Known
+) -> None:
+    link = SlowLink(fleet.server)
+    one, other = fleet.open(0, url=link.url), fleet.open(1)
+    works(one, other)
+    link.delay = 0.2
+    one.put(session(MAC))
+    assert one.fault is None, "it has taken it"
+    known.soon(MAC, other)
+    other.put(session(ADDRESS))
+    known.soon(ADDRESS, one)
+    for _ in range(3):
+        fleet.time.now += LEASE - 1
+        lease = fleet.time.now + LEASE
+        until(lambda lease=lease: leases(one) == {lease}, "the lease, renewed")  # type: ignore[misc]
+    one.drop(ADDRESS)
+    assert one.fault is None
+    known.not_soon(ADDRESS, one, other)
+    link.close()
+
+
+def leases(store: RedisStore) -> set[float]:
+    """Until when other routers' sessions are in force."""
+    return {session.lease for session in store.sessions()} - {float("inf")}
 
 
 @requires.tool("nft")
 @requires.namespaces()
 @pytest.mark.xdist_group("fleet-network")
-@pytest.mark.parametrize("hook", ["input", "output", "both"])
-def test_a_network_that_is_cut_one_way_or_both_is_as_a_redis_that_is_down(
-    tmp_path: Path, hook: str
+@pytest.mark.parametrize("fault", ["input", "output", "input output", "slow"])
+def test_a_network_that_is_slow_or_cut_one_way_or_both_is_as_a_redis_that_is_down(
+    tmp_path: Path, fault: str
 ) -> None:
     with contextlib.ExitStack() as closing:
         middle, left, right = closing.enter_context(namespaces("redis", "left", "right"))
@@ -670,30 +746,35 @@ def test_a_network_that_is_cut_one_way_or_both_is_as_a_redis_that_is_down(
             RedisServer, tmp_path / "redis", "--protected-mode", "no", bind="10.99.0.1"
         )
         closing.callback(running.kill)
+        link = middle.call(SlowLink, running)
+        closing.callback(link.close)
         fleet = Fleet(tmp_path, running)
         closing.callback(fleet.close)
         known = Known(fleet)
-        one, other = left.call(fleet.open, 0), right.call(fleet.open, 1)
+        one, other = left.call(fleet.open, 0), right.call(fleet.open, 1, url=link.url)
         works(one, other)
         one.put(session(MAC))
         known.soon(MAC, other)
         other.put(session(Z))
         known.soon(Z, one)
-        hooks = ("input", "output") if hook == "both" else (hook,)
-        rules = "".join(
-            f"add chain inet cut {one} {{ type filter hook {one} priority 0; policy drop; }}\n"
-            for one in hooks
-        )
-        cut = right.run("nft", f"add table inet cut\n{rules}")
-        assert cut.returncode == 0, cut.stderr
-        fails(other)
+        if fault == "slow":
+            link.delay = 1.5 * SECONDS
+        else:
+            rules = "".join(
+                f"add chain inet cut {h} {{ type filter hook {h} priority 0; policy drop; }}\n"
+                for h in fault.split()
+            )
+            cut = right.run("nft", f"add table inet cut\n{rules}")
+            assert cut.returncode == 0, cut.stderr
         other.put(session(ADDRESS))
+        assert other.fault, "a grant that holds on one router alone says so"
         one.drop(Z)  # taken, and yet unheard of on the router that granted it
         fleet.time.now += LEASE + 1
         assert known.now(other, Z), "it is known until it expires on the router that granted"
         assert not known.now(other, MAC), "the lease is over"
         known.soon(MAC, one)
         assert not known.now(one, ADDRESS)
+        link.delay = 0.0
         right.run("nft", "delete table inet cut")
         works(other)
         known.soon(MAC, other)

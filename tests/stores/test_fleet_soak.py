@@ -1,9 +1,12 @@
 """Three routers in any order of grants, revocations and faults, against what must always hold.
 
+Commands beside the portals grant and revoke, too.
+
 By hand, for half an hour: CAPPORT_SOAK=2000 scripts/test tests/stores/test_fleet_soak.py -n 0 -s
 CAPPORT_SEED repeats a run: the seed is printed.
 """
 
+import contextlib
 import os
 import random
 import shutil
@@ -14,7 +17,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from hypothesis import HealthCheck, seed, settings
+from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -73,22 +76,45 @@ class FleetMachine(RuleBasedStateMachine):
 
     # --- what happens ---
 
-    @rule(router=ROUTERS, client=CLIENTS, seconds=st.sampled_from([30, 600, 7200]))
-    def grant(self, router: int, client: ClientId, seconds: float) -> None:
+    @rule(
+        router=ROUTERS,
+        client=CLIENTS,
+        seconds=st.sampled_from([30, 600, 7200]),
+        command=st.booleans(),
+    )
+    def grant(self, router: int, client: ClientId, seconds: float, command: bool) -> None:
         if (store := self.stores.get(router)) is not None:
             self.time.now += 1
             now = self.time.now
-            store.put(Session(client, now, now + seconds, last_seen=now))
-            stands = self.changed(router, client, now + seconds).stands
-            assert not stands or store.find((client,), now), "granted, and not known"
+            with self.by(store, command) as caller:
+                caller.put(Session(client, now, now + seconds, last_seen=now))
+                stands = self.changed(router, client, now + seconds, caller).stands
+            if stands:
+                self.portal(command, lambda: store.find((client,), now) is not None)
 
-    @rule(router=ROUTERS, client=CLIENTS)
-    def revoke(self, router: int, client: ClientId) -> None:
+    @rule(router=ROUTERS, client=CLIENTS, command=st.booleans())
+    def revoke(self, router: int, client: ClientId, command: bool) -> None:
         if (store := self.stores.get(router)) is not None:
             self.time.now += 1
-            store.drop(client)
-            self.changed(router, client, None)
-            assert not store.find((client,), self.time.now), "revoked, and still known"
+            with self.by(store, command) as caller:
+                caller.drop(client)
+                self.changed(router, client, None, caller)
+            self.portal(command, lambda: store.find((client,), self.time.now) is None)
+
+    def portal(self, command: bool, acts: Callable[[], bool]) -> None:
+        """The portal acts on its own change at once, and soon on a command's."""
+        if command:
+            until(acts, "what a command did, in force")
+        assert acts(), "not in force"
+
+    @contextlib.contextmanager
+    def by(self, store: RedisStore, command: bool) -> Iterator[RedisStore]:
+        """The store that a change is made by: the portal's, or a command's beside it."""
+        if not command:
+            yield store
+            return
+        with contextlib.closing(self.fleet.open(self.fleet.opened[store], about=())) as beside:
+            yield beside
 
     @rule(seconds=st.sampled_from([1, 20, 500]))
     def advance(self, seconds: float) -> None:
@@ -120,12 +146,15 @@ class FleetMachine(RuleBasedStateMachine):
             self.server.ask("SAVE")
 
     @precondition(lambda self: self.mend is None)
-    @rule(how=st.sampled_from(["kill", "fill", "make read-only"]))
+    @rule(how=st.sampled_from(["kill", "freeze", "fill", "make read-only"]))
     def break_redis(self, how: str) -> None:
         if how == "kill":  # it starts again with what was saved last, or with nothing
             self.server.kill()
             self.forgotten()
             self.mend = self.server.start
+        elif how == "freeze":
+            self.server.freeze()
+            self.mend = self.server.thaw
         elif how == "fill":
             self.server.ask("CONFIG", "SET", "maxmemory", "1")
             self.mend = lambda: self.server.ask("CONFIG", "SET", "maxmemory", "0")
@@ -210,10 +239,12 @@ class FleetMachine(RuleBasedStateMachine):
 
     # --- helpers ---
 
-    def changed(self, router: int, client: ClientId, expires: float | None) -> Change:
+    def changed(
+        self, router: int, client: ClientId, expires: float | None, by: RedisStore
+    ) -> Change:
         before = self.changes[client]
         revoked = [one for one in before if one.expires is None]
-        works = self.sure and self.mend is None and self.stores[router].fault is None
+        works = self.sure and self.mend is None and by.fault is None
         stands = all(router in one.seen_by or (one.taken and works) for one in revoked)
         before.append(Change(router, expires, {router}, works, stands))
         return before[-1]
@@ -236,11 +267,14 @@ class FleetMachine(RuleBasedStateMachine):
             until(lambda store=store: store.fault is None, "the end of a fault")  # type: ignore[misc]
 
     def teardown(self) -> None:
-        if hasattr(self, "fleet"):
+        if not hasattr(self, "fleet"):
+            return
+        try:
             if self.mend is not None:
-                self.mend()
-            else:
-                self.all_agree()
+                self.mend_redis()
+            self.all_agree()
+        finally:  # a router that went on would be one of the next fleet's
+            self.server.thaw_or_start()
             self.fleet.close()
             (self.server.folder / "dump.rdb").unlink(missing_ok=True)
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -268,6 +302,8 @@ def test_whatever_fails_all_routers_come_to_one_answer_and_nothing_acknowledged_
             stateful_step_count=25,
             deadline=None,
             database=None,
+            phases=[Phase.generate],  # what depends on threads may not fail again, only smaller
+            verbosity=Verbosity.debug,  # so each step is in the output
             suppress_health_check=[*HealthCheck],
         ),
     )

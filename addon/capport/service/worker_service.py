@@ -118,7 +118,7 @@ class WorkerService:
         self._makes_links = False
         with ExitStack() as opened:
             opened.callback(events.close)
-            store = open_store(sessions, start_closed=True)
+            store = open_store(sessions, start_closed=True, follows=True)
             opened.callback(store.close)
             router = shared.policy.router
             neighbours = NetlinkNeighbours([router.client_interface] if router else None)

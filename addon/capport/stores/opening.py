@@ -33,6 +33,7 @@ def open_store(
     make: bool = True,
     start_closed: bool = False,
     about: Collection[Mac | Address] | None = None,
+    follows: bool = False,
 ) -> SessionStore:
     """Opens the store at a path, at `sqlite:///PATH`, at `redis://HOST:PORT/DB` or in `:memory:`.
 
@@ -42,7 +43,7 @@ def open_store(
     an error: it is logged, and until a usable file appears, no client is known, grants fail, and
     revocations are written to a journal beside it. With `about`, the store finds only sessions
     whose id is or contains one of these addresses; that takes as long with a million sessions as
-    with ten.
+    with ten. With `follows`, another process of this router tells Redis what this router knows.
     """
     path = store_path(url)
     if path is None:
@@ -59,6 +60,7 @@ def open_store(
             make_folder=make_folder,
             start_closed=start_closed,
             about=about,
+            follows=follows,
         )
     from capport.stores.sqlite.store import SqliteStore
 

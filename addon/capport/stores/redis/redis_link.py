@@ -43,6 +43,7 @@ KEY = "capport:client:"
 CHANGES = "capport:changes"
 EPOCH = "capport:epoch"
 ROUTER = "capport:router:"
+WORKER = "capport:worker:"
 
 type ChangeId = tuple[int, int]
 """The id of an entry in the stream."""
@@ -83,7 +84,7 @@ class RedisLink:
     """The link to the Redis at `url`.
 
     With `wants`, only these clients are read, and no sign of life is shown: for a command beside
-    the portal of the same router.
+    the portal of the same router. `sign` begins the key of the signs of life.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class RedisLink:
         clock: Callable[[], Instant],
         *,
         wants: Callable[[ClientId], bool] | None = None,
+        sign: str = ROUTER,
     ) -> None:
         self._url, self._name, self._shared, self._time, self._clock = (
             url,
@@ -102,7 +104,7 @@ class RedisLink:
             time,
             clock,
         )
-        self._wants = wants
+        self._wants, self._sign = wants, sign + shared.router
         self.fault: str | None = f"{url.server}: not connected yet"
         self.refused = 0  # records in Redis that did not fit
         self._tried = threading.Event()
@@ -251,22 +253,25 @@ class RedisLink:
         cursor = None
         while cursor != 0:
             cursor, keys = await client.ask("SCAN", cursor or 0, "MATCH", f"{KEY}*", "COUNT", READ)
-            for client_id in await self._compare(client, keys):
-                missing.pop(client_id, None)
+            for client_id, is_better in (await self._compare(client, keys)).items():
+                if is_better:  # also by what is over: it may end what Redis has
+                    missing[client_id] = None
+                else:
+                    missing.pop(client_id, None)
         self._identity, self._position = identity, _change_id(last[0][0]) if last else (0, 0)
         self._in_flight.clear()
         self._add(missing, None)
 
-    async def _compare(self, client: RedisClient, keys: Sequence[bytes]) -> list[ClientId]:
-        """Takes over the records at `keys`. Returns the clients about which Redis knows all."""
+    async def _compare(self, client: RedisClient, keys: Sequence[bytes]) -> dict[ClientId, bool]:
+        """Takes over the records at `keys`; for each client, whether this router knows better."""
         if self._wants is not None:
             keys = [key for key in keys if self._wants(_client_of(key))]
         if not keys:
-            return []
+            return {}
         values = await client.ask("MGET", *keys)
         found = [one for value in values if value is not None and (one := self._parsed(value))]
         better = await self._on_thread(self._shared.merge, found)
-        return [one for (one, _), is_better in zip(found, better, strict=True) if not is_better]
+        return {one: is_better for (one, _), is_better in zip(found, better, strict=True)}
 
     async def _identity_of(self, client: RedisClient) -> tuple[object, ...]:
         """What changes if Redis is restarted, replaced by a replica, or emptied."""
@@ -352,7 +357,6 @@ class RedisLink:
 
     def _sign_of_life(self) -> list[tuple[object, ...]]:
         """A write, so that a Redis which takes none does not renew the lease."""
-        name = ROUTER + self._shared.router
         if self._wants is not None:
             return []
         said = {
@@ -365,7 +369,7 @@ class RedisLink:
             "refused": self.refused,
             **self._shared.summary(),
         }
-        return [("SET", name, json.dumps(said), "PX", KEPT_ROUTERS)]
+        return [("SET", self._sign, json.dumps(said), "PX", KEPT_ROUTERS)]
 
     def _check_clock(self, jump: float) -> None:
         if jump:

@@ -30,7 +30,7 @@ from capport.stores.redis.fleet_record import (
     parse,
 )
 from capport.stores.redis.fleet_time import FleetTime
-from capport.stores.redis.redis_link import LEASE, RedisLink
+from capport.stores.redis.redis_link import LEASE, ROUTER, WORKER, RedisLink
 from capport.stores.redis.router_marks import RouterMarks
 from capport.stores.replica import Replica, pack, row_of
 from capport.stores.sqlite.housekeeping import GRACE_SECONDS, UPKEEP_SECONDS
@@ -69,7 +69,8 @@ class RedisStore:
     """The SessionStore of one router: its own sessions in the file at `path`, all others in Redis.
 
     With `about`, it has only the sessions whose id is or contains one of these addresses: for
-    commands beside the portal.
+    commands beside the portal. With `follows`, another process of this router, which has the store
+    open too, sends what this router knows: for workers.
     """
 
     def __init__(
@@ -80,13 +81,14 @@ class RedisStore:
         make_folder: bool = False,
         start_closed: bool = False,
         about: Collection[Mac | Address] | None = None,
+        follows: bool = False,
         clock: Callable[[], Instant] = clocks.now,
         boot_id: Callable[[], str] = clocks.boot_id,
         spares: Sequence[Path] | None = None,
         fleet_time: FleetTime | None = None,
     ) -> None:
         self._time = fleet_time or FleetTime(clock)
-        self._clock, self._about = clock, about
+        self._clock, self._about, self._follows = clock, about, follows
         self._own = SqliteStore(
             path,
             make_folder=make_folder,
@@ -112,7 +114,12 @@ class RedisStore:
             raise
         self.router = self._marks.router
         self._link = RedisLink(
-            url, self, self._time, clock, wants=None if about is None else self._wants
+            url,
+            self,
+            self._time,
+            clock,
+            wants=None if about is None else self._wants,
+            sign=WORKER if follows else ROUTER,
         )
         self._load()
         self._own.watch(self._own_changed)
@@ -242,7 +249,9 @@ class RedisStore:
             return {client: self._record(client) for client in clients}
 
     def clients(self) -> list[ClientId]:
-        """Every client about which Redis should know something."""
+        """Every client about which Redis should know something from this process."""
+        if self._follows:
+            return []
         now = self._time.now()
         with self._changing:
             return [client for client in self._known if self._record(client).until() > now]
@@ -251,7 +260,8 @@ class RedisStore:
         """Takes over what is in Redis; for each, whether this router knows better."""
         now = self._time.now()
         with self._changing:
-            return [self._merge(client, theirs, now, in_redis=True) for client, theirs in found]
+            better = [self._merge(client, theirs, now, in_redis=True) for client, theirs in found]
+        return [is_better and not self._follows for is_better in better]
 
     def taken(self, records: dict[ClientId, Record]) -> None:
         """Redis has these records now."""
@@ -293,25 +303,36 @@ class RedisStore:
         before = self._known.get(client, _UNKNOWN)
         mine = self._record(client) if before is not _UNKNOWN else NOTHING
         joined = join(mine, theirs, now)
+        own = self._own.find((client,), _NEVER)
+        if own is not None and not self._is_ours(joined.grant):
+            # It falls, unless another process of this router granted it in the knowledge of all
+            # this. That process wrote what it knew before it granted.
+            try:
+                for written in self._marks.read(client):
+                    joined = join(joined, written, now)
+            except StoreError as error:
+                logger.warning("%s", error)
         grant, is_better = joined.grant, not joined.says_the_same(theirs, now)
         sent = not is_better if in_redis else before.sent and joined.says_the_same(mine, now)
         order, router = (grant.order, grant.router) if grant else (0, "")
         self._mark(client, _Mark(joined.revoked, order, router, sent))
-        self._carry_out(client, mine.grant, grant)
+        self._carry_out(client, mine.grant, grant, own)
         return is_better
 
-    def _carry_out(self, client: ClientId, before: Grant | None, after: Grant | None) -> None:
+    def _carry_out(
+        self, client: ClientId, before: Grant | None, after: Grant | None, own: Session | None
+    ) -> None:
         """Makes the sessions here agree with the grant `after`. Watchers hear of it once."""
         changed = False
-        if after is None or after.router == self.router:
+        if after is None or self._is_ours(after):
             changed = self._foreign.set(client, None)
             if after is not None:
                 self._own.touch(client, after.last_seen - self._time.shift)
         elif before != after or after.last_seen > before.last_seen:
             changed = self._foreign.set(client, self._packed(client, after))
-        if (after is None or after.router != self.router) and self._own.find((client,), _NEVER):
+        if own is not None and not self._is_ours(after):
             try:
-                self._own.drop(client)  # its watcher calls ours
+                self._own.drop(client, granted_by=own.granted)  # its watcher calls ours
                 return
             except StoreError as error:
                 logger.warning("%s is not known any more, but: %s", client, error)
@@ -332,7 +353,7 @@ class RedisStore:
             for client, record in changed.items():
                 self._merge(client, record, now, in_redis=False)
             unsent = [one for one in changed if not self._known.get(one, _UNKNOWN).sent]
-        self._link.publish(unsent)
+        self._send(unsent)
 
     def _own_changed(self, client: ClientId) -> None:
         """A session in this router's file has changed. This or another process did it."""
@@ -345,9 +366,17 @@ class RedisStore:
             elif mark.router != self.router:
                 self._look()
             elif session.idle is not None or not mark.sent:
-                self._link.publish([client])
+                self._send([client])
 
     # --- helpers ---
+
+    def _send(self, clients: Iterable[ClientId]) -> None:
+        """Sends what is known about them, if that is for this process to do."""
+        if not self._follows:
+            self._link.publish(clients)
+
+    def _is_ours(self, grant: Grant | None) -> bool:
+        return grant is not None and grant.router == self.router
 
     def _record(self, client: ClientId) -> Record:
         mark = self._known.get(client, _UNKNOWN)

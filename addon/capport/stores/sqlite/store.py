@@ -25,7 +25,7 @@ from capport import clock as clocks
 from capport.core.client import Address, ClientId, Mac
 from capport.core.session import Instant, Session, check_times
 from capport.stores import FullError, StoreError, Watcher
-from capport.stores.replica import Replica, row_of
+from capport.stores.replica import Replica, granted, row_of
 from capport.stores.sqlite.boot_clock import StoreTime
 from capport.stores.sqlite.database import DROP_SECONDS, PUT_SECONDS, Database, followed
 from capport.stores.sqlite.file_notifier import Bell
@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 TURN_SECONDS = 1.0
 """How often the background thread looks at the file if nothing wakes it."""
+_ROUNDING = 1e-6  # seconds: more than an instant loses between this boot's time and store time
 
 _UPSERT = f"""INSERT INTO sessions ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (client) DO UPDATE SET
@@ -49,6 +50,7 @@ _UPSERT = f"""INSERT INTO sessions ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?
         last_seen = max(last_seen, excluded.last_seen), granted_at = excluded.granted_at,
         granted_by = excluded.granted_by, how = excluded.how, name = excluded.name
 """  # noqa: S608
+_DELETE = "DELETE FROM sessions WHERE client = ? AND granted <= ?"
 _THERE = "SELECT 1 FROM sessions WHERE client = ?"
 _COUNT = "SELECT count(*) FROM sessions"
 
@@ -139,16 +141,19 @@ class SqliteStore:
         self._read_back()
         return True
 
-    def drop(self, client: ClientId) -> bool:
-        """Ends a session. Returns whether there was one."""
-        now = self._time.now() + self._replica.state.shift
+    def drop(self, client: ClientId, *, granted_by: Instant = math.inf) -> bool:
+        """Ends a session that was granted by then. Returns whether there was one."""
+        shift = self._replica.state.shift
+        until = granted_by + _ROUNDING + shift
+        now = min(self._time.now() + shift, until)
         self._revocations.begin(client, now if self.database.has_file else math.inf)
-        known = self._replica.set(client, None)
-        if known:
+        record = self._replica.get(client)
+        known = record is not None and granted(record) <= until
+        if known and self._replica.set(client, None):
             self._watchers.notify(client)
         try:
             noted = client in self._revocations.noted()
-            known = self._delete_making_room(client) and not noted  # as the file says
+            known = self._delete_making_room(client, until) and not noted  # as the file says
             self._read_back()
         except StoreError as error:
             self._revocations.note(client, error)
@@ -176,20 +181,20 @@ class SqliteStore:
 
     # --- revoking ---
 
-    def _delete(self, client: ClientId) -> bool:
+    def _delete(self, client: ClientId, until: float) -> bool:
         with self.database.transaction(DROP_SECONDS) as db:
-            known = db.execute("DELETE FROM sessions WHERE client = ?", (client,)).rowcount > 0
+            known = db.execute(_DELETE, (client, until)).rowcount > 0
             if known:
                 db.execute(CHANGE, (client,))
             return known
 
-    def _delete_making_room(self, client: ClientId) -> bool:
+    def _delete_making_room(self, client: ClientId, until: float) -> bool:
         try:
-            return self._delete(client)
+            return self._delete(client, until)
         except StoreError as error:
             if not no_room(error.__cause__) or not self.database.free_room():
                 raise
-            return self._delete(client)
+            return self._delete(client, until)
 
     def _delete_noted(self, seconds: float) -> None:
         """Deletes from the database what was noted elsewhere as revoked. Raises StoreError."""
@@ -205,10 +210,7 @@ class SqliteStore:
                     ) from error
         for client in tuple(self._revocations.unnoted):
             with self.database.transaction(seconds) as db:
-                db.execute(
-                    "DELETE FROM sessions WHERE client = ? AND granted <= ?",
-                    (client, self._revocations.since(client)),
-                )
+                db.execute(_DELETE, (client, self._revocations.since(client)))
                 db.execute(CHANGE, (client,))
             self._revocations.unnoted.discard(client)
             self._revocations.end(client)
