@@ -90,3 +90,27 @@ def test_a_known_clients_quic_goes_on_as_it_is(tmp_path: Path) -> None:
             answering.sendto(b"and back", proxy)
             asking.settimeout(60)
             assert asking.recv(65536) == b"and back"
+
+
+@pytest.mark.rfc(6585, "4", "the user has sent too many requests in a given amount of time")
+def test_a_known_client_has_one_budget_for_http3_and_http1(tmp_path: Path) -> None:
+    policy = (
+        "clients: [{address: 192.0.2.7, access: known}]\n"
+        "tls: {known: inspect}\nlimits: {requests: {count: 2, per: 1h}}\n"
+    )
+    with tun(tmp_path, policy) as (client, origin):
+        server = origin.start(sys.executable, "-m", "http.server", "-d", str(tmp_path), "80")
+
+        def over_http1() -> str:
+            asked = ("curl", "-s", "-m", "60", "-o/dev/null", "-w%{http_code}")
+            return client.run(*asked, f"http://{OUTSIDE}/").stdout
+
+        try:
+            wait_for(lambda: ":80 " in origin.run("ss", "-lnt").stdout, 60, "no server")
+            assert over_http1() == "200"
+            over_http3 = client.run(sys.executable, str(HTTP3), OUTSIDE, "60", timeout=100)
+            # The origin has no QUIC, so what may go on gets 502.
+            assert over_http3.stdout.split() == ["502", "429"], over_http3.stderr
+            assert over_http1() == "429"
+        finally:
+            end(server)
