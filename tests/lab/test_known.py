@@ -102,6 +102,7 @@ def test_a_session_ends_by_itself(lab: Lab) -> None:
     assert lab.client.status("http://www.example.com/") == 511
 
 
+@pytest.mark.rfc(6585, "6.1", "identifying unknown clients by their MAC addresses")
 def test_whoever_takes_the_address_over_is_unknown(lab: Lab, granted: Client) -> None:
     thief = lab.clients[1]
     granted.namespace.ip("link set eth0 down")
