@@ -17,6 +17,7 @@ not in it is unknown (`database.py`).
 import contextlib
 import logging
 import math
+import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -27,15 +28,14 @@ from capport.core.session import Instant, Session, check_times
 from capport.stores import FullError, StoreError, Watcher
 from capport.stores.replica import Replica, granted, row_of
 from capport.stores.sqlite.boot_clock import StoreTime
-from capport.stores.sqlite.database import DROP_SECONDS, PUT_SECONDS, Database, followed
+from capport.stores.sqlite.database import DROP_SECONDS, PUT_SECONDS, Contents, Database, followed
 from capport.stores.sqlite.file_notifier import Bell
 from capport.stores.sqlite.follower import Follower
 from capport.stores.sqlite.housekeeping import Upkeep
-from capport.stores.sqlite.revocation_file import Revoked, spare_folders
+from capport.stores.sqlite.revocation_file import Revoked, free_ballast, set_ballast, spare_folders
 from capport.stores.sqlite.revocations import Revocations
 from capport.stores.sqlite.schema import is_busy, no_room
-from capport.stores.sqlite.session_contents import SessionContents
-from capport.stores.sqlite.session_schema import CHANGE, COLUMNS
+from capport.stores.sqlite.session_schema import CHANGE, COLUMNS, SESSIONS
 from capport.stores.subscribers import Watchers
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ _THERE = "SELECT 1 FROM sessions WHERE client = ?"
 _COUNT = "SELECT count(*) FROM sessions"
 
 
-class SqliteStore:
+class SqliteStore(Contents):
     """A SessionStore in the file at `path`. `spares` defaults to `spare_folders()`.
 
     `make` makes the file if it is missing, and `make_folder` its folder, which only the user may
@@ -63,6 +63,8 @@ class SqliteStore:
     tries again each second. With `about`, it has only the sessions whose id is or contains one of
     these addresses: for commands, which should not have to read a million sessions.
     """
+
+    schema = SESSIONS
 
     def __init__(
         self,
@@ -84,12 +86,12 @@ class SqliteStore:
         self._follower = Follower(
             self._replica, self._revocations, self._time, self._watchers, about
         )
-        journal = self._revocations.places[0]
-        contents = SessionContents(self.path, journal, self._time, self._follower)
+        self._journal = self._revocations.places[0]
+        self._ballast, self._is_reserved = Path(f"{self.path}-ballast"), True
         self.database = Database(
-            path, contents, lock=journal.path, make=make, make_folder=make_folder
+            path, self, lock=self._journal.path, make=make, make_folder=make_folder
         )
-        self._upkeep = Upkeep(self.database, self._replica, self._time, self._sync, contents.opened)
+        self._upkeep = Upkeep(self.database, self._replica, self._time, self._sync, self.opened)
         self._closed = False
         try:
             with self.database.writing:
@@ -178,6 +180,42 @@ class SqliteStore:
         self.database.close()
         self._replica.replace({}, 0.0)
         self._watchers.close()
+
+    # --- what the database calls ---
+
+    def begin(self, reader: sqlite3.Connection, writer: sqlite3.Connection) -> None:
+        """Writes this boot to the file."""
+        self._time.begin(reader, writer)
+
+    def load(self, reader: sqlite3.Connection) -> None:
+        """Reads all sessions."""
+        self._follower.load(reader)
+
+    def opened(self) -> None:
+        """Reserves space on the disk, or logs once that it cannot. Upkeep calls it regularly."""
+        try:
+            self._journal.make()
+            set_ballast(self._ballast, self.path)
+        except OSError as error:
+            if self._is_reserved:
+                logger.warning(
+                    "%s: %s; revocations may fail on a full disk", self._ballast, error.strerror
+                )
+            self._is_reserved = False
+        else:
+            self._is_reserved = True
+
+    def settle(self, writer: sqlite3.Connection) -> None:
+        """Moves store time on."""
+        self._time.settle(writer)
+
+    def committed(self) -> None:
+        """Wakes the other processes."""
+        self._journal.ring()
+
+    def free_room(self) -> None:
+        """Frees the reserved space."""
+        free_ballast(self._ballast, self.path)
 
     # --- revoking ---
 
