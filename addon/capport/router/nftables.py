@@ -136,14 +136,9 @@ def update_names(
 
     Raises RulesError, with `missing` set if our table is not loaded.
     """
-    sets = {to for known, to in sets_of_names(policy) if known == name}
-    commands = [
-        command
-        for address in addresses
-        for to in sorted(sets)
-        for command in renew(to.format(address.version), str(address), ttl)
-    ]
-    if commands:
+    sets = sorted({to for known, to in sets_of_names(policy) if known == name})
+    elements = [(to.format(at.version), str(at), ttl) for at in addresses for to in sets]
+    if commands := [command for some in renew_all(elements) for command in some]:
         rules.run("\n".join(commands) + "\n")
 
 
@@ -209,11 +204,10 @@ def _kept(policy: Policy, rules: Nftables) -> str:
     sets = [to.format(version) for _, to in sets_of_names(policy) for version in (4, 6)]
     sets += [f"garden{version}_{ports}" for ports in garden_networks(policy) for version in (4, 6)]
     sets += [name for known in (False, True) for name, _, _ in dropped(policy, known=known)]
-    commands: list[str] = []
-    for name in dict.fromkeys(sets):
-        for element, seconds in listed(rules, name):
-            commands += renew(name, str(element), seconds)[:1]
-    return "".join(f"{command}\n" for command in commands)
+    kept = (
+        (to, element, left) for to in dict.fromkeys(sets) for element, left in listed(rules, to)
+    )
+    return "".join(f"{add}\n" for add, _, _ in renew_all(kept))
 
 
 def listed(rules: Nftables, name: str) -> Iterator[tuple[str, float]]:

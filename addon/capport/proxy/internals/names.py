@@ -3,17 +3,10 @@
 It relies on `mitmproxy_rs.dns`, which uses hickory, and on the fallback of mitmproxy's DNS mode.
 """
 
-from typing import Protocol
-
 import mitmproxy_rs.dns
 from mitmproxy.addons.dns_resolver import GetaddrinfoFallbackResolver
 
-
-class Resolver(Protocol):
-    """Finds the addresses of names, asynchronously."""
-
-    async def lookup_ip(self, host: str) -> list[str]:
-        """The addresses of `host`, IPv4 and IPv6. Raises OSError."""
+type Resolver = mitmproxy_rs.dns.DnsResolver | GetaddrinfoFallbackResolver
 
 
 def system_resolver() -> Resolver:
