@@ -25,6 +25,7 @@ from capport.core.session import Session
 from capport.stores.redis.fleet_record import Grant, Record, dump
 from capport.stores.redis.redis_link import KEY
 from capport.stores.redis.redis_store import RedisStore
+from capport.stores.sqlite.store import SqliteStore
 from stores.redis_server import RedisServer
 
 ROUTERS = 10
@@ -100,7 +101,8 @@ def fill(url: RedisUrl, count: int) -> None:
 
 def opened(url: RedisUrl, folder: Path) -> RedisStore:
     folder.mkdir()
-    store = RedisStore(url, folder / "sessions.db", spares=())
+    path = folder / "sessions.db"
+    store = RedisStore(url, path, SqliteStore(path, spares=()))
     while store.fault is not None:
         time.sleep(0.05)
     return store

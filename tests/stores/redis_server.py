@@ -17,6 +17,7 @@ from capport.core.place import Place, parse_host
 from capport.core.redis_url import RedisUrl
 from capport.stores.redis.fleet_time import FleetTime
 from capport.stores.redis.redis_store import RedisStore
+from capport.stores.sqlite.store import SqliteStore
 from conftest import SOON
 from ports import free_port
 from stores.contract import FakeTime
@@ -184,12 +185,13 @@ class Fleet:
         number = router if router is not None else free[0] if free else 0
         folder = self.folder / f"router{number}"
         folder.mkdir(parents=True, exist_ok=True)
+        path, clock, boot_id = folder / "sessions.db", self.time.clock, self.time.boot_id
+        own = SqliteStore(path, about=about, clock=clock, boot_id=boot_id, spares=[folder / "run"])
         store = RedisStore(
             url or self.server.url,
-            folder / "sessions.db",
-            clock=self.time.clock,
-            boot_id=self.time.boot_id,
-            spares=[folder / "run"],
+            path,
+            own,
+            clock=clock,
             fleet_time=fleet_time or FixedTime(self.time),
             about=about,
         )

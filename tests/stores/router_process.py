@@ -13,6 +13,7 @@ from capport.core.redis_url import parse_redis_url
 from capport.core.session import Session
 from capport.stores.redis import redis_link
 from capport.stores.redis.redis_store import RedisStore
+from capport.stores.sqlite.store import SqliteStore
 
 HERE = Path(__file__).resolve()
 
@@ -56,7 +57,8 @@ class RouterProcess:
 
 def main(url: str, folder: str, lease: str) -> None:
     redis_link.LEASE = float(lease)
-    store = RedisStore(parse_redis_url(url), Path(folder) / "sessions.db", spares=())
+    path = Path(folder) / "sessions.db"
+    store = RedisStore(parse_redis_url(url), path, SqliteStore(path, spares=()))
     print("ready", flush=True)
     for line in sys.stdin:
         what, word = line.split()

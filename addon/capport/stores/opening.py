@@ -48,29 +48,20 @@ def open_store(
     path = store_path(url)
     if path is None:
         return MemoryStore()
-    make_folder = _is_default(path)
-    if is_redis(url):
-        if lacks := lacking("redis"):
-            raise StoreError(f"{url}: {lacks}")
-        from capport.stores.redis.redis_store import RedisStore
-
-        return RedisStore(
-            parse_redis_url(url),
-            path,
-            make_folder=make_folder,
-            start_closed=start_closed,
-            about=about,
-            follows=follows,
-        )
+    if is_redis(url) and (lacks := lacking("redis")):
+        raise StoreError(f"{url}: {lacks}")
     from capport.stores.sqlite.store import SqliteStore
 
-    return SqliteStore(
-        path,
-        make=make,
-        make_folder=make_folder and make,
-        start_closed=start_closed,
-        about=about,
+    make = make or is_redis(url)
+    make_folder = make and _is_default(path)
+    own = SqliteStore(
+        path, make=make, make_folder=make_folder, start_closed=start_closed, about=about
     )
+    if not is_redis(url):
+        return own
+    from capport.stores.redis.redis_store import RedisStore
+
+    return RedisStore(parse_redis_url(url), path, own, about=about, follows=follows)
 
 
 def _is_default(path: Path) -> bool:

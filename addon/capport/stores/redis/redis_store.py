@@ -66,38 +66,27 @@ _UNKNOWN = _Mark(NOTHING.revoked)
 
 
 class RedisStore:
-    """The SessionStore of one router: its own sessions in the file at `path`, all others in Redis.
+    """The SessionStore of one router: its own sessions are in `own`, all others in Redis.
 
-    With `about`, it has only the sessions whose id is or contains one of these addresses: for
-    commands beside the portal. With `follows`, another process of this router, which has the store
-    open too, sends what this router knows: for workers.
+    `own` is the store in the file at `path`. It is closed with this one, also if this one cannot be
+    opened. With `about`, both have only the sessions whose id is or contains one of these
+    addresses: for commands beside the portal. With `follows`, another process of this router, which
+    has the store open too, sends what this router knows: for workers.
     """
 
     def __init__(
         self,
         url: RedisUrl,
         path: Path,
+        own: SqliteStore,
         *,
-        make_folder: bool = False,
-        start_closed: bool = False,
         about: Collection[Mac | Address] | None = None,
         follows: bool = False,
         clock: Callable[[], Instant] = clocks.now,
-        boot_id: Callable[[], str] = clocks.boot_id,
-        spares: Sequence[Path] | None = None,
         fleet_time: FleetTime | None = None,
     ) -> None:
         self._time = fleet_time or FleetTime(clock)
-        self._clock, self._about, self._follows = clock, about, follows
-        self._own = SqliteStore(
-            path,
-            make_folder=make_folder,
-            start_closed=start_closed,
-            about=about,
-            clock=clock,
-            boot_id=boot_id,
-            spares=spares,
-        )
+        self._own, self._clock, self._about, self._follows = own, clock, about, follows
         self._foreign = Replica()
         self._foreign.lease = 0.0
         self._known: dict[ClientId, _Mark] = {}
