@@ -1,4 +1,5 @@
--- wrk as the client of an explicit proxy: the request's target is a whole URL (RFC 9112 3.2.2).
+-- wrk as the client of an explicit proxy: each request has a whole URL (RFC 9112 section 3.2.2).
+-- At the end it prints what it counted, as one line that a program can read.
 local request_
 function init(arguments)
   local url = assert(os.getenv("BENCH_URL"))
@@ -6,3 +7,8 @@ function init(arguments)
   request_ = wrk.format("GET", url)
 end
 function request() return request_ end
+function done(summary, latency, requests)
+  local e = summary.errors
+  io.write(string.format("counted %d %d %d %d %d\n", summary.requests, summary.bytes, e.status,
+    e.connect + e.write + e.timeout, e.read))
+end

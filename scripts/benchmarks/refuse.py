@@ -292,7 +292,7 @@ def load(servers: Servers, name: str, *, new: bool, seconds: float) -> Cost:
     done = subprocess.run(
         [
             *("wrk", "--threads", "1", "--connections", "8"),
-            *("--duration", f"{max(1, round(seconds))}s", "--script", str(HERE / "refused.lua")),
+            *("--duration", f"{max(1, round(seconds))}s", "--script", str(HERE / "proxied.lua")),
             *(("--header", "Connection: close") if new else ()),
             f"http://127.0.0.1:{server.port}/",
         ],
@@ -394,7 +394,7 @@ def slow_clients(server: Server, count: int) -> Iterator[None]:
 def flooding(server: Server) -> Iterator[None]:
     """One client at full speed, a connection for each request."""
     argv = ["wrk", "--threads", "1", "--connections", "64", "--duration", "120s"]
-    argv += ["--script", str(HERE / "refused.lua"), "--header", "Connection: close"]
+    argv += ["--script", str(HERE / "proxied.lua"), "--header", "Connection: close"]
     with subprocess.Popen(
         [*argv, f"http://127.0.0.1:{server.port}/"],
         env={**os.environ, "BENCH_URL": URL},
