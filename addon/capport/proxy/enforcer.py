@@ -7,7 +7,8 @@ from mitmproxy import connection, http, tcp
 from capport.core.decision import HttpRequest
 from capport.core.place import Place
 from capport.core.policy import Connect
-from capport.core.verdict import TlsVerdict, Verdict
+from capport.core.verdict import Intercept, TlsVerdict, Verdict
+from capport.front.hello import Hello
 
 
 class Enforcer(Protocol):
@@ -44,17 +45,12 @@ class Enforcer(Protocol):
         """Reports an answer to something that is no request, or a request that is too large."""
 
     def refused_tls(
-        self,
-        shown: tcp.TCPFlow,
-        sni: str | None,
-        dialled: Place | None,
-        verdict: TlsVerdict,
-        caveat: str | None,
+        self, shown: tcp.TCPFlow, hello: Hello, dialled: Place | None, verdict: TlsVerdict
     ) -> None:
         """Reports that a handshake was refused before any certificate was shown."""
 
     def passed_tls(
-        self, conn: connection.Client, sni: str | None, dialled: Place | None, verdict: TlsVerdict
+        self, conn: connection.Client, hello: Hello, dialled: Place | None, verdict: TlsVerdict
     ) -> None:
         """Reports that a handshake was let through."""
 
@@ -77,12 +73,7 @@ class Enforcer(Protocol):
         """Reports that mitmproxy's own TLS begins on a connection, which takes more memory."""
 
     def intercepted(
-        self,
-        conn: connection.Client,
-        sni: str | None,
-        dialled: Place | None,
-        because: str,
-        caveat: str,
+        self, conn: connection.Client, hello: Hello, dialled: Place | None, verdict: Intercept
     ) -> None:
         """Reports that mitmproxy will show a certificate of its own in a handshake."""
 

@@ -11,6 +11,7 @@ from capport.core.client import Client
 from capport.core.place import Place
 from capport.core.verdict import Inspect, Pass, Refuse, TlsVerdict, Verdict
 from capport.front.conversation import Alert, Answer
+from capport.front.hello import Hello
 from capport.gate import Gate
 from capport.log_limits import FAULTS, Seldom
 from capport.proxy.connections import Connections
@@ -115,17 +116,15 @@ class FlowMarks:
         )
 
     def refused_tls(
-        self,
-        shown: tcp.TCPFlow,
-        sni: str | None,
-        dialled: Place | None,
-        verdict: TlsVerdict,
-        caveat: str | None,
+        self, shown: tcp.TCPFlow, hello: Hello, dialled: Place | None, verdict: TlsVerdict
     ) -> None:
         """Marks and reports a handshake that was refused before any certificate was shown."""
-        to = f"TLS for {sni or dialled or 'no name'}"
+        to, caveat = (
+            f"TLS for {hello.sni or dialled or 'no name'}",
+            OUTER if hello.has_ech else None,
+        )
         mark(shown, type(verdict).__name__, f"{to}: {verdict.because}")
-        fields = _refused_tls(sni, dialled, verdict)
+        fields = _refused_tls(hello.sni, dialled, verdict)
         shown.metadata["portal"]["tls"] = {k: v for k, v in fields.items() if v is not None}
         client = self._connections.client_of(shown.client_conn)
         self.event("tls", client, **fields, caveat=caveat, because=verdict.because)
@@ -162,7 +161,7 @@ class FlowMarks:
         )
 
     def passed_tls(
-        self, conn: connection.Client, sni: str | None, dialled: Place | None, verdict: TlsVerdict
+        self, conn: connection.Client, hello: Hello, dialled: Place | None, verdict: TlsVerdict
     ) -> None:
         """Reports a watched client's handshake that was let through."""
         client = self._connections.client_of(conn)
@@ -170,7 +169,7 @@ class FlowMarks:
             self.event(
                 "tls",
                 client,
-                sni=sni,
+                sni=hello.sni,
                 destination=str(dialled) if dialled else None,
                 action="inspect" if isinstance(verdict, Inspect) else "tunnel",
                 outcome="passed",

@@ -9,11 +9,21 @@ from capport.core.client import Client
 from capport.core.decision import HttpRequest, way_of_connect
 from capport.core.place import Place
 from capport.core.policy import Connect
-from capport.core.verdict import Inspect, Pass, Refuse, TlsVerdict, Tunnel, Unavailable, Verdict
+from capport.core.verdict import (
+    Inspect,
+    Intercept,
+    Pass,
+    Refuse,
+    TlsVerdict,
+    Tunnel,
+    Unavailable,
+    Verdict,
+)
+from capport.front.hello import Hello
 from capport.proxy.connections import Connections, Key, key_of
 from capport.proxy.enforcer import Enforcer
 from capport.proxy.flow_marks import FlowMarks
-from capport.proxy.handshakes import Handshake, Handshakes
+from capport.proxy.handshakes import CAVEAT, OUTER, Handshake, Handshakes
 from capport.service.service import Service
 from capport.service.worker_service import WorkerService
 
@@ -108,20 +118,15 @@ class GateEnforcer(Enforcer):
 
     @override
     def refused_tls(
-        self,
-        shown: tcp.TCPFlow,
-        sni: str | None,
-        dialled: Place | None,
-        verdict: TlsVerdict,
-        caveat: str | None,
+        self, shown: tcp.TCPFlow, hello: Hello, dialled: Place | None, verdict: TlsVerdict
     ) -> None:
-        self.marks.refused_tls(shown, sni, dialled, verdict, caveat)
+        self.marks.refused_tls(shown, hello, dialled, verdict)
 
     @override
     def passed_tls(
-        self, conn: connection.Client, sni: str | None, dialled: Place | None, verdict: TlsVerdict
+        self, conn: connection.Client, hello: Hello, dialled: Place | None, verdict: TlsVerdict
     ) -> None:
-        self.marks.passed_tls(conn, sni, dialled, verdict)
+        self.marks.passed_tls(conn, hello, dialled, verdict)
 
     @override
     def takes_tls(self, conn: connection.Client) -> None:
@@ -149,17 +154,14 @@ class GateEnforcer(Enforcer):
 
     @override
     def intercepted(
-        self,
-        conn: connection.Client,
-        sni: str | None,
-        dialled: Place | None,
-        because: str,
-        caveat: str,
+        self, conn: connection.Client, hello: Hello, dialled: Place | None, verdict: Intercept
     ) -> None:
         client, destination = self.connections.client_of(conn), str(dialled) if dialled else None
         trusts_ca = self.gate.policy.trusting.find(client) is not None
+        caveat = f"{CAVEAT}; {OUTER}" if hello.has_ech else CAVEAT
+        because = verdict.because
         self.handshakes.intercepted(
-            conn, Handshake(client, sni, destination, because, caveat, trusts_ca)
+            conn, Handshake(client, hello.sni, destination, because, caveat, trusts_ca)
         )
 
     @override

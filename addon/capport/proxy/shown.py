@@ -17,7 +17,7 @@ from capport.front.conversation import Alert, Answer
 from capport.gate import Gate
 from capport.proxy.flow_marks import FlowMarks
 from capport.proxy.front_protocol import Refused, Stranger
-from capport.proxy.handshakes import OUTER, Fields
+from capport.proxy.handshakes import Fields
 from capport.proxy.internals import http1_reader
 from capport.proxy.internals.addons import fire
 from capport.proxy.internals.http_events import (
@@ -84,9 +84,8 @@ class Shown:
     def _show(self, by: Stranger, act: Refused, *, shows: bool) -> None:
         """Marks and reports a flow. Shows it too, or only writes an event with its details."""
         if isinstance(act, Alert):
-            caveat = OUTER if act.hello.has_ech else None
             stream = tcp.TCPFlow(by.shown_as, _server(act.dialled), live=True)
-            self._marks.refused_tls(stream, act.hello.sni, act.dialled, act.verdict, caveat)
+            self._marks.refused_tls(stream, act.hello, act.dialled, act.verdict)
             if shows:
                 self._start(_show_handshake(stream, f"TLS refused: {act.verdict.because}"))
             return

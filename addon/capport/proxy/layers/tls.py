@@ -14,7 +14,6 @@ from capport.core.verdict import Drop, Inspect, Intercept, Refuse, TlsVerdict, T
 from capport.front.half_close import STAGE
 from capport.front.hello import Hello, HelloReader, asked_for, claim_of
 from capport.proxy.enforcer import Enforcer
-from capport.proxy.handshakes import CAVEAT, OUTER
 from capport.proxy.internals.layers import OwnLayer, intercepting
 from capport.proxy.layers.lingering import Lingering
 from capport.proxy.layers.silent import ends_on_faults
@@ -104,18 +103,17 @@ class HelloLayer(OwnLayer):
         match verdict:
             case Tunnel(to=place):
                 self.enforcer.let_through(client, place)
-                self.enforcer.passed_tls(client, hello.sni, self.dialled, verdict)
+                self.enforcer.passed_tls(client, hello, self.dialled, verdict)
                 if place is not None and place != self.dialled:
                     yield from self._lead_to(place)
                 yield from self._continue_as(TCPLayer(self.context, ignore=True))
             case Inspect():
                 self.enforcer.let_through(client, None)
-                self.enforcer.passed_tls(client, hello.sni, self.dialled, verdict)
+                self.enforcer.passed_tls(client, hello, self.dialled, verdict)
                 yield from self._continue_as(intercepting(self.context))
             case Intercept():
                 self.enforcer.takes_tls(client)
-                caveat = f"{CAVEAT}; {OUTER}" if hello.has_ech else CAVEAT
-                self.enforcer.intercepted(client, hello.sni, self.dialled, verdict.because, caveat)
+                self.enforcer.intercepted(client, hello, self.dialled, verdict)
                 yield from self._continue_as(intercepting(self.context))
             case Refuse() | Drop():
                 yield from self._refuse(hello, verdict)
@@ -140,8 +138,7 @@ class HelloLayer(OwnLayer):
         client = self.context.client
         drops = isinstance(verdict, Drop)
         shown = tcp.TCPFlow(client, self.context.server, live=True)
-        caveat = OUTER if hello.has_ech else None
-        self.enforcer.refused_tls(shown, hello.sni, self.dialled, verdict, caveat)
+        self.enforcer.refused_tls(shown, hello, self.dialled, verdict)
         yield tcp_layers.TcpStartHook(shown)
         shown.error = flow.Error(f"TLS refused: {verdict.because}")
         yield tcp_layers.TcpErrorHook(shown)
