@@ -367,9 +367,9 @@ def test_a_store_is_a_url_or_a_path_from_the_policy_on(store: str, kept: str) ->
     [
         ("login_url: http://login.example.net/\n", "http to a public name"),
         ("login_url: http://portal.local/\n", "write a name such as login.home.arpa"),
-        ("login_url: https://portal/\n", "the name portal without a dot"),
-        ("login_url: http://0.0.0.0/\n", "0.0.0.0, which no client can connect to"),
-        ("login_url: 'http://[fe80::1]/'\n", "fe80::1, which no client can connect to"),
+        ("login_url: https://portal/\n", "no dot in the name portal"),
+        ("login_url: http://0.0.0.0/\n", "0.0.0.0, which no client can reach"),
+        ("login_url: 'http://[fe80::1]/'\n", "fe80::1, which no client can reach"),
         (f"login_url: http://localhost:8511/\n{ROUTER}", "where each client reaches only itself"),
         (
             f"login_server: {{listen: 127.0.0.1:8511}}\n{ROUTER}",
@@ -394,7 +394,7 @@ def test_a_store_is_a_url_or_a_path_from_the_policy_on(store: str, kept: str) ->
             LOGIN + "walled_garden: ['*.google.com:443']\n",
             "the connectivity check https://www.google.com/generate_204 is let through",
         ),
-        (LOGIN + "sessions: {lifetime: 1h, idle: 2h}\n", "idle is longer than lifetime"),
+        (LOGIN + "sessions: {lifetime: 1h, idle: 2h}\n", "idle: it is longer than lifetime"),
         (
             LOGIN + "login_server: {listen: '192.0.2.1:8511', conditions: voucher}\n"
             "sessions: {store: redis://192.0.2.5/0}\n",

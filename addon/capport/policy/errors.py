@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 from capport.linux.safe_files import open_regular
@@ -97,12 +98,12 @@ class Findings:
     @property
     def errors(self) -> tuple[Problem, ...]:
         """Each error, in the text's order."""
-        return tuple(problem for _, problem in sorted(self._errors, key=_place))
+        return tuple(problem for _, problem in sorted(self._errors, key=itemgetter(0)))
 
     @property
     def warnings(self) -> tuple[Problem, ...]:
         """Each warning, in the text's order."""
-        return tuple(problem for _, problem in sorted(self._warnings, key=_place))
+        return tuple(problem for _, problem in sorted(self._warnings, key=itemgetter(0)))
 
     def _problem(self, at: Mark, message: str) -> Problem:
         # If a text ends without a line break, libyaml reports its end as one line too many.
@@ -115,10 +116,6 @@ class Findings:
             message = f"{MOST_ERRORS} errors: the rest of the file was not read"
             self._errors.append((end, Problem(self.file, 0, 0, message)))
             raise TooMany
-
-
-def _place(found: tuple[Mark, Problem]) -> Mark:
-    return found[0]
 
 
 def visible(text: str) -> str:

@@ -9,26 +9,25 @@ from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
+from capport.core.client import Mac
 from capport.core.http import DEFAULT_PORTS
 from capport.core.place import Host, Place
 from capport.core.policy import (
     Access,
     ClientRules,
     Conditions,
-    Connect,
     GardenEntry,
     KnownHttp,
-    KnownTls,
     Limits,
     Login,
     LoginServer,
+    Network,
     Policy,
     Probes,
     Rate,
     Router,
     Sessions,
     Tls,
-    UnknownTls,
     WalledGarden,
     network_of,
 )
@@ -38,14 +37,7 @@ from capport.core.session import LONGEST
 from capport.extras import lacking
 from capport.policy import clients_file, values
 from capport.policy.certificate import Chain
-from capport.policy.errors import (
-    Findings,
-    PolicyError,
-    Problem,
-    TooMany,
-    read_bounded,
-    reason,
-)
+from capport.policy.errors import Findings, PolicyError, Problem, TooMany, read_bounded, reason
 from capport.policy.section import Section
 from capport.policy.tree import Fields, Node, Refused, Word, kind, read_text, read_tree
 
@@ -114,10 +106,8 @@ class _Reader:
         """The policy in `root`; None if it is no map, which the findings then report."""
         if not isinstance(root, Fields):
             if not isinstance(root, Refused):
-                message = (
-                    f"a policy is a map, such as login_url: https://…, but this is {kind(root)}"
-                )
-                self.findings.error(root.at, message)
+                what = "a policy is a map, such as login_url: https://…"
+                self.findings.error(root.at, f"{what}, but this is {kind(root)}")
             return None
         top = Section(self.findings, "the policy", root)
         section = top.section("login_server")
@@ -126,15 +116,15 @@ class _Reader:
         if "router" in top and values.is_on_this_machine(login.place):
             key = "login_url" if "login_url" in top else "login_server"
             why = "where each client reaches only itself: write the router's address on their side"
-            self.findings.warn(top.mark(key), f"{key}: people are sent to {login.place}, {why}")
+            top.warn(key, f"people are sent to {login.place}, {why}")
         if section is not None:
             named = "login_url" in top and login.scheme == "https"
             self._doubt_certificate(section, login.place.host if named else None)
-        sessions = self._sessions(top.section("sessions"))
+        sessions = self._sessions(top.settings("sessions"))
         asks = login_server.conditions if login_server else Conditions.TERMS
         if section is not None and asks is not Conditions.TERMS and is_redis(sessions.store or ""):
             why = "each router has its own vouchers and users: a voucher admits its devices at each"
-            self.findings.warn(section.mark("conditions"), f"conditions: {asks}, but {why}")
+            section.warn("conditions", f"{asks}, but {why}")
         clients, trusting = self._clients(top)
         return Policy(
             login_url=login.url,
@@ -145,11 +135,11 @@ class _Reader:
             clients=clients,
             trusting=trusting,
             walled_garden=self._walled_garden(top, login_server),
-            tls=self._tls(top.section("tls")),
-            http_known=self._http(top.section("http")),
+            tls=self._tls(top.settings("tls")),
+            http_known=top.settings("http").word("known", KnownHttp.STREAM),
             sessions=sessions,
-            limits=self._limits(top.section("limits")),
-            probes=top.take("probes", values.word_of(Probes), Probes.COMPATIBLE),
+            limits=self._limits(top.settings("limits")),
+            probes=top.word("probes", Probes.COMPATIBLE),
             probe_paths=self._probe_paths(top),
             login_server=login_server,
             router=self._router(top.section("router")),
@@ -177,9 +167,7 @@ class _Reader:
             where = f"login_server listens on {every}, which no client can connect to"
             self.findings.error(at, f"{where}: add a login_url, or listen on one address")
         elif server.certificate:
-            why = (
-                "people go to the address that it listens on, but most certificates are for a name"
-            )
+            why = "people go to the address of listen, but most certificates are for a name"
             self.findings.warn(at, f"login_url is missing: {why}")
         scheme = "https" if server.certificate else "http"
         # The first of each family of addresses, because a client can only reach its own family.
@@ -194,14 +182,13 @@ class _Reader:
     def _clients(self, top: Section) -> tuple[ClientRules, ClientRules]:
         """The rules that decide, and the clients that trust mitmproxy's CA."""
         rules, trusting = ClientRules(), ClientRules()
-        for node in top.items("clients", "{address: 192.0.2.20, access: known}"):
+        example = "{address: 192.0.2.20, access: known}"
+        for node in top.items("clients", example):
             if isinstance(node, Fields):
                 self._client(Section(self.findings, "clients", node), rules, trusting)
             elif not isinstance(node, Refused):
-                what = "{address: 192.0.2.20, access: known}"
-                self.findings.error(
-                    node.at, f"a client is a map, such as {what}, but this is {kind(node)}"
-                )
+                what = f"a client is a map, such as {example}"
+                self.findings.error(node.at, f"{what}, but this is {kind(node)}")
         return rules, trusting
 
     def _client(self, rule: Section, rules: ClientRules, trusting: ClientRules) -> None:
@@ -220,11 +207,9 @@ class _Reader:
             tables = [rules] if access or not trusts else []
             self._clients_file(rule, [*tables, trusting] if trusts else tables, access)
             return
-        subject = (
-            rule.take("mac", values.mac, None)
-            if about == ["mac"]
-            else rule.take("address", values.network, None)
-        )
+        subject: Mac | Network | None = rule.take("mac", values.mac, None)
+        if about == ["address"]:
+            subject = rule.take("address", values.network, None)
         if subject is not None and trusts:
             trusting.section(Access.KNOWN, self.findings.file)
             trusting.add(subject, rule.at.line, name)
@@ -240,10 +225,8 @@ class _Reader:
         self, rule: Section, tables: list[ClientRules], access: Access | None
     ) -> None:
         if "name" in rule:
-            self.findings.error(
-                rule.mark("name"), "name: each client in a file has its own name; remove this one"
-            )
-        path = rule.take("file", values.path(self._folder), None)
+            rule.error("name", "each client in a file has its own name; remove this one")
+        path = self._path(rule, "file")
         if path is None:
             return
         self._opening(str(path))
@@ -255,23 +238,17 @@ class _Reader:
             if problem.line:
                 self.findings.error_in(rule.mark("file"), problem)
             else:
-                self.findings.error(rule.mark("file"), f"file: {problem.file}: {problem.message}")
+                rule.error("file", f"{problem.file}: {problem.message}")
 
     def _walled_garden(self, top: Section, login_server: LoginServer | None) -> WalledGarden:
         garden = WalledGarden()
         if login_server and login_server.certificate and self._certificate:
             self._add_places_to_check(garden, login_server.certificate, self._certificate)
-        for node in top.items("walled_garden", "www.example.org"):
-            if isinstance(node, Word) and not node.nothing:
-                self._garden_entry(node, garden)
-            elif isinstance(node, Fields):
-                what = "www.example.org or status.example.org:8080 (no space after the colon)"
-                self.findings.error(node.at, f"walled_garden takes words, such as {what}")
-            elif not isinstance(node, Refused):
-                message = (
-                    f"walled_garden takes words, such as www.example.org, but this is {kind(node)}"
-                )
-                self.findings.error(node.at, message)
+        what = "words, such as status.example.org:8080 (no space after the colon)"
+        for (found, ports), node in top.several(
+            "walled_garden", values.garden_entry, what, "www.example.org"
+        ):
+            self._garden_entry(garden, node, found, ports)
         return garden
 
     def _add_places_to_check(self, garden: WalledGarden, path: str, chain: Chain) -> None:
@@ -283,36 +260,28 @@ class _Reader:
             else:
                 garden.add_network(network_of(place.host), entry)
 
-    def _garden_entry(self, node: Word, garden: WalledGarden) -> None:
-        try:
-            found, ports = values.garden_entry(node.text)
-        except ValueError as error:
-            self.findings.error(node.at, f"walled_garden: {error}")
-            return
+    def _garden_entry(
+        self, garden: WalledGarden, node: Word, found: str | Network, ports: frozenset[int]
+    ) -> None:
         wide = found.startswith("*.") if isinstance(found, str) else found.num_addresses > 1
         entry = GardenEntry(node.text, ports, f"{self.findings.file}:{node.at.line}", wide)
         host, _, port = node.text.rpartition(":")
         if ":" in host and "[" not in host and port in _WEB_PORTS:
-            quoted = f'"[{host}]:{port}"'
-            self.findings.warn(
-                node.at,
-                f"{node.text} is one address: if {port} is its port, write {quoted}",
-            )
+            what = f'if {port} is its port, write "[{host}]:{port}"'
+            self.findings.warn(node.at, f"{node.text} is one address: {what}")
+        holds = ""
         if not isinstance(found, str):
-            if found.prefixlen <= (8 if found.version == 4 else 16):
-                self.findings.warn(
-                    node.at,
-                    f"{found} holds {found.num_addresses} addresses: unknown clients may reach all",
-                )
             garden.add_network(found, entry)
-            return
-        garden.add_name(found, entry)
-        if found.startswith("*.") and found.count(".") == 1:
-            self.findings.warn(
-                node.at, f"{found} holds a whole top-level domain: unknown clients may reach all"
-            )
+            if found.prefixlen <= (8 if found.version == 4 else 16):
+                holds = f"{found.num_addresses} addresses"
         else:
-            self._checks_in_the_garden(node, found, entry)
+            garden.add_name(found, entry)
+            if found.startswith("*.") and found.count(".") == 1:
+                holds = "a whole top-level domain"
+            else:
+                self._checks_in_the_garden(node, found, entry)
+        if holds:
+            self.findings.warn(node.at, f"{found} holds {holds}: unknown clients may reach all")
 
     def _checks_in_the_garden(self, node: Word, name: str, entry: GardenEntry) -> None:
         """Warns if an entry of the garden covers the host of a connectivity check."""
@@ -333,26 +302,16 @@ class _Reader:
             check = f"the connectivity check https://{CHECKED_BY_TLS}/generate_204"
             self.findings.warn(node.at, f"{name}: {check} {why}: {so}")
 
-    def _tls(self, section: Section | None) -> Tls:
+    def _tls(self, section: Section) -> Tls:
         default = Tls()
-        if section is None:
-            return default
         return Tls(
-            unknown=section.take("unknown", values.word_of(UnknownTls), default.unknown),
-            known=section.take("known", values.word_of(KnownTls), default.known),
-            connect=section.take("connect", values.word_of(Connect), default.connect),
+            unknown=section.word("unknown", default.unknown),
+            known=section.word("known", default.known),
+            connect=section.word("connect", default.connect),
         )
 
-    def _http(self, section: Section | None) -> KnownHttp:
-        if section is None:
-            return KnownHttp.STREAM
-        return section.take("known", values.word_of(KnownHttp), KnownHttp.STREAM)
-
-    def _sessions(self, section: Section | None) -> Sessions:
-        default = Sessions()
-        if section is None:
-            return default
-        seconds = values.duration(1, LONGEST)
+    def _sessions(self, section: Section) -> Sessions:
+        default, seconds = Sessions(), values.duration(1, LONGEST)
         sessions = Sessions(
             store=section.take("store", values.store(self._folder), default.store),
             lifetime=section.take("lifetime", seconds, default.lifetime),
@@ -360,36 +319,26 @@ class _Reader:
             most=section.take("most", values.count(1, 1_000_000), default.most),
         )
         if sessions.idle is not None and sessions.idle > sessions.lifetime:
-            self.findings.warn(
-                section.mark("idle"), "idle is longer than lifetime: it has no effect"
-            )
+            section.warn("idle", "it is longer than lifetime, so it has no effect")
         return sessions
 
-    def _limits(self, section: Section | None) -> Limits:
-        if section is None:
-            return Limits()
-        limit = values.size(256, 1 << 20)
+    def _limits(self, section: Section) -> Limits:
+        limit, example = values.size(256, 1 << 20), "api.example.org"
+        hosts = section.several("require_conditions", values.host, "host names", example)
         limits = Limits(
-            requests=self._rate(section.section("requests"), "requests, such as 600"),
-            unknown_requests=self._rate(
-                section.section("unknown_requests"), "requests, such as 300"
-            ),
-            drop_after=self._rate(section.section("drop_after"), "refusals, such as 6000"),
+            requests=self._rate(section, "requests", "requests, such as 600"),
+            unknown_requests=self._rate(section, "unknown_requests", "requests, such as 300"),
+            drop_after=self._rate(section, "drop_after", "refusals, such as 6000"),
             header_field=section.take("header_field", limit, None),
             header_section=section.take("header_section", limit, None),
-            require_conditions=frozenset(
-                host
-                for host, _ in section.several(
-                    "require_conditions", values.host, "host names", "api.example.org"
-                )
-            ),
+            require_conditions=frozenset(host for host, _ in hosts),
         )
         if limits.header_section and (limits.header_field or 0) > limits.header_section:
-            at = section.mark("header_field")
-            self.findings.warn(at, "header_field is more than header_section: it has no effect")
+            section.warn("header_field", "it is more than header_section, so it has no effect")
         return limits
 
-    def _rate(self, section: Section | None, what: str) -> Rate | None:
+    def _rate(self, limits: Section, key: str, what: str) -> Rate | None:
+        section = limits.section(key)
         if section is None:
             return None
         count = section.need("count", values.count(1, 1_000_000), f"how many {what}")
@@ -413,13 +362,12 @@ class _Reader:
         self._check_pair(section, pem, private)
         for one, other in (("certificate", "key"), ("key", "certificate")):
             if one in section and other not in section:
-                message = f"{one} needs {other}: add it, or leave both out for http"
-                self.findings.error(section.mark(one), message)
-        conditions = section.take("conditions", values.word_of(Conditions), Conditions.TERMS)
+                section.error(one, f"it needs {other}: add it, or leave both out for http")
+        conditions = section.word("conditions", Conditions.TERMS)
         venue_info_url = section.take("venue_info_url", values.web_page, None)
         if venue_info_url is not None and certificate is None:
             why = "only the Captive Portal API serves it, and that needs https: add a certificate"
-            self.findings.warn(section.mark("venue_info_url"), f"venue_info_url: {why}")
+            section.warn("venue_info_url", why)
         if not listen:
             return None
         return LoginServer(listen, certificate, key, conditions, venue_info_url)
@@ -427,17 +375,15 @@ class _Reader:
     def _listen(self, section: Section) -> tuple[Place, ...]:
         """The places where the login server listens; empty if `listen` is missing or wrong."""
         example = "192.0.2.1:8511"
+        what = "an address and a port"
         if section.lacks("listen"):
-            self.findings.error(
-                section.at, f"login_server needs listen: an address and a port, such as {example}"
-            )
+            needs = f"login_server needs listen: {what}, such as {example}"
+            self.findings.error(section.at, needs)
         found: list[Place] = []
-        for place, at in section.several(
-            "listen", values.listen, "an address and a port", example, needed=True
-        ):
+        for place, node in section.several("listen", values.listen, what, example, needed=True):
             if one := next((one for one in found if _overlap(one, place)), None):
-                what = f"listen: a program cannot listen on both {one} and {place}"
-                self.findings.error(at, f"{what}: leave one out")
+                both = f"listen: a program cannot listen on both {one} and {place}"
+                self.findings.error(node.at, f"{both}: leave one out")
             found.append(place)
         return tuple(found)
 
@@ -448,14 +394,13 @@ class _Reader:
         try:
             self._certificate = Chain(pem)
         except ValueError as error:
-            self._error_in_file(section, "certificate", str(error))
+            section.error("certificate", f"{self._path(section, 'certificate')} {error}")
             return
         if private is not None and (why := self._certificate.key_error(private)):
-            self._error_in_file(section, "key", why)
+            section.error("key", f"{self._path(section, 'key')} {why}")
 
-    def _error_in_file(self, section: Section, key: str, why: str) -> None:
-        path = section.take(key, values.path(self._folder), self._folder)
-        self.findings.error(section.mark(key), f"{key}: {path} {why}")
+    def _path(self, section: Section, key: str) -> Path | None:
+        return section.take(key, values.path(self._folder), None)
 
     def _doubt_certificate(self, section: Section, host: Host | None) -> None:
         """Warns if browsers will reject the certificate.
@@ -464,36 +409,33 @@ class _Reader:
         """
         if self._certificate is None:
             return
-        path = section.take("certificate", values.path(self._folder), self._folder)
         for doubt in self._certificate.doubts(datetime.now(UTC), host):
-            self.findings.warn(section.mark("certificate"), f"certificate: {path} {doubt}")
+            section.warn("certificate", f"{self._path(section, 'certificate')} {doubt}")
 
     def _file(self, section: Section, key: str) -> tuple[str | None, bytes | None]:
         """The absolute path of the file under `key`, and its content, if it can be read."""
-        path = section.take(key, values.path(self._folder), None)
+        path, data = self._path(section, key), None
         if path is None:
             return None, None
         self._opening(str(path))
-        data = None
         try:
             data = read_bounded(path, _LONGEST_CERTIFICATE)
         except OSError as error:
-            self.findings.error(section.mark(key), f"{key}: {path}: {reason(error)}")
+            section.error(key, f"{path}: {reason(error)}")
         return str(path.absolute()), data
 
     def _router(self, section: Section | None) -> Router | None:
         if section is None:
             return None
-        example = "such as br-lan"
-        client = section.need("client_interface", values.interface, f"the clients' side, {example}")
-        origin = section.need(
-            "origin_interface", values.interface, "the Internet's side, such as wan"
-        )
+        here, there = "the clients' side, such as br-lan", "the Internet's side, such as wan"
+        client = section.need("client_interface", values.interface, here)
+        origin = section.need("origin_interface", values.interface, there)
         if client is None or origin is None:
             return None
         if client == origin:
-            message = f"client_interface and origin_interface are both {client}: a router needs two"
-            self.findings.error(section.mark("origin_interface"), message)
+            section.error(
+                "origin_interface", f"client_interface is {client} too: a router needs two"
+            )
         return Router(client, origin)
 
 

@@ -1,6 +1,7 @@
 """Reads one map of a policy: which keys it may have, their values, and errors for other keys."""
 
 from collections.abc import Callable
+from enum import StrEnum
 
 from capport.policy import values
 from capport.policy.errors import Findings, Mark, shown
@@ -72,6 +73,14 @@ class Section:
         found = self._fields.get(key)
         return self.at if found is None else found[1].at
 
+    def error(self, key: str, message: str) -> None:
+        """Records an error about the value of `key`. Raises TooMany."""
+        self._findings.error(self.mark(key), f"{key}: {message}")
+
+    def warn(self, key: str, message: str) -> None:
+        """Records a warning about the value of `key`."""
+        self._findings.warn(self.mark(key), f"{key}: {message}")
+
     def take[Value](self, key: str, read: Callable[[str], Value], otherwise: Value) -> Value:
         """The value of `key`, parsed by `read`; `otherwise` if it is missing or wrong."""
         at, node = self._fields.get(key, (self.at, None))
@@ -85,6 +94,10 @@ class Section:
             return self._read(key, read, node, otherwise)
         return otherwise
 
+    def word[Words: StrEnum](self, key: str, otherwise: Words) -> Words:
+        """The value of `key`, one of the words that `otherwise` is one of."""
+        return self.take(key, values.word_of(type(otherwise)), otherwise)
+
     def several[Value](
         self,
         key: str,
@@ -93,8 +106,8 @@ class Section:
         example: str,
         *,
         needed: bool = False,
-    ) -> list[tuple[Value, Mark]]:
-        """Each value in the list under `key`, parsed by `read`, and its place.
+    ) -> list[tuple[Value, Word]]:
+        """Each value in the list under `key`, parsed by `read`, and the word that it was read from.
 
         `what` the list holds, and an `example` of it, go into error messages. If the list is
         `needed`, it must not be empty, and a single value may stand in place of a list.
@@ -103,11 +116,11 @@ class Section:
         items = [node] if needed and isinstance(node, Word) else self.items(key, example)
         if needed and isinstance(node, Items) and not items:
             self._findings.error(node.at, f"{key} is empty: write {what}, such as {example}")
-        found: list[tuple[Value, Mark]] = []
+        found: list[tuple[Value, Word]] = []
         for item in items:
             if isinstance(item, Word) and not item.nothing:
                 if (value := self._read(key, read, item, None)) is not None:
-                    found.append((value, item.at))
+                    found.append((value, item))
             elif not isinstance(item, Refused):
                 self._findings.error(item.at, f"{key} takes {what}, but this is {kind(item)}")
         return found
@@ -131,12 +144,17 @@ class Section:
             self._findings.error(node.at, message)
         return None
 
+    def settings(self, key: str) -> "Section":
+        """The map under `key`; an empty one, with all defaults, if it is missing or wrong."""
+        return self.section(key) or Section(self._findings, key, Fields(self.at))
+
     def items(self, key: str, example: str) -> list[Node]:
         """The list under `key`; `example`, an item of it, goes into the error message."""
         _, node = self._fields.get(key, (self.at, None))
         if isinstance(node, Items):
             return node.items
-        if node is not None and not isinstance(node, Refused) and not _is_nothing(node):
+        nothing = isinstance(node, Word) and node.nothing
+        if node is not None and not isinstance(node, Refused) and not nothing:
             message = f"{key} takes a list, such as [{example}], but this is {kind(node)}"
             self._findings.error(node.at, message)
         return []
@@ -149,10 +167,6 @@ class Section:
         except ValueError as error:
             self._findings.error(node.at, f"{key}: {error}")
             return otherwise
-
-
-def _is_nothing(node: Node) -> bool:
-    return isinstance(node, Word) and node.nothing
 
 
 def _unknown(key: str, section: str) -> str:

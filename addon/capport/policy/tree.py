@@ -13,16 +13,8 @@ from typing import Protocol
 
 import yaml
 
-from capport.policy.errors import (
-    WHOLE,
-    Findings,
-    Mark,
-    PolicyError,
-    Problem,
-    read_bounded,
-    reason,
-    shown,
-)
+from capport.policy import errors
+from capport.policy.errors import WHOLE, Findings, Mark, PolicyError, Problem, shown
 
 MOST_BYTES = 1 << 20
 _DEEPEST = 16  # the policy itself needs 4
@@ -77,9 +69,9 @@ type Node = Word | Items | Fields | Refused
 def read_text(path: Path) -> str:
     """The text of a policy file. Raises PolicyError."""
     try:
-        data = read_bounded(path, MOST_BYTES)
+        data = errors.read_bounded(path, MOST_BYTES)
     except OSError as error:
-        raise _unreadable(str(path), WHOLE, reason(error)) from error
+        raise _unreadable(str(path), WHOLE, errors.reason(error)) from error
     return decode(data, str(path))
 
 
@@ -104,10 +96,8 @@ def decode(data: bytes, name: str) -> str:
 def read_tree(text: str, findings: Findings) -> Node | None:
     """The tree in `text`; None if it cannot be read, which the findings then report."""
     if odd := _NOT_TEXT.search(text):
-        at = _mark_at(text, odd.start())
-        findings.error(
-            at, f"the character U+{ord(odd[0]):04X} cannot be used in a policy: remove it"
-        )
+        what = f"the character U+{ord(odd[0]):04X} cannot be used in a policy: remove it"
+        findings.error(_mark_at(text, odd.start()), what)
         return None
     builder = _Builder(findings)
     try:
@@ -148,7 +138,7 @@ class _Builder:
 
     def __init__(self, findings: Findings) -> None:
         self.root: Node | None = None
-        self._findings = findings
+        self._error = findings.error
         self._open: list[Items | Fields] = []
         # For each open list or map: the key that waits for its value.
         self._keys: list[tuple[Mark, str | None] | None] = []
@@ -172,28 +162,24 @@ class _Builder:
 
     def _document(self, event: yaml.DocumentStartEvent, at: Mark) -> None:
         if self.root is not None:
-            self._findings.error(
-                at, "a second document: a policy is one document, so remove this ---"
-            )
+            self._error(at, "a second document: a policy is one document, so remove this ---")
             raise _Stop
         if event.version or event.tags:
-            self._findings.error(
-                at, "directives (lines that start with %) are not used here: remove them"
-            )
+            self._error(at, "directives (lines that start with %) are not used here: remove them")
 
     def _word(self, event: yaml.ScalarEvent, at: Mark) -> Node:
         if not self._plain(event, at):
             return Refused(at)
         if odd := _NOT_A_VALUE.search(event.value):
             what = "a line break" if odd[0] == "\n" else f"the character U+{ord(odd[0]):04X}"
-            self._findings.error(at, f"{shown(event.value)} contains {what}: remove it")
+            self._error(at, f"{shown(event.value)} contains {what}: remove it")
             return Refused(at)
         # `style` is None for a plain scalar in libyaml, "" in PyYAML's own parser.
         return Word(at, event.value, nothing=not event.value and not event.style)
 
     def _start(self, event: yaml.SequenceStartEvent | yaml.MappingStartEvent, at: Mark) -> None:
         if len(self._open) == _DEEPEST:
-            self._findings.error(at, f"is nested more than {_DEEPEST} deep, which no policy needs")
+            self._error(at, f"is nested more than {_DEEPEST} deep, which no policy needs")
             raise _Stop
         self._plain(event, at)
         node = Items(at) if isinstance(event, yaml.SequenceStartEvent) else Fields(at)
@@ -204,11 +190,8 @@ class _Builder:
     def _plain(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent, at: Mark) -> bool:
         """Whether `event` has neither anchor nor tag; records an error for each that it has."""
         if event.anchor:
-            self._refuse(
-                at,
-                f"&{event.anchor}",
-                "write the value out each time; a text that starts with & takes quotes",
-            )
+            instead = "write the value out each time; a text that starts with & takes quotes"
+            self._refuse(at, f"&{event.anchor}", instead)
         if event.tag:
             tag = event.tag.replace("tag:yaml.org,2002:", "!!")
             self._refuse(at, tag, "every value is text; a text that starts with ! takes quotes")
@@ -216,7 +199,7 @@ class _Builder:
 
     def _refuse(self, at: Mark, what: str, instead: str) -> None:
         name = {"*": "the alias", "&": "the anchor"}.get(what[0], "the tag")
-        self._findings.error(at, f"{name} {shown(what)} is not used here: {instead}")
+        self._error(at, f"{name} {shown(what)} is not used here: {instead}")
 
     def _put(self, node: Node) -> None:
         if not self._open:
@@ -236,11 +219,11 @@ class _Builder:
         if isinstance(node, Refused):
             return None
         if not isinstance(node, Word) or node.nothing:
-            self._findings.error(node.at, f"a key is a word, but this is {kind(node)}")
+            self._error(node.at, f"a key is a word, but this is {kind(node)}")
             return None
         if first := parent.fields.get(node.text):
             twice = f"{shown(node.text)} is here a second time, after line {first[0].line}"
-            self._findings.error(node.at, f"{twice}: keep one of them")
+            self._error(node.at, f"{twice}: keep one of them")
             return None
         return node.text
 

@@ -32,9 +32,9 @@ _MAPPED = IPv6Network("::ffff:0:0/96")
 # RFC 3986 appendix B, for the two schemes that a browser follows from a 511.
 _URL = re.compile(r"(https?)://([^/?#]*)([^?#]*)(\?[^#]*)?(#.*)?", re.IGNORECASE | re.DOTALL)
 # RFC 3986 section 2 without the apostrophe: the URL goes into HTML, JSON and a header field.
-_IN_A_URL = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&()*+,;=%]", re.ASCII)
+_IN_A_URL = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&()*+,;=%]")
 # What the kernel (dev_valid_name), nft in quotes and a command line all accept; IFNAMSIZ is 16.
-_INTERFACE = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@+-]{0,14}", re.ASCII)
+_INTERFACE = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@+-]{0,14}")
 
 
 class LoginUrl(NamedTuple):
@@ -43,6 +43,11 @@ class LoginUrl(NamedTuple):
     url: str
     place: Place
     scheme: str
+
+
+def wrong(text: str, why: str) -> ValueError:
+    """The error for a value that was read, and why it is wrong."""
+    return ValueError(f"{shown(text)} {why}")
 
 
 def did_you_mean(text: str, known: Iterable[str]) -> str:
@@ -63,8 +68,8 @@ def word_of[Words: StrEnum](words: type[Words]) -> Callable[[str], Words]:
         if text in words:
             return words(text)
         if (meant := _SYNONYMS.get(text.lower())) in words:
-            raise ValueError(f"{shown(text)} is none of {', '.join(words)}: write {meant}")
-        raise ValueError(f"{shown(text)} is none of {', '.join(words)}{did_you_mean(text, words)}")
+            raise wrong(text, f"is none of {', '.join(words)}: write {meant}")
+        raise wrong(text, f"is none of {', '.join(words)}{did_you_mean(text, words)}")
 
     return parse
 
@@ -75,7 +80,7 @@ def truth(text: str) -> bool:
         return text == "true"
     meant = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(text.lower())
     hint = f": write {meant}" if meant else did_you_mean(text, ("true", "false"))
-    raise ValueError(f"{shown(text)} is neither true nor false{hint}")
+    raise wrong(text, f"is neither true nor false{hint}")
 
 
 def duration(least: int, most: int) -> Callable[[str], float]:
@@ -85,7 +90,7 @@ def duration(least: int, most: int) -> Callable[[str], float]:
         seconds = _seconds(text)
         if not least <= seconds <= most:
             bounds = f"{_in_units(least)} to {_in_units(most)}"
-            raise ValueError(f"{shown(text)} is out of bounds: {bounds}")
+            raise wrong(text, f"is out of bounds: {bounds}")
         return float(seconds)
 
     return parse
@@ -95,14 +100,14 @@ def size(least: int, most: int) -> Callable[[str], int]:
     """A parser of `4096`, `16KiB` or `1MiB`, between two bounds in bytes; it returns bytes."""
 
     def parse(text: str) -> int:
-        match = re.fullmatch(r"([0-9]{1,9})(KiB|MiB|)", text, re.ASCII)
+        match = re.fullmatch(r"([0-9]{1,9})(KiB|MiB|)", text)
         if not match:
-            loose = re.fullmatch(r"([0-9]{1,9}) ?([KkMm])i?[Bb]?", text, re.ASCII)
+            loose = re.fullmatch(r"([0-9]{1,9}) ?([KkMm])i?[Bb]?", text)
             instead = f"{loose[1]}{loose[2].upper()}iB" if loose else "4096, 16KiB or 1MiB"
-            raise ValueError(f"{shown(text)} is not a size: write {instead}")
+            raise wrong(text, f"is not a size: write {instead}")
         value = int(match[1]) * _SIZES[match[2]]
         if not least <= value <= most:
-            raise ValueError(f"{shown(text)} is out of bounds: {least} to {most} bytes")
+            raise wrong(text, f"is out of bounds: {least} to {most} bytes")
         return value
 
     return parse
@@ -112,8 +117,8 @@ def count(least: int, most: int) -> Callable[[str], int]:
     """A parser of a whole number between two bounds."""
 
     def parse(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,12}", text, re.ASCII) or not least <= int(text) <= most:
-            raise ValueError(f"{shown(text)} is not a whole number from {least} to {most}")
+        if not re.fullmatch(r"[0-9]{1,12}", text) or not least <= int(text) <= most:
+            raise wrong(text, f"is not a whole number from {least} to {most}")
         return int(text)
 
     return parse
@@ -123,10 +128,10 @@ def refresh(text: str) -> int | None:
     """A number of seconds from 0 to 86400, or `never`, which is None."""
     if text == "never":
         return None
-    if re.fullmatch(r"[0-9]{1,9}s", text, re.ASCII):
-        raise ValueError(f"{shown(text)} has a unit: write {text[:-1]}, a number of seconds")
-    if not re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) or int(text) > 86400:
-        raise ValueError(f"{shown(text)} is neither a number of seconds, 0 to 86400, nor never")
+    if re.fullmatch(r"[0-9]{1,9}s", text):
+        raise wrong(text, f"has a unit: write {text[:-1]}, a number of seconds")
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) > 86400:
+        raise wrong(text, "is neither a number of seconds, 0 to 86400, nor never")
     return int(text)
 
 
@@ -134,8 +139,7 @@ def for_people(text: str) -> str:
     """A name that people read: not empty, at most 100 characters, on one line."""
     if not text.strip():
         raise ValueError("an empty name: write one, or leave it out")
-    if len(text) > 100:
-        raise ValueError(f"{shown(text)} is {len(text)} characters long: at most 100 are allowed")
+    _bound(text, 100)
     return text.strip()
 
 
@@ -146,31 +150,33 @@ def mac(text: str) -> Mac:
     except ValueError:
         pass
     if hint := hints.of_mac(text):
-        raise ValueError(f"{shown(text)} {hint}")
+        raise wrong(text, hint)
     try:
         parse_address(text)
     except ValueError:
-        raise ValueError(f"{shown(text)} is not a MAC address, such as 02:00:00:00:00:07") from None
-    raise ValueError(f"{shown(text)} is an address: write address: {text}")
+        raise wrong(text, "is not a MAC address, such as 02:00:00:00:00:07") from None
+    raise wrong(text, f"is an address: write address: {text}")
 
 
 def network(text: str) -> Network:
     """An address or a network, IPv4 or IPv6; an IPv4-mapped IPv6 one becomes IPv4."""
     if "%" in text:
-        raise ValueError(
-            f"{shown(text)} has a zone, which has no use here: leave out the % and what follows"
-        )
-    address, slash, length = text.partition("/")
+        raise wrong(text, "has a zone, which has no use here: leave out the % and what follows")
     try:
-        if not slash:
-            return network_of(parse_address(address))
-        return _network(text, length)
-    except _HostBits:
-        raise
+        if not re.fullmatch(r"[^/]*(/[0-9]{1,3})?", text):
+            raise ValueError("a netmask")  # 10.0.0.0/255.0.0.0: the hint says what to write
+        there = ip_interface(text)
     except ValueError:
         example = "such as 192.0.2.20, 192.0.2.0/24 or 2001:db8::/48"
         hint = hints.of_network(text) or f"is neither an address nor a network, {example}"
-        raise ValueError(f"{shown(text)} {hint}") from None
+        raise wrong(text, hint) from None
+    found: Network = there.network
+    if there.ip != found.network_address:
+        raise ValueError(f"{text} has host bits set: write {found}, or {there.ip} for it alone")
+    if isinstance(found, IPv6Network) and found.subnet_of(_MAPPED):
+        address = parse_address(str(found.network_address))
+        return IPv4Network((int(address), found.prefixlen - 96))
+    return found
 
 
 def subject(text: str) -> Mac | Address | Network:
@@ -190,17 +196,16 @@ def subject(text: str) -> Mac | Address | Network:
     try:
         return parse_mac(text)
     except ValueError:
-        what = "is neither an address nor a network nor a MAC address"
-        hint = hints.of_subject(text) or what
-        raise ValueError(f"{shown(text)} {hint}") from None
+        hint = hints.of_subject(text) or "is neither an address nor a network nor a MAC address"
+        raise wrong(text, hint) from None
 
 
 def host(text: str) -> Host:
     """A host name, in A-labels, or an address."""
     if text.startswith("*"):
-        raise ValueError(f"{shown(text)} is a wildcard: write each name")
+        raise wrong(text, "is a wildcard: write each name")
     if "://" in text:
-        raise ValueError(f"{shown(text)} is a URL: write {shown(_host_in(text))}")
+        raise wrong(text, f"is a URL: write {shown(_host_in(text))}")
     return _host(text)
 
 
@@ -214,12 +219,12 @@ def garden_entry(text: str) -> tuple[str | Network, frozenset[int]]:
         hint = hints.of_place(text)
         if hint is None:
             raise
-    raise ValueError(f"{shown(text)} {hint}")
+    raise wrong(text, hint)
 
 
 def _garden_entry(text: str) -> tuple[str | Network, frozenset[int]]:
     if "://" in text:
-        raise ValueError(f"{shown(text)} is a URL: write {shown(_host_in(text))}")
+        raise wrong(text, f"is a URL: write {shown(_host_in(text))}")
     if "/" in text:
         return _garden_network(text), WEB_PORTS
     if text.count(":") > 1 and not text.startswith("["):
@@ -242,8 +247,7 @@ def _garden_entry(text: str) -> tuple[str | Network, frozenset[int]]:
 def login_url(text: str) -> LoginUrl:
     """An http or https URL, safe in HTML and in a header field; its host becomes A-labels."""
     what = shown(text)
-    if len(text) > 2000:
-        raise ValueError(f"{what} is {len(text)} characters long: at most 2000 are allowed")
+    _bound(text, 2000)
     if text.count("{state}") > 1:
         raise ValueError(f"{what}: {{state}} may stand in it only once")
     if odd := next(filter(_not_in_a_url, text.replace("{state}", "")), None):
@@ -252,16 +256,14 @@ def login_url(text: str) -> LoginUrl:
     match = _URL.fullmatch(text)
     if not match or not match[2]:
         otherwise = "is not a URL that starts with https:// or http:// and a host"
-        raise ValueError(f"{what} {hints.of_login_url(text) or otherwise}")
+        raise wrong(text, hints.of_login_url(text) or otherwise)
     scheme, authority, path, query = match[1].lower(), match[2], match[3], match[4] or ""
     if match[5]:
-        raise ValueError(f"{what} has a fragment, {shown(match[5])}: leave it out")
+        raise wrong(text, f"has a fragment, {shown(match[5])}: leave it out")
     if "@" in authority:
-        raise ValueError(f"{what} has user information: leave out what stands before the @")
+        raise wrong(text, "has user information: leave out what stands before the @")
     if re.search(r"%(?![0-9A-Fa-f]{2})", path + query):
-        raise ValueError(
-            f"{what}: a % needs two hexadecimal digits after it; for a % itself write %25"
-        )
+        raise wrong(text, "has a % without two hexadecimal digits: for a % itself write %25")
     port = DEFAULT_PORTS[scheme]
     place = _place(authority, port)
     rest = "".join(c if c.isascii() else _percent(c) for c in (path or "/") + query)
@@ -270,28 +272,25 @@ def login_url(text: str) -> LoginUrl:
 
 def web_page(text: str) -> str:
     """An https URL that devices show to people: at most 1000 characters."""
-    if len(text) > 1000:
-        raise ValueError(f"{shown(text)} is {len(text)} characters long: at most 1000 are allowed")
+    _bound(text, 1000)
     if brace := next((c for c in text if c in "{}"), None):
         raise ValueError(f"{shown(text)}: {brace!r} cannot stand in it: write {_percent(brace)}")
     found = login_url(text)
     if found.scheme != "https":
-        raise ValueError(f"{shown(text)} is not https, which RFC 8908 section 5 requires")
+        raise wrong(text, "is not https, which RFC 8908 section 5 requires")
     return found.url
 
 
 def probe_path(text: str) -> str:
     """The path of a connectivity check, as in the request: `/generate_204`."""
     if "://" in text:
-        raise ValueError(f"{shown(text)} is a URL: write its path, such as /generate_204")
+        raise wrong(text, "is a URL: write its path, such as /generate_204")
     if not text.startswith("/"):
-        raise ValueError(f"{shown(text)} is not a path: write {shown('/' + text)}")
+        raise wrong(text, f"is not a path: write {shown('/' + text)}")
     if text == "/":
-        raise ValueError(
-            "/ is the first page of every site: write a path that only connectivity checks ask for"
-        )
+        raise wrong(text, "is the first page of every site: write the path of a connectivity check")
     if "?" in text or "#" in text:
-        raise ValueError(f"{shown(text)} has a query or a fragment: leave it out")
+        raise wrong(text, "has a query or a fragment: leave it out")
     if odd := next(filter(_not_in_a_url, text), None):
         raise ValueError(f"{shown(text)}: {odd!r} cannot stand in a URL: write {_percent(odd)}")
     return text
@@ -300,15 +299,15 @@ def probe_path(text: str) -> str:
 def listen(text: str) -> Place:
     """`ADDRESS:PORT`, with IPv6 in brackets: an address of the router, not a name."""
     if "%" in text:
-        raise ValueError(f"{shown(text)} has a zone: write an address without one")
+        raise wrong(text, "has a zone: write an address without one")
     example = "such as 192.0.2.1:8511 or [2001:db8::1]:8511"
     try:
         place = parse_authority(text, None)
     except ValueError:
         what = hints.of_listen(text) or f"is not an address and a port, {example}"
-        raise ValueError(f"{shown(text)} {what}") from None
+        raise wrong(text, what) from None
     if isinstance(place.host, str):
-        raise ValueError(f"{shown(text)} has a name: write an address and a port, {example}")
+        raise wrong(text, f"has a name: write an address and a port, {example}")
     return place
 
 
@@ -321,21 +320,19 @@ def store(folder: Path) -> Callable[[str], str]:
             return text
         if not separator:
             if not text or text.startswith(":"):
-                raise ValueError(f"{shown(text)} is not a path; did you mean ':memory:'?")
+                raise wrong(text, "is not a path; did you mean ':memory:'?")
             return str(folder.absolute() / text)
         if scheme == "sqlite":
             # Some programs write four slashes before an absolute path: three, and its own.
             if not re.fullmatch(r"//?[^/?#].*", rest) or rest.endswith("/"):
-                raise ValueError(f"{shown(text)} is not sqlite:///PATH, such as sqlite:///var/s.db")
+                raise wrong(text, "is not sqlite:///PATH, such as sqlite:///var/s.db")
             return f"sqlite:///{rest.lstrip('/')}"
         if scheme in ("redis", "rediss"):
             if lacks := lacking("redis"):
-                raise ValueError(f"{shown(text)} {lacks}")
+                raise wrong(text, lacks)
             return str(parse_redis_url(text))
-        raise ValueError(
-            f"{shown(text)} is not a store: write a path, sqlite:///PATH, redis://HOST:PORT/DB or"
-            " :memory:"
-        )
+        would_do = "a path, sqlite:///PATH, redis://HOST:PORT/DB or :memory:"
+        raise wrong(text, f"is not a store: write {would_do}")
 
     return parse
 
@@ -344,7 +341,7 @@ def interface(text: str) -> str:
     """The name of a network interface as Linux allows it: 1 to 15 characters."""
     if not _INTERFACE.fullmatch(text) or text in (".", ".."):
         rule = "1 to 15 letters, digits, or . _ - @ +"
-        raise ValueError(f"{shown(text)} is not the name of an interface: {rule}")
+        raise wrong(text, f"is not the name of an interface: {rule}")
     return text
 
 
@@ -364,16 +361,12 @@ def doubt_of(login: LoginUrl) -> str | None:
     host, would_do = login.place.host, "write a name such as login.home.arpa, or an address"
     if not isinstance(host, str):
         if host.is_unspecified or host.is_link_local or host.is_multicast:
-            return (
-                f"leads to {host}, which no client can connect to: write an address of the router"
-            )
+            return f"leads to {host}, which no client can reach: write an address of the router"
         return None
     if host.endswith(".local"):
         return f"has a name under .local, for which many devices ask no name server: {would_do}"
     if "." not in host and host != "localhost":
-        return (
-            f"has the name {shown(host)} without a dot, which many browsers search for: {would_do}"
-        )
+        return f"has no dot in the name {host}, so many browsers search for it: {would_do}"
     if login.scheme == "http" and is_public(host):
         return "is http to a public name: browsers that prefer HTTPS do not follow it; use https"
     return None
@@ -402,20 +395,16 @@ def _unmapped(packed: bytes) -> Address:
     return address.ipv4_mapped or address
 
 
-class _HostBits(ValueError):
-    """A network that has host bits set; the message is complete."""
-
-
 def _seconds(text: str) -> int:
-    if match := re.fullmatch(r"([0-9]{1,9})([smhd])", text, re.ASCII):
+    if match := re.fullmatch(r"([0-9]{1,9})([smhd])", text):
         return int(match[1]) * _UNITS[match[2]]
     instead = "90s, 30m, 8h or 7d"
-    if re.fullmatch(r"[0-9]{1,9}", text, re.ASCII):
+    if re.fullmatch(r"[0-9]{1,9}", text):
         instead = f"{text}s, if you mean seconds; the units are s, m, h, d"
-    elif parts := re.fullmatch(r"(?:[0-9]{1,6} ?[smhd] ?)+", text.lower(), re.ASCII):
+    elif parts := re.fullmatch(r"(?:[0-9]{1,6} ?[smhd] ?)+", text.lower()):
         each = re.findall(r"([0-9]{1,6}) ?([smhd])", parts[0])
         instead = _in_units(sum(int(number) * _UNITS[unit] for number, unit in each))
-    raise ValueError(f"{shown(text)} is not a duration: write {instead}")
+    raise wrong(text, f"is not a duration: write {instead}")
 
 
 def _in_units(seconds: int) -> str:
@@ -424,18 +413,9 @@ def _in_units(seconds: int) -> str:
     return f"{seconds // _UNITS[unit]}{unit}"
 
 
-def _network(text: str, length: str) -> Network:
-    if not re.fullmatch(r"[0-9]{1,3}", length, re.ASCII):
-        raise ValueError("a netmask")  # 10.0.0.0/255.0.0.0: the caller says what to write
-    there = ip_interface(text)
-    found: Network = there.network
-    if there.ip != found.network_address:
-        alone = f", or {there.ip} for it alone"
-        raise _HostBits(f"{text} has host bits set: write {found}{alone}")
-    if isinstance(found, IPv6Network) and found.subnet_of(_MAPPED):
-        address = parse_address(str(found.network_address))
-        return IPv4Network((int(address), found.prefixlen - 96))
-    return found
+def _bound(text: str, most: int) -> None:
+    if len(text) > most:
+        raise wrong(text, f"is {len(text)} characters long: at most {most} are allowed")
 
 
 def _garden_network(text: str) -> Network:
@@ -443,8 +423,8 @@ def _garden_network(text: str) -> Network:
     if re.search(r"/[0-9]+:[0-9]+$", text) or text.startswith("["):
         raise ValueError(f"{shown(text)}: a network takes no port; it is for 80 and 443")
     if re.search(r"[g-z]", name, re.IGNORECASE):
-        what = f"{shown(text)} has a path; the garden takes names and ports only"
-        raise ValueError(f"{what}: write {shown(name)}")
+        what = "has a path; the garden takes names and ports only"
+        raise wrong(text, f"{what}: write {shown(name)}")
     return network(text)
 
 
@@ -464,18 +444,18 @@ def _in_ascii(name: str) -> str:
     if name.isascii():
         return name
     if len(name) > 253:
-        raise ValueError(f"{shown(name)} is too long for a host name")
+        raise wrong(name, "is too long for a host name")
     # idna judges the joiners, because some scripts need them (RFC 5892 appendix A).
     if odd := next((c for c in name if not c.isprintable() and c not in "\u200c\u200d"), None):
-        raise ValueError(f"{shown(name)} contains the character U+{ord(odd):04X}: remove it")
+        raise wrong(name, f"contains the character U+{ord(odd):04X}: remove it")
     if why := lacking("idna"):
-        raise ValueError(f"{shown(name)} is not ASCII, and {why}")
+        raise wrong(name, f"is not ASCII, and {why}")
     import idna
 
     try:
         return idna.encode(name, uts46=True).decode("ascii")
     except UnicodeError as error:
-        raise ValueError(f"{shown(name)} is not a host name: {error}") from None
+        raise wrong(name, f"is not a host name: {error}") from None
 
 
 def _host_in(url: str) -> str:
