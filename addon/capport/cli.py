@@ -4,15 +4,16 @@ import argparse
 import io
 import os
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from capport import __version__
 
 if TYPE_CHECKING:
     type Subcommands = argparse._SubParsersAction["_Parser"]
+    type Taker = ArgumentParser | argparse._ArgumentGroup
 
 _FAILED, _USAGE = 1, 2
 _INTERRUPTED, _PIPE_CLOSED = 130, 141  # 128 and the signal's number, as shells have it
@@ -91,10 +92,10 @@ def _run(argv: Sequence[str] | None) -> int:
     return status or 0
 
 
-def _function(name: str) -> Callable[[Namespace], int | None]:
-    """Imports `MODULE:NAME`. A command's module is imported only when the command is run."""
+def _function(name: str) -> Callable[[Any], Any]:
+    """Imports `MODULE:NAME`. A module is imported only when a command needs it."""
     module, _, function = name.partition(":")
-    found: Callable[[Namespace], int | None] = getattr(import_module(module), function)
+    found: Callable[[Any], Any] = getattr(import_module(module), function)
     return found
 
 
@@ -127,306 +128,174 @@ def parser() -> ArgumentParser:
 def _add_policies(commands: "Subcommands") -> None:
     check = _add(commands, "check", "check:check", "say whether a policy can be used")
     _takes_policy_file(check)
-    explain = _add(
-        commands, "explain", "explain:explain_url", "say what a client would get, and why"
-    )
+    about = "say what a client would get, and why"
+    explain = _add(commands, "explain", "explain:explain_url", about)
     _takes_policy_file(explain)
-    explain.add_argument("url", type=_url, metavar="URL", help="the URL it asks for: http or https")
-    explain.add_argument(
-        "--client", type=_address, required=True, metavar="ADDRESS", help="the client's address"
+    _takes(explain, "url", "URL", "the URL it asks for: http or https", type=_URL)
+    _takes(explain, "--client", "ADDRESS", "the client's address", type=_ADDRESS, required=True)
+    _takes(
+        explain,
+        "--mac",
+        None,
+        "the client's MAC address (the one that the kernel knows)",
+        type=_MAC,
     )
-    explain.add_argument(
-        "--mac", type=_mac, help="the client's MAC address (the one that the kernel knows)"
-    )
-    explain.add_argument("--method", default="GET", type=_method, help="the method (GET)")
-    explain.add_argument(
-        "--header",
-        dest="fields",
-        action="append",
-        default=[],
-        type=_field,
-        metavar="FIELD",
-        help="a header field, such as 'If-Match: \"a\"'; may be given more than once",
-    )
-    explain.add_argument(
-        "--after",
-        type=int,
-        default=0,
-        metavar="COUNT",
-        help="how many requests it has sent just before this one (0)",
-    )
-    explain.add_argument("--sessions", metavar="STORE", help="the session store (the policy's)")
+    _takes(explain, "--method", None, "the method (GET)", default="GET", type=_method)
+    about = "a header field, such as 'If-Match: \"a\"'; may be given more than once"
+    _takes_many(explain, "--header", "FIELD", about, dest="fields", type=_field)
+    about = "how many requests it has sent just before this one (0)"
+    _takes(explain, "--after", "COUNT", about, type=int, default=0)
+    _takes(explain, "--sessions", "STORE", "the session store (the policy's)")
     _takes_json(explain)
     diff = _add(commands, "diff", "diff:diff", "say which verdicts change under another policy")
-    diff.add_argument("old", metavar="OLD", help="the policy file in force")
-    diff.add_argument("new", metavar="NEW", help="the policy file to be tried")
-    diff.add_argument(
-        "--events",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a file of events: each request in it is decided again; may be given more than once",
-    )
-    diff.add_argument("--flows", metavar="FILE", help="the same with a flow file of mitmproxy's")
-    diff.add_argument("--sessions", metavar="STORE", help="the session store (OLD's)")
+    _takes(diff, "old", "OLD", "the policy file in force")
+    _takes(diff, "new", "NEW", "the policy file to be tried")
+    about = "a file of events: each request in it is decided again; may be given more than once"
+    _takes_many(diff, "--events", "FILE", about)
+    _takes(diff, "--flows", "FILE", "the same with a flow file of mitmproxy's")
+    _takes(diff, "--sessions", "STORE", "the session store (OLD's)")
     _takes_json(diff)
 
 
 def _add_clients(commands: "Subcommands") -> None:
     grant = _add(commands, "grant", "grants:grant", "make a client known: open a session")
-    grant.add_argument(
-        "who",
-        type=_client_id,
-        metavar="ADDRESS|MAC",
-        help="an address on the link stands for its MAC; MAC@ADDRESS means both together",
-    )
-    grant.add_argument(
-        "--for",
-        dest="lifetime",
-        type=_duration,
-        metavar="TIME",
-        help="90s, 30m, 2h or 7d (the policy's sessions.lifetime)",
-    )
-    grant.add_argument("--name", type=_name, help="whose device it is; shown in the list")
+    about = "an address on the link stands for its MAC; MAC@ADDRESS means both together"
+    _takes(grant, "who", "ADDRESS|MAC", about, type=_CLIENT_ID)
+    _takes_lifetime(grant, "90s, 30m, 2h or 7d (the policy's sessions.lifetime)")
+    _takes(grant, "--name", None, "whose device it is; shown in the list", type=_name)
     _takes_store(grant)
     revoke = _add(commands, "revoke", "grants:revoke", "make a client unknown: end its sessions")
-    revoke.add_argument(
-        "who",
-        type=_client_id,
-        metavar="ADDRESS|MAC",
-        help="the client's address or MAC, whichever its session is filed under",
-    )
+    about = "the client's address or MAC, whichever its session is filed under"
+    _takes(revoke, "who", "ADDRESS|MAC", about, type=_CLIENT_ID)
     _takes_store(revoke)
-    clients = _add(
-        commands, "clients", "clients:clients", "list known clients, and why they are known"
-    )
+    about = "list known clients, and why they are known"
+    clients = _add(commands, "clients", "clients:clients", about)
     _takes_store(clients)
     _takes_json(clients)
-    sessions = commands.add_parser(
-        "sessions",
-        help="sessions from one store to another: export, import",
-        description="Sessions from one store to another, as JSON Lines.",
-    )
-    actions = sessions.add_subparsers(title="actions", metavar="export|import", required=True)
+    about = "sessions from one store to another"
+    actions = _group(commands, "sessions", "export|import", about, ", as JSON Lines.")
     _takes_store(_add(actions, "export", "session_transfer:export", "print the open sessions"))
     bring = _add(actions, "import", "session_transfer:bring", "put exported sessions into a store")
-    bring.add_argument("file", metavar="FILE", nargs="?", help="what was exported (stdin)")
+    _takes(bring, "file", "FILE", "what was exported (stdin)", nargs="?")
     _takes_store(bring)
-    fleet = _add(
-        commands,
-        "fleet",
-        "fleet:fleet",
-        "list the routers that share their sessions, and their lag",
-    )
+    about = "list the routers that share their sessions, and their lag"
+    fleet = _add(commands, "fleet", "fleet:fleet", about)
     _takes_store(fleet)
     _takes_json(fleet)
 
 
 def _add_router(commands: "Subcommands") -> None:
-    router = commands.add_parser(
-        "router",
-        help="the kernel's part, in nftables: up, down, show",
-        description="The kernel's part, in nftables. Needs CAP_NET_ADMIN.",
-    )
-    actions = router.add_subparsers(title="actions", metavar="up|down|show", required=True)
+    about = "the kernel's part, in nftables"
+    actions = _group(commands, "router", "up|down|show", about, ". Needs CAP_NET_ADMIN.")
     up = _add(actions, "up", "router:up", "put the policy's rules in force")
     _takes_policy_file(up)
-    up.add_argument("--sessions", metavar="STORE", help="the session store (the policy's)")
-    up.add_argument(
-        "--proxy-port",
-        dest="proxy_ports",
-        action="append",
-        type=_port,
-        metavar="PORT",
-        help="mitmproxy's port (8080); give several to share the clients among them",
-    )
+    _takes(up, "--sessions", "STORE", "the session store (the policy's)")
+    about = "mitmproxy's port (8080); give several to share the clients among them"
+    _takes_many(up, "--proxy-port", "PORT", about, dest="proxy_ports", type=_PORT)
     for name, about in (("down", "take the rules away"), ("show", "print the rules in force")):
         action = _add(actions, name, f"router:{name}", about)
-        action.add_argument("policy_file", metavar="POLICY", nargs="?", help="ignored")
+        _takes(action, "policy_file", "POLICY", "ignored", nargs="?")
 
 
 def _add_voucher(commands: "Subcommands") -> None:
-    voucher = commands.add_parser(
-        "voucher",
-        help="vouchers for the embedded login server: new, list, revoke, clock",
-        description="Vouchers for the embedded login server (login_server.conditions: voucher).",
-    )
-    actions = voucher.add_subparsers(
-        title="actions", metavar="new|list|revoke|clock", required=True
-    )
+    about, more = "vouchers for the embedded login server", " (login_server.conditions: voucher)."
+    actions = _group(commands, "voucher", "new|list|revoke|clock", about, more)
     new = _add(actions, "new", "voucher:new", "make vouchers, and print a sheet of them")
-    new.add_argument("--count", type=_count(1000), default=1, help="how many (1)")
-    new.add_argument(
-        "--for",
-        dest="lifetime",
-        type=_duration,
-        metavar="TIME",
-        help="for how long each admits a device (the policy's sessions.lifetime)",
-    )
-    new.add_argument("--devices", type=_count(1000), default=1, help="devices that each admits (1)")
-    new.add_argument(
-        "--valid",
-        type=_duration,
-        metavar="TIME",
-        help="how long it may wait for its first use (for ever)",
-    )
-    new.add_argument("--note", type=_name, help="what they are for; shown in the list")
-    _takes_store(new)
+    _takes(new, "--count", None, "how many (1)", type=_count(1000), default=1)
+    _takes_lifetime(new, "for how long each admits a device (the policy's sessions.lifetime)")
+    _takes(new, "--devices", None, "devices that each admits (1)", type=_count(1000), default=1)
+    about = "how long it may wait for its first use (for ever)"
+    _takes(new, "--valid", "TIME", about, type=_duration)
+    _takes(new, "--note", None, "what they are for; shown in the list", type=_name)
     listing = _add(actions, "list", "voucher:show", "list vouchers, without their codes")
-    _takes_store(listing)
     _takes_json(listing)
     revoke = _add(actions, "revoke", "voucher:revoke", "end a voucher and the sessions it opened")
-    revoke.add_argument("number", type=_count(1 << 53), metavar="NUMBER", help="as in the list")
-    _takes_store(revoke)
+    _takes(revoke, "number", "NUMBER", "as in the list", type=_count(1 << 53))
     clock = _add(actions, "clock", "voucher:clock", "show the time by which vouchers expire")
-    clock.add_argument(
-        "--is-right",
-        action="store_true",
-        help="confirm that the clock is right now, and was ahead when it showed a later time",
-    )
-    _takes_store(clock)
+    about = "confirm that the clock is right now, and was ahead when it showed a later time"
+    _takes_flag(clock, "--is-right", about)
+    for command in (new, listing, revoke, clock):
+        _takes_store(command)
 
 
 def _add_accounts(commands: "Subcommands") -> None:
-    user = commands.add_parser(
-        "user",
-        help="users who may sign in with a password: add, list, remove",
-        description="Users who may sign in with a password (login_server.conditions: password).",
-    )
-    actions = user.add_subparsers(title="actions", metavar="add|list|remove", required=True)
+    about, more = "users who may sign in with a password", " (login_server.conditions: password)."
+    actions = _group(commands, "user", "add|list|remove", about, more)
     add = _add(actions, "add", "accounts:add_user", "add a user, or change the password")
-    add.add_argument("name", metavar="NAME", help="the password is asked for, or read from stdin")
+    _takes(add, "name", "NAME", "the password is asked for, or read from stdin")
     users = _add(actions, "list", "accounts:list_users", "list users by name")
     remove = _add(actions, "remove", "accounts:remove_user", "remove a user")
-    remove.add_argument("name", metavar="NAME", help="as in the list")
-    token = commands.add_parser(
-        "token",
-        help="bearer tokens for the portal's API: new, list, remove",
-        description="Bearer tokens for the portal's API over TCP.",
-    )
-    actions = token.add_subparsers(title="actions", metavar="new|list|remove", required=True)
+    _takes(remove, "name", "NAME", "as in the list")
+    about = "bearer tokens for the portal's API"
+    actions = _group(commands, "token", "new|list|remove", about, " over TCP.")
     new = _add(actions, "new", "accounts:new_token", "make a token, and print it this once")
-    new.add_argument("name", type=_name, metavar="NAME", help="whose it is; replaces that one")
+    _takes(new, "name", "NAME", "whose it is; replaces that one", type=_name)
     tokens = _add(actions, "list", "accounts:list_tokens", "list tokens by name")
     end = _add(actions, "remove", "accounts:remove_token", "end a token")
-    end.add_argument("name", type=_name, metavar="NAME", help="as in the list")
+    _takes(end, "name", "NAME", "as in the list", type=_name)
     for command in (add, users, remove, new, tokens, end):
         _takes_store(command)
 
 
 def _add_watching(commands: "Subcommands") -> None:
     report = _add(commands, "report", "report:report", "say what a portal did to clients")
-    report.add_argument(
-        "events",
-        metavar="EVENTS",
-        nargs="*",
-        help="files of events, the oldest first (events.jsonl)",
+    _takes(
+        report, "events", "EVENTS", "files of events, the oldest first (events.jsonl)", nargs="*"
     )
-    report.add_argument("--flows", metavar="FILE", help="a flow file of mitmproxy's instead")
+    _takes(report, "--flows", "FILE", "a flow file of mitmproxy's instead")
     form = report.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print JSON, for programs")
-    form.add_argument("--html", metavar="FILE", help="write a page that needs no network")
-    report.add_argument(
-        "--fail-on",
-        choices=("note", "warning", "error"),
-        help="exit with status 3 if there is a finding as bad as that",
-    )
-    report.add_argument(
-        "--baseline", metavar="FILE", help="pass over the findings in an earlier report (--json)"
-    )
-    report.add_argument(
-        "--compare",
-        nargs=2,
-        metavar=("A", "B"),
-        help="say which findings are new in B, and which are gone: reports (--json), or events",
-    )
+    _takes_json(form)
+    _takes(form, "--html", "FILE", "write a page that needs no network")
+    about = "exit with status 3 if there is a finding as bad as that"
+    _takes(report, "--fail-on", None, about, choices=("note", "warning", "error"))
+    about = "pass over the findings in an earlier report (--json)"
+    _takes(report, "--baseline", "FILE", about)
+    about = "say which findings are new in B, and which are gone: reports (--json), or events"
+    _takes(report, "--compare", ("A", "B"), about, nargs=2)
     follow = _add(commands, "events", "follow:events", "show the events of a portal")
-    follow.add_argument(
-        "file", metavar="FILE", nargs="?", default="events.jsonl", help="their file (events.jsonl)"
-    )
-    follow.add_argument("--follow", action="store_true", help="wait for more, until Ctrl-C")
-    follow.add_argument(
-        "--client", metavar="ADDRESS|MAC", type=_client_id, help="only those of this client"
-    )
+    about = "their file (events.jsonl)"
+    _takes(follow, "file", "FILE", about, nargs="?", default="events.jsonl")
+    _takes_flag(follow, "--follow", "wait for more, until Ctrl-C")
+    _takes(follow, "--client", "ADDRESS|MAC", "only those of this client", type=_CLIENT_ID)
 
 
 def _add_running(commands: "Subcommands") -> None:
     run = _add(commands, "run", "run:run", "run the portal without a user interface")
-    run.add_argument("--policy", metavar="FILE", help="the policy file (the embedded policy)")
-    run.add_argument("--sessions", metavar="STORE", help="where sessions are kept")
-    run.add_argument("--events", metavar="FILE", help="the file for events, one JSON line each")
-    run.add_argument(
-        "--mode",
-        action="append",
-        help="regular (an explicit proxy), transparent, socks5 or tun, each may end in @PORT",
-    )
-    run.add_argument("--listen-host", metavar="ADDRESS", help="the address to listen on (all)")
-    run.add_argument(
-        "--listen-port", type=_free_or_port, metavar="PORT", help="the port (8080); 0: any free one"
-    )
-    run.add_argument(
-        "--workers",
-        type=_count(32),
-        metavar="N",
-        help="serve strangers in N processes of their own, each a share of the clients",
-    )
-    run.add_argument(
-        "--set",
-        dest="options",
-        action="append",
-        default=[],
-        metavar="OPTION=VALUE",
-        help="a mitmproxy option, as in mitmdump",
-    )
+    _takes(run, "--policy", "FILE", "the policy file (the embedded policy)")
+    _takes(run, "--sessions", "STORE", "where sessions are kept")
+    _takes(run, "--events", "FILE", "the file for events, one JSON line each")
+    about = "regular (an explicit proxy), transparent, socks5 or tun, each may end in @PORT"
+    _takes(run, "--mode", None, about, action="append")
+    _takes(run, "--listen-host", "ADDRESS", "the address to listen on (all)")
+    about = "the port (8080); 0: any free one"
+    _takes(run, "--listen-port", "PORT", about, type=_free_or_port)
+    about = "serve strangers in N processes of their own, each a share of the clients"
+    _takes(run, "--workers", "N", about, type=_count(32))
+    about = "a mitmproxy option, as in mitmdump"
+    _takes_many(run, "--set", "OPTION=VALUE", about, dest="options")
     _add_behind(commands)
     login = _add(commands, "login", "login:serve", "run the login server in a process of its own")
-    login.add_argument(
-        "--policy", required=True, metavar="FILE", help="the policy with the login_server"
-    )
-    login.add_argument("--sessions", metavar="STORE", help="where sessions are kept")
-    login.add_argument("--socket", metavar="PATH", help="the Unix socket of the API (none)")
+    _takes(login, "--policy", "FILE", "the policy with the login_server", required=True)
+    _takes(login, "--sessions", "STORE", "where sessions are kept")
+    _takes(login, "--socket", "PATH", "the Unix socket of the API (none)")
     _add(commands, "script", "script:script", "print the path for mitmdump -s")
 
 
 def _add_behind(commands: "Subcommands") -> None:
-    behind = _add(
-        commands, "behind", "behind:behind", "run a command behind a portal, and say what it did"
-    )
-    behind.add_argument(
-        "--as",
-        dest="kinds",
-        type=_kinds,
-        default="511",
-        metavar="KIND[,KIND]|all",
-        help="511, redirect, page, script, forged-tls, silent, dns-lie or reset (511)",
-    )
-    behind.add_argument(
-        "--offline",
-        action="store_true",
-        help="an origin of capport's own answers for every name, with a CA that is trusted",
-    )
-    behind.add_argument(
-        "--grant-after", type=_duration, metavar="TIME", help="open a session meanwhile (never)"
-    )
-    behind.add_argument(
-        "--timeout",
-        type=_duration,
-        metavar="TIME",
-        help="end the command then (with one kind never, with several after 60s each)",
-    )
-    behind.add_argument(
-        "--proxy",
-        action="store_true",
-        help="use proxy variables, also as root, and no network namespace",
-    )
-    behind.add_argument(
-        "--fail-on",
-        choices=("warning", "error"),
-        metavar="LEVEL",
-        help="exit status 3 if there is a finding of this level (warning, error)",
-    )
+    about = "run a command behind a portal, and say what it did"
+    behind = _add(commands, "behind", "behind:behind", about)
+    about = "511, redirect, page, script, forged-tls, silent, dns-lie or reset (511)"
+    _takes(behind, "--as", "KIND[,KIND]|all", about, dest="kinds", type=_kinds, default="511")
+    about = "an origin of capport's own answers for every name, with a CA that is trusted"
+    _takes_flag(behind, "--offline", about)
+    _takes(behind, "--grant-after", "TIME", "open a session meanwhile (never)", type=_duration)
+    about = "end the command then (with one kind never, with several after 60s each)"
+    _takes(behind, "--timeout", "TIME", about, type=_duration)
+    _takes_flag(behind, "--proxy", "use proxy variables, also as root, and no network namespace")
+    about = "exit status 3 if there is a finding of this level (warning, error)"
+    _takes(behind, "--fail-on", "LEVEL", about, choices=("warning", "error"))
     _takes_json(behind)
-    behind.add_argument("command", nargs="+", metavar="COMMAND", help="put -- before it")
+    _takes(behind, "command", "COMMAND", "put -- before it", nargs="+")
 
 
 def _add(within: "Subcommands", name: str, function: str, about: str) -> ArgumentParser:
@@ -435,19 +304,44 @@ def _add(within: "Subcommands", name: str, function: str, about: str) -> Argumen
     return command
 
 
+def _group(within: "Subcommands", name: str, actions: str, about: str, more: str) -> "Subcommands":
+    """A command that is followed by one of `actions`. `more` ends its description."""
+    listed = f"{about}: {actions.replace('|', ', ')}"
+    description = f"{about[0].upper()}{about[1:]}{more}"
+    command = within.add_parser(name, help=listed, description=description)
+    return command.add_subparsers(title="actions", metavar=actions, required=True)
+
+
+def _takes(
+    command: "Taker", name: str, metavar: str | tuple[str, ...] | None, about: str, **how: Any
+) -> None:
+    command.add_argument(name, metavar=metavar, help=about, **how)
+
+
+def _takes_many(command: "Taker", name: str, metavar: str, about: str, **how: Any) -> None:
+    _takes(command, name, metavar, about, action="append", default=[], **how)
+
+
+def _takes_flag(command: "Taker", name: str, about: str) -> None:
+    command.add_argument(name, action="store_true", help=about)
+
+
 def _takes_policy_file(command: ArgumentParser) -> None:
-    command.add_argument("policy_file", metavar="POLICY", help="the policy file")
+    _takes(command, "policy_file", "POLICY", "the policy file")
+
+
+def _takes_lifetime(command: ArgumentParser, about: str) -> None:
+    _takes(command, "--for", "TIME", about, dest="lifetime", type=_duration)
 
 
 def _takes_store(command: ArgumentParser) -> None:
-    command.add_argument(
-        "--sessions", metavar="STORE", help="the session store: a path, sqlite:///PATH or redis://…"
-    )
-    command.add_argument("--policy", metavar="FILE", help="a policy that names the store")
+    about = "the session store: a path, sqlite:///PATH or redis://…"
+    _takes(command, "--sessions", "STORE", about)
+    _takes(command, "--policy", "FILE", "a policy that names the store")
 
 
-def _takes_json(command: ArgumentParser) -> None:
-    command.add_argument("--json", action="store_true", help="print JSON, for programs")
+def _takes_json(command: "Taker") -> None:
+    _takes_flag(command, "--json", "print JSON, for programs")
 
 
 # The types of the arguments. Modules are imported in the functions, so that commands start fast.
@@ -468,28 +362,16 @@ def _kinds(text: str) -> object:
     return [_read(kind_named, name) for name in names]
 
 
-def _client_id(text: str) -> object:
-    from capport.core.client import parse_client_id
-
-    return _read(parse_client_id, text)
-
-
-def _address(text: str) -> object:
-    from capport.core.client import parse_address
-
-    return _read(parse_address, text)
+def _by(place: str) -> Callable[[str], object]:
+    """The type of what the function `MODULE:NAME` of `capport.core` parses."""
+    return lambda text: _read(_function(f"capport.core.{place}"), text)
 
 
-def _mac(text: str) -> object:
-    from capport.core.client import parse_mac
-
-    return _read(parse_mac, text)
-
-
-def _url(text: str) -> object:
-    from capport.core.explanation import parse_url
-
-    return _read(parse_url, text)
+_CLIENT_ID = _by("client:parse_client_id")
+_ADDRESS = _by("client:parse_address")
+_MAC = _by("client:parse_mac")
+_URL = _by("explanation:parse_url")
+_PORT = _by("place:parse_port")
 
 
 def _duration(text: str) -> float:
@@ -524,14 +406,8 @@ def _field(text: str) -> tuple[bytes, bytes]:
     return name.encode(), value.strip().encode()
 
 
-def _port(text: str) -> int:
-    from capport.core.place import parse_port
-
-    return _read(parse_port, text)
-
-
-def _free_or_port(text: str) -> int:
-    return 0 if text == "0" else _port(text)
+def _free_or_port(text: str) -> object:
+    return 0 if text == "0" else _PORT(text)
 
 
 def _count(most: int) -> Callable[[str], int]:
