@@ -1,8 +1,8 @@
 """Keeps a router's sessions and those in Redis the same, on a thread and an event loop of its own.
 
 It connects, reads what changed, publishes what this router knows better, shows a sign of life each
-second, and starts again when anything fails. Nobody waits for it but those who want to hear that
-Redis has taken a change.
+second, and starts again when anything fails. Only a caller that wants to know whether Redis has
+taken a change waits for it.
 """
 
 import asyncio
@@ -73,7 +73,7 @@ class Shared(Protocol):
         """Does what is due each second."""
 
     def summary(self) -> dict[str, object]:
-        """What the other routers shall know about this one."""
+        """What this router tells the others about itself."""
 
 
 class _AgainError(Exception):
