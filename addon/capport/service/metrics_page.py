@@ -1,7 +1,7 @@
 """Shows the portal's counts and its health to Prometheus, by HTTP on loopback."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -53,23 +53,15 @@ class Portal(Collector):
         """Each metric."""
         gate, metrics = self._gate, self._gate.metrics
         known = len(open_ones(gate.store.sessions(), gate.now()))
-        clients = GaugeMetricFamily(
-            "capport_clients",
-            "Clients: known ones have an open session, unknown ones a connection to the proxy.",
-            labels=["standing"],
-        )
-        clients.add_metric(["known"], known)
-        clients.add_metric(["unknown"], self._unknown())
-        yield clients
-        yield _counts(
-            "capport_verdicts", "Verdicts on requests and handshakes.", "verdict", metrics.verdicts
-        )
-        yield _counts(
-            "capport_denied",
-            "What was denied because the portal could not decide, by the place that denied it.",
-            "where",
-            metrics.denied,
-        )
+        about = "Clients: known ones have an open session, unknown ones a connection to the proxy."
+        clients = GaugeMetricFamily("capport_clients", about, labels=["standing"])
+        yield _filled(clients, {"known": known, "unknown": self._unknown()})
+        about = "Verdicts on requests and handshakes."
+        verdicts = CounterMetricFamily("capport_verdicts", about, labels=["verdict"])
+        yield _filled(verdicts, metrics.verdicts)
+        about = "What was denied because the portal could not decide, by the place that denied it."
+        denied = CounterMetricFamily("capport_denied", about, labels=["where"])
+        yield _filled(denied, metrics.denied)
         yield _timing("capport_decision_seconds", "A verdict on a request.", metrics.decisions)
         yield _timing("capport_grant_seconds", "A grant, until it is in force.", metrics.grants)
         yield _timing(
@@ -81,15 +73,13 @@ class Portal(Collector):
         lost.add_metric([], gate.events.lost_in_all)
         yield lost
         up = GaugeMetricFamily("capport_up", "Whether a part works now.", labels=["part"])
-        for part, works in self._health().items():
-            up.add_metric([part], works)
-        yield up
+        yield _filled(up, self._health())
 
 
-def _counts(name: str, about: str, label: str, counts: dict[str, int]) -> Metric:
-    family = CounterMetricFamily(name, about, labels=[label])
-    for value, count in sorted(counts.copy().items()):
-        family.add_metric([value], count)
+def _filled(family: CounterMetricFamily | GaugeMetricFamily, values: Mapping[str, float]) -> Metric:
+    """Adds each value, under its label."""
+    for label, value in sorted(dict(values).items()):
+        family.add_metric([label], value)
     return family
 
 
