@@ -23,7 +23,16 @@ from itertools import batched, chain
 from typing import Protocol
 
 from capport import clock
-from capport.core.client import Address, Client, ClientId, Mac, Way, parse_address, parse_mac
+from capport.core.client import (
+    Address,
+    Client,
+    ClientId,
+    Mac,
+    Way,
+    parse_address,
+    parse_mac,
+    parts_of,
+)
 from capport.core.policy import Policy
 from capport.core.session import Instant
 from capport.core.standing import Standing, standing, standing_of_id
@@ -378,17 +387,12 @@ class KnownSet:
 
     def _keys(self, client: ClientId) -> Iterator[Key]:
         """The keys that an id stands for: its MAC, its addresses now, and those in the sets."""
-        text, at, address = client.partition("@")
-        if at:
-            yield parse_address(address)
-            return
-        try:
-            mac = parse_mac(text)
-        except ValueError:
-            yield parse_address(text)
-            return
-        yield mac
-        yield from {*self._neighbours.addresses(mac), *self._elements.addresses(mac)}
+        mac, address = parts_of(client)
+        if address is not None:
+            yield address
+        elif mac is not None:
+            yield mac
+            yield from {*self._neighbours.addresses(mac), *self._elements.addresses(mac)}
 
     def _everybody(self) -> Iterator[Key]:
         """All keys. Those in the sets come first, so they stay if there is no place for all."""
