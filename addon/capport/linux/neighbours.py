@@ -348,12 +348,8 @@ class NetlinkNeighbours:
         self.dumps += 1
 
     def _listen(self) -> socket.socket:
-        listening = netlink.connect(netlink.ROUTE)
-        listening.setblocking(False)
-        # The kernel gives at most net.core.rmem_max. A smaller buffer only means more dumps.
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
-        listening.bind((0, _NEIGHBOURS_AND_LINKS))
-        return listening
+        # A smaller buffer only means more dumps.
+        return netlink.listen(netlink.ROUTE, _NEIGHBOURS_AND_LINKS, buffer=self._receive_buffer)
 
     def _close_sockets(self) -> None:
         with self._lock:

@@ -9,6 +9,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 ROUTE, NETFILTER = 0, 12
@@ -25,6 +26,7 @@ _MESSAGE = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, p
 _ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
 _KIND = 0x3FFF  # the bits of an attribute's type that are not flags
 _TIMEOUT = 5.0  # seconds
+_RECEIVE_BUFFER_FORCE = 33  # SO_RCVBUFFORCE of asm-generic/socket.h
 _NETLINK, _STRICT = 270, 12  # SOL_NETLINK, NETLINK_GET_STRICT_CHK
 
 
@@ -46,6 +48,23 @@ def connect(protocol: int) -> socket.socket:
     kernel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
     kernel.settimeout(_TIMEOUT)
     return kernel
+
+
+def listen(protocol: int, groups: int, *, buffer: int = 0) -> socket.socket:
+    """Opens a socket that the kernel sends its reports to `groups` to. Raises OSError.
+
+    Receiving from it does not wait. `buffer` is how many bytes of reports may wait, by the kernel's
+    accounting; without CAP_NET_ADMIN at most net.core.rmem_max. If more come, some are lost, and
+    receiving raises ENOBUFS.
+    """
+    reports = connect(protocol)
+    reports.setblocking(False)
+    if buffer:
+        reports.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        with suppress(PermissionError):
+            reports.setsockopt(socket.SOL_SOCKET, _RECEIVE_BUFFER_FORCE, buffer)
+    reports.bind((0, groups))
+    return reports
 
 
 def ask(

@@ -42,9 +42,7 @@ class OwnAddresses(Container[Address]):
 
     def _has_changed(self) -> bool:
         if self._changes is None:
-            self._changes = netlink.connect(netlink.ROUTE)
-            self._changes.setblocking(False)
-            self._changes.bind((0, _CHANGES))
+            self._changes = netlink.listen(netlink.ROUTE, _CHANGES)
             return True
         changed = False
         try:

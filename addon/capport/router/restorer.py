@@ -12,7 +12,6 @@ known clients' traffic may go untracked.
 or a revocation at that very moment may be missing. So each new table is compared with the sessions.
 """
 
-import contextlib
 import errno
 import logging
 import os
@@ -31,12 +30,13 @@ logger = logging.getLogger(__name__)
 
 EVERY = 60.0  # seconds between two looks when the kernel reports nothing
 RETRY = 0.2  # seconds until the next attempt after a failure
-_RECEIVE_BUFFER_FORCE = 33  # SO_RCVBUFFORCE: beyond net.core.rmem_max, with CAP_NET_ADMIN
-_RECEIVE_BUFFER = 4 << 20  # bytes: room for the reports of a dozen times loading the rules
+# Bytes: room for the reports of a dozen times loading the rules. The report that `down` removed the
+# table comes once, among many others: it must not be lost.
+_BUFFER = 4 << 20
 _REPORT_DELAY = 0.002  # seconds until the kernel has reported a change that is in force
 
 # linux/netfilter/nfnetlink.h and nf_tables.h.
-_GROUP_NFTABLES = 7
+_GROUP_NFTABLES = 1 << 6  # NFNLGRP_NFTABLES
 _NEW_CHAIN = 10 << 8 | 3  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWCHAIN
 _ELEMENTS = frozenset(10 << 8 | kind for kind in (12, 14))  # NFT_MSG_NEWSETELEM, DELSETELEM
 _ENDED = f"{nftables.TABLE.split()[1]}\0".encode(), f"{nftables.ENDED}\0".encode()
@@ -65,8 +65,8 @@ class RulesKeeper:
         self._was_ended = False  # `nftables.down` has just removed the rules
         self._failing = False
         self._ended, self._end = os.pipe()
-        self._kernel = _listening(netlink.NETFILTER, 1 << (_GROUP_NFTABLES - 1))
-        self._routing = _listening(netlink.ROUTE, fence.GROUPS)
+        self._kernel = netlink.listen(netlink.NETFILTER, _GROUP_NFTABLES, buffer=_BUFFER)
+        self._routing = netlink.listen(netlink.ROUTE, fence.GROUPS, buffer=_BUFFER)
         self._thread = Thread(target=self._follow, name="rules-keeper", daemon=True)
 
     def start(self) -> None:
@@ -157,16 +157,6 @@ class RulesKeeper:
         time.sleep(_REPORT_DELAY)
         self._is_news()
         return self._ports is None
-
-
-def _listening(protocol: int, groups: int) -> socket.socket:
-    kernel = netlink.connect(protocol)
-    kernel.setblocking(False)
-    # The report that `down` removed the table comes once, among many others: it must not be lost.
-    with contextlib.suppress(PermissionError):
-        kernel.setsockopt(socket.SOL_SOCKET, _RECEIVE_BUFFER_FORCE, _RECEIVE_BUFFER)
-    kernel.bind((0, groups))
-    return kernel
 
 
 def _reports(kernel: socket.socket) -> Iterator[bytes]:
