@@ -30,11 +30,13 @@ class Kernel:
         except OSError:  # no libnftables: `capport router` does not work here either
             return
         try:
-            rules.outline(f"list set {TABLE} known4")
+            there = rules.outline(f"list set {TABLE} known4")
         except RulesError:
-            rules.close()
-        else:
+            there = ""
+        if there:
             self._rules = rules
+        else:
+            rules.close()
 
     def let_through(self, parts: Collection[Mac | Address]) -> list[Client]:
         """The clients with one of these MACs or addresses that the rules let through now."""

@@ -76,17 +76,28 @@ class Nftables:
         """Runs all of `commands` in one transaction, or none of them. Raises RulesError."""
         return self._run(commands, 0)
 
+    # What these list may not exist: then they return nothing.
+
+    def listing(self, command: str, flags: int = 0) -> str:
+        """Returns what `command` lists. Raises RulesError."""
+        try:
+            return self._run(command, flags)
+        except RulesError as error:
+            if not error.missing:
+                raise
+            return ""
+
     def outline(self, command: str) -> str:
         """Returns what `command` lists, without the elements of sets. Raises RulesError."""
-        return self._run(command, _TERSE)
+        return self.listing(command, _TERSE)
 
     def numbered(self, command: str) -> list[str]:
         """Returns the lines that `command` lists, each with its handle. Raises RulesError."""
-        return self._run(command, _HANDLE).splitlines()
+        return self.listing(command, _HANDLE).splitlines()
 
     def ask(self, command: str) -> list[dict[str, Any]]:
         """Returns what `command` lists, in the form of libnftables-json(5). Raises RulesError."""
-        answer = self._run(command, _JSON)
+        answer = self.listing(command, _JSON)
         found: list[dict[str, Any]] = json.loads(answer)["nftables"] if answer else []
         return found
 

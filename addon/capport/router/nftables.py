@@ -16,7 +16,7 @@ from typing import Any
 
 from capport.core.client import Address
 from capport.core.policy import Policy
-from capport.linux.libnftables import Nftables, RulesError
+from capport.linux.libnftables import Nftables
 from capport.router.dns_rules import STARS_PORT
 from capport.router.ruleset import PROXY_PORTS as PROXY_PORTS
 from capport.router.ruleset import TABLE as TABLE
@@ -76,12 +76,7 @@ def down(*, rules: Nftables | None = None) -> None:
 def show(*, rules: Nftables | None = None) -> str | None:
     """The loaded table as nft(8) prints it; None if there is none."""
     with _opened(rules) as using:
-        try:
-            return using.run(f"list table {TABLE}")
-        except RulesError as error:
-            if error.missing:
-                return None
-            raise
+        return using.listing(f"list table {TABLE}") or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +90,7 @@ class InForce:
 
 def in_force(rules: Nftables) -> InForce | None:
     """What is in force; None if our table is not loaded."""
-    try:
-        found = _COMMENT.search(rules.outline(f"list table {TABLE}"))
-    except RulesError as error:
-        if error.missing:
-            return None
-        raise
+    found = _COMMENT.search(rules.outline(f"list table {TABLE}"))
     return InForce(tuple(map(int, found[1].split())), found[2] is None) if found else None
 
 
@@ -226,13 +216,7 @@ def counters(rules: Nftables, name: str) -> dict[str, int]:
 
 
 def _elements(rules: Nftables, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        answer = rules.ask(f"list set {TABLE} {name}")
-    except RulesError as error:
-        if error.missing:
-            return
-        raise
-    for item in answer:
+    for item in rules.ask(f"list set {TABLE} {name}"):
         for element in item.get("set", {}).get("elem", ()):
             each = element["elem"] if isinstance(element, dict) else {"val": element}
             value = each["val"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from capport.linux.libnftables import Nftables, RulesError
+from capport.linux.libnftables import Nftables
 from capport.router.ruleset import TABLE
 
 CLOSED = "inet capport_closed"
@@ -73,12 +73,7 @@ def in_the_way(rules: Nftables) -> list[str]:
 
     An empty list if our table is not loaded. Raises RulesError.
     """
-    try:
-        ours = rules.outline(f"list table {TABLE}")
-    except RulesError as error:
-        if error.missing:
-            return []
-        raise
+    ours = rules.outline(f"list table {TABLE}")
     if (way := _WAY.search(ours)) is None:
         return []
     clients, origins = way[1], way[2]
