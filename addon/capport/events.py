@@ -41,10 +41,10 @@ type Value = str | int | float | bool | None
 _ALWAYS = frozenset({"granted", "revoked", "expired", "policy", "dropped", "watched", "unwatched"})
 # Two events that agree in these fields count as one line. Its other fields (a port, a sentence) are
 # those of the first event.
-_DISTINGUISHING = (
-    *("status", "host", "method", "cookies", "authorizations"),
-    *("sni", "destination", "action", "outcome", "alert", "what"),
-)
+_OF_HTTP = ("status", "host", "method", "cookies", "authorizations")
+_OF_TLS = ("sni", "destination", "action", "outcome", "alert")
+_DISTINGUISHING = {"refused": _OF_HTTP, "passed": _OF_HTTP, "tls": _OF_TLS}
+_OF_OTHERS = (*_OF_HTTP, *_OF_TLS, "what")
 
 
 class Watched:
@@ -109,7 +109,8 @@ class EventLog:
         self._file: int | None = None
         self._failing = False
         self._torn = False  # whether the last line in the file is incomplete
-        self._wake = threading.Condition()
+        self._lock = threading.Lock()  # not an RLock, which takes twice as long
+        self._wake = threading.Condition(self._lock)
         self._closing = False
         self._thread: threading.Thread | None = None
         if self.path is not None:
@@ -136,7 +137,7 @@ class EventLog:
         record |= {name: _cut(value) for name, value in fields.items()}
         record = {name: value for name, value in record.items() if value is not None}
         watched = isinstance(client, Client) and client in self.watched
-        with self._wake:
+        with self._lock:
             if event in _ALWAYS or (watched and self._has_room(record)) or self._is_new(record):
                 self._put(record)
 
@@ -152,13 +153,13 @@ class EventLog:
         self.lost_in_all += int(record.get("lost", 0))
         if not self._is_on:
             return
-        with self._wake:
+        with self._lock:
             if record["event"] in _ALWAYS or self._is_new(record):
                 self._put(record, at)
 
     def close(self, seconds: float = 2.0) -> bool:
         """Writes all counts and waiting lines; returns whether that took less than `seconds`."""
-        with self._wake:
+        with self._lock:
             self._closing = True
             self._wake.notify()
         if self._thread is not None:
@@ -176,8 +177,8 @@ class EventLog:
         """Counts an event that has a line already. It is quick, because refusals come in floods."""
         if not isinstance(client, Client) or client in self.watched:
             return False
-        key = (event, client.id, *map(fields.get, _DISTINGUISHING))
-        with self._wake:
+        key = (event, client.id, *map(fields.get, _DISTINGUISHING.get(event, _OF_OTHERS)))
+        with self._lock:
             line = self.lines.get(key)
             if line is None or self.monotonic() >= line.until:
                 return False
@@ -192,13 +193,14 @@ class EventLog:
     def _is_new(self, record: dict[str, Value]) -> bool:
         now, device = self.monotonic(), _device(record)
         count = int(record.get("repeats") or 1)
-        key = (record["event"], device, *(record.get(name) for name in _DISTINGUISHING))
+        event = str(record["event"])
+        key = (event, device, *map(record.get, _DISTINGUISHING.get(event, _OF_OTHERS)))
         line = self.lines.get(key)
         if line is not None and now < line.until:
             line.repeats += count
             return False
         if _share(self.shares, device, now).lines > LINES_A_CLIENT:
-            key = (record["event"], device, "more")
+            key = (event, device, "more")
             record = {name: record[name] for name in ("event", "client", "mac") if name in record}
             if key in self.lines:
                 self.lines[key].repeats += count
@@ -229,7 +231,7 @@ class EventLog:
 
     def _run(self) -> None:
         while True:
-            with self._wake:
+            with self._lock:
                 if not self.backlog and not self._closing:
                     self._wake.wait(1.0)
                 closing = self._closing
@@ -241,7 +243,7 @@ class EventLog:
             if lines:
                 record: dict[str, Value] = {"event": "fault", "what": "events", "lost": lost}
                 left = self._write_out([self._line(record), *lines] if lost else lines)
-                with self._wake:
+                with self._lock:
                     # If the first line was written, it has reported those that were lost before.
                     self.lost += left if left <= len(lines) else len(lines) + lost
                     self.lost_in_all += min(left, len(lines))

@@ -114,35 +114,35 @@ class Gate:
         client that would be known is astray. Raises ValueError if the text is not an address.
         """
         peer = at if isinstance(at, Peer) else Peer(parse_address(at))
-        address, frame = peer.address, peer.frame
-        mac = self._mac_of(address)
+        frame, mac = peer.frame, self._mac_of(peer)
         if frame is None or (frame == UNSEEN and self.policy.router is None):
-            return Client(address, mac)
+            return peer.client(mac)
         if frame == UNSEEN:
-            seen = Client(address, mac)
-            return Client(address, astray=True) if self.known(seen) else seen
+            seen = peer.client(mac)
+            return peer.client(astray=True) if self.known(seen) else seen
         if mac is not None:
-            return Client(address, frame, astray=frame != mac)
-        way = self.neighbours.way(address)
+            return peer.client(frame, astray=frame != mac)
+        way = self.neighbours.way(peer.address)
         if way is None or way.hop is None:
-            return Client(address)
-        if way.hop == address:  # on the link, but not in the neighbour table now
-            return Client(address, frame)
-        return Client(address, astray=frame != self.neighbours.find_mac(way.hop))
+            return peer.client()
+        if way.hop == peer.address:  # on the link, but not in the neighbour table now
+            return peer.client(frame)
+        return peer.client(astray=frame != self.neighbours.find_mac(way.hop))
 
-    def _mac_of(self, address: Address) -> Mac | None:
-        """The MAC that the neighbour table has for `address`, unless it may be a false one.
+    def _mac_of(self, peer: Peer) -> Mac | None:
+        """The MAC that the neighbour table has for its address, unless it may be a false one.
 
         Any device on the link can put its own MAC into the table for an address behind a router. So
         if a session is filed under the address alone, the MAC counts only if the routes say that
         the address is on the link.
         """
-        mac = self.neighbours.find_mac(address)
+        mac = self.neighbours.find_mac(peer.address)
         if mac is None or self.policy.router is None:
             return mac
-        if self.store.find((ClientId(str(address)),), self.now()) is None:
+        by_address = peer.client(mac).ids[-1]
+        if self.store.find((by_address,), self.now()) is None:
             return mac
-        return mac if self.neighbours.way(address) == Way(address) else None
+        return mac if self.neighbours.way(peer.address) == Way(peer.address) else None
 
     def request(
         self,

@@ -9,6 +9,7 @@ from capport.core.client import (
     Client,
     ClientId,
     Mac,
+    Peer,
     is_random,
     parse_address,
     parse_client_id,
@@ -165,3 +166,14 @@ def test_a_client_shows_its_address_and_its_mac() -> None:
     address = ip_address("192.0.2.7")
     assert str(Client(address)) == "192.0.2.7"
     assert str(Client(address, Mac("02:00:00:00:00:07"))) == "192.0.2.7 (02:00:00:00:00:07)"
+
+
+def test_a_peer_is_the_same_client_until_something_about_it_changes() -> None:
+    peer = Peer(parse_address("192.0.2.7"))
+    first, mac = peer.client(), Mac("02:00:00:00:00:07")
+    assert peer.client() is first
+    assert peer.client(mac) == Client(peer.address, mac)
+    assert peer.client(mac, astray=True) == Client(peer.address, mac, astray=True)
+    assert peer.client(astray=True) == Client(peer.address, astray=True)
+    assert peer.client() == first
+    assert peer == Peer(peer.address)

@@ -38,32 +38,23 @@ class Client:
     address: Address
     mac: Mac | None = None
     astray: bool = False
-    _written: str = field(default="", init=False, repr=False, compare=False)
 
-    @property
-    def id(self) -> ClientId:
-        """The id under which a new session is filed: the client's MAC, or else its address."""
-        return ClientId(self.mac or self._address)
+    id: ClientId = field(init=False, repr=False, compare=False)
+    """The id under which a new session is filed: the client's MAC, or else its address."""
+    ids: tuple[ClientId, ...] = field(init=False, repr=False, compare=False)
+    """Each id under which a session of this client may be filed, the narrowest first.
 
-    @property
-    def ids(self) -> tuple[ClientId, ...]:
-        """Each id under which a session of this client may be filed, the narrowest first.
+    Empty if the client is astray and has no MAC, because nothing tells it from others then.
+    """
 
-        Empty if the client is astray and has no MAC, because nothing tells it from others then.
-        """
-        address = ClientId(self._address)
-        of_mac = (ClientId(f"{self.mac}@{address}"), ClientId(self.mac)) if self.mac else ()
-        return of_mac if self.astray else (*of_mac, address)
-
-    @property
-    def _address(self) -> str:
-        """The address as text, made once: each decision needs it, and making it takes 1 us."""
-        if not self._written:
-            object.__setattr__(self, "_written", str(self.address))
-        return self._written
+    def __post_init__(self) -> None:
+        address, mac = ClientId(str(self.address)), self.mac
+        of_mac = (ClientId(f"{mac}@{address}"), ClientId(mac)) if mac else ()
+        object.__setattr__(self, "id", ClientId(mac or address))
+        object.__setattr__(self, "ids", of_mac if self.astray else (*of_mac, address))
 
     def __str__(self) -> str:
-        return f"{self._address} ({self.mac})" if self.mac else self._address
+        return f"{self.address} ({self.mac})" if self.mac else self.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +67,15 @@ class Peer:
 
     address: Address
     frame: Mac | None = None
+    _last: Client | None = field(default=None, init=False, repr=False, compare=False)
+
+    def client(self, mac: Mac | None = None, *, astray: bool = False) -> Client:
+        """The client at this end. It is made again only if something about it has changed."""
+        last = self._last
+        if last is None or last.mac != mac or last.astray is not astray:
+            last = Client(self.address, mac, astray)
+            object.__setattr__(self, "_last", last)
+        return last
 
 
 @dataclass(frozen=True, slots=True)

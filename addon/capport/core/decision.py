@@ -178,14 +178,14 @@ def closed_place(case: Case, policy: Policy) -> Verdict | None:
     place = case.dialled or case.claim
     if place is None or isinstance(address := case.address or place.host, str):
         return None
+    listed, garden = policy.is_login(place), policy.walled_garden
+    by_garden = not listed and not case.standing.is_known
+    if by_garden and garden.find(place.host, place.port) is None:
+        return None
     named = _named(case)
     if named and policy.is_login(named) and named != place:
         return None  # it goes to the login server, and this rule is asked again with its address
-    known, listed = case.standing.is_known, policy.is_login(place)
-    if not known and not listed:
-        garden = policy.walled_garden
-        if garden.find(place.host, place.port) is None:
-            return None
+    if by_garden:
         listed = not isinstance(place.host, str)
         if case.among_clients and not garden.find(address, place.port):
             return Closed(f"{place} is closed to {case.client}: {address} is among the clients")
@@ -208,10 +208,10 @@ def too_many_logins(case: Case, policy: Policy) -> Verdict | None:
 
 def login_server(case: Case, policy: Policy) -> Verdict | None:
     """Every client may reach the login server. RFC 6585 section 6.1."""
-    asked = [place for place in (_named(case), case.dialled) if place and policy.is_login(place)]
-    if not asked:
+    named, dialled = _named(case), case.dialled
+    if not ((named and policy.is_login(named)) or (dialled and policy.is_login(dialled))):
         return None
-    place = next(place for place in policy.login_places if place in asked)
+    place = next(place for place in policy.login_places if place in (named, dialled))
     return Pass(f"{place} is the login server", to=place)
 
 
@@ -292,7 +292,8 @@ RULES: tuple[Rule, ...] = (
 def decide(case: Case, policy: Policy) -> Verdict:
     """The verdict on `case`. There is always one, and always the same one for the same case."""
     for rule in RULES:
-        if verdict := rule(case, policy):
+        verdict = rule(case, policy)
+        if verdict is not None:
             return verdict
     raise AssertionError("unknown_client answers every case")
 

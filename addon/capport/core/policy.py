@@ -418,7 +418,7 @@ class Policy:
     there with a signed return, and asks its API.
     """
 
-    _login_ports: frozenset[int] = field(init=False, repr=False, compare=False)
+    _login_hosts: dict[int, frozenset[Host]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         first, ours = Login(self.login_url, self.login_place), self.login_server
@@ -426,11 +426,13 @@ class Policy:
         places = (*(login.place for login in logins), *(ours.listen if ours else ()))
         object.__setattr__(self, "logins", logins)
         object.__setattr__(self, "login_places", tuple(dict.fromkeys(places)))
-        object.__setattr__(self, "_login_ports", frozenset(place.port for place in places))
+        ports = {place.port for place in places}
+        hosts = {port: frozenset(it.host for it in places if it.port == port) for port in ports}
+        object.__setattr__(self, "_login_hosts", hosts)
 
     def is_login(self, place: Place) -> bool:
-        """Whether `place` is one of the `login_places`. It compares ports first, which is quick."""
-        return place.port in self._login_ports and place in self.login_places
+        """Whether `place` is one of the `login_places`."""
+        return place.host in self._login_hosts.get(place.port, ())
 
     def login_for(self, address: Address | None) -> Login:
         """The login URL for a client at `address`: of its family, if there is one for each."""

@@ -11,7 +11,7 @@ new one (a `login_url` with a fresh token in it) 20 us.
 
 import json
 from base64 import b64encode
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import sha256
 from html import escape
@@ -40,11 +40,24 @@ _KEPT = 256  # replies of 4 KB, 1 MB in all
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a reply depends on in its request. Several Accept lines are joined with commas."""
+    """What a reply depends on in its request. Several Accept lines are joined with commas.
+
+    Two requests that get the same reply have the same `shape`.
+    """
 
     method: str = "GET"
     accept: str = ""
     accept_language: str = ""
+    form: Form = field(init=False, repr=False, compare=False)
+    language: Language = field(init=False, repr=False, compare=False)
+    shape: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        form, language = preferred_form(self.accept), preferred_language(self.accept_language)
+        object.__setattr__(self, "form", form)
+        object.__setattr__(self, "language", language)
+        body = "no body" if self.method == "HEAD" else "body"
+        object.__setattr__(self, "shape", f"{form.value} {language.value} {body}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +84,7 @@ def reply_to(verdict: Refusal, asked: Asked) -> Reply:
     elif isinstance(facts, Imitated):
         reply = _imitated(facts)
     else:
-        language = preferred_language(asked.accept_language)
-        reply = _refusal(facts, language, preferred_form(asked.accept))
+        reply = _refusal(facts, asked.language, asked.form)
     if asked.method == "HEAD":
         return Reply(reply.status, reply.reason, reply.fields, b"")
     return reply

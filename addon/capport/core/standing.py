@@ -7,7 +7,6 @@ in `RULES`.
 from collections.abc import Callable
 from enum import StrEnum
 from ipaddress import ip_address
-from typing import NamedTuple
 
 from capport.core.client import Address, Client, ClientId, parts_of
 from capport.core.policy import Access, ClientRule, Policy
@@ -63,7 +62,8 @@ class Standing:
         return self.session.ends if self.session and self.kind is Kind.KNOWN else None
 
 
-class Facts(NamedTuple):
+@value
+class Facts:
     """What a standing is decided from.
 
     `rule` is the first client rule that matches `client`. `session` is the client's, open or over.
@@ -158,6 +158,7 @@ def lacks_mac(client: Client, policy: Policy, is_on_link: Callable[[Address], bo
 
 def _decided(facts: Facts, policy: Policy) -> Standing:
     for rule in RULES:
-        if found := rule(facts, policy):
+        found = rule(facts, policy)
+        if found is not None:
             return found
     raise AssertionError("by_nothing answers for every client")

@@ -12,7 +12,6 @@ from typing import Final
 from capport.core.bounded_map import BoundedMap
 from capport.core.client import Address
 from capport.core.http import date_fields
-from capport.core.negotiation import preferred_form, preferred_language
 from capport.core.policy import Policy
 from capport.core.reply import Asked, reply_to
 from capport.core.verdict import NetworkAuthenticationRequired, SignIn
@@ -77,9 +76,7 @@ def answer_to(
     key = (
         _FACTS[type(verdict)](verdict),
         type(verdict),
-        preferred_form(asked.accept),
-        preferred_language(asked.accept_language),
-        asked.method == "HEAD",
+        asked.shape,
         close,
         state is None,
         policy.login_server is None,  # then a URL without {state} gets none

@@ -140,19 +140,19 @@ class FlowMarks:
 
     def refused_unshown(self, act: Answer | Alert) -> None:
         """Reports a refusal of the front's that is not shown as a flow."""
-        because = act.verdict.because
+        write, because = self._gate.events.write, act.verdict.because
         if isinstance(act, Alert):
             fields = _refused_tls(act.hello.sni, act.dialled, act.verdict)
             caveat = OUTER if act.hello.has_ech else None
-            self.event("tls", act.client, **fields, caveat=caveat, because=because)
+            write("tls", act.client, **fields, caveat=caveat, because=because)
             return
-        asked = act.request
-        if act.tunnels and not (asked.cookies or asked.authorizations):
+        asked, tunnels = act.request, act.tunnels
+        if tunnels and not (asked.cookies or asked.authorizations):
             return  # the event will be about what the client sends in the tunnel
-        self.event(
+        write(
             "refused",
             act.client,
-            status=None if act.tunnels else act.status,
+            status=None if tunnels else act.status,
             host=str(asked.claim.host),
             method=asked.case.method,
             cookies=asked.cookies or None,
