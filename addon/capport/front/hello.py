@@ -8,6 +8,7 @@ safe that mitmproxy parses a hello that was accepted here.
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from capport.core.cost import INPUT
@@ -24,8 +25,10 @@ SERVER_NAME: Final = 0  # RFC 6066 section 3
 ALPN: Final = 16  # RFC 7301 section 3.1
 ECH: Final = 0xFE0D  # RFC 9849 section 5
 _SHORT: Final = "it ends in the middle of a field"
-_EXTENSION: Final = struct.Struct(">HH")  # its type, and its size: RFC 8446 section 4.2
+_RECORD: Final = struct.Struct(">BBBH")  # its type, version and size: RFC 8446 section 5.1
+_EXTENSION: Final = struct.Struct(">HH")  # its type, and its size: section 4.2
 SHOWN: Final = 200  # characters of an SNI in events and logs
+_KEPT: Final = 512  # places that SNIs have named
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +58,18 @@ class HelloReader:
 
     def feed(self, data: bytes) -> Hello | None:
         """The ClientHello once it is complete, None before. Raises ValueError if it is none."""
-        self.raw += data
-        while self._has_record():
-            pass
-        seen = self.raw[self._record + 5 : self._record + 9]
-        start = self._start + bytes(seen[: 4 - len(self._start)])
-        if start[:1] not in (b"", b"\x01"):
+        raw = self.raw
+        raw += data
+        self._read_records()
+        seen = bytes(raw[self._record + 5 : self._record + 9])  # of the record that is not whole
+        start = self._start + seen[: 4 - len(self._start)]
+        if start and start[0] != 1:
             raise ValueError(f"its first message is of type {start[0]}, not 1")
         size = 4 + int.from_bytes(start[1:4])
         if len(start) == 4 and size > HELLO:
             raise ValueError(f"it says that it has {size} bytes; {HELLO} are allowed")
         if len(start) < 4 or self._have < size:
-            if len(self.raw) > HELLO:
+            if len(raw) > HELLO:
                 raise ValueError(f"it has more than {HELLO} bytes")
             return None
         return read_hello(b"".join(self._payloads())[4:size])
@@ -78,23 +81,24 @@ class HelloReader:
         """
         return b"\x15" + bytes(self.raw[1:3]) + b"\x00\x02\x02" + ACCESS_DENIED
 
-    def _has_record(self) -> bool:
-        header = bytes(self.raw[self._record : self._record + 5])
-        if len(header) < 5:
-            return False
-        size = int.from_bytes(header[3:])
-        if header[:2] != b"\x16\x03" or header[2] > 3 or not 0 < size <= RECORD:
-            raise ValueError(f"{header.hex()} is not the start of a handshake record")
-        body, end = self._record + 5, self._record + 5 + size
-        if len(self.raw) < end:
-            return False
-        self._records += 1
-        if self._records > RECORDS:
-            raise ValueError(f"it is in more than {RECORDS} records")
-        self._start += bytes(self.raw[body : min(end, body + 4 - len(self._start))])
-        self._have += size
-        self._record = end
-        return True
+    def _read_records(self) -> None:
+        """Counts the records that have become whole, and keeps the first bytes in them."""
+        raw, at, have = self.raw, self._record, len(self.raw)
+        while have >= at + _RECORD.size:
+            kind, major, minor, size = _RECORD.unpack_from(raw, at)
+            if kind != 22 or major != 3 or minor > 3 or not 0 < size <= RECORD:
+                header = bytes(raw[at : at + 5])
+                raise ValueError(f"{header.hex()} is not the start of a handshake record")
+            body, at = at + 5, at + 5 + size
+            if have < at:
+                return
+            self._records += 1
+            if self._records > RECORDS:
+                raise ValueError(f"it is in more than {RECORDS} records")
+            if len(self._start) < 4:
+                self._start += bytes(raw[body : min(at, body + 4 - len(self._start))])
+            self._have += size
+            self._record = at
 
     def _payloads(self) -> Iterator[bytes]:
         at = 0
@@ -109,9 +113,14 @@ def claim_of(hello: Hello, dialled: Place | None) -> Place | None:
     if hello.server_name is None or not dialled:
         return None
     try:
-        return Place(parse_host(hello.server_name), dialled.port)
+        return _place(hello.server_name, dialled.port)
     except ValueError:  # the SNI is no valid name
         return None
+
+
+@lru_cache(_KEPT)
+def _place(name: str, port: int) -> Place:
+    return Place(parse_host(name), port)
 
 
 def asked_for(claim: Place | None, dialled: Place | None) -> Place | None:
@@ -125,20 +134,18 @@ def asked_for(claim: Place | None, dialled: Place | None) -> Place | None:
 
 def read_hello(body: bytes) -> Hello:
     """The ClientHello in `body` (RFC 8446 section 4.1.2). Raises ValueError if it is none."""
-    fields = _Fields(body)
-    fields.take(2 + 32)  # legacy_version, random
-    fields.vector(1)  # legacy_session_id
-    ciphers = fields.vector(2)
-    if len(ciphers) > 2 * CIPHERS:
+    session = _end(body, 2 + 32, 1)  # after legacy_version and random: legacy_session_id
+    ciphers = _end(body, session, 2)
+    if ciphers - session > 2 + 2 * CIPHERS:
         raise ValueError(f"it has more than {CIPHERS} cipher suites")
-    fields.vector(1)  # legacy_compression_methods
+    at = _end(body, ciphers, 1)  # legacy_compression_methods
     # Extensions are optional in TLS 1.2: RFC 5246 section 7.4.1.2.
-    extensions = _extensions(fields.only(2)) if fields.has_more else {}
-    names = list(_names(extensions.get(SERVER_NAME, b"")))
+    extensions = _extensions(_only(body[at:])) if at < len(body) else {}
+    names = list(_items(extensions.get(SERVER_NAME), 1, 2))
     return Hello(
-        _text(names[0][1]) if len(names) == 1 and names[0][0] == 0 else None,
+        _text(names[0][1]) if len(names) == 1 and names[0][0] == b"\0" else None,
         _text(b" ".join(name for _, name in names))[:SHOWN] if SERVER_NAME in extensions else None,
-        tuple(_protocols(extensions.get(ALPN, b""))),
+        tuple(protocol for _, protocol in _items(extensions.get(ALPN), 0, 1)),
         ECH in extensions,
     )
 
@@ -147,78 +154,52 @@ def _extensions(data: bytes) -> dict[int, bytes]:
     """The extensions by their types. A browser sends twenty, so no object is made for each."""
     found: dict[int, bytes] = {}
     at, end = 0, len(data)
-    while at < end:
+    for count in range(ITEMS + 1):
+        if at >= end:
+            if at > end:
+                raise ValueError(_SHORT)
+            if len(found) < count:
+                raise ValueError("it has an extension twice")  # RFC 8446 section 4.2
+            return found
         start = at + _EXTENSION.size
         if start > end:
             raise ValueError(_SHORT)
         kind, size = _EXTENSION.unpack_from(data, at)
         at = start + size
-        if at > end:
-            raise ValueError(_SHORT)
-        if kind in found:
-            raise ValueError("it has an extension twice")  # RFC 8446 section 4.2
         found[kind] = data[start:at]
-        _bound(len(found), "extensions")
-    return found
+    raise ValueError(f"it has more than {ITEMS} extensions")
 
 
-def _names(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """The type and the bytes of each name in an SNI."""
-    count, names = 0, _Fields(_Fields(content).only(2) if content else b"")
-    while names.has_more:
-        yield names.number(1), names.vector(2)
-        _bound(count := count + 1, "names")
+def _items(content: bytes | None, before: int, size: int) -> Iterator[tuple[bytes, bytes]]:
+    """The items of the list in an extension: the `before` bytes in front of each, and itself.
+
+    Each has its length in front, in `size` bytes.
+    """
+    items = _only(content) if content else b""
+    at = count = 0
+    while at < len(items):
+        start, at = at + before, _end(items, at + before, size)
+        count += 1
+        if count > ITEMS:
+            raise ValueError(f"it has a list of more than {ITEMS} items")
+        yield items[start - before : start], items[start + size : at]
 
 
-def _protocols(content: bytes) -> Iterator[bytes]:
-    count, protocols = 0, _Fields(_Fields(content).only(2) if content else b"")
-    while protocols.has_more:
-        yield protocols.vector(1)
-        _bound(count := count + 1, "protocols")
+def _only(data: bytes) -> bytes:
+    """The one field in `data`, which has its length in front, in two bytes."""
+    if _end(data, 0, 2) != len(data):
+        raise ValueError("it has bytes after its last field")
+    return data[2:]
 
 
-def _bound(count: int, what: str) -> None:
-    if count > ITEMS:
-        raise ValueError(f"it has more than {ITEMS} {what}")
+def _end(data: bytes, at: int, size: int) -> int:
+    """Where the field ends that has its length at `at`, in `size` bytes (RFC 8446 section 3.4)."""
+    start = at + size
+    end = start + int.from_bytes(data[at:start])
+    if end > len(data):
+        raise ValueError(_SHORT)
+    return end
 
 
 def _text(name: bytes) -> str:
     return name.decode("ascii", "backslashreplace")
-
-
-class _Fields:
-    """Reads the fields of a message one after the other. Raises ValueError at a short one."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    @property
-    def has_more(self) -> bool:
-        return self._at < len(self._data)
-
-    def take(self, size: int) -> bytes:
-        taken = self._data[self._at : self._at + size]
-        if len(taken) < size:
-            raise ValueError(_SHORT)
-        self._at += size
-        return taken
-
-    def number(self, size: int) -> int:
-        return int.from_bytes(self.take(size))
-
-    def vector(self, size: int) -> bytes:
-        """The next field, which has its length in front, in `size` bytes (RFC 8446 section 3.4)."""
-        start = self._at + size
-        end = start + int.from_bytes(self._data[self._at : start])
-        if end > len(self._data):
-            raise ValueError(_SHORT)
-        self._at = end
-        return self._data[start:end]
-
-    def only(self, size: int) -> bytes:
-        """The next field, as `vector`, which must be the last one."""
-        inner = self.vector(size)
-        if self.has_more:
-            raise ValueError("it has bytes after its last field")
-        return inner
