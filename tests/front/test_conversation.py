@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 
 from capport.core.client import ClientId
-from capport.core.cost import LINE
+from capport.core.cost import FIELDS, HEAD, LINE
 from capport.core.place import Place
 from capport.front.conversation import Alert, Answer, Conversation, HandOver
 from capport.front.request import remembered
@@ -106,12 +106,34 @@ def test_what_comes_byte_by_byte_is_kept_once_and_within_bounds(beginning: bytes
     assert it.hand_over() == HandOver(beginning, 0)
 
 
-def test_a_head_without_an_end_is_handed_over_when_it_is_too_long() -> None:
+@pytest.mark.parametrize(
+    ("beginning", "more"),
+    [
+        (GET[:-2] + b"X: " + b"y" * 60_000, b"y" * (HEAD - 60_000)),
+        (b"GET /" + b"y" * 16_000, b"y" * (LINE - 16_000)),
+        (GET[:-2] + b"X: y\r\n" * (FIELDS - 2), b"X: y\r\nX: y\r\n"),
+        (GET[:-2] + b"X: " + b"y" * 60_000, b"\n"),
+    ],
+    ids=["too long", "a line too long", "too many fields", "a bare LF"],
+)
+def test_a_head_without_an_end_is_handed_over_once_it_cannot_become_ordinary(
+    beginning: bytes, more: bytes
+) -> None:
     _, it = conversation()
-    assert it.receive(GET[:-2] + b"X: " + b"y" * 10_000) is None
-    act = it.receive(b"y" * LINE)
-    assert isinstance(act, HandOver)
-    assert len(act.data) > LINE
+    assert it.receive(beginning) is None
+    assert it.receive(more) == HandOver(beginning + more, 0)
+
+
+def test_a_head_of_60_kb_is_answered_in_any_pieces() -> None:
+    head = GET[:-2] + b"X: " + b"y" * 60_000 + b"\r\n\r\n"
+    for cut in (1, 2, 3, len(head) - 3, len(head) - 2, len(head) - 1):
+        _, it = conversation()
+        assert it.receive(head[:cut]) is None
+        act = it.receive(head[cut:] + head)
+        assert isinstance(act, Answer)
+        assert (act.status, act.head) == (511, head)
+        assert isinstance(it.receive(), Answer)  # the second, which came with the first
+        assert it.receive() is None
 
 
 @pytest.mark.parametrize(

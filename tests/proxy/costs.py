@@ -91,7 +91,7 @@ def say(peer: socket.socket, data: bytes) -> int:
 
 def hear(peer: socket.socket) -> int:
     """Reads whatever comes until the other end has closed; how much it was."""
-    heard, into = 0, bytearray(65536)
+    heard, into = 0, bytearray(4096)
     with contextlib.suppress(ConnectionError):
         while size := peer.recv_into(into):
             heard += size

@@ -9,7 +9,8 @@ from itertools import count
 
 import pytest
 
-from capport.core.cost import READ
+from capport.core.cost import FORWARDED, KEPT, READ
+from capport.front.hello import HELLO
 from conftest import StartPortal
 from proxy.costs import Connect, Visited, all_within_bounds, client, http2, tunnel
 from proxy.hellos import extension, message, records, server_name
@@ -20,6 +21,7 @@ type Make = Callable[[int], bytes]
 UNKNOWN = "probes: strict\n"  # nothing else runs meanwhile
 KNOWN = UNKNOWN + "clients:\n  - {address: 127.0.0.1, access: known}\n"
 POST = b"POST http://192.0.2.80/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+ASK = b"GET http://192.0.2.80/ HTTP/1.1\r\nHost: 192.0.2.80\r\n"
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
@@ -128,7 +130,8 @@ def after(head: bytes, table: dict[str, tuple[bytes, bytes, bytes]]) -> dict[str
 
 REQUESTS = {
     "lines": LINES,
-    "heads": after(b"GET http://192.0.2.80/ HTTP/1.1\r\nHost: x\r\n", HEADS),
+    "heads": after(ASK, HEADS),
+    "heads that name two places": after(ASK + b"Host: x\r\n", HEADS),
     "bodies": after(POST, BODIES),
 }
 ANSWERS = {"lines": RESPONSES, "heads": after(OK, HEADS), "bodies": after(CHUNKED, BODIES)}
@@ -145,7 +148,7 @@ async def test_what_an_unknown_client_sends_holds_nobody_up(
 @pytest.mark.parametrize("table", REQUESTS)
 async def test_what_a_known_client_sends_holds_nobody_up(portal: StartPortal, table: str) -> None:
     async with portal(KNOWN) as it:
-        await all_within_bounds(it, client, REQUESTS[table], READ)
+        await all_within_bounds(it, client, REQUESTS[table], FORWARDED)
 
 
 @pytest.mark.parametrize("table", ANSWERS)
@@ -154,7 +157,7 @@ async def test_what_an_origin_sends_holds_nobody_up(
     portal: StartPortal, table: str, http: str
 ) -> None:
     async with portal(f"{KNOWN}http: {{known: {http}}}\n") as it:
-        await all_within_bounds(it, Visited(), ANSWERS[table], READ)
+        await all_within_bounds(it, Visited(), ANSWERS[table], FORWARDED)
 
 
 def listed(name: Callable[[int], bytes]) -> Make:
@@ -185,20 +188,45 @@ HELLOS: dict[str, Make] = {
     "records of 64 bytes": lambda size: records(message(extension(21, bytes(size - 8000))), 64),
     "no end": lambda size: records(message(extension(21, bytes(size - 200))))[:-1],
 }
+
+
+def read_whole(make: Make) -> Make:
+    """The same hello, but not so large that it is refused for its size."""
+    return lambda size: make(min(size, HELLO - 100))
+
+
+HELLOS |= {f"{name}, read whole": read_whole(make) for name, make in HELLOS.items()}
 ALERT = UNKNOWN + "tls: {connect: alert}\n"
 INTERCEPT = UNKNOWN + "tls: {unknown: intercept, connect: alert}\n"
 
 
-@pytest.mark.parametrize("policy", [ALERT, INTERCEPT])
+@pytest.mark.parametrize(("policy", "kept"), [(ALERT, READ), (INTERCEPT, FORWARDED)])
 @pytest.mark.parametrize("connect", [client, tunnel])
 async def test_what_an_unknown_client_begins_tls_with_holds_nobody_up(
-    portal: StartPortal, policy: str, connect: Connect
+    portal: StartPortal, policy: str, kept: int, connect: Connect
 ) -> None:
     async with portal(policy) as it:
-        await all_within_bounds(it, connect, HELLOS, READ)
+        await all_within_bounds(it, connect, HELLOS, kept)
 
 
 async def test_what_an_unknown_client_says_in_http_2_holds_nobody_up(portal: StartPortal) -> None:
     table = {name: partial(worst, head=ASKED) for name, worst in WORST.items()}
     async with portal(INTERCEPT) as it:
         await all_within_bounds(it, http2, table, READ)
+
+
+# An input that has no end; it is a little smaller, so that it is not refused for its size.
+UNFINISHED: dict[str, tuple[Connect, Make]] = {
+    "a head": (client, filled(ASK + b"X: ", b"a")),
+    "a head with many fields": (client, filled(ASK, b"X: " + b"a" * 200 + b"\r\n")),
+    "a head with a NUL": (client, filled(ASK + b"X: \0\n", b"a")),
+    "a hello": (tunnel, lambda size: records(message(extension(21, bytes(size // 4))))[:-1]),
+    "a header section": (http2, filled(b"\0\x3f\xff\x01\0\0\0\0\x01", b"\0" * 16)),
+}
+
+
+@pytest.mark.parametrize("kind", UNFINISHED)
+async def test_what_is_not_complete_is_kept_once(portal: StartPortal, kind: str) -> None:
+    connect, make = UNFINISHED[kind]
+    async with portal(INTERCEPT if connect is http2 else ALERT) as it:
+        await all_within_bounds(it, connect, {kind: lambda size: make(size - 1000)}, KEPT)

@@ -19,17 +19,29 @@ Everybody else's packets wait meanwhile. A flood by strangers may delay a known 
 GROWTH: Final = 2.5
 """How much more a whole input may cost than half of it: a factor of 2 is linear, 4 quadratic."""
 
-READ: Final = 10 * INPUT
-"""Bytes of memory that an input may take while it is decided on.
-
-That is room for several copies (as received, parsed, as text, as shown, as forwarded), but not for
-an object for each byte. An input that is not complete yet is kept once, and one piece of it again.
-"""
-
 RESTING: Final = 32 * 1024
 """Bytes of memory that a connection takes while nothing comes on it.
 
 It is before its first request, or between two.
+"""
+
+KEPT: Final = RESTING + INPUT * 5 // 4
+"""Bytes of memory that a connection takes while an input is not complete.
+
+The input is kept once, in a buffer that has room to grow.
+"""
+
+READ: Final = KEPT + INPUT
+"""Bytes of memory that a connection takes while an unknown client's input is decided on.
+
+It is kept as it came, and once more as it was read.
+"""
+
+FORWARDED: Final = 7 * INPUT
+"""The same if mitmproxy reads the input too: from a known client, an origin, or in intercepted TLS.
+
+That is room for several copies (as received, parsed, as text, as shown, as forwarded), but not for
+an object for each byte.
 """
 
 HEAD: Final = 64 * 1024

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from capport.core.client import Client, Peer
-from capport.core.cost import ANSWERS, LINE
+from capport.core.cost import ANSWERS, FIELDS, HEAD, LINE
 from capport.core.decision import way_of_connect
 from capport.core.place import Place
 from capport.core.policy import Connect
@@ -42,9 +42,6 @@ from capport.front.hello import Hello, HelloReader, asked_for, claim_of
 from capport.front.request import Request, read, without_credentials
 from capport.front.templates import answer_to
 from capport.gate import AtOnce, Gate
-
-LONGEST: Final = LINE
-"""Bytes of a head that are read here. Those of browsers have 1 to 3 KB."""
 
 ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
@@ -117,6 +114,7 @@ class Conversation:
         self.answers = 0
         self._explicit = dialled is None
         self._unread = b""
+        self._searched = 0  # bytes of it in which no head ends
         self._connect = b""  # the CONNECT that opened the tunnel, if one did
         self._hello: HelloReader | None = None
 
@@ -130,10 +128,14 @@ class Conversation:
         if data[0] == 0x16 and not self.answers and self.dialled is not None:
             self._hello, self._unread = HelloReader(), b""
             return self._read_hello(data)
-        end = data.find(b"\r\n\r\n", 0, LONGEST) + 4
-        if end < 4:
-            return None if _may_become_ordinary(data) else self.hand_over()
-        return self._answer(data[:end], data[end:])
+        start, self._searched = self._searched, 0
+        end = data.find(b"\r\n\r\n", max(0, start - 3), HEAD) + 4
+        if end >= 4:
+            return self._answer(data[:end], data[end:])
+        if not _may_become_ordinary(data, start):
+            return self.hand_over()
+        self._searched = len(data)
+        return None
 
     def hand_over(self) -> HandOver:
         """Hands over what has not been answered, whatever it is."""
@@ -185,8 +187,10 @@ class Conversation:
         return Alert(record, client, self.dialled, verdict, hello)
 
 
-def _may_become_ordinary(data: bytes) -> bool:
-    """Whether more data can make an ordinary head of this."""
-    if len(data) >= LONGEST or not b"A" <= data[:1] <= b"Z":
+def _may_become_ordinary(data: bytes, start: int) -> bool:
+    """Whether more data can make an ordinary head of this. Before `start`, it may."""
+    if len(data) >= HEAD or not b"A" <= data[:1] <= b"Z":
         return False
-    return data.count(b"\n") == data.count(b"\r\n")
+    if data.count(b"\n") > FIELDS or (len(data) >= LINE and b"\n" not in data[:LINE]):
+        return False
+    return data.count(b"\n", start) == data.count(b"\r\n", max(0, start - 1))

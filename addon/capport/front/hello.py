@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-from capport.core.cost import INPUT
 from capport.core.place import Place, parse_host
 
-HELLO: Final = INPUT  # bytes of a ClientHello; with post-quantum keys and ECH one has 2 KB
+HELLO: Final = 16 * 1024  # bytes of a ClientHello, as in BoringSSL; browsers send 2 KB
 RECORD: Final = 2**14  # bytes of a record that is not encrypted: RFC 8446 section 5.1
 RECORDS: Final = 1024  # records of one hello; most hellos are in one record
 ITEMS: Final = 100  # extensions, protocols, names; a browser sends 20 of each at most

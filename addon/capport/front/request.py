@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Final
 
 from capport.core.bounded_map import BoundedMap
+from capport.core.cost import FIELDS, LINE
 from capport.core.decision import HttpRequest
 from capport.core.http import default_port
 from capport.core.place import Place, parse_authority
@@ -23,8 +24,9 @@ _HTTP: Final = default_port("http")
 _LONGEST_HOST: Final = 300
 
 _HEAD: Final = re.compile(
-    rb"([A-Z]{1,24}+) ([!-~]++) HTTP/1\.([01])\r\n"
-    rb"((?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:[\t -~\x80-\xff]*+(?<![ \t])\r\n){1,100}+)\r\n"
+    rb"([A-Z]{1,24}+) ([!-~]{1,%d}+) HTTP/1\.([01])\r\n"
+    rb"((?:[!#$%%&'*+.^_`|~0-9A-Za-z-]++:[\t -~\x80-\xff]*+(?<![ \t])\r\n){1,%d}+)\r\n"
+    % (LINE - 50, FIELDS)
 )
 _FIELD: Final = re.compile(rb"^([^:\n]++):[ \t]*+([^\r\n]*+)\r$", re.MULTILINE)
 _LENGTH: Final = re.compile(rb"[0-9]{1,15}+")

@@ -363,6 +363,7 @@ class Stranger(asyncio.Protocol):
         elif act.data:
             self._transport.write_eof()
             self.front.book.ends(self.entry)
+            self._talks = None  # with what it has read
             self._lingers = Stages(act.request.declared if isinstance(act, Answer) else 0)
             self._begin_stage()
 
@@ -386,6 +387,7 @@ class Stranger(asyncio.Protocol):
             self.instance,
             self._transport,
             data,
+            limit=LITTLE,
             ended=self._ended,
             answered=(act.connect, ESTABLISHED) if act.connect else None,
         )

@@ -166,8 +166,7 @@ class Head:
         self.fields = head.headers.raw_items()
         self.scheme = scheme
         self.version = head.http_version
-        self.host = self.field(b"host")
-        self.path, self._authority = self.target, self.host
+        self.path, self._authority = self.target, self.field(b"host")
         default: int | None = default_port(scheme)
         named = True  # whether the authority counts as a place here
         if self.method == "CONNECT":

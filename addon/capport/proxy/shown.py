@@ -11,6 +11,7 @@ from mitmproxy import connection, flow, http, tcp
 from mitmproxy.proxy.layers import tcp as tcp_layers
 
 from capport.core.client import Client
+from capport.core.cost import LINE
 from capport.core.place import Place
 from capport.front.budget import Budget
 from capport.front.conversation import Alert, Answer
@@ -51,6 +52,8 @@ class Shown:
         try:
             watched = act.client in self._gate.events.watched
             shows = self.budget.may_show(act.client, time.monotonic(), watched=watched)
+            if isinstance(act, Answer) and len(act.head) > LINE and not watched:
+                shows = False  # it would be kept several times
             if shows or watched:
                 self._show(by, act, shows=shows)
             else:

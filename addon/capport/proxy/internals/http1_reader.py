@@ -43,7 +43,11 @@ INTERIM: Final = 100
 # divide the blanks between its parts.
 _UNFIT: Final = re.compile(rb"[\0\v\f]|\r(?!\n)")
 # mitmproxy's expression for the commas in a Transfer-Encoding takes quadratic time for many blanks.
-_LONG_CODING: Final = re.compile(rb"\ntransfer-encoding[ \t]*+:[^\n]{200}", re.IGNORECASE)
+# A bad Content-Length, and a line that begins with no name, are quoted whole and kept five times.
+_TOO_LONG: Final = re.compile(
+    rb"\n(?:(?:transfer-encoding|content-length)[ \t]*+:[^\n]{200}|[^:\s][^:\n]{200})",
+    re.IGNORECASE,
+)
 _CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,20}+)(?:;[^\r\n]*+|[ \t]*+)\r\n")
 
 # The beginning of a field, or of a line that continues one.
@@ -68,12 +72,13 @@ class Lines(ReceiveBuffer):
         return super().maybe_extract_lines()
 
     def check(self, end: int) -> None:
-        """Raises LocalProtocolError if mitmproxy could not read the head in linear time.
+        """Raises LocalProtocolError if mitmproxy could not read the head at bounded cost.
 
         The head is what the buffer contains up to `end`.
         """
-        if _LONG_CODING.search(self._data, 0, end):
-            raise h11.LocalProtocolError("a Transfer-Encoding field is too long")
+        if found := _TOO_LONG.search(self._data, 0, end):
+            shown = found[0][1:40].decode("latin-1")
+            raise h11.LocalProtocolError(f"a name or a value is too long: {shown}")
 
 
 class StrictLines(Lines):

@@ -143,7 +143,12 @@ class BoundConnection(BufferedH2Connection):
     def receive_data(self, data: Buffer) -> list[Event]:
         """The events that `data` contains. Raises ProtocolError; then mitmproxy closes."""
         self.frames.read(data)
-        events: list[Event] = super().receive_data(data)
+        try:
+            events: list[Event] = super().receive_data(data)
+        except ProtocolError as error:
+            # mitmproxy keeps the error while it answers, and it refers to all that was read.
+            error.__cause__ = error.__context__ = None
+            raise error.with_traceback(None)  # noqa: B904
         return events
 
     def data_to_send(self, amount: int | None = None) -> bytes:

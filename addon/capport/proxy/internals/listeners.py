@@ -150,18 +150,20 @@ def hand_over(
     transport: asyncio.Transport,
     data: bytes = b"",
     *,
+    limit: int,
     ended: bool = False,
     answered: tuple[bytes, bytes] | None = None,
 ) -> None:
     """Gives a connection to mitmproxy, as if it had just been accepted.
 
-    mitmproxy then reads `data`, and the end of the client's stream if that has `ended`. If a
-    request has been `answered`, mitmproxy reads that first; the same answer, which the client has
-    already, is dropped, and only then does mitmproxy read `data`, as if the client had waited for
-    it. Everything that was written must have been sent.
+    mitmproxy then reads `data`, and the end of the client's stream if that has `ended`. Of what the
+    client sends before mitmproxy reads, asyncio keeps about twice `limit` bytes. If a request has
+    been `answered`, mitmproxy reads that first; the same answer, which the client has already, is
+    dropped, and only then does mitmproxy read `data`, as if the client had waited for it.
+    Everything that was written must have been sent.
     """
     loop = asyncio.get_running_loop()
-    reader, later = asyncio.StreamReader(loop=loop), list[Callable[[], None]]()
+    reader, later = asyncio.StreamReader(limit, loop), list[Callable[[], None]]()
 
     def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Any:
         if answered:

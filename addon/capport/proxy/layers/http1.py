@@ -15,7 +15,7 @@ from mitmproxy.proxy import commands, context, events, layer
 from mitmproxy.proxy.layers import modes, tls
 from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
 
-from capport.core.cost import ANSWERS, FIELDS, HEAD
+from capport.core.cost import ANSWERS
 from capport.core.http import default_port
 from capport.core.place import Place
 from capport.core.policy import Connect
@@ -28,6 +28,7 @@ from capport.core.verdict import (
     Verdict,
 )
 from capport.front.half_close import STAGE
+from capport.log_limits import QUOTED
 from capport.proxy.enforcer import Enforcer
 from capport.proxy.internals import http1_reader
 from capport.proxy.internals.http_events import (
@@ -116,21 +117,17 @@ class RefusalLayer(OwnLayer):
                 self.method = head.method
                 first = self.parser.next_event()
             except h11.RemoteProtocolError as error:
+                error.__traceback__ = None  # it refers to all that h11 has read
                 status = 431 if error.error_status_hint == 431 else 400
                 field = None
                 if status == 431:  # the head was too large to parse, so it is still in the buffer
                     self.method = self.method or http1_reader.refused_method(self.parser)
                     field = http1_reader.large_field(self.parser.trailing_data[0])
-                yield from self._refuse_unread(status, str(error), field)
+                yield from self._refuse_unread(status, str(error)[:QUOTED], field)
                 return
             yield from self._request(head, first)
 
     def _request(self, head: h11.Request, first: object) -> layer.CommandGenerator[None]:
-        raw = head.headers.raw_items()
-        size = len(head.target) + sum(len(name) + len(value) + 4 for name, value in raw)
-        if size > HEAD or len(raw) > FIELDS:
-            yield from self._refuse_unread(431, f"{len(raw)} header fields, {size} bytes")
-            return
         if is_framed_twice(head):
             yield from self._refuse_unread(400, "Content-Length and Transfer-Encoding, or HTTP/1.0")
             return
@@ -237,6 +234,7 @@ class RefusalLayer(OwnLayer):
             self.parser.start_next_cycle()
             self.enforcer.answered(self.context.client)
             return
+        del self.parser  # with what it has read
         self.enforcer.lingers(self.context.client)
         self.lingering = Lingering(self.context.client, LINGER, self.declared)
         yield from self.lingering.begin(half_close=self.plain)
