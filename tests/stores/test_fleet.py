@@ -209,6 +209,24 @@ def test_what_redis_has_forgotten_every_router_puts_back(
     assert not any(known.now(store, Z) for store in (other, third, again))
 
 
+def test_a_revocation_is_remembered_by_each_router_that_has_heard_of_it(
+    fleet: Fleet, two: tuple[RedisStore, RedisStore], known: Known
+) -> None:
+    one, other = two
+    one.put(session(MAC))
+    known.soon(MAC, other)
+    other.drop(MAC)
+    known.not_soon(MAC, one)
+    for store in (other, one):
+        store.close()
+    fleet.server.ask("FLUSHALL")
+    again = fleet.open(0)
+    again.put(session(MAC))  # it stands against the revocation, which the other one puts back
+    back = fleet.open(1)
+    known.soon(MAC, back)
+    assert known.now(again, MAC)
+
+
 def test_an_emptied_redis_is_noticed_while_it_runs(
     fleet: Fleet, two: tuple[RedisStore, RedisStore], known: Known
 ) -> None:

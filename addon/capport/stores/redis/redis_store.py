@@ -87,11 +87,12 @@ class RedisStore:
     ) -> None:
         self._time = fleet_time or FleetTime(clock)
         self._own, self._clock, self._about, self._follows = own, clock, about, follows
+        self._writes = about is None and not follows
         self._foreign = Replica()
         self._foreign.lease = 0.0
         self._known: dict[ClientId, _Mark] = {}
         self._grants = 0
-        self._unwritten: dict[ClientId, Record] = {}  # revocations that are not on the disk yet
+        self._unwritten: set[ClientId] = set()  # whose revocations are not on the disk yet
         self._changing = threading.RLock()
         self._watchers = Watchers()
         self._upkeep_due = clock() + UPKEEP_SECONDS
@@ -208,7 +209,7 @@ class RedisStore:
             try:
                 self._marks.write({client: record})
             except StoreError as error:
-                self._unwritten[client] = record
+                self._unwritten.add(client)
                 failures.append(error)
         taken = self._link.publish([client], TAKEN_SECONDS)
         if failures and not taken:
@@ -225,6 +226,7 @@ class RedisStore:
         if touched := self._take_touches():
             self._link.publish(touched, TAKEN_SECONDS)
         self._link.stop()
+        self._write_down()
         self._own.close()
         self._marks.close()
         self._foreign.replace({}, 0.0)
@@ -272,10 +274,7 @@ class RedisStore:
         self._look()
         if self._clock() >= self._foreign.flush_due:
             self._link.publish(self._take_touches())
-        if self._unwritten:
-            with contextlib.suppress(StoreError), self._changing:
-                self._marks.write(self._unwritten)
-                self._unwritten.clear()
+        self._write_down()
         if self._clock() >= self._upkeep_due:
             self._upkeep_due = self._clock() + UPKEEP_SECONDS
             self._forget_past()
@@ -305,6 +304,8 @@ class RedisStore:
         sent = not is_better if in_redis else before.sent and joined.says_the_same(mine, now)
         order, router = (grant.order, grant.router) if grant else (0, "")
         self._mark(client, _Mark(joined.revoked, order, router, sent))
+        if in_redis and self._writes and joined.revoked != before.revoked:
+            self._unwritten.add(client)
         self._carry_out(client, mine.grant, grant, own)
         return is_better
 
@@ -430,6 +431,13 @@ class RedisStore:
                     self._foreign.set(client, packed)
         self._foreign.touches_written(touches.items())
         return [*touches]
+
+    def _write_down(self) -> None:
+        """Writes the revocations that are not on the disk: others', and what failed before."""
+        with contextlib.suppress(StoreError), self._changing:
+            if self._unwritten:
+                self._marks.add(self.records(self._unwritten), self._time.now())
+                self._unwritten.clear()
 
     def _forget_past(self) -> None:
         """Removes sessions that are over and revocations that count no more."""

@@ -1,9 +1,9 @@
-"""What this router must remember about its own grants and revocations, in a file of its own.
+"""What this router must remember about grants and revocations, in a file of its own.
 
 Sessions that this router granted are in its session store. Beside them, `fleet.db` has the router's
 id and, for each of those sessions, which revocations it stands against; and each revocation that
-this router took, until every session that it ends would have ended. So neither is forgotten if
-Redis comes back empty, or older than it was.
+this router took or heard of, until every session that it ends would have ended. So neither is
+forgotten if Redis comes back empty, or older than it was.
 """
 
 import secrets
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from capport.core.client import ClientId
 from capport.stores import StoreError
-from capport.stores.redis.fleet_record import Record, RecordError, dump, parse
+from capport.stores.redis.fleet_record import Record, RecordError, dump, join, parse
 from capport.stores.sqlite.database import Contents, Database
 from capport.stores.sqlite.schema import Schema
 
@@ -30,6 +30,9 @@ SCHEMA = Schema(
         ),
     ),
 )
+
+_WRITE = "INSERT OR REPLACE INTO marks (client, record, until) VALUES (?, ?, ?)"
+_OF_CLIENT = "SELECT record FROM marks WHERE client = ?"
 
 
 class RouterMarks(Contents):
@@ -64,9 +67,17 @@ class RouterMarks(Contents):
         """Makes these durable. Raises StoreError, and then none of them is."""
         with self._database.transaction() as db:
             db.executemany(
-                "INSERT OR REPLACE INTO marks (client, record, until) VALUES (?, ?, ?)",
+                _WRITE,
                 [(client, dump(client, mark), mark.until()) for client, mark in marks.items()],
             )
+
+    def add(self, marks: Mapping[ClientId, Record], now: float) -> None:
+        """Makes these durable, joined with what any process has written of these clients."""
+        with self._database.transaction() as db:
+            for client, mark in marks.items():
+                for (text,) in db.execute(_OF_CLIENT, (client,)).fetchall():
+                    mark = join(mark, self._parsed(text)[1], now)
+                db.execute(_WRITE, (client, dump(client, mark), mark.until()))
 
     def changed(self) -> dict[ClientId, Record]:
         """What any process has written since the last call. Raises StoreError."""
@@ -81,7 +92,7 @@ class RouterMarks(Contents):
     def read(self, client: ClientId) -> list[Record]:
         """What is written about one client: one record, or none. Raises StoreError."""
         with self._database.current() as db:
-            rows = db.execute("SELECT record FROM marks WHERE client = ?", (client,)).fetchall()
+            rows = db.execute(_OF_CLIENT, (client,)).fetchall()
         return [self._parsed(text)[1] for (text,) in rows]
 
     def _parsed(self, text: str) -> tuple[ClientId, Record]:
