@@ -6,27 +6,34 @@ import signal
 import subprocess
 import sys
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from lab.fleet import Fleet
 from lab.network import CAPTIVE_PORTAL, LOGIN_NAMES, WITH_TLS, Lab, missing
 
 
 def main() -> int:
     """The status of what ran in the client; 1 if the lab did not come up, 2 for usage."""
-    arguments = _parser().parse_args()
-    if (reason := missing()) is not None:
+    parser = _parser()
+    arguments = parser.parse_args()
+    if arguments.policy and arguments.routers > 1:
+        parser.error("several routers have the lab's own policy")
+    needed = ("redis-server",) if arguments.routers > 1 else ()
+    if (reason := missing(*needed)) is not None:
         print(f"scripts/lab: {reason}", file=sys.stderr)
         return 1
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
-    policy = arguments.policy or WITH_TLS
     try:
-        with Lab(clients=arguments.clients, policy=policy, names=LOGIN_NAMES) as lab:
+        with _routers(arguments) as routers:
+            lab = routers[0]
             # From here on Ctrl-C is for what runs in the client; only its end is the lab's.
             signal.signal(signal.SIGINT, lambda *_: None)
             if arguments.run is not None:
                 return lab.client.shell(arguments.run)
-            print(_welcome(lab))
+            print(_welcome(routers))
             return _shell(lab)
     except (OSError, ValueError) as error:
         print(f"scripts/lab: {error}", file=sys.stderr)
@@ -35,12 +42,34 @@ def main() -> int:
         return 130
 
 
+@contextmanager
+def _routers(arguments: argparse.Namespace) -> Iterator[list[Lab]]:
+    """The lab, or several routers' labs, of which the first has the clients."""
+    if arguments.routers == 1:
+        policy = arguments.policy or WITH_TLS
+        with Lab(clients=arguments.clients, policy=policy, names=LOGIN_NAMES) as lab:
+            yield [lab]
+    else:
+        with Fleet(
+            arguments.routers, clients=arguments.clients, policy=WITH_TLS, names=LOGIN_NAMES
+        ) as fleet:
+            yield fleet.routers
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/lab", description=__doc__)
     parser.add_argument(
         "--run", metavar="CMD", help="run CMD in the first client; its status is ours"
     )
     parser.add_argument("--clients", type=int, choices=range(1, 10), default=1, metavar="N")
+    parser.add_argument(
+        "--routers",
+        type=int,
+        choices=range(1, 4),
+        default=1,
+        metavar="N",
+        help="that share their sessions in a Redis; `roam 2` moves the client to the second",
+    )
     parser.add_argument(
         "--policy", type=Path, metavar="FILE", help="instead of the lab's own policy"
     )
@@ -57,14 +86,17 @@ def _shell(lab: Lab) -> int:
     return subprocess.run(argv, env=shell, check=False).returncode
 
 
-def _welcome(lab: Lab) -> str:
+def _welcome(routers: list[Lab]) -> str:
+    lab = routers[0]
     others = "".join(
-        f"\n  ip netns exec {client.namespace.name} env CURL_CA_BUNDLE={lab.trusted} bash"
+        f"\n  ip netns exec {client.namespace.name} env CURL_CA_BUNDLE={lab.trusted}"
+        f" PATH={lab.folder}:$PATH bash"
         for client in lab.clients[1:]
     )
     server = lab.policy.login_server
     asks_api = f"\n  curl {CAPTIVE_PORTAL} -H 'Accept: application/captive+json'"
     garden = "\n  curl http://www.example.org/           the walled garden"
+    roam = "\n  roam 2                                 move to the access point of router 2"
     return f"""\
 You are an unknown client, {lab.client.v4} and {lab.client.v6}, {lab.client.mac}.
 DHCP and the router's advertisements named the portal's API.
@@ -72,14 +104,23 @@ Every name but login.example.net is the origin's, 198.51.100.2. Try:\
 {asks_api if server and server.certificate else ""}
   curl -i http://www.example.com/        511
   curl -k https://www.example.com/       the TLS alert\
-{garden if lab.policy.walled_garden.find("www.example.org", 80) else ""}
-On the router, in another terminal:
-  ip netns exec {lab.router.name} {Path(sys.executable).parent}/capport grant {lab.client.mac} \
---policy {lab.policy_file}
-  ip netns exec {lab.router.name} nft list table inet capport
-What the portal says: {lab.folder}/mitmdump-8080.log
-Its events: {lab.folder}/events.jsonl{others and chr(10) + "Other clients:" + others}
+{garden if lab.policy.walled_garden.find("www.example.org", 80) else ""}\
+{roam if len(routers) > 1 else ""}
+{"".join(_of_router(lab, router) for router in routers)}\
+{f"Other clients:{others}{chr(10)}" if others else ""}\
 Ctrl-D ends the shell and the lab."""
+
+
+def _of_router(lab: Lab, router: Lab) -> str:
+    number = f" {router.site.number}" if router.site else ""
+    return f"""\
+On the router{number}, in another terminal:
+  ip netns exec {router.router.name} {Path(sys.executable).parent}/capport grant {lab.client.mac} \
+--policy {router.policy_file}
+  ip netns exec {router.router.name} nft list table inet capport
+What the portal says: {router.folder}/mitmdump-8080.log
+Its events: {router.folder}/events.jsonl
+"""
 
 
 if __name__ == "__main__":

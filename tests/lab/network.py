@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from subprocess import CompletedProcess, Popen
@@ -88,6 +89,41 @@ login_server:
 LOGIN_NAMES = {"login.example.net": ROUTER4}
 
 
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where one of several routers stands, whose LANs are one network (`fleet.py`)."""
+
+    number: int
+    air: Namespace
+    origin: Namespace
+    redis: Namespace
+    first: "Lab | None"
+
+    @property
+    def access_point(self) -> str:
+        """The bridge in `air` that is its router's."""
+        return f"ap{self.number}"
+
+    def wire(self, router: Namespace) -> None:
+        """Lays the router's cables: to its access point, to the origin and to Redis."""
+        number = self.number
+        for place, port, bridge, interface in (
+            (self.air, f"uplink{number}", self.access_point, "uplink"),
+            (self.origin, f"wan{number}", "eth0", "wan"),
+            (self.redis, f"router{number}", "br0", "inside"),
+        ):
+            if place is self.air:
+                place.ip(f"link add {bridge} type bridge mcast_snooping 0", f"link set {bridge} up")
+            veth(place, port, router, interface)
+            place.ip(f"link set {port} master {bridge} up")
+        router.ip(
+            "link set uplink master br-lan up",
+            "link set br-lan address 02:00:00:00:01:00",
+            f"address add 203.0.113.1{number}/24 dev inside",
+            "link set inside up",
+        )
+
+
 class Client:
     """A client in its namespace, with what DHCP and autoconfiguration gave it."""
 
@@ -97,14 +133,17 @@ class Client:
         self._port = f"port{number}"
         self._lab = lab
         self.lease: Lease | None = None
-        veth(self.namespace, "eth0", lab.router, self._port)
+        where, bridge = (
+            (lab.site.air, lab.site.access_point) if lab.site else (lab.router, CLIENT_SIDE)
+        )
+        veth(self.namespace, "eth0", where, self._port)
         self.namespace.ip(f"link set eth0 address {self.mac}")
         self.namespace.sysctl(
             ipv6__conf__eth0__accept_dad=0,
             ipv6__conf__eth0__router_solicitation_delay=0,
             ipv6__conf__eth0__accept_ra=2,
         )
-        lab.router.ip(f"link set {self._port} master br-lan", f"link set {self._port} up")
+        where.ip(f"link set {self._port} master {bridge} up")
         self.namespace.ip("link set eth0 up")
 
     @property
@@ -143,8 +182,9 @@ class Client:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For people: the lab's certificates are ones that curl trusts."""
-        return {**environment(), "CURL_CA_BUNDLE": str(self._lab.trusted)}
+        """For people: the lab's certificates are ones that curl trusts, and `roam` is found."""
+        path = f"{self._lab.folder}:{os.environ['PATH']}"
+        return {**environment(), "CURL_CA_BUNDLE": str(self._lab.trusted), "PATH": path}
 
     def curl(self, *arguments: str, seconds: float = 60) -> CompletedProcess[str]:
         """Curl with a time limit; what it prints is the status and the body."""
@@ -168,6 +208,12 @@ class Client:
         )
         self.mac = parse_mac(mac)
 
+    def roam(self, number: int) -> None:
+        """Moves to the access point of that router, with its addresses."""
+        done = self.run(str(self._lab.folder / "roam"), str(number))
+        if done.returncode:
+            raise OSError(f"roam {number}: {done.stderr}")
+
     def _has_v6(self) -> bool:
         shown = self.namespace.run("ip", "-6", "address", "show", "dev", "eth0", "scope", "global")
         routes = self.namespace.run("ip", "-6", "route", "show", "default")
@@ -180,8 +226,9 @@ class Lab:
     `policy` is the text of a policy, in which `{folder}` is the lab's own folder, or a file that is
     used where it lies, so that what it includes is found and errors name it. Without `portal`
     there is no mitmdump, which keeps the kernel's set of known clients; with `follow` the lab
-    keeps it, too. With `workers`, `capport run` has mitmdump's place. `names` are at the addresses
-    given, a blank between them; every other name is the origin's.
+    keeps it, too. With `workers` (0: in one process), `capport run` has mitmdump's place. `names`
+    are at the addresses given, a blank between them; every other name is the origin's. With `site`,
+    it is one of several routers.
     """
 
     def __init__(
@@ -195,7 +242,10 @@ class Lab:
         names: Mapping[str, str] | None = None,
         name: str = "",
         workers: int | None = None,
+        site: Site | None = None,
     ) -> None:
+        self.site = site
+        self._first = site.first if site else None
         self.name = f"{name}-" if name else ""
         self.clients: list[Client] = []
         self.proxies: list[Popen[bytes]] = []
@@ -300,10 +350,17 @@ class Lab:
         self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
         self.router = Namespace(f"{self.name}router")
         self._stack.callback(self.router.delete)
-        self.origin = Namespace(f"{self.name}origin")
-        self._stack.callback(self.origin.delete)
+        if self.site is None:
+            self.origin = Namespace(f"{self.name}origin")
+            self._stack.callback(self.origin.delete)
+        else:
+            self.origin = self.site.origin
         self._wire()
-        _certificate(self.folder)
+        if self._first is None:
+            _certificate(self.folder)
+        else:
+            for name in ("cert.pem", "key.pem"):
+                shutil.copy(self._first.folder / name, self.folder)
         if isinstance(self._given, Path):
             self.policy_file = self._given
         else:
@@ -315,7 +372,8 @@ class Lab:
         if self._portal:
             for port in self.proxy_ports:
                 self._mitmdump(port)
-        self._start_origin()
+        if self._first is None:
+            self._start_origin()
         self._start_rules()
         self._start_dnsmasq()
         advertiser = self.router.call(Advertiser, "br-lan", "2001:db8:1::", ROUTER6, CAPTIVE_PORTAL)
@@ -326,7 +384,8 @@ class Lab:
             self.clients.append(client)
         for client in self.clients:
             client.connect()
-        wait_for((self.folder / "ready").exists, message="the origin did not come up")
+        if self._first is None:
+            wait_for((self.folder / "ready").exists, message="the origin did not come up")
         for process, port in zip(self.proxies, self.proxy_ports, strict=False):
             self._await_proxy(process, port)
 
@@ -349,7 +408,12 @@ class Lab:
         self.trusted.write_bytes(shown)
 
     def _wire(self) -> None:
-        veth(self.origin, "eth0", self.router, "wan")
+        last = f"1{self.site.number}" if self.site else "1"
+        self.router.ip("link add br-lan type bridge mcast_snooping 0")
+        if self.site is not None:
+            self.site.wire(self.router)
+        else:
+            veth(self.origin, "eth0", self.router, "wan")
         self.router.sysctl(
             ipv4__conf__all__send_redirects=0,
             ipv4__conf__default__send_redirects=0,
@@ -361,21 +425,21 @@ class Lab:
             ipv6__icmp__ratelimit=0,
         )
         self.router.ip(
-            "link add br-lan type bridge mcast_snooping 0",
             f"address add {ROUTER4}/24 dev br-lan",
             f"address add {ROUTER6}/64 dev br-lan nodad",
-            "address add 198.51.100.1/24 dev wan",
-            "address add 2001:db8:2::1/64 dev wan nodad",
+            f"address add 198.51.100.{last}/24 dev wan",
+            f"address add 2001:db8:2::{last}/64 dev wan nodad",
             "link set br-lan up",
             "link set wan up",
         )
-        self.origin.ip(
-            *(f"address add {address}/24 dev eth0" for address in origin.ADDRESSES[4]),
-            *(f"address add {address}/64 dev eth0 nodad" for address in origin.ADDRESSES[6]),
-            "link set eth0 up",
-            "route add default via 198.51.100.1",
-            "route add default via 2001:db8:2::1",
-        )
+        if self._first is None:
+            self.origin.ip(
+                *(f"address add {address}/24 dev eth0" for address in origin.ADDRESSES[4]),
+                *(f"address add {address}/64 dev eth0 nodad" for address in origin.ADDRESSES[6]),
+                "link set eth0 up",
+                f"route add default via 198.51.100.{last}",
+                f"route add default via 2001:db8:2::{last}",
+            )
         resolver = Path("/etc/netns") / self.router.name
         resolver.mkdir(parents=True, exist_ok=True)
         (resolver / "resolv.conf").write_text("nameserver 127.0.0.1\n")
@@ -456,7 +520,8 @@ class Lab:
         }
         command = "mitmdump", "-s", str(CHECKOUT / "addon" / "captive_portal.py"), "--showhost"
         if self._workers is not None:
-            command = "capport", "run", "--workers", str(self._workers)
+            workers = ("--workers", str(self._workers)) if self._workers else ()
+            command = "capport", "run", *workers
         process = self._start(
             self.router,
             f"mitmdump-{port}",
@@ -473,13 +538,13 @@ class Lab:
         wanted = Counter({port: 2})
         wanted.update(place.port for place in (server.listen if server else ()))
 
-        def listening() -> bool:
+        def listens() -> bool:
             if process.poll() is not None:
                 raise OSError(f"mitmdump ended with {process.returncode}:\n{self.log()}")
-            found = self.router.call(_listening)
+            found = self.router.call(listening)
             return all(found[port] >= count for port, count in wanted.items())
 
-        wait_for(listening, message=f"mitmdump does not listen on each of {[*wanted]}")
+        wait_for(listens, message=f"mitmdump does not listen on each of {[*wanted]}")
 
     def _start(self, where: Namespace, name: str, *argv: str) -> Popen[bytes]:
         with (self.folder / f"{name}.log").open("ab") as log:
@@ -495,11 +560,11 @@ def environment() -> Mapping[str, str]:
     return {name: v for name, v in os.environ.items() if not name.lower().endswith("_proxy")}
 
 
-def missing() -> str | None:
-    """Why there can be no lab here, or None."""
+def missing(*more: str) -> str | None:
+    """Why there can be no lab here, with these tools too, or None."""
     if os.geteuid() != 0:
         return "network namespaces take root"
-    lacking = [tool for tool in TOOLS if shutil.which(tool) is None]
+    lacking = [tool for tool in (*TOOLS, *more) if shutil.which(tool) is None]
     return f"not installed: {', '.join(lacking)}" if lacking else None
 
 
@@ -508,7 +573,7 @@ def _send(address: str, text: str) -> None:
         sender.sendto(text.encode(), (address, 9))
 
 
-def _listening() -> Counter[int]:
+def listening() -> Counter[int]:
     """The TCP ports that something listens on, and how often. Asked of /proc: see `nftables`."""
     tables = (Path(f"/proc/thread-self/net/{name}") for name in ("tcp", "tcp6"))
     fields = [line.split() for table in tables for line in table.read_text().splitlines()[1:]]

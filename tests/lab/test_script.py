@@ -64,6 +64,25 @@ def test_ctrl_d_ends_the_shell_and_the_lab() -> None:
     assert left(lab.pid) == []
 
 
+@requires.tool("redis-server")
+def test_with_two_routers_a_client_moves_between_their_access_points() -> None:
+    lab = start("--routers", "2")
+    moves = "ip netns identify; roam 3; roam 2 && curl -s -m60 http://www.example.org/"
+    out, err = lab.communicate(f"{moves}\n", timeout=200)
+    assert lab.returncode == 0, err
+    assert "On the router 2, in another terminal:" in out
+    assert "usage: roam 1..2" in err
+    assert "origin, to 198.51.100.12" in out, "by the second router"
+    assert left(lab.pid) == []
+
+
+def test_several_routers_have_the_labs_own_policy(tmp_path: Path) -> None:
+    lab = start("--routers", "2", "--policy", str(tmp_path / "own.yaml"))
+    _, err = lab.communicate(timeout=100)
+    assert lab.returncode == 2
+    assert "several routers have the lab's own policy" in err
+
+
 @pytest.mark.rfc(8910, "2", "the URI MUST be that of the captive portal API endpoint")
 @pytest.mark.rfc(8908, "4", "MUST be accessed over HTTP using an https URI")
 @pytest.mark.rfc(8908, "4", "SHOULD use the default https port")
