@@ -401,7 +401,7 @@ RULES: tuple[Rule, ...] = (
         favicon_of_portal,
         "asks for the icon of a site behind the portal",
         "Ask for an icon after a page with status 200 only.",
-        "Browsers do it for every page. The portal answers with a 511, which they do not keep.",
+        "Firefox does it after every page with status 200, and some portals send theirs so.",
     ),
     Rule(
         "caches-511",
