@@ -28,11 +28,15 @@ _DAV = {
 }
 
 
-def _path(pattern: re.Pattern[str]) -> Callable[[Request], bool]:
-    return lambda request: bool(pattern.search(request.path))
+type _Test = Callable[[Request], bool]
 
 
-def _agent(*words: str) -> Callable[[Request], bool]:
+def _path(pattern: str) -> _Test:
+    compiled = re.compile(pattern)
+    return lambda request: bool(compiled.search(request.path))
+
+
+def _agent(*words: str) -> _Test:
     """Whether a User-Agent has one of these words, or begins with it if it has a ^ before it."""
     first = tuple(word.removeprefix("^") for word in words if word.startswith("^"))
     others = [word for word in words if not word.startswith("^")]
@@ -42,10 +46,6 @@ def _agent(*words: str) -> Callable[[Request], bool]:
         return agent.startswith(first) or any(word in agent for word in others)
 
     return matches
-
-
-def _either(*tests: Callable[[Request], bool]) -> Callable[[Request], bool]:
-    return lambda request: any(test(request) for test in tests)
 
 
 _PACKAGES = (
@@ -65,66 +65,46 @@ _FEEDS = (
 
 _FEED_TYPES = re.compile(r"application/(?:rss|atom|feed)")
 
-# The first that matches counts.
-_USES: tuple[tuple[Use, Callable[[Request], bool]], ...] = (
-    (Use("favicon"), _path(re.compile(r"^/favicon\.ico$|^/apple-touch-icon"))),
-    (Use("P3P"), _path(re.compile(r"^/w3c/p3p\.xml$"))),
-    (Use("WebFinger"), _path(re.compile(r"^/\.well-known/(webfinger|host-meta)"))),
-    (
-        Use("OAuth"),
-        _path(
-            re.compile(
-                r"/oauth2?/|/oauth2?$|/openid-connect/"
-                r"|^/\.well-known/(openid-configuration|oauth-authorization-server)"
-            )
-        ),
+# Each use with its tests, of which one has to hold. The first use that matches counts.
+_USES: dict[str, tuple[_Test, ...]] = {
+    "favicon": (_path(r"^/favicon\.ico$|^/apple-touch-icon"),),
+    "P3P": (_path(r"^/w3c/p3p\.xml$"),),
+    "WebFinger": (_path(r"^/\.well-known/(webfinger|host-meta)"),),
+    "OAuth": (
+        _path(r"/oauth2?/|/oauth2?$|/openid-connect/"),
+        _path(r"^/\.well-known/(openid-configuration|oauth-authorization-server)"),
     ),
-    (Use("CORS preflight"), lambda request: request.preflight and request.method == "OPTIONS"),
-    (
-        Use("CalDAV or CardDAV"),
-        _either(
-            lambda request: request.method in {"MKCALENDAR", "MKADDRESSBOOK"},
-            _path(
-                re.compile(
-                    r"^/\.well-known/(caldav|carddav)|/(caldav|carddav|calendars|addressbooks)/"
-                )
-            ),
-            _agent("caldav", "carddav", "davx", "dataaccessd", "calendaragent", "evolution/"),
-        ),
+    "CORS preflight": (lambda request: request.preflight and request.method == "OPTIONS",),
+    "CalDAV or CardDAV": (
+        lambda request: request.method in {"MKCALENDAR", "MKADDRESSBOOK"},
+        _path(r"^/\.well-known/(caldav|carddav)|/(caldav|carddav|calendars|addressbooks)/"),
+        _agent("caldav", "carddav", "davx", "dataaccessd", "calendaragent", "evolution/"),
     ),
-    (
-        Use("WebDAV"),
-        _either(
-            lambda request: request.method in _DAV,
-            _agent("webdav", "davfs2", "cadaver", "^svn/", "gvfs/"),
-            _path(re.compile(r"/remote\.php/(web)?dav")),
-        ),
+    "WebDAV": (
+        lambda request: request.method in _DAV,
+        _agent("webdav", "davfs2", "cadaver", "^svn/", "gvfs/"),
+        _path(r"/remote\.php/(web)?dav"),
     ),
-    (Use("package manager"), _agent(*_PACKAGES)),
-    (
-        Use("software update"),
-        _either(_agent(*_UPDATES), _path(re.compile(r"/appcast\.xml$|/latest(-\w+)?\.yml$"))),
+    "package manager": (_agent(*_PACKAGES),),
+    "software update": (_agent(*_UPDATES), _path(r"/appcast\.xml$|/latest(-\w+)?\.yml$")),
+    "feed": (
+        lambda request: bool(_FEED_TYPES.search(request.accept)),
+        _path(r"\.(rss|atom)$"),
+        _agent(*_FEEDS),
     ),
-    (
-        Use("feed"),
-        _either(
-            lambda request: bool(_FEED_TYPES.search(request.accept)),
-            _path(re.compile(r"\.(rss|atom)$")),
-            _agent(*_FEEDS),
-        ),
-    ),
-    (Use("widget"), _agent("widget", "dashboard", "conky", "weather", "watchface")),
-)
+    "widget": (_agent("widget", "dashboard", "conky", "weather", "watchface"),),
+}
 
 
 def use_of(request: Request) -> Use | None:
     """The use that a request is of; None for pages, and for programs that are none of these."""
     if (system := checking(request)) is not None:
         return Use(f"connectivity check: {system}", "RFC 6585 section 6")
-    use = next((use for use, matches in _USES if matches(request)), None)
-    if use is None and request.detailed and request.agent and not agent_of(request.agent).browser:
-        return Use("program that is no browser")
-    return use
+    for name, tests in _USES.items():
+        if any(test(request) for test in tests):
+            return Use(name)
+    is_program = request.detailed and request.agent and not agent_of(request.agent).browser
+    return Use("program that is no browser") if is_program else None
 
 
 def checking(request: Request) -> str | None:
