@@ -21,7 +21,6 @@ from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 from queue import SimpleQueue
-from types import TracebackType
 from typing import Any, Final, Self
 
 from capport.linux.libnftables import Nftables
@@ -79,12 +78,7 @@ class Namespace:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._end()
         os.close(self.descriptor)
 
