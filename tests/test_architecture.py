@@ -53,6 +53,7 @@ HOUSE: tuple[Row, ...] = (
         never=CLOCKS + FILES + SOCKETS + OTHERS,
     ),
     Row(("capport.extras",), (), "everything that needs an extra says so in one way"),
+    Row(("capport.terminal",), (), "what a stranger sent is shown in one way"),
     Row(("capport.clock",), ("capport.core.*",), "a clock does not know what it is read for"),
     Row(
         ("capport.log_limits",),
@@ -67,7 +68,7 @@ HOUSE: tuple[Row, ...] = (
     Row(
         ("capport.policy", "capport.policy.*"),
         (
-            *("capport.core.*", "capport.extras"),
+            *("capport.core.*", "capport.extras", "capport.terminal"),
             *("capport.linux.file_state", "capport.linux.safe_files"),
             *("yaml", "idna", "cryptography"),
         ),
@@ -106,7 +107,7 @@ HOUSE: tuple[Row, ...] = (
     ),
     Row(
         ("capport.report", "capport.report.*"),
-        ("capport.core.*", "capport.events"),
+        ("capport.core.*", "capport.events", "capport.terminal"),
         "a report is made of events, live or saved",
     ),
     Row(

@@ -12,13 +12,8 @@ from capport.core.client import Address, Mac
 from capport.core.place import Place
 from capport.core.policy import Policy
 from capport.stores import SessionStore
-from capport.stores.opening import (
-    default_store,
-    is_there,
-    open_store,
-    store_path,
-    was_in_use,
-)
+from capport.stores.memory import MemoryStore
+from capport.stores.opening import default_store, is_there, open_store, store_path, was_in_use
 
 
 class CommandError(Exception):
@@ -74,6 +69,18 @@ def existing_store(
     if not (is_there(url) or (start_closed and was_in_use(path))):
         return None
     return open_store(url, make=False, start_closed=start_closed, about=about)
+
+
+def store_to_read(given: str | None, policy: Policy) -> SessionStore:
+    """The store that `--sessions` names, which must exist; without it the policy's, if it exists.
+
+    A store that does not exist yet has no sessions. Raises CommandError, StoreError.
+    """
+    url = given if given is not None else policy.sessions.store or default_store()
+    store = existing_store(url)
+    if store is None and given is not None:
+        raise CommandError(f"there is no {given}; name the portal's store, or leave --sessions out")
+    return store or MemoryStore()
 
 
 def _file_of(url: str) -> Path:

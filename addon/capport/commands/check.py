@@ -10,12 +10,12 @@ from capport.commands import CommandError
 from capport.commands.display import duration
 from capport.core.policy import Limits, Policy
 from capport.linux import neighbour_lookup
-from capport.policy.errors import visible
 from capport.policy.policy_file import PolicyError, load_with_warnings
 from capport.router.dns_rules import PAYLOAD, RESOLVER_PORT
 from capport.router.ruleset import unmet
 from capport.stores import StoreError
 from capport.stores.opening import default_store
+from capport.terminal import visible
 
 
 def check(arguments: Namespace) -> None:

@@ -8,16 +8,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from capport import clock
-from capport.commands import CommandError, chosen_policy, existing_store, store_url
-from capport.commands.display import cells, duration, fitted, short_moment
+from capport.commands import chosen_policy, store_to_read
+from capport.commands.display import GAP, duration, rows_in_columns, short_moment
 from capport.core.client import Mac, is_random, parts_of
 from capport.core.policy import ClientRule, Network
 from capport.core.session import Instant, Session, open_ones
 from capport.session_view import document
+from capport.terminal import cells
 
 _WIDTH = 80
 _MADE_UP = "~"
-_GAP = "  "
 _BY_RULE = "client rule"
 TITLES = ("CLIENT", "NAME", "SINCE", "UNTIL", "LEFT", "HOW")
 _NAME, _HOW = 8, 14  # columns that are left for these at least
@@ -26,21 +26,12 @@ _NAME, _HOW = 8, 14  # columns that are left for these at least
 def clients(arguments: Namespace) -> None:
     """Prints the open sessions, the next to end first, then the client rules of `--policy`.
 
-    The rules are those that make clients known, in the order of the policy. The default store may
-    not exist yet, and then has no sessions; a store that `--sessions` names must exist.
+    The rules are those that make clients known, in the order of the policy.
     """
     policy = chosen_policy(arguments)
-    store = existing_store(store_url(arguments, policy))
-    if store is None and arguments.sessions is not None:
-        raise CommandError(
-            f"there is no {arguments.sessions}; name the portal's store, or leave --sessions out"
-            " to use the store of --policy, or the default one"
-        )
     now, wall = clock.now(), time.time()
-    sessions: list[Session] = []
-    if store is not None:
-        with contextlib.closing(store):
-            sessions = open_ones(store.sessions(), now)
+    with contextlib.closing(store_to_read(arguments.sessions, policy)) as store:
+        sessions = open_ones(store.sessions(), now)
     sessions.sort(key=lambda session: (session.expires, session.client))
     rules = list(policy.clients.known())
     if arguments.json:
@@ -86,7 +77,7 @@ def table(
         if len(client) > widths[0]:
             yield client
             client = ""
-        yield _GAP.join(map(fitted, (client, *rest), widths)).rstrip()
+        yield from rows_in_columns([(client, *rest)], widths)
     if any(client.endswith(_MADE_UP) for client, *_ in rows):
         yield f"{_MADE_UP} a MAC address that the device made up"
 
@@ -119,7 +110,7 @@ def _shown(subject: Mac | Network) -> str:
 def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
     """The width of each column; if room is short, HOW shrinks first, then NAME, then CLIENT."""
     client, name, *times, how = (max(map(cells, column)) for column in zip(*rows, strict=True))
-    room = _WIDTH - (len(TITLES) - 1) * len(_GAP) - sum(times)
+    room = _WIDTH - (len(TITLES) - 1) * len(GAP) - sum(times)
     how = min(how, max(_HOW, room - client - name))
     room -= how
     client = min(client, room - min(name, _NAME))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capport import clock
-from capport.commands import CommandError, existing_store, policy_at
+from capport.commands import policy_at, store_to_read
 from capport.commands.explain import deciding_line
 from capport.commands.report import recorded_in_flows
 from capport.core import explanation
@@ -20,11 +20,9 @@ from capport.core.session import open_ones
 from capport.core.standing import ANYWHERE
 from capport.core.verdict import Intercept, Pass, Refuse
 from capport.gate import Gate
-from capport.policy.errors import visible
 from capport.report.recording import ClientRecord, record_lines
 from capport.stores import SessionStore
-from capport.stores.memory import MemoryStore
-from capport.stores.opening import default_store
+from capport.terminal import visible
 
 SOMEWHERE = ("http://somewhere.invalid/", "https://somewhere.invalid/")
 """Stands for any place that neither policy names (RFC 6761 section 6.4)."""
@@ -65,8 +63,7 @@ class Difference:
 def diff(arguments: Namespace) -> int:
     """Prints each verdict that changes. Returns 1 if something that was refused would pass."""
     old, new = policy_at(arguments.old), policy_at(arguments.new)
-    store = _store(arguments.sessions, old)
-    with contextlib.closing(store):
+    with contextlib.closing(store_to_read(arguments.sessions, old)) as store:
         asks = dict.fromkeys([*_recorded(arguments), *_there(old, new, store)])
         found = list(differences(asks, old, new, store))
     opened = sum(one.opens for one in found)
@@ -170,14 +167,6 @@ def _places(policy: Policy) -> Iterator[str]:
 def _url(scheme: str, host: str, port: int | None, path: str) -> str:
     place = f"[{host}]" if ":" in host else host
     return f"{scheme}://{place}{'' if port in (None, DEFAULT_PORTS[scheme]) else f':{port}'}{path}"
-
-
-def _store(given: str | None, policy: Policy) -> SessionStore:
-    url = given if given is not None else policy.sessions.store or default_store()
-    store = existing_store(url)
-    if store is None and given is not None:
-        raise CommandError(f"there is no {given}; leave --sessions out to use the old policy's")
-    return store or MemoryStore()
 
 
 # --- how it is shown ---

@@ -1,9 +1,12 @@
 """Times, durations and texts as commands show them to people."""
 
 import time
-import unicodedata
+from collections.abc import Iterator, Sequence
 
-from capport.policy.errors import visible
+from capport.terminal import cells, fit
+
+GAP = "  "
+"""Between two columns of a table."""
 
 _UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
@@ -37,21 +40,15 @@ def short_moment(unix: float, now: float) -> str:
     return time.strftime(form, local)
 
 
-def cells(text: str) -> int:
-    """How many columns of a terminal `text` takes."""
-    return sum(
-        0
-        if unicodedata.combining(character)
-        else 1 + (unicodedata.east_asian_width(character) in "WF")
-        for character in text
-    )
-
-
 def fitted(text: str, width: int) -> str:
     """`text` made `visible`, in exactly `width` columns: padded, or cut with an ellipsis."""
-    text = visible(text)
-    if cells(text) > width:
-        while text and cells(text) > width - 1:
-            text = text[:-1]
-        text += "…"
-    return text + " " * (width - cells(text))
+    shown, count = fit(text, width)
+    if count < len(text):
+        shown = f"{fit(text, width - 1)[0]}…"
+    return shown + " " * (width - cells(shown))
+
+
+def rows_in_columns(rows: Sequence[Sequence[str]], widths: Sequence[int]) -> Iterator[str]:
+    """Each row as a line of a table."""
+    for row in rows:
+        yield GAP.join(map(fitted, row, widths)).rstrip()

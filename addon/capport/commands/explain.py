@@ -19,11 +19,12 @@ from capport.core.standing import Standing, standing
 from capport.core.verdict import Verdict
 from capport.gate import Gate
 from capport.linux import NoNeighbours, neighbour_lookup
-from capport.policy.errors import Findings, PolicyError, visible
+from capport.policy.errors import Findings, PolicyError
 from capport.policy.tree import Fields, read_text, read_tree
 from capport.stores import SessionStore, StoreError
 from capport.stores.memory import MemoryStore
 from capport.stores.opening import default_store
+from capport.terminal import visible
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,10 @@ import json
 from argparse import Namespace
 
 from capport.commands import CommandError, chosen_policy, store_url
-from capport.commands.display import cells, duration, fitted
+from capport.commands.display import duration, rows_in_columns
 from capport.core.redis_url import is_redis, parse_redis_url
 from capport.extras import lacking
+from capport.terminal import cells
 
 _TITLES = ("ROUTER", "SEEN", "BEHIND", "OWN", "KNOWN", "UNSENT", "REFUSED", "CLOCK")
 _NAME = 24
@@ -43,7 +44,6 @@ def fleet(arguments: Namespace) -> None:
         rows.append((one.name, seen, lag, *map(str, counts), f"{one.skew:+.1f} s"))
     widths = [max(map(cells, column)) for column in zip(*rows, strict=True)]
     widths[0] = min(widths[0], _NAME)
-    for row in rows:
-        print("  ".join(map(fitted, row, widths)).rstrip())
+    print("\n".join(rows_in_columns(rows, widths)))
     if not view.routers:
         print("No router has shown a sign of life within a day.")

@@ -12,7 +12,7 @@ from typing import TextIO
 from capport.commands import CommandError
 from capport.core.client import ClientId, parts_of
 from capport.report.recording import Recording, events_in, record_in, time_of
-from capport.report.wording import printable
+from capport.terminal import visible
 
 PAUSE = 0.2  # seconds between two looks at the file
 SHOWN_FIRST = 10  # events that `--follow` shows of those that are there
@@ -49,7 +49,7 @@ def line_of(event: Mapping[str, object]) -> str:
         rest = [f"{name} {value}" for name, value in event.items() if name not in _IN_FRONT]
         said = ", ".join([kind, *rest])
     because = f" ({event['because']})" if "because" in event else ""
-    return printable(f"{when}  {client:<15}  {said}{because}")
+    return visible(f"{when}  {client:<15}  {said}{because}")
 
 
 def whole_lines(path: Path) -> Iterator[str]:
@@ -72,9 +72,8 @@ def following(path: Path, sleep: Callable[[float], None] = time.sleep) -> Iterat
     while True:
         sleep(PAUSE)
         yield from _ready(file)
-        there = _state(path)
         ours = os.fstat(file.fileno())
-        if there is not None and (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
+        if _is_replaced(path, ours):
             yield from _ready(file)  # what was written before it was moved
             file.close()
             file = _opened(path) or file
@@ -100,11 +99,11 @@ def _opened(path: Path) -> TextIO | None:
         return None
 
 
-def _state(path: Path) -> os.stat_result | None:
+def _is_replaced(path: Path, ours: os.stat_result) -> bool:
     try:
-        return path.stat()
+        return not os.path.samestat(path.stat(), ours)
     except FileNotFoundError:
-        return None
+        return False
 
 
 def _is_of(event: Mapping[str, object], client: ClientId) -> bool:

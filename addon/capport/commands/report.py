@@ -11,7 +11,7 @@ from capport.report import as_text, comparison
 from capport.report.findings import Severity
 from capport.report.recording import Recording, record_lines
 from capport.report.summary import VERSION, Report, document, report_of
-from capport.report.wording import printable
+from capport.terminal import visible
 
 FOUND = 3
 """The exit status if there is a finding that `--fail-on` names."""
@@ -47,7 +47,7 @@ def _compare(arguments: Namespace) -> int:
         print(json.dumps(comparison.document_of(compared), indent=2))
     else:
         for line in comparison.lines_of(compared):
-            print(printable(line))
+            print(visible(line))
     if arguments.fail_on is None:
         return 0
     level = Severity(arguments.fail_on)

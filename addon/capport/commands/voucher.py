@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from capport.commands import CommandError, chosen_policy, existing_store, store_url
-from capport.commands.display import duration, fitted
+from capport.commands.display import duration, rows_in_columns
 from capport.commands.display import moment as local_time
 from capport.commands.login_records import moment, records_of, warn_unless_asked
 from capport.core.negotiation import Language, preferred_language
@@ -152,8 +152,7 @@ def _table(found: list[Voucher], now: float) -> Iterator[str]:
         )
         for voucher in found
     ]
-    for row in (_TITLES, *rows):
-        yield "  ".join(map(fitted, row, _WIDTHS)).rstrip()
+    return rows_in_columns([_TITLES, *rows], _WIDTHS)
 
 
 def _state(voucher: Voucher, now: float) -> str:

@@ -2,13 +2,13 @@
 
 import errno
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 
 from capport.linux.safe_files import open_regular
+from capport.terminal import cells, fit, visible
 
 MOST_ERRORS = 100
 """At most this many errors are shown: a file with more is probably not a policy at all."""
@@ -118,13 +118,6 @@ class Findings:
             raise TooMany
 
 
-def visible(text: str) -> str:
-    """`text` with an escape for each character that a terminal would obey, hide or reorder."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else _escaped(c) for c in text)
-
-
 def shown(text: str) -> str:
     """A value for a message: cut if it is long, in quotes if its end would not be clear."""
     short = text if len(text) <= 60 else text[:59] + "…"
@@ -146,38 +139,12 @@ def reason(error: OSError) -> str:
     return text if text.startswith("is ") else f"cannot be read: {text}"
 
 
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
-
-
 def _around(line: str, at: int) -> tuple[str, int]:
     """As much of `line` as fits around the index `at`, and how many columns come before it."""
-    at = min(at, len(line))
     most = _WIDTH if len(line) <= _WIDTH else _BEFORE
-    before, cells = _fit(line[max(0, at - most) : at][::-1], most)
-    after, _ = _fit(line[at : at + _WIDTH], _WIDTH - cells)
-    cut_before = "…" if len(before) < at else ""
-    cut_after = "…" if at + len(after) < len(line) else ""
-    quoted = cut_before + "".join(reversed(before)) + "".join(after) + cut_after
-    return quoted, cells + len(cut_before)
-
-
-def _fit(characters: str, most: int) -> tuple[list[str], int]:
-    """As many of `characters`, made visible, as fit into `most` columns; the columns they take."""
-    fitting: list[str] = []
-    cells = 0
-    for character in characters:
-        text = visible(character)
-        width = _cells(character) if text == character else len(text)
-        if cells + width > most:
-            break
-        fitting.append(text)
-        cells += width
-    return fitting, cells
-
-
-def _cells(character: str) -> int:
-    """How many columns of a terminal a character takes."""
-    if unicodedata.east_asian_width(character) in "WF":
-        return 2
-    return 0 if unicodedata.category(character) in ("Mn", "Me") else 1
+    start = max(0, at - most)
+    while cells(before := visible(line[start:at])) > most:
+        start += 1
+    after, count = fit(line[at : at + _WIDTH], _WIDTH - cells(before))
+    before = f"{'…' if start else ''}{before}"
+    return f"{before}{after}{'…' if at + count < len(line) else ''}", cells(before)

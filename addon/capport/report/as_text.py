@@ -7,7 +7,8 @@ from itertools import groupby
 from capport.report.findings import Finding
 from capport.report.recording import ClientRecord
 from capport.report.summary import Report, by_host, by_outcome, by_status, by_use, did_next
-from capport.report.wording import clock, printable, some, span
+from capport.report.wording import clock, some, span
+from capport.terminal import visible
 
 WIDTH = 80
 LISTED = 5  # requests or handshakes of a finding
@@ -108,9 +109,9 @@ def _wrapped(text: str, first: str = "", after: str = "") -> list[str]:
     wrapper = textwrap.TextWrapper(
         WIDTH, initial_indent=first, subsequent_indent=after, break_on_hyphens=False
     )
-    return wrapper.wrap(printable(text))
+    return wrapper.wrap(visible(text))
 
 
 def _fitted(text: str) -> str:
-    text = printable(text)
+    text = visible(text)
     return text if len(text) <= WIDTH else f"{text[: WIDTH - 1]}…"

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from xml.etree import ElementTree
 
-from capport.report.wording import printable
+from capport.terminal import visible
 
 type Node = ElementTree.Element
 type Child = Node | str | None
@@ -12,7 +12,7 @@ type Child = Node | str | None
 def tag(name: str, /, *children: Child | Iterable[Child], **attributes: str | None) -> Node:
     """An element. `class_` is the attribute class, `aria_label` is aria-label; None is left out."""
     given = {
-        key.rstrip("_").replace("_", "-"): printable(value)
+        key.rstrip("_").replace("_", "-"): visible(value)
         for key, value in attributes.items()
         if value is not None
     }
@@ -43,6 +43,6 @@ def _append(node: Node, child: Child) -> None:
     if isinstance(child, ElementTree.Element):
         node.append(child)
     elif child and len(node):
-        node[-1].tail = (node[-1].tail or "") + printable(child)
+        node[-1].tail = (node[-1].tail or "") + visible(child)
     elif child:
-        node.text = (node.text or "") + printable(child)
+        node.text = (node.text or "") + visible(child)

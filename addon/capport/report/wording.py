@@ -27,8 +27,3 @@ def clock(unix: float) -> str:
     """The time of day, with milliseconds."""
     unix = round(unix, 3)
     return f"{time.strftime('%H:%M:%S', time.localtime(unix))}.{round(unix % 1 * 1000):03}"
-
-
-def printable(text: str) -> str:
-    """`text` without what a terminal or a page would obey or hide."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
