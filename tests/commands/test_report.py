@@ -104,7 +104,7 @@ def test_two_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["no-such"], "no-such: there is no such file"),
         (["--flows", "no-such"], "no-such: No such file"),
         (["--flows", "events", "events"], "not both"),
-        (["--flows", "events"], "it is no flow file of mitmproxy's"),
+        (["--flows", "events"], "not a flow file of mitmproxy"),
         (["events", "--baseline", "empty"], "neither a report (--json) nor a file of events"),
         (["--compare", "events", "policy.yaml"], "neither a report"),
         (["events", "--baseline", "old.json"], "a report of another version"),

@@ -494,7 +494,7 @@ def test_what_is_not_there_is_said_not_to_be(tmp_path: Path) -> None:
     )
     assert "Not a directory" in load_error(Path("/dev/null/lab.yaml"))
     assert "File name too long" in load_error(tmp_path / ("x" * 300))
-    assert "is no file name" in load_error(tmp_path / "a\0b")
+    assert "is not a file name" in load_error(tmp_path / "a\0b")
 
 
 def test_what_is_no_file_is_refused_without_reading_it(tmp_path: Path) -> None:

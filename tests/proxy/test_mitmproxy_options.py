@@ -126,10 +126,10 @@ def test_what_the_portal_serves_is_served(mode: str) -> None:
         (["portal_policy"], "portal_policy needs one value; it was given none"),
         (["portal_policy="], "portal_policy needs one value; it was given none"),
         (["portal_policy=a", "portal_policy=b"], "it was given 2: a, b"),
-        (["portal_polcy=a"], "portal_polcy is no option; did you mean portal_policy?"),
-        (["potral_policy=a"], "potral_policy is no option; did you mean portal_policy?"),
+        (["portal_polcy=a"], "portal_polcy is not an option; did you mean portal_policy?"),
+        (["potral_policy=a"], "potral_policy is not an option; did you mean portal_policy?"),
         (["portal_session=a"], "did you mean portal_sessions?"),
-        (["portal_x=a"], "portal_x is no option"),
+        (["portal_x=a"], "portal_x is not an option"),
         (["portalpolicy=a"], "did you mean portal_policy?"),
     ],
 )

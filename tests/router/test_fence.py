@@ -185,7 +185,7 @@ def test_the_rule_that_somebody_takes_away_is_back(lab: Lab, portal: None, told:
         wait_for(lambda times=times: len(told) == times)  # type: ignore[misc]
         assert is_fenced(lab)
     assert told[0] == (
-        "another program removed the ip rule that holds clients while the table is missing; capport"
+        "another program removed the ip rule that stops clients while the table is missing; capport"
         " put it back"
     )
 

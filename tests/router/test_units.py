@@ -425,7 +425,7 @@ def test_what_the_portal_says_is_in_the_log_at_once_and_in_the_journal_with_its_
         portal = booting.router.start(*argv, log=said, env=environment)
     try:
         wait_for(
-            lambda: "does not hold unknown clients" in log.read_text(), message="nothing is said"
+            lambda: "does not stop unknown clients" in log.read_text(), message="nothing is said"
         )
         portal.kill()
         portal.wait(SOON)
@@ -433,7 +433,7 @@ def test_what_the_portal_says_is_in_the_log_at_once_and_in_the_journal_with_its_
         assert any("Policy in force: " in line for line in lines)
         if journal:
             assert {line[:3] for line in lines} == {"<4>", "<6>"}
-            [line] = [line for line in lines if "does not hold unknown clients" in line]
+            [line] = [line for line in lines if "does not stop unknown clients" in line]
             assert line.startswith("<4>There is no table inet capport: ")
         else:
             assert all(re.match(r"\[[0-9:.]+\] ", line) for line in lines)

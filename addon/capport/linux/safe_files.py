@@ -30,7 +30,7 @@ def open_regular(path: Path) -> BinaryIO:
     try:
         _refuse_irregular(path, path.stat())  # opening a device may have effects
     except ValueError as error:  # a NUL in the name
-        raise OSError(errno.EINVAL, f"is no file name: {error}") from error
+        raise OSError(errno.EINVAL, f"is not a file name: {error}") from error
     opened = _open(path, os.O_RDONLY, lambda status: _refuse_irregular(path, status))
     return os.fdopen(opened, "rb")
 

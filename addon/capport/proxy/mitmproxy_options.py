@@ -206,11 +206,11 @@ def check_deferred(options: Options) -> None:
             if len(given) != 1 or not isinstance(given[0], str) or not given[0]:
                 raise Unusable(f"{name} needs one value; it was given {_given(given)}")
             if name in NUMBERS and not given[0].removeprefix("-").isdecimal():
-                raise Unusable(f"{name}: {given[0]} is no number; {NUMBERS[name]} would do")
+                raise Unusable(f"{name}: {given[0]} is not a number; {NUMBERS[name]} would do")
         elif name.startswith("portal_") or difflib.get_close_matches(name, OURS, cutoff=0.8):
             near = difflib.get_close_matches(name, OURS, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"the options are {', '.join(OURS)}"
-            raise Unusable(f"{name} is no option; {hint}")
+            raise Unusable(f"{name} is not an option; {hint}")
 
 
 def stop_the_start(error: Exception) -> NoReturn:

@@ -56,7 +56,7 @@ def _flows(path: Path, file: BinaryIO, recording: Recording) -> Iterator[flow.Fl
             yield shown
     except exceptions.FlowReadException as error:
         if not any_read:
-            raise FlowFileError(f"{path}: it is no flow file of mitmproxy's: {error}") from None
+            raise FlowFileError(f"{path}: not a flow file of mitmproxy: {error}") from None
         recording.unread += 1
 
 

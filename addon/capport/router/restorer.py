@@ -74,7 +74,7 @@ class RulesKeeper:
         self._look()
         if self._ports is None and not self._failing:
             logger.warning(
-                f"There is no table {nftables.TABLE}: the kernel does not hold unknown clients. Run"
+                f"There is no table {nftables.TABLE}: the kernel does not stop unknown clients. Run"
                 " `capport router up POLICY`"
             )
         self._thread.start()
@@ -140,7 +140,7 @@ class RulesKeeper:
             self._table = table
             if self._known.put_fence() and same and table == nftables.handle(self._rules):
                 self._report(
-                    "another program removed the ip rule that holds clients while the table is"
+                    "another program removed the ip rule that stops clients while the table is"
                     " missing; capport put it back"
                 )
             if state.tracked != nftables.others_may_track(self._rules):

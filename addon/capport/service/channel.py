@@ -71,7 +71,7 @@ class Channel:
                 return
             message = json.loads(data)
             if not isinstance(message, list) or not message:
-                raise ValueError("it is no array with items")
+                raise ValueError("not an array with items")
             for file in files:
                 with os.fdopen(file, "rb") as whole:
                     whole.seek(0)

@@ -164,12 +164,12 @@ class Workers:
                 self._read_channels()  # first: if this process was stopped, signs of life wait
                 for index, worker in enumerate(self._workers):
                     if worker and worker.is_silent():
-                        logger.error(f"Worker {index} does not answer: it is ended")
+                        logger.error(f"Worker {index} does not answer; it is killed")
                         worker.process.signal(signal.SIGKILL)
                         worker.heard = math.inf
                 self._share()
             except Exception:  # the edge: without this loop, no worker would be replaced
-                logger.exception("The workers may not follow what has changed")
+                logger.exception("The workers may not have the latest policy")
 
     # --- to the workers --------------------------------------------------------------------------
 
@@ -224,7 +224,7 @@ class Workers:
                 count += 1
                 self._take(worker, message)
         except (ValueError, KeyError, TypeError):
-            logger.exception("A worker sent something that is no message; it is ended")
+            logger.exception("A worker sent something that is not a message; it is killed")
             worker.process.signal(signal.SIGKILL)
             self._close(channel)
         if channel.is_closed:
