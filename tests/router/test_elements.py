@@ -32,7 +32,7 @@ def test_traffic_puts_the_end_of_an_idle_element_off() -> None:
     elements = Elements()
     for second in range(1000):
         elements.file(element(600.0 + second, idle=True))
-    assert len(elements) == 1
+    assert len([*elements]) == 1
     assert [*elements.ended(1598.0)] == []
     assert [*elements.ended(1599.0)] == [ADA]
 

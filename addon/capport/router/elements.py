@@ -73,9 +73,6 @@ class Elements:
         self._in: Counter[str] = Counter()
         self._looks = Deadlines[Key]()
 
-    def __len__(self) -> int:
-        return len(self._by_key)
-
     def __iter__(self) -> Iterator[Element]:
         """A copy, so that the caller may add and forget elements in the loop."""
         yield from tuple(self._by_key.values())
