@@ -3,6 +3,7 @@
 Each server answers with 511 and a page of 2 KB, but for mitmproxy's `block_list`, which has no
 page. Processor time is user and system time of all processes of a server, from /proc. As root, all
 of it runs in a network namespace of its own, so that TLS clients can be redirected to the proxies.
+The servers have one core to themselves, the load another: one cannot take the other's time.
 """
 
 import os
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -45,6 +46,8 @@ PAGE = b"<!doctype html><title>Sign in</title>".ljust(2000)
 POLICY = "login_url: https://login.example.net/\n"
 MANY = 100_000  # client rules, and sessions; a tenth as many names in the garden
 SLOW_OF_ONE = 250  # connections of one slow client
+SLOW_KIB = 32  # promised for each of them
+CORE = min(os.sched_getaffinity(0))  # of the servers
 RATE = 100  # requests a second of the polite client
 SQUID_CONFIG = """
 http_port 127.0.0.1:{port}
@@ -117,6 +120,7 @@ class Servers:
     def __enter__(self) -> "Servers":
         self.redirects = os.geteuid() == 0 and shutil.which("nft") is not None
         with ExitStack() as stack:
+            leave_a_core()
             if self.redirects:
                 own_network()
             self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -128,7 +132,7 @@ class Servers:
                 server = self.of[name]
                 log = self.folder / f"{server.port}.log"
                 server.process = stack.enter_context(
-                    running(argv(server), log, ready=partial(listens, server.port))
+                    running(on_a_core(argv(server)), log, ready=partial(listens, server.port))
                 )
             if self.redirects:
                 redirect({name: one.tls_port for name, one in self.of.items()})
@@ -212,11 +216,9 @@ def figures(quick: bool) -> Iterator[Figure]:
             one = partial(load, servers, new=new, seconds=seconds)
             yield from costs(f"511s, {how}", alternate_costs(rounds, servers.of, one))
         if servers.redirects:
-            those = [RUN, MITMDUMP, NGINX]
-            one = partial(refused_hellos, servers, seconds=seconds)
-            yield from costs("TLS hellos refused", alternate_costs(rounds, those, one))
-        yield latency(servers, rounds, quick)
-        yield from burdens(servers, quick)
+            yield from tls(servers, rounds, seconds)
+        yield latency(servers, quick)
+        yield from burdens(servers, rounds, quick)
 
 
 def picture(measured: Sequence[Figure]) -> str:
@@ -225,11 +227,29 @@ def picture(measured: Sequence[Figure]) -> str:
     for figure in measured:
         if figure.name.endswith(EACH):
             rows.setdefault(figure.name, {}).update(figure.rows)
-    return svg([Figure(name, "us", of) for name, of in rows.items()], ours=OURS)
+    ours = (*OURS, *map(of_511, OURS))
+    return svg([Figure(name, "us", of) for name, of in rows.items()], ours)
+
+
+def tls(servers: Servers, rounds: int, seconds: float) -> Iterator[Figure]:
+    """A hello must cost no more than a 511 on a new connection that is redirected as it is."""
+    what, ours = f"TLS hellos refused: {EACH}", (RUN, ASYNCIO, MITMDUMP)
+    ways = {name: (name, 443) for name in (*ours, NGINX)} | {of_511(n): (n, 80) for n in ours}
+    of = alternate_costs(rounds, ways, lambda way: redirected(servers, *ways[way], seconds))
+    rows = {way: [cost.microseconds for cost in costs] for way, costs in of.items()}
+    for name in ours:
+        pair, promise = {way: rows[way] for way in (name, of_511(name))}, (Promise.AT_MOST, 1.0)
+        yield Figure(what, "us", pair, of_511(name), promise, of_peer=True)
+    yield Figure(what, "us", {NGINX: rows[NGINX]})
+
+
+def of_511(name: str) -> str:
+    """The row of a server's 511s among those of its TLS refusals."""
+    return f"{name}, a 511"
 
 
 def alternate_costs(
-    rounds: int, names: Mapping[str, Server] | list[str], one: Callable[[str], Cost]
+    rounds: int, names: Iterable[str], one: Callable[[str], Cost]
 ) -> dict[str, list[Cost]]:
     """The costs of each in `rounds` rounds."""
     costs: dict[str, list[Cost]] = {name: [] for name in names}
@@ -238,7 +258,7 @@ def alternate_costs(
         costs[name].append(one(name))
         return 0.0
 
-    alternate(rounds, {name: partial(measure, name) for name in names})
+    alternate(rounds, {name: partial(measure, name) for name in costs})
     return costs
 
 
@@ -246,19 +266,16 @@ def costs(what: str, of: Mapping[str, list[Cost]]) -> Iterator[Figure]:
     """Processor time, beside each peer, and requests a second."""
     time_of = {name: [cost.microseconds for cost in rows] for name, rows in of.items()}
     new = "a connection" in what
-    if SQUID in of:
-        bounds = {
-            (RUN, NGINX, SQUID): 1.0,
-            (ASYNCIO, SQUID): 1.3 if new else 1.0,
-            (MITMDUMP, BLOCK_LIST): 1 / 8 if new else 1 / 15,
-            (LARGE, RUN): 1.3,
-        }
-        for names, bound in bounds.items():
-            rows = {name: time_of[name] for name in names}
-            promise = (Promise.AT_MOST, bound)
-            yield Figure(f"{what}: {EACH}", "us", rows, names[-1], promise, of_peer=True)
-    else:
-        yield Figure(f"{what}: {EACH}", "us", time_of, NGINX)
+    bounds = {
+        (RUN, NGINX, SQUID): 1.0,
+        (ASYNCIO, SQUID): 1.3 if new else 1.0,
+        (MITMDUMP, BLOCK_LIST): 1 / 8 if new else 1 / 15,
+        (LARGE, RUN): 1.3,
+    }
+    for names, bound in bounds.items():
+        rows = {name: time_of[name] for name in names}
+        promise = (Promise.AT_MOST, bound)
+        yield Figure(f"{what}: {EACH}", "us", rows, names[-1], promise, of_peer=True)
     rates = {name: [cost.rate for cost in rows] for name, rows in of.items()}
     yield Figure(what, "1/s", rates)
 
@@ -317,46 +334,49 @@ def load(servers: Servers, name: str, *, new: bool, seconds: float) -> Cost:
     return Cost(spent / requests * 1e6, float(rate[1]))
 
 
-def refused_hellos(servers: Servers, name: str, *, seconds: float) -> Cost:
-    """What refusing ClientHellos costs."""
+def redirected(servers: Servers, name: str, port: int, seconds: float) -> Cost:
+    """What refusing hellos (port 443) or requests (80) on new, redirected connections costs."""
     server = servers.of[name]
     before = server.processor_time()
-    count = int(_said("hellos.py", address_of(servers, name), seconds))
+    count = int(_said("redirected.py", address_of(servers, name), port, seconds))
     return Cost((server.processor_time() - before) / count * 1e6, count / seconds)
 
 
-def latency(servers: Servers, rounds: int, quick: bool) -> Figure:
+def latency(servers: Servers, quick: bool) -> Figure:
     """How long a polite client waits, at a fixed rate."""
-
-    def wait(name: str, of_100: float) -> float:
-        return percentile(polite(servers.of[name], 2 if quick else 5), of_100)
-
     rows: dict[str, list[float]] = {}
-    for of_100 in (50, 99):
-        names = [name for name in servers.of if name != LARGE]
-        ways = {f"{name}: {of_100} of 100": partial(wait, name, of_100) for name in names}
-        rows |= alternate(1 if quick else 2, ways)
+    for name in servers.of:
+        if name != LARGE:
+            waits = polite(servers.of[name], 2 if quick else 5)
+            for of_100 in (50, 99):
+                rows[f"{name}: {of_100} of 100"] = [percentile(waits, of_100)]
     return Figure(f"until a 511 is there, at {RATE} a second", "ms", rows)
 
 
-def burdens(servers: Servers, quick: bool) -> Iterator[Figure]:
+def burdens(servers: Servers, rounds: int, quick: bool) -> Iterator[Figure]:
     """What many refusals, slow clients and one client at full speed do to the portal."""
     count, slow = (5_000, 500) if quick else (100_000, 5_000)
     server = servers.of[RUN]
-    flood(servers, server, 2_000)
+    flood(servers, 2_000)
     before = server.memory()
-    flood(servers, server, count)
+    flood(servers, count)
     rows = {RUN: [server.memory() - before]}
     yield Figure(f"memory after {count} refusals", "MiB", rows, promise=(Promise.AT_MOST, 5.0))
     before = server.memory()
     with slow_clients(server, slow):
         held = server.memory() - before
-    yield Figure(f"memory for {slow} slow clients", "MiB", {RUN: [held]})
-    alone = [percentile(polite(server, 2 if quick else 5), 99)]
-    with flooding(server):
-        beside = [percentile(polite(server, 2 if quick else 5), 99)]
-        granted = list(grants(servers, 3 if quick else 20))
-    rows = {"added": [beside[0] - alone[0]], "alone": alone, "beside one at full speed": beside}
+    most = slow * SLOW_KIB / 1024
+    yield Figure(
+        f"memory for {slow} slow clients", "MiB", {RUN: [held]}, promise=(Promise.AT_MOST, most)
+    )
+    alone, beside, granted = list[float](), list[float](), list[float]()
+    for number in range(rounds):
+        alone.append(percentile(polite(server, 2), 99))
+        with flooding(server), asking(server, 2) as waits:
+            granted += grants(servers, number * 5, 5)
+        beside.append(percentile(waits, 99))
+    added = [with_it - without for with_it, without in zip(beside, alone, strict=True)]
+    rows = {"added": added, "alone": alone, "beside one at full speed": beside}
     yield Figure(
         "99 of 100 answers to a polite client", "ms", rows, promise=(Promise.AT_MOST, 20.0)
     )
@@ -369,11 +389,12 @@ def burdens(servers: Servers, quick: bool) -> Iterator[Figure]:
     )
 
 
-def flood(servers: Servers, server: Server, count: int) -> None:
-    """Waits for at least `count` refusals on kept connections."""
-    done = 0.0
+def flood(servers: Servers, count: int) -> None:
+    """Waits for at least `count` refusals, half of the time on new connections."""
+    done, new = 0.0, False
     while done < count:
-        done += load(servers, RUN, new=False, seconds=2).rate * 2
+        done += load(servers, RUN, new=new, seconds=2).rate * 2
+        new = not new
 
 
 @contextmanager
@@ -409,19 +430,39 @@ def flooding(server: Server) -> Iterator[None]:
 
 def polite(server: Server, seconds: float) -> list[float]:
     """Milliseconds that each request of a client at a fixed rate took."""
-    return [float(line) for line in _said("polite.py", server.port, RATE, seconds).split()]
+    with asking(server, seconds) as waits:
+        pass
+    return waits
 
 
-def grants(servers: Servers, count: int) -> Iterator[float]:
+@contextmanager
+def asking(server: Server, seconds: float) -> Iterator[list[float]]:
+    """A polite client beside the `with` block. The list has its milliseconds after the block."""
+    waits: list[float] = []
+    argv = _argv("polite.py", server.port, RATE, seconds)
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as client:
+        try:
+            yield waits
+            said, _ = client.communicate(timeout=120)
+        except BaseException:
+            client.kill()
+            raise
+    waits += map(float, said.split())
+    if not waits:
+        raise ValueError("the polite client has failed")
+
+
+def grants(servers: Servers, first: int, count: int) -> Iterator[float]:
     """Milliseconds from a grant by another process until the portal serves the client."""
     with closing(SqliteStore(servers.store_of(RUN), spares=())) as store:
-        for number in range(count):
+        for number in range(first, first + count):
             address, now = f"127.0.200.{number + 1}", clock.now()
             store.put(Session(ClientId(address), now, now + 3600.0))
             begun = time.monotonic()
             while is_refused(address, servers.of[RUN].port):
                 if time.monotonic() > begun + 20:
                     raise ValueError("a grant is not in force after 20 s")
+                time.sleep(0.005)
             yield (time.monotonic() - begun) * 1000
 
 
@@ -443,9 +484,9 @@ def own_network() -> None:
 
 
 def redirect(ports: Mapping[str, int]) -> None:
-    """Redirects port 443 of one address for each name to its port."""
+    """Redirects ports 80 and 443 of one address for each name to its port."""
     rules = "\n".join(
-        f"ip daddr 203.0.113.{number} tcp dport 443 redirect to :{port}"
+        f"ip daddr 203.0.113.{number} tcp dport {{ 80, 443 }} redirect to :{port}"
         for number, port in enumerate(ports.values(), 1)
     )
     table = f"table ip bench {{\nchain out {{\ntype nat hook output priority -100\n{rules}\n}}\n}}"
@@ -453,13 +494,29 @@ def redirect(ports: Mapping[str, int]) -> None:
 
 
 def address_of(servers: Servers, name: str) -> str:
-    """The address of which port 443 is redirected to this server."""
+    """The address of which ports 80 and 443 are redirected to this server."""
     return f"203.0.113.{[*servers.of].index(name) + 1}"
 
 
+def leave_a_core() -> None:
+    """Keeps this process and its children off one core, which the servers get, if there are two."""
+    others = os.sched_getaffinity(0) - {CORE}
+    if others:
+        os.sched_setaffinity(0, others)
+
+
+def on_a_core(argv: list[str]) -> list[str]:
+    """The command that runs `argv` on the core that was left."""
+    return ["taskset", "--cpu-list", str(CORE), *argv]
+
+
 def _said(script: str, *arguments: object) -> str:
-    argv = [sys.executable, str(HERE / script), *map(str, arguments)]
+    argv = _argv(script, *arguments)
     return subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True, timeout=120).stdout
+
+
+def _argv(script: str, *arguments: object) -> list[str]:
+    return [sys.executable, str(HERE / script), *map(str, arguments)]
 
 
 def _set(settings: Mapping[str, object]) -> list[str]:
