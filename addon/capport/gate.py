@@ -56,6 +56,8 @@ type AtOnce = NetworkAuthenticationRequired | SignIn | TooManyRequests | HeaderF
 
 AT_ONCE: Final = (NetworkAuthenticationRequired, SignIn, TooManyRequests, HeaderFieldsTooLarge)
 
+_WITH_LINK: Final = (NetworkAuthenticationRequired, SignIn)
+
 type MakeState = Callable[[Client, str | None], str | None]
 """Makes the `{state}` in the login URL of a client that asked for a URL; None: there is none."""
 
@@ -168,7 +170,7 @@ class Gate:
             self._heard_of(found)
             return verdict
         self._count_refusal(found)
-        if isinstance(verdict, NetworkAuthenticationRequired | SignIn):
+        if isinstance(verdict, _WITH_LINK):
             state = self._state_for(client, verdict, url)
             with_state = self.policy.login_url_with(state, client.address)
             verdict = replace(verdict, login_url=with_state)
@@ -204,7 +206,7 @@ class Gate:
         self.metrics.decisions.add(time.perf_counter() - begun)
         self.metrics.verdicts[type(verdict).__name__] += 1
         self._count_refusal(found)
-        if isinstance(verdict, NetworkAuthenticationRequired | SignIn):
+        if isinstance(verdict, _WITH_LINK):
             return verdict, self._state_for(client, verdict, url)
         return verdict, None
 
@@ -474,7 +476,7 @@ class Gate:
 
         It is False for a request that gets no 302 in any case.
         """
-        if decision.probe_of(request, claim, self.policy) is None:
+        if not self.answering or decision.probe_of(request, claim, self.policy) is None:
             return False
         address = self.answering.get(self.policy.login_for(client.address).place)
         if address is None:

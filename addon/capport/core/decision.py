@@ -232,12 +232,14 @@ def walled_garden(case: Case, policy: Policy) -> Verdict | None:
     A connectivity check passes only by an entry for that one host. If `*.apple.com` were enough, no
     Apple device would notice the portal.
     """
-    if not policy.walled_garden.entries:
+    garden = policy.walled_garden
+    if not garden.entries:
         return None
-    exactly = probe_of(case.request, case.claim, policy) is not None
     for place in (_named(case), case.dialled):
-        entry = place and policy.walled_garden.find(place.host, place.port, exactly=exactly)
-        if place and entry:
+        if place is None or not garden.find(place.host, place.port):
+            continue
+        exactly = probe_of(case.request, case.claim, policy) is not None
+        if entry := garden.find(place.host, place.port, exactly=exactly):
             return Pass(_in_garden(place, entry), to=place)
     return None
 

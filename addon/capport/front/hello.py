@@ -6,12 +6,11 @@ safe that mitmproxy parses a hello that was accepted here.
 """
 
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
 from capport.core.place import Place, parse_host
+from capport.core.value import value
 
 HELLO: Final = 16 * 1024  # bytes of a ClientHello, as in BoringSSL; browsers send 2 KB
 RECORD: Final = 2**14  # bytes of a record that is not encrypted: RFC 8446 section 5.1
@@ -30,7 +29,7 @@ SHOWN: Final = 200  # characters of an SNI in events and logs
 _KEPT: Final = 512  # places that SNIs have named
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Hello:
     """What a ClientHello asks for.
 
@@ -71,7 +70,7 @@ class HelloReader:
             if len(raw) > HELLO:
                 raise ValueError(f"it has more than {HELLO} bytes")
             return None
-        return read_hello(b"".join(self._payloads())[4:size])
+        return read_hello(self._body(size))
 
     def access_denied(self) -> bytes:
         """The fatal alert that refuses the hello, as one TLS record (RFC 8446 sections 5.1 and 6).
@@ -99,12 +98,16 @@ class HelloReader:
             self._have += size
             self._record = at
 
-    def _payloads(self) -> Iterator[bytes]:
-        at = 0
+    def _body(self, size: int) -> bytes:
+        """The message without its type and size. With these it has `size` bytes."""
+        if self._records == 1:
+            return bytes(self.raw[9 : 5 + size])
+        payloads, at = bytearray(), 0
         while at < self._record:
-            size = int.from_bytes(self.raw[at + 3 : at + 5])
-            yield bytes(self.raw[at + 5 : at + 5 + size])
-            at += 5 + size
+            start, length = at + 5, int.from_bytes(self.raw[at + 3 : at + 5])
+            at = start + length
+            payloads += self.raw[start:at]
+        return bytes(payloads[4:size])
 
 
 def claim_of(hello: Hello, dialled: Place | None) -> Place | None:
@@ -139,8 +142,8 @@ def read_hello(body: bytes) -> Hello:
         raise ValueError(f"it has more than {CIPHERS} cipher suites")
     at = _end(body, ciphers, 1)  # legacy_compression_methods
     # Extensions are optional in TLS 1.2: RFC 5246 section 7.4.1.2.
-    extensions = _extensions(_only(body[at:])) if at < len(body) else {}
-    names = list(_items(extensions.get(SERVER_NAME), 1, 2))
+    extensions = _extensions(_only(body, at)) if at < len(body) else {}
+    names = _items(extensions.get(SERVER_NAME), 1, 2)
     return Hello(
         _text(names[0][1]) if len(names) == 1 and names[0][0] == b"\0" else None,
         _text(b" ".join(name for _, name in names))[:SHOWN] if SERVER_NAME in extensions else None,
@@ -152,43 +155,42 @@ def read_hello(body: bytes) -> Hello:
 def _extensions(data: bytes) -> dict[int, bytes]:
     """The extensions by their types. A browser sends twenty, so no object is made for each."""
     found: dict[int, bytes] = {}
-    at, end = 0, len(data)
-    for count in range(ITEMS + 1):
-        if at >= end:
-            if at > end:
-                raise ValueError(_SHORT)
-            if len(found) < count:
-                raise ValueError("it has an extension twice")  # RFC 8446 section 4.2
-            return found
-        start = at + _EXTENSION.size
-        if start > end:
-            raise ValueError(_SHORT)
-        kind, size = _EXTENSION.unpack_from(data, at)
-        at = start + size
-        found[kind] = data[start:at]
+    read, at, end = _EXTENSION.unpack_from, 0, len(data)
+    try:
+        for count in range(ITEMS + 1):
+            if at == end:
+                if len(found) < count:
+                    raise ValueError("it has an extension twice")  # RFC 8446 section 4.2
+                return found
+            kind, size = read(data, at)
+            start = at + 4
+            at = start + size
+            found[kind] = data[start:at]
+    except struct.error:  # there is nothing at `at`, or not enough
+        raise ValueError(_SHORT) from None
     raise ValueError(f"it has more than {ITEMS} extensions")
 
 
-def _items(content: bytes | None, before: int, size: int) -> Iterator[tuple[bytes, bytes]]:
+def _items(content: bytes | None, before: int, size: int) -> list[tuple[bytes, bytes]]:
     """The items of the list in an extension: the `before` bytes in front of each, and itself.
 
     Each has its length in front, in `size` bytes.
     """
-    items = _only(content) if content else b""
-    at = count = 0
+    items, at = _only(content, 0) if content else b"", 0
+    found: list[tuple[bytes, bytes]] = []
     while at < len(items):
         start, at = at + before, _end(items, at + before, size)
-        count += 1
-        if count > ITEMS:
+        found.append((items[start - before : start], items[start + size : at]))
+        if len(found) > ITEMS:
             raise ValueError(f"it has a list of more than {ITEMS} items")
-        yield items[start - before : start], items[start + size : at]
+    return found
 
 
-def _only(data: bytes) -> bytes:
-    """The one field in `data`, which has its length in front, in two bytes."""
-    if _end(data, 0, 2) != len(data):
+def _only(data: bytes, at: int) -> bytes:
+    """The last field, which has its length at `at`, in two bytes."""
+    if _end(data, at, 2) != len(data):
         raise ValueError("it has bytes after its last field")
-    return data[2:]
+    return data[at + 2 :]
 
 
 def _end(data: bytes, at: int, size: int) -> int:
