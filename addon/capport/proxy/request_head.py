@@ -17,7 +17,6 @@ _NO_TARGET: Final = re.compile(rb"[\x00-\x20\x7f]")
 
 _COUNTED: Final = re.compile(rb"\[redacted(?:: ([0-9]{1,9}))?\]")
 CREDENTIALS: Final = (b"cookie", b"authorization", b"proxy-authorization")
-_USERINFO: Final = re.compile(rb".*@", re.DOTALL)  # RFC 3986 section 3.2.1
 
 
 def place_of(address: connection.Address | None) -> Place | None:
@@ -49,7 +48,8 @@ def redact(request: http.Request) -> dict[bytes, list[bytes]]:
 
 
 def _without_userinfo(authority: bytes) -> bytes:
-    return _USERINFO.sub(b"[redacted]@", authority, 1)
+    _, at, place = authority.rpartition(b"@")  # RFC 3986 section 3.2.1
+    return b"[redacted]@" + place if at else authority
 
 
 def redacted(name: bytes, value: bytes) -> bytes:

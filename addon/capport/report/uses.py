@@ -31,9 +31,8 @@ _DAV = {
 type _Test = Callable[[Request], bool]
 
 
-def _path(pattern: str) -> _Test:
-    compiled = re.compile(pattern)
-    return lambda request: bool(compiled.search(request.path))
+def _path(pattern: re.Pattern[str]) -> _Test:
+    return lambda request: bool(pattern.search(request.path))
 
 
 def _agent(*words: str) -> _Test:
@@ -67,29 +66,34 @@ _FEED_TYPES = re.compile(r"application/(?:rss|atom|feed)")
 
 # Each use with its tests, of which one has to hold. The first use that matches counts.
 _USES: dict[str, tuple[_Test, ...]] = {
-    "favicon": (_path(r"^/favicon\.ico$|^/apple-touch-icon"),),
-    "P3P": (_path(r"^/w3c/p3p\.xml$"),),
-    "WebFinger": (_path(r"^/\.well-known/(webfinger|host-meta)"),),
+    "favicon": (_path(re.compile(r"^/favicon\.ico$|^/apple-touch-icon")),),
+    "P3P": (_path(re.compile(r"^/w3c/p3p\.xml$")),),
+    "WebFinger": (_path(re.compile(r"^/\.well-known/(webfinger|host-meta)")),),
     "OAuth": (
-        _path(r"/oauth2?/|/oauth2?$|/openid-connect/"),
-        _path(r"^/\.well-known/(openid-configuration|oauth-authorization-server)"),
+        _path(re.compile(r"/oauth2?/|/oauth2?$|/openid-connect/")),
+        _path(re.compile(r"^/\.well-known/(openid-configuration|oauth-authorization-server)")),
     ),
     "CORS preflight": (lambda request: request.preflight and request.method == "OPTIONS",),
     "CalDAV or CardDAV": (
         lambda request: request.method in {"MKCALENDAR", "MKADDRESSBOOK"},
-        _path(r"^/\.well-known/(caldav|carddav)|/(caldav|carddav|calendars|addressbooks)/"),
+        _path(
+            re.compile(r"^/\.well-known/(caldav|carddav)|/(caldav|carddav|calendars|addressbooks)/")
+        ),
         _agent("caldav", "carddav", "davx", "dataaccessd", "calendaragent", "evolution/"),
     ),
     "WebDAV": (
         lambda request: request.method in _DAV,
         _agent("webdav", "davfs2", "cadaver", "^svn/", "gvfs/"),
-        _path(r"/remote\.php/(web)?dav"),
+        _path(re.compile(r"/remote\.php/(web)?dav")),
     ),
     "package manager": (_agent(*_PACKAGES),),
-    "software update": (_agent(*_UPDATES), _path(r"/appcast\.xml$|/latest(-\w+)?\.yml$")),
+    "software update": (
+        _agent(*_UPDATES),
+        _path(re.compile(r"/appcast\.xml$|/latest(-\w+)?\.yml$")),
+    ),
     "feed": (
         lambda request: bool(_FEED_TYPES.search(request.accept)),
-        _path(r"\.(rss|atom)$"),
+        _path(re.compile(r"\.(rss|atom)$")),
         _agent(*_FEEDS),
     ),
     "widget": (_agent("widget", "dashboard", "conky", "weather", "watchface"),),

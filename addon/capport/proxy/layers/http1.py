@@ -117,7 +117,7 @@ class RefusalLayer(OwnLayer):
                 self.method = head.method
                 first = self.parser.next_event()
             except h11.RemoteProtocolError as error:
-                error.__traceback__ = None  # it refers to all that h11 has read
+                error.with_traceback(None)  # it refers to all that h11 has read
                 status = 431 if error.error_status_hint == 431 else 400
                 field = None
                 if status == 431:  # the head was too large to parse, so it is still in the buffer

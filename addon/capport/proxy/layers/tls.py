@@ -74,7 +74,7 @@ class HelloLayer(OwnLayer):
         try:
             hello = self.reader.feed(data)
         except ValueError as error:
-            error.__traceback__ = None  # it refers to all that was read
+            error.with_traceback(None)  # it refers to all that was read
             yield from self._no_hello(f"it is no ClientHello: {error}")
             return
         if hello is None:
