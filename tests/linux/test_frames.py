@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 import requires
-from capport.core.client import UNSEEN, Mac
+from capport.core.client import UNSEEN, Mac, parse_address
 from capport.linux import frames
 from lab.namespaces import Namespace, let_go, namespaces, veth
 
@@ -96,4 +96,4 @@ TCP = bytes(40)
     ],
 )
 def test_it_is_read_from_where_the_address_is(syn: bytes, peer: str, mac: Mac | None) -> None:
-    assert frames.sender_in(syn, peer) == mac
+    assert frames.sender_in(syn, parse_address(peer)) == mac

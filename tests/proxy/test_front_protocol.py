@@ -1,9 +1,12 @@
 """The front in its place: what it accepts, answers, shows, and hands over to mitmproxy."""
 
 import asyncio
+import contextlib
 import json
+import os
 import re
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,8 @@ from capport.gate import Gate
 from capport.linux import frames
 from capport.proxy import connections, front_protocol, shown
 from capport.proxy.flow_marks import FlowMarks
-from capport.proxy.front_protocol import Front, Stranger
-from capport.proxy.internals import listeners, sockets
+from capport.proxy.front_protocol import Stranger
+from capport.proxy.internals import listeners
 from capport.proxy.internals.listeners import Listener
 from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
 from proxy.hellos import ALERT_49, real
@@ -142,6 +145,157 @@ async def test_a_server_without_sockets_cannot_be_taken_over(
         assert b" 511 " in await it.ask(GET)
 
 
+# --- its sockets ----------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def slow_client(it: Portal) -> AsyncIterator[tuple[socket.socket, Stranger]]:
+    """A client that reads nothing unless a test does, and whose system takes little."""
+    loop = asyncio.get_running_loop()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        await loop.sock_connect(client, ("127.0.0.1", it.port))
+        (entry,) = await opened(it)
+        assert isinstance(entry.line, Stranger)
+        entry.line._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        yield client, entry.line
+
+
+async def read_slowly(client: socket.socket, ends: int | None = None) -> bytes:
+    """What comes until the end of the stream, or of so many pages."""
+    received, loop = b"", asyncio.get_running_loop()
+    while ends is None or received.count(b"</html>") < ends:
+        data = await asyncio.wait_for(loop.sock_recv(client, 1000), SOON)
+        if not data:
+            break
+        received += data
+    return received
+
+
+@pytest.mark.parametrize("last", [b"Connection: close", b"Content-Length: 9"])
+async def test_a_client_that_reads_slowly_gets_all_answers_to_the_last(
+    portal: StartPortal, last: bytes, refused: list[str]
+) -> None:
+    async with portal() as it, slow_client(it) as (client, line):
+        closing = GET.replace(b"\r\n\r\n", b"\r\n" + last + b"\r\n\r\n")
+        await asyncio.get_running_loop().sock_sendall(client, GET * 30 + closing)
+        await until(lambda: len(line._unsent) > 0)
+        answered = len(refused)
+        assert answered < 31  # the others wait until it reads
+        assert len(await opened(it)) == 1
+        assert (await read_slowly(client)).count(b"</html>") == len(refused) == 31
+        client.close()
+        await until(lambda: len(it.keeper.connections) == 0)
+
+
+async def test_a_client_that_never_reads_meets_the_deadline(portal: StartPortal) -> None:
+    async with portal() as it, slow_client(it) as (client, line):
+        await asyncio.get_running_loop().sock_sendall(client, GET * 30)
+        await until(lambda: len(line._unsent) > 0)
+        later(connections.PATIENCE + 1)
+        await until(lambda: len(it.keeper.connections) == 0)
+        assert line._sock.fileno() == -1
+
+
+async def test_an_answer_that_is_the_last_costs_no_place_in_the_book(
+    portal: StartPortal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closing = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    async with portal(portal_shown=0) as it:
+        monkeypatch.setattr(connections.Connections, "accepted", explode)
+        with connect_many(it, 1)[0] as client:
+            client.sendall(closing)  # before it is accepted
+            client.setblocking(False)
+            assert b" 511 " in await read_slowly(client)
+        assert not it.keeper.front._watched
+
+
+async def test_when_the_portal_stops_the_connections_in_the_front_end(portal: StartPortal) -> None:
+    async with portal() as it:
+        clients = [await connect(it) for _ in range(3)]
+        clients[0][1].write(GET)
+        assert b" 511 " in await one_answer(clients[0][0])
+        clients[1][1].write(GET[:20])
+        await until(lambda: len(it.keeper.connections) == 3)
+        it.keeper.front._left, it.keeper.front._scheduled = 0, True  # the next waits for its turn
+        clients.append(await connect(it, "127.0.0.2"))
+        await until(lambda: it.keeper.front._turns.of("127.0.0.2") == 1)
+    for reader, writer in clients:
+        assert await until_closed(reader) == b""
+        writer.close()
+    assert len(it.keeper.connections) == 0
+    late = socket.socket()
+    it.keeper.front.accepted(None, late, ("127.0.0.1", 1))  # type: ignore[arg-type]
+    assert late.fileno() == -1
+
+
+async def test_a_socket_that_somebody_else_has_closed_is_forgotten(
+    portal: StartPortal, tmp_path: Path
+) -> None:
+    async with portal(events=True) as it:
+        reader, writer = await connect(it)
+        (entry,) = await opened(it)
+        assert isinstance(entry.line, Stranger)
+        os.close(entry.line._sock.fileno())
+        assert await until_closed(reader) == b""
+        later(connections.PATIENCE + 1)
+        await until(lambda: len(it.keeper.connections) == 0)
+        assert not it.keeper.front._watched
+        assert b" 511 " in await it.ask(GET)
+        writer.close()
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert any(event["event"] == "fault" for event in events)
+
+
+async def test_what_comes_on_a_closed_socket_of_which_there_is_a_copy_wakes_nobody_for_long(
+    portal: StartPortal,
+) -> None:
+    """A process that was forked meanwhile keeps the connection open, and so in the epoll."""
+    async with portal() as it:
+        _, writer = await connect(it)
+        (entry,) = await opened(it)
+        assert isinstance(entry.line, Stranger)
+        copy = os.dup(entry.line._sock.fileno())
+        it.keeper.connections.abort(entry)
+        poll, polls = it.keeper.front._epoll.poll, 0
+
+        class Counted:
+            closed = False
+            fileno = it.keeper.front._epoll.fileno
+            register = it.keeper.front._epoll.register
+            close = it.keeper.front._epoll.close
+
+            def poll(self, *them: Any) -> Any:
+                nonlocal polls
+                polls += 1
+                return poll(*them)
+
+        it.keeper.front._epoll = Counted()  # type: ignore[assignment]
+        writer.write(GET)
+        for _ in range(10):
+            assert b" 511 " in await it.ask(GET)
+        assert polls < 100
+        os.close(copy)
+        writer.close()
+
+
+async def test_deadlines_that_come_together_leave_time_to_others(
+    portal: StartPortal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "AT_ONCE", 2)
+    async with portal() as it:
+        clients = [await connect(it) for _ in range(9)]
+        await until(lambda: len(it.keeper.connections) == 9)
+        later(connections.PATIENCE + 1)
+        it.keeper.connections._ring()
+        assert len(it.keeper.connections) == 7
+        await until(lambda: len(it.keeper.connections) == 0)
+        for reader, writer in clients:
+            assert await until_closed(reader) == b""
+            writer.close()
+
+
 # --- handing over ---------------------------------------------------------------------------------
 
 
@@ -169,29 +323,14 @@ async def test_a_hand_over_waits_until_everything_is_sent(
 ) -> None:
     monkeypatch.setattr(connections, "PATIENCE", 10 * SOON)
     folded = GET.replace(b"\r\n\r\n", b"\r\nX: a\r\n b\r\n\r\n")
-    async with portal() as it:
-        with socket.socket() as client:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client.setblocking(False)
-            loop = asyncio.get_running_loop()
-            await loop.sock_connect(client, ("127.0.0.1", it.port))
-            (entry,) = await opened(it)
-            line = entry.line
-            assert isinstance(line, Stranger)
-            transport = line._transport
-            assert transport
-            sock = transport.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-            await loop.sock_sendall(client, GET * 30)
-            await until(lambda: transport.get_write_buffer_size() > 0)
-            await loop.sock_sendall(client, folded)
-            received = b""
-            while received.count(b"</html>") < 31:
-                data = await asyncio.wait_for(loop.sock_recv(client, 1000), SOON)
-                assert data, received[-300:]
-                received += data
-            assert received.count(b"HTTP/1.1 511 ") == 31
-            assert it.flows.handed_over == 1
+    async with portal() as it, slow_client(it) as (client, line):
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(client, GET * 30)
+        await until(lambda: len(line._unsent) > 0)
+        await loop.sock_sendall(client, folded)
+        received = await read_slowly(client, 31)
+        assert received.count(b"HTTP/1.1 511 ") == 31
+        assert it.flows.handed_over == 1
 
 
 async def opened(it: Portal) -> list[connections.Open]:
@@ -220,13 +359,15 @@ async def test_a_connection_has_one_deadline_in_the_front_and_after(portal: Star
     async with portal() as it:
         reader, writer = await connect(it)
         (entry,) = await opened(it)
-        deadline = entry.deadline
+        deadlines = it.keeper.connections._deadlines
+        deadline = deadlines.of(entry)
+        assert deadline
         later(connections.PATIENCE - 1)
         writer.write(
             b"get / HTTP/1.1\r\nHost: x\r\n"
         )  # which may become a request, but no usual one
         await until(lambda: it.flows.handed_over == 1)
-        assert entry.deadline == deadline
+        assert deadlines.of(entry) == deadline
         later(2)
         assert await until_closed(reader) == b""
         writer.close()
@@ -293,11 +434,11 @@ def explode(*_: object, **__: object) -> Any:
     [
         (Gate, "refusal"),
         (front_protocol, "Conversation"),
-        (frames, "sender"),
+        (frames, "sender_from"),
         (connections.Connections, "accepted"),
         (connections.Connections, "goes_on"),
-        (Stranger, "_go_on"),
-        (Front, "begin"),
+        (Stranger, "go_on"),
+        (Stranger, "begin"),
         (listeners, "hand_over"),
         (FlowMarks, "refused"),
     ],
@@ -333,14 +474,20 @@ async def test_whatever_raises_in_the_front_nothing_leaves(
 async def test_connections_that_have_gone_again_cost_no_more_than_an_accept(
     portal: StartPortal, origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built: list[object] = []
-    attach = sockets.attach
+    built: list[str] = []
 
-    def counted(sock: socket.socket, protocol: asyncio.Protocol) -> None:
-        built.append(protocol)
-        attach(sock, protocol)
+    def count(thing: Any, name: str) -> None:
+        build = getattr(thing, name)
 
-    monkeypatch.setattr(sockets, "attach", counted)
+        def counted(*them: Any, **more: Any) -> Any:
+            built.append(name)
+            return build(*them, **more)
+
+        monkeypatch.setattr(thing, name, counted)
+
+    count(front_protocol, "Conversation")
+    count(connections.Connections, "accepted")
+    count(listeners, "hand_over")
     get = f"GET http://127.0.0.1:{origin.port}/ HTTP/1.1\r\nHost: x\r\n\r\n".encode()
     async with portal(KNOWN) as it:
         for client in connect_many(it, 500):
@@ -348,7 +495,7 @@ async def test_connections_that_have_gone_again_cost_no_more_than_an_accept(
         reader, writer = await connect(it, "127.0.0.9")
         writer.write(get)
         assert b" 200 " in await one_answer(reader)
-        assert len(built) == 1
+        assert built == ["Conversation", "accepted", "hand_over"]  # for the known client
         writer.close()
 
 

@@ -78,13 +78,17 @@ class Answer:
 
 @dataclass(slots=True)
 class Alert:
-    """The refusal of a ClientHello: a TLS record, or nothing, which means RST."""
+    """The refusal of a ClientHello: a TLS record, or nothing, which means RST.
+
+    `ends_all` as in `Answer`: the client waits for ours before it sends more (RFC 8446 section 2).
+    """
 
     data: bytes
     client: Client
     dialled: Place
     verdict: Refuse | Drop
     hello: Hello
+    ends_all: bool
     close: bool = True
 
 
@@ -137,6 +141,11 @@ class Conversation:
         self._searched = len(data)
         return None
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether something came after the last request that was answered."""
+        return bool(self._unread)
+
     def hand_over(self) -> HandOver:
         """Hands over what has not been answered, whatever it is."""
         unread = bytes(self._hello.raw) if self._hello is not None else self._unread
@@ -184,7 +193,8 @@ class Conversation:
         if verdict is None:
             return self.hand_over()
         record = b"" if isinstance(verdict, Drop) else self._hello.access_denied()
-        return Alert(record, client, self.dialled, verdict, hello)
+        last = self._hello.is_all and not hello.has_early_data
+        return Alert(record, client, self.dialled, verdict, hello, ends_all=last)
 
 
 def _may_become_ordinary(data: bytes, start: int) -> bool:

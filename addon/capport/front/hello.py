@@ -21,6 +21,7 @@ CIPHERS: Final = 1000  # cipher suites; IANA has registered 400
 ACCESS_DENIED: Final = b"\x31"  # RFC 8446 section 6.2
 SERVER_NAME: Final = 0  # RFC 6066 section 3
 ALPN: Final = 16  # RFC 7301 section 3.1
+EARLY_DATA: Final = 42  # RFC 8446 section 4.2.10
 ECH: Final = 0xFE0D  # RFC 9849 section 5
 _SHORT: Final = "it ends in the middle of a field"
 _RECORD: Final = struct.Struct(">BBBH")  # its type, version and size: RFC 8446 section 5.1
@@ -35,13 +36,15 @@ class Hello:
 
     `server_name` is the name in the SNI; None if it has none, or more than one. `sni` is the whole
     content of the SNI for display; None if there is no SNI. `has_ech` is whether the hello may hide
-    another name behind that one (RFC 9849).
+    another name behind that one (RFC 9849). `has_early_data` is whether the client sends something
+    with it, before it has an answer (RFC 8446 section 4.2.10).
     """
 
     server_name: str | None = None
     sni: str | None = None
     protocols: tuple[bytes, ...] = ()
     has_ech: bool = False
+    has_early_data: bool = False
 
 
 class HelloReader:
@@ -71,6 +74,11 @@ class HelloReader:
                 raise ValueError(f"it has more than {HELLO} bytes")
             return None
         return read_hello(self._body(size))
+
+    @property
+    def is_all(self) -> bool:
+        """Whether nothing has come after the records of the hello."""
+        return self._record == len(self.raw)
 
     def access_denied(self) -> bytes:
         """The fatal alert that refuses the hello, as one TLS record (RFC 8446 sections 5.1 and 6).
@@ -149,6 +157,7 @@ def read_hello(body: bytes) -> Hello:
         _text(b" ".join(name for _, name in names))[:SHOWN] if SERVER_NAME in extensions else None,
         tuple(protocol for _, protocol in _items(extensions.get(ALPN), 0, 1)),
         ECH in extensions,
+        EARLY_DATA in extensions,
     )
 
 

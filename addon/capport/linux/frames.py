@@ -9,7 +9,7 @@ not keep a SYN that it answered with a cookie (net.ipv4.tcp_syncookies).
 import socket
 from functools import cache
 
-from capport.core.client import UNSEEN, Mac, parse_address, parse_mac
+from capport.core.client import UNSEEN, Address, Mac, parse_address, parse_mac
 
 # linux/tcp.h
 _SAVE_SYN, _SAVED_SYN = 27, 28
@@ -44,22 +44,34 @@ def sender(connected: socket.socket) -> Mac | None:
     None if there is no MAC: loopback, a tunnel, a socket that is not TCP, an older kernel. UNSEEN
     if the kernel has not kept the SYN.
     """
-    if connected.family not in (socket.AF_INET, socket.AF_INET6) or not is_kept():
+    if connected.family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    if connected.type != socket.SOCK_STREAM:
         return None
     try:
-        peer = connected.getpeername()[0]
+        peer = parse_address(connected.getpeername()[0])
+    except OSError:  # the connection has ended
+        return UNSEEN if is_kept() else None
+    return sender_from(peer, connected)
+
+
+def sender_from(peer: Address, connected: socket.socket) -> Mac | None:
+    """The same for a TCP connection whose `peer` is known."""
+    if not is_kept():
+        return None
+    try:
         syn = connected.getsockopt(socket.IPPROTO_TCP, _SAVED_SYN, _LONGEST)
-    except OSError:  # the connection has ended, or the socket is UDP
-        return None if connected.type != socket.SOCK_STREAM else UNSEEN
+    except OSError:  # the connection has ended
+        return UNSEEN
     return sender_in(syn, peer)
 
 
-def sender_in(syn: bytes, peer: str) -> Mac | None:
+def sender_in(syn: bytes, peer: Address) -> Mac | None:
     """The MAC in a SYN from `peer`, in the form in which the kernel keeps it."""
-    address = parse_address(peer)
-    version = address.version
+    source = _SOURCES[peer.version]
     for length in _LINK_HEADERS:
-        head, mac = syn[length:], syn[6:12] if length else _NOBODY
-        if head[:1].hex()[:1] == str(version) and head[_SOURCES[version]] == address.packed:
+        head = syn[length:]
+        if head and head[0] >> 4 == peer.version and head[source] == peer.packed:
+            mac = syn[6:12] if length else _NOBODY
             return None if mac == _NOBODY else parse_mac(mac.hex(":"))
     return UNSEEN

@@ -119,13 +119,15 @@ class Hooks:
     async def _begin(self) -> None:
         """Starts what needs the event loop."""
         try:
+            self.front.open()
             self._listeners = Listeners(self.front.accepted)
             await self.service.start(self.connections)
         except (NotTakenOver, OSError, SettingError) as error:
             mitmproxy_options.stop_the_start(error)
 
     async def done(self) -> None:
-        """Stops the service."""
+        """Stops the front, then the service."""
+        self.front.close()
         await self.service.stop()
 
     # --- hooks: connections ----------------------------------------------------------------------

@@ -19,17 +19,20 @@ data arrives, the end of the session is checked again, and nothing that comes la
 import asyncio
 import contextlib
 import logging
+import math
 import resource
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Protocol
 
 from mitmproxy import connection
 from mitmproxy.proxy import events, server
 
 from capport.core.client import UNSEEN, Client, ClientId, Mac, Peer, parse_address
+from capport.core.deadlines import Deadlines
 from capport.core.place import Place
 from capport.core.session import Instant
 from capport.core.verdict import Pass
@@ -49,6 +52,7 @@ MOST_KEPT_OF_ONE = 16 * 1024 * 1024  # bytes of one client that wait for connect
 MOST_KEPT = 1024 * 1024  # of those, bytes on one connection of a known client
 MOST_UNREAD = 8 * 1024 * 1024  # bytes of HTTP/2 answers that a known client has not read
 LITTLE = 8 * 1024  # replaces the last two for an unknown client; also bounds each read and write
+AT_ONCE = 64  # connections that end at their deadlines before the event loop does something else
 DESCRIPTORS_KEPT = 256  # file descriptors for everything but unknown clients' connections
 
 type Key = tuple[object, object]
@@ -68,8 +72,8 @@ class Line(Protocol):
     def finish(self) -> None:
         """Ends the client's after everything that was written has been sent (`sockets.finish`)."""
 
-    def set_buffers(self, size: int | None) -> None:
-        """Bounds what asyncio reads at once, and keeps. None: asyncio's own bounds."""
+    def lingers(self) -> bool:
+        """Whether it stays open for another stage, in which the client can read its last answer."""
 
 
 @dataclass(slots=True, eq=False)
@@ -99,8 +103,6 @@ class Open:
     unread: int = 0  # bytes of answers that waited for the client before the last data arrived
     reads: asyncio.Event = field(default_factory=asyncio.Event)  # the client has sent something
     weight: int = 1  # how many connections it counts as
-    timer: asyncio.TimerHandle | None = None
-    deadline: float = 0.0  # the loop's time at which an unknown client's connection ends
 
     @property
     def is_known(self) -> bool:
@@ -124,6 +126,8 @@ class Connections:
         self._by_id: dict[ClientId, set[Key]] = {}
         self._logins: Counter[ClientId] = Counter()  # connections to the login server
         self._kept: Counter[ClientId] = Counter()  # bytes: the sum of `Open.kept`
+        self._deadlines = Deadlines[Open]()  # by the loop's time
+        self._alarm: asyncio.TimerHandle | None = None  # for the next of them
 
     def __len__(self) -> int:
         return len(self._open)
@@ -220,7 +224,7 @@ class Connections:
 
     def _forget(self, entry: Open) -> None:
         del self._open[entry.key]
-        self._cancel(entry)
+        self._deadlines.drop(entry)
         self._count_kept(entry, -entry.kept)
         self._forget_unknown(entry)
         self._unindex(entry)
@@ -242,13 +246,13 @@ class Connections:
 
         Its layer closes the connection; this deadline ends it if the layer does not.
         """
-        if entry := self._open.get(key_of(conn)):
-            self.ends(entry)
+        entry = self._open.get(key_of(conn))
+        if entry is not None and not entry.let_through:
+            self._wait(entry, 2 * STAGE * STAGES)
 
     def ends(self, entry: Open) -> None:
-        """Does the same for a connection in the front."""
-        if not entry.let_through:
-            self._wait(entry, 2 * STAGE * STAGES)
+        """Begins the first stage after the last answer of a connection in the front."""
+        self._wait(entry, STAGE)
 
     def let_through(
         self, conn: connection.Client, place: Place | None, *, beside: bool = False
@@ -329,7 +333,7 @@ class Connections:
         entry.over = True  # so data that has been read already is not forwarded either
         entry.all_dialled.set()  # wakes `_drain`, so that mitmproxy sees the end at once
         entry.reads.set()
-        self._cancel(entry)
+        self._deadlines.drop(entry)
         self._forget_unknown(entry)
         entry.line.abort(reset=reset)
 
@@ -400,22 +404,21 @@ class Connections:
     def _let_through(self, entry: Open) -> None:
         entry.let_through = True
         self._set_buffers(entry)
-        self._cancel(entry)
+        self._deadlines.drop(entry)
         loop = asyncio.get_running_loop()
         if None not in entry.places:  # the client is still unknown, and its connections count
             entry.until = None
             entry.leaves = entry.leaves or loop.time() + GARDEN
-            entry.timer = loop.call_at(entry.leaves, self._leave_garden, entry)
+            self._set_deadline(entry, entry.leaves)
             return
         self._forget_unknown(entry)
         entry.leaves = None
         entry.until, now = self.gate.known_until(entry.client), self.gate.now()
         if entry.until is not None:
-            entry.timer = loop.call_later(max(0.0, entry.until - now), self._ended, entry)
+            self._wait(entry, max(0.0, entry.until - now))
 
     def _leave_garden(self, entry: Open) -> None:
         """Ends an unknown client's connection that has used the garden or the login server long."""
-        entry.timer = None
         try:
             if self.gate.known(entry.client) is None:
                 self.abort(entry)
@@ -471,8 +474,9 @@ class Connections:
 
     def _set_buffers(self, entry: Open) -> None:
         """Bounds what asyncio reads and keeps for a connection and for its origins'."""
-        size = None if entry.is_known else LITTLE
-        entry.line.set_buffers(size)
+        if entry.conn:
+            size = None if entry.is_known else LITTLE
+            sockets.set_buffers(self.handler_of(entry.conn.id), size)
 
     def _is_in_time(self, entry: Open, conn: connection.Client, event: events.DataReceived) -> bool:
         """Whether data that has just come, from either end, may be forwarded (no session ended)."""
@@ -492,31 +496,38 @@ class Connections:
             self._no_verdict(entry)
         return not entry.over
 
-    def _ended(self, entry: Open) -> None:
-        """Decides again: the session is over, unless relayed data has extended it meanwhile."""
-        entry.timer = None
-        self._recheck(entry)
-
     def _wait(self, entry: Open, seconds: float) -> None:
-        """Sets the deadline. A timer that is earlier stays, and sets itself again (`_is_due`)."""
-        loop = asyncio.get_running_loop()
-        entry.deadline = loop.time() + seconds
-        if entry.timer is not None and entry.timer.when() > entry.deadline:
-            self._cancel(entry)
-        if entry.timer is None:
-            entry.timer = loop.call_at(entry.deadline, self._is_due, entry)
+        self._set_deadline(entry, asyncio.get_running_loop().time() + seconds)
+
+    def _set_deadline(self, entry: Open, at: float) -> None:
+        self._deadlines.set(entry, at)
+        if self._alarm is None or at < self._alarm.when():
+            self._set_alarm(at)
+
+    def _set_alarm(self, at: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = asyncio.get_running_loop().call_at(at, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        try:
+            for entry in islice(self._deadlines.due(asyncio.get_running_loop().time()), AT_ONCE):
+                self._is_due(entry)
+        finally:
+            if self._deadlines.next < math.inf:
+                self._set_alarm(self._deadlines.next)
 
     def _is_due(self, entry: Open) -> None:
-        loop = asyncio.get_running_loop()
-        if loop.time() >= entry.deadline:
-            self.abort(entry)
+        """Ends a connection at its deadline, unless it has another one."""
+        if entry.leaves is not None:
+            self._leave_garden(entry)
+        elif entry.let_through:  # its session is over, unless relayed data has extended it
+            self._recheck(entry)
+        elif entry.line.lingers() and not entry.over:
+            self._wait(entry, STAGE)
         else:
-            entry.timer = loop.call_at(entry.deadline, self._is_due, entry)
-
-    def _cancel(self, entry: Open) -> None:
-        if entry.timer is not None:
-            entry.timer.cancel()
-            entry.timer = None
+            self.abort(entry)
 
     def _forget_login(self, entry: Open, server_id: str) -> None:
         if counted_as := entry.logins.pop(server_id, None):

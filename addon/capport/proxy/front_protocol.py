@@ -1,17 +1,20 @@
-"""The front on asyncio: accepts connections, answers strangers, and hands the rest to mitmproxy.
+"""The front on its sockets: accepts connections, answers strangers, hands the rest to mitmproxy.
 
 Each connection of an unknown client is a `Stranger`, which carries out what its `Conversation`
-says. What strangers want is done in turn, a little in each pass of the event loop: so a client that
-wants a thousand things at once makes itself wait, and nobody else.
+says. Its socket has no transport of asyncio's: all of them are in one epoll(7), whose descriptor is
+the one that the event loop watches. What strangers want is done in turn, a little in each pass of
+the event loop: so a client that wants a thousand things at once makes itself wait, and nobody else.
 """
 
 import asyncio
-import functools
 import logging
+import select
 import socket
 import time
-from collections.abc import Callable
-from typing import Final, Protocol, cast
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from functools import partial
+from typing import Final, Protocol
 
 from mitmproxy import connection
 from mitmproxy.connection import Address
@@ -22,7 +25,7 @@ from capport.core.cost import ANSWERS
 from capport.core.place import Place
 from capport.core.reach import Machine
 from capport.front.conversation import ESTABLISHED, Alert, Answer, Conversation, HandOver
-from capport.front.half_close import STAGE, Stages
+from capport.front.half_close import Stages
 from capport.front.turns import Turns
 from capport.gate import Gate
 from capport.linux import frames
@@ -39,28 +42,29 @@ AT_ONCE: Final = 16
 """Pieces of strangers' work in one pass of the event loop: about a millisecond."""
 IN_A_ROW: Final = 8
 """Requests of one connection that are answered in one piece of work."""
+READY: Final = 256
+"""Sockets that epoll reports at once. Each then waits for its client's turn."""
+
+# Edge-triggered: a socket is reported once for what has come, and not again while it waits.
+_READS: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+_ENDS: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 type Refused = Answer | Alert
 
 
-class Work(Protocol):
-    """Something that a stranger wants done."""
-
-    def do(self) -> None:
-        """Does it. Never raises."""
-
-    def drop(self) -> None:
-        """Ends the connection instead, because its client wants too much at once."""
-
-
 class Observer(Protocol):
-    """Sees what the front refuses. Its methods never raise."""
+    """Sees what the front refuses. Its methods never raise.
+
+    `intercepting` is whether a person wants to stop any requests before they are answered.
+    """
+
+    intercepting: bool
 
     def refused(self, by: "Stranger", act: Refused) -> None:
         """Reports a refusal, after it was sent."""
 
     def intercepts(self, client: Client) -> bool:
-        """Whether a person wants to see the next request before it is answered."""
+        """Whether this client's next request is to be stopped."""
 
 
 class Front:
@@ -77,37 +81,85 @@ class Front:
         self.book = book
         self.faults = faults
         self.observer = observer
-        self._turns = Turns[str, Work]()
+        self._turns = Turns[str, Stranger]()
         self._left = AT_ONCE  # pieces of work that may be done in this pass
-        self._scheduled = False
-        self._pause = 0.0  # seconds before the next pass
+        self._scheduled = False  # or held up: nothing is done until `_pass`
+        self._epoll = select.epoll()
+        self._watched: dict[int, Stranger] = {}  # by file descriptor
+        self._leaving = set[asyncio.Future[None]]()
+
+    def open(self) -> None:
+        """Begins to serve."""
+        asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._wake)
+
+    def close(self) -> None:
+        """Ends every connection that mitmproxy does not have, and accepts no more."""
+        asyncio.get_running_loop().remove_reader(self._epoll.fileno())
+        self._epoll.close()
+        for one in tuple(self._watched.values()):
+            one.drop()
+        while self._turns:
+            self._turns.next().drop()
 
     def accepted(self, instance: Instance, sock: socket.socket, peer: Address) -> None:
         """Takes a connection that has just been accepted."""
+        if self._epoll.closed:
+            sock.close()
+            return
         address = peer[0]
         if self._turns.of(address) >= connections.MOST_A_CLIENT and self._is_unknown(address):
             self._turns.drop_oldest(address).drop()
-        self.in_turn(address, _Arrival(self, instance, sock, peer))
+        self.in_turn(Stranger(self, instance, sock, peer))
 
-    def in_turn(self, address: str, work: Work) -> None:
-        """Does `work` now, if little was done in this pass, or else in its turn."""
+    def in_turn(self, one: "Stranger") -> None:
+        """Does what `one` wants now, if little was done in this pass, or else in its turn."""
         if self._left:
             self._left -= 1
-            work.do()
+            one.do()
         else:
-            self._turns.add(address, work)
+            self._turns.add(one.peer[0], one)
         if not self._left and not self._scheduled:
             self._rest()
 
-    def was_long(self, seconds: float) -> None:
-        """Leaves as much time to others as a large piece of work took."""
-        self._left = 0
-        self._pause = seconds
+    def watch(self, one: "Stranger", fd: int, events: int) -> None:
+        """Makes `one` ready at each of these events on its socket."""
+        if fd in self._watched:
+            self._epoll.modify(fd, events)
+        else:
+            self._epoll.register(fd, events)
+            self._watched[fd] = one
 
-    def _rest(self) -> None:
+    def forget(self, fd: int) -> None:
+        """Forgets a socket. Closing it takes it out of the epoll."""
+        self._watched.pop(fd, None)
+
+    def release(self, fd: int) -> None:
+        """Forgets a socket that stays open."""
+        if self._watched.pop(fd, None):
+            self._epoll.unregister(fd)
+
+    def while_leaving(self, leaving: Coroutine[None, None, float]) -> None:
+        """Does nothing else until a connection is handed over, and for as long as that took."""
+        self._left, self._scheduled = 0, True
+        task = asyncio.ensure_future(self._left_by(leaving))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _left_by(self, leaving: Coroutine[None, None, float]) -> None:
+        took = 0.0
+        try:
+            took = await leaving
+        finally:
+            self._rest(took)
+
+    def _wake(self) -> None:
+        for fd, events in self._epoll.poll(0, READY):
+            if one := self._watched.get(fd):
+                one.ready(events)
+
+    def _rest(self, pause: float = 0.0) -> None:
         self._scheduled = True
-        asyncio.get_running_loop().call_later(self._pause, self._pass)
-        self._pause = 0.0
+        asyncio.get_running_loop().call_later(pause, self._pass)
 
     def _pass(self) -> None:
         self._scheduled = False
@@ -115,7 +167,7 @@ class Front:
         while self._left and self._turns:
             self._left -= 1
             self._turns.next().do()
-        if not self._left:
+        if not self._left and not self._scheduled:
             self._rest()
 
     def _is_unknown(self, address: str) -> bool:
@@ -125,210 +177,190 @@ class Front:
             self.faults.fault("accept")
             return True
 
-    def begin(self, instance: Instance, sock: socket.socket, peer: Address) -> None:
-        """Makes a `Stranger` of an accepted connection; closes it if its client has gone again."""
-        try:
-            came: bytes | None = sock.recv(LITTLE)
-        except BlockingIOError:
-            came = None
-        who = Peer(parse_address(peer[0]), frames.sender(sock))
-        client = self.gate.client(who)
-        found = self.gate.standing(client)
-        if self.gate.is_dropped(found):
-            asyncio.get_running_loop().call_soon(sockets.reset, sock)  # once it has connected
-            return
-        if came == b"" and not found.is_known:
-            sock.close()
-            return
-        mode, talks = instance.mode, None
-        at = sock.getsockname()
-        if isinstance(mode, mode_specs.TransparentMode):
-            try:
-                at = listeners.destination_of(sock)
-            except OSError as error:
-                logger.warning(f"No original destination: {error}", extra={"client": peer})
-                sock.close()
-                return
-            dialled = place_of(at)
-            if dialled is not None and leads_back(dialled, self.gate.machine):
-                sock.close()
-                return
-            talks = Conversation(self.gate, who, dialled) if dialled else None
-        elif isinstance(mode, mode_specs.RegularMode):
-            talks = Conversation(self.gate, who, None)
-        one = Stranger(self, instance, peer, at, talks, came or b"")
-        one.entry = self.book.accepted((peer, at), client, who.frame, one, known=found.is_known)
-        sockets.attach(sock, one)
-
 
 def leads_back(dialled: Place, machine: Machine) -> bool:
     """Whether a connection in transparent mode leads to the proxy itself, and so would loop."""
     return not isinstance(dialled.host, str) and machine.is_proxy(dialled.host, dialled.port)
 
 
-class _Arrival:
-    """A connection that was accepted, and waits for its turn."""
+class Gone(Exception):
+    """The client has reset the connection, or cannot be reached."""
+
+
+class Stranger:
+    """One connection that mitmproxy does not have. A known client's is handed over at once.
+
+    It is in the book and in the epoll only if it stays open after what was done first.
+    """
+
+    __slots__ = (
+        *("_at", "_entry", "_events", "_hangs_up", "_last", "_leaves", "_lingers", "_pipelined"),
+        *("_readable", "_shown", "_sock", "_step", "_talks", "_transport", "_unsent", "_waits"),
+        *("_who", "front", "instance", "peer"),
+    )
 
     def __init__(
         self, front: Front, instance: Instance, sock: socket.socket, peer: Address
     ) -> None:
-        self._front = front
-        self._instance = instance
-        self._sock = sock
-        self._peer = peer
-
-    def do(self) -> None:
-        try:
-            self._front.begin(self._instance, self._sock, self._peer)
-        except ConnectionError:  # the client has gone again
-            self._sock.close()
-        except Exception:
-            self._front.faults.fault("accept")
-            self._sock.close()
-
-    def drop(self) -> None:
-        self._sock.close()
-
-
-class Stranger(asyncio.Protocol):
-    """One connection that mitmproxy does not have. A known client's is handed over at once.
-
-    `at` is the address that the client dialled. Without `talks`, everything is handed over.
-    """
-
-    def __init__(
-        self,
-        front: Front,
-        instance: Instance,
-        peer: Address,
-        at: Address,
-        talks: Conversation | None,
-        came: bytes,
-    ) -> None:
         self.front = front
         self.instance = instance
         self.peer = peer
-        self.at = at
-        self.entry: connections.Open
-        self._talks = talks
-        self._unread = came
-        self._transport: asyncio.Transport | None = None
+        self._sock = sock
+        self._who: Peer
+        self._at: Address | None = None  # what the client dialled, once somebody has asked
+        self._entry: connections.Open | None = None
+        self._talks: Conversation | None = None  # without it, everything is handed over
+        self._shown: connection.Client | None = None
+        self._step: Callable[[Stranger], None] = Stranger.begin  # what `do` does next
         self._waits = False  # for its turn
-        self._blocked = False  # the client does not read what was sent
-        self._ended = False  # the client sends no more
-        self._leaves: HandOver | None = None  # once everything was sent
+        self._readable = True  # the kernel may have something from the client
+        self._hangs_up = False  # and then nothing more
+        self._events = 0  # those that epoll reports
+        self._pipelined = False  # `_talks` has a request that it has not looked at yet
+        self._unsent = b""  # the client does not read what was sent
+        self._last: Refused | None = None  # the last answer, of which that is the rest
         self._lingers: Stages | None = None  # after the last answer
-        self._stage: asyncio.TimerHandle | None = None
+        self._leaves = False  # mitmproxy gets it
+        self._transport: asyncio.Transport | None = None  # mitmproxy has it
 
-    # --- a protocol of asyncio's -----------------------------------------------------------------
+    # --- what happens to it ----------------------------------------------------------------------
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begins to read; hands a known client's connection over."""
-        self._transport = cast(asyncio.Transport, transport)
-        if self.entry.over:
-            self._transport.abort()
-            return
-        sockets.set_transport_buffers(self._transport, LITTLE)
-        if self.entry.let_through:
-            self._do(lambda: self._hand_over(HandOver(b"", 0)))
-        elif self._unread:
-            self._wait()
-
-    def data_received(self, data: bytes) -> None:
-        """Answers in its turn; drops what comes after the last answer."""
-        if self._lingers is not None:
-            if not self._lingers.takes(len(data)) and self._transport:
-                self._transport.close()
-            return
-        if self.entry.over:
-            return
-        self._unread += data
+    def ready(self, events: int) -> None:
+        """Goes on in its turn, because epoll has reported these events."""
+        if events & ~select.EPOLLOUT:
+            self._readable = True
+        if events & _ENDS:
+            self._hangs_up = True
+        elif self._unsent and not events & select.EPOLLOUT:
+            return  # until the client reads, nothing more is read from it
         self._wait()
-        if len(self._unread) >= LITTLE and self._transport:
-            self._transport.pause_reading()  # until its turn has come
 
-    def eof_received(self) -> bool:
-        """Answers what has been read, and closes."""
-        self._ended = True
-        if self._transport and (self._lingers is not None or self.entry.over):
-            self._transport.close()
+    def do(self) -> None:
+        """Does what can be done now. Never raises."""
+        self._waits = False
+        try:
+            self._step(self)
+        except Gone:
+            self._close()
+        except Exception:
+            self.front.faults.fault("the front")
+            self._close()
+
+    def drop(self) -> None:
+        """Ends the connection: its client wants too much at once, or the portal stops."""
+        self._leaves = False
+        if self._entry:
+            self.front.book.abort(self._entry)
         else:
-            self._wait()
-        return True
+            self._close()
 
-    def pause_writing(self) -> None:
-        """Answers no more until the client has read."""
-        self._blocked = True
+    def abort(self, *, reset: bool = False) -> None:
+        """Closes the socket at once. With `reset`, the client gets RST, not FIN."""
+        if reset and self._sock.fileno() >= 0:
+            sockets.reset_at_close(self._sock)
+        if self._transport:
+            self._transport.abort()
+        elif not self._leaves:  # else `_attached` does
+            self._close()
 
-    def resume_writing(self) -> None:
-        """Goes on."""
-        self._blocked = False
-        self._wait()
+    def finish(self) -> None:
+        """Ends the connection after everything that was written has been sent."""
+        if self._transport:
+            sockets.finish(self._transport)
+        elif self._unsent:
+            self._close()
+        elif not self._leaves:
+            with suppress(Gone):
+                self._half_close(Stages())
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Forgets the connection."""
-        self._forget()
-        self.front.book.left(self.entry)
+    def lingers(self) -> bool:
+        """Whether it stays open for another stage after its last answer."""
+        return self._lingers is not None and self._lingers.go_on()
 
-    @functools.cached_property
+    @property
+    def client(self) -> Client:
+        """Its client, as the gate knows it now."""
+        return self.front.gate.client(self._who)
+
+    @property
     def shown_as(self) -> connection.Client:
-        """The connection as mitmproxy's flows have it."""
-        return connection.Client(
-            peername=self.peer,
-            sockname=self.at,
-            timestamp_start=time.time(),
-            proxy_mode=self.instance.mode,
-            state=connection.ConnectionState.OPEN,
-        )
+        """The connection as mitmproxy's flows have it. It is in the book then."""
+        if self._shown is None:
+            self._enter()
+            self._shown = connection.Client(
+                peername=self.peer,
+                sockname=self._dialled,
+                timestamp_start=time.time(),
+                proxy_mode=self.instance.mode,
+                state=connection.ConnectionState.OPEN,
+            )
+        return self._shown
 
-    # --- work in its turn ------------------------------------------------------------------------
+    # --- its steps -------------------------------------------------------------------------------
 
     def _wait(self) -> None:
         if not self._waits:
             self._waits = True
-            self.front.in_turn(self.peer[0], self)
+            self.front.in_turn(self)
 
-    def do(self) -> None:
-        """Answers what can be answered now."""
-        self._waits = False
-        self._do(self._go_on)
-
-    def drop(self) -> None:
-        """Ends the connection."""
-        self.front.book.abort(self.entry)
-
-    def _do(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except Exception:
-            self.front.faults.fault("the front")
-            self.front.book.abort(self.entry)
-
-    def _go_on(self) -> None:
-        transport = self._transport
-        ends = self.entry.over or self._lingers
-        if transport is None or transport.is_closing() or self._blocked or ends:
+    def begin(self) -> None:
+        """Begins to talk; hands a known client over; closes if the client has gone again."""
+        gate, mode, dialled = self.front.gate, self.instance.mode, None
+        came, address = self._receive(), parse_address(self.peer[0])
+        self._who = Peer(address, frames.sender_from(address, self._sock))
+        if gate.policy.limits.drop_after and gate.is_dropped(gate.standing(self.client)):
+            later = partial(self.abort, reset=True)
+            asyncio.get_running_loop().call_soon(later)  # once it has connected
             return
-        if self._leaves is not None:
-            self._hand_over(self._leaves)
+        if came == b"" and gate.known(self.client) is None:
+            self._close()
             return
-        data, self._unread = self._unread, b""
-        for _ in range(IN_A_ROW):
-            act = self._next(data)
-            data = b""
-            if act is None:
-                if self._ended:
-                    transport.close()
-                elif not transport.is_reading():
-                    transport.resume_reading()
+        if isinstance(mode, mode_specs.TransparentMode):
+            try:
+                self._at = listeners.destination_of(self._sock)
+            except OSError as error:
+                logger.warning(f"No original destination: {error}", extra={"client": self.peer})
+                self._close()
                 return
+            dialled = place_of(self._at)
+            if dialled is not None and leads_back(dialled, gate.machine):
+                self._close()
+                return
+        if dialled is not None or isinstance(mode, mode_specs.RegularMode):
+            self._talks = Conversation(gate, self._who, dialled)
+        self._step = Stranger.go_on
+        self.go_on(came or b"")
+
+    def go_on(self, data: bytes = b"") -> None:
+        """Answers what the client has sent."""
+        for _ in range(IN_A_ROW):
+            if not data and not self._pipelined:
+                came = self._receive()
+                if not came:
+                    self._pause(ended=came is not None)
+                    return
+                data = came
+            act, data = self._next(data), b""
             if isinstance(act, HandOver):
                 self._hand_over(act)
                 return
-            self._answer(act)
-            if act.close or self._blocked:
-                return
+            assert self._talks  # else it is a HandOver
+            self._pipelined = act is not None and self._talks.has_unread
+            if act is not None:
+                self._answer(act)
+                if act.close or self._unsent:
+                    return
+        self._keep()
         self._wait()
+
+    def _pause(self, *, ended: bool) -> None:
+        """Waits for the client to send more. A known client's connection is handed over instead."""
+        if self._enter().let_through:
+            self._hand_over(self._talks.hand_over() if self._talks else HandOver(b"", 0))
+        elif ended:
+            self._close()
+        else:
+            self._keep()
 
     def _next(self, data: bytes) -> Answer | Alert | HandOver | None:
         if self._talks is None:
@@ -344,81 +376,169 @@ class Stranger(asyncio.Protocol):
     def _is_intercepted(self, data: bytes) -> bool:
         """Whether `data` begins an HTTP/1 request that a person wants to stop."""
         assert self._talks
-        if not self.front.observer.intercepts(self.entry.client):
+        observer = self.front.observer
+        if not observer.intercepting or not observer.intercepts(self.client):
             return False
         begins = not self._talks.hand_over().data
         return begins and data[:1] != b"\x16" and not data.startswith(b"PRI")
 
     def _answer(self, act: Refused) -> None:
-        assert self._transport
+        try:
+            if act.data:
+                self._send(act.data)
+        finally:
+            self.front.observer.refused(self, act)
         if not act.data:
             self.abort(reset=True)
+        elif act.close and self._unsent:
+            self._last = act
+        elif act.close:
+            self._end(act)
+        elif self._entry:
+            self.front.book.goes_on(self._entry)
+
+    def send_rest(self) -> None:
+        """Sends what the client did not read before, and goes on where it was."""
+        data, self._unsent, self._step = self._unsent, b"", Stranger.go_on
+        self._send(data)
+        if self._unsent:
+            return
+        if self._last:
+            self._end(self._last)
         else:
-            self._transport.write(act.data)
-        self.front.observer.refused(self, act)
-        if not act.close:
-            self.front.book.goes_on(self.entry)
-        elif self._ended or (isinstance(act, Answer) and act.ends_all):
-            self._transport.close()
-        elif act.data:
-            self._transport.write_eof()
-            self.front.book.ends(self.entry)
-            self._talks = None  # with what it has read
-            self._lingers = Stages(act.request.declared if isinstance(act, Answer) else 0)
-            self._begin_stage()
+            self.go_on()
+
+    def _end(self, act: Refused) -> None:
+        """Closes the connection after its last answer, in such a way that the client gets that."""
+        if act.ends_all:
+            self._close()
+        else:
+            self._half_close(Stages(act.request.declared if isinstance(act, Answer) else 0))
+            self.front.book.ends(self._keep())
+            self.linger()
+
+    def _half_close(self, stages: Stages) -> None:
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            raise Gone from None
+        self._talks = None  # with what it has read
+        self._lingers, self._step = stages, Stranger.linger
+
+    def linger(self) -> None:
+        """Drops what comes after the last answer."""
+        assert self._lingers
+        for _ in range(IN_A_ROW):
+            came = self._receive()
+            if came is None:
+                return
+            if not came or not self._lingers.takes(len(came)):
+                self._close()
+                return
+        self._wait()
+
+    def nothing(self) -> None:
+        """The connection is closed, or mitmproxy has it."""
 
     def _hand_over(self, act: HandOver) -> None:
-        """Gives the connection to mitmproxy, once everything that was written has been sent.
-
-        After `set_protocol`, asyncio would not report to mitmproxy that it may write again.
-        """
-        assert self._transport
-        if self._transport.get_write_buffer_size():
-            self._leaves = act
-            self._transport.pause_reading()
-            self._transport.set_write_buffer_limits(0)
+        """Gives the connection to mitmproxy."""
+        entry = self._enter()
+        if entry.over:
             return
-        self._forget()
-        began = time.monotonic()
-        self.entry.answers, self.entry.in_tunnel = act.answers, bool(act.connect)
-        data = act.data + self._unread
-        self._talks, self._unread, self._leaves = None, b"", None  # mitmproxy has it now
-        listeners.hand_over(
-            self.instance,
-            self._transport,
-            data,
-            limit=LITTLE,
-            ended=self._ended,
-            answered=(act.connect, ESTABLISHED) if act.connect else None,
-        )
-        self.front.was_long(time.monotonic() - began)
+        entry.answers, entry.in_tunnel = act.answers, bool(act.connect)
+        self._talks, self._step, self._leaves = None, Stranger.nothing, True
+        self.front.release(self._sock.fileno())
+        self.front.while_leaving(self._leave(act))
 
-    # --- its end ---------------------------------------------------------------------------------
+    async def _leave(self, act: HandOver) -> float:
+        answered = (act.connect, ESTABLISHED) if act.connect else None
+        try:
+            return await listeners.hand_over(
+                self.instance,
+                self._sock,
+                act.data,
+                limit=LITTLE,
+                begins=self._attached,
+                answered=answered,
+            )
+        except Exception:
+            self.front.faults.fault("the front")
+            self.drop()
+            return 0.0
 
-    def _begin_stage(self) -> None:
-        self._stage = asyncio.get_running_loop().call_later(STAGE, self._end_stage)
+    def _attached(self, transport: asyncio.Transport) -> bool:
+        """Whether mitmproxy may begin: the connection may have been ended meanwhile."""
+        assert self._entry
+        self._transport = transport
+        if self._entry.over:
+            transport.abort()
+            self.front.book.left(self._entry)
+        return not self._entry.over
 
-    def _end_stage(self) -> None:
-        if self._lingers and self._lingers.go_on():
-            self._begin_stage()
-        elif self._transport:
-            self._transport.close()
+    # --- its socket ------------------------------------------------------------------------------
 
-    def _forget(self) -> None:
-        if self._stage is not None:
-            self._stage.cancel()
+    @property
+    def _dialled(self) -> Address:
+        if self._at is None:
+            self._at = self._sock.getsockname()
+        return self._at
 
-    def abort(self, *, reset: bool = False) -> None:
-        """Closes the socket at once. With `reset`, the client gets RST, not FIN."""
-        if self._transport:
-            sockets.abort_transport(self._transport, reset=reset)
+    def _receive(self) -> bytes | None:
+        """What the client has sent: nothing at its end, None if nothing more has come yet."""
+        if not self._readable:
+            return None
+        try:
+            data = self._sock.recv(LITTLE, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self._readable = False
+            return None
+        except OSError:
+            raise Gone from None
+        self._readable = self._hangs_up or len(data) == LITTLE
+        return data
 
-    def finish(self) -> None:
-        """Ends the connection after everything that was written has been sent."""
-        if self._transport:
-            sockets.finish(self._transport)
+    def _send(self, data: bytes) -> None:
+        """Sends as much as the kernel takes, and the rest when the client has read that."""
+        try:
+            sent = self._sock.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            raise Gone from None
+        if sent < len(data):
+            self._unsent, self._step = data[sent:], Stranger.send_rest
+            self._keep()
 
-    def set_buffers(self, size: int | None) -> None:
-        """Bounds what asyncio reads at once, and keeps."""
-        if self._transport:
-            sockets.set_transport_buffers(self._transport, size)
+    def _keep(self) -> connections.Open:
+        """Keeps the connection open until the client sends more, or reads more."""
+        entry = self._enter()
+        events = _READS | select.EPOLLOUT if self._unsent else _READS
+        if events & ~self._events and not entry.over:
+            self._events = events
+            self.front.watch(self, self._sock.fileno(), events)
+        return entry
+
+    def _enter(self) -> connections.Open:
+        """Its entry in the book, which it gets if it has none. That may end the connection."""
+        if self._entry is None:
+            client, key = self.client, (self.peer, self._dialled)
+            found = self.front.gate.standing(client)
+            self._entry = self.front.book.accepted(
+                key, client, self._who.frame, self, known=found.is_known
+            )
+            if self._entry.over:
+                self._close()
+            elif self.front.gate.is_dropped(found):  # because of what it was just refused
+                self.front.book.abort(self._entry, reset=True)
+        return self._entry
+
+    def _close(self) -> None:
+        self._step = Stranger.nothing
+        if self._entry:
+            self.front.book.left(self._entry)
+        if (fd := self._sock.fileno()) >= 0:
+            self.front.forget(fd)
+            try:
+                self._sock.close()
+            except OSError:  # somebody else has closed it
+                self.front.faults.fault("the front")

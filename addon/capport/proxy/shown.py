@@ -45,7 +45,7 @@ class Shown:
         self._gate = gate
         self._report: asyncio.TimerHandle | None = None
         self._showing: set[asyncio.Task[None]] = set()
-        self._intercepting = False
+        self.intercepting = False
 
     def refused(self, by: Stranger, act: Refused) -> None:
         """Writes the event, and shows the flow."""
@@ -75,14 +75,12 @@ class Shown:
     def intercepts(self, client: Client) -> bool:
         """Whether to hand a request over, so that a person can stop it before it is answered."""
         watched = client in self._gate.events.watched
-        return self._intercepting and self.budget.may_show(
-            client, time.monotonic(), watched=watched
-        )
+        return self.budget.may_show(client, time.monotonic(), watched=watched)
 
     def follow(self, options: Any, a_second: int) -> None:
         """Applies how many are shown a second, and whether a person intercepts (`options`)."""
         self.budget.set_rate(a_second)
-        self._intercepting = "intercept" in options and bool(options.intercept)
+        self.intercepting = "intercept" in options and bool(options.intercept)
 
     def _show(self, by: Stranger, act: Refused, *, shows: bool) -> None:
         """Marks and reports a flow. Shows it too, or only writes an event with its details."""

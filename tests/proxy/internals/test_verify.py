@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import tomllib
-from asyncio import selector_events
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +99,6 @@ def another_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asyncio.StreamReader, "feed_data", feed_data)
 
 
-def another_transport(monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(self: Any, protocol: Any, sock: Any) -> None:
-        """Takes its arguments in another order."""
-
-    loop = selector_events.BaseSelectorEventLoop
-    monkeypatch.setattr(loop, "_make_socket_transport", make)
-
-
 @pytest.mark.parametrize(
     ("broken", "named"),
     [
@@ -116,7 +107,6 @@ def another_transport(monkeypatch: pytest.MonkeyPatch) -> None:
         (another_way_to_decode, "h2_asks_its_decoder"),
         (frames_of_any_size, "h2_asks_its_decoder"),
         (another_limit, "asyncio_has_bounds"),
-        (another_transport, "asyncio_makes_transports"),
     ],
 )
 def test_what_behaves_otherwise_is_named(

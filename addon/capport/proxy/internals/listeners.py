@@ -13,8 +13,8 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, cast
 
 import mitmproxy_rs
@@ -95,6 +95,7 @@ class Listener:
         for listening in self.sockets:
             listening.setblocking(False)
             listening.listen(BACKLOG)
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # for all connections
             frames.keep(listening)
             self._resume(listening)
 
@@ -121,7 +122,6 @@ class Listener:
                 self._loop.remove_reader(listening)
                 self._loop.call_later(accepting.AGAIN, self._resume, listening)
                 return
-            sock.setblocking(False)
             self._accepted(self._instance, sock, peer)
 
 
@@ -132,63 +132,88 @@ def destination_of(sock: socket.socket) -> Address:
 
 
 class _Skipping(asyncio.StreamWriter):
-    """Drops the first `skip` bytes that are written, and then does what is `later`, once."""
+    """Drops the first `skip` bytes that are written, and then lets go what `protocol` keeps."""
 
     skip: int
-    later: list[Callable[[], None]]
+    protocol: "_HandedOver"
 
     def write(self, data: bytes) -> None:  # type: ignore[override]
         dropped = min(self.skip, len(data))
         self.skip -= dropped
         super().write(data[dropped:])
-        if self.later and not self.skip:
-            self.later.pop()()
+        if not self.skip:
+            self.protocol.let_go()
 
 
-def hand_over(
+class _HandedOver(asyncio.StreamReaderProtocol):
+    """Reads a connection for mitmproxy. It keeps what the client sends, until `kept` is None."""
+
+    begin: Callable[[asyncio.Transport], None]
+    transport: asyncio.Transport
+    kept: bytes | None = None
+    ended = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.begin(self.transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self.kept is None:
+            super().data_received(data)
+        else:
+            self.kept += data
+            self.transport.pause_reading()
+
+    def eof_received(self) -> bool | None:
+        self.ended = self.kept is not None
+        return True if self.ended else super().eof_received()
+
+    def let_go(self) -> None:
+        """Passes on what was kept."""
+        data, self.kept = self.kept, None
+        if data is not None:
+            self.transport.resume_reading()  # first: the reader may pause it again
+            super().data_received(data)
+        if self.ended:
+            self.eof_received()
+
+
+async def hand_over(
     instance: Instance,
-    transport: asyncio.Transport,
-    data: bytes = b"",
+    sock: socket.socket,
+    data: bytes,
     *,
     limit: int,
-    ended: bool = False,
+    begins: Callable[[asyncio.Transport], bool],
     answered: tuple[bytes, bytes] | None = None,
-) -> None:
-    """Gives a connection to mitmproxy, as if it had just been accepted.
+) -> float:
+    """Gives a connection to mitmproxy, as if it had just been accepted, if it still `begins`.
 
-    mitmproxy then reads `data`, and the end of the client's stream if that has `ended`. Of what the
-    client sends before mitmproxy reads, asyncio keeps about twice `limit` bytes. If a request has
-    been `answered`, mitmproxy reads that first; the same answer, which the client has already, is
-    dropped, and only then does mitmproxy read `data`, as if the client had waited for it.
-    Everything that was written must have been sent.
+    mitmproxy then reads `data`, and whatever comes later. Of that, asyncio keeps about twice
+    `limit` bytes. If a request has been `answered`, mitmproxy reads that first; the same answer,
+    which the client has already, is dropped, and only then does mitmproxy read `data`, as if the
+    client had waited for it. Returns how many seconds mitmproxy took to begin.
     """
-    loop = asyncio.get_running_loop()
-    reader, later = asyncio.StreamReader(limit, loop), list[Callable[[], None]]()
+    loop, took = asyncio.get_running_loop(), 0.0
 
     def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Any:
         if answered:
             writer.__class__ = _Skipping
             skipping = cast(_Skipping, writer)
-            skipping.skip, skipping.later = len(answered[1]), later
+            skipping.skip, skipping.protocol = len(answered[1]), protocol
         return instance.handle_stream(reader, writer)
 
-    protocol = asyncio.StreamReaderProtocol(reader, handle, loop=loop)
-    transport.set_protocol(protocol)
-    protocol.connection_made(transport)
-    feed = partial(_feed, transport, protocol, data, ended=ended)
-    if answered:
-        transport.pause_reading()
-        later.append(feed)
-        protocol.data_received(answered[0])
-    else:
-        feed()
+    def begin(transport: asyncio.Transport) -> None:
+        nonlocal took
+        began = time.monotonic()
+        if begins(transport):
+            asyncio.StreamReaderProtocol.connection_made(protocol, transport)
+            if first := answered[0] if answered else data:
+                asyncio.StreamReaderProtocol.data_received(protocol, first)
+            took = time.monotonic() - began
 
-
-def _feed(
-    transport: asyncio.Transport, protocol: asyncio.Protocol, data: bytes, *, ended: bool
-) -> None:
-    transport.resume_reading()  # first: the reader may pause it again
-    if data:
-        protocol.data_received(data)
-    if ended:
-        protocol.eof_received()
+    protocol = _HandedOver(asyncio.StreamReader(limit, loop), handle, loop=loop)
+    protocol.begin, protocol.kept = begin, data if answered else None
+    sock.setblocking(False)
+    await loop.connect_accepted_socket(lambda: protocol, sock)
+    return took

@@ -154,20 +154,10 @@ def asyncio_has_bounds() -> bool:
     )
 
 
-def asyncio_makes_transports() -> bool:
-    """Whether asyncio's loop makes the transport of an accepted connection as it is asked to."""
-    from asyncio import selector_events
-
-    loop: Any = selector_events.BaseSelectorEventLoop
-    names = list(inspect.signature(loop._make_socket_transport).parameters)
-    return names[:3] == ["self", "sock", "protocol"]
-
-
 BEHAVIOUR: Final[dict[str, Callable[[], bool]]] = {
     "the bounds of HTTP/1": h11_looks_up_its_readers,
     "the bounds of HTTP/2": h2_asks_its_decoder,
     "the bounds of what is kept": asyncio_has_bounds,
-    "accepted connections": asyncio_makes_transports,
 }
 
 
