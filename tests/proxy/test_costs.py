@@ -3,6 +3,7 @@
 One table: the worst that is known for each parser. Another parser is some lines more.
 """
 
+import gc
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -230,3 +231,10 @@ async def test_what_is_not_complete_is_kept_once(portal: StartPortal, kind: str)
     connect, make = UNFINISHED[kind]
     async with portal(INTERCEPT if connect is http2 else ALERT) as it:
         await all_within_bounds(it, connect, {kind: lambda size: make(size - 1000)}, KEPT)
+
+
+async def test_no_collection_walks_what_was_loaded_at_the_start(portal: StartPortal) -> None:
+    gc.unfreeze()
+    async with portal():
+        assert gc.get_freeze_count() > 10 * len(gc.get_objects())
+    gc.unfreeze()
