@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv6Address
 
 from capport.core.client import Address, parse_address
@@ -29,6 +30,7 @@ class Place:
         return in_url(self.host) if self.port == default_port else str(self)
 
 
+@lru_cache(512)
 def in_url(host: Host) -> str:
     """`host` as in a URL: IPv6 in brackets (RFC 3986 section 3.2.2)."""
     return f"[{host}]" if isinstance(host, IPv6Address) else str(host)

@@ -28,6 +28,7 @@ _RECORD: Final = struct.Struct(">BBBH")  # its type, version and size: RFC 8446 
 _EXTENSION: Final = struct.Struct(">HH")  # its type, and its size: section 4.2
 SHOWN: Final = 200  # characters of an SNI in events and logs
 _KEPT: Final = 512  # places that SNIs have named
+_LISTS: Final = 64  # lists of names and protocols that are remembered: 2 MB at most
 
 
 @value
@@ -180,7 +181,8 @@ def _extensions(data: bytes) -> dict[int, bytes]:
     raise ValueError(f"it has more than {ITEMS} extensions")
 
 
-def _items(content: bytes | None, before: int, size: int) -> list[tuple[bytes, bytes]]:
+@lru_cache(_LISTS)
+def _items(content: bytes | None, before: int, size: int) -> tuple[tuple[bytes, bytes], ...]:
     """The items of the list in an extension: the `before` bytes in front of each, and itself.
 
     Each has its length in front, in `size` bytes.
@@ -192,7 +194,7 @@ def _items(content: bytes | None, before: int, size: int) -> list[tuple[bytes, b
         found.append((items[start - before : start], items[start + size : at]))
         if len(found) > ITEMS:
             raise ValueError(f"it has a list of more than {ITEMS} items")
-    return found
+    return tuple(found)
 
 
 def _only(data: bytes, at: int) -> bytes:
