@@ -396,9 +396,9 @@ def test_a_store_is_a_url_or_a_path_from_the_policy_on(store: str, kept: str) ->
         ),
         (LOGIN + "sessions: {lifetime: 1h, idle: 2h}\n", "idle: it is longer than lifetime"),
         (
-            LOGIN + "login_server: {listen: '192.0.2.1:8511', conditions: voucher}\n"
+            LOGIN + "login_server: {listen: '192.0.2.1:8511', conditions: password}\n"
             "sessions: {store: redis://192.0.2.5/0}\n",
-            "conditions: voucher, but each router has its own vouchers",
+            "conditions: password, but each router has its own users",
         ),
         (LOGIN + "limits: {header_field: 2KiB, header_section: 1KiB}\n", "it has no effect"),
         (

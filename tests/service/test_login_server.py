@@ -17,7 +17,7 @@ from capport.service import login_server
 from capport.service.login_server import Embedded
 from capport.stores import StoreError
 from capport.stores.memory import MemoryStore
-from capport.web.records import records_beside
+from capport.web.records import Records, records_beside
 from capport.web.vouching import HEADER
 from conftest import Origin, StartPortal
 from login.house import Browser, Clock, at, policy, until
@@ -32,7 +32,7 @@ async def test_from_the_511_to_online_and_the_page_that_was_asked_for(tmp_path: 
         return ours.state(client, url)
 
     gate = Gate(policy(), MemoryStore(), now=Clock(), state=state_of)
-    ours = Embedded(gate, tmp_path / "portal.db", socket=tmp_path / "api.sock")
+    ours = Embedded(gate, Records(tmp_path / "portal.db"), socket=tmp_path / "api.sock")
     await ours.start()
     try:
         client = at("127.0.0.2")
@@ -53,7 +53,7 @@ async def test_from_the_511_to_online_and_the_page_that_was_asked_for(tmp_path: 
 
 async def test_a_proxied_client_is_named_by_the_addon(tmp_path: Path) -> None:
     gate = Gate(policy(), MemoryStore(), now=Clock())
-    login_server = Embedded(gate, None)
+    login_server = Embedded(gate, Records(None))
     await login_server.start()
     try:
         browser = Browser(login_server.server.places[0].port, "127.0.0.1")
@@ -67,7 +67,9 @@ async def test_a_proxied_client_is_named_by_the_addon(tmp_path: Path) -> None:
 
 async def test_a_client_of_a_proxy_elsewhere_is_named_by_the_addon_or_by_nobody() -> None:
     gate = Gate(policy(), MemoryStore(), now=Clock())
-    login_server = Embedded(gate, None, may_be_proxy=lambda asks, asked_at: asks == asked_at)
+    login_server = Embedded(
+        gate, Records(None), may_be_proxy=lambda asks, asked_at: asks == asked_at
+    )
     await login_server.start()
     try:
         browser = Browser(login_server.server.places[0].port, "127.0.0.1")
@@ -112,7 +114,7 @@ async def test_of_two_processes_with_one_store_one_has_the_api_and_then_the_othe
     both = [
         Embedded(
             Gate(without, MemoryStore(), now=Clock()),
-            tmp_path / "portal.db",
+            Records(tmp_path / "portal.db"),
             socket=tmp_path / "api.sock",
         )
         for _ in range(2)

@@ -413,8 +413,9 @@ def test_a_grant_that_did_not_know_of_a_revocation_falls_to_it(
     known.soon(MAC, one, other)
 
 
-def test_a_packet_at_any_router_keeps_an_idle_session_open(
-    fleet: Fleet, two: tuple[RedisStore, RedisStore], known: Known
+@pytest.mark.parametrize("where", [0, 1], ids=["where it was granted", "elsewhere"])
+def test_a_packet_at_any_router_keeps_an_idle_session_open_at_every_router(
+    fleet: Fleet, two: tuple[RedisStore, RedisStore], known: Known, where: int
 ) -> None:
     one, other = two
     one.put(session(MAC, idle=60.0))
@@ -422,9 +423,10 @@ def test_a_packet_at_any_router_keeps_an_idle_session_open(
     for _ in range(3):
         fleet.time.now += 40.0
         known.soon(MAC, other)
-        other.touch(MAC, fleet.time.now)
+        two[where].touch(MAC, fleet.time.now)
         fleet.time.now += 15.0  # touches travel after a quarter of the idle time
-        until(lambda: one.find((MAC,), fleet.time.now + 30.0) is not None, "the touch")
+        later = fleet.time.now + 30.0
+        until(lambda at=later: all(store.find((MAC,), at) for store in two), "the touch")  # type: ignore[misc]
     fleet.time.now += 50.0
     assert not known.now(one, MAC)
     known.not_soon(MAC, other)

@@ -10,8 +10,9 @@ import pytest
 import requires
 from capport.core.place import Place, parse_host
 from capport.core.redis_url import RedisUrl, parse_redis_url
+from capport.stores import AwayError
 from capport.stores.redis import redis_client
-from capport.stores.redis.redis_client import AwayError, RedisClient, credentials, find_primary
+from capport.stores.redis.redis_client import RedisClient, credentials, find_primary
 from login.certificates import certificate
 from ports import free_port
 from stores.contract import MAC, session

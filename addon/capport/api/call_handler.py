@@ -80,6 +80,7 @@ class Call(BaseHandler):
             # A revocation takes effect even if it could not be made durable.
             changed = "" if self.request.method == "DELETE" else "; nothing was changed"
             problem["detail"] = f"{error}{changed}"
+        self.say_when(error)
         if isinstance(error, Unauthorized):  # not earlier, because Tornado clears the headers
             self.set_header("WWW-Authenticate", error.challenge)
         if status_code == 405:  # RFC 9110 section 15.5.6

@@ -10,6 +10,7 @@ from capport.core.policy import Conditions, Policy
 from capport.stores.opening import store_path
 from capport.web.date_reckoning import Moment
 from capport.web.records import Records, records_beside
+from capport.web.shared_records import open_records
 
 
 def moment() -> Moment:
@@ -32,7 +33,6 @@ def warn_unless_asked(arguments: Namespace, policy: Policy, wanted: Conditions) 
 def records_of(arguments: Namespace) -> Records:
     """The records beside the session store. Raises CommandError, StoreError."""
     url = store_url(arguments, chosen_policy(arguments))
-    path = records_beside(url)
-    if path is None:
+    if records_beside(url) is None:
         raise CommandError(f"{url} has no records beside it: name the store with --sessions PATH")
-    return Records(path, like=store_path(url))
+    return open_records(url, like=store_path(url))

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ from capport.login import vouchers
 from capport.login.words import WORDS
 from capport.session_view import rfc3339
 from capport.stores import StoreError
-from capport.web.records import Voucher
+from capport.web.records import Records, Voucher
+
+FLEET_SECONDS = 4.0  # how long a command waits until each router has heard of this one
 
 _TITLES = ("NO", "FOR", "DEVICES", "STATE", "MADE", "NOTE")
 _WIDTHS = (5, 7, 7, 12, 16, 23)
@@ -31,7 +34,7 @@ def new(arguments: Namespace) -> None:
     digests = [found for code in codes if (found := vouchers.digest(code)) is not None]
     lifetime = policy.sessions.lifetime if arguments.lifetime is None else arguments.lifetime
     now = moment()
-    with contextlib.closing(records_of(arguments)) as records:
+    with _opened(arguments) as records:
         numbers = records.add_vouchers(
             digests,
             lifetime=lifetime,
@@ -56,7 +59,7 @@ def new(arguments: Namespace) -> None:
 
 def show(arguments: Namespace) -> None:
     """Prints each voucher without its code, which is not stored."""
-    with contextlib.closing(records_of(arguments)) as records:
+    with _opened(arguments) as records:
         found, now = records.vouchers(), records.reckoning(moment()).wall
     if arguments.json:
         print(json.dumps([document(voucher, now) for voucher in found], indent=2))
@@ -70,7 +73,7 @@ def show(arguments: Namespace) -> None:
 def revoke(arguments: Namespace) -> None:
     """Revokes a voucher, and the sessions that it opened."""
     policy = chosen_policy(arguments)
-    with contextlib.closing(records_of(arguments)) as records:
+    with _opened(arguments) as records:
         clients = records.revoke_voucher(arguments.number, time.time())
     if clients is None:
         raise CommandError(f"there is no voucher {arguments.number}; see capport voucher list")
@@ -113,6 +116,21 @@ def clock(arguments: Namespace) -> None:
         print("Vouchers expire by it.")
 
 
+@contextlib.contextmanager
+def _opened(arguments: Namespace) -> Iterator[Records]:
+    """The records, with what the routers of a fleet share; warns if they cannot agree on it."""
+    with contextlib.closing(records_of(arguments)) as records:
+        if (book := records.book) is None:
+            yield records
+            return
+        deadline = time.monotonic() + FLEET_SECONDS
+        while book.look() and book.fault is not None and time.monotonic() < deadline:
+            time.sleep(0.2)  # the other routers look each second
+        yield records
+        if book.fault is not None:
+            print(f"warning: not everywhere: {book.fault}", file=sys.stderr)
+
+
 def _login_server(login_url: str) -> str | None:
     """What a person types to open the login page; None if no policy names one."""
     parts = urlsplit(login_url)
@@ -152,7 +170,8 @@ def _table(found: list[Voucher], now: float) -> Iterator[str]:
         )
         for voucher in found
     ]
-    return rows_in_columns([_TITLES, *rows], _WIDTHS)
+    widths = (max(_WIDTHS[0], *(len(row[0]) for row in rows)), *_WIDTHS[1:])
+    return rows_in_columns([_TITLES, *rows], widths)
 
 
 def _state(voucher: Voucher, now: float) -> str:

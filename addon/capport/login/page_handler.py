@@ -14,7 +14,7 @@ from capport.core.session import Session
 from capport.log_limits import QUOTED
 from capport.login.login_context import LoginContext
 from capport.login.words import WORDS, Words
-from capport.stores import FullError
+from capport.stores import AwayError, FullError
 from capport.web.client_handler import ClientHandler, Indistinct, Misdirected, Proxied
 from capport.web.context import Portal
 from capport.web.granting import NoMacError
@@ -130,7 +130,9 @@ class Page(ClientHandler):
         words, start, device = self.words, self.link("/", state=self.state), None
         if status_code == 405:
             self.set_header("Allow", ", ".join(self.methods()))
+        self.say_when(error)
         by_error = {
+            AwayError: (words.away, words.away_text),
             FormOver: (words.form_over, words.form_over_text),
             FullError: (words.full, words.full_text),
             Proxied: (words.proxied, words.proxied_text),

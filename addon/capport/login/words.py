@@ -79,6 +79,8 @@ class Words:
     no_mac_text: str
     full: str
     full_text: str
+    away: str
+    away_text: str
     unavailable: str
     unavailable_text: str
     elsewhere: str

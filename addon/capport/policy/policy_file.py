@@ -122,8 +122,8 @@ class _Reader:
             self._doubt_certificate(section, login.place.host if named else None)
         sessions = self._sessions(top.settings("sessions"))
         asks = login_server.conditions if login_server else Conditions.TERMS
-        if section is not None and asks is not Conditions.TERMS and is_redis(sessions.store or ""):
-            why = "each router has its own vouchers and users: a voucher admits its devices at each"
+        if section is not None and asks is Conditions.PASSWORD and is_redis(sessions.store or ""):
+            why = "each router has its own users: run capport user add on every router"
             section.warn("conditions", f"{asks}, but {why}")
         clients, trusting = self._clients(top)
         return Policy(

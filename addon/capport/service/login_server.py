@@ -5,6 +5,7 @@ import contextlib
 import errno
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
@@ -16,15 +17,22 @@ from capport.gate import Gate
 from capport.linux.own_addresses import is_own
 from capport.log_limits import Seldom
 from capport.service.login_links import End, is_among, leads_to_login
+from capport.stores import Book
 from capport.web.context import MayBeProxy, Portal
 from capport.web.login_listener import App, LoginServer
 from capport.web.records import Records
 from capport.web.vouching import Vouched, sign_client
+from capport.web.worker import Worker
 
 logger = logging.getLogger(__name__)
 
 LOOK = 1.0
 """Seconds between two checks whether the records' file has been replaced."""
+
+LASTING = 3
+"""How many times in a row the routers must fail to agree before it is reported.
+
+For a second or two they do whenever one of them starts, or Redis does."""
 
 TIDY = 60.0
 """Seconds between two times that expired records are cleared and the time is recorded."""
@@ -53,7 +61,7 @@ class Embedded:
 
     `service/worker_service.py` has the methods for the proxy of a worker.
 
-    `records` is the file of their records (None: in memory). `socket` is where the API listens, and
+    It closes `records` at its end. `socket` is where the API listens, and
     `api` where it also listens with tokens, on loopback. If the proxy is another process,
     `may_be_proxy` returns whether a connection may come from it. `vouched` is where the proxy notes
     for which clients it connects.
@@ -62,16 +70,15 @@ class Embedded:
     def __init__(
         self,
         gate: Gate,
-        records: Path | None,
+        records: Records,
         *,
         socket: Path | None = None,
         api: Place | None = None,
         may_be_proxy: MayBeProxy | None = None,
         vouched: Vouched | None = None,
     ) -> None:
-        """Opens the records. Raises StoreError."""
         self._gate = gate
-        self.portal = Portal(gate, Records(records))
+        self.portal = Portal(gate, records)
         if vouched is not None:
             self.portal.vouched = vouched
         if may_be_proxy is not None:
@@ -136,6 +143,8 @@ class Embedded:
         finally:
             if not self._tasks:
                 self._tasks.append(asyncio.create_task(self._tidy()))
+                if (book := self.portal.records.book) is not None:
+                    self._tasks.append(asyncio.create_task(self._share(book)))
                 self._start_api()
 
     def _start_api(self) -> None:
@@ -196,6 +205,25 @@ class Embedded:
                 if str(error) != logged:
                     logger.warning("%s; spent states are cleared later", logged := str(error))
             await asyncio.sleep(LOOK)
+
+    async def _share(self, book: Book) -> None:
+        """Keeps what the routers share up to date, on a thread that may wait for the network."""
+        logged = before = None
+        looks = 0
+        with closing(Worker("portal-shared")) as network:
+            while True:
+                await network.do(book.look)
+                fault = book.fault
+                looks, before = looks + 1 if fault == before else 1, fault
+                if looks == LASTING and fault != logged:
+                    logged = fault
+                    if fault is None:
+                        logger.info("Vouchers and single-use states are accepted again")
+                    else:
+                        refused = f"Vouchers and single-use states are refused: {fault}"
+                        logger.warning("%s", refused)
+                        self._gate.events.write("fault", what=refused)
+                await asyncio.sleep(LOOK)
 
     def _tidy_up(self) -> None:
         records, now = self.portal.records, self.portal.moment()

@@ -36,6 +36,7 @@ from capport.session_events import Ledger
 from capport.stores import SessionStore, StoreError
 from capport.stores.opening import default_store, open_store
 from capport.web.records import records_beside
+from capport.web.shared_records import open_records
 from capport.web.vouching import Vouched
 
 logger = logging.getLogger(__name__)
@@ -300,7 +301,7 @@ class Service:
             if needed or records is not None:
                 self.login = Embedded(
                     self.gate,
-                    records,
+                    open_records(self._url),
                     socket=self._settings.socket if alone else records and records.with_name(API),
                     api=self._settings.api,
                     may_be_proxy=may_be_proxy if alone else None,

@@ -1,6 +1,6 @@
 """Where sessions are kept: the protocol that every store implements."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from capport.core.client import ClientId
@@ -28,6 +28,78 @@ class FullError(StoreError):
     def by_policy(cls, most: int) -> "FullError":
         """The error for a store that has as many sessions as the policy allows."""
         return cls(f"there are as many sessions as sessions.most allows: {most}")
+
+
+class AwayError(StoreError):
+    """What the routers of a fleet share cannot be asked or changed now; the text says why."""
+
+
+type Refused = dict[str, ValueError]
+"""Why each of these records does not fit."""
+
+
+class Copy(Protocol):
+    """A router's copy of the records that the routers share, on its disk.
+
+    A record is a text under a key, and two of them join to one. Any thread may call any method, and
+    each may raise StoreError.
+    """
+
+    @property
+    def router(self) -> str:
+        """The id of this router."""
+
+    def keys(self) -> list[str]:
+        """Every key that has a record."""
+
+    def unsent(self) -> list[str]:
+        """The keys whose record says more than what the others are known to have."""
+
+    def lack(self, keys: Collection[str]) -> None:
+        """Notes that the others have nothing under `keys`."""
+
+    def joined(self, theirs: Mapping[str, str | None]) -> tuple[dict[str, str], Refused]:
+        """The records under these keys, joined with those of the others; and what does not fit."""
+
+    def keep(self, theirs: Mapping[str, str]) -> Refused:
+        """Joins records that the others have into the copy. Returns what does not fit."""
+
+    def until(self, record: str) -> int:
+        """Until when the others need a record, in milliseconds of their common clock; 0: always."""
+
+    def roster(self) -> dict[str, str]:
+        """The last sign of life of each router that may know something which this one does not."""
+
+    def looked(self, now: int, roster: Mapping[str, str]) -> None:
+        """Everything was read at `now`; keeps the roster, and forgets what has ended."""
+
+
+type Change = Callable[[dict[str, str], int], dict[str, str]]
+"""Makes records of the present ones and the time in milliseconds; those left out stay."""
+
+
+class Book(Protocol):
+    """The records that the routers of a fleet share. Its methods may wait, for a few seconds."""
+
+    @property
+    def fault(self) -> str | None:
+        """Why nothing can be changed now; None while it can."""
+
+    def look(self) -> bool:
+        """Connects if needed, reads what changed, and sends what this router alone knows.
+
+        Call it each second. Returns whether it is connected; `fault` says what else is to wait for.
+        """
+
+    def change(self, keys: Sequence[str], change: Change, *, completely: bool = True) -> None:
+        """Changes the records under `keys`, at one moment for all routers, or none of them.
+
+        On return they are in the copy too. Raises AwayError if that cannot be done now, and with
+        `completely` also while what is there may lack something that some router knows.
+        """
+
+    def close(self) -> None:
+        """Closes the connection."""
 
 
 class SessionStore(Protocol):

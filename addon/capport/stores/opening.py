@@ -7,7 +7,7 @@ from pathlib import Path
 from capport.core.client import Address, Mac
 from capport.core.redis_url import is_redis, parse_redis_url
 from capport.extras import lacking
-from capport.stores import SessionStore, StoreError
+from capport.stores import Book, Copy, SessionStore, StoreError
 from capport.stores.memory import MemoryStore
 
 
@@ -62,6 +62,13 @@ def open_store(
     from capport.stores.redis.redis_store import RedisStore
 
     return RedisStore(parse_redis_url(url), path, own, about=about, follows=follows)
+
+
+def open_book(url: str, copy: Copy) -> Book:
+    """The records that the routers share in the Redis at `url`. It connects at the first `look`."""
+    from capport.stores.redis.record_book import RecordBook
+
+    return RecordBook(parse_redis_url(url), copy)
 
 
 def _is_default(path: Path) -> bool:

@@ -5,7 +5,11 @@ from typing import Any
 
 from tornado import web
 
+from capport.stores import AwayError
 from capport.web.context import Portal
+
+AWAY_SECONDS = "10"
+"""When to try again what the other routers have to be asked about."""
 
 
 class BaseHandler(web.RequestHandler):
@@ -31,6 +35,11 @@ class BaseHandler(web.RequestHandler):
         """Answers 503 for an OSError (the disk cannot be written now); else as Tornado does."""
         error = kwargs.get("exc_info", (None, None, None))[1]
         super().send_error(503 if isinstance(error, OSError) else status_code, **kwargs)
+
+    def say_when(self, error: BaseException | None) -> None:
+        """Sets Retry-After if the other routers cannot be asked now. Tornado clears it before."""
+        if isinstance(error, AwayError):
+            self.set_header("Retry-After", AWAY_SECONDS)
 
     def methods(self) -> list[str]:
         """The methods that this handler has, for the Allow of a 405 (RFC 9110 section 15.5.6)."""

@@ -67,5 +67,4 @@ class Portal:
     def close(self) -> None:
         """Ends the threads once their work is done, and closes the records."""
         self.grants.close()
-        self._disk.close()
-        self.records.close()
+        self._disk.close(self.records.close)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from capport.core.client import ClientId
-from capport.stores import StoreError
+from capport.stores import Book, StoreError
 from capport.stores.opening import store_path
 from capport.stores.sqlite.boot_clock import CLOCK, BootClock
 from capport.stores.sqlite.database import Contents, Database, MemoryDatabase
@@ -64,10 +64,18 @@ _VERSION_3 = (
     "INSERT INTO day SELECT 1, wall, sure FROM clock_2",
     "DROP TABLE clock_2",
 )
+# What the routers of a fleet share. `unsent`: it says more than the others are known to have.
+_VERSION_4 = (
+    """CREATE TABLE shared (key TEXT PRIMARY KEY, record TEXT NOT NULL, number INTEGER NOT NULL,
+        until INTEGER NOT NULL, unsent INTEGER NOT NULL) STRICT, WITHOUT ROWID""",
+    "CREATE INDEX shared_number ON shared (number) WHERE number > 0",
+    "CREATE INDEX shared_unsent ON shared (unsent) WHERE unsent = 1",
+    "CREATE TABLE roster (router TEXT PRIMARY KEY, sign TEXT NOT NULL) STRICT, WITHOUT ROWID",
+)
 SCHEMA = Schema(
     "the login server's records",
     0x63617072,  # "capr"
-    (_VERSION_1, _VERSION_2, _VERSION_3),
+    (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4),
     marked_since=3,
 )
 
@@ -112,6 +120,7 @@ class Records(Contents):
         The file must belong to us, or to the owner of its folder, or of the file at `like`.
         """
         self.secret = b""
+        self.book: Book | None = None  # what the routers of a fleet share
         self._database: Database | MemoryDatabase
         if path is None:
             self._database = MemoryDatabase(self)

@@ -28,6 +28,8 @@ class Worker:
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, in_turn)
 
-    def close(self) -> None:
-        """Ends the thread, once all tasks are done, those that wait too."""
+    def close(self, last: Callable[[], None] = lambda: None) -> None:
+        """Ends the thread, once all tasks are done, those that wait too, and `last` after them."""
+        closed = self._thread.submit(last)
         self._thread.shutdown(wait=True)
+        closed.result()

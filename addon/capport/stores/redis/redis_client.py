@@ -19,17 +19,13 @@ from redis.backoff import NoBackoff
 
 from capport.core.place import Place, parse_host
 from capport.core.redis_url import RedisUrl
-from capport.stores import StoreError
+from capport.stores import AwayError
 
 SECONDS = 2.0
 """How long one command may take. A slower Redis counts as one that is away."""
 _SECRETS = "CAPPORT_REDIS_USER and CAPPORT_REDIS_PASSWORD_FILE"
 
 type Command = tuple[object, ...]
-
-
-class AwayError(StoreError):
-    """Redis cannot be used now: it is away, slow, full, read-only, or refuses us."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,10 @@ from capport import clock as clocks
 from capport.core.client import ClientId
 from capport.core.redis_url import RedisUrl
 from capport.core.session import Instant
+from capport.stores import AwayError
 from capport.stores.redis.fleet_record import SKEW, Record, RecordError, dump, parse
 from capport.stores.redis.fleet_time import FleetTime
-from capport.stores.redis.redis_client import SECONDS, AwayError, RedisClient, find_primary
+from capport.stores.redis.redis_client import SECONDS, RedisClient, find_primary
 
 logger = logging.getLogger(__name__)
 

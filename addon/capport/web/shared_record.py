@@ -1,0 +1,165 @@
+"""What routers tell one another about a thing of limited use: a voucher, or a state that was used.
+
+A record is a value that merges: `join` is commutative, associative and idempotent, so routers that
+have read the same records agree. Times are in whole milliseconds by the clock of Redis.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NamedTuple
+
+from capport.core.client import ClientId, parse_client_id
+
+VERSION: Final = 1
+"""The version of the format. A router refuses records of a later one.
+
+It ignores members that it does not know, so a new member that may be ignored needs no new version.
+"""
+LARGEST = 262_144  # characters of a record
+GIVEN_BACK = 100  # uses that were given back and are remembered
+_NOTE = 10_000  # characters
+_WHOLE = 1 << 53  # a whole number above this is not exact in every language's JSON
+
+
+class Use(NamedTuple):
+    """A client's use: since when, whether it was given back, and `at` by its router's wall clock.
+
+    Of two uses by one client the greater counts. A use is given back if the grant for it failed.
+    """
+
+    at: int
+    is_given_back: bool
+    by_wall: int
+
+
+class Limits(NamedTuple):
+    """What never changes. A state has number 0. `until`: how long it is kept; 0: for ever."""
+
+    number: int = 0
+    lifetime: int = 0
+    devices: int = 1
+    expires: int = 0  # 0: never
+    created: int = 0
+    until: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedRecord:
+    """A thing of limited use. `revoked`: when; 0 if it is not."""
+
+    limits: Limits
+    revoked: int = 0
+    uses: Mapping[ClientId, Use] = field(default_factory=dict)
+
+    @property
+    def clients(self) -> list[ClientId]:
+        """The clients that have used it."""
+        return [client for client, use in self.uses.items() if not use.is_given_back]
+
+    def used(self, client: ClientId, at: int, by_wall: int) -> "SharedRecord":
+        """The record after `client` has used it."""
+        before = self.uses.get(client)
+        use = Use(max(at, before.at + 1) if before else at, False, by_wall)
+        # Without a use that was given back, the client counts where it is still remembered.
+        old = sorted((one.at, who) for who, one in self.uses.items() if one.is_given_back)
+        over = {who for _, who in old[: max(0, len(old) - GIVEN_BACK)]}
+        kept = {who: one for who, one in self.uses.items() if who not in over}
+        return replace(self, uses=kept | {client: use})
+
+    def given_back(self, client: ClientId, by_wall: int | None = None) -> "SharedRecord":
+        """The record without the use by `client`, if that began at `by_wall` (None: whenever)."""
+        use = self.uses.get(client)
+        if use is None or by_wall not in (None, use.by_wall):
+            return self
+        return replace(self, uses={**self.uses, client: use._replace(is_given_back=True)})
+
+    def admits(self, client: ClientId, now: int) -> int | None:
+        """For how many milliseconds the voucher admits `client` now; None if it does not.
+
+        A client that has used it before gets the rest of its time.
+        """
+        limits, use = self.limits, self.uses.get(client)
+        if self.revoked:
+            return None
+        if use is not None and not use.is_given_back:
+            left = min(limits.lifetime, use.at + limits.lifetime - now)
+            return left if left > 0 else None
+        is_over = 0 < limits.expires <= now or len(self.clients) >= limits.devices
+        return None if is_over else limits.lifetime
+
+
+def join(one: SharedRecord, other: SharedRecord) -> SharedRecord:
+    """What follows from both records. A revocation and a use are never forgotten."""
+    uses = dict(one.uses)
+    for client, use in other.uses.items():
+        uses[client] = max(use, uses.get(client, use))
+    revoked = min(filter(None, (one.revoked, other.revoked)), default=0)
+    return SharedRecord(max(one.limits, other.limits), revoked, uses)
+
+
+def dump(record: SharedRecord) -> str:
+    """The record as JSON."""
+    uses = {
+        client: [use.at, int(use.is_given_back), use.by_wall]
+        for client, use in sorted(record.uses.items())
+    }
+    said = {"v": VERSION, **record.limits._asdict(), "revoked": record.revoked, "uses": uses}
+    return json.dumps(said, separators=(",", ":"))
+
+
+def parse(text: str) -> SharedRecord:
+    """The record in `text`. Raises ValueError for whatever does not fit."""
+    if len(text) > LARGEST:
+        raise ValueError(f"{len(text)} characters long: at most {LARGEST} are allowed")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError("not a JSON object")
+    if (version := _number(found, "v")) > VERSION:
+        raise ValueError(
+            f"format {version}, written by a newer capport; this one knows format {VERSION}"
+        )
+    note, uses = found.get("note"), found.get("uses")
+    if not isinstance(note, str) or len(note) > _NOTE or not _is_text(note):
+        raise ValueError(f"note: not a text of at most {_NOTE} characters")
+    if not isinstance(uses, dict):
+        raise ValueError("uses: not an object")
+    numbers = {name: _number(found, name) for name in Limits._fields if name != "note"}
+    return SharedRecord(
+        Limits(**numbers, note=note),
+        _number(found, "revoked"),
+        {_client(client): _use(use) for client, use in uses.items()},
+    )
+
+
+def _client(found: str) -> ClientId:
+    if parse_client_id(found) != found:
+        raise ValueError("uses: a client that is neither a MAC nor an address nor both")
+    return ClientId(found)
+
+
+def _use(found: Any) -> Use:
+    if not isinstance(found, list) or len(found) != 3:
+        raise ValueError("uses: not a list of three numbers")
+    named = dict(zip(("at", "back", "since"), found, strict=True))
+    at, back, since = (_number(named, name) for name in named)
+    return Use(at, bool(back), since)
+
+
+def _number(found: Mapping[str, Any], name: str) -> int:
+    value = found.get(name)
+    if type(value) is int and 0 <= value < _WHOLE:
+        return value
+    raise ValueError(f"{name}: not a whole number from 0 to {_WHOLE - 1}")
+
+
+def _is_text(found: str) -> bool:
+    try:
+        found.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
