@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ from capport.stores.redis.fleet_record import (
     parse,
 )
 from capport.stores.redis.fleet_time import FleetTime
-from capport.stores.redis.redis_link import LEASE, ROUTER, WORKER, RedisLink
+from capport.stores.redis.redis_link import LEASE, ROUTER, TOGETHER, WORKER, RedisLink
 from capport.stores.redis.router_marks import RouterMarks
 from capport.stores.replica import Replica, pack, row_of
 from capport.stores.sqlite.housekeeping import GRACE_SECONDS, UPKEEP_SECONDS
@@ -434,10 +434,12 @@ class RedisStore:
 
     def _write_down(self) -> None:
         """Writes the revocations that are not on the disk: others', and what failed before."""
-        with contextlib.suppress(StoreError), self._changing:
-            if self._unwritten:
-                self._marks.add(self.records(self._unwritten), self._time.now())
-                self._unwritten.clear()
+        with contextlib.suppress(StoreError):
+            while self._unwritten:
+                with self._changing:  # not for long: grants wait for it
+                    some = {*islice(self._unwritten, TOGETHER)}
+                    self._marks.add(self.records(some), self._time.now())
+                    self._unwritten -= some
 
     def _forget_past(self) -> None:
         """Removes sessions that are over and revocations that count no more."""
