@@ -15,7 +15,7 @@ from benchmarks.figures import Figure, Missing
 AREAS = {
     "gate": "deciding: look-ups, rules, verdicts and replies, in microseconds",
     "store": "the session store: look-ups among a million, grants, revocations",
-    "fleet": "ten routers that share a Redis: how soon each acts on another's grant or revocation",
+    "fleet": "ten routers that share a Redis, two of them whole: how soon each acts on another",
     "refuse": "511s and TLS refusals beside mitmproxy's block_list, Squid and nginx",
     "http": "known requests a second beside a bare mitmdump; a 1 GB upload",
     "router": "a known client's traffic beside plain forwarding; grants, revocations; a flood",

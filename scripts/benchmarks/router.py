@@ -201,6 +201,12 @@ class Stream:
         wait_for(lambda: self.last > moment, 5, "nothing comes back")
         return min(at for at in tuple(self._back) if at > moment)
 
+    def last_of_all(self) -> float:
+        """When the last one that came back was sent, once none has come back for a while."""
+        while time.monotonic() < self.last + 0.3:
+            time.sleep(0.05)
+        return self.last
+
     def _send(self) -> None:
         while not self._closed.wait(0.001):
             with suppress(OSError):

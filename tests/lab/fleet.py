@@ -20,7 +20,8 @@ from lab.network import POLICY, Lab, Site, listening
 
 REDIS, PORT = "203.0.113.1", 6379
 FILE = "sqlite://{folder}/sessions.db"
-SHARED = f"redis://{REDIS}:{PORT}/0?file={{folder}}/sessions.db"
+SERVER = f"redis://{REDIS}:{PORT}/0"
+SHARED = f"{SERVER}?file={{folder}}/sessions.db"
 ROAM = """\
 #!/bin/sh
 # Moves the client in whose namespace it runs to the access point of router $1.
