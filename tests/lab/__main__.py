@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from capport.testing.kinds import KINDS, OURS
 from lab.fleet import Fleet
 from lab.network import CAPTIVE_PORTAL, LOGIN_NAMES, WITH_TLS, Lab, missing
 
@@ -18,8 +19,8 @@ def main() -> int:
     """The status of what ran in the client; 1 if the lab did not come up, 2 for usage."""
     parser = _parser()
     arguments = parser.parse_args()
-    if arguments.policy and arguments.routers > 1:
-        parser.error("several routers have the lab's own policy")
+    if arguments.routers > 1 and (arguments.policy or arguments.kind != OURS):
+        parser.error("several routers have the lab's own policy and kind")
     needed = ("redis-server",) if arguments.routers > 1 else ()
     if (reason := missing(*needed)) is not None:
         print(f"scripts/lab: {reason}", file=sys.stderr)
@@ -47,7 +48,9 @@ def _routers(arguments: argparse.Namespace) -> Iterator[list[Lab]]:
     """The lab, or several routers' labs, of which the first has the clients."""
     if arguments.routers == 1:
         policy = arguments.policy or WITH_TLS
-        with Lab(clients=arguments.clients, policy=policy, names=LOGIN_NAMES) as lab:
+        with Lab(
+            clients=arguments.clients, policy=policy, names=LOGIN_NAMES, kind=arguments.kind
+        ) as lab:
             yield [lab]
     else:
         with Fleet(
@@ -70,8 +73,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="that share their sessions in a Redis; `roam 2` moves the client to the second",
     )
-    parser.add_argument(
+    portal = parser.add_mutually_exclusive_group()
+    portal.add_argument(
         "--policy", type=Path, metavar="FILE", help="instead of the lab's own policy"
+    )
+    portal.add_argument(
+        "--kind", choices=KINDS, default=OURS, help="another kind of portal than capport's own"
     )
     return parser
 
@@ -97,13 +104,15 @@ def _welcome(routers: list[Lab]) -> str:
     asks_api = f"\n  curl {CAPTIVE_PORTAL} -H 'Accept: application/captive+json'"
     garden = "\n  curl http://www.example.org/           the walled garden"
     roam = "\n  roam 2                                 move to the access point of router 2"
+    ours = lab.kind.name == OURS
+    kind = "" if ours else f"The portal is of the kind {lab.kind.name}: {lab.kind.about}.\n"
     return f"""\
-You are an unknown client, {lab.client.v4} and {lab.client.v6}, {lab.client.mac}.
+{kind}You are an unknown client, {lab.client.v4} and {lab.client.v6}, {lab.client.mac}.
 DHCP and the router's advertisements named the portal's API.
 Every name but login.example.net is the origin's, 198.51.100.2. Try:\
 {asks_api if server and server.certificate else ""}
-  curl -i http://www.example.com/        511
-  curl -k https://www.example.com/       the TLS alert\
+  curl -i http://www.example.com/        {"511" if ours else ""}
+  curl -k https://www.example.com/       {"the TLS alert" if ours else ""}\
 {garden if lab.policy.walled_garden.find("www.example.org", 80) else ""}\
 {roam if len(routers) > 1 else ""}
 {"".join(_of_router(lab, router) for router in routers)}\

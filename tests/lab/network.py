@@ -39,7 +39,8 @@ from capport.policy import policy_file
 from capport.router import known_clients, nftables
 from capport.router.fence import Fence
 from capport.stores.opening import open_store
-from lab import namespaces, origin
+from capport.testing.kinds import OURS, kind_named
+from lab import kinds, namespaces, origin
 from lab.advertise import Advertiser
 from lab.dhcp import Lease, lease
 from lab.namespaces import Namespace, end, veth, wait_for
@@ -228,7 +229,7 @@ class Lab:
     there is no mitmdump, which keeps the kernel's set of known clients; with `follow` the lab
     keeps it, too. With `workers` (0: in one process), `capport run` has mitmdump's place. `names`
     are at the addresses given, a blank between them; every other name is the origin's. With `site`,
-    it is one of several routers.
+    it is one of several routers. `kind` is the kind of portal.
     """
 
     def __init__(
@@ -243,7 +244,9 @@ class Lab:
         name: str = "",
         workers: int | None = None,
         site: Site | None = None,
+        kind: str = OURS,
     ) -> None:
+        self.kind = kind_named(kind)
         self.site = site
         self._first = site.first if site else None
         self.name = f"{name}-" if name else ""
@@ -365,7 +368,8 @@ class Lab:
             self.policy_file = self._given
         else:
             self.policy_file = self.folder / "policy.yaml"
-            self.policy_file.write_text(self._given.replace("{folder}", str(self.folder)))
+            text = self._given.replace("{folder}", str(self.folder))
+            self.policy_file.write_text(text + kinds.in_policy(self.kind))
         self.policy = policy_file.load(self.policy_file)
         self._check_interfaces()
         self._trust()
@@ -454,6 +458,7 @@ class Lab:
         self.neighbours = self.router.call(NetlinkNeighbours, ["br-lan"])
         self._stack.callback(self.neighbours.close)
         nftables.up(self.policy, proxy_ports=self.proxy_ports, rules=self.rules)
+        self.rules.run(kinds.in_rules(self.kind))
         self._stack.callback(self.rules.close)
         with closing(self.router.call(Fence)) as fence:
             fence.put(CLIENT_SIDE)
@@ -503,7 +508,9 @@ class Lab:
         shipped = (SHIPPED / "resolver-unknown.conf").read_text()
         files = {
             "stars": nftables.stars(self.policy),
-            "unknown": shipped + nftables.to_stars(self.policy),
+            "unknown": shipped
+            + nftables.to_stars(self.policy)
+            + kinds.in_resolver(self.kind, ROUTER4),
         }
         for name, text in files.items():
             if text:
@@ -513,15 +520,18 @@ class Lab:
         return started
 
     def _mitmdump(self, port: int) -> Popen[bytes]:
-        settings = {
+        settings: dict[str, object] = {
             "portal_policy": self.policy_file,
             "portal_events": self.folder / "events.jsonl",
             "confdir": self.folder / "mitmproxy",
         }
-        command = "mitmdump", "-s", str(CHECKOUT / "addon" / "captive_portal.py"), "--showhost"
+        command = ["mitmdump", "-s", str(CHECKOUT / "addon" / "captive_portal.py"), "--showhost"]
+        if self.kind.answer:
+            settings[kinds.OPTION] = self.kind.name
+            command += "-s", kinds.__file__
         if self._workers is not None:
             workers = ("--workers", str(self._workers)) if self._workers else ()
-            command = "capport", "run", *workers
+            command = ["capport", "run", *workers]
         process = self._start(
             self.router,
             f"mitmdump-{port}",

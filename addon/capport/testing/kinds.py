@@ -1,7 +1,7 @@
 """The kinds of portal that an app may meet, and what each does with HTTP, TLS and DNS.
 
-Few real portals send 511, so an app must withstand the others too. They exist here alone: a
-policy cannot ask for them.
+Few real portals send 511, so an app must withstand the others too. They exist here and
+in the lab alone: a policy cannot ask for them.
 """
 
 from collections.abc import Callable
