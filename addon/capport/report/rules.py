@@ -473,9 +473,9 @@ RULES: tuple[Rule, ...] = (
         _WARNING,
         "RFC 6585 appendix B",
         follows_redirect,
-        "takes the page behind a redirect for its answer",
+        "follows the portal's redirect",
         "Do not follow a redirect to another host, or check where it led and what came.",
-        "It only shows the page to a person.",
+        "It shows the page to a person, or sees that what came is not what it asked for.",
     ),
 )
 """Every rule, in the order of the report."""
