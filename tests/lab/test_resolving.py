@@ -105,6 +105,13 @@ def test_forty_questions_a_second_for_ordinary_names_are_answered(lab: Lab, addr
     assert sorted(lab.client.namespace.call(found, address, asked)) == [name for _, name in asked]
 
 
+@pytest.mark.slow
+def test_twenty_questions_a_second_for_long_names_are_answered(lab: Lab) -> None:
+    asked = busy(20, 10, "app{}.devices-of-asia.example.com")
+    assert {len(name) for _, name in asked} == {36}
+    assert sorted(lab.client.namespace.call(found, ROUTER4, asked)) == [name for _, name in asked]
+
+
 def test_each_way_the_bound_is_that_of_the_readme() -> None:
     assert QUESTIONS.most <= PAYLOAD
     assert ANSWERS.most <= PAYLOAD

@@ -8,7 +8,7 @@ clients get no answers.
 A resolver can be used as a tunnel: a client that owns a domain sends bytes to its name servers in
 questions, and gets bytes back in answers. So each packet is charged the bytes that it can carry:
 
-- an ordinary question (no other records, a name of up to 30 characters, type A, AAAA or HTTPS):
+- an ordinary question (no other records, a name of up to 43 characters, type A, AAAA or HTTPS):
   the length of its name, minus the shortest domain that anyone can register (`ab.cd`);
 - an ordinary answer: the length of its address, if it has one. The client already knows the
   question in it;
@@ -66,7 +66,7 @@ ALL_CHECKS = "limit rate 500/second burst 500 packets"
 ALL_ANSWERS = "limit rate 64 kbytes/second burst 256 kbytes"
 
 _FAMILIES = ((4, "ip", "ipv4_addr"), (6, "ip6", "ipv6_addr"))
-_NAMES = range(6, 33)  # bytes of an ordinary name in a message: from 4 to 30 characters
+_NAMES = range(6, 46)  # bytes of an ordinary name in a message: from 4 to 43 characters
 _MOST_NAMES = 200  # names that cost nothing: the kernel compares each question with each of them
 _HEADER = 8 + 12  # of UDP, and of DNS (RFC 1035 section 4.1.1), in bytes
 _DOMAIN = 7  # bytes of `ab.cd`, and the length byte of one more label
@@ -97,8 +97,9 @@ def questions(policy: Policy, ethernet: bool) -> Iterator[str]:
             yield f"add @askers{version} {{ {ip} saddr : meta mark }}"
         yield f"{every} accept"
         yield "drop\n}"
-    lengths = (f"udp length > {_HEADER + 4 + _DOMAIN + n}" for n in range(3, 26, QUESTIONS.unit))
-    yield from _ladder("asked_name", "asked", QUESTIONS, lengths, "asking")
+    lengths = range(QUESTIONS.unit, _NAMES[-1] - _DOMAIN, QUESTIONS.unit)
+    steps = (f"udp length > {_HEADER + 4 + _DOMAIN + n}" for n in lengths)
+    yield from _ladder("asked_name", "asked", QUESTIONS, steps, "asking")
     yield from _raw("asked", QUESTIONS, "asking")
     yield "chain questions {"
     yield "ct status & dnat == 0 drop"  # it was sent to this port itself, and was not redirected
