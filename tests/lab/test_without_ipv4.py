@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from ipaddress import IPv6Address
 from pathlib import Path
 
@@ -10,11 +12,12 @@ import pytest
 import requires
 from conftest import SOON
 from lab.advertise import advertised
-from lab.namespaces import wait_for
+from lab.namespaces import end, namespaces, veth, wait_for
 from lab.network import CAPTIVE_PORTAL, ORIGIN4, ORIGIN6, ROUTER4, ROUTER6, WITH_TLS, Client, Lab
 
 pytestmark = pytest.mark.lab
 
+SNIPPET = Path(__file__).parents[2] / "scripts/router/capport.radvd.conf"
 BOTH = WITH_TLS.replace(f"listen: {ROUTER4}:443", f"listen: [{ROUTER4}:443, '[{ROUTER6}]:443']")
 
 
@@ -65,3 +68,29 @@ def test_a_client_without_ipv4_makes_the_whole_journey(tmp_path: Path) -> None:
             return all(got(client, *status, f"http://{place}/") == "200" for place in places)
 
         wait_for(opened, message="what is beyond the router is not open")
+
+
+def test_radvd_advertises_all_of_that_by_the_shipped_snippet(tmp_path: Path) -> None:
+    requires.check(requires.namespaces())
+    asked = ["radvd", "--version"] if shutil.which("radvd") else ["true"]
+    said = subprocess.run(asked, capture_output=True, text=True)
+    version = re.search(r"Version: (\d+)\.(\d+)", said.stdout + said.stderr)
+    if version is None or (int(version[1]), int(version[2])) < (2, 20):
+        pytest.skip("no radvd 2.20 or later here (Debian 12 has 2.19, which lacks option 37)")
+    with namespaces("radvd", "device") as (router, device):
+        veth(router, "br-lan", device, "eth0")
+        router.sysctl(ipv6__conf__all__forwarding=1)
+        router.ip("link set br-lan up", f"address add {ROUTER6}/64 dev br-lan nodad")
+        device.ip("link set eth0 up")
+        pid, log = tmp_path / "radvd.pid", tmp_path / "radvd.log"
+        options = ("--nodaemon", "--logmethod", "stderr", "--pidfile", str(pid))
+        with log.open("wb") as out:
+            radvd = router.start("radvd", *options, "--config", str(SNIPPET), log=out)
+        try:
+            came = device.call(advertised, SOON)
+        finally:
+            end(radvd)
+            print(log.read_text())
+        assert came[37].rstrip(b"\0").decode() == CAPTIVE_PORTAL
+        assert str(IPv6Address(came[25][6:22])) == ROUTER6
+        assert str(IPv6Address(came[3][14:30])) == "2001:db8:1::"
