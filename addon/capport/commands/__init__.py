@@ -4,6 +4,7 @@ Login servers and scripts start one `capport grant` for each client, so it impor
 possible.
 """
 
+import sys
 from argparse import Namespace
 from collections.abc import Collection
 from pathlib import Path
@@ -18,6 +19,11 @@ from capport.stores.opening import default_store, is_there, open_store, store_pa
 
 class CommandError(Exception):
     """A command failed; the message is printed to stderr, and says why."""
+
+
+def warn(text: str) -> None:
+    """Prints a warning on stderr."""
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def policy_at(path: str) -> Policy:

@@ -1,12 +1,11 @@
 """`capport check POLICY`: whether a policy can be used, and a summary of it."""
 
-import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from capport.commands import CommandError
+from capport.commands import CommandError, warn
 from capport.commands.display import duration
 from capport.core.policy import Limits, Policy
 from capport.linux import neighbour_lookup
@@ -24,12 +23,10 @@ def check(arguments: Namespace) -> None:
         policy, warnings = load_with_warnings(Path(arguments.policy_file))
     except PolicyError as error:
         raise CommandError(str(error)) from None
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    for warning in (*warnings, *_unused_pages(policy)):
+        warn(str(warning))
     if lacking := _family_without_login(policy):
-        print(f"warning: {arguments.policy_file}: {lacking}", file=sys.stderr)
-    for unused in _unused_pages(policy):
-        print(f"warning: {unused}", file=sys.stderr)
+        warn(f"{arguments.policy_file}: {lacking}")
     print(f"{arguments.policy_file} can be used.")
     for name, value in summary(policy):
         print(f"  {name:<14} {visible(value)}")
@@ -61,14 +58,10 @@ def summary(policy: Policy) -> Iterator[tuple[str, str]]:
     yield from (("known clients", sentence) for sentence in unmet(policy))
     yield "probes", f"{policy.probes}, at any host: {', '.join(policy.probe_paths) or 'none'}"
     if router := policy.router:
-        yield (
-            "router",
-            f"clients at {router.client_interface}, origins at {router.origin_interface}",
-        )
-        yield (
-            "dns",
-            f"unknown clients': a resolver on port {RESOLVER_PORT}, {PAYLOAD} bytes/s each way",
-        )
+        sides = f"clients at {router.client_interface}, origins at {router.origin_interface}"
+        yield "router", sides
+        resolver = f"a resolver on port {RESOLVER_PORT}, {PAYLOAD} bytes/s each way"
+        yield "dns", f"unknown clients': {resolver}"
 
 
 def _family_without_login(policy: Policy) -> str | None:

@@ -3,7 +3,6 @@
 import contextlib
 import getpass
 import os
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,7 @@ from capport.commands import (
     chosen_policy,
     existing_store,
     store_url,
+    warn,
     writable_store,
 )
 from capport.commands.display import duration, moment
@@ -105,7 +105,7 @@ def revoke(arguments: Namespace) -> None:
 def _warn_if_alone(url: str, store: SessionStore) -> None:
     """Warns if the other routers of a fleet do not know of the change yet."""
     if is_redis(url) and store.fault is not None:
-        print(f"warning: not everywhere yet: {store.fault}", file=sys.stderr)
+        warn(f"not everywhere yet: {store.fault}")
 
 
 def _session_id(who: ClientId, macs: Macs) -> ClientId:

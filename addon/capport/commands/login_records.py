@@ -1,11 +1,10 @@
 """Opens the login server's records for the commands that read or change them."""
 
-import sys
 import time
 from argparse import Namespace
 
 from capport import clock
-from capport.commands import CommandError, chosen_policy, store_url
+from capport.commands import CommandError, chosen_policy, store_url, warn
 from capport.core.policy import Conditions, Policy
 from capport.stores.opening import store_path
 from capport.web.date_reckoning import Moment
@@ -24,10 +23,8 @@ def warn_unless_asked(arguments: Namespace, policy: Policy, wanted: Conditions) 
         return
     server = policy.login_server
     if server is None or server.conditions is not wanted:
-        has = (
-            "no login_server" if server is None else f"login_server.conditions: {server.conditions}"
-        )
-        print(f"warning: nobody is asked for it: {arguments.policy} has {has}", file=sys.stderr)
+        has = f"login_server.conditions: {server.conditions}" if server else "no login_server"
+        warn(f"nobody is asked for it: {arguments.policy} has {has}")
 
 
 def records_of(arguments: Namespace) -> Records:

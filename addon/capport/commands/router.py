@@ -4,10 +4,9 @@ import contextlib
 import socket
 import sys
 from argparse import Namespace
-from collections.abc import Iterable
 from pathlib import Path
 
-from capport.commands import CommandError, existing_store, policy_at, store_url
+from capport.commands import CommandError, existing_store, policy_at, store_url, warn
 from capport.linux.libnftables import Nftables
 from capport.router import fence, nftables
 from capport.router.dns_rules import RESOLVER_PORT
@@ -50,12 +49,11 @@ def up(arguments: Namespace) -> None:
     for limit in unmet(policy):
         print(f"  {limit}")
     # The table of closed.nft is there when the unit starts, and is removed right after this.
-    _warn(line for line in others_in_the_way() if CLOSED not in line)
+    for line in others_in_the_way():
+        if CLOSED not in line:
+            warn(line)
     if not _exists(interface := policy.router.client_interface):
-        print(
-            f"warning: there is no interface {interface} yet; clients elsewhere are not held",
-            file=sys.stderr,
-        )
+        warn(f"there is no interface {interface} yet; clients elsewhere are not held")
     if conf := nftables.stars(policy):
         print(
             "For each *.name of the walled garden on ports beyond 80 and 443, add to"
@@ -70,11 +68,6 @@ def others_in_the_way() -> list[str]:
     with contextlib.suppress(OSError), contextlib.closing(Nftables()) as rules:
         return in_the_way(rules)
     return []
-
-
-def _warn(lines: Iterable[str]) -> None:
-    for line in lines:
-        print(f"warning: {line}", file=sys.stderr)
 
 
 def _exists(interface: str) -> bool:
@@ -109,10 +102,11 @@ def show(arguments: Namespace) -> None:
     for interface in fenced:
         print(f"# ip rule: nothing is forwarded from {interface} but what this table has marked")
     if not fenced:
-        _warn(["there is no ip rule that holds clients while the table is away"])
-    _warn(others_in_the_way())
+        warn("there is no ip rule that holds clients while the table is away")
+    for line in others_in_the_way():
+        warn(line)
     if not _resolver_listens():
-        _warn([NO_RESOLVER])
+        warn(NO_RESOLVER)
 
 
 def _resolver_listens() -> bool:

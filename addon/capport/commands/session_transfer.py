@@ -17,6 +17,7 @@ from capport.commands import (
     chosen_policy,
     existing_store,
     store_url,
+    warn,
     writable_store,
 )
 from capport.core.client import ClientId, parse_client_id
@@ -66,7 +67,7 @@ def bring(arguments: Namespace) -> None:
         f" {len(found) - len(current)} were over"
     )
     if alone is not None:
-        print(f"warning: not everywhere yet: {alone}", file=sys.stderr)
+        warn(f"not everywhere yet: {alone}")
 
 
 def as_document(session: Session, now: Instant, wall: float) -> dict[str, object]:
