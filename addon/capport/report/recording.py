@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 from capport.core.http import DEFAULT_PORTS
 
@@ -15,6 +16,8 @@ _KINDS = (
     *("refused", "passed", "tls", "dropped"),
     *("granted", "revoked", "expired", "watched", "unwatched"),
 )
+
+_TEXTS = "method", "scheme", "path", "query", "agent", "accept", "referer", "error", "because"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,49 +251,40 @@ def record_in(event: Mapping[str, object]) -> Record | None:
             action=_text(event, "action"),
             outcome=_text(event, "outcome"),
             alert=_text(event, "alert"),
-            hung_up=event.get("hung_up") is True,
-            trusts_ca=event.get("trusts_ca") is True,
+            hung_up=_flag(event, "hung_up"),
+            trusts_ca=_flag(event, "trusts_ca"),
             because=_text(event, "because"),
             count=count,
         )
     if kind in {"refused", "passed"}:
-        answered_by = "portal" if kind == "refused" else _text(event, "answered_by") or None
+        said: dict[str, Any] = {name: _text(event, name) for name in _TEXTS}
+        said |= {name: _number(event, name) for name in ("status", "port", "length")}
+        said |= {name: _number(event, name) or 0 for name in ("cookies", "authorizations")}
+        said |= {name: _flag(event, name) for name in ("preflight", "etag", "sets_cookie")}
         return Request(
             time=time,
-            answered_by=answered_by,
-            status=_number(event, "status"),
-            method=_text(event, "method"),
-            scheme=_text(event, "scheme"),
+            answered_by="portal" if kind == "refused" else _text(event, "answered_by") or None,
             host=_text(event, "host").lower(),
-            port=_number(event, "port"),
-            path=_text(event, "path"),
-            query=_text(event, "query"),
-            agent=_text(event, "agent"),
-            accept=_text(event, "accept"),
-            referer=_text(event, "referer"),
-            preflight=event.get("preflight") is True,
-            cookies=_number(event, "cookies") or 0,
-            authorizations=_number(event, "authorizations") or 0,
             first_byte=_number(event, "range"),
             modified_since=_date(_text(event, "modified_since")),
             traces=frozenset(_text(event, "traces").split()),
             retry_after=_wait(_text(event, "retry_after"), time),
-            length=_number(event, "length"),
-            etag=event.get("etag") is True,
-            sets_cookie=event.get("sets_cookie") is True,
-            error=_text(event, "error"),
-            because=_text(event, "because"),
             count=count,
             detailed="port" in event and "repeats" not in event,
+            **said,
         )
     by = _text(event, "by") or _text(event, "how")
-    forwards = event.get("kernel_forwards") is True
+    forwards = _flag(event, "kernel_forwards")
     return Change(time=time, event=str(kind), by=by, kernel_forwards=forwards)
 
 
 def _text(event: Mapping[str, object], name: str) -> str:
     value = event.get(name)
     return value if isinstance(value, str) else ""
+
+
+def _flag(event: Mapping[str, object], name: str) -> bool:
+    return event.get(name) is True
 
 
 def _number(event: Mapping[str, object], name: str) -> int | None:
