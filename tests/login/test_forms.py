@@ -773,7 +773,7 @@ async def test_made_up_macs_fill_no_more_than_the_policy_allows_and_everybody_is
         assert len(h.portal.records.acceptances()) == 5
         full = "there are as many sessions as sessions.most allows: 5"
         assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == [
-            f"No page; answering 503: {full}"
+            f"Answering 500 or 503: {full}"
         ]
         h.gate.events.close()
         lines = map(json.loads, (tmp_path / "events.jsonl").read_text().splitlines())
@@ -886,7 +886,9 @@ async def test_one_page_can_be_replaced_and_mended_while_it_runs(
         (templates / "status.html").write_text("Hello\n{% nonsense %}", "utf-8")
         broken = await browser.get("/status")
         assert (broken.status, "nonsense" in broken.text) == (500, False)
-        (line,) = (r.getMessage() for r in caplog.records if "No page" in r.msg and not r.exc_info)
+        (line,) = (
+            r.getMessage() for r in caplog.records if "Answering 500" in r.msg and not r.exc_info
+        )
         assert "login/templates/status.html:2: " in line
         assert "nonsense" in line
         (templates / "status.html").unlink()

@@ -5,7 +5,6 @@ wrong member and say what to send instead.
 """
 
 import json
-import logging
 from collections import Counter
 from functools import partial
 from typing import Any, Never
@@ -19,8 +18,6 @@ from capport.core.session import Session
 from capport.session_view import document
 from capport.web.base_handler import BaseHandler
 from capport.web.context import Portal
-
-logger = logging.getLogger(__name__)
 
 MAX_BODY = 64 * 1024
 """Bytes that the body of a call may have; a longer one is answered 413."""
@@ -89,17 +86,6 @@ class Call(BaseHandler):
             problem["detail"] = f"{self.request.method} is not for this path: use {allowed}"
         self.set_header("Content-Type", "application/problem+json")
         self.finish(json.dumps(problem) + "\n")
-
-    def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
-        """Logs our errors, once a minute each; the caller can log its own."""
-        if isinstance(value, web.HTTPError):
-            return
-        if not self.is_to_be_logged(typ):
-            return
-        if isinstance(value, OSError):  # its text names the file and says what to do
-            logger.error("No answer; 503 instead: %s", value)
-        else:
-            logger.error("No answer; 500 or 503 instead", exc_info=(typ, value, tb))  # type: ignore[arg-type]
 
     def answer(self, said: object, status: int = 200) -> None:
         """Answers with `said` as JSON."""

@@ -1,10 +1,9 @@
 """What the login server's pages share, in addition to what they share with the APIs."""
 
-import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from pathlib import Path
 
 from capport.core.policy import Policy
@@ -12,6 +11,7 @@ from capport.log_limits import RETURNS, Seldom
 from capport.login.repeated_forms import Forms
 from capport.login.theme import Theme
 from capport.login.throttle import Often, Throttle
+from capport.web.worker import Worker
 
 HASHES_WAITING = 8
 """Passwords that may wait for the one thread that hashes; a further one is answered 429."""
@@ -30,7 +30,7 @@ class LoginContext:
     def __post_init__(self) -> None:
         self._theme: tuple[str | None, Theme] = (None, Theme(None))
         # One thread: argon2 takes 19 MiB for each password.
-        self._hash = ThreadPoolExecutor(1, thread_name_prefix="portal-hash")
+        self._hash = Worker("portal-hash", patience=inf)
 
     def theme(self, policy: Policy) -> Theme:
         """The theme in the folder `login/` beside the policy file."""
@@ -43,10 +43,10 @@ class LoginContext:
         """Calls `what` on the one thread for passwords, off the event loop."""
         self.hashing += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._hash, what)
+            return await self._hash.do(what)
         finally:
             self.hashing -= 1
 
     def close(self) -> None:
         """Ends the thread once its work is done."""
-        self._hash.shutdown(wait=True)
+        self._hash.close()

@@ -11,7 +11,6 @@ from tornado.template import ParseError
 from capport.core.negotiation import Language, preferred_language
 from capport.core.policy import Conditions
 from capport.core.session import Session
-from capport.log_limits import QUOTED
 from capport.login.login_context import LoginContext
 from capport.login.words import WORDS, Words
 from capport.stores import AwayError, FullError
@@ -166,20 +165,11 @@ class Page(ClientHandler):
             self.set_header("Content-Type", "text/plain; charset=utf-8")
             self.finish(f"{heading}\n{text}\n")
 
-    def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
-        """Logs our errors with a traceback; a client's in one debug line, without what it sent."""
-        if isinstance(value, web.HTTPError):
-            said = (value.log_message or "")[:QUOTED]
-            logger.debug("%s: %s %s", self.request.remote_ip, value.status_code, said)
-        elif not self.is_to_be_logged(typ):
-            pass
-        elif isinstance(value, ParseError):
-            place = f"login/templates/{value.filename}:{value.lineno}"
-            logger.error("No page; answering 500: %s: %s", place, value.message)
-        elif isinstance(value, OSError):  # its text names the file and says what to do
-            logger.error("No page; answering 503: %s", value)
-        else:
-            logger.error("No page; answering 500 or 503", exc_info=(typ, value, tb))  # type: ignore[arg-type]
+    def without_traceback(self, error: BaseException | None) -> str | None:
+        """Also of an error in one of the operator's templates: its place."""
+        if isinstance(error, ParseError):
+            return f"login/templates/{error.filename}:{error.lineno}: {error.message}"
+        return super().without_traceback(error)
 
     def check_xsrf_cookie(self) -> None:
         """Checks as Tornado does; a failure gets a page that helps. A wrong method is 405 first."""

@@ -1,12 +1,16 @@
 """What every answer of the login server and of the APIs has in common."""
 
+import logging
 from collections.abc import Awaitable
 from typing import Any
 
 from tornado import web
 
+from capport.log_limits import QUOTED
 from capport.stores import AwayError
 from capport.web.context import Portal
+
+logger = logging.getLogger(__name__)
 
 AWAY_SECONDS = "10"
 """When to try again what the other routers have to be asked about."""
@@ -53,3 +57,17 @@ class BaseHandler(web.RequestHandler):
     def is_to_be_logged(self, fault: object) -> bool:
         """Whether to log `fault` now: each kind is logged at most once a minute."""
         return self.portal.faults.is_due(self.portal.gate.now(), (type(self), fault))
+
+    def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
+        """Logs our errors, once a minute each; a client's in a debug line, without what it sent."""
+        if isinstance(value, web.HTTPError):
+            said = (value.log_message or "")[:QUOTED]
+            logger.debug("%s: %s %s", self.request.remote_ip, value.status_code, said)
+        elif self.is_to_be_logged(typ):
+            line = self.without_traceback(value)
+            trace = None if line else (typ, value, tb)
+            logger.error("Answering 500 or 503: %s", line or typ.__name__, exc_info=trace)  # type: ignore[arg-type]
+
+    def without_traceback(self, error: BaseException | None) -> str | None:
+        """What to log of an error whose text names the file and says what to do; else None."""
+        return str(error) if isinstance(error, OSError) else None

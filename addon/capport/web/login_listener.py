@@ -262,14 +262,10 @@ class LoginServer:
         self.http: Server | None = None
         """The server that listens now."""
         self._listening: Listening | None = None
-        self._places: tuple[Place, ...] = ()
+        self.places: tuple[Place, ...] = ()
+        """Where it listens: nowhere before `start`, or if the policy has no login server."""
         self._watch: asyncio.Task[None] | None = None
         self._following = asyncio.Lock()  # one policy at a time
-
-    @property
-    def places(self) -> tuple[Place, ...]:
-        """Where it listens: nowhere before `start`, or if the policy has no login server."""
-        return self._places
 
     async def start(self) -> None:
         """Listens. Raises OSError, also if the certificate cannot be used.
@@ -297,7 +293,7 @@ class LoginServer:
         self.portal.certified = shown.names if shown else ()
         server.add_sockets(one for _, one in at)
         self.http, self._listening = server, listening
-        self._places = tuple(Place(place.host, one.getsockname()[1]) for place, one in at)
+        self.places = tuple(Place(place.host, one.getsockname()[1]) for place, one in at)
         if shown is not None:
             self._watch = asyncio.create_task(self._follow_certificate(server, shown))
         else:
@@ -331,7 +327,7 @@ class LoginServer:
         if self.http is not None:
             self.http.stop()
             await self.http.close_all_connections()
-        self.http, self._listening, self._places = None, None, ()
+        self.http, self._listening, self.places = None, None, ()
 
     async def _follow_certificate(self, server: Server, shown: "_Shown") -> None:
         """Uses a new certificate for new connections when its file has changed."""
