@@ -38,17 +38,19 @@ class Seldom:
         return True
 
 
-class SeldomFilter(logging.Filter):
-    """Passes one warning of Tornado's in FAULTS seconds, and nothing below a warning.
-
-    Such warnings are about bytes that are not an HTTP request.
-    """
-
+class _SeldomPassing(logging.Filter):
     def __init__(self, steady: Callable[[], float] = time.monotonic) -> None:
         """`steady` is the clock, because the time in a record is wall time, which may be set."""
         super().__init__()
         self._steady = steady
         self._seldom = Seldom(FAULTS)
+
+
+class SeldomFilter(_SeldomPassing):
+    """Passes one warning of Tornado's in FAULTS seconds, and nothing below a warning.
+
+    Such warnings are about bytes that are not an HTTP request.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Logging calls this for each record of the logger."""
@@ -58,18 +60,13 @@ class SeldomFilter(logging.Filter):
         return True
 
 
-class StrangersFilter(logging.Filter):
+class StrangersFilter(_SeldomPassing):
     """Shortens lines about connections, and passes one line a minute for each kind and client.
 
     A line's kind is the place in the code that logs it, and the words that it begins with. Its
     client is the address that mitmproxy attaches to it. Lines without a client that are not
     warnings are about the portal itself: they all pass.
     """
-
-    def __init__(self, steady: Callable[[], float] = time.monotonic) -> None:
-        super().__init__()
-        self._steady = steady
-        self._seldom = Seldom(FAULTS)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Logging calls this for each record of the logger."""
