@@ -15,13 +15,12 @@ missing_packages() {
   done <"$checkout/scripts/packages.txt"
 }
 
-# Venv $1 is whole once it has a file that is called what it was made for.
-made_for() { printf '%s/%s/made-for-%s' "$venv" "$1" "$(sum_for "$1" | cut -c -16)"; }
-sum_for() { { echo "${venvs[$1]}" && project_sum; } | sha256sum; }
+# Venv $1 of these is whole once it has a file of this name: what it was made for.
+made_for() { { echo "${venvs[$1]}" && project_sum; } | sha256sum | sed 's/^/made-for-/' | cut -c -25; }
 
 missing_venvs() {
   local name
-  for name in "${!venvs[@]}"; do [[ -e $(made_for "$name") ]] || echo "$name"; done
+  for name in "${!venvs[@]}"; do [[ -e $venv/$name/$(made_for "$name") ]] || echo "$name"; done
 }
 
 missing_extras() { missing_packages && missing_venvs; }
@@ -50,20 +49,22 @@ install_packages() {
     done
 }
 
-install_venv() {
-  say "installing ${venvs[$1]} into $venv/$1"
-  cd -- "$checkout" # for the date in pyproject.toml that packages are taken of
+# Make venv $1, with the file $2 once it is whole, of the packages that the rest names.
+fill_venv() {
+  [[ ! -e $1/$2 ]] || return 0 # made while we waited for the lock
+  say "installing ${*:3} into $1"
+  cd -- "$checkout" # pyproject.toml has the date of the packages to take
   find_uv
-  "$uv" venv --quiet --clear --python "$venv/bin/python" "$venv/$1" >&2 &&
-    "$uv" pip install --quiet --python "$venv/$1/bin/python" "${venvs[$1]}" >&2 &&
-    touch -- "$(made_for "$1")"
+  "$uv" venv --quiet --clear --python "$venv/bin/python" "$1" >&2 &&
+    "$uv" pip install --quiet --python "$1/bin/python" "${@:3}" >&2 &&
+    touch -- "$1/$2"
 }
 
 bring_extras() {
   local name
   ! may_install || locked /var/lib/dpkg install_packages
   for name in $(missing_venvs); do
-    (install_venv "$name") || say "uv could not install ${venvs[$name]} (its reason is above)"
+    (fill_venv "$venv/$name" "$(made_for "$name")" "${venvs[$name]}") || say "uv could not install ${venvs[$name]} (its reason is above)"
   done
   printf '%s\n' "$EUID" "$(missing_extras)" >"$1"
 }
@@ -81,21 +82,11 @@ install_extras() {
   [[ -z $missing ]] || say "without ${missing//$'\n'/, }, some tests cannot run (rm $note: try again)"
 }
 
-install_mitmproxy() {
-  [[ ! -e $2/$3 ]] || return 0 # made while we waited for the lock
-  say "installing mitmproxy $1 into $2"
-  cd -- "$checkout"
-  find_uv
-  "$uv" venv --quiet --clear --python "$venv/bin/python" "$2" >&2 &&
-    "$uv" pip install --quiet --python "$2/bin/python" --editable '.[login,idna,metrics,redis]' --group dev "mitmproxy==$1" >&2 &&
-    touch -- "$2/$3"
-}
-
-# Makes `venv` one like .venv, but with mitmproxy $1. It is whole once it has a file that is called
-# after the project file and the Python that it was made for.
+# Makes `venv` one like .venv, but with mitmproxy $1.
 venv_with_mitmproxy() {
   local other=$venv/mitmproxy-$1 made_for
   made_for=made-for-$(stamp_for "$(project_sum)" | sha256sum | cut -c -16)
-  [[ -e $other/$made_for ]] || locked "$checkout" install_mitmproxy "$1" "$other" "$made_for"
+  [[ -e $other/$made_for ]] || locked "$checkout" fill_venv "$other" "$made_for" \
+    --editable '.[login,idna,metrics,redis]' --group dev "mitmproxy==$1"
   venv=$other
 }
