@@ -152,7 +152,7 @@ def _add_policies(commands: "Subcommands") -> None:
     _takes(diff, "new", "NEW", "the policy file to be tried")
     about = "a file of events: each request in it is decided again; may be given more than once"
     _takes_many(diff, "--events", "FILE", about)
-    _takes(diff, "--flows", "FILE", "the same with a flow file of mitmproxy's")
+    _takes(diff, "--flows", "FILE", "the same with a flow file of mitmproxy")
     _takes(diff, "--sessions", "STORE", "the session store (OLD's)")
     _takes_json(diff)
 
@@ -192,7 +192,7 @@ def _add_router(commands: "Subcommands") -> None:
     _takes(up, "--sessions", "STORE", "the session store (the policy's)")
     about = "mitmproxy's port (8080); give several to share the clients among them"
     _takes_many(up, "--proxy-port", "PORT", about, dest="proxy_ports", type=_PORT)
-    for name, about in (("down", "take the rules away"), ("show", "print the rules in force")):
+    for name, about in (("down", "remove the rules"), ("show", "print the rules in force")):
         action = _add(actions, name, f"router:{name}", about)
         _takes(action, "policy_file", "POLICY", "ignored", nargs="?")
 
@@ -242,7 +242,7 @@ def _add_watching(commands: "Subcommands") -> None:
     _takes(
         report, "events", "EVENTS", "files of events, the oldest first (events.jsonl)", nargs="*"
     )
-    _takes(report, "--flows", "FILE", "a flow file of mitmproxy's instead")
+    _takes(report, "--flows", "FILE", "a flow file of mitmproxy instead")
     form = report.add_mutually_exclusive_group()
     _takes_json(form)
     _takes(form, "--html", "FILE", "write a page that needs no network")
@@ -269,7 +269,7 @@ def _add_running(commands: "Subcommands") -> None:
     _takes(run, "--listen-host", "ADDRESS", "the address to listen on (all)")
     about = "the port (8080); 0: any free one"
     _takes(run, "--listen-port", "PORT", about, type=_free_or_port)
-    about = "serve strangers in N processes of their own, each a share of the clients"
+    about = "serve strangers in N further processes, each for a share of the clients"
     _takes(run, "--workers", "N", about, type=_count(32))
     about = "a mitmproxy option, as in mitmdump"
     _takes_many(run, "--set", "OPTION=VALUE", about, dest="options")
@@ -288,8 +288,10 @@ def _add_behind(commands: "Subcommands") -> None:
     _takes(behind, "--as", "KIND[,KIND]|all", about, dest="kinds", type=_kinds, default="511")
     about = "an origin of capport's own answers for every name, with a CA that is trusted"
     _takes_flag(behind, "--offline", about)
-    _takes(behind, "--grant-after", "TIME", "open a session meanwhile (never)", type=_duration)
-    about = "end the command then (with one kind never, with several after 60s each)"
+    _takes(
+        behind, "--grant-after", "TIME", "open a session after this time (never)", type=_duration
+    )
+    about = "end the command after this time (one kind: never; several: 60s each)"
     _takes(behind, "--timeout", "TIME", about, type=_duration)
     _takes_flag(behind, "--proxy", "use proxy variables, also as root, and no network namespace")
     about = "exit status 3 if there is a finding of this level (warning, error)"

@@ -133,7 +133,7 @@ def test_as_root_without_nftables_it_goes_by_variables_and_says_why(
     monkeypatch.setattr(network, "Nftables", missing)
     assert cli.main(["behind", "--offline", "--as", "511,silent", "--", "true"]) == 0
     printed = capsys.readouterr()
-    why = "no network namespace, so by proxy variables: libnftables.so.1: no such file\n"
+    why = "no network namespace, so proxy variables are used: libnftables.so.1: no such file\n"
     assert printed.err.startswith(why)
     assert "silent was skipped" in printed.out
 

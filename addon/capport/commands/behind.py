@@ -81,7 +81,9 @@ class _Place:
                 self._inside = stack.enter_context(network.Namespace())
             except OSError as error:
                 self.why_no_network = str(error)
-                print(f"no network namespace, so by proxy variables: {error}", file=sys.stderr)
+                print(
+                    f"no network namespace, so proxy variables are used: {error}", file=sys.stderr
+                )
         descriptor = self._inside.descriptor if self._inside else None
         self.portal = stack.enter_context(Portal(offline=arguments.offline, namespace=descriptor))
         self._variables = self.portal.environment
@@ -107,7 +109,7 @@ class _Place:
             return TIMED_OUT
         finally:
             _end(process)
-            if self._inside:  # what it left in the background is not to meet the next kind
+            if self._inside:  # what it left in the background must not meet the next kind
                 network.end_all(self._inside.descriptor)
         return status if status >= 0 else 128 - status
 
@@ -139,7 +141,7 @@ def _granting(portal: Portal, after: float | None) -> Iterator[None]:
 
 @contextmanager
 def _ending_on_signals() -> Iterator[None]:
-    """Leaves nothing behind when this process is told to end. Ctrl-C is for the command alone."""
+    """Ends everything if this process gets SIGTERM or SIGHUP. Ctrl-C only ends the command."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         sys.exit(128 + number)

@@ -70,8 +70,8 @@ def diff(arguments: Namespace) -> int:
     limits = old.limits != new.limits
     if arguments.json:
         documents = [_document(one, old, new) for one in found]
-        told = {"asked": len(asks), "opened": opened, "limits": limits, "differences": documents}
-        print(json.dumps(told, indent=2))
+        said = {"asked": len(asks), "opened": opened, "limits": limits, "differences": documents}
+        print(json.dumps(said, indent=2))
         return OPENED if opened else 0
     for one in found:
         print("\n".join(_text(one, old, new)), end="\n\n")

@@ -1,6 +1,6 @@
 """The charts of a report, as SVG: each client's timeline, and its retries over time.
 
-Places along the time are in percent, so that a chart fits any width and its text stays readable.
+Positions in time are percentages, so that a chart fits any width and its text stays readable.
 """
 
 import math

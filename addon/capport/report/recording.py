@@ -108,7 +108,7 @@ class Handshake:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A session began or ended, the client was dropped, or was watched from now on or no more."""
+    """A session began or ended, the client was dropped, or watching it began or ended."""
 
     time: float
     event: str

@@ -16,7 +16,7 @@ from capport.report.wording import lasting, some
 
 SOON = 2.5  # seconds: a program that asks again sooner does not wait for a person to sign in
 AT_ONCE = 1.0  # the same for TLS
-RETRIES = 2  # so often in a row, because once may be a person, or a test
+RETRIES = 2  # this often in a row, because once may be a person, or a test
 HANDSHAKES = 4  # the same for TLS: browsers open some connections side by side
 PATIENT = 60.0  # seconds between two attempts that need not grow
 GROWTH = 1.5  # by how much waits grow at least, from their first half to their second

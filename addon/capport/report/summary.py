@@ -157,7 +157,7 @@ def by_use(client: ClientRecord) -> dict[tuple[str, str, str], int]:
 
 
 def did_next(client: ClientRecord) -> str:
-    """What the client did after its first refusal, in some words."""
+    """What the client did after its first refusal, in a few words."""
     refused: list[Request | Handshake] = [*client.refusals]
     refused += [shake for shake in client.handshakes if shake.failed]
     if not refused:

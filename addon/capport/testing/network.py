@@ -1,4 +1,4 @@
-"""A network namespace whose only way out is a portal, so that nothing of a program has to be set.
+"""A network namespace whose only way out is a portal, so that a program in it needs no settings.
 
 A command in it has one interface, which leads nowhere. The kernel redirects its TCP to the proxy,
 and its DNS to a resolver. Both listen in the namespace, but belong to the portal's process, whose
@@ -34,7 +34,7 @@ ORIGIN: Final = IPv4Address("198.51.100.1")
 """The address of every name, if the portal is offline."""
 
 GRACE: Final = 3.0  # seconds from TERM to KILL
-_AGAIN = 0.02  # seconds until it is looked again whether programs have ended
+_AGAIN = 0.02  # seconds between two looks whether programs have ended
 _NETWORK = Path("/proc/thread-self/ns/net")
 _SET_UP = (
     "link set lo up",
@@ -60,8 +60,8 @@ _TRUSTED = (  # where distributions keep the certificates that programs trust
 class Namespace:
     """A network of one command, for the length of a `with` block. Raises OSError without root.
 
-    The thread that it has lives in the namespace, and starts the programs there. Its own mount
-    namespace gives them a resolv.conf of their own.
+    A thread stays in the namespace, and starts the programs there. A mount namespace gives them
+    their own resolv.conf.
     """
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ class Namespace:
         def ask() -> None:
             try:
                 results.put(function())
-            except BaseException as error:  # it is raised below, in the thread that asks
+            except BaseException as error:  # raised below, in the calling thread
                 results.put(error)
 
         self._asked.put(ask)
@@ -127,7 +127,7 @@ class Namespace:
                 raise OSError(f"ip {command}: {done.stderr.strip()}")
         _replace(Path("/etc/resolv.conf"), lambda before: f"nameserver {PORTAL}\n")
         _replace(Path("/etc/nsswitch.conf"), lambda before: _HOSTS.sub("hosts: files dns", before))
-        kernel = Nftables()  # if that cannot be had, it is better known before the portal starts
+        kernel = Nftables()  # without libnftables, this fails before the portal starts
         kernel.run(_rules(None))
         kernel.close()
         return os.open(_NETWORK, os.O_RDONLY | os.O_CLOEXEC)
@@ -211,7 +211,7 @@ def _rules(port: int | None) -> str:
 
 
 def _replace(place: Path, change: Callable[[str], str]) -> None:
-    """Changes what a file has, if there is one, in this mount namespace alone."""
+    """Changes the content of a file, if it exists, in this mount namespace only."""
     if place.exists():
         with tempfile.NamedTemporaryFile("w") as file:  # the mount keeps it, without its name
             file.write(change(place.read_text()))

@@ -21,7 +21,7 @@ from capport.testing.kinds import OURS, kind_named
 if TYPE_CHECKING:
     from capport.report.summary import Report
 
-PATIENCE = 60.0  # seconds for one command, on a machine however busy
+PATIENCE = 60.0  # seconds for one command, however busy the machine is
 _AGAIN = 0.05  # seconds until `wait_for` looks again
 LOOPBACK = parse_address("127.0.0.1")
 HOST = "origin.test"  # RFC 6761 section 6.2: no name that is real
@@ -35,7 +35,7 @@ _CA_VARIABLES = (
 
 
 class PortalError(Exception):
-    """A portal that cannot start, or a command that it cannot carry out."""
+    """The portal cannot start, or cannot carry out a command."""
 
 
 class Portal:
@@ -57,7 +57,7 @@ class Portal:
         offline: bool = True,
         namespace: int | None = None,
     ) -> None:
-        """Raises ValueError if there is no such kind, or it cannot be had here."""
+        """Raises ValueError if there is no such kind, or if it needs a `namespace`."""
         self._check(kind, namespace)
         self.kind = kind
         self.policy = policy
@@ -119,7 +119,7 @@ class Portal:
         """Ends the portal, and deletes its files."""
         if self._process is None:
             return
-        with suppress(OSError):  # if that process has died, a command is still to be written
+        with suppress(OSError):  # the process died before it read the last command
             self._channel.close()
         try:
             self._process.wait(PATIENCE)
@@ -145,7 +145,7 @@ class Portal:
 
     @property
     def ca_file(self) -> Path:
-        """The CA of the origin, which an app is to trust."""
+        """The CA of the origin: make the app trust it."""
         return self.folder / "origin-ca.pem"
 
     @property
@@ -173,9 +173,9 @@ class Portal:
     # --- what a test does ------------------------------------------------------------------------
 
     def grant(self, *clients: str, seconds: float | None = None) -> None:
-        """Makes these addresses known, for so many seconds.
+        """Makes these addresses known, for `seconds`, or for the lifetime of the policy.
 
-        By default that is this machine, and every client that has been seen.
+        Without an address, makes this machine known, and every client that was seen.
         """
         seen = {event["client"] for event in self.events() if "client" in event}
         self._do("grant", clients=clients or sorted(seen), seconds=seconds)
@@ -185,7 +185,7 @@ class Portal:
         self._do("revoke")
 
     def expire(self) -> None:
-        """The same, but sessions end because their time is over."""
+        """Ends every session as if its time were over."""
         self._do("expire")
 
     def serve(
@@ -197,9 +197,9 @@ class Portal:
         headers: Mapping[str, str] | None = None,
         hold_after: int | None = None,
     ) -> None:
-        """Makes the origin answer so at `path`, until the next reset.
+        """Makes the origin answer with `body` at `path`, until the next reset.
 
-        `body` is bytes, text, or what JSON can say. After `hold_after` bytes of it the origin
+        `body` is bytes, text, or a value for JSON. After `hold_after` bytes of it the origin
         sends no more, so that a test can do something in the middle of the answer.
         """
         kind = "application/json"

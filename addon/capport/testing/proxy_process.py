@@ -37,7 +37,7 @@ from capport.testing.network import CLIENT, LIE, ORIGIN, PORTAL, Entrance, end_a
 from capport.testing.origin import Answer, Origin, SignIn
 from capport.testing.resolver_for_clients import ClientsResolver
 
-EXPIRY = 0.01  # seconds until a session that is to expire does
+EXPIRY = 0.01  # seconds until sessions end that `expire` ends
 
 
 class _Names(Addresses):
@@ -55,7 +55,7 @@ class _Names(Addresses):
 
 
 class _Detours(Dialling):
-    """Leads connections to the addresses of the origin and the sign-in page where these listen."""
+    """Sends connections for the origin and the sign-in page to where these listen."""
 
     def __init__(
         self, enforcer: GateEnforcer, names: Addresses, ports: dict[Address, Callable[[int], int]]
@@ -64,7 +64,7 @@ class _Detours(Dialling):
         self._ports = ports
 
     def dial(self, server: connection.Server, address: Address) -> None:
-        """Makes mitmproxy connect to `address`, or to what stands for it here."""
+        """Makes mitmproxy connect to `address`, or to the server that stands for it here."""
         super().dial(server, address)
         assert server.address
         if ports := self._ports.get(address):
@@ -107,7 +107,7 @@ class _Subject:
             given, ours, CaptivePortal(), _Running("running", self._is_running)
         )
         if self._entrance:
-            # mitmproxy listens by now; no other connection of ours is to be in the namespace.
+            # mitmproxy listens by now; our other connections must stay outside the namespace.
             put_where_scripts_stand(_Running("listening", self._entrance.leave))
         self._hooks = cast(Hooks, self._master.addons.get(Hooks.name))
         names = _Names(offline=self._offline)
@@ -190,18 +190,18 @@ class _Subject:
 
     @contextmanager
     def _changes(self) -> Iterator[Callable[[int], Awaitable[None]]]:
-        """Lets the caller wait until the store has told everybody of so many changes.
+        """Yields a function that waits until all watchers of the store know of that many changes.
 
-        Only then have open connections been looked at again, and events been written.
+        By then, open connections have been checked again, and events have been written.
         """
-        loop, told = asyncio.get_running_loop(), asyncio.Queue[ClientId]()
+        loop, known = asyncio.get_running_loop(), asyncio.Queue[ClientId]()
 
         async def reported(count: int) -> None:
             for _ in range(count):
-                await told.get()
+                await known.get()
 
         def changed(client: ClientId) -> None:
-            loop.call_soon_threadsafe(told.put_nowait, client)
+            loop.call_soon_threadsafe(known.put_nowait, client)
 
         with ThreadPoolExecutor(1) as thread:  # a watcher that is added on a thread is called last
             stop = thread.submit(self._hooks.gate.store.watch, changed).result()
@@ -234,7 +234,7 @@ class _Subject:
             return {"error": str(error)}
 
     def _watch(self) -> None:
-        """Everybody is watched; the events say so of the clients that are known to come."""
+        """Watches every client, and writes an event of it for those that will come."""
         self._hooks.gate.events.watched.everybody = True
         for client in self._clients:
             self._hooks.service.watch(parse_client_id(client))

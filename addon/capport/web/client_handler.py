@@ -51,7 +51,7 @@ class Proxied(web.HTTPError):
 
 
 class Indistinct(web.HTTPError):
-    """403: this client cannot be told from others, so it cannot have a session of its own."""
+    """403: this client cannot be distinguished from others, so it cannot have a session."""
 
     def __init__(self) -> None:
         super().__init__(403, "its frames do not come from where its address is")
@@ -65,7 +65,7 @@ class ClientHandler(BaseHandler):
     for_anybody = False
     """Whether the answer is the same for every client, so that any client may have it."""
     for_indistinct = False
-    """Whether it also answers a client that cannot be told from others: one without `ids`."""
+    """Whether it also answers a client that looks like others: one without `ids`."""
 
     def initialize(self, portal: Portal) -> None:
         """Tornado calls it with the arguments of the route."""

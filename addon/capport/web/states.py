@@ -98,7 +98,7 @@ class States:
         return _encode(self._number + nonce + sealed)
 
     def link(self, client: Client, page: str | None = None) -> str | None:
-        """A new token, as `mint`; None for a client that cannot be told from others."""
+        """A new token, as `mint`; None for a client that looks like others."""
         return self.mint(client, page) if client.ids else None
 
     def for_agent(self, client: Client) -> str | None:
