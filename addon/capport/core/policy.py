@@ -82,12 +82,16 @@ class NetworkTable[Value]:
         # The values of one length of prefix, by the bits of the prefix as a number. For each IP
         # version, by the number of bits that come after the prefix.
         self._tables: dict[int, dict[int, dict[int, Value]]] = {4: {}, 6: {}}
+        self._in_order: list[tuple[int, int, dict[int, Value]]] = []
 
     def setdefault(self, network: Network | Address, value: Value) -> Value:
         """Stores `value` for `network`, unless it has a value already; returns its value."""
         length, number = _key(network)
         tables, bits = self._tables[network.version], network.max_prefixlen - length
-        return tables.setdefault(bits, {}).setdefault(number >> bits, value)
+        if bits not in tables:
+            tables[bits] = {}
+            self._in_order.append((network.version, bits, tables[bits]))
+        return tables[bits].setdefault(number >> bits, value)
 
     def covering(self, network: Network | Address) -> list[Value]:
         """The value of each network that contains all of `network`, which may be itself."""
@@ -104,10 +108,10 @@ class NetworkTable[Value]:
 
     def items(self) -> Iterator[tuple[Network, Value]]:
         """Each network and its value."""
-        for family, version in ((IPv4Network, 4), (IPv6Network, 6)):
-            for bits, table in self._tables[version].items():
-                length = family(0).max_prefixlen - bits
-                yield from ((family((n << bits, length)), value) for n, value in table.items())
+        for version, bits, table in self._in_order:
+            family = IPv4Network if version == 4 else IPv6Network
+            length = family(0).max_prefixlen - bits
+            yield from ((family((n << bits, length)), value) for n, value in table.items())
 
 
 def _key(network: Network | Address) -> tuple[int, int]:
