@@ -12,7 +12,6 @@ import select
 import socket
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from functools import partial
 from typing import Final, Protocol
 
@@ -119,7 +118,7 @@ class Front:
         else:
             self._turns.add(one.peer[0], one)
         if not self._left and not self._scheduled:
-            self._rest()
+            self.rest()
 
     def watch(self, one: "Stranger", fd: int, events: int) -> None:
         """Makes `one` ready at each of these events on its socket."""
@@ -138,28 +137,22 @@ class Front:
         if self._watched.pop(fd, None):
             self._epoll.unregister(fd)
 
-    def while_leaving(self, leaving: Coroutine[None, None, float]) -> None:
-        """Does nothing else until a connection is handed over, and for as long as that took."""
+    def leave(self, leaving: Coroutine[None, None, None]) -> None:
+        """Hands a connection over. Nothing else is done until it calls `rest`."""
         self._left, self._scheduled = 0, True
-        task = asyncio.ensure_future(self._left_by(leaving))
+        task = asyncio.ensure_future(leaving)
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
 
-    async def _left_by(self, leaving: Coroutine[None, None, float]) -> None:
-        took = 0.0
-        try:
-            took = await leaving
-        finally:
-            self._rest(took)
+    def rest(self, seconds: float = 0.0) -> None:
+        """Leaves time to others, as much as a large piece of work took."""
+        self._scheduled = True
+        asyncio.get_running_loop().call_later(seconds, self._pass)
 
     def _wake(self) -> None:
         for fd, events in self._epoll.poll(0, READY):
             if one := self._watched.get(fd):
                 one.ready(events)
-
-    def _rest(self, pause: float = 0.0) -> None:
-        self._scheduled = True
-        asyncio.get_running_loop().call_later(pause, self._pass)
 
     def _pass(self) -> None:
         self._scheduled = False
@@ -168,7 +161,7 @@ class Front:
             self._left -= 1
             self._turns.next().do()
         if not self._left and not self._scheduled:
-            self._rest()
+            self.rest()
 
     def _is_unknown(self, address: str) -> bool:
         try:
@@ -194,7 +187,7 @@ class Stranger:
     """
 
     __slots__ = (
-        *("_at", "_entry", "_events", "_hangs_up", "_last", "_leaves", "_lingers", "_pipelined"),
+        *("_at", "_ends", "_entry", "_events", "_hangs_up", "_leaves", "_lingers", "_pipelined"),
         *("_readable", "_shown", "_sock", "_step", "_talks", "_transport", "_unsent", "_waits"),
         *("_who", "front", "instance", "peer"),
     )
@@ -218,8 +211,8 @@ class Stranger:
         self._events = 0  # those that epoll reports
         self._pipelined = False  # `_talks` has a request that it has not looked at yet
         self._unsent = b""  # the client does not read what was sent
-        self._last: Refused | None = None  # the last answer, of which that is the rest
-        self._lingers: Stages | None = None  # after the last answer
+        self._ends = False  # once that is sent
+        self._lingers: Stages | None = None  # after its end
         self._leaves = False  # mitmproxy gets it
         self._transport: asyncio.Transport | None = None  # mitmproxy has it
 
@@ -260,21 +253,21 @@ class Stranger:
             sockets.reset_at_close(self._sock)
         if self._transport:
             self._transport.abort()
-        elif not self._leaves:  # else `_attached` does
+        elif not self._leaves:  # else `_attached` ends it
             self._close()
 
     def finish(self) -> None:
         """Ends the connection after everything that was written has been sent."""
         if self._transport:
             sockets.finish(self._transport)
-        elif self._unsent:
-            self._close()
-        elif not self._leaves:
-            with suppress(Gone):
-                self._half_close(Stages())
+        elif not self._leaves:  # else `_attached` ends it
+            try:
+                self._end(Stages())
+            except Gone:
+                self._close()
 
     def lingers(self) -> bool:
-        """Whether it stays open for another stage after its last answer."""
+        """Whether it stays open for another stage after its end."""
         return self._lingers is not None and self._lingers.go_on()
 
     @property
@@ -390,10 +383,9 @@ class Stranger:
             self.front.observer.refused(self, act)
         if not act.data:
             self.abort(reset=True)
-        elif act.close and self._unsent:
-            self._last = act
         elif act.close:
-            self._end(act)
+            declared = act.request.declared if isinstance(act, Answer) else 0
+            self._end(None if act.ends_all and not self._readable else Stages(declared))
         elif self._entry:
             self.front.book.goes_on(self._entry)
 
@@ -403,27 +395,27 @@ class Stranger:
         self._send(data)
         if self._unsent:
             return
-        if self._last:
-            self._end(self._last)
+        if self._ends:
+            self._end(self._lingers)
         else:
             self.go_on()
 
-    def _end(self, act: Refused) -> None:
-        """Closes the connection after its last answer, in such a way that the client gets that."""
-        if act.ends_all:
+    def _end(self, stages: Stages | None) -> None:
+        """Ends the connection once everything was sent: only our half, if it has `stages`."""
+        self._ends, self._lingers = True, stages
+        if self._unsent:
+            return
+        if stages is None:
             self._close()
-        else:
-            self._half_close(Stages(act.request.declared if isinstance(act, Answer) else 0))
-            self.front.book.ends(self._keep())
-            self.linger()
-
-    def _half_close(self, stages: Stages) -> None:
+            return
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:
             raise Gone from None
-        self._talks = None  # with what it has read
-        self._lingers, self._step = stages, Stranger.linger
+        self._talks, self._step = None, Stranger.linger  # and so without what it has read
+        self.front.book.ends(self._keep())
+        if self._readable:
+            self._wait()
 
     def linger(self) -> None:
         """Drops what comes after the last answer."""
@@ -448,32 +440,34 @@ class Stranger:
         entry.answers, entry.in_tunnel = act.answers, bool(act.connect)
         self._talks, self._step, self._leaves = None, Stranger.nothing, True
         self.front.release(self._sock.fileno())
-        self.front.while_leaving(self._leave(act))
+        self.front.leave(self._leave(act))
 
-    async def _leave(self, act: HandOver) -> float:
+    async def _leave(self, act: HandOver) -> None:
         answered = (act.connect, ESTABLISHED) if act.connect else None
         try:
-            return await listeners.hand_over(
+            await listeners.hand_over(
                 self.instance,
                 self._sock,
                 act.data,
                 limit=LITTLE,
-                begins=self._attached,
+                attached=self._attached,
                 answered=answered,
             )
         except Exception:
             self.front.faults.fault("the front")
             self.drop()
-            return 0.0
+            self.front.rest()
 
-    def _attached(self, transport: asyncio.Transport) -> bool:
-        """Whether mitmproxy may begin: the connection may have been ended meanwhile."""
+    def _attached(self, transport: asyncio.Transport, begin: Callable[[], None]) -> None:
+        """Lets mitmproxy begin, unless the connection was ended meanwhile."""
         assert self._entry
-        self._transport = transport
+        self._transport, began = transport, time.monotonic()
         if self._entry.over:
             transport.abort()
             self.front.book.left(self._entry)
-        return not self._entry.over
+        else:
+            begin()
+        self.front.rest(time.monotonic() - began)
 
     # --- its socket ------------------------------------------------------------------------------
 

@@ -13,7 +13,6 @@ import asyncio
 import logging
 import os
 import socket
-import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -148,14 +147,14 @@ class _Skipping(asyncio.StreamWriter):
 class _HandedOver(asyncio.StreamReaderProtocol):
     """Reads a connection for mitmproxy. It keeps what the client sends, until `kept` is None."""
 
-    begin: Callable[[asyncio.Transport], None]
+    attached: Callable[[asyncio.Transport], None]
     transport: asyncio.Transport
     kept: bytes | None = None
     ended = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self.begin(self.transport)
+        self.attached(self.transport)
 
     def data_received(self, data: bytes) -> None:
         if self.kept is None:
@@ -184,17 +183,18 @@ async def hand_over(
     data: bytes,
     *,
     limit: int,
-    begins: Callable[[asyncio.Transport], bool],
+    attached: Callable[[asyncio.Transport, Callable[[], None]], None],
     answered: tuple[bytes, bytes] | None = None,
-) -> float:
-    """Gives a connection to mitmproxy, as if it had just been accepted, if it still `begins`.
+) -> None:
+    """Gives a connection to mitmproxy, as if it had just been accepted.
 
-    mitmproxy then reads `data`, and whatever comes later. Of that, asyncio keeps about twice
+    Once it has a transport, `attached` gets that, and calls its second argument to let mitmproxy
+    begin. mitmproxy then reads `data`, and whatever comes later. Of that, asyncio keeps about twice
     `limit` bytes. If a request has been `answered`, mitmproxy reads that first; the same answer,
     which the client has already, is dropped, and only then does mitmproxy read `data`, as if the
-    client had waited for it. Returns how many seconds mitmproxy took to begin.
+    client had waited for it.
     """
-    loop, took = asyncio.get_running_loop(), 0.0
+    loop = asyncio.get_running_loop()
 
     def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Any:
         if answered:
@@ -203,17 +203,13 @@ async def hand_over(
             skipping.skip, skipping.protocol = len(answered[1]), protocol
         return instance.handle_stream(reader, writer)
 
-    def begin(transport: asyncio.Transport) -> None:
-        nonlocal took
-        began = time.monotonic()
-        if begins(transport):
-            asyncio.StreamReaderProtocol.connection_made(protocol, transport)
-            if first := answered[0] if answered else data:
-                asyncio.StreamReaderProtocol.data_received(protocol, first)
-            took = time.monotonic() - began
+    def begin() -> None:
+        asyncio.StreamReaderProtocol.connection_made(protocol, protocol.transport)
+        if first := answered[0] if answered else data:
+            asyncio.StreamReaderProtocol.data_received(protocol, first)
 
     protocol = _HandedOver(asyncio.StreamReader(limit, loop), handle, loop=loop)
-    protocol.begin, protocol.kept = begin, data if answered else None
+    protocol.attached = lambda transport: attached(transport, begin)
+    protocol.kept = data if answered else None
     sock.setblocking(False)
     await loop.connect_accepted_socket(lambda: protocol, sock)
-    return took
