@@ -52,7 +52,7 @@ class Shown:
         try:
             watched = act.client in self._gate.events.watched
             shows = self.budget.may_show(act.client, time.monotonic(), watched=watched)
-            if isinstance(act, Answer) and len(act.head) > LINE and not watched:
+            if shows and not watched and isinstance(act, Answer) and len(act.head) > LINE:
                 shows = False  # it would be kept several times
             if shows or watched:
                 self._show(by, act, shows=shows)
