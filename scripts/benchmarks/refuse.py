@@ -206,7 +206,7 @@ class Servers:
 def figures(quick: bool) -> Iterator[Figure]:
     """Each figure of refusals."""
     needs(wrk="wrk", squid="squid", nginx="nginx-light", taskset="util-linux")
-    rounds, seconds = (1, 1.0) if quick else (5, 3.0)
+    rounds, seconds = (1, 1.0) if quick else (5, 2.0)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with Servers() as servers:
