@@ -76,3 +76,35 @@ def test_a_grant_by_a_command_is_in_force_on_every_router_and_says_so_if_it_is_n
     assert cli.main(grant) == 0
     assert "warning: not everywhere yet: Redis at 127.0.0.1" in capsys.readouterr().err
     fleet.server.start()
+
+
+def test_vouchers_are_made_on_every_router_or_not_at_all_and_a_revocation_travels(
+    fleet: Fleet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    one, other = (url(fleet.server, tmp_path / name) for name in ("one", "other"))
+
+    def voucher(*words: str) -> tuple[int, str, str]:
+        status = cli.main(["voucher", *words])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    assert voucher("list", "--sessions", other) == (0, "There are no vouchers.\n", "")
+    status, sheet, error = voucher("new", "--count", "2", "--sessions", one)
+    assert (status, error, "No. 100002" in sheet) == (0, "", True)
+    fleet.server.kill()
+    status, sheet, error = voucher("new", "--sessions", one)
+    assert (status, sheet) == (1, "")
+    assert "cannot be reached" in error
+    status, said, error = voucher("revoke", "100001", "--sessions", one)
+    assert (status, said) == (0, "voucher 100001 is revoked\n")
+    assert "warning: not everywhere: Redis at 127.0.0.1" in error
+    status, said, error = voucher("list", "--sessions", one)
+    assert [line.split()[5] for line in said.splitlines()[1:]] == ["revoked", "open"]
+    assert "warning: not everywhere" in error
+    fleet.server.start()
+    assert voucher("list", "--sessions", one)[2] == "", "it puts back what Redis has lost"
+    status, said, error = voucher("list", "--sessions", other)
+    assert [line.split()[5] for line in said.splitlines()[1:]] == ["revoked", "open"]
+    assert error == ""

@@ -42,7 +42,7 @@ async def test_without_redis_a_voucher_is_refused_with_a_page_that_says_why(
             assert (page.status, page.headers["Retry-After"]) == (503, "10")
             assert WORDS[language].away_text in page.text
         assert h.session() is None
-    assert caplog.text.count("No page; answering 503: redis://127.0.0.1") == 1
+    assert caplog.text.count("503: redis://127.0.0.1") == 1
     assert "not connected yet" in caplog.text
 
 

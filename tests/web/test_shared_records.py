@@ -48,6 +48,7 @@ class Routers:
     def __init__(self, redis: RedisServer, folder: Path) -> None:
         self._redis, self._folder = redis, folder
         self.open: dict[int, SharedRecords] = {}
+        self._killed: list[SharedRecords] = []
 
     def __getitem__(self, number: int) -> SharedRecords:
         """The router, which has looked, once more if its connection had ended; maybe it starts."""
@@ -66,9 +67,15 @@ class Routers:
     def stop(self, number: int) -> None:
         self.open.pop(number).close()
 
+    def kill(self, number: int) -> None:
+        """The router ends, and the others do not hear of it."""
+        self._killed.append(self.open.pop(number))
+
     def close(self) -> None:
         for number in tuple(self.open):
             self.stop(number)
+        for records in self._killed:
+            records.close()
 
 
 @pytest.fixture
@@ -226,7 +233,7 @@ def test_a_router_that_is_gone_is_waited_for_only_after_a_loss_and_not_for_ever(
     one, other = routers[0], routers[1]
     vouchers(one, b"h", devices=2)
     other.use_voucher(b"h", ADA, NOW)
-    routers.stop(1)
+    routers.kill(1)
     assert routers[0].use_voucher(b"h", EVE, NOW), "without a loss nobody is waited for"
     redis.ask("FLUSHALL")
     routers[0]
@@ -236,19 +243,35 @@ def test_a_router_that_is_gone_is_waited_for_only_after_a_loss_and_not_for_ever(
     assert routers[0].use_voucher(b"h", MAX, NOW) is None, "what was read before is put back"
 
 
-def test_a_router_that_was_quiet_is_not_waited_for(
-    routers: Routers, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", ["stopped", "quiet"])
+def test_a_router_that_was_stopped_or_quiet_for_a_while_is_not_waited_for(
+    routers: Routers, redis: RedisServer, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     one, other = routers[0], routers[1]
     vouchers(other, b"h")
-    routers.stop(1)
-    monkeypatch.setattr(record_book, "QUIET", -1.0)
-    routers[0]
-    monkeypatch.undo()
+    if how == "stopped":
+        routers.stop(1)
+    else:
+        routers.kill(1)
+        monkeypatch.setattr(record_book, "QUIET", -1.0)
+        routers[0]
+        monkeypatch.undo()
     routers[0]
     redis.ask("FLUSHALL")
     assert routers[0].use_voucher(b"h", ADA, NOW) == (FIRST_NUMBER, 60)
     assert one.book.fault is None
+
+
+def test_what_a_router_knew_of_others_before_it_was_away_delays_nobody_without_a_loss(
+    routers: Routers,
+) -> None:
+    vouchers(routers[0], b"h")
+    routers[1], routers[2]
+    routers.stop(1)
+    routers.stop(2)
+    routers[0]
+    assert routers[1].book.fault is None, "it had heard of the one that has left meanwhile"
+    assert routers[0].use_voucher(b"h", ADA, NOW)
 
 
 def test_after_a_gap_in_the_changes_everything_is_read_again(
@@ -378,10 +401,10 @@ class Uses(RuleBasedStateMachine):
         if router in self.routers.open:
             self.routers[router]
 
-    @rule(router=ROUTERS)
-    def stop_or_start(self, router: int) -> None:
+    @rule(router=ROUTERS, killed=st.booleans())
+    def end_or_start(self, router: int, killed: bool) -> None:
         if router in self.routers.open:
-            self.routers.stop(router)
+            (self.routers.kill if killed else self.routers.stop)(router)
         else:
             self.routers[router]
 

@@ -67,10 +67,13 @@ class Copy(Protocol):
     def until(self, record: str) -> int:
         """Until when the others need a record, in milliseconds of their common clock; 0: always."""
 
-    def roster(self) -> dict[str, str]:
-        """The last sign of life of each router that may know something which this one does not."""
+    def roster(self) -> tuple[str, dict[str, str]]:
+        """The last sign of life of each router that may know something which this one does not.
 
-    def looked(self, now: int, roster: Mapping[str, str]) -> None:
+        With the generation of the data of which that is true.
+        """
+
+    def looked(self, now: int, generation: str, roster: Mapping[str, str]) -> None:
         """Everything was read at `now`; keeps the roster, and forgets what has ended."""
 
 

@@ -12,6 +12,8 @@ from capport.web.shared_record import SharedRecord, dump, join, parse
 _SEEN_LATELY = 60_000
 """Milliseconds by which the roster on the disk may be late, so that it is not written each time."""
 
+_GENERATION = ""  # the generation's place among the routers
+
 
 class SharedCopy:
     """Implements `Copy`. The file's secret makes the router's id, so another file is another."""
@@ -85,22 +87,27 @@ class SharedCopy:
         """Until when the others need a record; 0: always."""
         return parse(record).limits.until
 
-    def roster(self) -> dict[str, str]:
-        """The last sign of life of each router that may know something which this one does not."""
-        return dict(self._rows("SELECT router, sign FROM roster"))
+    def roster(self) -> tuple[str, dict[str, str]]:
+        """The last sign of life of each router that may know something which this one does not.
 
-    def looked(self, now: int, roster: Mapping[str, str]) -> None:
+        With the generation of the data of which that is true.
+        """
+        signs = dict(self._rows("SELECT router, sign FROM roster"))
+        return signs.pop(_GENERATION, ""), signs
+
+    def looked(self, now: int, generation: str, roster: Mapping[str, str]) -> None:
         """Everything was read at `now`; keeps the roster, and forgets what has ended."""
         ended = self._rows("SELECT key FROM shared WHERE until BETWEEN 1 AND ?", (now,))
-        before = self.roster()
-        is_late = before.keys() != roster.keys() or any(
+        of, before = self.roster()
+        is_late = (of, before.keys()) != (generation, roster.keys()) or any(
             _seen(sign) > _seen(before[router]) + _SEEN_LATELY for router, sign in roster.items()
         )
         if ended or is_late:
             with self._database.transaction() as db:
                 db.executemany("DELETE FROM shared WHERE key = ?", ended)
                 db.execute("DELETE FROM roster")
-                db.executemany("INSERT INTO roster VALUES (?, ?)", roster.items())
+                rows = [(_GENERATION, generation), *roster.items()]
+                db.executemany("INSERT INTO roster VALUES (?, ?)", rows)
 
     def _rows(self, question: str, values: tuple[object, ...] = ()) -> list[Any]:
         with self._database.current() as db:

@@ -45,7 +45,7 @@ class SharedRecords(Records):
         self.book = open_book(url, self._copy)
 
     def close(self) -> None:
-        """Closes the file and the connection."""
+        """Closes the connection, then the file."""
         self.book.close()
         super().close()
 

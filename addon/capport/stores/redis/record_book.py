@@ -6,6 +6,7 @@ that, Redis takes no change that could be wrong without it. README.md in this fo
 """
 
 import asyncio
+import contextlib
 import logging
 import re
 import secrets
@@ -50,7 +51,8 @@ local function is_back(router) return redis.call('HEXISTS', KEYS[1], 'b:' .. rou
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 """
-# ARGV: a random text; the router and its name; and each router that it knows, and its last sign.
+# ARGV: a random text; the router and its name; the generation that it knows; and each router of
+# that generation, and its last sign. These count if data was lost since.
 _JOIN = f"""{_SHARED}
 if not is_of_this then
   of = identity .. ARGV[1]
@@ -59,7 +61,8 @@ if not is_of_this then
 end
 if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('XADD', KEYS[2], '*', 'of', of) end
 redis.call('HSET', KEYS[1], 'r:' .. ARGV[2], string.format('%.0f %s', now, ARGV[3]))
-if not is_back(ARGV[2]) then
+local was_back = is_back(ARGV[2])
+if not was_back then
   local said = redis.call('HGETALL', KEYS[1])
   for i = 1, #said, 2 do
     if string.sub(said[i], 1, 2) == 'k:' then
@@ -67,8 +70,15 @@ if not is_back(ARGV[2]) then
     end
   end
 end
-for i = 4, #ARGV, 2 do redis.call('HSETNX', KEYS[1], 'r:' .. ARGV[i], ARGV[i + 1]) end
-return of
+for i = 5, of ~= ARGV[4] and #ARGV or 0, 2 do
+  redis.call('HSETNX', KEYS[1], 'r:' .. ARGV[i], ARGV[i + 1])
+end
+return {{of, was_back and 1 or 0}}
+"""
+_LEAVE = f"""{_SHARED}
+if is_of_this and of == ARGV[1] then
+  redis.call('HDEL', KEYS[1], 'r:' .. ARGV[2], 'b:' .. ARGV[2], 'k:' .. ARGV[2])
+end
 """
 # ARGV: the generation; the router and its name; the routers that it has on its disk; 1 if it has
 # put everything back; QUIET; LOST.
@@ -131,6 +141,7 @@ class _Connection:
         self._using = threading.Lock()
         self._runner = asyncio.Runner()
         self.generation, self.position = b"", b""
+        self.is_ours = False  # no other process of this router was there before
         self.error: AwayError | None = None
         try:
             place, secret = self._runner.run(find_primary(url))
@@ -215,8 +226,12 @@ class RecordBook:
             raise AwayError(f"{self._name} {lost}; its records are being put back") from None
 
     def close(self) -> None:
-        """Closes the connection."""
-        self._disconnect(self._connection)
+        """Leaves the other routers, and closes the connection."""
+        if (connection := self._connection) is not None and connection.is_ours:
+            with contextlib.suppress(AwayError):  # they forget this router in a while
+                mine = (connection.generation, self._copy.router)
+                connection.ask("EVAL", _LEAVE, 1, ROUTERS, *mine)
+        self._disconnect(connection)
         self._fault = f"{self._name}: closed"
 
     # --- reading ---
@@ -225,13 +240,14 @@ class RecordBook:
         """A new connection, when Redis and the copy have the same records."""
         connection, mine = _Connection(self._url), self._copy
         try:
-            says = (secrets.token_hex(8), mine.router, socket.gethostname())
-            signs = (text for sign in mine.roster().items() for text in sign)
-            connection.generation, last = connection.together(
+            of, roster = mine.roster()
+            says = (secrets.token_hex(8), mine.router, socket.gethostname(), of)
+            signs = (text for sign in roster.items() for text in sign)
+            (connection.generation, was_back), last = connection.together(
                 ("EVAL", _JOIN, 2, ROUTERS, CHANGES, *says, *signs),
                 ("XREVRANGE", CHANGES, "+", "-", "COUNT", 1),
             )
-            connection.position = last[0][0]
+            connection.position, connection.is_ours = last[0][0], not was_back
             lacking, cursor = set(mine.keys()), None
             while cursor != 0:
                 cursor, keys = connection.ask(
@@ -265,15 +281,15 @@ class RecordBook:
                 connection.position = changes[-1][0]
             if len(changes) < READ:
                 break
-        self._signed(said)
+        self._signed(connection, said)
         self._send(connection)
 
     def _sign(self, connection: _Connection, *, is_back: bool = False) -> Command:
-        mine = (self._copy.router, socket.gethostname(), " ".join(self._copy.roster()))
+        mine = (self._copy.router, socket.gethostname(), " ".join(self._copy.roster()[1]))
         seconds = (round(QUIET * 1000), round(LOST * 1000))
         return ("EVAL", _SIGN, 1, ROUTERS, connection.generation, *mine, int(is_back), *seconds)
 
-    def _signed(self, said: list[Any]) -> None:
+    def _signed(self, connection: _Connection, said: list[Any]) -> None:
         """Takes over which routers there are. What they had written before was read."""
         if not said:
             raise _LostError("lost data, or has not heard from this router for a while")
@@ -286,7 +302,7 @@ class RecordBook:
                 self._waits = self._awaiting("awaits", sign)
             elif router != mine and mine not in texts.get(f"k:{router}", ""):
                 self._waits = self._awaiting("unheard", sign)
-        self._copy.looked(now, roster)
+        self._copy.looked(now, _text(connection.generation), roster)
 
     def _awaiting(self, what: str, sign: str) -> str:
         router = f"the router {sign.partition(' ')[2][:64]}"
