@@ -111,3 +111,7 @@ def test_the_commands_run_without_extras(tmp_path: Path) -> None:
     refused = capport("check", str(policy(tmp_path, "login_server: {listen: 127.0.0.1:8511}\n")))
     assert (refused.returncode, refused.stdout) == (1, "")
     assert MISSING in refused.stderr
+    shared = f"redis://127.0.0.1:1/0?file={tmp_path}/sessions.db"
+    refused = capport("voucher", "list", "--sessions", shared)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "needs redis, not installed here: pip install 'capport[redis]'" in refused.stderr

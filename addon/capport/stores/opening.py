@@ -65,7 +65,12 @@ def open_store(
 
 
 def open_book(url: str, copy: Copy) -> Book:
-    """The records that the routers share in the Redis at `url`. It connects at the first `look`."""
+    """The records that the routers share in the Redis at `url`. It connects at the first `look`.
+
+    Raises StoreError.
+    """
+    if lacks := lacking("redis"):
+        raise StoreError(f"{url}: {lacks}")
     from capport.stores.redis.record_book import RecordBook
 
     return RecordBook(parse_redis_url(url), copy)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from capport.core.client import ClientId
 from capport.core.redis_url import is_redis
-from capport.stores import AwayError, Book
+from capport.stores import AwayError, Book, StoreError
 from capport.stores.opening import open_book
 from capport.web.date_reckoning import Moment
 from capport.web.records import Records, Voucher, records_beside
@@ -42,7 +42,11 @@ class SharedRecords(Records):
     def __init__(self, url: str, path: Path, *, like: Path | None = None) -> None:
         super().__init__(path, like=like)
         self._copy = SharedCopy(self._database, lambda: self.secret)
-        self.book = open_book(url, self._copy)
+        try:
+            self.book = open_book(url, self._copy)
+        except StoreError:
+            super().close()
+            raise
 
     def close(self) -> None:
         """Closes the connection, then the file."""
