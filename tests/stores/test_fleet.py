@@ -15,7 +15,7 @@ from capport.core.client import ClientId
 from capport.core.redis_url import RedisUrl
 from capport.stores import FullError
 from capport.stores.redis import redis_link, redis_store
-from capport.stores.redis.fleet_record import SKEW, Grant, Record, dump
+from capport.stores.redis.fleet_record import NOTHING, SKEW, Grant, Record, dump
 from capport.stores.redis.fleet_time import FleetTime
 from capport.stores.redis.redis_client import SECONDS
 from capport.stores.redis.redis_link import CHANGES, KEY, LEASE
@@ -493,6 +493,28 @@ def test_a_lease_that_is_renewed_late_is_said_to_be(
     other.watch(heard.append)
     fleet.time.now += redis_store.PAUSE + 1
     until(lambda: heard == [MAC], "a call")
+
+
+def test_what_is_over_is_forgotten_a_few_clients_at_a_time(
+    fleet: Fleet,
+    two: tuple[RedisStore, RedisStore],
+    known: Known,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(redis_store, "SOME", 2)
+    one, other = two
+    lasting = ClientId("192.0.2.1")
+    for client in (MAC, ADDRESS, OTHER, Z):
+        other.put(session(client))
+    other.put(session(lasting, expires=1e6))
+    known.soon(lasting, one)
+    other.drop(Z)
+    known.not_soon(Z, one)
+    for _ in range(2):  # the first one of them finds the revocation still in force
+        fleet.time.now += redis_store.REMEMBERED
+        until(lambda: [s.client for s in one.sessions()] == [lasting], "sessions, forgotten")
+    until(lambda: one.records([Z]) == {Z: NOTHING}, "a revocation, forgotten")
+    known.soon(lasting, one)
 
 
 # --- commands beside the portal ---
