@@ -36,13 +36,16 @@ from capport.stores.redis.redis_store import RedisStore
 from capport.stores.sqlite.store import SqliteStore
 from lab.fleet import SERVER, Fleet
 from lab.namespaces import Namespace, wait_for
-from lab.network import ORIGIN4, POLICY, Client, Lab, missing
+from lab.network import ORIGIN4, Client, Lab, missing
+from lab.network import POLICY as FLEET_POLICY
 
 ROUTERS = 10
 WITHIN = 100.0  # ms
 CHANGED = "198.51.100."
 OTHERS = 1 << 20  # the number of the first client that has a session from the start
-INSPECT = "http:\n  known: inspect\n"  # else the kernel forwards known clients past mitmproxy
+POLICY = FLEET_POLICY.replace("sessions:\n", "sessions:\n  most: 200000\n") + (
+    "http:\n  known: inspect\n"  # else the kernel forwards known clients past mitmproxy
+)
 
 
 def figures(quick: bool) -> Iterator[Figure]:
@@ -54,7 +57,7 @@ def figures(quick: bool) -> Iterator[Figure]:
     label = f"{routers} routers, {sessions} sessions"
     with tempfile.TemporaryDirectory() as name, ExitStack() as closed:
         folder = Path(name)
-        fleet = closed.enter_context(Fleet(2, clients=2, policy=POLICY + INSPECT))
+        fleet = closed.enter_context(Fleet(2, clients=2, policy=POLICY))
         inside = fleet.redis
         inside.call(fill, url, sessions)
         others = [
@@ -146,8 +149,8 @@ def carry_out(router: Lab, what: str, client: Client) -> float:
         else:
             api.request("DELETE", f"/api/v1/sessions/{client.mac}")
         answer = api.getresponse()
-    if answer.status not in (201, 204):
-        raise ValueError(f"{what} by the API: {answer.status}")
+        if answer.status not in (201, 204):
+            raise ValueError(f"{what} by the API: {answer.status}, {answer.read()!r}")
     return began
 
 
