@@ -788,6 +788,7 @@ def test_host_bits_get_the_network_that_would_do(address: object, length: int) -
         (".example.org", ['"*.example.org"', "example.org"]),  # squid, no_proxy, CoovaChilli
         ("*example.org", ['"*.example.org"', "example.org"]),
         ("/example.org/", ['"*.example.org"', "example.org"]),  # dnsmasq
+        (".example.org:8080", ['"*.example.org:8080"', "example.org:8080"]),
         ("tcp/example.org", ["example.org"]),
         ("tcp:example.org:443", ["example.org:443"]),  # CoovaChilli's uamallowed
         ("tcp://192.0.2.9:80", ["192.0.2.9:80"]),
@@ -795,6 +796,7 @@ def test_host_bits_get_the_network_that_would_do(address: object, length: int) -
         ("udp/192.0.2.1:123", ["192.0.2.1:123"]),
         ("10.0.0.1-10.0.0.9", ["10.0.0.1", "10.0.0.2/31", "10.0.0.4/30", "10.0.0.8/31"]),
         ("10.0.0.1 - 10.0.0.9", ["10.0.0.1", "10.0.0.8/31"]),
+        ("10.0.0.1-10.0.0.9:8080", ["10.0.0.1:8080"]),
         ("10.0.0.0-255", ["10.0.0.0/24"]),  # could be a name, by its letters
         ("2001:db8::-2001:db8::ffff", ["2001:db8::/112"]),
         ("10.0.0.*", ["10.0.0.0/24"]),

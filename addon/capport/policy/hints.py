@@ -136,7 +136,10 @@ def _part_of_a_mac(text: str) -> str | None:
 
 
 def _range(text: str) -> str | None:
-    """`10.0.0.1-10.0.0.9` or `10.0.0.1-9`."""
+    """`10.0.0.1-10.0.0.9`, `10.0.0.1-9` or `10.0.0.1-9:8080`."""
+    if with_port := re.fullmatch(rf"([0-9.]+) *{_DASH} *[0-9.]+(:[0-9]+)", text):
+        each = f"{with_port[1]}{with_port[2]}"
+        return f"is a range, which takes no port: write each address, such as {each}"
     match = re.fullmatch(rf"([0-9a-f.:]+) *{_DASH} *([0-9a-f.:]+)", text, re.IGNORECASE)
     if match is None:
         return None
@@ -230,7 +233,8 @@ def _names_below(text: str) -> str | None:
     """`.example.org`, `*example.org`, `/example.org/`, and regular expressions."""
     if re.search(r"[\\^$()+?]", text):
         return 'is an expression: write names, or "*.example.org" for all names below example.org'
-    match = re.fullmatch(r"(?:\.|\*(?!\.)|\*?/)([a-z0-9_-]+(?:\.[a-z0-9_-]+)+)/?", text, re.I)
+    name = r"([a-z0-9_-]+(?:\.[a-z0-9_-]+)+(?::[0-9]+)?)"
+    match = re.fullmatch(rf"(?:\.|\*(?!\.)|\*?/){name}/?", text, re.I)
     if match is None:
         return None
     return f'is not a name: write "*.{match[1]}" for the names below it, and {match[1]} for itself'
