@@ -10,6 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from mitmproxy import certs
 
 _DAY = timedelta(days=1)
 
@@ -20,22 +21,18 @@ class Authority:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = _name("capport test origin CA")
-        usage = x509.KeyUsage(
-            *(False,) * 5,
-            key_cert_sign=True,
-            crl_sign=True,
-            encipher_only=False,
-            decipher_only=False,
-        )
-        certificate = (
-            self._begin(self._name, self._key)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(usage, critical=True)
-            .sign(self._key, hashes.SHA256())
-        )
+        self._certificate = _of_authority(self._key)
         self.ca_file = folder / "origin-ca.pem"
-        self.ca_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        self.ca_file.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
+        self._key_file = folder / "origin-key.pem"
+        self._key_file.touch(0o600)
+        self._key_file.write_bytes(
+            self._key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
         self._context_for = lru_cache(256)(self._make_context)
 
     def context(self) -> ssl.SSLContext:
@@ -49,46 +46,33 @@ class Authority:
             connection.context = self._context_for(name)
 
     def _make_context(self, name: str) -> ssl.SSLContext:
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate = (
-            self._begin(_name(name[:64]), key)
-            .add_extension(x509.SubjectAlternativeName([_general(name)]), critical=False)
-            .sign(self._key, hashes.SHA256())
-        )
+        shown = certs.dummy_cert(self._key, self._certificate, name, [_general(name)])
         file = self._folder / "origin.pem"
-        file.touch(0o600)
-        file.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-            + certificate.public_bytes(serialization.Encoding.PEM)
-        )
+        file.write_bytes(shown.to_pem())
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(file)
+        context.load_cert_chain(file, self._key_file)
         return context
 
-    def _begin(
-        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey
-    ) -> x509.CertificateBuilder:
-        now, public = datetime.now(UTC), key.public_key()
-        authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(public)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - _DAY)
-            .not_valid_after(now + 30 * _DAY)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-            .add_extension(authority, critical=False)
-        )
 
-
-def _name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+def _of_authority(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "capport test origin CA")])
+    now, own = datetime.now(UTC), key.public_key()
+    usage = x509.KeyUsage(
+        *(False,) * 5, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False
+    )
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(own)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _DAY)
+        .not_valid_after(now + 30 * _DAY)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(own), critical=False)
+        .sign(key, hashes.SHA256())
+    )
 
 
 def _general(name: str) -> x509.GeneralName:
