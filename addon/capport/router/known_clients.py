@@ -111,8 +111,7 @@ class KnownSet:
         self._news = threading.Condition()
         self._changed: set[ClientId | Address] = set()
         self._lost: set[ClientId] = set()
-        self._closed = False
-        self._over = threading.Event()  # set when closed: ends the rest between two disconnections
+        self._closed = threading.Event()  # also ends the rest between two disconnections
         self._resync_at = now() + RESYNC
         self._rested_at = now()  # no comparison before this
         self._failing = False
@@ -280,10 +279,9 @@ class KnownSet:
             stop()
         self._stops = []
         with self._news:
-            self._closed = True
+            self._closed.set()
             self._news.notify()
         self._to_disconnect.put(None)
-        self._over.set()
         for thread in self._threads:
             thread.join()
         self._listing.close()
@@ -295,10 +293,10 @@ class KnownSet:
     def _follow(self) -> None:
         while True:
             with self._news:
-                if not self._changed and not self._closed:
+                if not self._changed and not self._closed.is_set():
                     due = min(self._resync_at, self._traffic_at, self._elements.next_look)
                     self._news.wait(max(0.0, due - self._now()))
-                if self._closed:
+                if self._closed.is_set():
                     return
                 changed, self._changed = self._changed, set()
                 lost, self._lost = self._lost, set()
@@ -381,7 +379,7 @@ class KnownSet:
                 some.append(self._to_disconnect.get())
             began = time.thread_time()
             _forget_connections({address for addresses in some for address in addresses or ()})
-            self._over.wait(REST * (time.thread_time() - began))
+            self._closed.wait(REST * (time.thread_time() - began))
 
     # Called with the lock held.
 
