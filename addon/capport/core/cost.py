@@ -38,7 +38,7 @@ It is kept as it came, and once more as it was read.
 """
 
 FORWARDED: Final = 7 * INPUT
-"""The same if mitmproxy reads the input too: from a known client, an origin, or in intercepted TLS.
+"""As `READ`, if mitmproxy reads the input too: a known client's, an origin's, in intercepted TLS.
 
 That is room for several copies (as received, parsed, as text, as shown, as forwarded), but not for
 an object for each byte.
@@ -55,4 +55,4 @@ FIELDS: Final = 500
 """Header fields in one head, or in the trailers of one body."""
 
 ANSWERS: Final = 100
-"""Answers of ours on one connection; then it ends."""
+"""The most answers on one connection, which ends after the last of them."""

@@ -5,7 +5,7 @@ request or a ClientHello if all of that is ordinary, and the verdict is a refusa
 is handed over unread, beginning at the end of the last answered request, and takes the strict way
 through h11 (`proxy/layers/`). So nothing is forwarded that was read here.
 
-How the driver uses it, for a client that is unknown when it connects:
+If a client is unknown when it connects, the driver uses it like this:
 
     act = conversation.receive(data)          # data_received
     while act is not None:
@@ -25,8 +25,8 @@ A refused ClientHello is an `Alert`. If its `data` is empty, the client gets RST
 drop`); else it is the same as an `Answer` that closes.
 
 If a client's CONNECT was answered with a tunnel (`tls.connect: alert`), what is handed over later
-has that CONNECT, less its credentials. mitmproxy gets it first and answers it with `ESTABLISHED`,
-which the client has already: the driver drops that, and then hands `data` over.
+has that CONNECT, without its credentials. mitmproxy gets it first, and answers it with
+`ESTABLISHED`. The client has that already, so the driver drops it, and then hands `data` over.
 """
 
 from dataclasses import dataclass

@@ -183,7 +183,7 @@ def assembled(
 ) -> master.Master:
     """Makes a mitmproxy with the portal, and with the addons `more` after it. Nothing serves yet.
 
-    Raises OptionsError; one of ours that cannot be used ends the process.
+    Raises OptionsError. If one of our options cannot be used, the process ends.
     """
     logging.getLogger().setLevel(logging.INFO)
     for name in _QUIET:

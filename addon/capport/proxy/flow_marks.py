@@ -139,7 +139,7 @@ class FlowMarks:
         shown.metadata["portal"]["tls"] = {k: v for k, v in fields.items() if v is not None}
 
     def refused_unshown(self, act: Answer | Alert) -> None:
-        """Reports a refusal of the front's that is not shown as a flow."""
+        """Reports a refusal by the front that is not shown as a flow."""
         write, because = self._gate.events.write, act.verdict.because
         if isinstance(act, Alert):
             fields = _refused_tls(act.hello.sni, act.dialled, act.verdict)

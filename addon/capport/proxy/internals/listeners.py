@@ -38,7 +38,7 @@ type Accepted = Callable[[Instance, socket.socket, Address], None]
 
 
 class NotTakenOver(Exception):
-    """A listener of mitmproxy's that the portal cannot take over: one line that says which."""
+    """The portal cannot take over a listener. The message is one line that says which."""
 
 
 class Listeners:
@@ -78,7 +78,7 @@ class Listeners:
 
 
 class Listener:
-    """Listening sockets, in the place of an `asyncio.Server` of mitmproxy's.
+    """Listening sockets that stand in for one of mitmproxy's servers (`asyncio.Server`).
 
     The kernel keeps each SYN that comes to them (`frames.keep`). Without a free descriptor,
     accepting pauses.

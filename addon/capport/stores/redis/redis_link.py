@@ -304,7 +304,7 @@ class RedisLink:
     async def _take(self, entries: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> None:
         """Takes over changes. Publishes what this router knows better.
 
-        If a change of ours is still under way, that is compared when it comes back: Redis carries
+        If one of our changes is still under way, that is compared when it comes back: Redis carries
         out all changes in one order, and our change may have replaced one that we had not read.
         """
         found, ids = [], []
