@@ -63,8 +63,9 @@ class HelloReader:
         raw = self.raw
         raw += data
         self._read_records()
-        seen = bytes(raw[self._record + 5 : self._record + 9])  # of the record that is not whole
-        start = self._start + seen[: 4 - len(self._start)]
+        start = self._start
+        if len(start) < 4:  # there may be more of it in the record that is not whole
+            start += raw[self._record + 5 : self._record + 9 - len(start)]
         if start and start[0] != 1:
             raise ValueError(f"its first message is of type {start[0]}, not 1")
         size = 4 + int.from_bytes(start[1:4])
@@ -145,21 +146,41 @@ def asked_for(claim: Place | None, dialled: Place | None) -> Place | None:
 
 def read_hello(body: bytes) -> Hello:
     """The ClientHello in `body` (RFC 8446 section 4.1.2). Raises ValueError if it is none."""
-    session = _end(body, 2 + 32, 1)  # after legacy_version and random: legacy_session_id
-    ciphers = _end(body, session, 2)
-    if ciphers - session > 2 + 2 * CIPHERS:
-        raise ValueError(f"it has more than {CIPHERS} cipher suites")
-    at = _end(body, ciphers, 1)  # legacy_compression_methods
-    # Extensions are optional in TLS 1.2: RFC 5246 section 7.4.1.2.
-    extensions = _extensions(_only(body, at)) if at < len(body) else {}
-    names = _items(extensions.get(SERVER_NAME), 1, 2)
+    try:
+        at = 35 + body[34]  # after legacy_version, random and legacy_session_id
+        ciphers = body[at] << 8 | body[at + 1]
+        if ciphers > 2 * CIPHERS:
+            raise ValueError(f"it has more than {CIPHERS} cipher suites")
+        at += 2 + ciphers
+        at += 1 + body[at]  # legacy_compression_methods
+        if at == len(body):  # extensions are optional in TLS 1.2: RFC 5246 section 7.4.1.2
+            return Hello()
+        extensions = _extensions(_only(body, at))
+    except IndexError:
+        raise ValueError(_SHORT) from None
+    server_name, sni = _names(extensions.get(SERVER_NAME))
     return Hello(
-        _text(names[0][1]) if len(names) == 1 and names[0][0] == b"\0" else None,
-        _text(b" ".join(name for _, name in names))[:SHOWN] if SERVER_NAME in extensions else None,
-        tuple(protocol for _, protocol in _items(extensions.get(ALPN), 0, 1)),
+        server_name,
+        sni,
+        _protocols(extensions.get(ALPN)),
         ECH in extensions,
         EARLY_DATA in extensions,
     )
+
+
+@lru_cache(_LISTS)
+def _names(content: bytes | None) -> tuple[str | None, str | None]:
+    """The name in an SNI, if that has one name, and all that is in it for display."""
+    if content is None:
+        return None, None
+    names = _items(content, 1, 2)
+    server_name = _text(names[0][1]) if len(names) == 1 and names[0][0] == b"\0" else None
+    return server_name, _text(b" ".join(name for _, name in names))[:SHOWN]
+
+
+@lru_cache(_LISTS)
+def _protocols(content: bytes | None) -> tuple[bytes, ...]:
+    return tuple(protocol for _, protocol in _items(content or b"", 0, 1))
 
 
 def _extensions(data: bytes) -> dict[int, bytes]:
@@ -181,8 +202,7 @@ def _extensions(data: bytes) -> dict[int, bytes]:
     raise ValueError(f"it has more than {ITEMS} extensions")
 
 
-@lru_cache(_LISTS)
-def _items(content: bytes | None, before: int, size: int) -> tuple[tuple[bytes, bytes], ...]:
+def _items(content: bytes, before: int, size: int) -> list[tuple[bytes, bytes]]:
     """The items of the list in an extension: the `before` bytes in front of each, and itself.
 
     Each has its length in front, in `size` bytes.
@@ -194,7 +214,7 @@ def _items(content: bytes | None, before: int, size: int) -> tuple[tuple[bytes, 
         found.append((items[start - before : start], items[start + size : at]))
         if len(found) > ITEMS:
             raise ValueError(f"it has a list of more than {ITEMS} items")
-    return tuple(found)
+    return found
 
 
 def _only(data: bytes, at: int) -> bytes:
