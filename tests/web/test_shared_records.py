@@ -24,6 +24,7 @@ from capport.core.client import ClientId
 from capport.stores import AwayError
 from capport.stores.redis import record_book
 from capport.stores.redis.record_book import CHANGES, RECORD
+from capport.web import shared_records
 from capport.web.date_reckoning import Moment
 from capport.web.records import Records
 from capport.web.shared_records import FIRST_NUMBER, SharedRecords
@@ -132,6 +133,18 @@ def test_a_state_is_used_once_at_whichever_router(routers: Routers) -> None:
     one.unspend(b"state")
     assert other.spend(b"state", EVE, "that", 9.0) is None
     assert routers[0].spend(b"state", ADA, "this", 9.0) == EVE
+
+
+def test_a_used_state_is_forgotten_when_it_is_not_valid_any_more(
+    routers: Routers, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, one = f"{RECORD}state:{b'state'.hex()}", routers[0]
+    assert one.spend(b"state", ADA, "this", 9.0) is None
+    assert 900_000 < int(redis.ask("PTTL", key)[1:]) <= 960_000
+    monkeypatch.setattr(shared_records, "_KEPT", -1)
+    assert one.spend(b"late", ADA, "this", 9.0) is None
+    assert redis.ask("EXISTS", f"{RECORD}state:{b'late'.hex()}") == b":0"
+    assert [routers[0].spent_by(state) for state in (b"state", b"late")] == [ADA, None]
 
 
 def test_a_use_whose_grant_failed_is_given_back_at_every_router(routers: Routers) -> None:

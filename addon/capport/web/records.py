@@ -70,6 +70,7 @@ _VERSION_4 = (
         until INTEGER NOT NULL, unsent INTEGER NOT NULL) STRICT, WITHOUT ROWID""",
     "CREATE INDEX shared_number ON shared (number) WHERE number > 0",
     "CREATE INDEX shared_unsent ON shared (unsent) WHERE unsent = 1",
+    "CREATE INDEX shared_until ON shared (until) WHERE until > 0",
     "CREATE TABLE roster (router TEXT PRIMARY KEY, sign TEXT NOT NULL) STRICT, WITHOUT ROWID",
 )
 SCHEMA = Schema(

@@ -97,7 +97,7 @@ class SharedCopy:
 
     def looked(self, now: int, generation: str, roster: Mapping[str, str]) -> None:
         """Everything was read at `now`; keeps the roster, and forgets what has ended."""
-        ended = self._rows("SELECT key FROM shared WHERE until BETWEEN 1 AND ?", (now,))
+        ended = self._rows("SELECT key FROM shared WHERE until > 0 AND until <= ?", (now,))
         of, before = self.roster()
         is_late = (of, before.keys()) != (generation, roster.keys()) or any(
             _seen(sign) > _seen(before[router]) + _SEEN_LATELY for router, sign in roster.items()

@@ -51,4 +51,5 @@ DELETE FROM "sqlite_sequence";
 INSERT INTO "sqlite_sequence" VALUES('voucher',3);
 CREATE INDEX shared_number ON shared (number) WHERE number > 0;
 CREATE INDEX shared_unsent ON shared (unsent) WHERE unsent = 1;
+CREATE INDEX shared_until ON shared (until) WHERE until > 0;
 COMMIT;
