@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from capport.proxy.addon import PREFACE
 from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
 from json_schemas import wrong_events
 from proxy.hellos import real
@@ -168,6 +169,7 @@ async def test_limits_hold_in_transparent_mode(
 
 DROPS = "limits:\n  drop_after: {count: 3, per: 60s}\n"
 HELLO = real()
+FRAME = PREFACE + b"\0\0\0\4\0\0\0\0\0" + b"\xff\xff\xff\1\4\0\0\0\1"
 LARGE = b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 66_000 + b"\r\n\r\n"
 
 
@@ -208,6 +210,22 @@ async def test_a_client_that_was_refused_too_often_is_dropped_for_a_time(
     (dropped,) = [event for event in events if event["event"] == "dropped"]
     assert (dropped["client"], dropped["seconds"]) == ("127.0.0.1", 60.0)
     assert dropped["because"] == "it was refused more than 3 times in 60 s"
+
+
+async def test_http2_beyond_a_bound_counts_towards_that_and_is_reported(
+    portal: StartPortal, tmp_path: Path
+) -> None:
+    async with portal(DROPS, events=True) as it:
+        for _ in range(4):
+            reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
+            writer.write(FRAME)
+            await until_closed(reader)
+            writer.close()
+        assert await is_dropped(it, b"GET http://x/ HTTP/1.1\r\nHost: x\r\n\r\n")
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert wrong_events(events) == []
+    reasons = {event["because"] for event in events if event["event"] == "refused"}
+    assert reasons == {"not read: HTTP/2 beyond a bound, or invalid"}
 
 
 async def test_what_a_dropped_client_has_open_ends_and_what_it_has_sent_is_not_answered(

@@ -49,6 +49,7 @@ from capport.proxy.gate_enforcer import GateEnforcer, PortalService
 from capport.proxy.handshakes import Handshakes
 from capport.proxy.internals import http1_reader, http2_bounds, sockets
 from capport.proxy.internals.addons import put_where_scripts_stand
+from capport.proxy.internals.http_events import RefusedHead
 from capport.proxy.internals.http_streams import speak_http2
 from capport.proxy.internals.listeners import Listeners, NotTakenOver
 from capport.proxy.internals.server import OwnPorts, connect_early, frame_of, handler_of
@@ -292,8 +293,8 @@ class Hooks:
         self.connections.answered(shown.client_conn)
 
     @closed(deny_nothing)
-    def head_refused(self, head: http1_reader.RefusedHead) -> None:
-        """Counts and reports a head of a known client's that was too large, or invalid."""
+    def head_refused(self, head: RefusedHead) -> None:
+        """Counts and reports a head that mitmproxy's own readers refused."""
         self.enforcer.refused_unread(head.client, head.status, head.why)
 
     @closed(deny_flow)

@@ -41,7 +41,7 @@ class Enforcer(Protocol):
     def refused(self, shown: http.HTTPFlow, verdict: Verdict | None) -> None:
         """Reports that a request was answered in the origin's place."""
 
-    def refused_unread(self, conn: connection.Client, status: int, why: str) -> None:
+    def refused_unread(self, conn: connection.Client, status: int | None, why: str) -> None:
         """Reports an answer to something that is no request, or a request that is too large."""
 
     def refused_tls(

@@ -109,7 +109,7 @@ class FlowMarks:
             return
         self.event("passed", client, **request_fields(shown), **details_of(shown), because=because)
 
-    def refused_unread(self, conn: connection.Client, status: int, why: str) -> None:
+    def refused_unread(self, conn: connection.Client, status: int | None, why: str) -> None:
         """Reports an answer to something that is no request, or a request that is too large."""
         self.event(
             "refused", self._connections.client_of(conn), status=status, because=f"not read: {why}"

@@ -112,7 +112,7 @@ class GateEnforcer(Enforcer):
         self.marks.refused(shown, verdict)
 
     @override
-    def refused_unread(self, conn: connection.Client, status: int, why: str) -> None:
+    def refused_unread(self, conn: connection.Client, status: int | None, why: str) -> None:
         self.gate.refused_unread(self.connections.client_of(conn))
         self.marks.refused_unread(conn, status, why)
 

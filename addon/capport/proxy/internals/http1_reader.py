@@ -9,14 +9,13 @@ mitmproxy forwards each chunk separately.
 import contextlib
 import functools
 import re
-from dataclasses import dataclass
 from typing import Any, Final
 
 import h11
 from h2.events import Event, InformationalResponseReceived
 from h11 import _readers
 from h11._receivebuffer import ReceiveBuffer, blank_line_regex
-from mitmproxy import connection, http
+from mitmproxy import http
 from mitmproxy.net.http import http1
 from mitmproxy.net.http.validate import validate_headers
 from mitmproxy.proxy import commands, events, layer
@@ -34,6 +33,7 @@ from capport.core.cost import FIELDS, HEAD, LINE
 from capport.core.reply import Asked, reply_to
 from capport.core.verdict import HeaderFieldsTooLarge
 from capport.log_limits import QUOTED
+from capport.proxy.internals.http_events import HeadRefusedHook, RefusedHead
 from capport.proxy.responses import bare, to_mitmproxy
 
 INTERIM: Final = 100
@@ -144,22 +144,6 @@ class Chunks(_readers.ChunkedReader):
             else:
                 break
         return at
-
-
-@dataclass(frozen=True, slots=True)
-class RefusedHead:
-    """A client's head that mitmproxy has not read, because it is too large or invalid."""
-
-    client: connection.Client
-    status: int
-    why: str
-
-
-@dataclass
-class HeadRefusedHook(commands.StartHook):
-    """Calls `head_refused`. mitmproxy gives a hook one argument."""
-
-    head: RefusedHead
 
 
 class Server(_http1.Http1Server):

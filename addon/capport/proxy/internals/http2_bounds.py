@@ -12,15 +12,17 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from h2.config import H2Configuration
+from h2.errors import ErrorCodes
 from h2.events import Event
 from h2.exceptions import ProtocolError
 from mitmproxy import connection
-from mitmproxy.proxy import context
+from mitmproxy.proxy import context, layer
 from mitmproxy.proxy.layers import http as http_layers
 from mitmproxy.proxy.layers.http import _http2
 from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
 
 from capport.core.cost import FIELDS, HEAD
+from capport.proxy.internals.http_events import HeadRefusedHook, RefusedHead
 
 FRAME: Final = 2**14  # bytes in a frame: the default of RFC 9113 section 4.2, and our setting
 FRAMES: Final = 500  # the most frames at once; HEADERS counts as two
@@ -171,6 +173,15 @@ class _Server(_http2.Http2Server):
         super().__init__(ctx)
         assert isinstance(self.h2_conn, BoundConnection)
         _speaking[ctx.client] = self.h2_conn
+
+    def protocol_error(
+        self, message: str, error_code: int = ErrorCodes.PROTOCOL_ERROR
+    ) -> layer.CommandGenerator[None]:
+        """Reports it, in the same words each time, and ends the connection as mitmproxy does."""
+        yield HeadRefusedHook(
+            RefusedHead(self.context.client, None, "HTTP/2 beyond a bound, or invalid")
+        )
+        yield from super().protocol_error(message, error_code)
 
 
 def unread(client: connection.Client) -> int:
