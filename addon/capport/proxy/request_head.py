@@ -166,25 +166,26 @@ class Head:
         self.fields = head.headers.raw_items()
         self.scheme = scheme
         self.version = head.http_version
-        self.path, self._authority = self.target, self.field(b"host")
+        self.path, authority = self.target, self.field(b"host")
         default: int | None = default_port(scheme)
         named = True  # whether the authority counts as a place here
         if self.method == "CONNECT":
-            self._authority, default, named = self.target, None, explicit
+            authority, default, named = self.target, None, explicit
         elif self.target == "*" and self.method == "OPTIONS":
             pass  # RFC 9112 section 3.2.4: `*` is the whole server, which the Host field names
         elif not self.target.startswith("/"):
             # RFC 9112 section 3.2.2: the authority in the target counts, not the Host field.
             spoken, slashes, rest = self.target.partition("://")
             cut = next((at for at, c in enumerate(rest) if c in "/?#"), len(rest))
-            self._authority, self.path = rest[:cut], rest[cut:] or "/"
+            authority, self.path = rest[:cut], rest[cut:] or "/"
             named = bool(slashes) and spoken.lower() == scheme
             if not self.path.startswith("/"):
                 self.path = f"/{self.path}"
-        self.claim = self._place(self._authority, default) if named else None
+        self.claim = self._place(authority, default) if named else None
         # RFC 9110 section 4.2.4: userinfo is an error, so this is no claim. It is only shown.
-        _, at, host = self._authority.rpartition("@")
+        _, at, host = authority.rpartition("@")
         self._with_userinfo = self._place(host, default) if at else None
+        self._shown_authority = authority.encode() if at or self.method == "CONNECT" else b""
 
     @property
     def url(self) -> str | None:
@@ -231,7 +232,7 @@ class Head:
             port=place.port if place else 0,
             method=self.method.encode(),
             scheme=self.scheme.encode(),
-            authority=self._authority.encode() if tunnel or "@" in self._authority else b"",
+            authority=self._shown_authority,
             path=b"" if tunnel else self.path.encode(),
             http_version=b"HTTP/" + self.version,
             headers=http.Headers(self.fields),

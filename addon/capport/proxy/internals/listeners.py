@@ -204,8 +204,11 @@ async def hand_over(
         return instance.handle_stream(reader, writer)
 
     def begin() -> None:
+        nonlocal data
+        # The connection has this function for as long as it lasts, so `data` would stay too.
+        first, data = answered[0] if answered else data, b""
         asyncio.StreamReaderProtocol.connection_made(protocol, protocol.transport)
-        if first := answered[0] if answered else data:
+        if first:
             asyncio.StreamReaderProtocol.data_received(protocol, first)
 
     protocol = _HandedOver(asyncio.StreamReader(limit, loop), handle, loop=loop)
