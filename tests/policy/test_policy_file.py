@@ -892,6 +892,7 @@ def test_a_client_has_one_mac_however_it_is_written(mac: str, tmp_path: Path) ->
         ("'*:8511'", "write 0.0.0.0:8511"),
         ("http://192.0.2.1:8511/", "write 192.0.2.1:8511"),
         ("192.0.2.1 8511", "write 192.0.2.1:8511"),
+        ("'[fe80::1]:8511'", "write another, such as 192.0.2.1:8511"),
         ("'192.0.2.1:8511, 192.0.2.2:8511'", "is 2 values in one: write an item for each"),
     ],
 )

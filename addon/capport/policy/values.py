@@ -308,6 +308,8 @@ def listen(text: str) -> Place:
         raise wrong(text, what) from None
     if isinstance(place.host, str):
         raise wrong(text, f"has a name: write an address and a port, {example}")
+    if place.host.version == 6 and place.host.is_link_local:
+        raise wrong(text, f"is link-local, and no link can lead there: write another, {example}")
     return place
 
 
