@@ -21,33 +21,17 @@ _STYLE = (files(__package__) / "style.css").read_text("utf-8")
 
 def page_of(report: Report) -> str:
     """The whole page."""
-    return page(
-        tag(
-            "html",
-            tag(
-                "head",
-                tag("meta", charset="utf-8"),
-                tag("title", "What a portal does to clients"),
-                tag("meta", name="viewport", content="width=device-width"),
-                tag(
-                    "meta",
-                    http_equiv="Content-Security-Policy",
-                    content="default-src 'none'; style-src 'unsafe-inline'",
-                ),
-                style(_STYLE),
-            ),
-            tag(
-                "body",
-                tag(
-                    "header",
-                    tag("h1", "What a portal does to clients"),
-                    tag("p", heading(report), class_="soft"),
-                ),
-                tag("main", _findings(report), _untested(report), _clients(report)),
-            ),
-            lang="en",
-        )
-    )
+    title, policy = "What a portal does to clients", "default-src 'none'; style-src 'unsafe-inline'"
+    head = [
+        tag("meta", charset="utf-8"),
+        tag("title", title),
+        tag("meta", name="viewport", content="width=device-width"),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        style(_STYLE),
+    ]
+    header = tag("header", tag("h1", title), tag("p", heading(report), class_="soft"))
+    main = tag("main", _findings(report), _untested(report), _clients(report))
+    return page(tag("html", tag("head", head), tag("body", header, main), lang="en"))
 
 
 def _findings(report: Report) -> Node:
@@ -113,18 +97,14 @@ def _clients(report: Report) -> Node:
 
 
 def _client(client: ClientRecord, began: float, until: float) -> Node:
+    rows: list[Node] = []
+    for name, values in rows_of(client):
+        if values:
+            rows += [tag("dt", name), *(tag("dd", value) for value in values)]
     return tag(
         "article",
         tag("h3", client.id),
-        tag(
-            "dl",
-            (
-                node
-                for name, values in rows_of(client)
-                if values
-                for node in (tag("dt", name), *(tag("dd", value) for value in values))
-            ),
-        ),
+        tag("dl", rows),
         tag("div", charts.timeline(client, began, until), class_="chart"),
         charts.retries(client),
         class_="client",
