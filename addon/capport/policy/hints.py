@@ -5,20 +5,14 @@ Each function returns the rest of the error message, after the value, or None if
 
 import re
 from collections.abc import Callable
-from ipaddress import (
-    IPv4Network,
-    IPv6Network,
-    ip_address,
-    ip_network,
-    summarize_address_range,
-)
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network, summarize_address_range
 
 from capport.core.client import parse_mac
 
 _MOST = 6  # networks or places that an error writes out
 _PROTOCOL, _PLACE = r"(tcp|udp|icmp|ip|any)", r"([\w.*:\[\]-]+?)"
 _WITH_PROTOCOL = re.compile(
-    rf"{_PROTOCOL}(?::?/+|:| +){_PLACE}/?|{_PLACE}(?:/|:| +){_PROTOCOL}", re.IGNORECASE
+    rf"{_PROTOCOL}(?::?/+|:| +){_PLACE}/?|{_PLACE}(?:/|:| +){_PROTOCOL}", re.I
 )
 _DASH = "[-\N{EN DASH}]"
 _HEADINGS = {"mac", "address", "ip", "name", "hostname", "client", "device", "sep"}
@@ -56,16 +50,14 @@ def of_listen(text: str) -> str | None:
     if match := re.fullmatch(r"(?:\*?:)?([0-9]{1,5})", text):
         every = f"0.0.0.0:{match[1]} for every IPv4 address, [::]:{match[1]} for every IPv6 one"
         return f"has no address: write {every}"
-    if match := re.fullmatch(r"https?://([\w.:\[\]-]+)/?", text, re.IGNORECASE):
+    if match := re.fullmatch(r"https?://([\w.:\[\]-]+)/?", text, re.I):
         return f"is a URL: write {match[1]}"
     return _first(text, _several)
 
 
 def of_login_url(text: str) -> str | None:
     """For a login URL: one without its scheme."""
-    match = re.fullmatch(
-        r"(?://)?(\[[0-9a-f:.]+\]|[\w.-]+)((?::[0-9]+)?(?:/[!-~]*)?)", text, re.IGNORECASE
-    )
+    match = re.fullmatch(r"(?://)?(\[[0-9a-f:.]+\]|[\w.-]+)((?::[0-9]+)?(?:/[!-~]*)?)", text, re.I)
     if match is None:
         return None
     scheme = "https" if re.search(r"[^0-9.]", match[1]) and match[1][0] != "[" else "http"
@@ -74,11 +66,8 @@ def of_login_url(text: str) -> str | None:
 
 def of_client_line(line: str, is_client: Callable[[str], bool], *, first: bool) -> str | None:
     """For a line of a clients file; `first` if no line before it has a client."""
-    if (
-        first
-        and not re.search(r"[0-9]", line)
-        and _HEADINGS & {*re.findall("[a-z]+", line.lower())}
-    ):
+    words = re.findall("[a-z]+", line.lower())
+    if first and not re.search(r"[0-9]", line) and _HEADINGS & {*words}:
         return "is a heading: remove it, or write # before it"
     if line.lstrip().startswith(("//", ";", "--")):
         return "is not a comment here: write # before it"
@@ -109,7 +98,7 @@ def _first(text: str, *kinds: Callable[[str], str | None]) -> str | None:
 
 
 def _name(text: str) -> str | None:
-    if not re.fullmatch(r"(?:[a-z0-9_-]+\.)+[a-z][a-z0-9-]+", text, re.IGNORECASE):
+    if not re.fullmatch(r"(?:[a-z0-9_-]+\.)+[a-z][a-z0-9-]+", text, re.I):
         return None
     return "is a name: write the client's address or its MAC address"
 
@@ -126,9 +115,9 @@ def _client(text: str) -> str | None:
 
 def _part_of_a_mac(text: str) -> str | None:
     mac, at, address = text.partition("@")
-    if at and is_mac(mac) and re.fullmatch(r"[0-9a-f:.]+", address, re.IGNORECASE):
+    if at and is_mac(mac) and re.fullmatch(r"[0-9a-f:.]+", address, re.I):
         return f"is a MAC and an address: write one of them, mac: {mac} or address: {address}"
-    if re.fullmatch(r"([0-9a-f]{2}[:-]){2,5}([0-9a-fx]{0,2}|\*)", text, re.IGNORECASE) or (
+    if re.fullmatch(r"([0-9a-f]{2}[:-]){2,5}([0-9a-fx]{0,2}|\*)", text, re.I) or (
         is_mac(text.partition("/")[0])
     ):
         return "is only a part of a MAC address: write a whole one, such as 02:00:00:00:00:07"
@@ -140,7 +129,7 @@ def _range(text: str) -> str | None:
     if with_port := re.fullmatch(rf"([0-9.]+) *{_DASH} *[0-9.]+(:[0-9]+)", text):
         each = f"{with_port[1]}{with_port[2]}"
         return f"is a range, which takes no port: write each address, such as {each}"
-    match = re.fullmatch(rf"([0-9a-f.:]+) *{_DASH} *([0-9a-f.:]+)", text, re.IGNORECASE)
+    match = re.fullmatch(rf"([0-9a-f.:]+) *{_DASH} *([0-9a-f.:]+)", text, re.I)
     if match is None:
         return None
     first, last = match.groups()
@@ -160,7 +149,7 @@ def _range(text: str) -> str | None:
 
 def _wildcard(text: str) -> str | None:
     """`10.0.0.*`, `10.0.0.x`, `10.0.0.` or `10.0.0`."""
-    match = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,3}){0,2})((?:\.[*x])+|\.|)", text, re.IGNORECASE)
+    match = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,3}){0,2})((?:\.[*x])+|\.|)", text, re.I)
     if match is None or not (match[2] or text.count(".") == 2):
         return None
     parts = match[1].split(".")
@@ -175,11 +164,10 @@ def _netmask(text: str) -> str | None:
     """`10.0.0.0/255.255.255.0`, or with a space between."""
     match = re.fullmatch(r"([0-9.]+)(?:/| +|:)([0-9]+\.[0-9.]+)", text)
     try:
-        return (
-            f"has a netmask: write {IPv4Network(match.groups(), strict=False)}" if match else None
-        )
+        network = match and IPv4Network(match.groups(), strict=False)
     except ValueError:
         return None
+    return f"has a netmask: write {network}" if network else None
 
 
 def _several(text: str) -> str | None:
