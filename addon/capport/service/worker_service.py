@@ -54,8 +54,8 @@ class WorkerLogin:
         self._states = States(state.secret, clock.boot_id(), self._gate.now)
 
     def state(self, client: Client, url: str | None) -> str | None:
-        """The state in the login URL of `client`, which asked for `url`."""
-        return self._states.link(client, url)
+        """The state in the login URL of `client`, which asked for `url`; None if it has none."""
+        return self._states.link(client, url) if self._state.makes_links else None
 
     def sign(self, asks: Peer) -> str:
         """The value of the field `vouching.HEADER` for a request of `asks`."""
@@ -115,7 +115,6 @@ class WorkerService:
         self._reported = BoundedMap[ClientId, float](_REPORTED)
         self._tasks: list[asyncio.Task[None]] = []
         self.login: WorkerLogin | None = None
-        self._makes_links = False
         with ExitStack() as opened:
             opened.callback(events.close)
             store = open_store(sessions, start_closed=True, follows=True)
@@ -189,7 +188,6 @@ class WorkerService:
         before, self.gate.policy = self.gate.policy, shared.policy
         self._answering.clear()
         self._answering.update(shared.answering)
-        self._makes_links = shared.login is not None and shared.login.makes_links
         if shared.login is None:
             self.login = None
         elif self.login is None:
@@ -204,7 +202,7 @@ class WorkerService:
         self._channel.send("drop", str(client.address), client.mac, client.astray, seconds)
 
     def _state(self, client: Client, url: str | None) -> str | None:
-        return self.login.state(client, url) if self.login and self._makes_links else None
+        return self.login.state(client, url) if self.login else None
 
     def _read(self) -> None:
         try:
