@@ -33,17 +33,13 @@ class Authority:
                 serialization.NoEncryption(),
             )
         )
-        self._context_for = lru_cache(256)(self._make_context)
+        self.context_for = lru_cache(256)(self._make_context)
+        """A server's context, with a certificate for a name."""
 
-    def context(self) -> ssl.SSLContext:
-        """A server's context, which shows each client a certificate for the name it asks for."""
-        context = self._context_for("origin.test")
-        context.sni_callback = self._choose
-        return context
-
-    def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+    def choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        """A context's `sni_callback`: shows the certificate for the name that the client names."""
         if name:
-            connection.context = self._context_for(name)
+            connection.context = self.context_for(name)
 
     def _make_context(self, name: str) -> ssl.SSLContext:
         shown = certs.dummy_cert(self._key, self._certificate, name, [_general(name)])

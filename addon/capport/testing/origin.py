@@ -34,8 +34,9 @@ class Origin:
         self.answers: dict[str, Answer] = {}
         handler = web.Application([(r".*", _Any, {"answers": self.answers})])
         self.http_port = _listen(httpserver.HTTPServer(handler))
-        secure = httpserver.HTTPServer(handler, ssl_options=authority.context())
-        self.https_port = _listen(secure)
+        context = authority.context_for("origin.test")
+        context.sni_callback = authority.choose
+        self.https_port = _listen(httpserver.HTTPServer(handler, ssl_options=context))
 
     def port(self, dialled: int) -> int:
         """Where a connection to `dialled` of any name is to go."""
