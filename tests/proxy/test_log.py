@@ -14,6 +14,7 @@ from proxy.mitmdump import policy, started
 from proxy.wire import GARDEN, garden, say, with_names
 
 BODY = b"Transfer-Encoding: chunked\r\n\r\n" + b"\xff" * 60_000 + b"\r\n"
+MORE_THAN_THE_FRONT_READS = b"\xff" * 70_000
 
 
 async def sent(port: int, data: bytes) -> bytes:
@@ -33,7 +34,7 @@ async def a_broken_handshake(it: Portal, place: str) -> None:
 
 
 async def an_unfinished_head(it: Portal, place: str) -> None:
-    await sent(it.port, b"GET http://x/ HTTP/1.1\r\nX: " + b"\xff" * 60_000)
+    await sent(it.port, b"GET http://x/ HTTP/1.1\r\nX: " + MORE_THAN_THE_FRONT_READS)
 
 
 async def an_odd_request(it: Portal, place: str) -> None:
@@ -95,7 +96,7 @@ def test_each_client_and_kind_has_a_line_a_minute_of_its_own() -> None:
 async def test_a_real_mitmdump_says_so_once_too(tmp_path: Path) -> None:
     async with started(tmp_path, "--set", f"portal_policy={policy(tmp_path)}") as it:
         for _ in range(20):
-            await sent(it.port, b"GET / HTTP/1.1\r\nX: " + b"\xff" * 60_000)
+            await sent(it.port, b"GET / HTTP/1.1\r\nX: " + MORE_THAN_THE_FRONT_READS)
         await it.says("client disconnect")
         assert it.log.count("client connect") == 1
         assert max(map(len, it.log.splitlines())) < 2 * QUOTED
