@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from itertools import batched, chain
+from itertools import batched, chain, islice
 from typing import Protocol
 
 from capport import clock
@@ -53,6 +53,7 @@ RESYNC = 300.0  # seconds between comparisons with what the kernel has
 SLACK = 5.0  # seconds that an end in the kernel may differ from ours, because listing takes time
 RETRY = 1.0  # seconds until the next attempt after a failure
 REST = 9  # after reading the kernel's tables, rest for 9 times the processor time that it took
+SOME = 500  # ends that are looked at before the next change: all leases of a fleet end at one time
 MOST = SET_SIZE * 3 // 4  # elements of a set; the rest is room for timed-out ones not yet cleared
 ADDRESSES = 64  # of one MAC at a time; a device with privacy addresses has about ten
 
@@ -312,7 +313,7 @@ class KnownSet:
     def _do_due(self, changed: Iterable[ClientId | Address], now: Instant) -> None:
         """Does everything that is due: changes, ends, reading traffic, the comparison."""
         with self._lock:
-            ended = [*self._elements.ended(now)]
+            ended = [*islice(self._elements.ended(now), SOME)]
             self._settle(
                 [*self._keys_of(changed), *(k for k in ended if not self._is_idle(k, now))]
             )
