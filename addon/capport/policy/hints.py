@@ -15,6 +15,7 @@ _WITH_PROTOCOL = re.compile(
     rf"{_PROTOCOL}(?::?/+|:| +){_PLACE}/?|{_PLACE}(?:/|:| +){_PROTOCOL}", re.I
 )
 _DASH = "[-\N{EN DASH}]"
+_BELOW = r"([a-z0-9_-]+(?:\.[a-z0-9_-]+)+(?::[0-9]+)?)"  # a name of several labels
 _HEADINGS = {"mac", "address", "ip", "name", "hostname", "client", "device", "sep"}
 _SERVICES = {"http": 80, "www": 80, "https": 443, "domain": 53, "ntp": 123}
 
@@ -221,8 +222,7 @@ def _names_below(text: str) -> str | None:
     """`.example.org`, `*example.org`, `/example.org/`, and regular expressions."""
     if re.search(r"[\\^$()+?]", text):
         return 'is an expression: write names, or "*.example.org" for all names below example.org'
-    name = r"([a-z0-9_-]+(?:\.[a-z0-9_-]+)+(?::[0-9]+)?)"
-    match = re.fullmatch(rf"(?:\.|\*(?!\.)|\*?/){name}/?", text, re.I)
+    match = re.fullmatch(rf"(?:\.|\*(?!\.)|\*?/){_BELOW}/?", text, re.I)
     if match is None:
         return None
     return f'is not a name: write "*.{match[1]}" for the names below it, and {match[1]} for itself'
