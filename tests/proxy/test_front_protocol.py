@@ -468,6 +468,18 @@ async def test_whatever_raises_in_the_front_nothing_leaves(
     assert any(event["event"] == "fault" for event in events)
 
 
+async def test_a_hand_over_that_fails_halfway_holds_nobody_up(
+    portal: StartPortal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with portal() as it:
+        monkeypatch.setattr(listeners._HandedOver, "connection_made", explode)
+        assert await say(await connect(it), ODD) == b""
+        monkeypatch.undo()
+        for _ in range(2 * front_protocol.AT_ONCE):
+            assert b" 511 " in await it.ask(GET)
+        await until(lambda: len(it.keeper.connections) == 0)
+
+
 # --- in turn --------------------------------------------------------------------------------------
 
 

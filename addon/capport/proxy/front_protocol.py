@@ -456,18 +456,22 @@ class Stranger:
         except Exception:
             self.front.faults.fault("the front")
             self.drop()
+        if self._transport is None:  # `_attached` was not called
+            self.drop()
             self.front.rest()
 
     def _attached(self, transport: asyncio.Transport, begin: Callable[[], None]) -> None:
         """Lets mitmproxy begin, unless the connection was ended meanwhile."""
         assert self._entry
         self._transport, began = transport, time.monotonic()
-        if self._entry.over:
-            transport.abort()
-            self.front.book.left(self._entry)
-        else:
-            begin()
-        self.front.rest(time.monotonic() - began)
+        try:
+            if self._entry.over:
+                transport.abort()
+                self.front.book.left(self._entry)
+            else:
+                begin()
+        finally:
+            self.front.rest(time.monotonic() - began)
 
     # --- its socket ------------------------------------------------------------------------------
 
