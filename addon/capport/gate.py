@@ -457,13 +457,13 @@ class Gate:
         """
         device = self._device(client)
 
-        def is_of(session: Session) -> bool:
+        def is_of(filed: ClientId) -> bool:
             if None not in parts_of(client):
-                return session.client == client
-            filed = self._device(session.client)
-            return any(part is not None and part in filed for part in device)
+                return filed == client
+            parts = self._device(filed)
+            return any(part is not None and part in parts for part in device)
 
-        return [one for one in open_ones(self.store.sessions(), self.now()) if is_of(one)]
+        return open_ones(self.store.sessions(is_of), self.now())
 
     def _device(self, client: ClientId) -> tuple[Mac | None, Address | None]:
         mac, address = parts_of(client)

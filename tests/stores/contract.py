@@ -127,6 +127,12 @@ class StoreContract:
         assert [(s.client, s.name) for s in store.sessions()] == [(MAC, "two")]
         assert store.find((MAC,), 1010.0) is None  # a session can be shortened
 
+    def test_the_sessions_of_some_clients_alone(self, store: SessionStore) -> None:
+        for client in (MAC, OTHER, ADDRESS):
+            store.put(session(client))
+        found = store.sessions(lambda client: client != OTHER)
+        assert {one.client for one in found} == {MAC, ADDRESS}
+
     def test_what_is_not_there_is_not_renewed(self, store: SessionStore) -> None:
         assert not store.put(session(name="first"), renews=True)
         assert store.find((MAC,), 1002.0) is None

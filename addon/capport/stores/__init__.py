@@ -7,6 +7,7 @@ from capport.core.client import ClientId
 from capport.core.session import Instant, Session
 
 type Watcher = Callable[[ClientId], None]
+type Whose = Callable[[ClientId], bool]
 """A function that the store calls with each client whose session any process put or dropped.
 
 The store calls it soon after the change (at most 0.1 s for a change by another process). If `watch`
@@ -146,8 +147,12 @@ class SessionStore(Protocol):
         It does not reopen a session that is over, and does nothing for one without `idle`.
         """
 
-    def sessions(self) -> Iterator[Session]:
-        """Yields each session: the open ones, and those that are over but not removed yet."""
+    def sessions(self, whose: Whose | None = None) -> Iterator[Session]:
+        """Yields each session: the open ones, and those that are over but not removed yet.
+
+        With `whose`, it makes only those of the clients for which that is true: of 100 000 sessions
+        that takes 0.05 s, and all of them take 0.3 s.
+        """
 
     def watch(self, watcher: Watcher) -> Callable[[], None]:
         """Calls `watcher` at each change from now on; returns a function that stops this."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from capport.core.client import ClientId
 from capport.core.session import Instant, Session, check_times, first_open, open_ones
-from capport.stores import FullError, Watcher
+from capport.stores import FullError, Watcher, Whose
 from capport.stores.subscribers import Watchers
 
 _FEW = 1000
@@ -63,9 +63,11 @@ class MemoryStore:
                 seen = max(session.last_seen, now)
                 self._sessions[client] = replace(session, last_seen=seen)
 
-    def sessions(self) -> Iterator[Session]:
-        """Yields each session."""
-        yield from tuple(self._sessions.values())
+    def sessions(self, whose: Whose | None = None) -> Iterator[Session]:
+        """Yields each session, or those of the clients for which `whose` is true."""
+        for session in tuple(self._sessions.values()):
+            if whose is None or whose(session.client):
+                yield session
 
     def watch(self, watcher: Watcher) -> Callable[[], None]:
         """Calls `watcher` at each change; returns a function that stops this."""

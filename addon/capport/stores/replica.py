@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from capport.core.client import ClientId
 from capport.core.session import Instant, Session, first_open
+from capport.stores import Whose
 
 _TIMES = struct.Struct("<5d")  # granted, expires, idle (inf: none), last_seen, granted_at
 FLUSH_SECONDS = 30.0
@@ -87,11 +88,12 @@ class Replica:
                     return session
         return None
 
-    def sessions(self) -> Iterator[Session]:
-        """Yields each session that there is when the iteration starts."""
+    def sessions(self, whose: Whose | None = None) -> Iterator[Session]:
+        """Yields the sessions that there are when this begins, or those of some clients."""
         records, shift, _ = self.state
         for client, record in list(records.items()):
-            yield self._session(client, record, shift)
+            if whose is None or whose(client):
+                yield self._session(client, record, shift)
 
     def get(self, client: ClientId) -> bytes | None:
         """The record of the client's session."""

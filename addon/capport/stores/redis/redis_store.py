@@ -18,7 +18,7 @@ from capport import clock as clocks
 from capport.core.client import Address, ClientId, Mac, parts_of
 from capport.core.redis_url import RedisUrl
 from capport.core.session import Instant, Session, check_times
-from capport.stores import FullError, StoreError, Watcher
+from capport.stores import FullError, StoreError, Watcher, Whose
 from capport.stores.redis.fleet_record import (
     NOTHING,
     SKEW,
@@ -149,9 +149,9 @@ class RedisStore:
         self._own.touch(client, now)
         self._foreign.touch(client, now)
 
-    def sessions(self) -> Iterator[Session]:
-        """Yields each session."""
-        return chain(self._own.sessions(), self._foreign.sessions())
+    def sessions(self, whose: Whose | None = None) -> Iterator[Session]:
+        """Yields each session, or those of the clients for which `whose` is true."""
+        return chain(self._own.sessions(whose), self._foreign.sessions(whose))
 
     def watch(self, watcher: Watcher) -> Callable[[], None]:
         """Calls `watcher` at each change, whichever router made it."""
