@@ -1,4 +1,4 @@
-"""Where sessions are kept: the protocol that every store implements."""
+"""The protocols of what is stored: sessions, and the records that routers share."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
@@ -19,7 +19,10 @@ again when the timer fires, because the end may have moved.
 
 
 class StoreError(OSError):
-    """The store could not make a change durable. Only `drop` takes effect all the same."""
+    """The store cannot be used, or could not make a change durable.
+
+    Of the changes, only `drop` takes effect all the same.
+    """
 
 
 class FullError(StoreError):
@@ -32,18 +35,18 @@ class FullError(StoreError):
 
 
 class AwayError(StoreError):
-    """What the routers of a fleet share cannot be asked or changed now; the text says why."""
+    """What the routers of a fleet share cannot be read or changed now; the text says why."""
 
 
 type Refused = dict[str, ValueError]
-"""Why each of these records does not fit."""
+"""The records that do not fit their format: key and error."""
 
 
 class Copy(Protocol):
     """A router's copy of the records that the routers share, on its disk.
 
-    A record is a text under a key, and two of them join to one. Any thread may call any method, and
-    each may raise StoreError.
+    A record is a text under a key. Two records under one key can be joined into one. Any thread may
+    call any method, and each may raise StoreError.
     """
 
     @property
@@ -54,7 +57,7 @@ class Copy(Protocol):
         """Every key that has a record."""
 
     def unsent(self) -> list[str]:
-        """The keys whose record says more than what the others are known to have."""
+        """The keys whose records say more than the other routers are known to have."""
 
     def lack(self, keys: Collection[str]) -> None:
         """Notes that the others have nothing under `keys`."""
@@ -69,17 +72,20 @@ class Copy(Protocol):
         """Until when the others need a record, in milliseconds of their common clock; 0: always."""
 
     def roster(self) -> tuple[str, dict[str, str]]:
-        """The last sign of life of each router that may know something which this one does not.
+        """The generation of the shared data, and each router's last sign of life in it.
 
-        With the generation of the data of which that is true.
+        Each of these routers may know something that this one does not.
         """
 
     def looked(self, now: int, generation: str, roster: Mapping[str, str]) -> None:
-        """Everything was read at `now`; keeps the roster, and forgets what has ended."""
+        """Keeps the roster, and forgets what has ended. Call it when all was read, at `now`."""
 
 
 type Change = Callable[[dict[str, str], int], dict[str, str]]
-"""Makes records of the present ones and the time in milliseconds; those left out stay."""
+"""Returns new records, given the present ones and the time in milliseconds.
+
+Records that it does not return stay as they are.
+"""
 
 
 class Book(Protocol):
@@ -92,14 +98,15 @@ class Book(Protocol):
     def look(self) -> bool:
         """Connects if needed, reads what changed, and sends what this router alone knows.
 
-        Call it each second. Returns whether it is connected; `fault` says what else is to wait for.
+        Call it each second. Returns whether it is connected. Even then `fault` may name a router
+        that must be waited for.
         """
 
     def change(self, keys: Sequence[str], change: Change, *, completely: bool = True) -> None:
-        """Changes the records under `keys`, at one moment for all routers, or none of them.
+        """Changes the records under `keys` in one step: all of them, or none.
 
-        On return they are in the copy too. Raises AwayError if that cannot be done now, and with
-        `completely` also while what is there may lack something that some router knows.
+        On return they are in the copy too. Raises AwayError if that cannot be done now. With
+        `completely`, it also does so while some router may know more than the shared records say.
         """
 
     def close(self) -> None:

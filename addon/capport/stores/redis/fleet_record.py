@@ -37,7 +37,8 @@ class RecordError(ValueError):
 class Revocation:
     """The newest revocation of a client by one router: its number, and until when it counts.
 
-    It counts until every session that it ends would have ended. Only `number` decides.
+    It counts until every session that it ends would have ended. The newer one is the one with the
+    larger `number`.
     """
 
     number: int
@@ -62,7 +63,7 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is known about one client. The grant names the revocations beside it: it stands."""
+    """The revocations of one client, and the grant that was made with knowledge of them all."""
 
     revoked: Mapping[str, Revocation] = field(default_factory=dict)
     grant: Grant | None = None
@@ -76,7 +77,7 @@ class Record:
         return self is other or (self.grant == other.grant and self.live(now) == other.live(now))
 
     def until(self) -> float:
-        """When the last of what it says is over."""
+        """When its grant and all its revocations are over."""
         ends = [one.until for one in self.revoked.values()]
         return max([*ends, self.grant.expires if self.grant else 0.0])
 
@@ -94,8 +95,8 @@ NOTHING: Final = Record()
 def join(one: Record, other: Record, now: float) -> Record:
     """What follows from both records.
 
-    What is over long ago is left out first: a revocation may be over in one of them and not in the
-    other, and a grant must not seem to name it because it stood beside the copy that is over.
+    Revocations that ended long ago are left out first. One copy of a revocation may have ended
+    while the other one still counts: then a grant beside the ended copy does not name the other.
     """
     if one is NOTHING and not other.revoked:
         return other

@@ -1,9 +1,9 @@
 """Fleet time: the clock of Redis, as far as this router can tell without asking.
 
 Routers have no clock in common: instants count from each router's own boot, and wall clocks may be
-wrong. So times travel by the clock of Redis (`TIME`). Each router measures how far it is ahead of
-its own boot clock, as exactly as an answer of Redis is quick. Nothing here decides: an instant that
-was received is kept in this router's own time, and a clock that jumps later does not move it.
+wrong. So times travel by the clock of Redis (`TIME`). Each router measures how far that clock is
+ahead of its own boot clock; the error is at most half the time that Redis takes to answer. A time
+that was received is kept in this router's own time, so a clock that jumps later does not move it.
 """
 
 import time
@@ -12,13 +12,13 @@ from collections.abc import Callable
 from capport.core.session import Instant
 from capport.stores.redis.fleet_record import SKEW
 
-_NOISE = 0.005  # seconds: smaller differences are those of the measurement
+_NOISE = 0.005  # seconds: a smaller difference may be an error of the measurement
 
 
 class FleetTime:
     """Converts: fleet time is an instant of this boot's clock plus `shift`.
 
-    Until Redis has answered for the first time, the wall clock stands for its clock.
+    Until Redis has answered for the first time, this router's wall clock is used instead.
     """
 
     def __init__(self, clock: Callable[[], Instant], wall: Callable[[], float] = time.time) -> None:

@@ -1,4 +1,4 @@
-"""Looks at a fleet from outside: which routers share a Redis, and how far each of them is."""
+"""Looks at a fleet from outside: which routers share a Redis, and how far each of them has read."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from capport.stores.redis.redis_link import CHANGES, KEY, ROUTER
 
 @dataclass(frozen=True, slots=True)
 class Sign:
-    """A router's last sign of life. `ago` and `lag` are in seconds, `skew` too.
+    """A router's last sign of life. `ago`, `lag` and `skew` are in seconds.
 
     `lag`: how much older the last change that it had read is than the newest one, if it is behind.
     `own` and `known`: how many sessions it has granted, and knows. `unsent`: how many changes it
@@ -76,7 +76,7 @@ async def _keys(client: RedisClient, prefix: str) -> list[bytes]:
 
 
 def _sign(router: str, text: bytes | None, now: float, newest: bytes) -> Sign | None:
-    """What a router says; None if it does not fit: a router of another version, or no router."""
+    """The sign of life in `text`; None if it does not fit: from another version or program."""
     try:
         said: Any = json.loads(text or b"")
         read = str(said["read"]).encode()

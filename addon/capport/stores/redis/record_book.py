@@ -41,7 +41,7 @@ TRIES = 20  # times that a change is made again because another one was quicker
 # The hash has the generation of the data (`of`), and for each router when it was last seen, and its
 # name (`r:ID`), whether it has put back what it knows (`b:ID`), and the ids of the routers that it
 # has on its disk (`k:ID`). A generation begins with what changes if Redis is restarted or replaced
-# by a replica. Each script looks at that itself, because redis-py may connect again without a word.
+# by a replica. Each script checks that, because redis-py may reconnect without reporting it.
 _SHARED = """
 local info = redis.call('INFO', 'server') .. redis.call('INFO', 'replication')
 local identity = string.match(info, 'run_id:(%x+)') .. string.match(info, 'master_replid:(%x+)')
@@ -52,7 +52,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 """
 # ARGV: a random text; the router and its name; the generation that it knows; and each router of
-# that generation, and its last sign. These count if data was lost since.
+# that generation, with its last sign. The script uses these only if data was lost since.
 _JOIN = f"""{_SHARED}
 if not is_of_this then
   of = identity .. ARGV[1]
@@ -141,7 +141,7 @@ class _Connection:
         self._using = threading.Lock()
         self._runner = asyncio.Runner()
         self.generation, self.position = b"", b""
-        self.is_ours = False  # no other process of this router was there before
+        self.is_ours = False  # True if no other process of this router had joined before
         self.error: AwayError | None = None
         try:
             place, secret = self._runner.run(find_primary(url))
@@ -213,14 +213,14 @@ class RecordBook:
             return False
 
     def change(self, keys: Sequence[str], change: Change, *, completely: bool = True) -> None:
-        """Changes the records under `keys`, at one moment for all routers, or none of them."""
+        """Changes the records under `keys` in one step: all of them, or none."""
         if (connection := self._connection) is None:
             raise AwayError(self._fault or self._name)
         try:
             self._change(connection, keys, change, completely=completely)
         except AwayError as error:
             if connection.error is error and self._disconnect(connection):
-                self._fault = str(error)  # nobody waits for it until it is connected again
+                self._fault = str(error)  # callers get it at once, until it is connected again
             raise
         except _LostError as lost:
             raise AwayError(f"{self._name} {lost}; its records are being put back") from None
@@ -228,7 +228,7 @@ class RecordBook:
     def close(self) -> None:
         """Leaves the other routers, and closes the connection."""
         if (connection := self._connection) is not None and connection.is_ours:
-            with contextlib.suppress(AwayError):  # they forget this router in a while
+            with contextlib.suppress(AwayError):  # otherwise they forget this router after QUIET
                 mine = (connection.generation, self._copy.router)
                 connection.ask("EVAL", _LEAVE, 1, ROUTERS, *mine)
         self._disconnect(connection)
@@ -237,7 +237,7 @@ class RecordBook:
     # --- reading ---
 
     def _joined(self) -> _Connection:
-        """A new connection, when Redis and the copy have the same records."""
+        """A new connection. On return, Redis and the copy have the same records."""
         connection, mine = _Connection(self._url), self._copy
         try:
             of, roster = mine.roster()
@@ -290,7 +290,7 @@ class RecordBook:
         return ("EVAL", _SIGN, 1, ROUTERS, connection.generation, *mine, int(is_back), *seconds)
 
     def _signed(self, connection: _Connection, said: list[Any]) -> None:
-        """Takes over which routers there are. What they had written before was read."""
+        """Keeps which routers there are. Everything that they wrote before has been read."""
         if not said:
             raise _LostError("lost data, or has not heard from this router for a while")
         now, members = int(said[0]), said[1]
@@ -334,9 +334,9 @@ class RecordBook:
         *,
         completely: bool,
     ) -> None:
-        """Changes records in Redis, then in the copy; None: what the copy has. Raises _LostError.
+        """Changes records in Redis, then in the copy. Raises _LostError.
 
-        It never leaves out what the copy knows.
+        `change` gets what is in Redis joined with the copy. With None, that is what is written.
         """
         for _ in range(TRIES):
             (seconds, micros), values = connection.together(

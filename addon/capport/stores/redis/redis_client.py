@@ -22,7 +22,7 @@ from capport.core.redis_url import RedisUrl
 from capport.stores import AwayError
 
 SECONDS = 2.0
-"""How long one command may take. A slower Redis counts as one that is away."""
+"""How long one command may take. A Redis that is slower counts as away."""
 _SECRETS = "CAPPORT_REDIS_USER and CAPPORT_REDIS_PASSWORD_FILE"
 
 type Command = tuple[object, ...]
@@ -30,7 +30,7 @@ type Command = tuple[object, ...]
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Who we are for Redis; None where nothing is set."""
+    """The user and the password that Redis gets from us; None if not set."""
 
     user: str | None = None
     password: str | None = None
@@ -40,10 +40,10 @@ class Credentials:
 
 
 def credentials() -> Credentials:
-    """From CAPPORT_REDIS_USER, and CAPPORT_REDIS_PASSWORD or CAPPORT_REDIS_PASSWORD_FILE.
+    """Reads CAPPORT_REDIS_USER, and CAPPORT_REDIS_PASSWORD or CAPPORT_REDIS_PASSWORD_FILE.
 
-    Without these, the password is in the file `redis-password` that systemd passes
-    (LoadCredential=), if it does. Raises AwayError if a file cannot be read, or others may read it.
+    Without a password there, it reads the file `redis-password`, if systemd passes one
+    (LoadCredential=). Raises AwayError if a file cannot be read, or if other users may read it.
     """
     user = os.environ.get("CAPPORT_REDIS_USER") or None
     if password := os.environ.get("CAPPORT_REDIS_PASSWORD"):

@@ -34,7 +34,7 @@ LEASE = 60.0
 BEAT = 1.0  # seconds between two signs of life
 RETRY = 0.5  # seconds until the next attempt after a failure
 BLOCK = 0.5  # seconds that Redis waits for a change before it answers
-LATE = 5.0  # seconds without reading, after which changes may have been trimmed meanwhile
+LATE = 5.0  # seconds: after such a pause, changes may have been trimmed before they were read
 KEPT_CHANGES = 100_000
 KEPT_ROUTERS = 86_400_000  # milliseconds that Redis remembers a router after its last sign of life
 TOGETHER = 200  # records in one transaction
@@ -56,7 +56,7 @@ class Shared(Protocol):
     router: str
 
     def merge(self, found: Sequence[tuple[ClientId, Record]]) -> list[bool]:
-        """Takes over what is in Redis; for each, whether this router knows better."""
+        """Takes over what is in Redis. Returns for each record whether this router knows more."""
 
     def records(self, clients: Iterable[ClientId]) -> dict[ClientId, Record]:
         """What this router knows about these clients."""
@@ -78,14 +78,15 @@ class Shared(Protocol):
 
 
 class _AgainError(Exception):
-    """Redis, or what is in it, is not what it was: connect and compare again, at once."""
+    """What was read may be incomplete, or of other data: connect and compare again, at once."""
 
 
 class RedisLink:
     """The link to the Redis at `url`.
 
-    With `wants`, only these clients are read, and no sign of life is shown: for a command beside
-    the portal of the same router. `sign` begins the key of the signs of life.
+    With `wants`, it reads only the clients for which `wants` is true, and shows no sign of life:
+    for a command beside the portal of the same router. The key of the signs of life is `sign` and
+    the router's id.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class RedisLink:
     # --- from other threads ---
 
     def start(self, seconds: float) -> None:
-        """Begins, and waits at most `seconds` until everything has been read, or nothing can be."""
+        """Starts, and waits at most `seconds` until all has been read, or an attempt has failed."""
         self._thread.start()
         self._tried.wait(seconds)
 
@@ -224,7 +225,7 @@ class RedisLink:
                 closing.callback(setattr, self, "_connection", None)
 
     async def _fetch(self, client: ClientId) -> tuple[ClientId, Record] | None:
-        """Asks as a part of the connection, so that none is closed while somebody uses it."""
+        """Asks in a task of the connection, so that no client is closed while it is in use."""
         if self._connection is None:
             raise AwayError(f"{self._name}: not connected")
         redis, tasks = self._connection
@@ -255,7 +256,7 @@ class RedisLink:
         while cursor != 0:
             cursor, keys = await client.ask("SCAN", cursor or 0, "MATCH", f"{KEY}*", "COUNT", READ)
             for client_id, is_better in (await self._compare(client, keys)).items():
-                if is_better:  # also by what is over: it may end what Redis has
+                if is_better:  # even by a record that is over: it may end what Redis has
                     missing[client_id] = None
                 else:
                     missing.pop(client_id, None)
@@ -264,7 +265,7 @@ class RedisLink:
         self._add(missing, None)
 
     async def _compare(self, client: RedisClient, keys: Sequence[bytes]) -> dict[ClientId, bool]:
-        """Takes over the records at `keys`; for each client, whether this router knows better."""
+        """Takes over the records at `keys`. Returns for each whether this router knows more."""
         if self._wants is not None:
             keys = [key for key in keys if self._wants(_client_of(key))]
         if not keys:
@@ -302,7 +303,7 @@ class RedisLink:
             await self._renew()
 
     async def _take(self, entries: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> None:
-        """Takes over changes. Publishes what this router knows better.
+        """Takes over changes. Publishes a record about which this router knows more.
 
         If one of our changes is still under way, that is compared when it comes back: Redis carries
         out all changes in one order, and our change may have replaced one that we had not read.
@@ -387,7 +388,7 @@ class RedisLink:
         self._skewed = is_skewed
 
     async def _renew(self) -> None:
-        """Renews the lease if everything has been read that was there when Redis last answered."""
+        """Renews the lease if all that was in Redis when it last answered has been read."""
         if self._promise is None or self._position < self._promise[1]:
             return
         sent, self._promise = self._promise[0], None

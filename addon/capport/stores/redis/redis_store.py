@@ -46,15 +46,16 @@ REMEMBERED = 86_400.0
 """Seconds that a revocation is remembered at least.
 
 It may end a grant by a router that is cut off, which nobody here knows yet."""
-SOME = 2000  # clients that are looked at each second, for whether what is known of them is over
-PAUSE = LEASE / 3  # seconds without a renewal of the lease, after which watchers are called for it
+SOME = 2000  # clients that are checked each second, to forget what is over
+PAUSE = LEASE / 3  # seconds between two renewals of the lease: if longer, watchers are called
 _NEVER: Instant = float("-inf")  # `find` at this instant also finds sessions that are over
 
 
 class _Mark(NamedTuple):
-    """What is known of a client beside its session; `router` granted it, "" if nobody did.
+    """What is known of a client beside its session.
 
-    `order` is that of the last grant. `sent`: Redis has it.
+    `router` granted the session; "" if there is none. `order` is that of its grant. `sent`: Redis
+    has all this.
     """
 
     revoked: Mapping[str, Revocation]
@@ -70,9 +71,9 @@ class RedisStore:
     """The SessionStore of one router: its own sessions are in `own`, all others in Redis.
 
     `own` is the store in the file at `path`. It is closed with this one, also if this one cannot be
-    opened. With `about`, both have only the sessions whose id is or contains one of these
-    addresses: for commands beside the portal. With `follows`, another process of this router, which
-    has the store open too, sends what this router knows: for workers.
+    opened. With `about` (for commands), both have only the sessions whose id is or contains one of
+    these addresses. With `follows` (for workers), another process of this router, which has the
+    store open too, sends what this router knows.
     """
 
     def __init__(
@@ -250,7 +251,7 @@ class RedisStore:
             return [client for client in self._known if self._record(client).until() > now]
 
     def merge(self, found: Sequence[tuple[ClientId, Record]]) -> list[bool]:
-        """Takes over what is in Redis; for each, whether this router knows better."""
+        """Takes over what is in Redis. Returns for each record whether this router knows more."""
         now = self._time.now()
         with self._changing:
             better = [self._merge(client, theirs, now, in_redis=True) for client, theirs in found]
@@ -293,8 +294,8 @@ class RedisStore:
         joined = join(mine, theirs, now)
         own = self._own.find((client,), _NEVER)
         if own is not None and not self._is_ours(joined.grant):
-            # It falls, unless another process of this router granted it in the knowledge of all
-            # this. That process wrote what it knew before it granted.
+            # Our session ends, unless another process of this router granted it and knew all this.
+            # That process wrote what it knew before it granted.
             try:
                 for written in self._marks.read(client):
                     joined = join(joined, written, now)
@@ -361,7 +362,7 @@ class RedisStore:
     # --- helpers ---
 
     def _send(self, clients: Iterable[ClientId]) -> None:
-        """Sends what is known about them, if that is for this process to do."""
+        """Sends what is known about them, unless another process does so (`follows`)."""
         if not self._follows:
             self._link.publish(clients)
 
@@ -433,7 +434,7 @@ class RedisStore:
         return [*touches]
 
     def _write_down(self) -> None:
-        """Writes the revocations that are not on the disk: others', and what failed before."""
+        """Writes the revocations that are not on the disk: other routers', and failed writes."""
         with contextlib.suppress(StoreError):
             while self._unwritten:
                 with self._changing:  # not for long: grants wait for it
@@ -442,9 +443,9 @@ class RedisStore:
                     self._unwritten -= some
 
     def _forget_past(self) -> None:
-        """Removes some of the sessions that are over and the revocations that count no more.
+        """Removes sessions that are over, and revocations that have ended, of some clients.
 
-        Only some, because changes wait for it: 100 000 clients take 0.8 s.
+        It takes only some at a time, because changes wait for it: 100 000 clients take 0.8 s.
         """
         over = self._clock() - GRACE_SECONDS
         past = self._time.now() - GRACE_SECONDS

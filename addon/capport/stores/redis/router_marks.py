@@ -1,9 +1,9 @@
 """What this router must remember about grants and revocations, in a file of its own.
 
-Sessions that this router granted are in its session store. Beside them, `fleet.db` has the router's
-id and, for each of those sessions, which revocations it stands against; and each revocation that
-this router took or heard of, until every session that it ends would have ended. So neither is
-forgotten if Redis comes back empty, or older than it was.
+Sessions that this router granted are in its session store. The file `fleet.db` beside it has the
+router's id; the revocations that were known when each of those sessions was granted; and each
+revocation that this router made or heard of, until every session that it ends would have ended. So
+grants and revocations are not forgotten if Redis comes back empty, or older than it was.
 """
 
 import secrets

@@ -1,4 +1,4 @@
-"""The file that a database is in: made, opened, written to, and found missing or replaced.
+"""Makes, opens and writes the file of a database, and notices that it is missing or replaced.
 
 There are two connections to it: a writer, and a reader that does not wait for our own writes.
 SQLite knows the file by its descriptor but the write-ahead log by its name, so it does not notice
@@ -228,7 +228,7 @@ class Database:
         return (status.st_dev, status.st_ino), status.st_size
 
     def _followed(self) -> Path:
-        """The path with its links resolved, but with `like` not the last one. Raises StoreError."""
+        """The path with links resolved; with `like`, only in its folders. Raises StoreError."""
         if self._like is None:
             return followed(self._named)
         return followed(self._named.parent) / self._named.name
@@ -302,7 +302,7 @@ class Database:
                     self._contents.free_room()  # even reading needs some for the log and its index
                     deadline = 0
                 elif not isinstance(error, _ForeignLogError) and not is_busy(error):
-                    raise  # otherwise another process has still to close the log, or makes the file
+                    raise  # otherwise another process is closing the log or making the file: retry
                 time.sleep(0.02)
 
     def _connect(self) -> sqlite3.Connection:

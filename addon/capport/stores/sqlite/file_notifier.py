@@ -63,7 +63,7 @@ class Bell:
                 return self._stop not in ready
 
     def _concern_us(self, events: bytes) -> bool:
-        """Whether any of `events` is about one of our files. What changed, the store says.
+        """Whether any of `events` is about one of our files. The store finds out what changed.
 
         Other files in the folder do not count: SQLite makes and removes its log there.
         """

@@ -140,7 +140,7 @@ class Follower:
                 yield from db.execute(_BOUND_TO, (str(part),))
 
     def _differing(self, records: dict[ClientId, bytes]) -> list[ClientId]:
-        """The clients whose session `records` changes; one that is over may go without notice."""
+        """The clients whose session differs in `records`, without removed ones that were over."""
         before = self._replica.state.records
         return [
             client

@@ -19,8 +19,8 @@ _VERSION_1 = (
              ELSE min(expires, max(granted, last_seen) + idle) END) VIRTUAL
     ) STRICT, WITHOUT ROWID""",
     "CREATE INDEX sessions_by_end ON sessions (ends)",
-    # The clients whose sessions changed, in order, so that another process reads only those. Only
-    # the last thousands are kept; a process that needs older ones reads all sessions.
+    # The clients whose sessions changed, in order, so that another process reads only those. Old
+    # rows are deleted (`housekeeping`); a process that needs them reads all sessions.
     "CREATE TABLE changes (seq INTEGER PRIMARY KEY AUTOINCREMENT, client TEXT NOT NULL) STRICT",
     *CLOCK,
 )

@@ -4,8 +4,8 @@ Each process keeps a replica of it in memory, and `find` reads only that. A chan
 (write-ahead log, synced), then read back into the replica through the table `changes`. Other
 processes read the change from the same table, so every replica applies all changes in the order of
 the commits. One thread per store does the background work. Measured on two busy cores (medians of
-scripts/bench store): a grant takes 0.5 ms, another process acts on it 0.5 to 0.9 ms after its start
-(17 ms at worst of 1200), and an idle store takes 0.03 % of a core.
+scripts/bench store): a grant takes 0.5 ms, another process acts on it 0.5 to 0.9 ms after the grant
+began (of 1200 grants, the slowest took 17 ms), and an idle store takes 0.03 % of a core.
 
 If the file cannot be written (disk full, read-only, damaged, locked, missing), `put` raises
 StoreError and changes nothing, and a known client stays known until its session ends. `drop` takes
@@ -61,7 +61,7 @@ class SqliteStore(Contents):
     `make` makes the file if it is missing, and `make_folder` its folder, which only the user may
     read. Raises StoreError; with `start_closed` it logs the error instead, knows no client, and
     tries again each second. With `about`, it has only the sessions whose id is or contains one of
-    these addresses: for commands, which should not have to read a million sessions.
+    these addresses, so that a command does not have to read a million sessions.
     """
 
     schema = SESSIONS
@@ -144,7 +144,7 @@ class SqliteStore(Contents):
         return True
 
     def drop(self, client: ClientId, *, granted_by: Instant = math.inf) -> bool:
-        """Ends a session that was granted by then. Returns whether there was one."""
+        """Ends a session granted at `granted_by` or before. Returns whether there was one."""
         shift = self._replica.state.shift
         until = granted_by + _ROUNDING + shift
         now = min(self._time.now() + shift, until)
