@@ -119,9 +119,9 @@ class Elements:
         return self._looks.next
 
     def ended(self, now: Instant) -> Iterator[Key]:
-        """The keys whose end has come, and those with an idle time whose end is near.
+        """The keys whose end has come, and those with an idle time or a lease whose end is near.
 
-        Traffic that has not been read yet may put the end of the latter off.
+        Traffic that has not been read yet, or a renewed lease, may put the end of the latter off.
         """
         for key in self._looks.due(now):
             if now < (until := self._by_key[key].until):

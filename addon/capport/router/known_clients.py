@@ -47,13 +47,13 @@ from capport.stores import FullError, SessionStore
 logger = logging.getLogger(__name__)
 
 RULE_LEASE = 86_400.0  # seconds that an element lasts if a client rule of the policy put it there
-IDLE_GRACE = 5.0  # seconds longer in the kernel, which learns later than we that the end is put off
+IDLE_GRACE = 5.0  # seconds longer in the kernel, which learns later that an end was put off
 TRAFFIC = 10.0  # seconds between readings of the elements' counters, at most
 RESYNC = 300.0  # seconds between comparisons with what the kernel has
 SLACK = 5.0  # seconds that an end in the kernel may differ from ours, because listing takes time
 RETRY = 1.0  # seconds until the next attempt after a failure
 REST = 9  # after reading the kernel's tables, rest for 9 times the processor time that it took
-SOME = 500  # ends that are looked at before the next change: all leases of a fleet end at one time
+SOME = 500  # ends handled in one turn, so that changes need not wait: all leases end together
 MOST = SET_SIZE * 3 // 4  # elements of a set; the rest is room for timed-out ones not yet cleared
 ADDRESSES = 64  # of one MAC at a time; a device with privacy addresses has about ten
 
@@ -100,13 +100,13 @@ class KnownSet:
         self._fence = Fence()
         self._now = now
         self._report = report
-        self._full: set[str] = set()  # the sets that had no place for a client since we compared
+        self._full: set[str] = set()  # the sets that were full for a client since the comparison
         self._reported: set[str] = set()  # the full sets that `report` was called for
         self._elements = Elements()
         self._counted: dict[str, int] = {}  # the packets of each element when last read
         self._behind: dict[Address, set[Address]] = {}  # the clients behind each router on the link
         self._to_disconnect: queue.SimpleQueue[Collection[Address] | None] = queue.SimpleQueue()
-        # Without a thread, at once; `start` replaces it with the queue.
+        # Without the thread it is done at once; `start` replaces this with the queue.
         self._disconnect: Callable[[Collection[Address]], None] = _forget_connections
         self._lock = threading.RLock()
         self._news = threading.Condition()
@@ -275,7 +275,7 @@ class KnownSet:
             self._fence.take_away()
 
     def close(self) -> None:
-        """Stops the threads. The sets stay as they are, and their elements time out."""
+        """Stops the threads. The sets stay in the kernel, and their elements time out."""
         for stop in self._stops:
             stop()
         self._stops = []

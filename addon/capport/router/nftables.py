@@ -144,9 +144,9 @@ def to_stars(policy: Policy) -> str:
 def stars(policy: Policy) -> str:
     """The whole of resolver-stars.conf; empty if no `*.example.org` needs it.
 
-    Its dnsmasq adds each address to the garden's sets when it resolves a name below the star: we
-    cannot look these names up in advance. Its option `nftset` would also add `example.org` itself,
-    so clients must not be able to ask this resolver for that name (`to_stars`).
+    The dnsmasq with this file adds each address to the garden's sets when it resolves a name below
+    the star, because we cannot look these names up in advance. Its option `nftset` would also add
+    `example.org` itself, so clients must not reach this resolver with that name (`to_stars`).
     """
     table = TABLE.replace(" ", "#")
     lines = [
@@ -190,7 +190,7 @@ def remove(out_of: str, element: str) -> tuple[str, str]:
 
 
 def _kept(policy: Policy, rules: Nftables) -> str:
-    """Commands that keep the elements in sets that the new rules have too, until their time."""
+    """Commands that keep elements in sets that the new rules have too, for the time they have."""
     sets = [to.format(version) for _, to in sets_of_names(policy) for version in (4, 6)]
     sets += [f"garden{version}_{ports}" for ports in garden_networks(policy) for version in (4, 6)]
     sets += [name for known in (False, True) for name, _, _ in dropped(policy, known=known)]

@@ -216,7 +216,7 @@ class _Walk:
         return {_ON if kind == "jump" and end == _LEAVE else end for end in ends}
 
     def _vmap(self, matches: bool | None, said: _Json) -> tuple[bool | None, set[str]]:
-        """As `_rule`, but reads a map of verdicts: the packet's own, or all that it may have."""
+        """As `_rule`, for a map of verdicts: the packet's verdict or, if unknown, all possible."""
         elements = said["data"].get("set") if isinstance(said["data"], dict) else None
         if elements is None:
             return None, {_ACCEPT}  # a named map, which we cannot read: it may accept
@@ -299,7 +299,7 @@ def _sentence(chain: Chain, names: set[str], clients: str, origins: str) -> str:
 
 
 def _remedies(chain: Chain, names: set[str], clients: str, origins: str) -> Iterator[str]:
-    """Commands that let the packets through, of the program that keeps the table."""
+    """Commands that let the packets through, given to the program that made the table."""
     if chain.table == CLOSED:
         yield "systemctl restart capport-router removes this table after it has loaded the rules"
         return

@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 EVERY = 60.0  # seconds between two looks when the kernel reports nothing
 RETRY = 0.2  # seconds until the next attempt after a failure
-# Bytes: room for the reports of a dozen times loading the rules. The report that `down` removed the
-# table comes once, among many others: it must not be lost.
+# Bytes: enough for the reports when the rules are loaded a dozen times. The report that `down`
+# removed the table comes once, among many others, and must not be lost.
 _BUFFER = 4 << 20
 _REPORT_DELAY = 0.002  # seconds until the kernel has reported a change that is in force
 
@@ -105,7 +105,7 @@ class RulesKeeper:
                 self._failing = True
 
     def _is_news(self) -> bool:
-        """Whether the kernel reports a change to look at: any but of set elements, which are ours.
+        """Whether the kernel reports a change that matters: any but to set elements (our own).
 
         It reads all reports, because a later one may undo an earlier one.
         """
@@ -149,7 +149,7 @@ class RulesKeeper:
             self._known.apply(self._ports, only_replace=False)
             self._report(f"another program removed table {nftables.TABLE}; capport put it back")
         elif self._was_ended:
-            self._known.take_fence_away()  # we may have put it back since
+            self._known.take_fence_away()  # we may have put it back after `down` took it away
             self._was_ended = False
 
     def _is_ended(self) -> bool:
@@ -160,7 +160,7 @@ class RulesKeeper:
 
 
 def _reports(kernel: socket.socket) -> Iterator[bytes]:
-    """Each datagram that is waiting; an empty one if the kernel has lost some for want of room."""
+    """Each datagram that is waiting; an empty one if the kernel lost some in a full buffer."""
     while True:
         try:
             yield kernel.recv(netlink.DATAGRAM)

@@ -407,7 +407,7 @@ def dropped(policy: Policy, *, known: bool) -> list[tuple[str, str, str]]:
     """The name, type and key of each set of clients that are dropped (RFC 6585 section 7.2).
 
     Known and unknown clients have sets of their own, so that a client that signs in is not dropped
-    for what it did before. Where mitmproxy sees no known client's packet, those have none.
+    for what it did before. If mitmproxy sees no packets of known clients, they have no sets.
     """
     if policy.limits.drop_after is None or (known and not _seen(policy)):
         return []
@@ -425,7 +425,7 @@ def _drops(policy: Policy, *, known: bool) -> Iterator[str]:
 
 
 def conditional(policy: Policy) -> frozenset[Host]:
-    """The hosts whose port 80 goes to mitmproxy, also from known clients, because of 428.
+    """The hosts whose port 80 goes to mitmproxy for known clients too, which answers 428.
 
     There are none if mitmproxy sees all of port 80.
     """
@@ -434,7 +434,7 @@ def conditional(policy: Policy) -> frozenset[Host]:
 
 
 def unmet(policy: Policy) -> list[str]:
-    """A sentence for each limit that does not hold for all known clients, and what would do.
+    """A sentence for each limit that does not hold for all known clients, and what to do about it.
 
     The kernel forwards them, and mitmproxy never sees their requests.
     """
