@@ -80,7 +80,7 @@ class Section:
         return otherwise
 
     def word[Words: StrEnum](self, key: str, otherwise: Words) -> Words:
-        """The value of `key`, one of the words that `otherwise` is one of."""
+        """The value of `key`: a word of the same enumeration as `otherwise`."""
         return self.take(key, values.word_of(type(otherwise)), otherwise)
 
     def several[Value](
@@ -94,8 +94,8 @@ class Section:
     ) -> list[tuple[Value, Word]]:
         """Each value in the list under `key`, parsed by `read`, and the word that it was read from.
 
-        `what` the list holds, and an `example` of it, go into error messages. If the list is
-        `needed`, it must not be empty, and a single value may stand in place of a list.
+        Error messages say `what` the list holds, and show an `example`. If the list is `needed`, it
+        must not be empty, and a single value may stand in place of a list.
         """
         _, node = self._fields.get(key, (self.at, None))
         items = [node] if needed and isinstance(node, Word) else self.items(key, example)

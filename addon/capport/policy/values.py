@@ -46,7 +46,7 @@ class LoginUrl(NamedTuple):
 
 
 def wrong(text: str, why: str) -> ValueError:
-    """The error for a value that was read, and why it is wrong."""
+    """The error for the value `text`, which says why it is wrong."""
     return ValueError(f"{shown(text)} {why}")
 
 
@@ -466,7 +466,7 @@ def _host_in(url: str) -> str:
 
 
 def _not_in_a_url(character: str) -> bool:
-    """Whether RFC 3986 does not allow an ASCII character, or another one is not printable."""
+    """Whether `character` cannot stand in a URL; one that is not ASCII must only be printable."""
     if character.isascii():
         return not _IN_A_URL.match(character)
     return not character.isprintable()
