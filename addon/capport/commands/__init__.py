@@ -39,8 +39,8 @@ def policy_at(path: str) -> Policy:
 def chosen_policy(arguments: Namespace) -> Policy:
     """The policy of `--policy`; without it, a policy with the built-in defaults.
 
-    The default policy file sets nothing about sessions, and a test makes sure that it stays so.
-    So the file is not read, and YAML not imported, which takes half as long as all other imports.
+    The default policy file sets nothing about sessions, and a test makes sure of that. So the file
+    is not read, and YAML is not imported: that would take half as long as all other imports.
     """
     if arguments.policy is not None:
         return policy_at(arguments.policy)
@@ -57,7 +57,7 @@ def store_url(arguments: Namespace, policy: Policy) -> str:
 def writable_store(url: str, *, about: Collection[Mac | Address] | None = None) -> SessionStore:
     """The store at `url`, created if it does not exist. Raises CommandError, StoreError.
 
-    `about`, here and below: the command only needs the sessions of these (see `open_store`).
+    `about`, here and below: whose sessions the command needs (see `open_store`).
     """
     _file_of(url)
     return open_store(url, about=about)
@@ -69,7 +69,7 @@ def existing_store(
     """The store at `url`; None if it does not exist. Raises CommandError, StoreError.
 
     For commands that only read or end sessions: they do not create a file. With `start_closed`, a
-    store that is gone or cannot be used is opened too, and knows nobody.
+    store that is gone or cannot be used is opened too, and knows no client.
     """
     path = _file_of(url)
     if not (is_there(url) or (start_closed and was_in_use(path))):

@@ -14,7 +14,10 @@ from capport.login.passwords import MAX_PASSWORD, hash_password, normal_name
 
 
 def add_user(arguments: Namespace) -> None:
-    """Adds a user, or changes the password, which is no argument because `ps` shows arguments."""
+    """Adds a user, or changes a user's password.
+
+    The password is read from the terminal or from stdin, because `ps` shows arguments.
+    """
     name = _name(arguments)
     try:
         hashed = hash_password(_typed(name) if sys.stdin.isatty() else _piped())
@@ -38,7 +41,7 @@ def list_users(arguments: Namespace) -> None:
 
 
 def remove_user(arguments: Namespace) -> None:
-    """Removes a user. Sessions that the user has keep their end."""
+    """Removes a user. The user's sessions last until their end."""
     name = _name(arguments)
     with contextlib.closing(records_of(arguments)) as records:
         if not records.drop_user(name):
@@ -62,7 +65,7 @@ def list_tokens(arguments: Namespace) -> None:
 
 
 def remove_token(arguments: Namespace) -> None:
-    """Removes a token. Sessions that were opened with it keep their end."""
+    """Removes a token. Sessions that were opened with it last until their end."""
     name: str = arguments.name
     with contextlib.closing(records_of(arguments)) as records:
         if not records.drop_token(name):

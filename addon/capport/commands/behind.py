@@ -19,7 +19,7 @@ from capport.testing.kinds import Kind
 from capport.testing.portal import Portal, PortalError
 from capport.testing.side_by_side import Run, lines_of
 
-FOUND = 3  # the exit status for findings, as of `capport report`
+FOUND = 3  # the exit status for findings, as in `capport report`
 TIMED_OUT, CANNOT_RUN, NOT_FOUND = 124, 126, 127  # as timeout(1) and shells have them
 EACH = 60.0  # seconds for the command behind each of several kinds
 
@@ -27,8 +27,8 @@ EACH = 60.0  # seconds for the command behind each of several kinds
 def behind(arguments: Namespace) -> int:
     """Runs the command behind each kind, and returns the exit status.
 
-    With one kind that is the command's own, with several 0. With `--fail-on` it is 3 if there are
-    findings.
+    With one kind it is the command's own exit status, with several it is 0. With `--fail-on` it is
+    3 if there are findings.
     """
     try:
         runs = list(_runs(arguments))
@@ -109,7 +109,7 @@ class _Place:
             return TIMED_OUT
         finally:
             _end(process)
-            if self._inside:  # what it left in the background must not meet the next kind
+            if self._inside:  # processes that it left must not run behind the next kind
                 network.end_all(self._inside.descriptor)
         return status if status >= 0 else 128 - status
 
@@ -126,7 +126,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def _granting(portal: Portal, after: float | None) -> Iterator[None]:
-    """Grants a session after so many seconds, if the command still runs."""
+    """Grants a session `after` so many seconds, if the command still runs."""
     if after is None:
         yield
         return

@@ -20,7 +20,7 @@ _WIDTH = 80
 _MADE_UP = "~"
 _BY_RULE = "client rule"
 TITLES = ("CLIENT", "NAME", "SINCE", "UNTIL", "LEFT", "HOW")
-_NAME, _HOW = 8, 14  # columns that are left for these at least
+_NAME, _HOW = 8, 14  # the narrowest that these columns become
 
 
 def clients(arguments: Namespace) -> None:

@@ -97,7 +97,7 @@ def differences(
 
 
 def _outcome(found: Explanation) -> tuple[object, ...]:
-    """What a client would notice of a verdict, and which way it would go."""
+    """What a client would notice of a verdict, and where its request would go."""
     verdict = found.verdict
     to = verdict.to if isinstance(verdict, Pass) else None
     return type(verdict), to, type(found.tls), found.status
@@ -135,14 +135,14 @@ def _of_record(one: ClientRecord) -> Iterator[Ask]:
 
 
 def _asked(client: Client, method: str, url: str) -> Iterator[Ask]:
-    """The request, if its URL can be read: events have what a client sent."""
+    """The request, if its URL can be read: in an event it is whatever the client sent."""
     with contextlib.suppress(ValueError):
         parse_url(url)
         yield Ask(client, method, url)
 
 
 def _there(old: Policy, new: Policy, store: SessionStore) -> Iterator[Ask]:
-    """Requests by each client that there is, and by an unknown client for each place."""
+    """Requests by each client with a session or a rule, and by an unknown client to each place."""
     clients = [parts_of(session.client) for session in open_ones(store.sessions(), clock.now())]
     for policy in (old, new):
         for subject, _, _ in policy.clients.subjects():

@@ -1,4 +1,4 @@
-"""`capport fleet`: the routers that share a session store, and how far each of them is."""
+"""`capport fleet`: the routers that share a session store, and how far each of them has read."""
 
 import dataclasses
 import json

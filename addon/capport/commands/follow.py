@@ -53,7 +53,7 @@ def line_of(event: Mapping[str, object]) -> str:
 
 
 def whole_lines(path: Path) -> Iterator[str]:
-    """The lines of a file; one that is not written to its end is left out."""
+    """The lines of a file, without an incomplete last one."""
     with path.open(encoding="utf-8", errors="replace") as file:
         yield from (line for line in file if line.endswith("\n"))
 
@@ -82,7 +82,7 @@ def following(path: Path, sleep: Callable[[float], None] = time.sleep) -> Iterat
 
 
 def _ready(file: TextIO) -> Iterator[str]:
-    """The lines that are whole; half a line is left for the next time."""
+    """The lines that are complete; an incomplete one is read the next time."""
     while True:
         start = file.tell()
         line = file.readline()

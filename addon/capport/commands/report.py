@@ -79,7 +79,7 @@ def _lines(paths: list[str]) -> Iterator[str]:
 
 
 def recorded_in_flows(path: str) -> Recording:
-    """What happened by mitmproxy's flows in a file. Raises CommandError, OSError."""
+    """What happened, read from a file of mitmproxy's flows. Raises CommandError, OSError."""
     from capport.proxy.saved_flows import FlowFileError, recording_of
 
     try:

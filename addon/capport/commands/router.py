@@ -24,7 +24,8 @@ NO_RESOLVER = (
 def up(arguments: Namespace) -> None:
     """Puts the policy's rules in force, with all known clients, in one transaction.
 
-    If the store is missing or unusable, no session is known: the rules must be there first.
+    If the store is missing or unusable, the rules are loaded without sessions: unknown clients must
+    be stopped before anything else works.
     """
     policy = policy_at(arguments.policy_file)
     if policy.router is None:

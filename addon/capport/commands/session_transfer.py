@@ -41,9 +41,9 @@ def export(arguments: Namespace) -> None:
 
 
 def bring(arguments: Namespace) -> None:
-    """Puts the sessions of a file, or of stdin, into the store. Checks all lines before the first.
+    """Puts the sessions of a file, or of stdin, into the store. Checks all lines before that.
 
-    A session that the store has already, and that ends later, stays.
+    If the store has a session of the same client that ends no earlier, that one stays.
     """
     policy = chosen_policy(arguments)
     with _opened(arguments.file) as lines:
@@ -91,7 +91,7 @@ def _opened(path: str | None) -> contextlib.AbstractContextManager[TextIO]:
 
 
 def parsed(lines: TextIO, now: Instant, wall: float) -> Iterator[Session]:
-    """Yields the session of each line. Raises CommandError for a line that is none."""
+    """Yields the session of each line. Raises CommandError for a line that is not a session."""
     for number, line in enumerate(_bounded(lines), 1):
         if not line.strip():
             continue

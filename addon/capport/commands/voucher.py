@@ -118,7 +118,7 @@ def clock(arguments: Namespace) -> None:
 
 @contextlib.contextmanager
 def _opened(arguments: Namespace) -> Iterator[Records]:
-    """The records, with what the routers of a fleet share; warns if they cannot agree on it."""
+    """The records; warns if other routers of the fleet may not have the same ones yet."""
     with contextlib.closing(records_of(arguments)) as records:
         if (book := records.book) is None:
             yield records
