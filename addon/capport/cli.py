@@ -365,7 +365,7 @@ def _kinds(text: str) -> object:
 
 
 def _by(place: str) -> Callable[[str], object]:
-    """The type of what the function `MODULE:NAME` of `capport.core` parses."""
+    """The argument type whose values the function `MODULE:NAME` of `capport.core` parses."""
     return lambda text: _read(_function(f"capport.core.{place}"), text)
 
 

@@ -10,7 +10,7 @@ EXTRAS = {
     "testing": ("pytest",),
     "fast": ("uvloop",),
 }
-"""The modules of each extra. All else needs only mitmproxy, PyYAML and what they depend on."""
+"""The modules of each extra. The rest needs only mitmproxy, PyYAML and what they depend on."""
 
 
 def lacking(extra: str) -> str | None:

@@ -1,6 +1,6 @@
 """Limits the log lines that strangers can cause: they are cut short, and repeated rarely.
 
-So strangers cannot fill the log, whichever logs the lines: this package, mitmproxy or Tornado.
+So strangers cannot fill the log, whether this package, mitmproxy or Tornado logs the lines.
 """
 
 import logging
@@ -47,9 +47,9 @@ class _SeldomPassing(logging.Filter):
 
 
 class SeldomFilter(_SeldomPassing):
-    """Passes one warning of Tornado's in FAULTS seconds, and nothing below a warning.
+    """Passes one of Tornado's warnings in FAULTS seconds, and nothing below a warning.
 
-    Such warnings are about bytes that are not an HTTP request.
+    Tornado warns about bytes that are not an HTTP request.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:

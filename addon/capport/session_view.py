@@ -7,7 +7,7 @@ from capport.core.session import Instant, Session
 
 
 def document(session: Session, now: Instant, wall: float) -> dict[str, object]:
-    """A session as JSON values. New members may be added; none is changed.
+    """A session as JSON values. New members may be added; none is ever changed.
 
     Times are RFC 3339 in UTC. They are computed from this machine's wall clock, so rely on
     `seconds_remaining` instead. `expires` is when the session ends at the latest, in

@@ -1,4 +1,4 @@
-"""Shows texts of strangers and files in a terminal: without control characters, in columns."""
+"""Shows texts from strangers and files in a terminal: without control characters, in columns."""
 
 import unicodedata
 
