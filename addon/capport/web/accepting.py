@@ -1,4 +1,4 @@
-"""Accept connections; wait for a while when the process has no free file descriptor."""
+"""Accepts connections; waits for a while when the process has no free file descriptor."""
 
 import asyncio
 import errno

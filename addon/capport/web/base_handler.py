@@ -13,7 +13,7 @@ from capport.web.context import Portal
 logger = logging.getLogger(__name__)
 
 AWAY_SECONDS = "10"
-"""When to try again what the other routers have to be asked about."""
+"""Seconds for Retry-After when what the routers share is away; text, as in a header."""
 
 
 class BaseHandler(web.RequestHandler):
@@ -41,7 +41,7 @@ class BaseHandler(web.RequestHandler):
         super().send_error(503 if isinstance(error, OSError) else status_code, **kwargs)
 
     def say_when(self, error: BaseException | None) -> None:
-        """Sets Retry-After if the other routers cannot be asked now. Tornado clears it before."""
+        """Sets Retry-After if what the routers share is away. Call it when writing the error."""
         if isinstance(error, AwayError):
             self.set_header("Retry-After", AWAY_SECONDS)
 
@@ -69,5 +69,5 @@ class BaseHandler(web.RequestHandler):
             logger.error("Answering 500 or 503: %s", line or typ.__name__, exc_info=trace)  # type: ignore[arg-type]
 
     def without_traceback(self, error: BaseException | None) -> str | None:
-        """What to log of an error whose text names the file and says what to do; else None."""
+        """What to log without a traceback: the text of an error that names its file; else None."""
         return str(error) if isinstance(error, OSError) else None

@@ -80,7 +80,7 @@ class ClientHandler(BaseHandler):
             self.set_header(name, value)
 
     def prepare(self) -> None:
-        """Finds out which client asks; refuses a client it cannot identify and a Host not ours."""
+        """Finds out which client asks. Refuses a client it cannot identify, and another Host."""
         if self.policy.login_server is None:
             # A new policy has just removed the login server, so there are no conditions to meet.
             raise web.HTTPError(503, "the policy has no login server")

@@ -1,4 +1,4 @@
-"""Work out the date when the wall clock may be wrong: a router without a battery boots in 1970.
+"""Works out the date when the wall clock may be wrong: a router without a battery boots in 1970.
 
 A voucher with an expiry date must not last longer because the clock was set back. So we keep the
 latest time that the wall clock has ever shown, and add the time that the machine has run since.

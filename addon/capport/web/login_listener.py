@@ -1,4 +1,4 @@
-"""Run the login server's listener: at the policy's addresses, with the current certificate."""
+"""Runs the login server's listener: at the policy's addresses, with the current certificate."""
 
 import asyncio
 import contextlib

@@ -329,7 +329,7 @@ class Records(Contents):
             return reckon(_last_noted(db), at)
 
     def trust_clock(self, at: Moment) -> None:
-        """Takes the wall clock as right, on the operator's word; also if it was ahead before."""
+        """Takes the wall clock as right, because the operator says so, even if it was ahead."""
         with self._database.transaction() as db:
             _write(db, replace(_note(db, at), wall=at.wall, sure=True))
 

@@ -16,7 +16,7 @@ _GENERATION = ""  # the generation's place among the routers
 
 
 class SharedCopy:
-    """Implements `Copy`. The file's secret makes the router's id, so another file is another."""
+    """Implements `Copy`. The router's id comes from the file's secret: another file, another id."""
 
     def __init__(self, database: Database | MemoryDatabase, secret: Callable[[], bytes]) -> None:
         self._database, self._secret = database, secret
@@ -31,7 +31,7 @@ class SharedCopy:
         return [key for (key,) in self._rows("SELECT key FROM shared")]
 
     def unsent(self) -> list[str]:
-        """The keys whose record says more than what the others are known to have."""
+        """The keys whose records say more than the other routers are known to have."""
         return [key for (key,) in self._rows("SELECT key FROM shared WHERE unsent = 1")]
 
     def lack(self, keys: Collection[str]) -> None:
@@ -63,7 +63,7 @@ class SharedCopy:
         return refused
 
     def change(self, key: str, change: Callable[[SharedRecord], SharedRecord]) -> None:
-        """Changes a record that is there, in the copy alone: the others hear of it later."""
+        """Changes a record that is there, in the copy alone: other routers hear of it later."""
         with self._database.transaction() as db:
             if (mine := _read(db, key)) is not None:
                 _write(db, key, change(mine), unsent=True)
@@ -88,15 +88,12 @@ class SharedCopy:
         return parse(record).limits.until
 
     def roster(self) -> tuple[str, dict[str, str]]:
-        """The last sign of life of each router that may know something which this one does not.
-
-        With the generation of the data of which that is true.
-        """
+        """The generation of the shared data, and each router's last sign of life in it."""
         signs = dict(self._rows("SELECT router, sign FROM roster"))
         return signs.pop(_GENERATION, ""), signs
 
     def looked(self, now: int, generation: str, roster: Mapping[str, str]) -> None:
-        """Everything was read at `now`; keeps the roster, and forgets what has ended."""
+        """Keeps the roster, and forgets what has ended. Call it when all was read, at `now`."""
         ended = self._rows("SELECT key FROM shared WHERE until > 0 AND until <= ?", (now,))
         of, before = self.roster()
         is_late = (of, before.keys()) != (generation, roster.keys()) or any(

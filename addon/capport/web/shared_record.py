@@ -1,4 +1,4 @@
-"""What routers tell one another about a thing of limited use: a voucher, or a state that was used.
+"""What routers tell one another about a voucher, or about a state that was used.
 
 A record is a value that merges: `join` is commutative, associative and idempotent, so routers that
 have read the same records agree. Times are in whole milliseconds by the clock of Redis.
@@ -23,9 +23,10 @@ _WHOLE = 1 << 53  # a whole number above this is not exact in every language's J
 
 
 class Use(NamedTuple):
-    """A client's use: since when, whether it was given back, and `at` by its router's wall clock.
+    """A client's use: when it began, and whether it was given back because the grant failed.
 
-    Of two uses by one client the greater counts. A use is given back if the grant for it failed.
+    `by_wall` is `at` by the wall clock of the client's router. Of two uses by one client, the
+    greater counts.
     """
 
     at: int
@@ -34,7 +35,7 @@ class Use(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What never changes. A state has number 0. `until`: how long it is kept; 0: for ever."""
+    """What never changes. A state has number 0. `until`: when it is forgotten; 0: never."""
 
     number: int = 0
     lifetime: int = 0
@@ -47,7 +48,7 @@ class Limits(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SharedRecord:
-    """A thing of limited use. `revoked`: when; 0 if it is not."""
+    """A voucher, or a state that was used. `revoked`: when; 0 if it is not."""
 
     limits: Limits
     revoked: int = 0
@@ -62,7 +63,8 @@ class SharedRecord:
         """The record after `client` has used it."""
         before = self.uses.get(client)
         use = Use(max(at, before.at + 1) if before else at, False, by_wall)
-        # Without a use that was given back, the client counts where it is still remembered.
+        # Only the oldest are forgotten: a router that did not hear of the giving back would count
+        # the use again.
         old = sorted((one.at, who) for who, one in self.uses.items() if one.is_given_back)
         over = {who for _, who in old[: max(0, len(old) - GIVEN_BACK)]}
         kept = {who: one for who, one in self.uses.items() if who not in over}

@@ -1,8 +1,8 @@
-"""The login server's records where several routers share what limits something.
+"""The login server's records, if several routers share vouchers and used states.
 
-Vouchers, and the marks of states that were used, are decided in Redis, and every router has a copy
-in its `portal.db`. While Redis is away they are refused. All else is this router's own, and so are
-vouchers that it made before it shared any.
+Redis decides whether a voucher or a state can be used, and every router has a copy in its
+`portal.db`. While Redis is away, none can be used. Everything else belongs to this router alone, as
+do the vouchers that it made before it shared any.
 """
 
 from collections.abc import Callable, Sequence
@@ -118,7 +118,7 @@ class SharedRecords(Records):
     ) -> tuple[int, float] | None:
         """Uses the voucher with this hash for `client`; returns its number and how long it admits.
 
-        All is as with a voucher of this router alone, but its time is that of Redis.
+        As in `Records`, but by the clock of Redis.
         """
         if self._rows("SELECT 1 FROM voucher WHERE hash = ?", (code,)):
             return super().use_voucher(code, client, at, beyond=beyond)
@@ -174,7 +174,7 @@ class SharedRecords(Records):
         return is_revoked
 
     def _change_anyway(self, key: str, change: Callable[[SharedRecord], SharedRecord]) -> None:
-        """Makes a change that gives nobody anything, even if the others hear of it only later."""
+        """Makes a change that admits no client, even if other routers hear of it only later."""
         try:
             self.book.change(
                 [key],

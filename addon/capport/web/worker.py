@@ -1,4 +1,4 @@
-"""Do work that waits for the disk off the event loop: one task after the other, on one thread."""
+"""Does work that waits for the disk off the event loop: one task after the other, on one thread."""
 
 import asyncio
 import time
@@ -29,7 +29,7 @@ class Worker:
         return await asyncio.get_running_loop().run_in_executor(self._thread, in_turn)
 
     def close(self, last: Callable[[], None] = lambda: None) -> None:
-        """Ends the thread, once all tasks are done, those that wait too, and `last` after them."""
+        """Ends the thread once all tasks are done, the waiting ones too, and then `last`."""
         closed = self._thread.submit(last)
         self._thread.shutdown(wait=True)
         closed.result()
