@@ -404,7 +404,7 @@ class File(Page):
 
 
 def wrong(problem: str, for_all: float) -> Outcome:
-    """The code, name or password is wrong. If all clients have to wait `for_all`, so has this."""
+    """The code, name or password is wrong. If all clients have to wait, this one must as well."""
     return too_many(for_all, problem) if for_all else Outcome(problem=problem, status=403)
 
 

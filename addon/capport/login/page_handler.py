@@ -41,7 +41,7 @@ class Page(ClientHandler):
 
     @cached_property
     def words(self) -> Words:
-        """The texts in the client's language. Not set in `prepare`: a form is checked before it."""
+        """The texts in the client's language. A form is checked, and may fail, before `prepare`."""
         return WORDS[self._language()]
 
     @property
@@ -51,7 +51,7 @@ class Page(ClientHandler):
 
     @property
     def state(self) -> str:
-        """The state that the request has, unchecked: only `portal.states.read` shows its worth."""
+        """The state that the request has, unchecked: `portal.states.read` checks it."""
         return self.get_argument("state", "")[:2048]
 
     def link(self, path: str, **query: str) -> str:
@@ -104,7 +104,7 @@ class Page(ClientHandler):
 
     @property
     def page_asked_for(self) -> str | None:
-        """The page that the client asked for when it got the 511, by its own state."""
+        """The page that the client asked for when it got the 511, read from its own state."""
         state = self.own_state()
         return state.page if state else None
 
@@ -166,7 +166,7 @@ class Page(ClientHandler):
             self.finish(f"{heading}\n{text}\n")
 
     def without_traceback(self, error: BaseException | None) -> str | None:
-        """Also of an error in one of the operator's templates: its place."""
+        """As inherited; for an error in one of the operator's templates, also its place."""
         if isinstance(error, ParseError):
             return f"login/templates/{error.filename}:{error.lineno}: {error.message}"
         return super().without_traceback(error)
@@ -221,7 +221,7 @@ class Blocked(web.HTTPError):
 
 
 class NotFound(Page):
-    """Answers 404 to all other paths, by any method."""
+    """Answers 404 to every method on all other paths."""
 
     def check_xsrf_cookie(self) -> None:
         """Checks nothing, because the answer is the same for every method."""

@@ -1,4 +1,4 @@
-"""Users' names, and passwords: hash them with argon2id, and check an unknown user's as slowly."""
+"""Users' names, and passwords (argon2id): checking an unknown user's takes as long as any other."""
 
 import unicodedata
 from functools import cache

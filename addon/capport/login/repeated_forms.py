@@ -1,4 +1,4 @@
-"""Answer a form only once that comes twice: after a double tap, or when a browser sends it again.
+"""Gives a form that is sent twice one effect: after a double tap, or when a browser sends it again.
 
 Each form that we give out is different, because Tornado masks `_xsrf` differently in every page. So
 if the same bytes come again, the answer is the same, and nothing is done a second time.

@@ -1,8 +1,8 @@
-"""Grant sessions on the signed word of a login server that cannot reach the router's API.
+"""Grants sessions by the signed JWT of a login server that cannot reach the router's API.
 
-Its public key is `login/return.pem` beside the policy. If that file is there, our own forms are
-off. When a client has met its conditions, that login server sends the browser to `/return?g=JWT`
-(RFC 7519, signed as RFC 7515 says) with
+That login server's public key is `login/return.pem` beside the policy. If that file is there, our
+own forms are off. When a client has met its conditions, that login server sends the browser to
+`/return?g=JWT` (RFC 7519, signed as RFC 7515 says) with
 
     aud    the URL of `/return`, as the browser is sent there
     state  what it got for `{state}` in `login_url`, from the same client

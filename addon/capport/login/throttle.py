@@ -1,4 +1,4 @@
-"""Slow down guessing, for each client and for all together (429, RFC 6585 section 4).
+"""Slows guessing down, for each client and for all together (429, RFC 6585 section 4).
 
 An attempt counts as wrong until it is forgiven. So a hundred attempts at the same time gain nothing
 over one after the other.

@@ -1,8 +1,8 @@
-"""Make, hash and print voucher codes, which are easy to read out and to type.
+"""Makes, hashes and prints voucher codes, which are easy to read out and to type.
 
-A code is 80 random bits in Crockford's base 32, in four groups of four. That has no I, L, O or U,
-which are easy to mistake. With so many bits, we can store a plain SHA-256 instead of a slow hash,
-and guessing is hopeless even without the throttle.
+A code is 80 random bits in Crockford's base 32, in four groups of four. This alphabet lacks I, L, O
+and U, which are easy to mistake. With so many bits, we can store a plain SHA-256 instead of a slow
+hash, and guessing is hopeless even without the throttle.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The texts of the login server's pages, and of printed vouchers: `texts/`, a file a language."""
+"""The texts of the login server's pages and printed vouchers: in `texts/`, one file a language."""
 
 import tomllib
 from collections.abc import Sequence
