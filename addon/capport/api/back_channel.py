@@ -1,7 +1,7 @@
-"""Listen for the API for the operator's own login server, where no client can connect.
+"""Listens for the API for the operator's own login server, where no client can connect.
 
-It listens on a unix socket, where the file's permissions decide who may call, and on loopback with
-bearer tokens. The calls are in `resources.py`; `openapi.json` describes them.
+That is a unix socket, where the file's permissions decide which users may call, and loopback, where
+a call needs a bearer token. The calls are in `resources.py`; `openapi.json` describes them.
 """
 
 import errno
@@ -112,7 +112,7 @@ def _bind_at(place: Place) -> list[socket.socket]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes from binding there meanwhile. Raises EADDRINUSE if another has it."""
+    """Keeps other processes from binding there meanwhile. Raises EADDRINUSE if one is at it."""
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
 """What all calls of the API for the operator's own login server have in common.
 
-They check the token, read JSON, and answer errors as problem details (RFC 9457), which name the
-wrong member and say what to send instead.
+Each call checks the token, reads JSON, and answers errors as problem details (RFC 9457), which name
+the wrong member and say what to send instead.
 """
 
 import json
@@ -94,7 +94,7 @@ class Call(BaseHandler):
         self.finish(json.dumps(said) + "\n")
 
     def read_members(self, **members: object) -> dict[str, Any]:
-        """The members of the JSON object in the body. `members`: those known, with defaults."""
+        """The members of the JSON object in the body. `members`: the known ones, with defaults."""
         typed = self.request.headers.get("Content-Type", "")
         if typed.partition(";")[0].strip().lower() != "application/json":
             raise Problem(415, f"Content-Type is {shown_value(typed)}: send application/json")

@@ -12,7 +12,7 @@ PATH = "/api/captive-portal"
 class CaptivePortalApi(ClientHandler):
     """Answers for the client at the other end of the connection, and for no other client."""
 
-    for_indistinct = True  # such a client is captive
+    for_indistinct = True  # the answer says that such a client is captive
 
     def get(self) -> None:
         """Answers with the document, or redirects a browser to the login server."""

@@ -35,7 +35,7 @@ class States(Call):
     """`/states/{state}`: which client was refused, and which page it asked for."""
 
     async def get(self, token: str) -> None:
-        """Answers with the content of the state; 404 if it is not valid, or not any more.
+        """Answers with the content of the state; 404 if it is not valid or has expired.
 
         409 if `address` is sent, and belongs to another client than the state. Otherwise an
         attacker could send others its own link, and they would sign in for the attacker's device.

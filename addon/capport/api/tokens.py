@@ -1,4 +1,4 @@
-"""Make and hash the bearer tokens of the API for the operator's own login server."""
+"""Makes and hashes the bearer tokens of the API for the operator's own login server."""
 
 import hashlib
 import secrets
