@@ -1,4 +1,4 @@
-"""Two reports beside each other: what a change to an app did; and what is known before."""
+"""Compares two reports: what a change to an app did, and which findings were known before."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -61,7 +61,7 @@ class Request:
 
     @property
     def same(self) -> tuple[object, ...]:
-        """Equal for two requests that ask for the same with the same program."""
+        """Equal for two requests by one program for the same thing."""
         return (self.method, self.scheme, self.host, self.port, self.path, self.query, self.agent)
 
     @property
@@ -162,17 +162,17 @@ class ClientRecord:
 
 @dataclass(slots=True)
 class Recording:
-    """Clients by what they are called, the first to appear first."""
+    """The clients, the first to appear first, and when the recording began and ended."""
 
     clients: list[ClientRecord] = field(default_factory=list)
     began: float | None = None
     until: float | None = None
     left_out: int = 0  # events beyond MOST
-    unread: int = 0  # lines that are no events
+    unread: int = 0  # lines that are not events
 
 
 def events_in(lines: Iterable[str], recording: Recording) -> Iterator[Mapping[str, object]]:
-    """The events in a file's lines; counts in `recording` the lines that are none."""
+    """The events in a file's lines; counts in `recording` the lines that are not events."""
     for line in lines:
         try:
             event = json.loads(line)
@@ -185,7 +185,7 @@ def events_in(lines: Iterable[str], recording: Recording) -> Iterator[Mapping[st
 
 
 def record_lines(lines: Iterable[str]) -> Recording:
-    """What happened by a file of events."""
+    """What happened, read from the lines of a file of events."""
     recording = Recording()
     return record(events_in(lines, recording), recording)
 
@@ -195,7 +195,7 @@ def record(
     recording: Recording | None = None,
     until: float | None = None,
 ) -> Recording:
-    """What happened by `events`, which are in the order of time.
+    """What happened, read from `events`, which are in the order of time.
 
     The recording ends at `until`, or else with its last event.
     """
@@ -212,7 +212,7 @@ def record(
         address, mac = _text(event, "client"), _text(event, "mac")
         one = record_in(event) if address or mac else None
         if one is None:
-            continue  # it is of no client
+            continue  # it is about no client
         if len(kept) >= MOST:
             recording.left_out += 1
         else:

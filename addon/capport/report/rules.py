@@ -1,6 +1,7 @@
 """The rules: each a function that looks at one client, and a line in RULES.
 
-A rule that a client's record cannot show is not tested, which is not the same as kept.
+If a client's record cannot show whether the client broke a rule, that rule is "not tested", which
+is not the same as "kept".
 """
 
 from collections import defaultdict, deque
@@ -24,7 +25,7 @@ AFTER_GRANT = 10.0  # seconds in which a client that was granted a session is to
 RELATED = 60.0  # seconds in which one request is taken as the consequence of another
 FOLLOWED = 10.0  # the same for a redirect
 SLACK = 0.5  # seconds by which two clocks may differ
-DATE = 2.0  # the same, where one is a header field, which has no fractions
+DATE = 2.0  # the same, if one of them is a header field, which has no fractions
 
 REDIRECTS = {301, 302, 303, 307, 308}
 
@@ -259,7 +260,7 @@ def _reached_an_origin(one: Request | Handshake) -> bool:
 
 
 def attempts_of(client: ClientRecord) -> Iterator[list[Request]]:
-    """The requests for the same that got a 511, until the client was granted a session."""
+    """The requests for the same thing that got a 511; after a grant, a new list begins."""
     grants = [grant.time for grant in client.grants]
     groups = defaultdict[object, list[Request]](list)
     for request in client.details:
@@ -306,9 +307,9 @@ def _credentials(
 def _reply_that_shows_in(
     request: Request, same: Sequence[Request]
 ) -> tuple[Request | None, str] | None:
-    """The portal's reply that `request` shows, out of the `same` host's, and the trace of it.
+    """The portal's reply that `request` has a trace of, and what that trace is.
 
-    The reply is None if the client has what it shows from an earlier run.
+    `same` are the replies of that host. The reply is None if the trace is from an earlier run.
     """
     shows = {
         "validator": "the validator of the portal's page",
