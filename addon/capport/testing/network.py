@@ -2,8 +2,8 @@
 
 A command in it has one interface, which leads nowhere. The kernel redirects its TCP to the proxy,
 and its DNS to a resolver. Both listen in the namespace, but belong to the portal's process, whose
-own connections leave as always. So nothing of the machine's own network changes, and all of it is
-gone when the last process in the namespace has ended.
+own connections leave as always. So the machine's own network does not change, and the namespace is
+gone when the last process in it has ended.
 """
 
 import ctypes
@@ -27,7 +27,7 @@ from capport.linux.libnftables import Nftables
 
 CLIENT: Final = IPv4Address("192.0.2.2")
 PORTAL: Final = IPv4Address("192.0.2.1")
-"""The command's address; that of the sign-in page, which is also its resolver (RFC 5737)."""
+"""The command's address, and the one of its sign-in page and its resolver (RFC 5737)."""
 LIE: Final = IPv4Address("192.0.2.3")
 """The address of every name, if the portal lies about names."""
 ORIGIN: Final = IPv4Address("198.51.100.1")
@@ -134,7 +134,7 @@ class Namespace:
 
 
 class Entrance:
-    """What the portal's process has in a namespace: where it listens, and the kernel's rules."""
+    """What the portal's process has in a namespace: the resolver's socket, the kernel's rules."""
 
     def __init__(self, descriptor: int) -> None:
         self._home = os.open(_NETWORK, os.O_RDONLY | os.O_CLOEXEC)

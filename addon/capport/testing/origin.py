@@ -62,7 +62,7 @@ class _Any(web.RequestHandler):
         self._gone.set()
 
     def check_xsrf_cookie(self) -> None:
-        """Lets every method in: this is no page for people."""
+        """Accepts every method, because programs send these requests."""
 
     async def _answer(self) -> None:
         request = self.request

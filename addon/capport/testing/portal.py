@@ -88,7 +88,7 @@ class Portal:
         with theirs:
             self._process = subprocess.Popen(
                 [
-                    # -P: no module of the app's is to stand in for one of Python's.
+                    # -P: a module of the app must not replace one of Python's.
                     *(sys.executable, "-P", "-m", "capport.testing.start"),
                     *(str(theirs.fileno()), str(self.folder)),
                 ],
@@ -162,7 +162,7 @@ class Portal:
 
     @property
     def trusting(self) -> dict[str, str]:
-        """Those of the variables by which programs trust the origin."""
+        """Variables by which most programs trust the origin."""
         return dict.fromkeys(_CA_VARIABLES, str(self.ca_file))
 
     def url_for(self, path: str, *, scheme: str = "http", host: str = HOST) -> str:

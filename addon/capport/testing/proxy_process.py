@@ -213,7 +213,7 @@ class _Subject:
     async def serve(
         self, path: str, body: str, status: int, headers: list[list[str]], hold_after: int | None
     ) -> None:
-        """Makes the origin answer so at this path. `body` is Latin-1, to carry bytes."""
+        """Makes the origin answer this at `path`. `body` is bytes, read as Latin-1."""
         fields = tuple((name, value) for name, value in headers)
         self._origin.answers[path] = Answer(body.encode("latin-1"), status, fields, hold_after)
 
@@ -234,7 +234,7 @@ class _Subject:
             return {"error": str(error)}
 
     def _watch(self) -> None:
-        """Watches every client, and writes an event of it for those that will come."""
+        """Watches every client, and writes the event `watched` for the expected ones."""
         self._hooks.gate.events.watched.everybody = True
         for client in self._clients:
             self._hooks.service.watch(parse_client_id(client))
@@ -293,7 +293,7 @@ class _Subject:
 
 
 class _Running:
-    """An addon that calls a function when mitmproxy calls its addons because it runs."""
+    """An addon that calls a function when mitmproxy runs."""
 
     def __init__(self, name: str, then: Callable[[], None]) -> None:
         self.name = name

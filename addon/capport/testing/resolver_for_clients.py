@@ -16,7 +16,7 @@ WAIT = 5.0  # seconds for the machine's own name server to answer
 
 
 class ClientsResolver:
-    """Answers questions about names. `address` says what every name leads to; None: the truth.
+    """Answers questions about names. `address` returns the address of every name; None: its own.
 
     There is only IPv4 in the namespace, so questions about IPv6 addresses have no answer.
     """

@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> int:
-    """The exit status. Imports in this order, for the time that it saves."""
+    """Runs that process and returns its exit status. The order of the imports saves time."""
     from capport.proxy.internals.single_addons import import_singly
 
     import_singly()
