@@ -425,7 +425,7 @@ def _drops(policy: Policy, *, known: bool) -> Iterator[str]:
 
 
 def conditional(policy: Policy) -> frozenset[Host]:
-    """The hosts whose port 80 goes to mitmproxy for known clients too, which answers 428.
+    """The hosts whose port 80 goes to mitmproxy for known clients too, so that it can answer 428.
 
     There are none if mitmproxy sees all of port 80.
     """
