@@ -44,7 +44,7 @@ class Client:
     ids: tuple[ClientId, ...] = field(init=False, repr=False, compare=False)
     """Each id under which a session of this client may be filed, the narrowest first.
 
-    Empty if the client is astray and has no MAC, because nothing tells it from others then.
+    Empty if the client is astray and has no MAC, because then nothing distinguishes it from others.
     """
 
     def __post_init__(self) -> None:

@@ -20,10 +20,7 @@ GROWTH: Final = 2.5
 """How much more a whole input may cost than half of it: a factor of 2 is linear, 4 quadratic."""
 
 RESTING: Final = 32 * 1024
-"""Bytes of memory that a connection takes while nothing comes on it.
-
-It is before its first request, or between two.
-"""
+"""Bytes of memory that a connection takes before its first request, or between two."""
 
 KEPT: Final = RESTING + INPUT * 5 // 4
 """Bytes of memory that a connection takes while an input is not complete.
@@ -32,13 +29,13 @@ The input is kept once, in a buffer that has room to grow.
 """
 
 READ: Final = KEPT + INPUT
-"""Bytes of memory that a connection takes while an unknown client's input is decided on.
+"""Bytes of memory that a connection takes while the gate decides on an unknown client's input.
 
-It is kept as it came, and once more as it was read.
+The input is kept twice: as it came, and as it was parsed.
 """
 
 FORWARDED: Final = 7 * INPUT
-"""As `READ`, if mitmproxy reads the input too: a known client's, an origin's, in intercepted TLS.
+"""As `READ`, for input that mitmproxy reads: a known client's, an origin's, in intercepted TLS.
 
 That is room for several copies (as received, parsed, as text, as shown, as forwarded), but not for
 an object for each byte.

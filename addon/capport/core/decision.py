@@ -40,11 +40,11 @@ from capport.core.verdict import (
     asks_to_sign_in,
 )
 
-LATER = 5  # seconds until one of a client's connections to the login server should have ended
+LATER = 5  # seconds to wait: by then a connection to the login server should have ended
 
 # RFC 6585 section 3: the methods that may overwrite a change, and the fields that prevent it. COPY
 # and MOVE overwrite their destination, and only `If` can be about that (RFC 4918 section 10.4).
-# LOCK is not here: it is how WebDAV prevents lost updates, and a client's first has no condition.
+# LOCK is not here: WebDAV prevents lost updates by it, and a client's first LOCK has no condition.
 _IF = frozenset({"if"})
 _CONDITIONS = {
     **dict.fromkeys(
@@ -78,8 +78,8 @@ class HttpRequest:
     ) -> "HttpRequest":
         """The request with these fields; its request target has `target` bytes.
 
-        An Overwrite field counts only if it is the only one: two would be read one way here, and
-        another way by the origin.
+        An Overwrite field counts only if it is the only one, because the origin may read two of
+        them in another way.
         """
         sizes = tuple((n.decode("latin-1").lower(), len(n) + len(v)) for n, v in fields)
         whole = target + sum(size + 4 for _, size in sizes)
@@ -97,7 +97,7 @@ class Case:
     too fast. `login_answers` is whether the client could follow a 302 to the login server.
     `address` is what the place resolved to; None before that. `among_clients` is whether that
     address is on the clients' side. `machine` is the machine that the portal runs on. `logins` is
-    how many connections to the login server the client has open, and None while it may open more.
+    None if the client may open one more connection to the login server, else how many it has.
     """
 
     standing: Standing
@@ -168,12 +168,13 @@ def precondition_required(case: Case, policy: Policy) -> Verdict | None:
 
 
 def closed_place(case: Case, policy: Policy) -> Verdict | None:
-    """502 for a place that nobody reaches. It looks at addresses, so a name passes until resolved.
+    """502 for a place that no client may reach.
 
-    An unknown client gets this answer only for places that other rules would let it reach. A name
-    in the walled garden must not lead to an address among the clients, unless the garden has that
-    address too. Otherwise anybody who controls the name's DNS (many people do for `*.example.org`)
-    could open a way to every client.
+    The rule looks at addresses, so a name passes until it is resolved. An unknown client gets this
+    answer only for places that other rules would let it reach. A name in the walled garden must not
+    lead to an address among the clients, unless the garden has that address too. Otherwise anybody
+    who controls the name's DNS (many people do for `*.example.org`) could open a way to every
+    client.
     """
     place = case.dialled or case.claim
     if place is None or isinstance(address := case.address or place.host, str):
@@ -197,8 +198,8 @@ def closed_place(case: Case, policy: Policy) -> Verdict | None:
 def too_many_logins(case: Case, policy: Policy) -> Verdict | None:
     """429 if the client has as many connections to the login server open as it may have.
 
-    The login server bounds its connections, in all and for each client. It counts those through the
-    proxy as one client's, so it is here that each client gets its own bound.
+    The login server bounds its connections, in all and for each client. But it counts all that come
+    through the proxy as one client's, so this rule bounds those of each client.
     """
     if case.logins is None or login_server(case, policy) is None:
         return None
@@ -267,11 +268,11 @@ def unknown_client(case: Case, policy: Policy) -> Verdict:
 
 # The first rule that answers decides.
 #
-# The limits come first, because they hold for known clients too, and what is over a limit should
-# cost as little as possible: nothing more is looked at. Among them, 431 precedes 429, because no
-# waiting makes a head smaller; 428 is last, because it invites the client to send again at once.
-# It is for known clients: an unknown one has to sign in first. A blocked client is asked neither
-# for a condition nor, by the 302 of a connectivity check, to sign in.
+# The limits come first, because they hold for known clients too, and a request over a limit should
+# cost as little as possible. Among them, 431 precedes 429, because no waiting makes a head smaller.
+# 428 is last, because it invites the client to send again at once; only known clients get it,
+# because others have to sign in first. A blocked client gets neither 428 nor the 302 of a
+# connectivity check, because neither a condition nor a sign-in would help it.
 #
 # The login server comes before the rules about clients: a client that signs out is unknown before
 # the answer reaches it, and must receive that answer all the same.
@@ -341,9 +342,10 @@ def decide_tls(case: Case, policy: Policy) -> TlsVerdict:
 def way_of_connect(verdict: Verdict, policy: Policy, user_agent: str, port: int) -> Connect:
     """How a CONNECT is refused: `answer` or `alert`.
 
-    A limit is answered: a tunnel would lead a known client to where it wants. Chromium, Firefox and
-    undici do not show the answer to a CONNECT. undici opens a tunnel for plain HTTP too (port 80),
-    and reads the answer to the request that it sends inside.
+    A client over a limit always gets the answer. If it is known, a tunnel would lead it to its
+    origin, because limits do not count inside. Chromium, Firefox and undici do not show the answer
+    to a CONNECT. undici opens a tunnel for plain HTTP too (port 80), and reads the answer to the
+    request that it sends inside.
     """
     way = policy.tls.connect if asks_to_sign_in(verdict) else Connect.ANSWER
     if way is not Connect.AUTO:

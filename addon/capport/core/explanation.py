@@ -90,7 +90,7 @@ class Explanation:
 
 
 def parse_url(text: str) -> Url:
-    """The URL in `text`. Raises ValueError if it is not one that the portal can meet."""
+    """The URL in `text`. Raises ValueError if it is not an http or https URL of a valid place."""
     parts = urlsplit(text)
     default_port = DEFAULT_PORTS.get(parts.scheme.lower())
     if default_port is None or not parts.netloc:
@@ -185,7 +185,7 @@ def in_words(found: Explanation, policy: Policy) -> str:
 
 
 def _connect(policy: Policy) -> str:
-    """What is different if the client uses an explicit proxy for https."""
+    """What a client sees instead if it uses an explicit proxy for https."""
     match policy.tls.connect:
         case Connect.ANSWER:
             return "; through an explicit proxy: 511 to the CONNECT"

@@ -23,7 +23,7 @@ def is_token(text: str) -> bool:
     return _TOKEN.fullmatch(text) is not None
 
 
-CLOCK_IS_SET: Final = 1735689600  # 2025 began; a router without a battery boots in 1970
+CLOCK_IS_SET: Final = 1735689600  # the start of 2025; without a battery, a clock starts in 1970
 
 
 @lru_cache(2)  # all answers within a second share it

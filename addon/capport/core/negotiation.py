@@ -109,8 +109,7 @@ def weighted(field: str) -> Iterator[tuple[str, float]]:
     """Each name and its weight in a field such as Accept (RFC 9110 section 12.4.2).
 
     Names are in lower case and without parameters. A name is left out if its weight cannot be read,
-    because no weight would be a safe guess. The end of a field longer than any real one is left out
-    too.
+    because any guess could be wrong. Whatever is beyond `LONGEST` is left out too.
     """
     field = _cut(field)
     if '"' in field:

@@ -16,7 +16,7 @@ from capport.core.probes import ANYWHERE
 type Network = IPv4Network | IPv6Network
 
 WEB_PORTS = frozenset({80, 443})
-"""The ports of a garden entry that has none in it."""
+"""The ports of a garden entry that names none."""
 
 
 class Access(StrEnum):
@@ -79,8 +79,7 @@ class NetworkTable[Value]:
     """
 
     def __init__(self) -> None:
-        # The values of one length of prefix, by the bits of the prefix as a number. For each IP
-        # version, by the number of bits that come after the prefix.
+        # IP version -> number of bits after the prefix -> bits of the prefix, as a number -> value.
         self._tables: dict[int, dict[int, dict[int, Value]]] = {4: {}, 6: {}}
         self._in_order: list[tuple[int, int, dict[int, Value]]] = []
 
@@ -94,7 +93,7 @@ class NetworkTable[Value]:
         return tables[bits].setdefault(number >> bits, value)
 
     def covering(self, network: Network | Address) -> list[Value]:
-        """The value of each network that contains all of `network`, which may be itself."""
+        """The value of each network that contains all of `network`, including its own."""
         tables = self._tables[network.version]
         if not tables:
             return []
@@ -136,8 +135,8 @@ class ClientRule:
 class ClientRules:
     """The policy's `clients`: the first rule in the file that matches a client decides.
 
-    There is one dict of MACs, and one dict for each prefix length. So a look-up among a million
-    rules takes as long as among ten. A million rules take about 150 MB.
+    There is one dict of MACs, and one dict for each prefix length. So the time of a look-up does
+    not depend on the number of rules. A million rules take about 150 MB.
     """
 
     def __init__(self) -> None:

@@ -33,8 +33,8 @@ Makers of devices have their own hosts, and add new ones, but the path stays the
 CHECKED_BY_TLS = "www.google.com"
 """Android and ChromeOS also check this host over https. That must fail until they sign in."""
 
-# What counts as a portal. Android's NetworkMonitor: 200 to 399; everything else is "no internet".
-# ChromeOS's shill: 302 and 307 only. ConnMan: no 511. Apple does not document 5xx.
+# Which statuses mean a portal: for Android's NetworkMonitor 200 to 399 (all others mean "no
+# internet"), for ChromeOS's shill 302 and 307 only, for ConnMan not 511. Apple documents no 5xx.
 _ANDROID_HOSTS = (
     "connectivitycheck.gstatic.com",  # also of ChromeOS and Chromium
     "connectivitycheck.android.com",

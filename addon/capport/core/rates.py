@@ -1,7 +1,7 @@
 """How many requests a client may send: a token bucket (429, and RFC 6585 section 7.2).
 
-A bucket is one instant: when it will be full again. Until then it lacks what was taken from it, and
-a bucket whose instant is over is as good as none.
+A bucket is one instant: when it will be full again. A bucket whose instant has passed is full, so
+it need not be kept.
 """
 
 import math
@@ -10,7 +10,7 @@ from capport.core.policy import Rate
 from capport.core.session import Instant
 
 FULL: Instant = 0.0
-"""The bucket of a client that nothing is recorded of."""
+"""The bucket of a client about which nothing is recorded."""
 
 _EQUAL = 1e-7  # seconds: instants of a machine that runs for years are exact to less than this
 
@@ -20,7 +20,8 @@ def spend(full_at: Instant, rate: Rate, now: Instant) -> tuple[Instant, int | No
 
     A client may send `rate.count` requests at once, then one every `rate.per / rate.count` seconds.
     A refused request takes nothing, so that a client that waits for Retry-After is let through. A
-    bucket lacks at most all, even if the clock went back, or the policy had a lower rate before.
+    client never waits longer than for an empty bucket, even if the clock goes back or the policy
+    gets a higher rate.
     """
     one = rate.per / rate.count
     full_at = min(max(full_at, now), now + rate.per)
@@ -31,5 +32,5 @@ def spend(full_at: Instant, rate: Rate, now: Instant) -> tuple[Instant, int | No
 
 
 def wait_after(count: int, rate: Rate) -> int | None:
-    """How long a client must wait that has just sent `count` requests; None if it need not."""
+    """How long to wait after `count` requests at once; None if there is no need to."""
     return spend(count * rate.per / rate.count, rate, 0.0)[1]

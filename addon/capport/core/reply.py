@@ -331,9 +331,9 @@ def _redirect(verdict: SignIn) -> Reply:
 
     The page is in English, because checks state no preference.
 
-    A check that must not get a body is ConnMan's. ConnMan 1.41 would follow a field "Location" by
-    itself, with TLS 1.0, and never come back (measured). It knows this spelling only. With
-    "location" it asks for a browser instead.
+    Only ConnMan's check must not get a body. If the field is spelt "Location", ConnMan 1.41 follows
+    it by itself, with TLS 1.0, and never finishes (measured). It does not recognise "location", and
+    asks for a browser instead.
     """
     location = ("Location", verdict.login_url)
     if not verdict.body:
@@ -349,14 +349,15 @@ def _redirect(verdict: SignIn) -> Reply:
 
 
 def _in_english(status: HTTPStatus, said: str, fields: Fields = ()) -> Reply:
-    """A line of plain English text: for faults, as mitmproxy answers if it cannot connect."""
+    """A line of plain English text, for faults. mitmproxy answers so if it cannot connect."""
     text = f"{status.value} {status.phrase}: {said}\n"
     return _reply(status, "text/plain; charset=utf-8", text, fields)
 
 
 def _imitated(verdict: Imitated) -> Reply:
-    """What another kind of portal sends: without `no-store`, and whatever else ours adds."""
-    status = HTTPStatus(verdict.status or HTTPStatus.BAD_GATEWAY)  # HTTP/2 has no reset that fits
+    """What another kind of portal sends: without `no-store` and the other fields that we add."""
+    # Without a status, the answer is a TCP reset. HTTP/2 has nothing like it, so it gets a 502.
+    status = HTTPStatus(verdict.status or HTTPStatus.BAD_GATEWAY)
     length = ("Content-Length", str(len(verdict.body)))
     return Reply(status.value, status.phrase, (*verdict.fields, length), verdict.body)
 

@@ -22,8 +22,9 @@ class Session:
 
     `granted_at` is wall time (Unix seconds), for display only. `idle` is in seconds. `last_seen` is
     updated only if there is an `idle`. The store writes it back in batches, so that in another
-    process, or after a crash, it may be half a minute old. `lease`: if another router granted the
-    session, it ends here at that instant, unless the store renews the lease before (Redis answers).
+    process, or after a crash, it may be half a minute old. `lease` is set if another router granted
+    the session: it ends here at that instant, unless the store renews the lease in time, which it
+    does while Redis answers.
     """
 
     client: ClientId

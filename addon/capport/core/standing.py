@@ -81,7 +81,7 @@ type Rule = Callable[[Facts, Policy], Standing | None]
 
 
 def without_its_mac(facts: Facts, policy: Policy) -> Standing | None:
-    """Unknown if its MAC is not known now, because the client may be one that is blocked by MAC."""
+    """Unknown if the client's MAC is missing, because a rule may block the client by that MAC."""
     if not facts.lacks_mac:
         return None
     because = "has a MAC that is not known now, and a rule may block it by that MAC"
