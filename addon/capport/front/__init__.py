@@ -1,1 +1,1 @@
-"""Refusing at speed: what strangers send is read here before mitmproxy sees it."""
+"""Refuses unknown clients quickly: reads what they send before mitmproxy sees it."""

@@ -1,7 +1,7 @@
-"""How many refusals are shown, so that a flood of them costs mitmproxy nothing.
+"""Decides which refusals mitmproxy shows, so that a flood of them costs it nothing.
 
-What is shown becomes a flow, which costs a millisecond and stays in memory. So a token bucket
-bounds all clients together, and one for each client keeps it from using up the others' share.
+What is shown becomes a flow, which costs a millisecond and stays in memory. So one token bucket
+bounds all clients together, and a bucket for each client keeps it from using up the others' share.
 """
 
 from collections import Counter
@@ -15,17 +15,17 @@ from capport.core.policy import Rate
 BURST: Final = 5
 """Seconds' worth of flows that may be shown at once."""
 SHARE: Final = 4
-"""One client gets one part in so many."""
+"""One client gets at most the whole divided by this."""
 WATCHED: Final = Rate(100, BURST)
-"""What a client gets that is watched, besides what all get."""
+"""What a watched client gets. It does not count against what all clients get."""
 CLIENTS: Final = 4096
-"""Clients whose flows are counted, at most."""
+"""The most clients that have a bucket and a count of their own."""
 
 _ALL: Final = ClientId("")
 
 
 class Budget:
-    """Says for each refusal whether it is shown. `a_second` of them are, on average; 0: none."""
+    """Says for each refusal whether it is shown: on average at most `a_second`, or none if 0."""
 
     def __init__(self, a_second: int) -> None:
         self.set_rate(a_second)

@@ -1,9 +1,9 @@
 """One connection of an unknown client, answered before mitmproxy sees it; sans-IO.
 
 A `Conversation` gets what the client sent, and says what to do. It may only refuse. It answers a
-request or a ClientHello if all of that is ordinary, and the verdict is a refusal. Everything else
-is handed over unread, beginning at the end of the last answered request, and takes the strict way
-through h11 (`proxy/layers/`). So nothing is forwarded that was read here.
+request or a ClientHello if all of that is ordinary, and the verdict is a refusal. Everything after
+the last answered request is handed over as it came, and read again by the strict parser (h11, in
+`proxy/layers/`). So nothing that was parsed here is forwarded.
 
 If a client is unknown when it connects, the driver uses it like this:
 
@@ -16,10 +16,10 @@ If a client is unknown when it connects, the driver uses it like this:
         act = conversation.receive()          # the client may have sent several requests at once
 
 If `receive` raises, nothing has been answered: report the fault, and carry out `hand_over()`, so
-that the strict way answers (with 503, if the gate raises again).
+that `proxy/layers/` answers (with 503, if the gate raises again).
 
-`receive` returns None if it waits for the client. At the end of the client's stream there is
-nothing to ask: whatever can be answered has been, so the driver closes the connection.
+`receive` returns None if it waits for the client. When the client ends its stream, the driver
+closes the connection without a call: everything that can be answered has been.
 
 A refused ClientHello is an `Alert`. If its `data` is empty, the client gets RST (`tls.unknown:
 drop`); else it is the same as an `Answer` that closes.
@@ -80,7 +80,8 @@ class Answer:
 class Alert:
     """The refusal of a ClientHello: a TLS record, or nothing, which means RST.
 
-    `ends_all` as in `Answer`: the client waits for ours before it sends more (RFC 8446 section 2).
+    `ends_all` is as in `Answer`: the client waits for a ServerHello before it sends more (RFC 8446
+    section 2).
     """
 
     data: bytes
@@ -94,7 +95,7 @@ class Alert:
 
 @dataclass(slots=True)
 class HandOver:
-    """Hand `data` over to mitmproxy: its handler gets it as the beginning of the connection.
+    """Hand the connection to mitmproxy, which reads `data` as the beginning of it.
 
     `answers` is how many requests have been answered. If there were any, what follows is HTTP/1.
     `connect` is the CONNECT that opened the tunnel in which `data` came, if it came in one.
@@ -118,7 +119,7 @@ class Conversation:
         self.answers = 0
         self._explicit = dialled is None
         self._unread = b""
-        self._searched = 0  # bytes of it in which no head ends
+        self._searched = 0  # bytes of `_unread` in which no head ends
         self._connect = b""  # the CONNECT that opened the tunnel, if one did
         self._hello: HelloReader | None = None
 
@@ -154,7 +155,7 @@ class Conversation:
     def _answer(self, head: bytes, rest: bytes) -> Action:
         request = read(head, explicit=self._explicit)
         if request is None or (rest and request.is_chunked):
-            return self.hand_over()  # the beginning of a chunked body may be no such thing
+            return self.hand_over()  # `rest` may not be what a chunked body begins with
         client = self.gate.client(self.peer)
         refusal = self.gate.refusal(client, request.case, request.claim, self.dialled, request.url)
         if refusal is None:
@@ -198,7 +199,7 @@ class Conversation:
 
 
 def _may_become_ordinary(data: bytes, start: int) -> bool:
-    """Whether more data can make an ordinary head of this. Before `start`, it may."""
+    """Whether `data` may become an ordinary head. What is before `start` was checked already."""
     if len(data) >= HEAD or not b"A" <= data[:1] <= b"Z":
         return False
     if data.count(b"\n") > FIELDS or (len(data) >= LINE and b"\n" not in data[:LINE]):

@@ -10,7 +10,7 @@ from typing import Final
 
 STAGE: Final = 2.0  # seconds in a stage: for a client to read its answer, and close or send more
 STAGES: Final = 15  # at most: half a minute in all, as in nginx
-LEAST: Final = 16 * 1024  # bytes in a stage that lead to another; fewer are no real upload
+LEAST: Final = 16 * 1024  # bytes in a stage, or it is the last: a real upload sends more
 MOST: Final = 24 * 1024 * 1024  # bytes in all, if the length of the body is unknown
 DECLARED: Final = 256 * 1024 * 1024  # bytes in all, if the head says how long the body is
 

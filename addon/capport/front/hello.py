@@ -59,7 +59,7 @@ class HelloReader:
         self._have = 0  # bytes of the message that are in whole records
 
     def feed(self, data: bytes) -> Hello | None:
-        """The ClientHello once it is complete, None before. Raises ValueError if it is none."""
+        """The ClientHello; None until it is complete. Raises ValueError if it is not one."""
         raw = self.raw
         raw += data
         self._read_records()
@@ -145,7 +145,7 @@ def asked_for(claim: Place | None, dialled: Place | None) -> Place | None:
 
 
 def read_hello(body: bytes) -> Hello:
-    """The ClientHello in `body` (RFC 8446 section 4.1.2). Raises ValueError if it is none."""
+    """The ClientHello in `body` (RFC 8446 section 4.1.2). Raises ValueError if it is not one."""
     try:
         at = 35 + body[34]  # after legacy_version, random and legacy_session_id
         ciphers = body[at] << 8 | body[at + 1]
@@ -203,9 +203,9 @@ def _extensions(data: bytes) -> dict[int, bytes]:
 
 
 def _items(content: bytes, before: int, size: int) -> list[tuple[bytes, bytes]]:
-    """The items of the list in an extension: the `before` bytes in front of each, and itself.
+    """The items of the list in an extension, each with the `before` bytes in front of it.
 
-    Each has its length in front, in `size` bytes.
+    After those come the item's length, in `size` bytes, and the item.
     """
     items, at = _only(content, 0) if content else b"", 0
     found: list[tuple[bytes, bytes]] = []
@@ -218,14 +218,14 @@ def _items(content: bytes, before: int, size: int) -> list[tuple[bytes, bytes]]:
 
 
 def _only(data: bytes, at: int) -> bytes:
-    """The last field, which has its length at `at`, in two bytes."""
+    """The field whose length is at `at`, in two bytes. Raises ValueError if it is not the last."""
     if _end(data, at, 2) != len(data):
         raise ValueError("it has bytes after its last field")
     return data[at + 2 :]
 
 
 def _end(data: bytes, at: int, size: int) -> int:
-    """Where the field ends that has its length at `at`, in `size` bytes (RFC 8446 section 3.4)."""
+    """Where a field ends. Its length is at `at`, in `size` bytes (RFC 8446 section 3.4)."""
     start = at + size
     end = start + int.from_bytes(data[at:start])
     if end > len(data):

@@ -1,7 +1,7 @@
-"""The head of an ordinary HTTP/1 request, matched as a whole.
+"""Reads the head of an ordinary HTTP/1 request, matched as a whole.
 
-It reads only a head that every reader understands in the same way. For any other, `read` returns
-None, and h11 reads it (`proxy/layers/http1.py`): so this is no second parser.
+`read` takes only a head that every parser understands in the same way. For any other it returns
+None, and h11 reads that head (`proxy/layers/http1.py`). So two parsers can never disagree.
 """
 
 import re
@@ -18,7 +18,7 @@ from capport.core.reply import Asked
 
 _KEPT: Final = 512
 _SHORT: Final = 1024
-"""Bytes of a head that is remembered: 1 MB in all, with what was read of them 2 MB."""
+"""The most bytes of a head that is remembered. All together take 1 MB, with their `Request`s 2."""
 
 _HTTP: Final = default_port("http")
 _LONGEST_HOST: Final = 300
@@ -62,13 +62,13 @@ class Request:
 
 
 remembered: Final = BoundedMap[tuple[bytes, bool], Request](_KEPT)
-"""What was read of short heads, because clients repeat themselves. None has credentials in it."""
+"""The requests in short heads, because clients repeat themselves. None has credentials in it."""
 
 
 def read(head: bytes, *, explicit: bool) -> Request | None:
     """Reads `head`, which ends with an empty line. None if anything about it is unusual.
 
-    `explicit` is whether the client takes us for its proxy, so that CONNECT has a meaning.
+    `explicit` is whether the client is configured to use this proxy, so that it may send CONNECT.
     """
     found = remembered.get((head, explicit))
     if found is None:
@@ -92,7 +92,7 @@ def _read(head: bytes, explicit: bool) -> Request | None:
     fields = [(name.lower(), value) for name, value in _FIELD.findall(matched[4])]
     values: dict[bytes, bytes] = {}
     for name, value in fields:
-        # Two Host fields make no host together, and two Content-Lengths no length.
+        # Joined, two Host fields are not a valid host, and two Content-Lengths not a valid length.
         values[name] = value if name not in values else values[name] + b", " + value
     try:
         host = values[b"host"].decode("ascii")
@@ -130,9 +130,9 @@ def _authority(text: str, default_port: int | None) -> Place:
 
 
 def _place(method: str, target: str, host: str, *, explicit: bool) -> tuple[Place, str]:
-    """The place that the target and the Host field name, and the path. ValueError if they differ.
+    """The place that both the target and the Host field name, and the path.
 
-    RFC 9112 sections 3.2.1 to 3.2.3.
+    Raises ValueError if they differ. RFC 9112 sections 3.2.1 to 3.2.3.
     """
     if method == "CONNECT" and explicit:
         claim, path = _authority(target, None), target
@@ -156,7 +156,7 @@ def _place(method: str, target: str, host: str, *, explicit: bool) -> tuple[Plac
 def _body(values: dict[bytes, bytes], *, is_1_1: bool) -> tuple[int, bool]:
     """The Content-Length, 0 if there is none, and whether the body comes in chunks.
 
-    ValueError if that is not plain. RFC 9112 section 6.
+    Raises ValueError if two parsers could disagree about it. RFC 9112 section 6.
     """
     coding, length = values.get(b"transfer-encoding"), values.get(b"content-length")
     if coding is not None:

@@ -1,7 +1,7 @@
-"""The bytes of a refusal, rendered once for each verdict, language and form, and then filled in.
+"""Renders a refusal once for each verdict, language and form, and then fills in what differs.
 
-They are the bytes that h11 writes for the same reply (`proxy/layers/http1.py`). What differs from
-one answer to the next is the state in the login URL, the length of the body with it, and the date.
+That is the state in the login URL, the length of the body with it, and the date. The result is what
+h11 writes for the same reply (`proxy/layers/http1.py`).
 """
 
 import time
@@ -18,9 +18,9 @@ from capport.core.verdict import NetworkAuthenticationRequired, SignIn
 from capport.gate import AT_ONCE, AtOnce
 
 MOST: Final = 256
-"""Templates. Each takes 3 KB, twice: 2 MB in all."""
+"""The most templates. Each keeps its 3 KB twice: 2 MB in all."""
 
-_STATE: Final = "capport-state"  # stands for the state in what a template is made of
+_STATE: Final = "capport-state"  # stands for the state until it is filled in
 # What a reply depends on in a verdict: not `because`, which names the client.
 _FACTS: Final = {
     kind: attrgetter(*(it.name for it in fields(kind) if it.name != "because")) for kind in AT_ONCE
@@ -72,14 +72,14 @@ def answer_to(
     *,
     close: bool,
 ) -> tuple[int, bytes]:
-    """The status, and the response to a client at `address`. `policy` made the verdict."""
+    """The status and the bytes of the response. `address` is the client's; `policy` decided."""
     key = (
         _FACTS[type(verdict)](verdict),
         type(verdict),
         asked.shape,
         close,
         state is None,
-        policy.login_server is None,  # then a URL without {state} gets none
+        policy.login_server is None,  # then a URL without {state} gets no state
     )
     template = kept.get(key)
     if template is None:

@@ -1,7 +1,7 @@
-"""Whose turn it is: what strangers want done waits here, and one of each client is done in turn.
+"""Lets clients take turns: strangers' work waits here, and each client in turn gets a piece done.
 
-A client with a thousand connections waits for itself; a client with one waits for the others' next
-piece of work alone.
+So a client with a thousand connections delays only itself. Another client waits for at most one
+piece of its work.
 """
 
 from collections import OrderedDict, deque
@@ -18,7 +18,7 @@ class Turns[Key, Work]:
         return self._count
 
     def of(self, client: Key) -> int:
-        """How much of one client's waits."""
+        """How many pieces of one client's work wait."""
         return len(self._waiting.get(client, ()))
 
     def add(self, client: Key, work: Work) -> None:
@@ -36,7 +36,7 @@ class Turns[Key, Work]:
         return work
 
     def drop_oldest(self, client: Key) -> Work:
-        """Takes the oldest work of one client out of its turn, because it has too much."""
+        """Removes and returns the oldest work of a client that has too much."""
         its = self._waiting[client]
         self._count -= 1
         work = its.popleft()
