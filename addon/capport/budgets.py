@@ -1,11 +1,12 @@
 """What each client may still send, kept for one process or for all workers of a machine.
 
-Each budget is a bucket of `core/rates.py`: one instant. They lie in a table of fixed size, which
-processes can share, so strangers cannot fill the memory. A budget that is full again gives up its
-place to the next client; if the table has no such place, the one that is full the soonest does.
+Each budget is a bucket of `core/rates.py`: one instant. They are in a table of fixed size, which
+processes can share, so strangers cannot fill the memory. The table has groups of eight places. The
+key of a budget decides its group. A new budget takes the place of the one in its group that was
+full first, or will be.
 
-A process locks the places that it changes, so that no two change one budget at once. It does not
-wait for a process that was stopped meanwhile: then that budget may come out too large.
+A process locks the group in which it changes a budget. If another process was stopped while it held
+the lock, it goes on without the lock, and the budget may come out too large.
 """
 
 import os
@@ -19,12 +20,12 @@ from capport.core import rates
 from capport.core.policy import Rate
 from capport.core.session import Instant
 
-_SALT: Final = 16  # bytes at the beginning: so no client can choose whose place it takes
-_GROUPS: Final = 8192  # a key belongs to one of them
-_PLACES: Final = Struct("=" + 8 * "Qd")  # of one group, each with its key's hash, and the instant
-_PLACE: Final = Struct("=Qd")
+_SALT: Final = 16  # random bytes at the beginning: so no client can choose whose place it takes
+_GROUPS: Final = 8192
+_PLACES: Final = Struct("=" + 8 * "Qd")  # the places of a group
+_PLACE: Final = Struct("=Qd")  # the hash of its key, and the instant
 
-_TRIES: Final = 50  # to lock places: 50 us if another process holds the lock and is stopped
+_TRIES: Final = 50  # attempts to lock a group: 50 us if the process that holds the lock is stopped
 
 MOST: Final = 8 * _GROUPS
 """How many budgets there may be."""
@@ -80,7 +81,7 @@ class Budgets:
         return _SALT + group * _PLACES.size, int.from_bytes(digest[:8])
 
     def _find(self, group: int, of: int) -> tuple[int, Instant]:
-        """The place of a key, and its instant; if it has none, the place to take."""
+        """The place of a key, and its instant; if it has none, the place to take, and FULL."""
         places = _PLACES.unpack_from(self._memory, group)
         hashes, instants = places[::2], places[1::2]
         number = hashes.index(of) if of in hashes else instants.index(min(instants))

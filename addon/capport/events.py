@@ -39,8 +39,8 @@ type Value = str | int | float | bool | None
 
 # These events are always written, because a client cannot cause them at will.
 _ALWAYS = frozenset({"granted", "revoked", "expired", "policy", "dropped", "watched", "unwatched"})
-# Two events that agree in these fields count as one line. Its other fields (a port, a sentence) are
-# those of the first event.
+# Two events that agree in these fields count as one line. The line has the other fields (a port, a
+# sentence) of the first event.
 _OF_HTTP = ("status", "host", "method", "cookies", "authorizations")
 _OF_TLS = ("sni", "destination", "action", "outcome", "alert")
 _DISTINGUISHING = {"refused": _OF_HTTP, "passed": _OF_HTTP, "tls": _OF_TLS}
@@ -65,7 +65,7 @@ class Watched:
         self._ids.add(client)
 
     def discard(self, client: ClientId) -> None:
-        """Watches that client no longer."""
+        """Stops watching a client."""
         self._ids.discard(client)
 
     def __contains__(self, client: Client) -> bool:
@@ -142,7 +142,7 @@ class EventLog:
                 self._put(record)
 
     def merge(self, line: str) -> None:
-        """Records what the log of another process has recorded. Raises ValueError for no event.
+        """Records a line of another process's log. Raises ValueError if it is not an event.
 
         The bounds and the counts of this log hold for all processes together.
         """
@@ -223,7 +223,7 @@ class EventLog:
             self.lost_in_all += 1
             return
         self.backlog.append(self._line(record, at))
-        self._wake.notify()  # not for a repeat: the thread would take the interpreter each time
+        self._wake.notify()  # a repeat does not come here, so a flood does not wake the thread
 
     def _line(self, record: dict[str, Value], at: str | None = None) -> str:
         now = datetime.fromtimestamp(self.wall(), UTC).isoformat(timespec="milliseconds")
@@ -238,7 +238,7 @@ class EventLog:
                 self._flush_due(closing)
                 lines, lost = list(self.backlog), self.lost
                 self.backlog.clear()
-                if lines:  # else the count of lost lines stays, for the next write
+                if lines:  # otherwise the next write reports the lost lines
                     self.lost = 0
             if lines:
                 record: dict[str, Value] = {"event": "fault", "what": "events", "lost": lost}

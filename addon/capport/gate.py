@@ -71,8 +71,8 @@ class Gate:
     `policy` and `events` may be replaced, each as a whole, but are never edited. `imitate` is set
     only by `capport.testing`. `state` makes the state in the link of a 511. `answering` maps each
     place of the login server that answers now to its address.
-    `carry_out` puts a session that was opened or ended here in force in the kernel. It gets the
-    client's id, returns when the change is in force, and raises StoreError if there is no room.
+    `carry_out` makes the kernel follow a session that was opened or ended here. It gets the
+    client's id, returns when the kernel does, and raises StoreError if there is no room.
     `drop` ends the connections of a client that was refused too often (`limits.drop_after`), and
     gets the seconds for which new ones are dropped. It must not raise.
     """
@@ -187,8 +187,8 @@ class Gate:
     ) -> tuple[AtOnce, str | None] | None:
         """The verdict on an unknown client's request if it is 511, 302, 429 or 431, and the state.
 
-        The state is not in the verdict's `login_url` yet. Otherwise None, and nothing is counted:
-        `request` decides.
+        The state is not in the verdict's `login_url` yet. For any other verdict it returns None and
+        counts nothing; the caller then asks `request`.
         """
         begun = time.perf_counter()
         found = self.standing(client)
@@ -402,9 +402,9 @@ class Gate:
             return session
 
     def to_bind(self, client: ClientId) -> Session | None:
-        """The session that is filed under an address alone, but should be under its MAC (`bind`).
+        """The session of an address as `bind` should file it: under the address's MAC.
 
-        It is named by that MAC. It was granted while the MAC of the address was not known.
+        None if there is nothing to change. Such a session was granted while the MAC was not known.
         """
         mac, address = parts_of(client)
         if mac is not None or address is None:
@@ -417,8 +417,8 @@ class Gate:
     def bind(self, client: ClientId) -> None:
         """Files the session of an address under the MAC that uses the address now.
 
-        Otherwise the session would be for each device that gets the address after this one. It
-        waits for the disk. Raises StoreError.
+        Otherwise the next device that gets the address would have the session too. It waits for the
+        disk. Raises StoreError.
         """
         bound = self.to_bind(client)
         if bound is None:
@@ -499,7 +499,7 @@ class Gate:
     def _count_refusal(self, found: Standing) -> None:
         """Counts a refusal; if they are too many, drops the client's connections for `per`.
 
-        RFC 6585 sections 7.2 and 7.3: to answer a client that does not stop costs too much.
+        RFC 6585 sections 7.2 and 7.3: answering a client that does not stop costs too much.
         """
         limit = self.policy.limits.drop_after
         if limit is None:
@@ -518,9 +518,10 @@ class Gate:
 
 
 def _budget(found: Standing) -> str:
-    """Whose budget it is: one client's over all its addresses, and another when it becomes known.
+    """The key of a client's budget: the same for all its addresses, another once it is known.
 
-    What a client that is astray does is not held against the client whose address it uses.
+    An astray client has a key of its own: it must not use up the budget of the client whose address
+    it uses.
     """
     client = found.client
     return f"{client.id if client.ids else f'astray {client.address}'} {found.kind}"

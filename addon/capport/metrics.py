@@ -17,10 +17,10 @@ CHANGE = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.25, 1.0, 5.0)
 
 @dataclass(slots=True)
 class Timing:
-    """How long something took: how often at most each of `bounds`, in seconds, and in all."""
+    """How long something took: how often, by `bounds` in seconds; and how many `seconds` in all."""
 
     bounds: Sequence[float]
-    counts: list[int] = field(init=False)  # one more than bounds: for what took longer than all
+    counts: list[int] = field(init=False)  # up to each bound, and above the last
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
@@ -63,7 +63,8 @@ class Metrics:
     def take(self) -> dict[str, object]:
         """What was decided since the last call, as JSON; counting begins again at zero.
 
-        For a worker, whose counts the first process adds to its own. It neither grants nor revokes.
+        A worker calls it, and the first process adds the counts to its own. Workers neither grant
+        nor revoke.
         """
         verdicts, denied, decisions = dict(+self.verdicts), dict(+self.denied), self.decisions
         self.verdicts.subtract(verdicts)
