@@ -1,4 +1,4 @@
-"""What capport asks Linux; here, the protocol for finding the MAC behind an address."""
+"""Asks Linux what the portal needs to know; here, the protocol for finding an address's MAC."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -19,7 +19,7 @@ class Neighbours(Protocol):
         """
 
     def way(self, address: Address) -> Way | None:
-        """How frames go to `address` and come from it; None if by none of the clients' links."""
+        """How frames go to `address` and come from it; None if they use no link of the clients."""
 
     def watch(self, watcher: Callable[[Address], None]) -> Callable[[], None]:
         """Calls `watcher` with each address whose MAC changed; returns a function to stop this."""

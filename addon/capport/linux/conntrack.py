@@ -1,4 +1,4 @@
-"""Makes the kernel's connection tracking forget what a client has open past mitmproxy."""
+"""Makes the kernel's connection tracking forget the connections that bypass mitmproxy."""
 
 import errno
 import socket
@@ -20,12 +20,12 @@ _SOURCE = {4: 1, 6: 3}  # CTA_IP_V4_SRC, CTA_IP_V6_SRC
 # last packets to the client.
 _IPS_DST_NAT = 1 << 5
 
-_FEW = 8  # fewer addresses than this are searched for in the raw entry first: that is faster
+_FEW = 8  # for fewer addresses, it is faster to search for them in the raw entry first
 _BATCH = 100  # deletions in one request: their answers fit in the receive buffer
 
 
 def forget(addresses: Collection[Address]) -> int:
-    """Deletes the entries of connections that `addresses` opened past mitmproxy; returns how many.
+    """Deletes the entries of connections from `addresses` that bypass mitmproxy; returns how many.
 
     The table is read once per IP version: with a hundred thousand entries, that takes 0.3 s for
     one address and 0.45 s for a thousand. Waits for the kernel. Raises OSError.

@@ -45,13 +45,13 @@ class RulesError(OSError):
 
 
 class Nftables:
-    """One context of the library, in the network namespace that it is made in. For any thread.
+    """One context of the library, in the network namespace in which it is made.
 
-    Only one context works at a time. A context with `elements_only` handles no rules and does not
-    wait for the others.
+    Any thread may use it. Only one context works at a time. A context with `elements_only` handles
+    no rules and does not wait for the others.
 
     Raises OSError if the library is not installed, or without CAP_NET_ADMIN, which even listing
-    rules needs: the library itself would write to stderr at each command.
+    rules needs. (Without this check, the library would write to stderr at each command.)
     """
 
     def __init__(self, *, elements_only: bool = False) -> None:
@@ -76,7 +76,7 @@ class Nftables:
         """Runs all of `commands` in one transaction, or none of them. Raises RulesError."""
         return self._run(commands, 0)
 
-    # What these list may not exist: then they return nothing.
+    # These return nothing if what they should list does not exist.
 
     def listing(self, command: str, flags: int = 0) -> str:
         """Returns what `command` lists. Raises RulesError."""

@@ -161,8 +161,8 @@ class NetlinkNeighbours:
     def find_mac(self, address: Address) -> Mac | None:
         """The MAC that `address` has now; None if it is off-link or there is no entry.
 
-        An address with a MAC is found in a dict. Any other costs one system call (3 us) more, which
-        does not wait; but no loopback address has a MAC.
+        An address with a MAC is found in a dict. Any other takes one more system call (3 us), which
+        does not wait. A loopback address has no MAC, so it takes none.
         """
         mac = self._replica.find_mac(address)
         if mac is None and not self._closed and not address.is_loopback:
@@ -181,9 +181,10 @@ class NetlinkNeighbours:
     def way(self, address: Address) -> Way | None:
         """How frames go to `address`, by the kernel's routes.
 
-        If the kernel gives no answer, `address` counts as on the link. A router before the address
-        is given only if `interfaces` says which side the clients are on; otherwise frames may come
-        from one of several routers. The routes are those of the caller's network namespace.
+        If the kernel gives no answer, `address` counts as on the link. For an address behind a
+        router it returns None, unless `interfaces` says on which side the clients are: without
+        that, frames may come from one of several routers. The routes are those of the caller's
+        network namespace.
         """
         try:
             found = neighbour_lookup.way(address, self._numbers)
@@ -210,8 +211,8 @@ class NetlinkNeighbours:
     def watch(self, watcher: Callable[[Address], None]) -> Callable[[], None]:
         """Calls `watcher` with each address whose MAC changed, appeared or disappeared.
 
-        The call is made on the event loop that `watch` is called on, or on the replica's thread if
-        there is none. Returns a function that stops this.
+        It calls on the event loop on which `watch` was called, or on the replica's thread if there
+        was none. Returns a function that stops this.
         """
         try:
             entry = _Watcher(watcher, asyncio.get_running_loop())
@@ -247,7 +248,7 @@ class NetlinkNeighbours:
                 self._notify()
         finally:
             self._close_sockets()
-            self._replica.replace(())  # whatever ended the thread, no MAC is better than an old one
+            self._replica.replace(())  # no MAC is better than an old one, whatever ended the thread
 
     def _refresh(self) -> None:
         """Takes dumps until one succeeds and no notification was lost since."""

@@ -1,8 +1,9 @@
 """Sends messages to the kernel and reads its answers (netlink(7)).
 
-The library pyroute2 takes 0.15 s to import, and 0.4 s if nothing is compiled yet. Everything else
-that `capport grant` does takes 0.1 s. And it takes 10 ms for a message that takes 30 us here: a
-client may have tens of thousands of connections to forget, and a flood has as many neighbours.
+It does not use the library pyroute2, which takes 0.15 s to import, and 0.4 s if nothing is compiled
+yet. Everything else that `capport grant` does takes 0.1 s. And pyroute2 takes 10 ms for a message
+that takes 30 us here. A client may have tens of thousands of connections to forget, and a flood
+makes as many neighbours.
 """
 
 import os
@@ -51,11 +52,11 @@ def connect(protocol: int) -> socket.socket:
 
 
 def listen(protocol: int, groups: int, *, buffer: int = 0) -> socket.socket:
-    """Opens a socket that the kernel sends its reports to `groups` to. Raises OSError.
+    """Opens a socket to which the kernel sends its reports for `groups`. Raises OSError.
 
     Receiving from it does not wait. `buffer` is how many bytes of reports may wait, by the kernel's
     accounting; without CAP_NET_ADMIN at most net.core.rmem_max. If more come, some are lost, and
-    receiving raises ENOBUFS.
+    receiving raises OSError (ENOBUFS).
     """
     reports = connect(protocol)
     reports.setblocking(False)

@@ -1,6 +1,6 @@
 """Opens files in a folder that another user may own, without being led elsewhere or made to wait.
 
-`open_regular` opens files that people write, through any link. The rest of this module is about
+`open_regular` opens files that people write, and follows links. The rest of this module is about
 databases and the files beside them.
 
 Root revokes sessions and makes vouchers in the folder of an unprivileged service. The owner of that
@@ -38,7 +38,8 @@ def open_regular(path: Path) -> BinaryIO:
 def open_to_read(path: Path) -> int:
     """A descriptor for reading the regular file at `path`; any user may own it. Raises OSError.
 
-    Clients that are noted in it are revoked; refusing to read it would forget those revocations.
+    The file names clients whose sessions were revoked. If it were not read, they would be open
+    again.
     """
     return _open(path, os.O_RDONLY | os.O_NOFOLLOW, lambda status: _check_regular(status, path))
 
@@ -69,8 +70,9 @@ def open_or_make(path: Path, like: Path) -> tuple[int, bool]:
 def make_database(path: Path) -> bool:
     """Makes an empty file for SQLite, unless something is there. Returns whether it did.
 
-    Other users can read it at no moment. If root makes it, it belongs to the owner of the folder,
-    as if that owner had made it. (SQLite gives the log and its index to the owner of the file.)
+    No other user can read it at any moment. If root makes it, it belongs to the owner of the
+    folder, as if that owner had made it. (SQLite gives the log and its index to the owner of the
+    file.)
     Raises OSError.
     """
     made = _make(path, path.parent)

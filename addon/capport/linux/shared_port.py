@@ -1,8 +1,9 @@
 """Listening sockets that share one address and port: each client's connections go to one of them.
 
-They are a group of SO_REUSEPORT (socket(7)). Without more, the kernel would choose by address and
-port, so by connection. A program of classic BPF chooses by the client's address instead. Its result
-is the number of a socket, in the order in which they began to listen.
+They are a group of SO_REUSEPORT (socket(7)). By default the kernel chooses a socket by the client's
+address and port, so two connections of one client may go to two sockets. A program of classic BPF
+chooses by the client's address alone. Its result is the number of a socket, in the order in which
+they began to listen.
 """
 
 import array
@@ -22,10 +23,11 @@ _SOURCE_WORDS = {socket.AF_INET: (12,), socket.AF_INET6: (8, 12, 16, 20)}
 
 
 def listen(host: str, port: int, count: int, backlog: int) -> list[list[socket.socket]]:
-    """Listens at each address of `host` with `count` sockets; returns each one's share of them.
+    """Listens at each address of `host` with `count` sockets; returns `count` shares of them.
 
-    An empty `host` is all addresses, IPv4 and IPv6. Port 0 is any free port, the same for all.
-    Raises OSError, also if another process listens there.
+    Each share has one socket for each address. An empty `host` is all addresses, IPv4 and IPv6.
+    Port 0 is any free port, the same for all. Raises OSError, also if another process listens
+    there.
     """
     found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     shares: list[list[socket.socket]] = [[] for _ in range(count)]
