@@ -21,12 +21,12 @@ type Message = list[Any]
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
-    """The two ends of a channel. Messages keep their limits and their order."""
+    """The two ends of a channel. It keeps the boundaries and the order of messages."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 class Channel:
-    """One end, which never waits. With `unpickles`, it takes the objects that come along."""
+    """One end, which never waits. With `unpickles`, it accepts objects that come with messages."""
 
     def __init__(self, end: socket.socket, *, unpickles: bool = False) -> None:
         self.is_closed = False
@@ -41,7 +41,7 @@ class Channel:
     def send(self, *message: object, pickled: bytes | None = None) -> bool:
         """Sends a message; returns False if the other process is gone or has too many to read.
 
-        An object that comes along is the last item of the message.
+        The other process gets the object in `pickled` as the last item of the message.
         """
         data = json.dumps(message).encode()
         try:
@@ -55,9 +55,9 @@ class Channel:
             return False
 
     def messages(self) -> Iterator[Message]:
-        """Each message that is here now. If the other process is gone, sets `is_closed`.
+        """Yields each message that has come. If the other process is gone, sets `is_closed`.
 
-        Raises ValueError if what is here is no message.
+        Raises ValueError for data that is not a message.
         """
         while not self.is_closed:
             try:
@@ -91,9 +91,9 @@ class Channel:
 
 
 def forward(end: socket.socket) -> Callable[[str], bool]:
-    """Makes a function that sends a line of events as a message; it returns whether it could.
+    """Makes a function that sends a line of events as a message, and returns whether it could.
 
-    It may wait, so a thread of its own has to call it (`EventLog`).
+    The function may wait, so it must not be called on an event loop (`EventLog` has a thread).
     """
     end.settimeout(PATIENCE)
 

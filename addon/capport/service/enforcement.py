@@ -38,7 +38,7 @@ class Enforcement:
         self._ledger = ledger
 
     def changed(self, client: ClientId) -> None:
-        """The session of `client` has changed, in this process or in another."""
+        """Follows a change of the session of `client`, which any process has made."""
         self.recheck(client)
         self._ledger.changed(client)
 
@@ -49,7 +49,7 @@ class Enforcement:
             self.connections.recheck({client, *parts})
 
     async def follow(self, also: Callable[[], None] = lambda: None) -> None:
-        """Looks ten times a second which sessions are over, and does `also`; without end."""
+        """Checks ten times a second which sessions are over, and calls `also`. Never returns."""
         while True:
             await asyncio.sleep(TICK)
             try:

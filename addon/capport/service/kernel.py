@@ -54,14 +54,15 @@ class Kernel:
         await asyncio.to_thread(self._closing.close)
 
     def is_held(self, peer: Peer, client: Client) -> bool:
-        """Whether the kernel holds a client that has a session, which is a fault.
+        """Whether the kernel holds up a client although it has a session, which is a fault.
 
-        It is one if our table is loaded, but its sets lack a client that we added. Then this method
-        writes an event and makes `KnownSet` add the client again, and is True for one second.
+        That is so if our table is loaded, but its sets lack a client that we added. Then this
+        method writes an event, makes `KnownSet` add the client again, and returns True for a
+        second.
         """
         now, session = self._gate.now(), self._gate.session(client)
         if self._known is None or session is None or not self._known.has(client):
-            return False  # if we never added it, the client is new here and is about to be added
+            return False  # a client that we never added is new here, and is added in a moment
         if now < session.granted + CARRIED_OUT or now > session.ends - CARRIED_OUT:
             return False
         while self._held and next(iter(self._held.values())) <= now:
@@ -78,7 +79,7 @@ class Kernel:
         return True
 
     async def drop(self, client: Client, seconds: float) -> None:
-        """Makes the kernel drop what a client sends; if it cannot, the portal alone drops it."""
+        """Makes the kernel drop a client's new connections; if it cannot, only the portal does."""
         if self._known is None:
             return
         try:
@@ -93,9 +94,9 @@ class Kernel:
             self._listener.changed(client)
 
     def carry_out(self, client: ClientId) -> None:
-        """Returns when a change of this process is in the sets.
+        """Puts a session that this process has changed into the sets, and waits for the kernel.
 
-        Raises StoreError if they have no room for the client.
+        Raises StoreError if they have no room for the client. Logs any other error of the kernel.
         """
         if self._known is None:
             return

@@ -1,4 +1,4 @@
-"""Which connections lead to the login server, in the same process or in another."""
+"""Says which connections lead to the login server, in the same process or in another."""
 
 from collections.abc import Callable
 
@@ -14,8 +14,8 @@ type End = tuple[str, int] | tuple[str, int, int, int]
 def leads_to_login(policy: Policy, place: Place | None, elsewhere: Callable[[], bool]) -> bool:
     """Whether `place` is the login server of `policy`, or a proxy in front of it.
 
-    With `return.pem`, another login server signs clients in, and `login_url` points to it.
-    `elsewhere` returns whether an external login server signs clients in nevertheless.
+    `elsewhere` returns whether an external login server signs clients in, although the policy has
+    the embedded one (there is a `return.pem`). Then `login_url` points to the external one.
     """
     if policy.login_server is None:
         return False

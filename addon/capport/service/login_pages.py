@@ -1,4 +1,4 @@
-"""What answers on the login server's port: its pages, and the Captive Portal API beside them.
+"""Makes the application on the login server's port: its pages, and the Captive Portal API.
 
 It is imported only if the policy needs it, because the pages need packages that the gate does not.
 """
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class _CaptivePortalApi(CaptivePortalApi, Page):
-    """The Captive Portal API as a page: its errors are pages, and `can_extend` comes from there."""
+    """The Captive Portal API as a page: errors are pages, and `can_extend` is that of `Page`."""
 
 
 class LoginPages:

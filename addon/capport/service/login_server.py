@@ -30,15 +30,15 @@ LOOK = 1.0
 """Seconds between two checks whether the records' file has been replaced."""
 
 LASTING = 3
-"""How many times in a row the routers must fail to agree before it is reported.
+"""How many checks in a row must fail before it is reported that the routers share no records.
 
-For a second or two they do whenever one of them starts, or Redis does."""
+Some fail for a second or two whenever a router or Redis starts."""
 
 TIDY = 60.0
 """Seconds between two times that expired records are cleared and the time is recorded."""
 
 AGAIN = 1.0
-"""Seconds between two attempts to listen with the API while another process does.
+"""Seconds between two attempts to listen with the API while another process listens.
 
 Of several processes with one store, one has the API. When it ends, another takes over."""
 
@@ -59,12 +59,10 @@ class Pages(Protocol):
 class Embedded:
     """The login server, the API for an external login server, and the links that lead to it.
 
-    `service/worker_service.py` has the methods for the proxy of a worker.
-
-    It closes `records` at its end. `socket` is where the API listens, and
-    `api` where it also listens with tokens, on loopback. If the proxy is another process,
-    `may_be_proxy` returns whether a connection may come from it. `vouched` is where the proxy notes
-    for which clients it connects.
+    `stop` closes `records`. `socket` is where the API listens, and `api` where it also listens with
+    tokens, on loopback. If the proxy is another process, `may_be_proxy` returns whether a
+    connection may come from it. `vouched` is where the proxy notes for which clients it connects.
+    In a worker, the proxy uses `worker_service.WorkerLogin` instead.
     """
 
     def __init__(
@@ -100,7 +98,7 @@ class Embedded:
         return policy.login_server is not None and self._pages().signs_in_elsewhere(policy)
 
     def _pages(self) -> "Pages":
-        """The pages, imported only when the policy needs them: they need the extra `login`."""
+        """The pages; they need the extra `login`, so they are imported only if the policy does."""
         if self._made is None:
             from capport.service.login_pages import LoginPages
 
@@ -120,16 +118,16 @@ class Embedded:
         return leads_to_login(self._gate.policy, place, lambda: self.signs_in_elsewhere)
 
     def connected(self, here: End, there: End, client: Peer) -> None:
-        """The proxy has connected from `here` to `there` on behalf of `client`.
+        """Notes that the proxy has connected from `here` to `there` on behalf of `client`.
 
         In a tunnel, the addon cannot add a field to the requests, and the login server sees only
-        the proxy at the other end. So if `there` is the login server, the client is noted here.
+        the proxy at the other end. So the client is noted here, if `there` is the login server.
         """
         if is_among(self.server.places, there[1], parse_address(there[0])):
             self.portal.vouched.connected(here, client)
 
     def disconnected(self, here: End) -> None:
-        """The proxy's connection from `here` has ended."""
+        """Notes that the proxy's connection from `here` has ended."""
         self.portal.vouched.hung_up(here)
 
     async def start(self) -> None:

@@ -1,7 +1,7 @@
-"""The process that the workers of `capport run --workers` are forked from.
+"""Starts the process that the workers of `capport run --workers` are forked from.
 
-It has imported everything before, so a worker serves after a moment. The first process cannot fork
-them itself, because it has threads.
+That process has imported everything already, so a new worker serves after a moment. The first
+process cannot fork workers itself, because it has threads.
 """
 
 import asyncio
@@ -41,10 +41,10 @@ class Process:
 
 
 class Nursery:
-    """The process that workers are forked from (`command`), started again if it has ended.
+    """The process that workers are forked from, started by `command`, again if it has ended.
 
-    Its last argument is the descriptor of its channel, on which `setting` comes as JSON. It has the
-    descriptors `inherited`, which must stay open, under the same numbers.
+    It gets the descriptor of its channel as one more argument, and `setting` as JSON on that
+    channel. It inherits the descriptors `inherited` under the same numbers, so they must stay open.
     """
 
     def __init__(self, command: Sequence[str], setting: object, inherited: Iterable[int]) -> None:

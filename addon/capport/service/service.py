@@ -1,7 +1,7 @@
 """Builds and runs the portal without its proxy: store, gate, kernel, login server and API.
 
 The addon, `capport run` and `capport login` each have one `Service`. Only the gate decides; the
-other parts follow it. If one of them fails, the gate goes on.
+other parts follow it. If one of them fails, the gate continues to decide.
 """
 
 import asyncio
@@ -48,9 +48,9 @@ OPEN_SESSIONS = partial(open_store, start_closed=True)
 class Service:
     """Opens all parts of a portal; `start` begins to serve, `stop` ends everything.
 
-    `names` resolves names, if this process is the enforcement device. Without it this process has
-    only the login server, and the proxy is another process with the same store. If workers relay
-    for this process, they note in `vouched` for which clients they connect to the login server.
+    `names` resolves names, if this process is the enforcement device. Without `names` this process
+    has only the login server, and the proxy is another process with the same store. Workers of this
+    process note in `vouched` for which clients they connect to the login server.
     """
 
     def __init__(
@@ -292,7 +292,10 @@ class Service:
     # --- the login server ------------------------------------------------------------------------
 
     def _open_login_server(self) -> None:
-        """Also if the policy has none: an external login server may call the API."""
+        """Makes the login server and the API, if there is none yet.
+
+        It does so even if the policy has no login server, because an external one may call the API.
+        """
         if self.login is not None:
             return
         needed, alone = needs_login_server(self.gate.policy), self._names is None

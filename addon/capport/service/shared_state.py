@@ -1,4 +1,4 @@
-"""What every worker of `capport run --workers` decides by; it comes from the first process."""
+"""The values by which each worker of `capport run --workers` decides, from the first process."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from capport.core.policy import Policy
 class LoginState:
     """The login server in the first process: where it listens, and what its links need.
 
-    `makes_links` is whether a 511 leads there, or needs a state.
+    `makes_links` is whether a 511 links to it, or has a link with a state in it.
     """
 
     secret: bytes

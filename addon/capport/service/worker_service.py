@@ -1,9 +1,8 @@
 """The service of a worker of `capport run --workers`, which gets its policy from the first process.
 
 The worker reads the sessions itself, so a revocation cuts its connections even while the first
-process is busy. Everything else comes from the first process: the policy, whether
-the login server answers, and the secret of the links. Its events go there. It never touches the
-kernel's sets.
+process is busy. Everything else comes from the first process: the policy, whether the login server
+answers, and the secret of the links. Its events go there. It never touches the kernel's sets.
 """
 
 import asyncio
@@ -73,7 +72,7 @@ class WorkerLogin:
         OSError if the note does not get there: without it, the login server would take the client
         for this machine.
         """
-        # The policy's own places too: it comes before the login server listens there.
+        # The policy's places too: a new policy gets here before the login server listens there.
         server = self._gate.policy.login_server
         places = (*self._state.places, *(server.listen if server else ()))
         if not is_among(places, there[1], parse_address(there[0])):
@@ -83,7 +82,7 @@ class WorkerLogin:
         self._told.add(here)
 
     def disconnected(self, here: End) -> None:
-        """The worker's connection from `here` has ended."""
+        """Tells the first process that the worker's connection from `here` has ended."""
         if here in self._told:
             self._told.discard(here)
             self._channel.send("disconnected", here[:2])
@@ -161,7 +160,7 @@ class WorkerService:
     def is_held(self, peer: Peer, client: Client) -> bool:
         """Reports that a known client has reached the worker; the worker itself holds nobody.
 
-        If the kernel should have let the client through, the first process puts that right
+        If the kernel should have let the client through, the first process repairs its sets
         (`Kernel.is_held`). Until then, the worker relays for the client.
         """
         now = self.gate.now()
@@ -171,15 +170,15 @@ class WorkerService:
         return False
 
     def follow_policy_file(self, path: Path | None) -> NoReturn:
-        """Is for the first process alone, as are the next three."""
+        """Raises SettingError: only the first process follows the file."""
         raise SettingError("portal_policy: a worker follows the first process")
 
     def write_events_to(self, path: Path | None) -> NoReturn:
-        """Is for the first process alone."""
+        """Raises SettingError: only the first process writes events."""
         raise SettingError("portal_events: a worker follows the first process")
 
     def watch(self, client: ClientId) -> NoReturn:
-        """Is for the first process alone."""
+        """Raises SettingError: nobody can give a worker commands."""
         raise SettingError("a worker has no commands")
 
     unwatch = watch

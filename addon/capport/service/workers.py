@@ -29,7 +29,7 @@ SILENCE = 2.0  # seconds without a sign of life after which a worker is replaced
 STOPPING = 5.0  # seconds that a worker may take to end
 AGAIN = 10.0  # seconds before a worker that was never ready is started again, at most
 LOOK = 0.1  # seconds between two looks at the workers
-LINGER = 30.0  # seconds that the login server has to accept a connection that has ended
+LINGER = 30.0  # seconds for the login server to accept a connection that has ended meanwhile
 AT_ONCE = 100  # events of one worker that are read before the event loop does something else
 
 
@@ -53,7 +53,7 @@ class Worker:
 class Workers:
     """As many workers as `count`; it implements `OpenConnections` for them.
 
-    They note in `vouched`, for the login server, which client each connection to it is for.
+    `vouched` gets their notes for the login server: which client each connection to it is for.
     """
 
     def __init__(self, service: Service, vouched: Vouched, nursery: Nursery, count: int) -> None:
@@ -100,7 +100,10 @@ class Workers:
     # --- processes -------------------------------------------------------------------------------
 
     async def _keep(self, index: int) -> None:
-        """Starts a worker, and another one each time that it has ended, without end."""
+        """Starts a worker, and a new one each time that it has ended.
+
+        Returns only if the first one has not become ready.
+        """
         pause = 0.0
         while True:
             worker, why = None, "it has ended"
@@ -196,7 +199,7 @@ class Workers:
         for index in range(count):
             nearest = (number % count for number in range(index, index + count))
             by = next((number for number in nearest if self._is_ready(number)), None)
-            # Else its clients wait in the kernel's queue, as they do until it serves at first.
+            # Otherwise its clients wait in the kernel's queue until it serves for the first time.
             if by is not None and self._starts[index].done():
                 listens.setdefault(by, []).append(index)
         for number, wanted in listens.items():
