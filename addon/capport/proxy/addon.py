@@ -73,7 +73,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # of an HTTP/2 client, RFC 9113 s
 
 @dataclass(eq=False)
 class Hooks:
-    """Every hook of the portal. `service` holds the gate, the policy and the sessions."""
+    """Every hook of the portal. `service` has the gate, the policy and the sessions."""
 
     name = "capport"
 
@@ -376,7 +376,7 @@ class Hooks:
 
     @closed(deny_nothing)
     def tcp_message(self, shown: tcp.TCPFlow | udp.UDPFlow) -> None:
-        """Does the same for raw TCP and for UDP."""
+        """Drops old messages of raw TCP and UDP, as `websocket_message` does."""
         if self.gate.policy.http_known is KnownHttp.STREAM:
             # mitmproxy sends the last message after this hook, so that one must stay.
             del shown.messages[:-1]

@@ -43,7 +43,7 @@ _QUIET = ("tornado", "asyncio", "hpack", "quic", "mitmproxy.proxy.server")
 class _NoOnboarding:
     """Declares the option `onboarding`, which the portal forces off.
 
-    The addon that declares it otherwise, and serves mitm.it, is not loaded.
+    mitmproxy's own addon for it, which serves mitm.it, is not loaded.
     """
 
     name = "no-onboarding"
@@ -147,7 +147,7 @@ class Portal(Protocol):
     """The portal's addon: `CaptivePortal`, or `FirstProcess`."""
 
     def configure(self, updated: set[str]) -> None:
-        """Opens the portal. mitmproxy calls it once more for each change of an option."""
+        """Opens the portal. mitmproxy calls it again after each change of an option."""
 
 
 def run(

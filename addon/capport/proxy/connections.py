@@ -51,7 +51,7 @@ TLS = 4  # what mitmproxy's own TLS adds to the weight of a connection: about 10
 MOST_KEPT_OF_ONE = 16 * 1024 * 1024  # bytes of one client that wait for connections to open
 MOST_KEPT = 1024 * 1024  # of those, bytes on one connection of a known client
 MOST_UNREAD = 8 * 1024 * 1024  # bytes of HTTP/2 answers that a known client has not read
-LITTLE = 8 * 1024  # replaces the last two for an unknown client; also bounds each read and write
+LITTLE = 8 * 1024  # both of these bounds for an unknown client; also bounds each read and write
 AT_ONCE = 64  # connections that end at their deadlines before the event loop does something else
 DESCRIPTORS_KEPT = 256  # file descriptors for everything but unknown clients' connections
 
@@ -70,7 +70,7 @@ class Line(Protocol):
         """Closes them at once. With `reset`, the peers get RST, not FIN."""
 
     def finish(self) -> None:
-        """Ends the client's after everything that was written has been sent (`sockets.finish`)."""
+        """Ends the connection once everything that was written is sent (`sockets.finish`)."""
 
     def lingers(self) -> bool:
         """Whether it stays open for another stage, in which the client can read its last answer."""
@@ -87,19 +87,19 @@ class Open:
     frame: Mac | None = None  # the MAC that the connection's first frame came from (`Peer`)
     conn: connection.Client | None = None  # None: mitmproxy does not have it yet
     answers: int = 0  # requests that the front has answered
-    in_tunnel: bool = False  # these were sent in a tunnel
-    let_through: bool = False  # something on it is forwarded
+    in_tunnel: bool = False  # whether those requests were sent in a tunnel
+    let_through: bool = False  # whether something on it may be forwarded
     places: frozenset[Place | None] = frozenset({None})  # where it may go; None: anywhere
-    until: Instant | None = None  # when the session ends that permits it
+    until: Instant | None = None  # the end of the session that permits it
     heard: Instant = 0.0  # when the gate last got a report that data was relayed
-    over: bool = False  # it was ended: nothing on it is forwarded any more
+    over: bool = False  # whether it was ended: then nothing on it is forwarded
     leaves: float | None = None  # the loop's time at which its use of the garden ends
     # Its connections to the login server, by mitmproxy's id; each counts for the client named.
     logins: dict[str, ClientId] = field(default_factory=dict)
     dialled: set[str] = field(default_factory=set)  # connections to origins that are being opened
     kept: int = 0  # bytes from the client that wait for them
     all_dialled: asyncio.Event = field(default_factory=asyncio.Event)  # none is being opened now
-    came: int = 0  # bytes that the client's last segment had
+    came: int = 0  # bytes in the last segment from the client
     unread: int = 0  # bytes of answers that waited for the client before the last data arrived
     reads: asyncio.Event = field(default_factory=asyncio.Event)  # the client has sent something
     weight: int = 1  # how many connections it counts as
@@ -122,12 +122,12 @@ class Connections:
         self._open: dict[Key, Open] = {}
         self._unknown: OrderedDict[Key, Open] = OrderedDict()  # the oldest first
         self._unknown_of: dict[ClientId, OrderedDict[Key, Open]] = {}
-        self._weights: Counter[ClientId] = Counter()  # of these: the sum of `Open.weight`
+        self._weights: Counter[ClientId] = Counter()  # of unknown clients: the sum of `Open.weight`
         self._by_id: dict[ClientId, set[Key]] = {}
         self._logins: Counter[ClientId] = Counter()  # connections to the login server
         self._kept: Counter[ClientId] = Counter()  # bytes: the sum of `Open.kept`
         self._deadlines = Deadlines[Open]()  # by the loop's time
-        self._alarm: asyncio.TimerHandle | None = None  # for the next of them
+        self._alarm: asyncio.TimerHandle | None = None  # for the next deadline
 
     def __len__(self) -> int:
         return len(self._open)
@@ -237,7 +237,7 @@ class Connections:
             self.goes_on(entry)
 
     def goes_on(self, entry: Open) -> None:
-        """Does the same for a connection in the front."""
+        """Starts the deadline again, as `answered` does, for a connection in the front."""
         if not entry.let_through:
             self._wait(entry, PATIENCE)
 
@@ -338,15 +338,19 @@ class Connections:
         entry.line.abort(reset=reset)
 
     def abort_connection(self, conn: connection.Client, *, reset: bool = False) -> None:
-        """Closes a connection's sockets at once. With `reset`, the client gets RST, not FIN."""
+        """Closes a connection's sockets at once. With `reset`, the client gets RST, not FIN.
+
+        The connection stays recorded until mitmproxy reports its end (`closed`).
+        """
         sockets.abort(self.handler_of(conn.id), reset=reset)
 
     def finish(self, entry: Open) -> None:
         """Closes a connection after everything that was written to it has been sent.
 
         The client's next request may be on its way. If the socket were closed, TCP would reset the
-        connection, and Squid would answer its client 502. So only our half is: the client sees that
-        the connection has ended, and asks again on another one (RFC 9112 sections 9.3.1 and 9.6).
+        connection, and Squid would answer its client 502. So only our half is closed: the client
+        sees that the connection has ended, and asks again on another one (RFC 9112 sections 9.3.1
+        and 9.6).
         """
         entry.over = True
         entry.line.finish()
@@ -436,14 +440,14 @@ class Connections:
         mitmproxy calls this in the task that reads the socket, and itself waits only until the
         other sockets have taken what was written.
 
-        It keeps all that a client sends while a connection to an origin is being opened: 400 MB in
-        3 s, and with a host that is down this takes two minutes. So this waits until all
-        connections are open. Some more is read every ten seconds all the same, within the client's
-        share: mitmproxy opens five connections at a time, and what is read may end a stream that
-        waits for its turn.
+        mitmproxy keeps all that a client sends while a connection to an origin is being opened:
+        400 MB in 3 s, and with a host that is down this takes two minutes. So this method waits
+        until all connections are open. Every ten seconds it lets mitmproxy read some more, within
+        the client's share: mitmproxy opens five connections at a time, and the data may end a
+        stream that waits for its turn.
 
-        It also keeps all answers that an HTTP/2 client has not read (RFC 9113 section 5.2). So no
-        more is read from the origin whose data made the client's backlog grow too large.
+        mitmproxy also keeps all answers that an HTTP/2 client has not read (RFC 9113 section 5.2).
+        So nothing more is read from an origin whose data made the client's backlog too large.
         """
         handler = self.handler_of(conn.id)
         if handler is None:
@@ -479,7 +483,7 @@ class Connections:
             sockets.set_buffers(self.handler_of(entry.conn.id), size)
 
     def _is_in_time(self, entry: Open, conn: connection.Client, event: events.DataReceived) -> bool:
-        """Whether data that has just come, from either end, may be forwarded (no session ended)."""
+        """Whether data that has just come, from either end, may still be forwarded."""
         if event.connection is conn:
             entry.came = len(event.data)
         entry.unread = http2_bounds.unread(conn)
@@ -519,7 +523,7 @@ class Connections:
                 self._set_alarm(self._deadlines.next)
 
     def _is_due(self, entry: Open) -> None:
-        """Ends a connection at its deadline, unless it has another one."""
+        """Ends a connection at its deadline, unless it gets another deadline."""
         if entry.leaves is not None:
             self._leave_garden(entry)
         elif entry.let_through:  # its session is over, unless relayed data has extended it

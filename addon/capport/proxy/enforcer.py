@@ -36,7 +36,7 @@ class Enforcer(Protocol):
         """Records that this connection may go to `place`, or anywhere if that is None."""
 
     def hand_on(self, conn: connection.Client, verdict: Verdict) -> None:
-        """Keeps the verdict on a request for the hooks: mitmproxy's HTTP layer reads it next."""
+        """Keeps the verdict on a request for the hooks, which get the same request next."""
 
     def refused(self, shown: http.HTTPFlow, verdict: Verdict | None) -> None:
         """Reports that a request was answered in the origin's place."""

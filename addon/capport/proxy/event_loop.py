@@ -1,8 +1,8 @@
 """The event loop of `capport run`: uvloop, if it is installed and works here, else asyncio's own.
 
 uvloop needs less processor time for each connection and request. mitmproxy makes its tasks eager,
-and not each uvloop knows such tasks with each Python: 0.23.0 raises on CPython 3.13.0. So it is
-tried before it is used.
+and some versions of uvloop do not support that on some Pythons: 0.23.0 raises on CPython 3.13.0. So
+`choose` tries it first.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ def choose() -> tuple[LoopFactory, str]:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_make_an_eager_task())
-    except Exception as error:  # whatever a uvloop raises that is not made for this Python
+    except Exception as error:  # an uvloop that does not fit this Python may raise anything
         return asyncio.new_event_loop, f"asyncio ({name} does not work here: {error})"
     return uvloop.new_event_loop, name
 

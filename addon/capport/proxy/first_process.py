@@ -1,4 +1,4 @@
-"""The first process of `capport run --workers`: everything but the strangers' connections.
+"""Runs the first process of `capport run --workers`: everything but the clients' connections.
 
 It has the sessions, the kernel's sets, the login server, the API and the events. It opens the ports
 of the proxy, but the workers accept from them.
@@ -32,7 +32,7 @@ COMMAND = (sys.executable, "-P", "-m", "capport.proxy.worker_process")
 
 
 class FirstProcess:
-    """Stands where the portal's hooks stand in a worker. `given` and `values` go to each worker."""
+    """Has the place that the hooks have in a worker. `given` and `values` go to each worker."""
 
     name = "capport"
 
@@ -74,7 +74,7 @@ class FirstProcess:
         ports |= {one.getsockname()[1] for one in self._sockets}
         budgets = os.memfd_create("capport-budgets")
         os.ftruncate(budgets, SIZE)
-        Budgets(budgets)  # makes what the workers' budgets have in common
+        Budgets(budgets)  # writes the salt, which all workers share
         setting = {
             "given": self._given,
             "values": list(self._values),
@@ -92,7 +92,7 @@ class FirstProcess:
     def _listen(
         self, mode: mode_specs.ProxyMode, shares: list[dict[str, list[socket.socket]]]
     ) -> None:
-        if isinstance(mode, mode_specs.TunMode):  # it has an interface, which is one worker's
+        if isinstance(mode, mode_specs.TunMode):  # only one worker can have its interface
             if self._count > 1:
                 raise SettingError(f"mode {mode.full_spec}: a tun interface takes --workers 1")
             return
@@ -122,7 +122,7 @@ class FirstProcess:
 
 
 def run(given: Mapping[str, object], values: Sequence[str], workers: int | None) -> int:
-    """`capport run`: with as many workers, or (None) in this process alone. The exit status."""
+    """Runs `capport run`, in this process alone if `workers` is None; returns the exit status."""
     if workers is None:
         return appliance.run(given, values)
     return appliance.run(given, values, lambda: FirstProcess(given, values, workers))

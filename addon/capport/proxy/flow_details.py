@@ -1,6 +1,6 @@
-"""What an event says about a request, by mitmproxy's flow.
+"""Makes the fields of an event about a request from mitmproxy's flow.
 
-None of it is a credential: a path has no query, a Referer neither query nor userinfo.
+They contain no credential: a path has no query, a Referer neither query nor userinfo.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ def request_fields(shown: http.HTTPFlow) -> dict[str, Value]:
 
 
 def details_of(shown: http.HTTPFlow) -> dict[str, Value]:
-    """The further fields, if the client is watched."""
+    """The fields that an event has in addition if the client is watched."""
     request, response = shown.request, shown.response
     headers = request.headers
     path, _, query = request.path.partition("?")
@@ -75,7 +75,7 @@ def _answered_by(shown: http.HTTPFlow) -> str | None:
 
 
 def _length(response: http.Response | None) -> int | None:
-    """How many bytes the body of a response has, as it says itself."""
+    """The Content-Length of a response; None if it has none."""
     said = response.headers.get("content-length", "") if response else ""
     return int(said) if _LENGTH.fullmatch(said) else None
 
@@ -87,7 +87,7 @@ def _digest(query: str) -> str:
 
 
 def _place_of(url: str) -> str | None:
-    """A URL without what may be secret in it."""
+    """A URL without the parts that may be secret: userinfo, query and fragment."""
     try:
         parts = urlsplit(url)
     except ValueError:

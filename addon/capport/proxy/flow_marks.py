@@ -26,8 +26,8 @@ GARDEN_MARK: Final = ":seedling:"
 KNOWN_MARK: Final = ":white_check_mark:"
 CAVEAT: Final = "the certificate was not the origin's (RFC 6585 section 7.4)"
 
-# How mitmproxy shows each verdict: in words, which are there where a font has no emoji, and by a
-# marker. For requests the words are the status.
+# How mitmproxy shows each verdict: in words, because some fonts have no emoji, and by a marker. For
+# requests the words are the status.
 _SHOWN: Final = {
     "Pass": ("passed", KNOWN_MARK),
     "SignIn": (302, ":key:"),
@@ -70,7 +70,7 @@ class FlowMarks:
         """Marks and reports a request that was answered in the origin's place."""
         because = verdict.because if verdict else "the portal cannot decide now"
         name = type(verdict).__name__ if verdict else "NoVerdict"
-        # An unknown client's request inside TLS: it went on in spite of the certificate error.
+        # A request inside TLS: the client continued although the certificate is not the origin's.
         inside = verdict is not None and shown.client_conn.tls_established
         mark(shown, name, because, caveat=CAVEAT if inside else None)
         credentials = credentials_in(shown.request)
@@ -93,7 +93,7 @@ class FlowMarks:
             mark(shown, type(verdict).__name__, verdict.because)
 
     def forwarded(self, shown: http.HTTPFlow, verdict: Pass) -> None:
-        """Marks a request that is forwarded, also with what will answer it."""
+        """Marks a request that is forwarded, and notes what will answer it."""
         mark(shown, "Pass", verdict.because)
         if verdict.to:
             shown.marked = GARDEN_MARK

@@ -10,7 +10,7 @@ from capport.report.recording import record
 from capport.report.summary import Report, report_on
 
 MOST = 2000
-"""Flows of one client that a finding is looked for in: the newest."""
+"""The most flows of one client in which findings are looked for: its newest."""
 
 
 def report_on_flows(flows: Iterable[flow.Flow]) -> Report:
@@ -19,7 +19,7 @@ def report_on_flows(flows: Iterable[flow.Flow]) -> Report:
 
 
 def findings_on(shown: flow.Flow, flows: Sequence[flow.Flow]) -> list[Finding]:
-    """The findings that rest on `shown`, among `flows`, which may be other clients' too."""
+    """The findings that rest on `shown`. `flows` may contain other clients' flows too."""
     own = record(events_of_flows([shown]))
     times = {one.time for client in own.clients for one in client.everything()}
     same = [one for one in flows if _client(one) == _client(shown)][-MOST:]

@@ -1,9 +1,9 @@
 """The front on its sockets: accepts connections, answers strangers, hands the rest to mitmproxy.
 
 Each connection of an unknown client is a `Stranger`, which carries out what its `Conversation`
-says. Its socket has no transport of asyncio's: all of them are in one epoll(7), whose descriptor is
-the one that the event loop watches. What strangers want is done in turn, a little in each pass of
-the event loop: so a client that wants a thousand things at once makes itself wait, and nobody else.
+says. The sockets have no asyncio transports: all are in one epoll(7), and the event loop watches
+only its descriptor. Strangers are served in turn, a few in each pass of the event loop. So a client
+that asks for a thousand things at once makes nobody wait but itself.
 """
 
 import asyncio
@@ -82,7 +82,7 @@ class Front:
         self.observer = observer
         self._turns = Turns[str, Stranger]()
         self._left = AT_ONCE  # pieces of work that may be done in this pass
-        self._scheduled = False  # or held up: nothing is done until `_pass`
+        self._scheduled = False  # `_pass` will be called, or a connection is being handed over
         self._epoll = select.epoll()
         self._watched: dict[int, Stranger] = {}  # by file descriptor
         self._leaving = set[asyncio.Future[None]]()
@@ -145,7 +145,7 @@ class Front:
         task.add_done_callback(self._leaving.discard)
 
     def rest(self, seconds: float = 0.0) -> None:
-        """Leaves time to others, as much as a large piece of work took."""
+        """Does nothing for `seconds`, so that the event loop has time for other work."""
         self._scheduled = True
         asyncio.get_running_loop().call_later(seconds, self._pass)
 
@@ -200,21 +200,21 @@ class Stranger:
         self.peer = peer
         self._sock = sock
         self._who: Peer
-        self._at: Address | None = None  # what the client dialled, once somebody has asked
+        self._at: Address | None = None  # what the client dialled, once `_dialled` was called
         self._entry: connections.Open | None = None
         self._talks: Conversation | None = None  # without it, everything is handed over
         self._shown: connection.Client | None = None
         self._step: Callable[[Stranger], None] = Stranger.begin  # what `do` does next
         self._waits = False  # for its turn
         self._readable = True  # the kernel may have something from the client
-        self._hangs_up = False  # and then nothing more
-        self._events = 0  # those that epoll reports
+        self._hangs_up = False  # the client sends nothing after what the kernel has
+        self._events = 0  # the events that epoll reports
         self._pipelined = False  # `_talks` has a request that it has not looked at yet
-        self._unsent = b""  # the client does not read what was sent
-        self._ends = False  # once that is sent
-        self._lingers: Stages | None = None  # after its end
-        self._leaves = False  # mitmproxy gets it
-        self._transport: asyncio.Transport | None = None  # mitmproxy has it
+        self._unsent = b""  # waits until the client reads what was sent
+        self._ends = False  # the connection ends once everything is sent
+        self._lingers: Stages | None = None  # for what comes after that
+        self._leaves = False  # the connection is being handed over to mitmproxy
+        self._transport: asyncio.Transport | None = None  # set when mitmproxy has it
 
     # --- what happens to it ----------------------------------------------------------------------
 
@@ -360,7 +360,7 @@ class Stranger:
             return HandOver(data, 0) if data else None
         try:
             if data and self._is_intercepted(data):
-                return HandOver(data, ANSWERS - 1)  # so that one request is answered
+                return HandOver(data, ANSWERS - 1)  # so that mitmproxy answers one request only
             return self._talks.receive(data)
         except Exception:
             self.front.faults.fault("the front")
@@ -390,7 +390,7 @@ class Stranger:
             self.front.book.goes_on(self._entry)
 
     def send_rest(self) -> None:
-        """Sends what the client did not read before, and goes on where it was."""
+        """Sends what waited for the client to read, and then continues."""
         data, self._unsent, self._step = self._unsent, b"", Stranger.go_on
         self._send(data)
         if self._unsent:
@@ -401,7 +401,10 @@ class Stranger:
             self.go_on()
 
     def _end(self, stages: Stages | None) -> None:
-        """Ends the connection once everything was sent: only our half, if it has `stages`."""
+        """Ends the connection once everything is sent. With `stages`, ends only our half at first.
+
+        Then it drops what the client still sends (`linger`).
+        """
         self._ends, self._lingers = True, stages
         if self._unsent:
             return
@@ -412,7 +415,7 @@ class Stranger:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:
             raise Gone from None
-        self._talks, self._step = None, Stranger.linger  # and so without what it has read
+        self._talks, self._step = None, Stranger.linger  # frees what the conversation has read
         self.front.book.ends(self._keep())
         if self._readable:
             self._wait()
@@ -430,7 +433,7 @@ class Stranger:
         self._wait()
 
     def nothing(self) -> None:
-        """The connection is closed, or mitmproxy has it."""
+        """Does nothing: the connection is closed, or mitmproxy has it."""
 
     def _hand_over(self, act: HandOver) -> None:
         """Gives the connection to mitmproxy."""
@@ -517,7 +520,7 @@ class Stranger:
         return entry
 
     def _enter(self) -> connections.Open:
-        """Its entry in the book, which it gets if it has none. That may end the connection."""
+        """Its entry in the book, made if there is none. Making it may end the connection."""
         if self._entry is None:
             client, key = self.client, (self.peer, self._dialled)
             found = self.front.gate.standing(client)

@@ -28,7 +28,7 @@ from capport.service.service import Service
 from capport.service.worker_service import WorkerService
 
 type PortalService = Service | WorkerService
-"""The gate, and all that follows it or that it follows; a worker has the second."""
+"""What the hooks use of the portal: a `WorkerService` in a worker, otherwise a `Service`."""
 
 HELD = "the client has a session, but the kernel's set lacks it; the portal is adding it again"
 

@@ -20,7 +20,7 @@ class RefusalContentview(contentviews.Contentview):
         self._explain = explain
 
     def prettify(self, data: bytes, metadata: contentviews.Metadata) -> str:
-        """The view. Raises ValueError for what is no refusal."""
+        """The text of the view. Raises ValueError if the flow is not a refusal."""
         shown = _refused(metadata)
         if shown is None or shown.response is None:
             raise ValueError("the portal did not refuse this")
@@ -30,7 +30,7 @@ class RefusalContentview(contentviews.Contentview):
         return "\n".join(lines)
 
     def render_priority(self, data: bytes, metadata: contentviews.Metadata) -> float:
-        """More than any other view's for a refusal, which all have the same page."""
+        """Higher than any other view's for a refusal: all refusals have the same page."""
         return -1 if _refused(metadata) is None else 2
 
 

@@ -32,7 +32,8 @@ def place_of(address: connection.Address | None) -> Place | None:
 def redact(request: http.Request) -> dict[bytes, list[bytes]]:
     """Replaces the credentials in a request (RFC 6585 section 7.4).
 
-    Returns those of its fields by name. The userinfo of its URL is not sent to anyone.
+    Returns the values that it replaced in header fields, by the field's name. It does not return
+    the userinfo of the URL, because nobody gets that.
     """
     taken: dict[bytes, list[bytes]] = {}
     fields = []
@@ -55,7 +56,7 @@ def _without_userinfo(authority: bytes) -> bytes:
 def redacted(name: bytes, value: bytes) -> bytes:
     """The text that replaces a credential, with the number of cookies if it is not one.
 
-    A text that replaces one already stays as it is.
+    If `value` is such a text already, it stays as it is.
     """
     if _COUNTED.fullmatch(value):
         return value

@@ -21,7 +21,7 @@ class FlowFileError(ValueError):
 
 
 def recording_of(path: Path) -> Recording:
-    """What happened by the flows in a file. Raises FlowFileError, OSError."""
+    """What happened, according to the flows in a file. Raises FlowFileError or OSError."""
     recording = Recording()
     with path.open("rb") as file:
         return record(events_of_flows(_flows(path, file, recording)), recording)
@@ -48,7 +48,7 @@ def events_of_flows(flows: Iterable[flow.Flow]) -> list[Event]:
 
 
 def _flows(path: Path, file: BinaryIO, recording: Recording) -> Iterator[flow.Flow]:
-    """The flows up to one that is not whole: mitmproxy may be writing it."""
+    """Yields the flows before the first incomplete one, which mitmproxy may be writing."""
     any_read = False
     try:
         for shown in io.FlowReader(file).stream():

@@ -53,7 +53,7 @@ class Shown:
             watched = act.client in self._gate.events.watched
             shows = self.budget.may_show(act.client, time.monotonic(), watched=watched)
             if shows and not watched and isinstance(act, Answer) and len(act.head) > LINE:
-                shows = False  # it would be kept several times
+                shows = False  # mitmproxy would keep such a large head several times
             if shows or watched:
                 self._show(by, act, shows=shows)
             else:
@@ -78,7 +78,7 @@ class Shown:
         return self.budget.may_show(client, time.monotonic(), watched=watched)
 
     def follow(self, options: Any, a_second: int) -> None:
-        """Applies how many are shown a second, and whether a person intercepts (`options`)."""
+        """Applies how many refusals a second are shown, and mitmproxy's option `intercept`."""
         self.budget.set_rate(a_second)
         self.intercepting = "intercept" in options and bool(options.intercept)
 

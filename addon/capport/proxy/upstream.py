@@ -61,7 +61,7 @@ class Dialling:
         server.address = (str(address), server.address[1])
 
     def connected(self, data: ServerConnectionHookData) -> None:
-        """Gives an open connection its name back: mitmproxy finds it by that for later requests."""
+        """Gives an open connection its name back: mitmproxy finds it by the name later."""
         self._connections.dialled(data.client, data.server.id)
         if named := self._named.pop(data.server, None):
             name_again(data.server, named)

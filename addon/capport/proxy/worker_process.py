@@ -1,4 +1,4 @@
-"""The workers of `capport run --workers`, and the process that they are forked from.
+"""Runs the workers of `capport run --workers`, and the process that they are forked from.
 
 `python -m capport.proxy.worker_process CHANNEL` imports all that a worker needs, and forks a worker
 whenever the first process asks for one. So a worker that has ended is replaced after a moment,
@@ -37,7 +37,7 @@ _CAPABILITY_VERSION, _CAP_NET_ADMIN = 0x20080522, 12  # linux/capability.h
 def main(channel: int) -> int:
     """Forks workers until the first process is gone. In a worker, returns its exit status."""
     _end_with_the_parent()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so nobody has to wait for a worker that ended
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that no worker that has ended stays a zombie
     first = socket.socket(fileno=channel)
     setting = json.loads(first.recv(1 << 16))
     if not setting["has_tun"]:

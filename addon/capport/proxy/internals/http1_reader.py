@@ -43,7 +43,7 @@ INTERIM: Final = 100
 # divide the blanks between its parts.
 _UNFIT: Final = re.compile(rb"[\0\v\f]|\r(?!\n)")
 # mitmproxy's expression for the commas in a Transfer-Encoding takes quadratic time for many blanks.
-# A bad Content-Length, and a line that begins with no name, are quoted whole and kept five times.
+# It quotes a bad Content-Length, or a line without a name, in full, and keeps the quote five times.
 _TOO_LONG: Final = re.compile(
     rb"\n(?:(?:transfer-encoding|content-length)[ \t]*+:[^\n]{200}|[^:\s][^:\n]{200})",
     re.IGNORECASE,
@@ -150,7 +150,7 @@ class Server(_http1.Http1Server):
     """mitmproxy's end of an HTTP/1 connection to a client."""
 
     def send(self, event: HttpEvent) -> layer.CommandGenerator[None]:
-        """Sends as mitmproxy does; after an interim response, permits another response."""
+        """Sends as mitmproxy does; after an interim response, another response may follow."""
         yield from super().send(event)
         if is_interim(event):
             self.response = None

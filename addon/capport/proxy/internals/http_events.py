@@ -1,4 +1,4 @@
-"""The events and hooks of mitmproxy's HTTP layers, from its private modules; one more hook."""
+"""Names the events and hooks of mitmproxy's private HTTP modules, and adds one hook."""
 
 from dataclasses import dataclass
 

@@ -63,8 +63,8 @@ class EarlyStream(HttpStream):
             and self.client_state == self.state_consume_request_body
             and not event.end_stream
         ):
-            # From here on as mitmproxy sends an addon's response, but without reading the body:
-            # in `state_errored`, later data of the stream is dropped.
+            # The rest does what mitmproxy does to send an addon's response, but without reading the
+            # body: in `state_errored`, mitmproxy drops later data of the stream.
             self.client_state = self.state_done
             self.flow.request.data.content = b""
             self.flow.request.timestamp_end = time.time()

@@ -6,7 +6,8 @@ the portal accepts, and decides which connections get a handler.
 
 It relies on the `_servers` of mitmproxy's server instances, which have `sockets` and `close`, and
 on `handle_stream`, which each accepted connection is given to. mitmproxy's port may be open before
-the portal is loaded. What was accepted by then has its handler, and the hooks decide on it.
+the portal is loaded. Connections that it has accepted by then have a handler, and the hooks decide
+on them.
 """
 
 import asyncio
@@ -131,7 +132,7 @@ def destination_of(sock: socket.socket) -> Address:
 
 
 class _Skipping(asyncio.StreamWriter):
-    """Drops the first `skip` bytes that are written, and then lets go what `protocol` keeps."""
+    """Drops the first `skip` bytes that are written; then `protocol` passes on what it keeps."""
 
     skip: int
     protocol: "_HandedOver"
@@ -145,7 +146,7 @@ class _Skipping(asyncio.StreamWriter):
 
 
 class _HandedOver(asyncio.StreamReaderProtocol):
-    """Reads a connection for mitmproxy. It keeps what the client sends, until `kept` is None."""
+    """Reads a connection for mitmproxy. Until `kept` is None, it keeps what the client sends."""
 
     attached: Callable[[asyncio.Transport], None]
     transport: asyncio.Transport
@@ -205,7 +206,7 @@ async def hand_over(
 
     def begin() -> None:
         nonlocal data
-        # The connection has this function for as long as it lasts, so `data` would stay too.
+        # The connection keeps this function to its end, so `data` would stay in memory too.
         first, data = answered[0] if answered else data, b""
         asyncio.StreamReaderProtocol.connection_made(protocol, protocol.transport)
         if first:

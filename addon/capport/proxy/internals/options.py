@@ -15,5 +15,5 @@ def undeclared(options: Options) -> dict[str, list[Any]]:
 
 
 def set_silently(options: Options, name: str, value: object) -> None:
-    """Sets an option without notice to any addon. Subscribers need this: they may cause none."""
+    """Sets an option without a notice to the addons, which a subscriber must not cause."""
     options._options[name].set(value)

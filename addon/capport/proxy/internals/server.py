@@ -46,8 +46,8 @@ def frame_of(conn: connection.Client) -> Mac | None:
 def name_again(server: connection.Server, address: connection.Address) -> None:
     """Sets the name of an open connection, by which mitmproxy finds it for later requests.
 
-    mitmproxy forbids to change the address of an open connection, because that would not redirect
-    it. That is not meant here: the connection was opened to an address of this very name.
+    mitmproxy forbids changing the address of an open connection, because that would not redirect
+    it. Nothing is to be redirected here: the connection was opened to an address of this very name.
     """
     object.__setattr__(server, "address", address)
 

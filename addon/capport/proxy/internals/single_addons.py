@@ -1,6 +1,6 @@
 """Lets a process import some of mitmproxy's addons without the others, which take half a second.
 
-It relies on the package `mitmproxy.addons` having nothing but its path that its modules need.
+It relies on this: the modules in `mitmproxy.addons` need nothing of the package but its path.
 """
 
 import importlib.util

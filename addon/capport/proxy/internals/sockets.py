@@ -105,7 +105,7 @@ def finish(transport: asyncio.WriteTransport) -> None:
 
 
 def reset_at_close(sock: socket.socket) -> None:
-    """Makes the end of a connection an RST, not FIN."""
+    """Makes the kernel send RST, not FIN, when this socket is closed."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
 
 
@@ -160,7 +160,7 @@ def set_buffers(handler: Handler, size: int | None) -> None:
 def set_transport_buffers(transport: asyncio.WriteTransport, size: int | None) -> None:
     """Bounds what is read at once from one socket, and what waits to be sent on it.
 
-    uvloop reads what the kernel has, so there the kernel is to have little.
+    uvloop reads all that the kernel keeps, so with uvloop the kernel's buffer is made small.
     """
     transport.set_write_buffer_limits(size)
     if hasattr(transport, "max_size"):

@@ -86,7 +86,7 @@ def problems(relied_on: dict[str, dict[str, list[str]]]) -> Iterator[str]:
 def digest(path: str) -> str:
     """The digest of a function's source without comments and empty lines.
 
-    It is "here" for what is no function in Python. Raises ImportError or AttributeError if `path`
+    For anything but a Python function it is "here". Raises ImportError or AttributeError if `path`
     does not exist, OSError if its source does not.
     """
     thing = pkgutil.resolve_name(path)

@@ -151,7 +151,7 @@ class RefusalLayer(OwnLayer):
         yield from self._answer(request, verdict, bodyless=type(first) is h11.EndOfMessage)
 
     def _onward(self, asked: Head, verdict: Verdict) -> "Onward | None":
-        """Makes what forwards the request; None if the request gets an answer instead."""
+        """Makes an `Onward` for the request; None if the request gets an answer instead."""
         tunnels = asked.method == "CONNECT" and self.explicit
         if isinstance(verdict, Pass):
             place = verdict.to or (asked.claim if self.explicit else self.dialled)

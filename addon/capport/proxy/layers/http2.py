@@ -1,6 +1,6 @@
-"""mitmproxy's HTTP for unknown clients: bounded, and answered before a body is read.
+"""Adapts mitmproxy's HTTP to unknown clients: bounded, and answered before a body is read.
 
-HTTP/2 of unknown clients, and the HTTP/1 requests that `RefusalLayer` forwards.
+It serves unknown clients' HTTP/2, and the HTTP/1 requests that `RefusalLayer` forwards.
 """
 
 from dataclasses import replace

@@ -1,6 +1,6 @@
 """Closes a connection whose client still sends, in such a way that the client can read its answer.
 
-It closes our half, then reads and drops what comes, as long as `front/half_close.py` says.
+It closes our half, then reads and drops what comes, for as long as `front/half_close.py` says.
 """
 
 from mitmproxy import connection
