@@ -77,7 +77,7 @@ class Explanation:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the verdict is that nobody reaches this place."""
+        """Whether the verdict is that no client may reach this place."""
         return isinstance(self.decisive[-1][1], Closed)
 
     @property

@@ -1,4 +1,4 @@
-"""`capport run`: the portal in a mitmproxy that has only the addons that a portal needs.
+"""Runs `capport run`: the portal in a mitmproxy that has only the addons that a portal needs.
 
 mitmdump loads about forty addons. Their hooks run for each request, their options can change, keep
 or replay a flow, and one of them prints every flow. This module loads only the addons without which

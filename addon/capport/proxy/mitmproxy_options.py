@@ -1,4 +1,4 @@
-"""Our options, and the checks of mitmproxy's own: some are forced, some would open the gate."""
+"""Declares our options, and checks mitmproxy's: some are forced, some would open the gate."""
 
 import difflib
 import io

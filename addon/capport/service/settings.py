@@ -12,7 +12,7 @@ class SettingError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The policy file, and the places of all else; None means the default, or that there is none.
+    """The policy file, and where the rest is. None means the default, or that there is none.
 
     `socket` is where the API of `capport login` listens without tokens. The addon and `capport run`
     ignore it: their socket is beside the sessions.

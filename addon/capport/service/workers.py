@@ -84,7 +84,7 @@ class Workers:
         """Does nothing, because each worker follows the sessions by itself."""
 
     def recheck_all(self) -> None:
-        """Sends the workers the policy, and all else that they decide by from now on."""
+        """Sends the workers the policy, and everything else by which they decide from now on."""
         self._share()
 
     def drop(self, client: Client) -> None:

@@ -1,4 +1,4 @@
-"""Adjusts mitmproxy's log handlers, which addons `errorcheck` and `termlog` have as `logger`."""
+"""Adjusts mitmproxy's log handlers: the `logger` of its addons `errorcheck` and `termlog`."""
 
 import logging
 from typing import Any
