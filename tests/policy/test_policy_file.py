@@ -80,6 +80,19 @@ def test_a_wrong_policy_gets_the_message_it_must(
     assert str(caught.value) == message.removesuffix("\n")
 
 
+@pytest.mark.parametrize(
+    "key", ["sessions: {store: %s}", "login_url: %s", "%s: 1", "network: [%s]"]
+)
+@pytest.mark.parametrize("url", ["redis://ann:pa55@word@h/0", f"rediss://:{'pa55word' * 9}@h/0"])
+def test_no_message_has_a_password_of_redis(
+    key: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(values, "lacking", "needs {}".format)
+    found = str(error_of(LOGIN + key.replace("%s", f"'{url}'")))
+    assert "://...@h/0" in found
+    assert "word" not in found
+
+
 @pytest.mark.parametrize("case", BAD, ids=lambda case: case.stem)
 def test_without_libyaml_the_same_lines_are_wrong(
     case: Path, monkeypatch: pytest.MonkeyPatch

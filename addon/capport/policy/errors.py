@@ -13,7 +13,7 @@ from capport.terminal import cells, fit, visible
 MOST_ERRORS = 100
 """At most this many errors are shown: a file with more is probably not a policy at all."""
 
-_SECRET = re.compile(r"(rediss?://)[^\s@]*@")
+_CREDENTIALS = re.compile(r"(rediss?://)\S*@")
 _WIDTH, _BEFORE = 88, 44  # terminal columns of the quoted line: in all, and before the caret
 
 
@@ -40,13 +40,14 @@ class Problem:
     source: str = ""
 
     def __str__(self) -> str:
+        message = visible(_without_password(self.message))
         if not self.line:
-            return f"{visible(self.file)}: {visible(self.message)}"
-        head = f"{visible(self.file)}:{self.line}:{self.column}: {visible(self.message)}"
+            return f"{visible(self.file)}: {message}"
+        head = f"{visible(self.file)}:{self.line}:{self.column}: {message}"
         if not self.source:
             return head
-        shown = _SECRET.sub(r"\1...@", self.source)  # a password does not go into a log
-        quoted, cells = _around(shown, min(self.column - 1, len(shown)))
+        source = _without_password(self.source)
+        quoted, cells = _around(source, min(self.column - 1, len(source)))
         return f"{head}\n    {quoted}\n    {' ' * cells}^"
 
 
@@ -120,6 +121,7 @@ class Findings:
 
 def shown(text: str) -> str:
     """A value for a message: cut if it is long, in quotes if its end would not be clear."""
+    text = _without_password(text)  # before the cut, which could remove the @
     short = text if len(text) <= 60 else text[:59] + "…"
     return short if re.fullmatch(r"[\w.:/@*…+-]+", short) else repr(short)
 
@@ -137,6 +139,11 @@ def reason(error: OSError) -> str:
     """What went wrong with a file, without its name, because the message starts with that."""
     text = error.strerror or str(error)
     return text if text.startswith("is ") else f"cannot be read: {text}"
+
+
+def _without_password(text: str) -> str:
+    """`text` without the user and the password in a URL of Redis: they must not get into a log."""
+    return _CREDENTIALS.sub(r"\1...@", text)
 
 
 def _around(line: str, at: int) -> tuple[str, int]:
