@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from capport.cli import main
+from capport.commands import follow
 from capport.commands.follow import following, line_of
 from report.recorded import Event, event, granted, passed, refused, shake
 
@@ -132,6 +133,30 @@ def test_a_file_that_is_moved_away_is_read_to_its_end_and_then_the_new_one(tmp_p
     assert followed(path, rotated, late, nothing) == ["a", "b", "c", "d"]
     assert followed(path, lambda: path.rename(old), nothing, lambda: add(path, "e\n"), nothing) == [
         *("c", "d", "e")
+    ]
+
+
+def test_a_file_that_vanishes_while_it_is_opened_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, old = tmp_path / "e", tmp_path / "e.1"
+    add(path, "a\n")
+    is_replaced = follow._is_replaced
+
+    def vanishing(at: Path, ours: os.stat_result) -> bool:
+        replaced = is_replaced(at, ours)
+        if path.exists() and path.read_text() == "vanishes\n":
+            path.unlink()
+        return replaced
+
+    monkeypatch.setattr(follow, "_is_replaced", vanishing)
+
+    def rotated() -> None:
+        path.rename(old)
+        add(path, "vanishes\n")
+
+    assert followed(path, rotated, lambda: add(old, "b\n"), lambda: add(path, "c\n"), nothing) == [
+        *("a", "b", "c")
     ]
 
 

@@ -73,10 +73,10 @@ def following(path: Path, sleep: Callable[[float], None] = time.sleep) -> Iterat
         sleep(PAUSE)
         yield from _ready(file)
         ours = os.fstat(file.fileno())
-        if _is_replaced(path, ours):
+        if _is_replaced(path, ours) and (fresh := _opened(path)):
             yield from _ready(file)  # what was written before it was moved
             file.close()
-            file = _opened(path) or file
+            file = fresh
         elif ours.st_size < file.tell():
             file.seek(0)  # it was emptied
 
