@@ -36,7 +36,8 @@ def test_each_router_is_listed_with_what_it_has(
     one.put(session(MAC))
     one.put(session(OTHER))
     until(lambda: other.find((OTHER,), 1000.0) is not None)
-    fleet.server.ask("SET", f"{ROUTER}x", "garbage")
+    for name, garbage in (("x", "garbage"), ("y", "[" * 100_000)):
+        fleet.server.ask("SET", f"{ROUTER}{name}", garbage)
     store = url(fleet.server, tmp_path)
 
     def counts() -> list[tuple[int, int, int]]:

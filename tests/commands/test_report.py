@@ -107,6 +107,7 @@ def test_two_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--flows", "events"], "not a flow file of mitmproxy"),
         (["events", "--baseline", "empty"], "neither a report (--json) nor a file of events"),
         (["--compare", "events", "policy.yaml"], "neither a report"),
+        (["--compare", "events", "nested"], "neither a report"),
         (["events", "--baseline", "old.json"], "a report of another version"),
     ],
 )
@@ -120,9 +121,23 @@ def test_what_cannot_be_read_is_an_error_in_one_line(
     monkeypatch.chdir(tmp_path)
     written(tmp_path / "events", *RETRIES)
     (tmp_path / "empty").touch()
+    (tmp_path / "nested").write_text("[" * 100_000)
     (tmp_path / "old.json").write_text('{"version": 0, "findings": []}')
     (tmp_path / "policy.yaml").write_text("login_url: https://login.example.net/\n")
     assert main(["report", *arguments]) == 1
     said = capsys.readouterr().err
     assert error in said
     assert said.count("\n") == 1
+
+
+def test_a_line_that_is_nested_too_deeply_is_no_event(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "events"
+    written(path, *RETRIES)
+    before = document(capsys, str(path))
+    with path.open("a") as file:
+        file.write("[" * 100_000 + "\n")
+    after = document(capsys, str(path))
+    assert after["clients"] == before["clients"]
+    assert after["lines_not_read"] == before["lines_not_read"] + 1

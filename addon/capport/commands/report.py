@@ -94,7 +94,7 @@ def _document(path: str) -> Mapping[str, object]:
         text = file.read(_LARGEST)
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if isinstance(found, dict) and "findings" in found:
         if found.get("version") != VERSION:

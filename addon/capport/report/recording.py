@@ -176,7 +176,7 @@ def events_in(lines: Iterable[str], recording: Recording) -> Iterator[Mapping[st
     for line in lines:
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             event = None
         if isinstance(event, dict):
             yield event

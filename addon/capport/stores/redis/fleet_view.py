@@ -92,7 +92,7 @@ def _sign(router: str, text: bytes | None, now: float, newest: bytes) -> Sign | 
             int(said["refused"]),
             float(said["skew"]),
         )
-    except (ValueError, TypeError, KeyError, OverflowError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
     return found if all(map(math.isfinite, (found.ago, found.lag, found.skew))) else None
 
