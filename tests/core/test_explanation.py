@@ -220,6 +220,28 @@ def test_where_it_stands_is_the_line_that_decided(
 
 
 @pytest.mark.parametrize(
+    ("path", "dialled", "where"),
+    [
+        ("/", None, "lab.yaml:1"),
+        ("/generate_204", None, "lab.yaml:2"),  # a wide entry does not cover connectivity checks
+        ("/", Place(ip_address("192.0.2.9"), 80), "lab.yaml:3"),
+    ],
+)
+def test_where_it_stands_is_the_garden_entry_that_decided(
+    path: str, dialled: Place | None, where: str
+) -> None:
+    it, web = policy(), frozenset({80, 443})
+    for line, network in enumerate(("10.0.0.0/8", "10.0.0.1/32", "192.0.2.9/32"), 1):
+        wide = network.endswith("/8")
+        entry = GardenEntry(network, web, f"lab.yaml:{line}", wide=wide)
+        it.walled_garden.add_network(ip_network(network), entry)
+    url = f"http://{'www.example.com' if dialled else '10.0.0.1'}{path}"
+    said = explain(replace(case(it, url, None), dialled=dialled), it, url)
+    assert (said.rule, said.where) == ("walled_garden", where)
+    assert where in said.verdict.because
+
+
+@pytest.mark.parametrize(
     ("given", "session"),
     [
         ({}, OPEN),

@@ -233,6 +233,16 @@ def walled_garden(case: Case, policy: Policy) -> Verdict | None:
     A connectivity check passes only by an entry for that one host. If `*.apple.com` were enough, no
     Apple device would notice the portal.
     """
+    found = in_garden(case, policy)
+    if found is None:
+        return None
+    place, entry = found
+    because = f"{place} is in the walled garden: {entry.text!r} in {entry.where}"
+    return Pass(because, to=place)
+
+
+def in_garden(case: Case, policy: Policy) -> tuple[Place, GardenEntry] | None:
+    """The place in the walled garden that the client wants to reach, and the entry it is in."""
     garden = policy.walled_garden
     if not garden.entries:
         return None
@@ -241,7 +251,7 @@ def walled_garden(case: Case, policy: Policy) -> Verdict | None:
             continue
         exactly = probe_of(case.request, case.claim, policy) is not None
         if entry := garden.find(place.host, place.port, exactly=exactly):
-            return Pass(_in_garden(place, entry), to=place)
+            return place, entry
     return None
 
 
@@ -374,10 +384,6 @@ def probe_of(
     return probes.connectivity_check(
         str(claim.host), request.path, request.method, policy.probe_paths
     )
-
-
-def _in_garden(place: Place, entry: GardenEntry) -> str:
-    return f"{place} is in the walled garden: {entry.text!r} in {entry.where}"
 
 
 def _required(

@@ -125,9 +125,9 @@ def explain(case: Case, policy: Policy, url: str) -> Explanation:
 
 def _where(name: str, case: Case, policy: Policy) -> str | None:
     """The FILE:LINE of the client rule or garden entry that this rule applied, if it did."""
-    if name == "walled_garden" and case.claim is not None:
-        entry = policy.walled_garden.find(case.claim.host, case.claim.port)
-        return entry.where if entry else None
+    if name == "walled_garden":
+        found = decision.in_garden(case, policy)
+        return found[1].where if found else None
     rule = case.standing.rule
     return rule.where if rule and name in ("known_by_rule", "blocked_client") else None
 
