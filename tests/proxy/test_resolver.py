@@ -10,6 +10,7 @@ import requires
 from capport.core.client import Address, parse_address
 from capport.core.reach import Machine
 from capport.linux.own_addresses import OWN, is_own
+from capport.proxy import resolver
 from capport.proxy.resolver import Addresses
 
 FAR = parse_address("198.51.100.7")
@@ -123,6 +124,20 @@ async def test_an_address_that_did_not_answer_is_tried_last() -> None:
     addresses.did_not_answer(first)
     assert (await addresses.resolve("localhost"))[-1] == first
     assert rest
+
+
+async def test_what_is_remembered_of_failed_connections_is_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resolver, "MOST_SILENT", 2)
+    addresses = Addresses()
+    first = (await addresses.resolve("localhost"))[0]
+    for failed in (first, parse_address("192.0.2.1"), first, parse_address("192.0.2.2")):
+        addresses.did_not_answer(failed)
+    assert len(addresses._silent) == 2
+    assert (await addresses.resolve("localhost"))[-1] == first
+    addresses.did_not_answer(parse_address("192.0.2.3"))
+    assert (await addresses.resolve("localhost"))[0] == first  # it failed longest ago
 
 
 async def test_a_name_without_an_address_is_said_by_its_name() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from pathlib import Path
 
+from capport.core.bounded_map import BoundedMap
 from capport.core.client import Address, parse_address
 from capport.core.place import Host
 from capport.linux.file_state import state_of
@@ -12,6 +13,7 @@ from capport.proxy.internals.names import Resolver, system_resolver
 
 PATIENCE = 5.0  # seconds for a name to resolve
 MEMORY = 60.0  # seconds for which an address that did not answer is tried last
+MOST_SILENT = 4096  # of those addresses; the one that failed longest ago is forgotten first
 
 # The resolver reads these files once. When one of them changes, a new resolver is made.
 _SOURCES = (Path("/etc/resolv.conf"), Path("/etc/hosts"))
@@ -26,7 +28,7 @@ class Addresses:
     def __init__(self) -> None:
         self._resolver: Resolver | None = None
         self._made_of: object = None
-        self._silent: dict[Address, float] = {}
+        self._silent = BoundedMap[Address, float](MOST_SILENT)  # until when each is tried last
 
     async def resolve(self, host: Host) -> list[Address]:
         """The addresses of `host`; last come those that did not answer lately. Raises OSError."""
@@ -44,9 +46,7 @@ class Addresses:
 
     def did_not_answer(self, address: Address) -> None:
         """Records that a connection to `address` failed, so that it is tried last for a while."""
-        now = time.monotonic()
-        self._silent = {a: until for a, until in self._silent.items() if until > now}
-        self._silent[address] = now + MEMORY
+        self._silent[address] = time.monotonic() + MEMORY
 
     def _order(self, address: Address) -> tuple[bool, bool, bool]:
         """The sort key: first addresses that answer, then those with a route, then IPv4.
