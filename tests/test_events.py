@@ -311,6 +311,31 @@ def test_a_large_file_that_cannot_be_moved_grows_no_further(
     assert "events are lost until this is fixed" in caplog.text
 
 
+def test_a_file_that_cannot_be_moved_goes_on_to_twice_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(events, "LARGEST", 2000)
+    path, old = tmp_path / "events", tmp_path / "events.1"
+    (old / "in the way").mkdir(parents=True)
+    with caplog.at_level(logging.ERROR), log(path) as it:
+        number = 0
+        while not it.lost:
+            it.write("granted", OTHER, number=number)
+            eventually(lambda want=number: it.lost or len(lines(path)) > want)
+            number += 1
+            assert number < 100
+        assert 4000 <= path.stat().st_size < 4300
+        assert [line["number"] for line in lines(path)] == [*range(number - 1)]
+        moving, losing = [record.getMessage() for record in caplog.records]
+        (old / "in the way").rmdir()
+        old.rmdir()
+        it.write("granted", OTHER, number=number)
+    assert f"{path} cannot be moved to {old}" in moving
+    assert "events are lost until this is fixed" in losing
+    assert [line["number"] for line in lines(old)] == [*range(number - 1)]
+    assert [line.get("lost", line.get("number")) for line in lines(path)] == [1, number]
+
+
 def test_two_processes_write_to_one_file(tmp_path: Path) -> None:
     path = tmp_path / "events"
     with log(path) as one, log(path) as two:

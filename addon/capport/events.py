@@ -108,6 +108,7 @@ class EventLog:
         self.lost_in_all = 0
         self._file: int | None = None
         self._failing = False
+        self._stuck = False  # whether the file is large and cannot be moved
         self._torn = False  # whether the last line in the file is incomplete
         self._lock = threading.Lock()  # not an RLock, which takes twice as long
         self._wake = threading.Condition(self._lock)
@@ -148,7 +149,7 @@ class EventLog:
         """
         record = json.loads(line)
         if not isinstance(record, dict) or not {"time", "event"} <= record.keys():
-            raise ValueError("it is no event")
+            raise ValueError("an event has a time and a name")
         at = str(record.pop("time"))
         self.lost_in_all += int(record.get("lost", 0))
         if not self._is_on:
@@ -289,7 +290,10 @@ class EventLog:
         self._file = self._open()
 
     def _rotate(self) -> None:
-        """Moves the file to FILE.1 if it is large. Several processes may write to it."""
+        """Moves the file to FILE.1 if it is large. Several processes may write to it.
+
+        A file that cannot be moved may become as large as both would be. Then this raises OSError.
+        """
         assert self.path is not None
         assert self._file is not None
         state = os.fstat(self._file)
@@ -299,6 +303,16 @@ class EventLog:
         try:
             if self._is_in_place(self._file):
                 self.path.rename(f"{self.path}.1")
+            self._stuck = False
+        except OSError as error:
+            if state.st_size >= 2 * LARGEST:
+                raise
+            if not self._stuck:
+                logger.error(
+                    f"{self.path} cannot be moved to {self.path}.1: {error.strerror}; once it is"
+                    " twice as large, events are lost"
+                )
+            self._stuck = True
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)
         self._reopen()
