@@ -5,6 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+from mitmproxy import http, io
+from mitmproxy.test import tflow
+
+from capport.proxy.flow_marks import decided_on
 from capport.proxy.saved_flows import recording_of
 from capport.report.summary import document, report_of
 from conftest import Origin, StartPortal, until_closed
@@ -51,3 +56,38 @@ async def test_a_flow_file_of_mitmproxys_gives_a_report(
     flows.write_bytes(flows.read_bytes()[:-9])  # as if mitmproxy were writing the last flow
     cut = recording_of(flows)
     assert (cut.unread, len(cut.clients[0].requests)) == (1, 4)
+
+
+def saved(path: Path, *flows: http.HTTPFlow) -> Path:
+    with path.open("wb") as file:
+        for one in flows:
+            io.FlowWriter(file).add(one)
+    return path
+
+
+@pytest.mark.parametrize(
+    "marks", [{}, [], "Pass", {"verdict": "Pass"}, {"verdict": 1, "because": None}]
+)
+def test_a_flow_with_other_marks_than_ours_counts_as_far_as_they_say(
+    tmp_path: Path, marks: Any
+) -> None:
+    shown = tflow.tflow(resp=True)
+    shown.metadata["portal"] = marks
+    (client,) = recording_of(saved(tmp_path / "flows", shown)).clients
+    assert [request.status for request in client.requests] == [200]
+    assert decided_on(shown)[1] == ""
+
+
+@pytest.mark.parametrize("time", [1e300, -1e300, 1e14, float("inf"), float("nan")])
+def test_a_flow_whose_time_is_none_is_counted_as_unread(tmp_path: Path, time: float) -> None:
+    odd, good = tflow.tflow(resp=True), tflow.tflow(resp=True)
+    odd.request.timestamp_start = time
+    found = recording_of(saved(tmp_path / "flows", odd, good))
+    assert (found.unread, len(found.clients[0].requests)) == (1, 1)
+
+
+def test_a_flow_whose_client_has_no_address_is_counted_as_unread(tmp_path: Path) -> None:
+    odd, good = tflow.tflow(resp=True), tflow.tflow(resp=True)
+    odd.client_conn.peername = ("nowhere", 1)
+    found = recording_of(saved(tmp_path / "flows", odd, good))
+    assert (found.unread, len(found.clients[0].requests)) == (1, 1)

@@ -201,4 +201,6 @@ def mark(shown: flow.Flow, verdict: str, because: str, *, caveat: str | None = N
 def decided_on(shown: flow.Flow) -> tuple[str, str]:
     """The name and the reason of the verdict that `mark` wrote; both are empty if it did not."""
     marked = shown.metadata.get("portal")
-    return (marked["verdict"], marked["because"]) if isinstance(marked, dict) else ("", "")
+    said = [marked.get(name) if isinstance(marked, dict) else "" for name in ("verdict", "because")]
+    verdict, because = (text if isinstance(text, str) else "" for text in said)
+    return verdict, because

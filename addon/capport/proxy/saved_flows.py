@@ -1,7 +1,7 @@
 """Makes events of mitmproxy's flows, as if all clients had been watched."""
 
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,6 +12,8 @@ from capport.events import Value
 from capport.proxy.flow_details import details_of, request_fields
 from capport.proxy.flow_marks import decided_on
 from capport.report.recording import Recording, record
+
+_EPOCH = datetime.fromtimestamp(0, UTC)
 
 type Event = dict[str, Value]
 
@@ -24,27 +26,35 @@ def recording_of(path: Path) -> Recording:
     """What happened, according to the flows in a file. Raises FlowFileError or OSError."""
     recording = Recording()
     with path.open("rb") as file:
-        return record(events_of_flows(_flows(path, file, recording)), recording)
+        return record(events_of_flows(_flows(path, file, recording), recording), recording)
 
 
-def events_of_flows(flows: Iterable[flow.Flow]) -> list[Event]:
+def events_of_flows(flows: Iterable[flow.Flow], recording: Recording | None = None) -> list[Event]:
     """The events of flows, by time.
 
-    Flows that were saved without the portal count as forwarded, unless their status is 511.
+    Flows that were saved without the portal count as forwarded, unless their status is 511. A flow
+    whose time or client cannot be read is left out, and counted in `recording`.
     """
+    recording = recording or Recording()
     timed: list[tuple[float, Event]] = []
     clients: dict[str, float] = {}
     accepted: set[str] = set()  # the connections whose handshake has its event
     for shown in flows:
-        for time, event in _events(shown, accepted):
+        try:
+            events = [(time, {"time": _stamp(time), **it}) for time, it in _events(shown, accepted)]
+        except (ValueError, OverflowError):
+            recording.unread += 1
+            continue
+        for time, event in events:
             client = str(event["client"])
             clients[client] = min(time, clients.get(client, time))
             timed.append((time, event))
     for client, time in clients.items():
-        watched: Event = {"event": "watched", "client": client, "kernel_forwards": False}
+        watched: Event = {"time": _stamp(time), "event": "watched", "client": client}
+        watched["kernel_forwards"] = False
         timed.append((time, watched))
     timed.sort(key=lambda it: (it[0], it[1]["event"] != "watched"))
-    return [{"time": _stamp(time), **event} for time, event in timed]
+    return [event for _, event in timed]
 
 
 def _flows(path: Path, file: BinaryIO, recording: Recording) -> Iterator[flow.Flow]:
@@ -91,4 +101,5 @@ def _status_of(shown: http.HTTPFlow) -> int | None:
 
 
 def _stamp(time: float) -> str:
-    return datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds")
+    """The time as an event has it. Raises ValueError or OverflowError if there is no such time."""
+    return (_EPOCH + timedelta(seconds=time)).isoformat(timespec="milliseconds")
