@@ -108,6 +108,7 @@ async def test_a_request_in_spite_of_the_certificate_error_says_so(
         ("SignIn", ":key:", "302: why"),
         ("TooManyRequests", ":hourglass:", "429: why"),
         ("Refuse", ":no_entry:", "TLS refused: why"),
+        ("BadRequest", ":no_entry:", "400: why"),
         ("NoVerdict", ":no_entry:", "no verdict: why"),
     ],
 )

@@ -379,10 +379,11 @@ async def test_what_is_no_head_in_http1_does_not_go_on_as_one(
         ([("x", "a\x01b")], {}),
         ([("x", "a\x7fb")], {}),
     ]
-    async with to_garden(portal, secure_origin, dialled) as (_, client, place):
+    async with to_garden(portal, secure_origin, dialled) as (it, client, place):
         for fields, pseudo in odd:
             answer = await client.answer(client.ask(*fields, authority=place, **pseudo))
             assert (answer.status, answer.fields["cache-control"]) == (400, "no-store"), pseudo
+            assert it.flows.requests[-1].comment.startswith("400: "), pseudo
         assert secure_origin.connections == 0
         assert (await client.answer(client.ask(authority=place, path="/é"))).status == 200
         await client.close()

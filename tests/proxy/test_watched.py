@@ -77,6 +77,20 @@ async def test_a_watched_clients_forwarded_requests_are_events_with_who_answered
     ]
 
 
+async def test_a_permitted_request_that_cannot_be_forwarded_is_refused_and_not_passed(
+    portal: StartPortal, origin: Origin, tmp_path: Path
+) -> None:
+    place = f"{GARDEN}:{origin.port}"
+    async with portal(garden(place), events=True) as it:
+        with_names(it, GARDEN)
+        assert await watching(it, get(f"http://{place}/", "X: a\x01b")) == [b"400"]
+        (shown,) = it.flows.requests
+    (event,) = told(tmp_path, "refused")
+    assert (event["status"], event["host"], told(tmp_path, "passed")) == (400, GARDEN, [])
+    assert shown.marked == ":no_entry:"
+    assert shown.comment.startswith("400: it cannot be forwarded as written, although ")
+
+
 async def test_an_event_shows_what_only_a_portals_reply_can_have_given(
     portal: StartPortal, origin: Origin, tmp_path: Path
 ) -> None:

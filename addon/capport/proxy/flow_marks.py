@@ -31,6 +31,7 @@ CAVEAT: Final = "the certificate was not the origin's (RFC 6585 section 7.4)"
 _SHOWN: Final = {
     "Pass": ("passed", KNOWN_MARK),
     "SignIn": (302, ":key:"),
+    "BadRequest": (400, REFUSED_MARK),
     "PreconditionRequired": (428, ":construction:"),
     "TooManyRequests": (429, ":hourglass:"),
     "HeaderFieldsTooLarge": (431, ":straight_ruler:"),
@@ -67,9 +68,14 @@ class FlowMarks:
             self.event("fault", what=where)
 
     def refused(self, shown: http.HTTPFlow, verdict: Verdict | None) -> None:
-        """Marks and reports a request that was answered in the origin's place."""
+        """Marks and reports a request that was answered in the origin's place.
+
+        One that is permitted was answered 400, because it cannot be forwarded as it is written.
+        """
         because = verdict.because if verdict else "the portal cannot decide now"
         name = type(verdict).__name__ if verdict else "NoVerdict"
+        if isinstance(verdict, Pass):
+            name, because = "BadRequest", f"it cannot be forwarded as written, although {because}"
         # A request inside TLS: the client continued although the certificate is not the origin's.
         inside = verdict is not None and shown.client_conn.tls_established
         mark(shown, name, because, caveat=CAVEAT if inside else None)
