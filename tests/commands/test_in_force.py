@@ -9,12 +9,17 @@ from pathlib import Path
 import pytest
 
 import requires
+from capport import clock
+from capport.commands.login_records import moment
+from capport.core.client import ClientId
 from capport.core.policy import Policy
 from capport.linux.neighbours import NetlinkNeighbours
 from capport.policy import policy_file
 from capport.router.known_clients import KnownSet
 from capport.stores.opening import open_store
+from capport.web.records import Records
 from lab.namespaces import Namespace, let_go, namespaces
+from stores.contract import session
 
 pytestmark = [pytest.mark.lab, requires.namespaces(), requires.tool("nft")]
 
@@ -140,6 +145,31 @@ def test_a_revocation_that_nobody_carries_over_says_so(router: Namespace, tmp_pa
     assert "still let it through" in ran.stderr
     up = run(router, tmp_path, "router", "up", "policy.yaml", "--sessions", "s.db")
     assert (up.returncode, MAC in known(router)) == (0, False)
+
+
+def test_a_voucher_is_revoked_in_the_kernel_when_the_command_returns_or_it_says_so(
+    router: Namespace, tmp_path: Path
+) -> None:
+    with contextlib.closing(Records(tmp_path / "portal.db")) as records:
+        codes = [b"x", b"y"]
+        records.add_vouchers(codes, lifetime=60, devices=1, valid=None, note="", at=moment())
+        for code in codes:
+            records.use_voucher(code, ClientId(MAC), moment())
+    for number in (1, 2):
+        with contextlib.closing(open_store(str(tmp_path / "s.db"))) as store:
+            store.put(session(ClientId(MAC), clock.now(), how=f"voucher {number}, terms 1"))
+        up = run(router, tmp_path, "router", "up", "policy.yaml", "--sessions", "s.db")
+        assert (up.returncode, MAC in known(router)) == (0, True)
+        revoke = ("voucher", "revoke", str(number), "--sessions", "s.db")
+        if number == 1:
+            with followed(router, tmp_path):
+                ran = run_patiently(router, tmp_path, *revoke)
+            assert (ran.returncode, MAC in known(router)) == (0, False)
+        else:
+            ran = run(router, tmp_path, *revoke)
+            assert ran.returncode == 1
+            assert ran.stderr.startswith("voucher 2 is revoked, but the router's rules still let")
+        assert ran.stdout == f"voucher {number} is revoked\n{MAC} is revoked\n"
 
 
 def test_a_client_that_is_not_on_the_network_is_not_waited_for(

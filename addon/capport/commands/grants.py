@@ -5,7 +5,8 @@ import getpass
 import os
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from capport import clock
 from capport.commands import (
@@ -68,10 +69,52 @@ def revoke(arguments: Namespace) -> None:
     store = existing_store(url, start_closed=True, about=about)
     if store is None:
         raise CommandError(f"{arguments.who} has no session: there is no {url}")
+    ended = end_sessions(
+        url,
+        store,
+        policy,
+        lambda filed: _ids_of(arguments.who, macs, [one.client for one in filed]),
+    )
+    if not ended.clients and ended.fault is None:
+        raise CommandError(f"{arguments.who} has no session in {url}; see capport clients")
+    if not ended.clients:
+        print(f"{arguments.who} is revoked, whether or not it had a session")
+    ended.require_in_force(str(arguments.who))
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The clients whose sessions were ended, the store's fault, and whether the kernel has it."""
+
+    clients: list[ClientId]
+    fault: str | None
+    is_in_force: bool
+
+    def require_in_force(self, what: str) -> None:
+        """Raises CommandError if the router's rules still let one of the clients through."""
+        if not self.is_in_force:
+            raise CommandError(
+                f"{what} is revoked, but the router's rules still let it through: a client rule"
+                " makes it known, or no portal that uses this store runs; to bring the rules up to"
+                " date, run capport router up POLICY"
+            )
+
+
+def end_sessions(
+    url: str,
+    store: SessionStore,
+    policy: Policy,
+    choose: Callable[[Iterable[Session]], list[ClientId]],
+) -> Ended:
+    """Ends sessions, prints whose, closes the store, and waits until that is in force.
+
+    `choose` returns the ids to revoke, and gets the sessions in the store. Raises StoreError if an
+    end is not stored; every session has ended all the same.
+    """
     revoked: list[ClientId] = []
     failures: list[StoreError] = []
     with contextlib.closing(store):
-        meant = _ids_of(arguments.who, macs, [session.client for session in store.sessions()])
+        meant = choose(store.sessions())
         gate = Gate(policy, store)
         for client in meant:
             try:
@@ -90,16 +133,7 @@ def revoke(arguments: Namespace) -> None:
         print(f"{client} is revoked")
     if failures:
         raise failures[0]
-    if not revoked and fault is None:
-        raise CommandError(f"{arguments.who} has no session in {url}; see capport clients")
-    if not revoked:
-        print(f"{arguments.who} is revoked, whether or not it had a session")
-    if not in_force:
-        raise CommandError(
-            f"{arguments.who} is revoked, but the router's rules still let it through: a client"
-            " rule makes it known, or no portal that uses this store runs; capport router up"
-            " POLICY puts the rules right"
-        )
+    return Ended(revoked, fault, in_force)
 
 
 def _warn_if_alone(url: str, store: SessionStore) -> None:

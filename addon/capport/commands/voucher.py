@@ -6,19 +6,21 @@ import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from urllib.parse import urlsplit
 
 from capport.commands import CommandError, chosen_policy, existing_store, store_url
 from capport.commands.display import duration, rows_in_columns
 from capport.commands.display import moment as local_time
+from capport.commands.grants import end_sessions
 from capport.commands.login_records import moment, records_of, warn_unless_asked
+from capport.core.client import ClientId
 from capport.core.negotiation import Language, preferred_language
 from capport.core.policy import Conditions
+from capport.core.session import Session
 from capport.login import vouchers
 from capport.login.words import WORDS
 from capport.session_view import rfc3339
-from capport.stores import StoreError
 from capport.web.records import Records, Voucher
 
 FLEET_SECONDS = 4.0  # how long a command waits until each router has heard of this one
@@ -78,23 +80,17 @@ def revoke(arguments: Namespace) -> None:
     if clients is None:
         raise CommandError(f"there is no voucher {arguments.number}; see capport voucher list")
     print(f"voucher {arguments.number} is revoked")
-    store = existing_store(store_url(arguments, policy), start_closed=True) if clients else None
+    url, how = store_url(arguments, policy), f"voucher {arguments.number}"
+    store = existing_store(url, start_closed=True) if clients else None
     if store is None:
         return
-    failures: list[StoreError] = []
-    how = f"voucher {arguments.number}"
-    with contextlib.closing(store):
-        filed = {session.client: session.how for session in store.sessions()}
-        for client in clients:
-            if client in filed and filed[client].partition(",")[0] != how:
-                continue  # the client has another session by now
-            try:
-                if store.drop(client):
-                    print(f"{client} is revoked")
-            except StoreError as error:
-                failures.append(error)  # revoked, but not stored; go on with the others
-    if failures:
-        raise failures[0]
+
+    def of_this_voucher(sessions: Iterable[Session]) -> list[ClientId]:
+        """The clients without those that have another session by now."""
+        filed = {session.client: session.how for session in sessions}
+        return [one for one in clients if filed.get(one, how).partition(",")[0] == how]
+
+    end_sessions(url, store, policy, of_this_voucher).require_in_force(how)
 
 
 def clock(arguments: Namespace) -> None:
