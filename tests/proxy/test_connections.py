@@ -3,6 +3,7 @@
 import asyncio
 
 from mitmproxy import connection
+from mitmproxy.proxy import events
 
 from capport.core.client import Client, parse_address
 from capport.core.place import Place
@@ -52,6 +53,30 @@ async def test_the_hour_in_the_garden_begins_anew_for_who_could_go_anywhere_mean
     assert entry.leaves is not None
     assert entry.leaves > asyncio.get_running_loop().time()
     books.closed(conn)
+
+
+async def test_what_has_been_read_of_a_connection_that_is_aborted_is_not_forwarded() -> None:
+    books, conn = Connections(gate(), lambda _: None), connect()
+    books.opened(conn, CLIENT)
+    (entry,) = books._open.values()
+    books.let_through(conn, None)
+    late = events.DataReceived(conn, b"late")
+    assert books._is_in_time(entry, conn, late)
+    books.abort_connection(conn)
+    assert not books._is_in_time(entry, conn, late)
+    assert entry.all_dialled.is_set()
+    books.closed(conn)
+    assert len(books) == 0
+
+
+async def test_who_aborts_a_connection_does_not_end_a_later_one_from_the_same_port() -> None:
+    books, first, second = Connections(gate(), lambda _: None), connect(), connect()
+    books.opened(first, CLIENT)
+    books.opened(second, CLIENT)
+    books.abort_connection(first)
+    (entry,) = books._open.values()
+    assert not entry.over
+    books.closed(second)
 
 
 async def test_nothing_is_kept_of_a_connection_that_has_ended() -> None:

@@ -213,9 +213,13 @@ class Connections:
 
     def closed(self, conn: connection.Client) -> None:
         """Forgets a connection that has ended."""
-        entry = self._open.get(key_of(conn))
-        if entry is not None and entry.conn is not None and entry.conn.id == conn.id:
+        if entry := self._entry_of(conn):
             self._forget(entry)
+
+    def _entry_of(self, conn: connection.Client) -> Open | None:
+        """The entry of `conn`, and not of a later connection from the same port."""
+        entry = self._open.get(key_of(conn))
+        return entry if entry and entry.conn and entry.conn.id == conn.id else None
 
     def left(self, entry: Open) -> None:
         """Forgets a connection that has ended in the front."""
@@ -338,11 +342,14 @@ class Connections:
         entry.line.abort(reset=reset)
 
     def abort_connection(self, conn: connection.Client, *, reset: bool = False) -> None:
-        """Closes a connection's sockets at once. With `reset`, the client gets RST, not FIN.
+        """Ends a connection that mitmproxy has, as `abort` does; also one that is not recorded.
 
         The connection stays recorded until mitmproxy reports its end (`closed`).
         """
-        sockets.abort(self.handler_of(conn.id), reset=reset)
+        if entry := self._entry_of(conn):
+            self.abort(entry, reset=reset)
+        else:
+            sockets.abort(self.handler_of(conn.id), reset=reset)
 
     def finish(self, entry: Open) -> None:
         """Closes a connection after everything that was written to it has been sent.
