@@ -106,6 +106,39 @@ def test_a_store_elsewhere_has_no_place_for_records() -> None:
         records_beside("postgres://192.0.2.1/db")
 
 
+class FailingBook:
+    """A book whose first look fails as no look should."""
+
+    fault = None
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def look(self) -> bool:
+        self.looks += 1
+        if self.looks < 3:
+            raise ValueError("nobody has thought of this")
+        return True
+
+    def close(self) -> None:
+        """It has nothing to close."""
+
+
+async def test_sharing_the_records_goes_on_after_whatever_failed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(login_server, "LOOK", 0.01)
+    records, book = Records(None), FailingBook()
+    monkeypatch.setattr(records, "book", book)
+    ours = Embedded(Gate(policy(), MemoryStore(), now=Clock()), records)
+    await ours.start()
+    try:
+        await until(lambda: book.looks > 3, "more looks")
+    finally:
+        await ours.stop()
+    assert caplog.text.count("Sharing the records failed; it continues") == 1
+
+
 async def test_of_two_processes_with_one_store_one_has_the_api_and_then_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

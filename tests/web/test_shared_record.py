@@ -1,6 +1,7 @@
 """How records of vouchers and used states merge, and what is read of them."""
 
 import json
+from dataclasses import replace
 from functools import reduce
 
 import pytest
@@ -8,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capport.core.client import ClientId
-from capport.web.shared_record import GIVEN_BACK, Limits, SharedRecord, Use, dump, join, parse
+from capport.web.shared_record import (
+    GIVEN_BACK,
+    MOST_USES,
+    Limits,
+    SharedRecord,
+    Use,
+    dump,
+    join,
+    parse,
+)
 
 CLIENTS = st.sampled_from([ClientId(f"192.0.2.{n}") for n in range(4)])
 TIMES = st.integers(0, 5)
@@ -56,6 +66,10 @@ def test_any_other_text_is_refused(text: str) -> None:
         ({"note": "\ud800"}, "note: not a text"),
         ({"note": None}, "note: not a text"),
         ({"uses": []}, "uses: not an object"),
+        (
+            {"uses": {f"192.0.2.{n}": [1, 0, 1] for n in range(MOST_USES + 1)}},
+            "at most 1400 members",
+        ),
         ({"uses": {"x": [1, 0, 1]}}, "x"),
         ({"uses": {"02-00-00-00-00-07": [1, 0, 1]}}, "a client that is neither"),
         ({"uses": {"192.0.2.7": [1, 0]}}, "not a list of three numbers"),
@@ -89,3 +103,34 @@ def test_uses_that_were_given_back_are_not_remembered_without_end() -> None:
         record = record.used(client, n, n).given_back(client)
     assert len(record.uses) <= GIVEN_BACK + 1
     assert record.clients == []
+
+
+def used_by_many(first: int, *, is_given_back: bool = False) -> SharedRecord:
+    """A voucher as long as one may be."""
+    last = (1 << 53) - 1
+    uses = {
+        ClientId(f"02:00:00:00:00:07@2001:db8:1111:2222:3333:4444:5555:{n:x}"): Use(
+            last, is_given_back, last
+        )
+        for n in range(first, first + MOST_USES)
+    }
+    limits = Limits(100_001, 60, 2 * MOST_USES, last, last, last, "\N{GUITAR}" * 10_000)
+    return SharedRecord(limits, last, uses)
+
+
+def test_whatever_was_read_and_merged_can_be_read_again() -> None:
+    one, other = used_by_many(0x1000), used_by_many(0x2000)
+    for record in (one, join(one, other), one.used(ADA, 1, 1)):
+        assert parse(dump(record)) == record
+    assert join(one, other) == join(other, one) == join(join(one, other), one)
+
+
+def test_a_voucher_with_as_many_uses_as_one_may_have_admits_no_more_devices() -> None:
+    voucher = replace(used_by_many(0x1000), revoked=0)
+    voucher = replace(voucher, limits=voucher.limits._replace(expires=0))
+    assert voucher.admits(ADA, 5) is None
+
+
+def test_uses_that_were_given_back_are_left_out_first() -> None:
+    merged = join(used_by_many(0x1000), used_by_many(0x2000, is_given_back=True))
+    assert merged.uses == used_by_many(0x1000).uses

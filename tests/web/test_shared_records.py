@@ -1,8 +1,10 @@
 """Vouchers and single-use states of routers that share a real Redis: what limits holds over all."""
 
+import contextlib
 import os
 import random
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +23,7 @@ from hypothesis.stateful import (
 
 import requires
 from capport.core.client import ClientId
-from capport.stores import AwayError
+from capport.stores import AwayError, StoreError
 from capport.stores.redis import record_book
 from capport.stores.redis.record_book import CHANGES, RECORD
 from capport.web import shared_records
@@ -319,6 +321,33 @@ def test_what_does_not_fit_is_refused_and_reported_and_harms_no_other_record(
     with pytest.raises(AwayError, match="does not fit"):
         routers[1].use_voucher(b"bad", ADA, NOW)
     assert routers[1].use_voucher(b"good", ADA, NOW)
+
+
+@pytest.mark.parametrize("text", ["{", b"\xff", '{"v":2}'])
+def test_a_damaged_record_in_the_file_is_reported_once_and_redis_has_it(
+    routers: Routers,
+    redis: RedisServer,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    text: str | bytes,
+) -> None:
+    (number, good) = vouchers(routers[0], b"bad", b"good", devices=2)
+    assert routers[1].use_voucher(b"bad", EVE, NOW)
+    one = routers[0]
+    with contextlib.closing(sqlite3.connect(tmp_path / "router0" / "portal.db")) as db:
+        where = (text, f"voucher:{b'bad'.hex()}")
+        db.execute("UPDATE shared SET record = CAST(? AS TEXT) WHERE key = ?", where)
+        db.commit()
+    assert [v.number for v in one.vouchers()] == [good]
+    redis.freeze()
+    with pytest.raises(StoreError, match="damaged"):
+        one.revoke_voucher(number, NOW.wall)
+    redis.thaw()
+    one = routers[0]
+    assert one.use_voucher(b"bad", ADA, NOW)
+    assert one.use_voucher(b"bad", MAX, NOW) is None, "two have used it"
+    assert [v.used for v in one.vouchers()] == [2, 0]
+    assert caplog.text.count("is damaged") == 1
 
 
 def test_a_router_without_the_password_says_so_and_never_shows_one(

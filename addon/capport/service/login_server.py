@@ -206,12 +206,18 @@ class Embedded:
 
     async def _share(self, book: Book) -> None:
         """Keeps what the routers share up to date, on a thread that may wait for the network."""
-        logged = before = None
+        logged = before = failed = None
         looks = 0
         with closing(Worker("portal-shared")) as network:
             while True:
-                await network.do(book.look)
-                fault = book.fault
+                try:
+                    await network.do(book.look)
+                    fault, failed = book.fault, None
+                except Exception as error:  # the edge: without this task nothing is shared
+                    fault = f"looking at them failed: {error!r}"
+                    if fault != failed:
+                        failed = fault
+                        logger.exception("Sharing the records failed; it continues")
                 looks, before = looks + 1 if fault == before else 1, fault
                 if looks == LASTING and fault != logged:
                     logged = fault

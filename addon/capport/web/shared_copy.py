@@ -1,25 +1,37 @@
 """This router's copy, in `portal.db`, of the records that the routers of a fleet share."""
 
 import hashlib
+import logging
 import sqlite3
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from capport.stores import Refused
+from capport.stores import Refused, StoreError
 from capport.stores.sqlite.database import Database, MemoryDatabase
 from capport.web.shared_record import SharedRecord, dump, join, parse
 
+logger = logging.getLogger(__name__)
+
 _SEEN_LATELY = 60_000
 """Milliseconds by which the roster on the disk may be late, so that it is not written each time."""
+
+# As bytes, so that a record that is no UTF-8 hides no other.
+_OF_KEY = "SELECT key, CAST(record AS BLOB) FROM shared WHERE key = ?"
+_VOUCHERS = "SELECT key, CAST(record AS BLOB) FROM shared WHERE number > 0 ORDER BY number"
 
 _GENERATION = ""  # the generation's place among the routers
 
 
 class SharedCopy:
-    """Implements `Copy`. The router's id comes from the file's secret: another file, another id."""
+    """Implements `Copy`. The router's id comes from the file's secret: another file, another id.
+
+    A record that cannot be read is reported once, and is as one that is not there: what Redis has
+    takes its place.
+    """
 
     def __init__(self, database: Database | MemoryDatabase, secret: Callable[[], bytes]) -> None:
         self._database, self._secret = database, secret
+        self._damaged: set[str] = set()
 
     @property
     def router(self) -> str:
@@ -46,7 +58,7 @@ class SharedCopy:
         found, refused = _parsed({key: text for key, text in theirs.items() if text is not None})
         with self._database.current() as db:
             for key in theirs.keys() - refused.keys():
-                if (mine := _read(db, key)) is not None:
+                if (mine := self._read(db, key)) is not None:
                     found[key] = join(mine, found[key]) if key in found else mine
         return {key: dump(record) for key, record in found.items()}, refused
 
@@ -56,27 +68,32 @@ class SharedCopy:
         if found:
             with self._database.transaction() as db:
                 for key, record in found.items():
-                    mine = _read(db, key)
+                    mine = self._read(db, key)
                     both = join(mine, record) if mine else record
                     if both != mine or both != record or _is_unsent(db, key):
                         _write(db, key, both, unsent=both != record)
         return refused
 
     def change(self, key: str, change: Callable[[SharedRecord], SharedRecord]) -> None:
-        """Changes a record that is there, in the copy alone: other routers hear of it later."""
+        """Changes a record that is there, in the copy alone: other routers hear of it later.
+
+        Raises StoreError if it cannot be read.
+        """
         with self._database.transaction() as db:
-            if (mine := _read(db, key)) is not None:
+            if (mine := self._read(db, key)) is not None:
                 _write(db, key, change(mine), unsent=True)
+            elif key in self._damaged:
+                raise StoreError(f"{self._database.path}: the record {key} is damaged")
 
     def get(self, key: str) -> SharedRecord | None:
         """The record under `key`."""
         with self._database.current() as db:
-            return _read(db, key)
+            return self._read(db, key)
 
     def vouchers(self) -> list[SharedRecord]:
         """Every record of a voucher, by number."""
-        rows = self._rows("SELECT record FROM shared WHERE number > 0 ORDER BY number")
-        return [parse(record) for (record,) in rows]
+        rows = self._rows(_VOUCHERS)
+        return [record for row in rows if (record := self._parsed(*row)) is not None]
 
     def key_of(self, number: int) -> str | None:
         """The key of the voucher with this number."""
@@ -110,6 +127,22 @@ class SharedCopy:
         with self._database.current() as db:
             return db.execute(question, values).fetchall()
 
+    def _read(self, db: sqlite3.Connection, key: str) -> SharedRecord | None:
+        row = db.execute(_OF_KEY, (key,)).fetchone()
+        return row and self._parsed(*row)
+
+    def _parsed(self, key: str, record: bytes) -> SharedRecord | None:
+        try:
+            return parse(record.decode())
+        except ValueError as error:
+            if key not in self._damaged:
+                self._damaged.add(key)
+                logger.error(
+                    "%s: the record %s is damaged (%s); what Redis has takes its place",
+                    *(self._database.path, key, error),
+                )
+            return None
+
 
 def _parsed(texts: Mapping[str, str]) -> tuple[dict[str, SharedRecord], Refused]:
     found, refused = dict[str, SharedRecord](), dict[str, ValueError]()
@@ -119,11 +152,6 @@ def _parsed(texts: Mapping[str, str]) -> tuple[dict[str, SharedRecord], Refused]
         except ValueError as error:
             refused[key] = error
     return found, refused
-
-
-def _read(db: sqlite3.Connection, key: str) -> SharedRecord | None:
-    row = db.execute("SELECT record FROM shared WHERE key = ?", (key,)).fetchone()
-    return row and parse(row[0])
 
 
 def _is_unsent(db: sqlite3.Connection, key: str) -> bool:

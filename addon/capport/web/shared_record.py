@@ -16,7 +16,11 @@ VERSION: Final = 1
 
 It ignores members that it does not know, so a new member that may be ignored needs no new version.
 """
-LARGEST = 262_144  # characters of a record
+LARGEST = 262_144
+"""Characters of a record: more than `dump` writes of `MOST_USES` uses and the longest note."""
+MOST_USES = (
+    1400  # uses in a record: those of the most devices (1000), and those that were given back
+)
 GIVEN_BACK = 100  # uses that were given back and are remembered
 _NOTE = 10_000  # characters
 _WHOLE = 1 << 53  # a whole number above this is not exact in every language's JSON
@@ -68,7 +72,7 @@ class SharedRecord:
         old = sorted((one.at, who) for who, one in self.uses.items() if one.is_given_back)
         over = {who for _, who in old[: max(0, len(old) - GIVEN_BACK)]}
         kept = {who: one for who, one in self.uses.items() if who not in over}
-        return replace(self, uses=kept | {client: use})
+        return replace(self, uses=_bounded(kept | {client: use}))
 
     def given_back(self, client: ClientId, by_wall: int | None = None) -> "SharedRecord":
         """The record without the use by `client`, if that began at `by_wall` (None: whenever)."""
@@ -88,17 +92,29 @@ class SharedRecord:
         if use is not None and not use.is_given_back:
             left = min(limits.lifetime, use.at + limits.lifetime - now)
             return left if left > 0 else None
-        is_over = 0 < limits.expires <= now or len(self.clients) >= limits.devices
+        most = min(limits.devices, MOST_USES)
+        is_over = 0 < limits.expires <= now or len(self.clients) >= most
         return None if is_over else limits.lifetime
 
 
 def join(one: SharedRecord, other: SharedRecord) -> SharedRecord:
-    """What follows from both records. A revocation and a use are never forgotten."""
+    """What follows from both records. A revocation and a use are never forgotten.
+
+    Of more than `MOST_USES`, the oldest are, and first those that were given back. A voucher with
+    that many uses is used up, so it admits no more devices for that.
+    """
     uses = dict(one.uses)
     for client, use in other.uses.items():
         uses[client] = max(use, uses.get(client, use))
     revoked = min(filter(None, (one.revoked, other.revoked)), default=0)
-    return SharedRecord(max(one.limits, other.limits), revoked, uses)
+    return SharedRecord(max(one.limits, other.limits), revoked, _bounded(uses))
+
+
+def _bounded(uses: Mapping[ClientId, Use]) -> Mapping[ClientId, Use]:
+    if len(uses) <= MOST_USES:
+        return uses
+    order = sorted(uses, key=lambda client: (not uses[client].is_given_back, uses[client], client))
+    return {client: uses[client] for client in order[-MOST_USES:]}
 
 
 def dump(record: SharedRecord) -> str:
@@ -128,8 +144,8 @@ def parse(text: str) -> SharedRecord:
     note, uses = found.get("note"), found.get("uses")
     if not isinstance(note, str) or len(note) > _NOTE or not _is_text(note):
         raise ValueError(f"note: not a text of at most {_NOTE} characters")
-    if not isinstance(uses, dict):
-        raise ValueError("uses: not an object")
+    if not isinstance(uses, dict) or len(uses) > MOST_USES:
+        raise ValueError(f"uses: not an object with at most {MOST_USES} members")
     numbers = {name: _number(found, name) for name in Limits._fields if name != "note"}
     return SharedRecord(
         Limits(**numbers, note=note),
