@@ -427,6 +427,26 @@ def test_a_damaged_file_is_refused_and_says_what_to_do(tmp_path: Path, damage: s
     file.close()
 
 
+def test_an_id_that_no_client_can_have_is_damage_whenever_it_is_read(tmp_path: Path) -> None:
+    file = OneFile(tmp_path)
+    store = file.open()
+    store.put(session(OTHER))
+    store.put(session(MAC))
+    with contextlib.closing(sqlite3.connect(file.path)) as db:
+        db.execute("UPDATE sessions SET client = ? WHERE client = ?", ("x" * 256, MAC))
+        db.execute("INSERT INTO changes (client) VALUES (?)", ("x" * 256,))
+        db.commit()
+    with pytest.raises(StoreError, match=r"damaged \(an id of 256 characters\)"):
+        store.put(session(ADDRESS))
+    store.drop(OTHER)
+    assert store.find((OTHER,), 1000.0) is None
+    file.close()
+    with pytest.raises(StoreError, match=r"damaged \(an id of 256 characters\)"):
+        file.open()
+    assert list(file.open(start_closed=True).sessions()) == []
+    file.close()
+
+
 def test_a_file_damaged_in_use_keeps_who_is_known_and_still_revokes(tmp_path: Path) -> None:
     file = OneFile(tmp_path)
     store, other = file.open(), file.open()

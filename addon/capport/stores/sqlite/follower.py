@@ -15,6 +15,8 @@ from capport.stores.sqlite.schema import describe, roll_back
 from capport.stores.sqlite.session_schema import COLUMNS
 from capport.stores.subscribers import Watchers
 
+_LONGEST = 255  # characters of an id: far more than a MAC and an address have
+
 _ALL = f"SELECT {COLUMNS} FROM sessions"  # noqa: S608
 _ONE = f"{_ALL} WHERE client = ?"
 _CHANGED = f"""SELECT c.client, {COLUMNS.removeprefix("client, ")}
@@ -104,7 +106,7 @@ class Follower:
         if last == self._seq:
             return {}
         rows = db.execute(_CHANGED, (self._seq,))
-        changed = {ClientId(row[0]): None if row[1] is None else pack(row) for row in rows}
+        changed = {_id_of(row): None if row[1] is None else pack(row) for row in rows}
         self._seq = last
         return changed
 
@@ -116,7 +118,7 @@ class Follower:
         try:
             shift = self._time.shift(db)
             (seq,) = db.execute("SELECT max(seq) FROM changes").fetchone()
-            records = {ClientId(row[0]): pack(row) for row in self._rows(db)}
+            records = {_id_of(row): pack(row) for row in self._rows(db)}
         finally:
             if own:
                 roll_back(db)
@@ -156,3 +158,12 @@ class Follower:
         was_open = self._is_open(client)
         if self._replica.set(client, record) and (was_open or record is not None):
             self._watchers.notify(client)
+
+
+def _id_of(row: Row) -> ClientId:
+    """The client of a row. The replica has no room for a longer id than `_LONGEST`."""
+    if len(row[0]) > _LONGEST:
+        error = sqlite3.DatabaseError(f"an id of {len(row[0])} characters")
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise error
+    return ClientId(row[0])
