@@ -13,11 +13,12 @@ from collections.abc import Callable, Collection, Iterable
 from capport.core.client import Address, Client, Mac, parse_address, parse_mac
 from capport.linux import neighbour_lookup
 from capport.linux.libnftables import Nftables, RulesError
+from capport.router.membership import is_let_through
 from capport.router.nftables import TABLE, listed
 
 PATIENCE = 1.0
 """Seconds that the portal has to update the rules; it learns of a change at once."""
-_EVERY = 0.005  # seconds between looks; a look takes half a millisecond
+_EVERY = 0.005  # seconds between looks
 
 
 class Kernel:
@@ -55,27 +56,11 @@ class Kernel:
         forwarded = [client for client in clients if not client.address.is_link_local]
         if self._rules is None or not forwarded:
             return True
-        return self._wait(lambda: any(map(self._is_in, forwarded)))
+        return self._wait(lambda: any(map(_is_in, forwarded)))
 
     def wait_until_out(self, clients: Collection[Client]) -> bool:
         """Whether the rules stop letting any of `clients` through in time."""
-        return self._wait(lambda: not any(map(self._is_in, clients)))
-
-    def _is_in(self, client: Client) -> bool:
-        assert self._rules is not None
-        version = client.address.version
-        sender = client.mac or _hop_of(client.address)
-        pair = f"{client.address} . {sender}"
-        name, element = (
-            (f"known{version}", pair) if sender else (f"routed{version}", str(client.address))
-        )
-        try:
-            self._rules.run(f"get element {TABLE} {name} {{ {element} }}")
-        except RulesError as error:
-            if not error.missing:
-                raise
-            return False
-        return True
+        return self._wait(lambda: not any(map(_is_in, clients)))
 
     @staticmethod
     def _wait(done: Callable[[], bool]) -> bool:
@@ -85,6 +70,10 @@ class Kernel:
                 return False
             time.sleep(_EVERY)
         return True
+
+
+def _is_in(client: Client) -> bool:
+    return is_let_through(client.address, client.mac or _hop_of(client.address))
 
 
 def _hop_of(address: Address) -> Mac | None:
