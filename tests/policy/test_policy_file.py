@@ -9,6 +9,7 @@ import time
 import tracemalloc
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import yaml
@@ -35,6 +36,7 @@ from capport.core.policy import (
     Tls,
     UnknownTls,
 )
+from capport.linux.safe_files import open_regular
 from capport.policy import clients_file, hints, policy_file, tree, values
 from capport.policy import section as policysection
 from capport.policy.policy_file import PolicyError, Problem
@@ -188,6 +190,25 @@ def test_a_client_that_has_mitmproxys_ca_needs_no_access_and_decides_nothing(
         )
     ]
     assert trusting == [True, True, True, False]
+
+
+def test_a_file_of_clients_with_access_and_trusts_ca_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "phones.csv"
+    file.write_text("192.0.2.9\n")
+    opened: list[Path] = []
+
+    def opening(path: Path) -> BinaryIO:
+        opened.append(path)
+        return open_regular(path)
+
+    monkeypatch.setattr(clients_file, "open_regular", opening)
+    rule = "{file: phones.csv, access: blocked, trusts_ca: true}"
+    policy = parsed(f"{LOGIN}clients: [{rule}]\n", tmp_path)
+    assert access(policy, "192.0.2.9") is Access.BLOCKED
+    assert policy.trusting.find(Client(ip_address("192.0.2.9"))) is not None
+    assert opened == [file]
 
 
 def test_a_rule_knows_the_line_it_stands_on() -> None:
@@ -952,7 +973,7 @@ def read_clients(text: bytes, folder: Path) -> tuple[ClientRules, list[Problem]]
     path.write_bytes(text)
     rules = ClientRules()
     rules.section(Access.KNOWN, "staff.csv")
-    return rules, clients_file.read(path, rules)
+    return rules, clients_file.read(path, [rules])
 
 
 def test_a_clients_file_has_subjects_names_comments_and_blank_lines(tmp_path: Path) -> None:
@@ -1073,7 +1094,7 @@ def test_an_error_while_reading_is_told(tmp_path: Path, monkeypatch: pytest.Monk
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(clients_file, "open_regular", lambda _: Failing())
-    (problem,) = clients_file.read(tmp_path / "staff.csv", ClientRules())
+    (problem,) = clients_file.read(tmp_path / "staff.csv", [ClientRules()])
     assert str(problem).endswith("staff.csv: cannot be read: Input/output error")
 
 

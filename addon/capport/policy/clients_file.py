@@ -5,7 +5,7 @@ starts with `#` is a comment, and so is what follows a `#` after a client withou
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,12 +24,12 @@ _MOST_ERRORS = 20
 _CLIENT = re.compile(r"(?=.*[.:-])[0-9A-Fa-f.:/-]{3,}")
 
 
-def read(path: Path, rules: ClientRules) -> list[Problem]:
-    """Adds each client in the file to `rules`, and returns the errors in the file.
+def read(path: Path, tables: Collection[ClientRules]) -> list[Problem]:
+    """Adds each client in the file to each of `tables`, and returns the errors in the file.
 
     At most 20 errors are returned one by one; one more counts the rest.
     """
-    reading = _Reading(str(path), rules)
+    reading = _Reading(str(path), tables)
     try:
         with open_regular(path) as file:
             reading.read_lines(file)
@@ -41,9 +41,9 @@ def read(path: Path, rules: ClientRules) -> list[Problem]:
 class _Reading:
     """The state of reading one clients file."""
 
-    def __init__(self, name: str, rules: ClientRules) -> None:
+    def __init__(self, name: str, tables: Collection[ClientRules]) -> None:
         self._name = name
-        self._rules = rules
+        self._tables = tables
         self._errors: list[Problem] = []
         self._unlisted = 0
         self._begun = False  # whether a line was read that is not a comment
@@ -93,7 +93,9 @@ class _Reading:
         client = subject(_unquoted(text))
         if name and all(map(_is_client, name.split(","))):
             raise _LineError("several clients on one line: write a line for each")
-        self._rules.add(client, number, _name(name) if name else None)
+        name = _name(name) if name else None
+        for table in self._tables:
+            table.add(client, number, name)
         return True
 
     def _record_line(self, number: int, raw: bytes, error: ValueError) -> None:

@@ -230,11 +230,9 @@ class _Reader:
         if path is None:
             return
         self._opening(str(path))
-        problems: list[Problem] = []
         for table in tables:
             table.section(access or Access.BLOCKED, str(path))
-            problems = clients_file.read(path, table)
-        for problem in problems:
+        for problem in clients_file.read(path, tables):
             if problem.line:
                 self.findings.error_in(rule.mark("file"), problem)
             else:
