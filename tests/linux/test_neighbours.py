@@ -311,6 +311,7 @@ async def test_watchers_are_called_on_the_loop_they_came_from(
             pass
     assert news[1]
     stop()
+    stop()  # as a store's, it may be called again
     router.ip("neighbour del 192.0.2.61 dev br-lan")
     wait_for(lambda: replica.find_mac(ours) is None)
     await asyncio.sleep(0.05)

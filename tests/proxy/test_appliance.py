@@ -1,7 +1,9 @@
 """The headless appliance, as `capport run` starts it, and what other commands do to it."""
 
+import asyncio
 import contextlib
 import json
+import os
 import resource
 import signal
 import socket
@@ -226,3 +228,23 @@ def test_a_moment_without_descriptors_does_not_end_what_systemd_is_told(
         assert "Cannot send WATCHDOG=1 to systemd" in caplog.text
         appliance_module._tell_systemd("WATCHDOG=1")
         assert told.recv(100) == b"WATCHDOG=1"
+
+
+@pytest.mark.parametrize(("pid", "watched"), [(None, True), ("own", True), ("other", False)])
+async def test_only_the_process_that_systemd_watches_sends_signs_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pid: str | None, watched: bool
+) -> None:
+    path = str(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", path)
+    monkeypatch.setenv("WATCHDOG_USEC", "60000000")
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    if pid:
+        monkeypatch.setenv("WATCHDOG_PID", str(os.getpid() if pid == "own" else os.getppid()))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(path)
+        supervised = appliance_module._Supervised()
+        supervised.running()
+        await asyncio.sleep(0)  # a task runs when its turn comes
+        supervised.done()
+        wanted = [b"READY=1", *([b"WATCHDOG=1"] * watched), b"STOPPING=1"]
+        assert [told.recv(100) for _ in wanted] == wanted

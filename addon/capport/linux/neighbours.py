@@ -219,7 +219,12 @@ class NetlinkNeighbours:
         except RuntimeError:
             entry = _Watcher(watcher, None)
         self._watchers.append(entry)
-        return lambda: self._watchers.remove(entry)
+
+        def stop() -> None:
+            with suppress(ValueError):  # already stopped
+                self._watchers.remove(entry)
+
+        return stop
 
     def close(self) -> None:
         """Ends the thread and closes the sockets."""

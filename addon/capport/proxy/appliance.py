@@ -69,7 +69,9 @@ class _Supervised:
         """Reports the start. This addon is the last in the chain, so all others serve by now."""
         _tell_systemd("READY=1")
         seconds = int(os.environ.get("WATCHDOG_USEC", 0)) / 1e6
-        if seconds > 0:
+        own = str(os.getpid())
+        # With another process's WATCHDOG_PID, the variables were inherited and are not for us.
+        if seconds > 0 and os.environ.get("WATCHDOG_PID", own) == own:
             self._watchdog = asyncio.create_task(self._report_alive(seconds / 3))
 
     def done(self) -> None:
