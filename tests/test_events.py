@@ -397,7 +397,7 @@ def test_the_bounds_of_a_log_hold_for_all_that_it_merges(tmp_path: Path) -> None
     with log(path, clock) as it:
 
         def forward(line: str) -> bool:
-            it.merge(line)
+            it.merge(json.loads(line))
             return True
 
         workers = [EventLog(forward=forward, monotonic=clock) for _ in range(3)]

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from capport.core.bounded_map import BoundedMap
 from capport.core.client import Client, ClientId, parts_of
@@ -43,6 +44,9 @@ _ALWAYS = frozenset({"granted", "revoked", "expired", "policy", "dropped", "watc
 # sentence) of the first event.
 _OF_HTTP = ("status", "host", "method", "cookies", "authorizations")
 _OF_TLS = ("sni", "destination", "action", "outcome", "alert")
+# What a process may report whose log is merged: sessions and policies are never its own.
+_MERGED = frozenset({"refused", "passed", "tls", "fault", "dropped"})
+_FIELDS = 40  # of a merged event, at most
 _DISTINGUISHING = {"refused": _OF_HTTP, "passed": _OF_HTTP, "tls": _OF_TLS}
 _OF_OTHERS = (*_OF_HTTP, *_OF_TLS, "what")
 
@@ -142,16 +146,13 @@ class EventLog:
             if event in _ALWAYS or (watched and self._has_room(record)) or self._is_new(record):
                 self._put(record)
 
-    def merge(self, line: str) -> None:
-        """Records a line of another process's log. Raises ValueError if it is not an event.
+    def merge(self, record: dict[str, Any]) -> None:
+        """Records a line of another process's log. Raises ValueError if it is not such an event.
 
         The bounds and the counts of this log hold for all processes together.
         """
-        record = json.loads(line)
-        if not isinstance(record, dict) or not {"time", "event"} <= record.keys():
-            raise ValueError("an event has a time and a name")
-        at = str(record.pop("time"))
-        self.lost_in_all += int(record.get("lost", 0))
+        at, record = _checked(record)
+        self.lost_in_all += record.get("lost", 0)
         if not self._is_on:
             return
         with self._lock:
@@ -345,6 +346,24 @@ def _share(shares: BoundedMap[str, _Share], device: str, now: float) -> _Share:
         share = shares[device] = _Share(now + WINDOW)
     share.lines += 1
     return share
+
+
+def _checked(record: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The time of another process's event, and the event without it. Raises ValueError."""
+    record = dict(record)
+    at, event = record.pop("time", None), record.get("event")
+    if not isinstance(at, str) or not isinstance(event, str) or event not in _MERGED:
+        raise ValueError("it is no event")
+    datetime.fromisoformat(at[:LONGEST_TEXT])
+    counts = [record.get(name, 0) for name in ("lost", "repeats")]
+    if not all(isinstance(count, int) and 0 <= count < 1 << 53 for count in counts):
+        raise ValueError("it has a count that is not one")
+    if len(record) > _FIELDS:
+        raise ValueError("it has too many fields")
+    for name, value in record.items():
+        if not isinstance(value, str | int | float | None) or len(name) > LONGEST_TEXT:
+            raise ValueError("it has a field that no event has")
+    return at[:LONGEST_TEXT], {name: _cut(value) for name, value in record.items()}
 
 
 def _cut(value: Value) -> Value:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 DECISION = (2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 1e-3, 1e-2)
+NAMES = 100  # names of verdicts, or of places that denied something, at most
+LONGEST_NAME = 100  # characters
 CHANGE = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.25, 1.0, 5.0)
 
 
@@ -77,7 +79,24 @@ class Metrics:
         }
 
     def merge(self, taken: dict[str, Any]) -> None:
-        """Adds what `take` returned in another process. Raises ValueError, KeyError, TypeError."""
-        self.verdicts.update(taken["verdicts"])
-        self.denied.update(taken["denied"])
-        self.decisions.merge(*taken["decisions"])
+        """Adds what `take` returned in another process; raises ValueError if it cannot be that."""
+        match taken:
+            case {
+                "verdicts": dict(verdicts),
+                "denied": dict(denied),
+                "decisions": [list(counts), int() | float() as seconds],
+            } if (
+                all(map(_is_count, (*verdicts.values(), *denied.values(), *counts, int(seconds))))
+                and len(counts) == len(self.decisions.counts)
+                and max(len(self.verdicts | verdicts), len(self.denied | denied)) <= NAMES
+                and all(len(name) <= LONGEST_NAME for name in (*verdicts, *denied))
+            ):
+                self.verdicts.update(verdicts)
+                self.denied.update(denied)
+                self.decisions.merge(counts, seconds)
+            case _:
+                raise ValueError("these are no counts")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < 1 << 53

@@ -1,6 +1,9 @@
 """Who is in the kernel's sets, by address and by MAC, and when each is looked at."""
 
+import pytest
+
 from capport.core.client import ClientId, parse_address, parse_mac
+from capport.router import nftables
 from capport.router.elements import IDLE_LEAD, Element, Elements
 
 ADA, MAC = parse_address("192.0.2.7"), parse_mac("02:00:00:00:00:07")
@@ -56,3 +59,27 @@ def test_a_mac_has_the_addresses_that_are_in_the_sets() -> None:
     elements.forget(other)
     assert elements.addresses(MAC) == ()
     assert MAC in elements
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "02:00:00:00:00:07 timeout 1s }; flush ruleset; #",
+        "192.0.2.7, 192.0.2.8",
+        "192.0.2.7\nflush ruleset",
+        "192.0.2.7 . ",
+        "",
+    ],
+)
+def test_a_text_that_is_no_element_never_becomes_part_of_a_command(text: str) -> None:
+    with pytest.raises(ValueError, match="is no element of a set"):
+        nftables.renew("known4", text, 1.0)
+    with pytest.raises(ValueError, match="is no element of a set"):
+        nftables.remove("known4", text)
+
+
+@pytest.mark.parametrize(
+    "text", ["192.0.2.7", "192.0.2.0/24", "2001:db8::7 . 02:00:00:00:00:07", "192.0.2.1-192.0.2.9"]
+)
+def test_an_element_of_any_of_the_sets_does(text: str) -> None:
+    assert all(f"{{ {text} " in command for command in nftables.renew("known4", text, 1.0))

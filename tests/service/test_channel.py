@@ -45,7 +45,9 @@ def test_the_first_process_takes_no_object_from_a_worker() -> None:
     worker.close()
 
 
-@pytest.mark.parametrize("data", [b"{", b"[]", b"{}", b"1", b"\xff"])
+@pytest.mark.parametrize(
+    "data", [b"{", b"[]", b"{}", b"1", b"\xff", b"[" * 60_000, b"[NaN]", b"[1e999]"]
+)
 def test_what_is_no_message_is_an_error(data: bytes) -> None:
     end, other = pair()
     other.send(data)

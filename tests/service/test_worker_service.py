@@ -61,5 +61,5 @@ def test_no_other_connection_is(ends: tuple[Channel, Channel]) -> None:
 def test_what_cannot_be_announced_is_an_error(ends: tuple[Channel, Channel]) -> None:
     worker, first = ends
     first.close()
-    with pytest.raises(OSError, match="cannot be told which client"):
+    with pytest.raises(OSError, match="says which client"):
         login(worker).connected(HERE, ("127.0.0.1", 8511), CLIENT)

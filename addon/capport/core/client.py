@@ -113,6 +113,11 @@ def parse_mac(text: str) -> Mac:
     return Mac(bytes.fromhex(digits).hex(":"))
 
 
+def parse_frame(text: str) -> Mac:
+    """As `parse_mac`, but the text may also be UNSEEN."""
+    return UNSEEN if text == UNSEEN else parse_mac(text)
+
+
 def parse_client_id(text: str) -> ClientId:
     """The id in `text`: an address, a MAC, or `MAC@ADDRESS`. Raises ValueError."""
     mac, at, address = text.partition("@")

@@ -6,6 +6,7 @@ although the imports take a second or two.
 """
 
 import ctypes
+import errno
 import gc
 import json
 import os
@@ -30,6 +31,7 @@ from capport.service.channel import Channel, forward
 from capport.service.shared_state import Shared
 from capport.service.worker_service import WorkerService
 
+_NO_DESCRIPTOR = os.strerror(errno.EMFILE)
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _CAPABILITY_VERSION, _CAP_NET_ADMIN = 0x20080522, 12  # linux/capability.h
 
@@ -47,15 +49,24 @@ def main(channel: int) -> int:
         asked, ends, _, _ = socket.recv_fds(first, 100, 2)
         if not asked:
             return 0
-        worker = os.fork()
-        if worker == 0:
-            first.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            return serve(ends[0], ends[1], setting)
-        process = os.pidfd_open(worker)
-        socket.send_fds(first, [str(worker).encode()], [process])
-        for descriptor in (process, *ends):
+        worker = 0
+        try:
+            if len(ends) < 2:  # the kernel leaves out those that it has no number for
+                raise OSError(errno.EMFILE, _NO_DESCRIPTOR)
+            worker = os.fork()
+            if worker == 0:
+                break
+            process = os.pidfd_open(worker)
+        except OSError as error:  # otherwise all workers would end, because this process does
+            first.send(f"{worker} {error.strerror}".encode())
+        else:
+            socket.send_fds(first, [f"{worker} {_NO_DESCRIPTOR}".encode()], [process])
+            os.close(process)
+        for descriptor in ends:  # so a worker for which there is no descriptor ends
             os.close(descriptor)
+    first.close()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return serve(ends[0], ends[1], setting)
 
 
 def serve(channel: int, events: int, setting: dict[str, Any]) -> int:

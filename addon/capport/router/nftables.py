@@ -37,6 +37,8 @@ TOGETHER = 500  # elements that one command takes
 FORGET_LEARNED = tuple(f"flush set {TABLE} learned{version}" for version in (4, 6))
 """Commands that clear the learned addresses: those of known MACs that are in no pair yet."""
 
+# An address, a network, a MAC or a port, or some of them together. Nothing in it ends a command.
+_ELEMENT = re.compile(r"[0-9a-zA-Z.:/-]+(?: \. [0-9a-zA-Z.:/-]+)*", re.ASCII)
 _COMMENT = re.compile(r'comment "capport \S+, proxy ports ([0-9 ]+), (un)?tracked"')
 _LEGACY = ("ip_tables_names", "ip6_tables_names")  # the tables of iptables-legacy, in /proc
 _SIOCGIFHWADDR = 0x8927  # netdevice(7)
@@ -167,6 +169,7 @@ def renew(to: str, element: str, seconds: float) -> tuple[str, str, str]:
     """Commands that put `element` into set `to` for `seconds`, whether or not it is there already.
 
     Before Linux 6.12, an element that is added again keeps its old timeout. So it is deleted first.
+    Raises ValueError for a text that is no element, which might be more commands.
     """
     return next(renew_all([(to, element, seconds)]))
 
@@ -175,7 +178,7 @@ def renew_all(elements: Iterable[tuple[str, str, float]]) -> Iterator[tuple[str,
     """As `renew`, but with few commands for many elements: libnftables takes 5 KiB for each."""
     by_set: dict[str, list[tuple[str, float]]] = {}
     for to, element, seconds in elements:
-        by_set.setdefault(to, []).append((element, seconds))
+        by_set.setdefault(to, []).append((_checked(element), seconds))
     for to, mine in by_set.items():
         for some in batched(mine, TOGETHER):
             timed = (f"{e} timeout {max(1, round(seconds * 1000))}ms" for e, seconds in some)
@@ -184,9 +187,15 @@ def renew_all(elements: Iterable[tuple[str, str, float]]) -> Iterator[tuple[str,
 
 
 def remove(out_of: str, element: str) -> tuple[str, str]:
-    """Commands that remove `element` from set `out_of`, whether or not it is there."""
-    there = f"element {TABLE} {out_of} {{ {element} }}"
+    """Commands that remove `element` from `out_of`, there or not. Raises ValueError likewise."""
+    there = f"element {TABLE} {out_of} {{ {_checked(element)} }}"
     return (f"add {there}", f"delete {there}")
+
+
+def _checked(element: str) -> str:
+    if not _ELEMENT.fullmatch(element):
+        raise ValueError(f"{element!r} is no element of a set")
+    return element
 
 
 def _kept(policy: Policy, rules: Nftables) -> str:

@@ -1,11 +1,12 @@
 """Messages between the first process of `capport run --workers` and one of its workers.
 
 A message is one datagram: a JSON array, whose first item says what it is about. A worker reads
-strangers' bytes, so the first process reads JSON from it and nothing else. The first process may
-send an object along, pickled in a file in memory.
+strangers' bytes, so the first process reads JSON from it and nothing else, with numbers that are
+finite. The first process may send an object along, pickled in a file in memory.
 """
 
 import json
+import math
 import os
 import pickle
 import socket
@@ -69,7 +70,7 @@ class Channel:
             if not data:
                 self.is_closed = True
                 return
-            message = json.loads(data)
+            message = _parsed(data)
             if not isinstance(message, list) or not message:
                 raise ValueError("not an array with items")
             for file in files:
@@ -99,8 +100,23 @@ def forward(end: socket.socket) -> Callable[[str], bool]:
 
     def send(line: str) -> bool:
         try:
-            return end.send(json.dumps(["event", line]).encode()) > 0
+            return end.send(f'["event", {line}]'.encode()) > 0
         except OSError:
             return False
 
     return send
+
+
+def _parsed(data: bytes) -> Any:
+    """The JSON in `data`. Raises ValueError, and no other error, whatever the data is."""
+    try:
+        return json.loads(data, parse_float=_finite, parse_constant=_finite)
+    except RecursionError:
+        raise ValueError("its arrays are nested too deeply") from None
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text:.20} is not finite")
+    return number

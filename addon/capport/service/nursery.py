@@ -61,14 +61,15 @@ class Nursery:
                     _, channel = self._running = self._running or await self._start()
                     socket.send_fds(channel, [b"fork"], [end.fileno() for end in ends])
                     await _readable(channel.fileno())
-                    pid, descriptors, _, _ = socket.recv_fds(channel, 100, 1)
-                if not pid:
-                    raise ConnectionResetError("the process that they are forked from has ended")
+                    answer, descriptors, _, _ = socket.recv_fds(channel, 100, 1)
+                if not answer:
+                    raise ConnectionResetError("the process that forks the workers has ended")
             except (ConnectionError, TimeoutError):
                 await self.stop()
                 raise
+            pid, _, why = answer.decode().partition(" ")
             if not descriptors:
-                raise OSError("no descriptor is left")  # the worker ends, without its channels
+                raise OSError(why)  # if there is a worker, it ends, without its channels
             return Process(int(pid), descriptors[0])
 
     async def stop(self) -> None:

@@ -78,7 +78,7 @@ class WorkerLogin:
         if not is_among(places, there[1], parse_address(there[0])):
             return
         if not self._channel.send("connected", here[:2], str(client.address), client.frame):
-            raise OSError("the login server cannot be told which client a connection is for")
+            raise OSError("no message to the login server says which client the connection is for")
         self._told.add(here)
 
     def disconnected(self, here: End) -> None:

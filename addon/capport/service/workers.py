@@ -3,6 +3,9 @@
 The first process opens the listening sockets of all workers, and keeps them. So when a worker ends,
 nobody is refused a connection: another one accepts from its sockets until its replacement is ready.
 A worker that does not answer is killed first, which cuts the connections that it has.
+
+A worker reads strangers' bytes, and one of them may have taken it over. So whatever it sends is
+checked, and a worker that sends anything else is killed and replaced.
 """
 
 import asyncio
@@ -15,7 +18,15 @@ import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 
-from capport.core.client import Client, ClientId, Mac, Peer, parse_address
+from capport.core.client import (
+    Address,
+    Client,
+    ClientId,
+    Peer,
+    parse_address,
+    parse_frame,
+    parse_mac,
+)
 from capport.service.channel import Channel, Message, pair
 from capport.service.login_links import End
 from capport.service.nursery import STARTING, Nursery, Process
@@ -31,13 +42,18 @@ AGAIN = 10.0  # seconds before a worker that was never ready is started again, a
 LOOK = 0.1  # seconds between two looks at the workers
 LINGER = 30.0  # seconds for the login server to accept a connection that has ended meanwhile
 AT_ONCE = 100  # events of one worker that are read before the event loop does something else
+WAITING = 100  # times as many messages: more than can wait in a channel
+LONGEST = 100  # characters of an address or a MAC
+MOST = 100_000  # connections of one worker
 
 
 class Worker:
     """One worker, from its start to its end."""
 
-    def __init__(self, process: Process, channel: Channel, events: Channel) -> None:
-        self.process, self.channel, self.events = process, channel, events
+    def __init__(self, index: int, process: Process, channel: Channel, events: Channel) -> None:
+        self.index, self.process = index, process
+        self.channel, self.events = channel, events
+        self.why = "it has ended"  # why it is replaced
         self.is_ready = False
         self.heard = time.monotonic()
         self.unknown = 0  # unknown clients that have a connection to it
@@ -77,8 +93,10 @@ class Workers:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(self._end(worker) for worker in self._workers if worker))
-        await self._nursery.stop()
+        try:
+            await asyncio.gather(*(self._end(worker) for worker in self._workers if worker))
+        finally:
+            await self._nursery.stop()
 
     def recheck(self, ids: Iterable[ClientId]) -> None:
         """Does nothing, because each worker follows the sessions by itself."""
@@ -106,7 +124,7 @@ class Workers:
         """
         pause = 0.0
         while True:
-            worker, why = None, "it has ended"
+            worker, why = None, ""
             try:
                 worker = self._workers[index] = await self._spawn(index)
                 await worker.process.ended()
@@ -115,6 +133,7 @@ class Workers:
             self._workers[index] = None
             if worker is not None:
                 self._forget(worker)
+                why = worker.why
             if not self._starts[index].done():
                 self._starts[index].set_exception(OSError(f"worker {index} cannot start: {why}"))
                 return
@@ -133,9 +152,11 @@ class Workers:
             on_error.pop_all()
         its.close()
         its_events.close()
-        worker = Worker(process, Channel(ours), Channel(our_events))
+        worker = Worker(index, process, Channel(ours), Channel(our_events))
         _, worker.shared = self._current()
-        worker.channel.send("start", index, pickled=worker.shared)
+        if not worker.channel.send("start", index, pickled=worker.shared):
+            worker.why = "it could not be sent the policy"  # no descriptor is left, or it has ended
+            process.signal(signal.SIGKILL)
         for channel in (worker.channel, worker.events):
             asyncio.get_running_loop().add_reader(channel.fileno(), self._read, worker, channel)
         return worker
@@ -148,13 +169,13 @@ class Workers:
         except TimeoutError:
             worker.process.signal(signal.SIGKILL)
             await worker.process.ended()
+        self._workers[worker.index] = None
         self._forget(worker)
 
     def _forget(self, worker: Worker) -> None:
         """Reads what an ended worker has still sent, and forgets it."""
         for channel in (worker.channel, worker.events):
-            while self._read(worker, channel):
-                pass
+            self._read_all(worker, channel)
             self._close(channel)
         worker.process.close()
         for end in tuple(worker.dialled):
@@ -215,9 +236,14 @@ class Workers:
 
     def _read_channels(self) -> None:
         """Reads all that the workers have sent, but their events."""
-        for worker in self._workers:
-            while worker and self._read(worker, worker.channel):
-                pass
+        for worker in filter(None, self._workers):
+            self._read_all(worker, worker.channel)
+
+    def _read_all(self, worker: Worker, channel: Channel) -> None:
+        """Reads the messages that are here; not without end, if the worker sends all the time."""
+        for _ in range(WAITING):
+            if not self._read(worker, channel):
+                return
 
     def _read(self, worker: Worker, channel: Channel) -> int:
         """Reads the messages that are here, but at most `AT_ONCE`; returns how many."""
@@ -226,10 +252,12 @@ class Workers:
             for message in itertools.islice(channel.messages(), AT_ONCE):
                 count += 1
                 self._take(worker, message)
-        except (ValueError, KeyError, TypeError):
-            logger.exception("A worker sent something that is not a message; it is killed")
+        except Exception:  # the edge: whatever it is that the worker sent, it must not go on
+            logger.exception(f"Worker {worker.index} sent what no worker sends; it is killed")
+            worker.why = "it sent what no worker sends"
             worker.process.signal(signal.SIGKILL)
-            self._close(channel)
+            self._close(worker.channel)
+            self._close(worker.events)
         if channel.is_closed:
             self._close(channel)
         return count
@@ -242,26 +270,30 @@ class Workers:
 
     def _take(self, worker: Worker, message: Message) -> None:
         match message:
-            case ["alive", int(unknown), dict(counts)]:
+            case ["alive", int(unknown), dict(counts)] if 0 <= unknown <= MOST:
                 worker.heard, worker.unknown = time.monotonic(), unknown
                 self._service.gate.metrics.merge(counts)
-            case ["event", str(line)]:
-                self._service.gate.events.merge(line)
+            case ["event", dict(event)]:
+                self._service.gate.events.merge(event)
             case ["connected", [str(address), int(port)], str(at), None | str() as frame]:
+                _address(address)
+                if len(worker.dialled) >= MOST:
+                    raise ValueError("no worker has so many connections")
                 peer = worker.dialled[address, port] = _peer(at, frame)
                 self._vouched.connected((address, port), peer)
             case ["disconnected", [str(address), int(port)]]:
                 self._hung_up(worker, (address, port))
             case ["drop", str(at), None | str() as mac, bool(astray), float(seconds)]:
-                client = Client(parse_address(at), None if mac is None else Mac(mac), astray)
-                self._service.drop(client, seconds)
+                client = Client(_address(at), None if mac is None else parse_mac(mac), astray)
+                if (limit := self._service.gate.policy.limits.drop_after) is not None:
+                    self._service.drop(client, min(seconds, limit.per))
             case ["reached", str(at), None | str() as frame]:
                 peer = _peer(at, frame)
                 self._service.is_held(peer, self._service.gate.client(peer))
             case ["ready"]:
                 self._ready(worker)
             case _:
-                raise ValueError(message[0])
+                raise ValueError(f"{message[0]!r:.50}")
 
     def _hung_up(self, worker: Worker, end: End) -> None:
         """Forgets which client a connection was for, once the login server must have accepted it.
@@ -277,7 +309,7 @@ class Workers:
         asyncio.get_running_loop().call_later(LINGER, forget)
 
     def _ready(self, worker: Worker) -> None:
-        index = self._workers.index(worker)
+        index = worker.index
         worker.is_ready, worker.heard, worker.listens = True, time.monotonic(), [index]
         if not self._starts[index].done():
             self._starts[index].set_result(None)
@@ -286,4 +318,10 @@ class Workers:
 
 
 def _peer(address: str, frame: str | None) -> Peer:
-    return Peer(parse_address(address), None if frame is None else Mac(frame))
+    return Peer(_address(address), None if frame is None else parse_frame(frame))
+
+
+def _address(text: str) -> Address:
+    if len(text) > LONGEST:  # `parse_address` keeps what it has parsed
+        raise ValueError("an address cannot be so long")
+    return parse_address(text)

@@ -12,7 +12,7 @@ import hmac
 import re
 from collections.abc import Callable, Sequence
 
-from capport.core.client import UNSEEN, Mac, Peer, parse_address, parse_mac
+from capport.core.client import UNSEEN, Peer, parse_address, parse_frame
 from capport.core.session import Instant
 
 HEADER = "Capport-Client"
@@ -51,7 +51,8 @@ def verify_client(value: str, secret: bytes, now: Instant) -> Peer:
     if not -0.001 <= now - float(match[3]) <= LIFETIME:
         raise AskingError(f"{HEADER} is older than {LIFETIME:g} s, or from another boot")
     try:
-        return Peer(parse_address(match[1]), _frame(match[2]))
+        frame = None if match[2] == "-" else parse_frame(match[2])
+        return Peer(parse_address(match[1]), frame)
     except ValueError as error:
         raise AskingError(f"{HEADER}: {error}") from None
 
@@ -99,12 +100,6 @@ class Vouched:
         if self._taken.get(tuple(end[:2])) is by:
             del self._taken[tuple(end[:2])]
             self._clients.pop(tuple(end[:2]), None)
-
-
-def _frame(text: str) -> Mac | None:
-    if text == "-":
-        return None
-    return UNSEEN if text == UNSEEN else parse_mac(text)
 
 
 def _signature(said: str, secret: bytes) -> str:
