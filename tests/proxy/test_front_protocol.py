@@ -6,7 +6,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ import pytest
 from mitmproxy.addons import intercept
 from mitmproxy.exceptions import CommandError
 
+from capport.core.client import Address, ClientId, Mac
 from capport.core.cost import ANSWERS
 from capport.core.policy import Rate
 from capport.events import MOST_WATCHED
 from capport.front import budget
 from capport.gate import Gate
-from capport.linux import frames
+from capport.linux import NoNeighbours, frames
 from capport.proxy import connections, front_protocol, shown
 from capport.proxy.flow_marks import FlowMarks
 from capport.proxy.front_protocol import Stranger
@@ -32,6 +33,7 @@ from proxy.wire import GARDEN, Dialled, Streams, garden, later, say, until, with
 
 GET = b"GET http://outside.example.com/ HTTP/1.1\r\nHost: outside.example.com\r\n\r\n"
 ODD = b"GET http://outside.example.com/ HTTP/1.1\r\nHost : outside.example.com\r\n\r\n"
+MAC = Mac("02:00:00:00:00:07")
 KNOWN = "clients:\n  - {address: 127.0.0.9, access: known}\n"
 
 
@@ -220,7 +222,7 @@ async def test_when_the_portal_stops_the_connections_in_the_front_end(portal: St
         await until(lambda: len(it.keeper.connections) == 3)
         it.keeper.front._left, it.keeper.front._scheduled = 0, True  # the next waits for its turn
         clients.append(await connect(it, "127.0.0.2"))
-        await until(lambda: it.keeper.front._turns.of("127.0.0.2") == 1)
+        await until(lambda: it.keeper.front._turns.of(ClientId("127.0.0.2")) == 1)
     for reader, writer in clients:
         assert await until_closed(reader) == b""
         writer.close()
@@ -536,7 +538,7 @@ async def test_no_more_of_one_unknown_client_wait_than_it_may_have_open(
         it.keeper.front._left = 0  # as if much had been done in this pass
         it.keeper.front._scheduled = True
         clients = connect_many(it, 50)
-        await until(lambda: it.keeper.front._turns.of("127.0.0.1") == 20)
+        await until(lambda: it.keeper.front._turns.of(ClientId("127.0.0.1")) == 20)
         assert [client.recv(1) for client in clients[:30]] == [b""] * 30
         it.keeper.front._pass()
         for client in clients[30:]:
@@ -545,6 +547,66 @@ async def test_no_more_of_one_unknown_client_wait_than_it_may_have_open(
             received = await asyncio.to_thread(client.recv, 12)
             assert received == b"HTTP/1.1 511"
         for client in clients:
+            client.close()
+
+
+@pytest.fixture
+def one_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[Portal], None]:
+    """Has the neighbour table say that all addresses are one device's."""
+
+    class Neighbours(NoNeighbours):
+        def find_mac(self, address: Address) -> Mac | None:
+            return MAC
+
+    def tell(it: Portal) -> None:
+        monkeypatch.setattr(it.gate, "neighbours", Neighbours())
+
+    return tell
+
+
+def connect_from(it: Portal, addresses: Iterable[str]) -> list[socket.socket]:
+    """As `connect_many`, from these addresses."""
+    clients = []
+    for address in addresses:
+        clients.append(socket.socket())
+        clients[-1].bind((address, 0))
+        clients[-1].connect(("127.0.0.1", it.port))
+    return clients
+
+
+async def test_a_device_with_many_addresses_has_the_turns_of_one(
+    portal: StartPortal, monkeypatch: pytest.MonkeyPatch, one_device: Callable[[Portal], None]
+) -> None:
+    monkeypatch.setattr(connections, "MOST_A_CLIENT", 20)
+    async with portal() as it:
+        one_device(it)
+        it.keeper.front._left, it.keeper.front._scheduled = 0, True
+        clients = connect_from(it, (f"127.0.1.{number}" for number in range(1, 31)))
+        await until(lambda: it.keeper.front._turns.of(ClientId(MAC)) == 20)
+        assert len(it.keeper.front._turns) == 20
+        assert await asyncio.to_thread(lambda: [one.recv(1) for one in clients[:10]]) == [b""] * 10
+        it.keeper.front._pass()
+        for client in clients:
+            client.close()
+
+
+async def test_what_waits_for_its_turn_leaves_descriptors_to_known_clients(
+    portal: StartPortal,
+) -> None:
+    async with portal(KNOWN) as it:
+        front = it.keeper.front
+        front._left, front._scheduled = 0, True
+        first = connect_from(it, ["127.0.0.2"])
+        await until(lambda: len(front._turns) == 1)
+        it.keeper.connections.most_accepted = 0  # as if so many were open
+        then = connect_from(it, ["127.0.0.3", "127.0.0.9", "127.0.0.2"])
+        assert await asyncio.to_thread(then[0].recv, 1) == b""  # none of its client's waited
+        assert await asyncio.to_thread(first[0].recv, 1) == b""
+        assert front._turns.of(ClientId("127.0.0.9")) == 1
+        assert front._turns.of(ClientId("127.0.0.2")) == 1  # the newer one
+        assert len(front._turns) == 2
+        front._pass()
+        for client in (*first, *then):
             client.close()
 
 

@@ -119,6 +119,8 @@ class Connections:
         self.gate = gate
         self.handler_of = handler_of
         self.most = _raised_limit() - DESCRIPTORS_KEPT
+        # Of file descriptors; with more, no connection of an unknown client waits for its turn.
+        self.most_accepted = self.most + DESCRIPTORS_KEPT // 2
         self._open: dict[Key, Open] = {}
         self._unknown: OrderedDict[Key, Open] = OrderedDict()  # the oldest first
         self._unknown_of: dict[ClientId, OrderedDict[Key, Open]] = {}

@@ -19,7 +19,7 @@ from mitmproxy import connection
 from mitmproxy.connection import Address
 from mitmproxy.proxy import mode_specs
 
-from capport.core.client import Client, Peer, parse_address
+from capport.core.client import Client, ClientId, Peer, parse_address
 from capport.core.cost import ANSWERS
 from capport.core.place import Place
 from capport.core.reach import Machine
@@ -80,7 +80,7 @@ class Front:
         self.book = book
         self.faults = faults
         self.observer = observer
-        self._turns = Turns[str, Stranger]()
+        self._turns = Turns[ClientId, Stranger]()
         self._left = AT_ONCE  # pieces of work that may be done in this pass
         self._scheduled = False  # `_pass` will be called, or a connection is being handed over
         self._epoll = select.epoll()
@@ -101,14 +101,27 @@ class Front:
             self._turns.next().drop()
 
     def accepted(self, instance: Instance, sock: socket.socket, peer: Address) -> None:
-        """Takes a connection that has just been accepted."""
+        """Takes a connection that has just been accepted.
+
+        If too many wait, the oldest of its client's ends, or else this one.
+        """
         if self._epoll.closed:
             sock.close()
             return
-        address = peer[0]
-        if self._turns.of(address) >= connections.MOST_A_CLIENT and self._is_unknown(address):
-            self._turns.drop_oldest(address).drop()
-        self.in_turn(Stranger(self, instance, sock, peer))
+        one = Stranger(self, instance, sock, peer)
+        if not self._left:
+            client = one.counted_as
+            count = self._turns.of(client)
+            # The kernel gives a socket the lowest number that is free: so many are open in all.
+            too_many = (
+                count >= connections.MOST_A_CLIENT or sock.fileno() >= self.book.most_accepted
+            )
+            if too_many and self._is_unknown(one):
+                if not count:
+                    one.drop()
+                    return
+                self._turns.drop_oldest(client).drop()
+        self.in_turn(one)
 
     def in_turn(self, one: "Stranger") -> None:
         """Does what `one` wants now, if little was done in this pass, or else in its turn."""
@@ -116,7 +129,7 @@ class Front:
             self._left -= 1
             one.do()
         else:
-            self._turns.add(one.peer[0], one)
+            self._turns.add(one.counted_as, one)
         if not self._left and not self._scheduled:
             self.rest()
 
@@ -163,9 +176,9 @@ class Front:
         if not self._left and not self._scheduled:
             self.rest()
 
-    def _is_unknown(self, address: str) -> bool:
+    def _is_unknown(self, one: "Stranger") -> bool:
         try:
-            return self.gate.known(self.gate.client(address)) is None
+            return self.gate.known(one.client) is None
         except Exception:
             self.faults.fault("accept")
             return True
@@ -199,7 +212,7 @@ class Stranger:
         self.instance = instance
         self.peer = peer
         self._sock = sock
-        self._who: Peer
+        self._who: Peer | None = None  # once `who` was asked for
         self._at: Address | None = None  # what the client dialled, once `_dialled` was called
         self._entry: connections.Open | None = None
         self._talks: Conversation | None = None  # without it, everything is handed over
@@ -273,7 +286,26 @@ class Stranger:
     @property
     def client(self) -> Client:
         """Its client, as the gate knows it now."""
-        return self.front.gate.client(self._who)
+        return self.front.gate.client(self.who)
+
+    @property
+    def who(self) -> Peer:
+        """Its address, and the MAC that its first frame came from."""
+        if self._who is None:
+            address = parse_address(self.peer[0])
+            self._who = Peer(address, frames.sender_from(address, self._sock))
+        return self._who
+
+    @property
+    def counted_as(self) -> ClientId:
+        """As what it takes turns: not the address, because with IPv6 one device has many."""
+        if self._entry:
+            return self._entry.counted_as
+        try:
+            return self.client.id
+        except Exception:
+            self.front.faults.fault("accept")
+            return ClientId(self.peer[0])
 
     @property
     def shown_as(self) -> connection.Client:
@@ -299,8 +331,7 @@ class Stranger:
     def begin(self) -> None:
         """Begins to talk; hands a known client over; closes if the client has gone again."""
         gate, mode, dialled = self.front.gate, self.instance.mode, None
-        came, address = self._receive(), parse_address(self.peer[0])
-        self._who = Peer(address, frames.sender_from(address, self._sock))
+        came = self._receive()
         if gate.policy.limits.drop_after and gate.is_dropped(gate.standing(self.client)):
             later = partial(self.abort, reset=True)
             asyncio.get_running_loop().call_soon(later)  # once it has connected
@@ -320,7 +351,7 @@ class Stranger:
                 self._close()
                 return
         if dialled is not None or isinstance(mode, mode_specs.RegularMode):
-            self._talks = Conversation(gate, self._who, dialled)
+            self._talks = Conversation(gate, self.who, dialled)
         self._step = Stranger.go_on
         self.go_on(came or b"")
 
@@ -525,7 +556,7 @@ class Stranger:
             client, key = self.client, (self.peer, self._dialled)
             found = self.front.gate.standing(client)
             self._entry = self.front.book.accepted(
-                key, client, self._who.frame, self, known=found.is_known
+                key, client, self.who.frame, self, known=found.is_known
             )
             if self._entry.over:
                 self._close()
