@@ -23,6 +23,11 @@ def is_token(text: str) -> bool:
     return _TOKEN.fullmatch(text) is not None
 
 
+def cookies_in(value: bytes) -> int:
+    """How many cookies one Cookie field contains (RFC 6265 section 4.2.1)."""
+    return sum(bool(pair.strip()) for pair in value.split(b";"))
+
+
 CLOCK_IS_SET: Final = 1735689600  # the start of 2025; without a battery, a clock starts in 1970
 
 

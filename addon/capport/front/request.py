@@ -12,7 +12,7 @@ from typing import Final
 from capport.core.bounded_map import BoundedMap
 from capport.core.cost import FIELDS, LINE
 from capport.core.decision import HttpRequest
-from capport.core.http import default_port
+from capport.core.http import cookies_in, default_port
 from capport.core.place import Place, parse_authority
 from capport.core.reply import Asked
 
@@ -119,7 +119,7 @@ def _read(head: bytes, explicit: bool) -> Request | None:
         is_chunked,
         is_1_1 and b"close" not in options and not is_connect and not has_body,
         values.get(b"user-agent", b"").decode("latin-1"),
-        sum(_cookies(value) for name, value in fields if name == b"cookie"),
+        sum(cookies_in(value) for name, value in fields if name == b"cookie"),
         sum(name in _AUTHORIZATIONS for name, _ in fields),
     )
 
@@ -138,14 +138,14 @@ def _place(method: str, target: str, host: str, *, explicit: bool) -> tuple[Plac
         claim, path = _authority(target, None), target
         named = _authority(host, claim.port)
     elif method == "CONNECT":
-        raise ValueError("CONNECT to what is no proxy")
+        raise ValueError("CONNECT, but the client does not use a proxy")
     elif target.startswith("/"):
         named = claim = _authority(host, _HTTP)
         path = target
     else:
         authority, slash, rest = target.removeprefix("http://").partition("/")
         if not target.startswith("http://") or not slash:
-            raise ValueError("neither a path nor the URL of one")
+            raise ValueError("the target is neither a path nor an http URL")
         claim, path = _authority(authority, _HTTP), slash + rest
         named = _authority(host, _HTTP)
     if named != claim:
@@ -166,9 +166,5 @@ def _body(values: dict[bytes, bytes], *, is_1_1: bool) -> tuple[int, bool]:
     if length is None:
         return 0, False
     if not _LENGTH.fullmatch(length):
-        raise ValueError("no length")
+        raise ValueError("the Content-Length is not a number")
     return int(length), False
-
-
-def _cookies(value: bytes) -> int:
-    return sum(bool(pair.strip()) for pair in value.split(b";"))

@@ -8,7 +8,7 @@ import h11
 from mitmproxy import connection, http
 
 from capport.core.decision import HttpRequest
-from capport.core.http import default_port, is_token
+from capport.core.http import cookies_in, default_port, is_token
 from capport.core.place import Place, parse_authority, parse_host
 from capport.proxy.internals.http_streams import set_destination
 
@@ -60,7 +60,7 @@ def redacted(name: bytes, value: bytes) -> bytes:
     """
     if _COUNTED.fullmatch(value):
         return value
-    count = _cookies(value) if name.lower() == b"cookie" else 1
+    count = cookies_in(value) if name.lower() == b"cookie" else 1
     return b"[redacted]" if count == 1 else b"[redacted: %d]" % count
 
 
@@ -88,15 +88,10 @@ def credentials_in(request: http.Request) -> dict[str, int]:
     for name, value in request.headers.fields:
         if (kind := name.lower()) in CREDENTIALS:
             counted = _COUNTED.fullmatch(value)
-            cookies = int(counted[1] or 1) if counted else _cookies(value)
+            cookies = int(counted[1] or 1) if counted else cookies_in(value)
             count = cookies if kind == b"cookie" else 1
             found[kind.decode()] = found.get(kind.decode(), 0) + count
     return {kind: count for kind, count in found.items() if count}
-
-
-def _cookies(value: bytes) -> int:
-    """How many cookies one Cookie field contains."""
-    return sum(bool(pair.strip()) for pair in value.split(b";"))
 
 
 def claim_of(request: http.Request) -> Place | None:
