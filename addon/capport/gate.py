@@ -390,7 +390,7 @@ class Gate:
             most = None if renews else sessions.most
             try:
                 if not self.store.put(session, most=most, renews=renews):
-                    raise LookupError(f"{client} has no session any more")
+                    raise LookupError(f"{client} no longer has a session")
             except FullError as error:
                 self.events.write("fault", what=str(error))
                 raise

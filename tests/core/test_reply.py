@@ -133,7 +133,7 @@ PAGE = """<!DOCTYPE html>
 </html>
 """
 TO_A_BLOCKED_CLIENT = """<h1>This device is not allowed on this network</h1>
-<p>Please ask whoever runs this network.</p>
+<p>Please ask the operator of this network.</p>
 <p>This answer comes from the network you are using, not from the site you asked for.</p>
 <p class="faint"><a href="https://login.example.net/?state=abc&amp;n=1">login.example.net</a>\
 </p>
@@ -167,7 +167,7 @@ def test_a_problem_is_this_to_the_letter() -> None:
         "login_url": LOGIN,
     }
     assert problem_of(BLOCKED)["detail"] == (
-        f"This device is not allowed on this network ({LOGIN}). Please ask whoever runs this"
+        f"This device is not allowed on this network ({LOGIN}). Please ask the operator of this"
         " network. This answer comes from the network you are using, not from the site you"
         " asked for."
     )

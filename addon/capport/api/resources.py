@@ -175,7 +175,7 @@ class OneSession(Call):
                 renews=True,
             )
         except LookupError:  # revoked while this waited for the disk
-            raise Problem(404, f"{text[:64]} has no session any more") from None
+            raise Problem(404, f"{text[:64]} no longer has a session") from None
         self.answer(self.describe(session))
 
     async def delete(self, text: str) -> None:

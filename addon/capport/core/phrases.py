@@ -74,7 +74,7 @@ PHRASES: dict[Language, Phrases] = {
         sign_in_at="Sign in at {url} to use this network.",
         sign_in_at_named="Sign in at {url} to use the network “{network}”.",
         not_allowed="This device is not allowed on this network",
-        ask_operator="Please ask whoever runs this network.",
+        ask_operator="Please ask the operator of this network.",
         precondition_required="Precondition required",
         be_conditional=(
             "This request has to be conditional, so that it cannot undo a change made in the"

@@ -48,7 +48,7 @@ class _Watcher:
             try:
                 self.call(address)
             except Exception:  # the edge: a watcher's error must not stop the replica
-                logger.exception("A watcher of the neighbour table failed at %s", address)
+                logger.exception(f"A watcher of the neighbour table failed at {address}")
             return
         with suppress(RuntimeError):  # the watcher's loop is closed
             self.loop.call_soon_threadsafe(self.call, address)
@@ -192,7 +192,7 @@ class NetlinkNeighbours:
             # Any client's request can cause this, so it is logged once a minute.
             if (now := time.monotonic()) >= self._quiet_until:
                 self._quiet_until = now + _QUIET
-                logger.error("The kernel did not say how to reach %s: %s", address, error)
+                logger.error(f"The kernel did not say how to reach {address}: {error}")
             return Way(address)
         if self._names is None and found is not None and found.hop != address:
             return None
@@ -275,10 +275,8 @@ class NetlinkNeighbours:
                     self._changes.extend(self._replica.replace(()))
                 if not logged:
                     logger.error(
-                        "No dump of the neighbour table (%s): until one succeeds, no client has a"
-                        " MAC; trying again every %s s",
-                        error,
-                        _RETRY,
+                        f"No dump of the neighbour table ({error}): until one succeeds, no client"
+                        f" has a MAC; trying again every {_RETRY} s"
                     )
                 logged = True
                 self._notify()
@@ -330,7 +328,7 @@ class NetlinkNeighbours:
                 if error.errno != errno.ENOBUFS:
                     self._broken = True
                     logger.error(
-                        "The neighbour notifications stopped (%s): reading the table again", error
+                        f"The neighbour notifications stopped ({error}): reading the table again"
                     )
                 raise _OverflowError from error
 

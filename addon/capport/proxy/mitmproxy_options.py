@@ -142,9 +142,11 @@ def _on_loopback(option: str, text: str | None, example: str) -> Place | None:
     try:
         place = values.listen(text)
     except ValueError as error:
-        raise Unusable(f"{option}: {error}; here on loopback: {example} would do") from None
+        raise Unusable(
+            f"{option}: {error}; write an address on loopback and a port, such as {example}"
+        ) from None
     if isinstance(place.host, str) or not place.host.is_loopback:
-        why = f"is not on loopback, and clients could reach it: {example} would do"
+        why = f"is not on loopback, and clients could reach it; write {example}, for example"
         raise Unusable(f"{option}: {place} {why}")
     return place
 

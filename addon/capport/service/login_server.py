@@ -177,9 +177,9 @@ class Embedded:
             if error.errno == errno.EADDRINUSE:
                 log = logger.debug  # another process with this store has it, or our old one still
             what = "The API for a login server of your own cannot listen"
-            log("%s: %s: %s", what, api.path, error.strerror)
+            log(f"{what}: {api.path}: {error.strerror}")
             return False
-        logger.info("The API for a login server of your own listens on %s", api.where)
+        logger.info(f"The API for a login server of your own listens on {api.where}")
         return True
 
     async def _listen_later(self, api: BackChannel) -> None:
@@ -191,7 +191,8 @@ class Embedded:
                     return
             except NoPlace as error:  # another program has the address, or our old process still
                 if str(error) != logged:
-                    logger.error("%s", logged := str(error))
+                    logged = str(error)
+                    logger.error(logged)
 
     async def _tidy(self) -> None:
         logged = None
@@ -201,7 +202,8 @@ class Embedded:
                 logged = None
             except OSError as error:
                 if str(error) != logged:
-                    logger.warning("%s; spent states are cleared later", logged := str(error))
+                    logged = str(error)
+                    logger.warning(f"{logged}; spent states are cleared later")
             await asyncio.sleep(LOOK)
 
     async def _share(self, book: Book) -> None:
@@ -225,7 +227,7 @@ class Embedded:
                         logger.info("Vouchers and single-use states are accepted again")
                     else:
                         refused = f"Vouchers and single-use states are refused: {fault}"
-                        logger.warning("%s", refused)
+                        logger.warning(refused)
                         self._gate.events.write("fault", what=refused)
                 await asyncio.sleep(LOOK)
 
