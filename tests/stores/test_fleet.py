@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,14 +14,25 @@ import pytest
 import requires
 from capport.core.client import ClientId
 from capport.core.redis_url import RedisUrl
-from capport.stores import FullError
+from capport.stores import FullError, StoreError
 from capport.stores.redis import redis_link, redis_store
-from capport.stores.redis.fleet_record import NOTHING, SKEW, Grant, Record, dump
+from capport.stores.redis.fleet_record import (
+    MANY,
+    NOTHING,
+    ROUTERS,
+    SKEW,
+    Grant,
+    Record,
+    Revocation,
+    dump,
+)
 from capport.stores.redis.fleet_time import FleetTime
 from capport.stores.redis.redis_client import SECONDS
 from capport.stores.redis.redis_link import CHANGES, KEY, LEASE
 from capport.stores.redis.redis_store import RedisStore
+from capport.stores.redis.router_marks import RouterMarks
 from capport.stores.replica import Row, pack
+from capport.stores.sqlite.store import SqliteStore
 from conftest import SOON
 from lab.namespaces import namespaces
 from stores.contract import ADDRESS, MAC, OTHER, session, until
@@ -622,6 +634,181 @@ def test_a_key_of_another_kind_is_reported_and_no_router_stops(fleet: Fleet, kno
     assert known.now(one, MAC)
     fleet.server.ask("DEL", CHANGES)
     works(one)
+
+
+def by_many(first: int, until: float) -> Record:
+    """A record of as many revocations as one may have."""
+    return Record({f"{n:016x}": Revocation(7, until) for n in range(first, first + ROUTERS)})
+
+
+def test_revocations_by_too_many_routers_hold_the_client_and_stop_no_router(
+    fleet: Fleet, two: tuple[RedisStore, RedisStore], known: Known, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = two
+    one.put(session(MAC))
+    known.soon(MAC, other)
+    ends = fleet.time.now + AHEAD + 50_000
+    for record in (by_many(0, ends), by_many(9, ends)):
+        fleet.server.ask("XADD", CHANGES, "*", "r", dump(MAC, record))
+    known.not_soon(MAC, one, other)
+    for store in (one, other):
+        until(lambda store=store: {*store.records([MAC])[MAC].revoked} == {MANY}, "one for all")  # type: ignore[misc]
+    with pytest.raises(StoreError, match="more than 256 routers have revoked it"):
+        one.put(session(MAC))
+    one.drop(MAC)
+    one.close()
+    one = fleet.open(0)
+    one.put(session(ADDRESS))
+    known.soon(ADDRESS, one, other)
+    assert not known.now(one, MAC)
+    assert "damaged" not in caplog.text
+    fleet.time.now += 2 * redis_store.REMEMBERED
+    one.put(session(MAC, now=fleet.time.now))
+    known.soon(MAC, one, other)
+
+
+# --- this router's file does not fit ---
+
+
+def damage(client: ClientId, folder: Path, text: str | bytes) -> None:
+    with contextlib.closing(sqlite3.connect(folder / "fleet.db")) as db:
+        db.execute("UPDATE marks SET record = CAST(? AS TEXT) WHERE client = ?", (text, client))
+        db.commit()
+
+
+TEXTS = ["", "garbage", b"\xff", dump(ADDRESS, NOTHING)]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_row_that_cannot_be_read_is_reported_once_and_written_again(
+    fleet: Fleet, known: Known, caplog: pytest.LogCaptureFixture, text: str | bytes
+) -> None:
+    one, other = fleet.open(0), fleet.open(1)
+    for client in (MAC, OTHER):
+        one.put(session(client))
+    known.soon(MAC, other)
+    one.drop(OTHER)
+    one.close()
+    for client in (MAC, OTHER):
+        damage(client, fleet.folder / "router0", text)
+    one = fleet.open(0)
+    known.soon(MAC, one, other)
+    assert not known.now(one, OTHER)
+    works(one)
+    one.tick()
+    one.close()
+    assert caplog.text.count("is damaged") == 2
+    third = fleet.open(0)
+    assert third.records([OTHER])[OTHER].revoked, "as Redis knew"
+    assert caplog.text.count("is damaged") == 2
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_command_revokes_although_its_row_cannot_be_read(
+    fleet: Fleet, two: tuple[RedisStore, RedisStore], known: Known, text: str | bytes
+) -> None:
+    one, other = two
+    one.put(session(MAC))
+    known.soon(MAC, other)
+    damage(MAC, fleet.folder / "router0", text)
+    assert fleet.open(0, about=()).drop(MAC)
+    known.not_soon(MAC, one, other)
+
+
+def test_a_store_that_cannot_be_opened_leaves_nothing_open(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: RouterMarks) -> None:
+        raise StoreError("unreadable")
+
+    before = {*threading.enumerate()}
+    monkeypatch.setattr(RouterMarks, "changed", fail)
+    with pytest.raises(StoreError, match="unreadable"):
+        fleet.open(0)
+    assert {*threading.enumerate()} <= before
+    held = [fd.readlink() for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
+    assert not [path for path in held if path.is_relative_to(fleet.folder / "router0")]
+
+
+def test_a_grant_that_failed_on_the_disk_counts_at_no_process(
+    fleet: Fleet, known: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise StoreError("full")
+
+    one, command = fleet.open(0), fleet.open(0, about=())
+    with monkeypatch.context() as failing:
+        failing.setattr(SqliteStore, "put", fail)
+        with pytest.raises(StoreError, match="full"):
+            command.put(session(MAC))
+    one.tick()
+    assert one.summary() == {"own": 0, "known": 0}
+    command.put(session(MAC))
+    known.soon(MAC, one)
+    until(lambda: one.summary() == {"own": 1, "known": 1}, "the session, counted")
+
+
+# --- revoking ---
+
+
+def test_a_revocation_takes_effect_here_before_redis_answers(
+    fleet: Fleet,
+    two: tuple[RedisStore, RedisStore],
+    known: Known,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, other = two
+    one.put(session(MAC))
+    other.put(session(OTHER))
+    known.soon(MAC, other)
+    known.soon(OTHER, one)
+    called: list[ClientId] = []
+    one.watch(called.append)
+    asked: list[ClientId] = []
+    fetch = redis_link.RedisLink.fetch
+
+    def ask(link: redis_link.RedisLink, client: ClientId, seconds: float) -> object:
+        assert not known.now(one, client)
+        until(lambda: client in called, "the watchers, called")
+        asked.append(client)
+        return fetch(link, client, seconds)
+
+    monkeypatch.setattr(redis_link.RedisLink, "fetch", ask)
+    for client in (MAC, OTHER):
+        one.drop(client)
+    assert asked == [MAC, OTHER]
+    known.not_soon(MAC, other)
+    known.not_soon(OTHER, other)
+
+
+LAST = (1 << 53) - 1  # after this number there is none
+
+
+@pytest.mark.parametrize("last", [1 << 52, LAST])
+def test_a_revocation_is_newer_than_each_that_redis_knows_of_this_router(
+    fleet: Fleet,
+    two: tuple[RedisStore, RedisStore],
+    known: Known,
+    last: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, other = two
+    for store in two:
+        monkeypatch.setattr(store, "tick", lambda: None)  # it could send something meanwhile
+    monkeypatch.setattr(redis_store, "TAKEN_SECONDS", SOON)
+    works(one, other)
+    other.put(session(MAC))
+    known.soon(MAC, one)
+    record = other.records([MAC])[MAC]
+    assert record.grant
+    revoked = {one.router: Revocation(last, record.grant.expires)}
+    fleet.server.ask("SET", KEY + MAC, dump(MAC, Record(revoked, record.grant)))
+    assert one.drop(MAC)
+    after = one.records([MAC])[MAC].revoked
+    assert after == (
+        {MANY: Revocation(LAST, 0.0)} if last == LAST else {one.router: Revocation(last + 1, 0.0)}
+    )
+    known.not_soon(MAC, one, other)
 
 
 # --- clocks ---

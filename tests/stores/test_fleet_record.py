@@ -11,9 +11,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from capport.core.client import ClientId
+from capport.stores.redis import fleet_record
 from capport.stores.redis.fleet_record import (
     LARGEST,
     NOTHING,
+    ROUTERS,
     Grant,
     Record,
     RecordError,
@@ -146,7 +148,7 @@ def test_members_of_a_later_version_that_may_be_ignored_are() -> None:
         ("", "not JSON"),
         ("[]", "not a JSON object"),
         ("[" * 9000, "not JSON"),
-        ("{" + " " * LARGEST, "at most 16384"),
+        ("{" + " " * LARGEST, f"at most {LARGEST}"),
         (changed(v=2), "format 2, written by a newer capport; this one knows format 1"),
         (changed(v="1"), "v: not a whole number"),
         (changed(v=True), "v: not a whole number"),
@@ -174,6 +176,59 @@ def test_members_of_a_later_version_that_may_be_ignored_are() -> None:
 def test_what_does_not_fit_is_refused_with_the_reason(text: str, says: str) -> None:
     with pytest.raises(RecordError, match=says):
         parse(text)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "utf-32-be", "utf-8-sig"])
+def test_only_utf_8_is_read(encoding: str) -> None:
+    with pytest.raises(RecordError, match="not JSON"):
+        parse(changed().encode(encoding))
+
+
+# --- bounds ---
+
+
+def by_many(first: int, number: int = 1 << 52, until: float = 4000.0) -> dict[str, Revocation]:
+    """Revocations by as many routers as a record may have, from the router `first` on."""
+    return {f"{n:016x}": Revocation(number, until) for n in range(first, first + ROUTERS)}
+
+
+def test_whatever_was_read_and_merged_can_be_read_again() -> None:
+    longest = grant(
+        order=(1 << 53) - 1, by="\N{GUITAR}" * 1000, how="\x01" * 1000, name="\N{GUITAR}" * 1000
+    )
+    one = Record(by_many(0, (1 << 53) - 1, -9e12), longest)
+    assert parse(dump(CLIENT, one))[1] == one
+    merged = join(Record(by_many(0)), Record(by_many(9)), NOW)
+    assert parse(dump(CLIENT, merged))[1] == merged
+
+
+def test_beside_revocations_by_too_many_routers_no_grant_stands_until_all_are_over() -> None:
+    names_half, late = Record(by_many(0), grant(order=9)), {A: Revocation(7, 6000.0)}
+    full = join(names_half, Record(late), NOW)
+    assert full.grant is None
+    for one in (names_half, Record(full.revoked, grant(order=10))):
+        assert join(full, one, NOW).grant is None
+        assert join(one, full, NOW).grant is None
+    assert full.until() == 6000.0
+    assert join(full, Record({}, grant(order=11)), 6001.0).grant
+
+
+def test_revocations_that_are_over_are_left_out_first() -> None:
+    over = Record({A: Revocation(7, NOW - 1)})
+    merged = join(Record(by_many(0), grant()), over, NOW)
+    assert merged.grant
+    assert dict(merged.revoked) == by_many(0)
+
+
+@given(st.lists(RECORDS.filter(lambda r: len(r.revoked) < 2), min_size=1, max_size=4))
+def test_too_many_routers_merge_to_the_same_in_every_order(records: list[Record]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fleet_record, "ROUTERS", 1)
+        merged = [
+            known(reduce(lambda one, other: join(one, other, NOW), [*order, *order], NOTHING))
+            for order in permutations(records)
+        ]
+    assert all(one[:2] == merged[0][:2] for one in merged)
 
 
 @given(st.text() | st.binary())

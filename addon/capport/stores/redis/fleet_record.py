@@ -22,8 +22,15 @@ It ignores members that it does not know, so a new member that may be ignored ne
 """
 SKEW = 2.0
 """Seconds that the clocks of two routers, or of Redis before and after a failover, may differ."""
-LARGEST = 16_384  # characters of a record
+LARGEST = 65_536
+"""Characters of a record: more than `dump` writes of the most revocations and the longest texts."""
 ROUTERS = 256  # routers that may have revoked one client
+MANY: Final = "f" * 16
+"""Stands for every router, once more than `ROUTERS` of them have revoked one client.
+
+No grant stands beside it, and it takes in each further revocation, until the last of them is over.
+So none of them is lost, and the order in which they are heard makes no difference.
+"""
 _TEXT = 1000  # characters of `by`, `how` and `name`
 _ROUTER = re.compile(r"[0-9a-f]{16}", re.ASCII)
 _WHOLE = 1 << 53  # a whole number above this is not exact in every language's JSON
@@ -92,6 +99,17 @@ class Record:
 NOTHING: Final = Record()
 
 
+def bounded(revoked: Mapping[str, Revocation], now: float) -> Mapping[str, Revocation]:
+    """These revocations, or one by `MANY` for all of them if they do not fit in a record."""
+    if len(revoked) > ROUTERS:
+        revoked = {router: one for router, one in revoked.items() if one.until > now}
+    has_many = MANY in revoked and revoked[MANY].until > now
+    has_last = any(one.number >= _WHOLE for one in revoked.values())  # none could be newer
+    if has_many or has_last or len(revoked) > ROUTERS:
+        return {MANY: Revocation(_WHOLE - 1, max(one.until for one in revoked.values()))}
+    return revoked
+
+
 def join(one: Record, other: Record, now: float) -> Record:
     """What follows from both records.
 
@@ -107,6 +125,7 @@ def join(one: Record, other: Record, now: float) -> Record:
         revoked[router] = Revocation(
             max(mine.number, revocation.number), max(mine.until, revocation.until)
         )
+    revoked = dict(bounded(revoked, now))
     live = Record(revoked).live(now)
     standing: list[Grant] = []
     ended = 0.0
@@ -114,6 +133,7 @@ def join(one: Record, other: Record, now: float) -> Record:
         if record.grant is None:
             continue
         names = {router: revocation.number for router, revocation in record.revoked.items()}
+        names.pop(MANY, None)  # no grant names routers that its own did not hear of
         if all(names.get(router, -1) >= number for router, number in live.items()):
             standing.append(record.grant)
         else:
@@ -163,7 +183,8 @@ def parse(text: str | bytes) -> tuple[ClientId, Record]:
     if len(text) > LARGEST:
         raise RecordError(f"{len(text)} characters long: at most {LARGEST} are allowed")
     try:
-        found = json.loads(text)
+        # Strictly UTF-8: of bytes, `json` accepts UTF-16 and UTF-32 too.
+        found = json.loads(text.decode() if isinstance(text, bytes) else text)
     except (ValueError, RecursionError) as error:
         raise RecordError(f"not JSON: {error}") from None
     if not isinstance(found, dict):
@@ -173,7 +194,7 @@ def parse(text: str | bytes) -> tuple[ClientId, Record]:
         raise RecordError(
             f"format {version}, written by a newer capport; this one knows format {VERSION}"
         )
-    client = _client(found.get("client"))
+    client = client_of(found.get("client"))
     revoked = found.get("revoked")
     if not isinstance(revoked, dict) or len(revoked) > ROUTERS:
         raise RecordError(f"revoked: not an object with at most {ROUTERS} members")
@@ -211,7 +232,8 @@ def _grant(found: Any) -> Grant:
     return grant
 
 
-def _client(found: Any) -> ClientId:
+def client_of(found: Any) -> ClientId:
+    """`found`, if it is a client's id in its one spelling. Raises RecordError."""
     try:
         if isinstance(found, str) and parse_client_id(found) == found:
             return ClientId(found)

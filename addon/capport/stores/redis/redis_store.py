@@ -20,11 +20,14 @@ from capport.core.redis_url import RedisUrl
 from capport.core.session import Instant, Session, check_times
 from capport.stores import FullError, StoreError, Watcher, Whose
 from capport.stores.redis.fleet_record import (
+    MANY,
     NOTHING,
+    ROUTERS,
     SKEW,
     Grant,
     Record,
     Revocation,
+    bounded,
     dump,
     join,
     parse,
@@ -54,8 +57,8 @@ _NEVER: Instant = float("-inf")  # `find` at this instant also finds sessions th
 class _Mark(NamedTuple):
     """What is known of a client beside its session.
 
-    `router` granted the session; "" if there is none. `order` is that of its grant. `sent`: Redis
-    has all this.
+    `router` granted the session; "" if there is none. `order` is that of its grant, or of one that
+    is not in this router's file (yet). `sent`: Redis has all this.
     """
 
     revoked: Mapping[str, Revocation]
@@ -100,12 +103,14 @@ class RedisStore:
         self._upkeep_due = clock() + UPKEEP_SECONDS
         self._to_forget: Iterator[ClientId] = iter(())
         self._closed = False
-        try:
+        self._logged = ""  # why fleet.db could not be used, as it was logged last
+        with contextlib.ExitStack() as opened:
+            opened.callback(self._own.close)
             self._marks = RouterMarks(path.with_name("fleet.db"), like=path)
-        except StoreError:
-            self._own.close()
-            raise
-        self.router = self._marks.router
+            opened.callback(self._marks.close)
+            self.router = self._marks.router
+            self._load()
+            opened.pop_all()
         self._link = RedisLink(
             url,
             self,
@@ -114,7 +119,6 @@ class RedisStore:
             wants=None if about is None else self._wants,
             sign=WORKER if follows else ROUTER,
         )
-        self._load()
         self._own.watch(self._own_changed)
         self._link.start(OPEN_SECONDS)
 
@@ -176,6 +180,11 @@ class RedisStore:
             else:
                 session = replace(session, last_seen=max(session.last_seen, before.last_seen))
             now = self._time.now()
+            if MANY in Record(mark.revoked).live(now):
+                raise StoreError(
+                    f"{client}: more than {ROUTERS} routers have revoked it; it can be granted"
+                    " again when the last of these revocations is over"
+                )
             mark = _Mark(
                 Record(mark.revoked).without_past(now).revoked,
                 max(mark.order + 1, round(now * 1000)),
@@ -196,29 +205,46 @@ class RedisStore:
         It also ends grants by other routers that this one has not heard of yet.
         """
         failures: list[StoreError] = []
-        self._fetch(client)
+        if self._about is not None:
+            try:
+                self._read_written(client)  # so that the revocation is newer than these
+            except StoreError as error:
+                failures.append(error)
         with self._changing:
-            before = self._session(client)
-            record = self._revoked(client, before)
-            self._mark(client, _Mark(record.revoked))
-            was_open = self._foreign.find((client,), self._clock()) is not None
-            if self._foreign.set(client, None) and was_open:
-                self._watchers.notify(client)
-            known = before is not None
-            try:
-                known = self._own.drop(client) or known
-            except StoreError as error:
-                failures.append(error)
-            try:
-                self._marks.write({client: record})
-            except StoreError as error:
-                self._unwritten.add(client)
-                failures.append(error)
+            before = self._record(client)
+            known = self._end(client, failures)
+            number = self._number(client)
+        if (found := self._link.fetch(client, TAKEN_SECONDS)) is not None:
+            known = known or join(before, found[1], self._time.now()).grant is not None
+            with self._changing:
+                self.merge([found])
+                if self._known[client].router or self._number(client) > number:
+                    self._end(client, failures)  # Redis knew a newer one of ours: this is newer
         taken = self._link.publish([client], TAKEN_SECONDS)
         if failures and not taken:
             raise StoreError(f"{failures[0]}; no other router knows of it yet") from failures[0]
         for failure in failures:
             logger.warning("%s; %s is revoked, and Redis knows it", failure, client)
+        return known
+
+    def _end(self, client: ClientId, failures: list[StoreError]) -> bool:
+        """Revokes a client at this router, whatever fails. Returns whether it had a session."""
+        before = self._session(client)
+        record = self._revoked(client, before)
+        self._mark(client, _Mark(record.revoked))
+        was_open = self._foreign.find((client,), self._clock()) is not None
+        if self._foreign.set(client, None) and was_open:
+            self._watchers.notify(client)
+        known = before is not None
+        try:
+            known = self._own.drop(client) or known
+        except StoreError as error:
+            failures.append(error)
+        try:
+            self._marks.add({client: record}, self._time.now())
+        except StoreError as error:
+            self._unwritten.add(client)
+            failures.append(error)
         return known
 
     def close(self) -> None:
@@ -262,7 +288,8 @@ class RedisStore:
         with self._changing:
             for client, record in records.items():
                 mark = self._known.get(client)
-                if mark and (mark.revoked, mark.order) == (record.revoked, _order(record)):
+                order = mark.order if mark and mark.router else 0
+                if mark and (mark.revoked, order) == (record.revoked, _order(record)):
                     self._known[client] = mark._replace(sent=True)
 
     def renewed(self, lease: Instant) -> None:
@@ -300,10 +327,13 @@ class RedisStore:
                 for written in self._marks.read(client):
                     joined = join(joined, written, now)
             except StoreError as error:
-                logger.warning("%s", error)
+                self._report(error)
         grant, is_better = joined.grant, not joined.says_the_same(theirs, now)
         sent = not is_better if in_redis else before.sent and joined.says_the_same(mine, now)
+        # Of our own grants only those count that are in our file: that is where they are made.
         order, router = (grant.order, grant.router) if grant else (0, "")
+        if own is None and router == self.router:
+            router = ""
         self._mark(client, _Mark(joined.revoked, order, router, sent))
         if in_redis and self._writes and joined.revoked != before.revoked:
             self._unwritten.add(client)
@@ -338,8 +368,10 @@ class RedisStore:
             try:
                 changed = self._marks.changed()
             except StoreError as error:
-                logger.warning("%s", error)
+                self._report(error)
                 return
+            if self._writes:
+                self._unwritten |= self._marks.unreadable
             now = self._time.now()
             for client, record in changed.items():
                 self._merge(client, record, now, in_redis=False)
@@ -355,9 +387,22 @@ class RedisStore:
                 if mark.router == self.router:  # it was over, or another process revoked it
                     self._mark(client, mark._replace(router="", order=0))
             elif mark.router != self.router:
-                self._look()
+                if self._about is None:
+                    self._take_own(client)
             elif session.idle is not None or not mark.sent:
                 self._send([client])
+
+    def _take_own(self, client: ClientId) -> None:
+        """Takes over a grant by another process. It is written to fleet.db before the file has it.
+
+        So `_look` may have read it when there was no session.
+        """
+        try:
+            self._read_written(client)
+        except StoreError as error:
+            self._report(error)
+        if not self._known.get(client, _UNKNOWN).sent:
+            self._send([client])
 
     # --- helpers ---
 
@@ -381,13 +426,23 @@ class RedisStore:
             return False
 
     def _fetch(self, client: ClientId) -> None:
-        """Reads what Redis has now, so that a change here builds on the last one anywhere."""
-        if self._about is not None:  # a command has not read what this router knows
-            with self._changing:
-                for record in self._marks.read(client):
-                    self._merge(client, record, self._time.now(), in_redis=False)
+        """Reads what Redis has now, so that a grant here builds on the last change anywhere."""
+        if self._about is not None:
+            self._read_written(client)
         if (found := self._link.fetch(client, TAKEN_SECONDS)) is not None:
             self.merge([found])
+
+    def _read_written(self, client: ClientId) -> None:
+        """Takes over what the processes of this router wrote about a client. Raises StoreError."""
+        with self._changing:
+            for record in self._marks.read(client):
+                self._merge(client, record, self._time.now(), in_redis=False)
+
+    def _report(self, error: StoreError) -> None:
+        """Logs once why fleet.db cannot be used, until it was written again."""
+        if str(error) != self._logged:
+            self._logged = str(error)
+            logger.warning("%s", error)
 
     def _session(self, client: ClientId) -> Session | None:
         """The client's session, also if it is over."""
@@ -398,7 +453,7 @@ class RedisStore:
     def _mark(self, client: ClientId, mark: _Mark) -> None:
         before = self._known.get(client, _UNKNOWN)
         self._grants += bool(mark.router) - bool(before.router)
-        if mark.router or mark.revoked:
+        if mark.router or mark.revoked or mark.order:
             self._known[client] = mark
         else:
             self._known.pop(client, None)
@@ -406,12 +461,16 @@ class RedisStore:
     def _revoked(self, client: ClientId, session: Session | None) -> Record:
         """What is known of a client, after this router has revoked it."""
         now, revoked = self._time.now(), dict(self._known.get(client, _UNKNOWN).revoked)
-        last = revoked[self.router].number if self.router in revoked else 0
         expires = 0.0 if session is None else session.expires + self._time.shift
         revoked[self.router] = Revocation(
-            max(last + 1, round(now * 1000)), max(now + REMEMBERED, expires)
+            max(self._number(client) + 1, round(now * 1000)), max(now + REMEMBERED, expires)
         )
-        return Record(revoked).without_past(now)
+        return Record(bounded(Record(revoked).without_past(now).revoked, now))
+
+    def _number(self, client: ClientId) -> int:
+        """The number of this router's newest revocation of a client; 0 if there is none."""
+        mine = self._known.get(client, _UNKNOWN).revoked.get(self.router)
+        return mine.number if mine else 0
 
     def _grant(self, session: Session, mark: _Mark) -> Grant:
         return Grant(mark.order, mark.router, *row_of(session, self._time.shift)[1:])
@@ -435,12 +494,15 @@ class RedisStore:
 
     def _write_down(self) -> None:
         """Writes the revocations that are not on the disk: other routers', and failed writes."""
-        with contextlib.suppress(StoreError):
+        try:
             while self._unwritten:
                 with self._changing:  # not for long: grants wait for it
                     some = {*islice(self._unwritten, TOGETHER)}
                     self._marks.add(self.records(some), self._time.now())
                     self._unwritten -= some
+                self._logged = ""
+        except StoreError as error:
+            self._report(error)
 
     def _forget_past(self) -> None:
         """Removes sessions that are over, and revocations that have ended, of some clients.
@@ -453,7 +515,10 @@ class RedisStore:
         with self._changing:
             for client in some:
                 mark = self._known.get(client, _UNKNOWN)
-                kept = mark._replace(revoked=Record(mark.revoked).without_past(past).revoked)
+                kept = mark._replace(
+                    revoked=Record(mark.revoked).without_past(past).revoked,
+                    order=mark.order if mark.router else 0,
+                )
                 if self._foreign.get(client) is not None:
                     session = self._session(client)
                     if session is not None and session.ends < over:

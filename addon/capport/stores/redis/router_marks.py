@@ -6,6 +6,8 @@ revocation that this router made or heard of, until every session that it ends w
 grants and revocations are not forgotten if Redis comes back empty, or older than it was.
 """
 
+import contextlib
+import logging
 import secrets
 import sqlite3
 from collections.abc import Iterable, Mapping
@@ -13,9 +15,11 @@ from pathlib import Path
 
 from capport.core.client import ClientId
 from capport.stores import StoreError
-from capport.stores.redis.fleet_record import Record, RecordError, dump, join, parse
+from capport.stores.redis.fleet_record import Record, RecordError, client_of, dump, join, parse
 from capport.stores.sqlite.database import Contents, Database
 from capport.stores.sqlite.schema import Schema
+
+logger = logging.getLogger(__name__)
 
 SCHEMA = Schema(
     "a router's part in a fleet",
@@ -32,17 +36,25 @@ SCHEMA = Schema(
 )
 
 _WRITE = "INSERT OR REPLACE INTO marks (client, record, until) VALUES (?, ?, ?)"
-_OF_CLIENT = "SELECT record FROM marks WHERE client = ?"
+# As bytes, so that one row that is no UTF-8 does not hide all others.
+_OF_CLIENT = "SELECT client, CAST(record AS BLOB) FROM marks WHERE client = ?"
+_CHANGED = """SELECT CAST(client AS BLOB), CAST(record AS BLOB), seq FROM marks
+    WHERE seq > ? ORDER BY seq"""
 
 
 class RouterMarks(Contents):
-    """The file at `path`; processes of one router share it. Every method may wait for the disk."""
+    """The file at `path`; processes of one router share it. Every method may wait for the disk.
+
+    A row that cannot be read is reported, and left out. `unreadable` has its client until the row
+    is written again, with what this router and Redis know.
+    """
 
     schema = SCHEMA
 
     def __init__(self, path: Path, *, like: Path) -> None:
         self.router = ""
         self._seen = 0
+        self.unreadable: set[ClientId] = set()
         self._database = Database(path, self, lock=path.with_name(f"{path.name}-lock"), like=like)
         try:
             with self._database.current():
@@ -70,36 +82,48 @@ class RouterMarks(Contents):
                 _WRITE,
                 [(client, dump(client, mark), mark.until()) for client, mark in marks.items()],
             )
+        self.unreadable -= marks.keys()
 
     def add(self, marks: Mapping[ClientId, Record], now: float) -> None:
         """Makes these durable, joined with what any process has written of these clients."""
         with self._database.transaction() as db:
             for client, mark in marks.items():
-                for (text,) in db.execute(_OF_CLIENT, (client,)).fetchall():
-                    mark = join(mark, self._parsed(text)[1], now)
+                for written in self._parsed(db.execute(_OF_CLIENT, (client,)).fetchall()).values():
+                    mark = join(mark, written, now)
                 db.execute(_WRITE, (client, dump(client, mark), mark.until()))
+        self.unreadable -= marks.keys()
 
     def changed(self) -> dict[ClientId, Record]:
         """What any process has written since the last call. Raises StoreError."""
         with self._database.current() as db:
-            rows = db.execute(
-                "SELECT seq, record FROM marks WHERE seq > ? ORDER BY seq", (self._seen,)
-            ).fetchall()
-        found = dict(self._parsed(text) for _, text in rows)
-        self._seen = rows[-1][0] if rows else self._seen
-        return found
+            rows = db.execute(_CHANGED, (self._seen,)).fetchall()
+        self._seen = rows[-1][2] if rows else self._seen
+        return self._parsed((named.decode(errors="replace"), text) for named, text, _ in rows)
 
     def read(self, client: ClientId) -> list[Record]:
         """What is written about one client: one record, or none. Raises StoreError."""
         with self._database.current() as db:
             rows = db.execute(_OF_CLIENT, (client,)).fetchall()
-        return [self._parsed(text)[1] for (text,) in rows]
+        return [*self._parsed(rows).values()]
 
-    def _parsed(self, text: str) -> tuple[ClientId, Record]:
-        try:
-            return parse(text)
-        except RecordError as error:
-            raise StoreError(f"{self._database.path}: damaged ({error})") from error
+    def _parsed(self, rows: Iterable[tuple[str, bytes]]) -> dict[ClientId, Record]:
+        found = {}
+        for named, text in rows:
+            try:
+                client, record = parse(text)
+                if client != named:
+                    raise RecordError(f"it is about {client}")
+                found[client] = record
+            except RecordError as error:
+                if named not in self.unreadable:
+                    logger.error(
+                        "%s: the row of %.60r is damaged (%s) and left out; if it had a revocation"
+                        " that no other router knows, revoke that client again",
+                        *(self._database.path, named, error),
+                    )
+                with contextlib.suppress(RecordError):  # a row of nobody is left as it is
+                    self.unreadable.add(client_of(named))
+        return found
 
     def forget(self, before: float) -> Iterable[ClientId]:
         """Deletes the marks that were over `before`; returns their clients. Raises StoreError."""
