@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 import requires
+from capport import clock
 from capport.core.client import ClientId
 from capport.core.redis_url import RedisUrl
-from capport.stores import FullError, StoreError
+from capport.stores import FullError, SessionStore, StoreError
+from capport.stores.opening import open_store
 from capport.stores.redis import redis_link, redis_store
 from capport.stores.redis.fleet_record import (
     MANY,
@@ -728,6 +730,52 @@ def test_a_store_that_cannot_be_opened_leaves_nothing_open(
     assert {*threading.enumerate()} <= before
     held = [fd.readlink() for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
     assert not [path for path in held if path.is_relative_to(fleet.folder / "router0")]
+
+
+def test_a_store_started_closed_waits_for_a_usable_file_and_keeps_revocations(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    def known(store: SessionStore, client: ClientId) -> bool:
+        return store.find((client,), clock.now()) is not None
+
+    urls = []
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        urls.append(f"{redis.url}?file={tmp_path / name / 'sessions.db'}")
+    with contextlib.ExitStack() as stack:
+        one, other = (open_store(url) for url in urls)
+        stack.callback(other.close)
+        for client in (MAC, ADDRESS):
+            one.put(session(client, now=clock.now()))
+        other.put(session(OTHER, now=clock.now()))
+        until(lambda: known(one, OTHER) and known(other, MAC))
+        one.close()
+        path, backup = tmp_path / "one" / "fleet.db", tmp_path / "one" / "backup"
+        path.rename(backup)
+        path.write_bytes(b"fleet\n" * 1000)
+        with pytest.raises(StoreError, match=r"fleet\.db: damaged"):
+            open_store(urls[0])
+        closed = open_store(urls[0], start_closed=True)
+        stack.callback(closed.close)
+        heard: list[ClientId] = []
+        closed.watch(heard.append)
+        assert "damaged" in (closed.fault or "")
+        assert not any(known(closed, client) for client in (MAC, OTHER, ADDRESS))
+        with pytest.raises(StoreError, match="damaged"):
+            closed.put(session(MAC, now=clock.now()))
+        for client in (MAC, OTHER):
+            with pytest.raises(StoreError, match="no other router hears of it"):
+                closed.drop(client)
+        backup.replace(path)
+        until(lambda: known(closed, ADDRESS), "the backup, used")
+        assert closed.fault is None
+        assert not known(closed, MAC)
+        until(lambda: not known(other, MAC) and not known(other, OTHER), "the revocations")
+        until(lambda: ADDRESS in heard, "the watcher, called")
+        closed.put(session(MAC, now=clock.now()))
+        until(lambda: known(other, MAC))
+        assert closed.drop(MAC)
+        until(lambda: not known(other, MAC))
 
 
 def test_a_grant_that_failed_on_the_disk_counts_at_no_process(

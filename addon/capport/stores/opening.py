@@ -54,14 +54,26 @@ def open_store(
 
     make = make or is_redis(url)
     make_folder = make and _is_default(path)
-    own = SqliteStore(
-        path, make=make, make_folder=make_folder, start_closed=start_closed, about=about
-    )
+
+    def own(about: Collection[Mac | Address] | None = about) -> SqliteStore:
+        return SqliteStore(
+            path, make=make, make_folder=make_folder, start_closed=start_closed, about=about
+        )
+
     if not is_redis(url):
-        return own
+        return own()
+    from capport.stores.redis.closed_store import ClosedStore
     from capport.stores.redis.redis_store import RedisStore
 
-    return RedisStore(parse_redis_url(url), path, own, about=about, follows=follows)
+    def shared() -> RedisStore:
+        return RedisStore(parse_redis_url(url), path, own(), about=about, follows=follows)
+
+    try:
+        return shared()
+    except StoreError as error:
+        if not start_closed:
+            raise
+        return ClosedStore(path, own(about=()), shared, error)
 
 
 def open_book(url: str, copy: Copy) -> Book:
