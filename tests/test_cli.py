@@ -1035,6 +1035,9 @@ def test_the_clock_that_vouchers_expire_by_can_be_asked_and_put_right(capport: C
         records.keep_time(replace(ahead, wall=ahead.wall + 1e9, boot="the boot before"))
     unsure = capport("voucher", "clock", "--sessions", "s.db").out
     assert "vouchers that expire are not accepted" in unsure
+    assert unsure.endswith(
+        "\nIf it was wrong then and is right now, run `capport voucher clock --is-right`.\n"
+    )
     refused = capport("voucher", "new", "--valid", "1d", "--sessions", "s.db")
     assert (refused.status, "capport voucher clock --is-right" in refused.error) == (1, True)
     assert capport("voucher", "new", "--sessions", "s.db").status == 0

@@ -229,7 +229,8 @@ def _add_accounts(commands: "Subcommands") -> None:
     about = "bearer tokens for the portal's API"
     actions = _group(commands, "token", "new|list|remove", about, " over TCP.")
     new = _add(actions, "new", "accounts:new_token", "make a token, and print it this once")
-    _takes(new, "name", "NAME", "whose it is; replaces that one", type=_name)
+    about = "the token's name; an existing token with this name is replaced"
+    _takes(new, "name", "NAME", about, type=_name)
     tokens = _add(actions, "list", "accounts:list_tokens", "list tokens by name")
     end = _add(actions, "remove", "accounts:remove_token", "end a token")
     _takes(end, "name", "NAME", "as in the list", type=_name)
@@ -248,7 +249,7 @@ def _add_watching(commands: "Subcommands") -> None:
     _takes(form, "--html", "FILE", "write a page that needs no network")
     about = "exit with status 3 if there is a finding as bad as that"
     _takes(report, "--fail-on", None, about, choices=("note", "warning", "error"))
-    about = "pass over the findings in an earlier report (--json)"
+    about = "leave out the findings that an earlier report (--json) has"
     _takes(report, "--baseline", "FILE", about)
     about = "say which findings are new in B, and which are gone: reports (--json), or events"
     _takes(report, "--compare", ("A", "B"), about, nargs=2)
@@ -269,7 +270,7 @@ def _add_running(commands: "Subcommands") -> None:
     _takes(run, "--listen-host", "ADDRESS", "the address to listen on (all)")
     about = "the port (8080); 0: any free one"
     _takes(run, "--listen-port", "PORT", about, type=_free_or_port)
-    about = "serve strangers in N further processes, each for a share of the clients"
+    about = "serve clients in N more processes, each for a share of the clients"
     _takes(run, "--workers", "N", about, type=_count(32))
     about = "a mitmproxy option, as in mitmdump"
     _takes_many(run, "--set", "OPTION=VALUE", about, dest="options")
@@ -286,7 +287,7 @@ def _add_behind(commands: "Subcommands") -> None:
     behind = _add(commands, "behind", "behind:behind", about)
     about = "511, redirect, page, script, forged-tls, silent, dns-lie or reset (511)"
     _takes(behind, "--as", "KIND[,KIND]|all", about, dest="kinds", type=_kinds, default="511")
-    about = "an origin of capport's own answers for every name, with a CA that is trusted"
+    about = "capport itself answers for every name, with a CA that is trusted"
     _takes_flag(behind, "--offline", about)
     _takes(
         behind, "--grant-after", "TIME", "open a session after this time (never)", type=_duration

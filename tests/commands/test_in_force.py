@@ -221,7 +221,9 @@ def test_the_rules_come_and_go_without_a_trace(router: Namespace, tmp_path: Path
     assert run(router, tmp_path, "router", "down").returncode == 0  # idempotent
     gone = run(router, tmp_path, "router", "show")
     assert (gone.returncode, gone.stdout) == (1, "")
-    assert gone.stderr == "there is no table inet capport; capport router up POLICY makes it\n"
+    assert (
+        gone.stderr == "there is no table inet capport; to make it, run capport router up POLICY\n"
+    )
 
 
 def test_rules_for_an_interface_that_is_not_there_hold_nobody_and_say_so(
@@ -229,7 +231,7 @@ def test_rules_for_an_interface_that_is_not_there_hold_nobody_and_say_so(
 ) -> None:
     (tmp_path / "policy.yaml").write_text(POLICY.replace("lan0", "lan1"))
     up = run(router, tmp_path, "router", "up", "policy.yaml", "--sessions", "s.db")
-    want = "warning: there is no interface lan1 yet; clients elsewhere are not held\n"
+    want = "warning: there is no interface lan1 yet; clients on other interfaces are not stopped\n"
     assert (up.returncode, up.stderr) == (0, want)
     router.ip("link add lan1 type bridge")
     up = run(router, tmp_path, "router", "up", "policy.yaml", "--sessions", "s.db")

@@ -13,7 +13,7 @@ import requires
 from capport.linux.libnftables import Nftables
 from capport.policy import policy_file
 from capport.router import nftables
-from capport.router.other_firewalls import in_the_way
+from capport.router.other_firewalls import CLOSED, in_the_way
 from conftest import SOON
 from lab.namespaces import Namespace, namespaces, veth
 
@@ -143,6 +143,17 @@ def test_ufws_drop_is_named_with_what_lets_clients_reach_the_portal(
     iptables(router, "-A ufw-user-input -i br-lan -p tcp -m multiport --dports 8080,22 -j ACCEPT")
     [left] = in_the_way(rules)
     assert "drops TCP port 8511 from clients" in left
+
+
+def test_what_removes_the_units_own_table_is_a_command(rules: Nftables) -> None:
+    closed = Path(__file__).parents[2] / "scripts" / "router" / "closed.nft"
+    rules.run(closed.read_text())
+    try:
+        [said] = in_the_way(rules)
+        assert said.startswith(f"table {CLOSED}, chain forward drops what known clients send")
+        assert said.endswith("; to allow them: systemctl restart capport-router")
+    finally:
+        rules.run(f"delete table {CLOSED}\n")
 
 
 @pytest.mark.parametrize("before", [DOCKER, UFW])

@@ -75,7 +75,7 @@ class _Place:
         if arguments.proxy:
             self.why_no_network = "--proxy"
         elif os.geteuid():
-            self.why_no_network = "that takes root"
+            self.why_no_network = "it needs root"
         else:
             try:
                 self._inside = stack.enter_context(network.Namespace())

@@ -54,7 +54,7 @@ def up(arguments: Namespace) -> None:
         if CLOSED not in line:
             warn(line)
     if not _exists(interface := policy.router.client_interface):
-        warn(f"there is no interface {interface} yet; clients elsewhere are not held")
+        warn(f"there is no interface {interface} yet; clients on other interfaces are not stopped")
     if conf := nftables.stars(policy):
         print(
             "For each *.name of the walled garden on ports beyond 80 and 443, add to"
@@ -85,7 +85,7 @@ def down(arguments: Namespace) -> None:
 
     known_clients.down()
     print(
-        f"There is no table {nftables.TABLE} any more: the kernel holds no client", file=sys.stderr
+        f"There is no table {nftables.TABLE} any more: the kernel stops no client", file=sys.stderr
     )
 
 
@@ -97,13 +97,13 @@ def show(arguments: Namespace) -> None:
     if rules is None:
         held = f"; until then nothing is forwarded from {', '.join(fenced)}" if fenced else ""
         raise CommandError(
-            f"there is no table {nftables.TABLE}; capport router up POLICY makes it{held}"
+            f"there is no table {nftables.TABLE}; to make it, run capport router up POLICY{held}"
         )
     print(rules.rstrip("\n"))
     for interface in fenced:
         print(f"# ip rule: nothing is forwarded from {interface} but what this table has marked")
     if not fenced:
-        warn("there is no ip rule that holds clients while the table is away")
+        warn("there is no ip rule that stops clients while the table is missing")
     for line in others_in_the_way():
         warn(line)
     if not _resolver_listens():

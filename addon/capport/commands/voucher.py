@@ -25,6 +25,8 @@ from capport.web.records import Records, Voucher
 
 FLEET_SECONDS = 4.0  # how long a command waits until each router has heard of this one
 
+_IF_RIGHT = "If it was wrong then and is right now, run `capport voucher clock --is-right`."
+
 _TITLES = ("NO", "FOR", "DEVICES", "STATE", "MADE", "NOTE")
 _WIDTHS = (5, 7, 7, 12, 16, 23)
 
@@ -103,11 +105,11 @@ def clock(arguments: Namespace) -> None:
     print(f"The clock says {local_time(now.wall)}.")
     if not reckoning.sure:
         said = local_time(reckoning.wall)
-        print(f"It has said {said} before: vouchers that expire are not accepted")
-        print("until it is set. If it was wrong then and is right now: --is-right")
+        print(f"It has said {said} before: vouchers that expire are not accepted until it is set.")
+        print(_IF_RIGHT)
     elif reckoning.wall - now.wall > 1:
         print(f"It was set back: vouchers expire by {local_time(reckoning.wall)}.")
-        print("If it was wrong then and is right now: --is-right")
+        print(_IF_RIGHT)
     else:
         print("Vouchers expire by it.")
 

@@ -430,7 +430,7 @@ RULES: tuple[Rule, ...] = (
         authorization_to_portal,
         "sends HTTP credentials in the clear to the portal",
         "Send Authorization over https only, to a server whose certificate was checked.",
-        "The credentials are of a test.",
+        "They are test credentials.",
     ),
     Rule(
         "accepts-any-certificate",
@@ -457,8 +457,8 @@ RULES: tuple[Rule, ...] = (
         "RFC 6585 section 7.4",
         pins_certificate,
         "pins its certificate",
-        "Nothing, if it is meant to: say in the app that the network intercepts TLS.",
-        "Pinning is wanted. Proxies for debugging and of companies cannot be used then.",
+        "If it is meant to, change nothing, but say in the app that the network intercepts TLS.",
+        "Pinning is wanted. The app then works behind no debugging or company proxy.",
     ),
     Rule(
         "ignores-retry-after",

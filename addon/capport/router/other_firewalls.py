@@ -301,7 +301,7 @@ def _sentence(chain: Chain, names: set[str], clients: str, origins: str) -> str:
 def _remedies(chain: Chain, names: set[str], clients: str, origins: str) -> Iterator[str]:
     """Commands that let the packets through, given to the program that made the table."""
     if chain.table == CLOSED:
-        yield "systemctl restart capport-router removes this table after it has loaded the rules"
+        yield "systemctl restart capport-router"  # it loads the rules, then removes this table
         return
     insert = f"nft insert rule {chain.table} {chain.name}"
     docker = f"{'ip6' if chain.table.startswith('ip6') else 'ip'}tables -I DOCKER-USER"

@@ -113,4 +113,6 @@ def kind_named(name: str) -> Kind:
     try:
         return KINDS[name]
     except KeyError:
-        raise ValueError(f"{name!r} is no kind of portal; there are {', '.join(KINDS)}") from None
+        raise ValueError(
+            f"{name!r} is not a kind of portal: use one of {', '.join(KINDS)}"
+        ) from None

@@ -54,7 +54,9 @@ class Indistinct(web.HTTPError):
     """403: this client cannot be distinguished from others, so it cannot have a session."""
 
     def __init__(self) -> None:
-        super().__init__(403, "its frames do not come from where its address is")
+        super().__init__(
+            403, "the client's frames come from a device that does not have its address"
+        )
 
 
 class ClientHandler(BaseHandler):

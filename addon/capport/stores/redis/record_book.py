@@ -200,7 +200,7 @@ class RecordBook:
                 if connection is not None:
                     self._follow(connection)
             except _LostError as lost:
-                logger.info("%s %s; compares everything", self._name, lost)
+                logger.info("%s %s; this router compares everything", self._name, lost)
                 self._disconnect(connection)
                 connection = None
             if connection is None:
@@ -370,7 +370,7 @@ class RecordBook:
                     raise _LostError("lost data, or has not heard from this router for a while")
                 case b"awaits" | b"unheard":
                     raise AwayError(self._awaiting(_text(answer), _text(more[0])))
-        raise AwayError(f"{self._name}: others change the same all the time; try again")
+        raise AwayError(f"{self._name}: other routers keep changing this record; try again")
 
     # --- helpers ---
 

@@ -204,7 +204,7 @@ class RedisLink:
             self._report(str(error))
         else:  # the edge: without the link no revocation by another router takes effect
             self._report(f"{self._name}: {error!r}")
-            logger.error("The link to Redis failed; it continues", exc_info=error)
+            logger.error("The link to Redis failed; it tries again", exc_info=error)
         return False
 
     async def _connected(self) -> None:
@@ -243,7 +243,8 @@ class RedisLink:
     async def _catch_up(self, client: RedisClient) -> None:
         """Continues after the last change that was read, if this is the same Redis as before.
 
-        Otherwise it may have forgotten something, or know more than before: compares everything.
+        Otherwise Redis may have forgotten something, or know more than before, so everything is
+        compared.
         """
         identity = await self._identity_of(client)
         if identity == self._identity:
@@ -350,7 +351,7 @@ class RedisLink:
             ]
             (seconds, micros), epoch, last, *_ = await client.together(commands)
             if epoch != self._identity[-1]:
-                raise _AgainError("was emptied; compares everything")
+                raise _AgainError("was emptied; this router compares everything")
             self._check_clock(self._time.measure(sent, self._clock(), seconds + micros / 1e6))
             self._promise = sent, _change_id(last[0][0]) if last else (0, 0)
             await self._renew()

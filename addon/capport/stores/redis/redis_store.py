@@ -356,7 +356,7 @@ class RedisStore:
                 self._own.drop(client, granted_by=own.granted)  # its watcher calls ours
                 return
             except StoreError as error:
-                logger.warning("%s is not known any more, but stays in the file: %s", client, error)
+                logger.warning("%s is no longer known, but stays in the file: %s", client, error)
         if changed:
             self._watchers.notify(client)
 

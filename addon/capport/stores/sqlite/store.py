@@ -291,7 +291,7 @@ class SqliteStore(Contents):
                 self.database.report(str(error))
             except Exception:
                 # The edge: without this thread no revocation by another process takes effect.
-                logger.exception("The session store's background work failed; it continues")
+                logger.exception("The session store's background work failed; it tries again")
 
     def turn(self) -> None:
         """One round of background work: changes, a replaced file, noted revocations, upkeep."""
