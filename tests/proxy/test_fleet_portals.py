@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from mitmproxy import ctx
 
 import requires
 from capport import cli
@@ -26,6 +27,14 @@ ASK = b"GET http://127.0.0.1:9/ HTTP/1.1\r\nHost: 127.0.0.1:9\r\n\r\n"
 
 async def answers(portal: Portal, status: int) -> None:
     """Waits until the portal answers with `status`: 511 to an unknown client, 502 to a known."""
+    with pytest.MonkeyPatch.context() as patch:
+        # mitmproxy makes each connection's handler for the one master that it expects in a process.
+        patch.setattr(ctx, "master", portal.master)
+        patch.setattr(ctx, "options", portal.master.options)
+        await _answers(portal, status)
+
+
+async def _answers(portal: Portal, status: int) -> None:
     async with asyncio.timeout(SOON):
         while True:
             with suppress(asyncio.IncompleteReadError):  # a revocation cuts what is open

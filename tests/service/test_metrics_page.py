@@ -74,7 +74,7 @@ async def test_what_the_portal_does_is_counted(
         0,
         1,
     )
-    assert after["capport_denied_total", "accept"] == 1
+    assert after["capport_denied_total", "the front"] == 1
 
 
 def test_a_part_that_fails_is_down() -> None:
