@@ -60,6 +60,7 @@ HOUSE: tuple[Row, ...] = (
         ("capport.core.*",),
         "what strangers cause is logged in one way",
     ),
+    Row(("capport.lasting",), (), "work that must not end goes on in one way"),
     Row(
         ("capport.linux", "capport.linux.*"),
         ("capport.core.*",),
@@ -129,7 +130,8 @@ HOUSE: tuple[Row, ...] = (
             "capport.stores.opening",
             *("capport.stores.sqlite.boot_clock", "capport.stores.sqlite.database"),
             "capport.stores.sqlite.schema",
-            *("capport.policy.certificate", "capport.log_limits", "tornado", "cryptography"),
+            *("capport.policy.certificate", "capport.log_limits", "capport.lasting"),
+            *("tornado", "cryptography"),
         ),
         "what pages and APIs have in common knows neither",
     ),

@@ -293,6 +293,41 @@ def test_an_interface_that_comes_later_is_followed(
 
 
 @lab
+def test_another_interface_counts_as_soon_as_it_is_named(
+    network: tuple[Namespace, Namespace, Namespace], replica: NetlinkNeighbours
+) -> None:
+    router, one, _ = network
+    take(one, "192.0.2.7/24")
+    try:
+        announce(one, "192.0.2.7")
+        wait_for(lambda: replica.find_mac(V4) == FIRST)
+        router.call(replica.use, ["port2"])
+        assert router.call(replica.find_mac, V4) is None
+        assert not router.call(replica.is_on_link, V4)
+        router.call(replica.use, ["br-lan"])
+        assert router.call(replica.find_mac, V4) == FIRST
+        assert router.call(replica.is_on_link, V4)
+    finally:
+        leave(one, "192.0.2.7/24")
+
+
+def test_what_the_thread_cannot_read_is_logged_and_the_table_is_read_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.closing(NetlinkNeighbours()) as following:
+
+        def fails() -> Never:
+            monkeypatch.undo()
+            raise struct.error("a message that is not as it should be")
+
+        monkeypatch.setattr(following, "_catch_up", fails)
+        dumps = following.dumps
+        os.eventfd_write(following._wake, 1)
+        wait_for(lambda: following.dumps > dumps and following.works)
+    assert "Cannot follow the neighbour table; reading it again" in caplog.text
+
+
+@lab
 async def test_watchers_are_called_on_the_loop_they_came_from(
     network: tuple[Namespace, Namespace, Namespace], replica: NetlinkNeighbours
 ) -> None:

@@ -151,3 +151,14 @@ async def test_a_certificate_counts_as_a_client_would_check_it(
         else:
             with pytest.raises(OSError, match=why):
                 await asked
+
+
+async def test_while_the_check_itself_fails_no_login_server_counts_as_answering() -> None:
+    answering: dict[Place, Address] = {Place(LOOPBACK, 1): LOOPBACK}
+
+    def fails() -> Policy:
+        raise KeyError("a fault of ours")
+
+    with pytest.raises(KeyError):
+        await login_health.follow(fails, answering, Addresses(), lambda: False)
+    assert answering == {}

@@ -1,6 +1,8 @@
 """The service follows one policy after the other, and each change of a session, by one road."""
 
+import asyncio
 import queue
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,6 +14,7 @@ from capport import clock
 from capport.core.client import ClientId
 from capport.core.session import Session
 from capport.service import kernel
+from capport.service.service import Service
 from capport.stores import FullError
 from conftest import LOGIN, SOON, Portal, StartPortal
 from proxy.wire import until
@@ -64,6 +67,11 @@ def followers(monkeypatch: pytest.MonkeyPatch) -> list[Follower]:
     for name in ("KnownSet", "GardenFollower", "RulesKeeper"):
         monkeypatch.setattr(kernel, name, Follower)
     return Follower.made
+
+
+def service_of(portal: Portal) -> Service:
+    assert isinstance(portal.keeper.service, Service)
+    return portal.keeper.service
 
 
 def become_a_router(portal: Portal, folder: Path, times: int = 1) -> None:
@@ -179,3 +187,61 @@ async def test_where_the_kernel_has_no_room_there_is_no_session(
         with pytest.raises(FullError):
             it.gate.grant(ONE)
         assert not list(it.gate.store.sessions())
+
+
+async def test_the_neighbours_are_those_of_the_policy_in_force(
+    portal: StartPortal, followers: list[Follower], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[object] = []
+    async with portal() as it:
+        monkeypatch.setattr(it.gate.neighbours, "use", used.append)
+        become_a_router(it, tmp_path)
+        assert used == [("br-lan",)]
+
+
+async def test_a_slow_disk_holds_nobody_up_when_the_events_go_to_another_file(
+    portal: StartPortal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    closed_on: list[str] = []
+    async with portal() as it:
+        first = it.gate.events
+        monkeypatch.setattr(
+            first, "close", lambda: closed_on.append(threading.current_thread().name)
+        )
+        it.keeper.service.write_events_to(tmp_path / "other.jsonl")
+        assert it.gate.events is not first
+        await until(lambda: len(closed_on) == 1)
+    assert closed_on != [threading.main_thread().name]
+
+
+async def test_what_the_service_still_does_has_ended_before_its_store_is_closed(
+    portal: StartPortal,
+) -> None:
+    order: list[str] = []
+
+    async def goes_on() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(1000):
+                await asyncio.sleep(0)
+            order.append("done")
+
+    async with portal() as it:
+        service = service_of(it)
+        service._opened.callback(lambda: order.append("closing"))
+        service._spawn(goes_on())
+        await asyncio.sleep(0)
+    assert order[:2] == ["done", "closing"]
+
+
+async def test_work_that_fails_is_in_the_log(
+    portal: StartPortal, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fails() -> None:
+        raise KeyError("a fault of ours")
+
+    async with portal() as it:
+        service_of(it)._spawn(fails())
+        await until(lambda: "The portal goes on, but could not do something" in caplog.text)
+    assert "a fault of ours" in caplog.text

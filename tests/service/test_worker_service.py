@@ -1,18 +1,25 @@
 """What a worker tells the login server in the first process."""
 
+from contextlib import closing
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
+from capport.budgets import Budgets
 from capport.core.client import Peer
 from capport.core.place import parse_authority
+from capport.core.policy import Policy
+from capport.events import EventLog
+from capport.gate import HERE as MACHINE
 from capport.gate import Gate
+from capport.metrics import Metrics
 from capport.policy import policy_file
 from capport.service.channel import Channel, pair
-from capport.service.shared_state import LoginState
-from capport.service.worker_service import WorkerLogin
+from capport.service.shared_state import LoginState, Shared
+from capport.service.worker_service import WorkerLogin, WorkerService
 from capport.stores.memory import MemoryStore
+from capport.stores.opening import open_store
 
 HERE = ("127.0.0.1", 40000)
 CLIENT = Peer(ip_address("192.0.2.7"))
@@ -63,3 +70,31 @@ def test_what_cannot_be_announced_is_an_error(ends: tuple[Channel, Channel]) -> 
     first.close()
     with pytest.raises(OSError, match="says which client"):
         login(worker).connected(HERE, ("127.0.0.1", 8511), CLIENT)
+
+
+def test_the_neighbours_are_those_of_the_policy_that_came_last(
+    ends: tuple[Channel, Channel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def policy(interface: str) -> Policy:
+        router = f"router: {{client_interface: {interface}, origin_interface: wan}}"
+        return policy_file.parse(f"login_url: http://login.example/\n{router}", "a", Path())
+
+    worker, _ = ends
+    sessions = str(tmp_path / "s.db")
+    with closing(open_store(sessions)):  # the first process has made it
+        it = WorkerService(
+            sessions,
+            Shared(policy("br-lan"), None, {}),
+            worker,
+            EventLog(),
+            machine=MACHINE,
+            metrics=Metrics(),
+            budgets=Budgets(),
+            listen=lambda indices: None,
+            ended=lambda: None,
+        )
+        with it._opened:
+            used: list[object] = []
+            monkeypatch.setattr(it._neighbours, "use", used.append)
+            it._use(Shared(policy("br-guests"), None, {}))
+            assert used == [("br-guests",)]

@@ -455,6 +455,11 @@ class Policy:
         return url.replace("{state}", token or "")
 
     @property
+    def client_interfaces(self) -> tuple[str, ...] | None:
+        """The interfaces that clients are at; None if the policy has no `router` to say that."""
+        return None if self.router is None else (self.router.client_interface,)
+
+    @property
     def login_lacks(self) -> int | None:
         """The family, 4 or 6, that has no login address. None if both have one, or it is a name."""
         other_than = {4: 6, 6: 4}

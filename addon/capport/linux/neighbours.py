@@ -208,6 +208,22 @@ class NetlinkNeighbours:
         with self._lock:
             return self._replica.items()
 
+    def use(self, interfaces: Collection[str] | None) -> None:
+        """Makes other `interfaces` count from now on."""
+        names = None if interfaces is None else frozenset(interfaces)
+        with self._lock:
+            if names == self._names or self._closed:
+                return
+            self._names = names
+            self._drain()
+            try:
+                self._dump()
+                self._stale = self._broken
+            except OSError:  # the thread tries again, and logs why
+                self._stale = True
+                self._changes.extend(self._replica.replace(()))
+            os.eventfd_write(self._wake, 1)
+
     def watch(self, watcher: Callable[[Address], None]) -> Callable[[], None]:
         """Calls `watcher` with each address whose MAC changed, appeared or disappeared.
 
@@ -247,13 +263,26 @@ class NetlinkNeighbours:
                 poll.poll()
                 with suppress(BlockingIOError):
                     os.eventfd_read(self._wake)
-                self._catch_up()
-                if self._stale and not self._closed:
-                    self._refresh()
-                self._notify()
+                self._turn()
         finally:
             self._close_sockets()
             self._replica.replace(())  # no MAC is better than an old one, whatever ended the thread
+
+    def _turn(self) -> None:
+        try:
+            self._catch_up()
+            if self._stale and not self._closed:
+                self._refresh()
+            self._notify()
+        except Exception:  # the edge: without this thread no client would have a MAC
+            if (now := time.monotonic()) >= self._quiet_until:
+                self._quiet_until = now + _QUIET
+                logger.exception("Cannot follow the neighbour table; reading it again")
+            time.sleep(_RETRY)
+            with self._lock:
+                self._stale = self._broken = True
+                self._changes.extend(self._replica.replace(()))
+                os.eventfd_write(self._wake, 1)
 
     def _refresh(self) -> None:
         """Takes dumps until one succeeds and no notification was lost since."""

@@ -41,21 +41,25 @@ async def follow(
     """Keeps `answering` up to date, without end: the login places that answer, and their addresses.
 
     `elsewhere` returns whether `login_url` points to an external login server, although the policy
-    has an embedded one.
+    has an embedded one. If it fails, none answers (`lasting` begins it again).
     """
     asking = _Asking(names, elsewhere)
     before: dict[Place, Address | str] = {}
-    while True:
-        policy, all_answer = policy_in_force(), False
-        if policy.probes is Probes.COMPATIBLE:
-            found = await asking.each(policy)
-            for place, said in found.items():
-                if said != before.get(place):
-                    _report(place, said)
-            answering.clear()
-            answering.update((p, said) for p, said in found.items() if not isinstance(said, str))
-            all_answer, before = len(answering) == len(found), found
-        await asyncio.sleep(INTERVAL if all_answer else AGAIN)
+    try:
+        while True:
+            policy, all_answer = policy_in_force(), False
+            if policy.probes is Probes.COMPATIBLE:
+                found = await asking.each(policy)
+                for place, said in found.items():
+                    if said != before.get(place):
+                        _report(place, said)
+                good = {at: said for at, said in found.items() if not isinstance(said, str)}
+                answering.clear()
+                answering.update(good)
+                all_answer, before = len(good) == len(found), found
+            await asyncio.sleep(INTERVAL if all_answer else AGAIN)
+    finally:
+        answering.clear()
 
 
 def _report(place: Place, said: Address | str) -> None:

@@ -4,16 +4,18 @@ import asyncio
 import contextlib
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from capport.api.back_channel import BackChannel, NoPlace
 from capport.core.client import Address, Client, Peer, parse_address
 from capport.core.place import Place
 from capport.core.policy import Policy
 from capport.gate import Gate
+from capport.lasting import lasting
 from capport.linux.own_addresses import is_own
 from capport.log_limits import Seldom
 from capport.service.login_links import End, is_among, leads_to_login
@@ -140,14 +142,19 @@ class Embedded:
             await self.server.start()  # first: if both have one port, the error names the API's
         finally:
             if not self._tasks:
-                self._tasks.append(asyncio.create_task(self._tidy()))
+                self._tasks.append(self._lasting("Clearing spent states", self._tidy))
                 if (book := self.portal.records.book) is not None:
-                    self._tasks.append(asyncio.create_task(self._share(book)))
+                    self._tasks.append(self._lasting("Sharing records", partial(self._share, book)))
                 self._start_api()
 
     def _start_api(self) -> None:
         if self.back_channel is not None and not self._listens(self.back_channel, logger.error):
-            self._tasks.append(asyncio.create_task(self._listen_later(self.back_channel)))
+            listen = partial(self._listen_later, self.back_channel)
+            self._tasks.append(self._lasting("Listening with the API", listen))
+
+    @staticmethod
+    def _lasting(what: str, work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
+        return asyncio.create_task(lasting(what, work))
 
     async def follow(self) -> None:
         """Makes the login server follow the changed policy. Raises OSError, as `start`."""

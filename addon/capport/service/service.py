@@ -20,6 +20,7 @@ from capport.core.reach import Machine
 from capport.events import EventLog, Watched
 from capport.extras import lacking
 from capport.gate import HERE, Gate
+from capport.lasting import lasting
 from capport.linux.neighbours import NetlinkNeighbours
 from capport.metrics import Metrics
 from capport.policy import policy_file
@@ -90,9 +91,7 @@ class Service:
             opened.callback(lambda: self._events.close())
             store = open_sessions(self._url)
             opened.callback(store.close)
-            neighbours = self._neighbours = NetlinkNeighbours(
-                [policy.router.client_interface] if policy.router else None
-            )
+            neighbours = self._neighbours = NetlinkNeighbours(policy.client_interfaces)
             opened.callback(neighbours.close)
             self.gate = Gate(
                 policy,
@@ -139,14 +138,14 @@ class Service:
             if connections:
                 connections.recheck_all()  # mitmproxy listens already: sessions may have ended
             await self._listen()
-            self._spawn(
-                login_health.follow(
-                    lambda: self.gate.policy,
-                    self._answering,
-                    self._names,
-                    self._signs_in_elsewhere,
-                )
+            follow_login = partial(
+                login_health.follow,
+                lambda: self.gate.policy,
+                self._answering,
+                self._names,
+                self._signs_in_elsewhere,
             )
+            self._spawn(lasting("The check whether the login server answers", follow_login))
             self._spawn(self._enforcement.follow(self._look_at_the_store))
             await self._kernel.follow()
 
@@ -154,8 +153,10 @@ class Service:
         """Ends everything, and writes what is pending."""
         if self._watcher:
             self._watcher.stop()
-        for task in tuple(self._tasks):
+        tasks = tuple(self._tasks)
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._kernel.stop()
         if self.login:
             await self.login.stop()
@@ -173,9 +174,12 @@ class Service:
 
     def write_events_to(self, path: Path | None) -> None:
         """Writes events to another file from now on. Raises SettingError, and keeps the old one."""
-        events = _event_log(path, self.watched)
-        self._events.close()
+        before, events = self._events, _event_log(path, self.watched)
         self._events = self.gate.events = events
+        if self._running:
+            self._spawn(_close(before))  # a slow disk must not hold up the event loop
+        else:
+            before.close()
 
     def watch(self, client: ClientId) -> None:
         """Writes each request and handshake of a client as an event of its own from now on.
@@ -260,6 +264,7 @@ class Service:
 
     def _use(self, policy: Policy) -> None:
         self.gate.policy = policy
+        self._neighbours.use(policy.client_interfaces)
         if self._enforcement.connections:
             self._enforcement.connections.recheck_all()
         if self._running:
@@ -369,7 +374,16 @@ class Service:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("The portal goes on, but could not do something", exc_info=error)
+
+
+async def _close(events: EventLog) -> None:
+    await asyncio.to_thread(events.close)
 
 
 def needs_login_server(policy: Policy) -> bool:

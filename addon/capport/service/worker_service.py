@@ -118,8 +118,8 @@ class WorkerService:
             opened.callback(events.close)
             store = open_store(sessions, start_closed=True, follows=True)
             opened.callback(store.close)
-            router = shared.policy.router
-            neighbours = NetlinkNeighbours([router.client_interface] if router else None)
+            neighbours = NetlinkNeighbours(shared.policy.client_interfaces)
+            self._neighbours = neighbours
             opened.callback(neighbours.close)
             self.gate = Gate(
                 shared.policy,
@@ -155,6 +155,7 @@ class WorkerService:
         asyncio.get_running_loop().remove_reader(self._channel.fileno())
         for task in self._tasks:
             task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._opened.close()
 
     def is_held(self, peer: Peer, client: Client) -> bool:
@@ -185,6 +186,7 @@ class WorkerService:
 
     def _use(self, shared: Shared) -> None:
         before, self.gate.policy = self.gate.policy, shared.policy
+        self._neighbours.use(shared.policy.client_interfaces)
         self._answering.clear()
         self._answering.update(shared.answering)
         if shared.login is None:

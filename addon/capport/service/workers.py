@@ -128,12 +128,13 @@ class Workers:
             try:
                 worker = self._workers[index] = await self._spawn(index)
                 await worker.process.ended()
-            except OSError as error:  # no descriptor, no memory
-                why = str(error)
+            except Exception as error:  # the edge; mostly OSError: no descriptor, no memory
+                why = str(error) if isinstance(error, OSError) else repr(error)
             self._workers[index] = None
             if worker is not None:
+                worker.process.signal(signal.SIGKILL)
                 self._forget(worker)
-                why = worker.why
+                why = why or worker.why
             if not self._starts[index].done():
                 self._starts[index].set_exception(OSError(f"worker {index} cannot start: {why}"))
                 return

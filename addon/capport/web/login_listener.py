@@ -8,6 +8,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,6 +18,7 @@ from tornado import httpserver, httputil, iostream, netutil, web
 from capport.core.client import Mac
 from capport.core.place import Place
 from capport.core.policy import LoginServer as Listening
+from capport.lasting import lasting
 from capport.linux import frames
 from capport.linux.file_state import state_of
 from capport.log_limits import SeldomFilter
@@ -295,7 +297,8 @@ class LoginServer:
         self.http, self._listening = server, listening
         self.places = tuple(Place(place.host, one.getsockname()[1]) for place, one in at)
         if shown is not None:
-            self._watch = asyncio.create_task(self._follow_certificate(server, shown))
+            follow = partial(self._follow_certificate, server, shown)
+            self._watch = asyncio.create_task(lasting("Following the certificate's file", follow))
         else:
             logger.warning(
                 "The login server has no certificate: others can read and change its pages on the "

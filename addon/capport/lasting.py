@@ -1,0 +1,26 @@
+"""Keeps work going that must not end: if it fails, that is logged, and the work begins again."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+PAUSE = 1.0  # seconds until work that has failed begins again
+
+
+async def lasting(what: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Does `work` until it returns or is cancelled. Each error is logged, as a failure of `what`.
+
+    An error that repeats is logged once.
+    """
+    logged = ""
+    while True:
+        try:
+            return await work()
+        except Exception as error:  # the edge: nobody awaits this work before the end
+            if repr(error) != logged:
+                logger.exception(f"{what} failed; it begins again")
+            logged = repr(error)
+        await asyncio.sleep(PAUSE)
