@@ -430,3 +430,23 @@ def test_a_worker_that_cannot_forward_says_how_many_are_lost() -> None:
     it.write("refused", CLIENT, host="x.test")
     assert it.close()
     assert [json.loads(line).get("lost") for line in arrived] == [1, None]
+
+
+def test_an_error_that_nobody_thought_of_loses_events_but_not_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    arrived, errors = list[str](), [KeyError("a fault of ours")]
+
+    def forward(line: str) -> bool:
+        if errors:
+            raise errors.pop()
+        arrived.append(line)
+        return True
+
+    it = EventLog(forward=forward)
+    it.write("refused", CLIENT, host="lost.test")
+    eventually(lambda: it.lost)
+    it.write("refused", CLIENT, host="x.test")
+    assert it.close()
+    assert [json.loads(line).get("lost") for line in arrived] == [1, None]
+    assert "a fault of ours" in caplog.text

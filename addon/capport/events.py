@@ -244,7 +244,11 @@ class EventLog:
                     self.lost = 0
             if lines:
                 record: dict[str, Value] = {"event": "fault", "what": "events", "lost": lost}
-                left = self._write_out([self._line(record), *lines] if lost else lines)
+                try:
+                    left = self._write_out([self._line(record), *lines] if lost else lines)
+                except Exception:  # the edge: if the thread ended, no event would be written again
+                    logger.exception("Events are lost")
+                    left = len(lines) + bool(lost)
                 with self._lock:
                     # If the first line was written, it has reported those that were lost before.
                     self.lost += left if left <= len(lines) else len(lines) + lost

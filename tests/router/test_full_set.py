@@ -9,7 +9,7 @@ import pytest
 
 import requires
 from capport import clock
-from capport.core.client import Address, ClientId, Mac, Way
+from capport.core.client import Address, ClientId, Mac, Way, parse_address
 from capport.core.session import Session
 from capport.linux import NoNeighbours, conntrack
 from capport.linux.libnftables import Nftables, RulesError
@@ -200,3 +200,14 @@ def test_what_the_kernel_refuses_of_one_does_not_leave_another_connected(
             with pytest.raises(RulesError, match="Too many open files"):
                 known.update([into, out])
         wait_for(lambda: {str(address) for address in forgotten} == {out})
+
+
+def test_an_error_that_nobody_thought_of_does_not_end_the_thread_that_disconnects(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(addresses: object) -> int:
+        raise KeyError("a fault of ours")
+
+    monkeypatch.setattr(conntrack, "forget", fails)
+    known_clients._forget_connections([parse_address("10.0.0.1")])
+    assert "Cannot remove 1 addresses from conntrack: 'a fault of ours'" in caplog.text

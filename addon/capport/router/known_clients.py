@@ -562,7 +562,7 @@ def _full(name: str) -> str:
 def _forget_connections(addresses: Collection[Address]) -> None:
     try:
         conntrack.forget(addresses)
-    except OSError as error:
+    except Exception as error:  # the edge of a thread that must not end; mostly OSError
         # The rules refuse their packets anyway, one by one.
         count = len(addresses)
         logger.warning("Cannot remove %d addresses from conntrack: %s", count, error)
