@@ -87,6 +87,6 @@ venv_with_mitmproxy() {
   local other=$venv/mitmproxy-$1 made_for
   made_for=made-for-$(stamp_for "$(project_sum)" | sha256sum | cut -c -16)
   [[ -e $other/$made_for ]] || locked "$checkout" fill_venv "$other" "$made_for" \
-    --editable '.[login,idna,metrics,redis]' --group dev "mitmproxy==$1"
+    --editable '.[login,idna,metrics,redis,fast]' --group dev "mitmproxy==$1"
   venv=$other
 }

@@ -302,6 +302,7 @@ async def test_no_socket_is_left_after_ten_thousand_refusals(tmp_path: Path) -> 
     quiet.write_text(PATIENT.format(addon=str(ADDON), patience=600.0))
     async with mitmdump(tmp_path, quiet) as it:
         await refused_cleanly(it.port)
+        await it.says("The login server does not answer")  # the resolver has its descriptors now
         before, refused, number = descriptors(it), 0, 0
         while refused < 10_000:
             batch = [CLIENTS[(number + at) % len(CLIENTS)](it.port) for at in range(60)]

@@ -99,7 +99,7 @@ def test_a_kind_that_takes_a_network_is_refused_with_the_reason(app_portal: Port
     for start in (lambda: Portal(kind="silent"), lambda: app_portal.reset(kind="dns-lie")):
         with pytest.raises(ValueError, match="only in a network of its own"):
             start()
-    with pytest.raises(ValueError, match="there are 511, redirect, "):
+    with pytest.raises(ValueError, match="use one of 511, redirect, "):
         Portal(kind="pages")
 
 

@@ -205,16 +205,19 @@ class RedisStore:
         It also ends grants by other routers that this one has not heard of yet.
         """
         failures: list[StoreError] = []
+        found = None
         if self._about is not None:
             try:
                 self._read_written(client)  # so that the revocation is newer than these
             except StoreError as error:
                 failures.append(error)
+            # Once it is written, the portal sends it, and Redis has no session any more.
+            found = self._link.fetch(client, TAKEN_SECONDS)
         with self._changing:
             before = self._record(client)
             known = self._end(client, failures)
             number = self._number(client)
-        if (found := self._link.fetch(client, TAKEN_SECONDS)) is not None:
+        if found or (found := self._link.fetch(client, TAKEN_SECONDS)):
             known = known or join(before, found[1], self._time.now()).grant is not None
             with self._changing:
                 self.merge([found])
