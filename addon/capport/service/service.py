@@ -172,14 +172,17 @@ class Service:
         if watcher and self._running:
             watcher.start()
 
-    def write_events_to(self, path: Path | None) -> None:
-        """Writes events to another file from now on. Raises SettingError, and keeps the old one."""
+    def write_events_to(self, path: Path | None) -> asyncio.Task[None] | None:
+        """Writes events to another file from now on. Raises SettingError, and keeps the old one.
+
+        Returns the task that writes the last events to the old file, if the portal runs.
+        """
         before, events = self._events, _event_log(path, self.watched)
         self._events = self.gate.events = events
         if self._running:
-            self._spawn(_close(before))  # a slow disk must not hold up the event loop
-        else:
-            before.close()
+            return self._spawn(_close(before))  # a slow disk must not hold up the event loop
+        before.close()
+        return None
 
     def watch(self, client: ClientId) -> None:
         """Writes each request and handshake of a client as an event of its own from now on.
@@ -371,10 +374,11 @@ class Service:
         logger.error(what)
         self._events.write("fault", what=what)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

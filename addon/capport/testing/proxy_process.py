@@ -154,7 +154,7 @@ class _Subject:
         self._use_kind(kind)
         self._files += 1
         before, self._events = self._events, self._folder / f"events-{self._files}.jsonl"
-        self._write_events()
+        await self._write_events()
         self._watch()
         before.unlink()
 
@@ -223,7 +223,7 @@ class _Subject:
             if not self._hooks.enforcer.handshakes.pending:
                 break
             await asyncio.sleep(0.01)
-        self._write_events()
+        await self._write_events()
         return str(self._events)
 
     async def _carry_out(self, asked: dict[str, Any]) -> dict[str, Any]:
@@ -239,8 +239,9 @@ class _Subject:
         for client in self._clients:
             self._hooks.service.watch(parse_client_id(client))
 
-    def _write_events(self) -> None:
-        self._hooks.service.write_events_to(self._events)
+    async def _write_events(self) -> None:
+        if writing := self._hooks.service.write_events_to(self._events):
+            await writing
 
     def _write_policy(self, text: str) -> Path:
         has_login = any(
