@@ -217,12 +217,14 @@ class RedisStore:
             before = self._record(client)
             known = self._end(client, failures)
             number = self._number(client)
-        if found or (found := self._link.fetch(client, TAKEN_SECONDS)):
+        if self._about is None:  # not before: the revocation is in force here first
+            found = self._link.fetch(client, TAKEN_SECONDS)
+        if found is not None:
             known = known or join(before, found[1], self._time.now()).grant is not None
             with self._changing:
                 self.merge([found])
                 if self._known[client].router or self._number(client) > number:
-                    self._end(client, failures)  # Redis knew a newer one of ours: this is newer
+                    self._end(client, failures)  # above the newer number of this router in Redis
         taken = self._link.publish([client], TAKEN_SECONDS)
         if failures and not taken:
             raise StoreError(f"{failures[0]}; no other router knows of it yet") from failures[0]
