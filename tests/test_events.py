@@ -435,7 +435,7 @@ def test_a_worker_that_cannot_forward_says_how_many_are_lost() -> None:
 def test_an_error_that_nobody_thought_of_loses_events_but_not_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    arrived, errors = list[str](), [KeyError("a fault of ours")]
+    arrived, errors = list[str](), [KeyError("an unforeseen fault")]
 
     def forward(line: str) -> bool:
         if errors:
@@ -449,4 +449,4 @@ def test_an_error_that_nobody_thought_of_loses_events_but_not_the_log(
     it.write("refused", CLIENT, host="x.test")
     assert it.close()
     assert [json.loads(line).get("lost") for line in arrived] == [1, None]
-    assert "a fault of ours" in caplog.text
+    assert "an unforeseen fault" in caplog.text

@@ -357,16 +357,16 @@ def _checked(record: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     record = dict(record)
     at, event = record.pop("time", None), record.get("event")
     if not isinstance(at, str) or not isinstance(event, str) or event not in _MERGED:
-        raise ValueError("it is no event")
+        raise ValueError("not an event that a worker may report")
     datetime.fromisoformat(at[:LONGEST_TEXT])
     counts = [record.get(name, 0) for name in ("lost", "repeats")]
     if not all(isinstance(count, int) and 0 <= count < 1 << 53 for count in counts):
-        raise ValueError("it has a count that is not one")
+        raise ValueError("lost or repeats is not a count")
     if len(record) > _FIELDS:
-        raise ValueError("it has too many fields")
+        raise ValueError(f"more than {_FIELDS} fields")
     for name, value in record.items():
         if not isinstance(value, str | int | float | None) or len(name) > LONGEST_TEXT:
-            raise ValueError("it has a field that no event has")
+            raise ValueError("a field is not a text, a number or null")
     return at[:LONGEST_TEXT], {name: _cut(value) for name, value in record.items()}
 
 

@@ -11,7 +11,6 @@ by a host route, as a routing protocol announces it. Redis is in a network of th
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Self
 
 from lab import namespaces
@@ -37,9 +36,9 @@ done
 
 
 class Fleet:
-    """Several labs with one origin, for the length of a `with` block; the first has the clients.
+    """Several labs with one origin, in a `with` block. The first lab has the clients.
 
-    `policy` is as in `Lab`, with sessions in the lab's own file, which Redis takes the place of.
+    `policy` is as in `Lab`, but its sessions are in Redis, not in the lab's own file.
     """
 
     def __init__(
@@ -64,12 +63,7 @@ class Fleet:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def _build(self) -> None:

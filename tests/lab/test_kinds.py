@@ -23,7 +23,7 @@ MET = {
 
 
 def test_each_kind_is_here() -> None:
-    assert [OURS, *MET] == list(KINDS)  # all other tests of the lab are of ours
+    assert [OURS, *MET] == list(KINDS)  # the other tests of the lab are about OURS
 
 
 @pytest.mark.parametrize("kind", MET)

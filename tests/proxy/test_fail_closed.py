@@ -41,7 +41,7 @@ def broken(*_: Any, **__: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def nothing_crashed(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """The same as for the other tests, but that a fault of ours is what these are about."""
+    """As for the other tests, but these cause faults of the portal, which are logged."""
     with caplog.at_level(logging.WARNING):
         yield
     said = [it.getMessage() for when in ("setup", "call") for it in caplog.get_records(when)]

@@ -206,8 +206,8 @@ def test_an_error_that_nobody_thought_of_does_not_end_the_thread_that_disconnect
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails(addresses: object) -> int:
-        raise KeyError("a fault of ours")
+        raise KeyError("an unforeseen fault")
 
     monkeypatch.setattr(conntrack, "forget", fails)
     known_clients._forget_connections([parse_address("10.0.0.1")])
-    assert "Cannot remove 1 addresses from conntrack: 'a fault of ours'" in caplog.text
+    assert "Cannot remove 1 addresses from conntrack: 'an unforeseen fault'" in caplog.text

@@ -157,7 +157,7 @@ async def test_while_the_check_itself_fails_no_login_server_counts_as_answering(
     answering: dict[Place, Address] = {Place(LOOPBACK, 1): LOOPBACK}
 
     def fails() -> Policy:
-        raise KeyError("a fault of ours")
+        raise KeyError("an unforeseen fault")
 
     with pytest.raises(KeyError):
         await login_health.follow(fails, answering, Addresses(), lambda: False)

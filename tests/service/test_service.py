@@ -239,9 +239,9 @@ async def test_work_that_fails_is_in_the_log(
     portal: StartPortal, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def fails() -> None:
-        raise KeyError("a fault of ours")
+        raise KeyError("an unforeseen fault")
 
     async with portal() as it:
         service_of(it)._spawn(fails())
         await until(lambda: "The portal goes on, but could not do something" in caplog.text)
-    assert "a fault of ours" in caplog.text
+    assert "an unforeseen fault" in caplog.text

@@ -243,7 +243,7 @@ class Connections:
             self.goes_on(entry)
 
     def goes_on(self, entry: Open) -> None:
-        """Starts the deadline again, as `answered` does, for a connection in the front."""
+        """As `answered`, but for a connection that the front has."""
         if not entry.let_through:
             self._wait(entry, PATIENCE)
 
@@ -257,7 +257,7 @@ class Connections:
             self._wait(entry, 2 * STAGE * STAGES)
 
     def ends(self, entry: Open) -> None:
-        """Begins the first stage after the last answer of a connection in the front."""
+        """As `lingers`, but for a connection that the front has: its stages are the deadlines."""
         self._wait(entry, STAGE)
 
     def let_through(

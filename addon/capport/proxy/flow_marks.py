@@ -125,10 +125,8 @@ class FlowMarks:
         self, shown: tcp.TCPFlow, hello: Hello, dialled: Place | None, verdict: TlsVerdict
     ) -> None:
         """Marks and reports a handshake that was refused before any certificate was shown."""
-        to, caveat = (
-            f"TLS for {hello.sni or dialled or 'no name'}",
-            OUTER if hello.has_ech else None,
-        )
+        to = f"TLS for {hello.sni or dialled or 'no name'}"
+        caveat = OUTER if hello.has_ech else None
         mark(shown, type(verdict).__name__, f"{to}: {verdict.because}")
         fields = _refused_tls(hello.sni, dialled, verdict)
         shown.metadata["portal"]["tls"] = {k: v for k, v in fields.items() if v is not None}

@@ -199,7 +199,7 @@ def _checked(element: str) -> str:
 
 
 def _kept(policy: Policy, rules: Nftables) -> str:
-    """Commands that keep elements in sets that the new rules have too, for the time they have."""
+    """Commands that add the present elements to the new sets, each for the time it has left."""
     sets = [to.format(version) for _, to in sets_of_names(policy) for version in (4, 6)]
     sets += [f"garden{version}_{ports}" for ports in garden_networks(policy) for version in (4, 6)]
     sets += [name for known in (False, True) for name, _, _ in dropped(policy, known=known)]

@@ -216,7 +216,7 @@ class _Walk:
         return {_ON if kind == "jump" and end == _LEAVE else end for end in ends}
 
     def _vmap(self, matches: bool | None, said: _Json) -> tuple[bool | None, set[str]]:
-        """As `_rule`, for a map of verdicts: the packet's verdict or, if unknown, all possible."""
+        """As `_rule`, but for a map of verdicts. It returns each verdict that is possible."""
         elements = said["data"].get("set") if isinstance(said["data"], dict) else None
         if elements is None:
             return None, {_ACCEPT}  # a named map, which we cannot read: it may accept

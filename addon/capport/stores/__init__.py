@@ -7,7 +7,6 @@ from capport.core.client import ClientId
 from capport.core.session import Instant, Session
 
 type Watcher = Callable[[ClientId], None]
-type Whose = Callable[[ClientId], bool]
 """A function that the store calls with each client whose session any process put or dropped.
 
 The store calls it soon after the change (at most 0.1 s for a change by another process). If `watch`
@@ -16,6 +15,9 @@ call says that the session changed, not how: ask `find`. A session that ends by 
 nothing in the store. A watcher that must act at that moment sets its own timer and asks `find`
 again when the timer fires, because the end may have moved.
 """
+
+type Whose = Callable[[ClientId], bool]
+"""Returns whether the session of a client is wanted."""
 
 
 class StoreError(OSError):
@@ -89,7 +91,7 @@ Records that it does not return stay as they are.
 
 
 class Book(Protocol):
-    """The records that the routers of a fleet share. Its methods may wait, for a few seconds."""
+    """The records that the routers of a fleet share. Its methods may wait a few seconds."""
 
     @property
     def fault(self) -> str | None:

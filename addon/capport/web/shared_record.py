@@ -18,9 +18,8 @@ It ignores members that it does not know, so a new member that may be ignored ne
 """
 LARGEST = 262_144
 """Characters of a record: more than `dump` writes of `MOST_USES` uses and the longest note."""
-MOST_USES = (
-    1400  # uses in a record: those of the most devices (1000), and those that were given back
-)
+MOST_USES = 1400
+"""Uses in a record: those of the most devices (1000), and those that were given back."""
 GIVEN_BACK = 100  # uses that were given back and are remembered
 _NOTE = 10_000  # characters
 _WHOLE = 1 << 53  # a whole number above this is not exact in every language's JSON
