@@ -2,9 +2,10 @@
 # What tests use besides .venv, sourced after _setup.sh: `install_extras` brings the system
 # packages of packages.txt, where it may, and venvs in .venv for what cannot be in it.
 
-# schemathesis holds the API against its OpenAPI document; it and mitmproxy want different versions
-# of typing-extensions. `bare` is the portal without the extras of pyproject.toml.
-declare -A venvs=([schemathesis]='schemathesis>=4.20,<5' [bare]="--editable=$checkout")
+# What uv installs into each venv. schemathesis holds the API against its OpenAPI document; it and
+# mitmproxy want different versions of typing-extensions. `bare` is the portal without the extras of
+# pyproject.toml.
+declare -A venvs=([schemathesis]='schemathesis>=4.20,<5' [bare]=--editable=.)
 policy=/usr/sbin/policy-rc.d
 mark='# capport: no service starts while its packages are installed'
 
@@ -15,12 +16,12 @@ missing_packages() {
   done <"$checkout/scripts/packages.txt"
 }
 
-# Venv $1 of these is whole once it has a file of this name: what it was made for.
-made_for() { { echo "${venvs[$1]}" && project_sum; } | sha256sum | sed 's/^/made-for-/' | cut -c -25; }
+# Venv $1 of these is whole once this file is in it: its name says what it was made for.
+whole() { { echo "${venvs[$1]}" && stamp_for "$(project_sum)"; } | sha256sum | sed "s|^|$venv/$1/made-for-|; s/ .*//"; }
 
 missing_venvs() {
   local name
-  for name in "${!venvs[@]}"; do [[ -e $venv/$name/$(made_for "$name") ]] || echo "$name"; done
+  for name in "${!venvs[@]}"; do [[ -e $(whole "$name") ]] || echo "$name"; done
 }
 
 missing_extras() { missing_packages && missing_venvs; }
@@ -49,22 +50,24 @@ install_packages() {
     done
 }
 
-# Make venv $1, with the file $2 once it is whole, of the packages that the rest names.
+# Make venv $1 of these.
 fill_venv() {
-  [[ ! -e $1/$2 ]] || return 0 # made while we waited for the lock
-  say "installing ${*:3} into $1"
+  local folder=$venv/$1 packages
+  [[ ! -e $(whole "$1") ]] || return 0 # made while we waited for the lock
+  read -ra packages <<<"${venvs[$1]}"
+  say "installing ${packages[*]} into $folder"
   cd -- "$checkout" # pyproject.toml has the date of the packages to take
   find_uv
-  "$uv" venv --quiet --clear --python "$venv/bin/python" "$1" >&2 &&
-    "$uv" pip install --quiet --python "$1/bin/python" "${@:3}" >&2 &&
-    touch -- "$1/$2"
+  "$uv" venv --quiet --clear --python "$venv/bin/python" "$folder" >&2 &&
+    "$uv" pip install --quiet --python "$folder/bin/python" "${packages[@]}" >&2 &&
+    touch -- "$(whole "$1")"
 }
 
 bring_extras() {
   local name
   ! may_install || locked /var/lib/dpkg install_packages
   for name in $(missing_venvs); do
-    (fill_venv "$venv/$name" "$(made_for "$name")" "${venvs[$name]}") || say "uv could not install ${venvs[$name]} (its reason is above)"
+    (fill_venv "$name") || say "uv could not install ${venvs[$name]} (its reason is above)"
   done
   printf '%s\n' "$EUID" "$(missing_extras)" >"$1"
 }
@@ -84,9 +87,7 @@ install_extras() {
 
 # Makes `venv` one like .venv, but with mitmproxy $1.
 venv_with_mitmproxy() {
-  local other=$venv/mitmproxy-$1 made_for
-  made_for=made-for-$(stamp_for "$(project_sum)" | sha256sum | cut -c -16)
-  [[ -e $other/$made_for ]] || locked "$checkout" fill_venv "$other" "$made_for" \
-    --editable '.[login,idna,metrics,redis,fast]' --group dev "mitmproxy==$1"
-  venv=$other
+  venvs[mitmproxy-$1]="--editable=.[login,idna,metrics,redis,fast] --group=dev mitmproxy==$1"
+  locked "$checkout" fill_venv "mitmproxy-$1"
+  venv=$venv/mitmproxy-$1
 }

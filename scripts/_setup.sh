@@ -14,23 +14,21 @@ say() { printf 'scripts/%s: %s\n' "${0##*/}" "$*" >&2; }
 
 die() { say "$*" && exit 1; }
 
-# Make folder $1 if need be; fail if we cannot write in it.
+# Whether folder $1 is there, if need be by making it, and can be written to.
 writable() { mkdir -p -- "$1" 2>/dev/null && [[ -w $1 && -x $1 ]]; }
 
-# Folder $1 of .cache, which git does not see.
+# Make folder $1 in .cache, which git does not see.
 in_checkout() {
-  local cache=$checkout/.cache
-  writable "$cache/$1" ||
-    die "cannot write in $cache/$1 (nor in HOME: ${HOME:-unset}): set HOME to a folder of yours"
-  [[ -e $cache/.gitignore ]] || echo '*' >"$cache/.gitignore"
-  printf '%s' "$cache/$1"
+  writable "$checkout/.cache/$1" ||
+    die "cannot write in $checkout/.cache (HOME is ${HOME:-not set}): run this in a clone of yours"
+  echo '*' >"$checkout/.cache/.gitignore"
 }
 
 # mitmproxy keeps its CA under HOME, the portal its sessions.
 ensure_home() {
   if [[ -d ${HOME:-} && -w $HOME && -x $HOME ]]; then return; fi
-  HOME=$(in_checkout home)
-  export HOME
+  in_checkout home
+  export HOME=$checkout/.cache/home
   unset XDG_CACHE_HOME XDG_CONFIG_HOME XDG_DATA_HOME XDG_STATE_HOME
 }
 
@@ -62,74 +60,56 @@ apt_install() {
   apt_get install "$@"
 }
 
-# Find the first of these commands in PATH that passes check $1: `found`.
-find_working() {
-  while IFS= read -r found; do
-    if "$1" "$found"; then return; fi
-  done < <(type -ap "${@:2}")
-  return 1
-}
-
-# Put pyenv's Pythons in front of PATH, since uv looks nowhere else, and pyenv's own shims
+# Put pyenv's Pythons in front of PATH, because uv looks nowhere else, and pyenv's own shims
 # answer 127 for versions that the folder they are called in does not select.
 pyenv_into_path() {
   local parts root bin
   IFS=: read -ra parts <<<"$PATH"
-  shopt -s nullglob
   for root in {/usr/local,/opt}/pyenv "$(unset HOME && printf '%s' ~)/.pyenv" "$HOME/.pyenv" \
     "${parts[@]%/shims}" "${PYENV_ROOT:-}"; do
-    for bin in "$root"/versions/3.*/bin; do PATH=$bin:$PATH; done
+    for bin in "$root"/versions/3.*/bin; do [[ ! -d $bin ]] || PATH=$bin:$PATH; done
   done
 }
 
 # uv reads none of pip's settings, and brings certificates of its own where pip often uses
 # the machine's. An index or a CA in the environment is meant for both.
 pip_settings_for_uv() {
-  if [[ -s /etc/ssl/certs/ca-certificates.crt ]]; then
-    export UV_SYSTEM_CERTS=${UV_SYSTEM_CERTS-true} UV_NATIVE_TLS=${UV_NATIVE_TLS-true} # new name, old
-  fi
-  [[ -z ${PIP_INDEX_URL:-} ]] ||
-    export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-${UV_INDEX_URL:-$PIP_INDEX_URL}}"
-  [[ -z ${PIP_EXTRA_INDEX_URL:-} ]] ||
-    export UV_INDEX="${UV_INDEX:-${UV_EXTRA_INDEX_URL:-$PIP_EXTRA_INDEX_URL}}"
-  [[ -z ${PIP_CERT:-} ]] || export SSL_CERT_FILE="${SSL_CERT_FILE:-$PIP_CERT}"
+  local bundle=${PIP_CERT:-/etc/ssl/certs/ca-certificates.crt}
+  [[ -z ${PIP_CERT:-} && ! -s $bundle ]] || export SSL_CERT_FILE="${SSL_CERT_FILE:-$bundle}"
+  export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-${UV_INDEX_URL:-${PIP_INDEX_URL:-}}}"
+  export UV_INDEX="${UV_INDEX:-${UV_EXTRA_INDEX_URL:-${PIP_EXTRA_INDEX_URL:-}}}"
 }
 
 # Whether $1 is a uv that knows dependency groups, indexes and UV_NO_CACHE.
-good_uv() {
-  [[ $("$1" --version 2>/dev/null) =~ ^uv\ ([0-9]+)\.([0-9]+) ]] &&
-    ((BASH_REMATCH[1] > 0 || BASH_REMATCH[2] >= 5))
+good_uv() { [[ $("$1" --version 2>/dev/null) =~ ^uv\ ([1-9]|0\.([5-9]|[1-9][0-9])\.) ]]; }
+
+# Make a venv in folder $1 with the newest Python here that can.
+new_venv() {
+  local python
+  while IFS= read -r python; do
+    if "$python" -m venv --clear "$1" &>/dev/null; then return; fi
+  done < <(type -ap python3.{15..9} python3)
+  return 1
 }
 
-makes_venv() { "$1" -m venv --clear "$own" &>/dev/null; }
-
-# Install a uv into folder `own`, from the package index that pip is set to use.
-install_uv() {
-  local pythons=(python3.{15,14,13,12,11,10,9} python3)
-  ! good_uv "$own/bin/uv" || return 0 # made while we waited for the lock
+# A uv that works, in `uv`, with what it needs: an installed one, or one that pip installs
+# into the checkout, from the package index that pip is set to use.
+find_uv() {
+  local own=$checkout/.cache/uv
+  pyenv_into_path
+  pip_settings_for_uv
+  writable "${UV_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/uv}" || export UV_NO_CACHE=1
+  while IFS= read -r uv; do
+    if good_uv "$uv"; then return; fi
+  done < <(PATH=$PATH:$HOME/.local/bin:$HOME/.cargo/bin:$own/bin type -ap uv)
   say "no uv here: installing one into $own"
-  find_working makes_venv "${pythons[@]}" ||
-    { may_install && apt_install python3-venv && find_working makes_venv "${pythons[@]}"; } ||
+  in_checkout uv
+  new_venv "$own" || { may_install && apt_install python3-venv && new_venv "$own"; } ||
     die "no uv, and no Python 3.9 or later with venv: install uv, or the package python3-venv"
   env -u PIP_TARGET -u PIP_PREFIX PIP_USER=0 "$own/bin/python" -m pip install --quiet \
     --disable-pip-version-check 'uv>=0.8,<1' >&2 ||
     die "pip could not install uv (its reason is above); an installed uv would do as well"
-}
-
-# A uv that works, in `uv`, with what it needs: an installed one, or our own.
-find_uv() {
-  local cache=${XDG_CACHE_HOME:-$HOME/.cache}
-  own=$cache/capport/uv
-  writable "$own" || own=$(in_checkout uv)
-  writable "${UV_CACHE_DIR:-$cache/uv}" || export UV_NO_CACHE=1
-  pyenv_into_path
-  pip_settings_for_uv
-  if PATH=$PATH:$HOME/.local/bin:$HOME/.cargo/bin find_working good_uv uv; then
-    uv=$found
-  else
-    locked "$own" install_uv
-    uv=$own/bin/uv
-  fi
+  uv=$own/bin/uv
 }
 
 # Print the Python for .venv: one that is here, or the version that uv shall download.
@@ -138,7 +118,6 @@ find_python() {
   for wanted in "$(<.python-version)" '>=3.12'; do
     if UV_PYTHON_DOWNLOADS=never "$uv" python find "$wanted" 2>/dev/null; then return; fi
   done
-  say "no Python 3.12 or later in PATH, with uv or with pyenv: having uv download one"
   cat .python-version
 }
 
@@ -160,10 +139,7 @@ make_venv() {
       die "$folder belongs to $(stat -c %U -- "$folder"): run this as them, or in a clone of yours"
   done
   # A venv knows the folder it was made in; moved or copied, it would run the other checkout.
-  if [[ -r $stamp && $(tail -n 1 -- "$stamp") != "$checkout" ]]; then
-    say "$venv was made in $(tail -n 1 -- "$stamp"): making another"
-    rm -rf -- "$venv"
-  fi
+  [[ ! -r $stamp || $(tail -n 1 -- "$stamp") == "$checkout" ]] || rm -rf -- "$venv"
   cd -- "$checkout"
   find_uv
   [[ -t 2 ]] || quiet=(--quiet)
