@@ -304,6 +304,11 @@ def test_another_mitmproxy_is_asked_for_by_its_version() -> None:
     assert got.stderr.rstrip().endswith("a version of mitmproxy")
 
 
+def test_mutation_sees_each_change_to_a_module_whose_tests_see_it() -> None:
+    got = call(sys.executable, CHECKOUT / "scripts" / "mutate.py", "value", HOME=os.devnull)
+    assert got.returncode == 0, got.stdout
+
+
 @requires.tool("shellcheck")
 def test_shellcheck_finds_nothing() -> None:
     scripts = [CHECKOUT / ".ci" / "run"]

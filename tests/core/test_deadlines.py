@@ -5,7 +5,6 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capport.core.bounded_map import BoundedMap
 from capport.core.deadlines import Deadlines
 
 KEYS = st.sampled_from("abc")
@@ -44,6 +43,23 @@ def test_what_is_due_comes_the_earliest_first() -> None:
     assert deadlines.next == 3
 
 
+def test_a_key_that_is_dropped_or_moved_to_later_is_not_due_before() -> None:
+    deadlines = Deadlines[str]()
+    for key in "ab":
+        deadlines.set(key, 1)
+    deadlines.drop("a")
+    deadlines.set("b", 5)
+    assert list(deadlines.due(4)) == []
+    assert list(deadlines.due(5)) == ["b"]
+
+
+def test_keys_of_one_instant_need_not_be_comparable() -> None:
+    deadlines, keys = Deadlines[object](), [object(), object()]
+    for key in keys:
+        deadlines.set(key, 1)
+    assert list(deadlines.due(1)) == keys
+
+
 def test_what_is_set_while_it_is_read_is_read_again() -> None:
     deadlines = Deadlines[str]()
     deadlines.set("a", 1)
@@ -57,10 +73,12 @@ def test_what_is_set_while_it_is_read_is_read_again() -> None:
 
 def test_a_key_that_is_moved_for_ever_keeps_the_heap_small() -> None:
     deadlines = Deadlines[str]()
+    deadlines.set("b", 2)
     for at in range(10_000, 0, -1):
         deadlines.set("a", at)
     assert len(deadlines) < 100
     assert list(deadlines.due(1)) == ["a"]
+    assert list(deadlines.due(2)) == ["b"]
 
 
 def test_a_key_that_is_put_off_or_dropped_and_set_again_has_one_entry() -> None:
@@ -73,10 +91,3 @@ def test_a_key_that_is_put_off_or_dropped_and_set_again_has_one_entry() -> None:
     assert list(deadlines.due(1999)) == []
     assert list(deadlines.due(2000)) == ["a"]
     assert len(deadlines) == 0
-
-
-def test_a_full_map_forgets_what_was_set_longest_ago() -> None:
-    bounded = BoundedMap[str, int](2)
-    for key in "abac":
-        bounded[key] = ord(key)
-    assert list(bounded) == ["a", "c"]

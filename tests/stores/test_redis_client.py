@@ -9,7 +9,7 @@ import pytest
 
 import requires
 from capport.core.place import Place, parse_host
-from capport.core.redis_url import RedisUrl, parse_redis_url
+from capport.core.redis_url import RedisUrl
 from capport.stores import AwayError
 from capport.stores.redis import redis_client
 from capport.stores.redis.redis_client import RedisClient, credentials, find_primary
@@ -37,30 +37,6 @@ def guarded(tmp_path: Path) -> Iterator[RedisServer]:
         running.ask("ACL", "SETUSER", "ann", "on", f">{PASSWORD}", "~*", "&*", "+@all")
         running.ask("ACL", "SETUSER", "default", "off")
         yield running
-
-
-@pytest.mark.parametrize(
-    ("text", "url"),
-    [
-        ("redis://192.0.2.5", "redis://192.0.2.5:6379/0"),
-        ("redis://192.0.2.5:7000/3", "redis://192.0.2.5:7000/3"),
-        ("rediss://[2001:db8::5]:7000/", "rediss://[2001:db8::5]:7000/0"),
-        ("redis://a.example:1,b.example/0", "redis://a.example:1,b.example:6379/0"),
-        ("redis://h/0?file=/var/lib/s.db", "redis://h:6379/0?file=/var/lib/s.db"),
-    ],
-)
-def test_a_url_names_a_redis(text: str, url: str) -> None:
-    assert str(parse_redis_url(text)) == url
-    assert parse_redis_url(url) == parse_redis_url(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["redis://", "redis:/h", "redis://h:0", "redis://h/x", "redis://h/0#x", "redis://h/0?file=s"],
-)
-def test_what_is_no_url_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is not|is neither"):
-        parse_redis_url(text)
 
 
 def test_a_password_comes_from_a_file_that_nobody_else_may_read(

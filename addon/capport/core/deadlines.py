@@ -24,10 +24,6 @@ class Deadlines[Key]:
         """How many entries are in memory, valid or not."""
         return len(self._heap)
 
-    def of(self, key: Key) -> Instant | None:
-        """When `key` falls due; None if it never does."""
-        return self._at.get(key)
-
     def set(self, key: Key, at: Instant) -> None:
         """Makes `key` fall due at `at`, in place of any instant that was set before."""
         self._at[key] = at
