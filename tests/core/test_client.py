@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capport.core.client import (
+    UNSEEN,
     Address,
     Client,
     ClientId,
@@ -13,6 +14,7 @@ from capport.core.client import (
     is_random,
     parse_address,
     parse_client_id,
+    parse_frame,
     parse_mac,
     parts_of,
 )
@@ -177,3 +179,27 @@ def test_a_peer_is_the_same_client_until_something_about_it_changes() -> None:
     assert peer.client(astray=True) == Client(peer.address, astray=True)
     assert peer.client() == first
     assert peer == Peer(peer.address)
+
+
+def test_an_astray_client_has_no_id_that_is_an_address() -> None:
+    address, mac = parse_address("198.51.100.7"), Mac("02:00:00:00:00:07")
+    assert Client(address, mac).ids == (f"{mac}@198.51.100.7", mac, "198.51.100.7")
+    assert Client(address, mac, astray=True).ids == (f"{mac}@198.51.100.7", mac)
+    assert Client(address, astray=True).ids == ()
+
+
+def test_a_client_and_a_peer_are_written_as_what_they_are_made_of() -> None:
+    client = Client(parse_address("198.51.100.7"))
+    assert repr(client) == f"Client(address={client.address!r}, mac=None, astray=False)"
+    peer = Peer(client.address)
+    peer.client()
+    assert repr(peer) == f"Peer(address={client.address!r}, frame=None)"
+    with pytest.raises(TypeError):
+        Peer(client.address, None, client)  # type: ignore[call-arg]
+
+
+def test_the_mac_of_a_frame_may_be_unseen() -> None:
+    assert parse_frame("unseen") == UNSEEN
+    assert parse_frame("2:0:0:0:0:7") == "02:00:00:00:00:07"
+    with pytest.raises(ValueError, match="is not a MAC"):
+        parse_frame("seen")

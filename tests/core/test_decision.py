@@ -16,11 +16,14 @@ from capport.core.decision import (
     decide_connection,
     decide_tls,
     explain,
+    probe_of,
+    way_of_connect,
 )
 from capport.core.place import Place, parse_host
 from capport.core.policy import (
     Access,
     ClientRule,
+    Connect,
     GardenEntry,
     KnownTls,
     Limits,
@@ -487,6 +490,7 @@ def test_what_is_not_said_of_a_case_or_a_request_is_nothing() -> None:
         None,
         login_answers=False,
         address=None,
+        among_clients=False,
         machine=Machine(),
         logins=None,
     )
@@ -509,11 +513,16 @@ def test_what_is_not_said_of_a_case_or_a_request_is_nothing() -> None:
         (None, {"session": OPEN, "host": "www.example.com"}),
         ("www.example.com:22 is this", {"session": OPEN, "host": "www.example.com", "at": True}),
         ("www.example.org:80 is this", {"host": "www.example.org", "port": 80, "at": True}),
-        ("www.example.org:80 is closed to 198.51.100.7", {"host": "www.example.org", "of": True}),
+        (
+            "www.example.org:80 is closed to 198.51.100.7 (02:00:00:00:00:07): 198.51.100.66 is"
+            " among the clients",
+            {"host": "www.example.org", "of": True},
+        ),
         (None, {"session": OPEN, "host": "www.example.org", "of": True}),
         # What the policy lists is open; whoever may not go there is told that.
         (None, {"host": "192.0.2.53", "port": 80}),
         (None, {}),
+        (None, {"host": "224.0.0.1"}),
         (None, {"session": OPEN, "client": "203.0.113.9"}),
         ("login.example.net:8080 is the proxy", {"host": "login.example.net", "port": 8080}),
     ],
@@ -541,6 +550,34 @@ def test_nobody_reaches_what_is_closed(because: str | None, changes: dict[str, A
     assert (name == "closed_place") == isinstance(got, Closed)
 
 
+def test_a_name_that_the_client_claims_opens_nothing_that_is_closed() -> None:
+    own = Place(parse_address("127.0.0.1"), 22)
+    case = Case(stands(session=OPEN), claim=Place("www.example.com", 22), dialled=own)
+    assert isinstance(decide(case, POLICY), Closed)
+
+
+def test_a_login_server_that_leads_to_the_proxy_is_closed() -> None:
+    case = Case(stands(), claim=LOGIN, address=ELSEWHERE)
+    assert isinstance(decide(case, POLICY), Pass)
+    proxy = Machine(frozenset({ELSEWHERE}), frozenset({LOGIN.port}))
+    assert isinstance(decide(replace(case, machine=proxy), POLICY), Closed)
+
+
+def test_a_name_may_lead_to_an_address_among_the_clients_that_the_garden_has() -> None:
+    named = Case(stands(), claim=Place("www.example.org", 80), among_clients=True)
+    assert isinstance(decide(replace(named, address=ADDRESS), POLICY), Pass)
+    assert isinstance(decide(replace(named, address=ELSEWHERE), POLICY), Closed)
+
+
+def test_a_handshake_with_what_is_closed_is_refused_if_the_client_is_unknown() -> None:
+    case = Case(
+        stands(), claim=Place("www.example.org", 443), address=ELSEWHERE, among_clients=True
+    )
+    got = decide_tls(case, replace(POLICY, tls=Tls(known=KnownTls.INSPECT)))
+    assert isinstance(got, Refuse)
+    assert "is closed to" in got.because
+
+
 @pytest.mark.parametrize(("known", "tls"), [(KnownTls.TUNNEL, Refuse), (KnownTls.INSPECT, Inspect)])
 def test_a_handshake_with_what_is_closed_is_refused_or_answered_inside(
     known: KnownTls, tls: type
@@ -559,7 +596,8 @@ def test_the_login_server_is_for_so_many_connections_of_one_client() -> None:
         assert (got.retry_after, got.limit) == (5, None)
         said = "198.51.100.7 (02:00:00:00:00:07) has 32 connections to the login server open"
         assert got.because == said
-        assert decide_tls(full, POLICY) == Refuse(said)
+        intercepts = replace(POLICY, tls=Tls(unknown=UnknownTls.INTERCEPT))
+        assert decide_tls(full, POLICY) == decide_tls(full, intercepts) == Refuse(said)
         assert isinstance(decide(replace(full, logins=None), POLICY), Pass)
         elsewhere = replace(full, claim=Place("www.example.org", 80))
         assert isinstance(decide(elsewhere, POLICY), Pass)
@@ -601,7 +639,64 @@ def test_the_gardens_tls_is_sent_to_the_name_and_not_where_it_dialled() -> None:
 def test_a_connection_is_not_held_to_the_limits_of_requests() -> None:
     request = HttpRequest(section_size=1001)
     case = but(UNKNOWN, session=OPEN, retry_after=3, request=request)
-    assert isinstance(decide_connection(case, LIMITED), Pass)
+    for asked in (case, replace(case, request=None), replace(case, retry_after=None)):
+        assert isinstance(decide_connection(asked, LIMITED), Pass)
+
+
+SIGN_IN = NetworkAuthenticationRequired("it is unknown", "https://login.example.net/", 10)
+TOO_MANY = TooManyRequests("it asks too often", 3)
+
+
+@pytest.mark.parametrize(
+    ("way", "verdict", "connect", "user_agent", "port"),
+    [
+        (Connect.ANSWER, SIGN_IN, Connect.AUTO, "curl/8.5", 443),
+        (Connect.ALERT, SIGN_IN, Connect.AUTO, "Mozilla/5.0 (X11)", 443),
+        (Connect.ALERT, SIGN_IN, Connect.AUTO, "curl/8.5", 80),
+        (Connect.ANSWER, SIGN_IN, Connect.ANSWER, "Mozilla/5.0 (X11)", 443),
+        (Connect.ALERT, SIGN_IN, Connect.ALERT, "curl/8.5", 443),
+        (Connect.ANSWER, TOO_MANY, Connect.ALERT, "Mozilla/5.0 (X11)", 80),
+        (Connect.ANSWER, TOO_MANY, Connect.AUTO, "Mozilla/5.0 (X11)", 80),
+    ],
+)
+def test_how_a_connect_is_refused(
+    way: Connect, verdict: Any, connect: Connect, user_agent: str, port: int
+) -> None:
+    policy = replace(POLICY, tls=Tls(connect=connect))
+    assert way_of_connect(verdict, policy, user_agent, port) is way
+
+
+def test_a_request_has_the_size_of_each_field_and_of_all() -> None:
+    fields = [(b"Host", b"h.example"), (b"X-\xe9", b"1")]
+    assert HttpRequest.with_fields("PUT", "https", "/a", fields, 2) == HttpRequest(
+        "PUT", "https", "/a", (("host", 13), ("x-é", 4)), 2 + 13 + 4 + 4 + 4
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "may"),
+    [
+        ([], True),
+        ([(b"Overwrite", b"T")], True),
+        ([(b"OVERWRITE", b"F")], False),
+        ([(b"Other", b"F")], True),
+        ([(b"Other", b"T"), (b"overwrite", b"F")], False),
+        ([(b"Overwrite", b"F"), (b"Overwrite", b"F")], True),
+    ],
+)
+def test_rfc4918_10_6_one_overwrite_field_says_whether_it_may(
+    fields: list[tuple[bytes, bytes]], may: bool
+) -> None:
+    assert HttpRequest.with_fields("COPY", "http", "/", fields, 1).may_overwrite is may
+
+
+def test_a_request_that_names_no_place_is_no_connectivity_check() -> None:
+    assert probe_of(GET, None, POLICY) is None
+
+
+def test_a_session_is_not_a_rule_of_the_policy() -> None:
+    assert explain(but(UNKNOWN, session=OPEN), POLICY)[-1][0] == "open_session"
+    assert explain(but(UNKNOWN, rule=KNOWN), POLICY)[-1][0] == "known_by_rule"
 
 
 # --- laws ----------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from capport.core.policy import (
     KnownTls,
     Limits,
     Policy,
+    Rate,
     Tls,
     UnknownTls,
     WalledGarden,
@@ -257,6 +258,22 @@ def test_a_session_is_named_where_it_counts(given: dict[str, Any], session: Sess
 def test_a_mac_that_is_lacking_is_why() -> None:
     said, _ = found(HTTP, OPEN, rule=Access.KNOWN, lacks_mac=True)
     assert "has a MAC that is not known now" in said.verdict.because
+
+
+@pytest.mark.parametrize(
+    ("session", "key"), [(None, "limits.unknown_requests"), (OPEN, "limits.requests")]
+)
+def test_the_rate_that_a_client_is_held_to_is_named(session: Session | None, key: str) -> None:
+    rates = Limits(requests=Rate(5, 60.0), unknown_requests=Rate(3, 60.0))
+    it = policy(limits=rates)
+    said = explain(replace(case(it, HTTP, session), retry_after=3), it, HTTP)
+    assert (said.rule, said.keys) == ("too_many_requests", (key,))
+
+
+def test_a_case_without_a_request_is_one_of_get() -> None:
+    it = policy()
+    said = explain(replace(case(it, HTTP, None), request=None), it, HTTP)
+    assert (said.method, said.tls) == ("GET", None)
 
 
 def test_nothing_is_closed_unless_that_is_said() -> None:
