@@ -22,6 +22,7 @@ from capport.front import budget
 from capport.gate import Gate
 from capport.linux import NoNeighbours, frames
 from capport.proxy import connections, front_protocol, shown
+from capport.proxy.connections import LITTLE
 from capport.proxy.flow_marks import FlowMarks
 from capport.proxy.front_protocol import Stranger
 from capport.proxy.internals import listeners
@@ -228,7 +229,7 @@ async def test_when_the_portal_stops_the_connections_in_the_front_end(portal: St
         writer.close()
     assert len(it.keeper.connections) == 0
     late = socket.socket()
-    it.keeper.front.accepted(None, late, ("127.0.0.1", 1))  # type: ignore[arg-type]
+    it.keeper.front.accepted(None, [(late, ("127.0.0.1", 1))])  # type: ignore[arg-type]
     assert late.fileno() == -1
 
 
@@ -296,6 +297,30 @@ async def test_deadlines_that_come_together_leave_time_to_others(
         for reader, writer in clients:
             assert await until_closed(reader) == b""
             writer.close()
+
+
+@pytest.mark.parametrize("new", [False, True], ids=["kept", "new"])
+async def test_the_answers_of_a_pass_are_sent_together(
+    portal: StartPortal, monkeypatch: pytest.MonkeyPatch, refused: list[str], new: bool
+) -> None:
+    send = Stranger.send
+
+    def sends(self: Stranger) -> None:
+        refused.append("sent")
+        send(self)
+
+    monkeypatch.setattr(Stranger, "send", sends)
+    async with portal(portal_shown=0) as it:
+        clients = connect_many(it, 3)
+        if not new:
+            await until(lambda: len(it.keeper.connections) == 3)
+        for client in clients:
+            client.sendall(GET)
+        await until(lambda: len(refused) == 6)
+        assert refused == 3 * ["127.0.0.1"] + 3 * ["sent"]
+        for client in clients:
+            assert b" 511 " in client.recv(LITTLE)
+            client.close()
 
 
 # --- handing over ---------------------------------------------------------------------------------

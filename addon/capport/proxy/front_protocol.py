@@ -4,6 +4,9 @@ Each connection of an unknown client is a `Stranger`, which carries out what its
 says. The sockets have no asyncio transports: all are in one epoll(7), and the event loop watches
 only its descriptor. Strangers are served in turn, a few in each pass of the event loop. So a client
 that asks for a thousand things at once makes nobody wait but itself.
+
+All answers of a pass are sent together at its end. Otherwise each of them wakes a client on this
+machine, or on a virtual one beside it, and the kernel's part of that is dearer than the answer.
 """
 
 import asyncio
@@ -11,7 +14,7 @@ import logging
 import select
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import Final, Protocol
 
@@ -40,7 +43,7 @@ logger = logging.getLogger(__name__)
 AT_ONCE: Final = 16
 """Pieces of strangers' work in one pass of the event loop: about a millisecond."""
 IN_A_ROW: Final = 8
-"""Requests of one connection that are answered in one piece of work."""
+"""Reads in one piece of work of what comes after the last answer of a connection."""
 READY: Final = 256
 """Sockets that epoll reports at once. Each then waits for its client's turn."""
 
@@ -60,7 +63,7 @@ class Observer(Protocol):
     intercepting: bool
 
     def refused(self, by: "Stranger", act: Refused) -> None:
-        """Reports a refusal, after it was sent."""
+        """Reports a refusal, before it is sent."""
 
     def intercepts(self, client: Client) -> bool:
         """Whether this client's next request is to be stopped."""
@@ -82,6 +85,7 @@ class Front:
         self.observer = observer
         self._turns = Turns[ClientId, Stranger]()
         self._left = AT_ONCE  # pieces of work that may be done in this pass
+        self._answered: list[Stranger] = []  # whose answers are sent at the end of this pass
         self._scheduled = False  # `_pass` will be called, or a connection is being handed over
         self._epoll = select.epoll()
         self._watched: dict[int, Stranger] = {}  # by file descriptor
@@ -100,11 +104,16 @@ class Front:
         while self._turns:
             self._turns.next().drop()
 
-    def accepted(self, instance: Instance, sock: socket.socket, peer: Address) -> None:
-        """Takes a connection that has just been accepted.
+    def accepted(
+        self, instance: Instance, connected: Iterable[tuple[socket.socket, Address]]
+    ) -> None:
+        """Takes connections that have just been accepted: their sockets and peers."""
+        for sock, peer in connected:
+            self._take(instance, sock, peer)
+        self._send_answers()
 
-        If too many wait, the oldest of its client's ends, or else this one.
-        """
+    def _take(self, instance: Instance, sock: socket.socket, peer: Address) -> None:
+        """Takes one. If too many wait, the oldest of its client's ends, or else this one."""
         if self._epoll.closed:
             sock.close()
             return
@@ -132,6 +141,10 @@ class Front:
             self._turns.add(one.counted_as, one)
         if not self._left and not self._scheduled:
             self.rest()
+
+    def answers(self, one: "Stranger") -> None:
+        """Has `one` send its answer at the end of this pass."""
+        self._answered.append(one)
 
     def watch(self, one: "Stranger", fd: int, events: int) -> None:
         """Makes `one` ready at each of these events on its socket."""
@@ -166,6 +179,7 @@ class Front:
         for fd, events in self._epoll.poll(0, READY):
             if one := self._watched.get(fd):
                 one.ready(events)
+        self._send_answers()
 
     def _pass(self) -> None:
         self._scheduled = False
@@ -173,8 +187,15 @@ class Front:
         while self._left and self._turns:
             self._left -= 1
             self._turns.next().do()
+        self._send_answers()
         if not self._left and not self._scheduled:
             self.rest()
+
+    def _send_answers(self) -> None:
+        while self._answered:  # who has its answer may have sent more, and get another
+            answered, self._answered = self._answered, []
+            for one in answered:
+                one.do()
 
     def _is_unknown(self, one: "Stranger") -> bool:
         try:
@@ -356,26 +377,29 @@ class Stranger:
         self.go_on(came or b"")
 
     def go_on(self, data: bytes = b"") -> None:
-        """Answers what the client has sent."""
-        for _ in range(IN_A_ROW):
-            if not data and not self._pipelined:
-                came = self._receive()
-                if not came:
-                    self._pause(ended=came is not None)
-                    return
-                data = came
-            act, data = self._next(data), b""
-            if isinstance(act, HandOver):
-                self._hand_over(act)
+        """Answers the next request that the client has sent."""
+        if not data and not self._pipelined:
+            came = self._receive()
+            if not came:
+                self._pause(ended=came is not None)
                 return
-            assert self._talks  # else it is a HandOver
-            self._pipelined = act is not None and self._talks.has_unread
-            if act is not None:
-                self._answer(act)
-                if act.close or self._unsent:
-                    return
-        self._keep()
-        self._wait()
+            data = came
+        act = self._next(data)
+        if isinstance(act, HandOver):
+            self._hand_over(act)
+            return
+        assert self._talks  # else it is a HandOver
+        self._pipelined = act is not None and self._talks.has_unread
+        if act is not None:
+            self._answer(act)
+        else:
+            self._wait_for_more()
+
+    def _wait_for_more(self) -> None:
+        if self._pipelined or self._readable:
+            self._wait()
+        elif not self._events:  # else it was there before
+            self._pause(ended=False)
 
     def _pause(self, *, ended: bool) -> None:
         """Waits for the client to send more. A known client's connection is handed over instead."""
@@ -407,29 +431,39 @@ class Stranger:
         return begins and data[:1] != b"\x16" and not data.startswith(b"PRI")
 
     def _answer(self, act: Refused) -> None:
-        try:
-            if act.data:
-                self._send(act.data)
-        finally:
-            self.front.observer.refused(self, act)
+        self.front.observer.refused(self, act)
         if not act.data:
             self.abort(reset=True)
-        elif act.close:
-            declared = act.request.declared if isinstance(act, Answer) else 0
-            self._end(None if act.ends_all and not self._readable else Stages(declared))
-        elif self._entry:
-            self.front.book.goes_on(self._entry)
-
-    def send_rest(self) -> None:
-        """Sends what waited for the client to read, and then continues."""
-        data, self._unsent, self._step = self._unsent, b"", Stranger.go_on
-        self._send(data)
-        if self._unsent:
             return
-        if self._ends:
+        if act.close:
+            self._ends = True
+            if self._readable or not act.ends_all:
+                self._lingers = Stages(act.request.declared if isinstance(act, Answer) else 0)
+        self._unsent, self._step = act.data, Stranger.send
+        self.front.answers(self)
+
+    def send(self) -> None:
+        """Sends as much of the answer as the kernel takes, the rest when the client has read that.
+
+        The end of the stream goes into the same segment as the last of it.
+        """
+        more = socket.MSG_MORE if self._ends else 0
+        try:
+            sent = self._sock.send(self._unsent, socket.MSG_DONTWAIT | more)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            raise Gone from None
+        self._unsent = self._unsent[sent:]
+        if self._unsent:
+            self._keep()
+        elif self._ends:
             self._end(self._lingers)
         else:
-            self.go_on()
+            self._step = Stranger.go_on
+            if self._entry:
+                self.front.book.goes_on(self._entry)
+            self._wait_for_more()
 
     def _end(self, stages: Stages | None) -> None:
         """Ends the connection once everything is sent. With `stages`, ends only our half at first.
@@ -528,18 +562,6 @@ class Stranger:
             raise Gone from None
         self._readable = self._hangs_up or len(data) == LITTLE
         return data
-
-    def _send(self, data: bytes) -> None:
-        """Sends as much as the kernel takes, and the rest when the client has read that."""
-        try:
-            sent = self._sock.send(data, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            raise Gone from None
-        if sent < len(data):
-            self._unsent, self._step = data[sent:], Stranger.send_rest
-            self._keep()
 
     def _keep(self) -> connections.Open:
         """Keeps the connection open until the client sends more, or reads more."""

@@ -34,8 +34,8 @@ AT_ONCE = 64
 """Connections that are accepted before the event loop does something else."""
 
 type Instance = ServerInstance[Any]
-type Accepted = Callable[[Instance, socket.socket, Address], None]
-"""Takes a new connection: which of mitmproxy's servers it is for, the socket, and the peer."""
+type Accepted = Callable[[Instance, list[tuple[socket.socket, Address]]], None]
+"""Takes new connections: which of mitmproxy's servers they are for, their sockets and peers."""
 
 
 class NotTakenOver(Exception):
@@ -111,18 +111,19 @@ class Listener:
             self._loop.add_reader(listening, self._accept, listening)
 
     def _accept(self, listening: socket.socket) -> None:
-        for _ in range(AT_ONCE):
-            try:
-                sock, peer = listening.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                if not accepting.is_scarcity(error, listening):
-                    raise
-                self._loop.remove_reader(listening)
-                self._loop.call_later(accepting.AGAIN, self._resume, listening)
-                return
-            self._accepted(self._instance, sock, peer)
+        connected: list[tuple[socket.socket, Address]] = []
+        try:
+            while len(connected) < AT_ONCE:
+                connected.append(listening.accept())
+        except (BlockingIOError, ConnectionAbortedError):
+            pass
+        except OSError as error:
+            if not accepting.is_scarcity(error, listening):
+                raise
+            self._loop.remove_reader(listening)
+            self._loop.call_later(accepting.AGAIN, self._resume, listening)
+        finally:
+            self._accepted(self._instance, connected)
 
 
 def destination_of(sock: socket.socket) -> Address:
