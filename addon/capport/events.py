@@ -131,7 +131,11 @@ class EventLog:
 
     def write(self, event: str, client: Client | ClientId | None = None, **fields: Value) -> None:
         """Records one event, its `fields` in this order. A field that is None is left out."""
-        if not self._is_on or self._repeats(event, client, fields):
+        if not self._is_on:
+            return
+        if isinstance(client, Client) and self.repeats(
+            event, client, *map(fields.get, _DISTINGUISHING.get(event, _OF_OTHERS))
+        ):
             return
         record: dict[str, Value] = {"event": event}
         if isinstance(client, Client):
@@ -145,6 +149,21 @@ class EventLog:
         with self._lock:
             if event in _ALWAYS or (watched and self._has_room(record)) or self._is_new(record):
                 self._put(record)
+
+    def repeats(self, event: str, client: Client, *fields: Value) -> bool:
+        """Counts an event that has a line already; returns False if it must be written.
+
+        `fields` are those in which such events differ, in the order of `_DISTINGUISHING`. It is
+        quick, because refusals come in floods.
+        """
+        if client in self.watched:
+            return False
+        with self._lock:
+            line = self.lines.get((event, client.id, *fields))
+            if line is None or self.monotonic() >= line.until:
+                return False
+            line.repeats += 1
+            return True
 
     def merge(self, record: dict[str, Any]) -> None:
         """Records a line of another process's log. Raises ValueError if it is not such an event.
@@ -172,20 +191,6 @@ class EventLog:
             os.close(self._file)
             self._file = None
         return True
-
-    def _repeats(
-        self, event: str, client: Client | ClientId | None, fields: dict[str, Value]
-    ) -> bool:
-        """Counts an event that has a line already. It is quick, because refusals come in floods."""
-        if not isinstance(client, Client) or client in self.watched:
-            return False
-        key = (event, client.id, *map(fields.get, _DISTINGUISHING.get(event, _OF_OTHERS)))
-        with self._lock:
-            line = self.lines.get(key)
-            if line is None or self.monotonic() >= line.until:
-                return False
-            line.repeats += 1
-            return True
 
     def _has_room(self, record: dict[str, Value]) -> bool:
         """Whether a watched client has a line left. Counts the line."""

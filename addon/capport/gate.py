@@ -28,7 +28,8 @@ from capport.core.place import Place
 from capport.core.policy import Policy
 from capport.core.reach import Machine
 from capport.core.session import Instant, Session, open_ones
-from capport.core.standing import Standing, lacks_mac, standing
+from capport.core.standing import Standing, goes_by_routes, lacks_mac, standing
+from capport.core.value import value
 from capport.core.verdict import (
     Drop,
     HeaderFieldsTooLarge,
@@ -57,6 +58,23 @@ type AtOnce = NetworkAuthenticationRequired | SignIn | TooManyRequests | HeaderF
 AT_ONCE: Final = (NetworkAuthenticationRequired, SignIn, TooManyRequests, HeaderFieldsTooLarge)
 
 _WITH_LINK: Final = (NetworkAuthenticationRequired, SignIn)
+
+type Asked = tuple[Policy, Client, HttpRequest, Place, Place | None, bool]
+"""What a refusal of a client without a session depends on, but for its limits."""
+
+
+@value
+class Decided:
+    """A decision to refuse a request. `asked` is what it was made from.
+
+    It is None if that is not all, so that the next request is decided on its own. A decision about
+    a client without a session has no time in it.
+    """
+
+    asked: Asked | None
+    case: Case
+    verdict: AtOnce
+
 
 type MakeState = Callable[[Client, str | None], str | None]
 """Makes the `{state}` in the login URL of a client that asked for a URL; None: there is none."""
@@ -184,31 +202,46 @@ class Gate:
         claim: Place,
         dialled: Place | None,
         url: str | None,
-    ) -> tuple[AtOnce, str | None] | None:
+        last: Decided | None = None,
+    ) -> tuple[Decided, AtOnce, str | None] | None:
         """The verdict on an unknown client's request if it is 511, 302, 429 or 431, and the state.
 
         The state is not in the verdict's `login_url` yet. For any other verdict it returns None and
-        counts nothing; the caller then asks `request`.
+        counts nothing; the caller then asks `request`. `last` is what was decided on another
+        request. It decides on this one too, if that is the same and the client has no session.
         """
         begun = time.perf_counter()
-        found = self.standing(client)
-        if found.is_known or self.imitate:
+        if self.imitate:
             return None
         answers = self._login_answers(client, request, claim)
-        case = Case(found, claim, dialled, request, None, answers, machine=self.machine)
-        verdict = decision.decide(case, self.policy)
-        if not isinstance(verdict, AT_ONCE):
-            return None
+        asked = self.policy, client, request, claim, dialled, answers
+        if last is None or last.asked != asked or self.store.find(client.ids, self.now()):
+            last = self._decided(asked)
+            if last is None:
+                return None
+        found, verdict = last.case.standing, last.verdict
         wait = self._spend(found)
         if wait is not None:
-            verdict = decision.decide(replace(case, retry_after=wait), self.policy)
-            assert isinstance(verdict, AT_ONCE)
+            refused = decision.decide(replace(last.case, retry_after=wait), self.policy)
+            assert isinstance(refused, AT_ONCE)
+            verdict = refused
         self.metrics.decisions.add(time.perf_counter() - begun)
         self.metrics.verdicts[type(verdict).__name__] += 1
         self._count_refusal(found)
         if isinstance(verdict, _WITH_LINK):
-            return verdict, self._state_for(client, verdict, url)
-        return verdict, None
+            return last, verdict, self._state_for(client, verdict, url)
+        return last, verdict, None
+
+    def _decided(self, asked: Asked) -> Decided | None:
+        """The decision to refuse a request, if its client is unknown and gets one at once."""
+        policy, client, request, claim, dialled, answers = asked
+        found = self.standing(client)
+        case = Case(found, claim, dialled, request, None, answers, machine=self.machine)
+        verdict = None if found.is_known else decision.decide(case, policy)
+        if not isinstance(verdict, AT_ONCE):
+            return None
+        is_all = not (goes_by_routes(client, policy) or decision.goes_by_machine(case, policy))
+        return Decided(asked if is_all else None, case, verdict)
 
     def _state_for(
         self, client: Client, verdict: NetworkAuthenticationRequired | SignIn, url: str | None

@@ -1,30 +1,16 @@
 """The law finds what is wrong with the front: with each of these faults in it, the law fails."""
 
-import importlib
-import sys
 from collections import Counter
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from random import Random
-from types import ModuleType
 
 import pytest
 
 from capport.core.place import Place
+from front.faults import Fault, put_in
 from front.law import Outcome, assert_same, by_the_front, by_the_layers, sent
 
 CLIENTS = 800
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A place in the source, what it says instead, and a policy under which that is wrong."""
-
-    module: str
-    was: str
-    becomes: str
-    policy: str = "a state"
 
 
 FAULTS = {
@@ -67,8 +53,8 @@ FAULTS = {
     ),
     "the state does not say which page was asked for": Fault(
         "gate",
-        "return verdict, self._state_for(client, verdict, url)",
-        "return verdict, self._state_for(client, verdict, None)",
+        "return last, verdict, self._state_for(client, verdict, url)",
+        "return last, verdict, self._state_for(client, verdict, None)",
         "a state",
     ),
     "two Host fields are one": Fault("front.request", 'values[name] + b", " + value', "value"),
@@ -77,24 +63,6 @@ FAULTS = {
     "a language is as good as another": Fault("core.reply", " {language.value} ", " "),
     "an alert has one version": Fault("front.hello", "bytes(self.raw[1:3])", r'b"\x03\x03"'),
 }
-
-
-def put_in(fault: Fault, patch: pytest.MonkeyPatch) -> None:
-    """Loads the module once more, with the fault, and gives it to all that use its names."""
-    module = importlib.import_module(f"capport.{fault.module}")
-    assert module.__file__
-    source = Path(module.__file__).read_text()
-    assert source.count(fault.was) == 1
-    faulty = ModuleType(module.__name__)
-    patch.setitem(sys.modules, module.__name__, faulty)  # for dataclasses
-    exec(compile(source.replace(fault.was, fault.becomes), module.__file__, "exec"), vars(faulty))
-    patch.setitem(sys.modules, module.__name__, module)
-    right = dict(vars(module))
-    users = [it for name, it in sys.modules.items() if name.startswith(("capport.", "front."))]
-    for user in users:
-        for name, value in tuple(vars(user).items()):
-            if value is right.get(name) and hasattr(value, "__module__"):
-                patch.setattr(user, name, vars(faulty)[name])
 
 
 @cache

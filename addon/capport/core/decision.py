@@ -176,13 +176,14 @@ def closed_place(case: Case, policy: Policy) -> Verdict | None:
     who controls the name's DNS (many people do for `*.example.org`) could open a way to every
     client.
     """
-    place = case.dialled or case.claim
-    if place is None or isinstance(address := case.address or place.host, str):
+    if not goes_by_machine(case, policy):
         return None
+    place = case.dialled or case.claim
+    assert place is not None
+    address = case.address or place.host
+    assert not isinstance(address, str)
     listed, garden = policy.is_login(place), policy.walled_garden
     by_garden = not listed and not case.standing.is_known
-    if by_garden and garden.find(place.host, place.port) is None:
-        return None
     named = _named(case)
     if named and policy.is_login(named) and named != place:
         return None  # it goes to the login server, and this rule is asked again with its address
@@ -193,6 +194,18 @@ def closed_place(case: Case, policy: Policy) -> Verdict | None:
     asks = case.client.address
     why = case.machine.closes(address, place.port, client=asks, listed=listed)
     return Closed(f"{place} {why}") if why else None
+
+
+def goes_by_machine(case: Case, policy: Policy) -> bool:
+    """Whether a verdict depends on this machine's own addresses, which change unseen."""
+    place = case.dialled or case.claim
+    if place is None or isinstance(case.address or place.host, str):
+        return False
+    return (
+        case.standing.is_known
+        or policy.is_login(place)
+        or policy.walled_garden.find(place.host, place.port) is not None
+    )
 
 
 def too_many_logins(case: Case, policy: Policy) -> Verdict | None:

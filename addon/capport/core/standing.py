@@ -152,8 +152,12 @@ def lacks_mac(client: Client, policy: Policy, is_on_link: Callable[[Address], bo
     A client without an entry in the neighbour table must not get past such a rule. `is_on_link`
     asks the kernel's routes, so it is called only if the answer matters.
     """
-    may_be_blocked = client.mac is None and policy.clients.may_block(client.address)
-    return may_be_blocked and is_on_link(client.address)
+    return goes_by_routes(client, policy) and is_on_link(client.address)
+
+
+def goes_by_routes(client: Client, policy: Policy) -> bool:
+    """Whether the standing of `client` depends on the kernel's routes, which change unseen."""
+    return client.mac is None and policy.clients.may_block(client.address)
 
 
 def _decided(facts: Facts, policy: Policy) -> Standing:

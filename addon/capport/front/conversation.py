@@ -39,9 +39,9 @@ from capport.core.place import Place
 from capport.core.policy import Connect
 from capport.core.verdict import Drop, HeaderFieldsTooLarge, Refuse
 from capport.front.hello import Hello, HelloReader, asked_for, claim_of
-from capport.front.request import Request, read, without_credentials
+from capport.front.request import SHORT, Request, read, without_credentials
 from capport.front.templates import answer_to
-from capport.gate import AtOnce, Gate
+from capport.gate import AtOnce, Decided, Gate
 
 ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
@@ -122,6 +122,7 @@ class Conversation:
         self._searched = 0  # bytes of `_unread` in which no head ends
         self._connect = b""  # the CONNECT that opened the tunnel, if one did
         self._hello: HelloReader | None = None
+        self._last: Decided | None = None  # because many clients repeat what was refused
 
     def receive(self, data: bytes = b"") -> Action | None:
         """What to do next, now that the client has sent `data`."""
@@ -157,10 +158,13 @@ class Conversation:
         if request is None or (rest and request.is_chunked):
             return self.hand_over()  # `rest` may not be what a chunked body begins with
         client = self.gate.client(self.peer)
-        refusal = self.gate.refusal(client, request.case, request.claim, self.dialled, request.url)
+        refusal = self.gate.refusal(
+            client, request.case, request.claim, self.dialled, request.url, self._last
+        )
         if refusal is None:
             return self.hand_over()
-        verdict, state = refusal
+        decided, verdict, state = refusal
+        self._last = decided if len(head) <= SHORT else None
         dialled = self.dialled
         if request.case.method == "CONNECT":
             way = way_of_connect(verdict, self.gate.policy, request.user_agent, request.claim.port)

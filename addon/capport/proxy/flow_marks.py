@@ -144,23 +144,28 @@ class FlowMarks:
 
     def refused_unshown(self, act: Answer | Alert) -> None:
         """Reports a refusal by the front that is not shown as a flow."""
-        write, because = self._gate.events.write, act.verdict.because
+        events, because = self._gate.events, act.verdict.because
         if isinstance(act, Alert):
             fields = _refused_tls(act.hello.sni, act.dialled, act.verdict)
             caveat = OUTER if act.hello.has_ech else None
-            write("tls", act.client, **fields, caveat=caveat, because=because)
+            events.write("tls", act.client, **fields, caveat=caveat, because=because)
             return
         asked, tunnels = act.request, act.tunnels
-        if tunnels and not (asked.cookies or asked.authorizations):
+        cookies, authorizations = asked.cookies or None, asked.authorizations or None
+        if tunnels and not (cookies or authorizations):
             return  # the event will be about what the client sends in the tunnel
-        write(
+        of = None if tunnels else act.status, str(asked.claim.host), asked.case.method
+        if events.repeats("refused", act.client, *of, cookies, authorizations):
+            return
+        status, host, method = of
+        events.write(
             "refused",
             act.client,
-            status=None if tunnels else act.status,
-            host=str(asked.claim.host),
-            method=asked.case.method,
-            cookies=asked.cookies or None,
-            authorizations=asked.authorizations or None,
+            status=status,
+            host=host,
+            method=method,
+            cookies=cookies,
+            authorizations=authorizations,
             because=because,
         )
 
