@@ -7,8 +7,11 @@ import gc
 from collections.abc import Callable
 from functools import partial
 from itertools import count
+from typing import cast
 
 import pytest
+from mitmproxy import http
+from mitmproxy.net.http import http1
 
 from capport.core.cost import FORWARDED, KEPT, READ
 from capport.front.hello import HELLO
@@ -231,6 +234,23 @@ async def test_what_is_not_complete_is_kept_once(portal: StartPortal, kind: str)
     connect, make = UNFINISHED[kind]
     async with portal(INTERCEPT if connect is http2 else ALERT) as it:
         await all_within_bounds(it, connect, {kind: lambda size: make(size - 1000)}, KEPT)
+
+
+async def test_a_message_that_was_read_leaves_no_garbage(portal: StartPortal) -> None:
+    def read() -> http.Response:
+        return http1.read_response_head([b"HTTP/1.1 200 OK", b"X: a"])
+
+    async with portal():
+        read()
+        gc.collect()
+        gc.disable()
+        try:
+            read()
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
+        with pytest.raises(TypeError, match="for timestamp_start, but got"):
+            http.Response(b"", 200, b"", http.Headers(), None, None, cast(float, "now"), None)
 
 
 async def test_no_collection_walks_what_was_loaded_at_the_start(portal: StartPortal) -> None:

@@ -28,17 +28,18 @@ KEPT: Final = RESTING + INPUT * 5 // 4
 The input is kept once, in a buffer that has room to grow.
 """
 
-READ: Final = KEPT + INPUT
+READ: Final = RESTING + INPUT * 7 // 4
 """Bytes of memory that a connection takes while the gate decides on an unknown client's input.
 
-The input is kept twice: as it came, and as it was parsed.
+The input is kept once as it was parsed, beside the last pieces that were read, and the objects that
+read them.
 """
 
-FORWARDED: Final = 7 * INPUT
+FORWARDED: Final = RESTING + INPUT * 9 // 4
 """As `READ`, for input that mitmproxy reads: a known client's, an origin's, in intercepted TLS.
 
-That is room for several copies (as received, parsed, as text, as shown, as forwarded), but not for
-an object for each byte.
+The input is kept twice: mitmproxy holds what it read last until it reads more. Smaller pieces would
+take less, but cost twice the processor time for each byte of a known client's download.
 """
 
 HEAD: Final = 64 * 1024

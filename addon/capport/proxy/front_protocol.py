@@ -513,7 +513,7 @@ class Stranger:
     async def _leave(self, act: HandOver) -> None:
         answered = (act.connect, ESTABLISHED) if act.connect else None
         try:
-            await listeners.hand_over(
+            leaving = listeners.hand_over(
                 self.instance,
                 self._sock,
                 act.data,
@@ -521,6 +521,8 @@ class Stranger:
                 attached=self._attached,
                 answered=answered,
             )
+            del act  # or its data would be kept here while mitmproxy reads it
+            await leaving
         except Exception:
             self.front.faults.fault("the front")
             self.drop()

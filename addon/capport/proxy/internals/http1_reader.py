@@ -9,7 +9,8 @@ mitmproxy forwards each chunk separately.
 import contextlib
 import functools
 import re
-from typing import Any, Final
+from dataclasses import fields
+from typing import Any, Final, cast
 
 import h11
 from h2.events import Event, InformationalResponseReceived
@@ -285,6 +286,21 @@ def large_field(head: bytes | bytearray) -> str | None:
     return bytes(largest.partition(b":")[0]).decode("latin-1").lower()
 
 
+_check: Final = http.MessageData.__post_init__
+
+
+@functools.wraps(_check)
+def _check_types(message: http.MessageData) -> None:
+    """Checks the types of a message's fields as mitmproxy does, but raises nothing to try a type.
+
+    mitmproxy catches a TypeError for each field that is None. The error and the frame that raised
+    it refer to each other, and to every caller. So all that was read stays in memory until the next
+    garbage collection.
+    """
+    if not all(isinstance(getattr(message, it.name), cast(Any, it.type)) for it in fields(message)):
+        _check(message)
+
+
 def install() -> None:
     """Makes mitmproxy and h11 use the classes of this module from now on."""
     readers: dict[object, Any] = _readers.READERS  # type: ignore[assignment]
@@ -293,6 +309,7 @@ def install() -> None:
         (_http1, {"ChunkedReader": Chunks, "ReceiveBuffer": Lines}),
         (http_layers, {"Http1Server": Server, "Http1Client": Client, "Http2Client": Http2Client}),
         (HttpStream, {"state_wait_for_response_headers": _forward_interim}),
+        (http.MessageData, {"__post_init__": _check_types}),
     ):
         for name, replacement in ours.items():
             setattr(module, name, replacement)

@@ -179,6 +179,17 @@ class _HandedOver(asyncio.StreamReaderProtocol):
             self.eof_received()
 
 
+class _Reader(asyncio.StreamReader):
+    """Gives at once no more than asyncio may keep, because mitmproxy holds it until it reads more.
+
+    `sockets.set_buffers` sets `_limit`.
+    """
+
+    async def read(self, n: int = -1) -> bytes:
+        """The next bytes, at most `n`; nothing at the end."""
+        return await super().read(min(n, cast(Any, self)._limit))
+
+
 async def hand_over(
     instance: Instance,
     sock: socket.socket,
@@ -213,7 +224,7 @@ async def hand_over(
         if first:
             asyncio.StreamReaderProtocol.data_received(protocol, first)
 
-    protocol = _HandedOver(asyncio.StreamReader(limit, loop), handle, loop=loop)
+    protocol = _HandedOver(_Reader(limit, loop), handle, loop=loop)
     protocol.attached = lambda transport: attached(transport, begin)
     protocol.kept = data if answered else None
     sock.setblocking(False)
