@@ -402,6 +402,27 @@ async def test_a_fault_of_ours_is_an_error_and_not_the_end_of_watching(
         assert (await heard.policy()).network == "three"
 
 
+async def test_a_look_that_fails_is_logged_once_and_the_watching_goes_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks, twice = 0, threading.Event()
+
+    def failing(file: str) -> tuple[int, ...]:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            twice.set()
+        raise MemoryError("no more")
+
+    async with watching(path) as heard:
+        with monkeypatch.context() as broken:
+            broken.setattr(reload, "state_of", failing)
+            assert await asyncio.to_thread(twice.wait, SOON)
+        rewrite(path, named("two"))
+        assert (await heard.policy()).network == "two"
+    assert caplog.text.count("Cannot look at the policy file") == 1
+
+
 def test_a_loop_that_is_closed_ends_the_watching(path: Path) -> None:
     before = set(threading.enumerate())
     watcher = PolicyWatcher(path, lambda _: None, lambda _: None, INTERVAL)

@@ -85,19 +85,23 @@ class PolicyWatcher:
             await asyncio.to_thread(self._thread.join)
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        before = self._states_read
-        changing = 0
+        before, changing, logged = self._states_read, 0, ""
         while not self._stop.is_set():
-            now = self._states()
-            changing = changing + 1 if now != before else 0
-            hasty = changing >= _PATIENCE
-            if now != self._states_read and (changing == 0 or hasty):
-                outcome = self._read()
-                changing, now = 0, self._states()
-                # If a file changed while it was read, it is read again and this result is dropped.
-                if now == self._states_read or hasty:
-                    self._report(loop, outcome)
-            before = now
+            try:
+                now = self._states()
+                changing = changing + 1 if now != before else 0
+                hasty = changing >= _PATIENCE
+                if now != self._states_read and (changing == 0 or hasty):
+                    outcome = self._read()
+                    changing, now = 0, self._states()
+                    # A file that changed while it was read is read again; this result is dropped.
+                    if now == self._states_read or hasty:
+                        self._report(loop, outcome)
+                before = now
+            except Exception as error:  # the edge: without this thread no policy is ever read again
+                if repr(error) != logged:
+                    logger.exception("Cannot look at the policy file; the watching goes on")
+                logged = repr(error)
             self._stop.wait(self._interval)
 
     def _states(self) -> _States:
