@@ -90,7 +90,11 @@ HOUSE: tuple[Row, ...] = (
         ("capport.core.*", "capport.clock"),
         "every module with something to report can import them",
     ),
-    Row(("capport.session_view",), ("capport.core.*",), "a session is shown in one way"),
+    Row(
+        ("capport.session_view",),
+        ("capport.core.*", "capport.terminal"),
+        "a session is shown in one way",
+    ),
     Row(
         ("capport.session_events",),
         ("capport.core.*", "capport.stores", "capport.events"),
@@ -172,6 +176,7 @@ HOUSE: tuple[Row, ...] = (
         ("capport.proxy", "capport.proxy.*", "captive_portal"),
         ("capport.*", *MITMPROXY, "h11", "h2", "uvloop"),
         "mitmproxy stops here",
+        never=("capport.commands", "capport.cli"),
     ),
 )
 

@@ -1,9 +1,14 @@
-"""A session as JSON, for `capport clients --json` and for the API."""
+"""A session as JSON and as a row of a table, for the commands, the console and the API."""
 
 from datetime import UTC, datetime
 
 from capport.core.client import is_random, parts_of
 from capport.core.session import Instant, Session
+from capport.terminal import duration, short_moment
+
+TITLES = ("CLIENT", "NAME", "SINCE", "UNTIL", "LEFT", "HOW")
+MADE_UP = "~"
+"""Stands behind a MAC address that the device made up."""
 
 
 def document(session: Session, now: Instant, wall: float) -> dict[str, object]:
@@ -33,3 +38,16 @@ def document(session: Session, now: Instant, wall: float) -> dict[str, object]:
 def rfc3339(unix: float) -> str:
     """A time in RFC 3339 format, in UTC, to the second: `2030-01-31T16:05:09Z`."""
     return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def cells_of(session: Session, now: Instant, wall: float) -> tuple[str, ...]:
+    """A session as a row of the table."""
+    mac, _ = parts_of(session.client)
+    return (
+        f"{session.client}{MADE_UP if mac and is_random(mac) else ''}",
+        session.name,
+        short_moment(session.granted_at, wall),
+        short_moment(wall + session.expires - now, wall),
+        duration(session.expires - now),
+        ", ".join(filter(None, (session.how, session.by))),
+    )

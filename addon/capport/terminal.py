@@ -1,6 +1,13 @@
-"""Shows texts from strangers and files in a terminal: without control characters, in columns."""
+"""Shows texts, times and tables in a terminal: without control characters, in columns."""
 
+import time
 import unicodedata
+from collections.abc import Iterator, Sequence
+
+GAP = "  "
+"""Between two columns of a table."""
+
+_UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
 
 def visible(text: str) -> str:
@@ -30,3 +37,46 @@ def fit(text: str, columns: int) -> tuple[str, int]:
             return fitting, number
         fitting += shown
     return fitting, len(text)
+
+
+def duration(seconds: float) -> str:
+    """A duration in its two largest units: `2h`, `7h 59m`, `3d 4h`, `12s`."""
+    left = max(0, round(seconds))
+    parts: list[str] = []
+    for size, unit in _UNITS:
+        if parts and left < size:
+            break  # `3d 5s` is more exact than anybody needs
+        if left >= size:
+            parts.append(f"{left // size}{unit}")
+            left %= size
+        if len(parts) == 2:
+            break
+    return " ".join(parts) or "0s"
+
+
+def moment(unix: float) -> str:
+    """A time in full, in the local zone: `2030-01-31 17:05:09 CET`."""
+    return time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(unix))
+
+
+def short_moment(unix: float, now: float) -> str:
+    """The time of day, after the date if it is not today: at most 12 characters."""
+    local, today = time.localtime(unix), time.localtime(now)
+    if local[:3] == today[:3]:
+        return time.strftime("%H:%M", local)
+    form = "%d %b %H:%M" if abs(unix - now) < 300 * 86400 else "%Y-%m-%d"
+    return time.strftime(form, local)
+
+
+def fitted(text: str, width: int) -> str:
+    """`text` made `visible`, in exactly `width` columns: padded, or cut with an ellipsis."""
+    shown, count = fit(text, width)
+    if count < len(text):
+        shown = f"{fit(text, width - 1)[0]}…"
+    return shown + " " * (width - cells(shown))
+
+
+def rows_in_columns(rows: Sequence[Sequence[str]], widths: Sequence[int]) -> Iterator[str]:
+    """Each row as a line of a table."""
+    for row in rows:
+        yield GAP.join(map(fitted, row, widths)).rstrip()

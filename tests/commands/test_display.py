@@ -8,11 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capport.commands import clients
-from capport.commands.display import duration, fitted, moment, short_moment
 from capport.core.client import ClientId
 from capport.core.session import Session
 from capport.session_view import rfc3339
-from capport.terminal import cells
+from capport.terminal import cells, duration, fitted, moment, short_moment
 
 
 @pytest.fixture(autouse=True)

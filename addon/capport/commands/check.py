@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from capport.commands import CommandError, warn
-from capport.commands.display import duration
 from capport.core.policy import Limits, Policy
 from capport.linux import neighbour_lookup
 from capport.policy.policy_file import PolicyError, load_with_warnings
@@ -14,7 +13,7 @@ from capport.router.dns_rules import PAYLOAD, RESOLVER_PORT
 from capport.router.ruleset import unmet
 from capport.stores import StoreError
 from capport.stores.opening import default_store
-from capport.terminal import visible
+from capport.terminal import duration, visible
 
 
 def check(arguments: Namespace) -> None:

@@ -9,17 +9,14 @@ from pathlib import Path
 
 from capport import clock
 from capport.commands import chosen_policy, store_to_read
-from capport.commands.display import GAP, duration, rows_in_columns, short_moment
-from capport.core.client import Mac, is_random, parts_of
+from capport.core.client import Mac, is_random
 from capport.core.policy import ClientRule, Network
 from capport.core.session import Instant, Session, open_ones
-from capport.session_view import document
-from capport.terminal import cells
+from capport.session_view import MADE_UP, TITLES, cells_of, document
+from capport.terminal import GAP, cells, rows_in_columns
 
 _WIDTH = 80
-_MADE_UP = "~"
 _BY_RULE = "client rule"
-TITLES = ("CLIENT", "NAME", "SINCE", "UNTIL", "LEFT", "HOW")
 _NAME, _HOW = 8, 14  # the narrowest that these columns become
 
 
@@ -78,25 +75,12 @@ def table(
             yield client
             client = ""
         yield from rows_in_columns([(client, *rest)], widths)
-    if any(client.endswith(_MADE_UP) for client, *_ in rows):
-        yield f"{_MADE_UP} a MAC address that the device made up"
-
-
-def cells_of(session: Session, now: Instant, wall: float) -> tuple[str, ...]:
-    """A session as a row of the table."""
-    mac, _ = parts_of(session.client)
-    return (
-        f"{session.client}{_MADE_UP if mac and is_random(mac) else ''}",
-        session.name,
-        short_moment(session.granted_at, wall),
-        short_moment(wall + session.expires - now, wall),
-        duration(session.expires - now),
-        ", ".join(filter(None, (session.how, session.by))),
-    )
+    if any(client.endswith(MADE_UP) for client, *_ in rows):
+        yield f"{MADE_UP} a MAC address that the device made up"
 
 
 def _cells_of_rule(subject: Mac | Network, rule: ClientRule) -> tuple[str, ...]:
-    made_up = _MADE_UP if isinstance(subject, str) and is_random(subject) else ""
+    made_up = MADE_UP if isinstance(subject, str) and is_random(subject) else ""
     return f"{_shown(subject)}{made_up}", rule.name or "", "", "", "always", Path(rule.where).name
 
 

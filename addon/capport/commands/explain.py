@@ -8,7 +8,6 @@ from pathlib import Path
 
 from capport import clock
 from capport.commands import CommandError, existing_store, policy_at
-from capport.commands.display import duration
 from capport.commands.router import others_in_the_way
 from capport.core import explanation
 from capport.core.client import Address, Client, Mac
@@ -24,7 +23,7 @@ from capport.policy.tree import Fields, read_text, read_tree
 from capport.stores import SessionStore, StoreError
 from capport.stores.memory import MemoryStore
 from capport.stores.opening import default_store
-from capport.terminal import visible
+from capport.terminal import duration, visible
 
 
 @dataclass(frozen=True, slots=True)

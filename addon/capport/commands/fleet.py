@@ -5,10 +5,9 @@ import json
 from argparse import Namespace
 
 from capport.commands import CommandError, chosen_policy, store_url
-from capport.commands.display import duration, rows_in_columns
 from capport.core.redis_url import is_redis, parse_redis_url
 from capport.extras import lacking
-from capport.terminal import cells
+from capport.terminal import cells, duration, rows_in_columns
 
 _TITLES = ("ROUTER", "SEEN", "BEHIND", "OWN", "KNOWN", "UNSENT", "REFUSED", "CLOCK")
 _NAME = 24

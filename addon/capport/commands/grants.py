@@ -17,7 +17,6 @@ from capport.commands import (
     warn,
     writable_store,
 )
-from capport.commands.display import duration, moment
 from capport.commands.in_force import Kernel
 from capport.core.client import Address, Client, ClientId, Mac, parts_of
 from capport.core.policy import Policy
@@ -27,6 +26,7 @@ from capport.core.standing import standing, standing_of_id
 from capport.gate import Gate
 from capport.linux import neighbour_lookup
 from capport.stores import SessionStore, StoreError
+from capport.terminal import duration, moment
 
 type Macs = Mapping[Address, Mac]
 """The neighbour table: each address on the link, and its MAC address."""

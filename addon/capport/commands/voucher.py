@@ -10,8 +10,6 @@ from collections.abc import Iterable, Iterator
 from urllib.parse import urlsplit
 
 from capport.commands import CommandError, chosen_policy, existing_store, store_url
-from capport.commands.display import duration, rows_in_columns
-from capport.commands.display import moment as local_time
 from capport.commands.grants import end_sessions
 from capport.commands.login_records import moment, records_of, warn_unless_asked
 from capport.core.client import ClientId
@@ -21,6 +19,8 @@ from capport.core.session import Session
 from capport.login import vouchers
 from capport.login.words import WORDS
 from capport.session_view import rfc3339
+from capport.terminal import duration, rows_in_columns
+from capport.terminal import moment as local_time
 from capport.web.records import Records, Voucher
 
 FLEET_SECONDS = 4.0  # how long a command waits until each router has heard of this one

@@ -10,7 +10,6 @@ from typing import cast
 from mitmproxy import command, exceptions, flow, http, types
 from mitmproxy.log import ALERT
 
-from capport.commands.clients import TITLES, cells_of
 from capport.core.client import ClientId, parse_client_id, parts_of
 from capport.core.session import LONGEST, open_ones
 from capport.gate import Gate
@@ -18,6 +17,7 @@ from capport.policy.values import duration
 from capport.proxy.flow_report import findings_on, flows_shown, report_on_flows
 from capport.proxy.gate_enforcer import PortalService
 from capport.report.as_text import lines_of
+from capport.session_view import TITLES, cells_of
 
 logger = logging.getLogger(__name__)
 
