@@ -25,7 +25,7 @@ from capport.proxy import connections, front_protocol, shown
 from capport.proxy.connections import LITTLE
 from capport.proxy.flow_marks import FlowMarks
 from capport.proxy.front_protocol import Stranger
-from capport.proxy.internals import listeners
+from capport.proxy.internals import listeners, sockets
 from capport.proxy.internals.listeners import Listener
 from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
 from proxy.hellos import ALERT_49, real
@@ -505,6 +505,35 @@ async def test_a_hand_over_that_fails_halfway_holds_nobody_up(
         for _ in range(2 * front_protocol.AT_ONCE):
             assert b" 511 " in await it.ask(GET)
         await until(lambda: len(it.keeper.connections) == 0)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.9"])
+async def test_a_client_that_resets_while_it_is_handed_over_is_forgotten(
+    portal: StartPortal,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    address: str,
+) -> None:
+    hand_over, done = listeners.hand_over, asyncio.Event()
+
+    async def after_a_reset(instance: Any, sock: socket.socket, *rest: Any, **more: Any) -> None:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, sockets.RESET)
+        client.close()
+        with pytest.raises(OSError, match="not connected"):
+            await until(lambda: not sock.getpeername())
+        await hand_over(instance, sock, *rest, **more)
+        done.set()
+
+    async with portal(KNOWN) as it:
+        monkeypatch.setattr(listeners, "hand_over", after_a_reset)
+        client = socket.socket()
+        client.bind((address, 0))
+        client.connect(("127.0.0.1", it.port))
+        client.send(ODD)
+        await asyncio.wait_for(done.wait(), SOON)
+        await until(lambda: len(it.keeper.connections) == 0)
+        assert it.flows.handed_over == 0
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 # --- in turn --------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ import pytest
 from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
+from mitmproxy.connection import ConnectionState
+from mitmproxy.http import HTTPFlow
 from mitmproxy.tls import ClientHello
 
 import requires
@@ -654,6 +656,27 @@ async def test_a_known_client_has_the_origins_certificate_or_mitmproxys(
             writer.close()
     assert secure.connections >= 1
     assert secure.sni[0] == OUTSIDE
+
+
+class UntilGone:
+    """An addon of an operator's that takes its time: until the client has gone."""
+
+    async def http_connected(self, shown: HTTPFlow) -> None:
+        await until(lambda: shown.client_conn.state is ConnectionState.CLOSED)
+
+
+async def test_a_known_client_that_goes_before_its_tunnel_is_open_causes_no_fault(
+    portal: StartPortal, origin: Origin, written: Counter[str]
+) -> None:
+    place = f"127.0.0.1:{origin.port}"
+    async with portal(f"{KNOWN}tls: {{known: inspect}}\n") as it:
+        it.master.addons.chain.insert(0, UntilGone())
+        _, writer = await asyncio.open_connection("127.0.0.1", it.port)
+        writer.write(f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n\r\n".encode() + real())
+        await until(lambda: origin.connections == 1)
+        writer.close()
+        await until(lambda: len(it.keeper.connections) == 0)
+    assert written["fault"] == 0
 
 
 async def test_what_only_begins_like_tls_goes_on_for_a_known_client(

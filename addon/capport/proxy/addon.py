@@ -171,6 +171,9 @@ class Hooks:
         if asked.layer:
             return  # another addon chose it; server_connect still decides
         conn, data = asked.context.client, asked.data_client()
+        if conn.state is connection.ConnectionState.CLOSED:
+            deny_layer(asked)  # the client has gone, and mitmproxy's TLS layers would raise
+            return
         known = self.gate.known(self.connections.client_of(conn))
         if conn.transport_protocol != "tcp":
             if not known:  # UDP, and so QUIC (tun mode): nothing of it is read

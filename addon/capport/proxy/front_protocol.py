@@ -531,11 +531,14 @@ class Stranger:
             self.front.rest()
 
     def _attached(self, transport: asyncio.Transport, begin: Callable[[], None]) -> None:
-        """Lets mitmproxy begin, unless the connection was ended meanwhile."""
+        """Lets mitmproxy begin, unless the connection was ended meanwhile.
+
+        If the client has reset it, it has no peer name, which mitmproxy and the hooks need.
+        """
         assert self._entry
         self._transport, began = transport, time.monotonic()
         try:
-            if self._entry.over:
+            if self._entry.over or transport.get_extra_info("peername") is None:
                 transport.abort()
                 self.front.book.left(self._entry)
             else:
