@@ -289,6 +289,7 @@ async def test_the_guard_denies_what_the_hooks_did_not_approve(
     origin: Origin,
     dialled: Dialled,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
     mode: str,
     change: Callable[[Portal, pytest.MonkeyPatch], None],
 ) -> None:
@@ -301,6 +302,9 @@ async def test_the_guard_denies_what_the_hooks_did_not_approve(
         it.master.addons.chain = chain
         monkeypatch.undo()
     assert origin.connections == 0
+    if change in (without_the_hooks, without_any_addon):
+        # mitmproxy's own TLS raises where a client goes before its layer is chosen.
+        caplog.clear()
 
 
 async def test_a_portal_that_has_not_started_stops_what_was_open_before_it(
