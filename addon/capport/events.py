@@ -133,9 +133,9 @@ class EventLog:
         """Records one event, its `fields` in this order. A field that is None is left out."""
         if not self._is_on:
             return
-        if isinstance(client, Client) and self.repeats(
-            event, client, *map(fields.get, _DISTINGUISHING.get(event, _OF_OTHERS))
-        ):
+        watched = isinstance(client, Client) and client in self.watched
+        of = map(fields.get, _DISTINGUISHING.get(event, _OF_OTHERS))
+        if isinstance(client, Client) and not watched and self.repeats(event, client, *of):
             return
         record: dict[str, Value] = {"event": event}
         if isinstance(client, Client):
@@ -145,7 +145,6 @@ class EventLog:
             record |= {"client": str(address) if address else None, "mac": mac}
         record |= {name: _cut(value) for name, value in fields.items()}
         record = {name: value for name, value in record.items() if value is not None}
-        watched = isinstance(client, Client) and client in self.watched
         with self._lock:
             if event in _ALWAYS or (watched and self._has_room(record)) or self._is_new(record):
                 self._put(record)
@@ -153,11 +152,9 @@ class EventLog:
     def repeats(self, event: str, client: Client, *fields: Value) -> bool:
         """Counts an event that has a line already; returns False if it must be written.
 
-        `fields` are those in which such events differ, in the order of `_DISTINGUISHING`. It is
-        quick, because refusals come in floods.
+        `client` is not watched. `fields` are those in which such events differ, in the order of
+        `_DISTINGUISHING`. It is quick, because refusals come in floods.
         """
-        if client in self.watched:
-            return False
         with self._lock:
             line = self.lines.get((event, client.id, *fields))
             if line is None or self.monotonic() >= line.until:

@@ -27,7 +27,7 @@ FAULTS = {
         "front.conversation", " or (rest and request.is_chunked)", ""
     ),
     "bytes between requests are dropped": Fault(
-        "front.conversation", "self._unread = rest\n", "self._unread = rest.lstrip()\n"
+        "front.conversation", "self.unread = rest\n", "self.unread = rest.lstrip()\n"
     ),
     "a line may end in LF, some day": Fault(
         "front.conversation",

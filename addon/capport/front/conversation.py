@@ -118,8 +118,8 @@ class Conversation:
         self.dialled = dialled
         self.answers = 0
         self._explicit = dialled is None
-        self._unread = b""
-        self._searched = 0  # bytes of `_unread` in which no head ends
+        self.unread = b""  # what came after the last request that was answered
+        self._searched = 0  # bytes of `unread` in which no head ends
         self._connect = b""  # the CONNECT that opened the tunnel, if one did
         self._hello: HelloReader | None = None
         self._last: Decided | None = None  # because many clients repeat what was refused
@@ -128,11 +128,11 @@ class Conversation:
         """What to do next, now that the client has sent `data`."""
         if self._hello is not None:
             return self._read_hello(data)
-        self._unread = data = self._unread + data if self._unread else data
+        self.unread = data = self.unread + data if self.unread else data
         if not data:
             return None
         if data[0] == 0x16 and not self.answers and self.dialled is not None:
-            self._hello, self._unread = HelloReader(), b""
+            self._hello, self.unread = HelloReader(), b""
             return self._read_hello(data)
         start, self._searched = self._searched, 0
         end = data.find(b"\r\n\r\n", max(0, start - 3), HEAD) + 4
@@ -143,14 +143,9 @@ class Conversation:
         self._searched = len(data)
         return None
 
-    @property
-    def has_unread(self) -> bool:
-        """Whether something came after the last request that was answered."""
-        return bool(self._unread)
-
     def hand_over(self) -> HandOver:
         """Hands over what has not been answered, whatever it is."""
-        unread = bytes(self._hello.raw) if self._hello is not None else self._unread
+        unread = bytes(self._hello.raw) if self._hello is not None else self.unread
         return HandOver(unread, self.answers, self._connect)
 
     def _answer(self, head: bytes, rest: bytes) -> Action:
@@ -169,7 +164,7 @@ class Conversation:
         if request.case.method == "CONNECT":
             way = way_of_connect(verdict, self.gate.policy, request.user_agent, request.claim.port)
             if way is Connect.ALERT:
-                self._connect, self._unread = without_credentials(head), rest
+                self._connect, self.unread = without_credentials(head), rest
                 self.dialled, self._explicit = request.claim, False
                 self.answers = 0
                 return Answer(ESTABLISHED, False, client, dialled, verdict, 200, head, request)
@@ -179,7 +174,7 @@ class Conversation:
         status, data = answer_to(
             verdict, state, request.asked, self.gate.policy, client.address, close=close
         )
-        self._unread = rest
+        self.unread = rest
         self.answers += 1
         return Answer(data, close, client, dialled, verdict, status, head, request)
 

@@ -63,12 +63,13 @@ class Replica:
 
     def __init__(self) -> None:
         self._entries: dict[Address, dict[int, Mac]] = {}
-        self._macs: dict[Address, Mac] = {}
+        # By version and number, because to hash an address takes a microsecond.
+        self._macs: dict[int, dict[int, Mac]] = {4: {}, 6: {}}
         self._addresses: dict[Mac, set[Address]] = {}
 
     def find_mac(self, address: Address) -> Mac | None:
         """The MAC that `address` has."""
-        return self._macs.get(address)
+        return self._macs[address.version].get(int(address))
 
     def addresses(self, mac: Mac) -> list[Address]:
         """Every address that `mac` has: dual stack, privacy addresses (RFC 8981)."""
@@ -76,7 +77,7 @@ class Replica:
 
     def items(self) -> list[tuple[Address, Mac]]:
         """Every address and its MAC."""
-        return list(self._macs.items())
+        return [(address, mac) for mac, its in self._addresses.items() for address in its]
 
     def apply(self, neighbour: Neighbour) -> bool:
         """Applies one entry. Returns whether that changed the address's MAC."""
@@ -103,7 +104,7 @@ class Replica:
         }
 
     def _set_mac(self, address: Address, macs: set[Mac]) -> bool:
-        before = self._macs.get(address)
+        before = self.find_mac(address)
         after = next(iter(macs)) if len(macs) == 1 else None
         if before == after:
             return False
@@ -112,9 +113,9 @@ class Replica:
             if not self._addresses[before]:
                 del self._addresses[before]
         if after is None:
-            del self._macs[address]
+            del self._macs[address.version][int(address)]
         else:
-            self._macs[address] = after
+            self._macs[address.version][int(address)] = after
             self._addresses.setdefault(after, set()).add(address)
         return True
 

@@ -47,6 +47,10 @@ IN_A_ROW: Final = 8
 READY: Final = 256
 """Sockets that epoll reports at once. Each then waits for its client's turn."""
 
+# As numbers, because `|` of the enum that they are in takes a microsecond.
+_AT_ONCE: Final = int(socket.MSG_DONTWAIT)
+_AND_THE_END: Final = int(socket.MSG_DONTWAIT | socket.MSG_MORE)
+
 # Edge-triggered: a socket is reported once for what has come, and not again while it waits.
 _READS: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _ENDS: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
@@ -389,7 +393,7 @@ class Stranger:
             self._hand_over(act)
             return
         assert self._talks  # else it is a HandOver
-        self._pipelined = act is not None and self._talks.has_unread
+        self._pipelined = act is not None and self._talks.unread != b""
         if act is not None:
             self._answer(act)
         else:
@@ -414,7 +418,7 @@ class Stranger:
         if self._talks is None:
             return HandOver(data, 0) if data else None
         try:
-            if data and self._is_intercepted(data):
+            if data and self.front.observer.intercepting and self._is_intercepted(data):
                 return HandOver(data, ANSWERS - 1)  # so that mitmproxy answers one request only
             return self._talks.receive(data)
         except Exception:
@@ -424,8 +428,7 @@ class Stranger:
     def _is_intercepted(self, data: bytes) -> bool:
         """Whether `data` begins an HTTP/1 request that a person wants to stop."""
         assert self._talks
-        observer = self.front.observer
-        if not observer.intercepting or not observer.intercepts(self.client):
+        if not self.front.observer.intercepts(self.client):
             return False
         begins = not self._talks.hand_over().data
         return begins and data[:1] != b"\x16" and not data.startswith(b"PRI")
@@ -447,9 +450,8 @@ class Stranger:
 
         The end of the stream goes into the same segment as the last of it.
         """
-        more = socket.MSG_MORE if self._ends else 0
         try:
-            sent = self._sock.send(self._unsent, socket.MSG_DONTWAIT | more)
+            sent = self._sock.send(self._unsent, _AND_THE_END if self._ends else _AT_ONCE)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -559,7 +561,7 @@ class Stranger:
         if not self._readable:
             return None
         try:
-            data = self._sock.recv(LITTLE, socket.MSG_DONTWAIT)
+            data = self._sock.recv(LITTLE, _AT_ONCE)
         except BlockingIOError:
             self._readable = False
             return None
