@@ -550,7 +550,7 @@ def test_a_command_grants_and_revokes_without_reading_everything(
     known.soon(ADDRESS, one, other)
 
 
-def test_what_a_command_did_while_redis_was_away_the_portal_sends(
+def test_what_a_command_does_while_redis_is_away_is_in_force_at_once_and_travels_later(
     fleet: Fleet, two: tuple[RedisStore, RedisStore], known: Known
 ) -> None:
     one, other = two
@@ -563,6 +563,7 @@ def test_what_a_command_did_while_redis_was_away_the_portal_sends(
     command.drop(ADDRESS)
     command.close()
     known.soon(MAC, one)
+    known.not_soon(ADDRESS, one)
     fleet.server.thaw()
     works(one, other)
     known.soon(MAC, other)

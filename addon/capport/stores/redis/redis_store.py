@@ -106,7 +106,7 @@ class RedisStore:
         self._logged = ""  # why fleet.db could not be used, as it was logged last
         with contextlib.ExitStack() as opened:
             opened.callback(self._own.close)
-            self._marks = RouterMarks(path.with_name("fleet.db"), like=path)
+            self._marks = RouterMarks(path.with_name("fleet.db"), like=path, changed=own.ring)
             opened.callback(self._marks.close)
             self.router = self._marks.router
             self._load()
@@ -120,6 +120,7 @@ class RedisStore:
             sign=WORKER if follows else ROUTER,
         )
         self._own.watch(self._own_changed)
+        self._own.look_too(self._look)
         self._link.start(OPEN_SECONDS)
 
     def _load(self) -> None:
@@ -305,8 +306,7 @@ class RedisStore:
                 self._watchers.notify(client)
 
     def tick(self) -> None:
-        """Takes over what other processes of this router did; sends touches; forgets the past."""
-        self._look()
+        """Sends touches, writes what is pending, and forgets the past."""
         if self._clock() >= self._foreign.flush_due:
             self._link.publish(self._take_touches())
         self._write_down()
@@ -366,7 +366,10 @@ class RedisStore:
             self._watchers.notify(client)
 
     def _look(self) -> None:
-        """Takes over what another process of this router has granted or revoked."""
+        """Takes over what another process of this router has granted or revoked.
+
+        The own store calls this on its thread, so a command's revocation does not wait for Redis.
+        """
         if self._about is not None:
             return
         with self._changing:

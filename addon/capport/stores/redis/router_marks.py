@@ -10,7 +10,7 @@ import contextlib
 import logging
 import secrets
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from capport.core.client import ClientId
@@ -46,13 +46,16 @@ class RouterMarks(Contents):
     """The file at `path`; processes of one router share it. Every method may wait for the disk.
 
     A row that cannot be read is reported, and left out. `unreadable` has its client until the row
-    is written again, with what this router and Redis know.
+    is written again, with what this router and Redis know. `changed` is called after each write.
     """
 
     schema = SCHEMA
 
-    def __init__(self, path: Path, *, like: Path) -> None:
+    def __init__(
+        self, path: Path, *, like: Path, changed: Callable[[], object] = lambda: None
+    ) -> None:
         self.router = ""
+        self._changed = changed
         self._seen = 0
         self.unreadable: set[ClientId] = set()
         self._database = Database(path, self, lock=path.with_name(f"{path.name}-lock"), like=like)
@@ -74,6 +77,10 @@ class RouterMarks(Contents):
         if row is None:
             raise StoreError(f"{self._database.path}: has no id, and none can be written")
         self.router, self._seen = row[0], 0
+
+    def committed(self) -> None:
+        """Calls `changed`."""
+        self._changed()
 
     def write(self, marks: Mapping[ClientId, Record]) -> None:
         """Makes these durable. Raises StoreError, and then none of them is."""

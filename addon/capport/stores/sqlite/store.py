@@ -101,6 +101,7 @@ class SqliteStore(Contents):
                 self.database.close()
                 raise
             self.database.report(str(error))
+        self._look_too: Callable[[], object] = lambda: None
         self._bell = Bell((place.path for place in self._revocations.places), self.path)
         self._thread = threading.Thread(target=self._run, name=self.path.name, daemon=True)
         self._thread.start()
@@ -211,7 +212,7 @@ class SqliteStore(Contents):
 
     def committed(self) -> None:
         """Wakes the other processes."""
-        self._journal.ring()
+        self.ring()
 
     def free_room(self) -> None:
         """Frees the reserved space."""
@@ -283,15 +284,24 @@ class SqliteStore(Contents):
 
     # --- in the background ---
 
+    def ring(self) -> None:
+        """Makes each process that has this store open look at what others have changed."""
+        self._journal.ring()
+
+    def look_too(self, look: Callable[[], object]) -> None:
+        """Calls `look` on the store's thread when another process may have changed something."""
+        self._look_too = look
+
     def _run(self) -> None:
         while self._bell.wait(TURN_SECONDS):
-            try:
-                self.turn()
-            except StoreError as error:
-                self.database.report(str(error))
-            except Exception:
-                # The edge: without this thread no revocation by another process takes effect.
-                logger.exception("The session store's background work failed; it tries again")
+            for work in (self.turn, self._look_too):
+                try:
+                    work()
+                except StoreError as error:
+                    self.database.report(str(error))
+                except Exception:
+                    # The edge: without this thread no revocation by another process takes effect.
+                    logger.exception("The session store's background work failed; it tries again")
 
     def turn(self) -> None:
         """One round of background work: changes, a replaced file, noted revocations, upkeep."""
