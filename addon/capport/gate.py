@@ -488,21 +488,19 @@ class Gate:
         A session of a MAC counts for the device's address, and the other way round. For
         `MAC@ADDRESS` it is only the session with exactly that id.
         """
-        device = self._device(client)
-
-        def is_of(filed: ClientId) -> bool:
-            if None not in parts_of(client):
-                return filed == client
-            parts = self._device(filed)
-            return any(part is not None and part in parts for part in device)
-
-        return open_ones(self.store.sessions(is_of), self.now())
-
-    def _device(self, client: ClientId) -> tuple[Mac | None, Address | None]:
         mac, address = parts_of(client)
-        if mac is None and address is not None:
+        if mac is not None and address is not None:
+            return open_ones([self.store.find((client,), self.now())], self.now())
+        if address is not None:
             mac = self.neighbours.find_mac(address)
-        return mac, address
+        given = {str(part) for part in (mac, address) if part is not None}
+        present = {str(each) for each in self.neighbours.addresses(mac)} if mac else set[str]()
+
+        def is_of(filed: ClientId) -> bool:  # not if it binds one of its addresses to another MAC
+            return "@" not in filed or not given.isdisjoint(filed.split("@"))
+
+        found = self.store.sessions(given | present)
+        return open_ones((one for one in found if is_of(one.client)), self.now())
 
     def _login_answers(self, client: Client, request: HttpRequest, claim: Place | None) -> bool:
         """Whether `client` could follow a 302 to a login server that answers.

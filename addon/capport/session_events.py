@@ -1,6 +1,6 @@
 """Writes an event when a session opens or ends, whichever process made the change."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from capport.core.bounded_map import BoundedMap
@@ -16,7 +16,10 @@ FRESH = 5.0  # seconds; a session that is new to us but older than this was not 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """When a session ends at the latest, and when it ends if its client is silent."""
+    """When a session ends at the latest, and when it ends if its client is silent.
+
+    A lease makes no difference: it is over for all sessions at the same time, and comes back so.
+    """
 
     expires: Instant
     ends: Instant
@@ -59,22 +62,21 @@ class Ledger:
         if before is None or before.expires != session.expires:
             self._write_granted(session, now)
 
-    def ended(self) -> list[ClientId]:
-        """The clients whose session expired since the last call. Writes `expired` for each."""
-        now, over = self._now(), []
+    def ended(self) -> Iterator[ClientId]:
+        """Yields each client whose session has expired, and writes `expired` for it."""
+        now = self._now()
         for client in self._ends.due(now):
             session = self._store.find((client,), now)
             if session is None:
                 del self._entries[client]
                 self._events().write("expired", client)
-                over.append(client)
+                yield client
             else:  # traffic has moved its end
                 self._file(session)
-        return over
 
     def _file(self, session: Session) -> None:
-        self._entries[session.client] = _Entry(session.expires, session.ends)
-        self._ends.set(session.client, session.ends)
+        self._entries[session.client] = _Entry(session.expires, session.ends_by_itself)
+        self._ends.set(session.client, session.ends_by_itself)
 
     def _write_granted(self, session: Session, now: Instant) -> None:
         self._events().write(

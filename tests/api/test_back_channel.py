@@ -22,7 +22,15 @@ from hypothesis import strategies as st
 from capport.api.back_channel import BackChannel
 from capport.api.call_handler import MAX_BODY
 from capport.api.tokens import new_token, token_digest
-from capport.core.client import Address, Client, ClientId, Mac, Way, parse_client_id
+from capport.core.client import (
+    Address,
+    Client,
+    ClientId,
+    Mac,
+    Way,
+    parse_address,
+    parse_client_id,
+)
 from capport.core.place import Place
 from capport.core.policy import Access, ClientRules, Sessions, network_of
 from capport.core.session import Session
@@ -216,6 +224,9 @@ class _OneNeighbour:
     def find_mac(self, address: Address) -> Mac | None:
         return self.mac if self.address in (None, str(address)) else None
 
+    def addresses(self, mac: Mac) -> list[Address]:
+        return [parse_address(self.address)] if self.address and mac == self.mac else []
+
     def is_on_link(self, address: Address) -> bool:
         return True
 
@@ -237,6 +248,26 @@ async def test_a_client_may_be_named_by_address_or_mac(tmp_path: Path) -> None:
             assert (await a.call("GET", f"/sessions/{client}")).status == 200
         listed = (await a.call("GET", "/sessions")).json["sessions"]
         assert [one["client"] for one in listed] == [ADA, "02:00:00:00:00:07", "2001:db8::7"]
+
+
+async def test_other_work_goes_on_while_all_sessions_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = list[int]()
+    sleep = asyncio.sleep
+
+    async def turn(seconds: float) -> None:
+        turns.extend([1] * (seconds == 0))
+        await sleep(seconds)
+
+    async with api(tmp_path) as a:
+        for number in range(201):
+            await a.call("POST", "/sessions", {"client": f"192.0.2.{number}"})
+        monkeypatch.setattr(asyncio, "sleep", turn)
+        listed = (await a.call("GET", "/sessions")).json["sessions"]
+        monkeypatch.undo()
+        assert [one["client"] for one in listed] == [f"192.0.2.{number}" for number in range(201)]
+    assert len(turns) >= 5
 
 
 async def test_an_address_finds_the_session_under_its_mac(tmp_path: Path) -> None:

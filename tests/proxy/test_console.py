@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from mitmproxy import exceptions
 
-from capport.core.client import Address, ClientId, Mac, parse_mac
+from capport.core.client import Address, ClientId, Mac, parse_address, parse_mac
 from capport.linux import NoNeighbours
 from capport.stores import StoreError
 from conftest import Origin, Portal, StartPortal
@@ -38,9 +39,13 @@ MAC, OTHER = "02:00:00:00:00:07", "02:00:00:00:00:08"
 class Table(NoNeighbours):
     """A neighbour table: the device has two addresses, the other one."""
 
+    macs: ClassVar = {"192.0.2.7": MAC, "2001:db8::7": MAC, "192.0.2.8": OTHER}
+
     def find_mac(self, address: Address) -> Mac | None:
-        macs = {"192.0.2.7": MAC, "2001:db8::7": MAC, "192.0.2.8": OTHER}
-        return parse_mac(mac) if (mac := macs.get(str(address))) else None
+        return parse_mac(mac) if (mac := self.macs.get(str(address))) else None
+
+    def addresses(self, mac: Mac) -> list[Address]:
+        return [parse_address(address) for address, its in self.macs.items() if its == mac]
 
 
 @pytest.mark.parametrize("who", ["192.0.2.7", "2001:db8::7", MAC])

@@ -75,7 +75,7 @@ def test_a_text_that_is_no_element_never_becomes_part_of_a_command(text: str) ->
     with pytest.raises(ValueError, match="is no element of a set"):
         nftables.renew("known4", text, 1.0)
     with pytest.raises(ValueError, match="is no element of a set"):
-        nftables.remove("known4", text)
+        [*nftables.remove_all([("known4", text)])]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import select
 import socket
 import threading
@@ -27,12 +28,12 @@ from capport.core.standing import Kind, Standing
 from capport.linux import conntrack
 from capport.linux.libnftables import Nftables, RulesError
 from capport.policy import policy_file
-from capport.router import elements as filed
 from capport.router import known_clients, nftables
 from capport.router import ranges as spans
 from capport.router import ruleset as ruletext
 from capport.router.garden_addresses import GardenFollower
 from capport.router.known_clients import KnownSet
+from capport.router.membership import is_let_through
 from capport.stores.memory import MemoryStore
 from conftest import SOON
 from lab.namespaces import Namespace, wait_for
@@ -70,13 +71,13 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 
 
 def proxy_ports(lab: Lab) -> tuple[int, ...]:
-    state = nftables.in_force(lab.rules)
+    state = lab.router.call(nftables.in_force)
     assert state is not None
     return state.proxy_ports
 
 
 def is_tracked(lab: Lab) -> bool:
-    state = nftables.in_force(lab.rules)
+    state = lab.router.call(nftables.in_force)
     assert state is not None
     return state.tracked
 
@@ -498,7 +499,7 @@ def test_what_the_kernel_would_not_have_at_first_is_tried_again(
         monkeypatch.setattr(known._rules, "run", run)
         raise RulesError(f"no memory for {commands}")
 
-    with known._lock:  # so that it is not the thread that meets it
+    with known._news:  # so that it is not the thread that meets it
         monkeypatch.setattr(known._rules, "run", once)
         store.drop(ClientId(lab.client.mac))
         with pytest.raises(RulesError, match="no memory"):
@@ -534,36 +535,74 @@ def test_a_session_that_is_extended_or_shortened_is_in_the_kernel_too(
 class Leased(MemoryStore):
     """A store whose sessions another router granted."""
 
-    lease = 0.0
-
     def find(self, ids: Sequence[ClientId], now: float) -> Session | None:
         found = super().find(ids, now)
         return found and first_open([replace(found, lease=self.lease)], now)
 
 
 @LAB
-def test_a_lease_is_the_timeout_in_the_kernel_and_is_renewed_there_before_it_ends(
+def test_sessions_of_other_routers_are_in_force_while_the_lease_that_the_kernel_has_lasts(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filed, "LEASE_LEAD", 59.0)  # it is looked at after a second
-    monkeypatch.setattr(known_clients, "SOME", 1)
-    store = Leased()
+    """One element is renewed, whatever the number of clients; without it they are all out."""
+    monkeypatch.setattr(known_clients, "LEASE_CHECK", 0.05)
+    store, client = Leased(), lab.client
     store.lease = clock.now() + 60
     nftables.up(lab.policy, rules=lab.rules)
-    macs = [client.mac for client in lab.clients]
-    for mac in macs:
-        store.put(session(mac))
+    store.put(session(client.mac, seconds=3000))
+
+    def leased() -> float:
+        return min(elements(lab, "lease").values(), default=0.0)
+
     with contextlib.closing(
         lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
     ) as following:
         lab.router.call(following.start)
-        assert all(elements(lab, "macs")[mac] <= 60 for mac in macs)
+        wait_for(lambda: echoes(client, ORIGIN4) and echoes(client, ORIGIN6))
+        assert elements(lab, "lease").keys() == {"ipv4", "ipv6"}
+        assert 50 < leased() <= 60
+        known = elements(lab, "leased_macs")
+        assert known[client.mac] > 2000
+        assert elements(lab, "macs") == {}
         store.lease = clock.now() + 600
-        wait_for(lambda: all(elements(lab, "macs")[mac] > 500 for mac in macs))
+        wait_for(lambda: leased() > 500)
+        assert lab.router.call(is_let_through, parse_address(client.v4), client.mac)
+        for family in ("ipv4", "ipv6"):  # as if it had not been renewed
+            lab.rules.run(f"delete element inet capport lease {{ {family} }}")
+        assert not echoes(client, ORIGIN4, seconds=QUIET)
+        assert not echoes(client, ORIGIN6, seconds=QUIET)
+        assert not lab.router.call(is_let_through, parse_address(client.v4), client.mac)
         store.lease = clock.now() - 1
-        for mac in macs:
-            following.changed(ClientId(mac))
-        wait_for(lambda: not set(macs) & elements(lab, "macs").keys())
+        following.changed(ClientId(client.mac))
+        following.update([ClientId(client.mac)])
+        assert elements(lab, "leased_macs").keys() == known.keys()
+        store.lease = clock.now() + 1200
+        wait_for(lambda: echoes(client, ORIGIN4) and echoes(client, ORIGIN6))
+        assert elements(lab, "leased_macs").keys() == known.keys()
+
+
+@LAB
+def test_a_client_that_is_granted_a_session_here_too_loses_no_packet_by_it(lab: Lab) -> None:
+    """Its elements move to the sets of sessions that need no lease, and back."""
+    store, client = Leased(), lab.client
+    store.lease = clock.now() + 600
+    nftables.up(lab.policy, rules=lab.rules)
+    store.put(session(client.mac))
+    with contextlib.closing(
+        lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
+    ) as following:
+        lab.router.call(following.start)
+        wait_for(lambda: echoes(client, ORIGIN4) and bool(elements(lab, "leased_known4")))
+        with connected(client) as connection:
+            for store.lease in (math.inf, clock.now() + 600, math.inf):
+                following.update([ClientId(client.mac)])
+                for name in ("macs", "known4", "return4"):
+                    mine, other = name, f"leased_{name}"
+                    if store.lease < math.inf:
+                        mine, other = other, mine
+                    assert elements(lab, mine)
+                    assert elements(lab, other) == {}
+                assert answers(connection)
 
 
 @LAB
@@ -837,17 +876,17 @@ def test_a_new_policy_is_put_in_force_with_the_same_ports_and_who_is_known(
         following.update([ClientId(lab.client.mac)])
         with connected(lab.client) as connection:
             policies.append(policy_of("clients:\n  - {address: 203.0.113.0/24, access: known}\n"))
-            following.reapply()
+            lab.router.call(following.reapply)
             assert answers(connection)
             assert proxy_ports(lab) == (8080, 8082)
             assert "203.0.113.0/24" in lab.router.run("nft", "list", "ruleset").stdout
             policies.append(
                 policy_of(f"clients:\n  - {{mac: {lab.client.mac}, access: blocked}}\n")
             )
-            following.reapply()
+            lab.router.call(following.reapply)
             assert not answers(connection)
         nftables.down(rules=lab.rules)
-        following.reapply()
+        lab.router.call(following.reapply)
         assert nftables.show(rules=lab.rules) is None, "who has taken the rules away meant it"
     finally:
         following.close()

@@ -9,7 +9,7 @@ import requires
 from capport import clock
 from capport.core.client import ClientId, parse_client_id
 from capport.core.session import Session
-from capport.linux.libnftables import Nftables, RulesError
+from capport.linux.libnftables import RulesError
 from capport.router import nftables
 from capport.router.known_clients import KnownSet
 from capport.router.restorer import RulesKeeper
@@ -79,7 +79,7 @@ def reaches(lab: Lab, number: int) -> bool:
 
 
 def is_tracked(lab: Lab) -> bool | None:
-    state = nftables.in_force(lab.rules)
+    state = lab.router.call(nftables.in_force)
     return state.tracked if state else None
 
 
@@ -124,7 +124,7 @@ def test_the_garden_is_looked_up_at_once_where_the_table_is_another(
     tables: list[int | None] = []
 
     def anew() -> None:
-        tables.append(nftables.handle(lab.rules))
+        tables.append(nftables.handle())
 
     keeper = lab.router.call(RulesKeeper, known, lambda said: None, anew)
     lab.router.call(keeper.start)
@@ -134,7 +134,7 @@ def test_the_garden_is_looked_up_at_once_where_the_table_is_another(
         wait_for(lambda: tables)
         nftables.down(rules=lab.rules)
         nftables.up(lab.policy, rules=lab.rules)
-        table = nftables.handle(lab.rules)
+        table = lab.router.call(nftables.handle)
         wait_for(lambda: tables[-1] == table)
     finally:
         keeper.close()
@@ -145,15 +145,39 @@ def test_a_fault_of_ours_does_not_end_the_keeping(
 ) -> None:
     in_force, faults = nftables.in_force, [KeyError("elem"), KeyError("elem")]
 
-    def faulty(rules: Nftables) -> nftables.InForce | None:
+    def faulty() -> nftables.InForce | None:
         if faults:
             raise faults.pop()
-        return in_force(rules)
+        return in_force()
 
     monkeypatch.setattr(nftables, "in_force", faulty)
     lab.rules.run("flush ruleset\n")
     wait_for(lambda: len(told) == 1)
     assert nftables.show(rules=lab.rules) is not None
+
+
+def test_a_change_of_the_sets_alone_is_no_reason_to_look_at_the_rules(
+    lab: Lab,
+    store: MemoryStore,
+    known: KnownSet,
+    keeper: RulesKeeper,
+    monkeypatch: pytest.MonkeyPatch,
+    told: list[str],
+) -> None:
+    """A look reads all chains, and there is a change at each grant."""
+    in_force, seen = nftables.in_force, list[nftables.InForce | None]()
+
+    def looked() -> nftables.InForce | None:
+        seen.append(in_force())
+        return seen[-1]
+
+    monkeypatch.setattr(nftables, "in_force", looked)
+    for number in range(20):
+        known.update([grant(store, f"02:00:00:00:01:{number:02x}", 600)])
+    assert len(macs(lab)) >= 20
+    lab.rules.run("flush ruleset\n")  # what the kernel reports comes in order
+    wait_for(lambda: bool(told))
+    assert seen[0] is None
 
 
 def test_capport_router_down_is_meant(lab: Lab, keeper: RulesKeeper, told: list[str]) -> None:
@@ -206,7 +230,7 @@ def test_known_clients_are_tracked_as_soon_as_another_table_may_go_by_it(
     wait_for(lambda: is_tracked(lab) is True)
     assert reaches(lab, 0)
     assert not reaches(lab, 1)
-    state = nftables.in_force(lab.rules)
+    state = lab.router.call(nftables.in_force)
     assert state is not None
     assert state.proxy_ports == (8080, 8082)
     lab.rules.run("delete table inet firewall\n")
@@ -218,7 +242,7 @@ def test_rules_that_are_taken_down_while_they_are_made_anew_stay_down(
     lab: Lab, known: KnownSet, keeper: RulesKeeper
 ) -> None:
     nftables.down(rules=lab.rules)
-    known.apply((8080,), only_replace=True)
+    lab.router.call(known.apply, (8080,), only_replace=True)
     assert nftables.show(rules=lab.rules) is None
 
 

@@ -128,10 +128,19 @@ class StoreContract:
         assert store.find((MAC,), 1010.0) is None  # a session can be shortened
 
     def test_the_sessions_of_some_clients_alone(self, store: SessionStore) -> None:
-        for client in (MAC, OTHER, ADDRESS):
+        bound = ClientId(f"{MAC}@192.0.2.99")
+        for client in (MAC, OTHER, ADDRESS, bound):
             store.put(session(client))
-        found = store.sessions(lambda client: client != OTHER)
-        assert {one.client for one in found} == {MAC, ADDRESS}
+        for about, found in (
+            ([MAC, ADDRESS], {MAC, ADDRESS, bound}),
+            ([MAC], {MAC, bound}),
+            (["192.0.2.99"], {bound}),
+            (["192.0.2.98"], set()),
+            ([], set()),
+        ):
+            assert {one.client for one in store.sessions(about)} == found
+        store.drop(bound)
+        assert [one.client for one in store.sessions(["192.0.2.99"])] == []
 
     def test_what_is_not_there_is_not_renewed(self, store: SessionStore) -> None:
         assert not store.put(session(name="first"), renews=True)

@@ -497,18 +497,6 @@ def test_a_record_is_never_sent_with_the_order_of_one_grant_and_the_times_of_ano
     assert read[0].grant.expires == AHEAD + 1500.0
 
 
-def test_a_lease_that_is_renewed_late_is_said_to_be(
-    fleet: Fleet, two: tuple[RedisStore, RedisStore], known: Known
-) -> None:
-    one, other = two
-    one.put(session(MAC))
-    known.soon(MAC, other)
-    heard: list[ClientId] = []
-    other.watch(heard.append)
-    fleet.time.now += redis_store.PAUSE + 1
-    until(lambda: heard == [MAC], "a call")
-
-
 def test_what_is_over_is_forgotten_a_few_clients_at_a_time(
     fleet: Fleet,
     two: tuple[RedisStore, RedisStore],

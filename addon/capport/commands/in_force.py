@@ -15,6 +15,7 @@ from capport.linux import neighbour_lookup
 from capport.linux.libnftables import Nftables, RulesError
 from capport.router.membership import is_let_through
 from capport.router.nftables import TABLE, listed
+from capport.router.ruleset import CLIENT_SETS
 
 PATIENCE = 1.0
 """Seconds that the portal has to update the rules; it learns of a change at once."""
@@ -42,7 +43,7 @@ class Kernel:
     def let_through(self, parts: Collection[Mac | Address]) -> list[Client]:
         """The clients with one of these MACs or addresses that the rules let through now."""
         found = []
-        for name in ("known4", "known6", "routed4", "routed6") if self._rules else ():
+        for name in CLIENT_SETS if self._rules else ():
             assert self._rules is not None
             for element, _ in listed(self._rules, name):
                 address, _, mac = element.partition(" . ")

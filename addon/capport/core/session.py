@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from capport.core.client import ClientId
 
@@ -41,9 +41,23 @@ class Session:
     @property
     def ends(self) -> Instant:
         """When it ends if the client is silent, and no lease is renewed, from now on."""
+        return min(self.ends_by_itself, self.lease)
+
+    @property
+    def ends_by_itself(self) -> Instant:
+        """When it ends if the client is silent from now on, however long the lease lasts."""
         if self.idle is None:
-            return min(self.expires, self.lease)
-        return min(self.expires, self.lease, max(self.granted, self.last_seen) + self.idle)
+            return self.expires
+        return min(self.expires, max(self.granted, self.last_seen) + self.idle)
+
+    @property
+    def is_leased(self) -> bool:
+        """Whether another router granted it."""
+        return self.lease < math.inf
+
+    def without_lease(self) -> "Session":
+        """The session as it is while the lease lasts."""
+        return replace(self, lease=math.inf) if self.is_leased else self
 
     def is_open(self, now: Instant) -> bool:
         """Whether the client is known at `now`. At the end itself it is not."""

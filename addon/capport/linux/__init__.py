@@ -12,6 +12,9 @@ class Neighbours(Protocol):
     def find_mac(self, address: Address) -> Mac | None:
         """The MAC that `address` has now; None if it is off-link or not known. Never waits."""
 
+    def addresses(self, mac: Mac) -> list[Address]:
+        """Every address that `mac` has now."""
+
     def is_on_link(self, address: Address) -> bool:
         """Whether `address` is on one of the clients' links, so that it has a MAC, known or not.
 
@@ -34,6 +37,10 @@ class NoNeighbours:
     def find_mac(self, address: Address) -> Mac | None:
         """Always None."""
         return None
+
+    def addresses(self, mac: Mac) -> list[Address]:
+        """Always empty."""
+        return []
 
     def is_on_link(self, address: Address) -> bool:
         """Always False: no client has a MAC."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from capport.core.client import Address, ClientId, Mac
 from capport.core.deadlines import Deadlines
 from capport.core.session import Instant
+from capport.router.ruleset import LEASED
 
 IDLE_LEAD = 0.5  # seconds before a session's idle time ends, when its traffic is read once more
-LEASE_LEAD = 30.0  # seconds before a session's lease ends, when the renewed one goes to the kernel
 
 type Key = Address | Mac
 
@@ -19,8 +19,9 @@ class Element:
     """One client's address, or one MAC, that the kernel's sets have.
 
     `until` is when its session ends, and `lapses` when the kernel removes it. `idle` is whether the
-    session ends without traffic, `leased` whether it has a lease. `mac` is the client's own MAC;
-    `hop` is the MAC of the router that the client is behind, if it is not on the link.
+    session ends without traffic. If it is `leased`, it counts only while the lease lasts, which is
+    in a set of its own. `mac` is the client's own MAC; `hop` is the MAC of the router that the
+    client is behind, if it is not on the link.
     """
 
     key: Key
@@ -45,23 +46,24 @@ class Element:
     @property
     def look(self) -> Instant:
         """When to look whether the element ends."""
-        return self.until - (LEASE_LEAD if self.leased else IDLE_LEAD * self.idle)
+        return self.until - IDLE_LEAD * self.idle
 
     @property
     def place(self) -> tuple[str, str]:
         """The name of the set, and the element as nft(8) writes it."""
+        prefix = LEASED * self.leased
         if isinstance(self.key, str):
-            return "macs", self.key
+            return f"{prefix}macs", self.key
         if self.sender is None:
-            return f"routed{self.key.version}", str(self.key)
-        return f"known{self.key.version}", f"{self.key} . {self.sender}"
+            return f"{prefix}routed{self.key.version}", str(self.key)
+        return f"{prefix}known{self.key.version}", f"{self.key} . {self.sender}"
 
     @property
     def places(self) -> list[tuple[str, str]]:
         """`place`, and for an address its place in the set that lets answers to it pass."""
         if isinstance(self.key, str):
             return [self.place]
-        return [self.place, (f"return{self.key.version}", str(self.key))]
+        return [self.place, (f"{LEASED * self.leased}return{self.key.version}", str(self.key))]
 
 
 class Elements:
@@ -71,11 +73,22 @@ class Elements:
         self._by_key: dict[Key, Element] = {}
         self._of_mac: dict[Mac, dict[Address, None]] = {}
         self._in: Counter[str] = Counter()
+        self._idle: set[Key] = set()
         self._looks = Deadlines[Key]()
 
     def __iter__(self) -> Iterator[Element]:
         """A copy, so that the caller may add and forget elements in the loop."""
         yield from tuple(self._by_key.values())
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """The keys of all elements."""
+        return tuple(self._by_key)
+
+    @property
+    def idle(self) -> tuple[Key, ...]:
+        """The keys of the elements whose session ends without traffic."""
+        return tuple(self._idle)
 
     def __contains__(self, key: Key) -> bool:
         return key in self._by_key
@@ -101,11 +114,14 @@ class Elements:
         if element.mac is not None and element.address is not None:
             self._of_mac.setdefault(element.mac, {})[element.address] = None
         self._looks.set(element.key, element.look)
+        if element.idle:
+            self._idle.add(element.key)
 
     def forget(self, element: Element) -> None:
         """Removes `element`."""
         del self._by_key[element.key]
         self._looks.drop(element.key)
+        self._idle.discard(element.key)
         self._in.subtract(name for name, _ in element.places)
         if element.mac is not None and element.address is not None:
             mine = self._of_mac[element.mac]
@@ -119,9 +135,9 @@ class Elements:
         return self._looks.next
 
     def ended(self, now: Instant) -> Iterator[Key]:
-        """The keys whose end has come, and those with an idle time or a lease whose end is near.
+        """The keys whose end has come, and those with an idle time whose end is near.
 
-        Traffic that has not been read yet, or a renewed lease, may put the end of the latter off.
+        Traffic that has not been read yet may put the end of the latter off.
         """
         for key in self._looks.due(now):
             if now < (until := self._by_key[key].until):

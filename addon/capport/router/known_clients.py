@@ -9,6 +9,9 @@ An address that a sleeping client no longer uses keeps its pair: that is safe, b
 compares both the address and the MAC of each packet. The pair is removed at once when another MAC
 uses the address, or when the session ends. The timeout of each element is the time that its session
 has left, so it ends on time even if this process dies.
+
+Clients whose session another router granted are in sets of their own, which count only while the
+set `lease` has an element. Its timeout is the time that the lease has left.
 """
 
 import logging
@@ -17,7 +20,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import batched, chain, islice
 from typing import Protocol
@@ -34,14 +37,14 @@ from capport.core.client import (
     parts_of,
 )
 from capport.core.policy import Policy
-from capport.core.session import Instant
+from capport.core.session import Instant, Session, first_open
 from capport.core.standing import Standing, standing, standing_of_id
 from capport.linux import Neighbours, conntrack
 from capport.linux.libnftables import Nftables, RulesError
 from capport.router import nftables
 from capport.router.elements import Element, Elements, Key
 from capport.router.fence import Fence
-from capport.router.ruleset import SET_SIZE, router_of
+from capport.router.ruleset import CLIENT_SETS, LEASE, LEASED, PREFIXES, SET_SIZE, router_of
 from capport.stores import FullError, SessionStore
 
 logger = logging.getLogger(__name__)
@@ -53,19 +56,15 @@ RESYNC = 300.0  # seconds between comparisons with what the kernel has
 SLACK = 5.0  # seconds that an end in the kernel may differ from ours, because listing takes time
 RETRY = 1.0  # seconds until the next attempt after a failure
 REST = 9  # after reading the kernel's tables, rest for 9 times the processor time that it took
-SOME = 500  # ends handled in one turn, so that changes need not wait: all leases end together
+SOME = 200  # clients handled in one turn (10 ms), so that a change need not wait for thousands
+LEASE_CHECK = 1.0  # seconds between two looks whether the lease was renewed
+LEASE_STEP = 5.0  # seconds by which the lease must be longer than in the kernel to go there
 MOST = SET_SIZE * 3 // 4  # elements of a set; the rest is room for timed-out ones not yet cleared
 ADDRESSES = 64  # of one MAC at a time; a device with privacy addresses has about ten
-
-SETS = ("known4", "known6", "routed4", "routed6")
-ALL_SETS = (*SETS, "macs")
 
 
 class Neighbourhood(Neighbours, Protocol):
     """The neighbour table of the client interface (`NetlinkNeighbours` keeps it)."""
-
-    def addresses(self, mac: Mac) -> list[Address]:
-        """Every address that `mac` has."""
 
     def items(self) -> list[tuple[Address, Mac]]:
         """Every address and its MAC."""
@@ -106,9 +105,8 @@ class KnownSet:
         self._counted: dict[str, int] = {}  # the packets of each element when last read
         self._behind: dict[Address, set[Address]] = {}  # the clients behind each router on the link
         self._to_disconnect: queue.SimpleQueue[Collection[Address] | None] = queue.SimpleQueue()
-        # Without the thread it is done at once; `start` replaces this with the queue.
-        self._disconnect: Callable[[Collection[Address]], None] = _forget_connections
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()  # always taken by `_in_turn`
+        self._turn = threading.Lock()  # held by the next thread that gets the lock
         self._news = threading.Condition()
         self._changed: set[ClientId | Address] = set()
         self._lost: set[ClientId] = set()
@@ -116,6 +114,8 @@ class KnownSet:
         self._resync_at = now() + RESYNC
         self._rested_at = now()  # no comparison before this
         self._failing = False
+        self._lease_at = now()
+        self._leased_until = -math.inf  # the lease in the kernel
         self._traffic_at = now() + TRAFFIC
         self._stops: list[Callable[[], None]] = []
         self._threads: list[threading.Thread] = []
@@ -129,7 +129,6 @@ class KnownSet:
             logger.error("Cannot update the kernel's set of known clients: %s", error)
             self._failing = True
             self._schedule_resync(after=RETRY)
-        self._disconnect = self._to_disconnect.put
         for work in (self._follow, self._disconnect_queued):
             thread = threading.Thread(target=work, name=f"known-set{work.__name__}", daemon=True)
             self._threads.append(thread)
@@ -144,10 +143,10 @@ class KnownSet:
         clients are in the sets.
         """
         try:
-            with self._lock:
-                if not self._threads:
-                    self.resync()
-                    return
+            if not self._threads:
+                self.resync()
+                return
+            with self._in_turn():
                 keys = [[*self._keys(client)] for client in ids]
                 left_out = self._settle(key for mine in keys for key in mine)
                 if any(mine[0] in left_out for mine in keys):
@@ -188,45 +187,61 @@ class KnownSet:
         try:
             self._correct()
         finally:
+            if not self._threads:
+                self._forget_queued([])
             self._rested_at = self._now() + REST * (time.thread_time() - began)
         self._failing = False
 
     def _correct(self) -> None:
-        found = self._in_kernel()  # without the lock: later changes are corrected below
-        with self._lock:
+        found = self._in_kernel()  # without the lock: what changes from now on is corrected below
+        with self._in_turn():
             self._full.clear()
-            mine = {element.place for element in self._elements}
-            for element in self._elements:
-                there = found.get(element.place)
-                if there is None or abs(there.lapses - element.lapses) > SLACK:
-                    self._elements.forget(element)
-                    mine.discard(element.place)
-            strays = []
-            for place, element in found.items():
-                if place in mine:
-                    continue
-                if element.key in self._elements:
-                    strays.append(place)
-                else:
-                    self._elements.file(replace(element, lapses=0.0))  # renewed, if it stays
-            self._remove(strays)
             self._behind.clear()
-            self._settle(self._everybody())
+            self._leased_until = -math.inf
+            self._renew_lease()
+            mine = self._elements.keys
+        for keys in batched(mine, SOME):
+            with self._in_turn():
+                for element in filter(None, map(self._elements.get, keys)):
+                    there = found.pop(element.place, None)
+                    if there is None or abs(there.lapses - element.lapses) > SLACK:
+                        self._elements.file(replace(element, lapses=0.0))  # added, if it stays
+                self._settle(keys)
+        for places in batched(found.items(), SOME):
+            with self._in_turn():
+                self._settle_strays(places)
+        for keys in batched(self._everybody(), SOME):
+            with self._in_turn():
+                self._settle(keys)
+        with self._in_turn():
             self._reported &= self._full
+
+    def _settle_strays(self, found: Iterable[tuple[tuple[str, str], Element]]) -> None:
+        """Files what the kernel has and we have not; removes what should not be there."""
+        strays: list[tuple[str, str]] = []
+        filed: list[Key] = []
+        for place, element in found:
+            mine = self._elements.get(element.key)
+            if mine is None:
+                self._elements.file(replace(element, lapses=0.0))  # renewed, if it stays
+                filed.append(element.key)
+            elif mine.place != place:
+                strays.append(place)
+        self._remove(strays)
+        self._settle(filed)
 
     def commands(self) -> str:
         """The nft(8) commands that add all known clients to empty sets, for `nftables.up`."""
-        with self._lock:
-            self.resync()
-            everybody = nftables.renew_all(each for e in self._elements for each in self._added(e))
-            return "".join(f"{add}\n" for add, _, _ in everybody)
+        self.resync()
+        with self._in_turn():
+            return self._commands()
 
     def reapply(self) -> None:
         """Loads the rules of a new policy, if our table is loaded, with the same proxy ports.
 
         Known clients lose no packet. Raises the errors of `nftables.up`.
         """
-        if (now := nftables.in_force(self._rules)) is not None:
+        if (now := nftables.in_force()) is not None:
             self.apply(now.proxy_ports, only_replace=True)
 
     def apply(self, proxy_ports: Sequence[int], *, only_replace: bool) -> None:
@@ -235,8 +250,9 @@ class KnownSet:
         With `only_replace`, does nothing if our table is no longer loaded. Raises the errors of
         `nftables.up`.
         """
-        with self._lock:
-            policy, elements = self._policy(), self.commands()
+        self.resync()
+        with self._in_turn():
+            policy, elements = self._policy(), self._commands()
             try:
                 nftables.up(
                     policy,
@@ -249,7 +265,7 @@ class KnownSet:
                 if only_replace and error.missing:
                     return
                 raise
-            self.put_fence()
+            self._fence.put(router_of(policy).client_interface)
 
     def drop(self, client: Client, seconds: float, *, known: bool) -> None:
         """Makes the kernel drop the client's new connections to the portal for `seconds`.
@@ -261,17 +277,17 @@ class KnownSet:
         if client.mac is None:
             to += str(client.address.version)
         if client.ids:
-            with self._lock:
+            with self._in_turn():
                 self._run(nftables.renew(to, client.id, seconds))
 
     def put_fence(self) -> bool:
         """Puts the fence around the client interface; returns whether a rule was missing."""
-        with self._lock:
+        with self._in_turn():
             return self._fence.put(router_of(self._policy()).client_interface)
 
     def take_fence_away(self) -> None:
         """Removes the fence, after the rules were taken down on purpose."""
-        with self._lock:
+        with self._in_turn():
             self._fence.take_away()
 
     def close(self) -> None:
@@ -295,11 +311,13 @@ class KnownSet:
         while True:
             with self._news:
                 if not self._changed and not self._closed.is_set():
-                    due = min(self._resync_at, self._traffic_at, self._elements.next_look)
+                    ends = self._elements.next_look
+                    due = min(self._resync_at, self._traffic_at, self._lease_at, ends)
                     self._news.wait(max(0.0, due - self._now()))
                 if self._closed.is_set():
                     return
-                changed, self._changed = self._changed, set()
+                changed = [*islice(self._changed, SOME)]
+                self._changed.difference_update(changed)
                 lost, self._lost = self._lost, set()
             try:
                 self._forget(lost)
@@ -311,18 +329,33 @@ class KnownSet:
                 self._schedule_resync(after=RETRY)
 
     def _do_due(self, changed: Iterable[ClientId | Address], now: Instant) -> None:
-        """Does everything that is due: changes, ends, reading traffic, the comparison."""
-        with self._lock:
+        """Does what is due: changes, the lease, ends, reading traffic, the comparison."""
+        with self._in_turn():
+            if now >= self._lease_at:
+                self._renew_lease()
             ended = [*islice(self._elements.ended(now), SOME)]
-            self._settle(
-                [*self._keys_of(changed), *(k for k in ended if not self._is_idle(k, now))]
-            )
-        if now >= self._traffic_at or any(self._is_idle(key, now) for key in ended):
+            idle = {key for key in ended if self._is_idle(key, now)}
+            self._settle([*self._keys_of(changed), *(key for key in ended if key not in idle)])
+        if now >= self._traffic_at or idle:
             self._traffic_at = now + self._traffic_interval()
-            self._read_traffic(now)
+            self._read_traffic(now, idle)
         if now >= self._resync_at:
             self._resync_at = now + RESYNC
             self.resync()
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """Holds the lock.
+
+        A thread that takes the lock again and again would keep all others from it. So it first
+        waits until the next thread, which has `_turn`, has got the lock.
+        """
+        with self._turn:
+            self._lock.acquire()
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _schedule_resync(self, after: float) -> None:
         """Sets the next comparison to `after` seconds from now, but not before the rest is over."""
@@ -342,26 +375,33 @@ class KnownSet:
 
     def _forget(self, lost: Iterable[ClientId]) -> None:
         """Forgets the elements of clients that the kernel lost, so that they are added again."""
-        with self._lock:
+        with self._in_turn():
             for key in [key for client in lost for key in self._keys(client)]:
                 if (element := self._elements.get(key)) is not None:
                     self._elements.forget(element)
 
-    def _read_traffic(self, now: Instant) -> None:
-        """Puts off the end of each session with an idle time whose packets the kernel forwarded."""
-        if not any(element.idle for element in self._elements):
+    def _read_traffic(self, now: Instant, ended: Iterable[Key] = ()) -> None:
+        """Puts off the end of each session with an idle time whose packets the kernel forwarded.
+
+        Then it updates the elements of the sessions that have `ended` if that did not help.
+        """
+        if not (idle := self._elements.idle):
             return
         counted: dict[str, int] = {}
-        for name in SETS:
+        for name in CLIENT_SETS:
             counted |= nftables.counters(self._listing, name)
-        with self._lock:
-            idle = [e for e in self._elements if e.idle]
-            for element in idle:
-                packets = counted.get(element.place[1], 0)
-                if element.session and packets > self._counted.get(element.place[1], 0):
-                    self._store.touch(element.session, now)
-            self._counted = counted
-            self._settle([element.key for element in idle])
+        before, self._counted = self._counted, counted.copy()
+        for keys in batched(idle, SOME):
+            with self._in_turn():
+                heard = []
+                for element in filter(None, map(self._elements.get, keys)):
+                    text = element.place[1]
+                    if element.session and counted.get(text, 0) > before.get(text, 0):
+                        self._store.touch(element.session, now)
+                        heard.append(element.key)
+                self._settle(heard)
+        with self._in_turn():
+            self._settle(ended)
 
     def _is_idle(self, key: Key, now: Instant) -> bool:
         """Whether the session of `key` has an idle time and is not over yet."""
@@ -376,11 +416,16 @@ class KnownSet:
         some: list[Collection[Address] | None] = []
         while None not in some:
             some = [self._to_disconnect.get()]
-            while not self._to_disconnect.empty():
-                some.append(self._to_disconnect.get())
             began = time.thread_time()
-            _forget_connections({address for addresses in some for address in addresses or ()})
+            self._forget_queued(some)
             self._closed.wait(REST * (time.thread_time() - began))
+
+    def _forget_queued(self, some: list[Collection[Address] | None]) -> None:
+        """Adds what is queued to `some`, and forgets their connections, all at once."""
+        while not self._to_disconnect.empty():
+            some.append(self._to_disconnect.get())
+        if addresses := {address for each in some for address in each or ()}:
+            _forget_connections(addresses)
 
     # Called with the lock held.
 
@@ -394,11 +439,14 @@ class KnownSet:
             yield from {*self._neighbours.addresses(mac), *self._elements.addresses(mac)}
 
     def _everybody(self) -> Iterator[Key]:
-        """All keys. Those in the sets come first, so they stay if there is no place for all."""
-        yield from [element.key for element in self._elements]
-        yield from (address for address, _ in self._neighbours.items())
-        for session in self._store.sessions():
-            yield from self._keys(session.client)
+        """Each key that is not in the sets. It takes the lock for a moment each time."""
+        everybody = (ClientId(str(address)) for address, _ in self._neighbours.items())
+        sessions = (session.client for session in self._store.sessions())
+        for clients in batched(chain(everybody, sessions), SOME):
+            with self._in_turn():
+                keys = [key for client in clients for key in self._keys(client)]
+                missing = [key for key in keys if key not in self._elements]
+            yield from missing
 
     def _settle(self, keys: Iterable[Key]) -> set[Key]:
         """Updates the elements of `keys` in the sets: removes first, then adds.
@@ -408,13 +456,15 @@ class KnownSet:
         now = self._now()
         out: list[Element] = []
         into: list[Element] = []
+        moved: list[Element] = []  # removed last, because packets of the client pass all the time
         left_out: set[Key] = set()
         for key in dict.fromkeys(keys):
             before = self._elements.get(key)
             after = self._wanted(key, before, now)
             if before and (after is None or after.place != before.place):
                 self._elements.forget(before)
-                out.append(before)
+                is_moved = after and replace(before, leased=after.leased).place == after.place
+                (moved if is_moved else out).append(before)
                 before = None
             if after is None or after == before:
                 continue
@@ -430,18 +480,20 @@ class KnownSet:
             self._elements.file(after)
         self._remove(place for element in out for place in element.places)
         if gone := [element.address for element in out if element.address is not None]:
-            self._disconnect(gone)
+            self._to_disconnect.put(gone)
         for some in batched(into, nftables.TOGETHER):
             added = chain.from_iterable(map(self._added, some))
             self._run(chain.from_iterable(nftables.renew_all(added)))
+        self._remove(place for element in moved for place in element.places)
         return left_out
 
     def _wanted(self, key: Key, before: Element | None, now: Instant) -> Element | None:
         """The element that `key` should have in the sets now."""
         if isinstance(key, str):
-            session = self._store.find([ClientId(key)], now)
+            session, leased = self._session([ClientId(key)], now)
             found = standing_of_id(ClientId(key), self._policy(), session, now)
-            return self._of_session(key, key, found)  # the MACs of client rules are in the rules
+            # The MACs of client rules are in the rules.
+            return self._of_session(key, key, found, leased=leased)
         if key.is_link_local or key.is_multicast or key.is_unspecified:
             return None  # never forwarded
         way: Way | None = Way(key)
@@ -453,8 +505,9 @@ class KnownSet:
             elif mac is None and before:
                 mac = before.mac
         client = Client(key, mac)
-        found = standing(client, self._policy(), self._store.find(client.ids, now), now)
-        if element := self._of_session(key, mac, found):
+        session, leased = self._session(client.ids, now)
+        found = standing(client, self._policy(), session, now)
+        if element := self._of_session(key, mac, found, leased=leased):
             return self._with_sender(element, key, way, before)
         if not found.is_known or mac is None:
             return None  # the addresses of client rules are in the rules
@@ -463,13 +516,26 @@ class KnownSet:
             until = before.until
         return Element(key, mac, until, None, until)
 
-    def _of_session(self, key: Key, mac: Mac | None, found: Standing) -> Element | None:
+    def _session(self, ids: Sequence[ClientId], now: Instant) -> tuple[Session | None, bool]:
+        """The open session of the first of `ids` that has one, without its lease; if it has one.
+
+        A session counts here also while its lease is over: the kernel has the lease apart.
+        """
+        session = self._store.find(ids, now)
+        if session is None and self._store.lease <= now:
+            over = (self._store.find((one,), -math.inf) for one in ids)
+            session = first_open((found and found.without_lease() for found in over), now)
+            return session, session is not None
+        return session and session.without_lease(), session is not None and session.is_leased
+
+    def _of_session(
+        self, key: Key, mac: Mac | None, found: Standing, *, leased: bool
+    ) -> Element | None:
         session = found.open_session
         if session is None:
             return None
         idle = session.idle is not None
         lapses = session.ends + IDLE_GRACE * idle
-        leased = session.lease < math.inf
         return Element(key, mac, session.ends, session.client, lapses, idle, leased=leased)
 
     def _has_place(self, element: Element) -> bool:
@@ -517,17 +583,33 @@ class KnownSet:
     def _in_kernel(self) -> dict[tuple[str, str], Element]:
         """The elements that the kernel's sets have, by place."""
         found: dict[tuple[str, str], Element] = {}
-        for name in ALL_SETS:
-            now = self._now()
+        for name in (*CLIENT_SETS, *(f"{prefix}macs" for prefix in PREFIXES)):
+            now, leased = self._now(), name.startswith(LEASED)
             for text, left in nftables.listed(self._listing, name):
-                if name == "macs":
-                    mac = parse_mac(text)
-                    found[name, text] = Element(mac, mac, lapses=now + left)
-                    continue
                 address, _, pair = text.partition(" . ")
-                bound = parse_mac(pair) if pair else None
-                found[name, text] = Element(parse_address(address), bound, lapses=now + left)
+                mac = parse_mac(pair or text) if pair or name.endswith("macs") else None
+                key = mac if mac and not pair else parse_address(address)
+                found[name, text] = Element(key, mac, lapses=now + left, leased=leased)
         return found
+
+    def _renew_lease(self) -> None:
+        """Puts the lease into the kernel, if it was renewed."""
+        now, lease = self._now(), self._store.lease
+        self._lease_at = math.inf if lease == math.inf else now + LEASE_CHECK
+        step = LEASE_STEP if self._leased_until > now else 0.0
+        if max(now, self._leased_until + step) < lease < math.inf:
+            self._run(chain.from_iterable(self._lease()))
+            self._leased_until = lease
+
+    def _lease(self) -> Iterator[tuple[str, str, str]]:
+        """The commands for the lease, as those of `nftables.renew_all`."""
+        left = self._store.lease - self._now()
+        if 0 < left < math.inf:
+            yield from nftables.renew_all((LEASE, family, left) for family in ("ipv4", "ipv6"))
+
+    def _commands(self) -> str:
+        everybody = nftables.renew_all(each for e in self._elements for each in self._added(e))
+        return "".join(f"{add}\n" for add, _, _ in chain(self._lease(), everybody))
 
     def _added(self, element: Element) -> Iterator[tuple[str, str, float]]:
         """What `nftables.renew_all` takes to add `element`."""
@@ -539,12 +621,10 @@ class KnownSet:
 
     def _remove(self, places: Iterable[tuple[str, str]]) -> None:
         for some in batched(places, nftables.TOGETHER):  # bounds the memory of one transaction
-            lines: list[str] = []
-            for place in some:
-                lines += nftables.remove(*place)
-                if place[0] == "macs":  # clients still known are learned again by the next packet
-                    lines += nftables.FORGET_LEARNED
-            self._run(dict.fromkeys(lines))
+            lines = [*chain.from_iterable(nftables.remove_all(some))]
+            if any(name.endswith("macs") for name, _ in some):
+                lines += nftables.FORGET_LEARNED  # known clients are learned by the next packet
+            self._run(lines)
 
     def _run(self, lines: Iterable[str]) -> None:
         try:

@@ -1,6 +1,7 @@
-"""Asks the kernel whether it lets a client's frames through: one message for each set.
+"""Asks the kernel whether it lets a client's frames through, and which table is loaded.
 
-It takes no lock and 40 us. libnftables would take 0.5 ms, and serves one thread at a time.
+One message for each takes no lock and 10 us. libnftables serves one thread at a time and takes
+0.5 ms; to list tables, it reads all elements of all sets, which takes a second for 100 000.
 """
 
 import errno
@@ -8,11 +9,13 @@ import struct
 
 from capport.core.client import Address, Mac
 from capport.linux import netlink
+from capport.router.ruleset import LEASE, LEASED
 
 # linux/netfilter/nf_tables.h: NFNL_SUBSYS_NFTABLES, NFT_MSG_*, and the attributes.
 _GET_TABLE, _GET_ELEMENT = 10 << 8 | 1, 10 << 8 | 13
 _FAMILY = struct.pack("=BBH", 1, 0, 0)  # nfgenmsg: NFPROTO_INET
 _TABLE = netlink.attribute(1, b"capport\0")  # the name of the table has number 1 in both messages
+_FAMILIES = {4: b"\2", 6: b"\n"}  # NFPROTO_IPV4 and NFPROTO_IPV6: an element of the set `lease`
 _SET, _ELEMENTS, _LIST_ELEMENT, _KEY, _VALUE = 2, 3, 1, 1, 1
 
 
@@ -22,30 +25,38 @@ def is_let_through(address: Address, mac: Mac | None) -> bool:
     Raises OSError if the kernel does not answer.
     """
     version, packed = address.version, address.packed
-    if mac is None:
-        found = _holds(f"routed{version}", packed)
-    else:
+    places = {f"routed{version}": packed}
+    if mac is not None:
         sender = bytes.fromhex(mac.replace(":", ""))
-        found = _holds(f"known{version}", packed + sender + b"\0\0") or _holds("macs", sender)
-    return found or not _there_is(_GET_TABLE, _TABLE)
+        places = {f"known{version}": packed + sender + b"\0\0", "macs": sender}
+    found = any(_holds(name, key) for name, key in places.items()) or (
+        any(_holds(LEASED + name, key) for name, key in places.items())
+        and _holds(LEASE, _FAMILIES[version])
+    )
+    return found or table() is None
+
+
+def table() -> dict[int, bytes] | None:
+    """The attributes of our table (NFTA_TABLE_*); None if it is not loaded. Raises OSError."""
+    found = _asked(_GET_TABLE, _TABLE)
+    return None if found is None else netlink.attributes(found.body[len(_FAMILY) :])
 
 
 def _holds(name: str, key: bytes) -> bool:
     element = _nested(_LIST_ELEMENT, _nested(_KEY, netlink.attribute(_VALUE, key)))
     elements = _nested(_ELEMENTS, element)
-    return _there_is(
-        _GET_ELEMENT, _TABLE + netlink.attribute(_SET, f"{name}\0".encode()) + elements
-    )
+    what = _TABLE + netlink.attribute(_SET, f"{name}\0".encode()) + elements
+    return _asked(_GET_ELEMENT, what) is not None
 
 
-def _there_is(kind: int, what: bytes) -> bool:
-    """Whether the kernel has what the message asks for."""
+def _asked(kind: int, what: bytes) -> netlink.Message | None:
+    """What the kernel answers; None if it has no such thing."""
     try:
-        return bool(list(netlink.ask(netlink.NETFILTER, kind, _FAMILY + what)))
+        return next(netlink.ask(netlink.NETFILTER, kind, _FAMILY + what))
     except OSError as error:
         if error.errno != errno.ENOENT:
             raise
-        return False
+        return None
 
 
 def _nested(kind: int, inside: bytes) -> bytes:

@@ -18,6 +18,7 @@ from capport.core.client import Address
 from capport.core.policy import Policy
 from capport.linux.libnftables import Nftables
 from capport.router.dns_rules import STARS_PORT
+from capport.router.membership import table
 from capport.router.ruleset import PROXY_PORTS as PROXY_PORTS
 from capport.router.ruleset import TABLE as TABLE
 from capport.router.ruleset import (
@@ -39,7 +40,8 @@ FORGET_LEARNED = tuple(f"flush set {TABLE} learned{version}" for version in (4, 
 
 # An address, a network, a MAC or a port, or some of them together. Nothing in it ends a command.
 _ELEMENT = re.compile(r"[0-9a-zA-Z.:/-]+(?: \. [0-9a-zA-Z.:/-]+)*", re.ASCII)
-_COMMENT = re.compile(r'comment "capport \S+, proxy ports ([0-9 ]+), (un)?tracked"')
+_COMMENT = re.compile(r"capport \S+, proxy ports ([0-9 ]+), (un)?tracked")
+_TABLE_HANDLE, _TABLE_USERDATA = 4, 6  # NFTA_TABLE_* of linux/netfilter/nf_tables.h
 _LEGACY = ("ip_tables_names", "ip6_tables_names")  # the tables of iptables-legacy, in /proc
 _SIOCGIFHWADDR = 0x8927  # netdevice(7)
 _ARPHRD_ETHER = 1
@@ -90,19 +92,18 @@ class InForce:
     """Whether conntrack sees known clients' packets."""
 
 
-def in_force(rules: Nftables) -> InForce | None:
+def in_force() -> InForce | None:
     """What is in force; None if our table is not loaded."""
-    found = _COMMENT.search(rules.outline(f"list table {TABLE}"))
+    if (loaded := table()) is None:
+        return None
+    found = _COMMENT.search(loaded.get(_TABLE_USERDATA, b"").decode(errors="replace"))
     return InForce(tuple(map(int, found[1].split())), found[2] is None) if found else None
 
 
-def handle(rules: Nftables) -> int | None:
+def handle() -> int | None:
     """The kernel's number for our table; a table that replaces it has another number."""
-    for item in rules.ask("list tables"):
-        table = item.get("table", {})
-        if f"{table.get('family')} {table.get('name')}" == TABLE:
-            return int(table["handle"])
-    return None
+    loaded = table()
+    return None if loaded is None else int.from_bytes(loaded[_TABLE_HANDLE])
 
 
 def others_may_track(rules: Nftables) -> bool:
@@ -176,20 +177,29 @@ def renew(to: str, element: str, seconds: float) -> tuple[str, str, str]:
 
 def renew_all(elements: Iterable[tuple[str, str, float]]) -> Iterator[tuple[str, str, str]]:
     """As `renew`, but with few commands for many elements: libnftables takes 5 KiB for each."""
-    by_set: dict[str, list[tuple[str, float]]] = {}
-    for to, element, seconds in elements:
-        by_set.setdefault(to, []).append((_checked(element), seconds))
-    for to, mine in by_set.items():
-        for some in batched(mine, TOGETHER):
-            timed = (f"{e} timeout {max(1, round(seconds * 1000))}ms" for e, seconds in some)
-            add = f"add element {TABLE} {to} {{ {', '.join(timed)} }}"
-            yield add, f"delete element {TABLE} {to} {{ {', '.join(e for e, _ in some)} }}", add
+    for to, mine in _by_set((to, (element, seconds)) for to, element, seconds in elements):
+        timed = (f"{e} timeout {max(1, round(seconds * 1000))}ms" for e, seconds in mine)
+        add = f"add element {TABLE} {to} {{ {', '.join(timed)} }}"
+        yield add, f"delete element {TABLE} {to} {{ {', '.join(e for e, _ in mine)} }}", add
 
 
-def remove(out_of: str, element: str) -> tuple[str, str]:
-    """Commands that remove `element` from `out_of`, there or not. Raises ValueError likewise."""
-    there = f"element {TABLE} {out_of} {{ {_checked(element)} }}"
-    return (f"add {there}", f"delete {there}")
+def remove_all(elements: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Commands that remove elements, there or not, each from its set. Raises ValueError."""
+    for out_of, mine in _by_set((out_of, (element, None)) for out_of, element in elements):
+        there = f"element {TABLE} {out_of} {{ {', '.join(e for e, _ in mine)} }}"
+        yield f"add {there}", f"delete {there}"
+
+
+def _by_set[Said](
+    elements: Iterable[tuple[str, tuple[str, Said]]],
+) -> Iterator[tuple[str, Sequence[tuple[str, Said]]]]:
+    """The elements of each set, at most TOGETHER at a time. Raises ValueError for another text."""
+    found: dict[str, dict[str, Said]] = {}
+    for name, (element, said) in elements:
+        found.setdefault(name, {})[_checked(element)] = said
+    for name, mine in found.items():
+        for some in batched(mine.items(), TOGETHER):
+            yield name, some
 
 
 def _checked(element: str) -> str:
@@ -225,11 +235,10 @@ def counters(rules: Nftables, name: str) -> dict[str, int]:
 
 
 def _elements(rules: Nftables, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for item in rules.ask(f"list set {TABLE} {name}"):
-        for element in item.get("set", {}).get("elem", ()):
-            each = element["elem"] if isinstance(element, dict) else {"val": element}
-            value = each["val"]
-            yield " . ".join(value["concat"]) if isinstance(value, dict) else value, each
+    for element in rules.elements(f"{TABLE} {name}"):
+        each = element["elem"] if isinstance(element, dict) else {"val": element}
+        value = each["val"]
+        yield " . ".join(value["concat"]) if isinstance(value, dict) else value, each
 
 
 def _is_ethernet(interface: str) -> bool:

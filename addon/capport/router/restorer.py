@@ -38,7 +38,8 @@ _REPORT_DELAY = 0.002  # seconds until the kernel has reported a change that is 
 # linux/netfilter/nfnetlink.h and nf_tables.h.
 _GROUP_NFTABLES = 1 << 6  # NFNLGRP_NFTABLES
 _NEW_CHAIN = 10 << 8 | 3  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWCHAIN
-_ELEMENTS = frozenset(10 << 8 | kind for kind in (12, 14))  # NFT_MSG_NEWSETELEM, DELSETELEM
+# NFT_MSG_NEWSETELEM, DELSETELEM, and NEWGEN, which ends the reports of each transaction.
+_OF_ELEMENTS = frozenset(10 << 8 | kind for kind in (12, 14, 15))
 _ENDED = f"{nftables.TABLE.split()[1]}\0".encode(), f"{nftables.ENDED}\0".encode()
 
 
@@ -113,7 +114,7 @@ class RulesKeeper:
         for data in _reports(self._kernel):
             news = news or not data
             for kind, _, body in netlink.messages(data):
-                news = news or kind not in _ELEMENTS
+                news = news or kind not in _OF_ELEMENTS
                 if kind == _NEW_CHAIN and all(name in body for name in _ENDED):
                     self._ports, self._was_ended = None, True
         return news
@@ -129,8 +130,8 @@ class RulesKeeper:
             self._failing = False
 
     def _correct(self) -> None:
-        table = nftables.handle(self._rules)  # first, so that a table loaded from now on is new
-        state = nftables.in_force(self._rules)
+        table = nftables.handle()  # first, so that a table loaded from now on is new
+        state = nftables.in_force()
         if state is not None:
             self._ports, self._was_ended = state.proxy_ports, False
             same = table == self._table
@@ -138,7 +139,7 @@ class RulesKeeper:
                 self._known.resync()  # before there is a thread, `KnownSet.start` has just done it
                 self._on_new_table()
             self._table = table
-            if self._known.put_fence() and same and table == nftables.handle(self._rules):
+            if self._known.put_fence() and same and table == nftables.handle():
                 self._report(
                     "another program removed the ip rule that stops clients while the table is"
                     " missing; capport put it back"

@@ -39,6 +39,18 @@ TABLE = "inet capport"
 PROXY_PORTS = (8080,)
 
 SET_SIZE = 262_144  # known clients; 100 000 load in 0.9 s
+LEASE = "lease"
+"""The set with both address families while the sessions that other routers granted are in force.
+
+So one element of it is renewed, and not the elements of 100 000 clients.
+"""
+LEASED = "leased_"
+"""Begins the names of the sets of the clients whose session another router granted."""
+PREFIXES = ("", LEASED)
+CLIENT_SETS = tuple(
+    f"{prefix}{name}" for prefix in PREFIXES for name in ("known4", "known6", "routed4", "routed6")
+)
+"""The sets of known clients' addresses."""
 METER_SIZE = 65_536  # unknown clients that are counted at a time; any more must wait
 
 MARK = 1 << 29
@@ -118,9 +130,10 @@ def _sets(policy: Policy, ethernet: bool) -> Iterator[str]:
     gardens = garden_networks(policy)
     for version, kind in ((4, "ipv4_addr"), (6, "ipv6_addr")):
         timed = f"flags timeout; size {SET_SIZE};"
-        yield f"set known{version} {{ type {kind} . ether_addr; {timed} counter; }}"
-        yield f"set routed{version} {{ type {kind}; {timed} counter; }}"
-        yield f"set return{version} {{ type {kind}; {timed} }}"
+        for prefix in PREFIXES:
+            yield f"set {prefix}known{version} {{ type {kind} . ether_addr; {timed} counter; }}"
+            yield f"set {prefix}routed{version} {{ type {kind}; {timed} counter; }}"
+            yield f"set {prefix}return{version} {{ type {kind}; {timed} }}"
         yield f"set learned{version} {{ type {kind}; {_meter()} }}"
         yield f"set redirected{version} {{ type {kind} . inet_service; {_meter()} }}"
         yield from _fixed(f"rules{version}", kind, [r for r in known if r[0].version == version])
@@ -134,7 +147,9 @@ def _sets(policy: Policy, ethernet: bool) -> Iterator[str]:
             yield f"set garden{version}_{ports} {{ type {kind}; {_NAMED} timeout 1d; }}"
             yield from _fixed(f"gardens{version}_{ports}", kind, [(n[0], n[-1]) for n in mine])
     subjects = [(s, access) for s, _, access in policy.clients.subjects() if isinstance(s, str)]
-    yield f"set macs {{ type ether_addr; flags timeout; size {SET_SIZE}; }}"
+    for prefix in PREFIXES:
+        yield f"set {prefix}macs {{ type ether_addr; flags timeout; size {SET_SIZE}; }}"
+    yield f"set {LEASE} {{ type nf_proto; flags timeout; }}"
     for name, said in (("rule_macs", Access.KNOWN), ("blocked", Access.BLOCKED)):
         macs = ", ".join(mac for mac, access in subjects if access is said)
         yield f"set {name} {{ type ether_addr; {f'elements = {{ {macs} }};' if macs else ''} }}"
@@ -169,9 +184,8 @@ def _known(name: str, verdict: str) -> Iterator[str]:
     # the answers, the kernel adds it to the neighbour table, and `KnownSet` then adds the pair.
     for version, ip in _FAMILIES:
         yield f"{ip} saddr @barred{version} return"
-        for macs in ("macs", "rule_macs"):
-            learned = f"add @learned{version} {{ {ip} saddr timeout 10s }}"
-            yield f"ether saddr @{macs} {learned} {verdict}"
+        for macs in (*_in_either("ether saddr", "macs"), "ether saddr @rule_macs"):
+            yield f"{macs} add @learned{version} {{ {ip} saddr timeout 10s }} {verdict}"
     yield "}"
 
 
@@ -181,11 +195,25 @@ def _in_the_sets(verdict: str, other: str) -> Iterator[str]:
     They give `other` to packets that no later rule may accept by their address alone.
     """
     for version, ip in _FAMILIES:
-        yield f"{ip} saddr . ether saddr @known{version} {verdict}"
+        for known in _in_either(f"{ip} saddr . ether saddr", f"known{version}"):
+            yield f"{known} {verdict}"
     yield f"ether saddr @blocked {other}"
     yield f"fib saddr type local {other}"  # the router's own address, which no client may use
     for version, ip in _FAMILIES:
-        yield f"{ip} saddr @routed{version} {verdict}"  # on a link without MACs
+        for routed in _in_either(f"{ip} saddr", f"routed{version}"):  # on a link without MACs
+            yield f"{routed} {verdict}"
+
+
+def _in_either(key: str, name: str) -> list[str]:
+    """Matches a packet whose `key` is in the set `name`, or in its leased one while that counts."""
+    return [f"{key} @{name}", f"meta nfproto @{LEASE} {key} @{LEASED}{name}"]
+
+
+def _to_known(version: int, ip: str) -> list[str]:
+    """Matches packets to the addresses of known clients."""
+    to = f"{ip} daddr"
+    fixed = (f"{to} @{name}{version}" for name in ("learned", "rules"))
+    return [*_in_either(to, f"return{version}"), *fixed]
 
 
 def _untracked(policy: Policy, clients: str, origins: str) -> Iterator[str]:
@@ -195,7 +223,8 @@ def _untracked(policy: Policy, clients: str, origins: str) -> Iterator[str]:
     # A connection opened from outside is tracked, so that its packets are refused below.
     yield f"iifname {origins} tcp flags & (syn | ack) == syn accept"
     for version, ip in _FAMILIES:
-        yield f"iifname {origins} {ip} daddr @return{version} notrack accept"
+        for answer in _in_either(f"{ip} daddr", f"return{version}"):
+            yield f"iifname {origins} {answer} notrack accept"
     yield "}"
     yield "chain redirected {"
     # A connection that was redirected before its client was known stays with mitmproxy.
@@ -348,11 +377,12 @@ def _forward(
     yield "goto refuse\n}"
     yield "chain to_client {"
     if not tracked:  # ICMPv6 errors about untracked connections belong to no connection
-        yield "ip6 daddr @return6 meta l4proto ipv6-icmp accept"
+        for answer in _in_either("ip6 daddr", "return6"):
+            yield f"{answer} meta l4proto ipv6-icmp accept"
     yield "ct state new,invalid,untracked drop"
     for version, ip in _FAMILIES:
-        for name in ("return", "learned", "rules"):
-            yield f"{ip} daddr @{name}{version} accept"
+        for answer in _to_known(version, ip):
+            yield f"{answer} accept"
     for ip, name, ports in gardens:
         yield f"{ip} saddr @{name} tcp sport {_garden_ports(ports)} accept"
         if _is_ntp(ports):
@@ -368,8 +398,8 @@ def _output(policy: Policy, clients: str) -> Iterator[str]:
     yield "meta l4proto != { tcp, udp } accept"
     yield f"th sport != {{ 53, {dns_rules.RESOLVER_PORT} }} accept"
     for version, ip in _FAMILIES:
-        for name in ("return", "learned", "rules"):
-            yield f"{ip} daddr @{name}{version} accept"
+        for answer in _to_known(version, ip):
+            yield f"{answer} accept"
     yield "goto answers\n}"
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from itertools import batched
 from typing import Protocol
 
 from capport.core.client import Client, ClientId, parts_of
@@ -11,6 +12,7 @@ from capport.session_events import Ledger
 logger = logging.getLogger(__name__)
 
 TICK = 0.1  # seconds between two checks which sessions have expired
+AT_ONCE = 50  # clients in one turn of the event loop, because thousands may expire together
 
 
 class OpenConnections(Protocol):
@@ -53,8 +55,10 @@ class Enforcement:
         while True:
             await asyncio.sleep(TICK)
             try:
-                for client in self._ledger.ended():
-                    self.recheck(client)
                 also()
+                for some in batched(self._ledger.ended(), AT_ONCE):
+                    for client in some:
+                        self.recheck(client)
+                    await asyncio.sleep(0)
             except Exception:  # the edge: if the loop ended, expired sessions would stay connected
                 logger.exception("Connections of expired sessions may still be open")

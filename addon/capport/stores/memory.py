@@ -1,12 +1,13 @@
 """Keeps sessions in a dict: `:memory:`, for tests and to try capport out."""
 
+import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
 from capport.core.client import ClientId
 from capport.core.session import Instant, Session, check_times, first_open, open_ones
-from capport.stores import FullError, Watcher, Whose
+from capport.stores import FullError, Watcher
 from capport.stores.subscribers import Watchers
 
 _FEW = 1000
@@ -17,6 +18,7 @@ class MemoryStore:
     """A SessionStore that forgets everything when the process ends."""
 
     fault: str | None = None
+    lease: Instant = math.inf
 
     def __init__(self) -> None:
         self._sessions: dict[ClientId, Session] = {}
@@ -63,10 +65,11 @@ class MemoryStore:
                 seen = max(session.last_seen, now)
                 self._sessions[client] = replace(session, last_seen=seen)
 
-    def sessions(self, whose: Whose | None = None) -> Iterator[Session]:
-        """Yields each session, or those of the clients for which `whose` is true."""
+    def sessions(self, about: Collection[str] | None = None) -> Iterator[Session]:
+        """Yields each session, or those whose id is or has one of the addresses `about`."""
         for session in tuple(self._sessions.values()):
-            if whose is None or whose(session.client):
+            mac, _, address = session.client.partition("@")
+            if about is None or mac in about or address in about:
                 yield session
 
     def watch(self, watcher: Watcher) -> Callable[[], None]:

@@ -7,12 +7,11 @@ A packed session takes 200 bytes with its dict entry (measured at 1 000 000), a 
 import math
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from capport.core.client import ClientId
 from capport.core.session import Instant, Session, first_open
-from capport.stores import Whose
 
 _TIMES = struct.Struct("<5d")  # granted, expires, idle (inf: none), last_seen, granted_at
 FLUSH_SECONDS = 30.0
@@ -46,12 +45,30 @@ class State(NamedTuple):
     They are one value, so that both are replaced at once. `lengths[n]` is 1 if some id may have n
     characters. The gate looks a client up under three ids, of which most networks use one. An id of
     another length needs no look-up, which saves a wait for memory (three ids take 0.6 us instead of
-    1.2, with 1 000 000 sessions: scripts/bench store).
+    1.2, with 1 000 000 sessions: scripts/bench store). `bound` has the ids that bind a MAC to an
+    address, under each of the two.
     """
 
     records: dict[ClientId, bytes]
     shift: float
     lengths: bytearray
+    bound: dict[str, set[ClientId]]
+
+    def note(self, client: ClientId) -> None:
+        """Notes that there is an id, in `lengths` and `bound`."""
+        self.lengths[len(client)] = 1
+        if "@" in client:
+            for part in client.split("@"):
+                self.bound.setdefault(part, set()).add(client)
+
+    def remove(self, client: ClientId) -> None:
+        """Removes a record, if it is there."""
+        self.records.pop(client, None)  # another thread may have been first
+        for part in client.split("@") if "@" in client else ():
+            mine = self.bound.get(part, set())
+            mine.discard(client)
+            if not mine:
+                self.bound.pop(part, None)
 
 
 def pack(row: Row) -> bytes:
@@ -70,7 +87,7 @@ class Replica:
     """The sessions: the event loop finds them, other threads change them, one at a time."""
 
     def __init__(self) -> None:
-        self.state = State({}, 0.0, bytearray(256))
+        self.state = State({}, 0.0, bytearray(256), {})
         self._touches: dict[ClientId, Instant] = {}
         """When clients were active, as far as the database does not have it yet."""
         self._touching = threading.Lock()
@@ -80,7 +97,7 @@ class Replica:
 
     def find(self, ids: Sequence[ClientId], now: Instant) -> Session | None:
         """Returns the open session of the first of `ids` that has one."""
-        records, shift, lengths = self.state
+        records, shift, lengths, _ = self.state
         for client in ids:
             if lengths[len(client)] and (record := records.get(client)) is not None:
                 session = first_open((self._session(client, record, shift),), now)
@@ -88,11 +105,15 @@ class Replica:
                     return session
         return None
 
-    def sessions(self, whose: Whose | None = None) -> Iterator[Session]:
-        """Yields the sessions that there are when this begins, or those of some clients."""
-        records, shift, _ = self.state
-        for client, record in list(records.items()):
-            if whose is None or whose(client):
+    def sessions(self, about: Collection[str] | None = None) -> Iterator[Session]:
+        """Yields the sessions that there are when this begins, or those about some addresses."""
+        records, shift, _, bound = self.state
+        items: Iterable[tuple[ClientId, bytes | None]] = list(records.items())
+        if about is not None:
+            ids = {ClientId(part) for part in about}.union(*(bound.get(part, ()) for part in about))
+            items = [(client, records.get(client)) for client in ids]
+        for client, record in items:
+            if record is not None:
                 yield self._session(client, record, shift)
 
     def get(self, client: ClientId) -> bytes | None:
@@ -101,28 +122,28 @@ class Replica:
 
     def set(self, client: ClientId, record: bytes | None) -> bool:
         """Sets the client's record; None removes it. Returns whether that changed anything."""
-        records, _, lengths = self.state
-        if records.get(client) == record:
+        state = self.state
+        if state.records.get(client) == record:
             return False
         if record is None:
-            records.pop(client, None)  # another thread may have been first
+            state.remove(client)
             with self._touching:
                 self._touches.pop(client, None)
         else:
-            lengths[len(client)] = 1
-            records[client] = record
+            state.note(client)
+            state.records[client] = record
         return True
 
     def replace(self, records: dict[ClientId, bytes], shift: float) -> None:
         """Replaces everything."""
-        lengths = bytearray(256)
-        for length in set(map(len, records)):
-            lengths[length] = 1
-        self.state = State(records, shift, lengths)
+        state = State(records, shift, bytearray(256), {})
+        for client in records:
+            state.note(client)
+        self.state = state
 
     def touch(self, client: ClientId, now: Instant) -> None:
         """Notes that the client was active, if its session is open and has an idle timeout."""
-        records, shift, _ = self.state
+        records, shift, *_ = self.state
         if (record := records.get(client)) is None:
             return
         session = self._session(client, record, shift)

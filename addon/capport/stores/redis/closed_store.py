@@ -5,12 +5,12 @@ The file has revocations that nobody else may know of, so it is neither ignored 
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from capport.core.client import ClientId
 from capport.core.session import Instant, Session
-from capport.stores import SessionStore, StoreError, Watcher, Whose
+from capport.stores import SessionStore, StoreError, Watcher
 from capport.stores.redis.router_marks import RouterMarks
 from capport.stores.subscribers import Watchers
 
@@ -44,6 +44,11 @@ class ClosedStore:
         """Why the store cannot be used."""
         return self._why if self._store is None else self._store.fault
 
+    @property
+    def lease(self) -> Instant:
+        """Until when sessions of other routers are in force."""
+        return 0.0 if self._store is None else self._store.lease
+
     def find(self, ids: Sequence[ClientId], now: Instant) -> Session | None:
         """Returns the open session of the first of `ids` that has one."""
         return None if self._store is None else self._store.find(ids, now)
@@ -53,9 +58,9 @@ class ClosedStore:
         if self._store is not None:
             self._store.touch(client, now)
 
-    def sessions(self, whose: Whose | None = None) -> Iterator[Session]:
-        """Yields each session, or those of the clients for which `whose` is true."""
-        return iter(()) if self._store is None else self._store.sessions(whose)
+    def sessions(self, about: Collection[str] | None = None) -> Iterator[Session]:
+        """Yields each session, or those whose id is or has one of the addresses `about`."""
+        return iter(()) if self._store is None else self._store.sessions(about)
 
     def watch(self, watcher: Watcher) -> Callable[[], None]:
         """Calls `watcher` at each change, and for each client that is known once it is open."""

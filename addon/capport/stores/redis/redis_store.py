@@ -8,9 +8,10 @@ seconds after that. `find` reads memory only. README.md in this folder has the w
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, replace
-from itertools import chain, islice
+from itertools import batched, chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from capport import clock as clocks
 from capport.core.client import Address, ClientId, Mac, parts_of
 from capport.core.redis_url import RedisUrl
 from capport.core.session import Instant, Session, check_times
-from capport.stores import FullError, StoreError, Watcher, Whose
+from capport.stores import FullError, StoreError, Watcher
 from capport.stores.redis.fleet_record import (
     MANY,
     NOTHING,
@@ -33,7 +34,7 @@ from capport.stores.redis.fleet_record import (
     parse,
 )
 from capport.stores.redis.fleet_time import FleetTime
-from capport.stores.redis.redis_link import LEASE, ROUTER, TOGETHER, WORKER, RedisLink
+from capport.stores.redis.redis_link import ROUTER, TOGETHER, WORKER, RedisLink
 from capport.stores.redis.router_marks import RouterMarks
 from capport.stores.replica import Replica, pack, row_of
 from capport.stores.sqlite.housekeeping import GRACE_SECONDS, UPKEEP_SECONDS
@@ -50,7 +51,6 @@ REMEMBERED = 86_400.0
 
 It may end a grant by a router that is cut off, which nobody here knows yet."""
 SOME = 2000  # clients that are checked each second, to forget what is over
-PAUSE = LEASE / 3  # seconds between two renewals of the lease: if longer, watchers are called
 _NEVER: Instant = float("-inf")  # `find` at this instant also finds sessions that are over
 
 
@@ -141,6 +141,11 @@ class RedisStore:
 
     # --- the protocol SessionStore ---
 
+    @property
+    def lease(self) -> Instant:
+        """Until when sessions of other routers are in force."""
+        return self._foreign.lease
+
     def find(self, ids: Sequence[ClientId], now: Instant) -> Session | None:
         """Returns the open session of the first of `ids` that has one."""
         for client in ids:
@@ -155,9 +160,9 @@ class RedisStore:
         self._own.touch(client, now)
         self._foreign.touch(client, now)
 
-    def sessions(self, whose: Whose | None = None) -> Iterator[Session]:
-        """Yields each session, or those of the clients for which `whose` is true."""
-        return chain(self._own.sessions(whose), self._foreign.sessions(whose))
+    def sessions(self, about: Collection[str] | None = None) -> Iterator[Session]:
+        """Yields each session, or those whose id is or has one of the addresses `about`."""
+        return chain(self._own.sessions(about), self._foreign.sessions(about))
 
     def watch(self, watcher: Watcher) -> Callable[[], None]:
         """Calls `watcher` at each change, whichever router made it."""
@@ -278,9 +283,12 @@ class RedisStore:
         """Every client about which Redis should know something from this process."""
         if self._follows:
             return []
-        now = self._time.now()
-        with self._changing:
-            return [client for client in self._known if self._record(client).until() > now]
+        now, found = self._time.now(), list[ClientId]()
+        for some in batched(tuple(self._known), SOME):
+            with self._changing:
+                found += [client for client in some if self._record(client).until() > now]
+            time.sleep(0.001)  # grants wait for the lock: they get it now
+        return found
 
     def merge(self, found: Sequence[tuple[ClientId, Record]]) -> list[bool]:
         """Takes over what is in Redis. Returns for each record whether this router knows more."""
@@ -300,10 +308,7 @@ class RedisStore:
 
     def renewed(self, lease: Instant) -> None:
         """Sessions of other routers are in force until `lease`."""
-        before, self._foreign.lease = self._foreign.lease, lease
-        if lease - before > PAUSE:
-            for client in tuple(self._foreign.state.records):
-                self._watchers.notify(client)
+        self._foreign.lease = lease
 
     def tick(self) -> None:
         """Sends touches, writes what is pending, and forgets the past."""

@@ -25,7 +25,7 @@ from pathlib import Path
 from capport import clock as clocks
 from capport.core.client import Address, ClientId, Mac
 from capport.core.session import Instant, Session, check_times
-from capport.stores import FullError, StoreError, Watcher, Whose
+from capport.stores import FullError, StoreError, Watcher
 from capport.stores.replica import Replica, granted, row_of
 from capport.stores.sqlite.boot_clock import StoreTime
 from capport.stores.sqlite.database import DROP_SECONDS, PUT_SECONDS, Contents, Database, followed
@@ -65,6 +65,7 @@ class SqliteStore(Contents):
     """
 
     schema = SESSIONS
+    lease: Instant = math.inf
 
     def __init__(
         self,
@@ -121,9 +122,9 @@ class SqliteStore(Contents):
         """Notes that the client was active at `now`."""
         self._replica.touch(client, now)
 
-    def sessions(self, whose: Whose | None = None) -> Iterator[Session]:
-        """Yields each session, or those of the clients for which `whose` is true."""
-        return self._replica.sessions(whose)
+    def sessions(self, about: Collection[str] | None = None) -> Iterator[Session]:
+        """Yields each session, or those whose id is or has one of the addresses `about`."""
+        return self._replica.sessions(about)
 
     def watch(self, watcher: Watcher) -> Callable[[], None]:
         """Calls `watcher` at each change, also when a written touch moved the end of a session."""
