@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import select
 import socket
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from capport.web import login_listener
-from capport.web.accepting import patient
+from capport.web.accepting import AT_ONCE, patient
 from conftest import SOON
 from login.house import House, house, policy, until
 
@@ -83,6 +84,34 @@ async def test_one_client_cannot_take_every_place(monkeypatch: pytest.MonkeyPatc
         for _, each in held:
             each.close()
         await until(lambda: _gets_a_page(h, "127.0.0.2"), "a place for it")
+
+
+async def test_many_clients_at_once_are_taken_a_few_in_each_pass_of_the_event_loop() -> None:
+    """Or they would hold the event loop, on which known clients wait too."""
+    get = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+    async def most_in_a_pass(count: Callable[[], int]) -> int:
+        most = before = 0
+        async with asyncio.timeout(SOON):
+            while before < len(clients):
+                await asyncio.sleep(0)
+                most, before = max(most, count() - before), count()
+        return most
+
+    async with house() as h:
+        clients = [
+            socket.create_connection(("127.0.0.1", h.port), source_address=(f"127.0.2.{n}", 0))
+            for n in range(1, 41)
+        ]
+        server = h.server.http
+        assert server
+        assert await most_in_a_pass(lambda: len(server.open)) <= AT_ONCE
+        for client in clients:
+            client.sendall(get)
+        assert await most_in_a_pass(lambda: len(select.select(clients, [], [], 0)[0])) == 1
+        for client in clients:
+            assert client.recv(12) == b"HTTP/1.1 200"
+            client.close()
 
 
 async def test_whoever_has_most_gives_up_a_place_for_a_newcomer(

@@ -1,4 +1,4 @@
-"""Accepts connections; waits for a while when the process has no free file descriptor."""
+"""Accepts connections: few at once, and none for a while if no file descriptor is free."""
 
 import asyncio
 import errno
@@ -16,6 +16,10 @@ logger = logging.getLogger(__name__)
 
 AGAIN = 1.0
 """Seconds until the next attempt; meanwhile the clients wait in the kernel's queue."""
+
+AT_ONCE = 4
+"""Connections that Tornado accepts before the event loop does something else. It would accept 128,
+which takes 100 ms."""
 
 _SCARCE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _seldom = Seldom(FAULTS)
@@ -42,9 +46,18 @@ def patient(sockets: Iterable[socket.socket]) -> list[socket.socket]:
 
 
 class _Patient(socket.socket):
-    """A listening socket that Tornado leaves alone for `AGAIN` seconds after such a failure."""
+    """A listening socket from which Tornado accepts `AT_ONCE` connections in a row.
+
+    After such a failure, Tornado leaves it alone for `AGAIN` seconds.
+    """
+
+    _left = AT_ONCE
 
     def accept(self) -> tuple[socket.socket, Any]:
+        if not self._left:
+            self._left = AT_ONCE
+            raise BlockingIOError  # the event loop calls Tornado again if a client waits
+        self._left -= 1
         try:
             return super().accept()
         except OSError as error:

@@ -6,6 +6,7 @@ import errno
 import logging
 import socket
 import ssl
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -137,6 +138,8 @@ class Server(httpserver.HTTPServer):
     When all clients together have too many, the client that has most loses one to the newcomer.
     Otherwise one device could use up all connections, because it can have many addresses on a link
     without encryption.
+
+    It answers one request in each pass of the event loop, on which known clients wait too.
     """
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:
@@ -146,6 +149,22 @@ class Server(httpserver.HTTPServer):
         """The open connections, by peer. Peers and their connections: the oldest first."""
         self.vouched = Vouched()
         self.frames = WeakKeyDictionary[object, Mac | None]()
+        self._waiting = deque[Callable[[], None]]()
+        """Answers the requests that wait for their turn."""
+
+    def in_turn(self, answer: Callable[[], None]) -> None:
+        """Calls `answer` in a later pass of the event loop, in which no other request has it."""
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._answer_next)
+        self._waiting.append(answer)
+
+    def _answer_next(self) -> None:
+        try:
+            self._waiting[0]()
+        finally:
+            self._waiting.popleft()
+            if self._waiting:
+                asyncio.get_running_loop().call_soon(self._answer_next)
 
     def handle_stream(self, stream: iostream.IOStream, address: Any) -> None:
         """Closes a connection unread if its client has too many; else makes room and takes it."""
@@ -173,7 +192,7 @@ class Server(httpserver.HTTPServer):
         delegate = super().start_request(server_conn, request_conn)
         if one := self._find(server_conn):
             one.answered()
-            return _Asking(delegate, one.asked)
+            return _Asking(delegate, one.asked, self.in_turn)
         return delegate
 
     def on_close(self, server_conn: Any) -> None:
@@ -212,12 +231,19 @@ class Server(httpserver.HTTPServer):
 class _Asking(httputil.HTTPMessageDelegate):
     """Passes a request on to Tornado's delegate; calls `asked` once the whole request has come.
 
-    Of a body that is longer than `MAX_FORM`, it keeps only the length.
+    Of a body that is longer than `MAX_FORM`, it keeps only the length. The delegate answers
+    `in_turn`.
     """
 
-    def __init__(self, to: httputil.HTTPMessageDelegate, asked: Callable[[], None]) -> None:
-        self._to, self._asked = to, asked
+    def __init__(
+        self,
+        to: httputil.HTTPMessageDelegate,
+        asked: Callable[[], None],
+        in_turn: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self._to, self._asked, self._in_turn = to, asked, in_turn
         self._length = 0
+        self._is_open = True
 
     def headers_received(
         self,
@@ -236,9 +262,14 @@ class _Asking(httputil.HTTPMessageDelegate):
         if self._length > MAX_FORM:
             # For `check_xsrf_cookie`, which answers 413; a chunked body has no such field.
             self._headers["Content-Length"] = str(self._length)
-        self._to.finish()
+        self._in_turn(self._answer)
+
+    def _answer(self) -> None:
+        if self._is_open:
+            self._to.finish()
 
     def on_connection_close(self) -> None:
+        self._is_open = False
         self._to.on_connection_close()
 
 
