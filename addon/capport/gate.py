@@ -57,6 +57,8 @@ type AtOnce = NetworkAuthenticationRequired | SignIn | TooManyRequests | HeaderF
 
 AT_ONCE: Final = (NetworkAuthenticationRequired, SignIn, TooManyRequests, HeaderFieldsTooLarge)
 
+_REFUSED: Final = (Refuse, Drop)
+
 _WITH_LINK: Final = (NetworkAuthenticationRequired, SignIn)
 
 type Asked = tuple[Policy, Client, HttpRequest, Place, Place | None, bool]
@@ -289,7 +291,7 @@ class Gate:
         case = Case(found, sni, dialled, machine=self.machine, logins=logins)
         verdict = decision.decide_tls(case, self.policy)
         self.metrics.verdicts[type(verdict).__name__] += 1
-        if isinstance(verdict, Refuse | Drop):
+        if isinstance(verdict, _REFUSED):
             self._count_refusal(found)
         return verdict
 
@@ -316,7 +318,7 @@ class Gate:
             return None
         case = Case(found, sni, dialled, machine=self.machine)
         verdict = decision.decide_tls(case, self.policy)
-        if not isinstance(verdict, Refuse | Drop):
+        if not isinstance(verdict, _REFUSED):
             return None
         self.metrics.verdicts[type(verdict).__name__] += 1
         self._count_refusal(found)

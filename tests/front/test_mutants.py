@@ -61,7 +61,7 @@ FAULTS = {
     "HEAD gets a body": Fault("front.templates", 'if asked.method != "HEAD":', "if True:"),
     "the last answer looks like any other": Fault("front.templates", "        close,\n", ""),
     "a language is as good as another": Fault("core.reply", " {language.value} ", " "),
-    "an alert has one version": Fault("front.hello", "bytes(self.raw[1:3])", r'b"\x03\x03"'),
+    "an alert has one version": Fault("front.hello", "self.raw[1:3]", r'b"\x03\x03"'),
 }
 
 

@@ -338,7 +338,7 @@ def test_a_hello_is_read_the_same_however_it_is_cut(
         found = found or reader.feed(piece)
     assert found is not None
     assert found.sni == found.server_name == OUTSIDE
-    assert bytes(reader.raw).startswith(records(hello, size)[:10])
+    assert reader.raw.startswith(records(hello, size)[:10])
 
 
 @given(st.binary(max_size=400), st.integers(0, 200), st.integers(0, 60))

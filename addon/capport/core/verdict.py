@@ -138,14 +138,14 @@ class Intercept:
     because: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Refuse:
     """End the handshake with the fatal alert `access_denied` (49), before any certificate."""
 
     because: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Drop:
     """End the connection with a TCP reset."""
 

@@ -145,7 +145,7 @@ class Conversation:
 
     def hand_over(self) -> HandOver:
         """Hands over what has not been answered, whatever it is."""
-        unread = bytes(self._hello.raw) if self._hello is not None else self.unread
+        unread = self._hello.raw if self._hello is not None else self.unread
         return HandOver(unread, self.answers, self._connect)
 
     def _answer(self, head: bytes, rest: bytes) -> Action:

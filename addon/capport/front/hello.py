@@ -52,7 +52,7 @@ class HelloReader:
     """Assembles a ClientHello from its records (RFC 8446 section 5.1). Reads each byte once."""
 
     def __init__(self) -> None:
-        self.raw = bytearray()
+        self.raw = b""
         self._record = 0  # where in `raw` the next record begins
         self._records = 0
         self._start = b""  # the first bytes of the message: its type and its size
@@ -60,8 +60,7 @@ class HelloReader:
 
     def feed(self, data: bytes) -> Hello | None:
         """The ClientHello; None until it is complete. Raises ValueError if it is not one."""
-        raw = self.raw
-        raw += data
+        self.raw = raw = self.raw + data
         self._read_records()
         start = self._start
         if len(start) < 4:  # there may be more of it in the record that is not whole
@@ -87,7 +86,7 @@ class HelloReader:
 
         It has the version of the client's own record (appendix D).
         """
-        return b"\x15" + bytes(self.raw[1:3]) + b"\x00\x02\x02" + ACCESS_DENIED
+        return b"\x15" + self.raw[1:3] + b"\x00\x02\x02" + ACCESS_DENIED
 
     def _read_records(self) -> None:
         """Counts the records that have become whole, and keeps the first bytes in them."""
@@ -95,8 +94,7 @@ class HelloReader:
         while have >= at + _RECORD.size:
             kind, major, minor, size = _RECORD.unpack_from(raw, at)
             if kind != 22 or major != 3 or minor > 3 or not 0 < size <= RECORD:
-                header = bytes(raw[at : at + 5])
-                raise ValueError(f"{header.hex()} is not the start of a handshake record")
+                raise ValueError(f"{raw[at : at + 5].hex()} is not the start of a handshake record")
             body, at = at + 5, at + 5 + size
             if have < at:
                 return
@@ -104,14 +102,14 @@ class HelloReader:
             if self._records > RECORDS:
                 raise ValueError(f"it is in more than {RECORDS} records")
             if len(self._start) < 4:
-                self._start += bytes(raw[body : min(at, body + 4 - len(self._start))])
+                self._start += raw[body : min(at, body + 4 - len(self._start))]
             self._have += size
             self._record = at
 
     def _body(self, size: int) -> bytes:
         """The message without its type and size. With these it has `size` bytes."""
         if self._records == 1:
-            return bytes(self.raw[9 : 5 + size])
+            return self.raw[9 : 5 + size]
         payloads, at = bytearray(), 0
         while at < self._record:
             start, length = at + 5, int.from_bytes(self.raw[at + 3 : at + 5])

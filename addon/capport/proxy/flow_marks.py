@@ -148,7 +148,8 @@ class FlowMarks:
         if isinstance(act, Alert):
             fields = _refused_tls(act.hello.sni, act.dialled, act.verdict)
             caveat = OUTER if act.hello.has_ech else None
-            events.write("tls", act.client, **fields, caveat=caveat, because=because)
+            if not events.repeats("tls", act.client, *fields.values(), None):  # has no `alert`
+                events.write("tls", act.client, **fields, caveat=caveat, because=because)
             return
         asked, tunnels = act.request, act.tunnels
         cookies, authorizations = asked.cookies or None, asked.authorizations or None

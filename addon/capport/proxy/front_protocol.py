@@ -15,14 +15,14 @@ import select
 import socket
 import time
 from collections.abc import Callable, Coroutine, Iterable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Final, Protocol
 
 from mitmproxy import connection
 from mitmproxy.connection import Address
 from mitmproxy.proxy import mode_specs
 
-from capport.core.client import Client, ClientId, Peer, parse_address
+from capport.core.client import Client, ClientId, Mac, Peer, parse_address
 from capport.core.cost import ANSWERS
 from capport.core.place import Place
 from capport.core.reach import Machine
@@ -50,6 +50,8 @@ READY: Final = 256
 # As numbers, because `|` of the enum that they are in takes a microsecond.
 _AT_ONCE: Final = int(socket.MSG_DONTWAIT)
 _AND_THE_END: Final = int(socket.MSG_DONTWAIT | socket.MSG_MORE)
+
+_PEERS: Final = 1024  # that are remembered, because each makes its client once
 
 # Edge-triggered: a socket is reported once for what has come, and not again while it waits.
 _READS: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
@@ -209,6 +211,11 @@ class Front:
             return True
 
 
+@lru_cache(_PEERS)
+def _peer(address: str, frame: Mac | None) -> Peer:
+    return Peer(parse_address(address), frame)
+
+
 def leads_back(dialled: Place, machine: Machine) -> bool:
     """Whether a connection in transparent mode leads to the proxy itself, and so would loop."""
     return not isinstance(dialled.host, str) and machine.is_proxy(dialled.host, dialled.port)
@@ -317,8 +324,8 @@ class Stranger:
     def who(self) -> Peer:
         """Its address, and the MAC that its first frame came from."""
         if self._who is None:
-            address = parse_address(self.peer[0])
-            self._who = Peer(address, frames.sender_from(address, self._sock))
+            frame = frames.sender_from(parse_address(self.peer[0]), self._sock)
+            self._who = _peer(self.peer[0], frame)
         return self._who
 
     @property

@@ -132,7 +132,7 @@ class HelloLayer(OwnLayer):
     def _continue_as(self, child: layer.Layer) -> layer.CommandGenerator[None]:
         self.child = child
         yield from child.handle_event(events.Start())
-        data, self.reader.raw = bytes(self.reader.raw), bytearray()
+        data, self.reader.raw = self.reader.raw, b""
         yield from child.handle_event(events.DataReceived(self.context.client, data))
 
     def _refuse(self, hello: Hello, verdict: Refuse | Drop) -> layer.CommandGenerator[None]:
@@ -150,7 +150,7 @@ class HelloLayer(OwnLayer):
             yield commands.CloseConnection(client)
             return
         yield commands.SendData(client, self.reader.access_denied())
-        self.reader.raw.clear()
+        self.reader.raw = b""
         if self.plain:
             self.enforcer.lingers(client)
             yield from self.lingering.begin(half_close=True)
