@@ -183,8 +183,9 @@ def test_a_peer_is_the_same_client_until_something_about_it_changes() -> None:
 
 def test_an_astray_client_has_no_id_that_is_an_address() -> None:
     address, mac = parse_address("198.51.100.7"), Mac("02:00:00:00:00:07")
-    assert Client(address, mac).ids == (f"{mac}@198.51.100.7", mac, "198.51.100.7")
-    assert Client(address, mac, astray=True).ids == (f"{mac}@198.51.100.7", mac)
+    both = f"{mac}@198.51.100.7"
+    assert [*Client(address, mac).ids] == [both, mac, "198.51.100.7"]
+    assert [*Client(address, mac, astray=True).ids] == [both, mac]
     assert Client(address, astray=True).ids == ()
 
 

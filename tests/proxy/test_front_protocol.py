@@ -387,14 +387,14 @@ async def test_a_connection_has_one_deadline_in_the_front_and_after(portal: Star
         reader, writer = await connect(it)
         (entry,) = await opened(it)
         deadlines = it.keeper.connections._deadlines
-        deadline = deadlines.of(entry)
+        deadline = deadlines._at[entry]
         assert deadline
         later(connections.PATIENCE - 1)
         writer.write(
             b"get / HTTP/1.1\r\nHost: x\r\n"
         )  # which may become a request, but no usual one
         await until(lambda: it.flows.handed_over == 1)
-        assert deadlines.of(entry) == deadline
+        assert deadlines._at[entry] == deadline
         later(2)
         assert await until_closed(reader) == b""
         writer.close()
