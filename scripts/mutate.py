@@ -146,7 +146,11 @@ def main() -> None:
     gc.freeze()
     listed = set((CHECKOUT / "scripts/mutants.txt").read_text().splitlines())
     tasks = [(stem, name) for stem in stems for name in changes_of(stem)[1]]
-    wrong = 0
+    of_these = {line for line in listed if line.partition(":")[0].partition(".")[0] in stems}
+    gone = of_these - {name for _, name in tasks}
+    wrong = len(gone)
+    for name in sorted(gone):
+        print(name, "(is no change any more, yet in mutants.txt)")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for (_, name), dead in zip(tasks, pool.map(seen, tasks), strict=True):
             if dead == (name in listed):

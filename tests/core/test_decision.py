@@ -482,6 +482,12 @@ def test_what_a_reply_needs_is_in_its_verdict() -> None:
 
 def test_what_is_not_said_of_a_case_or_a_request_is_nothing() -> None:
     assert HttpRequest() == HttpRequest("GET", "http", "/", (), 0)
+    assert (
+        NetworkAuthenticationRequired(
+            "it is unknown", "https://login.example.net/", 10, None, False
+        )
+        == SIGN_IN
+    )
     assert Case(stands()) == Case(
         stands(),
         None,

@@ -268,6 +268,8 @@ def test_the_rate_that_a_client_is_held_to_is_named(session: Session | None, key
     it = policy(limits=rates)
     said = explain(replace(case(it, HTTP, session), retry_after=3), it, HTTP)
     assert (said.rule, said.keys) == ("too_many_requests", (key,))
+    by_tls = explain(replace(case(it, HTTPS, session), retry_after=3), it, HTTPS)
+    assert by_tls.keys == ((key,) if session else (key, "tls.unknown"))
 
 
 def test_a_case_without_a_request_is_one_of_get() -> None:

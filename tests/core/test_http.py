@@ -2,7 +2,14 @@
 
 import pytest
 
-from capport.core.http import COPIES, cookies_in, date_fields, default_port, is_token
+from capport.core.http import (
+    COPIES,
+    DEFAULT_PORTS,
+    cookies_in,
+    date_fields,
+    default_port,
+    is_token,
+)
 
 
 @pytest.mark.parametrize("text", ["GET", "m-search", "X_1", "!#$%&'*+-.^_`|~0"])
@@ -13,6 +20,10 @@ def test_rfc9110_5_6_2_a_token_is_known(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "GET ", "a b", "a\n", "é", "a:b", "a/b", '"', "(", "\x7f"])
 def test_rfc9110_5_6_2_what_is_no_token_is_known(text: str) -> None:
     assert not is_token(text)
+
+
+def test_rfc9110_4_2_two_schemes_have_a_port() -> None:
+    assert DEFAULT_PORTS == {"http": 80, "https": 443}
 
 
 def test_rfc9110_4_2_a_url_without_a_port_has_its_schemes() -> None:

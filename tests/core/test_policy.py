@@ -1,3 +1,4 @@
+from dataclasses import replace
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
@@ -18,11 +19,14 @@ from capport.core.policy import (
     KnownHttp,
     KnownTls,
     Limits,
+    Login,
     LoginServer,
     Network,
     NetworkTable,
     Policy,
     Probes,
+    Rate,
+    Router,
     Sessions,
     Tls,
     UnknownTls,
@@ -344,6 +348,27 @@ def test_a_star_holds_only_what_is_below(host: str) -> None:
     assert garden.find("a.example.org", 80) is None
 
 
+def test_a_name_is_found_by_its_own_entries_and_by_those_of_its_parents() -> None:
+    garden = WalledGarden()
+    for name, port in (("a.b.example.org", 1), ("*.b.example.org", 2), ("*.example.org", 3)):
+        garden.add_name(name, GardenEntry(name, frozenset({port}), "lab.yaml:1"))
+    found = [garden.find("a.b.example.org", port) for port in (1, 2, 3, 4)]
+    assert [entry and entry.text for entry in found] == [
+        *("a.b.example.org", "*.b.example.org", "*.example.org", None)
+    ]
+
+
+def test_an_entry_for_more_than_one_host_is_not_exact() -> None:
+    garden, web = WalledGarden(), frozenset({80})
+    garden.add_network(ip_network("192.0.2.0/24"), GardenEntry("wide", web, "lab.yaml:1", True))
+    garden.add_network(ip_network("192.0.2.1"), GardenEntry("one", web, "lab.yaml:2"))
+    first, other = ip_address("192.0.2.1"), ip_address("192.0.2.2")
+    for exactly, expected in ((False, ["wide", "wide"]), (True, ["one", None])):
+        found = [garden.find(host, 80, exactly=exactly) for host in (first, other)]
+        assert [entry and entry.text for entry in found] == expected
+    assert garden.find(other, 80) == garden.find(other, 80, exactly=False)
+
+
 def test_the_garden_lists_its_names_and_networks_with_each_entry() -> None:
     garden = WalledGarden()
     first, second = (GardenEntry("it", frozenset({n}), f"lab.yaml:{n}") for n in (1, 2))
@@ -382,7 +407,7 @@ def test_what_a_policy_file_leaves_out_has_the_default_that_the_readme_names() -
     policy = Policy(login_url="https://login.example.net/", login_place=place)
     assert policy.refresh == 10
     assert policy.tls == Tls(UnknownTls.REFUSE, KnownTls.TUNNEL, Connect.AUTO)
-    assert policy.sessions == Sessions(None, 28800.0, None)
+    assert policy.sessions == Sessions(None, 28800.0, None, 20_000)
     assert policy.limits == Limits(None, None, None, frozenset())
     assert (policy.http_known, policy.probes) == (KnownHttp.STREAM, Probes.COMPATIBLE)
     assert LoginServer((place,)) == LoginServer((place,), None, None, Conditions.TERMS, None)
@@ -397,3 +422,89 @@ def test_people_sign_in_at_login_url_and_at_the_embedded_server() -> None:
         login_url="https://login.example.net/", login_place=there, login_server=LoginServer((here,))
     )
     assert both.login_places == (there, here)
+
+
+@pytest.mark.parametrize(("known", "count"), [(True, 5), (False, 3)])
+def test_known_and_unknown_clients_have_rates_of_their_own(known: bool, count: int) -> None:
+    limits = Limits(requests=Rate(5, 60.0), unknown_requests=Rate(3, 60.0))
+    assert limits.requests_of(known=known) == Rate(count, 60.0)
+
+
+V4_LOGIN = Login("http://192.0.2.1/", Place(ip_address("192.0.2.1"), 80))
+V6_LOGIN = Login("http://[2001:db8::1]/", Place(ip_address("2001:db8::1"), 80))
+NAMED = Login("https://login.example.net/", Place("login.example.net", 443))
+
+
+def policy_with(
+    first: Login, other: Login | None = None, server: LoginServer | None = None
+) -> Policy:
+    return Policy(
+        login_url=first.url, login_place=first.place, other_login=other, login_server=server
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "address", "login"),
+    [
+        (V4_LOGIN, V6_LOGIN, "192.0.2.7", V4_LOGIN),
+        (V4_LOGIN, V6_LOGIN, "2001:db8::7", V6_LOGIN),
+        (V4_LOGIN, V6_LOGIN, None, V4_LOGIN),
+        (V4_LOGIN, None, "2001:db8::7", V4_LOGIN),
+        (NAMED, None, "2001:db8::7", NAMED),
+    ],
+)
+def test_a_client_gets_the_link_of_its_own_family(
+    first: Login, other: Login | None, address: str | None, login: Login
+) -> None:
+    policy = policy_with(first, other)
+    assert policy.login_for(ip_address(address) if address else None) == login
+    assert policy.logins == ((first, other) if other else (first,))
+
+
+def test_a_place_is_the_login_servers_by_host_and_port() -> None:
+    policy = policy_with(V4_LOGIN, V6_LOGIN, LoginServer((Place("login.example.net", 8511),)))
+    assert policy.is_login(V4_LOGIN.place)
+    assert policy.is_login(V6_LOGIN.place)
+    assert policy.is_login(Place("login.example.net", 8511))
+    for host, port in (("login.example.net", 80), ("192.0.2.1", 80), ("login.example.net", 9)):
+        assert not policy.is_login(Place(host, port))
+
+
+@pytest.mark.parametrize(
+    ("url", "server", "token", "with_state"),
+    [
+        ("https://l.example/", True, "abc", "https://l.example/?state=abc"),
+        ("https://l.example/?a=b", True, "abc", "https://l.example/?a=b&state=abc"),
+        ("https://l.example/", True, None, "https://l.example/"),
+        ("https://l.example/", False, "abc", "https://l.example/"),
+        ("https://l.example/{state}", True, "abc", "https://l.example/abc"),
+        ("https://l.example/{state}/", False, None, "https://l.example//"),
+    ],
+)
+def test_the_state_goes_where_the_login_url_has_it(
+    url: str, server: bool, token: str | None, with_state: str
+) -> None:
+    place = Place("l.example", 443)
+    policy = policy_with(Login(url, place), None, LoginServer((place,)) if server else None)
+    assert policy.login_url_with(token, None) == with_state
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "lacks"),
+    [(V4_LOGIN, None, 6), (V6_LOGIN, None, 4), (V4_LOGIN, V6_LOGIN, None), (NAMED, None, None)],
+)
+def test_which_family_has_no_login_address(
+    first: Login, other: Login | None, lacks: int | None
+) -> None:
+    assert policy_with(first, other).login_lacks == lacks
+
+
+def test_clients_are_at_the_routers_interface() -> None:
+    assert policy_with(NAMED).client_interfaces is None
+    assert replace(policy_with(NAMED), router=Router("lan", "wan")).client_interfaces == ("lan",)
+
+
+def test_a_policy_is_written_as_what_it_is_made_of() -> None:
+    shown = repr(policy_with(NAMED))
+    assert "login_place=" in shown
+    assert not any(f"{derived}=" in shown for derived in ("logins", "login_places", "_login_hosts"))

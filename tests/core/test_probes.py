@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capport.core.place import parse_host
-from capport.core.probes import ANYWHERE, Probe, connectivity_check, known_checks
+from capport.core.probes import (
+    ANYWHERE,
+    CHECK_HOSTS,
+    CHECKED_BY_TLS,
+    Probe,
+    connectivity_check,
+    known_checks,
+)
 
 CHECKS = [
     ("Android", "connectivitycheck.gstatic.com", "/generate_204"),
@@ -67,7 +74,15 @@ def test_only_connmans_answer_has_no_body() -> None:
     [
         ("detectportal.firefox.com", "/canonical.html"),
         ("detectportal.firefox.com", "/success.txt"),
+        ("detectportal.firefox.com", "/success.txt?ipv4"),
+        ("detectportal.firefox.com", "/success.txt?ipv6"),
         ("www.msftconnecttest.com", "/connecttest.txt"),
+        ("ipv6.msftconnecttest.com", "/connecttest.txt"),
+        ("ipv6.msftncsi.com", "/ncsi.txt"),
+        ("networkcheck.kde.org", "/"),
+        ("spectrum.s3.amazonaws.com", "/kindle-wifi/wifistub.html"),
+        ("conntest.nintendowifi.net", "/"),
+        ("test.steampowered.com", "/204"),
         ("www.msftconnecttest.com", "/redirect"),
         ("www.msftncsi.com", "/ncsi.txt"),
         ("network-test.debian.org", "/nm"),
@@ -105,6 +120,13 @@ def test_a_path_that_is_a_check_at_whatever_host_needs_a_302_there(host: str) ->
     assert connectivity_check(host, "/check", "GET", ("/check",)) is not None
     for path in ("/generate_204?a", "/a/generate_204", "/generate_204/", "/Generate_204"):
         assert connectivity_check(host, path, "GET", ANYWHERE) is None
+
+
+def test_the_names_of_all_checks_are_known() -> None:
+    assert {host for _, host, _ in known_checks()} | {"dns.msftncsi.com"} == CHECK_HOSTS
+    assert CHECKED_BY_TLS == "www.google.com"
+    probe = connectivity_check("192.0.2.7", "/generate_204", "GET", ANYWHERE)
+    assert probe == Probe("a system")
 
 
 def test_no_check_is_for_a_host_that_would_not_be_found() -> None:

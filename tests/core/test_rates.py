@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capport.core.policy import Rate
-from capport.core.rates import FULL, spend
+from capport.core.rates import FULL, spend, wait_after
 
 RATE = Rate(3, 60.0)
 
@@ -82,3 +82,12 @@ def test_a_bucket_is_full_again_when_it_says_so(gaps: list[float], rate: Rate, n
 @pytest.mark.parametrize(("full_at", "now"), [(160.0, 50.0), (1e9, 100.0)])
 def test_a_clock_that_goes_back_gives_nothing_and_takes_no_more(full_at: float, now: float) -> None:
     assert spend(full_at, RATE, now) == (now + 60, 20)
+
+
+@pytest.mark.parametrize(("count", "wait"), [(0, None), (2, None), (3, 20), (9, 20)])
+def test_the_wait_after_so_many_requests_at_once(count: int, wait: int | None) -> None:
+    assert wait_after(count, RATE) == wait
+
+
+def test_the_bucket_of_a_machine_that_has_just_started_is_full() -> None:
+    assert spend(FULL, RATE, 0.0) == (20.0, None)

@@ -18,12 +18,15 @@ from capport.core.phrases import PHRASES
 from capport.core.policy import Rate
 from capport.core.reply import Asked, Reply, reply_to
 from capport.core.verdict import (
+    Closed,
     HeaderFieldsTooLarge,
+    Imitated,
     NetworkAuthenticationRequired,
     PreconditionRequired,
     Refusal,
     SignIn,
     TooManyRequests,
+    Unavailable,
 )
 
 LOGIN = "https://login.example.net/?state=abc&n=1"
@@ -227,6 +230,48 @@ def test_sixty_characters_of_a_field_name_are_shown(length: int, shown: str) -> 
 
 def test_a_problem_ends_with_a_newline() -> None:
     assert reply_to(REQUIRED, Asked(accept="application/json")).body.endswith(b"}\n")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "line", "more"),
+    [
+        (Closed("a:1 is closed"), "502 Bad Gateway: a:1 is closed", {}),
+        (
+            Unavailable("it raised"),
+            "503 Service Unavailable: the captive portal is recovering from a fault",
+            {"retry-after": "1"},
+        ),
+    ],
+)
+def test_a_fault_is_a_line_of_english(verdict: Refusal, line: str, more: dict[str, str]) -> None:
+    reply = reply_to(verdict, Asked(accept="text/html", accept_language="de"))
+    assert reply.body.decode() == f"{line}\n"
+    assert (reply.status, reply.reason) == (int(line[:3]), line[4 : line.index(":")])
+    fields = fields_of(reply)
+    assert fields.pop("content-type") == "text/plain; charset=utf-8"
+    assert fields == more | {
+        "content-length": str(len(reply.body)),
+        "cache-control": "no-store",
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+    }
+
+
+@pytest.mark.parametrize(("status", "sent"), [(200, 200), (None, 502)])
+def test_another_kind_of_portal_is_imitated_to_the_letter(status: int | None, sent: int) -> None:
+    verdict = Imitated("it has no session", status, (("Server", "x"),), b"hello")
+    reply = reply_to(verdict, Asked())
+    assert reply.status == sent
+    assert reply.fields == (("Server", "x"), ("Content-Length", "5"))
+    assert reply.body == b"hello"
+
+
+def test_requests_with_the_same_reply_have_the_same_shape() -> None:
+    german = Asked("GET", "text/html", "de")
+    assert german.shape == "text/html de body"
+    assert Asked("POST", "text/html, a/b;q=0.1", "de-AT").shape == german.shape
+    assert Asked("HEAD", "text/html", "de").shape == "text/html de no body"
+    assert repr(german) == "Asked(method='GET', accept='text/html', accept_language='de')"
 
 
 def test_what_is_not_said_of_a_request_is_the_usual() -> None:

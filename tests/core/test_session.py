@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capport.core.client import ClientId
-from capport.core.session import LONGEST, Session, check_times
+from capport.core.session import LONGEST, Session, check_times, first_open, open_ones
 
 HOUR = Session(ClientId("192.0.2.7"), granted=1000.0, expires=4600.0)
 instants = st.floats(-1e9, 1e9)
@@ -49,6 +49,16 @@ def test_it_ends_when_it_expires_or_when_nothing_was_heard_for_long(
 def test_its_end_is_outside_and_seconds_are_whole(now: float, is_open: bool, seconds: int) -> None:
     assert HOUR.is_open(now) is is_open
     assert HOUR.seconds_remaining(now) == seconds
+
+
+def test_the_open_ones_of_several_sessions() -> None:
+    long = replace(HOUR, expires=9000.0)
+    sessions = [None, HOUR, None, long]
+    assert open_ones(sessions, 1000.0) == [HOUR, long]
+    assert open_ones(sessions, 4600.0) == [long]
+    assert first_open(sessions, 1000.0) == HOUR
+    assert first_open(sessions, 4600.0) == long
+    assert first_open(sessions, 9000.0) is None
 
 
 def test_the_seconds_that_remain_are_those_until_it_ends_whatever_the_client_does() -> None:

@@ -113,3 +113,7 @@ def test_a_mac_is_lacking_where_a_rule_may_block_by_it(
     client = Client(CLIENT.address, mac)
     assert lacks_mac(client, policy(Access.BLOCKED, subject), is_on_link) is lacks
     assert asked == ([CLIENT.address] if mac is None and subject else [])
+
+
+def test_the_kinds_are_the_words_of_events_and_budgets() -> None:
+    assert " ".join(Kind) == "known blocked unknown"

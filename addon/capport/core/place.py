@@ -43,8 +43,8 @@ def parse_host(text: str) -> Host:
     Otherwise the resolver could go to another place than the one that was decided on.
     """
     bracketed = text.startswith("[") and text.endswith("]")
-    # An address has a colon, or ends in a digit (before its zone). Trying with a name takes 4 us.
-    may_be_address = ":" in text or "%" in text or bracketed or text[-1:].isdigit()
+    # An address has a colon, or ends in a digit. Trying with a name takes 4 us.
+    may_be_address = ":" in text or bracketed or text[-1:].isdigit()
     try:
         address = parse_address(text[1:-1] if bracketed else text) if may_be_address else None
     except ValueError:

@@ -98,23 +98,10 @@ _PROBES: dict[tuple[str, str], Probe] = {
     **{(host, path): Probe(system, redirect=False) for system, host, path in _READ_A_511},
 }
 
-# The hosts of Firefox, Windows and NetworkManager: they notice a portal by a 511, or by any
-# unexpected answer.
-_OTHER_HOSTS = (
-    "detectportal.firefox.com",
-    "www.msftconnecttest.com",
-    "ipv6.msftconnecttest.com",
-    "www.msftncsi.com",
-    "dns.msftncsi.com",
-    "nmcheck.gnome.org",
-    "network-test.debian.org",
-    "connectivity-check.ubuntu.com",
-    "fedoraproject.org",
-    "ping.archlinux.org",
-)
+CHECK_HOSTS = frozenset({*(host for host, _ in _PROBES), "dns.msftncsi.com"})
+"""The hosts of all checks. A system shows the portal only if it can resolve their names.
 
-CHECK_HOSTS = frozenset({*(host for host, _ in _PROBES), *_OTHER_HOSTS})
-"""The hosts of all checks. A system shows the portal only if it can resolve their names."""
+Windows only resolves the name of the last one."""
 
 
 def connectivity_check(
