@@ -146,7 +146,7 @@ class Portal:
     @property
     def ca_file(self) -> Path:
         """The CA of the origin: make the app trust it."""
-        return self.folder / "origin-ca.pem"
+        return self.folder / "origin-ca-cert.pem"
 
     @property
     def own_ca_file(self) -> Path:
