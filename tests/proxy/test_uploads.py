@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 import requires
+from capport.front.half_close import STAGE, Stages
 from conftest import SOON, Origin, StartPortal
 from proxy.mitmdump import policy, started
-from proxy.wire import answers
+from proxy.wire import answers, later, until
 
 MB = 1_000_000
 TIMES = 20
@@ -92,21 +93,33 @@ async def test_one_that_goes_on_sending_is_read_stage_by_stage(
     portal: StartPortal, origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For as long as it sends enough, and then no longer."""
-    monkeypatch.setattr("capport.proxy.layers.http1.LINGER", 0.5)
+    read, goes_on, piece = 0, list[bool](), bytes(32 * 1024)
+    takes, go_on = Stages.takes, Stages.go_on
+
+    def counted(stages: Stages, size: int) -> bool:
+        nonlocal read
+        read += size
+        return takes(stages, size)
+
+    def noted(stages: Stages) -> bool:
+        goes_on.append(go_on(stages))
+        return goes_on[-1]
+
+    monkeypatch.setattr(Stages, "takes", counted)
+    monkeypatch.setattr(Stages, "go_on", noted)
     head = b"POST http://192.0.2.80/ HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n"
     async with portal() as it:
         reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
-        loop = asyncio.get_running_loop()
         writer.write(head)
         (answer,) = answers(await reader.readuntil(b"</html>\n"))
         assert answer.status == 511
-        began = loop.time()
-        while loop.time() < began + 2.0:  # four stages
-            writer.write(bytes(32 * 1024))
-            await writer.drain()
-            await asyncio.sleep(0.2)
-        assert len(it.keeper.connections) == 1
-        while len(it.keeper.connections):  # and now too little to be an upload
-            writer.write(b"a")
-            await asyncio.sleep(0.1)
+        for stage in range(1, 5):
+            writer.write(piece)
+            await until(lambda stage=stage: read == stage * len(piece))  # type: ignore[misc]
+            later(STAGE)
+            await until(lambda stage=stage: len(goes_on) == stage)  # type: ignore[misc]
+        writer.write(b"a")  # too little to be an upload
+        later(STAGE)
+        await until(lambda: len(it.keeper.connections) == 0)
+        assert goes_on == [True] * 4 + [False]
         writer.close()
