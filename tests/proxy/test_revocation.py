@@ -21,7 +21,7 @@ from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
 from proxy.hellos import over_tls
 from proxy.test_http2 import INTERCEPT, tls
 from proxy.test_tls import TlsOrigin, connected, secure
-from proxy.wire import GARDEN, OUTSIDE, Dialled, Streams, garden, until, with_names
+from proxy.wire import GARDEN, OUTSIDE, Dialled, Streams, garden, later, until, with_names
 
 __all__ = ["secure"]  # a fixture
 
@@ -194,7 +194,7 @@ async def test_a_stream_to_the_login_server_keeps_no_other_open(
 
 
 async def test_a_session_that_is_extended_cuts_nothing(
-    portal: StartPortal, origin: Origin, dialled: Dialled
+    portal: StartPortal, origin: Origin, dialled: Dialled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dialled("127.0.0.1", origin.port)
     async with portal(mode="transparent") as it:
@@ -202,10 +202,15 @@ async def test_a_session_that_is_extended_cuts_nothing(
         reader, writer = await raw_tcp(it, origin)
         (entry,) = it.keeper.connections._open.values()
         before = entry.until
-        it.grant("127.0.0.1", 3)
+        it.grant("127.0.0.1", 60)
         await until(lambda: entry.until != before)
+        shorter = entry.until
         it.grant("127.0.0.1")
-        await asyncio.sleep(3.2)
+        await until(lambda: entry.until != shorter)
+        now = it.gate.now
+        monkeypatch.setattr(it.gate, "now", lambda: now() + 61)
+        later(61)
+        await asyncio.sleep(0.1)
         writer.write(b"still here\r\n")
         await reached(origin, b"still here")
         it.grant("127.0.0.1", 0.1)  # and one that is shortened does
