@@ -622,7 +622,7 @@ async def test_an_open_connection_guesses_no_more_than_new_ones() -> None:
             "127.0.0.1", h.port, local_addr=("127.0.0.2", 0)
         )
         writer.write(f"{guess}\r\n{body}".encode() * 14 + last.encode())  # pipelined, too
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(SOON):
             answers = re.findall(rb"^HTTP/1.1 (\d+)", await reader.read(), re.MULTILINE)
         writer.close()
         assert answers == [b"403"] * 10 + [b"429"] * 5

@@ -21,7 +21,7 @@ from capport.service.metrics_page import MetricsPage
 from capport.service.service import Service
 from capport.service.settings import SettingError, Settings
 from capport.stores.memory import MemoryStore
-from conftest import Origin, StartPortal
+from conftest import SOON, Origin, StartPortal
 from ports import free_port
 
 type Samples = dict[tuple[str, str], float]
@@ -29,7 +29,7 @@ type Samples = dict[tuple[str, str], float]
 
 def scraped(port: int) -> Samples:
     """Each sample, by its name and the values of its labels."""
-    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=SOON) as answer:
         text = answer.read().decode()
     return {
         (sample.name, ",".join(sample.labels.values())): sample.value

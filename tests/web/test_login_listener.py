@@ -15,6 +15,7 @@ from capport.web import login_listener
 from capport.web.accepting import AT_ONCE, patient
 from conftest import SOON
 from login.house import House, house, policy, until
+from proxy.wire import later
 
 
 async def _connect(h: House, address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -219,13 +220,11 @@ async def test_who_has_sent_a_request_may_send_the_next_one_later(
         writer.close()
 
 
-async def test_who_does_not_take_its_answer_is_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(login_listener, "TAKING", 0.5)
+async def test_who_does_not_take_its_answer_is_ended(tmp_path: Path) -> None:
     async with _with_logo(tmp_path, b"x" * 1_000_000) as h:
         slow = _asks_for_the_logo(h)
         assert await asyncio.to_thread(slow.recv, 12) == b"HTTP/1.1 200"
+        later(login_listener.TAKING)
         await until(lambda: _open_at(h) == 0, "the end of its connection")
         slow.close()
 
