@@ -7,11 +7,12 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 A, TXT, AAAA, HTTPS = 1, 16, 28, 65
 _CNAME = 5
+_TIMESTAMP = 35  # SO_TIMESTAMPNS of socket(7), which Python does not name
 _LATE = 0.01  # seconds that a question may be late: the two between two looks, and some work
 
 
@@ -91,34 +92,45 @@ def found(
 
 def flood(
     address: str, names: Iterable[bytes], rate: float, seconds: float, kind: int = A
-) -> list[tuple[float, bytes]]:
-    """The answers, and when they came, to `rate` questions a second, answered or not."""
+) -> tuple[list[tuple[float, bytes]], list[tuple[float, bytes]]]:
+    """Sends `rate` questions a second, answered or not: the names and the answers, and when."""
     talks = [socket.socket(_family(address), socket.SOCK_DGRAM) for _ in range(20)]
     poll = select.poll()
     for talk in talks:
         talk.connect((address, 53))
         talk.setblocking(False)
+        talk.setsockopt(socket.SOL_SOCKET, _TIMESTAMP, 1)
         poll.register(talk, select.POLLIN)
-    began, answers = time.monotonic(), []
+    began, sent, answers = time.monotonic(), [], []
     for number, name in enumerate(names):
         while (wait := began + number / rate - time.monotonic()) > 0:
             poll.poll(wait * 1000)
             for talk in talks:
                 with suppress(OSError):
-                    answers.append((time.monotonic(), talk.recv(4096)))
+                    at, data, _ = _received(talk)
+                    answers.append((at, data))
         if time.monotonic() > began + seconds:
             break
         with suppress(OSError):
+            sent.append((time.time(), name))
             talks[number % len(talks)].send(question(name, number % 65536, kind))
     for talk in talks:
         talk.close()
-    return answers
+    return sent, answers
 
 
-def in_any_second(carried: Sequence[tuple[float, float]]) -> float:
+def _received(talk: socket.socket) -> tuple[float, bytes, tuple[str, int]]:
+    """A datagram, its sender, and when the kernel got it, however late this process reads it."""
+    data, ((_, _, stamp),), _, peer = talk.recvmsg(4096, 100)
+    seconds, nanoseconds = struct.unpack("@ll", stamp)
+    return seconds + nanoseconds / 1e9, data, peer
+
+
+def in_any_second(carried: Iterable[tuple[float, float]]) -> float:
     """The most bytes within one second, of bytes and when they came."""
     most = total = 0.0
     first = 0
+    carried = sorted(carried)
     for at, size in carried:
         total += size
         while carried[first][0] < at - 1:
@@ -163,17 +175,18 @@ def many_addresses() -> tuple[int, bytes]:
 
 
 class Tunnel:
-    """The name server at a tunnel's far end: `reached` has when names came, and their lengths.
+    """The name server at a tunnel's far end: `reached` has the names that came, and when.
 
     `records` makes its answers: how many records, and they themselves.
     """
 
     def __init__(self, address: str, port: int, records: Callable[[], tuple[int, bytes]]) -> None:
-        self.reached: list[tuple[float, int]] = []
+        self.reached: list[tuple[float, bytes]] = []
         self._records = records
         self._open = True
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.settimeout(0.1)
+        self._socket.setsockopt(socket.SOL_SOCKET, _TIMESTAMP, 1)
         self._socket.bind((address, port))
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
@@ -187,9 +200,9 @@ class Tunnel:
     def _serve(self) -> None:
         while self._open:
             with suppress(TimeoutError):
-                asked, peer = self._socket.recvfrom(4096)
+                at, asked, peer = _received(self._socket)
                 end = asked.index(0, 12) + 1
-                self.reached.append((time.monotonic(), end - 12))
+                self.reached.append((at, asked[12:end]))
                 count, records = self._records()
                 head = asked[:2] + struct.pack("!5H", 0x8580, 1, count, 0, 0)
                 self._socket.sendto(head + asked[12 : end + 4] + records, peer)
