@@ -28,6 +28,7 @@ from capport.proxy.front_protocol import Stranger
 from capport.proxy.internals import listeners, sockets
 from capport.proxy.internals.listeners import Listener
 from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
+from ports import free_port
 from proxy.hellos import ALERT_49, real
 from proxy.mitmdump import SCRIPT, policy, started
 from proxy.wire import GARDEN, Dialled, Streams, garden, later, say, until, with_names
@@ -89,23 +90,22 @@ async def test_what_the_front_answers_mitmproxy_never_gets(
 async def test_listeners_are_taken_over_when_the_modes_change(portal: StartPortal) -> None:
     async with portal() as it:
         servers = it.master.addons.get("proxyserver").servers
-        port = it.port
         for modes in (["regular", "socks5"], ["socks5"], ["regular"]):
-            ports = [f"{mode}@{port + number}" for number, mode in enumerate(modes, 1)]
-            it.master.options.update(mode=ports)
+            at = {free_port(): mode for mode in modes}
+            it.master.options.update(mode=[f"{mode}@{port}" for port, mode in at.items()])
             await until(lambda: not servers.is_updating)
             assert len(servers) == len(modes)
             assert all(isinstance(own, Listener) for one in servers for own in one._servers)
             for address in it.master.addons.get("proxyserver").listen_addrs():
                 reader, writer = await asyncio.open_connection(*address[:2])
                 writer.write(GET)
-                if "socks5" in modes[address[1] - port - 1]:
+                if at[address[1]] == "socks5":
                     assert b" 511 " not in await until_closed(reader)
                 else:
                     assert b" 511 " in await one_answer(reader)
                 writer.close()
             with pytest.raises(ConnectionRefusedError):
-                await asyncio.open_connection("127.0.0.1", port)
+                await asyncio.open_connection("127.0.0.1", it.port)
 
 
 NOT_OURS = """
