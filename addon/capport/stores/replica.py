@@ -108,12 +108,13 @@ class Replica:
     def sessions(self, about: Collection[str] | None = None) -> Iterator[Session]:
         """Yields the sessions that there are when this begins, or those about some addresses."""
         records, shift, _, bound = self.state
-        items: Iterable[tuple[ClientId, bytes | None]] = list(records.items())
-        if about is not None:
-            ids = {ClientId(part) for part in about}.union(*(bound.get(part, ()) for part in about))
-            items = [(client, records.get(client)) for client in ids]
-        for client, record in items:
-            if record is not None:
+        if about is None:
+            ids = tuple(records)
+        else:
+            named = {ClientId(part) for part in about}
+            ids = tuple(named.union(*(bound.get(part, ()) for part in about)))
+        for client in ids:
+            if (record := records.get(client)) is not None:
                 yield self._session(client, record, shift)
 
     def get(self, client: ClientId) -> bytes | None:
