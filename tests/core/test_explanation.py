@@ -268,8 +268,28 @@ def test_the_rate_that_a_client_is_held_to_is_named(session: Session | None, key
     it = policy(limits=rates)
     said = explain(replace(case(it, HTTP, session), retry_after=3), it, HTTP)
     assert (said.rule, said.keys) == ("too_many_requests", (key,))
-    by_tls = explain(replace(case(it, HTTPS, session), retry_after=3), it, HTTPS)
-    assert by_tls.keys == ((key,) if session else (key, "tls.unknown"))
+
+
+@pytest.mark.parametrize(
+    ("session", "tls", "rule", "status", "seen"),
+    [
+        (None, Tls(), "unknown_client", None, REFUSED),
+        (OPEN, Tls(), "open_session", None, "the origin's own"),
+        (
+            OPEN,
+            Tls(known=KnownTls.INSPECT),
+            *("open_session", 429, "429, with mitmproxy's certificate"),
+        ),
+    ],
+)
+def test_a_rate_holds_for_a_connect_and_inside_tls_and_not_for_a_connection(
+    session: Session | None, tls: Tls, rule: str, status: int | None, seen: str
+) -> None:
+    rates = Limits(requests=Rate(5, 60.0), unknown_requests=Rate(3, 60.0))
+    it = policy(limits=rates, tls=tls)
+    said = explain(replace(case(it, HTTPS, session), retry_after=3), it, HTTPS)
+    assert (said.rule, said.status) == (rule, status)
+    assert in_words(said, it) == f"{seen}; through an explicit proxy: 429 to the CONNECT"
 
 
 def test_a_case_without_a_request_is_one_of_get() -> None:

@@ -52,7 +52,8 @@ class Explanation:
     about the connection, `tls` is the decision about its handshake, and `inside` are the rules
     asked about the request, if the TLS is opened. `where` is the FILE:LINE of the client rule or
     garden entry that decided. `keys` are the policy's keys that the verdict depends on, the most
-    specific first; show the first of them that is in the file.
+    specific first; show the first of them that is in the file. `limits_connect` is whether a
+    CONNECT would get a 429; the connection itself is not held to the limits of requests.
     """
 
     standing: Standing
@@ -64,6 +65,7 @@ class Explanation:
     inside: Steps
     where: str | None
     keys: tuple[str, ...]
+    limits_connect: bool
 
     @property
     def decisive(self) -> Steps:
@@ -105,22 +107,24 @@ def explain(case: Case, policy: Policy, url: str) -> Explanation:
     request = case.request or HttpRequest()
     steps = tuple(decision.explain(case, policy))
     inside: Steps = ()
-    tls = None
+    tls, limits_connect = None, False
     if request.scheme == "https":
         tls = decision.decide_tls(case, policy)
         inside = steps if isinstance(tls, Inspect | Intercept) else ()
-        steps = tuple(decision.explain(replace(case, request=None), policy))
+        limits_connect = decision.too_many_requests(case, policy) is not None
+        case = replace(case, request=None, retry_after=None)
+        steps = tuple(decision.explain(case, policy))
     name, verdict = steps[-1]
     assert verdict is not None
     keys = _KEYS.get(name, ())
     if name == "too_many_requests":
         keys = ("limits.requests" if case.standing.is_known else "limits.unknown_requests",)
     if isinstance(tls, Inspect):
-        keys = (*keys, "tls.known")
+        keys = ("tls.known",)
     elif isinstance(tls, Refuse | Intercept | Drop) and not isinstance(verdict, Closed):
-        keys = (*keys, "tls.unknown")
-    where = _where(name, case, policy)
-    return Explanation(case.standing, url, request.method, steps, verdict, tls, inside, where, keys)
+        keys = ("tls.unknown",)
+    where, said = _where(name, case, policy), (steps, verdict, tls, inside)
+    return Explanation(case.standing, url, request.method, *said, where, keys, limits_connect)
 
 
 def _where(name: str, case: Case, policy: Policy) -> str | None:
@@ -179,9 +183,10 @@ def in_words(found: Explanation, policy: Policy) -> str:
             seen = str(found.status)
     if isinstance(found.verdict, SignIn):
         seen += "; 511 while the login server does not answer"
-    return seen + (
-        _connect(policy) if found.tls and not isinstance(found.verdict, Pass | Closed) else ""
-    )
+    if found.limits_connect:
+        return f"{seen}; through an explicit proxy: 429 to the CONNECT"
+    is_refused = found.tls and not isinstance(found.verdict, Pass | Closed)
+    return seen + (_connect(policy) if is_refused else "")
 
 
 def _connect(policy: Policy) -> str:
