@@ -39,7 +39,7 @@ async def _serve(arguments: Namespace) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         await service.start()
-        logger.info("The login server listens on %s", ", ".join(map(str, service.listens_at)))
+        logger.info(f"The login server listens on {', '.join(map(str, service.listens_at))}")
         await stop.wait()
     finally:
         await service.stop()

@@ -161,7 +161,7 @@ class Page(ClientHandler):
             # behind a second one, and the client must see neither.
             if self.is_to_be_logged("error.html"):
                 trace = not isinstance(failed, OSError)  # an OSError names the file
-                logger.error("No error page; answering in plain text: %s", failed, exc_info=trace)
+                logger.error(f"No error page; answering in plain text: {failed}", exc_info=trace)
             self.set_header("Content-Type", "text/plain; charset=utf-8")
             self.finish(f"{heading}\n{text}\n")
 

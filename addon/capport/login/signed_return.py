@@ -128,7 +128,7 @@ class SignedReturn(Page):
     def _log_refusal(self, why: str) -> None:
         """Logs why a return was refused, because the page does not say it."""
         if self.login.returns.is_due(self.portal.gate.now()):
-            logger.warning("The signed return of %s is refused: %r", self.client, why[:QUOTED])
+            logger.warning(f"The signed return of {self.client} is refused: {why[:QUOTED]!r}")
 
     async def _grant(self, said: Return, state: State) -> None:
         """Grants a session. If that fails, the state and the jti can be used again."""

@@ -85,7 +85,7 @@ class GardenFollower:
                 addresses = self._resolve(name)
             except OSError as error:
                 if name not in self._failed:
-                    logger.warning("Cannot resolve %s, a name in the policy: %s", name, error)
+                    logger.warning(f"Cannot resolve {name}, a name in the policy: {error}")
                 self._failed.add(name)
                 continue
             self._failed.discard(name)
@@ -93,4 +93,4 @@ class GardenFollower:
                 nftables.update_names(policy, name, addresses, KEPT * self._every, self._rules)
             except RulesError as error:
                 if not error.missing:
-                    logger.error("Cannot update the addresses of %s: %s", name, error)
+                    logger.error(f"Cannot update the addresses of {name}: {error}")

@@ -126,7 +126,7 @@ class KnownSet:
         try:
             self.resync()
         except RulesError as error:  # the clients in the sets stay, and the thread tries again
-            logger.error("Cannot update the kernel's set of known clients: %s", error)
+            logger.error(f"The kernel's set of known clients cannot be updated: {error}")
             self._failing = True
             self._schedule_resync(after=RETRY)
         for work in (self._follow, self._disconnect_queued):
@@ -645,7 +645,7 @@ def _forget_connections(addresses: Collection[Address]) -> None:
     except Exception as error:  # the edge of a thread that must not end; mostly OSError
         # The rules refuse their packets anyway, one by one.
         count = len(addresses)
-        logger.warning("Cannot remove %d addresses from conntrack: %s", count, error)
+        logger.warning(f"Cannot remove {count} addresses from conntrack: {error}")
 
 
 def up(

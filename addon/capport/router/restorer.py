@@ -124,7 +124,7 @@ class RulesKeeper:
             self._correct()
         except (OSError, ValueError) as error:
             if not self._failing:
-                logger.error("Cannot keep the router's rules loaded: %s", error)
+                logger.error(f"Cannot keep the router's rules loaded: {error}")
             self._failing = True
         else:
             self._failing = False

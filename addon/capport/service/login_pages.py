@@ -30,7 +30,7 @@ class LoginPages:
     def create(self, encrypted: bool) -> App:
         """The application. Also logs each file in the theme's folder that has no use."""
         for unused in self.login.theme(self._portal.gate.policy).unused():
-            logger.warning("%s", unused)
+            logger.warning(unused)
         return create_app(self._portal, self.login, encrypted, (PATH, _CaptivePortalApi))
 
     def signs_in_elsewhere(self, policy: Policy) -> bool:

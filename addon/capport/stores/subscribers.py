@@ -85,4 +85,4 @@ class Watchers:
             except Exception:
                 # The edge: after one watcher's error the others must still be called for a
                 # revocation, and this thread has no caller to raise the error to.
-                logger.exception("A watcher of the session store failed for %s", client)
+                logger.exception(f"A watcher of the session store failed for {client}")

@@ -32,7 +32,7 @@ def is_scarcity(error: OSError, listening: socket.socket) -> bool:
     if _seldom.is_due(time.monotonic(), error.errno):
         name = listening.getsockname()
         where = name if isinstance(name, str) else f"{name[0]}:{name[1]}"
-        logger.error("No connection to %s can be accepted: %s; trying again", where, error)
+        logger.error(f"No connection to {where} can be accepted: {error}; trying again")
     return True
 
 

@@ -62,11 +62,11 @@ class BaseHandler(web.RequestHandler):
         """Logs our errors, once a minute each; a client's in a debug line, without what it sent."""
         if isinstance(value, web.HTTPError):
             said = (value.log_message or "")[:QUOTED]
-            logger.debug("%s: %s %s", self.request.remote_ip, value.status_code, said)
+            logger.debug(f"{self.request.remote_ip}: {value.status_code} {said}")
         elif self.is_to_be_logged(typ):
             line = self.without_traceback(value)
             trace = None if line else (typ, value, tb)
-            logger.error("Answering 500 or 503: %s", line or typ.__name__, exc_info=trace)  # type: ignore[arg-type]
+            logger.error(f"Answering 500 or 503: {line or typ.__name__}", exc_info=trace)  # type: ignore[arg-type]
 
     def without_traceback(self, error: BaseException | None) -> str | None:
         """What to log without a traceback: the text of an error that names its file; else None."""

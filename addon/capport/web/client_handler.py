@@ -139,10 +139,9 @@ class ClientHandler(BaseHandler):
         if may_be_proxy and not self.for_anybody:
             if self.portal.faults.is_due(self.portal.gate.now(), Proxied):
                 logger.warning(
-                    "A request from %s comes through the proxy, which does not say for which"
+                    f"A request from {asks} comes through the proxy, which does not say for which"
                     " client: refused. Let clients reach the login server without the proxy, or end"
-                    " capport login, so that the login server runs in the proxy's process",
-                    asks,
+                    " capport login, so that the login server runs in the proxy's process"
                 )
             raise Proxied
         if not fields:

@@ -375,11 +375,11 @@ class LoginServer:
                 renewed = await asyncio.to_thread(_Shown, shown.listening)
             except OSError as error:
                 file = shown.listening.certificate
-                logger.error("%s: %s; the previous certificate stays in use", file, error)
+                logger.error(f"{file}: {error}; the previous certificate stays in use")
                 continue
             shown, server.ssl_options = renewed, renewed.context
             self.portal.certified = shown.names
-            logger.info("%s: renewed", shown.listening.certificate)
+            logger.info(f"{shown.listening.certificate}: renewed")
 
 
 class _Shown:

@@ -138,8 +138,8 @@ class SharedCopy:
             if key not in self._damaged:
                 self._damaged.add(key)
                 logger.error(
-                    "%s: the record %s is damaged (%s); what Redis has takes its place",
-                    *(self._database.path, key, error),
+                    f"{self._database.path}: the record {key} is damaged ({error}); what Redis has"
+                    " takes its place"
                 )
             return None
 

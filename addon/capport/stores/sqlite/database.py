@@ -208,9 +208,9 @@ class Database:
         """Sets `fault`, and logs when it begins or changes and when it ends (None)."""
         before, self.fault = self.fault, fault
         if fault is not None and fault != before:
-            logger.error("%s", fault)
+            logger.error(fault)
         elif fault is None and before is not None:
-            logger.info("%s: works again", self.path)
+            logger.info(f"{self.path}: works again")
 
     def close(self) -> None:
         """Closes the file for good."""
@@ -271,7 +271,7 @@ class Database:
             raise
         if self._opened:
             logger.warning(
-                "%s: another file was put in its place and is used from now on", self.path
+                f"{self.path}: another file was put in its place and is used from now on"
             )
         if can_be_written:
             self.report(None)
@@ -356,7 +356,7 @@ class Database:
                         log.unlink()
                     else:
                         kept = log.rename(f"{log}-{self._logs[name][1]}")
-                        logger.warning("%s holds changes that the replaced file lacks", kept)
+                        logger.warning(f"{kept} holds changes that the replaced file lacks")
             safe_files.sync_folder(self.path.parent)
         self._disconnect()
 

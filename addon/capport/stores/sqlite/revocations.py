@@ -87,7 +87,7 @@ class Revocations:
             except OSError:
                 continue
             if place is beside:
-                logger.warning("%s; %s is revoked, and noted in %s", error, client, place.path)
+                logger.warning(f"{error}; {client} is revoked, and noted in {place.path}")
                 return
             raise StoreError(
                 f"{error}; {client} is revoked, but only until the next reboot (noted in"

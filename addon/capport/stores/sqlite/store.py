@@ -201,7 +201,7 @@ class SqliteStore(Contents):
         except OSError as error:
             if self._is_reserved:
                 logger.warning(
-                    "%s: %s; revocations may fail on a full disk", self._ballast, error.strerror
+                    f"{self._ballast}: {error.strerror}; revocations may fail on a full disk"
                 )
             self._is_reserved = False
         else:
