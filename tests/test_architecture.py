@@ -61,9 +61,10 @@ HOUSE: tuple[Row, ...] = (
         "what strangers cause is logged in one way",
     ),
     Row(("capport.lasting",), (), "work that must not end goes on in one way"),
+    Row(("capport.watchers",), (), "sessions and neighbours are watched in one way"),
     Row(
         ("capport.linux", "capport.linux.*"),
-        ("capport.core.*",),
+        ("capport.core.*", "capport.watchers"),
         "the kernel's formats stop here",
     ),
     Row(
@@ -77,12 +78,18 @@ HOUSE: tuple[Row, ...] = (
     ),
     Row(
         ("capport.stores.redis", "capport.stores.redis.*"),
-        ("capport.core.*", "capport.clock", "capport.stores", "capport.stores.*", "redis"),
+        (
+            *("capport.core.*", "capport.clock", "capport.watchers"),
+            *("capport.stores", "capport.stores.*", "redis"),
+        ),
         "Redis stops here",
     ),
     Row(
         ("capport.stores", "capport.stores.*"),
-        ("capport.core.*", "capport.clock", "capport.extras", "capport.linux.safe_files"),
+        (
+            *("capport.core.*", "capport.clock", "capport.extras", "capport.watchers"),
+            "capport.linux.safe_files",
+        ),
         "a store never learns what it is for",
     ),
     Row(

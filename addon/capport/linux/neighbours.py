@@ -7,7 +7,6 @@ the SYN-ACK. So when a client has completed a handshake, its entry is in the dic
 and a new client is never mistaken for an off-link one.
 """
 
-import asyncio
 import errno
 import logging
 import os
@@ -18,11 +17,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 
 from capport.core.client import Address, Mac, Way
 from capport.linux import neighbour_lookup, netlink
 from capport.linux.neighbour_lookup import Neighbour
+from capport.watchers import Watchers
 
 logger = logging.getLogger(__name__)
 
@@ -36,22 +35,6 @@ _CATCH_UP = 256  # datagrams that one look-up reads at most: some 5 ms in a floo
 
 class _OverflowError(Exception):
     """Notifications were lost: the socket's buffer was full (ENOBUFS), or the socket failed."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Watcher:
-    call: Callable[[Address], None]
-    loop: asyncio.AbstractEventLoop | None
-
-    def notify(self, address: Address) -> None:
-        if self.loop is None:
-            try:
-                self.call(address)
-            except Exception:  # the edge: a watcher's error must not stop the replica
-                logger.exception(f"A watcher of the neighbour table failed at {address}")
-            return
-        with suppress(RuntimeError):  # the watcher's loop is closed
-            self.loop.call_soon_threadsafe(self.call, address)
 
 
 class Replica:
@@ -136,7 +119,7 @@ class NetlinkNeighbours:
         self._names = None if interfaces is None else frozenset(interfaces)
         self._numbers: frozenset[int] | None = None
         self._lock = threading.Lock()
-        self._watchers: list[_Watcher] = []
+        self._watchers = Watchers[Address]("the neighbour table")
         self._changes: deque[Address] = deque()
         self._stale = False
         self._broken = False
@@ -228,20 +211,10 @@ class NetlinkNeighbours:
     def watch(self, watcher: Callable[[Address], None]) -> Callable[[], None]:
         """Calls `watcher` with each address whose MAC changed, appeared or disappeared.
 
-        It calls on the event loop on which `watch` was called, or on the replica's thread if there
-        was none. Returns a function that stops this.
+        It calls on the event loop on which `watch` was called, or on a thread if there was none.
+        Returns a function that stops this.
         """
-        try:
-            entry = _Watcher(watcher, asyncio.get_running_loop())
-        except RuntimeError:
-            entry = _Watcher(watcher, None)
-        self._watchers.append(entry)
-
-        def stop() -> None:
-            with suppress(ValueError):  # already stopped
-                self._watchers.remove(entry)
-
-        return stop
+        return self._watchers.add(watcher)
 
     def close(self) -> None:
         """Ends the thread and closes the sockets."""
@@ -252,6 +225,7 @@ class NetlinkNeighbours:
             os.eventfd_write(self._wake, 1)
         if threading.current_thread() is not self._thread:
             self._thread.join()
+        self._watchers.close()
 
     # The thread.
 
@@ -317,9 +291,7 @@ class NetlinkNeighbours:
 
     def _notify(self) -> None:
         while self._changes:
-            address = self._changes.popleft()
-            for watcher in tuple(self._watchers):
-                watcher.notify(address)
+            self._watchers.notify(self._changes.popleft())
 
     # With the lock.
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from capport.core.client import ClientId
 from capport.core.session import Instant, Session, check_times, first_open, open_ones
 from capport.stores import FullError, Watcher
-from capport.stores.subscribers import Watchers
+from capport.watchers import Watchers
 
 _FEW = 1000
 """With no more sessions than this, those that are over may stay in the dict."""
@@ -24,7 +24,7 @@ class MemoryStore:
         self._sessions: dict[ClientId, Session] = {}
         self._remove_above = _FEW  # sessions: with more, those that are over are removed
         self._lock = threading.Lock()
-        self._watchers = Watchers()
+        self._watchers = Watchers[ClientId]("the session store")
 
     def find(self, ids: Sequence[ClientId], now: Instant) -> Session | None:
         """Returns the open session of the first of `ids` that has one."""

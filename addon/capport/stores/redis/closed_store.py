@@ -12,7 +12,7 @@ from capport.core.client import ClientId
 from capport.core.session import Instant, Session
 from capport.stores import SessionStore, StoreError, Watcher
 from capport.stores.redis.router_marks import RouterMarks
-from capport.stores.subscribers import Watchers
+from capport.watchers import Watchers
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class ClosedStore:
         self._revoked: dict[ClientId, None] = {}
         self._changing = threading.Lock()
         self._stopping = threading.Event()
-        self._watchers = Watchers()
+        self._watchers = Watchers[ClientId]("the session store")
         logger.error("%s", why)
         self._thread = threading.Thread(target=self._run, name="closed-store", daemon=True)
         self._thread.start()

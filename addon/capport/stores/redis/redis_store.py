@@ -39,7 +39,7 @@ from capport.stores.redis.router_marks import RouterMarks
 from capport.stores.replica import Replica, pack, row_of
 from capport.stores.sqlite.housekeeping import GRACE_SECONDS, UPKEEP_SECONDS
 from capport.stores.sqlite.store import SqliteStore
-from capport.stores.subscribers import Watchers
+from capport.watchers import Watchers
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class RedisStore:
         self._grants = 0
         self._unwritten: set[ClientId] = set()  # whose revocations are not on the disk yet
         self._changing = threading.RLock()
-        self._watchers = Watchers()
+        self._watchers = Watchers[ClientId]("the session store")
         self._upkeep_due = clock() + UPKEEP_SECONDS
         self._to_forget: Iterator[ClientId] = iter(())
         self._closed = False

@@ -13,7 +13,7 @@ from capport.stores.sqlite.database import Database
 from capport.stores.sqlite.revocations import Revocations
 from capport.stores.sqlite.schema import describe, roll_back
 from capport.stores.sqlite.session_schema import COLUMNS
-from capport.stores.subscribers import Watchers
+from capport.watchers import Watchers
 
 _LONGEST = 255  # characters of an id: far more than a MAC and an address have
 
@@ -41,7 +41,7 @@ class Follower:
         replica: Replica,
         revocations: Revocations,
         store_time: StoreTime,
-        watchers: Watchers,
+        watchers: Watchers[ClientId],
         about: Collection[Mac | Address] | None,
     ) -> None:
         self._replica, self._revocations, self._time = replica, revocations, store_time

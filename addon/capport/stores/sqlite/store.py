@@ -36,7 +36,7 @@ from capport.stores.sqlite.revocation_file import Revoked, free_ballast, set_bal
 from capport.stores.sqlite.revocations import Revocations
 from capport.stores.sqlite.schema import is_busy, no_room
 from capport.stores.sqlite.session_schema import CHANGE, COLUMNS, SESSIONS
-from capport.stores.subscribers import Watchers
+from capport.watchers import Watchers
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class SqliteStore(Contents):
         self._time = StoreTime(clock, boot_id)
         self._revocations = Revocations(self.path, spare_folders() if spares is None else spares)
         self._replica = Replica()
-        self._watchers = Watchers()
+        self._watchers = Watchers[ClientId]("the session store")
         self._follower = Follower(
             self._replica, self._revocations, self._time, self._watchers, about
         )

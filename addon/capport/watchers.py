@@ -1,4 +1,4 @@
-"""Calls the watchers of a store when a session changed, each on its own event loop or a thread."""
+"""Calls watchers of the sessions or the neighbours, each on its own event loop or on a thread."""
 
 import asyncio
 import logging
@@ -7,35 +7,33 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from capport.core.client import ClientId
-from capport.stores import Watcher
-
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class _Watch:
-    watcher: Watcher
+class _Watch[Subject]:
+    watcher: Callable[[Subject], None]
     loop: asyncio.AbstractEventLoop | None
 
 
-class Watchers:
-    """Calls each watcher on the event loop that it was added on.
+class Watchers[Subject]:
+    """Calls each watcher on the event loop that it was added on, with what has changed.
 
     Watchers that were added on no event loop are called on one thread together. So a slow watcher
-    delays neither the change nor the store.
+    delays neither the change nor what is watched, which `of` names in the log.
     """
 
-    def __init__(self) -> None:
-        self._watches: tuple[_Watch, ...] = ()
+    def __init__(self, of: str) -> None:
+        self._of = of
+        self._watches: tuple[_Watch[Subject], ...] = ()
         self._lock = threading.Lock()
-        self._queue: queue.SimpleQueue[tuple[_Watch, ClientId] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[_Watch[Subject], Subject] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def __bool__(self) -> bool:
         return bool(self._watches)
 
-    def add(self, watcher: Watcher) -> Callable[[], None]:
+    def add(self, watcher: Callable[[Subject], None]) -> Callable[[], None]:
         """Calls `watcher` from now on; returns a function that stops this, safe to call twice."""
         try:
             loop = asyncio.get_running_loop()
@@ -49,14 +47,14 @@ class Watchers:
             self._watches += (watch,)
         return lambda: self._remove(watch)
 
-    def notify(self, client: ClientId) -> None:
+    def notify(self, subject: Subject) -> None:
         """Calls every watcher soon, without waiting for it."""
         for watch in self._watches:
             if watch.loop is None:
-                self._queue.put((watch, client))
+                self._queue.put((watch, subject))
                 continue
             try:
-                watch.loop.call_soon_threadsafe(self._deliver, watch, client)
+                watch.loop.call_soon_threadsafe(self._deliver, watch, subject)
             except RuntimeError:  # the watcher's loop is closed
                 self._remove(watch)
 
@@ -69,20 +67,20 @@ class Watchers:
             if thread is not threading.current_thread():
                 thread.join(timeout=2)
 
-    def _remove(self, watch: _Watch) -> None:
+    def _remove(self, watch: _Watch[Subject]) -> None:
         with self._lock:
             self._watches = tuple(other for other in self._watches if other is not watch)
 
-    def _deliver(self, watch: _Watch, client: ClientId) -> None:
+    def _deliver(self, watch: _Watch[Subject], subject: Subject) -> None:
         if watch in self._watches:  # it may have been removed since
-            watch.watcher(client)
+            watch.watcher(subject)
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            watch, client = item
+            watch, subject = item
             try:
-                watch.watcher(client)
+                watch.watcher(subject)
             except Exception:
                 # The edge: after one watcher's error the others must still be called for a
                 # revocation, and this thread has no caller to raise the error to.
-                logger.exception(f"A watcher of the session store failed for {client}")
+                logger.exception(f"A watcher of {self._of} failed for {subject}")
