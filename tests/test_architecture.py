@@ -64,7 +64,7 @@ HOUSE: tuple[Row, ...] = (
     Row(("capport.watchers",), (), "sessions and neighbours are watched in one way"),
     Row(
         ("capport.linux", "capport.linux.*"),
-        ("capport.core.*", "capport.watchers"),
+        ("capport.core.*", "capport.log_limits", "capport.watchers"),
         "the kernel's formats stop here",
     ),
     Row(

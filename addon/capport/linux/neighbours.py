@@ -21,13 +21,13 @@ from contextlib import suppress
 from capport.core.client import Address, Mac, Way
 from capport.linux import neighbour_lookup, netlink
 from capport.linux.neighbour_lookup import Neighbour
+from capport.log_limits import FAULTS, Seldom
 from capport.watchers import Watchers
 
 logger = logging.getLogger(__name__)
 
 _NEIGHBOURS_AND_LINKS = 0x4 | 0x1  # RTMGRP_NEIGH, RTMGRP_LINK, of linux/rtnetlink.h
 _RECEIVE_BUFFER = 4 << 20  # bytes: some 5 000 notifications in the kernel's accounting
-_QUIET = 60.0  # seconds between two log lines about the same fault
 _RETRY = 0.5  # seconds between dumps that fail
 _SETTLE = 0.05  # seconds between dumps in a flood, or the thread would do nothing else
 _CATCH_UP = 256  # datagrams that one look-up reads at most: some 5 ms in a flood
@@ -123,7 +123,7 @@ class NetlinkNeighbours:
         self._changes: deque[Address] = deque()
         self._stale = False
         self._broken = False
-        self._quiet_until = 0.0
+        self._seldom = Seldom(FAULTS)
         self._closed = False
         self._receive_buffer = receive_buffer
         self._socket = self._listen()
@@ -174,8 +174,7 @@ class NetlinkNeighbours:
             found = neighbour_lookup.way(address, self._numbers)
         except OSError as error:
             # Any client's request can cause this, so it is logged once a minute.
-            if (now := time.monotonic()) >= self._quiet_until:
-                self._quiet_until = now + _QUIET
+            if self._seldom.is_due(time.monotonic(), "way"):
                 logger.error(f"The kernel did not say how to reach {address}: {error}")
             return Way(address)
         if self._names is None and found is not None and found.hop != address:
@@ -250,8 +249,7 @@ class NetlinkNeighbours:
                 self._refresh()
             self._notify()
         except Exception:  # the edge: without this thread no client would have a MAC
-            if (now := time.monotonic()) >= self._quiet_until:
-                self._quiet_until = now + _QUIET
+            if self._seldom.is_due(time.monotonic(), "turn"):
                 logger.exception("Cannot follow the neighbour table; reading it again")
             time.sleep(_RETRY)
             with self._lock:

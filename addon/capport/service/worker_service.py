@@ -14,13 +14,13 @@ from typing import NoReturn
 
 from capport import clock
 from capport.budgets import Budgets
-from capport.core.bounded_map import BoundedMap
 from capport.core.client import Address, Client, ClientId, Peer, parse_address
 from capport.core.place import Place
 from capport.core.reach import Machine
 from capport.events import EventLog
 from capport.gate import Gate
 from capport.linux.neighbours import NetlinkNeighbours
+from capport.log_limits import Seldom
 from capport.metrics import Metrics
 from capport.service.channel import Channel, Message
 from capport.service.enforcement import Enforcement, OpenConnections
@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 ALIVE = 0.25  # seconds between two signs of life
 REACHED = 1.0  # seconds between two reports that the same known client has reached the worker
-_REPORTED = 10_000  # clients of which the last report is remembered
 
 
 class WorkerLogin:
@@ -111,7 +110,7 @@ class WorkerService:
         """Opens the sessions. Raises StoreError or OSError, and then leaves nothing open."""
         self._channel, self._listen, self._ended = channel, listen, ended
         self._answering: dict[Place, Address] = {}
-        self._reported = BoundedMap[ClientId, float](_REPORTED)
+        self._reported = Seldom(REACHED)
         self._tasks: list[asyncio.Task[None]] = []
         self.login: WorkerLogin | None = None
         with ExitStack() as opened:
@@ -164,9 +163,7 @@ class WorkerService:
         If the kernel should have let the client through, the first process repairs its sets
         (`Kernel.is_held`). Until then, the worker relays for the client.
         """
-        now = self.gate.now()
-        if now - self._reported.get(client.id, -REACHED) >= REACHED:
-            self._reported[client.id] = now
+        if self._reported.is_due(self.gate.now(), client.id):
             self._channel.send("reached", str(peer.address), peer.frame)
         return False
 
