@@ -12,6 +12,7 @@ from pathlib import Path
 from capport.core.client import Address, Mac
 from capport.core.place import Place
 from capport.core.policy import Policy
+from capport.core.redis_url import is_redis
 from capport.stores import SessionStore
 from capport.stores.memory import MemoryStore
 from capport.stores.opening import default_store, is_there, open_store, store_path, was_in_use
@@ -24,6 +25,12 @@ class CommandError(Exception):
 def warn(text: str) -> None:
     """Prints a warning on stderr."""
     print(f"warning: {text}", file=sys.stderr)
+
+
+def warn_if_alone(url: str, store: SessionStore) -> None:
+    """Warns if the other routers of a fleet do not know of the change yet."""
+    if is_redis(url) and store.fault is not None:
+        warn(f"not everywhere yet: {store.fault}")
 
 
 def policy_at(path: str) -> Policy:

@@ -14,13 +14,12 @@ from capport.commands import (
     chosen_policy,
     existing_store,
     store_url,
-    warn,
+    warn_if_alone,
     writable_store,
 )
 from capport.commands.in_force import Kernel
 from capport.core.client import Address, Client, ClientId, Mac, parts_of
 from capport.core.policy import Policy
-from capport.core.redis_url import is_redis
 from capport.core.session import Session
 from capport.core.standing import standing, standing_of_id
 from capport.gate import Gate
@@ -48,7 +47,7 @@ def grant(arguments: Namespace) -> None:
             how="command",
             name=arguments.name or "",
         )
-        _warn_if_alone(url, store)
+        warn_if_alone(url, store)
     in_force = Kernel().wait_until_in(present)
     print(_said(session, present))
     if not in_force:
@@ -124,7 +123,7 @@ def end_sessions(
                 failures.append(error)  # revoked, but not stored; go on with the others
         fault = store.fault
         if not failures:
-            _warn_if_alone(url, store)
+            warn_if_alone(url, store)
         kernel, now = Kernel(), clock.now()
         still_in = kernel.let_through(_parts(meant))
         out = [client for client in still_in if not store.find(client.ids, now)]
@@ -134,12 +133,6 @@ def end_sessions(
     if failures:
         raise failures[0]
     return Ended(revoked, fault, in_force)
-
-
-def _warn_if_alone(url: str, store: SessionStore) -> None:
-    """Warns if the other routers of a fleet do not know of the change yet."""
-    if is_redis(url) and store.fault is not None:
-        warn(f"not everywhere yet: {store.fault}")
 
 
 def _session_id(who: ClientId, macs: Macs) -> ClientId:

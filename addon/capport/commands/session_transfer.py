@@ -17,7 +17,7 @@ from capport.commands import (
     chosen_policy,
     existing_store,
     store_url,
-    warn,
+    warn_if_alone,
     writable_store,
 )
 from capport.core.client import ClientId, parse_client_id
@@ -51,7 +51,8 @@ def bring(arguments: Namespace) -> None:
             found = list(parsed(lines, clock.now(), time.time()))
         except UnicodeDecodeError:
             raise CommandError("not UTF-8; nothing is imported") from None
-    with contextlib.closing(writable_store(store_url(arguments, policy))) as store:
+    url = store_url(arguments, policy)
+    with contextlib.closing(writable_store(url)) as store:
         now, brought, longer = clock.now(), 0, 0
         current = open_ones(found, now)
         for session in current:
@@ -61,13 +62,11 @@ def bring(arguments: Namespace) -> None:
                 continue
             store.put(session, most=policy.sessions.most)
             brought += 1
-        alone = store.fault
-    print(
-        f"{brought} sessions are imported; {longer} were there already, and last as long or longer;"
-        f" {len(found) - len(current)} were over"
-    )
-    if alone is not None:
-        warn(f"not everywhere yet: {alone}")
+        print(
+            f"{brought} sessions are imported; {longer} were there already, and last as long or"
+            f" longer; {len(found) - len(current)} were over"
+        )
+        warn_if_alone(url, store)
 
 
 def as_document(session: Session, now: Instant, wall: float) -> dict[str, object]:

@@ -3,13 +3,12 @@
 import contextlib
 import json
 import os
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from urllib.parse import urlsplit
 
-from capport.commands import CommandError, chosen_policy, existing_store, store_url
+from capport.commands import CommandError, chosen_policy, existing_store, store_url, warn
 from capport.commands.grants import end_sessions
 from capport.commands.login_records import moment, records_of, warn_unless_asked
 from capport.core.client import ClientId
@@ -126,7 +125,7 @@ def _opened(arguments: Namespace) -> Iterator[Records]:
             time.sleep(0.2)  # the other routers look each second
         yield records
         if book.fault is not None:
-            print(f"warning: not everywhere: {book.fault}", file=sys.stderr)
+            warn(f"not everywhere: {book.fault}")
 
 
 def _login_server(login_url: str) -> str | None:
