@@ -11,6 +11,7 @@ from typing import Final
 from capport import clock
 from capport.budgets import Budgets
 from capport.core import decision, explanation, rates
+from capport.core.bounded_map import BoundedMap
 from capport.core.client import (
     UNSEEN,
     Address,
@@ -61,21 +62,25 @@ _REFUSED: Final = (Refuse, Drop)
 
 _WITH_LINK: Final = (NetworkAuthenticationRequired, SignIn)
 
-type Asked = tuple[Policy, Client, HttpRequest, Place, Place | None, bool]
-"""What a refusal of a client without a session depends on, but for its limits."""
+LATELY: Final = 2048
+"""The most refusals that are remembered. Each takes a kilobyte, and its request another at most."""
+_LONGEST: Final = 1024  # bytes of a request that is remembered
+
+type Asked = tuple[Client, HttpRequest | None, Place | None, Place | None, bool]
+"""What a decision on a client without a session is made from, by a policy: there is no time in it.
+
+The places are the claimed and the dialled one. The request is None for a TLS handshake. The last
+part is whether the login server answers.
+"""
 
 
 @value
 class Decided:
-    """A decision to refuse a request. `asked` is what it was made from.
+    """A decision, and what it was made from."""
 
-    It is None if that is not all, so that the next request is decided on its own. A decision about
-    a client without a session has no time in it.
-    """
-
-    asked: Asked | None
+    asked: Asked
     case: Case
-    verdict: AtOnce
+    verdict: Verdict | TlsVerdict
 
 
 type MakeState = Callable[[Client, str | None], str | None]
@@ -126,6 +131,8 @@ class Gate:
         self._carry_out = carry_out or _nothing_to_do
         self._budgets = budgets or Budgets()
         self._drop = drop
+        self._lately = BoundedMap[tuple[ClientId, int, int], Decided](LATELY)
+        self._lately_by = policy
 
     def client(self, at: Peer | str) -> Client:
         """The client at the other end of a connection, or at an address that a socket gave as text.
@@ -204,46 +211,57 @@ class Gate:
         claim: Place,
         dialled: Place | None,
         url: str | None,
-        last: Decided | None = None,
-    ) -> tuple[Decided, AtOnce, str | None] | None:
+    ) -> tuple[AtOnce, str | None] | None:
         """The verdict on an unknown client's request if it is 511, 302, 429 or 431, and the state.
 
         The state is not in the verdict's `login_url` yet. For any other verdict it returns None and
-        counts nothing; the caller then asks `request`. `last` is what was decided on another
-        request. It decides on this one too, if that is the same and the client has no session.
+        counts nothing; the caller then asks `request`.
         """
         begun = time.perf_counter()
         if self.imitate:
             return None
         answers = self._login_answers(client, request, claim)
-        asked = self.policy, client, request, claim, dialled, answers
-        if last is None or last.asked != asked or self.store.find(client.ids, self.now()):
-            last = self._decided(asked)
-            if last is None:
-                return None
-        found, verdict = last.case.standing, last.verdict
+        decided = self._decided((client, request, claim, dialled, answers))
+        found, verdict = decided.case.standing, decided.verdict
+        if found.is_known or not isinstance(verdict, AT_ONCE):
+            return None
         wait = self._spend(found)
         if wait is not None:
-            refused = decision.decide(replace(last.case, retry_after=wait), self.policy)
-            assert isinstance(refused, AT_ONCE)
-            verdict = refused
+            verdict = decision.decide(replace(decided.case, retry_after=wait), self.policy)
+            assert isinstance(verdict, AT_ONCE)
         self.metrics.decisions.add(time.perf_counter() - begun)
         self.metrics.verdicts[type(verdict).__name__] += 1
         self._count_refusal(found)
         if isinstance(verdict, _WITH_LINK):
-            return last, verdict, self._state_for(client, verdict, url)
-        return last, verdict, None
+            return verdict, self._state_for(client, verdict, url)
+        return verdict, None
 
-    def _decided(self, asked: Asked) -> Decided | None:
-        """The decision to refuse a request, if its client is unknown and gets one at once."""
-        policy, client, request, claim, dialled, answers = asked
+    def _decided(self, asked: Asked) -> Decided:
+        """A decision. Clients repeat what was refused, and are refused again without deciding.
+
+        Where to look is a guess by the identity of the request and the claim, which the front keeps
+        too. What was found there counts only if all that it was made from is the same.
+        """
+        policy, (client, request, claim, dialled, answers) = self.policy, asked
+        if policy is not self._lately_by:
+            self._lately.clear()
+            self._lately_by = policy
+        at = client.id, id(request), id(claim)
+        lately = self._lately.get(at)
+        if lately and lately.asked == asked and not self.store.find(client.ids, self.now()):
+            return lately
         found = self.standing(client)
         case = Case(found, claim, dialled, request, None, answers, machine=self.machine)
-        verdict = None if found.is_known else decision.decide(case, policy)
-        if not isinstance(verdict, AT_ONCE):
-            return None
-        is_all = not (goes_by_routes(client, policy) or decision.goes_by_machine(case, policy))
-        return Decided(asked if is_all else None, case, verdict)
+        decide = decision.decide if request else decision.decide_tls
+        decided = Decided(asked, case, decide(case, policy))
+        is_short = request is None or request.section_size <= _LONGEST
+        if not found.is_known and is_short and not self._changes_unseen(case, policy):
+            self._lately[at] = decided
+        return decided
+
+    def _changes_unseen(self, case: Case, policy: Policy) -> bool:
+        """Whether a decision depends on what the kernel has, and not only on what was asked."""
+        return goes_by_routes(case.client, policy) or decision.goes_by_machine(case, policy)
 
     def _state_for(
         self, client: Client, verdict: NetworkAuthenticationRequired | SignIn, url: str | None
@@ -313,12 +331,9 @@ class Gate:
         self, client: Client, sni: Place | None, dialled: Place | None
     ) -> Refuse | Drop | None:
         """The verdict on an unknown client's handshake if that is refused or dropped, else None."""
-        found = self.standing(client)
-        if found.is_known:
-            return None
-        case = Case(found, sni, dialled, machine=self.machine)
-        verdict = decision.decide_tls(case, self.policy)
-        if not isinstance(verdict, _REFUSED):
+        decided = self._decided((client, None, sni, dialled, False))
+        found, verdict = decided.case.standing, decided.verdict
+        if found.is_known or not isinstance(verdict, _REFUSED):
             return None
         self.metrics.verdicts[type(verdict).__name__] += 1
         self._count_refusal(found)

@@ -53,8 +53,8 @@ FAULTS = {
     ),
     "the state does not say which page was asked for": Fault(
         "gate",
-        "return last, verdict, self._state_for(client, verdict, url)",
-        "return last, verdict, self._state_for(client, verdict, None)",
+        "return verdict, self._state_for(client, verdict, url)",
+        "return verdict, self._state_for(client, verdict, None)",
         "a state",
     ),
     "two Host fields are one": Fault("front.request", 'values[name] + b", " + value', "value"),

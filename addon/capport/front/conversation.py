@@ -39,9 +39,9 @@ from capport.core.place import Place
 from capport.core.policy import Connect
 from capport.core.verdict import Drop, HeaderFieldsTooLarge, Refuse
 from capport.front.hello import Hello, HelloReader, asked_for, claim_of
-from capport.front.request import SHORT, Request, read, without_credentials
+from capport.front.request import Request, read, without_credentials
 from capport.front.templates import answer_to
-from capport.gate import AtOnce, Decided, Gate
+from capport.gate import AtOnce, Gate
 
 ESTABLISHED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
@@ -122,7 +122,6 @@ class Conversation:
         self._searched = 0  # bytes of `unread` in which no head ends
         self._connect = b""  # the CONNECT that opened the tunnel, if one did
         self._hello: HelloReader | None = None
-        self._last: Decided | None = None  # because many clients repeat what was refused
 
     def receive(self, data: bytes = b"") -> Action | None:
         """What to do next, now that the client has sent `data`."""
@@ -153,13 +152,10 @@ class Conversation:
         if request is None or (rest and request.is_chunked):
             return self.hand_over()  # `rest` may not be what a chunked body begins with
         client = self.gate.client(self.peer)
-        refusal = self.gate.refusal(
-            client, request.case, request.claim, self.dialled, request.url, self._last
-        )
+        refusal = self.gate.refusal(client, request.case, request.claim, self.dialled, request.url)
         if refusal is None:
             return self.hand_over()
-        decided, verdict, state = refusal
-        self._last = decided if len(head) <= SHORT else None
+        verdict, state = refusal
         dialled = self.dialled
         if request.case.method == "CONNECT":
             way = way_of_connect(verdict, self.gate.policy, request.user_agent, request.claim.port)

@@ -17,11 +17,8 @@ from capport.core.place import Place, parse_authority
 from capport.core.reply import Asked
 
 _KEPT: Final = 512
-SHORT: Final = 1024
-"""The most bytes of a head that is remembered, here or by a connection.
-
-All together take 1 MB here, with their `Request`s 2.
-"""
+_SHORT: Final = 1024
+"""The most bytes of a head that is remembered. All together take 1 MB, with their `Request`s 2."""
 
 _HTTP: Final = default_port("http")
 _LONGEST_HOST: Final = 300
@@ -77,7 +74,7 @@ def read(head: bytes, *, explicit: bool) -> Request | None:
     if found is None:
         found = _read(head, explicit)
         has_credentials = found and (found.cookies or found.authorizations)
-        if found and not has_credentials and len(head) <= SHORT:
+        if found and not has_credentials and len(head) <= _SHORT:
             remembered[head, explicit] = found
     return found
 
