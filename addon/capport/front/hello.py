@@ -153,17 +153,13 @@ def read_hello(body: bytes) -> Hello:
         at += 1 + body[at]  # legacy_compression_methods
         if at == len(body):  # extensions are optional in TLS 1.2: RFC 5246 section 7.4.1.2
             return Hello()
-        extensions = _extensions(_only(body, at))
+        extensions = _only(body, at)
     except IndexError:
         raise ValueError(_SHORT) from None
-    server_name, sni = _names(extensions.get(SERVER_NAME))
-    return Hello(
-        server_name,
-        sni,
-        _protocols(extensions.get(ALPN)),
-        ECH in extensions,
-        EARLY_DATA in extensions,
-    )
+    found = _starts(extensions)
+    server_name, sni = _names(_content(extensions, found.get(SERVER_NAME)))
+    protocols = _protocols(_content(extensions, found.get(ALPN)))
+    return Hello(server_name, sni, protocols, ECH in found, EARLY_DATA in found)
 
 
 @lru_cache(_LISTS)
@@ -181,9 +177,9 @@ def _protocols(content: bytes | None) -> tuple[bytes, ...]:
     return tuple(protocol for _, protocol in _items(content or b"", 0, 1))
 
 
-def _extensions(data: bytes) -> dict[int, bytes]:
-    """The extensions by their types. A browser sends twenty, so no object is made for each."""
-    found: dict[int, bytes] = {}
+def _starts(data: bytes) -> dict[int, int]:
+    """Where the extension of each type begins. A browser sends twenty, of which two are read."""
+    found: dict[int, int] = {}
     read, at, end = _EXTENSION.unpack_from, 0, len(data)
     try:
         for count in range(ITEMS + 1):
@@ -192,12 +188,19 @@ def _extensions(data: bytes) -> dict[int, bytes]:
                     raise ValueError("it has an extension twice")  # RFC 8446 section 4.2
                 return found
             kind, size = read(data, at)
-            start = at + 4
-            at = start + size
-            found[kind] = data[start:at]
+            found[kind] = at
+            at += 4 + size
     except struct.error:  # there is nothing at `at`, or not enough
         raise ValueError(_SHORT) from None
     raise ValueError(f"it has more than {ITEMS} extensions")
+
+
+def _content(data: bytes, start: int | None) -> bytes | None:
+    """What is in the extension that begins at `start`, if there is one."""
+    if start is None:
+        return None
+    _, size = _EXTENSION.unpack_from(data, start)
+    return data[start + 4 : start + 4 + size]
 
 
 def _items(content: bytes, before: int, size: int) -> list[tuple[bytes, bytes]]:

@@ -48,6 +48,7 @@ class Template:
         self._length = len(reply.body) - self._states * len(_STATE)
         self._second = -1
         self._around_states: list[bytes] = []
+        self._without_state = b""
 
     def fill(self, state: bytes, second: int) -> bytes:
         """The response, with `state` in the login URL, at that second of the wall clock."""
@@ -56,6 +57,10 @@ class Template:
             whole = self._after + date.encode() + self._end
             self._around_states = whole.split(_STATE.encode())
             self._second = second
+            self._without_state = self._filled(b"")
+        return self._filled(state) if state else self._without_state
+
+    def _filled(self, state: bytes) -> bytes:
         length = self._length + self._states * len(state)
         return b"%b%d%b" % (self._before, length, state.join(self._around_states))
 
