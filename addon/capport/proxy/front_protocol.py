@@ -140,10 +140,13 @@ class Front:
 
     def in_turn(self, one: "Stranger") -> None:
         """Does what `one` wants now, if little was done in this pass, or else in its turn."""
+        if one.waits:
+            return
         if self._left:
             self._left -= 1
             one.do()
         else:
+            one.waits = True
             self._turns.add(one.counted_as, one)
         if not self._left and not self._scheduled:
             self.rest()
@@ -233,8 +236,8 @@ class Stranger:
 
     __slots__ = (
         *("_at", "_ends", "_entry", "_events", "_hangs_up", "_leaves", "_lingers", "_pipelined"),
-        *("_readable", "_shown", "_sock", "_step", "_talks", "_transport", "_unsent", "_waits"),
-        *("_who", "front", "instance", "peer"),
+        *("_readable", "_shown", "_sock", "_step", "_talks", "_transport", "_unsent"),
+        *("_who", "front", "instance", "peer", "waits"),
     )
 
     def __init__(
@@ -250,7 +253,7 @@ class Stranger:
         self._talks: Conversation | None = None  # without it, everything is handed over
         self._shown: connection.Client | None = None
         self._step: Callable[[Stranger], None] = Stranger.begin  # what `do` does next
-        self._waits = False  # for its turn
+        self.waits = False  # for its turn
         self._readable = True  # the kernel may have something from the client
         self._hangs_up = False  # the client sends nothing after what the kernel has
         self._events = 0  # the events that epoll reports
@@ -271,11 +274,11 @@ class Stranger:
             self._hangs_up = True
         elif self._unsent and not events & select.EPOLLOUT:
             return  # until the client reads, nothing more is read from it
-        self._wait()
+        self.front.in_turn(self)
 
     def do(self) -> None:
         """Does what can be done now. Never raises."""
-        self._waits = False
+        self.waits = False
         try:
             self._step(self)
         except Gone:
@@ -355,11 +358,6 @@ class Stranger:
 
     # --- its steps -------------------------------------------------------------------------------
 
-    def _wait(self) -> None:
-        if not self._waits:
-            self._waits = True
-            self.front.in_turn(self)
-
     def begin(self) -> None:
         """Begins to talk; hands a known client over; closes if the client has gone again."""
         gate, mode, dialled = self.front.gate, self.instance.mode, None
@@ -408,7 +406,7 @@ class Stranger:
 
     def _wait_for_more(self) -> None:
         if self._pipelined or self._readable:
-            self._wait()
+            self.front.in_turn(self)
         elif not self._events:  # else it was there before
             self._pause(ended=False)
 
@@ -492,7 +490,7 @@ class Stranger:
         self._talks, self._step = None, Stranger.linger  # frees what the conversation has read
         self.front.book.ends(self._keep())
         if self._readable:
-            self._wait()
+            self.front.in_turn(self)
 
     def linger(self) -> None:
         """Drops what comes after the last answer."""
@@ -504,7 +502,7 @@ class Stranger:
             if not came or not self._lingers.takes(len(came)):
                 self._close()
                 return
-        self._wait()
+        self.front.in_turn(self)
 
     def nothing(self) -> None:
         """Does nothing: the connection is closed, or mitmproxy has it."""
