@@ -15,6 +15,7 @@ import requires
 from capport import clock
 from capport.core.client import ClientId
 from capport.core.redis_url import RedisUrl
+from capport.core.session import Session
 from capport.stores import FullError, SessionStore, StoreError
 from capport.stores.opening import open_store
 from capport.stores.redis import redis_link, redis_store
@@ -556,6 +557,43 @@ def test_what_a_command_does_while_redis_is_away_is_in_force_at_once_and_travels
     works(one, other)
     known.soon(MAC, other)
     known.not_soon(ADDRESS, one, other)
+
+
+def test_a_grant_of_which_the_portal_has_read_one_file_alone_lasts_as_long_everywhere(
+    fleet: Fleet,
+    two: tuple[RedisStore, RedisStore],
+    known: Known,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A command writes to fleet.db, and then to the file of the sessions."""
+    one, other = two
+    one.put(session(MAC, expires=1500.0))
+    known.soon(MAC, other)
+    command = fleet.open(0, about=())
+    go_on, put = threading.Event(), command._own.put
+
+    def late(granted: Session, *, most: int | None) -> bool:
+        assert go_on.wait(SOON)
+        return put(granted, most=most)
+
+    def order(store: RedisStore) -> int:
+        grant = store.records([MAC])[MAC].grant
+        return grant.order if grant else 0
+
+    before = order(other)
+    monkeypatch.setattr(command._own, "put", late)
+    granting = threading.Thread(target=command.put, args=[session(MAC, expires=9000.0)])
+    granting.start()
+    until(lambda: order(other) > before, "what the portal has read")
+    go_on.set()
+    granting.join()
+    for store in (one, other):
+        until(lambda store=store: _expires(store) == 9000.0, "the times of the grant")  # type: ignore[misc]
+
+
+def _expires(store: RedisStore) -> float:
+    found = store.find((MAC,), 1000.0)
+    return found.expires if found else 0.0
 
 
 @pytest.mark.parametrize("is_new", [False, True], ids=["again", "for the first time"])

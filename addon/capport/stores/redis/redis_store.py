@@ -58,13 +58,15 @@ class _Mark(NamedTuple):
     """What is known of a client beside its session.
 
     `router` granted the session; "" if there is none. `order` is that of its grant, or of one that
-    is not in this router's file (yet). `sent`: Redis has all this.
+    is not in this router's file (yet). `sent`: Redis has all this. `of`: when the session in the
+    file of this router was granted, and when it expires, if the order is its own.
     """
 
     revoked: Mapping[str, Revocation]
     order: int = 0
     router: str = ""
     sent: bool = False
+    of: tuple[Instant, Instant] | None = None
 
 
 _UNKNOWN = _Mark(NOTHING.revoked)
@@ -129,7 +131,7 @@ class RedisStore:
         for session in self._own.sessions():
             grant = marks.get(session.client, NOTHING).grant
             order = grant.order if grant else self._ms(session.granted)
-            self._mark(session.client, _Mark({}, order, self.router))
+            self._mark(session.client, _Mark({}, order, self.router, of=_times(session)))
         for client, record in marks.items():
             mark = self._known.get(client, _UNKNOWN)
             self._mark(client, mark._replace(revoked=record.revoked))
@@ -195,6 +197,7 @@ class RedisStore:
                 Record(mark.revoked).without_past(now).revoked,
                 max(mark.order + 1, round(now * 1000)),
                 self.router,
+                of=_times(session),
             )
             record = Record(mark.revoked, self._grant(session, mark))
             parse(dump(client, record))  # raises ValueError if others could not read it
@@ -344,7 +347,8 @@ class RedisStore:
         order, router = (grant.order, grant.router) if grant else (0, "")
         if own is None and router == self.router:
             router = ""
-        self._mark(client, _Mark(joined.revoked, order, router, sent))
+        of = before.of if (order, router) == (before.order, before.router) else _times(own)
+        self._mark(client, _Mark(joined.revoked, order, router, sent, of))
         if in_redis and self._writes and joined.revoked != before.revoked:
             self._unwritten.add(client)
         self._carry_out(client, mine.grant, grant, own)
@@ -399,21 +403,25 @@ class RedisStore:
             if session is None:
                 if mark.router == self.router:  # it was over, or another process revoked it
                     self._mark(client, mark._replace(router="", order=0))
-            elif mark.router != self.router:
+            elif mark.router != self.router or mark.of != _times(session):
                 if self._about is None:
-                    self._take_own(client)
+                    self._take_own(client, session)
             elif session.idle is not None or not mark.sent:
                 self._send([client])
 
-    def _take_own(self, client: ClientId) -> None:
+    def _take_own(self, client: ClientId, session: Session) -> None:
         """Takes over a grant by another process. It is written to fleet.db before the file has it.
 
-        So `_look` may have read it when there was no session.
+        So `_look` may have read it when there was no session, or the one before. Others may have
+        the order with the times of that one, so the session gets the next order.
         """
         try:
             self._read_written(client)
         except StoreError as error:
             self._report(error)
+        mark = self._known.get(client, _UNKNOWN)
+        if mark.router == self.router and mark.of != (of := _times(session)):
+            self._mark(client, mark._replace(order=mark.order + 1, of=of, sent=False))
         if not self._known.get(client, _UNKNOWN).sent:
             self._send([client])
 
@@ -549,6 +557,11 @@ class RedisStore:
 
     def _ms(self, at: Instant) -> int:
         return max(0, round((at + self._time.shift) * 1000))
+
+
+def _times(session: Session | None) -> tuple[Instant, Instant] | None:
+    """When a session was granted, and expires, to the millisecond."""
+    return None if session is None else (round(session.granted, 3), round(session.expires, 3))
 
 
 def _order(record: Record) -> int:
