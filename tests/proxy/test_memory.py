@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import gc
 import resource
 import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from OpenSSL import SSL
 
 from capport.core.cost import ANSWERS, RESTING
 from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
@@ -185,6 +187,24 @@ async def http2(it: Process | Portal, port: int = 443) -> Http2:
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
     await over_tls((reader, writer), trusting_all(["h2"]))
     return Http2(reader, writer)
+
+
+async def test_openssls_memory_is_freed_at_the_end_of_a_connection_without_a_collection(
+    portal: StartPortal,
+) -> None:
+    def has_tls() -> bool:
+        return any(type(it) is SSL.Connection for it in gc.get_objects())
+
+    async with portal(INTERCEPT) as it:
+        gc.collect()
+        gc.disable()
+        try:
+            client = await http2(it)
+            assert has_tls()
+            await client.close()
+            await until(lambda: not it.keeper.connections and not has_tls())
+        finally:
+            gc.enable()
 
 
 async def test_answers_that_a_client_does_not_take_in_keep_their_origins_waiting(
