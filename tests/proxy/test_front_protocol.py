@@ -666,6 +666,30 @@ async def test_what_waits_for_its_turn_leaves_descriptors_to_known_clients(
             client.close()
 
 
+async def test_however_many_connect_no_more_descriptors_are_open_than_may_be(
+    portal: StartPortal,
+) -> None:
+    async with portal() as it:
+        front = it.keeper.front
+        front._left, front._scheduled = 0, True
+        clients = connect_many(it, 60)
+        os.close(free := os.dup(0))
+        it.keeper.connections.most_accepted = free + 10
+        await until(lambda: len(front._turns) >= 10)
+        await until(lambda: sum(map(has_ended, clients)) == 60 - len(front._turns))
+        assert len(front._turns) <= 11
+        front._pass()
+        for client in clients:
+            client.close()
+
+
+def has_ended(client: socket.socket) -> bool:
+    """Whether the portal has closed a connection on which it has sent nothing."""
+    with contextlib.suppress(BlockingIOError):
+        return client.recv(1, socket.MSG_DONTWAIT) == b""
+    return False
+
+
 # --- shown ----------------------------------------------------------------------------------------
 
 

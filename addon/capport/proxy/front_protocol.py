@@ -136,6 +136,7 @@ class Front:
                     one.drop()
                     return
                 self._turns.drop_oldest(client).drop()
+                one.renumber()
         self.in_turn(one)
 
     def in_turn(self, one: "Stranger") -> None:
@@ -317,6 +318,14 @@ class Stranger:
     def lingers(self) -> bool:
         """Whether it stays open for another stage after its end."""
         return self._lingers is not None and self._lingers.go_on()
+
+    def renumber(self) -> None:
+        """Gives its socket the lowest number that is free, before anybody watches it.
+
+        Otherwise the numbers that others have left would count as room for more connections.
+        """
+        sock, self._sock = self._sock, self._sock.dup()
+        sock.close()
 
     @property
     def client(self) -> Client:

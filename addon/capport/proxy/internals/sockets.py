@@ -3,10 +3,9 @@
 It relies on mitmproxy's ConnectionHandler, which passes each event to its `layer`, awaits its
 `drain_writers` before it reads more, and keeps its sockets in `transports`, each with the task that
 reads it as `handler`. Layers keep each other in attributes, in lists and dicts, and in their
-context. It also relies on two bounds of asyncio: a transport reads at most `max_size`
-bytes at once (uvloop: as many as the kernel keeps), and a reader keeps at most twice its `_limit`.
-Each function takes the handler that `server.handler_of` has found, or None for a connection that
-has ended.
+context. It also relies on two bounds of asyncio: a transport reads at most `max_size` bytes at once
+(uvloop: as many as the kernel keeps), and a reader keeps at most twice its `_limit`. Each function
+takes the handler that `server.handler_of` has found, or None for a connection that has ended.
 """
 
 import asyncio
