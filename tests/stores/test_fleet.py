@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import sqlite3
 import threading
@@ -999,6 +1000,43 @@ def test_a_router_that_comes_back_after_an_hour_undoes_no_revocation(
     back = fleet.open(0)
     known.soon(MAC, back, other)
     known.not_soon(Z, back, other)
+
+
+# --- what an operator should know ---
+
+
+def test_a_router_whose_files_are_a_copy_of_anothers_is_reported(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither can tell its own grants from those of the other."""
+    monkeypatch.setattr(redis_link, "BEAT", 0.01)
+    fleet.open(0).close()
+    shutil.copytree(fleet.folder / "router0", fleet.folder / "router1")
+    looks = list[bytes | None]()
+    check = redis_link.RedisLink._check_identity
+
+    def noted(link: redis_link.RedisLink, sign: bytes | None) -> None:
+        check(link, sign)
+        looks.append(sign)
+
+    monkeypatch.setattr(redis_link.RedisLink, "_check_identity", noted)
+    works(fleet.open(0), fleet.open(0))  # the portal, and `capport login` beside it
+    until(lambda: len(looks) > 10, "signs of life")
+    assert "same id" not in caplog.text
+    monkeypatch.setattr(clock, "boot_id", lambda: "another machine's")
+    works(fleet.open(1))
+    until(lambda: "has the same id as this one" in caplog.text, "a report")
+
+
+def test_a_redis_that_may_forget_records_when_it_is_full_is_reported(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet.server.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    works(fleet.open(0))
+    assert "maxmemory-policy" not in caplog.text  # it has no limit
+    fleet.server.ask("CONFIG", "SET", "maxmemory", "1gb")
+    works(fleet.open(1))
+    assert "maxmemory-policy is allkeys-lru" in caplog.text
 
 
 # --- the network is slow, or cut ---

@@ -1,15 +1,13 @@
 """Looks at a fleet from outside: which routers share a Redis, and how far each of them has read."""
 
 import asyncio
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from capport.core.redis_url import RedisUrl
 from capport.stores.redis.redis_client import RedisClient, find_primary
-from capport.stores.redis.redis_link import CHANGES, KEY, ROUTER
+from capport.stores.redis.redis_link import CHANGES, KEY, ROUTER, sign_of_life
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +76,7 @@ async def _keys(client: RedisClient, prefix: str) -> list[bytes]:
 def _sign(router: str, text: bytes | None, now: float, newest: bytes) -> Sign | None:
     """The sign of life in `text`; None if it does not fit: from another version or program."""
     try:
-        said: Any = json.loads(text or b"")
+        said = sign_of_life(text)
         read = str(said["read"]).encode()
         lag = 0.0 if read == newest else _milliseconds(newest) - _milliseconds(read)
         found = Sign(
@@ -92,7 +90,7 @@ def _sign(router: str, text: bytes | None, now: float, newest: bytes) -> Sign | 
             int(said["refused"]),
             float(said["skew"]),
         )
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         return None
     return found if all(map(math.isfinite, (found.ago, found.lag, found.skew))) else None
 

@@ -12,11 +12,11 @@ import logging
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 from capport import clock as clocks
 from capport.core.client import ClientId
@@ -120,7 +120,9 @@ class RedisLink:
         self._dirty: dict[ClientId, list[Future[bool]]] = {}
         self._has_dirty = asyncio.Event()
         self._in_flight: dict[ClientId, ChangeId] = {}
-        self._skewed = False
+        self._skewed = self._evicts = self._is_copied = False
+        self._boot = clocks.boot_id()
+        self._is_shown = False  # a sign of life of this process is in Redis
         self._thread = threading.Thread(target=self._run_loop, name="redis-link", daemon=True)
 
     # --- from other threads ---
@@ -279,14 +281,16 @@ class RedisLink:
     async def _identity_of(self, client: RedisClient) -> tuple[object, ...]:
         """What changes if Redis is restarted, replaced by a replica, or emptied."""
         new = secrets.token_hex(8)
-        server, replication, is_new, epoch = await client.together(
+        server, memory, replication, is_new, epoch = await client.together(
             [
                 ("INFO", "server"),
+                ("INFO", "memory"),
                 ("INFO", "replication"),
                 ("SET", EPOCH, new, "NX"),
                 ("GET", EPOCH),
             ]
         )
+        self._check_eviction(memory)
         if is_new:  # the stream begins here, so that there is a place in it to continue from
             await client.ask("XADD", CHANGES, "*", "epoch", new)
         return server.get("run_id"), replication.get("master_replid"), epoch
@@ -347,11 +351,14 @@ class RedisLink:
                 ("TIME",),
                 ("GET", EPOCH),
                 ("XREVRANGE", CHANGES, "+", "-", "COUNT", 1),
+                ("GET", self._sign),
                 *self._sign_of_life(),
             ]
-            (seconds, micros), epoch, last, *_ = await client.together(commands)
+            (seconds, micros), epoch, last, sign, *_ = await client.together(commands)
             if epoch != self._identity[-1]:
                 raise _AgainError("was emptied; this router compares everything")
+            if self._sign.startswith(ROUTER) and self._wants is None:
+                self._check_identity(sign)
             self._check_clock(self._time.measure(sent, self._clock(), seconds + micros / 1e6))
             self._promise = sent, _change_id(last[0][0]) if last else (0, 0)
             await self._renew()
@@ -365,6 +372,7 @@ class RedisLink:
         said = {
             "v": 1,
             "name": socket.gethostname(),
+            "boot": self._boot,
             "at": round(self._time.now() * 1000),
             "skew": round(self._time.skew, 3),
             "read": "{}-{}".format(*self._position),
@@ -373,6 +381,34 @@ class RedisLink:
             **self._shared.summary(),
         }
         return [("SET", self._sign, json.dumps(said), "PX", KEPT_ROUTERS)]
+
+    def _check_eviction(self, memory: Mapping[str, object]) -> None:
+        evicts = bool(memory.get("maxmemory")) and memory.get("maxmemory_policy") != "noeviction"
+        if evicts and not self._evicts:
+            logger.warning(
+                "%s: maxmemory-policy is %s, so it forgets records when it is full, instead of"
+                " refusing more; set it to noeviction",
+                *(self._name, memory.get("maxmemory_policy")),
+            )
+        self._evicts = evicts
+
+    def _check_identity(self, sign: bytes | None) -> None:
+        """Logs that another machine has this router's id, because its files are a copy.
+
+        `sign` is what was there before this router's sign of life. Several processes of one router
+        may write it, but they have the boot in common.
+        """
+        other = sign_of_life(sign)
+        theirs = other.get("boot") if self._is_shown else None
+        is_copied = isinstance(theirs, str) and theirs != self._boot
+        if is_copied and not self._is_copied:
+            logger.error(
+                "%s: the router %.64r has the same id as this one, because its fleet.db is a copy:"
+                " neither knows what the other grants. Delete fleet.db and sessions.db on one of"
+                " them, and start it again",
+                *(self._name, other.get("name")),
+            )
+        self._is_copied, self._is_shown = is_copied, True
 
     def _check_clock(self, jump: float) -> None:
         if jump:
@@ -460,6 +496,15 @@ class RedisLink:
             logger.error("%s; sessions of other routers end in at most %g s", fault, LEASE)
         elif fault is None and before is not None:
             logger.info("%s: works", self._name)
+
+
+def sign_of_life(text: bytes | None) -> dict[str, Any]:
+    """A sign of life as it was written; empty if it is not one."""
+    try:
+        said = json.loads(text or b"")
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def _change_id(text: bytes) -> ChangeId:
