@@ -17,6 +17,7 @@ from capport.commands.session_transfer import as_document, parsed
 from capport.core.client import ClientId
 from capport.core.session import Session
 from capport.stores.opening import open_store
+from ports import free_port
 
 MAC = ClientId("02:00:00:00:00:07")
 BOTH = ClientId("02:00:00:00:00:07@2001:db8::7")
@@ -50,6 +51,20 @@ def transfer(old: Path, new: Path, file: Path, capsys: pytest.CaptureFixture[str
     file.write_text(capsys.readouterr().out)
     assert cli.main(["sessions", "import", str(file), "--sessions", str(new)]) == 0
     return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["sessions", "export"], ["clients"]])
+def test_a_list_that_may_lack_the_sessions_of_other_routers_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    put(tmp_path / "sessions.db", session(MAC))
+    url = f"redis://127.0.0.1:{free_port()}/0?file={tmp_path / 'sessions.db'}"
+    assert cli.main([*command, "--sessions", url]) == 0
+    said = capsys.readouterr()
+    assert MAC in said.out
+    assert "sessions of other routers may be missing: Redis at 127.0.0.1:" in said.err
+    assert cli.main([*command, "--sessions", str(tmp_path / "sessions.db")]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_session_is_in_the_other_store_as_it_was(

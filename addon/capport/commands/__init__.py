@@ -4,6 +4,7 @@ Login servers and scripts start one `capport grant` for each client, so it impor
 possible.
 """
 
+import math
 import sys
 from argparse import Namespace
 from collections.abc import Collection
@@ -13,6 +14,7 @@ from capport.core.client import Address, Mac
 from capport.core.place import Place
 from capport.core.policy import Policy
 from capport.core.redis_url import is_redis
+from capport.core.session import Instant, Session, open_ones
 from capport.stores import SessionStore
 from capport.stores.memory import MemoryStore
 from capport.stores.opening import default_store, is_there, open_store, store_path, was_in_use
@@ -94,6 +96,13 @@ def store_to_read(given: str | None, policy: Policy) -> SessionStore:
     if store is None and given is not None:
         raise CommandError(f"there is no {given}; name the portal's store, or leave --sessions out")
     return store or MemoryStore()
+
+
+def open_sessions(store: SessionStore, now: Instant) -> list[Session]:
+    """The open sessions of a store. Warns if those of other routers may be missing."""
+    if store.lease < math.inf and store.fault is not None:
+        warn(f"sessions of other routers may be missing: {store.fault}")
+    return open_ones(store.sessions(), now)
 
 
 def _file_of(url: str) -> Path:

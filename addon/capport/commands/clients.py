@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from capport import clock
-from capport.commands import chosen_policy, store_to_read
+from capport.commands import chosen_policy, open_sessions, store_to_read
 from capport.core.client import Mac, is_random
 from capport.core.policy import ClientRule, Network
-from capport.core.session import Instant, Session, open_ones
+from capport.core.session import Instant, Session
 from capport.session_view import MADE_UP, TITLES, cells_of, document
 from capport.terminal import GAP, cells, rows_in_columns
 
@@ -28,7 +28,7 @@ def clients(arguments: Namespace) -> None:
     policy = chosen_policy(arguments)
     now, wall = clock.now(), time.time()
     with contextlib.closing(store_to_read(arguments.sessions, policy)) as store:
-        sessions = open_ones(store.sessions(), now)
+        sessions = open_sessions(store, now)
     sessions.sort(key=lambda session: (session.expires, session.client))
     rules = list(policy.clients.known())
     if arguments.json:

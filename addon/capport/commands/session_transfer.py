@@ -16,6 +16,7 @@ from capport.commands import (
     CommandError,
     chosen_policy,
     existing_store,
+    open_sessions,
     store_url,
     warn_if_alone,
     writable_store,
@@ -36,7 +37,7 @@ def export(arguments: Namespace) -> None:
         raise CommandError(f"there is no {url}")
     with contextlib.closing(store):
         now, wall = clock.now(), time.time()
-        for session in sorted(open_ones(store.sessions(), now), key=lambda one: one.client):
+        for session in sorted(open_sessions(store, now), key=lambda one: one.client):
             print(json.dumps(as_document(session, now, wall)))
 
 
