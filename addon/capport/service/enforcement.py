@@ -12,7 +12,7 @@ from capport.session_events import Ledger
 logger = logging.getLogger(__name__)
 
 TICK = 0.1  # seconds between two checks which sessions have expired
-AT_ONCE = 50  # clients in one turn of the event loop, because thousands may expire together
+AT_ONCE = 50  # sessions in one turn of the event loop: there may be 100 000
 
 
 class OpenConnections(Protocol):

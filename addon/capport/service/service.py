@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from functools import partial
+from itertools import batched
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from capport.policy import policy_file
 from capport.policy.policy_file import PolicyError
 from capport.policy.watcher import PolicyWatcher
 from capport.service import login_health
-from capport.service.enforcement import Enforcement, OpenConnections
+from capport.service.enforcement import AT_ONCE, Enforcement, OpenConnections
 from capport.service.kernel import Kernel
 from capport.service.login_health import Names
 from capport.service.login_server import Embedded, may_be_proxy
@@ -133,8 +134,10 @@ class Service:
             # The store calls on its own thread: the kernel's sets do not wait for the event loop.
             await asyncio.to_thread(self.gate.store.watch, changed)
             self.gate.neighbours.watch(self._mac_changed)
-            for session in tuple(self.gate.store.sessions()):
-                self._bind(session.client)
+            for some in batched(self.gate.store.sessions(), AT_ONCE):
+                for session in some:
+                    self._bind(session.client)
+                await asyncio.sleep(0)
             if connections:
                 connections.recheck_all()  # mitmproxy listens already: sessions may have ended
             await self._listen()
