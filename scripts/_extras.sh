@@ -17,7 +17,11 @@ missing_packages() {
 }
 
 # Venv $1 of these is whole once this file is in it: its name says what it was made for.
-whole() { { echo "${venvs[$1]}" && stamp_for "$(project_sum)"; } | sha256sum | sed "s|^|$venv/$1/made-for-|; s/ .*//"; }
+whole() {
+  local sum
+  sum=$({ echo "${venvs[$1]}" && stamp_for "$(project_sum)"; } | sha256sum)
+  printf '%s' "$venv/$1/made-for-${sum:0:16}"
+}
 
 missing_venvs() {
   local name
