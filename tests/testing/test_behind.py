@@ -2,9 +2,11 @@
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -216,6 +218,35 @@ def test_however_it_ends_nothing_is_left(tmp_path: Path, number: int, way: tuple
     assert running.wait(SOON) == (128 + number if number == signal.SIGTERM else -number)
     wait_for(lambda: not any(map(runs, pids)), SOON)
     assert not list(folder.iterdir())
+
+
+def test_a_signal_that_does_not_interrupt_the_wait_for_the_command_ends_it_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As one that comes just before waitpid(2), or that another thread takes."""
+    wait, waiting, went_on = subprocess.Popen.wait, queue.SimpleQueue[int](), list[int]()
+
+    def noted(process: "subprocess.Popen[bytes]", *limit: float | None) -> int:
+        waiting.put(process.pid)
+        return wait(process, *limit)
+
+    def end() -> None:
+        command = waiting.get()
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        try:
+            wait_for(lambda: not runs(command), SOON)
+        except TimeoutError:
+            went_on.append(command)
+            os.kill(command, signal.SIGKILL)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", noted)
+    ending = threading.Thread(target=end)
+    ending.start()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["behind", "--proxy", "--offline", "--", "sleep", "617"])
+    ending.join()
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert went_on == []
 
 
 @requires.tool("curl")

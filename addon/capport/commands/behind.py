@@ -8,7 +8,7 @@ import sys
 import threading
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 
 from capport.commands import CommandError
@@ -104,7 +104,7 @@ class _Place:
             print(f"{command[0]}: {error.strerror}", file=sys.stderr)
             return CANNOT_RUN
         try:
-            status = process.wait(limit)
+            status = _status(process, limit)
         except subprocess.TimeoutExpired:
             return TIMED_OUT
         finally:
@@ -112,6 +112,14 @@ class _Place:
             if self._inside:  # processes that it left must not run behind the next kind
                 network.end_all(self._inside.descriptor)
         return status if status >= 0 else 128 - status
+
+
+def _status(process: subprocess.Popen[bytes], limit: float | None) -> int:
+    """Waits in short turns: a signal that comes just before waitpid(2) does not interrupt it."""
+    while limit is None:
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(1.0)
+    return process.wait(limit)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
