@@ -29,6 +29,18 @@ def get(url, **fields):
         pass
 """
 
+# Each pause is twice the time since the request before, however slow the machine is.
+PATIENT = """
+import time
+before, pause = time.monotonic(), 0.02
+for _ in range(4):
+    get(sys.argv[1])
+    time.sleep(pause)
+    now = time.monotonic()
+    before, pause = now, 2 * (now - before)
+get(sys.argv[1])
+"""
+
 # What a client does before it is granted a session, what it does afterwards, and what is found.
 CLIENTS = {
     "curl once, and again when it is known": ("curl -sf $URL", "curl -sf $URL", set[str]()),
@@ -75,8 +87,7 @@ CLIENTS = {
         {"authorization-to-portal"},
     ),
     "Python's urllib that retries with more and more patience": (
-        f"python3 -c '{PYTHON}\nimport time\n"
-        'for n in range(5): get(sys.argv[1]); time.sleep(0.02 * 2 ** n)\' "$URL"',
+        f"python3 -c '{PYTHON}{PATIENT}' \"$URL\"",
         "curl -sf $URL",
         {"retries-511"},
     ),
