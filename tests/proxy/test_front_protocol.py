@@ -325,6 +325,23 @@ async def test_the_answers_of_a_pass_are_sent_together(
             client.close()
 
 
+async def test_the_last_answer_arrives_although_more_came_before_the_end(
+    portal: StartPortal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = Stranger.send
+
+    def sends(self: Stranger) -> None:
+        client.sendall(b"\r\n")  # so TCP resets the connection when it is closed
+        send(self)
+
+    monkeypatch.setattr(Stranger, "send", sends)
+    async with portal(portal_shown=0) as it:
+        (client,) = connect_many(it, 1)
+        client.sendall(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        assert (await asyncio.to_thread(client.recv, LITTLE)).endswith(b"</html>\n")
+        client.close()
+
+
 # --- handing over ---------------------------------------------------------------------------------
 
 

@@ -489,13 +489,13 @@ class Stranger:
         self._ends, self._lingers = True, stages
         if self._unsent:
             return
+        try:
+            self._sock.shutdown(socket.SHUT_WR)  # sends all, also if something has come meanwhile
+        except OSError:
+            raise Gone from None
         if stages is None:
             self._close()
             return
-        try:
-            self._sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            raise Gone from None
         self._talks, self._step = None, Stranger.linger  # frees what the conversation has read
         self.front.book.ends(self._keep())
         if self._readable:
