@@ -51,6 +51,14 @@ def test_its_end_is_outside_and_seconds_are_whole(now: float, is_open: bool, sec
     assert HOUR.seconds_remaining(now) == seconds
 
 
+def test_a_session_that_another_router_granted_has_a_lease() -> None:
+    leased = replace(HOUR, lease=2000.0)
+    assert leased.is_leased
+    assert not HOUR.is_leased
+    assert leased.without_lease() == HOUR
+    assert HOUR.without_lease() is HOUR
+
+
 def test_the_open_ones_of_several_sessions() -> None:
     long = replace(HOUR, expires=9000.0)
     sessions = [None, HOUR, None, long]
