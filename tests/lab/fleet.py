@@ -11,6 +11,7 @@ by a host route, as a routing protocol announces it. Redis is in a network of th
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from tempfile import TemporaryDirectory
 from typing import Self
 
 from lab import namespaces
@@ -73,6 +74,7 @@ class Fleet:
         self.redis.ip(
             "link add br0 type bridge", f"address add {REDIS}/24 dev br0", "link set br0 up"
         )
+        self._kept = self._stack.enter_context(TemporaryDirectory())
         self.start_redis()
         self._stack.callback(self.stop_redis)
         for number in range(1, self._count + 1):
@@ -95,10 +97,10 @@ class Fleet:
         return made
 
     def start_redis(self) -> None:
-        """Starts Redis, with nothing in it."""
+        """Starts Redis, with nothing in it but what SAVE has kept."""
         self._redis = self.redis.start(
             *("redis-server", "--bind", REDIS, "--port", str(PORT), "--save", ""),
-            *("--protected-mode", "no", "--maxmemory-policy", "noeviction"),
+            *("--protected-mode", "no", "--maxmemory-policy", "noeviction", "--dir", self._kept),
         )
         wait_for(lambda: self.redis.call(listening)[PORT], message="Redis does not listen")
 
