@@ -11,6 +11,7 @@ import pytest
 
 from capport.budgets import MOST, SIZE, Budgets
 from capport.core.policy import Rate
+from conftest import SOON
 
 RATE = Rate(100, 60.0)
 
@@ -79,7 +80,7 @@ def test_processes_that_share_the_table_share_each_budget_within_a_tenth(shared:
     for worker in workers:
         assert worker.stdin
         worker.stdin.write("02:00:00:00:00:07\n" * 3000)
-    passed = [int(worker.communicate(timeout=60)[0]) for worker in workers]
+    passed = [int(worker.communicate(timeout=SOON)[0]) for worker in workers]
     assert 2000 <= sum(passed) <= 2200
     assert first.spend("02:00:00:00:00:07\n", Rate(2000, 60.0), 1000.0) == 1
 
@@ -99,7 +100,7 @@ def test_a_process_that_was_stopped_with_the_lock_holds_up_no_other(shared: int)
         waits = [budgets.spend("a", Rate(2, 60.0), 1000.0) for _ in range(3)]
         assert waits == [None, None, 30]
     finally:
-        holder.communicate(b"\n", timeout=60)
+        holder.communicate(b"\n", timeout=SOON)
 
 
 def test_no_client_can_choose_whose_place_it_takes(shared: int) -> None:

@@ -17,6 +17,7 @@ import pytest
 import requires
 from capport import cli
 from capport.extras import EXTRAS, lacking
+from conftest import SOON
 from proxy.mitmdump import policy, started
 
 PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
@@ -104,7 +105,7 @@ async def test_a_policy_that_asks_for_an_extra_stops_the_start(
 def test_the_commands_run_without_extras(tmp_path: Path) -> None:
     def capport(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [str(requires.BARE / "capport"), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=SOON)
 
     assert Path(capport("script").stdout.strip()).name == "captive_portal.py"
     assert capport("check", str(policy(tmp_path))).returncode == 0

@@ -12,6 +12,7 @@ from capport.core.reach import Machine
 from capport.linux.own_addresses import OWN, is_own
 from capport.proxy import resolver
 from capport.proxy.resolver import Addresses
+from conftest import SOON
 
 FAR = parse_address("198.51.100.7")
 HERE = parse_address("127.0.0.1")
@@ -73,7 +74,7 @@ def test_our_own_are_known_whatever_may_be_bound() -> None:
         ["unshare", "-n", sys.executable, "-c", IN_A_NAMESPACE],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=SOON,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[True, True, True, False, False]\n" * 2

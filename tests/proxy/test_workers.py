@@ -16,7 +16,7 @@ import pytest
 
 import requires
 from capport.stores.redis.redis_link import KEY, ROUTER
-from conftest import Origin, one_answer, until_closed
+from conftest import SOON, Origin, one_answer, until_closed
 from journey.guests import Guest
 from login.certificates import certificate
 from ports import free_port
@@ -99,7 +99,7 @@ class Appliance:
 
     def capport(self, *arguments: str) -> None:
         argv = [CAPPORT, *arguments, "--sessions", self.sessions or str(self.folder / "s.db")]
-        subprocess.run(argv, check=True, capture_output=True, timeout=60)
+        subprocess.run(argv, check=True, capture_output=True, timeout=SOON)
 
     def events(self) -> list[dict[str, object]]:
         return [json.loads(it) for it in (self.folder / "events.jsonl").read_text().splitlines()]

@@ -13,7 +13,7 @@ from capport.report import as_text
 from capport.report.as_page import page_of
 from capport.report.recording import Recording, events_in, record
 from capport.report.summary import Report, document, report_of
-from conftest import Origin, StartPortal
+from conftest import SOON, Origin, StartPortal
 
 INTERCEPT = "tls: {unknown: intercept, connect: alert}\n"
 LIMIT = "limits: {unknown_requests: {count: 1, per: 1m}}\n"
@@ -127,7 +127,7 @@ async def run(command: str, proxy: str, url: str) -> None:
     process = await asyncio.create_subprocess_exec(
         "sh", "-c", command, env=environment, stdout=asyncio.subprocess.DEVNULL
     )
-    await asyncio.wait_for(process.wait(), 60)
+    await asyncio.wait_for(process.wait(), SOON)
 
 
 def report_on_file(path: Path) -> Report:
