@@ -149,6 +149,17 @@ def test_a_tunnel_carries_no_more_than_the_bound_from_the_first_second_on(
         assert answers
 
 
+def test_a_name_carries_whole_bytes_so_each_is_charged_as_one(lab: Lab) -> None:
+    """If the resolver changed some, a longer name could cost the same."""
+    tunnel = lab.origin.call(Tunnel, ORIGIN4, TUNNEL_PORT, address_record)
+    name = b"\x06aB\x01\x80\xff!" + wire(TUNNEL)
+    try:
+        lab.client.namespace.call(flood, ROUTER4, [name] * 3, 5, SOON)
+        wait_for(lambda: name in {reached for _, reached in tunnel.reached})
+    finally:
+        tunnel.close()
+
+
 @pytest.mark.slow
 def test_a_client_with_many_addresses_is_answered_no_more(lab: Lab) -> None:
     """A MAC has as many IPv6 addresses as it likes."""

@@ -19,6 +19,9 @@ questions, and gets bytes back in answers. So each packet is charged the bytes t
 
 `PAYLOAD` bounds what one client may send, and receive, within any second. nft can only count
 packets, so a packet that carries k units passes the same limit k times.
+
+A byte of a name counts as a whole byte, though a host name has only 38 different characters.
+dnsmasq forwards names as they came, so a tunnel can use all 256 values, and upper and lower case.
 """
 
 import math
