@@ -139,3 +139,25 @@ async def test_a_replica_is_not_written_to(tmp_path: Path) -> None:
             await find_primary(two.url)
         both = RedisUrl((*two.url.places, *one.url.places))
         assert (await find_primary(both))[0] == one.url.places[0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "Protocol Error"),
+        (b"*1\r\n" * 5000, "does not speak its protocol"),
+        (b"*many\r\n", "does not speak its protocol"),
+        (b"-MOVED 1 192.0.2.1:6379\r\n", "is part of a cluster"),
+        (b":1\r\n", "does not say its role"),
+    ],
+)
+async def test_what_no_redis_answers_is_said_in_a_sentence(answer: bytes, said: str) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while commands := (await reader.read(1000)).count(b"*"):
+            writer.write(answer * commands)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as garbling:
+        port = garbling.sockets[0].getsockname()[1]
+        with pytest.raises(AwayError, match=said):
+            await find_primary(RedisUrl((Place(parse_host("127.0.0.1"), port),)))

@@ -25,6 +25,9 @@ SECONDS = 2.0
 """How long one command may take. A Redis that is slower counts as away."""
 _SECRETS = "CAPPORT_REDIS_USER and CAPPORT_REDIS_PASSWORD_FILE"
 
+_FAILURES = (exceptions.RedisError, OSError, ValueError, RecursionError)
+"""What redis-py raises; the last two for what no Redis sends."""
+
 type Command = tuple[object, ...]
 
 
@@ -98,7 +101,7 @@ class RedisClient:
         """The answer to one command."""
         try:
             return await self._redis.execute_command(*command)  # type: ignore[no-untyped-call]
-        except (exceptions.RedisError, OSError) as error:
+        except _FAILURES as error:
             raise AwayError(self._said(error)) from error
 
     async def together(self, commands: Sequence[Command]) -> list[Any]:
@@ -108,7 +111,7 @@ class RedisClient:
                 for command in commands:
                     pipeline.execute_command(*command)
                 return list(await pipeline.execute())
-        except (exceptions.RedisError, OSError) as error:
+        except _FAILURES as error:
             raise AwayError(self._said(error)) from error
 
     async def close(self) -> None:
@@ -125,10 +128,14 @@ class RedisClient:
                 return f"{where} does not answer within {self._seconds:g} s"
             case exceptions.ReadOnlyError():
                 return f"{where} is read-only: a replica, or its primary is being replaced"
+            case exceptions.AskError():  # MOVED, too
+                return f"{where} is part of a cluster; use one that stands alone, or Sentinels"
             case exceptions.OutOfMemoryError():
                 return f"{where} is full ({said})"
         if "NOAUTH" in said or "NOPERM" in said:
             return f"{where} refuses this user ({said}); set {_SECRETS}"
+        if isinstance(error, ValueError | RecursionError):
+            return f"{where} does not speak its protocol ({said})"
         if isinstance(error, exceptions.ConnectionError | OSError):
             return f"{where} cannot be reached ({said})"
         return f"{where} refuses the command ({said})"
@@ -175,7 +182,10 @@ async def _primary_by(place: Place, url: RedisUrl) -> tuple[Place, Credentials]:
 async def _role(place: Place, url: RedisUrl, secret: Credentials) -> list[Any]:
     client = RedisClient(place, url, secret)
     try:
-        return list(await client.ask("ROLE"))
+        role = await client.ask("ROLE")
+        if not isinstance(role, list):
+            raise AwayError(f"Redis at {place} does not say its role")
+        return role
     finally:
         await client.close()
 
