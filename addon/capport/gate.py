@@ -47,7 +47,7 @@ from capport.events import EventLog
 from capport.linux import Neighbours, NoNeighbours
 from capport.linux.own_addresses import OWN
 from capport.metrics import Metrics
-from capport.stores import FullError, SessionStore, StoreError
+from capport.stores import FullError, SessionStore, StoreError, not_everywhere
 
 NOWHERE: Final[Mapping[Place, Address]] = MappingProxyType({})
 
@@ -498,6 +498,11 @@ class Gate:
         if failures:
             raise failures[0]
         return ended
+
+    @property
+    def not_everywhere(self) -> str | None:
+        """Why the other routers do not know of a change yet; None if they do, or there are none."""
+        return not_everywhere(self.store)
 
     def sessions_of(self, client: ClientId) -> list[Session]:
         """Each open session of the device that has this address or MAC.

@@ -8,7 +8,7 @@ import logging
 import socket
 import stat
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from importlib.resources import files
 from ipaddress import ip_address
@@ -33,11 +33,15 @@ from capport.core.client import (
 )
 from capport.core.place import Place
 from capport.core.policy import Access, ClientRules, Sessions, network_of
+from capport.core.redis_url import parse_redis_url
 from capport.core.session import Session
 from capport.stores import StoreError
+from capport.stores.redis.redis_store import RedisStore
+from capport.stores.sqlite.store import SqliteStore
 from capport.web.states import LIFETIME
 from conftest import SOON
 from login.house import LOOPBACK, House, at, house
+from ports import free_port
 
 PAGE = "http://www.example.org/news"
 ADA = "192.0.2.7"
@@ -623,6 +627,25 @@ async def test_it_takes_only_its_own_socket_away(tmp_path: Path) -> None:
     assert (tmp_path / "api.sock").is_socket()
     await later.stop()
     assert not (tmp_path / "api.sock").exists()
+
+
+async def test_a_grant_without_redis_says_that_it_holds_on_this_router_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = parse_redis_url(f"redis://127.0.0.1:{free_port()}/0")
+    path = tmp_path / "sessions.db"
+    async with api(tmp_path) as a:
+        own = await asyncio.to_thread(SqliteStore, path, spares=())
+        with closing(await asyncio.to_thread(RedisStore, nowhere, path, own)) as store:
+            monkeypatch.setattr(a.house.gate, "store", store)
+            granted = await a.call("POST", "/sessions", {"address": ADA})
+            changed = await a.call("PATCH", f"/sessions/{ADA}", {"lifetime": 60})
+            listed = await a.call("GET", f"/sessions/{ADA}")
+            monkeypatch.undo()
+    assert (granted.status, changed.status) == (201, 200)
+    assert "cannot be reached" in granted.json["not_everywhere"]
+    assert "cannot be reached" in changed.json["not_everywhere"]
+    assert "not_everywhere" not in listed.json
 
 
 @pytest.mark.parametrize(

@@ -119,10 +119,15 @@ class Call(BaseHandler):
         """A session as `capport clients --json` prints it."""
         return document(session, self.gate.now(), self.portal.wall())
 
-    def answer_session(self, session: Session, status: int = 200) -> None:
-        """Answers with a session, and its path in Location."""
+    def answer_granted(self, session: Session, status: int = 200) -> None:
+        """Answers with a session that was granted or changed, and its path in Location.
+
+        If Redis is away, it says that the session is in force on this router alone.
+        """
         self.set_header("Location", f"/api/v1/sessions/{quote(session.client, safe=':@')}")
-        self.answer(self.describe(session), status)
+        fault = self.gate.not_everywhere
+        said = {} if fault is None else {"not_everywhere": fault}
+        self.answer(self.describe(session) | said, status)
 
     def session_of(self, client: ClientId) -> Session | None:
         """The open session of the client with this address, MAC or id."""

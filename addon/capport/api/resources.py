@@ -136,7 +136,7 @@ class Sessions(Call):
             session = self.grants.find(spent_by)
             if session is None:
                 raise Problem(410, f"that state was used, and its session is over; {_NEXT_STATE}")
-            self.answer_session(session)
+            self.answer_granted(session)
             return
         try:
             grant = partial(self.grants.grant, client, by=BY, how="state")
@@ -151,7 +151,7 @@ class Sessions(Call):
             raise Problem(409, f"a session would change nothing: that client {barred.because}")
         before = self.grants.find(client)
         session = await grant()
-        self.answer_session(session, 200 if before else 201)
+        self.answer_granted(session, 200 if before else 201)
 
     def _standing(self, client: Client | ClientId) -> Standing:
         if isinstance(client, Client):
@@ -190,7 +190,7 @@ class OneSession(Call):
             )
         except LookupError:  # revoked while this waited for the disk
             raise Problem(404, f"{text[:64]} no longer has a session") from None
-        self.answer(self.describe(session))
+        self.answer_granted(session)
 
     async def delete(self, text: str) -> None:
         """Ends all sessions of the client; answers once none of its traffic passes any more."""

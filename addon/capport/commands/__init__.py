@@ -4,7 +4,6 @@ Login servers and scripts start one `capport grant` for each client, so it impor
 possible.
 """
 
-import math
 import sys
 from argparse import Namespace
 from collections.abc import Collection
@@ -13,9 +12,8 @@ from pathlib import Path
 from capport.core.client import Address, Mac
 from capport.core.place import Place
 from capport.core.policy import Policy
-from capport.core.redis_url import is_redis
 from capport.core.session import Instant, Session, open_ones
-from capport.stores import SessionStore
+from capport.stores import SessionStore, not_everywhere
 from capport.stores.memory import MemoryStore
 from capport.stores.opening import default_store, is_there, open_store, store_path, was_in_use
 
@@ -29,10 +27,10 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr)
 
 
-def warn_if_alone(url: str, store: SessionStore) -> None:
+def warn_if_alone(store: SessionStore) -> None:
     """Warns if the other routers of a fleet do not know of the change yet."""
-    if is_redis(url) and store.fault is not None:
-        warn(f"not everywhere yet: {store.fault}")
+    if (fault := not_everywhere(store)) is not None:
+        warn(f"not everywhere yet: {fault}")
 
 
 def policy_at(path: str) -> Policy:
@@ -100,8 +98,8 @@ def store_to_read(given: str | None, policy: Policy) -> SessionStore:
 
 def open_sessions(store: SessionStore, now: Instant) -> list[Session]:
     """The open sessions of a store. Warns if those of other routers may be missing."""
-    if store.lease < math.inf and store.fault is not None:
-        warn(f"sessions of other routers may be missing: {store.fault}")
+    if (fault := not_everywhere(store)) is not None:
+        warn(f"sessions of other routers may be missing: {fault}")
     return open_ones(store.sessions(), now)
 
 

@@ -47,7 +47,7 @@ def grant(arguments: Namespace) -> None:
             how="command",
             name=arguments.name or "",
         )
-        warn_if_alone(url, store)
+        warn_if_alone(store)
     in_force = Kernel().wait_until_in(present)
     print(_said(session, present))
     if not in_force:
@@ -69,7 +69,6 @@ def revoke(arguments: Namespace) -> None:
     if store is None:
         raise CommandError(f"{arguments.who} has no session: there is no {url}")
     ended = end_sessions(
-        url,
         store,
         policy,
         lambda filed: _ids_of(arguments.who, macs, [one.client for one in filed]),
@@ -100,7 +99,6 @@ class Ended:
 
 
 def end_sessions(
-    url: str,
     store: SessionStore,
     policy: Policy,
     choose: Callable[[Iterable[Session]], list[ClientId]],
@@ -123,7 +121,7 @@ def end_sessions(
                 failures.append(error)  # revoked, but not stored; go on with the others
         fault = store.fault
         if not failures:
-            warn_if_alone(url, store)
+            warn_if_alone(store)
         kernel, now = Kernel(), clock.now()
         still_in = kernel.let_through(_parts(meant))
         out = [client for client in still_in if not store.find(client.ids, now)]

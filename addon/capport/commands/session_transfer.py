@@ -67,7 +67,7 @@ def bring(arguments: Namespace) -> None:
             f"{brought} sessions are imported; {longer} were there already, and last as long or"
             f" longer; {len(found) - len(current)} were over"
         )
-        warn_if_alone(url, store)
+        warn_if_alone(store)
 
 
 def as_document(session: Session, now: Instant, wall: float) -> dict[str, object]:

@@ -91,7 +91,7 @@ def revoke(arguments: Namespace) -> None:
         filed = {session.client: session.how for session in sessions}
         return [one for one in clients if filed.get(one, how).partition(",")[0] == how]
 
-    end_sessions(url, store, policy, of_this_voucher).require_in_force(how)
+    end_sessions(store, policy, of_this_voucher).require_in_force(how)
 
 
 def clock(arguments: Namespace) -> None:

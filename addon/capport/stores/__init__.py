@@ -1,5 +1,6 @@
 """The protocols of what is stored: sessions, and the records that routers share."""
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -169,3 +170,8 @@ class SessionStore(Protocol):
 
     def close(self) -> None:
         """Writes what is pending and frees everything; afterwards no client is known."""
+
+
+def not_everywhere(store: SessionStore) -> str | None:
+    """Why the other routers do not know of a change yet; None if they do, or there are none."""
+    return store.fault if store.lease < math.inf else None
