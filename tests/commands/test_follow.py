@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,8 @@ def test_a_person_watches_until_ctrl_c(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     add(path, f"{json.dumps(refused(0))}\n")
     command = [sys.executable, "-m", "capport", "events", str(path), "--follow"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's `&` has it ignored
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heeds) as process:
         assert process.stdout
         assert "/v1/items: 511" in process.stdout.readline()
         path.rename(tmp_path / "events.jsonl.1")

@@ -387,8 +387,6 @@ class RedisStore:
             except StoreError as error:
                 self._report(error)
                 return
-            if self._writes:
-                self._unwritten |= self._marks.unreadable
             now = self._time.now()
             for client, record in changed.items():
                 self._merge(client, record, now, in_redis=False)
@@ -514,7 +512,10 @@ class RedisStore:
         return [*touches]
 
     def _write_down(self) -> None:
-        """Writes the revocations that are not on the disk: other routers', and failed writes."""
+        """Writes what is not on the disk: others' revocations, failed writes, unreadable rows."""
+        if self._writes:
+            with self._changing:
+                self._unwritten |= self._marks.unreadable
         try:
             while self._unwritten:
                 with self._changing:  # not for long: grants wait for it
