@@ -1,4 +1,4 @@
-"""A session as JSON and as a row of a table, for the commands, the console and the API."""
+"""Describes a session, as JSON and as a table's row, for the commands, the console and the API."""
 
 from datetime import UTC, datetime
 

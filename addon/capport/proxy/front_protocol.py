@@ -202,7 +202,7 @@ class Front:
             self.rest()
 
     def _send_answers(self) -> None:
-        while self._answered:  # who has its answer may have sent more, and get another
+        while self._answered:  # sending an answer can lead to the client's next one
             answered, self._answered = self._answered, []
             for one in answered:
                 one.do()
