@@ -37,6 +37,9 @@ from lab.resolving import (
 pytestmark = pytest.mark.lab
 
 METERS = ("asked", "asked_rest", "answered", "answered_rest", "checked")
+# Tries of a device that uses nearly all of its budget. If the kernel of a busy machine delays some
+# questions, they come in a burst and are lost; those that follow leave little room for repeating.
+PATIENT = 8
 CHECK = "connectivitycheck.gstatic.com"
 ELSEWHERE = ("8.8.8.8", "2001:4860:4860::8888")
 _number = itertools.count()
@@ -109,14 +112,16 @@ def test_after_a_burst_a_device_finds_its_connectivity_check(lab: Lab) -> None:
 @pytest.mark.parametrize("address", [ROUTER4, ROUTER6])
 def test_forty_questions_a_second_for_ordinary_names_are_answered(lab: Lab, address: str) -> None:
     asked = busy(40, 10, "app{}.example.com")
-    assert sorted(lab.client.namespace.call(found, address, asked)) == [name for _, name in asked]
+    answered = lab.client.namespace.call(found, address, asked, PATIENT)
+    assert sorted(answered) == [name for _, name in asked]
 
 
 @pytest.mark.slow
 def test_twenty_questions_a_second_for_long_names_are_answered(lab: Lab) -> None:
     asked = busy(20, 10, "app{}.devices-of-asia.example.com")
     assert {len(name) for _, name in asked} == {36}
-    assert sorted(lab.client.namespace.call(found, ROUTER4, asked)) == [name for _, name in asked]
+    answered = lab.client.namespace.call(found, ROUTER4, asked, PATIENT)
+    assert sorted(answered) == [name for _, name in asked]
 
 
 def test_each_way_the_bound_is_that_of_the_readme() -> None:
