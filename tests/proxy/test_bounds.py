@@ -216,7 +216,7 @@ async def test_whoever_drips_is_closed_on(
     answerer: str,
 ) -> None:
     monkeypatch.setattr("capport.proxy.connections.PATIENCE", 0.5)
-    monkeypatch.setattr("capport.proxy.layers.http1.LINGER", 0.5)
+    monkeypatch.setattr("capport.proxy.layers.lingering.STAGE", 0.5)
     assert callable(dialled)
     dialled("127.0.0.1", origin.port)
     async with portal(mode=mode) as it:

@@ -174,7 +174,7 @@ async def test_by_auto_a_connect_to_port_80_is_answered_inside(
 async def test_nothing_leaves_by_a_tunnel_that_leads_nowhere(
     portal: StartPortal, origin: Origin, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("capport.proxy.layers.http1.LINGER", 0.2)
+    monkeypatch.setattr("capport.proxy.layers.lingering.STAGE", 0.2)
     place = f"127.0.0.1:{origin.port}"
     async with portal() as it:
         reader, writer = await tunnel(it, place, BROWSER)

@@ -67,7 +67,7 @@ def running(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("capport.proxy.connections.PATIENCE", PATIENCE)
-        patch.setattr("capport.proxy.layers.http1.LINGER", 0.2)
+        patch.setattr("capport.proxy.layers.lingering.STAGE", 0.2)
         thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
         thread.start()
         assert ready.wait(SOON)

@@ -13,11 +13,11 @@ from typing import Protocol
 from mitmproxy import connection, dns, exceptions, http
 from mitmproxy.addonmanager import Loader
 from mitmproxy.hooks import Hook
-from mitmproxy.proxy import layer
+from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.server_hooks import ServerConnectHook
 
 from capport.proxy.internals.addons import after_each_hook
-from capport.proxy.layers.silent import SilentLayer
+from capport.proxy.internals.layers import OwnLayer
 from capport.proxy.responses import CLOSED, to_mitmproxy
 
 DENIED = "portal: this connection was not approved"
@@ -89,6 +89,15 @@ def closed[Self: Hooked, Data](
         return wrapped
 
     return wrap
+
+
+class SilentLayer(OwnLayer):
+    """Ends the connection without an answer: for unknown clients' UDP, and when nothing decides."""
+
+    def handle(self, event: events.Event) -> layer.CommandGenerator[None]:
+        """Closes the connection, whatever comes."""
+        if isinstance(event, events.DataReceived | events.ConnectionClosed):
+            yield commands.CloseConnection(self.context.client)
 
 
 def deny_client(client: connection.Client) -> None:

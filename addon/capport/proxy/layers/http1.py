@@ -27,7 +27,6 @@ from capport.core.verdict import (
     Refusal,
     Verdict,
 )
-from capport.front.half_close import STAGE
 from capport.log_limits import QUOTED
 from capport.proxy.enforcer import Enforcer
 from capport.proxy.internals import http1_reader
@@ -37,22 +36,14 @@ from capport.proxy.internals.http_events import (
     HttpResponseHeadersHook,
     HttpResponseHook,
 )
-from capport.proxy.internals.layers import OwnLayer
+from capport.proxy.layers.deciding import DecidingLayer
 from capport.proxy.layers.http2 import BoundLayer
 from capport.proxy.layers.lingering import Lingering
-from capport.proxy.layers.silent import ends_on_faults
-from capport.proxy.request_head import (
-    CREDENTIALS,
-    Head,
-    is_framed_twice,
-    place_of,
-    redacted,
-)
+from capport.proxy.request_head import CREDENTIALS, Head, is_framed_twice, redacted
 from capport.proxy.responses import CLOSED, asked_of, bare, fields_of, to_mitmproxy
 
 logger = logging.getLogger(__name__)
 
-LINGER: Final = STAGE
 HALF_CLOSED: Final = 10.0  # seconds for an origin to begin its answer after a client's half-close
 
 # RFC 9110 section 7.6.1, and the fields that only a proxy may read or write.
@@ -74,33 +65,27 @@ _HOP_BY_HOP: Final = frozenset(
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
-class RefusalLayer(OwnLayer):
+class RefusalLayer(DecidingLayer):
     """Speaks HTTP/1 with an unknown client. It uses h11, which rejects invalid heads."""
 
     def __init__(self, ctx: context.Context, enforcer: Enforcer) -> None:
         self.explicit = isinstance(ctx.layers[0], modes.HttpProxy) and not ctx.server.address
         # Inside TLS or a tunnel, a connection cannot be half-closed.
         self.plain = not any(isinstance(it, tls.TLSLayer | HttpLayer) for it in ctx.layers)
-        super().__init__(ctx)
-        self.enforcer = enforcer
-        self.dialled = place_of(ctx.server.address)
+        super().__init__(ctx, enforcer)
         self.scheme = "https" if ctx.client.tls_established and not self.explicit else "http"
         self.parser = http1_reader.reader()
         self.method = b""  # of the request that is being answered; empty until it is known
-        self.answers = enforcer.answers(ctx.client)
+        self.answers = enforcer.connections.answers(ctx.client)
         self.declared = 0  # the Content-Length of that request
-        self.lingering: Lingering | None = None  # set after the last answer
         self.onward: Onward | None = None  # the request that is forwarded, if one is
 
-    @ends_on_faults
-    def handle(self, event: events.Event) -> layer.CommandGenerator[None]:
+    def take(self, event: events.Event) -> layer.CommandGenerator[None]:
         """Reads and answers requests, until one is forwarded or the last one is answered."""
-        if self.lingering:
-            yield from self.lingering.handle(event)
-        elif self.onward:
+        if self.onward:
             yield from self.onward.handle_event(event)
         elif isinstance(event, events.DataReceived):
-            self.enforcer.used(self.context.client)
+            self.enforcer.handshakes.used(self.context.client)
             self.parser.receive_data(event.data)
             yield from self._read_heads()
         elif isinstance(event, events.ConnectionClosed):
@@ -108,7 +93,7 @@ class RefusalLayer(OwnLayer):
 
     def _read_heads(self) -> layer.CommandGenerator[None]:
         client = self.context.client
-        while not (self.lingering or self.onward or self.enforcer.is_gone(client)):
+        while not (self.lingering or self.onward or self.enforcer.connections.is_gone(client)):
             self.method = b""
             try:
                 head = self.parser.next_event()
@@ -142,7 +127,7 @@ class RefusalLayer(OwnLayer):
             if onward:
                 self.enforcer.hand_on(self.context.client, onward.verdict)
         except Exception:
-            self.enforcer.fault("a request")
+            self.enforcer.marks.fault("a request")
             verdict, onward = None, None
         if onward:
             self.onward = onward
@@ -180,11 +165,11 @@ class RefusalLayer(OwnLayer):
         resets = isinstance(verdict, Imitated) and verdict.status is None
         shown.request, shown.response = request, None if resets else to_mitmproxy(reply)
         try:
-            self.enforcer.refused(shown, verdict)
+            self.enforcer.marks.refused(shown, verdict)
         except Exception:  # the client gets its answer even if the refusal cannot be reported
-            self.enforcer.fault("the report of a refusal")
+            self.enforcer.marks.fault("the report of a refusal")
         if resets:
-            self.enforcer.reset(self.context.client)
+            self.enforcer.connections.abort_connection(self.context.client, reset=True)
             yield commands.CloseConnection(self.context.client)
             return
         yield HttpRequestHeadersHook(shown)
@@ -201,7 +186,7 @@ class RefusalLayer(OwnLayer):
         try:
             return reply_to(verdict, asked)
         except Exception:
-            self.enforcer.fault("a reply")
+            self.enforcer.marks.fault("a reply")
             return CLOSED
 
     def _refuse_unread(
@@ -211,7 +196,7 @@ class RefusalLayer(OwnLayer):
         try:
             self.enforcer.refused_unread(self.context.client, status, why)
         except Exception:
-            self.enforcer.fault("the report of a refusal")
+            self.enforcer.marks.fault("the report of a refusal")
         reply = bare(status)
         if status == 431:
             asked = Asked(self.method.decode("ascii", "replace"))
@@ -232,11 +217,11 @@ class RefusalLayer(OwnLayer):
         yield commands.SendData(self.context.client, data)
         if self.parser.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
             self.parser.start_next_cycle()
-            self.enforcer.answered(self.context.client)
+            self.enforcer.connections.answered(self.context.client)
             return
         del self.parser  # with what it has read
-        self.enforcer.lingers(self.context.client)
-        self.lingering = Lingering(self.context.client, LINGER, self.declared)
+        self.enforcer.connections.lingers(self.context.client)
+        self.lingering = Lingering(self.context.client, self.declared)
         yield from self.lingering.begin(half_close=self.plain)
 
 
@@ -259,7 +244,7 @@ class Onward:
     def start(self, parent: RefusalLayer, first: object) -> layer.CommandGenerator[None]:
         """Forwards the head, and the part of the body that has come."""
         self.client = parent.context.client
-        self.is_gone = parent.enforcer.is_gone
+        self.is_gone = parent.enforcer.connections.is_gone
         self.child = BoundLayer(parent.context, HTTPMode.regular)
         self.child.interim = self.asked.version > b"1.0"
         yield from self.child.handle_event(events.Start())

@@ -10,7 +10,6 @@ from mitmproxy.proxy import context, events, layer
 from mitmproxy.proxy.layers.http import HTTPMode
 
 from capport.core.cost import ANSWERS
-from capport.front.half_close import STAGE
 from capport.proxy.internals.http1_reader import is_interim
 from capport.proxy.internals.http_events import (
     RequestHeaders,
@@ -130,7 +129,7 @@ class BoundLayer(StreamsLayer):
         yield from super().handle(event)
         if self.requests >= ANSWERS and not self.is_busy():
             yield from self.send_goaway(self.last)
-            self.lingering = Lingering(self.context.client, STAGE)
+            self.lingering = Lingering(self.context.client)
             yield from self.lingering.begin(half_close=False)
 
     def stream_for(self, stream_id: int) -> BoundStream | None:

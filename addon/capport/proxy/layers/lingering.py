@@ -6,18 +6,17 @@ It closes our half, then reads and drops what comes, for as long as `front/half_
 from mitmproxy import connection
 from mitmproxy.proxy import commands, events, layer
 
-from capport.front.half_close import Stages
+from capport.front.half_close import STAGE, Stages
 
 
 class Lingering:
     """Ends a client's connection: a layer calls `begin`, then passes every event to `handle`.
 
-    Each stage takes `patience` seconds. `declared` is the length of the body, 0 if it is unknown.
+    `declared` is the length of the body, 0 if it is unknown.
     """
 
-    def __init__(self, client: connection.Client, patience: float, declared: int = 0) -> None:
+    def __init__(self, client: connection.Client, declared: int = 0) -> None:
         self.client = client
-        self.patience = patience
         self.stages = Stages(declared)
         self.stage: commands.RequestWakeup | None = None
 
@@ -41,5 +40,5 @@ class Lingering:
             yield commands.CloseConnection(self.client)
 
     def _begin_stage(self) -> layer.CommandGenerator[None]:
-        self.stage = commands.RequestWakeup(self.patience)
+        self.stage = commands.RequestWakeup(STAGE)
         yield self.stage

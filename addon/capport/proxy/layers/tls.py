@@ -11,13 +11,11 @@ from mitmproxy.proxy.layers import tcp as tcp_layers
 
 from capport.core.place import Place
 from capport.core.verdict import Drop, Inspect, Intercept, Refuse, TlsVerdict, Tunnel
-from capport.front.half_close import STAGE
 from capport.front.hello import Hello, HelloReader, asked_for, claim_of
 from capport.proxy.enforcer import Enforcer
-from capport.proxy.internals.layers import OwnLayer, intercepting
+from capport.proxy.internals.layers import intercepting
+from capport.proxy.layers.deciding import DecidingLayer
 from capport.proxy.layers.lingering import Lingering
-from capport.proxy.layers.silent import ends_on_faults
-from capport.proxy.request_head import place_of
 
 
 class ServerFirst:
@@ -37,7 +35,7 @@ class ServerFirst:
             data.establish_server_tls_first = True
 
 
-class HelloLayer(OwnLayer):
+class HelloLayer(DecidingLayer):
     """Reads a ClientHello, in any number of pieces, and carries out the verdict.
 
     It answers no part of the handshake itself. A permitted connection becomes a tunnel, in which
@@ -46,22 +44,16 @@ class HelloLayer(OwnLayer):
     """
 
     def __init__(self, ctx: context.Context, enforcer: Enforcer, *, to_proxy: bool = False) -> None:
-        super().__init__(ctx)
+        super().__init__(ctx, enforcer)
         self.plain = len(ctx.layers) == 2  # directly on TCP, not in a tunnel
-        self.enforcer = enforcer
         self.to_proxy = to_proxy
-        self.dialled = place_of(ctx.server.address)
         self.reader = HelloReader()
         self.child: layer.Layer | None = None
         self.left: connection.Server | None = None  # a former origin, of which events are ignored
-        self.lingering: Lingering | None = None
 
-    @ends_on_faults
-    def handle(self, event: events.Event) -> layer.CommandGenerator[None]:
+    def take(self, event: events.Event) -> layer.CommandGenerator[None]:
         """Reads the hello; then passes events to the layer that carries out the verdict."""
-        if self.lingering:
-            yield from self.lingering.handle(event)
-        elif isinstance(event, events.ConnectionEvent) and event.connection is self.left:
+        if isinstance(event, events.ConnectionEvent) and event.connection is self.left:
             pass
         elif self.child:
             yield from self.child.handle_event(event)
@@ -83,7 +75,7 @@ class HelloLayer(OwnLayer):
             # mitmproxy looks at the layers below its TLS: if it sees that this is TLS to itself, it
             # offers only http/1.1 in ALPN.
             self.leave_stack()
-            self.enforcer.takes_tls(self.context.client)
+            self.enforcer.connections.takes_tls(self.context.client)
             yield from self._continue_as(ClientTLSLayer(self.context))
             return
         claim = claim_of(hello, self.dialled)
@@ -103,17 +95,17 @@ class HelloLayer(OwnLayer):
         client = self.context.client
         match verdict:
             case Tunnel(to=place):
-                self.enforcer.let_through(client, place)
-                self.enforcer.passed_tls(client, hello, self.dialled, verdict)
+                self.enforcer.connections.let_through(client, place)
+                self.enforcer.marks.passed_tls(client, hello, self.dialled, verdict)
                 if place is not None and place != self.dialled:
                     yield from self._lead_to(place)
                 yield from self._continue_as(TCPLayer(self.context, ignore=True))
             case Inspect():
-                self.enforcer.let_through(client, None)
-                self.enforcer.passed_tls(client, hello, self.dialled, verdict)
+                self.enforcer.connections.let_through(client, None)
+                self.enforcer.marks.passed_tls(client, hello, self.dialled, verdict)
                 yield from self._continue_as(intercepting(self.context))
             case Intercept():
-                self.enforcer.takes_tls(client)
+                self.enforcer.connections.takes_tls(client)
                 self.enforcer.intercepted(client, hello, self.dialled, verdict)
                 yield from self._continue_as(intercepting(self.context))
             case Refuse() | Drop():
@@ -139,20 +131,20 @@ class HelloLayer(OwnLayer):
         client = self.context.client
         drops = isinstance(verdict, Drop)
         shown = tcp.TCPFlow(client, self.context.server, live=True)
-        self.enforcer.refused_tls(shown, hello, self.dialled, verdict)
+        self.enforcer.marks.refused_tls(shown, hello, self.dialled, verdict)
         yield tcp_layers.TcpStartHook(shown)
         shown.error = flow.Error(f"TLS refused: {verdict.because}")
         yield tcp_layers.TcpErrorHook(shown)
         shown.live = False
-        self.lingering = Lingering(client, STAGE)
+        self.lingering = Lingering(client)
         if drops:
-            self.enforcer.reset(client)
+            self.enforcer.connections.abort_connection(client, reset=True)
             yield commands.CloseConnection(client)
             return
         yield commands.SendData(client, self.reader.access_denied())
         self.reader.raw = b""
         if self.plain:
-            self.enforcer.lingers(client)
+            self.enforcer.connections.lingers(client)
             yield from self.lingering.begin(half_close=True)
         else:
             yield commands.CloseConnection(client)
