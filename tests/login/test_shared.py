@@ -40,7 +40,7 @@ async def test_without_redis_a_voucher_is_refused_with_a_page_that_says_why(
         for _ in range(2):
             page = await h.browser().sign_in(f"/?lang={language}", code=vouchers.new_code())
             assert (page.status, page.headers["Retry-After"]) == (503, "10")
-            assert WORDS[language].away_text in page.text
+            assert WORDS[language].errors["away"][1] in page.text
         assert h.session() is None
     assert caplog.text.count("503: redis://127.0.0.1") == 1
     assert "not connected yet" in caplog.text
@@ -59,7 +59,7 @@ async def test_without_redis_a_signed_return_is_refused_with_that_page(tmp_path:
         shares(e.house, away(), tmp_path)
         page = await e.back(e.token())
         assert (page.status, page.headers["Retry-After"]) == (503, "10")
-        assert WORDS[Language.ENGLISH].away_text in page.text
+        assert WORDS[Language.ENGLISH].errors["away"][1] in page.text
         assert e.house.session() is None
 
 

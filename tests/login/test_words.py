@@ -1,12 +1,15 @@
 """What the pages say, in each language."""
 
 import string
+from collections.abc import Iterator, Mapping
+from itertools import chain
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from capport.core.negotiation import Language
+from capport.core.policy import Conditions
 from capport.login.words import WORDS
 
 
@@ -15,11 +18,24 @@ def test_every_language_says_everything_and_fills_in_the_same(language: Language
     for name in WORDS[Language.ENGLISH].__slots__:
         ours, english = getattr(WORDS[language], name), getattr(WORDS[Language.ENGLISH], name)
         assert type(ours) is type(english), name
-        if isinstance(english, str):
-            assert ours.strip()
-            assert _fields(ours) == _fields(english), name
-    assert WORDS[language].by.keys() == WORDS[Language.ENGLISH].by.keys()
+        if isinstance(english, Mapping):
+            assert ours.keys() == english.keys(), name
+        for text, original in zip(_texts(ours), _texts(english), strict=True):
+            assert text.strip(), name
+            assert _fields(text) == _fields(original), name
+    assert WORDS[language].lead.keys() == WORDS[language].more.keys() == set(Conditions)
     assert WORDS[language].language is language
+
+
+def _texts(words: object) -> Iterator[str]:
+    """Each text in a text, a list or a table of texts, in the order of the names."""
+    match words:
+        case str():
+            yield words
+        case list():
+            yield from chain.from_iterable(map(_texts, words))
+        case dict():
+            yield from chain.from_iterable(_texts(words[name]) for name in sorted(words))
 
 
 def _fields(text: str) -> set[str | None]:

@@ -97,9 +97,8 @@ class SignIn(Form):
             case Conditions.PASSWORD:
                 met = await self.password()
         if met is None:
-            voucher = self.conditions is Conditions.VOUCHER
-            problem = self.words.wrong_voucher if voucher else self.words.wrong_password
-            return wrong(problem, for_all)  # the same text for a wrong and for a used voucher
+            # The same text for a wrong and for a used voucher.
+            return wrong(self.words.wrong[self.conditions], for_all)
         if self.conditions is not Conditions.TERMS:
             self.login.throttle.forgive(self.client, met.name)
         if self.conditions is Conditions.VOUCHER and met.lifetime <= left:
@@ -209,20 +208,13 @@ class SignIn(Form):
         """Answers with the page that has the form."""
         conditions, words = self.conditions, self.words
         extending = self.standing.open_session is not None
-        lead = {
-            (Conditions.TERMS, False): words.lead_terms,
-            (Conditions.VOUCHER, False): words.lead_voucher,
-            (Conditions.PASSWORD, False): words.lead_password,
-            (Conditions.TERMS, True): words.more_terms,
-            (Conditions.VOUCHER, True): words.more_voucher,
-            (Conditions.PASSWORD, True): words.more_password,
-        }[conditions, extending]
+        lead = words.more if extending else words.lead
         lifetime = words.time(self.policy.sessions.lifetime)
         self.page(
             "sign_in.html",
             status,
             conditions=str(conditions),
-            lead=lead.format(left=words.rounded(self.left), time=lifetime),
+            lead=lead[conditions].format(left=words.rounded(self.left), time=lifetime),
             terms=self.terms(),
             state=self.state,
             problem=problem,

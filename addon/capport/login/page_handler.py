@@ -23,6 +23,33 @@ from capport.web.states import State, StateError
 logger = logging.getLogger(__name__)
 
 
+class FormOver(web.HTTPError):
+    """403: a form that we did not give to this client recently."""
+
+    def __init__(self, why: str | None = None) -> None:
+        super().__init__(403, why)
+
+
+class Blocked(web.HTTPError):
+    """403: the policy never admits this client."""
+
+    def __init__(self) -> None:
+        super().__init__(403, "blocked by the policy")
+
+
+# The names of the errors in `Words.errors`.
+_BY_ERROR: dict[type, str] = {
+    AwayError: "away",
+    Blocked: "blocked",
+    FormOver: "form_over",
+    FullError: "full",
+    Indistinct: "indistinct",
+    NoMacError: "no_mac",
+    Proxied: "proxied",
+}
+_BY_STATUS = {404: "not_found", 421: "elsewhere", 500: "unavailable", 503: "unavailable"}
+
+
 class Page(ClientHandler):
     """A page of the login server, or an answer whose errors are pages."""
 
@@ -126,29 +153,14 @@ class Page(ClientHandler):
         error = kwargs.get("exc_info", (None, None, None))[1]
         if not self.asks_us():  # Tornado may refuse a request before `prepare` checks this
             status_code, error = 421, Misdirected()
-        words, start, device = self.words, self.link("/", state=self.state), None
+        start, device = self.link("/", state=self.state), None
         if status_code == 405:
             self.set_header("Allow", ", ".join(self.methods()))
         self.say_when(error)
-        by_error = {
-            AwayError: (words.away, words.away_text),
-            FormOver: (words.form_over, words.form_over_text),
-            FullError: (words.full, words.full_text),
-            Proxied: (words.proxied, words.proxied_text),
-            NoMacError: (words.no_mac, words.no_mac_text),
-            Indistinct: (words.indistinct, words.indistinct_text),
-        }
-        by_status = {
-            403: (words.refused, words.refused_text),
-            404: (words.not_found, words.not_found_text),
-            421: (words.elsewhere, words.elsewhere_text),
-            500: (words.unavailable, words.unavailable_text),
-            503: (words.unavailable, words.unavailable_text),
-        }
-        refused = by_status.get(status_code, (words.refused, words.refused_text))
-        heading, text = by_error.get(type(error), refused)
+        by_status = _BY_STATUS.get(status_code, "refused")
+        heading, text = self.words.errors[_BY_ERROR.get(type(error), by_status)]
         if isinstance(error, Blocked):
-            heading, text, start = words.blocked, words.blocked_text, ""
+            start = ""
             device = self.client.address  # the guest can tell it to the people who run the network
         if isinstance(error, Misdirected):
             start = self.policy.login_url_with(None, self.asked_at())
@@ -204,20 +216,6 @@ class Page(ClientHandler):
         path = self.request.path if self.request.method in ("GET", "HEAD") else "/"
         kept = {name: self.get_argument(name, "")[:1] for name in ("more", "over")}
         return self.link(path, lang=str(words.language), state=self.state, **kept)
-
-
-class FormOver(web.HTTPError):
-    """403: a form that we did not give to this client recently."""
-
-    def __init__(self, why: str | None = None) -> None:
-        super().__init__(403, why)
-
-
-class Blocked(web.HTTPError):
-    """403: the policy never admits this client."""
-
-    def __init__(self) -> None:
-        super().__init__(403, "blocked by the policy")
 
 
 class NotFound(Page):

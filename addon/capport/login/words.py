@@ -1,7 +1,7 @@
 """The texts of the login server's pages and printed vouchers: in `texts/`, one file a language."""
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from math import ceil
@@ -19,12 +19,6 @@ class Words:
 
     welcome: str
     welcome_to: str
-    lead_terms: str
-    lead_voucher: str
-    lead_password: str
-    more_terms: str
-    more_voucher: str
-    more_password: str
     terms: str
     accept: str
     by_signing_in: str
@@ -38,9 +32,7 @@ class Words:
     not_encrypted: str
 
     no_code: str
-    wrong_voucher: str
     no_longer: str
-    wrong_password: str
     too_many: str
     terms_changed: str
 
@@ -63,28 +55,6 @@ class Words:
     sign_in_again: str
 
     start_again: str
-    not_found: str
-    not_found_text: str
-    blocked: str
-    blocked_text: str
-    indistinct: str
-    indistinct_text: str
-    form_over: str
-    form_over_text: str
-    refused: str
-    refused_text: str
-    proxied: str
-    proxied_text: str
-    no_mac: str
-    no_mac_text: str
-    full: str
-    full_text: str
-    away: str
-    away_text: str
-    unavailable: str
-    unavailable_text: str
-    elsewhere: str
-    elsewhere_text: str
 
     sheet_time: str
     sheet_device: str
@@ -94,7 +64,13 @@ class Words:
     sheet_opens: str
     sheet_number: str
 
-    by: dict[str, str]  # by condition (terms, voucher, password): how the client signed in
+    # By condition: terms, voucher or password.
+    lead: Mapping[str, str]  # above the form
+    more: Mapping[str, str]  # the same, for a client that has time left
+    wrong: Mapping[str, str]
+    by: Mapping[str, str]  # how the client signed in
+
+    errors: Mapping[str, Sequence[str]]  # heading and text
     units: Sequence[Sequence[str]]  # day, hour, minute, second: singular and plural
     soon: str
 
