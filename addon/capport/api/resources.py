@@ -111,8 +111,7 @@ class Sessions(Call):
             grant = partial(self.grants.grant, under, lifetime=lifetime, by=BY, how="", name=name)
             await self._grant(client, grant)
             return
-        async with self.portal.granting:
-            await self._by_state(asked["state"], lifetime, name)
+        await self._by_state(asked["state"], lifetime, name)
 
     def _named(self, member: str, value: object) -> ClientId:
         client = self.client(value, member)
@@ -130,21 +129,14 @@ class Sessions(Call):
         client = self.gate.client(str(state.client.address))
         if state.client.mac is not None and client.mac != state.client.mac:
             raise Problem(409, f"another device has {client.address} now; {_NEXT_STATE}")
-        records = self.portal.records
-        spend = partial(records.spend, state.id, client.id, self.portal.boot, state.expires)
-        if (spent_by := await self.portal.recorded(spend)) is not None:
-            session = self.grants.find(spent_by)
-            if session is None:
+        async with self.portal.spending(state, client) as spent_by:
+            if spent_by is None:
+                grant = partial(self.grants.grant, client, by=BY, how="state")
+                await self._grant(client, partial(grant, lifetime=lifetime, name=name))
+            elif (session := self.grants.find(spent_by)) is not None:
+                self.answer_granted(session)
+            else:
                 raise Problem(410, f"that state was used, and its session is over; {_NEXT_STATE}")
-            self.answer_granted(session)
-            return
-        try:
-            grant = partial(self.grants.grant, client, by=BY, how="state")
-            await self._grant(client, partial(grant, lifetime=lifetime, name=name))
-        except (OSError, Problem):
-            await self.portal.recorded(partial(records.unspend, state.id))
-            raise
-        self.portal.states.spent(state)
 
     async def _grant(self, client: Client | ClientId, grant: Grant) -> None:
         if (barred := self._standing(client)).is_blocked:

@@ -26,7 +26,7 @@ from tornado import web
 from capport.core import session
 from capport.log_limits import QUOTED
 from capport.login.page_handler import Blocked, Page
-from capport.web.states import State, StateError
+from capport.web.states import StateError
 
 logger = logging.getLogger(__name__)
 
@@ -117,9 +117,11 @@ class SignedReturn(Page):
             raise web.HTTPError(403, "%s", str(error)) from error
         if self.standing.is_blocked:
             raise Blocked
-        async with self.portal.granting:
-            if not await self._spent(said, state):
-                await self._grant(said, state)
+        jti = hashlib.sha256(b"jti\0" + said.jti.encode("utf-8", "surrogatepass")).digest()
+        async with self.portal.spending(state, self.client, jti) as spent_by:
+            if spent_by is None:
+                grant = partial(self.portal.grants.grant, by=BY, how=f"jti {said.jti[:64]}")
+                await grant(self.client, lifetime=said.lifetime, name=said.name)
             elif not self.standing.is_known:
                 self._log_refusal("its state or its jti was used before")
                 raise web.HTTPError(403, "that return was used before")
@@ -129,41 +131,6 @@ class SignedReturn(Page):
         """Logs why a return was refused, because the page does not say it."""
         if self.login.returns.is_due(self.portal.gate.now()):
             logger.warning(f"The signed return of {self.client} is refused: {why[:QUOTED]!r}")
-
-    async def _grant(self, said: Return, state: State) -> None:
-        """Grants a session. If that fails, the state and the jti can be used again."""
-        grant = partial(self.portal.grants.grant, lifetime=said.lifetime, by=BY, name=said.name)
-        try:
-            await grant(self.client, how=f"jti {said.jti[:64]}")
-        except OSError:
-            for name in _single_use(said, state):
-                await self.portal.recorded(partial(self.portal.records.unspend, name))
-            raise
-        self.portal.states.spent(state)
-
-    async def _spent(self, said: Return, state: State) -> bool:
-        """Marks the state and the jti as used; returns whether one of them was used before.
-
-        Raises OSError, and marks neither.
-        """
-        records, names = self.portal.records, _single_use(said, state)
-        for count, name in enumerate(names):
-            spend = partial(records.spend, name, self.client.id, self.portal.boot, state.expires)
-            try:
-                spent_by = await self.portal.recorded(spend)
-            except OSError:
-                for spent in names[:count]:
-                    await self.portal.recorded(partial(records.unspend, spent))
-                raise
-            if spent_by is not None:
-                return True
-        return False
-
-
-def _single_use(said: Return, state: State) -> tuple[bytes, bytes]:
-    """The ids under which the records note that the state and the jti were used."""
-    jti = said.jti.encode("utf-8", "surrogatepass")
-    return state.id, hashlib.sha256(b"jti\0" + jti).digest()
 
 
 def _key(pem: bytes) -> tuple[Any, list[str]]:

@@ -2,20 +2,23 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from weakref import WeakKeyDictionary
 
+from tornado import web
+
 from capport import clock
-from capport.core.client import Address, Mac
+from capport.core.client import Address, Client, ClientId, Mac
 from capport.core.place import Host
 from capport.gate import Gate
 from capport.log_limits import FAULTS, Seldom
 from capport.web.date_reckoning import Moment
 from capport.web.granting import Grants
 from capport.web.records import Records
-from capport.web.states import States
+from capport.web.states import State, States
 from capport.web.vouching import Vouched
 from capport.web.worker import Worker
 
@@ -44,7 +47,7 @@ class Portal:
 
     def __post_init__(self) -> None:
         self.grants = Grants(self.gate)
-        self.granting = asyncio.Lock()  # states are spent one at a time
+        self._spending = asyncio.Lock()  # states are spent one at a time
         self._states: tuple[bytes, States] | None = None
         self._disk = Worker("portal-records")  # one thread: SQLite takes one writer at a time
 
@@ -55,6 +58,30 @@ class Portal:
         if self._states is None or self._states[0] != secret:
             self._states = secret, States(secret, self.boot, self.gate.now)
         return self._states[1]
+
+    @asynccontextmanager
+    async def spending(
+        self, state: State, client: Client, *also: bytes
+    ) -> AsyncIterator[ClientId | None]:
+        """Spends a state for `client`, and what else can be used once: yields None.
+
+        If one of them was used before, yields the client that did. If the block fails, what it has
+        spent can be used again.
+        """
+        spent, spent_by = list[bytes](), None
+        async with self._spending:
+            try:
+                for name in (state.id, *also):
+                    spend = partial(self.records.spend, name, client.id, self.boot, state.expires)
+                    if (spent_by := await self.recorded(spend)) is not None:
+                        break
+                    spent.append(name)
+                yield spent_by
+            except (OSError, web.HTTPError):
+                for name in spent:
+                    await self.recorded(partial(self.records.unspend, name))
+                raise
+            self.states.spent(state)
 
     def moment(self) -> Moment:
         """What the clocks show now."""
