@@ -25,10 +25,10 @@ from capport.front.conversation import HandOver
 from capport.gate import Gate
 from capport.proxy.addon import Hooks
 from capport.proxy.connections import Connections
-from capport.proxy.enforcer import Enforcer
 from capport.proxy.fail_closed import Guard
 from capport.proxy.flow_marks import FlowMarks
 from capport.proxy.front_protocol import Front
+from capport.proxy.gate_enforcer import GateEnforcer
 from capport.proxy.handshakes import Handshakes
 from capport.proxy.internals import http1_reader, http2_bounds
 from capport.proxy.layers.http1 import RefusalLayer
@@ -108,7 +108,7 @@ class Strict:
         marks = FlowMarks(self.gate, book)
         marks.event = self._event  # type: ignore[method-assign]
         marks.fault = self._fault  # type: ignore[method-assign]
-        enforcer = Enforcer(service, book, marks, Handshakes(self._event, lambda *_: None))
+        enforcer = GateEnforcer(service, book, marks, Handshakes(self._event, lambda *_: None))
         none = (cast(Dialling, None), cast(Front, None), cast(Shown, None))
         self.hooks = Hooks(service, book, marks, enforcer, *none, Guard())
         self.client = connection.Client(

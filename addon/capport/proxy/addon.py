@@ -32,7 +32,6 @@ from capport.policy.policy_file import PolicyError
 from capport.proxy import mitmproxy_options
 from capport.proxy.connections import Connections
 from capport.proxy.console import Console
-from capport.proxy.enforcer import Enforcer, PortalService
 from capport.proxy.fail_closed import (
     NO_VERDICT,
     Guard,
@@ -47,6 +46,7 @@ from capport.proxy.fail_closed import (
 )
 from capport.proxy.flow_marks import GARDEN_MARK, FlowMarks, decided_on
 from capport.proxy.front_protocol import Front, leads_back
+from capport.proxy.gate_enforcer import GateEnforcer, PortalService
 from capport.proxy.handshakes import Handshakes
 from capport.proxy.internals import http1_reader, http2_bounds, sockets
 from capport.proxy.internals.addons import put_where_scripts_stand
@@ -80,7 +80,7 @@ class Hooks:
     service: PortalService
     connections: Connections
     marks: FlowMarks
-    enforcer: Enforcer
+    enforcer: GateEnforcer
     dialling: Dialling
     front: Front
     shown: Shown
@@ -485,7 +485,7 @@ def compose(guard: Guard, open_service: OpenService) -> Hooks:
     marks = FlowMarks(service.gate, connections)
     shown = Shown(marks, service.gate)
     handshakes = Handshakes(marks.event, shown.rejected)
-    enforcer = Enforcer(service, connections, marks, handshakes)
+    enforcer = GateEnforcer(service, connections, marks, handshakes)
     dialling = Dialling(enforcer, addresses)
     shown.follow(ctx.options, mitmproxy_options.shown(ctx.options))
     front = Front(service.gate, connections, marks, shown)

@@ -14,8 +14,8 @@ from capport.core.client import ClientId, parse_client_id, parts_of
 from capport.core.session import LONGEST, open_ones
 from capport.gate import Gate
 from capport.policy.values import duration
-from capport.proxy.enforcer import PortalService
 from capport.proxy.flow_report import findings_on, flows_shown, report_on_flows
+from capport.proxy.gate_enforcer import PortalService
 from capport.report.as_text import lines_of
 from capport.session_view import TITLES, cells_of
 

@@ -1,55 +1,25 @@
-"""The enforcer, which the layers and the hooks ask for verdicts and report to."""
+"""What the layers ask: one Protocol, for verdicts and for reports of what they did."""
 
-from dataclasses import dataclass, field
+from typing import Protocol
 
 from mitmproxy import connection
-from mitmproxy.proxy import mode_specs
 
-from capport.core.client import Client
-from capport.core.decision import HttpRequest, way_of_connect
+from capport.core.decision import HttpRequest
 from capport.core.place import Place
 from capport.core.policy import Connect
-from capport.core.verdict import (
-    Inspect,
-    Intercept,
-    Pass,
-    Refuse,
-    TlsVerdict,
-    Tunnel,
-    Unavailable,
-    Verdict,
-)
+from capport.core.verdict import Intercept, TlsVerdict, Verdict
 from capport.front.hello import Hello
-from capport.gate import Gate
-from capport.proxy.connections import Connections, Key, key_of
+from capport.proxy.connections import Connections
 from capport.proxy.flow_marks import FlowMarks
-from capport.proxy.handshakes import CAVEAT, OUTER, Handshake, Handshakes
-from capport.service.service import Service
-from capport.service.worker_service import WorkerService
-
-type PortalService = Service | WorkerService
-"""What the hooks use of the portal: a `WorkerService` in a worker, otherwise a `Service`."""
-
-HELD = "the client has a session, but the kernel's set lacks it; the portal is adding it again"
+from capport.proxy.handshakes import Handshakes
 
 
-@dataclass(eq=False)
-class Enforcer:
-    """Decides on what clients send, with the gate of `service`.
+class Enforcer(Protocol):
+    """Decides on what clients send, and has what the layers report to."""
 
-    The layers report what they did to `connections`, `marks` and `handshakes`.
-    """
-
-    service: PortalService
     connections: Connections
     marks: FlowMarks
     handshakes: Handshakes
-    _handed_on: dict[Key, Verdict] = field(default_factory=dict)
-
-    @property
-    def gate(self) -> Gate:
-        """Decides which clients may reach which places."""
-        return self.service.gate
 
     def decide(
         self,
@@ -59,64 +29,23 @@ class Enforcer:
         dialled: Place | None,
         url: str | None,
     ) -> Verdict:
-        """Returns the verdict on a request. If it raises, the caller denies the request."""
-        client = self.connections.client_of(conn)
-        logins = self.connections.logins(conn)
-        verdict = self.gate.request(client, request, claim, dialled, url, logins=logins)
-        passes = isinstance(verdict, Pass) and verdict.to is None
-        return Unavailable(HELD) if passes and self.is_held(conn, client) else verdict
+        """Returns the verdict on a request. If it raises, the layer denies the request."""
 
     def decide_tls(
         self, conn: connection.Client, sni: Place | None, dialled: Place | None
     ) -> TlsVerdict:
         """Returns the verdict on a TLS handshake. Never raises."""
-        try:
-            client = self.connections.client_of(conn)
-            logins = self.connections.logins(conn)
-            verdict = self.gate.handshake(client, sni, dialled, logins=logins)
-            known = isinstance(verdict, Inspect) or (
-                isinstance(verdict, Tunnel) and verdict.to is None
-            )
-            if known and self.is_held(conn, client):
-                return Refuse(HELD)
-            return verdict
-        except Exception:
-            self.marks.fault("decide_tls")
-            return Refuse("the portal cannot decide now")
-
-    def is_held(self, conn: connection.Client, client: Client) -> bool:
-        """Whether a known client reached mitmproxy only because the kernel's set lacks it."""
-        if not isinstance(conn.proxy_mode, mode_specs.TransparentMode):
-            return False
-        return self.service.is_held(self.connections.peer_of(conn), client)
 
     def way_of_connect(self, verdict: Verdict, user_agent: str, port: int) -> Connect:
         """How a CONNECT is refused: `answer` (with 511) or `alert` (in a tunnel to nowhere)."""
-        return way_of_connect(verdict, self.gate.policy, user_agent, port)
 
     def hand_on(self, conn: connection.Client, verdict: Verdict) -> None:
         """Keeps the verdict on a request for the hooks, which get the same request next."""
-        if isinstance(verdict, Pass):
-            self.connections.let_through(conn, verdict.to)
-        self._handed_on[key_of(conn)] = verdict
-
-    def handed_on(self, conn: connection.Client) -> Verdict | None:
-        """Returns the verdict that `hand_on` kept, once; None if there is none."""
-        return self._handed_on.pop(key_of(conn), None)
 
     def refused_unread(self, conn: connection.Client, status: int | None, why: str) -> None:
         """Counts and reports an answer to what is no request, or a request that is too large."""
-        self.gate.refused_unread(self.connections.client_of(conn))
-        self.marks.refused_unread(conn, status, why)
 
     def intercepted(
         self, conn: connection.Client, hello: Hello, dialled: Place | None, verdict: Intercept
     ) -> None:
         """Reports that mitmproxy will show a certificate of its own in a handshake."""
-        client, destination = self.connections.client_of(conn), str(dialled) if dialled else None
-        trusts_ca = self.gate.policy.trusting.find(client) is not None
-        caveat = f"{CAVEAT}; {OUTER}" if hello.has_ech else CAVEAT
-        because = verdict.because
-        self.handshakes.intercepted(
-            conn, Handshake(client, hello.sni, destination, because, caveat, trusts_ca)
-        )

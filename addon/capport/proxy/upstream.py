@@ -12,7 +12,7 @@ from capport.core.client import Address, Client
 from capport.core.place import Place
 from capport.core.verdict import Closed, Pass, TooManyRequests
 from capport.linux import neighbour_lookup
-from capport.proxy.enforcer import HELD, Enforcer
+from capport.proxy.gate_enforcer import HELD, GateEnforcer
 from capport.proxy.internals.server import name_again
 from capport.proxy.request_head import place_of
 from capport.proxy.resolver import Addresses
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 class Dialling:
     """Decides for the hook `server_connect`. mitmproxy dials the address that is found here."""
 
-    def __init__(self, enforcer: Enforcer, addresses: Addresses) -> None:
+    def __init__(self, enforcer: GateEnforcer, addresses: Addresses) -> None:
         self.addresses = addresses
         self._enforcer = enforcer
         self._connections = enforcer.connections

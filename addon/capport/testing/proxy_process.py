@@ -26,7 +26,7 @@ from capport.linux.own_addresses import source_for
 from capport.policy.policy_file import PolicyError
 from capport.proxy.addon import CaptivePortal, Hooks
 from capport.proxy.appliance import assembled
-from capport.proxy.enforcer import Enforcer
+from capport.proxy.gate_enforcer import GateEnforcer
 from capport.proxy.internals.addons import put_where_scripts_stand
 from capport.proxy.resolver import Addresses
 from capport.proxy.upstream import Dialling
@@ -58,7 +58,7 @@ class _Detours(Dialling):
     """Sends connections for the origin and the sign-in page to where these listen."""
 
     def __init__(
-        self, enforcer: Enforcer, names: Addresses, ports: dict[Address, Callable[[int], int]]
+        self, enforcer: GateEnforcer, names: Addresses, ports: dict[Address, Callable[[int], int]]
     ) -> None:
         super().__init__(enforcer, names)
         self._ports = ports
