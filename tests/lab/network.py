@@ -35,7 +35,7 @@ from capport.core.policy import Policy
 from capport.linux.libnftables import Nftables
 from capport.linux.neighbours import NetlinkNeighbours
 from capport.policy import policy_file
-from capport.router import known_clients, nftables
+from capport.router import known_clients, membership, nftables
 from capport.router.fence import Fence
 from capport.stores.opening import open_store
 from capport.testing.kinds import OURS, kind_named
@@ -466,6 +466,10 @@ class Lab:
             self.router.call(self.known.start)
             self._stack.callback(store.close)
             self._stack.callback(self.known.close)
+
+    def elements(self, name: str) -> dict[str, float]:
+        """The elements of a set on the router, and the seconds that each has left."""
+        return {one.text: one.left for one in membership.elements(self.rules, name)}
 
     def _start_dnsmasq(self) -> None:
         """With the snippet that is shipped, but for what the lab has in another way.

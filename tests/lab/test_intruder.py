@@ -13,7 +13,6 @@ import pytest
 import requires
 from capport import clock
 from capport.api.captivity_api import PATH
-from capport.router import nftables
 from capport.service.kernel import CARRIED_OUT
 from lab.namespaces import wait_for
 from lab.network import ORIGIN4, ORIGIN6, POLICY, ROUTER4, Client, Lab
@@ -186,7 +185,7 @@ def test_a_session_that_the_kernel_lacks_is_a_fault_that_is_put_right(
     if lab.capport("router", "show").returncode:
         pytest.skip("without rules the kernel holds nobody")
     pair = f"{victim.v4} . {victim.mac}"
-    wait_for(lambda: pair in dict(nftables.listed(lab.rules, "known4")))
+    wait_for(lambda: pair in lab.elements("known4"))
     granted = clock.now()
     wait_for(lambda: clock.now() > granted + CARRIED_OUT)
     for name in ("known4", "macs"):
@@ -196,5 +195,5 @@ def test_a_session_that_the_kernel_lacks_is_a_fault_that_is_put_right(
     assert faults == [
         "the kernel's sets have lost a client that has a session; capport adds it again"
     ]
-    wait_for(lambda: pair in dict(nftables.listed(lab.rules, "known4")))
+    wait_for(lambda: pair in lab.elements("known4"))
     wait_for(lambda: victim.status(f"http://{ORIGIN4}/") == 200)

@@ -262,7 +262,7 @@ def test_a_star_opens_what_is_below_the_name_and_not_the_name_itself() -> None:
         def opened(client: Client, *names: str) -> dict[str, float]:
             for name in names:
                 client.namespace.call(exchange, ROUTER4, name)
-            return dict(nftables.listed(lab.rules, "garden4_8443"))
+            return lab.elements("garden4_8443")
 
         assert opened(lab.client, "pay.example.com", "status.example.org", "example.com") == {}
         assert ORIGIN4 in opened(lab.client, "shop.pay.example.com")

@@ -10,7 +10,6 @@ import pytest
 import requires
 from capport.core.client import Client as CoreClient
 from capport.core.client import parse_address
-from capport.router import nftables
 from capport.router.known_clients import KnownSet
 from capport.stores.memory import MemoryStore
 from lab.namespaces import wait_for
@@ -38,7 +37,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 
 
 def elements(lab: Lab, name: str) -> list[str]:
-    return [element for element, _ in nftables.listed(lab.rules, name)]
+    return list(lab.elements(name))
 
 
 def hears_nothing(client: Client, address: str) -> bool:

@@ -12,7 +12,6 @@ import pytest
 
 import requires
 from capport import clock
-from capport.router import nftables
 from capport.service.kernel import CARRIED_OUT
 from conftest import SOON
 from lab.namespaces import wait_for
@@ -69,7 +68,7 @@ def test_a_session_that_the_kernel_lacks_is_put_right_by_the_first_process(lab: 
     for name in ("known4", "macs"):
         lab.router.run("nft", "flush", "set", "inet", "capport", name)
     assert client.status(f"http://{ORIGIN4}/") == 200  # a worker relays meanwhile
-    wait_for(lambda: pair in dict(nftables.listed(lab.rules, "known4")))
+    wait_for(lambda: pair in lab.elements("known4"))
     wait_for(lambda: "capport adds it again" in (lab.folder / "events.jsonl").read_text())
     assert lab.capport("revoke", client.v4, *options).returncode == 0
 
@@ -85,7 +84,7 @@ def test_a_grant_and_a_revocation_are_in_force_in_the_kernel_while_no_worker_run
     for pid in before.values():
         os.kill(pid, signal.SIGSTOP)
     assert lab.capport("revoke", client.v4, *options).returncode == 0
-    assert pair not in dict(nftables.listed(lab.rules, "known4"))
+    assert pair not in lab.elements("known4")
     assert not echoes(client)
     assert lab.capport("grant", client.v4, *options).returncode == 0
     assert echoes(client)
@@ -119,7 +118,7 @@ def test_a_device_has_one_budget_over_its_addresses_and_the_workers(lab: Lab) ->
 
 def dropped(lab: Lab) -> list[str]:
     """The MACs that the kernel drops."""
-    return [mac for mac, _ in nftables.listed(lab.rules, "dropped")]
+    return list(lab.elements("dropped"))
 
 
 def serving(lab: Lab) -> set[str]:

@@ -14,7 +14,7 @@ from capport.core.session import Session
 from capport.linux import NoNeighbours, conntrack
 from capport.linux.libnftables import Nftables, RulesError
 from capport.policy import policy_file
-from capport.router import known_clients, nftables, ruleset
+from capport.router import known_clients, membership, nftables, ruleset
 from capport.router.known_clients import KnownSet
 from capport.stores import FullError
 from capport.stores.memory import MemoryStore
@@ -68,7 +68,7 @@ def grant(store: MemoryStore, *numbers: int) -> None:
 
 
 def inside(rules: Nftables) -> set[str]:
-    return {text for text, _ in nftables.listed(rules, "macs")}
+    return {one.text for one in membership.elements(rules, "macs")}
 
 
 def test_who_is_in_a_full_set_stays_in_and_who_is_not_is_refused_until_there_is_a_place(

@@ -25,7 +25,7 @@ from capport.core.client import Client as CoreClient
 from capport.core.policy import Access, ClientRules, Network, Policy
 from capport.core.session import Session, first_open
 from capport.core.standing import Kind, Standing
-from capport.linux import conntrack
+from capport.linux import conntrack, libnftables
 from capport.linux.libnftables import Nftables, RulesError
 from capport.policy import policy_file
 from capport.router import known_clients, nftables
@@ -166,7 +166,7 @@ def seen(lab: Lab, client: Client) -> None:
 
 
 def elements(lab: Lab, name: str) -> dict[str, float]:
-    return dict(nftables.listed(lab.rules, name))
+    return lab.elements(name)
 
 
 def ruleset(lab: Lab) -> str:
@@ -264,6 +264,31 @@ def test_rules_are_what_they_are_however_many_threads_look(lab: Lab) -> None:
     with ThreadPoolExecutor(4) as threads:
         seen = set[str]().union(*threads.map(looked, range(4)))
     assert len(seen) == 1
+
+
+@LAB
+def test_the_library_serves_one_thread_at_a_time_and_the_elements_of_a_set_are_read_without_it(
+    lab: Lab,
+) -> None:
+    """Whatever the contexts: with two threads in it, it has crashed, and mixed up sets."""
+    mac = "02:00:00:00:00:99"
+    lab.rules.run(f"add element inet capport macs {{ {mac} timeout 60s }}\n")
+    done = threading.Event()
+
+    def work() -> None:
+        own = lab.router.call(Nftables)
+        own.run(f"delete element inet capport macs {{ {mac} }}\n")
+        own.close()
+        done.set()
+
+    thread = threading.Thread(target=work)
+    with libnftables._LIBRARY:
+        thread.start()
+        assert mac in elements(lab, "macs")
+        assert not done.wait(0.2)
+    assert done.wait(5)
+    thread.join()
+    assert mac not in elements(lab, "macs")
 
 
 @LAB
@@ -551,15 +576,19 @@ def test_sessions_of_other_routers_are_in_force_while_the_lease_that_the_kernel_
     nftables.up(lab.policy, rules=lab.rules)
     store.put(session(client.mac, seconds=3000))
 
+    def lease() -> dict[str, float]:
+        listed = lab.rules.ask("list set inet capport lease")[1]["set"].get("elem", ())
+        return {one["elem"]["val"]: one["elem"]["expires"] for one in listed}
+
     def leased() -> float:
-        return min(elements(lab, "lease").values(), default=0.0)
+        return min(lease().values(), default=0.0)
 
     with contextlib.closing(
         lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
     ) as following:
         lab.router.call(following.start)
         wait_for(lambda: echoes(client, ORIGIN4) and echoes(client, ORIGIN6))
-        assert elements(lab, "lease").keys() == {"ipv4", "ipv6"}
+        assert lease().keys() == {"ipv4", "ipv6"}
         assert 50 < leased() <= 60
         known = elements(lab, "leased_macs")
         assert known[client.mac] > 2000

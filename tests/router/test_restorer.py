@@ -100,7 +100,7 @@ def test_rules_that_somebody_takes_away_are_back_at_once_with_who_is_known(
 
 def macs(lab: Lab) -> dict[str, float]:
     """Who has a session by its MAC, in the kernel, and for how many seconds more."""
-    return dict(nftables.listed(lab.rules, "macs"))
+    return lab.elements("macs")
 
 
 def test_what_changes_while_a_command_puts_the_rules_up_is_in_force_when_it_has(

@@ -13,9 +13,8 @@ from collections.abc import Callable, Collection, Iterable
 from capport.core.client import Address, Client, Mac, parse_address, parse_mac
 from capport.linux import neighbour_lookup
 from capport.linux.libnftables import Nftables, RulesError
-from capport.router.membership import is_let_through
-from capport.router.nftables import TABLE, listed
-from capport.router.ruleset import CLIENT_SETS
+from capport.router.membership import elements, is_let_through
+from capport.router.ruleset import CLIENT_SETS, TABLE
 
 PATIENCE = 1.0
 """Seconds that the portal has to update the rules; it learns of a change at once."""
@@ -45,8 +44,8 @@ class Kernel:
         found = []
         for name in CLIENT_SETS if self._rules else ():
             assert self._rules is not None
-            for element, _ in listed(self._rules, name):
-                address, _, mac = element.partition(" . ")
+            for element in elements(self._rules, name):
+                address, _, mac = element.text.partition(" . ")
                 client = Client(parse_address(address), parse_mac(mac) if mac else None)
                 if client.address in parts or client.mac in parts:
                     found.append(client)

@@ -4,9 +4,10 @@ import ctypes
 import json
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from capport.linux import netlink
 
 LIBRARY = "libnftables.so.1"
 
@@ -14,9 +15,6 @@ LIBRARY = "libnftables.so.1"
 _HANDLE = 1 << 3
 _JSON = 1 << 4
 _TERSE = 1 << 11
-
-_DECODER = json.JSONDecoder()
-_FIRST, _NEXT = '"elem": [', ", "  # what comes before the elements of a set, and between them
 
 _INTERRUPTED = b"Interrupted system call"
 _ATTEMPTS = 100
@@ -26,10 +24,12 @@ _QUOTED = 200  # characters of a failed command in an error: a command may have 
 
 _CAP_NET_ADMIN = 12  # linux/capability.h
 
-# To print and read rules, the library calls functions such as getprotobynumber(3), whose answers
-# all threads share. Without this lock and with three threads, 40 of 18 634 listings had a wrong
-# protocol in a rule.
-_RULES = threading.Lock()
+# The library is not made for threads, not even with a context for each. In 1.0.6 all contexts share
+# the number of the next set of a transaction, the generation of the tables (by which a listing
+# notices that they have changed), the list of interfaces, and the answers of functions such as
+# getprotobynumber(3). Without this lock, 40 of 18 634 listings had a wrong protocol in a rule, and
+# listing a set while rules were loaded ended in a segmentation fault, once in some minutes.
+_LIBRARY = threading.Lock()
 
 
 class RulesError(OSError):
@@ -51,14 +51,13 @@ class RulesError(OSError):
 class Nftables:
     """One context of the library, in the network namespace in which it is made.
 
-    Any thread may use it. Only one context works at a time. A context with `elements_only` handles
-    no rules and does not wait for the others.
+    Any thread may use it. Only one context works at a time; `listing_of` does without the library.
 
     Raises OSError if the library is not installed, or without CAP_NET_ADMIN, which even listing
     rules needs. (Without this check, the library would write to stderr at each command.)
     """
 
-    def __init__(self, *, elements_only: bool = False) -> None:
+    def __init__(self) -> None:
         if not _has_net_admin():
             raise OSError("nftables needs root, or CAP_NET_ADMIN")
         try:
@@ -69,12 +68,13 @@ class Nftables:
         for buffer in (library.nft_ctx_get_output_buffer, library.nft_ctx_get_error_buffer):
             buffer.restype = ctypes.c_char_p
         self._library = library
-        self._lock = threading.Lock() if elements_only else _RULES
-        self._context = ctypes.c_void_p(library.nft_ctx_new(0))
+        with _LIBRARY:
+            self._context = ctypes.c_void_p(library.nft_ctx_new(0))
         if not self._context:
             raise OSError("libnftables gave no context: no memory, or no netlink")
         library.nft_ctx_buffer_output(self._context)
         library.nft_ctx_buffer_error(self._context)
+        self._kernel, self._asking = netlink.connect(netlink.NETFILTER), threading.Lock()
 
     def run(self, commands: str) -> str:
         """Runs all of `commands` in one transaction, or none of them. Raises RulesError."""
@@ -105,21 +105,21 @@ class Nftables:
         found: list[dict[str, Any]] = json.loads(answer)["nftables"] if answer else []
         return found
 
-    def elements(self, name: str) -> Iterator[Any]:
-        """Yields each element of a set, as `ask` would return it. Raises RulesError.
+    def listing_of(self, kind: int, body: bytes) -> list[netlink.Message]:
+        """What the kernel itself answers; nothing if what is asked for is not there.
 
-        It parses one after the other: parsing 100 000 in one go would stop all threads for 0.5 s.
+        It neither uses the library nor waits for it. Raises OSError.
         """
-        answer = self.listing(f"list set {name}", _JSON)
-        at = answer.find(_FIRST) + len(_FIRST)
-        while at >= len(_FIRST):
-            element, end = _DECODER.raw_decode(answer, at)
-            yield element
-            at = end + len(_NEXT) if answer.startswith(_NEXT, end) else -1
+        with self._asking:
+            try:
+                return netlink.listing(self._kernel, kind, body)
+            except FileNotFoundError:
+                return []
 
     def close(self) -> None:
         """Frees the context."""
-        with self._lock:
+        self._kernel.close()
+        with _LIBRARY:
             if self._context:
                 self._library.nft_ctx_free(self._context)
                 self._context = ctypes.c_void_p()
@@ -137,7 +137,7 @@ class Nftables:
         return output.decode(errors="replace")
 
     def _try(self, commands: str, flags: int) -> tuple[int, bytes, bytes]:
-        with self._lock:
+        with _LIBRARY:
             if not self._context:
                 raise ValueError("nftables is closed")
             self._library.nft_ctx_output_set_flags(self._context, flags)

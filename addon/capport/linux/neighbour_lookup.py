@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 
 from capport.core.client import Address, Mac, Way, parse_mac
-from capport.linux.netlink import DUMP, INTERRUPTED, ROUTE, Message, ask, attribute, attributes
+from capport.linux.netlink import (
+    DUMP,
+    ROUTE,
+    Message,
+    ask,
+    attribute,
+    attributes,
+    connect,
+    listing,
+)
 
 # linux/rtnetlink.h, linux/neighbour.h
 _NEIGHBOUR = struct.Struct("=BBHiHBB")  # ndmsg: family, -, -, interface, state, flags, type
@@ -20,7 +29,6 @@ _DESTINATION, _LINK_ADDRESS = 1, 2
 # REACHABLE, STALE, DELAY, PROBE, PERMANENT. A FAILED or INCOMPLETE entry has no MAC, or one that
 # did not answer. NOARP is multicast and loopback.
 _USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
-_TRIES = 100  # dumps before giving up, if the table changes during each
 
 _OWN = struct.Struct("=4Bi")  # ifaddrmsg: family, -, -, scope, interface
 _GET_ADDRESS = 22
@@ -60,13 +68,11 @@ def table() -> dict[Address, Mac]:
 
 
 def entries() -> list[Neighbour]:
-    """The entries of the table, from one dump. Raises OSError."""
+    """The entries of the table, all of one moment. Raises OSError."""
     asked = _NEIGHBOUR.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0)
-    for _ in range(_TRIES):
-        messages = list(ask(ROUTE, _GET_NEIGHBOUR, asked, DUMP))
-        if not any(message.flags & INTERRUPTED for message in messages):
-            return [found for message in messages if (found := entry(message))]
-    raise OSError(f"the neighbour table changed during each of {_TRIES} dumps; try again")
+    with connect(ROUTE) as kernel:
+        messages = listing(kernel, _GET_NEIGHBOUR, asked)
+    return [found for message in messages if (found := entry(message))]
 
 
 def is_of_the_table(message: Message) -> bool:

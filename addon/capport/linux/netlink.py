@@ -27,6 +27,7 @@ _MESSAGE = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, p
 _ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
 _KIND = 0x3FFF  # the bits of an attribute's type that are not flags
 _TIMEOUT = 5.0  # seconds
+_TRIES = 100  # listings before giving up, if something changes during each
 _RECEIVE_BUFFER_FORCE = 33  # SO_RCVBUFFORCE of asm-generic/socket.h
 _NETLINK, _STRICT = 270, 12  # SOL_NETLINK, NETLINK_GET_STRICT_CHK
 
@@ -87,6 +88,20 @@ def ask(
                 return
 
 
+def listing(kernel: socket.socket, kind: int, body: bytes) -> list[Message]:
+    """All messages of a listing (DUMP) that nothing changed meanwhile. Raises OSError."""
+    for _ in range(_TRIES):
+        kernel.send(message(kind, body, DUMP))
+        found = []
+        for answer in answers(kernel):
+            found.append(answer)
+            if answer.kind == DONE:
+                break
+        if not any(one.flags & INTERRUPTED for one in found):
+            return found[:-1]
+    raise OSError(f"what the kernel lists changed during each of {_TRIES} listings; try again")
+
+
 def answers(kernel: socket.socket, *unless: int) -> Iterator[Message]:
     """Yields each message that comes, without end.
 
@@ -121,7 +136,7 @@ def attribute(kind: int, value: bytes) -> bytes:
 
 def attributes(body: bytes) -> dict[int, bytes]:
     """The attributes behind the fixed part of a message, or inside an attribute, by type."""
-    return dict(_attributes(body))
+    return dict(each(body))
 
 
 def find(body: bytes, *kinds: int) -> bytes:
@@ -131,11 +146,12 @@ def find(body: bytes, *kinds: int) -> bytes:
     bytes of other attributes.
     """
     for kind in kinds:
-        body = next((value for found, value in _attributes(body) if found == kind), b"")
+        body = next((value for found, value in each(body) if found == kind), b"")
     return body
 
 
-def _attributes(body: bytes) -> Iterator[tuple[int, bytes]]:
+def each(body: bytes) -> Iterator[tuple[int, bytes]]:
+    """Each attribute, also if several are of one type."""
     at = 0
     while at + _ATTRIBUTE.size <= len(body):
         length, kind = _ATTRIBUTE.unpack_from(body, at)

@@ -41,7 +41,7 @@ from capport.core.session import Instant, Session, first_open
 from capport.core.standing import Standing, standing, standing_of_id
 from capport.linux import Neighbours, conntrack
 from capport.linux.libnftables import Nftables, RulesError
-from capport.router import nftables
+from capport.router import membership, nftables
 from capport.router.elements import Element, Elements, Key
 from capport.router.fence import Fence
 from capport.router.ruleset import CLIENT_SETS, LEASE, LEASED, PREFIXES, SET_SIZE, router_of
@@ -95,7 +95,6 @@ class KnownSet:
         self._store = store
         self._neighbours = neighbours
         self._rules = rules or Nftables()
-        self._listing = Nftables(elements_only=True)  # listing 100 000 takes 2 s
         self._fence = Fence()
         self._now = now
         self._report = report
@@ -125,7 +124,7 @@ class KnownSet:
         self._stops = [self._neighbours.watch(self.changed)]
         try:
             self.resync()
-        except RulesError as error:  # the clients in the sets stay, and the thread tries again
+        except OSError as error:  # the clients in the sets stay, and the thread tries again
             logger.error(f"The kernel's set of known clients cannot be updated: {error}")
             self._failing = True
             self._schedule_resync(after=RETRY)
@@ -301,7 +300,6 @@ class KnownSet:
         self._to_disconnect.put(None)
         for thread in self._threads:
             thread.join()
-        self._listing.close()
         self._rules.close()
         self._fence.close()
 
@@ -389,7 +387,7 @@ class KnownSet:
             return
         counted: dict[str, int] = {}
         for name in CLIENT_SETS:
-            counted |= nftables.counters(self._listing, name)
+            counted |= {one.text: one.packets for one in membership.elements(self._rules, name)}
         before, self._counted = self._counted, counted.copy()
         for keys in batched(idle, SOME):
             with self._in_turn():
@@ -585,7 +583,7 @@ class KnownSet:
         found: dict[tuple[str, str], Element] = {}
         for name in (*CLIENT_SETS, *(f"{prefix}macs" for prefix in PREFIXES)):
             now, leased = self._now(), name.startswith(LEASED)
-            for text, left in nftables.listed(self._listing, name):
+            for text, left, _ in membership.elements(self._rules, name):
                 address, _, pair = text.partition(" . ")
                 mac = parse_mac(pair or text) if pair or name.endswith("macs") else None
                 key = mac if mac and not pair else parse_address(address)

@@ -12,13 +12,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import batched
 from pathlib import Path
-from typing import Any
 
 from capport.core.client import Address
 from capport.core.policy import Policy
 from capport.linux.libnftables import Nftables
+from capport.router import membership
 from capport.router.dns_rules import STARS_PORT
-from capport.router.membership import table
 from capport.router.ruleset import PROXY_PORTS as PROXY_PORTS
 from capport.router.ruleset import TABLE as TABLE
 from capport.router.ruleset import (
@@ -57,7 +56,7 @@ def up(
 ) -> None:
     """Loads the policy's rules in place of any earlier ones, in one transaction.
 
-    `elements` are further commands of that transaction: `KnownSet.commands`, so that known clients
+    `elements` are further commands of that transaction, which add all known clients, so that they
     lose no packet. `only_replace` fails if no table is loaded: another process may remove it at any
     time. Raises RulesError, with the earlier rules still in force, ValueError if the policy has no
     `router`, and OSError without libnftables.
@@ -94,7 +93,7 @@ class InForce:
 
 def in_force() -> InForce | None:
     """What is in force; None if our table is not loaded."""
-    if (loaded := table()) is None:
+    if (loaded := membership.table()) is None:
         return None
     found = _COMMENT.search(loaded.get(_TABLE_USERDATA, b"").decode(errors="replace"))
     return InForce(tuple(map(int, found[1].split())), found[2] is None) if found else None
@@ -102,7 +101,7 @@ def in_force() -> InForce | None:
 
 def handle() -> int | None:
     """The kernel's number for our table; a table that replaces it has another number."""
-    loaded = table()
+    loaded = membership.table()
     return None if loaded is None else int.from_bytes(loaded[_TABLE_HANDLE])
 
 
@@ -214,31 +213,9 @@ def _kept(policy: Policy, rules: Nftables) -> str:
     sets += [f"garden{version}_{ports}" for ports in garden_networks(policy) for version in (4, 6)]
     sets += [name for known in (False, True) for name, _, _ in dropped(policy, known=known)]
     kept = (
-        (to, element, left) for to in dict.fromkeys(sets) for element, left in listed(rules, to)
+        (to, e.text, e.left) for to in dict.fromkeys(sets) for e in membership.elements(rules, to)
     )
     return "".join(f"{add}\n" for add, _, _ in renew_all(kept))
-
-
-def listed(rules: Nftables, name: str) -> Iterator[tuple[str, float]]:
-    """Each element of a set that has a timeout, and the seconds it has left; none if no such set.
-
-    An element without a timeout is in the rules' own text.
-    """
-    for value, element in _elements(rules, name):
-        if "expires" in element:
-            yield value, float(element["expires"])
-
-
-def counters(rules: Nftables, name: str) -> dict[str, int]:
-    """How many packets each element of a set has let through; none if no such set."""
-    return {v: e["counter"]["packets"] for v, e in _elements(rules, name) if "counter" in e}
-
-
-def _elements(rules: Nftables, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for element in rules.elements(f"{TABLE} {name}"):
-        each = element["elem"] if isinstance(element, dict) else {"val": element}
-        value = each["val"]
-        yield " . ".join(value["concat"]) if isinstance(value, dict) else value, each
 
 
 def _is_ethernet(interface: str) -> bool:
