@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -247,6 +248,23 @@ def test_a_signal_that_does_not_interrupt_the_wait_for_the_command_ends_it_too(
     ending.join()
     assert ended.value.code == 128 + signal.SIGTERM
     assert went_on == []
+
+
+def test_a_command_that_is_just_starting_is_ended_by_sigterm_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started, start = list["subprocess.Popen[bytes]"](), network.start_outside
+
+    def interrupted(*command: Any, **options: Any) -> "subprocess.Popen[bytes]":
+        started.append(start(*command, **options))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return started[0]
+
+    monkeypatch.setattr(network, "start_outside", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["behind", "--proxy", "--offline", "--", "sleep", "617"])
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert started[0].returncode == -signal.SIGTERM
 
 
 @requires.tool("curl")

@@ -8,6 +8,7 @@ import sys
 import threading
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 
@@ -95,22 +96,25 @@ class _Place:
     def run(self, command: Sequence[str], limit: float | None) -> int:
         """Runs the command, and returns its exit status as a shell has it."""
         start = self._inside.start if self._inside else network.start_outside
-        try:
-            process = start(command, env={**os.environ, **self._variables}, stdout=self._output)
-        except FileNotFoundError:
-            print(f"{command[0]}: no such command", file=sys.stderr)
-            return NOT_FOUND
-        except OSError as error:
-            print(f"{command[0]}: {error.strerror}", file=sys.stderr)
-            return CANNOT_RUN
-        try:
-            status = _status(process, limit)
-        except subprocess.TimeoutExpired:
-            return TIMED_OUT
-        finally:
-            _end(process)
-            if self._inside:  # processes that it left must not run behind the next kind
-                network.end_all(self._inside.descriptor)
+        environment = {**os.environ, **self._variables}
+        # On a thread, so that a signal cannot come between its start and our knowledge of it.
+        with ThreadPoolExecutor(1) as thread:
+            starting = thread.submit(start, command, env=environment, stdout=self._output)
+            try:
+                status = _status(starting.result(), limit)
+            except FileNotFoundError:
+                print(f"{command[0]}: no such command", file=sys.stderr)
+                return NOT_FOUND
+            except OSError as error:
+                print(f"{command[0]}: {error.strerror}", file=sys.stderr)
+                return CANNOT_RUN
+            except subprocess.TimeoutExpired:
+                return TIMED_OUT
+            finally:
+                if starting.exception() is None:
+                    _end(starting.result())
+                if self._inside:  # processes that it left must not run behind the next kind
+                    network.end_all(self._inside.descriptor)
         return status if status >= 0 else 128 - status
 
 

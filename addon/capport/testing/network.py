@@ -13,14 +13,12 @@ import signal
 import socket
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, Final, Self
 
 from capport.linux.libnftables import Nftables
@@ -65,56 +63,30 @@ class Namespace:
     """
 
     def __init__(self) -> None:
-        self._asked: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._live, name="namespace", daemon=True)
+        self._thread = ThreadPoolExecutor(1, "namespace")
         self.descriptor = -1
 
     def __enter__(self) -> Self:
-        self._thread.start()
         try:
-            self.descriptor = self._call(self._set_up)
+            self.descriptor = self._thread.submit(self._set_up).result()
         except BaseException:
-            self._end()
+            self._thread.shutdown()
             raise
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self._end()
+        self._thread.shutdown()
         os.close(self.descriptor)
 
     def trust(self, bundle: Path) -> None:
         """Makes programs in here trust the certificates in `bundle`, and no others."""
         for place in map(Path, _TRUSTED):
             if place.is_file():
-                self._call(partial(_bind, bundle, place))
+                self._thread.submit(_bind, bundle, place).result()
 
     def start(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
         """Starts a program in here."""
-        return self._call(lambda: subprocess.Popen(argv, **options))
-
-    def _end(self) -> None:
-        self._asked.put(None)
-        self._thread.join()
-
-    def _live(self) -> None:
-        while ask := self._asked.get():
-            ask()
-
-    def _call[Value](self, function: Callable[[], Value]) -> Value:
-        """Calls `function` on the thread in the namespace."""
-        results: SimpleQueue[Value | BaseException] = SimpleQueue()
-
-        def ask() -> None:
-            try:
-                results.put(function())
-            except BaseException as error:  # raised below, in the calling thread
-                results.put(error)
-
-        self._asked.put(ask)
-        result = results.get()
-        if isinstance(result, BaseException):
-            raise result
-        return result
+        return self._thread.submit(lambda: subprocess.Popen(argv, **options)).result()
 
     def _set_up(self) -> int:
         os.unshare(os.CLONE_NEWNET | os.CLONE_NEWNS)
