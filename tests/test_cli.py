@@ -21,7 +21,7 @@ from capport import __version__, cli, clock
 from capport.api.tokens import token_digest
 from capport.commands.login_records import moment
 from capport.core import standing
-from capport.core.client import Address, ClientId, Mac, is_random, parse_address, parse_mac
+from capport.core.client import Address, ClientId, Mac, Way, is_random, parse_address, parse_mac
 from capport.core.policy import Policy, Sessions
 from capport.core.session import Session
 from capport.core.standing import Kind, Standing
@@ -665,7 +665,8 @@ def test_explain_knows_who_may_be_blocked_by_a_mac_that_is_not_known(
         f"  - {{mac: {RANDOM_MAC}, access: blocked}}\n"
         "  - {address: 192.0.2.0/24, access: known}\n"
     )
-    monkeypatch.setattr(neighbour_lookup, "is_on_link", lambda address, interfaces: on_link)
+    way = Way(parse_address("192.0.2.7")) if on_link else None
+    monkeypatch.setattr(neighbour_lookup, "way", lambda address, interfaces: way)
     if mac:
         neighbours[parse_address("192.0.2.7")] = parse_mac(mac)
     asked = ("explain", "p.yaml", "--json", "--client", "192.0.2.7", "http://a.example/")

@@ -21,7 +21,7 @@ from capport.core.policy import Access, ClientRules, Limits, Login, Policy, Rate
 from capport.core.session import Session
 from capport.core.verdict import NetworkAuthenticationRequired, Pass, SignIn, TooManyRequests
 from capport.gate import Gate
-from capport.linux import NoNeighbours
+from capport.linux import Neighbours
 from capport.stores import StoreError
 from capport.stores.memory import MemoryStore
 
@@ -205,7 +205,7 @@ def test_a_session_for_both_is_no_session_for_one_of_them() -> None:
     assert gate.known(gate.client("192.0.2.7")) is None  # its MAC is not known here
 
 
-class OnLink(NoNeighbours):
+class OnLink(Neighbours):
     """A link with 192.0.2.0/24 on it, whose neighbour table was flushed."""
 
     def is_on_link(self, address: Address) -> bool:
@@ -283,7 +283,7 @@ def rules(*lines: tuple[str, Access]) -> ClientRules:
     return made
 
 
-class Link(NoNeighbours):
+class Link(Neighbours):
     """A link with a client on it, and a router with 203.0.113.0/24 behind it.
 
     Somebody on the link has answered for an address behind that router, too.
@@ -379,7 +379,7 @@ def test_who_is_on_the_link_without_a_mac_gets_past_no_rule_by_mac(
         )
         assert gate.known_until(client) is None
     # Where no neighbour table is used, nobody has a MAC.
-    gate.neighbours = NoNeighbours()
+    gate.neighbours = Neighbours()
     assert (gate.known(client) is not None) == (granted or NETWORK in lines or known)
 
 

@@ -44,7 +44,7 @@ from capport.core.verdict import (
     Verdict,
 )
 from capport.events import EventLog
-from capport.linux import Neighbours, NoNeighbours
+from capport.linux import Neighbours
 from capport.linux.own_addresses import OWN
 from capport.metrics import Metrics
 from capport.stores import FullError, SessionStore, StoreError, not_everywhere
@@ -120,7 +120,7 @@ class Gate:
     ) -> None:
         self.policy = policy
         self.store = store
-        self.neighbours: Neighbours = neighbours or NoNeighbours()
+        self.neighbours = neighbours or Neighbours()
         self.events = events or EventLog()
         self.now = now
         self.machine = machine

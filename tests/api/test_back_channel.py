@@ -35,6 +35,7 @@ from capport.core.place import Place
 from capport.core.policy import Access, ClientRules, Sessions, network_of
 from capport.core.redis_url import parse_redis_url
 from capport.core.session import Session
+from capport.linux import Neighbours
 from capport.stores import StoreError
 from capport.stores.redis.redis_store import RedisStore
 from capport.stores.sqlite.store import SqliteStore
@@ -219,7 +220,7 @@ async def test_a_parameter_that_is_not_known_is_no_check_that_is_left_out(tmp_pa
         assert (answer.status, answer.json["member"]) == (422, "adress")
 
 
-class _OneNeighbour:
+class _OneNeighbour(Neighbours):
     """A neighbour table with one MAC, of `address`, or of every one there is."""
 
     def __init__(self, mac: Mac, address: str | None = None) -> None:
@@ -231,17 +232,8 @@ class _OneNeighbour:
     def addresses(self, mac: Mac) -> list[Address]:
         return [parse_address(self.address)] if self.address and mac == self.mac else []
 
-    def is_on_link(self, address: Address) -> bool:
-        return True
-
     def way(self, address: Address) -> Way | None:
         return Way(address)
-
-    def watch(self, watcher: object) -> Any:
-        return lambda: None
-
-    def close(self) -> None:
-        pass
 
 
 async def test_a_client_may_be_named_by_address_or_mac(tmp_path: Path) -> None:

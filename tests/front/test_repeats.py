@@ -21,7 +21,7 @@ from capport.core.place import Place
 from capport.core.policy import Policy
 from capport.core.reach import Machine
 from capport.front.conversation import Answer, Conversation
-from capport.linux import NoNeighbours
+from capport.linux import Neighbours
 from capport.metrics import Metrics
 from capport.policy import policy_file
 from capport.stores.memory import MemoryStore
@@ -68,7 +68,7 @@ REQUESTS = [GET, GARDEN, PROBE, LARGE, b"HEAD" + GET[3:]]
 
 
 @dataclass
-class Link(NoNeighbours):
+class Link(Neighbours):
     """A link on which the client is, or is not."""
 
     mac: Mac | None = None

@@ -141,7 +141,7 @@ def test_on_the_link_is_where_the_kernel_needs_a_mac(
     routed: Namespace, address: str, any_interface: bool, of_the_clients: bool
 ) -> None:
     asked = ip_address(address)
-    assert routed.call(neighbour_lookup.is_on_link, asked) == any_interface
+    assert (routed.call(neighbour_lookup.way, asked) == Way(asked)) == any_interface
     with contextlib.closing(routed.call(NetlinkNeighbours, ["lan0"])) as replica:
         assert routed.call(replica.is_on_link, asked) == of_the_clients
 

@@ -16,7 +16,7 @@ from capport.core.client import Address, ClientId, Mac, Peer
 from capport.core.policy import Conditions
 from capport.core.session import Session
 from capport.gate import Gate
-from capport.linux import NoNeighbours
+from capport.linux import Neighbours
 from capport.log_limits import SeldomFilter
 from capport.login import passwords, vouchers
 from capport.login.throttle import FOR_ALL
@@ -107,7 +107,7 @@ async def test_who_signs_out_has_no_session_left_whatever_the_disk_does(
         assert not list(h.gate.store.sessions())
 
 
-class _One(NoNeighbours):
+class _One(Neighbours):
     def __init__(self, mac: Mac) -> None:
         self._mac = mac
 

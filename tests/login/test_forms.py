@@ -29,7 +29,7 @@ from capport.core.policy import (
 )
 from capport.core.session import Session
 from capport.events import EventLog
-from capport.linux import NoNeighbours
+from capport.linux import Neighbours
 from capport.login import passwords, vouchers
 from capport.login.throttle import FREE, TERMS_FOR_ALL
 from capport.login.words import WORDS
@@ -714,7 +714,7 @@ async def test_a_form_that_failed_may_be_sent_again() -> None:
         assert h.session()
 
 
-class _ComesUp(NoNeighbours):
+class _ComesUp(Neighbours):
     """A link on which nobody has a MAC until `mac` is known."""
 
     mac: Mac | None = None
@@ -747,7 +747,7 @@ async def test_no_session_is_for_the_bare_address_of_a_device_whose_mac_is_missi
         assert {str(one.client) for one in h.gate.store.sessions()} == {mac}
 
 
-class _MadeUp(NoNeighbours):
+class _MadeUp(Neighbours):
     """A device that has another MAC each time it is looked up."""
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ import pytest
 from mitmproxy import exceptions
 
 from capport.core.client import Address, ClientId, Mac, parse_address, parse_mac
-from capport.linux import NoNeighbours
+from capport.linux import Neighbours
 from capport.stores import StoreError
 from conftest import Origin, Portal, StartPortal
 from proxy.wire import until
@@ -36,7 +36,7 @@ async def test_a_grant_and_a_revocation_are_in_force(portal: StartPortal, origin
 MAC, OTHER = "02:00:00:00:00:07", "02:00:00:00:00:08"
 
 
-class Table(NoNeighbours):
+class Table(Neighbours):
     """A neighbour table: the device has two addresses, the other one."""
 
     macs: ClassVar = {"192.0.2.7": MAC, "2001:db8::7": MAC, "192.0.2.8": OTHER}

@@ -16,7 +16,7 @@ from capport.core.client import Address, Mac
 from capport.core.place import Host
 from capport.core.policy import ClientRules
 from capport.front import templates
-from capport.linux import NoNeighbours
+from capport.linux import Neighbours
 from capport.proxy import addon as mitm
 from capport.proxy.fail_closed import NotStarted
 from capport.proxy.layers import http1
@@ -65,11 +65,11 @@ def the_store(it: Portal, patch: pytest.MonkeyPatch) -> None:
 
 
 def the_neighbours(it: Portal, _: pytest.MonkeyPatch) -> None:
-    class Neighbours(NoNeighbours):
+    class Broken(Neighbours):
         def find_mac(self, address: Address) -> Mac | None:
             raise BrokenError(address)
 
-    it.gate.neighbours = Neighbours()
+    it.gate.neighbours = Broken()
 
 
 def the_clock(it: Portal, patch: pytest.MonkeyPatch) -> None:

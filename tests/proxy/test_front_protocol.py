@@ -20,7 +20,7 @@ from capport.core.policy import Rate
 from capport.events import MOST_WATCHED
 from capport.front import budget
 from capport.gate import Gate
-from capport.linux import NoNeighbours, frames
+from capport.linux import Neighbours, frames
 from capport.proxy import connections, front_protocol, shown
 from capport.proxy.connections import LITTLE
 from capport.proxy.flow_marks import FlowMarks
@@ -627,12 +627,12 @@ async def test_no_more_of_one_unknown_client_wait_than_it_may_have_open(
 def one_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[Portal], None]:
     """Has the neighbour table say that all addresses are one device's."""
 
-    class Neighbours(NoNeighbours):
+    class OneDevice(Neighbours):
         def find_mac(self, address: Address) -> Mac | None:
             return MAC
 
     def tell(it: Portal) -> None:
-        monkeypatch.setattr(it.gate, "neighbours", Neighbours())
+        monkeypatch.setattr(it.gate, "neighbours", OneDevice())
 
     return tell
 

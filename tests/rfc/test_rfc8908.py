@@ -17,7 +17,7 @@ from capport.core.place import Place
 from capport.core.policy import Access, ClientRules, Conditions, Policy, Sessions, network_of
 from capport.core.session import Session
 from capport.core.standing import Standing, standing
-from capport.linux import NoNeighbours
+from capport.linux import Neighbours
 from login.certificates import certificate
 from login.house import House, at, house, policy
 
@@ -289,7 +289,7 @@ async def test_4_nothing_a_client_claims_makes_it_another() -> None:
         assert json.loads(page.body)["captive"] is True
 
 
-class _Flushed(NoNeighbours):
+class _Flushed(Neighbours):
     """A neighbour table that somebody flushed: everybody is on the link, and nobody has a MAC."""
 
     def is_on_link(self, address: Address) -> bool:
@@ -306,7 +306,7 @@ async def test_the_answers_of_the_portal_are_the_gates_where_a_rule_may_block_by
         ):
             rules.section(access, "lab.yaml")
             rules.add(subject, 7)
-        for neighbours, captive in ((NoNeighbours(), False), (_Flushed(), True)):
+        for neighbours, captive in ((Neighbours(), False), (_Flushed(), True)):
             h.gate.neighbours = neighbours
             for address in ("127.0.0.2", "127.0.0.3"):  # by its session, and by a rule
                 assert (h.gate.known(h.client(address)) is None) == captive

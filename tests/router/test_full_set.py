@@ -11,7 +11,7 @@ import requires
 from capport import clock
 from capport.core.client import Address, ClientId, Mac, Way, parse_address
 from capport.core.session import Session
-from capport.linux import NoNeighbours, conntrack
+from capport.linux import Neighbours, conntrack
 from capport.linux.libnftables import Nftables, RulesError
 from capport.policy import policy_file
 from capport.router import known_clients, membership, nftables, ruleset
@@ -30,7 +30,7 @@ POLICY = policy_file.parse(
 )
 
 
-class Nobody(NoNeighbours):
+class Nobody(Neighbours):
     """No neighbours: a session of a MAC is in force for any address that comes with it."""
 
     def addresses(self, mac: Mac) -> list[Address]:

@@ -10,14 +10,14 @@ from capport import clock
 from capport.commands import CommandError, existing_store, policy_at
 from capport.commands.router import others_in_the_way
 from capport.core import explanation
-from capport.core.client import Address, Client, Mac
+from capport.core.client import Address, Client, Mac, Way
 from capport.core.explanation import Explanation, in_words
 from capport.core.policy import Policy
 from capport.core.session import Instant
 from capport.core.standing import Standing, standing
 from capport.core.verdict import Verdict
 from capport.gate import Gate
-from capport.linux import NoNeighbours, neighbour_lookup
+from capport.linux import Neighbours, neighbour_lookup
 from capport.policy.errors import Findings, PolicyError
 from capport.policy.tree import Fields, read_text, read_tree
 from capport.stores import SessionStore, StoreError
@@ -111,7 +111,7 @@ def _why_no_line(found: Explanation) -> str:
     return f"Decided by no line of the policy: {found.verdict.because}"
 
 
-class _KernelTables(NoNeighbours):
+class _KernelTables(Neighbours):
     """The kernel's neighbour table and routes, read for this one client."""
 
     def __init__(self, policy: Policy) -> None:
@@ -124,9 +124,9 @@ class _KernelTables(NoNeighbours):
             return neighbour_lookup.table().get(address)
         return None
 
-    def is_on_link(self, address: Address) -> bool:
-        """Whether the kernel's routes have `address` on the link."""
-        return neighbour_lookup.is_on_link(address, self._numbers)
+    def way(self, address: Address) -> Way | None:
+        """How frames go to `address`, by the kernel's routes."""
+        return neighbour_lookup.way(address, self._numbers)
 
 
 def _store(given: str | None, policy: Policy, client: Client) -> tuple[SessionStore, str]:

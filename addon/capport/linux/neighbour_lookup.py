@@ -95,21 +95,11 @@ def entry(message: Message) -> Neighbour | None:
     return Neighbour(interface, ip_address(address), mac)
 
 
-def is_on_link(address: Address, interfaces: Collection[int] | None = None) -> bool:
-    """Whether the kernel sends to `address` directly by its MAC, not through another router.
-
-    It must do so on one of `interfaces` (numbers), or on any interface if that is None. False for
-    an interface without MACs, such as a tunnel, and for this machine's own addresses. Raises
-    OSError if the kernel gives no answer. Takes 30 us.
-    """
-    found = way(address, interfaces)
-    return found is not None and found.hop == address
-
-
 def way(address: Address, interfaces: Collection[int] | None = None) -> Way | None:
     """How frames go to `address` on one of `interfaces` (numbers), or on any interface.
 
-    None if they do not go there. Raises OSError if the kernel gives no answer. Takes 30 us.
+    None if they do not go there, and for this machine's own addresses. Raises OSError if the kernel
+    gives no answer. Takes 30 us.
     """
     if isinstance(address, IPv6Address) and address.is_link_local:
         return Way(address)  # never routed; the address does not say which link

@@ -15,26 +15,22 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 
 from capport.core.client import Address, Mac, Way
-from capport.linux import neighbour_lookup, netlink
+from capport.linux import Neighbours, neighbour_lookup, netlink
 from capport.linux.neighbour_lookup import Neighbour
 from capport.log_limits import FAULTS, Seldom
 from capport.watchers import Watchers
 
 logger = logging.getLogger(__name__)
 
-_NEIGHBOURS_AND_LINKS = 0x4 | 0x1  # RTMGRP_NEIGH, RTMGRP_LINK, of linux/rtnetlink.h
+_GROUPS = 0x4 | 0x1  # RTMGRP_NEIGH, RTMGRP_LINK, of linux/rtnetlink.h
 _RECEIVE_BUFFER = 4 << 20  # bytes: some 5 000 notifications in the kernel's accounting
 _RETRY = 0.5  # seconds between dumps that fail
 _SETTLE = 0.05  # seconds between dumps in a flood, or the thread would do nothing else
 _CATCH_UP = 256  # datagrams that one look-up reads at most: some 5 ms in a flood
-
-
-class _OverflowError(Exception):
-    """Notifications were lost: the socket's buffer was full (ENOBUFS), or the socket failed."""
 
 
 class Replica:
@@ -109,7 +105,7 @@ def _is_loopback(address: Address) -> bool:
     return number >> 24 == 127 if address.version == 4 else number == 1
 
 
-class NetlinkNeighbours:
+class NetlinkNeighbours(Neighbours):
     """The neighbour table of the network namespace that it is made in, followed by a thread.
 
     `interfaces` are the names of the interfaces that count, which need not exist yet; by default
@@ -128,11 +124,10 @@ class NetlinkNeighbours:
         self._watchers = Watchers[Address]("the neighbour table")
         self._changes: deque[Address] = deque()
         self._stale = False
-        self._broken = False
         self._seldom = Seldom(FAULTS)
         self._closed = False
         self._receive_buffer = receive_buffer
-        self._socket = self._listen()
+        self._socket = netlink.connect(netlink.ROUTE)  # each dump makes a new one
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._follow, name="neighbours", daemon=True)
         try:
@@ -159,14 +154,6 @@ class NetlinkNeighbours:
             self._catch_up()
             mac = self._replica.find_mac(address)
         return mac
-
-    def is_on_link(self, address: Address) -> bool:
-        """Whether `address` is on one of the clients' links, by the kernel's routes.
-
-        True if the kernel gives no answer. The routes are those of the caller's network namespace.
-        """
-        found = self.way(address)
-        return found is not None and found.hop == address
 
     def way(self, address: Address) -> Way | None:
         """How frames go to `address`, by the kernel's routes.
@@ -204,13 +191,8 @@ class NetlinkNeighbours:
             if names == self._names or self._closed:
                 return
             self._names = names
-            self._drain()
-            try:
+            with suppress(OSError):  # the thread tries again, and logs why
                 self._dump()
-                self._stale = self._broken
-            except OSError:  # the thread tries again, and logs why
-                self._stale = True
-                self._changes.extend(self._replica.replace(()))
             os.eventfd_write(self._wake, 1)
 
     def watch(self, watcher: Callable[[Address], None]) -> Callable[[], None]:
@@ -238,7 +220,8 @@ class NetlinkNeighbours:
         try:
             while not self._closed:
                 poll = select.poll()  # a new one, because the socket may be a new one
-                poll.register(self._socket, select.POLLIN)
+                with self._lock:  # `use` closes the socket
+                    poll.register(self._socket, select.POLLIN)
                 poll.register(self._wake, select.POLLIN)
                 poll.poll()
                 with suppress(BlockingIOError):
@@ -259,7 +242,7 @@ class NetlinkNeighbours:
                 logger.exception("Cannot follow the neighbour table; reading it again")
             time.sleep(_RETRY)
             with self._lock:
-                self._stale = self._broken = True
+                self._stale = True
                 self._changes.extend(self._replica.replace(()))
                 os.eventfd_write(self._wake, 1)
 
@@ -269,18 +252,8 @@ class NetlinkNeighbours:
         while self._stale and not self._closed:
             try:
                 with self._lock:
-                    if self._broken:
-                        self._socket.close()
-                        self._socket = self._listen()
-                        self._broken = False
-                    self._drain()
-                    self._stale = False
                     self._dump()
             except OSError as error:
-                with self._lock:
-                    self._stale = True
-                    # No MAC is better than an old one.
-                    self._changes.extend(self._replica.replace(()))
                 if not logged:
                     logger.error(
                         f"No dump of the neighbour table ({error}): until one succeeds, no client"
@@ -304,39 +277,25 @@ class NetlinkNeighbours:
         with self._lock:
             before = len(self._changes)
             try:
-                for datagram in self._received(_CATCH_UP):
+                for _ in range(_CATCH_UP):
+                    datagram = self._socket.recv(netlink.DATAGRAM, socket.MSG_DONTWAIT)
+                    if not datagram:
+                        raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
                     for message in netlink.messages(datagram):
                         self._apply(message)
-            except _OverflowError:
+            except BlockingIOError:
+                pass
+            except OSError as error:
                 self._stale = True
+                if error.errno != errno.ENOBUFS:
+                    logger.error(
+                        f"The neighbour notifications stopped ({error}): reading the table again"
+                    )
             woken = self._stale or len(self._changes) > before
             # Still with the lock, because `_close_sockets` closes the eventfd, and another file may
             # get its number.
             if woken and threading.current_thread() is not self._thread and not self._closed:
                 os.eventfd_write(self._wake, 1)
-
-    def _drain(self) -> None:
-        """Discards the notifications before a dump, so that none is applied over newer entries."""
-        with suppress(_OverflowError):
-            for _ in self._received(1 << 20):
-                pass
-
-    def _received(self, limit: int) -> Iterator[bytes]:
-        for _ in range(limit):
-            try:
-                datagram = self._socket.recv(netlink.DATAGRAM, socket.MSG_DONTWAIT)
-                if not datagram:
-                    raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
-                yield datagram
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    self._broken = True
-                    logger.error(
-                        f"The neighbour notifications stopped ({error}): reading the table again"
-                    )
-                raise _OverflowError from error
 
     def _apply(self, message: netlink.Message) -> None:
         if not neighbour_lookup.is_of_the_table(message):
@@ -351,15 +310,24 @@ class NetlinkNeighbours:
         return self._numbers is None or entry.interface in self._numbers
 
     def _dump(self) -> None:
-        self._numbers = None if self._names is None else neighbour_lookup.numbers(self._names)
-        self._changes.extend(
-            self._replica.replace(filter(self._counts, neighbour_lookup.entries()))
-        )
-        self.dumps += 1
+        """Reads the whole table. Raises OSError: then no address has a MAC, which beats an old one.
 
-    def _listen(self) -> socket.socket:
-        # A smaller buffer only means more dumps.
-        return netlink.listen(netlink.ROUTE, _NEIGHBOURS_AND_LINKS, buffer=self._receive_buffer)
+        Notifications that are older than the dump must not be applied to it, so they come by a new
+        socket.
+        """
+        self._stale = True
+        found: list[Neighbour] = []
+        try:
+            # A smaller buffer only means more dumps.
+            reports = netlink.listen(netlink.ROUTE, _GROUPS, buffer=self._receive_buffer)
+            self._socket.close()
+            self._socket = reports
+            self._numbers = None if self._names is None else neighbour_lookup.numbers(self._names)
+            found = [entry for entry in neighbour_lookup.entries() if self._counts(entry)]
+            self._stale = False
+            self.dumps += 1
+        finally:
+            self._changes.extend(self._replica.replace(found))
 
     def _close_sockets(self) -> None:
         with self._lock:

@@ -23,7 +23,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import batched, chain, islice
-from typing import Protocol
 
 from capport import clock
 from capport.core.client import (
@@ -63,13 +62,6 @@ MOST = SET_SIZE * 3 // 4  # elements of a set; the rest is room for timed-out on
 ADDRESSES = 64  # of one MAC at a time; a device with privacy addresses has about ten
 
 
-class Neighbourhood(Neighbours, Protocol):
-    """The neighbour table of the client interface (`NetlinkNeighbours` keeps it)."""
-
-    def items(self) -> list[tuple[Address, Mac]]:
-        """Every address and its MAC."""
-
-
 class KnownSet:
     """Keeps the sets as the sessions of one store say, on its own threads.
 
@@ -85,7 +77,7 @@ class KnownSet:
         self,
         policy: Callable[[], Policy],
         store: SessionStore,
-        neighbours: Neighbourhood,
+        neighbours: Neighbours,
         *,
         rules: Nftables | None = None,
         now: Callable[[], Instant] = clock.now,
@@ -649,7 +641,7 @@ def _forget_connections(addresses: Collection[Address]) -> None:
 def up(
     policy: Policy,
     store: SessionStore,
-    neighbours: Neighbourhood,
+    neighbours: Neighbours,
     *,
     proxy_ports: Sequence[int] = nftables.PROXY_PORTS,
     rules: Nftables | None = None,

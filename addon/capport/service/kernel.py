@@ -4,14 +4,13 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import cast
 
 from capport.core.client import Client, ClientId, Peer
 from capport.core.session import Instant
 from capport.gate import Gate
 from capport.linux.libnftables import RulesError
 from capport.router.garden_addresses import GardenFollower
-from capport.router.known_clients import KnownSet, Neighbourhood
+from capport.router.known_clients import KnownSet
 from capport.router.membership import is_let_through
 from capport.router.restorer import RulesKeeper
 
@@ -110,9 +109,8 @@ class Kernel:
         if gate.policy.router is None:
             return
         try:
-            neighbours = cast(Neighbourhood, gate.neighbours)
             known = KnownSet(
-                lambda: gate.policy, gate.store, neighbours, now=gate.now, report=self._fault
+                lambda: gate.policy, gate.store, gate.neighbours, now=gate.now, report=self._fault
             )
             self._closing.callback(known.close)
             garden = GardenFollower(lambda: gate.policy)
