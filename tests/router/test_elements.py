@@ -73,7 +73,7 @@ def test_a_mac_has_the_addresses_that_are_in_the_sets() -> None:
 )
 def test_a_text_that_is_no_element_never_becomes_part_of_a_command(text: str) -> None:
     with pytest.raises(ValueError, match="is no element of a set"):
-        nftables.renew("known4", text, 1.0)
+        [*nftables.renew_all([("known4", text, 1.0)])]
     with pytest.raises(ValueError, match="is no element of a set"):
         [*nftables.remove_all([("known4", text)])]
 
@@ -82,4 +82,6 @@ def test_a_text_that_is_no_element_never_becomes_part_of_a_command(text: str) ->
     "text", ["192.0.2.7", "192.0.2.0/24", "2001:db8::7 . 02:00:00:00:00:07", "192.0.2.1-192.0.2.9"]
 )
 def test_an_element_of_any_of_the_sets_does(text: str) -> None:
-    assert all(f"{{ {text} " in command for command in nftables.renew("known4", text, 1.0))
+    commands = [*nftables.renew_all([("known4", text, 1.0)])]
+    assert len(commands) == 3
+    assert all(f"{{ {text} " in command for command in commands)

@@ -868,8 +868,8 @@ def test_what_the_sessions_do_not_account_for_goes_at_the_start(
 ) -> None:
     nftables.up(lab.policy, rules=lab.rules)
     stray = f"{lab.client.v4} . {lab.client.mac}"
-    lab.rules.run("\n".join(nftables.renew("known4", stray, 3600)) + "\n")
-    lab.rules.run("\n".join(nftables.renew("known4", f"192.0.2.5 . {lab.client.mac}", 9)) + "\n")
+    strays = [("known4", stray, 3600), ("known4", f"192.0.2.5 . {lab.client.mac}", 9)]
+    lab.rules.run("\n".join(nftables.add_all(strays)) + "\n")
     following = lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
     store.watch(following.changed)
     lab.router.call(following.start)
@@ -1376,7 +1376,7 @@ def test_a_question_is_answered_while_others_change_the_rules(lab: Lab) -> None:
     """The kernel breaks such listings off with EINTR."""
     nftables.up(lab.policy, rules=lab.rules)
     pair = f"192.0.2.9 . {lab.client.mac}"
-    commands = "\n".join(nftables.renew("known4", pair, 60)) + "\n"
+    commands = "\n".join(nftables.renew_all([("known4", pair, 60)])) + "\n"
     lab.rules.run(commands)
     over, changes = threading.Event(), [0, 0, 0]
 

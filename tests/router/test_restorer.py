@@ -109,7 +109,9 @@ def test_what_changes_while_a_command_puts_the_rules_up_is_in_force_when_it_has(
     """`capport router up` has a list of who is known, of a moment before its rules are there."""
     revoked, prolonged, granted = "02:00:00:00:00:a1", "02:00:00:00:00:a2", "02:00:00:00:00:a3"
     known.update([grant(store, revoked, 3600), grant(store, prolonged, 60)])
-    lists = lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours).commands()
+    command = lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
+    command.resync()
+    lists = command._commands()
     store.drop(ClientId(revoked))
     changed = [grant(store, prolonged, 3600), grant(store, granted, 3600)]
     known.update([ClientId(revoked), *changed])
@@ -121,10 +123,10 @@ def test_what_changes_while_a_command_puts_the_rules_up_is_in_force_when_it_has(
 def test_the_garden_is_looked_up_at_once_where_the_table_is_another(
     lab: Lab, known: KnownSet
 ) -> None:
-    tables: list[int | None] = []
+    tables: list[nftables.InForce | None] = []
 
     def anew() -> None:
-        tables.append(nftables.handle())
+        tables.append(nftables.in_force())
 
     keeper = lab.router.call(RulesKeeper, known, lambda said: None, anew)
     lab.router.call(keeper.start)
@@ -134,7 +136,7 @@ def test_the_garden_is_looked_up_at_once_where_the_table_is_another(
         wait_for(lambda: tables)
         nftables.down(rules=lab.rules)
         nftables.up(lab.policy, rules=lab.rules)
-        table = lab.router.call(nftables.handle)
+        table = lab.router.call(nftables.in_force)
         wait_for(lambda: tables[-1] == table)
     finally:
         keeper.close()

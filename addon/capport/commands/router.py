@@ -91,15 +91,14 @@ def down(arguments: Namespace) -> None:
 
 def show(arguments: Namespace) -> None:
     """Prints the rules in force, and warnings on stderr. Raises CommandError if there are none."""
-    rules = nftables.show()
-    with contextlib.closing(fence.Fence()) as rule:
-        fenced = rule.interfaces()
-    if rules is None:
+    with contextlib.closing(Nftables()) as rules, contextlib.closing(fence.Fence()) as rule:
+        shown, fenced = nftables.show(rules=rules), rule.interfaces()
+    if shown is None:
         held = f"; until then nothing is forwarded from {', '.join(fenced)}" if fenced else ""
         raise CommandError(
             f"there is no table {nftables.TABLE}; to make it, run capport router up POLICY{held}"
         )
-    print(rules.rstrip("\n"))
+    print(shown.rstrip("\n"))
     for interface in fenced:
         print(f"# ip rule: nothing is forwarded from {interface} but what this table has marked")
     if not fenced:

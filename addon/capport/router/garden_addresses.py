@@ -38,12 +38,11 @@ class GardenFollower:
         self,
         policy: Callable[[], Policy],
         *,
-        rules: Nftables | None = None,
         resolver: Callable[[str], list[Address]] = resolve,
         every: float = EVERY,
     ) -> None:
         self._policy = policy
-        self._rules = rules or Nftables()
+        self._rules = Nftables()
         self._resolve = resolver
         self._every = every
         self._failed: set[str] = set()

@@ -79,14 +79,13 @@ class KnownSet:
         store: SessionStore,
         neighbours: Neighbours,
         *,
-        rules: Nftables | None = None,
         now: Callable[[], Instant] = clock.now,
         report: Callable[[str], None] = logger.error,
     ) -> None:
         self._policy = policy
         self._store = store
         self._neighbours = neighbours
-        self._rules = rules or Nftables()
+        self._rules = Nftables()
         self._fence = Fence()
         self._now = now
         self._report = report
@@ -221,12 +220,6 @@ class KnownSet:
         self._remove(strays)
         self._settle(filed)
 
-    def commands(self) -> str:
-        """The nft(8) commands that add all known clients to empty sets, for `nftables.up`."""
-        self.resync()
-        with self._in_turn():
-            return self._commands()
-
     def reapply(self) -> None:
         """Loads the rules of a new policy, if our table is loaded, with the same proxy ports.
 
@@ -269,7 +262,7 @@ class KnownSet:
             to += str(client.address.version)
         if client.ids:
             with self._in_turn():
-                self._run(nftables.renew(to, client.id, seconds))
+                self._run(nftables.renew_all([(to, client.id, seconds)]))
 
     def put_fence(self) -> bool:
         """Puts the fence around the client interface; returns whether a rule was missing."""
@@ -472,8 +465,7 @@ class KnownSet:
         if gone := [element.address for element in out if element.address is not None]:
             self._to_disconnect.put(gone)
         for some in batched(into, nftables.TOGETHER):
-            added = chain.from_iterable(map(self._added, some))
-            self._run(chain.from_iterable(nftables.renew_all(added)))
+            self._run(nftables.renew_all(each for element in some for each in self._added(element)))
         self._remove(place for element in moved for place in element.places)
         return left_out
 
@@ -588,18 +580,18 @@ class KnownSet:
         self._lease_at = math.inf if lease == math.inf else now + LEASE_CHECK
         step = LEASE_STEP if self._leased_until > now else 0.0
         if max(now, self._leased_until + step) < lease < math.inf:
-            self._run(chain.from_iterable(self._lease()))
+            self._run(nftables.renew_all(self._lease()))
             self._leased_until = lease
 
-    def _lease(self) -> Iterator[tuple[str, str, str]]:
-        """The commands for the lease, as those of `nftables.renew_all`."""
+    def _lease(self) -> list[tuple[str, str, float]]:
+        """What `nftables.renew_all` takes to renew the lease."""
         left = self._store.lease - self._now()
-        if 0 < left < math.inf:
-            yield from nftables.renew_all((LEASE, family, left) for family in ("ipv4", "ipv6"))
+        return [(LEASE, ip, left) for ip in ("ipv4", "ipv6")] if 0 < left < math.inf else []
 
     def _commands(self) -> str:
-        everybody = nftables.renew_all(each for e in self._elements for each in self._added(e))
-        return "".join(f"{add}\n" for add, _, _ in chain(self._lease(), everybody))
+        """The nft(8) commands that add all known clients to empty sets, for `nftables.up`."""
+        everybody = (each for element in self._elements for each in self._added(element))
+        return "".join(f"{add}\n" for add in nftables.add_all(chain(self._lease(), everybody)))
 
     def _added(self, element: Element) -> Iterator[tuple[str, str, float]]:
         """What `nftables.renew_all` takes to add `element`."""
@@ -611,7 +603,7 @@ class KnownSet:
 
     def _remove(self, places: Iterable[tuple[str, str]]) -> None:
         for some in batched(places, nftables.TOGETHER):  # bounds the memory of one transaction
-            lines = [*chain.from_iterable(nftables.remove_all(some))]
+            lines = [*nftables.remove_all(some)]
             if any(name.endswith("macs") for name, _ in some):
                 lines += nftables.FORGET_LEARNED  # known clients are learned by the next packet
             self._run(lines)
@@ -644,13 +636,12 @@ def up(
     neighbours: Neighbours,
     *,
     proxy_ports: Sequence[int] = nftables.PROXY_PORTS,
-    rules: Nftables | None = None,
 ) -> None:
     """`capport router up`: loads the rules with all known clients, then puts the fence up.
 
     Raises the errors of `nftables.up`.
     """
-    with closing(KnownSet(lambda: policy, store, neighbours, rules=rules)) as known:
+    with closing(KnownSet(lambda: policy, store, neighbours)) as known:
         known.apply(proxy_ports, only_replace=False)
 
 
@@ -659,6 +650,6 @@ def down() -> None:
 
     In this order, because a running portal puts the fence back while the rules are loaded.
     """
-    nftables.down()
-    with closing(Fence()) as fence:
+    with closing(Nftables()) as rules, closing(Fence()) as fence:
+        nftables.down(rules=rules)
         fence.take_away()

@@ -7,8 +7,8 @@ import fcntl
 import re
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import batched
 from pathlib import Path
@@ -49,43 +49,42 @@ _ARPHRD_ETHER = 1
 def up(
     policy: Policy,
     *,
+    rules: Nftables,
     proxy_ports: Sequence[int] = PROXY_PORTS,
     elements: str = "",
     only_replace: bool = False,
-    rules: Nftables | None = None,
 ) -> None:
     """Loads the policy's rules in place of any earlier ones, in one transaction.
 
     `elements` are further commands of that transaction, which add all known clients, so that they
     lose no packet. `only_replace` fails if no table is loaded: another process may remove it at any
     time. Raises RulesError, with the earlier rules still in force, ValueError if the policy has no
-    `router`, and OSError without libnftables.
+    `router`, and OSError if the kernel cannot be asked.
     """
     ethernet = _is_ethernet(router_of(policy).client_interface)
-    with _opened(rules) as using:
-        tracked = others_may_track(using)
-        text = ruleset(policy, proxy_ports=proxy_ports, ethernet=ethernet, tracked=tracked)
-        if only_replace:
-            text = text.removeprefix(f"table {TABLE}\n")  # without a table, its deletion fails
-        using.run(text + _kept(policy, using) + elements)
+    tracked = others_may_track(rules)
+    text = ruleset(policy, proxy_ports=proxy_ports, ethernet=ethernet, tracked=tracked)
+    if only_replace:
+        text = text.removeprefix(f"table {TABLE}\n")  # without a table, its deletion fails
+    rules.run(text + _kept(policy, rules) + elements)
 
 
-def down(*, rules: Nftables | None = None) -> None:
+def down(*, rules: Nftables) -> None:
     """Removes the table, if there is one. Raises RulesError."""
-    with _opened(rules) as using:
-        using.run(f"table {TABLE}\nadd chain {TABLE} {ENDED}\ndelete table {TABLE}\n")
+    rules.run(f"table {TABLE}\nadd chain {TABLE} {ENDED}\ndelete table {TABLE}\n")
 
 
-def show(*, rules: Nftables | None = None) -> str | None:
+def show(*, rules: Nftables) -> str | None:
     """The loaded table as nft(8) prints it; None if there is none."""
-    with _opened(rules) as using:
-        return using.listing(f"list table {TABLE}") or None
+    return rules.listing(f"list table {TABLE}") or None
 
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """What the loaded table was made for, as its comment says."""
+    """The loaded table, and what it was made for, as its comment says."""
 
+    handle: int
+    """The kernel's number for it; a table that replaces it has another number."""
     proxy_ports: tuple[int, ...]
     tracked: bool
     """Whether conntrack sees known clients' packets."""
@@ -93,16 +92,12 @@ class InForce:
 
 def in_force() -> InForce | None:
     """What is in force; None if our table is not loaded."""
-    if (loaded := membership.table()) is None:
-        return None
+    loaded = membership.table() or {}
     found = _COMMENT.search(loaded.get(_TABLE_USERDATA, b"").decode(errors="replace"))
-    return InForce(tuple(map(int, found[1].split())), found[2] is None) if found else None
-
-
-def handle() -> int | None:
-    """The kernel's number for our table; a table that replaces it has another number."""
-    loaded = membership.table()
-    return None if loaded is None else int.from_bytes(loaded[_TABLE_HANDLE])
+    if found is None:
+        return None
+    ports = tuple(map(int, found[1].split()))
+    return InForce(int.from_bytes(loaded[_TABLE_HANDLE]), ports, found[2] is None)
 
 
 def others_may_track(rules: Nftables) -> bool:
@@ -130,7 +125,7 @@ def update_names(
     """
     sets = sorted({to for known, to in sets_of_names(policy) if known == name})
     elements = [(to.format(at.version), str(at), ttl) for at in addresses for to in sets]
-    if commands := [command for some in renew_all(elements) for command in some]:
+    if commands := [*renew_all(elements)]:
         rules.run("\n".join(commands) + "\n")
 
 
@@ -165,46 +160,56 @@ def stars(policy: Policy) -> str:
     return "".join(f"{line}\n" for line in (*own, *asks, *lines))
 
 
-def renew(to: str, element: str, seconds: float) -> tuple[str, str, str]:
-    """Commands that put `element` into set `to` for `seconds`, whether or not it is there already.
+type _Timed = tuple[str, str, float]
+"""A set, an element of it, and the seconds after which the kernel removes the element."""
+
+
+def add_all(elements: Iterable[_Timed]) -> Iterator[str]:
+    """Commands that put elements into sets that lack them. Raises ValueError.
+
+    They are few, because libnftables takes 5 KiB for each.
+    """
+    for to, mine in _by_set(elements):
+        yield _add(to, mine)
+
+
+def renew_all(elements: Iterable[_Timed]) -> Iterator[str]:
+    """Commands that put elements into sets, whether or not they are there. Raises ValueError.
 
     Before Linux 6.12, an element that is added again keeps its old timeout. So it is deleted first.
-    Raises ValueError for a text that is no element, which might be more commands.
     """
-    return next(renew_all([(to, element, seconds)]))
+    for to, mine in _by_set(elements):
+        yield _add(to, mine)
+        yield f"delete element {TABLE} {to} {{ {', '.join(mine)} }}"
+        yield _add(to, mine)
 
 
-def renew_all(elements: Iterable[tuple[str, str, float]]) -> Iterator[tuple[str, str, str]]:
-    """As `renew`, but with few commands for many elements: libnftables takes 5 KiB for each."""
-    for to, mine in _by_set((to, (element, seconds)) for to, element, seconds in elements):
-        timed = (f"{e} timeout {max(1, round(seconds * 1000))}ms" for e, seconds in mine)
-        add = f"add element {TABLE} {to} {{ {', '.join(timed)} }}"
-        yield add, f"delete element {TABLE} {to} {{ {', '.join(e for e, _ in mine)} }}", add
-
-
-def remove_all(elements: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+def remove_all(elements: Iterable[tuple[str, str]]) -> Iterator[str]:
     """Commands that remove elements, there or not, each from its set. Raises ValueError."""
-    for out_of, mine in _by_set((out_of, (element, None)) for out_of, element in elements):
-        there = f"element {TABLE} {out_of} {{ {', '.join(e for e, _ in mine)} }}"
-        yield f"add {there}", f"delete {there}"
+    for out_of, mine in _by_set((out_of, element, 0.0) for out_of, element in elements):
+        there = f"element {TABLE} {out_of} {{ {', '.join(mine)} }}"
+        yield f"add {there}"
+        yield f"delete {there}"
 
 
-def _by_set[Said](
-    elements: Iterable[tuple[str, tuple[str, Said]]],
-) -> Iterator[tuple[str, Sequence[tuple[str, Said]]]]:
-    """The elements of each set, at most TOGETHER at a time. Raises ValueError for another text."""
-    found: dict[str, dict[str, Said]] = {}
-    for name, (element, said) in elements:
-        found.setdefault(name, {})[_checked(element)] = said
+def _add(to: str, elements: Mapping[str, float]) -> str:
+    timed = (f"{e} timeout {max(1, round(left * 1000))}ms" for e, left in elements.items())
+    return f"add element {TABLE} {to} {{ {', '.join(timed)} }}"
+
+
+def _by_set(elements: Iterable[_Timed]) -> Iterator[tuple[str, Mapping[str, float]]]:
+    """The elements of each set, at most TOGETHER at a time.
+
+    Raises ValueError for a text that is no element, because it might be more commands.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for name, element, seconds in elements:
+        if not _ELEMENT.fullmatch(element):
+            raise ValueError(f"{element!r} is no element of a set")
+        found.setdefault(name, {})[element] = seconds
     for name, mine in found.items():
         for some in batched(mine.items(), TOGETHER):
-            yield name, some
-
-
-def _checked(element: str) -> str:
-    if not _ELEMENT.fullmatch(element):
-        raise ValueError(f"{element!r} is no element of a set")
-    return element
+            yield name, dict(some)
 
 
 def _kept(policy: Policy, rules: Nftables) -> str:
@@ -215,7 +220,7 @@ def _kept(policy: Policy, rules: Nftables) -> str:
     kept = (
         (to, e.text, e.left) for to in dict.fromkeys(sets) for e in membership.elements(rules, to)
     )
-    return "".join(f"{add}\n" for add, _, _ in renew_all(kept))
+    return "".join(f"{add}\n" for add in add_all(kept))
 
 
 def _is_ethernet(interface: str) -> bool:
@@ -227,16 +232,3 @@ def _is_ethernet(interface: str) -> bool:
         except OSError:
             return True
     return struct.unpack_from("=H", answer, 16) == (_ARPHRD_ETHER,)
-
-
-@contextmanager
-def _opened(rules: Nftables | None) -> Iterator[Nftables]:
-    """`rules`; if that is None, an Nftables of our own that is closed at the end."""
-    if rules is not None:
-        yield rules
-        return
-    own = Nftables()
-    try:
-        yield own
-    finally:
-        own.close()

@@ -130,16 +130,15 @@ class RulesKeeper:
             self._failing = False
 
     def _correct(self) -> None:
-        table = nftables.handle()  # first, so that a table loaded from now on is new
         state = nftables.in_force()
         if state is not None:
             self._ports, self._was_ended = state.proxy_ports, False
-            same = table == self._table
+            same = state.handle == self._table
             if not same and self._thread.ident is not None:
                 self._known.resync()  # before there is a thread, `KnownSet.start` has just done it
                 self._on_new_table()
-            self._table = table
-            if self._known.put_fence() and same and table == nftables.handle():
+            self._table = state.handle
+            if self._known.put_fence() and same and state == nftables.in_force():
                 self._report(
                     "another program removed the ip rule that stops clients while the table is"
                     " missing; capport put it back"
