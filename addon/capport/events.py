@@ -42,13 +42,13 @@ type Value = str | int | float | bool | None
 _ALWAYS = frozenset({"granted", "revoked", "expired", "policy", "dropped", "watched", "unwatched"})
 # Two events that agree in these fields count as one line. The line has the other fields (a port, a
 # sentence) of the first event.
-_OF_HTTP = ("status", "host", "method", "cookies", "authorizations")
-_OF_TLS = ("sni", "destination", "action", "outcome", "alert")
+OF_HTTP = ("status", "host", "method", "cookies", "authorizations")
+OF_TLS = ("sni", "destination", "action", "outcome", "alert")
 # What a process may report whose log is merged: sessions and policies are never its own.
 _MERGED = frozenset({"refused", "passed", "tls", "fault", "dropped"})
 _FIELDS = 40  # of a merged event, at most
-_DISTINGUISHING = {"refused": _OF_HTTP, "passed": _OF_HTTP, "tls": _OF_TLS}
-_OF_OTHERS = (*_OF_HTTP, *_OF_TLS, "what")
+_DISTINGUISHING = {"refused": OF_HTTP, "passed": OF_HTTP, "tls": OF_TLS}
+_OF_OTHERS = (*OF_HTTP, *OF_TLS, "what")
 
 
 class Watched:
@@ -153,7 +153,7 @@ class EventLog:
         """Counts an event that has a line already; returns False if it must be written.
 
         `client` is not watched. `fields` are those in which such events differ, in the order of
-        `_DISTINGUISHING`. It is quick, because refusals come in floods.
+        `OF_HTTP` or `OF_TLS`. It is quick, because refusals come in floods.
         """
         with self._lock:
             line = self.lines.get((event, client.id, *fields))

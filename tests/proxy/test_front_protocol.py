@@ -57,9 +57,9 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     addresses: list[str] = []
     report = shown.Shown.refused
 
-    def listening(self: shown.Shown, by: Stranger, act: Any) -> None:
-        addresses.append(by.peer[0])
-        report(self, by, act)
+    def listening(self: shown.Shown, act: Any, shown_as: Any) -> None:
+        addresses.append(str(act.client.address))
+        report(self, act, shown_as)
 
     monkeypatch.setattr(shown.Shown, "refused", listening)
     return addresses

@@ -106,7 +106,9 @@ class HandOver:
     connect: bytes = b""
 
 
-type Action = Answer | Alert | HandOver
+type Refused = Answer | Alert
+
+type Action = Refused | HandOver
 
 
 class Conversation:

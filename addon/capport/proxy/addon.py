@@ -53,7 +53,7 @@ from capport.proxy.internals.addons import put_where_scripts_stand
 from capport.proxy.internals.http_events import RefusedHead
 from capport.proxy.internals.http_streams import speak_http2
 from capport.proxy.internals.listeners import Listeners, NotTakenOver
-from capport.proxy.internals.server import OwnPorts, connect_early, frame_of, handler_of
+from capport.proxy.internals.server import OwnPorts, connect_early, frame_of, handler_of, is_serving
 from capport.proxy.layers.http1 import RefusalLayer
 from capport.proxy.layers.http2 import BoundLayer
 from capport.proxy.layers.tls import HelloLayer, ServerFirst
@@ -237,7 +237,7 @@ class Hooks:
     @closed(deny_nothing)
     def server_disconnected(self, data: ServerConnectionHookData) -> None:
         """Records that the connection has ended; the login server may forget its client."""
-        self.dialling.ended(data)
+        self.connections.hung_up(data.client, data.server.id)
         if self.service.login and data.server.sockname:
             self.service.login.disconnected(data.server.sockname)
 
@@ -315,9 +315,7 @@ class Hooks:
             self.marks.forwarded(shown, verdict)
             self.connections.let_through(shown.client_conn, verdict.to)
         elif self._answers_connect(verdict, shown.request):
-            shown.response = to_mitmproxy(reply_to(verdict, asked_of(shown.request)))
-            shown.response.headers["connection"] = "close"
-            self.marks.refused(shown, verdict)
+            self._answer(shown, verdict, reply_to(verdict, asked_of(shown.request)))
             return
         else:
             shown.response = None  # the client gets the tunnel
@@ -464,11 +462,11 @@ class CaptivePortal:
     def running(self) -> None:
         """Starts the hooks, also when the script is added to a mitmproxy that already runs."""
         hooks = ctx.master.addons.get(Hooks.name)
-        if isinstance(hooks, Hooks) and not mitmproxy_options.starting():
+        if isinstance(hooks, Hooks) and is_serving():
             self._beginning = asyncio.create_task(hooks.running())
 
     def _cannot(self, error: Exception) -> None:
-        if mitmproxy_options.starting():
+        if not is_serving():
             mitmproxy_options.stop_the_start(error)
         raise exceptions.OptionsError(str(error))
 

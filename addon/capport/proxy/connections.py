@@ -351,7 +351,7 @@ class Connections:
         if entry := self._entry_of(conn):
             self.abort(entry, reset=reset)
         else:
-            sockets.abort(self.handler_of(conn.id), reset=reset)
+            sockets.Handled(self.handler_of, conn).abort(reset=reset)
 
     def finish(self, entry: Open) -> None:
         """Closes a connection after everything that was written to it has been sent.
@@ -572,7 +572,6 @@ class Connections:
 
 def _raised_limit() -> int:
     """Raises the limit of open file descriptors as far as this process may; returns it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most

@@ -16,6 +16,7 @@ from mitmproxy.hooks import Hook
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.server_hooks import ServerConnectHook
 
+from capport.proxy.flow_marks import FlowMarks
 from capport.proxy.internals.addons import after_each_hook
 from capport.proxy.internals.layers import OwnLayer
 from capport.proxy.responses import CLOSED, to_mitmproxy
@@ -55,19 +56,10 @@ class Guard:
             self.denied["the guard"] += 1
 
 
-class Faults(Protocol):
-    """An object that reports faults of the portal."""
-
-    def fault(self, where: str) -> None:
-        """Reports that a fault of the portal denied something."""
-
-
 class Hooked(Protocol):
-    """An object with hooks."""
+    """An object with hooks. `marks` reports what they raise."""
 
-    @property
-    def marks(self) -> Faults:
-        """Reports what its hooks raise."""
+    marks: FlowMarks
 
 
 def closed[Self: Hooked, Data](

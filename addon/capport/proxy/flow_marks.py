@@ -10,13 +10,14 @@ from mitmproxy import connection, flow, http, tcp
 from capport.core.client import Client
 from capport.core.place import Place
 from capport.core.verdict import Inspect, Pass, Refuse, TlsVerdict, Verdict
-from capport.front.conversation import Alert, Answer
+from capport.events import OF_HTTP, OF_TLS
+from capport.front.conversation import Alert, Refused
 from capport.front.hello import Hello
 from capport.gate import Gate
 from capport.log_limits import FAULTS, Seldom
 from capport.proxy.connections import Connections
 from capport.proxy.flow_details import details_of, request_fields
-from capport.proxy.handshakes import OUTER, Fields
+from capport.proxy.handshakes import OUTER, Fields, fields_of
 from capport.proxy.request_head import credentials_in
 
 logger = logging.getLogger(__name__)
@@ -125,50 +126,33 @@ class FlowMarks:
         self, shown: tcp.TCPFlow, hello: Hello, dialled: Place | None, verdict: TlsVerdict
     ) -> None:
         """Marks and reports a handshake that was refused before any certificate was shown."""
-        to = f"TLS for {hello.sni or dialled or 'no name'}"
         caveat = OUTER if hello.has_ech else None
-        mark(shown, type(verdict).__name__, f"{to}: {verdict.because}")
-        fields = _refused_tls(hello.sni, dialled, verdict)
-        shown.metadata["portal"]["tls"] = {k: v for k, v in fields.items() if v is not None}
+        fields = _of_refusal(hello, dialled, verdict)
+        mark_tls(shown, type(verdict).__name__, verdict.because, fields)
         client = self._connections.client_of(shown.client_conn)
         self.event("tls", client, **fields, caveat=caveat, because=verdict.because)
 
-    def rejected(self, shown: tcp.TCPFlow, fields: Fields, how: str) -> None:
-        """Marks an intercepted handshake in which the client rejected the certificate.
-
-        `fields` are those of its event. `how` is the client's alert, or says that it hung up.
-        """
-        to = f"TLS for {fields['sni'] or fields['destination'] or 'no name'}"
-        mark(shown, "Rejected", f"{to}: {how}", caveat=CAVEAT)
-        shown.metadata["portal"]["tls"] = {k: v for k, v in fields.items() if v is not None}
-
-    def refused_unshown(self, act: Answer | Alert) -> None:
+    def refused_unshown(self, act: Refused) -> None:
         """Reports a refusal by the front that is not shown as a flow."""
-        events, because = self._gate.events, act.verdict.because
         if isinstance(act, Alert):
-            fields = _refused_tls(act.hello.sni, act.dialled, act.verdict)
-            caveat = OUTER if act.hello.has_ech else None
-            if not events.repeats("tls", act.client, *fields.values(), None):  # has no `alert`
-                events.write("tls", act.client, **fields, caveat=caveat, because=because)
-            return
-        asked, tunnels = act.request, act.tunnels
-        cookies, authorizations = asked.cookies or None, asked.authorizations or None
-        if tunnels and not (cookies or authorizations):
-            return  # the event will be about what the client sends in the tunnel
-        of = None if tunnels else act.status, str(asked.claim.host), asked.case.method
-        if events.repeats("refused", act.client, *of, cookies, authorizations):
-            return
-        status, host, method = of
-        events.write(
-            "refused",
-            act.client,
-            status=status,
-            host=host,
-            method=method,
-            cookies=cookies,
-            authorizations=authorizations,
-            because=because,
-        )
+            event, names, caveat = "tls", OF_TLS, OUTER if act.hello.has_ech else None
+            values = (*_of_refusal(act.hello, act.dialled, act.verdict).values(), None)  # no alert
+        else:
+            event, names, caveat = "refused", OF_HTTP, None
+            asked, tunnels = act.request, act.tunnels
+            if tunnels and not (asked.cookies or asked.authorizations):
+                return  # the event will be about what the client sends in the tunnel
+            values = (
+                None if tunnels else act.status,
+                str(asked.claim.host),
+                asked.case.method,
+                asked.cookies or None,
+                asked.authorizations or None,
+            )
+        events = self._gate.events
+        if not events.repeats(event, act.client, *values):
+            fields = dict(zip(names, values, strict=True))
+            events.write(event, act.client, **fields, caveat=caveat, because=act.verdict.because)
 
     def passed_tls(
         self, conn: connection.Client, hello: Hello, dialled: Place | None, verdict: TlsVerdict
@@ -176,25 +160,14 @@ class FlowMarks:
         """Reports a watched client's handshake that was let through."""
         client = self._connections.client_of(conn)
         if self._gate.events.watches(client):
-            self.event(
-                "tls",
-                client,
-                sni=hello.sni,
-                destination=str(dialled) if dialled else None,
-                action="inspect" if isinstance(verdict, Inspect) else "tunnel",
-                outcome="passed",
-                because=verdict.because,
-            )
+            action = "inspect" if isinstance(verdict, Inspect) else "tunnel"
+            fields = fields_of(hello, dialled, action, "passed")
+            self.event("tls", client, **fields, because=verdict.because)
 
 
-def _refused_tls(sni: str | None, dialled: Place | None, verdict: TlsVerdict) -> dict[str, Any]:
-    refuses = isinstance(verdict, Refuse)
-    return {
-        "sni": sni,
-        "destination": str(dialled) if dialled else None,
-        "action": "refuse" if refuses else "drop",
-        "outcome": "refused" if refuses else "dropped",
-    }
+def _of_refusal(hello: Hello, dialled: Place | None, verdict: TlsVerdict) -> Fields:
+    how = ("refuse", "refused") if isinstance(verdict, Refuse) else ("drop", "dropped")
+    return fields_of(hello, dialled, *how)
 
 
 def mark(shown: flow.Flow, verdict: str, because: str, *, caveat: str | None = None) -> None:
@@ -206,6 +179,15 @@ def mark(shown: flow.Flow, verdict: str, because: str, *, caveat: str | None = N
     shown.marked = marker
     shown.comment = f"{words}: {because}{f'; {caveat}' if caveat else ''}"
     shown.metadata["portal"] = {"verdict": verdict, "because": because}
+
+
+def mark_tls(
+    shown: tcp.TCPFlow, verdict: str, because: str, fields: Fields, *, caveat: str | None = None
+) -> None:
+    """Writes a verdict on the flow of a handshake. `fields` are those of its event."""
+    to = f"TLS for {fields['sni'] or fields['destination'] or 'no name'}"
+    mark(shown, verdict, f"{to}: {because}", caveat=caveat)
+    shown.metadata["portal"]["tls"] = {k: v for k, v in fields.items() if v is not None}
 
 
 def decided_on(shown: flow.Flow) -> tuple[str, str]:

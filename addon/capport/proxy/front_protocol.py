@@ -15,8 +15,9 @@ import select
 import socket
 import time
 from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Final, Protocol
+from typing import Final
 
 from mitmproxy import connection
 from mitmproxy.connection import Address
@@ -26,17 +27,18 @@ from capport.core.client import Client, ClientId, Mac, Peer, parse_address
 from capport.core.cost import ANSWERS
 from capport.core.place import Place
 from capport.core.reach import Machine
-from capport.front.conversation import ESTABLISHED, Alert, Answer, Conversation, HandOver
+from capport.front.conversation import ESTABLISHED, Action, Answer, Conversation, HandOver, Refused
 from capport.front.half_close import Stages
 from capport.front.turns import Turns
 from capport.gate import Gate
 from capport.linux import frames
 from capport.proxy import connections
 from capport.proxy.connections import LITTLE, Connections
-from capport.proxy.fail_closed import Faults
+from capport.proxy.flow_marks import FlowMarks
 from capport.proxy.internals import listeners, sockets
 from capport.proxy.internals.listeners import Instance
 from capport.proxy.request_head import place_of
+from capport.proxy.shown import Shown
 
 logger = logging.getLogger(__name__)
 
@@ -57,38 +59,15 @@ _PEERS: Final = 1024  # that are remembered, because each makes its client once
 _READS: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _ENDS: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
-type Refused = Answer | Alert
-
-
-class Observer(Protocol):
-    """Sees what the front refuses. Its methods never raise.
-
-    `intercepting` is whether a person wants to stop any requests before they are answered.
-    """
-
-    intercepting: bool
-
-    def refused(self, by: "Stranger", act: Refused) -> None:
-        """Reports a refusal, before it is sent."""
-
-    def intercepts(self, client: Client) -> bool:
-        """Whether this client's next request is to be stopped."""
-
 
 class Front:
     """All connections that mitmproxy does not have yet, or never gets."""
 
-    def __init__(
-        self,
-        gate: Gate,
-        book: Connections,
-        faults: Faults,
-        observer: Observer,
-    ) -> None:
+    def __init__(self, gate: Gate, book: Connections, marks: FlowMarks, shown: Shown) -> None:
         self.gate = gate
         self.book = book
-        self.faults = faults
-        self.observer = observer
+        self.marks = marks
+        self.shown = shown
         self._turns = Turns[ClientId, Stranger]()
         self._left = AT_ONCE  # pieces of work that may be done in this pass
         self._answered: list[Stranger] = []  # whose answers are sent at the end of this pass
@@ -211,7 +190,7 @@ class Front:
         try:
             return self.gate.known(one.client) is None
         except Exception:
-            self.faults.fault("accept")
+            self.marks.fault("accept")
             return True
 
 
@@ -229,41 +208,36 @@ class Gone(Exception):
     """The client has reset the connection, or cannot be reached."""
 
 
+@dataclass(slots=True, eq=False)
 class Stranger:
     """One connection that mitmproxy does not have. A known client's is handed over at once.
 
     It is in the book and in the epoll only if it stays open after what was done first.
     """
 
-    __slots__ = (
-        *("_at", "_ends", "_entry", "_events", "_hangs_up", "_leaves", "_lingers", "_pipelined"),
-        *("_readable", "_shown", "_sock", "_step", "_talks", "_transport", "_unsent"),
-        *("_who", "front", "instance", "peer", "waits"),
-    )
+    front: Front
+    instance: Instance
+    _sock: socket.socket
+    peer: Address
+    _who: Peer | None = None  # once `who` was asked for
+    _at: Address | None = None  # what the client dialled, once `_dialled` was called
+    _entry: connections.Open | None = None
+    _talks: Conversation | None = None  # without it, everything is handed over
+    _shown: connection.Client | None = None
+    _step: Callable[["Stranger"], None] = field(init=False)  # what `do` does next
+    waits: bool = False  # for its turn
+    _readable: bool = True  # the kernel may have something from the client
+    _hangs_up: bool = False  # the client sends nothing after what the kernel has
+    _events: int = 0  # the events that epoll reports
+    _pipelined: bool = False  # `_talks` has a request that it has not looked at yet
+    _unsent: bytes = b""  # waits until the client reads what was sent
+    _ends: bool = False  # the connection ends once everything is sent
+    _lingers: Stages | None = None  # for what comes after that
+    _leaves: bool = False  # the connection is being handed over to mitmproxy
+    _transport: asyncio.Transport | None = None  # set when mitmproxy has it
 
-    def __init__(
-        self, front: Front, instance: Instance, sock: socket.socket, peer: Address
-    ) -> None:
-        self.front = front
-        self.instance = instance
-        self.peer = peer
-        self._sock = sock
-        self._who: Peer | None = None  # once `who` was asked for
-        self._at: Address | None = None  # what the client dialled, once `_dialled` was called
-        self._entry: connections.Open | None = None
-        self._talks: Conversation | None = None  # without it, everything is handed over
-        self._shown: connection.Client | None = None
-        self._step: Callable[[Stranger], None] = Stranger.begin  # what `do` does next
-        self.waits = False  # for its turn
-        self._readable = True  # the kernel may have something from the client
-        self._hangs_up = False  # the client sends nothing after what the kernel has
-        self._events = 0  # the events that epoll reports
-        self._pipelined = False  # `_talks` has a request that it has not looked at yet
-        self._unsent = b""  # waits until the client reads what was sent
-        self._ends = False  # the connection ends once everything is sent
-        self._lingers: Stages | None = None  # for what comes after that
-        self._leaves = False  # the connection is being handed over to mitmproxy
-        self._transport: asyncio.Transport | None = None  # set when mitmproxy has it
+    def __post_init__(self) -> None:
+        self._step = Stranger.begin
 
     # --- what happens to it ----------------------------------------------------------------------
 
@@ -285,7 +259,7 @@ class Stranger:
         except Gone:
             self._close()
         except Exception:
-            self.front.faults.fault("the front")
+            self.front.marks.fault("the front")
             self._close()
 
     def drop(self) -> None:
@@ -348,10 +322,9 @@ class Stranger:
         try:
             return self.client.id
         except Exception:
-            self.front.faults.fault("accept")
+            self.front.marks.fault("accept")
             return ClientId(self.peer[0])
 
-    @property
     def shown_as(self) -> connection.Client:
         """The connection as mitmproxy's flows have it. It is in the book then."""
         if self._shown is None:
@@ -428,27 +401,27 @@ class Stranger:
         else:
             self._keep()
 
-    def _next(self, data: bytes) -> Answer | Alert | HandOver | None:
+    def _next(self, data: bytes) -> Action | None:
         if self._talks is None:
             return HandOver(data, 0) if data else None
         try:
-            if data and self.front.observer.intercepting and self._is_intercepted(data):
+            if data and self.front.shown.intercepting and self._is_intercepted(data):
                 return HandOver(data, ANSWERS - 1)  # so that mitmproxy answers one request only
             return self._talks.receive(data)
         except Exception:
-            self.front.faults.fault("the front")
+            self.front.marks.fault("the front")
             return self._talks.hand_over()
 
     def _is_intercepted(self, data: bytes) -> bool:
         """Whether `data` begins an HTTP/1 request that a person wants to stop."""
         assert self._talks
-        if not self.front.observer.intercepts(self.client):
+        if not self.front.shown.intercepts(self.client):
             return False
         begins = not self._talks.hand_over().data
         return begins and data[:1] != b"\x16" and not data.startswith(b"PRI")
 
     def _answer(self, act: Refused) -> None:
-        self.front.observer.refused(self, act)
+        self.front.shown.refused(act, self.shown_as)
         if not act.data:
             self.abort(reset=True)
             return
@@ -540,7 +513,7 @@ class Stranger:
             del act  # or its data would be kept here while mitmproxy reads it
             await leaving
         except Exception:
-            self.front.faults.fault("the front")
+            self.front.marks.fault("the front")
             self.drop()
         if self._transport is None:  # `_attached` was not called
             self.drop()
@@ -616,4 +589,4 @@ class Stranger:
             try:
                 self._sock.close()
             except OSError:  # somebody else has closed it
-                self.front.faults.fault("the front")
+                self.front.marks.fault("the front")

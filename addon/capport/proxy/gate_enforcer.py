@@ -25,7 +25,7 @@ from capport.gate import Gate
 from capport.proxy.connections import Connections, Key, key_of
 from capport.proxy.enforcer import Enforcer
 from capport.proxy.flow_marks import FlowMarks
-from capport.proxy.handshakes import CAVEAT, OUTER, Handshake, Handshakes
+from capport.proxy.handshakes import Handshake, Handshakes
 from capport.service.service import Service
 from capport.service.worker_service import WorkerService
 
@@ -112,10 +112,7 @@ class GateEnforcer(Enforcer):
     def intercepted(
         self, conn: connection.Client, hello: Hello, dialled: Place | None, verdict: Intercept
     ) -> None:
-        client, destination = self.connections.client_of(conn), str(dialled) if dialled else None
+        client = self.connections.client_of(conn)
         trusts_ca = self.gate.policy.trusting.find(client) is not None
-        caveat = f"{CAVEAT}; {OUTER}" if hello.has_ech else CAVEAT
-        because = verdict.because
-        self.handshakes.intercepted(
-            conn, Handshake(client, hello.sni, destination, because, caveat, trusts_ca)
-        )
+        handshake = Handshake(client, hello, dialled, verdict.because, trusts_ca)
+        self.handshakes.intercepted(conn, handshake)

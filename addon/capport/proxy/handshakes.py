@@ -8,7 +8,9 @@ from typing import Final
 from mitmproxy import connection
 
 from capport.core.client import Client
+from capport.core.place import Place
 from capport.events import Value
+from capport.front.hello import Hello
 
 # OpenSSL's texts for alerts: "tlsv1 alert unknown ca", "tls alert certificate unknown".
 _ALERT = re.compile(r"(?:ssl|tls)v?[0-9.]* alert ([a-z ]+)")
@@ -26,16 +28,21 @@ type Fields = dict[str, Value]
 """What an event says about a handshake. A field that is None is left out."""
 
 
+def fields_of(hello: Hello, dialled: Place | None, action: str, outcome: str) -> Fields:
+    """The fields that every `tls` event has."""
+    destination = str(dialled) if dialled else None
+    return {"sni": hello.sni, "destination": destination, "action": action, "outcome": outcome}
+
+
 @dataclass(slots=True)
 class Handshake:
     """An intercepted handshake of which the outcome is not known yet."""
 
     client: Client
-    sni: str | None
-    destination: str | None
+    hello: Hello
+    dialled: Place | None
     because: str
-    caveat: str
-    trusts_ca: bool = False  # the policy says that it has mitmproxy's CA
+    trusts_ca: bool  # the policy says that it has mitmproxy's CA
     established: bool = False
 
 
@@ -43,9 +50,7 @@ class Handshakes:
     """The intercepted handshakes without an outcome yet. Each one leads to one `tls` event."""
 
     def __init__(
-        self,
-        event: Callable[..., None],
-        show: Callable[[connection.Client, Client, Fields], None],
+        self, event: Callable[..., None], show: Callable[[connection.Client, Client, Fields], None]
     ) -> None:
         """`show` shows a handshake in which the client rejected the certificate."""
         self._event = event
@@ -84,18 +89,13 @@ class Handshakes:
         handshake = self._open.pop(conn.id, None)
         if handshake is None:
             return
-        hung_up = outcome == "rejected" and alert is None
-        fields: Fields = {
-            "sni": handshake.sni,
-            "destination": handshake.destination,
-            "action": "intercept",
-            "outcome": outcome,
+        client, hello = handshake.client, handshake.hello
+        fields = fields_of(hello, handshake.dialled, "intercept", outcome) | {
             "alert": alert,
-            "hung_up": hung_up or None,
+            "hung_up": (outcome == "rejected" and alert is None) or None,
             "trusts_ca": handshake.trusts_ca or None,
         }
         if outcome == "rejected":
-            self._show(conn, handshake.client, fields)
-        self._event(
-            "tls", handshake.client, **fields, caveat=handshake.caveat, because=handshake.because
-        )
+            self._show(conn, client, fields)
+        caveat = f"{CAVEAT}; {OUTER}" if hello.has_ech else CAVEAT
+        self._event("tls", client, **fields, caveat=caveat, because=handshake.because)

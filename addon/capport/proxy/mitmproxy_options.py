@@ -17,7 +17,7 @@ from mitmproxy.proxy import mode_specs
 from capport.core.place import Place
 from capport.log_limits import StrangersFilter
 from capport.policy import values
-from capport.proxy.internals import log, server
+from capport.proxy.internals import log
 from capport.proxy.internals import options as internal_options
 from capport.service.settings import Settings
 
@@ -97,7 +97,10 @@ class Unusable(exceptions.OptionsError):
 
 def declare(loader: Loader) -> None:
     """Declares our options, forces mitmproxy's, and sets up the log. Raises Unusable."""
-    outlive_our_errors()
+    # mitmproxy exits when any error is logged during the start. But with a full disk or a damaged
+    # database the portal can still serve: it denies what depends on them, and says so. An error
+    # that must stop the start calls `stop_the_start`.
+    log.outlive_errors_of("capport")
     log_at_once()
     log_strangers_seldom()
     check_deferred(loader.master.options)
@@ -227,16 +230,6 @@ def stop_the_start(error: Exception) -> NoReturn:
     end(1)
 
 
-def outlive_our_errors() -> None:
-    """Lets mitmproxy start although the portal logs an error during the start.
-
-    mitmproxy exits when any error is logged. But with a full disk or a damaged database the portal
-    can still serve: it denies what depends on them, and says so. An error that must stop the start
-    calls `stop_the_start`.
-    """
-    log.outlive_errors_of("capport")
-
-
 def log_at_once() -> None:
     """Writes each line of the log at once: Python keeps 8 KiB back if stdout is no terminal.
 
@@ -256,11 +249,6 @@ def log_strangers_seldom() -> None:
                 if isinstance(other, StrangersFilter):
                     logger.removeFilter(other)
             logger.addFilter(ours)
-
-
-def starting() -> bool:
-    """Whether mitmproxy has not begun to serve yet."""
-    return not server.is_serving()
 
 
 def _given(values: list[object]) -> str:

@@ -104,8 +104,12 @@ def claim_of(request: http.Request) -> Place | None:
         return None
     if not named:
         return place_of((request.host, request.port)) if request.host else None
+    return _place(named, default_port(request.scheme))
+
+
+def _place(authority: str, default_port: int | None) -> Place | None:
     try:
-        return parse_authority(named, default_port(request.scheme))
+        return parse_authority(authority, default_port)
     except ValueError:
         return None
 
@@ -177,10 +181,10 @@ class Head:
             named = bool(slashes) and spoken.lower() == scheme
             if not self.path.startswith("/"):
                 self.path = f"/{self.path}"
-        self.claim = self._place(authority, default) if named else None
+        self.claim = _place(authority, default) if named else None
         # RFC 9110 section 4.2.4: userinfo is an error, so this is no claim. It is only shown.
         _, at, host = authority.rpartition("@")
-        self._with_userinfo = self._place(host, default) if at else None
+        self._with_userinfo = _place(host, default) if at else None
         self._shown_authority = authority.encode() if at or self.method == "CONNECT" else b""
 
     @property
@@ -189,11 +193,6 @@ class Head:
         if self.method == "CONNECT":
             return None
         return url_of(self.scheme, self.claim, self.path)
-
-    @property
-    def user_agent(self) -> str:
-        """Its User-Agent. Only the way to refuse a CONNECT may depend on it."""
-        return self.field(b"user-agent")
 
     @property
     def has_controls(self) -> bool:
@@ -239,10 +238,3 @@ class Head:
         )
         redact(request)
         return request
-
-    @staticmethod
-    def _place(authority: str, default_port: int | None) -> Place | None:
-        try:
-            return parse_authority(authority, default_port)
-        except ValueError:
-            return None

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import h11
@@ -14,20 +14,13 @@ from capport.core.client import Client
 from capport.core.cost import LINE
 from capport.core.place import Place
 from capport.front.budget import Budget
-from capport.front.conversation import Alert, Answer
+from capport.front.conversation import Alert, Answer, Refused
 from capport.gate import Gate
-from capport.proxy.flow_marks import FlowMarks
-from capport.proxy.front_protocol import Refused, Stranger
+from capport.proxy.flow_marks import CAVEAT, FlowMarks, mark_tls
 from capport.proxy.handshakes import Fields
 from capport.proxy.internals import http1_reader
 from capport.proxy.internals.addons import fire
-from capport.proxy.internals.http_events import (
-    HttpConnectHook,
-    HttpRequestHeadersHook,
-    HttpRequestHook,
-    HttpResponseHeadersHook,
-    HttpResponseHook,
-)
+from capport.proxy.internals.http_events import OF_AN_ANSWER, OF_CONNECT, Hooks
 from capport.proxy.request_head import Head
 
 logger = logging.getLogger(__name__)
@@ -45,17 +38,17 @@ class Shown:
         self._gate = gate
         self._report: asyncio.TimerHandle | None = None
         self._showing: set[asyncio.Task[None]] = set()
-        self.intercepting = False
+        self.intercepting = False  # whether a person wants to stop any requests
 
-    def refused(self, by: Stranger, act: Refused) -> None:
-        """Writes the event, and shows the flow."""
+    def refused(self, act: Refused, shown_as: Callable[[], connection.Client]) -> None:
+        """Writes the event, and shows the flow. Never raises. `shown_as` makes its connection."""
         try:
             watched = act.client in self._gate.events.watched
             shows = self.budget.may_show(act.client, time.monotonic(), watched=watched)
             if shows and not watched and isinstance(act, Answer) and len(act.head) > LINE:
                 shows = False  # mitmproxy would keep such a large head several times
             if shows or watched:
-                self._show(by, act, shows=shows)
+                self._show(act, shown_as(), shows=shows)
             else:
                 self._marks.refused_unshown(act)
             if not shows and self._report is None and self.budget.a_second:
@@ -69,7 +62,7 @@ class Shown:
         if self.budget.may_show(client, time.monotonic(), watched=watched):
             how = str(fields["alert"] or "it hung up")
             stream = tcp.TCPFlow(conn, _server(None), live=True)
-            self._marks.rejected(stream, fields, how)
+            mark_tls(stream, "Rejected", how, fields, caveat=CAVEAT)
             self._start(_show_handshake(stream, f"the client rejected the certificate: {how}"))
 
     def intercepts(self, client: Client) -> bool:
@@ -82,15 +75,15 @@ class Shown:
         self.budget.set_rate(a_second)
         self.intercepting = "intercept" in options and bool(options.intercept)
 
-    def _show(self, by: Stranger, act: Refused, *, shows: bool) -> None:
+    def _show(self, act: Refused, conn: connection.Client, *, shows: bool) -> None:
         """Marks and reports a flow. Shows it too, or only writes an event with its details."""
         if isinstance(act, Alert):
-            stream = tcp.TCPFlow(by.shown_as, _server(act.dialled), live=True)
+            stream = tcp.TCPFlow(conn, _server(act.dialled), live=True)
             self._marks.refused_tls(stream, act.hello, act.dialled, act.verdict)
             if shows:
                 self._start(_show_handshake(stream, f"TLS refused: {act.verdict.because}"))
             return
-        shown = http.HTTPFlow(by.shown_as, _server(act.dialled), live=True)
+        shown = http.HTTPFlow(conn, _server(act.dialled), live=True)
         shown.request = _request(act)
         if act.tunnels:  # its event has no status: the client gets the tunnel
             self._marks.tunnelled(shown, act.verdict)
@@ -99,7 +92,7 @@ class Shown:
             shown.response = _response(act.data)
             self._marks.refused(shown, act.verdict)
         if shows:
-            self._start(_show_connect(shown) if act.tunnels else _show_request(shown))
+            self._start(_show_request(shown, OF_CONNECT if act.tunnels else OF_AN_ANSWER))
 
     def _start(self, show: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(show)
@@ -118,16 +111,9 @@ class Shown:
             )
 
 
-async def _show_request(shown: http.HTTPFlow) -> None:
-    await fire(HttpRequestHeadersHook(shown))
-    await fire(HttpRequestHook(shown))
-    await fire(HttpResponseHeadersHook(shown))
-    await fire(HttpResponseHook(shown))
-    shown.live = False
-
-
-async def _show_connect(shown: http.HTTPFlow) -> None:
-    await fire(HttpConnectHook(shown))
+async def _show_request(shown: http.HTTPFlow, hooks: Hooks) -> None:
+    for hook in hooks:
+        await fire(hook(shown))
     shown.live = False
 
 

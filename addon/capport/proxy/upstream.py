@@ -74,10 +74,6 @@ class Dialling:
         if self._named.pop(data.server, None) and place and not isinstance(place.host, str):
             self.addresses.did_not_answer(place.host)
 
-    def ended(self, data: ServerConnectionHookData) -> None:
-        """Records that a connection to an origin has ended."""
-        self._connections.hung_up(data.client, data.server.id)
-
     def _allowed(self, client: Client, place: Place, data: ServerConnectionHookData) -> Pass:
         conn = data.client
         logins = self._connections.logins(conn, data.server.id)

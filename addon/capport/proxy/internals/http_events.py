@@ -1,25 +1,28 @@
 """Names the events and hooks of mitmproxy's private HTTP modules, and adds one hook."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from mitmproxy import connection
+from mitmproxy.http import HTTPFlow
 from mitmproxy.proxy import commands
 from mitmproxy.proxy.layers import http
 from mitmproxy.proxy.layers.http import _events, _hooks
 
-HttpConnectHook = _hooks.HttpConnectHook
-HttpRequestHeadersHook = _hooks.HttpRequestHeadersHook
-HttpRequestHook = _hooks.HttpRequestHook
-HttpResponseHeadersHook = _hooks.HttpResponseHeadersHook
-HttpResponseHook = _hooks.HttpResponseHook
-RequestHeaders = _events.RequestHeaders
-RequestTrailers = _events.RequestTrailers
-ResponseData = _events.ResponseData
-ResponseEndOfMessage = _events.ResponseEndOfMessage
-ResponseHeaders = _events.ResponseHeaders
-ResponseProtocolError = _events.ResponseProtocolError
-ResponseTrailers = _events.ResponseTrailers
+type Hooks = tuple[Callable[[HTTPFlow], commands.StartHook], ...]
+
+messages = _events
 SendHttp = http.SendHttp
+
+OF_CONNECT: Final[Hooks] = (_hooks.HttpConnectHook,)
+OF_AN_ANSWER: Final[Hooks] = (
+    _hooks.HttpRequestHeadersHook,
+    _hooks.HttpRequestHook,
+    _hooks.HttpResponseHeadersHook,
+    _hooks.HttpResponseHook,
+)
+"""The hooks of a request that is answered in the origin's place, in this order."""
 
 
 @dataclass(frozen=True, slots=True)

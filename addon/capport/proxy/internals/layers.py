@@ -25,10 +25,8 @@ class OwnLayer(layer.Layer):
 
     def lead_to(self, host: str, port: int) -> connection.Server:
         """Makes the server at this place the connection's origin; returns the former origin."""
-        before, self.context.server = (
-            self.context.server,
-            connection.Server(address=(host, port)),
-        )
+        before = self.context.server
+        self.context.server = connection.Server(address=(host, port))
         return before
 
 

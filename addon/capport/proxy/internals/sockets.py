@@ -130,18 +130,6 @@ def reset_at_close(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
 
 
-def abort(handler: Handler, *, reset: bool = False) -> None:
-    """Closes all sockets at once. With `reset`, the peers get RST, not FIN."""
-    for io in tuple(handler.transports.values()) if handler else ():
-        if isinstance(io.writer, asyncio.StreamWriter):
-            sock = io.writer.get_extra_info("socket")
-            if reset and sock is not None:
-                reset_at_close(sock)
-            io.writer.transport.abort()
-        elif io.writer is not None:  # a writer of mitmproxy_rs: UDP, or tun mode
-            io.writer.close()
-
-
 class Handled:
     """The sockets that mitmproxy's handler has for one connection (`connections.Line`)."""
 
@@ -150,8 +138,16 @@ class Handled:
         self._conn = conn
 
     def abort(self, *, reset: bool = False) -> None:
-        """Closes the client's socket and those to its origins at once."""
-        abort(self._handler_of(self._conn.id), reset=reset)
+        """Closes the client's socket and those to its origins at once. With `reset`, sends RST."""
+        handler = self._handler_of(self._conn.id)
+        for io in tuple(handler.transports.values()) if handler else ():
+            if isinstance(io.writer, asyncio.StreamWriter):
+                sock = io.writer.get_extra_info("socket")
+                if reset and sock is not None:
+                    reset_at_close(sock)
+                io.writer.transport.abort()
+            elif io.writer is not None:  # a writer of mitmproxy_rs: UDP, or tun mode
+                io.writer.close()
 
     def finish(self) -> None:
         """Ends the client's connection after everything that was written has been sent."""

@@ -20,22 +20,11 @@ from capport.core.http import default_port
 from capport.core.place import Place
 from capport.core.policy import Connect
 from capport.core.reply import Asked, Reply, reply_to
-from capport.core.verdict import (
-    HeaderFieldsTooLarge,
-    Imitated,
-    Pass,
-    Refusal,
-    Verdict,
-)
+from capport.core.verdict import HeaderFieldsTooLarge, Imitated, Pass, Refusal, Verdict
 from capport.log_limits import QUOTED
 from capport.proxy.enforcer import Enforcer
 from capport.proxy.internals import http1_reader
-from capport.proxy.internals.http_events import (
-    HttpRequestHeadersHook,
-    HttpRequestHook,
-    HttpResponseHeadersHook,
-    HttpResponseHook,
-)
+from capport.proxy.internals.http_events import OF_AN_ANSWER
 from capport.proxy.layers.deciding import DecidingLayer
 from capport.proxy.layers.http2 import BoundLayer
 from capport.proxy.layers.lingering import Lingering
@@ -145,16 +134,14 @@ class RefusalLayer(DecidingLayer):
                 return None
             return Onward(asked, place, verdict)
         if tunnels and asked.claim:
-            way = self.enforcer.way_of_connect(verdict, asked.user_agent, asked.claim.port)
+            way = self.enforcer.way_of_connect(
+                verdict, asked.field(b"user-agent"), asked.claim.port
+            )
             return Onward(asked, asked.claim, verdict) if way is Connect.ALERT else None
         return None
 
     def _answer(
-        self,
-        request: http.Request,
-        verdict: Verdict | None,
-        *,
-        bodyless: bool,
+        self, request: http.Request, verdict: Verdict | None, *, bodyless: bool
     ) -> layer.CommandGenerator[None]:
         reply = CLOSED
         if verdict is not None and not isinstance(verdict, Pass):
@@ -172,10 +159,8 @@ class RefusalLayer(DecidingLayer):
             self.enforcer.connections.abort_connection(self.context.client, reset=True)
             yield commands.CloseConnection(self.context.client)
             return
-        yield HttpRequestHeadersHook(shown)
-        yield HttpRequestHook(shown)
-        yield HttpResponseHeadersHook(shown)
-        yield HttpResponseHook(shown)
+        for hook in OF_AN_ANSWER:
+            yield hook(shown)
         shown.live = False
         self.answers += 1
         last = self.answers >= ANSWERS or self.method == b"CONNECT" or reply.status in (400, 431)
@@ -345,7 +330,7 @@ class Onward:
         return h11.Request(method=self.asked.method, target=target, headers=fields)
 
     def _connect_head(self) -> bytes:
-        agent = self.asked.user_agent.encode("latin-1")
+        agent = self.asked.field(b"user-agent").encode("latin-1")
         return (
             f"CONNECT {self.place} HTTP/1.1\r\nHost: {self.place}\r\n".encode()
             + (b"User-Agent: " + agent + b"\r\n" if agent else b"")

@@ -11,16 +11,7 @@ from mitmproxy.proxy.layers.http import HTTPMode
 
 from capport.core.cost import ANSWERS
 from capport.proxy.internals.http1_reader import is_interim
-from capport.proxy.internals.http_events import (
-    RequestHeaders,
-    RequestTrailers,
-    ResponseData,
-    ResponseEndOfMessage,
-    ResponseHeaders,
-    ResponseProtocolError,
-    ResponseTrailers,
-    SendHttp,
-)
+from capport.proxy.internals.http_events import SendHttp, messages
 from capport.proxy.internals.http_streams import EarlyStream, StreamsLayer
 from capport.proxy.layers.lingering import Lingering
 from capport.proxy.request_head import redact, restore
@@ -42,10 +33,10 @@ class BoundStream(EarlyStream):
         for command in super().handle_event(event):
             if isinstance(command, SendHttp):
                 sent = command.event
-                if isinstance(sent, RequestTrailers | ResponseTrailers):
+                if isinstance(sent, messages.RequestTrailers | messages.ResponseTrailers):
                     if _speaks_http1(command.connection):
                         continue  # RFC 9110 section 6.5.1; mitmproxy's HTTP/1 cannot send any
-                elif isinstance(sent, RequestHeaders):
+                elif isinstance(sent, messages.RequestHeaders):
                     sent = replace(sent, request=sent.request.copy())
                     restore(sent.request.headers, self.taken)
                     if _speaks_http1(command.connection):
@@ -53,13 +44,13 @@ class BoundStream(EarlyStream):
                     command = SendHttp(sent, command.connection)
                 elif is_interim(sent) and not self.interim:
                     continue
-                elif isinstance(sent, ResponseHeaders):
+                elif isinstance(sent, messages.ResponseHeaders):
                     self.answered = sent.response.status_code >= 200
                     if self.answered and self.one_request and self.flow.request.method != "CONNECT":
                         sent = replace(sent, response=sent.response.copy())
                         sent.response.headers["connection"] = "close"
                         command = SendHttp(sent, command.connection)
-                elif isinstance(sent, ResponseProtocolError) and not self.answered:
+                elif isinstance(sent, messages.ResponseProtocolError) and not self.answered:
                     status = sent.code.http_status_code()
                     if status is not None and command.connection is self.context.client:
                         yield from self._answer_bare(status)
@@ -82,17 +73,17 @@ class BoundStream(EarlyStream):
         response, client = to_mitmproxy(bare(status)), self.context.client
         if self.one_request:
             response.headers["connection"] = "close"
-        yield SendHttp(ResponseHeaders(self.stream_id, response, False), client)
-        yield SendHttp(ResponseData(self.stream_id, response.raw_content or b""), client)
+        yield SendHttp(messages.ResponseHeaders(self.stream_id, response, False), client)
+        yield SendHttp(messages.ResponseData(self.stream_id, response.raw_content or b""), client)
         if not self.one_request:
-            yield SendHttp(ResponseEndOfMessage(self.stream_id), client)
+            yield SendHttp(messages.ResponseEndOfMessage(self.stream_id), client)
 
 
 def _speaks_http1(conn: connection.Connection) -> bool:
     return conn.alpn != b"h2"
 
 
-def _frame(sent: RequestHeaders) -> None:
+def _frame(sent: messages.RequestHeaders) -> None:
     """Makes an HTTP/1 origin read exactly one request on the connection.
 
     HTTP/2 needs no field that says where a body ends, and mitmproxy adds none. So the origin would
