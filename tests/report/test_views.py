@@ -131,10 +131,13 @@ def test_two_reports_are_compared_by_what_is_new_gone_still_there_or_not_tested(
     before = document(reported(*RETRIES, shake(20, "accepted"), refused(9, "/b", cookies=1)))
     after = document(reported(refused(0, authorizations=1), refused(9, cookies=1)))
     compared = comparison.compare(before, after)
-    assert list(compared.new) == ["authorization-to-portal axios api.example.org"]
-    assert list(compared.gone) == ["retries-511 axios api.example.org"]
-    assert list(compared.still) == ["cookies-to-portal axios api.example.org"]
-    assert {name.split()[0] for name in compared.unclear} == {
+    found = {
+        name: [it["fingerprint"] for it in compared[name]] for name in ("new", "gone", "still")
+    }
+    assert found["new"] == ["authorization-to-portal axios api.example.org"]
+    assert found["gone"] == ["retries-511 axios api.example.org"]
+    assert found["still"] == ["cookies-to-portal axios api.example.org"]
+    assert {it["id"] for it in compared["not_tested"]} == {
         *("accepts-any-certificate", "no-back-off")
     }
     said = "\n".join(comparison.lines_of(compared))

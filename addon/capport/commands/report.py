@@ -44,14 +44,14 @@ def _compare(arguments: Namespace) -> int:
     before, after = (_document(path) for path in arguments.compare)
     compared = comparison.compare(before, after)
     if arguments.json:
-        print(json.dumps(comparison.document_of(compared), indent=2))
+        print(json.dumps(compared, indent=2))
     else:
         for line in comparison.lines_of(compared):
             print(visible(line))
     if arguments.fail_on is None:
         return 0
     level = Severity(arguments.fail_on)
-    worst = (Severity(str(finding["severity"])) for finding in compared.new.values())
+    worst = (Severity(finding["severity"]) for finding in compared["new"])
     return FOUND if any(severity.reaches(level) for severity in worst) else 0
 
 

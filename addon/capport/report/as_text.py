@@ -8,7 +8,7 @@ from capport.report.findings import Finding
 from capport.report.recording import ClientRecord
 from capport.report.summary import Report, by_host, by_outcome, by_status, by_use, did_next
 from capport.report.wording import clock, some, span
-from capport.terminal import visible
+from capport.terminal import fitted, visible
 
 WIDTH = 80
 LISTED = 5  # requests or handshakes of a finding
@@ -93,7 +93,7 @@ def _finding(finding: Finding) -> Iterator[str]:
     before = " (known before)" if finding.known_before else ""
     yield from _wrapped(f"{finding.client}: {finding.seen.sentence}{before}", "  ", "    ")
     for one in finding.seen.evidence[:LISTED]:
-        yield _fitted(f"    {clock(one.time)}  {one}")
+        yield fitted(f"    {clock(one.time)}  {one}", WIDTH).rstrip()
     if len(finding.seen.evidence) > LISTED:
         yield f"    and {len(finding.seen.evidence) - LISTED} more"
 
@@ -110,8 +110,3 @@ def _wrapped(text: str, first: str = "", after: str = "") -> list[str]:
         WIDTH, initial_indent=first, subsequent_indent=after, break_on_hyphens=False
     )
     return wrapper.wrap(visible(text))
-
-
-def _fitted(text: str) -> str:
-    text = visible(text)
-    return text if len(text) <= WIDTH else f"{text[: WIDTH - 1]}…"

@@ -6,7 +6,6 @@ Positions in time are percentages, so that a chart fits any width and its text s
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 from capport.report.markup import Node, tag
@@ -21,29 +20,22 @@ _SHOWN = 200  # attempts of one request that are plotted
 _TICKS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class _Lane:
-    name: str
-    kind: str  # the class in the style sheet
-    records: Sequence[Record]
+type _Lane = tuple[str, str, Sequence[Record]]
+"""Its name, its class in the style sheet, and what is in it."""
 
 
 def timeline(client: ClientRecord, began: float, until: float) -> Node:
     """What a client did between two times: a lane for each kind of thing."""
-    lanes = [lane for lane in _lanes(client) if lane.records]
+    lanes = [lane for lane in _lanes(client) if lane[-1]]
     scale = _scale(began, until)
     height = _LANE * (len(lanes) + 1) + 18
-    children: list[Node] = []
-    for number in range(_TICKS + 1):
-        children += _tick(number, began, until, height)
-    for number, lane in enumerate(lanes):
-        children += _lane(lane, number * _LANE, scale)
-    children += _session(client, len(lanes) * _LANE, scale, until)
-    counts = ", ".join(f"{lane.name}: {_counted(lane.records)}" for lane in lanes)
+    counts = ", ".join(f"{name}: {_counted(records)}" for name, _, records in lanes)
     label = f"Timeline of {client.id}: {counts or 'nothing'}"
     return tag(
         "svg",
-        children,
+        *(_tick(number, began, until, height) for number in range(_TICKS + 1)),
+        *(_lane(*lane, number * _LANE, scale) for number, lane in enumerate(lanes)),
+        _session(client, len(lanes) * _LANE, scale, until),
         class_="timeline",
         width="100%",
         height=str(height),
@@ -64,28 +56,28 @@ def _lanes(client: ClientRecord) -> list[_Lane]:
     taken = [shake for shake in client.handshakes if not shake.failed]
     passed = [request for request in client.requests if not request.refused]
     return [
-        _Lane("Requests refused", "refused", client.refusals),
-        _Lane("Requests forwarded", "passed", passed),
-        _Lane("TLS handshakes that failed", "refused", failed),
-        _Lane("TLS handshakes accepted or let through", "passed", taken),
+        ("Requests refused", "refused", client.refusals),
+        ("Requests forwarded", "passed", passed),
+        ("TLS handshakes that failed", "refused", failed),
+        ("TLS handshakes accepted or let through", "passed", taken),
     ]
 
 
-def _lane(lane: _Lane, top: float, scale: Callable[[float], float]) -> list[Node]:
+def _lane(
+    name: str, kind: str, records: Sequence[Record], top: float, scale: Callable[[float], float]
+) -> list[Node]:
     bins = defaultdict[int, list[Record]](list)
-    for record in lane.records:
+    for record in records:
         bins[round(scale(record.time) / 100 * _BINS)].append(record)
     most = max(map(_counted, bins.values()))
     floor = top + _LANE - 4
-    bars = [tag("text", f"{lane.name}: {_counted(lane.records)}", x="0", y=f"{top + 13:g}")]
-    for number, records in sorted(bins.items()):
-        size = 6 + (_BAR - 6) * math.sqrt(_counted(records) / most)
-        first = records[0]
-        what = f"{clock(first.time)}  {first}"
-        more = f", and {len(records) - 1} more until {clock(records[-1].time)}"
-        said = what + (more if len(records) > 1 else "")
-        left = _percent(number / _BINS * 100)
-        bars.append(_bar(said, lane.kind, left, "3", floor - size, size))
+    bars = [tag("text", f"{name}: {_counted(records)}", x="0", y=f"{top + 13:g}")]
+    for number, (first, *others) in sorted(bins.items()):
+        size = 6 + (_BAR - 6) * math.sqrt(_counted([first, *others]) / most)
+        said = f"{clock(first.time)}  {first}"
+        if others:
+            said += f", and {len(others)} more until {clock(others[-1].time)}"
+        bars.append(_bar(said, kind, _percent(number / _BINS * 100), "3", floor - size, size))
     return bars
 
 
@@ -133,9 +125,6 @@ def _plot(group: list[Request]) -> Node:
         (1000 * (request.time - first.time) / span, 100 - 100 * number / (len(shown) - 1))
         for number, request in enumerate(shown)
     ]
-    steps = [f"{points[0][0]:.1f},{points[0][1]:.1f}"]
-    for (_, before), (x, y) in pairwise(points):
-        steps += [f"{x:.1f},{before:.1f}", f"{x:.1f},{y:.1f}"]
     dots = [
         tag(
             "path",
@@ -152,7 +141,7 @@ def _plot(group: list[Request]) -> Node:
     )
     chart = tag(
         "svg",
-        tag("polyline", class_="steps", points=" ".join(steps)),
+        tag("path", class_="steps", d="M0 100" + "".join(f"H{x:.1f}V{y:.1f}" for x, y in points)),
         dots,
         viewBox="0 0 1000 100",
         preserveAspectRatio="none",

@@ -9,13 +9,9 @@ type Node = ElementTree.Element
 type Child = Node | str | None
 
 
-def tag(name: str, /, *children: Child | Iterable[Child], **attributes: str | None) -> Node:
-    """An element. `class_` is the attribute class, `aria_label` is aria-label; None is left out."""
-    given = {
-        key.rstrip("_").replace("_", "-"): visible(value)
-        for key, value in attributes.items()
-        if value is not None
-    }
+def tag(name: str, /, *children: Child | Iterable[Child], **attributes: str) -> Node:
+    """An element. `class_` is the attribute class, `aria_label` is aria-label."""
+    given = {key.rstrip("_").replace("_", "-"): visible(value) for key, value in attributes.items()}
     node = ElementTree.Element(name, given)
     for child in children:
         if child is None or isinstance(child, str | ElementTree.Element):

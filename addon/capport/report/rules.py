@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from capport.report.agents import UNNAMED, agent_of
 from capport.report.findings import NotTested, Rule, Seen, Severity
-from capport.report.recording import ClientRecord, Handshake, Record, Request
+from capport.report.recording import Change, ClientRecord, Handshake, Record, Request
 from capport.report.uses import checking
 from capport.report.wording import lasting, some
 
@@ -84,8 +84,7 @@ def no_back_off(client: ClientRecord) -> Iterator[Seen]:
 
 def never_recovers(client: ClientRecord) -> Iterator[Seen]:
     """Was refused, was granted a session, and got nothing from an origin afterwards."""
-    unsorted: list[Request | Handshake] = [*client.requests, *client.handshakes]
-    records = sorted(unsorted, key=lambda it: it.time)
+    records = [it for it in client.everything() if not isinstance(it, Change)]
     refused = [it for it in records if (it.failed if isinstance(it, Handshake) else it.refused)]
     grant = next((it for it in client.grants if refused and refused[0].time < it.time), None)
     if grant is None:

@@ -128,13 +128,10 @@ def by_host(client: ClientRecord) -> dict[str, dict[str, int]]:
     """The credentials that the client offered to the portal, for each host; never their values."""
     found: dict[str, dict[str, int]] = {}
     for request in client.refusals:
-        for kind, count in (
-            ("cookies", request.cookies),
-            ("authorizations", request.authorizations),
-        ):
-            if count:
-                sent = found.setdefault(request.host, {"cookies": 0, "authorizations": 0})
-                sent[kind] += count * request.count
+        if request.cookies or request.authorizations:
+            sent = found.setdefault(request.host, {"cookies": 0, "authorizations": 0})
+            sent["cookies"] += request.cookies * request.count
+            sent["authorizations"] += request.authorizations * request.count
     return found
 
 
@@ -163,17 +160,13 @@ def did_next(client: ClientRecord) -> str:
     if not refused:
         return "was never refused"
     first = min(one.time for one in refused)
-    again = sum(one.count for one in refused) > 1
-    to_login = any(it.answered_by == "login server" for it in client.requests if it.time >= first)
-    granted = any(grant.time >= first for grant in client.grants)
-    through = any(it.answered_by == "origin" for it in client.requests if it.time >= first)
-    dropped = any(change.event == "dropped" for change in client.changes)
+    answered_by = {request.answered_by for request in client.requests if request.time >= first}
     steps = (
-        (again, "asked again"),
-        (dropped, "was dropped for a time"),
-        (to_login, "went to the login server"),
-        (granted, "was granted a session"),
-        (through, "reached an origin"),
+        (sum(one.count for one in refused) > 1, "asked again"),
+        (any(change.event == "dropped" for change in client.changes), "was dropped for a time"),
+        ("login server" in answered_by, "went to the login server"),
+        (any(grant.time >= first for grant in client.grants), "was granted a session"),
+        ("origin" in answered_by, "reached an origin"),
     )
     return ", ".join(said for happened, said in steps if happened) or "gave up"
 

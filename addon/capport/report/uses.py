@@ -37,14 +37,7 @@ def _path(pattern: re.Pattern[str]) -> _Test:
 
 def _agent(*words: str) -> _Test:
     """Whether a User-Agent has one of these words, or begins with it if it has a ^ before it."""
-    first = tuple(word.removeprefix("^") for word in words if word.startswith("^"))
-    others = [word for word in words if not word.startswith("^")]
-
-    def matches(request: Request) -> bool:
-        agent = request.agent.lower()
-        return agent.startswith(first) or any(word in agent for word in others)
-
-    return matches
+    return lambda request: any(word in f"^{request.agent.lower()}" for word in words)
 
 
 _PACKAGES = (
