@@ -126,20 +126,14 @@ def parser() -> ArgumentParser:
 
 
 def _add_policies(commands: "Subcommands") -> None:
-    check = _add(commands, "check", "check:check", "say whether a policy can be used")
-    _takes_policy_file(check)
+    about = "say whether a policy can be used"
+    _add(commands, "check", "check:check", about, _takes_policy_file)
     about = "say what a client would get, and why"
-    explain = _add(commands, "explain", "explain:explain_url", about)
-    _takes_policy_file(explain)
+    explain = _add(commands, "explain", "explain:explain_url", about, _takes_policy_file)
     _takes(explain, "url", "URL", "the URL it asks for: http or https", type=_URL)
     _takes(explain, "--client", "ADDRESS", "the client's address", type=_ADDRESS, required=True)
-    _takes(
-        explain,
-        "--mac",
-        None,
-        "the client's MAC address (the one that the kernel knows)",
-        type=_MAC,
-    )
+    about = "the client's MAC address (the one that the kernel knows)"
+    _takes(explain, "--mac", None, about, type=_MAC)
     _takes(explain, "--method", None, "the method (GET)", default="GET", type=_method)
     about = "a header field, such as 'If-Match: \"a\"'; may be given more than once"
     _takes_many(explain, "--header", "FIELD", about, dest="fields", type=_field)
@@ -164,31 +158,28 @@ def _add_clients(commands: "Subcommands") -> None:
     _takes_lifetime(grant, "90s, 30m, 2h or 7d (the policy's sessions.lifetime)")
     _takes(grant, "--name", None, "whose device it is; shown in the list", type=_name)
     _takes_store(grant)
-    revoke = _add(commands, "revoke", "grants:revoke", "make a client unknown: end its sessions")
+    about = "make a client unknown: end its sessions"
+    revoke = _add(commands, "revoke", "grants:revoke", about, _takes_store)
     about = "the client's address or MAC, whichever its session is filed under"
     _takes(revoke, "who", "ADDRESS|MAC", about, type=_CLIENT_ID)
-    _takes_store(revoke)
     about = "list known clients, and why they are known"
-    clients = _add(commands, "clients", "clients:clients", about)
-    _takes_store(clients)
-    _takes_json(clients)
+    _add(commands, "clients", "clients:clients", about, _takes_store, _takes_json)
     about = "sessions from one store to another"
     actions = _group(commands, "sessions", "export|import", about, ", as JSON Lines.")
-    _takes_store(_add(actions, "export", "session_transfer:export", "print the open sessions"))
-    bring = _add(actions, "import", "session_transfer:bring", "put exported sessions into a store")
+    about = "print the open sessions"
+    _add(actions, "export", "session_transfer:export", about, _takes_store)
+    about = "put exported sessions into a store"
+    bring = _add(actions, "import", "session_transfer:bring", about, _takes_store)
     _takes(bring, "file", "FILE", "what was exported (stdin)", nargs="?")
-    _takes_store(bring)
     about = "list the routers that share their sessions, and their lag"
-    fleet = _add(commands, "fleet", "fleet:fleet", about)
-    _takes_store(fleet)
-    _takes_json(fleet)
+    _add(commands, "fleet", "fleet:fleet", about, _takes_store, _takes_json)
 
 
 def _add_router(commands: "Subcommands") -> None:
     about = "the kernel's part, in nftables"
     actions = _group(commands, "router", "up|down|show", about, ". Needs CAP_NET_ADMIN.")
-    up = _add(actions, "up", "router:up", "put the policy's rules in force")
-    _takes_policy_file(up)
+    about = "put the policy's rules in force"
+    up = _add(actions, "up", "router:up", about, _takes_policy_file)
     _takes(up, "--sessions", "STORE", "the session store (the policy's)")
     about = "mitmproxy's port (8080); give several to share the clients among them"
     _takes_many(up, "--proxy-port", "PORT", about, dest="proxy_ports", type=_PORT)
@@ -207,8 +198,8 @@ def _add_voucher(commands: "Subcommands") -> None:
     about = "how long it may wait for its first use (for ever)"
     _takes(new, "--valid", "TIME", about, type=_duration)
     _takes(new, "--note", None, "what they are for; shown in the list", type=_name)
-    listing = _add(actions, "list", "voucher:show", "list vouchers, without their codes")
-    _takes_json(listing)
+    about = "list vouchers, without their codes"
+    listing = _add(actions, "list", "voucher:show", about, _takes_json)
     revoke = _add(actions, "revoke", "voucher:revoke", "end a voucher and the sessions it opened")
     _takes(revoke, "number", "NUMBER", "as in the list", type=_count(1 << 53))
     clock = _add(actions, "clock", "voucher:clock", "show the time by which vouchers expire")
@@ -240,9 +231,8 @@ def _add_accounts(commands: "Subcommands") -> None:
 
 def _add_watching(commands: "Subcommands") -> None:
     report = _add(commands, "report", "report:report", "say what a portal did to clients")
-    _takes(
-        report, "events", "EVENTS", "files of events, the oldest first (events.jsonl)", nargs="*"
-    )
+    about = "files of events, the oldest first (events.jsonl)"
+    _takes(report, "events", "EVENTS", about, nargs="*")
     _takes(report, "--flows", "FILE", "a flow file of mitmproxy instead")
     form = report.add_mutually_exclusive_group()
     _takes_json(form)
@@ -289,9 +279,8 @@ def _add_behind(commands: "Subcommands") -> None:
     _takes(behind, "--as", "KIND[,KIND]|all", about, dest="kinds", type=_kinds, default="511")
     about = "capport itself answers for every name, with a CA that is trusted"
     _takes_flag(behind, "--offline", about)
-    _takes(
-        behind, "--grant-after", "TIME", "open a session after this time (never)", type=_duration
-    )
+    about = "open a session after this time (never)"
+    _takes(behind, "--grant-after", "TIME", about, type=_duration)
     about = "end the command after this time (one kind: never; several: 60s each)"
     _takes(behind, "--timeout", "TIME", about, type=_duration)
     _takes_flag(behind, "--proxy", "use proxy variables, also as root, and no network namespace")
@@ -301,9 +290,17 @@ def _add_behind(commands: "Subcommands") -> None:
     _takes(behind, "command", "COMMAND", "put -- before it", nargs="+")
 
 
-def _add(within: "Subcommands", name: str, function: str, about: str) -> ArgumentParser:
+def _add(
+    within: "Subcommands",
+    name: str,
+    function: str,
+    about: str,
+    *takes: Callable[[ArgumentParser], None],
+) -> ArgumentParser:
     command = within.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
     command.set_defaults(function=f"capport.commands.{function}")
+    for add_arguments in takes:
+        add_arguments(command)
     return command
 
 

@@ -183,12 +183,11 @@ def _text(one: Difference, old: Policy, new: Policy) -> Iterator[str]:
 
 
 def _document(one: Difference, old: Policy, new: Policy) -> dict[str, object]:
-    return {
-        "opens": one.opens,
-        **{
-            when: explanation.document(found, policy)
-            | {"decided_by": f"{line.file}:{line.number}" if line else None}
-            for when, found, policy in (("before", one.before, old), ("after", one.after, new))
-            for line in [deciding_line(found, policy)]
-        },
-    }
+    before, after = _side(one.before, old), _side(one.after, new)
+    return {"opens": one.opens, "before": before, "after": after}
+
+
+def _side(found: Explanation, policy: Policy) -> dict[str, object]:
+    line = deciding_line(found, policy)
+    decided_by = f"{line.file}:{line.number}" if line else None
+    return explanation.document(found, policy) | {"decided_by": decided_by}

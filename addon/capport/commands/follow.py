@@ -6,6 +6,7 @@ import time
 from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -63,11 +64,8 @@ def following(path: Path, sleep: Callable[[float], None] = time.sleep) -> Iterat
 
     When another file is in its place (log rotation), that one is read from its start.
     """
-    file = None
-    while file is None:
-        file = _opened(path)
-        if file is None:
-            sleep(PAUSE)
+    while (file := _opened(path)) is None:
+        sleep(PAUSE)
     yield from deque(_ready(file), SHOWN_FIRST)
     while True:
         sleep(PAUSE)
@@ -93,22 +91,17 @@ def _ready(file: TextIO) -> Iterator[str]:
 
 
 def _opened(path: Path) -> TextIO | None:
-    try:
+    with suppress(FileNotFoundError):
         return path.open(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return None
+    return None
 
 
 def _is_replaced(path: Path, ours: os.stat_result) -> bool:
-    try:
+    with suppress(FileNotFoundError):
         return not os.path.samestat(path.stat(), ours)
-    except FileNotFoundError:
-        return False
+    return False
 
 
 def _is_of(event: Mapping[str, object], client: ClientId) -> bool:
-    return any(
-        str(part) in (event.get("client"), event.get("mac"))
-        for part in parts_of(client)
-        if part is not None
-    )
+    named = {event.get("client"), event.get("mac")}
+    return any(str(part) in named for part in parts_of(client) if part is not None)

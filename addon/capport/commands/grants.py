@@ -156,19 +156,17 @@ def _ids_of(who: ClientId, macs: Macs, filed: Iterable[ClientId]) -> list[Client
     mac, address = parts_of(who)
     if mac and address:
         return [who]
+    addresses = set()
     if address is not None:
-        mac = macs.get(address)
-    addresses = {at for at, found in macs.items() if found == mac} | (
-        {address} if address else set()
-    )
-    ids = {who: None}
-    for client in (Client(at, mac) for at in addresses if at is not None):
-        ids |= dict.fromkeys(client.ids)
+        mac, addresses = macs.get(address), {address}
+    ids = [who]
+    for at in addresses | {at for at, found in macs.items() if found == mac}:
+        ids += Client(at, mac).ids
     for client_id in filed:
         bound_mac, bound_address = parts_of(client_id)
         if bound_mac and bound_address and (bound_mac == mac or bound_address == address):
-            ids[client_id] = None
-    return [*ids]
+            ids.append(client_id)
+    return [*dict.fromkeys(ids)]
 
 
 def _parts(ids: Iterable[ClientId]) -> set[Mac | Address]:
@@ -195,7 +193,9 @@ def _refuse_blocked(client: ClientId, present: list[Client], policy: Policy) -> 
 def _said(session: Session, present: list[Client]) -> str:
     """The line for a session that was granted: the client, where it is, and until when."""
     mac, _ = parts_of(session.client)
-    where = ", ".join(str(who.address) for who in sorted(present, key=_by_address))
+    addresses = [who.address for who in present]
+    addresses.sort(key=lambda address: (address.version, int(address)))
+    where = ", ".join(map(str, addresses))
     if mac is None:
         at = "by its address; no MAC is known for it"
     else:
@@ -204,10 +204,6 @@ def _said(session: Session, present: list[Client]) -> str:
     idle = f", or {duration(session.idle)} without traffic" if session.idle is not None else ""
     until = moment(time.time() + lasts)
     return f"{session.client} ({at}) is known until {until}, for {duration(lasts)}{idle}"
-
-
-def _by_address(client: Client) -> tuple[int, int]:
-    return client.address.version, int(client.address)
 
 
 def _operator() -> str:

@@ -9,12 +9,13 @@ rules itself, because only the portal knows which policy is in force.
 import contextlib
 import time
 from collections.abc import Callable, Collection, Iterable
+from itertools import chain
 
 from capport.core.client import Address, Client, Mac, parse_address, parse_mac
 from capport.linux import neighbour_lookup
-from capport.linux.libnftables import Nftables, RulesError
-from capport.router.membership import elements, is_let_through
-from capport.router.ruleset import CLIENT_SETS, TABLE
+from capport.linux.libnftables import Nftables
+from capport.router.membership import elements, is_let_through, table
+from capport.router.ruleset import CLIENT_SETS
 
 PATIENCE = 1.0
 """Seconds that the portal has to update the rules; it learns of a change at once."""
@@ -26,29 +27,21 @@ class Kernel:
 
     def __init__(self) -> None:
         self._rules: Nftables | None = None
-        try:
-            rules = Nftables()
-        except OSError:  # no libnftables: `capport router` does not work here either
-            return
-        try:
-            there = rules.outline(f"list set {TABLE} known4")
-        except RulesError:
-            there = ""
-        if there:
-            self._rules = rules
-        else:
-            rules.close()
+        # No libnftables (`capport router` does not work here either), or no right to see the rules.
+        with contextlib.suppress(OSError):
+            if table() is not None:
+                self._rules = Nftables()
 
     def let_through(self, parts: Collection[Mac | Address]) -> list[Client]:
         """The clients with one of these MACs or addresses that the rules let through now."""
+        if self._rules is None:
+            return []
         found = []
-        for name in CLIENT_SETS if self._rules else ():
-            assert self._rules is not None
-            for element in elements(self._rules, name):
-                address, _, mac = element.text.partition(" . ")
-                client = Client(parse_address(address), parse_mac(mac) if mac else None)
-                if client.address in parts or client.mac in parts:
-                    found.append(client)
+        for element in chain.from_iterable(elements(self._rules, name) for name in CLIENT_SETS):
+            address, _, mac = element.text.partition(" . ")
+            client = Client(parse_address(address), parse_mac(mac) if mac else None)
+            if client.address in parts or client.mac in parts:
+                found.append(client)
         return found
 
     def wait_until_in(self, clients: Iterable[Client]) -> bool:
