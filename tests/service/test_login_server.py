@@ -14,9 +14,10 @@ from capport.core.place import Place
 from capport.core.verdict import NetworkAuthenticationRequired, Pass
 from capport.gate import Gate
 from capport.service import login_server
-from capport.service.login_server import Embedded
+from capport.service.login_server import Embedded, may_be_proxy
 from capport.stores import StoreError
 from capport.stores.memory import MemoryStore
+from capport.web.context import Portal
 from capport.web.records import Records, records_beside
 from capport.web.vouching import HEADER
 from conftest import Origin, StartPortal
@@ -32,7 +33,7 @@ async def test_from_the_511_to_online_and_the_page_that_was_asked_for(tmp_path: 
         return ours.state(client, url)
 
     gate = Gate(policy(), MemoryStore(), now=Clock(), state=state_of)
-    ours = Embedded(gate, Records(tmp_path / "portal.db"), socket=tmp_path / "api.sock")
+    ours = Embedded(Portal(gate, Records(tmp_path / "portal.db")), socket=tmp_path / "api.sock")
     await ours.start()
     try:
         client = at("127.0.0.2")
@@ -53,7 +54,7 @@ async def test_from_the_511_to_online_and_the_page_that_was_asked_for(tmp_path: 
 
 async def test_a_proxied_client_is_named_by_the_addon(tmp_path: Path) -> None:
     gate = Gate(policy(), MemoryStore(), now=Clock())
-    login_server = Embedded(gate, Records(None))
+    login_server = Embedded(Portal(gate, Records(None)))
     await login_server.start()
     try:
         browser = Browser(login_server.server.places[0].port, "127.0.0.1")
@@ -67,9 +68,7 @@ async def test_a_proxied_client_is_named_by_the_addon(tmp_path: Path) -> None:
 
 async def test_a_client_of_a_proxy_elsewhere_is_named_by_the_addon_or_by_nobody() -> None:
     gate = Gate(policy(), MemoryStore(), now=Clock())
-    login_server = Embedded(
-        gate, Records(None), may_be_proxy=lambda asks, asked_at: asks == asked_at
-    )
+    login_server = Embedded(Portal(gate, Records(None), may_be_proxy=may_be_proxy))
     await login_server.start()
     try:
         browser = Browser(login_server.server.places[0].port, "127.0.0.1")
@@ -130,7 +129,7 @@ async def test_sharing_the_records_goes_on_after_whatever_failed(
     monkeypatch.setattr(login_server, "LOOK", 0.01)
     records, book = Records(None), FailingBook()
     monkeypatch.setattr(records, "book", book)
-    ours = Embedded(Gate(policy(), MemoryStore(), now=Clock()), records)
+    ours = Embedded(Portal(Gate(policy(), MemoryStore(), now=Clock()), records))
     await ours.start()
     try:
         await until(lambda: book.looks > 3, "more looks")
@@ -146,8 +145,7 @@ async def test_of_two_processes_with_one_store_one_has_the_api_and_then_the_othe
     without = replace(policy(), login_server=None, login_url="https://login.example.net/")
     both = [
         Embedded(
-            Gate(without, MemoryStore(), now=Clock()),
-            Records(tmp_path / "portal.db"),
+            Portal(Gate(without, MemoryStore(), now=Clock()), Records(tmp_path / "portal.db")),
             socket=tmp_path / "api.sock",
         )
         for _ in range(2)

@@ -16,7 +16,6 @@ from capport.service.nursery import Nursery, Process
 from capport.service.service import Service
 from capport.service.settings import Settings
 from capport.service.workers import Workers
-from capport.web.vouching import Vouched
 from conftest import LOGIN
 from proxy.wire import until
 
@@ -56,7 +55,7 @@ async def started(tmp_path: Path) -> AsyncIterator[Started]:
     given = Settings(policy=tmp_path / "policy.yaml", sessions=str(tmp_path / "s.db"))
     service = Service(given, Addresses())
     children = Children()
-    workers = Workers(service, Vouched(), children, 1)
+    workers = Workers(service, children, 1)
     await workers.start()
     yield workers, children, service
     await workers.stop()

@@ -26,7 +26,6 @@ from capport.service.service import Service
 from capport.service.settings import SettingError
 from capport.service.workers import Workers
 from capport.stores.opening import store_path
-from capport.web.vouching import Vouched
 
 COMMAND = (sys.executable, "-P", "-m", "capport.proxy.worker_process")
 
@@ -57,12 +56,10 @@ class FirstProcess:
 
     def _open(self) -> None:
         ports = set[int]()
-        vouched = Vouched()
         self._service = service = Service(
             mitmproxy_options.settings_of(ctx.options),
             Addresses(),
             machine=Machine(OWN, ports),
-            vouched=vouched,
         )
         if store_path(service.store_url) is None:
             raise SettingError("portal_sessions: workers need sessions in a file, not in :memory:")
@@ -87,7 +84,7 @@ class FirstProcess:
             ],
         }
         inherited = [budgets, *(one.fileno() for one in self._sockets)]
-        self._workers = Workers(service, vouched, Nursery(COMMAND, setting, inherited), self._count)
+        self._workers = Workers(service, Nursery(COMMAND, setting, inherited), self._count)
 
     def _listen(
         self, mode: mode_specs.ProxyMode, shares: list[dict[str, list[socket.socket]]]

@@ -50,6 +50,10 @@ class Enforcement:
             parts = {ClientId(str(part)) for part in parts_of(client) if part is not None}
             self.connections.recheck({client, *parts})
 
+    def unknown(self) -> int:
+        """How many unknown clients have a connection to the proxy."""
+        return self.connections.unknown if self.connections else 0
+
     async def follow(self, also: Callable[[], None] = lambda: None) -> None:
         """Checks ten times a second which sessions are over, and calls `also`. Never returns."""
         while True:

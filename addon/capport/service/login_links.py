@@ -11,6 +11,11 @@ type End = tuple[str, int] | tuple[str, int, int, int]
 """An end of a TCP connection, as Python's sockets name it."""
 
 
+def needs_login_server(policy: Policy) -> bool:
+    """Whether the policy's 511 links to our login server, or with a state that we must make."""
+    return policy.login_server is not None or "{state}" in policy.login_url
+
+
 def leads_to_login(policy: Policy, place: Place | None, elsewhere: Callable[[], bool]) -> bool:
     """Whether `place` is the login server of `policy`, or a proxy in front of it.
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import closing
 from functools import partial
@@ -14,16 +15,14 @@ from capport.api.back_channel import BackChannel, NoPlace
 from capport.core.client import Address, Client, Peer, parse_address
 from capport.core.place import Place
 from capport.core.policy import Policy
-from capport.gate import Gate
 from capport.lasting import lasting
 from capport.linux.own_addresses import is_own
 from capport.log_limits import Seldom
-from capport.service.login_links import End, is_among, leads_to_login
+from capport.service.login_links import End, is_among, leads_to_login, needs_login_server
 from capport.stores import Book
-from capport.web.context import MayBeProxy, Portal
+from capport.web.context import Portal
 from capport.web.login_listener import App, LoginServer
-from capport.web.records import Records
-from capport.web.vouching import Vouched, sign_client
+from capport.web.vouching import sign_client
 from capport.web.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -61,28 +60,14 @@ class Pages(Protocol):
 class Embedded:
     """The login server, the API for an external login server, and the links that lead to it.
 
-    `stop` closes `records`. `socket` is where the API listens, and `api` where it also listens with
-    tokens, on loopback. If the proxy is another process, `may_be_proxy` returns whether a
-    connection may come from it. `vouched` is where the proxy notes for which clients it connects.
-    In a worker, the proxy uses `worker_service.WorkerLogin` instead.
+    `stop` closes `portal`. `socket` is where the API listens, and `api` where it also listens with
+    tokens, on loopback. In a worker, the proxy uses `worker_service.WorkerLogin` instead.
     """
 
     def __init__(
-        self,
-        gate: Gate,
-        records: Records,
-        *,
-        socket: Path | None = None,
-        api: Place | None = None,
-        may_be_proxy: MayBeProxy | None = None,
-        vouched: Vouched | None = None,
+        self, portal: Portal, *, socket: Path | None = None, api: Place | None = None
     ) -> None:
-        self._gate = gate
-        self.portal = Portal(gate, records)
-        if vouched is not None:
-            self.portal.vouched = vouched
-        if may_be_proxy is not None:
-            self.portal.may_be_proxy = may_be_proxy
+        self.portal, self._gate = portal, portal.gate
         self._made: Pages | None = None
         self.server = LoginServer(self.portal, lambda encrypted: self._pages().create(encrypted))
         self.back_channel = BackChannel(self.portal, socket, api) if socket else None
@@ -90,8 +75,9 @@ class Embedded:
         self._tasks: list[asyncio.Task[None]] = []
 
     def state(self, client: Client, url: str | None) -> str | None:
-        """The state in the login URL of `client`, which asked for `url`."""
-        return self.portal.states.link(client, url)
+        """The state in the login URL of `client`, which asked for `url`; None if it has none."""
+        is_needed = needs_login_server(self._gate.policy)
+        return self.portal.states.link(client, url) if is_needed else None
 
     @property
     def signs_in_elsewhere(self) -> bool:
@@ -133,13 +119,14 @@ class Embedded:
         self.portal.vouched.hung_up(here)
 
     async def start(self) -> None:
-        """Listens, in the running event loop. Raises OSError if the login server cannot.
+        """Listens, in the running event loop, as the policy says. Raises OSError if it cannot.
 
-        Raises NoPlace if the API cannot listen at `api`. If the API cannot listen at `socket`, that
-        is logged, and tried again later. May be called again after an error.
+        Call it again whenever the policy has changed. The API starts at the first call: raises
+        NoPlace if it cannot listen at `api`. If it cannot listen at `socket`, that is logged, and
+        tried again later.
         """
         try:
-            await self.server.start()  # first: if both have one port, the error names the API's
+            await self.server.follow()  # first: if both have one port, the error names the API's
         finally:
             if not self._tasks:
                 self._tasks.append(self._lasting("Clearing spent states", self._tidy))
@@ -155,10 +142,6 @@ class Embedded:
     @staticmethod
     def _lasting(what: str, work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
         return asyncio.create_task(lasting(what, work))
-
-    async def follow(self) -> None:
-        """Makes the login server follow the changed policy. Raises OSError, as `start`."""
-        await self.server.follow()
 
     async def stop(self) -> None:
         """Stops everything, and closes the records."""
@@ -215,20 +198,18 @@ class Embedded:
 
     async def _share(self, book: Book) -> None:
         """Keeps what the routers share up to date, on a thread that may wait for the network."""
-        logged = before = failed = None
-        looks = 0
+        logged, lately = None, deque[str | None](maxlen=LASTING)
         with closing(Worker("portal-shared")) as network:
             while True:
                 try:
                     await network.do(book.look)
-                    fault, failed = book.fault, None
+                    fault = book.fault
                 except Exception as error:  # the edge: without this task nothing is shared
                     fault = f"looking at them failed: {error!r}"
-                    if fault != failed:
-                        failed = fault
+                    if fault not in lately:
                         logger.exception("Sharing the records failed; it continues")
-                looks, before = looks + 1 if fault == before else 1, fault
-                if looks == LASTING and fault != logged:
+                lately.append(fault)
+                if lately.count(fault) == LASTING and fault != logged:
                     logged = fault
                     if fault is None:
                         logger.info("Vouchers and single-use states are accepted again")

@@ -31,12 +31,14 @@ from capport.service import login_health
 from capport.service.enforcement import AT_ONCE, Enforcement, OpenConnections
 from capport.service.kernel import Kernel
 from capport.service.login_health import Names
+from capport.service.login_links import needs_login_server
 from capport.service.login_server import Embedded, may_be_proxy
 from capport.service.settings import SettingError, Settings
 from capport.service.shared_state import LoginState, Shared
 from capport.session_events import Ledger
 from capport.stores import SessionStore, StoreError
 from capport.stores.opening import default_store, open_store
+from capport.web.context import Portal
 from capport.web.records import records_beside
 from capport.web.shared_records import open_records
 from capport.web.vouching import Vouched
@@ -51,8 +53,8 @@ class Service:
     """Opens all parts of a portal; `start` begins to serve, `stop` ends everything.
 
     `names` resolves names, if this process is the enforcement device. Without `names` this process
-    has only the login server, and the proxy is another process with the same store. Workers of this
-    process note in `vouched` for which clients they connect to the login server.
+    has only the login server, and the proxy is another process with the same store. `vouched` is
+    where workers of this process note for which clients they connect to the login server.
     """
 
     def __init__(
@@ -63,34 +65,32 @@ class Service:
         machine: Machine = HERE,
         open_sessions: Callable[[str], SessionStore] = OPEN_SESSIONS,
         metrics: Metrics | None = None,
-        vouched: Vouched | None = None,
     ) -> None:
         """Raises PolicyError, SettingError or OSError, and then leaves nothing open."""
         self._settings = settings
         self._names = names
-        self._vouched = Vouched() if vouched is None else vouched
+        self.vouched = Vouched()
         policy, self._watcher = self._open_policy(settings.policy)
         if names is None and policy.login_server is None:
             raise SettingError(f"{settings.policy} has no login_server to serve")
-        self._url = settings.sessions or ""
-        if settings.sessions is None:  # "" is not None: it is a setting, and the store rejects it
-            self._url = policy.sessions.store or default_store()
-        if settings.api is not None and records_beside(self._url) is None:
+        url = settings.sessions
+        # "" is not None: it is a setting, and the store rejects it.
+        self.store_url = policy.sessions.store or default_store() if url is None else url
+        if settings.api is not None and records_beside(self.store_url) is None:
             raise SettingError("portal_api: its tokens need a file, and :memory: has none")
         if settings.metrics is not None and (missing := lacking("metrics")) is not None:
             raise SettingError(f"portal_metrics {missing}")
         self._answering: dict[Place, Address] = {}
         self._running = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
         self._following = asyncio.Lock()  # so that one policy at a time is followed
-        self._serving = False
         self._store_fault: str | None = None
         self.login: Embedded | None = None
         self.watched = Watched()
         with ExitStack() as opened:
             self._events = _event_log(settings.events, self.watched)
             opened.callback(lambda: self._events.close())
-            store = open_sessions(self._url)
+            store = open_sessions(self.store_url)
             opened.callback(store.close)
             neighbours = self._neighbours = NetlinkNeighbours(policy.client_interfaces)
             opened.callback(neighbours.close)
@@ -175,7 +175,7 @@ class Service:
         if watcher and self._running:
             watcher.start()
 
-    def write_events_to(self, path: Path | None) -> asyncio.Task[None] | None:
+    def write_events_to(self, path: Path | None) -> asyncio.Task[object] | None:
         """Writes events to another file from now on. Raises SettingError, and keeps the old one.
 
         Returns the task that writes the last events to the old file, if the portal runs.
@@ -183,7 +183,8 @@ class Service:
         before, events = self._events, _event_log(path, self.watched)
         self._events = self.gate.events = events
         if self._running:
-            return self._spawn(_close(before))  # a slow disk must not hold up the event loop
+            # A slow disk must not hold up the event loop.
+            return self._spawn(asyncio.to_thread(before.close))
         before.close()
         return None
 
@@ -211,11 +212,6 @@ class Service:
             self._enforcement.connections.drop(client)
         if self._running:
             self._spawn(self._kernel.drop(client, seconds))
-
-    @property
-    def store_url(self) -> str:
-        """Where the sessions are kept."""
-        return self._url
 
     def shared(self) -> Shared:
         """What a proxy in another process decides by."""
@@ -247,7 +243,7 @@ class Service:
         from capport.service.metrics_page import MetricsPage  # needs an extra
 
         try:
-            page = MetricsPage(place, self.gate, self._health, self._unknown)
+            page = MetricsPage(place, self.gate, self._health, self._enforcement.unknown)
         except OSError as error:
             raise SettingError(f"portal_metrics: {place}: {error.strerror}") from None
         self._opened.callback(page.close)
@@ -255,10 +251,6 @@ class Service:
     def _health(self) -> dict[str, bool]:
         parts = {"store": self.gate.store.fault is None, "neighbours": self._neighbours.works}
         return parts | ({"kernel": self._kernel.works} if self.gate.policy.router else {})
-
-    def _unknown(self) -> int:
-        connections = self._enforcement.connections
-        return connections.unknown if connections else 0
 
     # --- the policy ------------------------------------------------------------------------------
 
@@ -291,10 +283,7 @@ class Service:
         async with self._following:
             try:
                 self._open_login_server()
-                if self.login and self._serving:
-                    await self.login.follow()
-                else:
-                    await self._listen()
+                await self._listen()
             except OSError as error:
                 logger.error(f"Cannot apply the policy to the login server: {error}")
             if self._names is not None:
@@ -311,15 +300,15 @@ class Service:
             return
         needed, alone = needs_login_server(self.gate.policy), self._names is None
         try:
-            records = records_beside(self._url)
+            records = records_beside(self.store_url)
             if needed or records is not None:
+                portal = Portal(self.gate, open_records(self.store_url), vouched=self.vouched)
+                if alone:
+                    portal.may_be_proxy = may_be_proxy
                 self.login = Embedded(
-                    self.gate,
-                    open_records(self._url),
+                    portal,
                     socket=self._settings.socket if alone else records and records.with_name(API),
                     api=self._settings.api,
-                    may_be_proxy=may_be_proxy if alone else None,
-                    vouched=self._vouched,
                 )
         except OSError as error:
             if needed:
@@ -338,13 +327,9 @@ class Service:
                 f"Another process has the login server's address: {error.strerror}. If it is not"
                 " `capport login`, stop it and start the portal again"
             )
-        else:
-            self._serving = True
 
     def _state(self, client: Client, url: str | None) -> str | None:
-        if self.login is None or not needs_login_server(self.gate.policy):
-            return None
-        return self.login.state(client, url)
+        return self.login.state(client, url) if self.login else None
 
     def _signs_in_elsewhere(self) -> bool:
         return self.login is not None and self.login.signs_in_elsewhere
@@ -377,25 +362,16 @@ class Service:
         logger.error(what)
         self._events.write("fault", what=what)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _done(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("The portal goes on, but could not do something", exc_info=error)
-
-
-async def _close(events: EventLog) -> None:
-    await asyncio.to_thread(events.close)
-
-
-def needs_login_server(policy: Policy) -> bool:
-    """Whether the policy's 511 links to our login server, or with a state that we must make."""
-    return policy.login_server is not None or "{state}" in policy.login_url
 
 
 def _event_log(path: Path | None, watched: Watched) -> EventLog:

@@ -226,7 +226,5 @@ class WorkerService:
 
     async def _report_alive(self) -> None:
         while True:
-            connections = self._enforcement.connections
-            unknown = connections.unknown if connections else 0
-            self._channel.send("alive", unknown, self.gate.metrics.take())
+            self._channel.send("alive", self._enforcement.unknown(), self.gate.metrics.take())
             await asyncio.sleep(ALIVE)

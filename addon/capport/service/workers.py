@@ -15,6 +15,7 @@ import math
 import pickle
 import signal
 import time
+from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import ExitStack
 
@@ -32,7 +33,6 @@ from capport.service.login_links import End
 from capport.service.nursery import STARTING, Nursery, Process
 from capport.service.service import Service
 from capport.service.shared_state import Shared
-from capport.web.vouching import Vouched
 
 logger = logging.getLogger(__name__)
 
@@ -67,14 +67,12 @@ class Worker:
 
 
 class Workers:
-    """As many workers as `count`; it implements `OpenConnections` for them.
+    """As many workers as `count`; it implements `OpenConnections` for them."""
 
-    `vouched` gets their notes for the login server: which client each connection to it is for.
-    """
-
-    def __init__(self, service: Service, vouched: Vouched, nursery: Nursery, count: int) -> None:
-        self._service, self._vouched, self._nursery = service, vouched, nursery
-        vouched.read_notes = self._read_channels
+    def __init__(self, service: Service, nursery: Nursery, count: int) -> None:
+        self._service, self._nursery = service, nursery
+        self._vouched = service.vouched
+        self._vouched.read_notes = self._read_channels
         self._workers: list[Worker | None] = [None] * count
         self._starts: list[asyncio.Future[None]] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -216,22 +214,16 @@ class Workers:
 
     def _assign(self) -> None:
         """Makes each worker accept from its own sockets; if it is not ready, the next one does."""
-        count = len(self._workers)
-        listens: dict[int, list[int]] = {}
-        for index in range(count):
-            nearest = (number % count for number in range(index, index + count))
-            by = next((number for number in nearest if self._is_ready(number)), None)
+        ready = [worker for worker in self._workers if worker and worker.is_ready]
+        count, listens = len(self._workers), defaultdict[Worker, list[int]](list)
+        for index, start in enumerate(self._starts):
             # Otherwise its clients wait in the kernel's queue until it serves for the first time.
-            if by is not None and self._starts[index].done():
-                listens.setdefault(by, []).append(index)
-        for number, wanted in listens.items():
-            worker = self._workers[number]
-            if worker and wanted != worker.listens and worker.channel.send("listen", wanted):
+            if ready and start.done():
+                by = min(ready, key=lambda worker: (worker.index - index) % count)
+                listens[by].append(index)
+        for worker, wanted in listens.items():
+            if wanted != worker.listens and worker.channel.send("listen", wanted):
                 worker.listens = wanted
-
-    def _is_ready(self, index: int) -> bool:
-        worker = self._workers[index]
-        return worker is not None and worker.is_ready
 
     # --- from the workers ------------------------------------------------------------------------
 
