@@ -23,6 +23,7 @@ from capport.web.records import Records
 from conftest import SOON
 from login.certificates import certificate
 from login.house import Browser, free_port, until
+from web.accepted_terms import acceptances
 
 POLICY = "login_server: {{listen: 127.0.0.1:{port}, conditions: {conditions}}}\n"
 RUN = (
@@ -85,7 +86,7 @@ async def test_the_login_server_alone_lets_on_into_the_store_that_is_shared(tmp_
         process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(process.wait(), SOON) == 0
     records = Records(tmp_path / "portal.db")
-    assert [one.client for one in records.acceptances()] == ["127.0.0.2"]
+    assert [one.client for one in acceptances(records)] == ["127.0.0.2"]
     records.close()
     assert (tmp_path / "sessions.db").exists()
 

@@ -31,6 +31,7 @@ from capport.web.vouching import Vouched
 from capport.web.worker import Worker
 from conftest import SOON
 from login.house import Browser, Clock, House, at, house, policy, until
+from web.accepted_terms import acceptances
 
 ADA, EVE = ClientId("192.0.2.7"), ClientId("02:00:00:00:00:07")
 
@@ -167,14 +168,14 @@ def test_a_file_that_was_taken_away_or_is_half_copied_is_not_written_to(tmp_path
     records = Records(path)
     records.accept(ADA, "1", "en", "text", 1.0)
     path.rename(kept)
-    for ask in (records.acceptances, lambda: records.accept(EVE, "1", "en", "text", 2.0)):
+    for ask in (lambda: acceptances(records), lambda: records.accept(EVE, "1", "en", "text", 2.0)):
         with pytest.raises(StoreError, match="put it back, or restart capport"):
             ask()
     path.touch()
     with pytest.raises(StoreError, match=r"portal\.db: empty; is a backup being copied there\?"):
         records.revoke_voucher(1, 3.0)
     kept.replace(path)
-    assert [one.client for one in records.acceptances()] == [ADA]
+    assert [one.client for one in acceptances(records)] == [ADA]
     records.close()
 
 

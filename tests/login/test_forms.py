@@ -36,6 +36,7 @@ from capport.login.words import WORDS
 from capport.web.vouching import HEADER, sign_client
 from conftest import SOON
 from login.house import LOOPBACK, Browser, House, Page, at, free_port, house, policy
+from web.accepted_terms import acceptances, text_of_terms
 
 PAGE = "http://www.example.org/news?a=b&c=%22d"
 
@@ -52,9 +53,9 @@ async def test_whoever_accepts_the_terms_is_online_and_may_go_where_it_wanted() 
         session = h.session()
         assert session is not None
         assert session.by == "login server"
-        (accepted,) = h.portal.records.acceptances()
+        (accepted,) = acceptances(h.portal.records)
         assert (accepted.client, session.how) == ("127.0.0.2", f"terms {accepted.version}")
-        assert "Do nothing illegal here" in (h.portal.records.terms(accepted.version, "en") or "")
+        assert "Do nothing illegal here" in text_of_terms(h.portal.records, accepted.version, "en")
 
 
 async def test_nobody_else_is_online_then() -> None:
@@ -770,7 +771,7 @@ async def test_made_up_macs_fill_no_more_than_the_policy_allows_and_everybody_is
         assert "This network is full" in page.text
         assert "Not possible at the moment" not in page.text
         assert len(list(h.gate.store.sessions())) == 5
-        assert len(h.portal.records.acceptances()) == 5
+        assert len(acceptances(h.portal.records)) == 5
         full = "there are as many sessions as sessions.most allows: 5"
         assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == [
             f"Answering 500 or 503: {full}"
@@ -858,8 +859,8 @@ async def test_the_operators_terms_are_shown_and_what_was_accepted_is_kept(tmp_p
         changed = await browser.post("/sign-in", form.fields)
         assert (changed.status, "just changed" in changed.text, h.session()) == (409, True, None)
         await browser.post("/sign-in", changed.fields)
-        (accepted,) = h.portal.records.acceptances()
-        kept = h.portal.records.terms(accepted.version, accepted.language)
+        (accepted,) = acceptances(h.portal.records)
+        kept = text_of_terms(h.portal.records, accepted.version, accepted.language)
         assert kept == "# House rules\n\nBe very kind."
 
 

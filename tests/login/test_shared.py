@@ -16,6 +16,7 @@ from login.house import House, at, house, policy
 from login.test_signed_return import elsewhere
 from ports import free_port
 from stores.redis_server import server
+from web.accepted_terms import acceptances
 
 
 def shares(h: House, url: object, folder: Path) -> SharedRecords:
@@ -51,7 +52,7 @@ async def test_without_redis_terms_are_accepted_and_kept_on_this_router(tmp_path
         records = shares(h, away(), tmp_path)
         assert (await h.browser().sign_in()).status == 303
         assert h.session() is not None
-        assert [one.client for one in records.acceptances()] == ["127.0.0.2"]
+        assert [one.client for one in acceptances(records)] == ["127.0.0.2"]
 
 
 async def test_without_redis_a_signed_return_is_refused_with_that_page(tmp_path: Path) -> None:

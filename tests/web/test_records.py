@@ -26,6 +26,7 @@ from capport.stores.sqlite import database, schema
 from capport.stores.sqlite.locks import holders
 from capport.web.date_reckoning import Moment, reckon
 from capport.web.records import SCHEMA, ClockError, Records
+from web.accepted_terms import acceptances, text_of_terms
 
 
 def on(running: float, wall: float | None = None, boot: str = "this") -> Moment:
@@ -53,8 +54,8 @@ def test_everything_is_there_again_after_a_restart(tmp_path: Path) -> None:
     again = Records(path)
     assert again.secret == records.secret
     assert len(again.secret) == 32
-    assert [a.client for a in again.acceptances()] == [ADA]
-    assert again.terms("v1", "en") == "Be kind."
+    assert [a.client for a in acceptances(again)] == [ADA]
+    assert text_of_terms(again, "v1", "en") == "Be kind."
     assert again.users() == ["ada"]
     assert again.use_voucher(b"h", ADA, on(6)) == (number, 60)
     assert again.spent_by(b"state") == ADA
@@ -249,11 +250,11 @@ def test_a_file_of_an_earlier_version_keeps_all_that_is_in_it(
     )
     now = Moment(1.8e9 + 300, BOOT, 1300.0)
     assert records.secret == bytes(range(32))
-    assert [(a.client, a.language, a.first, a.last) for a in records.acceptances()] == [
+    assert [(a.client, a.language, a.first, a.last) for a in acceptances(records)] == [
         (ADA, "en", 1.8e9, 1.8e9 + 9),
         (EVE, "de", 1.8e9 + 1, 1.8e9 + 1),
     ]
-    assert records.terms("v1", "de") == "Sei nett."
+    assert text_of_terms(records, "v1", "de") == "Sei nett."
     assert [(v.number, v.note, v.used, v.revoked) for v in records.vouchers()] == [
         (1, "Zoë", 1, None),
         (2, "", 0, None),
@@ -323,7 +324,7 @@ def test_a_client_that_accepts_again_and_again_takes_no_more_room() -> None:
     records = Records(None)
     for at in range(5, 50):
         records.accept(ADA, "v1", "en", "Be kind.", float(at))
-    (accepted,) = records.acceptances()
+    (accepted,) = acceptances(records)
     assert (accepted.first, accepted.last) == (5.0, 49.0)
 
 
@@ -333,9 +334,9 @@ def test_the_newest_acceptances_are_kept_and_no_more_than_a_stated_number() -> N
         records.accept(ClientId(f"192.0.2.{number}"), "v1", "en", "Be kind.", float(number))
     records.accept(ClientId("192.0.2.0"), "v1", "en", "Be kind.", 20.0)  # it came again
     records.clear_accepted(most=4)
-    kept = [accepted.client for accepted in records.acceptances()]
+    kept = [accepted.client for accepted in acceptances(records)]
     assert kept == [ClientId(f"192.0.2.{number}") for number in (0, 7, 8, 9)]
-    assert records.terms("v1", "en") == "Be kind."
+    assert text_of_terms(records, "v1", "en") == "Be kind."
 
 
 def test_an_acceptance_that_no_session_came_of_can_be_taken_back() -> None:
@@ -345,7 +346,7 @@ def test_an_acceptance_that_no_session_came_of_can_be_taken_back() -> None:
     records.accept(EVE, "v1", "en", "Be kind.", 6.0)
     for client in (ADA, EVE):
         records.withdraw(client, "v1", "en", 6.0)
-    assert [accepted.client for accepted in records.acceptances()] == [ADA]
+    assert [accepted.client for accepted in acceptances(records)] == [ADA]
 
 
 def test_a_revoked_voucher_says_whom_it_let_on() -> None:

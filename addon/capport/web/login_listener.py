@@ -6,7 +6,7 @@ import errno
 import logging
 import socket
 import ssl
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -145,8 +145,8 @@ class Server(httpserver.HTTPServer):
     def initialize(self, *args: Any, **kwargs: Any) -> None:
         """Tornado calls it in place of `__init__`."""
         super().initialize(*args, **kwargs)
-        self.open: dict[str, dict[iostream.IOStream, Connection]] = {}
-        """The open connections, by peer. Peers and their connections: the oldest first."""
+        self.open: dict[iostream.IOStream, Connection] = {}
+        """The open connections, the oldest first."""
         self.vouched = Vouched()
         self.frames = WeakKeyDictionary[object, Mac | None]()
         self._waiting = deque[Callable[[], None]]()
@@ -171,15 +171,15 @@ class Server(httpserver.HTTPServer):
         peer = _peer(address)
         # Connections from the proxy come from this machine; the proxy limits those of each client.
         most = CONNECTIONS if is_here(stream, peer) else CONNECTIONS_A_CLIENT
-        if len(self.open.get(peer, ())) >= most < CONNECTIONS:
+        if sum(one.peer == peer for one in self.open.values()) >= most < CONNECTIONS:
             stream.close()
             return
-        if sum(map(len, self.open.values())) >= CONNECTIONS:
+        if len(self.open) >= CONNECTIONS:
             self._give_one_up()
         self.frames[stream] = frames.sender(stream.socket)
         self.vouched.taken(address, stream)
         one = Connection(stream, peer)
-        self.open.setdefault(peer, {})[stream] = one
+        self.open[stream] = one
         one.close_in(PATIENCE)
         if isinstance(stream, iostream.SSLIOStream):
             stream.wait_for_handshake().add_done_callback(lambda done: self._shook_hands(one, done))
@@ -190,7 +190,7 @@ class Server(httpserver.HTTPServer):
     ) -> httputil.HTTPMessageDelegate:
         """Tornado calls it whenever it begins to wait for a request on a connection."""
         delegate = super().start_request(server_conn, request_conn)
-        if one := self._find(server_conn):
+        if one := self.open.get(server_conn.stream):
             one.answered()
             return _Asking(delegate, one.asked, self.in_turn)
         return delegate
@@ -199,32 +199,27 @@ class Server(httpserver.HTTPServer):
         """Tornado calls it once for each connection, when it ends."""
         super().on_close(server_conn)
         self.vouched.done(server_conn.context.address, server_conn.stream)
-        if one := self._find(server_conn):
+        if one := self.open.get(server_conn.stream):
             self._forget(one)
-
-    def _find(self, server_conn: Any) -> Connection | None:
-        return self.open.get(_peer(server_conn.context.address), {}).get(server_conn.stream)
 
     def _give_one_up(self) -> None:
         """Closes the oldest idle connection of the peer that has most; the oldest if none is idle.
 
-        If several peers have as many, it takes the peer that has had connections for longest.
+        If several peers have as many, it takes the peer of the oldest connection.
         """
-        own = max(self.open.values(), key=len)
-        one = next((each for each in own.values() if each.is_idle), next(iter(own.values())))
+        [(peer, _)] = Counter(one.peer for one in self.open.values()).most_common(1)
+        own = [one for one in self.open.values() if one.peer == peer]
+        one = next((each for each in own if each.is_idle), own[0])
         self._forget(one)  # now, because more may come before Tornado calls `on_close`
         one.stream.close()
 
     def _forget(self, one: Connection) -> None:
         one.cancel_close()
-        own = self.open[one.peer]
-        del own[one.stream]
-        if not own:
-            del self.open[one.peer]
+        del self.open[one.stream]
 
     def _shook_hands(self, one: Connection, done: "asyncio.Future[Any]") -> None:
-        still_there = one.stream in self.open.get(one.peer, ())
-        if still_there and one.is_idle and not done.cancelled() and done.exception() is None:
+        failed = done.cancelled() or done.exception() is not None
+        if one.stream in self.open and one.is_idle and not failed:
             one.close_in(PATIENCE)
 
 

@@ -99,17 +99,6 @@ class Voucher:
     used: int
 
 
-@dataclass(frozen=True, slots=True)
-class Acceptance:
-    """That a client accepted certain terms: when first, and when last."""
-
-    client: ClientId
-    version: str
-    language: str
-    first: float
-    last: float
-
-
 class Records(Contents):
     """The database. Several threads and several processes may use it at the same time."""
 
@@ -122,18 +111,18 @@ class Records(Contents):
         """
         self.secret = b""
         self.book: Book | None = None  # what the routers of a fleet share
-        self._database: Database | MemoryDatabase
+        self.database: Database | MemoryDatabase
         if path is None:
-            self._database = MemoryDatabase(self)
+            self.database = MemoryDatabase(self)
             return
         lock = path.with_name(f"{path.name}-lock")
-        self._database = Database(
+        self.database = Database(
             path, self, lock=lock, make_folder=True, like=like or path.absolute().parent
         )
         try:
             self.look()
         except StoreError:
-            self._database.close()
+            self.database.close()
             raise
 
     def begin(self, reader: sqlite3.Connection, writer: sqlite3.Connection) -> None:
@@ -146,17 +135,17 @@ class Records(Contents):
         """Reads the secret. Each file has its own, so another file voids states and signatures."""
         row = reader.execute("SELECT bytes FROM secret").fetchone()
         if row is None:
-            raise StoreError(f"{self._database.path}: has no secret, and none can be written")
+            raise StoreError(f"{self.database.path}: has no secret, and none can be written")
         self.secret = row[0]
 
     def look(self) -> None:
         """Opens the file that is at the path now, if another one was put there."""
-        with self._database.current():
+        with self.database.current():
             pass
 
     def close(self) -> None:
         """Closes the file."""
-        self._database.close()
+        self.database.close()
 
     # -- states --------------------------------------------------------------------------------
 
@@ -165,7 +154,7 @@ class Records(Contents):
 
         `expires` is an instant of this boot's clock; a state is never valid in another boot.
         """
-        with self._database.transaction() as db:
+        with self.database.transaction() as db:
             row = db.execute("SELECT client FROM spent WHERE state = ?", (state,)).fetchone()
             if row is not None:
                 return ClientId(row[0])
@@ -174,7 +163,7 @@ class Records(Contents):
 
     def unspend(self, state: bytes) -> None:
         """Makes a state usable again, after the grant for which it was spent has failed."""
-        with self._database.transaction() as db:
+        with self.database.transaction() as db:
             db.execute("DELETE FROM spent WHERE state = ?", (state,))
 
     def spent_by(self, state: bytes) -> ClientId | None:
@@ -184,14 +173,14 @@ class Records(Contents):
 
     def clear_spent(self, boot: str, now: float) -> None:
         """Deletes states that have expired."""
-        with self._database.transaction() as db:
+        with self.database.transaction() as db:
             db.execute("DELETE FROM spent WHERE boot != ? OR expires <= ?", (boot, now))
 
     # -- terms ---------------------------------------------------------------------------------
 
     def accept(self, client: ClientId, version: str, language: str, text: str, at: float) -> None:
         """Notes that `client` accepted these terms, and stores the text of each version once."""
-        with self._database.transaction() as db:
+        with self.database.transaction() as db:
             db.execute(
                 "INSERT OR IGNORE INTO terms VALUES (?, ?, ?, ?)", (version, language, text, at)
             )
@@ -203,7 +192,7 @@ class Records(Contents):
 
     def withdraw(self, client: ClientId, version: str, language: str, at: float) -> None:
         """Deletes what `client` accepted first at `at`, because no session was granted for it."""
-        with self._database.transaction() as db:
+        with self.database.transaction() as db:
             db.execute(
                 "DELETE FROM accepted"
                 " WHERE client = ? AND version = ? AND language = ? AND first = ?",
@@ -214,24 +203,12 @@ class Records(Contents):
         """Deletes all acceptances but the newest `most`. Call it from time to time."""
         over = self._rows("SELECT count(*) FROM accepted")[0][0] - most
         if over > 0:
-            with self._database.transaction() as db:
+            with self.database.transaction() as db:
                 db.execute(
                     "DELETE FROM accepted WHERE (client, version, language) IN"
                     " (SELECT client, version, language FROM accepted ORDER BY last LIMIT ?)",
                     (over,),
                 )
-
-    def acceptances(self) -> list[Acceptance]:
-        """All acceptances, the oldest first."""
-        rows = self._rows("SELECT * FROM accepted ORDER BY first, client")
-        return [Acceptance(*row) for row in rows]
-
-    def terms(self, version: str, language: str) -> str | None:
-        """The text of the terms with this version and language."""
-        rows = self._rows(
-            "SELECT text FROM terms WHERE version = ? AND language = ?", (version, language)
-        )
-        return rows[0][0] if rows else None
 
     # -- vouchers ------------------------------------------------------------------------------
 
@@ -250,7 +227,7 @@ class Records(Contents):
         Their first use has to be within `valid` seconds from now; None: at any time. Raises
         ClockError if `valid` is given and the date is not known.
         """
-        with self._database.transaction() as db:
+        with self.database.transaction() as db:
             now = _note(db, at)
             if valid is not None:
                 _must_be_sure(now, at)
@@ -276,7 +253,7 @@ class Records(Contents):
         if it is revoked or used up, if it expired before its first use, or if this client's time is
         over. Raises ClockError if the voucher expires and the date is not known.
         """
-        with self._database.transaction() as db:
+        with self.database.transaction() as db:
             voucher = db.execute(
                 "SELECT number, lifetime, devices, expires FROM voucher"
                 " WHERE hash = ? AND revoked IS NULL",
@@ -311,7 +288,7 @@ class Records(Contents):
 
         A use that began earlier stays.
         """
-        with self._database.transaction() as db:
+        with self.database.transaction() as db:
             db.execute(
                 "DELETE FROM voucher_use WHERE number = ? AND client = ? AND since = ?",
                 (number, client, at.wall),
@@ -320,17 +297,17 @@ class Records(Contents):
     def keep_time(self, at: Moment) -> None:
         """Notes the time, if there are vouchers. Call it from time to time."""
         if self._rows("SELECT EXISTS (SELECT 1 FROM voucher)")[0][0]:
-            with self._database.transaction() as db:
+            with self.database.transaction() as db:
                 _note(db, at)
 
     def reckoning(self, at: Moment) -> Reckoning:
         """The time by which vouchers are judged now."""
-        with self._database.current() as db:
+        with self.database.current() as db:
             return reckon(_last_noted(db), at)
 
     def trust_clock(self, at: Moment) -> None:
         """Takes the wall clock as right, because the operator says so, even if it was ahead."""
-        with self._database.transaction() as db:
+        with self.database.transaction() as db:
             _write(db, replace(_note(db, at), wall=at.wall, sure=True))
 
     def vouchers(self) -> list[Voucher]:
@@ -346,7 +323,7 @@ class Records(Contents):
 
         Returns None if there is no such voucher.
         """
-        with self._database.transaction() as db:
+        with self.database.transaction() as db:
             found = db.execute(
                 "UPDATE voucher SET revoked = coalesce(revoked, ?) WHERE number = ?", (at, number)
             )
@@ -364,12 +341,12 @@ class Records(Contents):
 
     def put_user(self, name: str, password: str, at: float) -> None:
         """Adds a user, or changes a user's password. `password` is its hash."""
-        with self._database.transaction() as db:
+        with self.database.transaction() as db:
             db.execute("INSERT OR REPLACE INTO user VALUES (?, ?, ?)", (name, password, at))
 
     def drop_user(self, name: str) -> bool:
         """Removes a user; returns whether there was one."""
-        with self._database.transaction() as db:
+        with self.database.transaction() as db:
             return bool(db.execute("DELETE FROM user WHERE name = ?", (name,)).rowcount)
 
     def password_of(self, name: str) -> str | None:
@@ -383,12 +360,12 @@ class Records(Contents):
 
     def put_token(self, name: str, digest: bytes, at: float) -> None:
         """Stores the hash of a bearer token for the API; replaces an earlier token of that name."""
-        with self._database.transaction() as db:
+        with self.database.transaction() as db:
             db.execute("INSERT OR REPLACE INTO token VALUES (?, ?, ?)", (digest, name, at))
 
     def drop_token(self, name: str) -> bool:
         """Removes a token; returns whether there was one. The next call with it is refused."""
-        with self._database.transaction() as db:
+        with self.database.transaction() as db:
             return bool(db.execute("DELETE FROM token WHERE name = ?", (name,)).rowcount)
 
     def tokens(self) -> list[str]:
@@ -401,7 +378,7 @@ class Records(Contents):
         return rows[0][0] if rows else None
 
     def _rows(self, question: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        with self._database.current() as db:
+        with self.database.current() as db:
             return db.execute(question, values).fetchall()
 
 

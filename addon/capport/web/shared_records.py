@@ -41,7 +41,7 @@ class SharedRecords(Records):
 
     def __init__(self, url: str, path: Path, *, like: Path | None = None) -> None:
         super().__init__(path, like=like)
-        self._copy = SharedCopy(self._database, lambda: self.secret)
+        self._copy = SharedCopy(self.database, lambda: self.secret)
         try:
             self.book = open_book(url, self._copy)
         except StoreError:
