@@ -99,25 +99,26 @@ def hear(peer: socket.socket) -> int:
 
 
 async def all_within_bounds(
-    it: Portal, connect: Connect, table: Mapping[str, Callable[[int], bytes]], kept: int
+    it: Portal, connect: Connect, table: Mapping[str, Callable[[int], bytes]], beside: int
 ) -> None:
     """Holds to the bounds whatever is in `table`: an input of 64 KiB, and one of half of that.
 
-    `kept` are the bytes that may be kept of it.
+    `beside` are the bytes that may be kept beside the input itself.
     """
     it.master.addons.remove(it.flows)  # it keeps every flow
     faults = [
         f"{name}: {fault}"
         for name, make in table.items()
-        for fault in await _faults(it, connect, make, kept)
+        for fault in await _faults(it, connect, make, beside)
     ]
     assert not faults, "\n".join(faults)
 
 
 async def _faults(
-    it: Portal, connect: Connect, make: Callable[[int], bytes], most: int
+    it: Portal, connect: Connect, make: Callable[[int], bytes], beside: int
 ) -> list[str]:
     whole, half = make(cost.INPUT), make(HALF)
+    most = cost.RESTING + len(whole) + beside
     await cost_of(it, connect, whole)  # what a first one costs is no input's
     kept = (await cost_of(it, connect, whole, memory=True)).kept
     wholes = [await cost_of(it, connect, whole) for _ in range(RUNS)]

@@ -13,7 +13,7 @@ import pytest
 from mitmproxy import http
 from mitmproxy.net.http import http1
 
-from capport.core.cost import FORWARDED, KEPT, READ
+from capport.core.cost import BESIDE, READING, WAITING
 from capport.front.hello import HELLO
 from conftest import StartPortal
 from proxy.costs import Connect, Visited, all_within_bounds, client, http2, tunnel
@@ -146,13 +146,13 @@ async def test_what_an_unknown_client_sends_holds_nobody_up(
     portal: StartPortal, table: str
 ) -> None:
     async with portal(UNKNOWN) as it:
-        await all_within_bounds(it, client, REQUESTS[table], READ)
+        await all_within_bounds(it, client, REQUESTS[table], READING)
 
 
 @pytest.mark.parametrize("table", REQUESTS)
 async def test_what_a_known_client_sends_holds_nobody_up(portal: StartPortal, table: str) -> None:
     async with portal(KNOWN) as it:
-        await all_within_bounds(it, client, REQUESTS[table], FORWARDED)
+        await all_within_bounds(it, client, REQUESTS[table], READING)
 
 
 @pytest.mark.parametrize("table", ANSWERS)
@@ -161,7 +161,7 @@ async def test_what_an_origin_sends_holds_nobody_up(
     portal: StartPortal, table: str, http: str
 ) -> None:
     async with portal(f"{KNOWN}http: {{known: {http}}}\n") as it:
-        await all_within_bounds(it, Visited(), ANSWERS[table], FORWARDED)
+        await all_within_bounds(it, Visited(), ANSWERS[table], READING)
 
 
 def listed(name: Callable[[int], bytes]) -> Make:
@@ -204,19 +204,19 @@ ALERT = UNKNOWN + "tls: {connect: alert}\n"
 INTERCEPT = UNKNOWN + "tls: {unknown: intercept, connect: alert}\n"
 
 
-@pytest.mark.parametrize(("policy", "kept"), [(ALERT, READ), (INTERCEPT, FORWARDED)])
+@pytest.mark.parametrize(("policy", "beside"), [(ALERT, READING), (INTERCEPT, BESIDE)])
 @pytest.mark.parametrize("connect", [client, tunnel])
 async def test_what_an_unknown_client_begins_tls_with_holds_nobody_up(
-    portal: StartPortal, policy: str, kept: int, connect: Connect
+    portal: StartPortal, policy: str, beside: int, connect: Connect
 ) -> None:
     async with portal(policy) as it:
-        await all_within_bounds(it, connect, HELLOS, kept)
+        await all_within_bounds(it, connect, HELLOS, beside)
 
 
 async def test_what_an_unknown_client_says_in_http_2_holds_nobody_up(portal: StartPortal) -> None:
     table = {name: partial(worst, head=ASKED) for name, worst in WORST.items()}
     async with portal(INTERCEPT) as it:
-        await all_within_bounds(it, http2, table, READ)
+        await all_within_bounds(it, http2, table, READING)
 
 
 # An input that has no end; it is a little smaller, so that it is not refused for its size.
@@ -224,7 +224,7 @@ UNFINISHED: dict[str, tuple[Connect, Make]] = {
     "a head": (client, filled(ASK + b"X: ", b"a")),
     "a head with many fields": (client, filled(ASK, b"X: " + b"a" * 200 + b"\r\n")),
     "a head with a NUL": (client, filled(ASK + b"X: \0\n", b"a")),
-    "a hello": (tunnel, lambda size: records(message(extension(21, bytes(size // 4))))[:-1]),
+    "a hello": (tunnel, lambda size: records(message(extension(21, bytes(size // 8))))[:-1]),
     "a header section": (http2, filled(b"\0\x3f\xff\x01\0\0\0\0\x01", b"\0" * 16)),
 }
 
@@ -233,7 +233,7 @@ UNFINISHED: dict[str, tuple[Connect, Make]] = {
 async def test_what_is_not_complete_is_kept_once(portal: StartPortal, kind: str) -> None:
     connect, make = UNFINISHED[kind]
     async with portal(INTERCEPT if connect is http2 else ALERT) as it:
-        await all_within_bounds(it, connect, {kind: lambda size: make(size - 1000)}, KEPT)
+        await all_within_bounds(it, connect, {kind: lambda size: make(size - 1000)}, WAITING)
 
 
 async def test_a_message_that_was_read_leaves_no_garbage(portal: StartPortal) -> None:

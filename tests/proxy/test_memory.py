@@ -32,7 +32,7 @@ from captive_portal import addons
 """
 
 HEAD = b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 60_000
-HELLO = records(message(extension(21, bytes(16_000))))[:-1]
+HELLO = records(message(extension(21, bytes(8_000))))[:-1]
 
 
 @contextlib.asynccontextmanager

@@ -413,8 +413,8 @@ def test_no_more_of_an_sni_is_shown_than_two_hundred_characters() -> None:
 
 def test_a_hello_costs_the_same_for_each_of_its_bytes() -> None:
     reader = HelloReader()
-    sent = records(b"\x01" + (15_000).to_bytes(3) + b"x" * 15_000, 64)[:-1]
-    assert len(sent) > HELLO - 1000
+    sent = records(b"\x01" + (7_500).to_bytes(3) + b"x" * 7_500, 64)[:-1]
+    assert HELLO - 1000 < len(sent) < HELLO
     began = time.process_time()
     for at in range(len(sent)):
         reader.feed(sent[at : at + 1])
@@ -586,6 +586,37 @@ async def test_tls_inside_intercepted_tls_is_decided_like_any_other(
         await until_closed(reader, 0.3)
         writer.close()
     assert origin.connections == 0
+
+
+def protocols_for(size: int) -> list[str]:
+    """Names of protocols with which OpenSSL's ClientHello has `size` bytes."""
+    names = ["http/1.1"]
+    while (left := size + 5 - len(real(alpn=names))) > 256:
+        names.append("x" * 200)
+    return [*names, "x" * (left - 1)]
+
+
+@pytest.mark.parametrize("policy", [INTERCEPT, KNOWN + "tls: {known: inspect, connect: alert}\n"])
+async def test_a_hello_that_mitmproxy_gets_has_a_bounded_size(
+    portal: StartPortal,
+    secure: TlsOrigin,
+    monkeypatch: pytest.MonkeyPatch,
+    policy: str,
+) -> None:
+    async with portal(policy) as it:
+        largest = await connected(it, "regular", secure.port)
+        inside = await over_tls(largest, trusting_all(protocols_for(HELLO)))
+        assert "mitmproxy" in issuer(inside)
+        told = listened(it, monkeypatch)
+        larger = await connected(it, "regular", secure.port)
+        with pytest.raises(ssl.SSLError, match="TLSV1_ALERT_ACCESS_DENIED"):
+            await over_tls(larger, trusting_all(protocols_for(HELLO + 1)))
+        event = await told.one("tls")
+        assert (event["action"], event["outcome"]) == ("refuse", "refused")
+        because = f"it says that it has {HELLO + 1} bytes; {HELLO} are allowed"
+        assert event["because"].endswith(because)
+        for _, writer in (largest, larger):
+            writer.close()
 
 
 # --- TLS to the proxy itself ----------------------------------------------------------------------

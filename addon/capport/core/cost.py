@@ -20,27 +20,23 @@ GROWTH: Final = 2.5
 """How much more a whole input may cost than half of it: a factor of 2 is linear, 4 quadratic."""
 
 RESTING: Final = 32 * 1024
-"""Bytes of memory that a connection takes before its first request, or between two."""
+"""Bytes of memory that a connection takes before its first request, or between two.
 
-KEPT: Final = RESTING + INPUT * 5 // 4
-"""Bytes of memory that a connection takes while an input is not complete.
-
-The input is kept once, in a buffer that has room to grow.
+While an input is read, the connection also takes the bytes of the input, once, because an input has
+to be complete before it can be decided on; and at most `BESIDE` more.
 """
 
-READ: Final = RESTING + INPUT * 7 // 4
-"""Bytes of memory that a connection takes while the gate decides on an unknown client's input.
+BESIDE: Final = 64 * 1024
+"""Bytes of memory that a connection takes beside those, for as long as it reads the input."""
 
-The input is kept once as it was parsed, beside the last pieces that were read, and the objects that
-read them.
+READING: Final = BESIDE * 3 // 4
+"""Of `BESIDE`: in all but TLS that mitmproxy takes itself, where its parser copies a ClientHello.
+
+The last pieces that were read take them, and the objects that read these.
 """
 
-FORWARDED: Final = RESTING + INPUT * 9 // 4
-"""As `READ`, for input that mitmproxy reads: a known client's, an origin's, in intercepted TLS.
-
-The input is kept twice: mitmproxy holds what it read last until it reads more. Smaller pieces would
-take less, but cost twice the processor time for each byte of a known client's download.
-"""
+WAITING: Final = BESIDE // 4
+"""Of `BESIDE`: while the input is not complete. Its buffer has room to grow."""
 
 HEAD: Final = 64 * 1024
 """Bytes of a request line or status line with its header section. Also the bound of trailers, and

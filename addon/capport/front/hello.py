@@ -12,7 +12,7 @@ from typing import Final
 from capport.core.place import Place, parse_host
 from capport.core.value import value
 
-HELLO: Final = 16 * 1024  # bytes of a ClientHello, as in BoringSSL; browsers send 2 KB
+HELLO: Final = 8 * 1024  # bytes of a ClientHello; browsers send 2.3 KB, with ECH and ML-KEM
 RECORD: Final = 2**14  # bytes of a record that is not encrypted: RFC 8446 section 5.1
 RECORDS: Final = 1024  # records of one hello; most hellos are in one record
 ITEMS: Final = 100  # extensions, protocols, names; a browser sends 20 of each at most
