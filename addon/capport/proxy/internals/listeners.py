@@ -33,8 +33,8 @@ for a second, until it sends its SYN again."""
 AT_ONCE = 64
 """Connections that are accepted before the event loop does something else."""
 PIECE = 32 * 1024
-"""Bytes that mitmproxy reads from a client at once, and holds until it reads more. Its own are 64 KiB:
-a large head would be in memory twice, and an upload take a fifth less of the processor."""
+"""Bytes that mitmproxy reads from a client at once, and holds until it reads more. With its own
+64 KiB, a large head is in memory twice, and an upload takes a fifth less of the processor."""
 
 type Instance = ServerInstance[Any]
 type Accepted = Callable[[Instance, list[tuple[socket.socket, Address]]], None]
