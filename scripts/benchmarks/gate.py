@@ -154,7 +154,7 @@ def policy(rules: ClientRules, names: int) -> Policy:
     garden = WalledGarden()
     for number in range(names):
         name = f"{'*.' if number % 2 else ''}n{number}.example.org"
-        garden.add_name(name, GardenEntry(name, frozenset({80, 443}), f"bench.yaml:{number}"))
+        garden.add(name, GardenEntry(name, frozenset({80, 443}), f"bench.yaml:{number}"))
     return Policy(login_url=LOGIN, login_place=PLACE, clients=rules, walled_garden=garden)
 
 

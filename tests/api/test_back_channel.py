@@ -32,7 +32,7 @@ from capport.core.client import (
     parse_client_id,
 )
 from capport.core.place import Place
-from capport.core.policy import Access, ClientRules, Sessions, network_of
+from capport.core.policy import Access, ClientRules, Sessions
 from capport.core.redis_url import parse_redis_url
 from capport.core.session import Session
 from capport.linux import Neighbours
@@ -401,7 +401,7 @@ async def test_a_client_that_the_policy_blocks_is_not_granted(tmp_path: Path) ->
     async with api(tmp_path) as a:
         rules = ClientRules()
         rules.section(Access.BLOCKED, "lab.yaml")
-        rules.add(network_of(ip_address(ADA)), 7)
+        rules.add(ip_address(ADA), 7)
         a.house.change_policy(clients=rules)
         state = a.house.portal.states.mint(at(ADA))
         for body in ({"client": ADA}, {"state": state}):

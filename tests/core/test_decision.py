@@ -62,13 +62,11 @@ WEB = frozenset({80, 443})
 
 def garden() -> WalledGarden:
     it = WalledGarden()
-    it.add_name("www.example.org", GardenEntry("www.example.org", WEB, "lab.yaml:20"))
-    it.add_name("*.example.org", GardenEntry("*.example.org", WEB, "lab.yaml:21", True))
-    it.add_name("status.example.org", GardenEntry("…:8080", frozenset({8080}), "lab.yaml:22"))
-    it.add_network(ip_network("192.0.2.53"), GardenEntry("192.0.2.53", WEB, "lab.yaml:23"))
-    it.add_network(
-        ip_network("2001:db8::/48"), GardenEntry("2001:db8::/48", WEB, "lab.yaml:24", True)
-    )
+    it.add("www.example.org", GardenEntry("www.example.org", WEB, "lab.yaml:20"))
+    it.add("*.example.org", GardenEntry("*.example.org", WEB, "lab.yaml:21", True))
+    it.add("status.example.org", GardenEntry("…:8080", frozenset({8080}), "lab.yaml:22"))
+    it.add(ip_network("192.0.2.53"), GardenEntry("192.0.2.53", WEB, "lab.yaml:23"))
+    it.add(ip_network("2001:db8::/48"), GardenEntry("2001:db8::/48", WEB, "lab.yaml:24", True))
     return it
 
 
@@ -255,7 +253,7 @@ def test_only_an_entry_for_one_host_lets_a_connectivity_check_through(
 
 def test_a_check_that_reads_a_511_gets_it_in_a_wide_garden_too() -> None:
     it = WalledGarden()
-    it.add_name("*.ubuntu.com", GardenEntry("*.ubuntu.com", WEB, "lab.yaml:20", True))
+    it.add("*.ubuntu.com", GardenEntry("*.ubuntu.com", WEB, "lab.yaml:20", True))
     policy = replace(POLICY, walled_garden=it)
     case = but(UNKNOWN, claim=Place("connectivity-check.ubuntu.com", 80), login_answers=True)
     assert isinstance(decide(case, policy), NetworkAuthenticationRequired)

@@ -42,7 +42,7 @@ def policy(rule: Access | None = None, **changes: Any) -> Policy:
         clients.section(rule, "lab.yaml")
         clients.add(ip_network("198.51.100.0/24"), 9)
     web = GardenEntry("www.example.org", frozenset({80, 443}), "lab.yaml:20")
-    garden.add_name("www.example.org", web)
+    garden.add("www.example.org", web)
     place = Place("login.example.net", 443)
     return Policy(
         login_url="https://login.example.net/",
@@ -235,7 +235,7 @@ def test_where_it_stands_is_the_garden_entry_that_decided(
     for line, network in enumerate(("10.0.0.0/8", "10.0.0.1/32", "192.0.2.9/32"), 1):
         wide = network.endswith("/8")
         entry = GardenEntry(network, web, f"lab.yaml:{line}", wide=wide)
-        it.walled_garden.add_network(ip_network(network), entry)
+        it.walled_garden.add(ip_network(network), entry)
     url = f"http://{'www.example.com' if dialled else '10.0.0.1'}{path}"
     said = explain(replace(case(it, url, None), dialled=dialled), it, url)
     assert (said.rule, said.where) == ("walled_garden", where)

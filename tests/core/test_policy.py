@@ -31,7 +31,6 @@ from capport.core.policy import (
     Tls,
     UnknownTls,
     WalledGarden,
-    network_of,
 )
 
 # Few bits of choice, so that rules and clients meet.
@@ -297,7 +296,7 @@ def test_the_first_rule_that_blocks_by_mac_counts(rules: list[tuple[str, str]], 
 NAMES = st.lists(st.sampled_from(["a", "b", "org", "xorg"]), min_size=1, max_size=4).map(".".join)
 PORTS = st.frozensets(st.sampled_from([80, 443, 8080]), min_size=1)
 GARDEN = st.lists(
-    st.tuples(NAMES | NAMES.map("*.{}".format) | NETWORKS | ADDRESSES.map(network_of), PORTS),
+    st.tuples(NAMES | NAMES.map("*.{}".format) | NETWORKS | ADDRESSES.map(ip_network), PORTS),
     max_size=10,
 )
 
@@ -316,10 +315,7 @@ def test_the_garden_holds_what_one_of_its_entries_holds(
     garden = WalledGarden()
     for entry, ports in entries:
         line = GardenEntry(str(entry), ports, "lab.yaml:1")
-        if isinstance(entry, str):
-            garden.add_name(entry, line)
-        else:
-            garden.add_network(entry, line)
+        garden.add(entry, line)
     holding = {
         str(entry)
         for entry, ports in entries
@@ -341,7 +337,7 @@ def _network(entry: str | Network) -> Network | Mac:
 @pytest.mark.parametrize("host", ["example.org", "notexample.org", "example.org.evil.example"])
 def test_a_star_holds_only_what_is_below(host: str) -> None:
     garden = WalledGarden()
-    garden.add_name("*.example.org", GardenEntry("*.example.org", frozenset({443}), "lab.yaml:1"))
+    garden.add("*.example.org", GardenEntry("*.example.org", frozenset({443}), "lab.yaml:1"))
     assert garden.find("a.example.org", 443) is not None
     assert garden.find("a.b.example.org", 443) is not None
     assert garden.find(host, 443) is None
@@ -351,7 +347,7 @@ def test_a_star_holds_only_what_is_below(host: str) -> None:
 def test_a_name_is_found_by_its_own_entries_and_by_those_of_its_parents() -> None:
     garden = WalledGarden()
     for name, port in (("a.b.example.org", 1), ("*.b.example.org", 2), ("*.example.org", 3)):
-        garden.add_name(name, GardenEntry(name, frozenset({port}), "lab.yaml:1"))
+        garden.add(name, GardenEntry(name, frozenset({port}), "lab.yaml:1"))
     found = [garden.find("a.b.example.org", port) for port in (1, 2, 3, 4)]
     assert [entry and entry.text for entry in found] == [
         *("a.b.example.org", "*.b.example.org", "*.example.org", None)
@@ -360,8 +356,8 @@ def test_a_name_is_found_by_its_own_entries_and_by_those_of_its_parents() -> Non
 
 def test_an_entry_for_more_than_one_host_is_not_exact() -> None:
     garden, web = WalledGarden(), frozenset({80})
-    garden.add_network(ip_network("192.0.2.0/24"), GardenEntry("wide", web, "lab.yaml:1", True))
-    garden.add_network(ip_network("192.0.2.1"), GardenEntry("one", web, "lab.yaml:2"))
+    garden.add(ip_network("192.0.2.0/24"), GardenEntry("wide", web, "lab.yaml:1", True))
+    garden.add(ip_network("192.0.2.1"), GardenEntry("one", web, "lab.yaml:2"))
     first, other = ip_address("192.0.2.1"), ip_address("192.0.2.2")
     for exactly, expected in ((False, ["wide", "wide"]), (True, ["one", None])):
         found = [garden.find(host, 80, exactly=exactly) for host in (first, other)]
@@ -373,10 +369,10 @@ def test_the_garden_lists_its_names_and_networks_with_each_entry() -> None:
     garden = WalledGarden()
     first, second = (GardenEntry("it", frozenset({n}), f"lab.yaml:{n}") for n in (1, 2))
     for entry in (first, second):
-        garden.add_name("www.example.net", entry)
-        garden.add_name("*.example.org", entry)
-        garden.add_network(ip_network("192.0.2.0/24"), entry)
-        garden.add_network(ip_network("2001:db8::/48"), entry)
+        garden.add("www.example.net", entry)
+        garden.add("*.example.org", entry)
+        garden.add(ip_network("192.0.2.0/24"), entry)
+        garden.add(ip_network("2001:db8::/48"), entry)
     names = ["www.example.net", "*.example.org"]
     assert list(garden.names()) == [(name, entry) for name in names for entry in (first, second)]
     networks = [ip_network("192.0.2.0/24"), ip_network("2001:db8::/48")]

@@ -25,7 +25,6 @@ from capport.core.policy import (
     Login,
     LoginServer,
     Sessions,
-    network_of,
 )
 from capport.core.session import Session
 from capport.events import EventLog
@@ -101,7 +100,7 @@ async def test_a_blocked_client_is_told_so_and_cannot_sign_in() -> None:
         form = await browser.get("/")
         rules = ClientRules()
         rules.section(Access.BLOCKED, "lab.yaml")
-        rules.add(network_of(at("127.0.0.2").address), 7)
+        rules.add(at("127.0.0.2").address, 7)
         h.change_policy(clients=rules)
         for page in (await browser.get("/"), await browser.post("/sign-in", form.fields)):
             assert (page.status, "not allowed on this network" in page.text) == (403, True)
@@ -113,7 +112,7 @@ async def test_a_client_that_the_policy_knows_has_nothing_to_do() -> None:
     async with house() as h:
         rules = ClientRules()
         rules.section(Access.KNOWN, "lab.yaml")
-        rules.add(network_of(at("127.0.0.2").address), 7)
+        rules.add(at("127.0.0.2").address, 7)
         h.change_policy(clients=rules)
         page = await h.browser().follow(await h.browser().get("/"))
         assert "always has access" in page.text

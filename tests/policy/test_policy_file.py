@@ -1090,6 +1090,9 @@ def test_an_error_while_reading_is_told(tmp_path: Path, monkeypatch: pytest.Monk
         def __exit__(self, *_: object) -> None:
             pass
 
+        def seek(self, *_: int) -> int:
+            return 0
+
         def readline(self, _: int) -> bytes:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from capport.core import explanation
 from capport.core.captivity import captivity
 from capport.core.client import Address, ClientId, Mac
 from capport.core.place import Place
-from capport.core.policy import Access, ClientRules, Conditions, Policy, Sessions, network_of
+from capport.core.policy import Access, ClientRules, Conditions, Policy, Sessions
 from capport.core.session import Session
 from capport.core.standing import Standing, standing
 from capport.linux import Neighbours
@@ -273,7 +274,7 @@ async def test_5_a_client_that_a_rule_knows_is_not_captive_and_has_no_end() -> N
     async with house() as h:
         rules = h.gate.policy.clients
         rules.section(Access.KNOWN, "lab.yaml")
-        rules.add(network_of(at("127.0.0.2").address), 7)
+        rules.add(at("127.0.0.2").address, 7)
         assert await _document(h) == {"captive": False}
 
 
@@ -302,7 +303,7 @@ async def test_the_answers_of_the_portal_are_the_gates_where_a_rule_may_block_by
         rules = h.gate.policy.clients
         for access, subject in (
             (Access.BLOCKED, Mac("02:00:00:00:00:07")),
-            (Access.KNOWN, network_of(at("127.0.0.3").address)),
+            (Access.KNOWN, ip_network(at("127.0.0.3").address)),
         ):
             rules.section(access, "lab.yaml")
             rules.add(subject, 7)

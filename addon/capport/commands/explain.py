@@ -155,8 +155,7 @@ def deciding_line(found: Explanation, policy: Policy) -> Line | None:
     if policy.file is None:
         return None
     with contextlib.suppress(PolicyError):  # the file was changed or removed after it was read
-        text = read_text(Path(policy.file))
-        root = read_tree(text, findings := Findings(policy.file, text))
+        root = read_tree(findings := Findings(policy.file, read_text(Path(policy.file))))
         for key in keys:
             node, at = root, None
             for part in key.split("."):

@@ -5,9 +5,8 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from operator import itemgetter
-from typing import Final
 
 from capport.core.client import Address, Client, Mac
 from capport.core.place import Host, Place
@@ -243,9 +242,6 @@ class GardenEntry:
     wide: bool = False
 
 
-_NO_ENTRIES: Final[list[GardenEntry]] = []
-
-
 class WalledGarden:
     """The places that unknown clients may reach.
 
@@ -256,18 +252,14 @@ class WalledGarden:
     def __init__(self) -> None:
         self.entries: list[GardenEntry] = []
         self._names: dict[str, list[GardenEntry]] = {}
-        self._parents: dict[str, list[GardenEntry]] = {}
         self._networks: NetworkTable[list[GardenEntry]] = NetworkTable()
 
-    def add_name(self, name: str, entry: GardenEntry) -> None:
-        """Adds an entry for `name`, as `place.parse_host` returns it; `*.` may be in front."""
-        table = self._parents if name.startswith("*.") else self._names
-        table.setdefault(name.removeprefix("*."), []).append(entry)
-        self.entries.append(entry)
-
-    def add_network(self, network: Network, entry: GardenEntry) -> None:
-        """Adds an entry for `network`. A single address is a network with one address in it."""
-        self._networks.setdefault(network, []).append(entry)
+    def add(self, covered: Host | Network, entry: GardenEntry) -> None:
+        """Adds an entry. A name is as `place.parse_host` returns it; `*.` may be in front."""
+        if isinstance(covered, str):
+            self._names.setdefault(covered, []).append(entry)
+        else:
+            self._networks.setdefault(covered, []).append(entry)
         self.entries.append(entry)
 
     def find(self, host: Host, port: int, *, exactly: bool = False) -> GardenEntry | None:
@@ -281,8 +273,6 @@ class WalledGarden:
         """Each name in the garden and its entry. `*.example.org` keeps its star."""
         for name, entries in self._names.items():
             yield from ((name, entry) for entry in entries)
-        for name, entries in self._parents.items():
-            yield from ((f"*.{name}", entry) for entry in entries)
 
     def networks(self) -> Iterator[tuple[Network, GardenEntry]]:
         """Each network in the garden and its entry."""
@@ -292,19 +282,11 @@ class WalledGarden:
     def _covering(self, host: Host) -> list[GardenEntry]:
         if not isinstance(host, str):
             return [entry for entries in self._networks.covering(host) for entry in entries]
-        found = self._names.get(host, _NO_ENTRIES)
-        if self._parents:
-            parent = host
-            while "." in parent:
-                parent = parent.partition(".")[2]
-                if parent in self._parents:
-                    found = [*found, *self._parents[parent]]
+        found, parent = [*self._names.get(host, ())], host
+        while "." in parent:
+            parent = parent.partition(".")[2]
+            found += self._names.get(f"*.{parent}", ())
         return found
-
-
-def network_of(address: Address) -> Network:
-    """The network that contains `address` alone."""
-    return ip_network(address)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ A line is a MAC address, an address or a network, then optionally a comma and a 
 starts with `#` is a comment, and so is what follows a `#` after a client without a name.
 """
 
+import os
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -127,22 +128,16 @@ class _NameError(ValueError):
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
     """Each line; one that is too long is cut. Raises OSError if the file is too large."""
-    too_large = OSError(f"is larger than {MOST_BYTES >> 20} MiB, which is the limit")
-    total = 0
-    first = True
-    while raw := file.readline(_LONGEST + 1):
-        line = raw
+    if file.seek(0, os.SEEK_END) > MOST_BYTES:
+        raise OSError(f"is larger than {MOST_BYTES >> 20} MiB, which is the limit")
+    file.seek(0)
+    mark = b"\xef\xbb\xbf"  # a spreadsheet's export begins with a byte order mark
+    while line := file.readline(_LONGEST + 1):
+        raw = line
         while len(raw) > _LONGEST and not raw.endswith(b"\n"):
             raw = file.readline(1 << 16)
-            total += len(raw)
-            if total > MOST_BYTES:
-                raise too_large
-        total += len(line)
-        if total > MOST_BYTES:
-            raise too_large
-        # A spreadsheet's export begins with a byte order mark.
-        yield line.removeprefix(b"\xef\xbb\xbf") if first else line
-        first = False
+        yield line.removeprefix(mark)
+        mark = b""
 
 
 def _is_client(text: str) -> bool:

@@ -68,19 +68,23 @@ class Findings:
 
     def __init__(self, file: str, text: str) -> None:
         self.file = file
+        self.text = text
         self._lines = re.split(r"\r\n|\r|\n", text)
         self._errors: list[tuple[Mark, Problem]] = []
         self._warnings: list[tuple[Mark, Problem]] = []
 
     def error(self, at: Mark, message: str) -> None:
         """Records an error. Raises TooMany when MOST_ERRORS are recorded."""
-        self._errors.append((at, self._problem(at, message)))
-        self._bound(at)
+        self.error_in(at, self._problem(at, message))
 
     def error_in(self, at: Mark, problem: Problem) -> None:
         """Records an error in another file, which the line at `at` includes. Raises TooMany."""
         self._errors.append((at, problem))
-        self._bound(at)
+        if len(self._errors) == MOST_ERRORS:
+            end = Mark(max(place.line for place, _ in self._errors) + 1, 0)
+            message = f"{MOST_ERRORS} errors: the rest of the file was not read"
+            self._errors.append((end, Problem(self.file, 0, 0, message)))
+            raise TooMany
 
     def warn(self, at: Mark, message: str) -> None:
         """Records a warning: valid, but probably not intended."""
@@ -110,13 +114,6 @@ class Findings:
         # If a text ends without a line break, libyaml reports its end as one line too many.
         at = min(at, self.end)
         return Problem(self.file, at.line, at.column, message, self.line(at))
-
-    def _bound(self, at: Mark) -> None:
-        if len(self._errors) == MOST_ERRORS:
-            end = Mark(max(at.line, max(place.line for place, _ in self._errors)) + 1, 0)
-            message = f"{MOST_ERRORS} errors: the rest of the file was not read"
-            self._errors.append((end, Problem(self.file, 0, 0, message)))
-            raise TooMany
 
 
 def shown(text: str) -> str:

@@ -5,6 +5,8 @@ parses the values, and tree.py reads the YAML.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -29,7 +31,6 @@ from capport.core.policy import (
     Sessions,
     Tls,
     WalledGarden,
-    network_of,
 )
 from capport.core.probes import ANYWHERE, CHECKED_BY_TLS, known_checks
 from capport.core.redis_url import is_redis
@@ -47,8 +48,8 @@ __all__ = ["PolicyError", "Problem", "default", "load", "load_with_warnings", "p
 _WEB_PORTS = {"80", "443", "8080", "8443"}
 _LONGEST_CERTIFICATE = 1 << 20  # bytes of the file, with the whole chain
 _DAY = 86400
-_EVERY_ADDRESS = (IPv4Address("0.0.0.0"), IPv6Address("::"))  # noqa: S104
 _REFRESH: int | None = 10
+_EVERY_ADDRESS = (IPv4Address("0.0.0.0"), IPv6Address("::"))  # noqa: S104
 
 type Opening = Callable[[str], object]
 """A function called with each file's name just before the file is opened, to detect changes."""
@@ -62,8 +63,7 @@ def load(path: Path, opening: Opening = str) -> Policy:
 def load_with_warnings(path: Path, opening: Opening = str) -> tuple[Policy, tuple[Problem, ...]]:
     """The policy at `path`, and the warnings. Raises PolicyError."""
     opening(str(path))
-    reader = _Reader(Findings(str(path), text := read_text(path)), path.parent, opening)
-    return reader.read(text, str(path))
+    return _Reader(Findings(str(path), read_text(path)), path.parent, opening).read()
 
 
 def parse(text: str, name: str, folder: Path) -> Policy:
@@ -71,14 +71,12 @@ def parse(text: str, name: str, folder: Path) -> Policy:
 
     Relative paths in it start at `folder`.
     """
-    return _Reader(Findings(name, text), folder, str).read(text, name)[0]
+    return _Reader(Findings(name, text), folder, str).read()[0]
 
 
 def default() -> Policy:
     """The policy in default.yaml, which is used when the operator names no policy file."""
-    path = Path(__file__).parents[1] / "default.yaml"
-    text = read_text(path)
-    return _Reader(Findings(path.name, text), path.parent, str).read(text, None)[0]
+    return replace(load(Path(__file__).parents[1] / "default.yaml"), file=None)
 
 
 class _Reader:
@@ -90,19 +88,17 @@ class _Reader:
         self._opening = opening
         self._certificate: Chain | None = None  # the login server's, once it is read
 
-    def read(self, text: str, file: str | None) -> tuple[Policy, tuple[Problem, ...]]:
-        """The policy in `text`, and the warnings. Raises PolicyError."""
+    def read(self) -> tuple[Policy, tuple[Problem, ...]]:
+        """The policy, and the warnings. Raises PolicyError."""
         policy = None
-        try:
-            root = read_tree(text, self.findings)
-            policy = None if root is None else self.policy(root, file)
-        except TooMany:
-            pass
+        with suppress(TooMany):
+            root = read_tree(self.findings)
+            policy = None if root is None else self.policy(root)
         if policy is None or self.findings.errors:
             raise PolicyError(self.findings.errors)
         return policy, self.findings.warnings
 
-    def policy(self, root: Node, file: str | None) -> Policy | None:
+    def policy(self, root: Node) -> Policy | None:
         """The policy in `root`; None if it is no map, which the findings then report."""
         if not isinstance(root, Fields):
             if not isinstance(root, Refused):
@@ -118,7 +114,7 @@ class _Reader:
             why = "where each client reaches only itself: write the router's address on their side"
             top.warn(key, f"people are sent to {login.place}, {why}")
         if section is not None:
-            named = "login_url" in top and login.scheme == "https"
+            named = "login_url" in top and login.url.startswith("https:")
             self._doubt_certificate(section, login.place.host if named else None)
         sessions = self._sessions(top.settings("sessions"))
         asks = login_server.conditions if login_server else Conditions.TERMS
@@ -129,7 +125,7 @@ class _Reader:
         return Policy(
             login_url=login.url,
             login_place=login.place,
-            other_login=Login(other[0].url, other[0].place) if other else None,
+            other_login=other[0] if other else None,
             network=top.take("network", values.for_people, None),
             refresh=top.take("refresh", values.refresh, _REFRESH),
             clients=clients,
@@ -143,15 +139,15 @@ class _Reader:
             probe_paths=self._probe_paths(top),
             login_server=login_server,
             router=self._router(top.section("router")),
-            file=file,
+            file=self.findings.file,
         )
 
-    def _login(self, top: Section, server: LoginServer | None) -> list[values.LoginUrl]:
+    def _login(self, top: Section, server: LoginServer | None) -> list[Login]:
         """Where a 511 sends people: `login_url`, or the embedded login server's own addresses.
 
         `login_url` is one URL; of the login server's addresses, there is one URL for each family.
         """
-        nowhere = values.LoginUrl("", Place("", 0), "")
+        nowhere = Login("", Place("", 0))
         if "login_url" in top:
             url = top.take("login_url", values.login_url, nowhere)
             if doubt := values.doubt_of(url):
@@ -175,7 +171,7 @@ class _Reader:
         for place in server.listen:
             places.setdefault(type(place.host), place)
         return [
-            values.LoginUrl(f"{scheme}://{place.authority(DEFAULT_PORTS[scheme])}/", place, scheme)
+            Login(f"{scheme}://{place.authority(DEFAULT_PORTS[scheme])}/", place)
             for place in places.values()
         ]
 
@@ -252,11 +248,7 @@ class _Reader:
     def _add_places_to_check(self, garden: WalledGarden, path: str, chain: Chain) -> None:
         """Adds the places where clients check the API's certificate (RFC 8908 section 4.1)."""
         for place in chain.places_to_check():
-            entry = GardenEntry(str(place), frozenset({place.port}), path)
-            if isinstance(place.host, str):
-                garden.add_name(place.host, entry)
-            else:
-                garden.add_network(network_of(place.host), entry)
+            garden.add(place.host, GardenEntry(str(place), frozenset({place.port}), path))
 
     def _garden_entry(
         self, garden: WalledGarden, node: Word, found: str | Network, ports: frozenset[int]
@@ -267,17 +259,15 @@ class _Reader:
         if ":" in host and "[" not in host and port in _WEB_PORTS:
             what = f'if {port} is its port, write "[{host}]:{port}"'
             self.findings.warn(node.at, f"{node.text} is one address: {what}")
+        garden.add(found, entry)
         holds = ""
         if not isinstance(found, str):
-            garden.add_network(found, entry)
             if found.prefixlen <= (8 if found.version == 4 else 16):
                 holds = f"{found.num_addresses} addresses"
+        elif found.startswith("*.") and found.count(".") == 1:
+            holds = "a whole top-level domain"
         else:
-            garden.add_name(found, entry)
-            if found.startswith("*.") and found.count(".") == 1:
-                holds = "a whole top-level domain"
-            else:
-                self._checks_in_the_garden(node, found, entry)
+            self._checks_in_the_garden(node, found, entry)
         if holds:
             self.findings.warn(node.at, f"{found} holds {holds}: unknown clients may reach all")
 
@@ -374,9 +364,6 @@ class _Reader:
         """The places where the login server listens; empty if `listen` is missing or wrong."""
         example = "192.0.2.1:8511"
         what = "an address and a port"
-        if section.lacks("listen"):
-            needs = f"login_server needs listen: {what}, such as {example}"
-            self.findings.error(section.at, needs)
         found: list[Place] = []
         for place, node in section.several("listen", values.listen, what, example, needed=True):
             if one := next((one for one in found if _overlap(one, place)), None):

@@ -95,8 +95,10 @@ class Section:
         """Each value in the list under `key`, parsed by `read`, and the word that it was read from.
 
         Error messages say `what` the list holds, and show an `example`. If the list is `needed`, it
-        must not be empty, and a single value may stand in place of a list.
+        must be there and not be empty, and a single value may stand in place of a list.
         """
+        if needed and self.lacks(key):
+            self._findings.error(self.at, f"{self._name} needs {key}: {what}, such as {example}")
         _, node = self._fields.get(key, (self.at, None))
         items = [node] if needed and isinstance(node, Word) else self.items(key, example)
         if needed and isinstance(node, Items) and not items:

@@ -45,7 +45,7 @@ class Items:
     """A list."""
 
     at: Mark
-    items: "list[Node]" = field(default_factory=list)
+    items: "list[Node]"
 
 
 @dataclass(slots=True)
@@ -93,25 +93,28 @@ def decode(data: bytes, name: str) -> str:
         raise PolicyError([Problem(name, at.line, at.column, message, source)]) from error
 
 
-def read_tree(text: str, findings: Findings) -> Node | None:
-    """The tree in `text`; None if it cannot be read, which the findings then report."""
-    if odd := _NOT_TEXT.search(text):
+def read_tree(findings: Findings) -> Node | None:
+    """The tree in the findings' text; None if it cannot be read, which they then report."""
+    if odd := _NOT_TEXT.search(findings.text):
         what = f"the character U+{ord(odd[0]):04X} cannot be used in a policy: remove it"
-        findings.error(_mark_at(text, odd.start()), what)
+        findings.error(_mark_at(findings.text, odd.start()), what)
         return None
-    builder = _Builder(findings)
+    builder, root = _Builder(findings), None
     try:
-        for event in _events(text, findings):
-            builder.take(event)
+        for event in builder.events:
+            if isinstance(event, yaml.NodeEvent):
+                root = builder.node(event)
+            elif isinstance(event, yaml.DocumentStartEvent):
+                builder.document(event, first=root is None)
     except yaml.MarkedYAMLError as error:
         findings.error(*_explained(error, findings))
         return None
     except _Stop:
         return None
-    if builder.root is None or (isinstance(builder.root, Word) and builder.root.nothing):
+    if root is None or (isinstance(root, Word) and root.nothing):
         findings.error(Mark(1, 1), "is empty: a policy has at least a login_url or a login_server")
         return None
-    return builder.root
+    return root
 
 
 def kind(node: Node) -> str:
@@ -134,34 +137,43 @@ class _Stop(Exception):
 
 
 class _Builder:
-    """Builds the tree from YAML events. It does not recurse, so no text can exhaust the stack."""
+    """Builds the tree from the events of the YAML parser."""
 
     def __init__(self, findings: Findings) -> None:
-        self.root: Node | None = None
+        self.events = _events(findings)
         self._error = findings.error
-        self._open: list[Items | Fields] = []
-        # For each open list or map: the key that waits for its value.
-        self._keys: list[tuple[Mark, str | None] | None] = []
 
-    def take(self, event: yaml.Event) -> None:
-        """Adds one event of the YAML parser to the tree."""
+    def node(self, event: yaml.NodeEvent, depth: int = 0) -> Node:
+        """The node that begins with `event`, inside of `depth` lists and maps."""
         at = _mark(event.start_mark)
-        match event:
-            case yaml.AliasEvent():
-                self._refuse(at, f"*{event.anchor}", "a name that starts with * takes quotes")
-                self._put(Refused(at))
-            case yaml.ScalarEvent():
-                self._put(self._word(event, at))
-            case yaml.SequenceStartEvent() | yaml.MappingStartEvent():
-                self._start(event, at)
-            case yaml.SequenceEndEvent() | yaml.MappingEndEvent():
-                self._open.pop()
-                self._keys.pop()
-            case yaml.DocumentStartEvent():
-                self._document(event, at)
+        if isinstance(event, yaml.ScalarEvent):
+            return self._word(event, at)
+        if not isinstance(event, yaml.CollectionStartEvent):
+            self._refuse(at, f"*{event.anchor}", "a name that starts with * takes quotes")
+            return Refused(at)
+        if depth == _DEEPEST:  # so no text can exhaust the stack
+            self._error(at, f"is nested more than {_DEEPEST} deep, which no policy needs")
+            raise _Stop
+        self._plain(event, at)
+        within = self._within(depth + 1)
+        if isinstance(event, yaml.SequenceStartEvent):
+            return Items(at, list(within))
+        found = Fields(at)
+        for key in within:
+            name, value = self._key(found, key), next(within)
+            if name is not None:
+                found.fields[name] = (key.at, value)
+        return found
 
-    def _document(self, event: yaml.DocumentStartEvent, at: Mark) -> None:
-        if self.root is not None:
+    def _within(self, depth: int) -> Iterator[Node]:
+        """The nodes of a list, or the keys and values of a map, up to its end."""
+        while isinstance(event := next(self.events), yaml.NodeEvent):
+            yield self.node(event, depth)
+
+    def document(self, event: yaml.DocumentStartEvent, *, first: bool) -> None:
+        """Checks how a document begins."""
+        at = _mark(event.start_mark)
+        if not first:
             self._error(at, "a second document: a policy is one document, so remove this ---")
             raise _Stop
         if event.version or event.tags:
@@ -177,16 +189,6 @@ class _Builder:
         # `style` is None for a plain scalar in libyaml, "" in PyYAML's own parser.
         return Word(at, event.value, nothing=not event.value and not event.style)
 
-    def _start(self, event: yaml.SequenceStartEvent | yaml.MappingStartEvent, at: Mark) -> None:
-        if len(self._open) == _DEEPEST:
-            self._error(at, f"is nested more than {_DEEPEST} deep, which no policy needs")
-            raise _Stop
-        self._plain(event, at)
-        node = Items(at) if isinstance(event, yaml.SequenceStartEvent) else Fields(at)
-        self._put(node)
-        self._open.append(node)
-        self._keys.append(None)
-
     def _plain(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent, at: Mark) -> bool:
         """Whether `event` has neither anchor nor tag; records an error for each that it has."""
         if event.anchor:
@@ -200,19 +202,6 @@ class _Builder:
     def _refuse(self, at: Mark, what: str, instead: str) -> None:
         name = {"*": "the alias", "&": "the anchor"}.get(what[0], "the tag")
         self._error(at, f"{name} {shown(what)} is not used here: {instead}")
-
-    def _put(self, node: Node) -> None:
-        if not self._open:
-            self.root = node
-        elif isinstance(parent := self._open[-1], Items):
-            parent.items.append(node)
-        elif (key := self._keys[-1]) is None:
-            self._keys[-1] = (node.at, self._key(parent, node))
-        else:
-            self._keys[-1] = None
-            at, name = key
-            if name is not None:
-                parent.fields[name] = (at, node)
 
     def _key(self, parent: Fields, node: Node) -> str | None:
         """`node` as a key of `parent`; None, and an error is recorded, if it cannot be a key."""
@@ -228,8 +217,8 @@ class _Builder:
         return node.text
 
 
-def _events(text: str, findings: Findings) -> Iterator[yaml.Event]:
-    loader = _Loader(text)
+def _events(findings: Findings) -> Iterator[yaml.Event]:
+    loader = _Loader(findings.text)
     try:
         while (event := loader.get_event()) is not None:
             yield event

@@ -8,15 +8,14 @@ import re
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface, ip_network
 from pathlib import Path
 from socket import AF_INET, AF_INET6, inet_pton
-from typing import NamedTuple
 
 from capport.core.client import Address, Mac, parse_address, parse_mac
 from capport.core.http import DEFAULT_PORTS
 from capport.core.place import Host, Place, parse_authority, parse_host
-from capport.core.policy import WEB_PORTS, Network, network_of
+from capport.core.policy import WEB_PORTS, Login, Network
 from capport.core.redis_url import parse_redis_url
 from capport.extras import lacking
 from capport.policy import hints
@@ -35,14 +34,6 @@ _URL = re.compile(r"(https?)://([^/?#]*)([^?#]*)(\?[^#]*)?(#.*)?", re.IGNORECASE
 _IN_A_URL = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&()*+,;=%]")
 # What the kernel (dev_valid_name), nft in quotes and a command line all accept; IFNAMSIZ is 16.
 _INTERFACE = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@+-]{0,14}")
-
-
-class LoginUrl(NamedTuple):
-    """Where a 511 sends people: the URL in ASCII, its place and its scheme."""
-
-    url: str
-    place: Place
-    scheme: str
 
 
 def wrong(text: str, why: str) -> ValueError:
@@ -241,10 +232,10 @@ def _garden_entry(text: str) -> tuple[str | Network, frozenset[int]]:
         return star + found, ports
     if star:
         raise ValueError(f"{shown(text)}: a * may stand before a name, not before an address")
-    return network_of(found), ports
+    return ip_network(found), ports
 
 
-def login_url(text: str) -> LoginUrl:
+def login_url(text: str) -> Login:
     """An http or https URL, safe in HTML and in a header field; its host becomes A-labels."""
     what = shown(text)
     _bound(text, 2000)
@@ -267,7 +258,7 @@ def login_url(text: str) -> LoginUrl:
     port = DEFAULT_PORTS[scheme]
     place = _place(authority, port)
     rest = "".join(c if c.isascii() else _percent(c) for c in (path or "/") + query)
-    return LoginUrl(f"{scheme}://{place.authority(port)}{rest}", place, scheme)
+    return Login(f"{scheme}://{place.authority(port)}{rest}", place)
 
 
 def web_page(text: str) -> str:
@@ -276,7 +267,7 @@ def web_page(text: str) -> str:
     if brace := next((c for c in text if c in "{}"), None):
         raise ValueError(f"{shown(text)}: {brace!r} cannot stand in it: write {_percent(brace)}")
     found = login_url(text)
-    if found.scheme != "https":
+    if not found.url.startswith("https:"):
         raise wrong(text, "is not https, which RFC 8908 section 5 requires")
     return found.url
 
@@ -358,7 +349,7 @@ def path(folder: Path) -> Callable[[str], Path]:
     return parse
 
 
-def doubt_of(login: LoginUrl) -> str | None:
+def doubt_of(login: Login) -> str | None:
     """Why people may be unable to open a login URL, and what to write instead; or None."""
     host, would_do = login.place.host, "write a name such as login.home.arpa, or an address"
     if not isinstance(host, str):
@@ -369,7 +360,7 @@ def doubt_of(login: LoginUrl) -> str | None:
         return f"has a name under .local, for which many devices ask no name server: {would_do}"
     if "." not in host and host != "localhost":
         return f"has no dot in the name {host}, so many browsers search for it: {would_do}"
-    if login.scheme == "http" and is_public(host):
+    if login.url.startswith("http:") and is_public(host):
         return "is http to a public name: browsers that prefer HTTPS do not follow it; use https"
     return None
 

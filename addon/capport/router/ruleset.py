@@ -17,6 +17,7 @@ these rules.
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import ip_network
 from typing import TypeGuard
 
 from capport import __version__
@@ -30,7 +31,6 @@ from capport.core.policy import (
     Network,
     Policy,
     Router,
-    network_of,
 )
 from capport.router import dns_rules
 from capport.router.ranges import ranges
@@ -555,7 +555,7 @@ def garden_networks(policy: Policy) -> dict[str, list[Network]]:
     for place in (login.place for login in policy.logins):
         beyond = _port_list(frozenset({place.port}) - WEB_PORTS)
         if not isinstance(place.host, str):
-            found.setdefault(beyond, []).append(network_of(place.host))
+            found.setdefault(beyond, []).append(ip_network(place.host))
     found.pop("", None)
     return dict(sorted(found.items()))
 
