@@ -17,7 +17,7 @@ from capport.core.policy import Policy
 from capport.gate import Gate
 from capport.metrics import Timing
 from capport.proxy import mitmproxy_options
-from capport.service.metrics_page import MetricsPage
+from capport.service.metrics_page import metrics_page
 from capport.service.service import Service
 from capport.service.settings import SettingError, Settings
 from capport.stores.memory import MemoryStore
@@ -80,18 +80,14 @@ async def test_what_the_portal_does_is_counted(
 def test_a_part_that_fails_is_down() -> None:
     gate = Gate(Policy(login_url="https://l/", login_place=Place("l", 443)), MemoryStore())
     port, works = free_port(), True
-    page = MetricsPage(
-        Place(parse_address("127.0.0.1"), port), gate, lambda: {"kernel": works}, lambda: 7
-    )
-    try:
+    place = Place(parse_address("127.0.0.1"), port)
+    with metrics_page(place, gate, lambda: {"kernel": works}, lambda: 7):
         assert scraped(port)["capport_up", "kernel"] == 1
         works = False
         gate.revoke(ClientId("192.0.2.7"))
         found = scraped(port)
         assert found["capport_up", "kernel"] == 0
         assert found["capport_clients", "unknown"] == 7
-    finally:
-        page.close()
 
 
 def test_a_timing_counts_each_in_one_bucket() -> None:

@@ -125,15 +125,11 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _is_listening(path: Path) -> bool:
     """Whether a process listens at `path`: the file alone may be left from a killed process."""
-    with socket.socket(socket.AF_UNIX) as probe:
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
-        try:
-            probe.connect(str(path))
-        except BlockingIOError:
-            return True  # it listens, but its queue is full
-        except OSError:
-            return False
-    return True
+        # EAGAIN: it listens, but its queue is full.
+        return probe.connect_ex(str(path)) in (0, errno.EAGAIN)
+    return False
 
 
 def _mode(folder: Path) -> int:

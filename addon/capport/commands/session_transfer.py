@@ -8,7 +8,8 @@ import json
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any, TextIO
 
 from capport import clock
@@ -21,7 +22,7 @@ from capport.commands import (
     warn_if_alone,
     writable_store,
 )
-from capport.core.client import ClientId, parse_client_id
+from capport.core.client import parse_client_id
 from capport.core.session import LONGEST, Instant, Session, open_ones
 
 _TIMES = ("granted", "expires", "last_seen")
@@ -92,18 +93,13 @@ def _opened(path: str | None) -> contextlib.AbstractContextManager[TextIO]:
 
 def parsed(lines: TextIO, now: Instant, wall: float) -> Iterator[Session]:
     """Yields the session of each line. Raises CommandError for a line that is not a session."""
-    for number, line in enumerate(_bounded(lines), 1):
+    for number, line in enumerate(iter(partial(lines.readline, _LONGEST_LINE), ""), 1):
         if not line.strip():
             continue
         try:
             yield _session(json.loads(line), now, wall)
         except (ValueError, RecursionError) as error:
             raise CommandError(f"line {number}: {error}; nothing is imported") from None
-
-
-def _bounded(lines: TextIO) -> Iterable[str]:
-    while line := lines.readline(_LONGEST_LINE):
-        yield line
 
 
 def _session(found: Any, now: Instant, wall: float) -> Session:
@@ -118,21 +114,11 @@ def _session(found: Any, now: Instant, wall: float) -> Session:
     if expires - granted > LONGEST:
         raise ValueError(f"expires is more than {LONGEST} seconds after granted")
     idle = None if found["idle"] is None else _number("idle", found["idle"])
-    client = found["client"]
-    if not isinstance(client, str):
+    if not isinstance(found["client"], str):
         raise ValueError("client is not a text")
+    client, granted_at = parse_client_id(found["client"]), _number("granted", found["granted"])
     by, how, name = (_text(name, found[name]) for name in _TEXTS)
-    return Session(
-        ClientId(parse_client_id(client)),
-        granted,
-        expires,
-        idle,
-        last_seen,
-        _number("granted", found["granted"]),
-        by,
-        how,
-        name,
-    )
+    return Session(client, granted, expires, idle, last_seen, granted_at, by, how, name)
 
 
 def _number(name: str, found: Any) -> float:

@@ -62,7 +62,8 @@ class Channel:
         """
         while not self.is_closed:
             try:
-                data, files = self._receive()
+                # The kernel closes descriptors for which there is no room.
+                data, files, _, _ = socket.recv_fds(self._end, _LONGEST, int(self._unpickles))
             except BlockingIOError:
                 return
             except ConnectionError:
@@ -78,12 +79,6 @@ class Channel:
                     whole.seek(0)
                     message.append(pickle.load(whole))  # noqa: S301 - from the first process
             yield message
-
-    def _receive(self) -> tuple[bytes, list[int]]:
-        if self._unpickles:
-            data, files, _, _ = socket.recv_fds(self._end, _LONGEST, 1)
-            return data, files
-        return self._end.recv(_LONGEST), []  # the kernel closes descriptors that come along
 
     def close(self) -> None:
         """Closes this end."""

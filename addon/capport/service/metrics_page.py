@@ -1,8 +1,7 @@
 """Shows the portal's counts and its health to Prometheus, by HTTP on loopback."""
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from wsgiref.simple_server import WSGIServer
+from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import (
@@ -22,23 +21,20 @@ type Health = Callable[[], dict[str, bool]]
 """Each part of the portal that may fail, and whether it works now."""
 
 
-class MetricsPage:
+@contextmanager
+def metrics_page(
+    place: Place, gate: Gate, health: Health, unknown: Callable[[], int]
+) -> Iterator[None]:
     """Answers Prometheus at `place`, on a thread of its own. Raises OSError if it cannot listen."""
-
-    def __init__(
-        self, place: Place, gate: Gate, health: Health, unknown: Callable[[], int]
-    ) -> None:
-        registry = CollectorRegistry()
-        registry.register(Portal(gate, health, unknown))
-        self._server: WSGIServer
-        self._thread: threading.Thread
-        self._server, self._thread = start_http_server(place.port, str(place.host), registry)
-
-    def close(self) -> None:
-        """Stops listening."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    registry = CollectorRegistry()
+    registry.register(Portal(gate, health, unknown))
+    server, thread = start_http_server(place.port, str(place.host), registry)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 class Portal(Collector):

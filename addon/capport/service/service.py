@@ -240,13 +240,13 @@ class Service:
         place = self._settings.metrics
         if place is None:
             return
-        from capport.service.metrics_page import MetricsPage  # needs an extra
+        from capport.service.metrics_page import metrics_page  # needs an extra
 
+        page = metrics_page(place, self.gate, self._health, self._enforcement.unknown)
         try:
-            page = MetricsPage(place, self.gate, self._health, self._enforcement.unknown)
+            self._opened.enter_context(page)
         except OSError as error:
             raise SettingError(f"portal_metrics: {place}: {error.strerror}") from None
-        self._opened.callback(page.close)
 
     def _health(self) -> dict[str, bool]:
         parts = {"store": self.gate.store.fault is None, "neighbours": self._neighbours.works}

@@ -21,7 +21,8 @@ _HTML = ("Content-Type", "text/html; charset=utf-8")
 class Kind:
     """One kind. `tls` replaces the policy's `tls.unknown`; `answer` replaces the 511.
 
-    Behind a kind that `vanishes`, packets do; one that `lies` answers for every name.
+    Behind a kind that `vanishes`, packets do; one that `lies` answers for every name. `needs` says
+    why a kind takes a network namespace, where the portal is the whole network.
     """
 
     name: str
@@ -30,15 +31,7 @@ class Kind:
     answer: Callable[[str], Imitated] | None = None
     vanishes: bool = False
     lies: bool = False
-
-    @property
-    def needs(self) -> str | None:
-        """Why this kind takes a network namespace, where the portal is the whole network."""
-        if self.vanishes:
-            return "only in a network of its own can a portal make packets vanish"
-        return (
-            "only in a network of its own can a portal answer for every name" if self.lies else None
-        )
+    needs: str | None = None
 
     def imitate(self, verdict: NetworkAuthenticationRequired | SignIn) -> Imitated:
         """The answer of this kind, in place of ours."""
@@ -90,13 +83,19 @@ KINDS = {
             UnknownTls.INTERCEPT,
             _redirect,
         ),
-        Kind("silent", "names resolve, and every other packet vanishes", vanishes=True),
+        Kind(
+            "silent",
+            "names resolve, and every other packet vanishes",
+            vanishes=True,
+            needs="only in a network of its own can a portal make packets vanish",
+        ),
         Kind(
             "dns-lie",
             "every name leads to the portal: 302 to the sign-in page; TLS is reset",
             _RESET_TLS,
             _redirect,
             lies=True,
+            needs="only in a network of its own can a portal answer for every name",
         ),
         Kind(
             "reset",

@@ -43,12 +43,10 @@ class Origin:
         return self.https_port if dialled in (443, 8443) else self.http_port
 
 
-class SignIn:
-    """The page that a 511 links to: its button grants a session to the client."""
-
-    def __init__(self, host: str, grant: Callable[[], Awaitable[None]]) -> None:
-        application = web.Application([(r".*", _SignIn, {"grant": grant})])
-        self.port = _listen(httpserver.HTTPServer(application), host)
+def serve_sign_in(host: str, grant: Callable[[], Awaitable[None]]) -> int:
+    """Serves the page that a 511 links to, whose button calls `grant`. Returns its port."""
+    application = web.Application([(r".*", _SignIn, {"grant": grant})])
+    return _listen(httpserver.HTTPServer(application), host)
 
 
 class _Any(web.RequestHandler):

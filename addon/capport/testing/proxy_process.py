@@ -34,7 +34,7 @@ from capport.service.settings import SettingError
 from capport.testing.authority import Authority
 from capport.testing.kinds import kind_named
 from capport.testing.network import CLIENT, LIE, ORIGIN, PORTAL, Entrance, end_all
-from capport.testing.origin import Answer, Origin, SignIn
+from capport.testing.origin import Answer, Origin, serve_sign_in
 from capport.testing.resolver_for_clients import ClientsResolver
 
 EXPIRY = 0.01  # seconds until sessions end that `expire` ends
@@ -80,20 +80,19 @@ class _Subject:
         self._offline: bool = settings["offline"]
         authority = Authority(folder)
         self._origin = Origin(authority)
-        host = settings["listen"][0]
         self._namespace: int | None = settings["namespace"]
-        self._sign_in = SignIn("127.0.0.1" if self._namespace else host, self.grant)
-        self._here = f"http://{Place(_reachable(host), self._sign_in.port)}/"
+        host = "127.0.0.1" if self._namespace else settings["listen"][0]
+        sign_in_port = serve_sign_in(host, self.grant)
         self._entrance = Entrance(self._namespace) if self._namespace else None
-        if self._entrance:
-            self._here = f"http://{PORTAL}/"
+        here = PORTAL if self._entrance else Place(_reachable(host), sign_in_port)
+        self._here = f"http://{here}/"
         self._text = settings["policy"]
         events = self._events = folder / "events-0.jsonl"
         policy = self._write_policy(self._text)
         given: dict[str, object] = {
             "confdir": str(folder / "mitmproxy"),
             "mode": ["transparent" if self._entrance else "regular"],
-            "listen_host": "127.0.0.1" if self._entrance else host,
+            "listen_host": host,
             "listen_port": settings["listen"][1],
             "ssl_verify_upstream_trusted_ca": str(authority.ca_file) if self._offline else None,
         }
@@ -111,9 +110,8 @@ class _Subject:
             put_where_scripts_stand(_Running("listening", self._entrance.leave))
         self._hooks = cast(Hooks, self._master.addons.get(Hooks.name))
         names = _Names(offline=self._offline)
-        ports: dict[Address, Callable[[int], int]] = dict.fromkeys(
-            (PORTAL, LIE), self._sign_in_port
-        )
+        ports = dict[Address, Callable[[int], int]]()
+        ports[PORTAL] = ports[LIE] = lambda dialled: sign_in_port
         if self._offline:
             ports[ORIGIN] = self._origin.port
         self._hooks.dialling = _Detours(self._hooks.enforcer, names, ports)
@@ -133,7 +131,7 @@ class _Subject:
         if serving.done():
             await serving
             return
-        _send(answers, self._where())
+        _send(answers, {"port": self._port(), "login_url": self._hooks.gate.policy.login_url})
         with suppress(ConnectionError):
             while line := await commands.readline():
                 _send(answers, await self._carry_out(json.loads(line)))
@@ -282,15 +280,9 @@ class _Subject:
         self._started.set()
         self._network()
 
-    def _sign_in_port(self, dialled: int) -> int:
-        return self._sign_in.port
-
     def _port(self) -> int:
         addresses: list[tuple[str, int]] = self._master.addons.get("proxyserver").listen_addrs()
         return addresses[0][1]
-
-    def _where(self) -> dict[str, Any]:
-        return {"port": self._port(), "login_url": self._hooks.gate.policy.login_url}
 
 
 class _Running:

@@ -163,8 +163,7 @@ class Records(Contents):
 
     def unspend(self, state: bytes) -> None:
         """Makes a state usable again, after the grant for which it was spent has failed."""
-        with self.database.transaction() as db:
-            db.execute("DELETE FROM spent WHERE state = ?", (state,))
+        self._change("DELETE FROM spent WHERE state = ?", state)
 
     def spent_by(self, state: bytes) -> ClientId | None:
         """The client that used a state; None if no client has."""
@@ -173,8 +172,7 @@ class Records(Contents):
 
     def clear_spent(self, boot: str, now: float) -> None:
         """Deletes states that have expired."""
-        with self.database.transaction() as db:
-            db.execute("DELETE FROM spent WHERE boot != ? OR expires <= ?", (boot, now))
+        self._change("DELETE FROM spent WHERE boot != ? OR expires <= ?", boot, now)
 
     # -- terms ---------------------------------------------------------------------------------
 
@@ -192,23 +190,20 @@ class Records(Contents):
 
     def withdraw(self, client: ClientId, version: str, language: str, at: float) -> None:
         """Deletes what `client` accepted first at `at`, because no session was granted for it."""
-        with self.database.transaction() as db:
-            db.execute(
-                "DELETE FROM accepted"
-                " WHERE client = ? AND version = ? AND language = ? AND first = ?",
-                (client, version, language, at),
-            )
+        self._change(
+            "DELETE FROM accepted WHERE client = ? AND version = ? AND language = ? AND first = ?",
+            *(client, version, language, at),
+        )
 
     def clear_accepted(self, most: int = ACCEPTANCES) -> None:
         """Deletes all acceptances but the newest `most`. Call it from time to time."""
         over = self._rows("SELECT count(*) FROM accepted")[0][0] - most
         if over > 0:
-            with self.database.transaction() as db:
-                db.execute(
-                    "DELETE FROM accepted WHERE (client, version, language) IN"
-                    " (SELECT client, version, language FROM accepted ORDER BY last LIMIT ?)",
-                    (over,),
-                )
+            self._change(
+                "DELETE FROM accepted WHERE (client, version, language) IN"
+                " (SELECT client, version, language FROM accepted ORDER BY last LIMIT ?)",
+                over,
+            )
 
     # -- vouchers ------------------------------------------------------------------------------
 
@@ -288,11 +283,10 @@ class Records(Contents):
 
         A use that began earlier stays.
         """
-        with self.database.transaction() as db:
-            db.execute(
-                "DELETE FROM voucher_use WHERE number = ? AND client = ? AND since = ?",
-                (number, client, at.wall),
-            )
+        self._change(
+            "DELETE FROM voucher_use WHERE number = ? AND client = ? AND since = ?",
+            *(number, client, at.wall),
+        )
 
     def keep_time(self, at: Moment) -> None:
         """Notes the time, if there are vouchers. Call it from time to time."""
@@ -341,13 +335,11 @@ class Records(Contents):
 
     def put_user(self, name: str, password: str, at: float) -> None:
         """Adds a user, or changes a user's password. `password` is its hash."""
-        with self.database.transaction() as db:
-            db.execute("INSERT OR REPLACE INTO user VALUES (?, ?, ?)", (name, password, at))
+        self._change("INSERT OR REPLACE INTO user VALUES (?, ?, ?)", name, password, at)
 
     def drop_user(self, name: str) -> bool:
         """Removes a user; returns whether there was one."""
-        with self.database.transaction() as db:
-            return bool(db.execute("DELETE FROM user WHERE name = ?", (name,)).rowcount)
+        return self._change("DELETE FROM user WHERE name = ?", name) > 0
 
     def password_of(self, name: str) -> str | None:
         """The hash of a user's password."""
@@ -360,13 +352,11 @@ class Records(Contents):
 
     def put_token(self, name: str, digest: bytes, at: float) -> None:
         """Stores the hash of a bearer token for the API; replaces an earlier token of that name."""
-        with self.database.transaction() as db:
-            db.execute("INSERT OR REPLACE INTO token VALUES (?, ?, ?)", (digest, name, at))
+        self._change("INSERT OR REPLACE INTO token VALUES (?, ?, ?)", digest, name, at)
 
     def drop_token(self, name: str) -> bool:
         """Removes a token; returns whether there was one. The next call with it is refused."""
-        with self.database.transaction() as db:
-            return bool(db.execute("DELETE FROM token WHERE name = ?", (name,)).rowcount)
+        return self._change("DELETE FROM token WHERE name = ?", name) > 0
 
     def tokens(self) -> list[str]:
         """The names of all tokens."""
@@ -380,6 +370,11 @@ class Records(Contents):
     def _rows(self, question: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         with self.database.current() as db:
             return db.execute(question, values).fetchall()
+
+    def _change(self, order: str, *values: object) -> int:
+        """Carries out one statement; returns how many rows it has changed."""
+        with self.database.transaction() as db:
+            return db.execute(order, values).rowcount
 
 
 def records_beside(store: str) -> Path | None:
