@@ -28,6 +28,7 @@ in_checkout() {
     die "cannot write in $checkout/.cache (HOME is ${HOME:-not set}): run this in a clone of yours"
   echo '*' >"$checkout/.cache/.gitignore"
 }
+
 # mitmproxy keeps its CA under HOME, the portal its sessions.
 ensure_home() {
   if [[ -d ${HOME:-} && -w $HOME && -x $HOME ]]; then return; fi
@@ -35,6 +36,7 @@ ensure_home() {
   export HOME=$checkout/.cache/home
   unset XDG_CACHE_HOME XDG_CONFIG_HOME XDG_DATA_HOME XDG_STATE_HOME
 }
+
 # Run the rest of the arguments while we hold a lock on folder $1; no lock file is left.
 # A plain call, never in a condition: `set -e` must hold inside.
 locked() (
@@ -48,12 +50,14 @@ apt_get() {
   as_root env DEBIAN_FRONTEND=noninteractive apt-get -qqy --no-install-recommends \
     -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 "$@" </dev/null >&2
 }
+
 # Install packages, with the lists there are if new ones cannot be had. apt waits for dpkg's
 # lock by itself, but not for that of the lists.
 apt_install() {
   for _ in {1..5}; do if apt_get update; then break; else sleep 3; fi; done
   apt_get install "$@"
 }
+
 # Put pyenv's Pythons in front of PATH, because uv looks nowhere else, and pyenv's own shims
 # answer 127 for versions that the folder they are called in does not select.
 pyenv_into_path() {
@@ -64,6 +68,7 @@ pyenv_into_path() {
     for bin in "$root"/versions/3.*/bin; do [[ ! -d $bin ]] || PATH=$bin:$PATH; done
   done
 }
+
 # uv reads none of pip's settings, and brings certificates of its own where pip often uses
 # the machine's. An index or a CA in the environment is meant for both.
 pip_settings_for_uv() {
@@ -72,6 +77,7 @@ pip_settings_for_uv() {
   export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-${UV_INDEX_URL:-${PIP_INDEX_URL:-}}}"
   export UV_INDEX="${UV_INDEX:-${UV_EXTRA_INDEX_URL:-${PIP_EXTRA_INDEX_URL:-}}}"
 }
+
 # Make a venv in folder $1 with the newest Python here that can.
 new_venv() {
   local python
@@ -80,6 +86,7 @@ new_venv() {
   done < <(type -ap python3.{15..9} python3)
   return 1
 }
+
 # A uv that works, in `uv`: an installed one, or one that pip installs into the checkout.
 find_uv() {
   local own=$checkout/.cache/uv
@@ -104,6 +111,7 @@ find_python() (
   export UV_PYTHON_DOWNLOADS=never
   "$uv" python find "$(<.python-version)" || "$uv" python find '>=3.12' || cat .python-version
 ) 2>/dev/null
+
 make_venv() {
   local folder quiet=() sum
   ! is_set_up || return 0 # made while we waited for the lock
