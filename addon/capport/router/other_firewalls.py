@@ -7,7 +7,7 @@ chain only if every path through the chain ends in a drop.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,13 +59,14 @@ class Packet:
     facts: _Facts
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Chain:
-    """A chain at a hook, and the packets that it drops."""
+    """A chain at a hook, the chains of its table, and the packets that it drops."""
 
     table: str
     name: str
-    dropped: list[Packet] = field(default_factory=list)
+    beside: Collection[str]
+    dropped: list[Packet]
 
 
 def in_the_way(rules: Nftables) -> list[str]:
@@ -76,21 +77,14 @@ def in_the_way(rules: Nftables) -> list[str]:
     ours = rules.outline(f"list table {TABLE}")
     if (way := _WAY.search(ours)) is None:
         return []
-    clients, origins = way[1], way[2]
     ports = {
         int(port)
         for let_in in _LET_IN.findall(ours)
         for port in re.findall(r"\d+", " ".join(let_in))
     }
-    packets = [*_packets(clients, origins, ports)]
-    return [
-        *(
-            _sentence(chain, names, clients, origins)
-            for table in _tables(rules)
-            for chain, names in _dropping(table, rules, packets)
-        ),
-        *_legacy(),
-    ]
+    packets = [*_packets(way[1], way[2], ports)]
+    dropping = (chain for table in _tables(rules) for chain in _dropping(table, rules, packets))
+    return [*map(_sentence, dropping), *_legacy()]
 
 
 def _packets(clients: str, origins: str, ports: Iterable[int]) -> Iterator[Packet]:
@@ -109,18 +103,18 @@ def _packets(clients: str, origins: str, ports: Iterable[int]) -> Iterator[Packe
 
 def _tables(rules: Nftables) -> Iterator[str]:
     """The other tables that have a filter chain at these hooks."""
-    found = {}
-    for item in rules.ask("list chains"):
-        chain = item.get("chain", {})
-        if chain.get("type") == "filter" and chain.get("hook") in ("forward", "input"):
-            found[f"{chain['family']} {chain['table']}"] = chain["family"]
-    yield from (table for table, family in found.items() if family in _FAMILIES and table != TABLE)
+    chains = [item["chain"] for item in rules.ask("list chains") if "chain" in item]
+    tables = {
+        f"{chain['family']} {chain['table']}": None
+        for chain in chains
+        if chain.get("type") == "filter" and chain.get("hook") in ("forward", "input")
+        if chain["family"] in _FAMILIES
+    }
+    yield from (table for table in tables if table != TABLE)
 
 
-def _dropping(
-    table: str, rules: Nftables, packets: Iterable[Packet]
-) -> Iterator[tuple[Chain, set[str]]]:
-    """Each chain of `table` that drops some of `packets`, and the names of all its chains."""
+def _dropping(table: str, rules: Nftables, packets: Iterable[Packet]) -> Iterator[Chain]:
+    """Each chain of `table` that drops some of `packets`."""
     bases: list[_Json] = []
     chains: dict[str, list[_Json]] = {}
     for item in rules.ask(f"list table {table}"):
@@ -132,24 +126,19 @@ def _dropping(
             chains[rule["chain"]].append(rule)
     extended = any("xt" in said for each in chains.values() for r in each for said in r["expr"])
     printed = _printed(table, rules) if extended else {}
+
+    def drops(base: _Json, packet: Packet, family: str) -> bool:
+        if family == "ipv6" and packet.facts["dport"] == 67:
+            return False  # port 67 is DHCP for IPv4 only
+        ends = _Walk(chains, printed, {**packet.facts, "nfproto": family}).chain(base["name"])
+        return {base.get("policy", _ACCEPT) if end == _LEAVE else end for end in ends} == {_DROP}
+
     for base in bases:
-        found = Chain(table, base["name"])
-        for packet in packets:
-            if packet.hook != base["hook"]:
-                continue
-            for family in _FAMILIES[base["family"]]:
-                if family == "ipv6" and packet.facts["dport"] == 67:
-                    continue  # port 67 is DHCP for IPv4 only
-                ends = _Walk(chains, printed, {**packet.facts, "nfproto": family}).chain(
-                    base["name"]
-                )
-                if {base.get("policy", _ACCEPT) if end == _LEAVE else end for end in ends} == {
-                    _DROP
-                }:
-                    found.dropped.append(packet)
-                    break
-        if found.dropped:
-            yield found, set(chains)
+        families = _FAMILIES[base["family"]]
+        mine = (packet for packet in packets if packet.hook == base["hook"])
+        dropped = [packet for packet in mine if any(drops(base, packet, f) for f in families)]
+        if dropped:
+            yield Chain(table, base["name"], chains, dropped)
 
 
 def _printed(table: str, rules: Nftables) -> dict[int | None, str]:
@@ -176,27 +165,26 @@ class _Walk:
     def _ends(self, name: str) -> set[str]:
         ends: set[str] = set()
         for rule in self.chains.get(name, ()):
-            matches, then = self._rule(rule)
-            if matches is not False:
-                ends |= then - {_ON}
-            if matches and _ON not in then:
+            may = self._rule(rule)
+            ends |= may - {_ON}
+            if _ON not in may:
                 return ends
         return ends | {_LEAVE}
 
-    def _rule(self, rule: _Json) -> tuple[bool | None, set[str]]:
-        """Whether the rule matches (None if unknown), and what it may then do with the packet."""
-        matches: bool | None = True
+    def _rule(self, rule: _Json) -> set[str]:
+        """What the rule may do with the packet; _ON if it may not match."""
+        unless: set[str] = set()  # _ON is in it if a match so far may not hold
         for statement in rule["expr"]:
             for kind, said in statement.items():
                 if kind in ("jump", "goto"):
-                    return matches, self._target(kind, said)
+                    return unless | self._target(kind, said)
                 if kind in _VERDICTS:
-                    return matches, {_VERDICTS[kind]}
+                    return unless | {_VERDICTS[kind]}
                 if kind == "vmap":
-                    return self._vmap(matches, said)
+                    return unless | self._vmap(said)
                 if kind == "xt" and (said or {}).get("type") == "target":
                     if said["name"] == "REJECT":
-                        return matches, {_DROP}
+                        return unless | {_DROP}
                     continue
                 if kind == "match":
                     one = self._match(said)
@@ -207,28 +195,29 @@ class _Walk:
                 else:
                     continue
                 if one is False:
-                    return False, {_ON}
-                matches = matches and one
-        return matches, {_ON}
+                    return {_ON}
+                if one is None:
+                    unless = {_ON}
+        return {_ON}
 
     def _target(self, kind: str, said: _Json) -> set[str]:
         ends = self.chain(said["target"])
         return {_ON if kind == "jump" and end == _LEAVE else end for end in ends}
 
-    def _vmap(self, matches: bool | None, said: _Json) -> tuple[bool | None, set[str]]:
-        """As `_rule`, but for a map of verdicts. It returns each verdict that is possible."""
+    def _vmap(self, said: _Json) -> set[str]:
+        """As `_rule`, for a map of verdicts: each verdict that is possible."""
         elements = said["data"].get("set") if isinstance(said["data"], dict) else None
         if elements is None:
-            return None, {_ACCEPT}  # a named map, which we cannot read: it may accept
-        may: set[str] = set()
+            return {_ACCEPT, _ON}  # a named map, which we cannot read: it may accept
+        may = {_ON}
         for value, verdict in elements:
             one = self._match({"op": "==", "left": said["key"], "right": value})
             if one is not False:
-                _, then = self._rule({"expr": [verdict]})
+                then = self._rule({"expr": [verdict]})
                 if one:
-                    return matches, then
+                    return then
                 may |= then
-        return (None, may) if may else (False, {_ON})
+        return may
 
     def _match(self, said: _Json) -> bool | None:
         """Whether the packet meets a match; None if unknown."""
@@ -288,41 +277,40 @@ def _holds(right: Any, mine: str | int) -> bool | None:
     return same
 
 
-def _sentence(chain: Chain, names: set[str], clients: str, origins: str) -> str:
+def _sentence(chain: Chain) -> str:
     what = " and ".join(packet.what for packet in chain.dropped)
     to_us = " from clients to the router" if chain.dropped[0].hook == "input" else ""
-    remedies = " && ".join(_remedies(chain, names, clients, origins))
+    remedies = " && ".join(_remedies(chain))
     return (
         f"table {chain.table}, chain {chain.name} drops {what}{to_us}, although table {TABLE}"
         f" accepts them; to allow them: {remedies}"
     )
 
 
-def _remedies(chain: Chain, names: set[str], clients: str, origins: str) -> Iterator[str]:
+def _remedies(chain: Chain) -> Iterator[str]:
     """Commands that let the packets through, given to the program that made the table."""
     if chain.table == CLOSED:
         yield "systemctl restart capport-router"  # it loads the rules, then removes this table
         return
     insert = f"nft insert rule {chain.table} {chain.name}"
     docker = f"{'ip6' if chain.table.startswith('ip6') else 'ip'}tables -I DOCKER-USER"
-    ufw = any(name.startswith(("ufw-", "ufw6-")) for name in names)
+    ufw = any(name.startswith(("ufw-", "ufw6-")) for name in chain.beside)
     ports: dict[str, list[str]] = {}
     for packet in chain.dropped:
         if packet.hook == "input":
             ports.setdefault(str(packet.facts["l4proto"]), []).append(str(packet.facts["dport"]))
             continue
         new = packet.facts["state"] == "new"
-        if "DOCKER-USER" in names:
+        come, go = packet.facts["iifname"], packet.facts["oifname"]
+        if "DOCKER-USER" in chain.beside:
             states = "" if new else " -m conntrack --ctstate RELATED,ESTABLISHED"
-            way = f"-i {clients} -o {origins}" if new else f"-i {origins} -o {clients}"
-            yield f"{docker} {way}{states} -j ACCEPT"
+            yield f"{docker} -i {come} -o {go}{states} -j ACCEPT"
         elif ufw and new:
-            yield f"ufw route allow in on {clients} out on {origins}"
-        elif new:
-            yield f'{insert} iifname "{clients}" oifname "{origins}" accept'
+            yield f"ufw route allow in on {come} out on {go}"
         else:
-            states = "ct state established,related"
-            yield f'{insert} iifname "{origins}" oifname "{clients}" {states} accept'
+            states = "" if new else "ct state established,related "
+            yield f'{insert} iifname "{come}" oifname "{go}" {states}accept'
+    clients = chain.dropped[0].facts["iifname"]
     for protocol, mine in ports.items():
         if ufw:
             yield f"ufw allow in on {clients} to any port {','.join(mine)} proto {protocol}"
