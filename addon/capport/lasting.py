@@ -7,7 +7,16 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+_tasks = set[asyncio.Task[None]]()
+
 PAUSE = 1.0  # seconds until work that has failed begins again
+
+
+def start(work: Coroutine[Any, Any, None]) -> None:
+    """Starts `work` as a task, and keeps the task until it is done, as the event loop does not."""
+    task = asyncio.create_task(work)
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)
 
 
 async def lasting(what: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -46,10 +46,8 @@ class Budget:
             return False
         if self._spend(client.id, self._one, now) and self._spend(_ALL, self._all, now):
             return True
-        if len(self._hidden) < CLIENTS or client.id in self._hidden:
-            self._hidden[client.id] += 1
-        else:
-            self._hidden[_ALL] += 1
+        has_room = len(self._hidden) < CLIENTS or client.id in self._hidden
+        self._hidden[client.id if has_room else _ALL] += 1
         return False
 
     def take_hidden(self) -> Counter[ClientId]:

@@ -119,7 +119,6 @@ class Conversation:
         self.peer = peer
         self.dialled = dialled
         self.answers = 0
-        self._explicit = dialled is None
         self.unread = b""  # what came after the last request that was answered
         self._searched = 0  # bytes of `unread` in which no head ends
         self._connect = b""  # the CONNECT that opened the tunnel, if one did
@@ -150,7 +149,7 @@ class Conversation:
         return HandOver(unread, self.answers, self._connect)
 
     def _answer(self, head: bytes, rest: bytes) -> Action:
-        request = read(head, explicit=self._explicit)
+        request = read(head, explicit=self.dialled is None)
         if request is None or (rest and request.is_chunked):
             return self.hand_over()  # `rest` may not be what a chunked body begins with
         client = self.gate.client(self.peer)
@@ -163,7 +162,7 @@ class Conversation:
             way = way_of_connect(verdict, self.gate.policy, request.user_agent, request.claim.port)
             if way is Connect.ALERT:
                 self._connect, self.unread = without_credentials(head), rest
-                self.dialled, self._explicit = request.claim, False
+                self.dialled = request.claim
                 self.answers = 0
                 return Answer(ESTABLISHED, False, client, dialled, verdict, 200, head, request)
         # After a 431 the client may be sending more of what is too large.

@@ -55,14 +55,13 @@ class HelloReader:
         self.raw = b""
         self._record = 0  # where in `raw` the next record begins
         self._records = 0
-        self._start = b""  # the first bytes of the message: its type and its size
-        self._have = 0  # bytes of the message that are in whole records
+        self._message = b""  # what the whole records contain
 
     def feed(self, data: bytes) -> Hello | None:
         """The ClientHello; None until it is complete. Raises ValueError if it is not one."""
         self.raw = raw = self.raw + data
         self._read_records()
-        start = self._start
+        start = self._message[:4]  # its type and its size
         if len(start) < 4:  # there may be more of it in the record that is not whole
             start += raw[self._record + 5 : self._record + 9 - len(start)]
         if start and start[0] != 1:
@@ -70,11 +69,11 @@ class HelloReader:
         size = 4 + int.from_bytes(start[1:4])
         if len(start) == 4 and size > HELLO:
             raise ValueError(f"it says that it has {size} bytes; {HELLO} are allowed")
-        if len(start) < 4 or self._have < size:
+        if len(start) < 4 or len(self._message) < size:
             if len(raw) > HELLO:
                 raise ValueError(f"it has more than {HELLO} bytes")
             return None
-        return read_hello(self._body(size))
+        return read_hello(self._message[4:size])
 
     @property
     def is_all(self) -> bool:
@@ -89,7 +88,7 @@ class HelloReader:
         return b"\x15" + self.raw[1:3] + b"\x00\x02\x02" + ACCESS_DENIED
 
     def _read_records(self) -> None:
-        """Counts the records that have become whole, and keeps the first bytes in them."""
+        """Takes what is in the records that have become whole."""
         raw, at, have = self.raw, self._record, len(self.raw)
         while have >= at + _RECORD.size:
             kind, major, minor, size = _RECORD.unpack_from(raw, at)
@@ -101,21 +100,8 @@ class HelloReader:
             self._records += 1
             if self._records > RECORDS:
                 raise ValueError(f"it is in more than {RECORDS} records")
-            if len(self._start) < 4:
-                self._start += raw[body : min(at, body + 4 - len(self._start))]
-            self._have += size
+            self._message += raw[body:at]
             self._record = at
-
-    def _body(self, size: int) -> bytes:
-        """The message without its type and size. With these it has `size` bytes."""
-        if self._records == 1:
-            return self.raw[9 : 5 + size]
-        payloads, at = bytearray(), 0
-        while at < self._record:
-            start, length = at + 5, int.from_bytes(self.raw[at + 3 : at + 5])
-            at = start + length
-            payloads += self.raw[start:at]
-        return bytes(payloads[4:size])
 
 
 def claim_of(hello: Hello, dialled: Place | None) -> Place | None:

@@ -38,11 +38,9 @@ from capport.proxy.fail_closed import (
     NotStarted,
     SilentLayer,
     closed,
-    deny_client,
     deny_dns,
     deny_flow,
     deny_layer,
-    deny_nothing,
 )
 from capport.proxy.flow_marks import GARDEN_MARK, FlowMarks, decided_on
 from capport.proxy.front_protocol import Front, leads_back
@@ -135,7 +133,7 @@ class Hooks:
 
     # --- hooks: connections ----------------------------------------------------------------------
 
-    @closed(deny_client)
+    @closed
     def client_connected(self, conn: connection.Client) -> None:
         """Refuses a connection to the proxy itself; starts the deadline of an unknown client."""
         before, conn.error = conn.error, conn.error or NO_VERDICT
@@ -157,7 +155,7 @@ class Hooks:
             connect_early(handler_of(conn.id))
         conn.error = before
 
-    @closed(deny_nothing)
+    @closed
     def client_disconnected(self, conn: connection.Client) -> None:
         """Forgets the connection, and closes the sockets that mitmproxy left open."""
         self.enforcer.handed_on(conn)
@@ -165,7 +163,7 @@ class Hooks:
         self.enforcer.handshakes.closed(conn)
         self.connections.closed(conn)
 
-    @closed(deny_layer)
+    @closed
     def next_layer(self, asked: layer.NextLayer) -> None:
         """Chooses the layer for every TLS connection, and for all bytes of an unknown client."""
         if asked.layer:
@@ -221,7 +219,7 @@ class Hooks:
         data.server.error = before
         self.guard.approve(data.server)
 
-    @closed(deny_nothing)
+    @closed
     def server_connected(self, data: ServerConnectionHookData) -> None:
         """Records that the connection is open; tells the login server which client it is for."""
         self.dialling.connected(data)
@@ -234,33 +232,33 @@ class Hooks:
                 self.connections.abort_connection(data.client)
                 raise
 
-    @closed(deny_nothing)
+    @closed
     def server_disconnected(self, data: ServerConnectionHookData) -> None:
         """Records that the connection has ended; the login server may forget its client."""
         self.connections.hung_up(data.client, data.server.id)
         if self.service.login and data.server.sockname:
             self.service.login.disconnected(data.server.sockname)
 
-    @closed(deny_nothing)
+    @closed
     def server_connect_error(self, data: ServerConnectionHookData) -> None:
         """Records that the connection could not be opened, or was denied."""
         self.dialling.failed(data)
 
     # --- hooks: TLS ------------------------------------------------------------------------------
 
-    @closed(deny_nothing)
+    @closed
     def tls_established_client(self, data: tls.TlsData) -> None:
         """Records that the handshake is done. The client may not have checked the certificate."""
         self.enforcer.handshakes.established(data.context.client)
 
-    @closed(deny_nothing)
+    @closed
     def tls_failed_client(self, data: tls.TlsData) -> None:
         """Reports that the client rejected the certificate (RFC 6585 section 7.4)."""
         self.enforcer.handshakes.failed(data.context.client, data.conn.error)
 
     # --- hooks: HTTP -----------------------------------------------------------------------------
 
-    @closed(deny_flow)
+    @closed
     def requestheaders(self, shown: http.HTTPFlow) -> None:
         """Decides on each request that mitmproxy's own HTTP layer has read."""
         if shown.response or shown.error:
@@ -295,12 +293,12 @@ class Hooks:
         self.marks.refused(shown, verdict)
         self.connections.answered(shown.client_conn)
 
-    @closed(deny_nothing)
+    @closed
     def head_refused(self, head: RefusedHead) -> None:
         """Counts and reports a head that mitmproxy's own readers refused."""
         self.enforcer.refused_unread(head.client, head.status, head.why)
 
-    @closed(deny_flow)
+    @closed
     def http_connect(self, shown: http.HTTPFlow) -> None:
         """Decides on a CONNECT.
 
@@ -322,18 +320,18 @@ class Hooks:
             self.marks.tunnelled(shown, verdict)
         shown.response = None
 
-    @closed(deny_nothing)
+    @closed
     def http_connected(self, shown: http.HTTPFlow) -> None:
         """Reports the tunnel."""
         self.marks.passed(shown)
 
-    @closed(deny_nothing)
+    @closed
     def error(self, shown: http.HTTPFlow) -> None:
         """Reports a request that was forwarded and got no answer."""
         if shown.response is None:
             self.marks.passed(shown)
 
-    @closed(deny_nothing)
+    @closed
     def http_connect_error(self, shown: http.HTTPFlow) -> None:
         """Ends the connection after a failed CONNECT: mitmproxy cannot read a second one on it."""
         if shown.response:
@@ -359,7 +357,7 @@ class Hooks:
         if login and login.is_at(place_of((shown.request.host, shown.request.port))):
             shown.request.headers[HEADER] = login.sign(self.connections.peer_of(shown.client_conn))
 
-    @closed(deny_nothing)
+    @closed
     def responseheaders(self, shown: http.HTTPFlow) -> None:
         """Streams the origin's response, unless the operator wants mitmproxy to keep it."""
         if shown.response is None or decided_on(shown)[0] != "Pass":
@@ -369,13 +367,13 @@ class Hooks:
             shown.response.stream = True
         self.marks.passed(shown)
 
-    @closed(deny_nothing)
+    @closed
     def websocket_message(self, shown: http.HTTPFlow) -> None:
         """Drops old messages, which mitmproxy would keep in memory until the flow ends."""
         if self.gate.policy.http_known is KnownHttp.STREAM and shown.websocket:
             del shown.websocket.messages[:-1]  # later addons (dumper) read the last one
 
-    @closed(deny_nothing)
+    @closed
     def tcp_message(self, shown: tcp.TCPFlow | udp.UDPFlow) -> None:
         """Drops old messages of raw TCP and UDP, as `websocket_message` does."""
         if self.gate.policy.http_known is KnownHttp.STREAM:
@@ -384,7 +382,7 @@ class Hooks:
 
     udp_message = tcp_message
 
-    @closed(deny_dns)
+    @closed
     def dns_request(self, shown: dns.DNSFlow) -> None:
         """Refuses an unknown client's DNS query: mitmproxy would answer it without connecting."""
         if not self.gate.known(self.connections.client_of(shown.client_conn)):

@@ -10,6 +10,7 @@ from typing import cast
 from mitmproxy import command, exceptions, flow, http, types
 from mitmproxy.log import ALERT
 
+from capport import lasting
 from capport.core.client import ClientId, parse_client_id, parts_of
 from capport.core.session import LONGEST, open_ones
 from capport.gate import Gate
@@ -36,7 +37,6 @@ class Console:
         self._gate = gate
         self._service = service
         self._explain_flow = explain_flow
-        self._running: set[asyncio.Future[None]] = set()
 
     @command.command("portal.explain")
     def explain(self, flow: flow.Flow) -> str:
@@ -110,9 +110,7 @@ class Console:
 
     def _run(self, work: Callable[[], object], done: str) -> None:
         """Runs `work`, which waits for the disk, on a thread; logs `done` or the error."""
-        running = asyncio.ensure_future(_report(asyncio.to_thread(work), done))
-        self._running.add(running)
-        running.add_done_callback(self._running.discard)
+        lasting.start(_report(asyncio.to_thread(work), done))
 
 
 def _data(rows: list[list[str]]) -> types.Data:

@@ -62,27 +62,6 @@ class Hooked(Protocol):
     marks: FlowMarks
 
 
-def closed[Self: Hooked, Data](
-    deny: Callable[[Data], None],
-) -> Callable[[Callable[[Self, Data], None]], Callable[[Self, Data], None]]:
-    """Decorates a hook: if it raises, `deny` is called with the hook's data."""
-
-    def wrap(hook: Callable[[Self, Data], None]) -> Callable[[Self, Data], None]:
-        @functools.wraps(hook)
-        def wrapped(self: Self, data: Data) -> None:
-            try:
-                hook(self, data)
-            except exceptions.AddonHalt:
-                raise
-            except Exception:
-                deny(data)
-                self.marks.fault(hook.__name__)
-
-        return wrapped
-
-    return wrap
-
-
 class SilentLayer(OwnLayer):
     """Ends the connection without an answer: for unknown clients' UDP, and when nothing decides."""
 
@@ -114,10 +93,6 @@ def deny_dns(shown: dns.DNSFlow) -> None:
     shown.response = shown.request.fail(5)  # RFC 1035 section 4.1.1: REFUSED
 
 
-def deny_nothing[Data](data: Data) -> None:
-    """Denies nothing, because no traffic is forwarded as the result of such a hook."""
-
-
 class NotStarted:
     """Denies everything until the portal has started; then `Hooks` takes its place."""
 
@@ -127,3 +102,24 @@ class NotStarted:
     next_layer = staticmethod(deny_layer)
     requestheaders = http_connect = staticmethod(deny_flow)
     dns_request = staticmethod(deny_dns)
+
+
+def closed[Self: Hooked, Data](hook: Callable[[Self, Data], None]) -> Callable[[Self, Data], None]:
+    """Decorates a hook: if it raises, it denies what `NotStarted` would deny in its place.
+
+    `NotStarted` has no such hook if no traffic is forwarded as the result of it.
+    """
+    deny: Callable[[Data], None] | None = getattr(NotStarted, hook.__name__, None)
+
+    @functools.wraps(hook)
+    def wrapped(self: Self, data: Data) -> None:
+        try:
+            hook(self, data)
+        except exceptions.AddonHalt:
+            raise
+        except Exception:
+            if deny:
+                deny(data)
+            self.marks.fault(hook.__name__)
+
+    return wrapped

@@ -84,13 +84,8 @@ class FlowMarks:
         if credentials:
             shown.metadata["portal"]["credentials"] = credentials
         client = self._connections.client_of(shown.client_conn)
-        self.event(
-            "refused",
-            client,
-            **request_fields(shown),
-            **(details_of(shown) if self._gate.events.watches(client) else {}),
-            because=because,
-        )
+        details = details_of(shown) if self._gate.events.watches(client) else {}
+        self.event("refused", client, **request_fields(shown), **details, because=because)
 
     def tunnelled(self, shown: http.HTTPFlow, verdict: Verdict) -> None:
         """Marks a refused CONNECT that gets a tunnel to nowhere. Credentials in it are reported."""

@@ -23,6 +23,7 @@ from mitmproxy import connection
 from mitmproxy.connection import Address
 from mitmproxy.proxy import mode_specs
 
+from capport import lasting
 from capport.core.client import Client, ClientId, Mac, Peer, parse_address
 from capport.core.cost import ANSWERS
 from capport.core.place import Place
@@ -70,11 +71,10 @@ class Front:
         self.shown = shown
         self._turns = Turns[ClientId, Stranger]()
         self._left = AT_ONCE  # pieces of work that may be done in this pass
-        self._answered: list[Stranger] = []  # whose answers are sent at the end of this pass
+        self.answered: list[Stranger] = []  # whose answers are sent at the end of this pass
         self._scheduled = False  # `_pass` will be called, or a connection is being handed over
         self._epoll = select.epoll()
         self._watched: dict[int, Stranger] = {}  # by file descriptor
-        self._leaving = set[asyncio.Future[None]]()
 
     def open(self) -> None:
         """Begins to serve."""
@@ -131,10 +131,6 @@ class Front:
         if not self._left and not self._scheduled:
             self.rest()
 
-    def answers(self, one: "Stranger") -> None:
-        """Has `one` send its answer at the end of this pass."""
-        self._answered.append(one)
-
     def watch(self, one: "Stranger", fd: int, events: int) -> None:
         """Makes `one` ready at each of these events on its socket."""
         if fd in self._watched:
@@ -155,9 +151,7 @@ class Front:
     def leave(self, leaving: Coroutine[None, None, None]) -> None:
         """Hands a connection over. Nothing else is done until it calls `rest`."""
         self._left, self._scheduled = 0, True
-        task = asyncio.ensure_future(leaving)
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+        lasting.start(leaving)
 
     def rest(self, seconds: float = 0.0) -> None:
         """Does nothing for `seconds`, so that the event loop has time for other work."""
@@ -181,8 +175,8 @@ class Front:
             self.rest()
 
     def _send_answers(self) -> None:
-        while self._answered:  # sending an answer can lead to the client's next one
-            answered, self._answered = self._answered, []
+        while self.answered:  # sending an answer can lead to the client's next one
+            answered, self.answered = self.answered, []
             for one in answered:
                 one.do()
 
@@ -430,7 +424,7 @@ class Stranger:
             if self._readable or not act.ends_all:
                 self._lingers = Stages(act.request.declared if isinstance(act, Answer) else 0)
         self._unsent, self._step = act.data, Stranger.send
-        self.front.answers(self)
+        self.front.answered.append(self)
 
     def send(self) -> None:
         """Sends as much of the answer as the kernel takes, the rest when the client has read that.

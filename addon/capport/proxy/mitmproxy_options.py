@@ -184,7 +184,7 @@ def check(options: Options) -> None:
     """Raises Unusable if an option would open the gate, or names a mode that we do not serve."""
     for name, value in FORCED.items():
         if name in options and getattr(options, name) != value:
-            raise Unusable(f"the portal needs {name}={_text(value)}; it cannot be changed")
+            raise Unusable(f"the portal needs {name}={str(value).lower()}; it cannot be changed")
     for name, why in REFUSED.items():
         if name in options and getattr(options, name):
             raise Unusable(f"{name} cannot be used with the portal: {why}")
@@ -255,7 +255,3 @@ def _given(values: list[object]) -> str:
     if len(values) > 1:
         return f"{len(values)}: {', '.join(map(str, values))}"
     return "none" if not values or values[0] in ("", None) else repr(values[0])
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

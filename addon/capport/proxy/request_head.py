@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections import Counter
 from typing import Final
 
 import h11
@@ -84,14 +85,13 @@ def credentials_in(request: http.Request) -> dict[str, int]:
     the userinfo of the URL, which a client may repeat in its Host field.
     """
     named = [request.authority, *request.headers.get_all("host")]
-    found = {"userinfo": int(any("@" in authority for authority in named))}
+    found = Counter(userinfo=int(any("@" in authority for authority in named)))
     for name, value in request.headers.fields:
         if (kind := name.lower()) in CREDENTIALS:
             counted = _COUNTED.fullmatch(value)
             cookies = int(counted[1] or 1) if counted else cookies_in(value)
-            count = cookies if kind == b"cookie" else 1
-            found[kind.decode()] = found.get(kind.decode(), 0) + count
-    return {kind: count for kind, count in found.items() if count}
+            found[kind.decode()] += cookies if kind == b"cookie" else 1
+    return dict(+found)
 
 
 def claim_of(request: http.Request) -> Place | None:

@@ -1,6 +1,7 @@
 """Makes mitmproxy's responses of our replies, and the replies that have no page."""
 
 import time
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Final
 
@@ -33,18 +34,16 @@ def fields_of(reply: Reply) -> Fields:
 
 def to_mitmproxy(reply: Reply) -> http.Response:
     """Makes mitmproxy's response of `reply`."""
-    now = time.time()
     fields = [(name.encode(), value.encode("latin-1")) for name, value in fields_of(reply)]
-    return http.Response(
-        b"HTTP/1.1",
-        reply.status,
-        reply.reason.encode("ascii"),
-        http.Headers(fields),
-        reply.body,
-        None,
-        now,
-        now,
-    )
+    return response(reply.status, reply.reason.encode("ascii"), fields, reply.body)
+
+
+def response(
+    status: int, reason: bytes, fields: Iterable[tuple[bytes, bytes]], body: bytes
+) -> http.Response:
+    """Makes mitmproxy's response of these parts, as they are. It is complete now."""
+    headers, now = http.Headers(fields), time.time()
+    return http.Response(b"HTTP/1.1", status, reason, headers, body, None, now, now)
 
 
 def asked_of(request: http.Request) -> Asked:

@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 import h11
 from mitmproxy import connection, flow, http, tcp
 from mitmproxy.proxy.layers import tcp as tcp_layers
 
+from capport import lasting
 from capport.core.client import Client
 from capport.core.cost import LINE
 from capport.core.place import Place
@@ -22,6 +23,7 @@ from capport.proxy.internals import http1_reader
 from capport.proxy.internals.addons import fire
 from capport.proxy.internals.http_events import OF_AN_ANSWER, OF_CONNECT, Hooks
 from capport.proxy.request_head import Head
+from capport.proxy.responses import response
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,6 @@ class Shown:
         self._marks = marks
         self._gate = gate
         self._report: asyncio.TimerHandle | None = None
-        self._showing: set[asyncio.Task[None]] = set()
         self.intercepting = False  # whether a person wants to stop any requests
 
     def refused(self, act: Refused, shown_as: Callable[[], connection.Client]) -> None:
@@ -63,7 +64,7 @@ class Shown:
             how = str(fields["alert"] or "it hung up")
             stream = tcp.TCPFlow(conn, _server(None), live=True)
             mark_tls(stream, "Rejected", how, fields, caveat=CAVEAT)
-            self._start(_show_handshake(stream, f"the client rejected the certificate: {how}"))
+            lasting.start(_show_handshake(stream, f"the client rejected the certificate: {how}"))
 
     def intercepts(self, client: Client) -> bool:
         """Whether to hand a request over, so that a person can stop it before it is answered."""
@@ -81,7 +82,7 @@ class Shown:
             stream = tcp.TCPFlow(conn, _server(act.dialled), live=True)
             self._marks.refused_tls(stream, act.hello, act.dialled, act.verdict)
             if shows:
-                self._start(_show_handshake(stream, f"TLS refused: {act.verdict.because}"))
+                lasting.start(_show_handshake(stream, f"TLS refused: {act.verdict.because}"))
             return
         shown = http.HTTPFlow(conn, _server(act.dialled), live=True)
         shown.request = _request(act)
@@ -92,12 +93,7 @@ class Shown:
             shown.response = _response(act.data)
             self._marks.refused(shown, act.verdict)
         if shows:
-            self._start(_show_request(shown, OF_CONNECT if act.tunnels else OF_AN_ANSWER))
-
-    def _start(self, show: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(show)
-        self._showing.add(task)
-        task.add_done_callback(self._showing.discard)
+            lasting.start(_show_request(shown, OF_CONNECT if act.tunnels else OF_AN_ANSWER))
 
     def _log_hidden(self) -> None:
         self._report = None
@@ -143,7 +139,4 @@ def _response(data: bytes) -> http.Response:
     start, *lines = head.split(b"\r\n")
     _, status, reason = start.split(b" ", 2)
     fields = [(name, value) for name, _, value in (line.partition(b": ") for line in lines)]
-    now = time.time()
-    return http.Response(
-        b"HTTP/1.1", int(status), reason, http.Headers(fields), body, None, now, now
-    )
+    return response(int(status), reason, fields, body)

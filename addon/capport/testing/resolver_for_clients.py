@@ -11,6 +11,8 @@ from pathlib import Path
 from mitmproxy import dns
 from mitmproxy.net.dns import types
 
+from capport import lasting
+
 TTL = 60  # seconds: a lie is remembered for as long as any answer
 WAIT = 5.0  # seconds for the machine's own name server to answer
 
@@ -24,7 +26,6 @@ class ClientsResolver:
     def __init__(self, listening: socket.socket, address: Callable[[], IPv4Address | None]) -> None:
         self._listening = listening
         self._address = address
-        self._tasks: set[asyncio.Task[None]] = set()
         asyncio.get_running_loop().add_reader(listening, self._read)
 
     def _read(self) -> None:
@@ -35,9 +36,7 @@ class ClientsResolver:
                 return
             address, kind = self._address(), asked.question.type
             if address is None and kind != types.AAAA:
-                task = asyncio.create_task(self._relay(data, peer))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                lasting.start(self._relay(data, peer))
                 return
             answers = []
             if address is not None and kind == types.A:

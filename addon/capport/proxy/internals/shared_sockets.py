@@ -14,6 +14,8 @@ from typing import Any
 from mitmproxy import ctx
 from mitmproxy.proxy import mode_servers
 
+from capport import lasting
+
 BACKLOG = 4096
 
 type Share = Mapping[str, Sequence[int]]
@@ -26,7 +28,6 @@ class SharedSockets:
     def __init__(self, shares: Sequence[Share], index: int) -> None:
         self._shares, self._wanted = shares, [index]
         self._changing = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def install(self) -> None:
         """Makes mitmproxy listen with them from now on."""
@@ -42,9 +43,7 @@ class SharedSockets:
 
     def listen(self, wanted: Sequence[int]) -> None:
         """Accepts from the sockets of these workers, and from no other's."""
-        task = asyncio.create_task(self._change(list(wanted)))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        lasting.start(self._change(list(wanted)))
 
     async def _change(self, wanted: list[int]) -> None:
         async with self._changing:

@@ -18,6 +18,7 @@ class DecidingLayer(OwnLayer):
         super().__init__(ctx)
         self.enforcer = enforcer
         self.dialled = place_of(ctx.server.address)
+        self.plain = len(ctx.layers) == 2  # directly on TCP, where it can close its half alone
         self.lingering: Lingering | None = None  # set after the last answer
 
     def handle(self, event: events.Event) -> layer.CommandGenerator[None]:

@@ -12,8 +12,8 @@ from typing import Final
 import h11
 from mitmproxy import connection, http
 from mitmproxy.proxy import commands, context, events, layer
-from mitmproxy.proxy.layers import modes, tls
-from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
+from mitmproxy.proxy.layers import modes
+from mitmproxy.proxy.layers.http import HTTPMode
 
 from capport.core.cost import ANSWERS
 from capport.core.http import default_port
@@ -37,18 +37,8 @@ HALF_CLOSED: Final = 10.0  # seconds for an origin to begin its answer after a c
 
 # RFC 9110 section 7.6.1, and the fields that only a proxy may read or write.
 _HOP_BY_HOP: Final = frozenset(
-    {
-        b"connection",
-        b"expect",
-        b"host",
-        b"http2-settings",
-        b"keep-alive",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"upgrade",
-    }
+    b"connection expect host http2-settings keep-alive proxy-authorization proxy-connection te"
+    b" trailer upgrade".split()
 )
 # These say where the body ends. They stay even if the Connection field lists them.
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
@@ -59,8 +49,6 @@ class RefusalLayer(DecidingLayer):
 
     def __init__(self, ctx: context.Context, enforcer: Enforcer) -> None:
         self.explicit = isinstance(ctx.layers[0], modes.HttpProxy) and not ctx.server.address
-        # Inside TLS or a tunnel, a connection cannot be half-closed.
-        self.plain = not any(isinstance(it, tls.TLSLayer | HttpLayer) for it in ctx.layers)
         super().__init__(ctx, enforcer)
         self.scheme = "https" if ctx.client.tls_established and not self.explicit else "http"
         self.parser = http1_reader.reader()
@@ -233,12 +221,12 @@ class Onward:
         self.child = BoundLayer(parent.context, HTTPMode.regular)
         self.child.interim = self.asked.version > b"1.0"
         yield from self.child.handle_event(events.Start())
+        self.writer = h11.Connection(h11.CLIENT)
         if self.asked.method == "CONNECT":
             early, _ = parent.parser.trailing_data
-            yield from self._write(self._connect_head() + early)
+            yield from self._write((self.writer.send(self._connect_head()) or b"") + early)
             return
         self.parser = parent.parser
-        self.writer = h11.Connection(h11.CLIENT)
         yield from self._write(self.writer.send(self._request_head()) or b"")
         if self.parser.they_are_waiting_for_100_continue:
             go_on = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
@@ -329,16 +317,13 @@ class Onward:
         target = path if path == "*" else f"{self.asked.scheme}://{self.place}{path}"
         return h11.Request(method=self.asked.method, target=target, headers=fields)
 
-    def _connect_head(self) -> bytes:
-        agent = self.asked.field(b"user-agent").encode("latin-1")
-        return (
-            f"CONNECT {self.place} HTTP/1.1\r\nHost: {self.place}\r\n".encode()
-            + (b"User-Agent: " + agent + b"\r\n" if agent else b"")
-            # So the flow shows that the client sent credentials. The tunnel leads nowhere.
-            + b"".join(
-                name + b": " + redacted(name, value) + b"\r\n"
-                for name, value in self.asked.fields
-                if name.lower() in CREDENTIALS and not isinstance(self.verdict, Pass)
-            )
-            + b"\r\n"
-        )
+    def _connect_head(self) -> h11.Request:
+        place = str(self.place)
+        fields = [(b"Host", place.encode())]
+        for name, value in self.asked.fields:
+            if name.lower() == b"user-agent":
+                fields.append((name, value))
+            elif name.lower() in CREDENTIALS and not isinstance(self.verdict, Pass):
+                # So the flow shows that the client sent them. The tunnel leads nowhere.
+                fields.append((name, redacted(name, value)))
+        return h11.Request(method="CONNECT", target=place, headers=fields)

@@ -45,7 +45,6 @@ class HelloLayer(DecidingLayer):
 
     def __init__(self, ctx: context.Context, enforcer: Enforcer, *, to_proxy: bool = False) -> None:
         super().__init__(ctx, enforcer)
-        self.plain = len(ctx.layers) == 2  # directly on TCP, not in a tunnel
         self.to_proxy = to_proxy
         self.reader = HelloReader()
         self.child: layer.Layer | None = None
@@ -124,12 +123,12 @@ class HelloLayer(DecidingLayer):
     def _continue_as(self, child: layer.Layer) -> layer.CommandGenerator[None]:
         self.child = child
         yield from child.handle_event(events.Start())
-        data, self.reader.raw = self.reader.raw, b""
+        data = self.reader.raw
+        del self.reader
         yield from child.handle_event(events.DataReceived(self.context.client, data))
 
     def _refuse(self, hello: Hello, verdict: Refuse | Drop) -> layer.CommandGenerator[None]:
         client = self.context.client
-        drops = isinstance(verdict, Drop)
         shown = tcp.TCPFlow(client, self.context.server, live=True)
         self.enforcer.marks.refused_tls(shown, hello, self.dialled, verdict)
         yield tcp_layers.TcpStartHook(shown)
@@ -137,12 +136,12 @@ class HelloLayer(DecidingLayer):
         yield tcp_layers.TcpErrorHook(shown)
         shown.live = False
         self.lingering = Lingering(client)
-        if drops:
+        if isinstance(verdict, Drop):
             self.enforcer.connections.abort_connection(client, reset=True)
             yield commands.CloseConnection(client)
             return
         yield commands.SendData(client, self.reader.access_denied())
-        self.reader.raw = b""
+        del self.reader  # with what it has read
         if self.plain:
             self.enforcer.connections.lingers(client)
             yield from self.lingering.begin(half_close=True)
