@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from mitmproxy.connection import ConnectionState
 from mitmproxy.http import HTTPFlow
@@ -342,6 +342,7 @@ def test_a_hello_is_read_the_same_however_it_is_cut(
 
 
 @given(st.binary(max_size=400), st.integers(0, 200), st.integers(0, 60))
+@example(noise=b"\0\n\x1b", at=58, size=3)  # in the name
 def test_whatever_comes_is_a_hello_or_none_or_an_error(noise: bytes, at: int, size: int) -> None:
     hello = message(server_name(OUTSIDE.encode()), extension(16, b"\x00\x03\x02h2"))
     mangled = hello[:at] + noise + hello[at + size :]

@@ -221,4 +221,4 @@ def _end(data: bytes, at: int, size: int) -> int:
 
 
 def _text(name: bytes) -> str:
-    return name.decode("ascii", "backslashreplace")
+    return name.decode("latin-1").encode("unicode_escape").decode("ascii")
