@@ -230,8 +230,7 @@ class EventLog:
         self._wake.notify()  # a repeat does not come here, so a flood does not wake the thread
 
     def _line(self, record: dict[str, Value], at: str | None = None) -> str:
-        now = datetime.fromtimestamp(self.wall(), UTC).isoformat(timespec="milliseconds")
-        return json.dumps({"time": at or now.replace("+00:00", "Z")} | record) + "\n"
+        return json.dumps({"time": at or stamp(self.wall())} | record) + "\n"
 
     def _run(self) -> None:
         while True:
@@ -328,16 +327,20 @@ class EventLog:
         """Whether an open file is the one that the path names now."""
         assert self.path is not None
         try:
-            there, ours = self.path.stat(), os.fstat(file)
+            return os.path.samestat(self.path.stat(), os.fstat(file))
         except FileNotFoundError:
             return False
-        return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
 
     def _open(self) -> int:
         assert self.path is not None
         # Not blocking, because a pipe that nobody reads would hold up the start or the last line.
         how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         return os.open(self.path, how, 0o640)  # not for everyone: it shows where clients go
+
+
+def stamp(unix: float) -> str:
+    """A time as events have it (RFC 3339, UTC)."""
+    return datetime.fromtimestamp(unix, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def _device(record: dict[str, Value]) -> str:

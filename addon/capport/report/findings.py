@@ -45,13 +45,17 @@ class Rule:
     `look` raises NotTested, before it yields anything.
     """
 
-    id: str
     severity: Severity
     section: str
     look: Callable[[ClientRecord], Iterator[Seen]]
     title: str
     change: str
     no_fault: str
+
+    @property
+    def id(self) -> str:
+        """The name of `look`, with hyphens: `retries-511`."""
+        return self.look.__name__.replace("_", "-")
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ def retries_511(client: ClientRecord) -> Iterator[Seen]:
                 )
 
 
-def retries_handshakes(client: ClientRecord) -> Iterator[Seen]:
+def retries_handshake(client: ClientRecord) -> Iterator[Seen]:
     """Begins a refused TLS handshake again at once, and again."""
     failed = _by_host(it for it in client.handshakes if it.failed and it.count == 1)
     if not failed:
@@ -347,7 +347,6 @@ _NOTE, _WARNING, _ERROR = Severity
 
 RULES: tuple[Rule, ...] = (
     Rule(
-        "retries-511",
         _WARNING,
         "RFC 6585 section 6",
         retries_511,
@@ -357,16 +356,14 @@ RULES: tuple[Rule, ...] = (
         "A person pressed reload, or a test sent the request three times on purpose.",
     ),
     Rule(
-        "retries-handshake",
         _WARNING,
         "RFC 6585 section 7.4",
-        retries_handshakes,
+        retries_handshake,
         "retries a refused TLS handshake without waiting",
         "After a fatal TLS alert, wait before the next attempt, and longer each time.",
         "A browser opened several connections to one host side by side.",
     ),
     Rule(
-        "no-back-off",
         _WARNING,
         "RFC 6585 section 6",
         no_back_off,
@@ -375,7 +372,6 @@ RULES: tuple[Rule, ...] = (
         "It is meant to poll at that pace, and the page says so to people.",
     ),
     Rule(
-        "never-recovers",
         _ERROR,
         "RFC 6585 section 6",
         never_recovers,
@@ -386,7 +382,6 @@ RULES: tuple[Rule, ...] = (
         " neither HTTP nor TLS.",
     ),
     Rule(
-        "takes-page-for-origin",
         _ERROR,
         "RFC 6585 section 6",
         takes_page_for_origin,
@@ -395,7 +390,6 @@ RULES: tuple[Rule, ...] = (
         "With a portal that answers 200 or sets cookies, a client cannot tell in plain HTTP.",
     ),
     Rule(
-        "favicon-of-portal",
         _NOTE,
         "RFC 6585 appendix B",
         favicon_of_portal,
@@ -404,7 +398,6 @@ RULES: tuple[Rule, ...] = (
         "Firefox does it after every page with status 200, and some portals send theirs so.",
     ),
     Rule(
-        "caches-511",
         _ERROR,
         "RFC 6585 section 6",
         caches_511,
@@ -413,7 +406,6 @@ RULES: tuple[Rule, ...] = (
         "The validator was the origin's own, and only looks like the portal's.",
     ),
     Rule(
-        "cookies-to-portal",
         _WARNING,
         "RFC 6585 section 7.4",
         cookies_to_portal,
@@ -423,7 +415,6 @@ RULES: tuple[Rule, ...] = (
         "The cookies hold nothing that matters, such as a language.",
     ),
     Rule(
-        "authorization-to-portal",
         _ERROR,
         "RFC 6585 section 7.4",
         authorization_to_portal,
@@ -432,7 +423,6 @@ RULES: tuple[Rule, ...] = (
         "They are test credentials.",
     ),
     Rule(
-        "accepts-any-certificate",
         _ERROR,
         "RFC 6585 section 7.4",
         accepts_any_certificate,
@@ -442,7 +432,6 @@ RULES: tuple[Rule, ...] = (
         "The device has mitmproxy's CA on purpose: write trusts_ca: true on its client rule.",
     ),
     Rule(
-        "plain-http-after-tls",
         _WARNING,
         "RFC 6585 section 7.4",
         plain_http_after_tls,
@@ -451,7 +440,6 @@ RULES: tuple[Rule, ...] = (
         "The answer is checked in another way: packages and updates are signed.",
     ),
     Rule(
-        "pins-certificate",
         _NOTE,
         "RFC 6585 section 7.4",
         pins_certificate,
@@ -460,7 +448,6 @@ RULES: tuple[Rule, ...] = (
         "Pinning is wanted. The app then works behind no debugging or company proxy.",
     ),
     Rule(
-        "ignores-retry-after",
         _WARNING,
         "RFC 6585 section 4",
         ignores_retry_after,
@@ -469,7 +456,6 @@ RULES: tuple[Rule, ...] = (
         "A person asked for another page in the meantime.",
     ),
     Rule(
-        "follows-redirect",
         _WARNING,
         "RFC 6585 appendix B",
         follows_redirect,

@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
+from capport.events import stamp
 from capport.report.findings import Finding, Findings, NotTested, Rule, Seen, Severity
 from capport.report.recording import ClientRecord, Handshake, Recording, Request, record
 from capport.report.rules import RULES
@@ -179,8 +179,8 @@ def document(report: Report) -> dict[str, object]:
     recording = report.recording
     return {
         "version": VERSION,
-        "from": stamp(recording.began),
-        "until": stamp(recording.until),
+        "from": None if recording.began is None else stamp(recording.began),
+        "until": None if recording.until is None else stamp(recording.until),
         "events_left_out": recording.left_out,
         "lines_not_read": recording.unread,
         "clients": [_client(client) for client in recording.clients],
@@ -227,11 +227,3 @@ def _finding(finding: Finding) -> dict[str, object]:
         "fingerprint": finding.fingerprint,
         "known_before": finding.known_before,
     }
-
-
-def stamp(time: float | None) -> str | None:
-    """A time as events have it (RFC 3339, UTC)."""
-    if time is None:
-        return None
-    text = datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds")
-    return text.replace("+00:00", "Z")
