@@ -24,10 +24,9 @@ def captivity(
     session.
     """
     document: dict[str, object] = {"captive": not standing.is_known}
-    if user_portal_url and user_portal_url.startswith("https://"):
-        document["user-portal-url"] = user_portal_url
-    if venue_info_url and venue_info_url.startswith("https://"):
-        document["venue-info-url"] = venue_info_url
+    for name, url in (("user-portal-url", user_portal_url), ("venue-info-url", venue_info_url)):
+        if url and url.startswith("https://"):
+            document[name] = url
     if standing.open_session and can_extend is not None:
         document["can-extend-session"] = can_extend
     if standing.seconds_remaining is not None:

@@ -1,6 +1,7 @@
 """A client: its address, its MAC, and the ids that its session can be filed under."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -123,14 +124,10 @@ def parse_client_id(text: str) -> ClientId:
     mac, at, address = text.partition("@")
     if at:
         return ClientId(f"{parse_mac(mac)}@{parse_address(address)}")
-    try:
-        return ClientId(parse_mac(text))
-    except ValueError:
-        pass
-    try:
-        return ClientId(str(parse_address(text)))
-    except ValueError:
-        raise ValueError(f"{text!r} is neither an address nor a MAC address") from None
+    for parse in (parse_mac, parse_address):
+        with suppress(ValueError):
+            return ClientId(str(parse(text)))
+    raise ValueError(f"{text!r} is neither an address nor a MAC address")
 
 
 def parts_of(client: ClientId) -> tuple[Mac | None, Address | None]:

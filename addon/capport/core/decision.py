@@ -11,14 +11,7 @@ from capport.core import probes
 from capport.core.client import Address, Client
 from capport.core.http import COPIES
 from capport.core.place import Place
-from capport.core.policy import (
-    Connect,
-    GardenEntry,
-    KnownTls,
-    Policy,
-    Probes,
-    UnknownTls,
-)
+from capport.core.policy import Connect, GardenEntry, KnownTls, Policy, Probes, UnknownTls
 from capport.core.reach import NOWHERE, Machine
 from capport.core.standing import Standing
 from capport.core.value import value
@@ -201,11 +194,8 @@ def goes_by_machine(case: Case, policy: Policy) -> bool:
     place = case.dialled or case.claim
     if place is None or isinstance(case.address or place.host, str):
         return False
-    return (
-        case.standing.is_known
-        or policy.is_login(place)
-        or policy.walled_garden.find(place.host, place.port) is not None
-    )
+    may_pass = case.standing.is_known or policy.is_login(place)
+    return may_pass or policy.walled_garden.find(place.host, place.port) is not None
 
 
 def too_many_logins(case: Case, policy: Policy) -> Verdict | None:
@@ -318,8 +308,7 @@ RULES: tuple[Rule, ...] = (
 def decide(case: Case, policy: Policy) -> Verdict:
     """The verdict on `case`. There is always one, and always the same one for the same case."""
     for rule in RULES:
-        verdict = rule(case, policy)
-        if verdict is not None:
+        if verdict := rule(case, policy):
             return verdict
     raise AssertionError("unknown_client answers every case")
 
@@ -348,11 +337,11 @@ def decide_tls(case: Case, policy: Policy) -> TlsVerdict:
         if verdict.to is None and policy.tls.known is KnownTls.INSPECT:
             return Inspect(verdict.because)
         return Tunnel(verdict.because, verdict.to)
-    if isinstance(verdict, TooManyRequests):
+    inspects = case.standing.is_known and policy.tls.known is KnownTls.INSPECT
+    if isinstance(verdict, Closed) and inspects:
+        return Inspect(verdict.because)
+    if isinstance(verdict, Closed | TooManyRequests):
         return Refuse(verdict.because)
-    if isinstance(verdict, Closed):
-        inspects = case.standing.is_known and policy.tls.known is KnownTls.INSPECT
-        return Inspect(verdict.because) if inspects else Refuse(verdict.because)
     match policy.tls.unknown:
         case UnknownTls.REFUSE:
             return Refuse(verdict.because)

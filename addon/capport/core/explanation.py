@@ -33,6 +33,13 @@ _KEYS = {
     "connectivity_check": ("probes", "probe_paths"),
 }
 
+# What a client whose TLS is refused sees instead if it uses an explicit proxy.
+_TO_CONNECT = {
+    Connect.ANSWER: "511 to the CONNECT",
+    Connect.ALERT: "the same, inside the tunnel",
+    Connect.AUTO: "511 to the CONNECT, but for browsers the same",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Url:
@@ -185,19 +192,9 @@ def in_words(found: Explanation, policy: Policy) -> str:
         seen += "; 511 while the login server does not answer"
     if found.limits_connect:
         return f"{seen}; through an explicit proxy: 429 to the CONNECT"
-    is_refused = found.tls and not isinstance(found.verdict, Pass | Closed)
-    return seen + (_connect(policy) if is_refused else "")
-
-
-def _connect(policy: Policy) -> str:
-    """What a client sees instead if it uses an explicit proxy for https."""
-    match policy.tls.connect:
-        case Connect.ANSWER:
-            return "; through an explicit proxy: 511 to the CONNECT"
-        case Connect.ALERT:
-            return "; through an explicit proxy: the same, inside the tunnel"
-        case Connect.AUTO:
-            return "; through an explicit proxy: 511 to the CONNECT, but for browsers the same"
+    if found.tls and not isinstance(found.verdict, Pass | Closed):
+        return f"{seen}; through an explicit proxy: {_TO_CONNECT[policy.tls.connect]}"
+    return seen
 
 
 def _status(verdict: Verdict) -> int | None:

@@ -142,30 +142,26 @@ def _network_authentication_required(
     verdict: NetworkAuthenticationRequired, phrases: Phrases
 ) -> _Message:
     """511, with a link to the sign-in, and never the sign-in itself. RFC 6585 section 6."""
-    url, network = verdict.login_url, verdict.network
+    url, network, refresh = verdict.login_url, verdict.network or "", verdict.refresh
+    sentence = phrases.before_use
     if verdict.blocked:
-        sentences = (phrases.ask_operator, phrases.not_the_origin)
-        return _Message(
-            HTTPStatus.NETWORK_AUTHENTICATION_REQUIRED,
-            phrases.not_allowed,
-            sentences,
-            " ".join((f"{phrases.not_allowed} ({url}).", *sentences)),
-            blocked=True,
-            login_url=url,
-        )
-    if network:
+        network, refresh = "", None
+        heading, sentence = phrases.not_allowed, phrases.ask_operator
+        detail = f"{heading} ({url}). {sentence}"
+    elif network:
         heading = phrases.sign_in_named.format(network=network)
-        sign_in_at = phrases.sign_in_at_named.format(network=network, url=url)
+        detail = phrases.sign_in_at_named.format(network=network, url=url)
     else:
-        heading, sign_in_at = phrases.sign_in, phrases.sign_in_at.format(url=url)
+        heading, detail = phrases.sign_in, phrases.sign_in_at.format(url=url)
     return _Message(
         HTTPStatus.NETWORK_AUTHENTICATION_REQUIRED,
         heading,
-        (phrases.before_use, phrases.not_the_origin),
-        f"{sign_in_at} {phrases.not_the_origin}",
-        network=network or "",
+        (sentence, phrases.not_the_origin),
+        f"{detail} {phrases.not_the_origin}",
+        network=network,
+        blocked=verdict.blocked,
         login_url=url,
-        refresh=verdict.refresh,
+        refresh=refresh,
     )
 
 

@@ -162,7 +162,6 @@ def goes_by_routes(client: Client, policy: Policy) -> bool:
 
 def _decided(facts: Facts, policy: Policy) -> Standing:
     for rule in RULES:
-        found = rule(facts, policy)
-        if found is not None:
+        if found := rule(facts, policy):
             return found
     raise AssertionError("by_nothing answers for every client")
