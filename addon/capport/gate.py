@@ -113,9 +113,9 @@ class Gate:
         machine: Machine = HERE,
         state: MakeState | None = None,
         answering: Mapping[Place, Address] = NOWHERE,
-        carry_out: Callable[[ClientId], None] | None = None,
+        carry_out: Callable[[ClientId], None] = lambda client: None,
         budgets: Budgets | None = None,
-        drop: Callable[[Client, float], None] | None = None,
+        drop: Callable[[Client, float], None] = lambda client, seconds: None,
         metrics: Metrics | None = None,
     ) -> None:
         self.policy = policy
@@ -128,7 +128,7 @@ class Gate:
         self.answering = answering
         self.metrics = metrics or Metrics()
         self.imitate: Imitate | None = None
-        self._carry_out = carry_out or _nothing_to_do
+        self._carry_out = carry_out
         self._budgets = budgets or Budgets()
         self._drop = drop
         self._lately = BoundedMap[tuple[ClientId, int, int], Decided](LATELY)
@@ -194,7 +194,7 @@ class Gate:
         self.metrics.decisions.add(time.perf_counter() - begun)
         self.metrics.verdicts[type(verdict).__name__] += 1
         if isinstance(verdict, Pass):
-            self._heard_of(found)
+            self._heard_of(found, self.now())
             return verdict
         self._count_refusal(found)
         if isinstance(verdict, _WITH_LINK):
@@ -255,13 +255,10 @@ class Gate:
         decide = decision.decide if request else decision.decide_tls
         decided = Decided(asked, case, decide(case, policy))
         is_short = request is None or request.section_size <= _LONGEST
-        if not found.is_known and is_short and not self._changes_unseen(case, policy):
+        by_kernel = goes_by_routes(client, policy) or decision.goes_by_machine(case, policy)
+        if is_short and not found.is_known and not by_kernel:
             self._lately[at] = decided
         return decided
-
-    def _changes_unseen(self, case: Case, policy: Policy) -> bool:
-        """Whether a decision depends on what the kernel has, and not only on what was asked."""
-        return goes_by_routes(case.client, policy) or decision.goes_by_machine(case, policy)
 
     def _state_for(
         self, client: Client, verdict: NetworkAuthenticationRequired | SignIn, url: str | None
@@ -293,7 +290,7 @@ class Gate:
         )
         verdict = decision.decide_connection(case, self.policy)
         if isinstance(verdict, Pass):
-            self._heard_of(found)
+            self._heard_of(found, self.now())
         return verdict
 
     def handshake(
@@ -363,9 +360,7 @@ class Gate:
 
     def heard_of(self, client: Client, at: Instant) -> None:
         """Keeps the session of `client` open: it sent something at `at` without a decision here."""
-        session = self.session(client)
-        if session is not None and at > session.last_seen:
-            self.store.touch(session.client, at)
+        self._heard_of(self.standing(client), at)
 
     def is_without_mac(self, client: Client) -> bool:
         """Whether `client` is on the link, so that it has a MAC, but the MAC is not known now."""
@@ -537,10 +532,10 @@ class Gate:
         # A loopback address is of use only on this machine: a client elsewhere would ask itself.
         return client.address.is_loopback or not address.is_loopback
 
-    def _heard_of(self, found: Standing) -> None:
+    def _heard_of(self, found: Standing, at: Instant) -> None:
         session = found.open_session
-        if session is not None and session.idle is not None:
-            self.store.touch(session.client, self.now())
+        if session is not None and session.idle is not None and at > session.last_seen:
+            self.store.touch(session.client, at)
 
     def _spend(self, found: Standing) -> int | None:
         """Takes one from the client's requests; returns how long it must wait if none is left."""
@@ -566,8 +561,7 @@ class Gate:
             self._budgets.set(f"dropped {who}", until)
             because = f"it was refused more than {limit.count} times in {limit.per:g} s"
             self.events.write("dropped", found.client, seconds=limit.per, because=because)
-        if self._drop is not None:
-            self._drop(found.client, until - now)
+        self._drop(found.client, until - now)
 
 
 def _budget(found: Standing) -> str:
@@ -578,7 +572,3 @@ def _budget(found: Standing) -> str:
     """
     client = found.client
     return f"{client.id if client.ids else f'astray {client.address}'} {found.kind}"
-
-
-def _nothing_to_do(client: ClientId) -> None:
-    """Stands for `carry_out` where no kernel has to be kept up to date."""

@@ -1,7 +1,7 @@
 """Writes an event when a session opens or ends, whichever process made the change."""
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from capport.core.bounded_map import BoundedMap
 from capport.core.client import ClientId
@@ -14,22 +14,12 @@ GONE = 1000  # clients whose end was written, and is not written again until the
 FRESH = 5.0  # seconds; a session that is new to us but older than this was not granted just now
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """When a session ends at the latest, and when it ends if its client is silent.
-
-    A lease makes no difference: it is over for all sessions at the same time, and comes back so.
-    """
-
-    expires: Instant
-    ends: Instant
-
-
 class Ledger:
     """Turns changes in the store, and the passing of time, into events.
 
     It has an entry for each session that changed while it was running. For a session that was open
-    before the start it writes `revoked`, but not `expired`.
+    before the start it writes `revoked`, but not `expired`. A lease makes no difference: it is over
+    for all sessions at the same time, and comes back so.
     """
 
     def __init__(
@@ -38,28 +28,28 @@ class Ledger:
         self._store = store
         self._events = events
         self._now = now
-        self._entries: dict[ClientId, _Entry] = {}
+        # When the session ends at the latest, and when it ends if its client is silent.
+        self._entries: dict[ClientId, tuple[Instant, Instant]] = {}
         self._gone = BoundedMap[ClientId, None](GONE)
         self._ends = Deadlines[ClientId]()
 
     def changed(self, client: ClientId) -> None:
         """The store calls this when the session of `client` has changed."""
         now = self._now()
-        before = self._entries.pop(client, None)
+        expires, ends = self._entries.pop(client, (None, math.inf))
         self._ends.drop(client)
         session = self._store.find((client,), now)
         if session is None:
             if client in self._gone:
                 return  # opened and ended again between two calls
             self._gone[client] = None
-            over = before is not None and before.ends <= now
-            self._events().write("expired" if over else "revoked", client)
+            self._events().write("expired" if ends <= now else "revoked", client)
             return
         self._gone.pop(client, None)
         self._file(session)
-        if before is None and now - session.granted > FRESH:
+        if expires is None and now - session.granted > FRESH:
             return  # only a new last-seen time
-        if before is None or before.expires != session.expires:
+        if expires != session.expires:
             self._write_granted(session, now)
 
     def ended(self) -> Iterator[ClientId]:
@@ -75,7 +65,7 @@ class Ledger:
                 self._file(session)
 
     def _file(self, session: Session) -> None:
-        self._entries[session.client] = _Entry(session.expires, session.ends_by_itself)
+        self._entries[session.client] = session.expires, session.ends_by_itself
         self._ends.set(session.client, session.ends_by_itself)
 
     def _write_granted(self, session: Session, now: Instant) -> None:
