@@ -84,8 +84,8 @@ def test_the_sheet_has_every_code_once() -> None:
         )
         assert all(sheet.count(code) == 1 for code in codes.values())
         assert sheet.count("http://192.0.2.1:8511") == sheet.count("17:05") == 7
-        assert sheet.count(words.sheet_devices.format(count=2)) == 7
-        assert re.findall(rf"{words.sheet_number[:2]}\S* (\d)", sheet) == list("3456789")
+        assert sheet.count(words.sheet["devices"].format(count=2)) == 7
+        assert re.findall(rf"{words.sheet['number'][:2]}\S* (\d)", sheet) == list("3456789")
         assert max(map(len, sheet.splitlines())) <= 77
 
 

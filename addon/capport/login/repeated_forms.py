@@ -6,7 +6,7 @@ if the same bytes come again, the answer is the same, and nothing is done a seco
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from capport.core.bounded_map import BoundedMap
 from capport.core.session import Instant
@@ -28,20 +28,15 @@ class Outcome:
     wait: int = 0
 
 
-@dataclass(eq=False, slots=True)
-class _Sent:
-    """A form that was sent. `answered` is set when its outcome is known, or its answer failed."""
-
-    at: Instant
-    outcome: Outcome | None = None
-    answered: asyncio.Event = field(default_factory=asyncio.Event)
+type _Answer = asyncio.Future[Outcome | None]
+"""The outcome of a form; None if it is to be answered again."""
 
 
 class Forms:
     """The forms that were sent recently, with their outcomes."""
 
     def __init__(self) -> None:
-        self._sent = BoundedMap[bytes, _Sent](MOST)
+        self._sent = BoundedMap[bytes, tuple[Instant, _Answer]](MOST)
 
     async def once(
         self, form: bytes, now: Instant, answer: Callable[[], Awaitable[Outcome]]
@@ -51,21 +46,17 @@ class Forms:
         A form with a problem is answered again, because each guess at a password has to count.
         """
         while (before := self._sent.get(form)) is not None:
-            await before.answered.wait()
-            if before.outcome is not None:
-                return before.outcome
-        self._forget(now)
-        sent = self._sent[form] = _Sent(now)
+            if (outcome := await asyncio.shield(before[1])) is not None:
+                return outcome
+        while self._sent and now - next(iter(self._sent.values()))[0] >= KEPT:
+            self._sent.popitem(last=False)
+        sent = now, asyncio.get_running_loop().create_future()
+        self._sent[form], kept = sent, None
         try:
             outcome = await answer()
-            if not outcome.problem:
-                sent.outcome = outcome
+            kept = None if outcome.problem else outcome
             return outcome
         finally:
-            if sent.outcome is None and self._sent.get(form) is sent:
+            if kept is None and self._sent.get(form) is sent:
                 del self._sent[form]
-            sent.answered.set()
-
-    def _forget(self, now: Instant) -> None:
-        while self._sent and now - next(iter(self._sent.values())).at >= KEPT:
-            self._sent.popitem(last=False)
+            sent[1].set_result(kept)

@@ -55,13 +55,14 @@ def sheet(
     that is not known here. `lifetime` is in seconds; `by` is the date of the latest first use.
     """
     above = ["", *_wrapped(network or "Wi-Fi"), ""]
-    how = words.sheet_how.format(place=place) if place else words.sheet_opens
+    said = words.sheet
+    how = said["how"].format(place=place) if place else said["opens"]
     below = ["", *_wrapped(how), ""]
-    below += _wrapped(words.sheet_time.format(time=words.time(lifetime)))
-    below += [words.sheet_devices.format(count=devices) if devices > 1 else words.sheet_device]
-    below += _wrapped(words.sheet_by.format(date=by)) if by else []
+    below += _wrapped(said["time"].format(time=words.time(lifetime)))
+    below += [said["devices"].format(count=devices) if devices > 1 else said["device"]]
+    below += _wrapped(said["by"].format(date=by)) if by else []
     cells = [
-        [*above, code, *below, words.sheet_number.format(number=number), ""]
+        [*above, code, *below, said["number"].format(number=number), ""]
         for number, code in codes.items()
     ]
     rule = f"{'- ' * (_COLUMN // 2)}+{' -' * (_COLUMN // 2)}\n"

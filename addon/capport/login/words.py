@@ -56,20 +56,13 @@ class Words:
 
     start_again: str
 
-    sheet_time: str
-    sheet_device: str
-    sheet_devices: str
-    sheet_by: str
-    sheet_how: str
-    sheet_opens: str
-    sheet_number: str
-
     # By condition: terms, voucher or password.
     lead: Mapping[str, str]  # above the form
     more: Mapping[str, str]  # the same, for a client that has time left
     wrong: Mapping[str, str]
     by: Mapping[str, str]  # how the client signed in
 
+    sheet: Mapping[str, str]  # of vouchers, to print
     errors: Mapping[str, Sequence[str]]  # heading and text
     units: Sequence[Sequence[str]]  # day, hour, minute, second: singular and plural
     soon: str

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 
+from capport.core.bounded_map import BoundedMap
 from capport.core.client import Client, ClientId, Peer
 from capport.core.session import Instant
 from capport.gate import Gate
@@ -17,6 +18,7 @@ from capport.router.restorer import RulesKeeper
 logger = logging.getLogger(__name__)
 
 CARRIED_OUT = 1.0  # seconds within which a grant, or the end of a session, is in the kernel
+HELD = 4096  # clients that the kernel holds up at the same time, of which one fault is written
 
 
 class Kernel:
@@ -28,7 +30,7 @@ class Kernel:
         self._listener: KnownSet | None = None  # set before it starts, so that it misses no change
         self._known: KnownSet | None = None  # the same, set after it has started
         self._garden: GardenFollower | None = None
-        self._held: dict[ClientId, Instant] = {}  # until when each is held, in order
+        self._held = BoundedMap[ClientId, Instant](HELD)  # until when each is held
         self._closing = ExitStack()
 
     async def follow(self) -> None:
@@ -64,9 +66,7 @@ class Kernel:
             return False  # a client that we never added is new here, and is added in a moment
         if now < session.granted + CARRIED_OUT or now > session.ends - CARRIED_OUT:
             return False
-        while self._held and next(iter(self._held.values())) <= now:
-            del self._held[next(iter(self._held))]
-        if session.client in self._held:
+        if self._held.get(session.client, now) > now:
             return True
         sender = client.mac or peer.frame
         if is_let_through(client.address, sender):

@@ -35,19 +35,19 @@ GRACE: Final = 3.0  # seconds from TERM to KILL
 _AGAIN = 0.02  # seconds between two looks whether programs have ended
 _NETWORK = Path("/proc/thread-self/ns/net")
 _SET_UP = (
-    "link set lo up",
+    "mount --make-rprivate /",  # else the mounts below reach the machine's own
+    "ip link set lo up",
     # What is sent to `void` is for another device, by its MAC, so it vanishes.
-    "link add eth0 type veth peer name void",
-    f"address add {CLIENT}/24 dev eth0",
-    "link set eth0 up",
-    "link set void up",
-    f"neighbour add {PORTAL} lladdr 02:00:00:00:00:01 dev eth0 nud permanent",
-    f"route add default via {PORTAL}",
+    "ip link add eth0 type veth peer name void",
+    f"ip address add {CLIENT}/24 dev eth0",
+    "ip link set eth0 up",
+    "ip link set void up",
+    f"ip neighbour add {PORTAL} lladdr 02:00:00:00:00:01 dev eth0 nud permanent",
+    f"ip route add default via {PORTAL}",
 )
 _HOSTS = re.compile("^hosts:.*$", re.MULTILINE)  # nsswitch.conf(5)
-_MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18  # mount(2)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC = ctypes.CDLL(None)
 _TRUSTED = (  # where distributions keep the certificates that programs trust
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -90,13 +90,8 @@ class Namespace:
 
     def _set_up(self) -> int:
         os.unshare(os.CLONE_NEWNET | os.CLONE_NEWNS)
-        _mount(None, "/", _MS_REC | _MS_PRIVATE)  # else the mounts below reach the machine's own
         for command in _SET_UP:
-            done = subprocess.run(
-                ["ip", *command.split()], capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                raise OSError(f"ip {command}: {done.stderr.strip()}")
+            _run(command.split())
         _replace(Path("/etc/resolv.conf"), lambda before: f"nameserver {PORTAL}\n")
         _replace(Path("/etc/nsswitch.conf"), lambda before: _HOSTS.sub("hosts: files dns", before))
         kernel = Nftables()  # without libnftables, this fails before the portal starts
@@ -193,12 +188,10 @@ def _replace(place: Path, change: Callable[[str], str]) -> None:
 
 
 def _bind(source: Path, place: Path) -> None:
-    _mount(str(source), str(place), _MS_BIND)
+    _run(["mount", "--bind", str(source), str(place)])
 
 
-def _mount(source: str | None, place: str, flags: int) -> None:
-    text = ctypes.c_char_p
-    _LIBC.mount.argtypes = (text, text, text, ctypes.c_ulong, text)
-    if _LIBC.mount(source and source.encode(), place.encode(), None, flags, None):
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error), place)
+def _run(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")
