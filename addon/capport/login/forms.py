@@ -86,14 +86,16 @@ class SignIn(Form):
         for_all = self.login.throttle.for_all(self.portal.gate.now())
         if wait := self.must_wait(for_all):
             return too_many(wait, self.words.too_many.format(time=self.words.wait(wait)))
-        if self.conditions is Conditions.VOUCHER and self.code is None:
+        code = vouchers.digest(self.get_body_argument("code", ""))
+        if self.conditions is Conditions.VOUCHER and code is None:
             return wrong(self.words.no_code, for_all)  # a typing error counts as an attempt too
         left = self.left
         match self.conditions:
             case Conditions.TERMS:
                 met: Met | None = Met(self.policy.sessions.lifetime, "")
             case Conditions.VOUCHER:
-                met = await self.voucher(beyond=left)
+                assert code is not None
+                met = await self.voucher(code, beyond=left)
             case Conditions.PASSWORD:
                 met = await self.password()
         if met is None:
@@ -149,15 +151,13 @@ class SignIn(Form):
             if revoked:
                 await self.portal.grants.revoke(self.client.id)
 
-    async def voucher(self, *, beyond: float) -> "Met | None":
-        """Uses the voucher in the form; None if it does not admit this client.
+    async def voucher(self, code: bytes, *, beyond: float) -> "Met | None":
+        """Uses the voucher with the hash `code`; None if it does not admit this client.
 
         A voucher that admits for `beyond` seconds or less is left unused.
         """
-        if self.code is None:
-            return None
         records, client, at = self.portal.records, self.client.id, self.portal.moment()
-        use = partial(records.use_voucher, self.code, client, at, beyond=beyond)
+        use = partial(records.use_voucher, code, client, at, beyond=beyond)
         if (used := await self.portal.recorded(use)) is None:
             return None
         number, lifetime = used
@@ -239,11 +239,6 @@ class SignIn(Form):
             return ""
         field = {Conditions.VOUCHER: "code", Conditions.PASSWORD: "name"}.get(self.conditions)
         return self.get_body_argument(field, "")[:64] if field else ""
-
-    @property
-    def code(self) -> bytes | None:
-        """The hash of the code in the form; None if it cannot be a code."""
-        return vouchers.digest(self.get_body_argument("code", ""))
 
     @property
     def left(self) -> float:

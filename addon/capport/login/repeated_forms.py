@@ -46,12 +46,13 @@ class Forms:
         A form with a problem is answered again, because each guess at a password has to count.
         """
         while (before := self._sent.get(form)) is not None:
-            if (outcome := await asyncio.shield(before[1])) is not None:
+            _, answered = before
+            if (outcome := await asyncio.shield(answered)) is not None:
                 return outcome
         while self._sent and now - next(iter(self._sent.values()))[0] >= KEPT:
             self._sent.popitem(last=False)
-        sent = now, asyncio.get_running_loop().create_future()
-        self._sent[form], kept = sent, None
+        answered, kept = asyncio.get_running_loop().create_future(), None
+        self._sent[form] = sent = now, answered
         try:
             outcome = await answer()
             kept = None if outcome.problem else outcome
@@ -59,4 +60,4 @@ class Forms:
         finally:
             if kept is None and self._sent.get(form) is sent:
                 del self._sent[form]
-            sent[1].set_result(kept)
+            answered.set_result(kept)

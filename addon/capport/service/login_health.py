@@ -8,6 +8,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -43,13 +44,14 @@ async def follow(
     `elsewhere` returns whether `login_url` points to an external login server, although the policy
     has an embedded one. If it fails, none answers (`lasting` begins it again).
     """
-    asking = _Asking(names, elsewhere)
     before: dict[Place, Address | str] = {}
     try:
         while True:
             policy, all_answer = policy_in_force(), False
             if policy.probes is Probes.COMPATIBLE:
-                found = await asking.each(policy)
+                asked = [_ask(policy, login, names, elsewhere) for login in policy.logins]
+                places = [login.place for login in policy.logins]
+                found = dict(zip(places, await asyncio.gather(*asked), strict=True))
                 for place, said in found.items():
                     if said != before.get(place):
                         _report(place, said)
@@ -69,39 +71,27 @@ def _report(place: Place, said: Address | str) -> None:
         logger.info(f"The login server answers at {place}: connectivity checks get a 302")
 
 
-class _Asking:
-    """Checks login servers, with the certificates that this machine trusts now."""
-
-    def __init__(self, names: Names, elsewhere: Callable[[], bool]) -> None:
-        self._names = names
-        self._elsewhere = elsewhere
-        self._trusted: ssl.SSLContext | None = None
-        self._made_of: object = None
-
-    async def each(self, policy: Policy) -> dict[Place, Address | str]:
-        """For the place of each login URL: the address that answers, or why none does."""
-        places = [login.place for login in policy.logins]
-        said = await asyncio.gather(*(self._one(policy, login) for login in policy.logins))
-        return dict(zip(places, said, strict=True))
-
-    async def _one(self, policy: Policy, login: Login) -> Address | str:
-        ours = is_ours(policy, login.place, self._elsewhere)
-        try:
-            return await answer(login, self._names, self._trust(), ours=ours)
-        except OSError as error:
-            server = "The embedded login server" if ours else "The login server"
-            return f"{server} does not answer at {login.place} ({error.strerror or error})"
-
-    def _trust(self) -> ssl.SSLContext:
-        paths = ssl.get_default_verify_paths()
-        made_of = [state_of(path) for path in (paths.cafile, paths.capath) if path]
-        if self._trusted is None or made_of != self._made_of:
-            self._made_of, self._trusted = made_of, trusted_here()
-        return self._trusted
+async def _ask(
+    policy: Policy, login: Login, names: Names, elsewhere: Callable[[], bool]
+) -> Address | str:
+    """The address at which the login server of `login` answers, or why it does not."""
+    ours = is_ours(policy, login.place, elsewhere)
+    try:
+        return await answer(login, names, trusted_here(), ours=ours)
+    except OSError as error:
+        server = "The embedded login server" if ours else "The login server"
+        return f"{server} does not answer at {login.place} ({error.strerror or error})"
 
 
 def trusted_here() -> ssl.SSLContext:
     """A context that checks certificates against this machine's trust store, as browsers would."""
+    paths = ssl.get_default_verify_paths()
+    return _trusting(tuple(state_of(path) for path in (paths.cafile, paths.capath) if path))
+
+
+@lru_cache(1)
+def _trusting(stores: tuple[tuple[int, ...], ...]) -> ssl.SSLContext:
+    """The context as long as the trust stores are in these states."""
     context = ssl.create_default_context()
     # Python 3.13 also requires fields that browsers do not, such as key identifiers.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT

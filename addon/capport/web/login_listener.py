@@ -382,29 +382,22 @@ class _Shown:
 
     def __init__(self, listening: Listening) -> None:
         """Reads it. Raises OSError if it cannot be used."""
-        assert listening.certificate is not None
-        assert listening.key is not None
         self.listening, self.stamp = listening, _stamp(listening)
-        self.context = _context(listening.certificate, listening.key)
+        certificate, key = Path(listening.certificate or ""), Path(listening.key or "")
+        for path in (certificate, key):
+            path.open("rb").close()  # OpenSSL does not say which of the two files is missing
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.context.set_alpn_protocols(["http/1.1"])
         try:
-            self.names = Chain(Path(listening.certificate).read_bytes()).names
+            # Without a password, OpenSSL asks for that of an encrypted key at the terminal.
+            self.context.load_cert_chain(certificate, key, password="")
+        except ssl.SSLError as error:
+            raise OSError(f"{certificate} with {key}: {error.reason or error}") from error
+        try:
+            self.names = Chain(certificate.read_bytes()).names
         except ValueError:  # OpenSSL accepts it, but we cannot read it: login_url gives our names
             self.names = ()
-
-
-def _context(certificate: str, key: str) -> ssl.SSLContext:
-    """TLS 1.2 and later, with the chain in `certificate`. Raises OSError."""
-    for path in (certificate, key):
-        Path(path).open("rb").close()  # OpenSSL does not say which of the two files is missing
-    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    made.minimum_version = ssl.TLSVersion.TLSv1_2
-    made.set_alpn_protocols(["http/1.1"])
-    try:
-        # Without a password, OpenSSL asks for that of an encrypted key at the terminal.
-        made.load_cert_chain(certificate, key, password="")
-    except ssl.SSLError as error:
-        raise OSError(f"{certificate} with {key}: {error.reason or error}") from error
-    return made
 
 
 def _how(listening: Listening | None) -> object:
