@@ -73,7 +73,7 @@ async def test_the_user_gets_in_by_the_password_and_no_error_shows_it(
     place, secret = await find_primary(guarded.url)
     client = RedisClient(place, guarded.url, secret)
     assert await client.ask("ACL", "WHOAMI") == b"ann"
-    await client.close()
+    await client.aclose()
 
 
 def test_a_store_says_that_it_is_refused_without_the_password_and_works_without_redis(
@@ -122,7 +122,7 @@ async def test_no_command_is_tried_twice_and_none_waits_longer_than_it_may(
         with pytest.raises(AwayError, match=r"does not answer within 0\.2 s"):
             await client.ask("PING")
         assert asyncio.get_running_loop().time() - began < 1.5  # redis-py's own way takes 8 s
-        await client.close()
+        await client.aclose()
         running.thaw()
 
 

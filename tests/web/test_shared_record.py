@@ -71,7 +71,7 @@ def test_any_other_text_is_refused(text: str) -> None:
             "at most 1400 members",
         ),
         ({"uses": {"x": [1, 0, 1]}}, "x"),
-        ({"uses": {"02-00-00-00-00-07": [1, 0, 1]}}, "a client that is neither"),
+        ({"uses": {"02-00-00-00-00-07": [1, 0, 1]}}, "client: neither"),
         ({"uses": {"192.0.2.7": [1, 0]}}, "not a list of three numbers"),
         ({"uses": {"192.0.2.7": [1, 0, "x"]}}, "since: not a whole number"),
     ],

@@ -53,22 +53,21 @@ def open_to_change(path: Path, flags: int, like: Path) -> int:
     return _open(path, flags | os.O_NOFOLLOW, lambda status: _check(status, path, like))
 
 
-def open_or_make(path: Path, like: Path) -> tuple[int, bool]:
-    """As `open_to_change`, to read and write; also whether it made the file. Raises OSError.
+def open_or_make(path: Path, like: Path) -> int:
+    """As `open_to_change`, to read and write. Raises OSError.
 
-    A missing file is made, and only the owner of `like` may read it.
+    A missing file is made durably, and only the owner of `like` may read it.
     """
     try:
-        return open_to_change(path, os.O_RDWR, like), False
+        return open_to_change(path, os.O_RDWR, like)
     except FileNotFoundError:
-        pass
-    if (made := _make(path, like)) is None:  # another process was first, or a broken link is there
-        return open_to_change(path, os.O_RDWR, like), False
-    return made, True
+        made = _make(path, like)
+    # Without one, another process was first, or a broken link is there.
+    return open_to_change(path, os.O_RDWR, like) if made is None else made
 
 
 def make_database(path: Path) -> bool:
-    """Makes an empty file for SQLite, unless something is there. Returns whether it did.
+    """Makes an empty file for SQLite, durably, unless something is there. Returns whether it did.
 
     No other user can read it at any moment. If root makes it, it belongs to the owner of the
     folder, as if that owner had made it. (SQLite gives the log and its index to the owner of the
@@ -155,6 +154,7 @@ def _make(path: Path, like: Path) -> int | None:
     try:
         if os.geteuid() == 0 and (owner := _owner(like) or _owner(like.parent)):
             os.fchown(made, *owner)
+        sync_folder(path.parent)
     except BaseException:
         os.close(made)
         raise

@@ -99,10 +99,8 @@ class Voucher:
     used: int
 
 
-class Records(Contents):
+class Records:
     """The database. Several threads and several processes may use it at the same time."""
-
-    schema = SCHEMA
 
     def __init__(self, path: Path | None, *, like: Path | None = None) -> None:
         """Opens `path`, and creates the file and its folder if needed; None keeps all in memory.
@@ -112,26 +110,17 @@ class Records(Contents):
         self.secret = b""
         self.book: Book | None = None  # what the routers of a fleet share
         self.database: Database | MemoryDatabase
+        contents = Contents(SCHEMA, begin=_begin, load=self._load)
         if path is None:
-            self.database = MemoryDatabase(self)
+            self.database = MemoryDatabase(contents)
             return
         lock = path.with_name(f"{path.name}-lock")
         self.database = Database(
-            path, self, lock=lock, make_folder=True, like=like or path.absolute().parent
+            path, contents, lock=lock, make_folder=True, like=like or path.absolute().parent
         )
-        try:
-            self.look()
-        except StoreError:
-            self.database.close()
-            raise
+        self.database.open()
 
-    def begin(self, reader: sqlite3.Connection, writer: sqlite3.Connection) -> None:
-        """Writes a secret into a new file."""
-        if not reader.execute("SELECT 1 FROM secret").fetchone():
-            new = secrets.token_bytes(32)
-            writer.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", (new,))
-
-    def load(self, reader: sqlite3.Connection) -> None:
+    def _load(self, reader: sqlite3.Connection) -> None:
         """Reads the secret. Each file has its own, so another file voids states and signatures."""
         row = reader.execute("SELECT bytes FROM secret").fetchone()
         if row is None:
@@ -384,6 +373,13 @@ def records_beside(store: str) -> Path | None:
     """
     path = store_path(store)
     return None if path is None else path.with_name("portal.db")
+
+
+def _begin(reader: sqlite3.Connection, writer: sqlite3.Connection) -> None:
+    """Writes a secret into a new file."""
+    if not reader.execute("SELECT 1 FROM secret").fetchone():
+        new = secrets.token_bytes(32)
+        writer.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", (new,))
 
 
 def _last_noted(db: sqlite3.Connection) -> Reckoning | None:

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
-from capport.core.client import ClientId, parse_client_id
+from capport.core import record_json
+from capport.core.client import ClientId
+from capport.core.record_json import RecordError, number
 
 VERSION: Final = 1
 """The version of the format. A router refuses records of a later one.
@@ -22,7 +24,6 @@ MOST_USES = 1400
 """Uses in a record: those of the most devices (1000), and those that were given back."""
 GIVEN_BACK = 100  # uses that were given back and are remembered
 _NOTE = 10_000  # characters
-_WHOLE = 1 << 53  # a whole number above this is not exact in every language's JSON
 
 
 class Use(NamedTuple):
@@ -126,57 +127,21 @@ def dump(record: SharedRecord) -> str:
     return json.dumps(said, separators=(",", ":"))
 
 
-def parse(text: str) -> SharedRecord:
-    """The record in `text`. Raises ValueError for whatever does not fit."""
-    if len(text) > LARGEST:
-        raise ValueError(f"{len(text)} characters long: at most {LARGEST} are allowed")
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError("not a JSON object")
-    if (version := _number(found, "v")) > VERSION:
-        raise ValueError(
-            f"format {version}, written by a newer capport; this one knows format {VERSION}"
-        )
-    note, uses = found.get("note"), found.get("uses")
-    if not isinstance(note, str) or len(note) > _NOTE or not _is_text(note):
-        raise ValueError(f"note: not a text of at most {_NOTE} characters")
-    if not isinstance(uses, dict) or len(uses) > MOST_USES:
-        raise ValueError(f"uses: not an object with at most {MOST_USES} members")
-    numbers = {name: _number(found, name) for name in Limits._fields if name != "note"}
+def parse(said: str) -> SharedRecord:
+    """The record in `said`. Raises ValueError for whatever does not fit."""
+    found = record_json.load(said, version=VERSION, largest=LARGEST)
+    numbers = {name: number(found, name) for name in Limits._fields if name != "note"}
+    uses = record_json.members(found, "uses", MOST_USES)
     return SharedRecord(
-        Limits(**numbers, note=note),
-        _number(found, "revoked"),
-        {_client(client): _use(use) for client, use in uses.items()},
+        Limits(**numbers, note=record_json.text(found, "note", _NOTE)),
+        number(found, "revoked"),
+        {record_json.client_of(client): _use(use) for client, use in uses.items()},
     )
-
-
-def _client(found: str) -> ClientId:
-    if parse_client_id(found) != found:
-        raise ValueError("uses: a client that is neither a MAC nor an address nor both")
-    return ClientId(found)
 
 
 def _use(found: Any) -> Use:
     if not isinstance(found, list) or len(found) != 3:
-        raise ValueError("uses: not a list of three numbers")
+        raise RecordError("uses: not a list of three numbers")
     named = dict(zip(("at", "back", "since"), found, strict=True))
-    at, back, since = (_number(named, name) for name in named)
+    at, back, since = (number(named, name) for name in named)
     return Use(at, bool(back), since)
-
-
-def _number(found: Mapping[str, Any], name: str) -> int:
-    value = found.get(name)
-    if type(value) is int and 0 <= value < _WHOLE:
-        return value
-    raise ValueError(f"{name}: not a whole number from 0 to {_WHOLE - 1}")
-
-
-def _is_text(found: str) -> bool:
-    try:
-        found.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

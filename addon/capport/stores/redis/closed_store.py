@@ -6,6 +6,7 @@ The file has revocations that nobody else may know of, so it is neither ignored 
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from capport.core.client import ClientId
@@ -105,11 +106,8 @@ class ClosedStore:
 
     def _open(self) -> None:
         # This reads the damaged file alone: the sessions may be a million.
-        marks = RouterMarks(self._path.with_name("fleet.db"), like=self._path)
-        try:
+        with closing(RouterMarks(self._path.with_name("fleet.db"), like=self._path)) as marks:
             marks.changed()
-        finally:
-            marks.close()
         store = self._reopen()
         while True:
             with self._changing:

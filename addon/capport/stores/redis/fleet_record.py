@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from capport.core.client import ClientId, parse_client_id
+from capport.core import record_json
+from capport.core.client import ClientId
+from capport.core.record_json import WHOLE, RecordError, number
 from capport.core.session import LONGEST
 
 VERSION: Final = 1
@@ -33,11 +35,6 @@ So none of them is lost, and the order in which they are heard makes no differen
 """
 _TEXT = 1000  # characters of `by`, `how` and `name`
 _ROUTER = re.compile(r"[0-9a-f]{16}", re.ASCII)
-_WHOLE = 1 << 53  # a whole number above this is not exact in every language's JSON
-
-
-class RecordError(ValueError):
-    """A record that does not fit the format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +101,9 @@ def bounded(revoked: Mapping[str, Revocation], now: float) -> Mapping[str, Revoc
     if len(revoked) > ROUTERS:
         revoked = {router: one for router, one in revoked.items() if one.until > now}
     has_many = MANY in revoked and revoked[MANY].until > now
-    has_last = any(one.number >= _WHOLE for one in revoked.values())  # none could be newer
+    has_last = any(one.number >= WHOLE for one in revoked.values())  # none could be newer
     if has_many or has_last or len(revoked) > ROUTERS:
-        return {MANY: Revocation(_WHOLE - 1, max(one.until for one in revoked.values()))}
+        return {MANY: Revocation(WHOLE - 1, max(one.until for one in revoked.values()))}
     return revoked
 
 
@@ -178,27 +175,11 @@ def dump(client: ClientId, record: Record) -> str:
     )
 
 
-def parse(text: str | bytes) -> tuple[ClientId, Record]:
-    """The client and the record in `text`. Raises RecordError for whatever does not fit."""
-    if len(text) > LARGEST:
-        raise RecordError(f"{len(text)} characters long: at most {LARGEST} are allowed")
-    try:
-        # Strictly UTF-8: of bytes, `json` accepts UTF-16 and UTF-32 too.
-        found = json.loads(text.decode() if isinstance(text, bytes) else text)
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise RecordError("not a JSON object")
-    version = _number(found, "v", 1)
-    if version > VERSION:
-        raise RecordError(
-            f"format {version}, written by a newer capport; this one knows format {VERSION}"
-        )
-    client = client_of(found.get("client"))
-    revoked = found.get("revoked")
-    if not isinstance(revoked, dict) or len(revoked) > ROUTERS:
-        raise RecordError(f"revoked: not an object with at most {ROUTERS} members")
-    grant = found.get("grant")
+def parse(said: str | bytes) -> tuple[ClientId, Record]:
+    """The client and the record in `said`. Raises RecordError for whatever does not fit."""
+    found = record_json.load(said, version=VERSION, largest=LARGEST)
+    client, grant = record_json.client_of(found.get("client")), found.get("grant")
+    revoked = record_json.members(found, "revoked", ROUTERS)
     return client, Record(
         {_router(router): _revocation(one) for router, one in revoked.items()},
         None if grant is None else _grant(grant),
@@ -209,14 +190,14 @@ def _revocation(found: Any) -> Revocation:
     if not isinstance(found, list) or len(found) != 2:
         raise RecordError("revoked: not a list of a number and a time")
     values = dict(zip(("number", "until"), found, strict=True))
-    return Revocation(_number(values, "number"), _seconds(values, "until"))
+    return Revocation(number(values, "number"), _seconds(values, "until"))
 
 
 def _grant(found: Any) -> Grant:
     if not isinstance(found, dict):
         raise RecordError("grant: not an object")
     grant = Grant(
-        order=_number(found, "order"),
+        order=number(found, "order"),
         router=_router(found.get("router")),
         granted=_seconds(found, "granted"),
         expires=_seconds(found, "expires"),
@@ -232,46 +213,23 @@ def _grant(found: Any) -> Grant:
     return grant
 
 
-def client_of(found: Any) -> ClientId:
-    """`found`, if it is a client's id in its one spelling. Raises RecordError."""
-    try:
-        if isinstance(found, str) and parse_client_id(found) == found:
-            return ClientId(found)
-    except ValueError:
-        pass
-    raise RecordError("client: neither a MAC nor an address nor both")
-
-
 def _router(found: Any) -> str:
     if isinstance(found, str) and _ROUTER.fullmatch(found):
         return found
     raise RecordError("router: not 16 hexadecimal digits")
 
 
-def _number(found: Mapping[str, Any], name: str, least: int = 0) -> int:
-    value = found.get(name)
-    if type(value) is int and least <= value < _WHOLE:
-        return value
-    raise RecordError(f"{name}: not a whole number from {least} to {_WHOLE - 1}")
-
-
 def _seconds(found: Mapping[str, Any], name: str) -> float:
     value = found.get(name)
-    if type(value) is int and -_WHOLE < value < _WHOLE:
+    if type(value) is int and -WHOLE < value < WHOLE:
         return value / 1000
     raise RecordError(f"{name}: not a time in whole milliseconds")
 
 
 def _text(found: Mapping[str, Any], name: str) -> str:
-    value = found.get(name)
-    if isinstance(value, str) and len(value) <= _TEXT and "\0" not in value:
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            pass
-        else:
-            return value
-    raise RecordError(f"{name}: not a text of at most {_TEXT} characters")
+    if "\0" in (value := record_json.text(found, name, _TEXT)):
+        raise RecordError(f"{name}: not a text without NUL")
+    return value
 
 
 def _ms(seconds: float) -> int:

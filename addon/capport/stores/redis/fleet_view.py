@@ -1,12 +1,13 @@
 """Looks at a fleet from outside: which routers share a Redis, and how far each of them has read."""
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from capport.core.redis_url import RedisUrl
-from capport.stores.redis.redis_client import RedisClient, find_primary
+from capport.stores.redis.redis_client import RedisClient, change_id, find_primary
 from capport.stores.redis.redis_link import CHANGES, KEY, ROUTER, sign_of_life
 
 
@@ -46,16 +47,13 @@ def look(url: RedisUrl) -> FleetView:
 
 async def _look(url: RedisUrl) -> FleetView:
     place, secret = await find_primary(url)
-    client = RedisClient(place, url, secret)
-    try:
-        routers = sorted({bytes(key) for key in await _keys(client, ROUTER)})
-        records = len({bytes(key) for key in await _keys(client, KEY)})
+    async with contextlib.aclosing(RedisClient(place, url, secret)) as client:
+        routers = sorted({key async for keys in client.pages(ROUTER) for key in keys})
+        records = len({key async for keys in client.pages(KEY) for key in keys})
         said = await client.ask("MGET", *routers) if routers else []
         (seconds, micros), last = await client.together(
             [("TIME",), ("XREVRANGE", CHANGES, "+", "-", "COUNT", 1)]
         )
-    finally:
-        await client.close()
     now, newest = seconds + micros / 1e6, last[0][0] if last else b"0-0"
     signs = [
         sign
@@ -65,20 +63,12 @@ async def _look(url: RedisUrl) -> FleetView:
     return FleetView(str(place), sorted(signs, key=lambda one: (one.name, one.router)), records)
 
 
-async def _keys(client: RedisClient, prefix: str) -> list[bytes]:
-    cursor, found = None, list[bytes]()
-    while cursor != 0:
-        cursor, some = await client.ask("SCAN", cursor or 0, "MATCH", f"{prefix}*", "COUNT", 1000)
-        found += some
-    return found
-
-
 def _sign(router: str, text: bytes | None, now: float, newest: bytes) -> Sign | None:
     """The sign of life in `text`; None if it does not fit: from another version or program."""
     try:
         said = sign_of_life(text)
         read = str(said["read"]).encode()
-        lag = 0.0 if read == newest else _milliseconds(newest) - _milliseconds(read)
+        lag = 0.0 if read == newest else change_id(newest)[0] - change_id(read)[0]
         found = Sign(
             router,
             str(said["name"])[:64],
@@ -93,7 +83,3 @@ def _sign(router: str, text: bytes | None, now: float, newest: bytes) -> Sign | 
     except (ValueError, TypeError, KeyError, OverflowError):
         return None
     return found if all(map(math.isfinite, (found.ago, found.lag, found.skew))) else None
-
-
-def _milliseconds(change: bytes) -> int:
-    return int(change.partition(b"-")[0])

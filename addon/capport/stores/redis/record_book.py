@@ -18,7 +18,7 @@ from typing import Any
 
 from capport.core.redis_url import RedisUrl
 from capport.stores import AwayError, Change, Copy, StoreError
-from capport.stores.redis.redis_client import Command, RedisClient, find_primary
+from capport.stores.redis.redis_client import READ, Command, RedisClient, change_id, find_primary
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,6 @@ LOST = 3600.0
 """Seconds after its last sign of life that others wait for a router to put back what it knows."""
 KEPT_CHANGES = 10_000
 TOGETHER = 200  # records in one transaction
-READ = 500  # changes, or keys, read at a time
 _SIGN_OF = re.compile(r"r:[0-9a-f]{16}", re.ASCII)
 TRIES = 20  # times that a change is made again because another one was quicker
 
@@ -172,7 +171,7 @@ class _Connection:
         """Closes it."""
         with self._using:
             self.error = self.error or AwayError(f"Redis at {self._client.place}: closed")
-            self._runner.run(self._client.close())
+            self._runner.run(self._client.aclose())
             self._runner.close()
 
 
@@ -273,7 +272,7 @@ class RecordBook:
                 ("XRANGE", CHANGES, b"(" + connection.position, "+", "COUNT", READ),
                 ("XRANGE", CHANGES, "-", "+", "COUNT", 1),
             )
-            if not first or _order(first[0][0]) > _order(connection.position):
+            if not first or change_id(first[0][0]) > change_id(connection.position):
                 raise _LostError("has trimmed changes that were not read")
             if changes:
                 named = [fields for _, fields in changes if b"k" in fields and b"r" in fields]
@@ -390,11 +389,6 @@ class RecordBook:
             self._connection = None
         connection.close()
         return True
-
-
-def _order(change: bytes) -> tuple[int, int]:
-    milliseconds, _, number = change.partition(b"-")
-    return int(milliseconds), int(number)
 
 
 def _key_of(name: bytes) -> str:

@@ -7,7 +7,7 @@ read for each connection, and never get into a URL, a log or an error.
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,11 @@ _SECRETS = "CAPPORT_REDIS_USER and CAPPORT_REDIS_PASSWORD_FILE"
 _FAILURES = (exceptions.RedisError, OSError, ValueError, RecursionError)
 """What redis-py raises; the last two for what no Redis sends."""
 
+READ = 500  # changes, or keys, read at a time
+
 type Command = tuple[object, ...]
+type ChangeId = tuple[int, int]
+"""The id of an entry in a stream: when it was made, in milliseconds, and its number among those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +67,14 @@ def credentials() -> Credentials:
 def _password_in(path: Path) -> str:
     try:
         with path.open() as file:
-            if os.fstat(file.fileno()).st_mode & 0o007:
-                raise AwayError(f"{path}: other users may read the password in it; chmod 600 it")
-            return file.readline(4096).rstrip("\r\n")
+            mode, password = os.fstat(file.fileno()).st_mode, file.readline(4096)
     except UnicodeDecodeError:
         raise AwayError(f"{path}: not text") from None
-    except AwayError:
-        raise
     except OSError as error:
         raise AwayError(f"{path}: {error.strerror}") from None
+    if mode & 0o007:
+        raise AwayError(f"{path}: other users may read the password in it; chmod 600 it")
+    return password.rstrip("\r\n")
 
 
 class RedisClient:
@@ -114,7 +117,14 @@ class RedisClient:
         except _FAILURES as error:
             raise AwayError(self._said(error)) from error
 
-    async def close(self) -> None:
+    async def pages(self, prefix: str) -> AsyncIterator[list[bytes]]:
+        """The keys that begin with `prefix`, some at a time. A key may come twice."""
+        cursor = None
+        while cursor != 0:
+            cursor, keys = await self.ask("SCAN", cursor or 0, "MATCH", f"{prefix}*", "COUNT", READ)
+            yield keys
+
+    async def aclose(self) -> None:
         """Closes the connection."""
         with contextlib.suppress(exceptions.RedisError, OSError):  # it is gone either way
             await self._redis.aclose()
@@ -180,26 +190,27 @@ async def _primary_by(place: Place, url: RedisUrl) -> tuple[Place, Credentials]:
 
 
 async def _role(place: Place, url: RedisUrl, secret: Credentials) -> list[Any]:
-    client = RedisClient(place, url, secret)
-    try:
+    async with contextlib.aclosing(RedisClient(place, url, secret)) as client:
         role = await client.ask("ROLE")
-        if not isinstance(role, list):
-            raise AwayError(f"Redis at {place} does not say its role")
-        return role
-    finally:
-        await client.close()
+    if not isinstance(role, list):
+        raise AwayError(f"Redis at {place} does not say its role")
+    return role
 
 
 async def _asked(place: Place, url: RedisUrl, name: bytes) -> Place:
     for secret in (Credentials(), credentials()):
-        client = RedisClient(place, url, secret)
         try:
-            host, port = await client.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", name)
+            async with contextlib.aclosing(RedisClient(place, url, secret)) as client:
+                host, port = await client.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", name)
             return Place(parse_host(host.decode()), int(port))
         except AwayError as error:
             failure = error
         except (ValueError, TypeError):
             raise AwayError(f"Sentinel at {place} does not name the primary") from None
-        finally:
-            await client.close()
     raise failure
+
+
+def change_id(text: bytes) -> ChangeId:
+    """The id of an entry in a stream. Raises ValueError."""
+    milliseconds, _, number = text.partition(b"-")
+    return int(milliseconds), int(number)

@@ -20,12 +20,20 @@ from typing import Any, Protocol
 
 from capport import clock as clocks
 from capport.core.client import ClientId
+from capport.core.record_json import RecordError
 from capport.core.redis_url import RedisUrl
 from capport.core.session import Instant
 from capport.stores import AwayError
-from capport.stores.redis.fleet_record import SKEW, Record, RecordError, dump, parse
+from capport.stores.redis.fleet_record import SKEW, Record, dump, parse
 from capport.stores.redis.fleet_time import FleetTime
-from capport.stores.redis.redis_client import SECONDS, RedisClient, find_primary
+from capport.stores.redis.redis_client import (
+    READ,
+    SECONDS,
+    ChangeId,
+    RedisClient,
+    change_id,
+    find_primary,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -38,16 +46,12 @@ LATE = 5.0  # seconds: after such a pause, changes may have been trimmed before 
 KEPT_CHANGES = 100_000
 KEPT_ROUTERS = 86_400_000  # milliseconds that Redis remembers a router after its last sign of life
 TOGETHER = 200  # records in one transaction
-READ = 500  # changes, or keys, read at a time
 
 KEY = "capport:client:"
 CHANGES = "capport:changes"
 EPOCH = "capport:epoch"
 ROUTER = "capport:router:"
 WORKER = "capport:worker:"
-
-type ChangeId = tuple[int, int]
-"""The id of an entry in the stream."""
 
 
 class Shared(Protocol):
@@ -99,13 +103,8 @@ class RedisLink:
         wants: Callable[[ClientId], bool] | None = None,
         sign: str = ROUTER,
     ) -> None:
-        self._url, self._name, self._shared, self._time, self._clock = (
-            url,
-            url.server,
-            shared,
-            time,
-            clock,
-        )
+        self._url, self._name = url, url.server
+        self._shared, self._time, self._clock = shared, time, clock
         self._wants, self._sign = wants, sign + shared.router
         self.fault: str | None = f"{url.server}: not connected yet"
         self.refused = 0  # records in Redis that did not fit
@@ -137,16 +136,14 @@ class RedisLink:
 
         Returns whether Redis has taken it within `seconds`.
         """
-        waiting: Future[bool] | None = Future() if seconds and self.fault is None else None
+        waiting = [Future[bool]()] if seconds and self.fault is None else []
         some = list(clients)
         try:
-            self._loop.call_soon_threadsafe(self._add, some, waiting)
+            self._loop.call_soon_threadsafe(self._add, some, *waiting)
         except RuntimeError:  # the loop is closed: what was not sent is compared at the next start
             return False
-        if waiting is None:
-            return False
         try:
-            return waiting.result(seconds)
+            return bool(waiting) and waiting[0].result(seconds)
         except NotYet:
             self._report(f"{self._name} has not taken a change within {seconds:g} s")
             return False
@@ -212,19 +209,22 @@ class RedisLink:
     async def _connected(self) -> None:
         """One connection, until something fails. Raises AwayError, _AgainError."""
         place, secret = await find_primary(self._url)
-        async with contextlib.AsyncExitStack() as closing:
-            client = RedisClient(place, self._url, secret)
-            closing.push_async_callback(client.close)
-            reader = RedisClient(place, self._url, secret, seconds=SECONDS + BLOCK)
-            closing.push_async_callback(reader.close)
+        async with (
+            contextlib.aclosing(RedisClient(place, self._url, secret)) as client,
+            contextlib.aclosing(
+                RedisClient(place, self._url, secret, seconds=SECONDS + BLOCK)
+            ) as reader,
+        ):
             self._promise = None
             await self._catch_up(client)
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._beat(client))
-                tasks.create_task(self._read(reader))
-                tasks.create_task(self._publish(client))
-                self._connection = client, tasks
-                closing.callback(setattr, self, "_connection", None)
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._beat(client))
+                    tasks.create_task(self._read(reader))
+                    tasks.create_task(self._publish(client))
+                    self._connection = client, tasks
+            finally:
+                self._connection = None
 
     async def _fetch(self, client: ClientId) -> tuple[ClientId, Record] | None:
         """Asks in a task of the connection, so that no client is closed while it is in use."""
@@ -251,21 +251,19 @@ class RedisLink:
         identity = await self._identity_of(client)
         if identity == self._identity:
             first = await client.ask("XRANGE", CHANGES, "-", "+", "COUNT", 1)
-            if first and _change_id(first[0][0]) <= self._position:
+            if first and change_id(first[0][0]) <= self._position:
                 return
         (last,) = await client.together([("XREVRANGE", CHANGES, "+", "-", "COUNT", 1)])
         missing = dict.fromkeys(await self._on_thread(self._shared.clients))
-        cursor = None
-        while cursor != 0:
-            cursor, keys = await client.ask("SCAN", cursor or 0, "MATCH", f"{KEY}*", "COUNT", READ)
+        async for keys in client.pages(KEY):
             for client_id, is_better in (await self._compare(client, keys)).items():
                 if is_better:  # even by a record that is over: it may end what Redis has
                     missing[client_id] = None
                 else:
                     missing.pop(client_id, None)
-        self._identity, self._position = identity, _change_id(last[0][0]) if last else (0, 0)
+        self._identity, self._position = identity, change_id(last[0][0]) if last else (0, 0)
         self._in_flight.clear()
-        self._add(missing, None)
+        self._add(missing)
 
     async def _compare(self, client: RedisClient, keys: Sequence[bytes]) -> dict[ClientId, bool]:
         """Takes over the records at `keys`. Returns for each whether this router knows more."""
@@ -318,17 +316,17 @@ class RedisLink:
             parsed = self._parsed(fields[b"r"]) if b"r" in fields else None
             if parsed and (self._wants is None or self._wants(parsed[0])):
                 found.append(parsed)
-                ids.append(_change_id(change))
+                ids.append(change_id(change))
         better = await self._on_thread(self._shared.merge, found)
-        self._position = _change_id(entries[-1][0])
+        self._position = change_id(entries[-1][0])
         again = []
-        for (client, _), change_id, is_better in zip(found, ids, better, strict=True):
-            if change_id < self._in_flight.get(client, (0, 0)):
+        for (client, _), its_id, is_better in zip(found, ids, better, strict=True):
+            if its_id < self._in_flight.get(client, (0, 0)):
                 continue
             self._in_flight.pop(client, None)
             if is_better:
                 again.append(client)
-        self._add(again, None)
+        self._add(again)
 
     def _parsed(self, value: bytes) -> tuple[ClientId, Record] | None:
         try:
@@ -360,7 +358,7 @@ class RedisLink:
             if self._sign.startswith(ROUTER) and self._wants is None:
                 self._check_identity(sign)
             self._check_clock(self._time.measure(sent, self._clock(), seconds + micros / 1e6))
-            self._promise = sent, _change_id(last[0][0]) if last else (0, 0)
+            self._promise = sent, change_id(last[0][0]) if last else (0, 0)
             await self._renew()
             await self._on_thread(self._shared.tick)
             await asyncio.sleep(BEAT)
@@ -435,14 +433,12 @@ class RedisLink:
 
     # --- publishing ---
 
-    def _add(self, clients: Iterable[ClientId], waiting: "Future[bool] | None") -> None:
+    def _add(self, clients: Iterable[ClientId], *waiting: Future[bool]) -> None:
         for client in clients:
-            waiters = self._dirty.setdefault(client, [])
-            if waiting is not None:
-                waiters.append(waiting)
+            self._dirty.setdefault(client, []).extend(waiting)
         if self._dirty:
             self._has_dirty.set()
-        if self._connection is None and waiting is not None:
+        if self._connection is None:
             self._give_up_waiting()
 
     def _give_up_waiting(self) -> None:
@@ -479,8 +475,8 @@ class RedisLink:
             ]
         answers = await client.together(commands)
         for one, change in zip(records, answers[1::2], strict=True):
-            if (change_id := _change_id(change)) > self._position:
-                self._in_flight[one] = change_id
+            if (mine := change_id(change)) > self._position:
+                self._in_flight[one] = mine
         await self._on_thread(self._shared.taken, records)
 
     # --- helpers ---
@@ -505,11 +501,6 @@ def sign_of_life(text: bytes | None) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return said if isinstance(said, dict) else {}
-
-
-def _change_id(text: bytes) -> ChangeId:
-    milliseconds, _, number = text.partition(b"-")
-    return int(milliseconds), int(number)
 
 
 def _client_of(key: bytes) -> ClientId:

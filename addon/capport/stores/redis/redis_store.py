@@ -105,7 +105,6 @@ class RedisStore:
         self._upkeep_due = clock() + UPKEEP_SECONDS
         self._to_forget: Iterator[ClientId] = iter(())
         self._closed = False
-        self._logged = ""  # why fleet.db could not be used, as it was logged last
         with contextlib.ExitStack() as opened:
             opened.callback(self._own.close)
             self._marks = RouterMarks(path.with_name("fleet.db"), like=path, changed=own.ring)
@@ -201,7 +200,7 @@ class RedisStore:
             )
             record = Record(mark.revoked, self._grant(session, mark))
             parse(dump(client, record))  # raises ValueError if others could not read it
-            self._marks.write({client: record})
+            self._marks.write(client, record)
             self._own.put(session, most=None if self._about is None else most)
             self._mark(client, mark)
             self._foreign.set(client, None)
@@ -340,7 +339,7 @@ class RedisStore:
                 for written in self._marks.read(client):
                     joined = join(joined, written, now)
             except StoreError as error:
-                self._report(error)
+                self._marks.report(error)
         grant, is_better = joined.grant, not joined.says_the_same(theirs, now)
         sent = not is_better if in_redis else before.sent and joined.says_the_same(mine, now)
         # Of our own grants only those count that are in our file: that is where they are made.
@@ -385,7 +384,7 @@ class RedisStore:
             try:
                 changed = self._marks.changed()
             except StoreError as error:
-                self._report(error)
+                self._marks.report(error)
                 return
             now = self._time.now()
             for client, record in changed.items():
@@ -416,7 +415,7 @@ class RedisStore:
         try:
             self._read_written(client)
         except StoreError as error:
-            self._report(error)
+            self._marks.report(error)
         mark = self._known.get(client, _UNKNOWN)
         if mark.router == self.router and mark.of != (of := _times(session)):
             self._mark(client, mark._replace(order=mark.order + 1, of=of, sent=False))
@@ -457,17 +456,10 @@ class RedisStore:
             for record in self._marks.read(client):
                 self._merge(client, record, self._time.now(), in_redis=False)
 
-    def _report(self, error: StoreError) -> None:
-        """Logs once why fleet.db cannot be used, until it was written again."""
-        if str(error) != self._logged:
-            self._logged = str(error)
-            logger.warning("%s", error)
-
     def _session(self, client: ClientId) -> Session | None:
         """The client's session, also if it is over."""
-        one = (client,)
-        found = self._own.find(one, _NEVER) or self._foreign.find(one, _NEVER)
-        return found and replace(found, lease=float("inf"))
+        found = self.find((client,), _NEVER)
+        return found and found.without_lease()
 
     def _mark(self, client: ClientId, mark: _Mark) -> None:
         before = self._known.get(client, _UNKNOWN)
@@ -503,11 +495,8 @@ class RedisStore:
         touches = self._foreign.touches()
         with self._changing:
             for client in touches:
-                session = self._session(client)
-                if session is not None and self._foreign.get(client) is not None:
-                    mark = self._known.get(client, _UNKNOWN)
-                    packed = self._packed(client, self._grant(session, mark))
-                    self._foreign.set(client, packed)
+                if (session := self._foreign.find((client,), _NEVER)) is not None:
+                    self._foreign.set(client, pack(row_of(session, 0.0)))
         self._foreign.touches_written(touches.items())
         return [*touches]
 
@@ -522,9 +511,8 @@ class RedisStore:
                     some = {*islice(self._unwritten, TOGETHER)}
                     self._marks.add(self.records(some), self._time.now())
                     self._unwritten -= some
-                self._logged = ""
         except StoreError as error:
-            self._report(error)
+            self._marks.report(error)
 
     def _forget_past(self) -> None:
         """Removes sessions that are over, and revocations that have ended, of some clients.
@@ -541,11 +529,10 @@ class RedisStore:
                     revoked=Record(mark.revoked).without_past(past).revoked,
                     order=mark.order if mark.router else 0,
                 )
-                if self._foreign.get(client) is not None:
-                    session = self._session(client)
-                    if session is not None and session.ends < over:
-                        self._foreign.set(client, None)
-                        kept = kept._replace(router="", order=0)
+                foreign = self._foreign.find((client,), _NEVER)
+                if foreign is not None and foreign.ends_by_itself < over:
+                    self._foreign.set(client, None)
+                    kept = kept._replace(router="", order=0)
                 if kept != mark:
                     self._mark(client, kept)
         if not some and self._clock() >= self._upkeep_due:

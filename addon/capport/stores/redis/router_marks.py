@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from capport.core.client import ClientId
+from capport.core.record_json import RecordError, client_of
 from capport.stores import StoreError
-from capport.stores.redis.fleet_record import Record, RecordError, client_of, dump, join, parse
+from capport.stores.redis.fleet_record import Record, dump, join, parse
 from capport.stores.sqlite.database import Contents, Database
 from capport.stores.sqlite.schema import Schema
 
@@ -42,54 +43,41 @@ _CHANGED = """SELECT CAST(client AS BLOB), CAST(record AS BLOB), seq FROM marks
     WHERE seq > ? ORDER BY seq"""
 
 
-class RouterMarks(Contents):
+class RouterMarks:
     """The file at `path`; processes of one router share it. Every method may wait for the disk.
 
     A row that cannot be read is reported, and left out. `unreadable` has its client until the row
     is written again, with what this router and Redis know. `changed` is called after each write.
     """
 
-    schema = SCHEMA
-
     def __init__(
-        self, path: Path, *, like: Path, changed: Callable[[], object] = lambda: None
+        self, path: Path, *, like: Path, changed: Callable[[], None] = lambda: None
     ) -> None:
         self.router = ""
-        self._changed = changed
         self._seen = 0
         self.unreadable: set[ClientId] = set()
-        self._database = Database(path, self, lock=path.with_name(f"{path.name}-lock"), like=like)
-        try:
-            with self._database.current():
-                pass
-        except StoreError:
-            self._database.close()
-            raise
+        contents = Contents(SCHEMA, begin=self._begin, load=self._load, committed=changed)
+        lock = path.with_name(f"{path.name}-lock")
+        self._database = Database(path, contents, lock=lock, like=like)
+        self._database.open()
 
-    def begin(self, reader: sqlite3.Connection, writer: sqlite3.Connection) -> None:
+    def _begin(self, reader: sqlite3.Connection, writer: sqlite3.Connection) -> None:
         """Gives a new file an id: the router's name in the fleet."""
         if not reader.execute("SELECT 1 FROM router").fetchone():
             writer.execute("INSERT OR IGNORE INTO router VALUES (1, ?)", (secrets.token_hex(8),))
 
-    def load(self, reader: sqlite3.Connection) -> None:
+    def _load(self, reader: sqlite3.Connection) -> None:
         """Reads the id. All marks count as changed."""
         row = reader.execute("SELECT id FROM router").fetchone()
         if row is None:
             raise StoreError(f"{self._database.path}: has no id, and none can be written")
         self.router, self._seen = row[0], 0
 
-    def committed(self) -> None:
-        """Calls `changed`."""
-        self._changed()
-
-    def write(self, marks: Mapping[ClientId, Record]) -> None:
-        """Makes these durable. Raises StoreError, and then none of them is."""
+    def write(self, client: ClientId, mark: Record) -> None:
+        """Makes this durable, whatever was written of this client. Raises StoreError."""
         with self._database.transaction() as db:
-            db.executemany(
-                _WRITE,
-                [(client, dump(client, mark), mark.until()) for client, mark in marks.items()],
-            )
-        self.unreadable -= marks.keys()
+            db.execute(_WRITE, (client, dump(client, mark), mark.until()))
+        self.unreadable.discard(client)
 
     def add(self, marks: Mapping[ClientId, Record], now: float) -> None:
         """Makes these durable, joined with what any process has written of these clients."""
@@ -132,14 +120,17 @@ class RouterMarks(Contents):
                     self.unreadable.add(client_of(named))
         return found
 
-    def forget(self, before: float) -> Iterable[ClientId]:
-        """Deletes the marks that were over `before`; returns their clients. Raises StoreError."""
+    def forget(self, before: float) -> None:
+        """Deletes the marks that were over `before`. Raises StoreError."""
         with self._database.current() as db:
-            over = db.execute("SELECT client FROM marks WHERE until < ?", (before,)).fetchall()
+            over = db.execute("SELECT 1 FROM marks WHERE until < ?", (before,)).fetchone()
         if over:
             with self._database.transaction() as db:
                 db.execute("DELETE FROM marks WHERE until < ?", (before,))
-        return [ClientId(client) for (client,) in over]
+
+    def report(self, error: StoreError) -> None:
+        """Logs why the file cannot be used, once until it was written again."""
+        self._database.report(str(error))
 
     def close(self) -> None:
         """Closes the file."""

@@ -13,10 +13,12 @@ what happens to the file's name. This module does:
 
 import contextlib
 import logging
+import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from capport.linux import safe_files
@@ -47,31 +49,30 @@ type _File = tuple[int, int]
 """What identifies a file: its device and inode."""
 
 
+def _nothing(*_: object) -> None:
+    """What `Contents` does by default."""
+
+
+@dataclass(frozen=True, slots=True)
 class Contents:
-    """What is kept in a database: the methods that `Database` calls. By default they do nothing."""
+    """What is kept in a database, and the functions that `Database` calls."""
 
     schema: Schema
+    load: Callable[[sqlite3.Connection], None]
+    """Reads a file that was just opened. If this raises, the file before it stays in use."""
+    begin: Callable[[sqlite3.Connection, sqlite3.Connection], None] = _nothing
+    """Writes what a file must have before it is loaded, by a reader and a writer. Raises OSError.
 
-    def begin(self, reader: sqlite3.Connection, writer: sqlite3.Connection) -> None:
-        """Writes what a file must have before it is loaded. Raises OSError.
-
-        Raises sqlite3.Error if that cannot be written: then the file is loaded as it is.
-        """
-
-    def load(self, reader: sqlite3.Connection) -> None:
-        """Reads a file that was just opened. If this raises, the file before it stays in use."""
-
-    def opened(self) -> None:
-        """Called when a file was opened and loaded."""
-
-    def settle(self, writer: sqlite3.Connection) -> None:
-        """Called at the start of each write transaction."""
-
-    def committed(self) -> None:
-        """Called after each write transaction."""
-
-    def free_room(self) -> None:
-        """Called when the disk is full: frees the space that was reserved on it."""
+    Raises sqlite3.Error if that cannot be written: then the file is loaded as it is.
+    """
+    opened: Callable[[], None] = _nothing
+    """Called when a file was opened and loaded."""
+    settle: Callable[[sqlite3.Connection], None] = _nothing
+    """Called at the start of each write transaction."""
+    committed: Callable[[], None] = _nothing
+    """Called after each write transaction."""
+    free_room: Callable[[], None] = _nothing
+    """Called when the disk is full: frees the space that was reserved on it."""
 
 
 class Database:
@@ -110,6 +111,21 @@ class Database:
     def has_file(self) -> bool:
         """Whether a file is open and was read."""
         return self._file is not None
+
+    def open(self, *, start_closed: bool = False) -> None:
+        """Opens the file now. If it cannot be used, closes everything and raises StoreError.
+
+        With `start_closed`, it reports that instead, and the next call that needs the file tries
+        again.
+        """
+        try:
+            with self.current():
+                pass
+        except StoreError as error:
+            if not start_closed:
+                self.close()
+                raise
+            self.report(str(error))
 
     def connection(self) -> sqlite3.Connection:
         """The connection for writing to the file that is at the path now. Raises StoreError.
@@ -235,40 +251,33 @@ class Database:
 
     def _create(self) -> bool:
         """Makes an empty file, unless there is one. Returns whether it did. Raises OSError."""
-        folder = self.path.parent
         missing = [parent for parent in self.path.parents if not parent.exists()]
         if self._make_folder:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not safe_files.make_database(self.path):
             return False
-        for named_in in (folder, *(parent.parent for parent in missing)):
-            safe_files.sync_folder(named_in)
+        for parent in missing:
+            safe_files.sync_folder(parent.parent)
         return True
 
     def _open(self, file: _File) -> None:
         """Opens the file and loads it. If that fails, it leaves everything as it was."""
         if self._like is not None:
             safe_files.check_database(self.path, self._like)
-        writer = self._prepared()
-        try:
-            reader = self._connect()
-            try:
-                reader.execute(f"PRAGMA busy_timeout = {int(DROP_SECONDS * 1000)}")
-                can_be_written = self._begin(reader, writer)
-                with self.reading:
-                    logs = {name: _inode(Path(f"{self.path}{name}")) for name in _LOGS}
-                    if self._identity()[0] != file:
-                        raise StoreError(f"{self.path}: replaced while it was opened; try again")
-                    self._contents.load(reader)
-                    self.reader, self._writer, self._file, self._logs = reader, writer, file, logs
-                for db in (reader, writer):
-                    db.setconfig(_LEAVE_LOG, False)
-            except BaseException:
-                reader.close()
-                raise
-        except BaseException:
-            writer.close()
-            raise
+        with contextlib.ExitStack() as unless_used:
+            writer = unless_used.enter_context(contextlib.closing(self._prepared()))
+            reader = unless_used.enter_context(contextlib.closing(self._connect()))
+            reader.execute(f"PRAGMA busy_timeout = {int(DROP_SECONDS * 1000)}")
+            can_be_written = self._begin(reader, writer)
+            with self.reading:
+                logs = {name: _inode(Path(f"{self.path}{name}")) for name in _LOGS}
+                if self._identity()[0] != file:
+                    raise StoreError(f"{self.path}: replaced while it was opened; try again")
+                self._contents.load(reader)
+                self.reader, self._writer, self._file, self._logs = reader, writer, file, logs
+            for db in (reader, writer):
+                db.setconfig(_LEAVE_LOG, False)
+            unless_used.pop_all()
         if self._opened:
             logger.warning(
                 f"{self.path}: another file was put in its place and is used from now on"
@@ -344,7 +353,7 @@ class Database:
         """
         assert self._writer is not None
         moved = self.checkpoint(self._writer)
-        locks.make(self._lock, self.path)
+        os.close(safe_files.open_or_make(self._lock, self.path))
         # Other processes that had the file open do the same at the same time.
         with locks.locked(self._lock, self.path):
             for name in _LOGS:

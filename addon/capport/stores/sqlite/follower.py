@@ -82,13 +82,17 @@ class Follower:
 
     def load(self, db: sqlite3.Connection) -> None:
         """Reads a file that was just opened. Its store time may differ from the last file's."""
-        shift = self._time.shift(db) - self._replica.state.shift
-        self._revocations.shifted(shift)
+        db.execute("BEGIN")
         try:
-            self._load(db)
-        except BaseException:
-            self._revocations.shifted(-shift)
-            raise
+            shift = self._time.shift(db) - self._replica.state.shift
+            self._revocations.shifted(shift)
+            try:
+                self._load(db)
+            except BaseException:
+                self._revocations.shifted(-shift)
+                raise
+        finally:
+            roll_back(db)
 
     def _read(self, db: sqlite3.Connection) -> dict[ClientId, bytes | None]:
         """The records that have changed since the last call.
@@ -111,17 +115,10 @@ class Follower:
         return changed
 
     def _load(self, db: sqlite3.Connection) -> None:
-        """Reads everything: 2.4 s for 1 000 000 sessions."""
-        own = not db.in_transaction
-        if own:
-            db.execute("BEGIN")
-        try:
-            shift = self._time.shift(db)
-            (seq,) = db.execute("SELECT max(seq) FROM changes").fetchone()
-            records = {_id_of(row): pack(row) for row in self._rows(db)}
-        finally:
-            if own:
-                roll_back(db)
+        """Reads everything, in a transaction: 2.4 s for 1 000 000 sessions."""
+        shift = self._time.shift(db)
+        (seq,) = db.execute("SELECT max(seq) FROM changes").fetchone()
+        records = {_id_of(row): pack(row) for row in self._rows(db)}
         noted = self._revocations.noted()
         for client in self._revocations.all(noted):
             if self._revocations.cover(client, records.get(client), noted):

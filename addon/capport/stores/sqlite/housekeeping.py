@@ -1,6 +1,7 @@
 """Background work: writes last-seen times and the clock, and removes old sessions and changes."""
 
 from collections.abc import Callable
+from itertools import batched
 
 from capport.core.session import Instant
 from capport.stores import StoreError
@@ -56,8 +57,7 @@ class Upkeep:
 
     def flush(self) -> None:
         """Writes when clients were last seen. After a StoreError it is tried again later."""
-        touches = list(self._replica.touches().items())
-        for batch in (touches[i : i + BATCH] for i in range(0, len(touches), BATCH)):
+        for batch in batched(self._replica.touches().items(), BATCH):
             try:
                 with self._database.transaction(PUT_SECONDS) as db:
                     shift = self._time.shift(db)

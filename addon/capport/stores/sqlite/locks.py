@@ -42,14 +42,6 @@ def holders(path: Path) -> set[int]:
     return {int(line[4]) for line in lines if line[1] == "POSIX" and line[5] == inode}
 
 
-def make(path: Path, like: Path) -> None:
-    """Makes a file to lock, durably, unless it exists. Raises OSError."""
-    descriptor, made = safe_files.open_or_make(path, like)
-    os.close(descriptor)
-    if made:
-        safe_files.sync_folder(path.parent)
-
-
 @contextlib.contextmanager
 def locked(path: Path, like: Path, flags: int = os.O_RDWR) -> Iterator[int]:
     """Locks the file at `path`, and gives a descriptor of it. Raises OSError."""

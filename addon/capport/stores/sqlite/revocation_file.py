@@ -62,7 +62,7 @@ class Revoked:
 
     def make(self) -> None:
         """Makes the file durably, if it is missing. Raises OSError."""
-        locks.make(self.path, self._like)
+        os.close(safe_files.open_or_make(self.path, self._like))
 
     def ring(self) -> None:
         """Wakes the other processes after a commit; they look once a second anyway."""
@@ -85,7 +85,7 @@ def _clients_in(descriptor: int) -> frozenset[ClientId]:
 
 def set_ballast(path: Path, like: Path) -> None:
     """Fills the file at `path` with `BALLAST` bytes, or at least a quarter. Raises OSError."""
-    with safe_files.closing(safe_files.open_or_make(path, like)[0]) as descriptor:
+    with safe_files.closing(safe_files.open_or_make(path, like)) as descriptor:
         has = os.fstat(descriptor).st_size
         for size in (BALLAST, BALLAST // 2, BALLAST // 4):
             if has >= size:

@@ -17,7 +17,6 @@ not in it is unknown (`database.py`).
 import contextlib
 import logging
 import math
-import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -55,7 +54,7 @@ _THERE = "SELECT 1 FROM sessions WHERE client = ?"
 _COUNT = "SELECT count(*) FROM sessions"
 
 
-class SqliteStore(Contents):
+class SqliteStore:
     """A SessionStore in the file at `path`. `spares` defaults to `spare_folders()`.
 
     `make` makes the file if it is missing, and `make_folder` its folder, which only the user may
@@ -64,7 +63,6 @@ class SqliteStore(Contents):
     these addresses, so that a command does not have to read a million sessions.
     """
 
-    schema = SESSIONS
     lease: Instant = math.inf
 
     def __init__(
@@ -89,19 +87,23 @@ class SqliteStore(Contents):
         )
         self._journal = self._revocations.places[0]
         self._ballast, self._is_reserved = Path(f"{self.path}-ballast"), True
-        self.database = Database(
-            path, self, lock=self._journal.path, make=make, make_folder=make_folder
+        contents = Contents(
+            SESSIONS,
+            begin=self._time.begin,
+            load=self._follower.load,
+            opened=self._reserve_space,
+            settle=self._time.settle,
+            committed=self._journal.ring,
+            free_room=self._free_room,
         )
-        self._upkeep = Upkeep(self.database, self._replica, self._time, self._sync, self.opened)
+        self.database = Database(
+            path, contents, lock=self._journal.path, make=make, make_folder=make_folder
+        )
+        self._upkeep = Upkeep(
+            self.database, self._replica, self._time, self._sync, self._reserve_space
+        )
         self._closed = False
-        try:
-            with self.database.writing:
-                self.database.connection()
-        except StoreError as error:
-            if not start_closed:
-                self.database.close()
-                raise
-            self.database.report(str(error))
+        self.database.open(start_closed=start_closed)
         self._look_too: Callable[[], object] = lambda: None
         self._bell = Bell((place.path for place in self._revocations.places), self.path)
         self._thread = threading.Thread(target=self._run, name=self.path.name, daemon=True)
@@ -185,15 +187,7 @@ class SqliteStore(Contents):
 
     # --- what the database calls ---
 
-    def begin(self, reader: sqlite3.Connection, writer: sqlite3.Connection) -> None:
-        """Writes this boot to the file."""
-        self._time.begin(reader, writer)
-
-    def load(self, reader: sqlite3.Connection) -> None:
-        """Reads all sessions."""
-        self._follower.load(reader)
-
-    def opened(self) -> None:
+    def _reserve_space(self) -> None:
         """Reserves space on the disk, or logs once that it cannot. Upkeep calls it regularly."""
         try:
             self._journal.make()
@@ -207,16 +201,7 @@ class SqliteStore(Contents):
         else:
             self._is_reserved = True
 
-    def settle(self, writer: sqlite3.Connection) -> None:
-        """Moves store time on."""
-        self._time.settle(writer)
-
-    def committed(self) -> None:
-        """Wakes the other processes."""
-        self.ring()
-
-    def free_room(self) -> None:
-        """Frees the reserved space."""
+    def _free_room(self) -> None:
         free_ballast(self._ballast, self.path)
 
     # --- revoking ---
