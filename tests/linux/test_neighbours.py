@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import requires
 from capport.core.client import Address, Mac, is_random, parse_address, parse_mac
-from capport.linux import Neighbours, neighbour_lookup
+from capport.linux import Neighbours, neighbour_lookup, neighbours
 from capport.linux.neighbour_lookup import Neighbour
 from capport.linux.neighbours import NetlinkNeighbours, Replica
 from conftest import SOON
@@ -202,12 +202,13 @@ def test_the_dump_holds_what_was_there_before(
 
 @lab
 def test_an_overflow_leads_to_a_dump_and_not_to_a_stale_table(
-    network: tuple[Namespace, Namespace, Namespace],
+    network: tuple[Namespace, Namespace, Namespace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The change that matters is lost among thousands while the thread cannot read."""
     router = network[0]
     router.ip(f"neighbour replace 192.0.2.50 dev br-lan lladdr {FIRST} nud permanent")
-    small = router.call(NetlinkNeighbours, ["br-lan"], receive_buffer=1)  # the kernel's minimum
+    monkeypatch.setattr(neighbours, "_RECEIVE_BUFFER", 1)  # the kernel's minimum
+    small = router.call(NetlinkNeighbours, ["br-lan"])
     try:
         dumps = small.dumps
         with small._lock:

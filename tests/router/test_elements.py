@@ -19,16 +19,16 @@ def test_an_end_is_looked_at_once_when_it_has_come() -> None:
     elements.file(element(60.0))
     assert [*elements.ended(59.9)] == []
     assert elements.next_look == 60.0
-    assert [*elements.ended(60.0)] == [ADA]
+    assert [one.key for one in elements.ended(60.0)] == [ADA]
     assert [*elements.ended(1000.0)] == []
 
 
 def test_where_traffic_may_put_it_off_it_is_looked_at_before_too() -> None:
     elements = Elements()
     elements.file(element(60.0, idle=True))
-    assert [*elements.ended(60.0 - IDLE_LEAD)] == [ADA]
+    assert [one.key for one in elements.ended(60.0 - IDLE_LEAD)] == [ADA]
     assert [*elements.ended(59.9)] == []
-    assert [*elements.ended(60.0)] == [ADA]
+    assert [one.key for one in elements.ended(60.0)] == [ADA]
 
 
 def test_traffic_puts_the_end_of_an_idle_element_off() -> None:
@@ -37,14 +37,14 @@ def test_traffic_puts_the_end_of_an_idle_element_off() -> None:
         elements.file(element(600.0 + second, idle=True))
     assert len([*elements]) == 1
     assert [*elements.ended(1598.0)] == []
-    assert [*elements.ended(1599.0)] == [ADA]
+    assert [one.key for one in elements.ended(1599.0)] == [ADA]
 
 
 def test_what_ends_earlier_than_it_was_to_is_looked_at_earlier() -> None:
     elements = Elements()
     for until in (600.0, 60.0):
         elements.file(element(until))
-    assert [*elements.ended(60.0)] == [ADA]
+    assert [one.key for one in elements.ended(60.0)] == [ADA]
     elements.forget(element(60.0))
     assert [*elements.ended(600.0)] == []
 

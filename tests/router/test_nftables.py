@@ -28,7 +28,7 @@ from capport.core.standing import Kind, Standing
 from capport.linux import conntrack, libnftables
 from capport.linux.libnftables import Nftables, RulesError
 from capport.policy import policy_file
-from capport.router import known_clients, nftables
+from capport.router import garden_addresses, known_clients, nftables
 from capport.router import ranges as spans
 from capport.router import ruleset as ruletext
 from capport.router.garden_addresses import GardenFollower
@@ -934,7 +934,9 @@ def test_a_new_policy_is_put_in_force_with_the_same_ports_and_who_is_known(
 
 
 @LAB
-def test_the_garden_follows_its_names(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_garden_follows_its_names(
+    lab: Lab, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nftables.up(lab.policy, rules=lab.rules)
     found = {"status.example.org": ["198.51.100.3", "2001:db8:2::3"]}
     asked: list[str] = []
@@ -945,7 +947,9 @@ def test_the_garden_follows_its_names(lab: Lab, caplog: pytest.LogCaptureFixture
             raise OSError("no such name")
         return [parse_address(text) for text in found[name]]
 
-    following = lab.router.call(GardenFollower, lambda: lab.policy, resolver=resolver, every=0.5)
+    monkeypatch.setattr(garden_addresses, "resolve", resolver)
+    monkeypatch.setattr(garden_addresses, "EVERY", 0.5)
+    following = lab.router.call(GardenFollower, lambda: lab.policy)
     lab.router.call(following.start)
     try:
         wait_for(lambda: "198.51.100.3" in elements(lab, "garden4_8081"))

@@ -128,24 +128,19 @@ class Nftables:
         # The kernel stops a listing if another process changes the rules meanwhile, and the library
         # makes listings before each transaction. Nothing has been changed then: try again.
         for _ in range(_ATTEMPTS):
-            failed, output, said = self._try(commands, flags)
-            if not failed or _INTERRUPTED not in said:
+            with _LIBRARY:
+                if not self._context:
+                    raise ValueError("nftables is closed")
+                self._library.nft_ctx_output_set_flags(self._context, flags)
+                failed = self._library.nft_run_cmd_from_buffer(self._context, commands.encode())
+                output: bytes = self._library.nft_ctx_get_output_buffer(self._context)
+                said: bytes = self._library.nft_ctx_get_error_buffer(self._context)
+            if not failed:
+                return output.decode(errors="replace")
+            if _INTERRUPTED not in said:
                 break
             time.sleep(_PAUSE)
-        if failed:
-            raise RulesError(said.decode(errors="replace"))
-        return output.decode(errors="replace")
-
-    def _try(self, commands: str, flags: int) -> tuple[int, bytes, bytes]:
-        with _LIBRARY:
-            if not self._context:
-                raise ValueError("nftables is closed")
-            self._library.nft_ctx_output_set_flags(self._context, flags)
-            return (
-                self._library.nft_run_cmd_from_buffer(self._context, commands.encode()),
-                self._library.nft_ctx_get_output_buffer(self._context),
-                self._library.nft_ctx_get_error_buffer(self._context),
-            )
+        raise RulesError(said.decode(errors="replace"))
 
 
 def _has_net_admin() -> bool:

@@ -7,16 +7,15 @@ the SYN-ACK. So when a client has completed a handshake, its entry is in the dic
 and a new client is never mistaken for an off-link one.
 """
 
-import errno
 import logging
 import os
 import select
-import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
+from itertools import islice
 
 from capport.core.client import Address, Mac, Way
 from capport.linux import Neighbours, neighbour_lookup, netlink
@@ -112,9 +111,7 @@ class NetlinkNeighbours(Neighbours):
     all count. Raises OSError if the kernel gives no dump. Needs no privilege.
     """
 
-    def __init__(
-        self, interfaces: Collection[str] | None = None, *, receive_buffer: int = _RECEIVE_BUFFER
-    ) -> None:
+    def __init__(self, interfaces: Collection[str] | None = None) -> None:
         self.dumps = 0
         """Dumps so far: one at the start, and one for each overflow or change of a link."""
         self._replica = Replica()
@@ -126,7 +123,6 @@ class NetlinkNeighbours(Neighbours):
         self._stale = False
         self._seldom = Seldom(FAULTS)
         self._closed = False
-        self._receive_buffer = receive_buffer
         self._socket = netlink.connect(netlink.ROUTE)  # each dump makes a new one
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._follow, name="neighbours", daemon=True)
@@ -277,20 +273,15 @@ class NetlinkNeighbours(Neighbours):
         with self._lock:
             before = len(self._changes)
             try:
-                for _ in range(_CATCH_UP):
-                    datagram = self._socket.recv(netlink.DATAGRAM, socket.MSG_DONTWAIT)
-                    if not datagram:
-                        raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+                for datagram in islice(netlink.reports(self._socket), _CATCH_UP):
+                    self._stale = self._stale or not datagram
                     for message in netlink.messages(datagram):
                         self._apply(message)
-            except BlockingIOError:
-                pass
             except OSError as error:
                 self._stale = True
-                if error.errno != errno.ENOBUFS:
-                    logger.error(
-                        f"The neighbour notifications stopped ({error}): reading the table again"
-                    )
+                logger.error(
+                    f"The neighbour notifications stopped ({error}): reading the table again"
+                )
             woken = self._stale or len(self._changes) > before
             # Still with the lock, because `_close_sockets` closes the eventfd, and another file may
             # get its number.
@@ -319,7 +310,7 @@ class NetlinkNeighbours(Neighbours):
         found: list[Neighbour] = []
         try:
             # A smaller buffer only means more dumps.
-            reports = netlink.listen(netlink.ROUTE, _GROUPS, buffer=self._receive_buffer)
+            reports = netlink.listen(netlink.ROUTE, _GROUPS, buffer=_RECEIVE_BUFFER)
             self._socket.close()
             self._socket = reports
             self._numbers = None if self._names is None else neighbour_lookup.numbers(self._names)

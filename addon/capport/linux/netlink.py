@@ -6,6 +6,7 @@ that takes 30 us here. A client may have tens of thousands of connections to for
 makes as many neighbours.
 """
 
+import errno
 import os
 import socket
 import struct
@@ -56,8 +57,7 @@ def listen(protocol: int, groups: int, *, buffer: int = 0) -> socket.socket:
     """Opens a socket to which the kernel sends its reports for `groups`. Raises OSError.
 
     Receiving from it does not wait. `buffer` is how many bytes of reports may wait, by the kernel's
-    accounting; without CAP_NET_ADMIN at most net.core.rmem_max. If more come, some are lost, and
-    receiving raises OSError (ENOBUFS).
+    accounting; without CAP_NET_ADMIN at most net.core.rmem_max. If more come, some are lost.
     """
     reports = connect(protocol)
     reports.setblocking(False)
@@ -67,6 +67,19 @@ def listen(protocol: int, groups: int, *, buffer: int = 0) -> socket.socket:
             reports.setsockopt(socket.SOL_SOCKET, _RECEIVE_BUFFER_FORCE, buffer)
     reports.bind((0, groups))
     return reports
+
+
+def reports(kernel: socket.socket) -> Iterator[bytes]:
+    """Each datagram that is waiting at a socket of `listen`; an empty one where some were lost."""
+    while True:
+        try:
+            yield kernel.recv(DATAGRAM)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            yield b""
 
 
 def ask(

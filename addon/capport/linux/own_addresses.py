@@ -44,13 +44,11 @@ class OwnAddresses(Container[Address]):
         if self._changes is None:
             self._changes = netlink.listen(netlink.ROUTE, _CHANGES)
             return True
-        changed = False
-        try:
-            while True:
-                datagram = self._changes.recv(netlink.DATAGRAM)
-                changed = changed or any(map(local_routes.may_be_local, netlink.messages(datagram)))
-        except BlockingIOError:
-            return changed
+        changes = [
+            not datagram or any(map(local_routes.may_be_local, netlink.messages(datagram)))
+            for datagram in netlink.reports(self._changes)
+        ]
+        return any(changes)
 
     def _read(self) -> None:
         mine = local_routes.local_networks()

@@ -48,20 +48,16 @@ class Budget:
     would take the new units one by one, never enough to pass, and block the client's small packets.
     """
 
+    meter: str  # begins the names of its sets and chains
     unit: int
     rate: int
     burst: int
     rest: str
 
-    @property
-    def most(self) -> int:
-        """The most bytes that pass within any second, the first included."""
-        return self.unit * (self.rate + self.burst)
-
 
 # 40 questions a second for names of 22 characters; 40 answers with one address of either family.
-QUESTIONS = Budget(unit=3, rate=240, burst=26, rest="100ms")
-ANSWERS = Budget(unit=6, rate=80, burst=53, rest="600ms")
+QUESTIONS = Budget("asked", unit=3, rate=240, burst=26, rest="100ms")
+ANSWERS = Budget("answered", unit=6, rate=80, burst=53, rest="600ms")
 CHECKS = "limit rate 20/second burst 40 packets"
 # These bound all clients together, because a client can easily make up MACs.
 ALL_QUESTIONS = "limit rate 200/second burst 200 packets"
@@ -93,7 +89,7 @@ def redirect() -> str:
 
 def questions(policy: Policy, ethernet: bool) -> Iterator[str]:
     """The chain `questions`, which accepts or drops each packet that goes to the resolver."""
-    yield from _rest("asked", QUESTIONS)
+    yield from _rest(QUESTIONS)
     for name, every in (("asking", ALL_QUESTIONS), ("checking", ALL_CHECKS)):
         yield f"chain {name} {{"
         for version, ip, _ in _FAMILIES:
@@ -102,8 +98,8 @@ def questions(policy: Policy, ethernet: bool) -> Iterator[str]:
         yield "drop\n}"
     lengths = range(QUESTIONS.unit, _NAMES[-1] - _DOMAIN, QUESTIONS.unit)
     steps = (f"udp length > {_HEADER + 4 + _DOMAIN + n}" for n in lengths)
-    yield from _ladder("asked_name", "asked", QUESTIONS, steps, "asking")
-    yield from _raw("asked", QUESTIONS, "asking")
+    yield from _ladder("asked_name", QUESTIONS, steps, "asking")
+    yield from _raw(QUESTIONS, "asking")
     yield "chain questions {"
     yield "ct status & dnat == 0 drop"  # it was sent to this port itself, and was not redirected
     for key in ("ether saddr",) if ethernet else ("ip saddr", "ip6 saddr"):
@@ -117,21 +113,21 @@ def questions(policy: Policy, ethernet: bool) -> Iterator[str]:
         end = _HEADER + length
         ordinary = f"udp length {end + 4} @th,144,16 0 @th,{end * 8},32 {_TYPES}"
         yield f"{ordinary} goto asked_name"
-    yield from _goto_raw("asked")
+    yield from _goto_raw(QUESTIONS)
     yield "drop\n}"
 
 
 def answers(policy: Policy) -> Iterator[str]:
     """The chain `answers`, which accepts or drops each answer from the resolver to a client."""
-    yield from _rest("answered", ANSWERS)
+    yield from _rest(ANSWERS)
     yield "chain answering_all {"
     yield "meta mark set 0"
     yield f"{ALL_ANSWERS} accept"
     yield "drop\n}"
     for name, size in (("nothing", 0), ("address4", 4), ("address6", 16)):
         steps = [""] * (math.ceil(size / ANSWERS.unit) - 1)
-        yield from _ladder(f"answered_{name}", "answered", ANSWERS, steps, "answering_all")
-    yield from _raw("answered", ANSWERS, "answering_all")
+        yield from _ladder(f"answered_{name}", ANSWERS, steps, "answering_all")
+    yield from _raw(ANSWERS, "answering_all")
     yield "chain addresses {"
     for length in _NAMES:
         # A record with the question's name, a time to live of up to a minute, and an address.
@@ -152,7 +148,7 @@ def answers(policy: Policy) -> Iterator[str]:
         # Not truncated, opcode 0, and no authority or additional records.
         head = f"@th,80,16 & 0xfa40 == 0x8000 @th,96,64 0x{counts}00000000"
         yield f"meta l4proto udp {head} {verdict}"
-    yield from _goto_raw("answered")
+    yield from _goto_raw(ANSWERS)
     yield "drop\n}"
 
 
@@ -173,18 +169,19 @@ def free_names(policy: Policy) -> list[str]:
     return list(dict.fromkeys([*sorted(CHECK_HOSTS), *login, *sorted(garden)]))[:_MOST_NAMES]
 
 
-def _rest(meter: str, budget: Budget) -> Iterator[str]:
+def _rest(budget: Budget) -> Iterator[str]:
     """The chain for a client that has used up its budget: notes that, and drops the packet."""
-    yield f"chain {meter}_up {{"
-    yield f"add @{meter}_rest {{ meta mark timeout {budget.rest} }}"
+    yield f"chain {budget.meter}_up {{"
+    yield f"add @{budget.meter}_rest {{ meta mark timeout {budget.rest} }}"
     yield "drop\n}"
 
 
-def _ladder(
-    chain: str, meter: str, budget: Budget, steps: Iterable[str], verdict: str
-) -> Iterator[str]:
+def _ladder(chain: str, budget: Budget, steps: Iterable[str], verdict: str) -> Iterator[str]:
     """A chain that charges a packet one unit, and one more for each of `steps` that it matches."""
-    limit = f"limit rate over {budget.rate}/second burst {budget.burst} packets"
+    meter, limit = (
+        budget.meter,
+        f"limit rate over {budget.rate}/second burst {budget.burst} packets",
+    )
     unit = f"update @{meter} {{ meta mark {limit} }} goto {meter}_up"
     yield f"chain {chain} {{"
     yield unit
@@ -194,16 +191,15 @@ def _ladder(
     yield f"goto {verdict}\n}}"
 
 
-def _raw(meter: str, budget: Budget, verdict: str) -> Iterator[str]:
+def _raw(budget: Budget, verdict: str) -> Iterator[str]:
     """Chains, one for each family, for packets that are charged for all their bytes."""
     for version, head in _HEADS.items():
         lengths = (f"meta length > {head + n * budget.unit}" for n in range(1, budget.burst))
-        yield from _ladder(f"{meter}_raw{version}", meter, budget, lengths, verdict)
+        yield from _ladder(f"{budget.meter}_raw{version}", budget, lengths, verdict)
 
 
-def _goto_raw(meter: str) -> Iterator[str]:
+def _goto_raw(budget: Budget) -> Iterator[str]:
     """Sends other packets to the chains of `_raw`; one larger than the budget goes on (a drop)."""
-    budget = QUESTIONS if meter == "asked" else ANSWERS
     for version, head in _HEADS.items():
         fits = f"meta length <= {head + budget.unit * budget.burst}"
-        yield f"meta nfproto ipv{version} {fits} goto {meter}_raw{version}"
+        yield f"meta nfproto ipv{version} {fits} goto {budget.meter}_raw{version}"

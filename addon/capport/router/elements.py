@@ -81,16 +81,11 @@ class Elements:
         yield from tuple(self._by_key.values())
 
     @property
-    def keys(self) -> tuple[Key, ...]:
-        """The keys of all elements."""
-        return tuple(self._by_key)
-
-    @property
     def idle(self) -> tuple[Key, ...]:
         """The keys of the elements whose session ends without traffic."""
         return tuple(self._idle)
 
-    def __contains__(self, key: Key) -> bool:
+    def __contains__(self, key: Key | None) -> bool:
         return key in self._by_key
 
     def get(self, key: Key) -> Element | None:
@@ -134,12 +129,13 @@ class Elements:
         """When `ended` may next yield a key; infinite if never."""
         return self._looks.next
 
-    def ended(self, now: Instant) -> Iterator[Key]:
-        """The keys whose end has come, and those with an idle time whose end is near.
+    def ended(self, now: Instant) -> Iterator[Element]:
+        """The elements whose end has come, and those with an idle time whose end is near.
 
         Traffic that has not been read yet may put the end of the latter off.
         """
         for key in self._looks.due(now):
-            if now < (until := self._by_key[key].until):
-                self._looks.set(key, until)
-            yield key
+            element = self._by_key[key]
+            if now < element.until:
+                self._looks.set(key, element.until)
+            yield element

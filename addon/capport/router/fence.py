@@ -47,12 +47,8 @@ class Fence:
     def put(self, interface: str) -> bool:
         """Puts the fence around `interface` and no other; returns whether a rule was missing."""
         missing = [self._change(_NEW, family, _around(interface)) for family in _FAMILIES]
-        self._take_away(but=interface)
+        self.take_away(but=interface)
         return any(missing)
-
-    def take_away(self) -> None:
-        """Removes the fence, if there is one."""
-        self._take_away(but="")
 
     def interfaces(self) -> set[str]:
         """The interfaces that are fenced in each family that this machine has."""
@@ -60,7 +56,8 @@ class Fence:
         found = [{_name(rule) for rule in rules if _is_ours(rule)} for rules in families]
         return set.intersection(*found) if found else set()
 
-    def _take_away(self, but: str) -> None:
+    def take_away(self, *, but: str = "") -> None:
+        """Removes the fence, if there is one, except around the interface `but`."""
         for family in _FAMILIES:
             for name in [_name(rule) for rule in self._rules(family) if _is_ours(rule)]:
                 if name != but:

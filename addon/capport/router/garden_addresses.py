@@ -34,24 +34,16 @@ class GardenFollower:
     `policy` returns the policy in force. While our table is not loaded, the answers are discarded.
     """
 
-    def __init__(
-        self,
-        policy: Callable[[], Policy],
-        *,
-        resolver: Callable[[str], list[Address]] = resolve,
-        every: float = EVERY,
-    ) -> None:
+    def __init__(self, policy: Callable[[], Policy]) -> None:
         self._policy = policy
         self._rules = Nftables()
-        self._resolve = resolver
-        self._every = every
         self._failed: set[str] = set()
         self._wake = threading.Event()
         self._closed = False
         self._thread = threading.Thread(target=self._follow, name="garden", daemon=True)
 
     def start(self) -> None:
-        """Looks the names up now, and then every `every` seconds."""
+        """Looks the names up now, and then every minute."""
         self._thread.start()
 
     def look_up_now(self) -> None:
@@ -71,7 +63,7 @@ class GardenFollower:
                 self._look_up()
             except Exception:  # the edge: the addresses stay in the sets until they time out
                 logger.exception("Cannot update the addresses of the policy's names")
-            self._wake.wait(self._every)
+            self._wake.wait(EVERY)
             self._wake.clear()
         self._rules.close()
 
@@ -81,7 +73,7 @@ class GardenFollower:
             if name.startswith("*.") or self._closed:
                 continue
             try:
-                addresses = self._resolve(name)
+                addresses = resolve(name)
             except OSError as error:
                 if name not in self._failed:
                     logger.warning(f"Cannot resolve {name}, a name in the policy: {error}")
@@ -89,7 +81,7 @@ class GardenFollower:
                 continue
             self._failed.discard(name)
             try:
-                nftables.update_names(policy, name, addresses, KEPT * self._every, self._rules)
+                nftables.update_names(policy, name, addresses, KEPT * EVERY, self._rules)
             except RulesError as error:
                 if not error.missing:
                     logger.error(f"Cannot update the addresses of {name}: {error}")

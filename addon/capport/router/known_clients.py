@@ -107,12 +107,12 @@ class KnownSet:
         self._lease_at = now()
         self._leased_until = -math.inf  # the lease in the kernel
         self._traffic_at = now() + TRAFFIC
-        self._stops: list[Callable[[], None]] = []
+        self._stop_watching: Callable[[], None] = lambda: None
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
         """Corrects the sets, and keeps them correct until `close`."""
-        self._stops = [self._neighbours.watch(self.changed)]
+        self._stop_watching = self._neighbours.watch(self.changed)
         try:
             self.resync()
         except OSError as error:  # the clients in the sets stay, and the thread tries again
@@ -155,9 +155,7 @@ class KnownSet:
 
     def has(self, client: Client) -> bool:
         """Whether we have added the client to the kernel's sets, and have not removed it since."""
-        return client.address in self._elements or (
-            client.mac is not None and client.mac in self._elements
-        )
+        return client.address in self._elements or client.mac in self._elements
 
     def changed(self, what: ClientId | Address) -> None:
         """Notes that a client's session, or the MAC of an address, has changed; does not wait."""
@@ -189,7 +187,7 @@ class KnownSet:
             self._behind.clear()
             self._leased_until = -math.inf
             self._renew_lease()
-            mine = self._elements.keys
+            mine = [element.key for element in self._elements]
         for keys in batched(mine, SOME):
             with self._in_turn():
                 for element in filter(None, map(self._elements.get, keys)):
@@ -276,9 +274,7 @@ class KnownSet:
 
     def close(self) -> None:
         """Stops the threads. The sets stay in the kernel, and their elements time out."""
-        for stop in self._stops:
-            stop()
-        self._stops = []
+        self._stop_watching()
         with self._news:
             self._closed.set()
             self._news.notify()
@@ -317,10 +313,12 @@ class KnownSet:
             if now >= self._lease_at:
                 self._renew_lease()
             ended = [*islice(self._elements.ended(now), SOME)]
-            idle = {key for key in ended if self._is_idle(key, now)}
-            self._settle([*self._keys_of(changed), *(key for key in ended if key not in idle)])
+            over = (element.key for element in ended if element.until <= now)
+            idle = [element.key for element in ended if element.until > now]
+            self._settle([*self._keys_of(changed), *over])
         if now >= self._traffic_at or idle:
-            self._traffic_at = now + self._traffic_interval()
+            silence = self._policy().sessions.idle or math.inf
+            self._traffic_at = now + min(TRAFFIC, max(1.0, silence / 4))
             self._read_traffic(now, idle)
         if now >= self._resync_at:
             self._resync_at = now + RESYNC
@@ -343,10 +341,6 @@ class KnownSet:
     def _schedule_resync(self, after: float) -> None:
         """Sets the next comparison to `after` seconds from now, but not before the rest is over."""
         self._resync_at = max(self._now() + after, self._rested_at)
-
-    def _traffic_interval(self) -> float:
-        idle = self._policy().sessions.idle
-        return TRAFFIC if idle is None else min(TRAFFIC, max(1.0, idle / 4))
 
     def _keys_of(self, changed: Iterable[ClientId | Address]) -> Iterator[Key]:
         for one in changed:
@@ -385,11 +379,6 @@ class KnownSet:
                 self._settle(heard)
         with self._in_turn():
             self._settle(ended)
-
-    def _is_idle(self, key: Key, now: Instant) -> bool:
-        """Whether the session of `key` has an idle time and is not over yet."""
-        element = self._elements.get(key)
-        return element is not None and element.idle and now < element.until
 
     def _disconnect_queued(self) -> None:
         """Forgets the connections of removed clients, on a thread: there may be thousands.
@@ -499,16 +488,16 @@ class KnownSet:
         return Element(key, mac, until, None, until)
 
     def _session(self, ids: Sequence[ClientId], now: Instant) -> tuple[Session | None, bool]:
-        """The open session of the first of `ids` that has one, without its lease; if it has one.
+        """The session of the first of `ids` that has an open one, without its lease; if it has one.
 
         A session counts here also while its lease is over: the kernel has the lease apart.
         """
-        session = self._store.find(ids, now)
-        if session is None and self._store.lease <= now:
-            over = (self._store.find((one,), -math.inf) for one in ids)
-            session = first_open((found and found.without_lease() for found in over), now)
-            return session, session is not None
-        return session and session.without_lease(), session is not None and session.is_leased
+        for one in ids:
+            found = self._store.find((one,), -math.inf)  # also finds it when it is over
+            session = first_open([found and found.without_lease()], now)
+            if found is not None and session is not None:
+                return session, found.is_leased
+        return None, False
 
     def _of_session(
         self, key: Key, mac: Mac | None, found: Standing, *, leased: bool

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
-from itertools import groupby
+from itertools import batched, groupby
 
 from capport.core.client import Address
 from capport.core.policy import Access, ClientRules
@@ -12,8 +12,8 @@ def ranges(clients: ClientRules, access: Access) -> list[tuple[Address, Address]
     """The ranges (first, last) of addresses to which the first rule that matches gives `access`.
 
     A set of the kernel cannot hold a network and another one inside it. So this function works out
-    which rule comes first for each address. It uses a stack, because two networks are either apart
-    or one is inside the other.
+    which rule comes first for each address. Two networks are either apart, or one is inside the
+    other.
     """
     found: list[tuple[Address, Address]] = []
     networks = [(n, number, a) for n, number, a in clients.subjects() if not isinstance(n, str)]
@@ -28,32 +28,18 @@ def ranges(clients: ClientRules, access: Access) -> list[tuple[Address, Address]
 def _first_rules(spans: Iterable[tuple[int, int, int, bool]]) -> list[tuple[int, int]]:
     """The parts of the wanted spans that no earlier rule covers.
 
-    A span is (first, last, number of its rule, whether it is wanted).
+    A span is (first, last, number of its rule, whether it is wanted). It changes something where
+    its own rule, or that of the span around it if that comes first, wants what the one around it
+    did not, or the reverse. Where two changes meet, nothing changes.
     """
-    wanted: list[tuple[int, int]] = []
-    inside: list[tuple[int, int, bool]] = []  # the last address, and the rule that applies up to it
-    cursor = 0
-
-    def reach(last: int) -> None:
-        """Adds the addresses from `cursor` to `last`, if the innermost rule wants them."""
-        nonlocal cursor
-        if inside and inside[-1][2] and cursor <= last:
-            if wanted and wanted[-1][1] + 1 == cursor:
-                wanted[-1] = (wanted[-1][0], last)
-            else:
-                wanted.append((cursor, last))
-        cursor = last + 1
-
-    def leave(until: int | None) -> None:
-        """Ends the spans that end before `until`; all of them for None."""
-        while inside and (until is None or inside[-1][0] < until):
-            reach(inside[-1][0])
-            inside.pop()
-
-    for first, last, *rule in spans:
-        leave(first)
-        reach(first - 1)
-        number, is_wanted = min(rule, [*inside[-1][1:]]) if inside else rule
-        inside.append((last, number, bool(is_wanted)))
-    leave(None)
-    return wanted
+    changes: set[int] = set()
+    around: list[tuple[int, int, bool]] = []  # the last address, and the rule that applies up to it
+    for first, last, number, is_wanted in spans:
+        while around and around[-1][0] < first:
+            around.pop()
+        outer = around[-1][1:] if around else (number, False)
+        rule = min(outer, (number, is_wanted)) if around else (number, is_wanted)
+        if rule[1] is not outer[1]:
+            changes ^= {first, last + 1}
+        around.append((last, *rule))
+    return [(first, after - 1) for first, after in batched(sorted(changes), 2)]

@@ -12,13 +12,11 @@ known clients' traffic may go untracked.
 or a revocation at that very moment may be missing. So each new table is compared with the sessions.
 """
 
-import errno
 import logging
 import os
 import select
-import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from threading import Thread
 
 from capport.linux import netlink
@@ -110,8 +108,8 @@ class RulesKeeper:
 
         It reads all reports, because a later one may undo an earlier one.
         """
-        news = bool([*_reports(self._routing)])
-        for data in _reports(self._kernel):
+        news = bool([*netlink.reports(self._routing)])
+        for data in netlink.reports(self._kernel):
             news = news or not data
             for kind, _, body in netlink.messages(data):
                 news = news or kind not in _OF_ELEMENTS
@@ -157,16 +155,3 @@ class RulesKeeper:
         time.sleep(_REPORT_DELAY)
         self._is_news()
         return self._ports is None
-
-
-def _reports(kernel: socket.socket) -> Iterator[bytes]:
-    """Each datagram that is waiting; an empty one if the kernel lost some in a full buffer."""
-    while True:
-        try:
-            yield kernel.recv(netlink.DATAGRAM)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:
-                raise
-            yield b""

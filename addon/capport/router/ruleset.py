@@ -413,14 +413,22 @@ def _each(
         yield f"{match} {verb} @{name} {{ {key} {bound} }} {verdict}".strip()
 
 
-def _per_client(meter: str, ethernet: bool) -> tuple[tuple[str, str, str], ...]:
+def _per_client(meter: str, ethernet: bool) -> list[tuple[str, str, str]]:
     """The name, type and key of each set that counts by client.
 
     The key is the MAC if there is one, because a client can have any number of IPv6 addresses.
     """
-    if ethernet:
-        return ((meter, "ether_addr", "ether saddr"),)
-    return ((f"{meter}4", "ipv4_addr", "ip saddr"), (f"{meter}6", "ipv6_addr", "ip6 saddr"))
+    by_mac, *by_address = _keyed(meter)
+    return [by_mac] if ethernet else by_address
+
+
+def _keyed(name: str) -> list[tuple[str, str, str]]:
+    """The name, type and key of sets of clients: by MAC, by IPv4 and by IPv6 address."""
+    return [
+        (name, "ether_addr", "ether saddr"),
+        (f"{name}4", "ipv4_addr", "ip saddr"),
+        (f"{name}6", "ipv6_addr", "ip6 saddr"),
+    ]
 
 
 def _seen(policy: Policy) -> list[str]:
@@ -441,12 +449,7 @@ def dropped(policy: Policy, *, known: bool) -> list[tuple[str, str, str]]:
     """
     if policy.limits.drop_after is None or (known and not _seen(policy)):
         return []
-    name = "dropped_known" if known else "dropped"
-    return [
-        (name, "ether_addr", "ether saddr"),
-        (f"{name}4", "ipv4_addr", "ip saddr"),
-        (f"{name}6", "ipv6_addr", "ip6 saddr"),
-    ]
+    return _keyed("dropped_known" if known else "dropped")
 
 
 def _drops(policy: Policy, *, known: bool) -> Iterator[str]:
