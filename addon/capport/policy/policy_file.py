@@ -13,7 +13,7 @@ from pathlib import Path
 
 from capport.core.client import Mac
 from capport.core.http import DEFAULT_PORTS
-from capport.core.place import Host, Place
+from capport.core.place import Place
 from capport.core.policy import (
     Access,
     ClientRules,
@@ -113,9 +113,12 @@ class _Reader:
             key = "login_url" if "login_url" in top else "login_server"
             why = "where each client reaches only itself: write the router's address on their side"
             top.warn(key, f"people are sent to {login.place}, {why}")
-        if section is not None:
+        if section is not None and self._certificate:
+            # Browsers compare the name only if people are sent to it.
             named = "login_url" in top and login.url.startswith("https:")
-            self._doubt_certificate(section, login.place.host if named else None)
+            host = login.place.host if named else None
+            for doubt in self._certificate.doubts(datetime.now(UTC), host):
+                section.warn("certificate", f"{self._path(section, 'certificate')} {doubt}")
         sessions = self._sessions(top.settings("sessions"))
         asks = login_server.conditions if login_server else Conditions.TERMS
         if section is not None and asks is Conditions.PASSWORD and is_redis(sessions.store or ""):
@@ -237,18 +240,16 @@ class _Reader:
     def _walled_garden(self, top: Section, login_server: LoginServer | None) -> WalledGarden:
         garden = WalledGarden()
         if login_server and login_server.certificate and self._certificate:
-            self._add_places_to_check(garden, login_server.certificate, self._certificate)
+            # Clients check the API's certificate there (RFC 8908 section 4.1).
+            for place in self._certificate.places_to_check():
+                ports, where = frozenset({place.port}), login_server.certificate
+                garden.add(place.host, GardenEntry(str(place), ports, where))
         what = "words, such as status.example.org:8080 (no space after the colon)"
         for (found, ports), node in top.several(
             "walled_garden", values.garden_entry, what, "www.example.org"
         ):
             self._garden_entry(garden, node, found, ports)
         return garden
-
-    def _add_places_to_check(self, garden: WalledGarden, path: str, chain: Chain) -> None:
-        """Adds the places where clients check the API's certificate (RFC 8908 section 4.1)."""
-        for place in chain.places_to_check():
-            garden.add(place.host, GardenEntry(str(place), frozenset({place.port}), path))
 
     def _garden_entry(
         self, garden: WalledGarden, node: Word, found: str | Network, ports: frozenset[int]
@@ -386,16 +387,6 @@ class _Reader:
 
     def _path(self, section: Section, key: str) -> Path | None:
         return section.take(key, values.path(self._folder), None)
-
-    def _doubt_certificate(self, section: Section, host: Host | None) -> None:
-        """Warns if browsers will reject the certificate.
-
-        `host` is that of an https `login_url`. Without one it is None, and no name is compared.
-        """
-        if self._certificate is None:
-            return
-        for doubt in self._certificate.doubts(datetime.now(UTC), host):
-            section.warn("certificate", f"{self._path(section, 'certificate')} {doubt}")
 
     def _file(self, section: Section, key: str) -> tuple[str | None, bytes | None]:
         """The absolute path of the file under `key`, and its content, if it can be read."""

@@ -118,7 +118,7 @@ def read_tree(findings: Findings) -> Node | None:
 
 
 def kind(node: Node) -> str:
-    """What `node` is, for a message."""
+    """What `node` is, for a message. It is not one that was refused already."""
     match node:
         case Word(nothing=True):
             return "nothing"
@@ -126,10 +126,8 @@ def kind(node: Node) -> str:
             return f"the word {shown(node.text)}"
         case Items():
             return "a list"
-        case Fields():
+        case _:
             return "a map"
-        case Refused():
-            return "refused"
 
 
 class _Stop(Exception):

@@ -373,11 +373,9 @@ def is_on_this_machine(place: Place) -> bool:
     return host.is_loopback
 
 
-def is_public(name: Host) -> bool:
+def is_public(name: str) -> bool:
     """Whether `name` may be a public DNS name, so that browsers prefer HTTPS for it."""
     own = {"local", "lan", "internal", "home", "intranet", "corp", "private", "test", "localhost"}
-    if not isinstance(name, str) or "." not in name:
-        return False
     return name.rpartition(".")[2] not in own and not name.endswith(".home.arpa")
 
 
