@@ -40,7 +40,7 @@ from capport.policy import clients_file, values
 from capport.policy.certificate import Chain
 from capport.policy.errors import Findings, PolicyError, Problem, TooMany, read_bounded, reason
 from capport.policy.section import Section
-from capport.policy.tree import Fields, Node, Refused, Word, kind, read_text, read_tree
+from capport.policy.tree import Fields, Node, Word, read_text, read_tree, unexpected
 
 __all__ = ["PolicyError", "Problem", "default", "load", "load_with_warnings", "parse"]
 
@@ -101,9 +101,7 @@ class _Reader:
     def policy(self, root: Node) -> Policy | None:
         """The policy in `root`; None if it is no map, which the findings then report."""
         if not isinstance(root, Fields):
-            if not isinstance(root, Refused):
-                what = "a policy is a map, such as login_url: https://…"
-                self.findings.error(root.at, f"{what}, but this is {kind(root)}")
+            unexpected(self.findings, root, "a policy is a map, such as login_url: https://…")
             return None
         top = Section(self.findings, "the policy", root)
         section = top.section("login_server")
@@ -185,9 +183,8 @@ class _Reader:
         for node in top.items("clients", example):
             if isinstance(node, Fields):
                 self._client(Section(self.findings, "clients", node), rules, trusting)
-            elif not isinstance(node, Refused):
-                what = f"a client is a map, such as {example}"
-                self.findings.error(node.at, f"{what}, but this is {kind(node)}")
+            else:
+                unexpected(self.findings, node, f"a client is a map, such as {example}")
         return rules, trusting
 
     def _client(self, rule: Section, rules: ClientRules, trusting: ClientRules) -> None:

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from capport.policy import values
 from capport.policy.errors import Findings, Mark, shown
-from capport.policy.tree import Fields, Items, Node, Refused, Word, kind
+from capport.policy.tree import Fields, Items, Node, Word, unexpected
 
 KEYS = {
     "the policy": (
@@ -69,14 +69,12 @@ class Section:
     def take[Value](self, key: str, read: Callable[[str], Value], otherwise: Value) -> Value:
         """The value of `key`, parsed by `read`; `otherwise` if it is missing or wrong."""
         at, node = self._fields.get(key, (self.at, None))
-        if node is None or isinstance(node, Refused):
-            return otherwise
-        if not isinstance(node, Word):
-            self._findings.error(node.at, f"{key} takes one value, but this is {kind(node)}")
-        elif node.nothing:
-            self._findings.error(at, f"{key} has no value: give it one, or leave the line out")
-        else:
+        if isinstance(node, Word) and not node.nothing:
             return self._read(key, read, node, otherwise)
+        if isinstance(node, Word):
+            self._findings.error(at, f"{key} has no value: give it one, or leave the line out")
+        elif node is not None:
+            unexpected(self._findings, node, f"{key} takes one value")
         return otherwise
 
     def word[Words: StrEnum](self, key: str, otherwise: Words) -> Words:
@@ -108,8 +106,8 @@ class Section:
             if isinstance(item, Word) and not item.nothing:
                 if (value := self._read(key, read, item, None)) is not None:
                     found.append((value, item))
-            elif not isinstance(item, Refused):
-                self._findings.error(item.at, f"{key} takes {what}, but this is {kind(item)}")
+            else:
+                unexpected(self._findings, item, f"{key} takes {what}")
         return found
 
     def need[Value](self, key: str, read: Callable[[str], Value], what: str) -> Value | None:
@@ -125,10 +123,9 @@ class Section:
             return Section(self._findings, key, Fields(self._fields[key][0]))
         if isinstance(node, Fields):
             return Section(self._findings, key, node)
-        if node is not None and not isinstance(node, Refused):
-            keys = ", ".join(KEYS[key])
-            message = f"{key} takes a map with the keys {keys}, but this is {kind(node)}"
-            self._findings.error(node.at, message)
+        if node is not None:
+            expected = f"{key} takes a map with the keys {', '.join(KEYS[key])}"
+            unexpected(self._findings, node, expected)
         return None
 
     def settings(self, key: str) -> "Section":
@@ -140,10 +137,8 @@ class Section:
         _, node = self._fields.get(key, (self.at, None))
         if isinstance(node, Items):
             return node.items
-        nothing = isinstance(node, Word) and node.nothing
-        if node is not None and not isinstance(node, Refused) and not nothing:
-            message = f"{key} takes a list, such as [{example}], but this is {kind(node)}"
-            self._findings.error(node.at, message)
+        if node is not None and not (isinstance(node, Word) and node.nothing):
+            unexpected(self._findings, node, f"{key} takes a list, such as [{example}]")
         return []
 
     def _read[Value](

@@ -117,17 +117,20 @@ def read_tree(findings: Findings) -> Node | None:
     return root
 
 
-def kind(node: Node) -> str:
-    """What `node` is, for a message. It is not one that was refused already."""
+def unexpected(findings: Findings, node: Node, expected: str) -> None:
+    """Records that `node` is not what is `expected`, unless its error is recorded already."""
     match node:
+        case Refused():
+            return
         case Word(nothing=True):
-            return "nothing"
+            found = "nothing"
         case Word():
-            return f"the word {shown(node.text)}"
+            found = f"the word {shown(node.text)}"
         case Items():
-            return "a list"
-        case _:
-            return "a map"
+            found = "a list"
+        case Fields():
+            found = "a map"
+    findings.error(node.at, f"{expected}, but this is {found}")
 
 
 class _Stop(Exception):
@@ -139,7 +142,7 @@ class _Builder:
 
     def __init__(self, findings: Findings) -> None:
         self.events = _events(findings)
-        self._error = findings.error
+        self._findings, self._error = findings, findings.error
 
     def node(self, event: yaml.NodeEvent, depth: int = 0) -> Node:
         """The node that begins with `event`, inside of `depth` lists and maps."""
@@ -203,10 +206,8 @@ class _Builder:
 
     def _key(self, parent: Fields, node: Node) -> str | None:
         """`node` as a key of `parent`; None, and an error is recorded, if it cannot be a key."""
-        if isinstance(node, Refused):
-            return None
         if not isinstance(node, Word) or node.nothing:
-            self._error(node.at, f"a key is a word, but this is {kind(node)}")
+            unexpected(self._findings, node, "a key is a word")
             return None
         if first := parent.fields.get(node.text):
             twice = f"{shown(node.text)} is here a second time, after line {first[0].line}"
