@@ -403,9 +403,8 @@ class Policy:
     there with a signed return, and asks its API.
     """
 
-    # By port; names and addresses apart, because to hash an address takes longer than all else.
-    _login_names: dict[int, set[Host]] = field(init=False, repr=False, compare=False)
-    _login_addresses: dict[int, set[Host]] = field(init=False, repr=False, compare=False)
+    # By port, and whether it is a name, because to hash an address takes longer than all else.
+    _login_hosts: dict[tuple[int, bool], set[Host]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         first, ours = Login(self.login_url, self.login_place), self.login_server
@@ -413,17 +412,14 @@ class Policy:
         places = (*(login.place for login in logins), *(ours.listen if ours else ()))
         object.__setattr__(self, "logins", logins)
         object.__setattr__(self, "login_places", tuple(dict.fromkeys(places)))
-        names, addresses = dict[int, set[Host]](), dict[int, set[Host]]()
+        hosts: dict[tuple[int, bool], set[Host]] = {}
         for place in places:
-            its = names if isinstance(place.host, str) else addresses
-            its.setdefault(place.port, set()).add(place.host)
-        object.__setattr__(self, "_login_names", names)
-        object.__setattr__(self, "_login_addresses", addresses)
+            hosts.setdefault((place.port, isinstance(place.host, str)), set()).add(place.host)
+        object.__setattr__(self, "_login_hosts", hosts)
 
     def is_login(self, place: Place) -> bool:
         """Whether `place` is one of the `login_places`."""
-        its = self._login_names if isinstance(place.host, str) else self._login_addresses
-        return place.host in its.get(place.port, ())
+        return place.host in self._login_hosts.get((place.port, isinstance(place.host, str)), ())
 
     def login_for(self, address: Address | None) -> Login:
         """The login URL for a client at `address`: of its family, if there is one for each."""
