@@ -50,7 +50,14 @@ class Ledger:
         if expires is None and now - session.granted > FRESH:
             return  # only a new last-seen time
         if expires != session.expires:
-            self._write_granted(session, now)
+            self._events().write(
+                "granted",
+                client,
+                seconds=round(session.expires - now),
+                by=session.by or None,
+                how=session.how or None,
+                name=session.name or None,
+            )
 
     def ended(self) -> Iterator[ClientId]:
         """Yields each client whose session has expired, and writes `expired` for it."""
@@ -67,13 +74,3 @@ class Ledger:
     def _file(self, session: Session) -> None:
         self._entries[session.client] = session.expires, session.ends_by_itself
         self._ends.set(session.client, session.ends_by_itself)
-
-    def _write_granted(self, session: Session, now: Instant) -> None:
-        self._events().write(
-            "granted",
-            session.client,
-            seconds=round(session.expires - now),
-            by=session.by or None,
-            how=session.how or None,
-            name=session.name or None,
-        )

@@ -3,6 +3,7 @@
 import time
 import unicodedata
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 GAP = "  "
 """Between two columns of a table."""
@@ -41,17 +42,13 @@ def fit(text: str, columns: int) -> tuple[str, int]:
 
 def duration(seconds: float) -> str:
     """A duration in its two largest units: `2h`, `7h 59m`, `3d 4h`, `12s`."""
-    left = max(0, round(seconds))
-    parts: list[str] = []
-    for size, unit in _UNITS:
-        if parts and left < size:
-            break  # `3d 5s` is more exact than anybody needs
-        if left >= size:
-            parts.append(f"{left // size}{unit}")
-            left %= size
-        if len(parts) == 2:
-            break
-    return " ".join(parts) or "0s"
+    whole = max(0, round(seconds))
+    for (size, unit), (next_size, next_unit) in pairwise(_UNITS):
+        if whole >= size:
+            count, left = whole // size, whole % size // next_size
+            # Without the next unit: `3d 5s` is more exact than anybody needs.
+            return f"{count}{unit}" + (f" {left}{next_unit}" if left else "")
+    return f"{whole}s"
 
 
 def moment(unix: float) -> str:

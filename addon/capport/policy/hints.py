@@ -187,10 +187,8 @@ def _protocol(text: str) -> str | None:
     if match is None:
         return None
     protocol, place = (match[1] or match[4]).lower(), match[2] or match[3]
-    if protocol == "udp" and not place.endswith(":123"):
-        return "is for UDP, but the garden is for TCP, and for NTP on UDP port 123"
-    if protocol == "icmp":
-        return "is for ICMP, but the garden is for TCP, and for NTP on UDP port 123"
+    if protocol == "icmp" or (protocol == "udp" and not place.endswith(":123")):
+        return f"is for {protocol.upper()}, but the garden is for TCP, and for NTP on UDP port 123"
     return f"has a protocol, which the garden does not take: write {place}"
 
 

@@ -72,14 +72,11 @@ def rows_of(client: ClientRecord) -> Iterator[tuple[str, list[str]]]:
     yield "offered", [f"{_credentials(sent)} for {host}" for host, sent in offered]
     shakes = ", ".join(f"{count} {outcome}" for outcome, count in by_outcome(client).items())
     yield "TLS", [shakes] if shakes else []
-    uses = by_use(client).items()
-    yield (
-        "uses",
-        [
-            f"{use}: {some(count, 'request')}{f' by {agent}' if agent else ''} [{section}]"
-            for (use, section, agent), count in uses
-        ],
-    )
+    uses = [
+        f"{use}: {some(count, 'request')}{f' by {agent}' if agent else ''} [{section}]"
+        for (use, section, agent), count in by_use(client).items()
+    ]
+    yield "uses", uses
     yield "then", [did_next(client)]
 
 

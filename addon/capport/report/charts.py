@@ -121,19 +121,13 @@ def _tick(number: int, began: float, until: float, height: int) -> list[Node]:
 def _plot(group: list[Request]) -> Node:
     first, shown = group[0], group[:_SHOWN]
     span = max(shown[-1].time - first.time, 0.001)
-    points = [
-        (1000 * (request.time - first.time) / span, 100 - 100 * number / (len(shown) - 1))
-        for number, request in enumerate(shown)
-    ]
-    dots = [
-        tag(
-            "path",
-            tag("title", f"attempt {number}: {clock(request.time)}"),
-            class_="dot",
-            d=f"M{x:.1f} {y:.1f}h0",
-        )
-        for number, (request, (x, y)) in enumerate(zip(shown, points, strict=True), 1)
-    ]
+    steps, dots = "M0 100", list[Node]()
+    for number, request in enumerate(shown):
+        x = f"{1000 * (request.time - first.time) / span:.1f}"
+        y = f"{100 - 100 * number / (len(shown) - 1):.1f}"
+        steps += f"H{x}V{y}"
+        title = tag("title", f"attempt {number + 1}: {clock(request.time)}")
+        dots.append(tag("path", title, class_="dot", d=f"M{x} {y}h0"))
     waits = [after.time - before.time for before, after in pairwise(shown)]
     said = (
         f"{some(len(group), 'attempt')} in {lasting(group[-1].time - first.time)};"
@@ -141,7 +135,7 @@ def _plot(group: list[Request]) -> Node:
     )
     chart = tag(
         "svg",
-        tag("path", class_="steps", d="M0 100" + "".join(f"H{x:.1f}V{y:.1f}" for x, y in points)),
+        tag("path", class_="steps", d=steps),
         dots,
         viewBox="0 0 1000 100",
         preserveAspectRatio="none",
