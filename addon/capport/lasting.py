@@ -1,8 +1,11 @@
-"""Keeps work going that must not end: if it fails, that is logged, and the work begins again."""
+"""Keeps work going that must not end: if it fails, that is logged, and the work begins again.
+
+`cancel_all` ends such work.
+"""
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -33,3 +36,11 @@ async def lasting(what: str, work: Callable[[], Coroutine[Any, Any, None]]) -> N
                 logger.exception(f"{what} failed; it begins again")
             logged = repr(error)
         await asyncio.sleep(PAUSE)
+
+
+async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancels tasks, and waits until they have ended, whatever they raise."""
+    tasks = tuple(tasks)  # a task may remove itself from a collection
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from importlib.resources import files
@@ -31,8 +30,6 @@ _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _WHO = ("state", "client", "address", "mac")
 # The advice when a state cannot be used.
 _NEXT_STATE = "the link in the client's next 511 has a new state"
-
-type Grant = Callable[[], Awaitable[Session]]
 
 
 class States(Call):
@@ -108,8 +105,7 @@ class Sessions(Call):
             # The client may not be there yet, or its MAC not known: then the session is for its
             # address. So this passes the id alone, for which there is no NoMacError.
             under = client.id if isinstance(client, Client) else client
-            grant = partial(self.grants.grant, under, lifetime=lifetime, by=BY, how="", name=name)
-            await self._grant(client, grant)
+            await self._grant(client, under, lifetime=lifetime, how="", name=name)
             return
         await self._by_state(asked["state"], lifetime, name)
 
@@ -131,18 +127,19 @@ class Sessions(Call):
             raise Problem(409, f"another device has {client.address} now; {_NEXT_STATE}")
         async with self.portal.spending(state, client) as spent_by:
             if spent_by is None:
-                grant = partial(self.grants.grant, client, by=BY, how="state")
-                await self._grant(client, partial(grant, lifetime=lifetime, name=name))
+                await self._grant(client, client, lifetime=lifetime, how="state", name=name)
             elif (session := self.grants.find(spent_by)) is not None:
                 self.answer_granted(session)
             else:
                 raise Problem(410, f"that state was used, and its session is over; {_NEXT_STATE}")
 
-    async def _grant(self, client: Client | ClientId, grant: Grant) -> None:
+    async def _grant(
+        self, client: Client | ClientId, under: Client | ClientId, **said: Any
+    ) -> None:
         if (barred := self._standing(client)).is_blocked:
             raise Problem(409, f"a session would change nothing: that client {barred.because}")
         before = self.grants.find(client)
-        session = await grant()
+        session = await self.grants.grant(under, by=BY, **said)
         self.answer_granted(session, 200 if before else 201)
 
     def _standing(self, client: Client | ClientId) -> Standing:

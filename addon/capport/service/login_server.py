@@ -1,7 +1,6 @@
 """The embedded login server and its API, with everything that the proxy needs of them."""
 
 import asyncio
-import contextlib
 import errno
 import logging
 from collections import deque
@@ -15,7 +14,7 @@ from capport.api.back_channel import BackChannel, NoPlace
 from capport.core.client import Address, Client, Peer, parse_address
 from capport.core.place import Place
 from capport.core.policy import Policy
-from capport.lasting import lasting
+from capport.lasting import cancel_all, lasting
 from capport.linux.own_addresses import is_own
 from capport.log_limits import Seldom
 from capport.service.login_links import End, is_among, leads_to_login, needs_login_server
@@ -145,10 +144,7 @@ class Embedded:
 
     async def stop(self) -> None:
         """Stops everything, and closes the records."""
-        for task in self._tasks:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await cancel_all(self._tasks)
         await self.server.stop()
         if self.back_channel is not None:
             await self.back_channel.stop()

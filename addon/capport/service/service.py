@@ -21,7 +21,7 @@ from capport.core.reach import Machine
 from capport.events import EventLog, Watched
 from capport.extras import lacking
 from capport.gate import HERE, Gate
-from capport.lasting import lasting
+from capport.lasting import cancel_all, lasting
 from capport.linux.neighbours import NetlinkNeighbours
 from capport.metrics import Metrics
 from capport.policy import policy_file
@@ -156,10 +156,7 @@ class Service:
         """Ends everything, and writes what is pending."""
         if self._watcher:
             self._watcher.stop()
-        tasks = tuple(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_all(self._tasks)
         await self._kernel.stop()
         if self.login:
             await self.login.stop()

@@ -19,6 +19,7 @@ from capport.core.place import Place
 from capport.core.reach import Machine
 from capport.events import EventLog
 from capport.gate import Gate
+from capport.lasting import cancel_all
 from capport.linux.neighbours import NetlinkNeighbours
 from capport.log_limits import Seldom
 from capport.metrics import Metrics
@@ -152,9 +153,7 @@ class WorkerService:
     async def stop(self) -> None:
         """Ends everything."""
         asyncio.get_running_loop().remove_reader(self._channel.fileno())
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel_all(self._tasks)
         self._opened.close()
 
     def is_held(self, peer: Peer, client: Client) -> bool:

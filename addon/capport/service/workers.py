@@ -28,6 +28,7 @@ from capport.core.client import (
     parse_frame,
     parse_mac,
 )
+from capport.lasting import cancel_all
 from capport.service.channel import Channel, Message, pair
 from capport.service.login_links import End
 from capport.service.nursery import STARTING, Nursery, Process
@@ -88,9 +89,7 @@ class Workers:
 
     async def stop(self) -> None:
         """Ends every worker."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel_all(self._tasks)
         try:
             await asyncio.gather(*(self._end(worker) for worker in self._workers if worker))
         finally:

@@ -19,7 +19,7 @@ from tornado import httpserver, httputil, iostream, netutil, web
 from capport.core.client import Mac
 from capport.core.place import Place
 from capport.core.policy import LoginServer as Listening
-from capport.lasting import lasting
+from capport.lasting import cancel_all, lasting
 from capport.linux import frames
 from capport.linux.file_state import state_of
 from capport.log_limits import SeldomFilter
@@ -292,7 +292,7 @@ class LoginServer:
         self._listening: Listening | None = None
         self.places: tuple[Place, ...] = ()
         """Where it listens: nowhere before `start`, or if the policy has no login server."""
-        self._watch: asyncio.Task[None] | None = None
+        self._watching: list[asyncio.Task[None]] = []
         self._following = asyncio.Lock()  # one policy at a time
 
     async def start(self) -> None:
@@ -324,7 +324,8 @@ class LoginServer:
         self.places = tuple(Place(place.host, one.getsockname()[1]) for place, one in at)
         if shown is not None:
             follow = partial(self._follow_certificate, server, shown)
-            self._watch = asyncio.create_task(lasting("Following the certificate's file", follow))
+            following = lasting("Following the certificate's file", follow)
+            self._watching = [asyncio.create_task(following)]
         else:
             logger.warning(
                 "The login server has no certificate: others can read and change its pages on the "
@@ -348,11 +349,7 @@ class LoginServer:
 
     async def stop(self) -> None:
         """Stops listening, and closes every connection."""
-        if self._watch is not None:
-            self._watch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watch
-            self._watch = None
+        await cancel_all(self._watching)
         if self.http is not None:
             self.http.stop()
             await self.http.close_all_connections()
