@@ -60,14 +60,10 @@ class Portal(Collector):
         yield _filled(denied, metrics.denied)
         yield _timing("capport_decision_seconds", "A verdict on a request.", metrics.decisions)
         yield _timing("capport_grant_seconds", "A grant, until it is in force.", metrics.grants)
-        yield _timing(
-            "capport_revocation_seconds", "A revocation, until it is in force.", metrics.revocations
-        )
-        lost = CounterMetricFamily(
-            "capport_events_lost", "Events that could not be written to the file."
-        )
-        lost.add_metric([], gate.events.lost_in_all)
-        yield lost
+        about = "A revocation, until it is in force."
+        yield _timing("capport_revocation_seconds", about, metrics.revocations)
+        about = "Events that could not be written to the file."
+        yield CounterMetricFamily("capport_events_lost", about, value=gate.events.lost_in_all)
         up = GaugeMetricFamily("capport_up", "Whether a part works now.", labels=["part"])
         yield _filled(up, self._health())
 
@@ -84,6 +80,4 @@ def _timing(name: str, about: str, timing: Timing) -> Metric:
     for bound, count in zip([*map(str, timing.bounds), "+Inf"], counts, strict=True):
         total += count
         buckets.append((bound, total))
-    family = HistogramMetricFamily(name, about)
-    family.add_metric([], buckets, timing.seconds)
-    return family
+    return HistogramMetricFamily(name, about, buckets, timing.seconds)

@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from weakref import WeakKeyDictionary
 
 from tornado import web
@@ -48,13 +48,16 @@ class Portal:
     def __post_init__(self) -> None:
         self.grants = Grants(self.gate)
         self._spending = asyncio.Lock()  # states are spent one at a time
-        self._states_with = lru_cache(1)(lambda secret: States(secret, self.boot, self.gate.now))
+        self._states: tuple[bytes, States] | None = None
         self._disk = Worker("portal-records")  # one thread: SQLite takes one writer at a time
 
     @property
     def states(self) -> States:
         """Mints and reads states, with the secret of the records file that is there now."""
-        return self._states_with(self.records.secret)
+        secret = self.records.secret
+        if self._states is None or self._states[0] != secret:
+            self._states = secret, States(secret, self.boot, self.gate.now)
+        return self._states[1]
 
     @asynccontextmanager
     async def spending(
