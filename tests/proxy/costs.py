@@ -16,6 +16,7 @@ import tracemalloc
 from asyncio.events import Handle
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import pytest
 
@@ -37,6 +38,7 @@ class Cost:
     """What the steps of an event loop have cost."""
 
     held: float = 0.0  # seconds of the longest step
+    busy: float = 0.0  # seconds of the longest pass of the loop, in which it takes many steps
     spent: float = 0.0  # seconds of all steps
     kept: int = 0  # bytes more than before, at the end of a step
 
@@ -44,8 +46,8 @@ class Cost:
 @contextlib.asynccontextmanager
 async def measured(*, memory: bool = False) -> AsyncIterator[Cost]:
     """Measures every step that the event loop takes meanwhile."""
-    found, over = Cost(), False
-    run = Handle._run
+    found, over, loop = Cost(), False, cast(Any, asyncio.get_running_loop())
+    run, run_once, before_pass = Handle._run, loop._run_once, 0.0
 
     def step(handle: Handle) -> None:
         began = time.thread_time()
@@ -55,8 +57,14 @@ async def measured(*, memory: bool = False) -> AsyncIterator[Cost]:
         took = time.thread_time() - began
         found.held = max(found.held, took)
         found.spent += took
+        found.busy = max(found.busy, found.spent - before_pass)
         if memory:
             found.kept = max(found.kept, tracemalloc.get_traced_memory()[0] - before)
+
+    def once() -> None:
+        nonlocal before_pass
+        before_pass = found.spent
+        run_once()
 
     if memory:
         gc.collect()
@@ -66,6 +74,7 @@ async def measured(*, memory: bool = False) -> AsyncIterator[Cost]:
     before = tracemalloc.get_traced_memory()[0]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Handle, "_run", step)
+        patch.setattr(loop, "_run_once", once)
         try:
             yield found
         finally:

@@ -3,7 +3,9 @@
 One table: the worst that is known for each parser. Another parser is some lines more.
 """
 
+import asyncio
 import gc
+import socket
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -13,17 +15,21 @@ import pytest
 from mitmproxy import http
 from mitmproxy.net.http import http1
 
-from capport.core.cost import BESIDE, READING, WAITING
+from capport.core.cost import BESIDE, HELD, READING, WAITING
 from capport.front.hello import HELLO
-from conftest import StartPortal
-from proxy.costs import Connect, Visited, all_within_bounds, client, http2, tunnel
+from capport.proxy.connections import MOST_A_CLIENT
+from capport.proxy.internals import sockets
+from conftest import SOON, Portal, StartPortal
+from proxy.costs import Connect, Visited, all_within_bounds, client, http2, measured, tunnel
 from proxy.hellos import extension, message, records, server_name
 from proxy.test_http2_bounds import ASKED, WORST
+from proxy.wire import garden, until
 
 type Make = Callable[[int], bytes]
 
 UNKNOWN = "probes: strict\n"  # nothing else runs meanwhile
 KNOWN = UNKNOWN + "clients:\n  - {address: 127.0.0.1, access: known}\n"
+PUT = b"PUT http://192.0.2.80/ HTTP/1.1\r\nHost: 192.0.2.80\r\nContent-Length: 9\r\n\r\n"
 POST = b"POST http://192.0.2.80/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 ASK = b"GET http://192.0.2.80/ HTTP/1.1\r\nHost: 192.0.2.80\r\n"
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -234,6 +240,50 @@ async def test_what_is_not_complete_is_kept_once(portal: StartPortal, kind: str)
     connect, make = UNFINISHED[kind]
     async with portal(INTERCEPT if connect is http2 else ALERT) as it:
         await all_within_bounds(it, connect, {kind: lambda size: make(size - 1000)}, WAITING)
+
+
+@pytest.mark.parametrize("how", ["the client leaves", "it sends no more", "the garden is down"])
+async def test_connections_that_end_together_hold_nobody_up(
+    portal: StartPortal, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    down, dialled = asyncio.Event(), 0
+
+    async def dead(*_: object, **__: object) -> None:
+        nonlocal dialled
+        dialled += 1
+        await down.wait()
+        raise ConnectionRefusedError
+
+    def connect(it: Portal) -> list[socket.socket]:
+        peers = []
+        for _ in range(MOST_A_CLIENT):
+            peers.append(socket.create_connection(("127.0.0.1", it.port), timeout=SOON))
+            peers[-1].sendall(PUT)
+        return peers
+
+    def end(peers: list[socket.socket]) -> None:
+        for peer in peers:
+            if how == "the client leaves":
+                sockets.reset_at_close(peer)
+            elif how == "it sends no more":
+                peer.shutdown(socket.SHUT_WR)
+                continue
+            else:
+                assert peer.recv(12) == b"HTTP/1.1 502"
+            peer.close()
+
+    monkeypatch.setattr(asyncio, "open_connection", dead)
+    async with portal(f"{UNKNOWN}{garden('192.0.2.80:80')}") as it:
+        peers = await asyncio.to_thread(connect, it)
+        await until(lambda: dialled == MOST_A_CLIENT)
+        async with measured() as found:
+            if how == "the garden is down":
+                down.set()
+            await asyncio.to_thread(end, peers)
+            await until(lambda: not len(it.keeper.connections))
+        assert found.busy < HELD
+        for peer in peers:
+            peer.close()
 
 
 async def test_a_message_that_was_read_leaves_no_garbage(portal: StartPortal) -> None:

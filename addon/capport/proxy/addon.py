@@ -47,7 +47,7 @@ from capport.proxy.front_protocol import Front, leads_back
 from capport.proxy.gate_enforcer import GateEnforcer, PortalService
 from capport.proxy.handshakes import Handshakes
 from capport.proxy.internals import http1_reader, http2_bounds, sockets
-from capport.proxy.internals.addons import put_where_scripts_stand
+from capport.proxy.internals.addons import before_failures, put_where_scripts_stand
 from capport.proxy.internals.http_events import RefusedHead
 from capport.proxy.internals.http_streams import speak_http2
 from capport.proxy.internals.listeners import Listeners, NotTakenOver
@@ -121,6 +121,7 @@ class Hooks:
         try:
             self.front.open()
             self._listeners = Listeners(self.front.accepted)
+            before_failures(ctx.master.addons, self.front.ends.turn)
             await self.service.start(self.connections)
             gc.freeze()  # all that is loaded: a full collection would hold everybody up for 70 ms
         except (NotTakenOver, OSError, SettingError) as error:

@@ -69,6 +69,7 @@ class Front:
         self.book = book
         self.marks = marks
         self.shown = shown
+        self.ends = listeners.Ends()
         self._turns = Turns[ClientId, Stranger]()
         self._left = AT_ONCE  # pieces of work that may be done in this pass
         self.answered: list[Stranger] = []  # whose answers are sent at the end of this pass
@@ -501,6 +502,7 @@ class Stranger:
                 self._sock,
                 act.data,
                 limit=LITTLE,
+                in_turn=partial(self.front.ends.add, self.peer[0]),
                 attached=self._attached,
                 answered=answered,
             )

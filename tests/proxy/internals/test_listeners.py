@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,7 +10,7 @@ import pytest
 import uvloop
 
 from capport.proxy.event_loop import LoopFactory
-from capport.proxy.internals.listeners import Instance, hand_over
+from capport.proxy.internals.listeners import Ends, Instance, hand_over
 from conftest import SOON
 
 CONNECT, ESTABLISHED = b"CONNECT a:443 HTTP/1.1\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"
@@ -60,6 +61,7 @@ async def handed(sent: bytes, first: bytes, answered: tuple[bytes, bytes] | None
         ours,
         first,
         limit=8192,
+        in_turn=partial(Ends().add, "it"),
         attached=lambda _, begin: begin(),
         answered=answered,
     )
@@ -109,7 +111,8 @@ def test_a_connection_that_was_ended_meanwhile_never_begins(factory: LoopFactory
     async def talk() -> None:
         client, ours = socket.socketpair(socket.AF_UNIX)
         it = cast(Instance, SimpleNamespace(handle_stream=lambda *them: begun.append(them)))
-        await hand_over(it, ours, b"GET", limit=8192, attached=attached)
+        in_turn = partial(Ends().add, "it")
+        await hand_over(it, ours, b"GET", limit=8192, in_turn=in_turn, attached=attached)
         client.setblocking(False)
         assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
         client.close()

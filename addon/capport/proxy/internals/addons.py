@@ -4,12 +4,13 @@ It relies on `ProxyConnectionHandler.handle_hook`, which calls the manager's `ha
 every hook of traffic, and on the manager's `chain`, whose order is the order of the calls.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from mitmproxy import ctx
 from mitmproxy.addonmanager import AddonManager
 from mitmproxy.hooks import Hook
+from mitmproxy.proxy.server_hooks import ServerConnectErrorHook
 
 
 def after_each_hook(manager: AddonManager, then: Callable[[Hook], None]) -> None:
@@ -21,6 +22,25 @@ def after_each_hook(manager: AddonManager, then: Callable[[Hook], None]) -> None
         then(event)
 
     manager.handle_lifecycle = hooks_and_then  # type: ignore[method-assign]
+
+
+def before_failures(
+    manager: AddonManager, turn: Callable[[str], Coroutine[None, None, None]]
+) -> None:
+    """Awaits `turn` of a client's address before it is reported that a connection has failed.
+
+    Hundreds may fail at once, and mitmproxy then answers them all.
+    """
+    hooks = manager.handle_lifecycle
+
+    async def turn_and_hooks(event: Hook) -> None:
+        try:
+            if isinstance(event, ServerConnectErrorHook):
+                await turn(event.data.client.peername[0])
+        finally:
+            await hooks(event)
+
+    manager.handle_lifecycle = turn_and_hooks  # type: ignore[method-assign]
 
 
 async def fire(hook: Hook) -> None:
