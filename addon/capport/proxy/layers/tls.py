@@ -8,6 +8,7 @@ from mitmproxy import connection, flow, tcp, tls
 from mitmproxy.proxy import commands, context, events, layer
 from mitmproxy.proxy.layers import ClientTLSLayer, TCPLayer
 from mitmproxy.proxy.layers import tcp as tcp_layers
+from mitmproxy.proxy.layers.tls import TLSLayer
 
 from capport.core.place import Place
 from capport.core.verdict import Drop, Inspect, Intercept, Refuse, TlsVerdict, Tunnel
@@ -56,10 +57,21 @@ class HelloLayer(DecidingLayer):
             pass
         elif self.child:
             yield from self.child.handle_event(event)
+            if self._gave_up(event):
+                yield commands.CloseConnection(self.context.client)
         elif isinstance(event, events.ConnectionClosed):
             yield commands.CloseConnection(event.connection)
         elif isinstance(event, events.DataReceived):
             yield from self._read(event.data)
+
+    def _gave_up(self, event: events.Event) -> bool:
+        """Whether the client has gone in the middle of a handshake with mitmproxy.
+
+        While mitmproxy waits for the origin's part of the handshake, it does not notice.
+        """
+        client = self.context.client
+        gone = isinstance(event, events.ConnectionClosed) and event.connection is client
+        return gone and isinstance(self.child, TLSLayer) and not client.tls_established
 
     def _read(self, data: bytes) -> layer.CommandGenerator[None]:
         try:
