@@ -304,6 +304,15 @@ def test_another_mitmproxy_is_asked_for_by_its_version() -> None:
     assert got.stderr.rstrip().endswith("a version of mitmproxy")
 
 
+def test_the_tests_of_a_group_are_one_piece_of_work(request: pytest.FixtureRequest) -> None:
+    """pytest-xdist has a test's group in its id. With another pytest it left it out, silently."""
+    if not request.config.getoption("loadgroup", default=False):
+        return  # they run in one process
+    items = request.session.items
+    grouped = [it.nodeid for it in items if it.get_closest_marker("xdist_group")]
+    assert [it for it in grouped if "@" not in it.rpartition("]")[2].rpartition("::")[2]] == []
+
+
 def test_mutation_sees_each_change_to_a_module_whose_tests_see_it() -> None:
     got = call(sys.executable, CHECKOUT / "scripts" / "mutate.py", "value", HOME=os.devnull)
     assert got.returncode == 0, got.stdout
