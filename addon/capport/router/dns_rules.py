@@ -178,10 +178,8 @@ def _rest(budget: Budget) -> Iterator[str]:
 
 def _ladder(chain: str, budget: Budget, steps: Iterable[str], verdict: str) -> Iterator[str]:
     """A chain that charges a packet one unit, and one more for each of `steps` that it matches."""
-    meter, limit = (
-        budget.meter,
-        f"limit rate over {budget.rate}/second burst {budget.burst} packets",
-    )
+    meter = budget.meter
+    limit = f"limit rate over {budget.rate}/second burst {budget.burst} packets"
     unit = f"update @{meter} {{ meta mark {limit} }} goto {meter}_up"
     yield f"chain {chain} {{"
     yield unit
