@@ -294,12 +294,7 @@ class Gate:
         return verdict
 
     def handshake(
-        self,
-        client: Client,
-        sni: Place | None,
-        dialled: Place | None,
-        *,
-        logins: int | None = None,
+        self, client: Client, sni: Place | None, dialled: Place | None, *, logins: int | None = None
     ) -> TlsVerdict:
         """Decides what to do with a TLS handshake."""
         found = self.standing(client)

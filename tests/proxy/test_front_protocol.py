@@ -213,7 +213,7 @@ async def test_an_answer_that_is_the_last_costs_no_place_in_the_book(
             client.sendall(closing)  # before it is accepted
             client.setblocking(False)
             assert b" 511 " in await read_slowly(client)
-        assert not it.keeper.front._watched
+        assert not it.keeper.front.by_fd
 
 
 async def test_when_the_portal_stops_the_connections_in_the_front_end(portal: StartPortal) -> None:
@@ -246,7 +246,7 @@ async def test_a_socket_that_somebody_else_has_closed_is_forgotten(
         assert await until_closed(reader) == b""
         later(connections.PATIENCE + 1)
         await until(lambda: len(it.keeper.connections) == 0)
-        assert not it.keeper.front._watched
+        assert not it.keeper.front.by_fd
         assert b" 511 " in await it.ask(GET)
         writer.close()
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]

@@ -115,7 +115,7 @@ async def test_eager_is_never_seen_by_an_unknown_client(
 )
 def test_what_the_portal_serves_is_served(mode: str) -> None:
     with taddons.context(Proxyserver()) as it:
-        mitmproxy_options.force(it.options)
+        it.options.update_known(**mitmproxy_options.FORCED)
         it.options.update(mode=[mode])
         mitmproxy_options.check(it.options)
 

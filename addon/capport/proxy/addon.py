@@ -36,7 +36,6 @@ from capport.proxy.fail_closed import (
     NO_VERDICT,
     Guard,
     NotStarted,
-    SilentLayer,
     closed,
     deny_dns,
     deny_flow,
@@ -56,7 +55,7 @@ from capport.proxy.layers.http1 import RefusalLayer
 from capport.proxy.layers.http2 import BoundLayer
 from capport.proxy.layers.tls import HelloLayer, ServerFirst
 from capport.proxy.refusal_view import RefusalContentview
-from capport.proxy.request_head import case_of, claim_of, is_plain, place_of, send_to, url_of
+from capport.proxy.request_head import case_of, claim_of, is_plain, place_of, send_to
 from capport.proxy.resolver import Addresses
 from capport.proxy.responses import asked_of, bare, to_mitmproxy
 from capport.proxy.shown import Shown
@@ -176,7 +175,7 @@ class Hooks:
         known = self.gate.known(self.connections.client_of(conn))
         if conn.transport_protocol != "tcp":
             if not known:  # UDP, and so QUIC (tun mode): nothing of it is read
-                asked.layer = SilentLayer(asked.context)
+                deny_layer(asked)
             elif self.gate.policy.tls.known is KnownTls.TUNNEL and _is_quic(asked):
                 asked.layer = UDPLayer(asked.context, ignore=True)
             return
@@ -349,8 +348,7 @@ class Hooks:
             return handed_on  # the layer that read the head has asked for and counted the verdict
         request, claim = shown.request, claim_of(shown.request)
         dialled = place_of(shown.server_conn.address)
-        url = url_of(request.scheme, claim, request.path)
-        return self.enforcer.decide(shown.client_conn, case_of(request), claim, dialled, url)
+        return self.enforcer.decide(shown.client_conn, case_of(request), claim, dialled)
 
     def _vouch(self, shown: http.HTTPFlow) -> None:
         """Names the client to the login server, which sees only the proxy's address."""
@@ -455,7 +453,7 @@ class CaptivePortal:
         else:
             ctx.master.addons.remove(not_started)
             put_where_scripts_stand(hooks)
-            ctx.master.addons.add(ServerFirst(), Console(hooks.gate, hooks.explain, hooks.service))
+            ctx.master.addons.add(ServerFirst(), Console(hooks.service, hooks.explain))
             contentviews.add(RefusalContentview(hooks.explain))
 
     def running(self) -> None:

@@ -13,7 +13,6 @@ from mitmproxy.log import ALERT
 from capport import lasting
 from capport.core.client import ClientId, parse_client_id, parts_of
 from capport.core.session import LONGEST, open_ones
-from capport.gate import Gate
 from capport.policy.values import duration
 from capport.proxy.flow_report import findings_on, flows_shown, report_on_flows
 from capport.proxy.gate_enforcer import PortalService
@@ -32,10 +31,9 @@ class Console:
     name = "capport-console"
 
     def __init__(
-        self, gate: Gate, explain_flow: Callable[[http.HTTPFlow], str], service: PortalService
+        self, service: PortalService, explain_flow: Callable[[http.HTTPFlow], str]
     ) -> None:
-        self._gate = gate
-        self._service = service
+        self._service, self._gate = service, service.gate
         self._explain_flow = explain_flow
 
     @command.command("portal.explain")

@@ -27,7 +27,6 @@ class Enforcer(Protocol):
         request: HttpRequest,
         claim: Place | None,
         dialled: Place | None,
-        url: str | None,
     ) -> Verdict:
         """Returns the verdict on a request. If it raises, the layer denies the request."""
 

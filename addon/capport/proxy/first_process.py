@@ -57,9 +57,7 @@ class FirstProcess:
     def _open(self) -> None:
         ports = set[int]()
         self._service = service = Service(
-            mitmproxy_options.settings_of(ctx.options),
-            Addresses(),
-            machine=Machine(OWN, ports),
+            mitmproxy_options.settings_of(ctx.options), Addresses(), machine=Machine(OWN, ports)
         )
         if store_path(service.store_url) is None:
             raise SettingError("portal_sessions: workers need sessions in a file, not in :memory:")

@@ -75,7 +75,7 @@ class Front:
         self.answered: list[Stranger] = []  # whose answers are sent at the end of this pass
         self._scheduled = False  # `_pass` will be called, or a connection is being handed over
         self._epoll = select.epoll()
-        self._watched: dict[int, Stranger] = {}  # by file descriptor
+        self.by_fd: dict[int, Stranger] = {}  # by file descriptor
 
     def open(self) -> None:
         """Begins to serve."""
@@ -85,7 +85,7 @@ class Front:
         """Ends every connection that mitmproxy does not have, and accepts no more."""
         asyncio.get_running_loop().remove_reader(self._epoll.fileno())
         self._epoll.close()
-        for one in tuple(self._watched.values()):
+        for one in tuple(self.by_fd.values()):
             one.drop()
         while self._turns:
             self._turns.next().drop()
@@ -134,19 +134,15 @@ class Front:
 
     def watch(self, one: "Stranger", fd: int, events: int) -> None:
         """Makes `one` ready at each of these events on its socket."""
-        if fd in self._watched:
+        if fd in self.by_fd:
             self._epoll.modify(fd, events)
         else:
             self._epoll.register(fd, events)
-            self._watched[fd] = one
-
-    def forget(self, fd: int) -> None:
-        """Forgets a socket. Closing it takes it out of the epoll."""
-        self._watched.pop(fd, None)
+            self.by_fd[fd] = one
 
     def release(self, fd: int) -> None:
         """Forgets a socket that stays open."""
-        if self._watched.pop(fd, None):
+        if self.by_fd.pop(fd, None):
             self._epoll.unregister(fd)
 
     def leave(self, leaving: Coroutine[None, None, None]) -> None:
@@ -161,7 +157,7 @@ class Front:
 
     def _wake(self) -> None:
         for fd, events in self._epoll.poll(0, READY):
-            if one := self._watched.get(fd):
+            if one := self.by_fd.get(fd):
                 one.ready(events)
         self._send_answers()
 
@@ -410,7 +406,7 @@ class Stranger:
     def _is_intercepted(self, data: bytes) -> bool:
         """Whether `data` begins an HTTP/1 request that a person wants to stop."""
         assert self._talks
-        if not self.front.shown.intercepts(self.client):
+        if not self.front.shown.may_show(self.client):
             return False
         begins = not self._talks.hand_over().data
         return begins and data[:1] != b"\x16" and not data.startswith(b"PRI")
@@ -581,7 +577,7 @@ class Stranger:
         if self._entry:
             self.front.book.left(self._entry)
         if (fd := self._sock.fileno()) >= 0:
-            self.front.forget(fd)
+            self.front.by_fd.pop(fd, None)  # closing it takes it out of the epoll
             try:
                 self._sock.close()
             except OSError:  # somebody else has closed it

@@ -26,6 +26,7 @@ from capport.proxy.connections import Connections, Key, key_of
 from capport.proxy.enforcer import Enforcer
 from capport.proxy.flow_marks import FlowMarks
 from capport.proxy.handshakes import Handshake, Handshakes
+from capport.proxy.request_head import url_of
 from capport.service.service import Service
 from capport.service.worker_service import WorkerService
 
@@ -57,10 +58,10 @@ class GateEnforcer(Enforcer):
         request: HttpRequest,
         claim: Place | None,
         dialled: Place | None,
-        url: str | None,
     ) -> Verdict:
-        client = self.connections.client_of(conn)
-        logins = self.connections.logins(conn)
+        client, logins = self.connections.client_of(conn), self.connections.logins(conn)
+        is_connect = request.method == "CONNECT"
+        url = None if is_connect else url_of(request.scheme, claim, request.path)
         verdict = self.gate.request(client, request, claim, dialled, url, logins=logins)
         passes = isinstance(verdict, Pass) and verdict.to is None
         return Unavailable(HELD) if passes and self.is_held(conn, client) else verdict
@@ -73,11 +74,9 @@ class GateEnforcer(Enforcer):
             client = self.connections.client_of(conn)
             logins = self.connections.logins(conn)
             verdict = self.gate.handshake(client, sni, dialled, logins=logins)
-            known = isinstance(verdict, Inspect) or (
-                isinstance(verdict, Tunnel) and verdict.to is None
-            )
-            if known and self.is_held(conn, client):
-                return Refuse(HELD)
+            match verdict:
+                case Inspect() | Tunnel(to=None) if self.is_held(conn, client):
+                    return Refuse(HELD)
             return verdict
         except Exception:
             self.marks.fault("decide_tls")

@@ -108,7 +108,7 @@ def declare(loader: Loader) -> None:
         default = NUMBERS.get(name)
         kind = cast(type, str | None) if default is None else int
         loader.add_option(name, kind, default, text)
-    force(loader.master.options)
+    loader.master.options.update_known(**FORCED)  # those that this mitmproxy has
 
 
 def settings_of(options: Any) -> Settings:
@@ -152,11 +152,6 @@ def _on_loopback(option: str, text: str | None, example: str) -> Place | None:
         why = f"is not on loopback, and clients could reach it; write {example}, for example"
         raise Unusable(f"{option}: {place} {why}")
     return place
-
-
-def force(options: Options) -> None:
-    """Sets the options that the portal needs, as far as this mitmproxy has them."""
-    options.update_known(**FORCED)
 
 
 def hold(options: Options) -> None:

@@ -188,13 +188,6 @@ class Head:
         self._shown_authority = authority.encode() if at or self.method == "CONNECT" else b""
 
     @property
-    def url(self) -> str | None:
-        """The URL of the request; None for CONNECT, for `*`, and if it names no place."""
-        if self.method == "CONNECT":
-            return None
-        return url_of(self.scheme, self.claim, self.path)
-
-    @property
     def has_controls(self) -> bool:
         """Whether a value has a control character: h11 accepts it, RFC 9110 5.5 does not."""
         return any(_CONTROLS.search(value) for _, value in self.fields)

@@ -59,15 +59,14 @@ class Shown:
 
     def rejected(self, conn: connection.Client, client: Client, fields: Fields) -> None:
         """Shows an intercepted handshake in which the client rejected the certificate."""
-        watched = client in self._gate.events.watched
-        if self.budget.may_show(client, time.monotonic(), watched=watched):
+        if self.may_show(client):
             how = str(fields["alert"] or "it hung up")
             stream = tcp.TCPFlow(conn, _server(None), live=True)
             mark_tls(stream, "Rejected", how, fields, caveat=CAVEAT)
             lasting.start(_show_handshake(stream, f"the client rejected the certificate: {how}"))
 
-    def intercepts(self, client: Client) -> bool:
-        """Whether to hand a request over, so that a person can stop it before it is answered."""
+    def may_show(self, client: Client) -> bool:
+        """Whether to show a refusal of this client. It then counts as shown."""
         watched = client in self._gate.events.watched
         return self.budget.may_show(client, time.monotonic(), watched=watched)
 

@@ -74,10 +74,8 @@ class Listeners:
                     servers.append(self._taken_over(instance, server))
 
     def _taken_over(self, instance: Instance, server: Any) -> "Listener":
-        try:
-            ours = [socket.socket(fileno=os.dup(one.fileno())) for one in server.sockets]
-        except AttributeError:
-            ours = []
+        sockets = getattr(server, "sockets", ())
+        ours = [socket.socket(fileno=os.dup(one.fileno())) for one in sockets]
         server.close()
         if not ours:
             mode = instance.mode.full_spec

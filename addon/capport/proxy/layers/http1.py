@@ -97,9 +97,8 @@ class RefusalLayer(DecidingLayer):
         self.declared = int(asked.field(b"content-length") or 0)
         request = asked.to_mitmproxy(self.dialled)
         try:
-            verdict = self.enforcer.decide(
-                self.context.client, asked.as_case(), asked.claim, self.dialled, asked.url
-            )
+            case = asked.as_case()
+            verdict = self.enforcer.decide(self.context.client, case, asked.claim, self.dialled)
             onward = self._onward(asked, verdict)
             if onward:
                 self.enforcer.hand_on(self.context.client, onward.verdict)
