@@ -244,20 +244,14 @@ def record_in(event: Mapping[str, object]) -> Record | None:
     if kind not in _KINDS or time is None:
         return None
     count = _number(event, "repeats") or 1
+    said: dict[str, Any]
     if kind == "tls":
-        return Handshake(
-            time=time,
-            host=_text(event, "sni").lower() or _text(event, "destination"),
-            action=_text(event, "action"),
-            outcome=_text(event, "outcome"),
-            alert=_text(event, "alert"),
-            hung_up=_flag(event, "hung_up"),
-            trusts_ca=_flag(event, "trusts_ca"),
-            because=_text(event, "because"),
-            count=count,
-        )
+        host = _text(event, "sni").lower() or _text(event, "destination")
+        said = {name: _text(event, name) for name in ("action", "outcome", "alert", "because")}
+        said |= {name: _flag(event, name) for name in ("hung_up", "trusts_ca")}
+        return Handshake(time=time, host=host, count=count, **said)
     if kind in {"refused", "passed"}:
-        said: dict[str, Any] = {name: _text(event, name) for name in _TEXTS}
+        said = {name: _text(event, name) for name in _TEXTS}
         said |= {name: _number(event, name) for name in ("status", "port", "length")}
         said |= {name: _number(event, name) or 0 for name in ("cookies", "authorizations")}
         said |= {name: _flag(event, name) for name in ("preflight", "etag", "sets_cookie")}
