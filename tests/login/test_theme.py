@@ -37,5 +37,5 @@ def test_a_file_too_large_for_a_login_page_is_an_error_that_names_it(tmp_path: P
 
 
 def test_our_terms_are_there_in_every_language() -> None:
-    versions = {Theme(None).own_terms(language).version for language in Language}
+    versions = {Theme().own_terms(language).version for language in Language}
     assert len(versions) == len(Language)

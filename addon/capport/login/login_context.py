@@ -9,7 +9,7 @@ from pathlib import Path
 from capport.core.policy import Policy
 from capport.log_limits import RETURNS, Seldom
 from capport.login.repeated_forms import Forms
-from capport.login.theme import Theme
+from capport.login.theme import NO_FILES, Theme
 from capport.login.throttle import Often, Throttle
 from capport.web.worker import Worker
 
@@ -28,14 +28,14 @@ class LoginContext:
     hashing: int = 0
 
     def __post_init__(self) -> None:
-        self._theme: tuple[str | None, Theme] = (None, Theme(None))
+        self._theme: tuple[str | None, Theme] = (None, Theme())
         # One thread: argon2 takes 19 MiB for each password.
         self._hash = Worker("portal-hash", patience=inf)
 
     def theme(self, policy: Policy) -> Theme:
         """The theme in the folder `login/` beside the policy file."""
         if self._theme[0] != policy.file:
-            folder = Path(policy.file).absolute().parent / "login" if policy.file else None
+            folder = Path(policy.file).absolute().parent / "login" if policy.file else NO_FILES
             self._theme = (policy.file, Theme(folder))
         return self._theme[1]
 

@@ -12,6 +12,7 @@ any code, with our permissions.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -28,6 +29,9 @@ from capport.linux.safe_files import open_regular
 
 LARGEST = 1024 * 1024
 """Bytes that an operator's file may have: every client downloads it over Wi-Fi."""
+
+NO_FILES = Path(os.devnull)
+"""As a folder, it has no files."""
 
 _LOGOS = {"svg": "image/svg+xml", "png": "image/png", "webp": "image/webp", "jpg": "image/jpeg"}
 _OURS = files(__package__)
@@ -54,9 +58,9 @@ class Asset:
 
 
 class Theme:
-    """The files for one policy. `folder` is the operator's; None for the built-in policy."""
+    """The files for one policy. `folder` is the operator's; without one, only ours are used."""
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path = NO_FILES) -> None:
         self.folder = folder
         self._loader = _Loader(self)
         self._stamp: object = None
@@ -119,8 +123,6 @@ class Theme:
 
     def unused(self) -> Iterator[str]:
         """A sentence for each file in the folder that has no use there, with advice."""
-        if self.folder is None:
-            return
         pages = {entry.name for entry in (_OURS / "templates").iterdir()}
         for folder, names in ((self.folder, _names()), (self.folder / "templates", pages)):
             for path in sorted(folder.glob("[!.]*")):
@@ -128,16 +130,12 @@ class Theme:
                     yield f"{path} has no use: {_advice(path.name, names, pages)}"
 
     def _templates_stamp(self) -> object:
-        if self.folder is None:
-            return None
         try:
             return sorted(map(state_of, (self.folder / "templates").iterdir()))
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def _read(self, name: str) -> bytes | None:
-        if self.folder is None:
-            return None
         path = self.folder / name
         try:
             with open_regular(path) as file:

@@ -6,6 +6,7 @@ sockets, another event loop) reaches the proxy. It ends when its parent closes t
 
 import asyncio
 import json
+import re
 import shutil
 import socket
 import sys
@@ -40,16 +41,12 @@ from capport.testing.resolver_for_clients import ClientsResolver
 EXPIRY = 0.01  # seconds until sessions end that `expire` ends
 
 
-class _Names(Addresses):
-    """Resolves names as this machine does; or, offline, every name to the origin."""
-
-    def __init__(self, *, offline: bool) -> None:
-        super().__init__()
-        self._offline = offline
+class _AllOrigin(Addresses):
+    """Resolves every name to the origin, and this machine's own as it does."""
 
     async def resolve(self, host: Host) -> list[Address]:
         """The addresses of `host`."""
-        if self._offline and isinstance(host, str) and host.rpartition(".")[2] != "localhost":
+        if isinstance(host, str) and host.rpartition(".")[2] != "localhost":
             return [ORIGIN]
         return await super().resolve(host)
 
@@ -109,7 +106,7 @@ class _Subject:
             # mitmproxy listens by now; our other connections must stay outside the namespace.
             put_where_scripts_stand(_Running("listening", self._entrance.leave))
         self._hooks = cast(Hooks, self._master.addons.get(Hooks.name))
-        names = _Names(offline=self._offline)
+        names = _AllOrigin() if self._offline else Addresses()
         ports = dict[Address, Callable[[int], int]]()
         ports[PORTAL] = ports[LIE] = lambda dialled: sign_in_port
         if self._offline:
@@ -242,9 +239,7 @@ class _Subject:
             await writing
 
     def _write_policy(self, text: str) -> Path:
-        has_login = any(
-            line.startswith(("login_url:", "login_server:")) for line in text.splitlines()
-        )
+        has_login = re.search("^login_(url|server):", text, re.MULTILINE)
         file = self._folder / f"policy-{self._files}.yaml"
         file.write_text(text if has_login else f"login_url: {self._here}\n{text}")
         return file
