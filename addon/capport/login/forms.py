@@ -13,9 +13,10 @@ from capport.core.policy import Conditions
 from capport.core.session import Instant, Session
 from capport.login import passwords, vouchers
 from capport.login.login_context import HASHES_WAITING
-from capport.login.page_handler import Blocked, Page
+from capport.login.page_handler import Page
 from capport.login.repeated_forms import Outcome
 from capport.login.theme import Terms
+from capport.web.client_handler import Refusal
 
 BY = "login server"
 """What a session says about who granted it."""
@@ -60,7 +61,7 @@ class SignIn(Form):
         """Shows the form; to a known client that does not want more time, its status."""
         stands = self.standing
         if stands.is_blocked:
-            raise Blocked
+            raise Refusal("blocked")
         extends = stands.open_session and self.can_extend(stands.open_session)
         if stands.is_known and not (extends and self.get_argument("more", "")):
             self.redirect(
@@ -80,7 +81,7 @@ class SignIn(Form):
             raise web.HTTPError(403, "another login server signs clients in")
         stands, terms = self.standing, self.terms()
         if stands.is_blocked:
-            raise Blocked
+            raise Refusal("blocked")
         if terms is not None and self.get_body_argument("terms", "") != terms.version:
             return Outcome(problem=self.words.terms_changed, status=409)
         for_all = self.login.throttle.for_all(self.portal.gate.now())

@@ -14,7 +14,7 @@ from capport.core.session import Session
 from capport.login.login_context import LoginContext
 from capport.login.words import WORDS, Words
 from capport.stores import AwayError, FullError
-from capport.web.client_handler import ClientHandler, Indistinct, Misdirected, Proxied
+from capport.web.client_handler import ClientHandler, Refusal
 from capport.web.context import Portal
 from capport.web.granting import NoMacError
 from capport.web.login_listener import MAX_FORM
@@ -23,29 +23,11 @@ from capport.web.states import State, StateError
 logger = logging.getLogger(__name__)
 
 
-class FormOver(web.HTTPError):
-    """403: a form that we did not give to this client recently."""
-
-    def __init__(self, why: str | None = None) -> None:
-        super().__init__(403, why)
-
-
-class Blocked(web.HTTPError):
-    """403: the policy never admits this client."""
-
-    def __init__(self) -> None:
-        super().__init__(403, "blocked by the policy")
-
-
 # The names of the errors in `Words.errors`.
 _BY_ERROR: dict[type, str] = {
     AwayError: "away",
-    Blocked: "blocked",
-    FormOver: "form_over",
     FullError: "full",
-    Indistinct: "indistinct",
     NoMacError: "no_mac",
-    Proxied: "proxied",
 }
 _BY_STATUS = {404: "not_found", 421: "elsewhere", 500: "unavailable", 503: "unavailable"}
 
@@ -152,17 +134,19 @@ class Page(ClientHandler):
         """Shows the error as a page, without internal details."""
         error = kwargs.get("exc_info", (None, None, None))[1]
         if not self.asks_us():  # Tornado may refuse a request before `prepare` checks this
-            status_code, error = 421, Misdirected()
-        start, device = self.link("/", state=self.state), None
+            status_code, error = 421, None
         if status_code == 405:
             self.set_header("Allow", ", ".join(self.methods()))
         self.say_when(error)
-        by_status = _BY_STATUS.get(status_code, "refused")
-        heading, text = self.words.errors[_BY_ERROR.get(type(error), by_status)]
-        if isinstance(error, Blocked):
+        kind = _BY_ERROR.get(type(error), _BY_STATUS.get(status_code, "refused"))
+        if isinstance(error, Refusal):
+            kind = error.kind
+        heading, text = self.words.errors[kind]
+        start, device = self.link("/", state=self.state), None
+        if kind == "blocked":
             start = ""
             device = self.client.address  # the guest can tell it to the people who run the network
-        if isinstance(error, Misdirected):
+        elif kind == "elsewhere":
             start = self.policy.login_url_with(None, self.asked_at())
         try:
             self.page(
@@ -192,17 +176,17 @@ class Page(ClientHandler):
         try:
             super().check_xsrf_cookie()
         except web.HTTPError as error:
-            raise FormOver(error.log_message) from error
+            raise Refusal("form_over", error.log_message) from error
 
     # ------------------------------------------------------------------------------------------
 
     def _check_origin(self) -> None:
         """Refuses a form that another site has sent. Older browsers send neither header field."""
         if self.request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
-            raise FormOver("Sec-Fetch-Site")
+            raise Refusal("form_over", "Sec-Fetch-Site")
         ours = f"{self.request.protocol}://{self.request.host}"
         if self.request.headers.get("Origin", ours) != ours:
-            raise FormOver("Origin")
+            raise Refusal("form_over", "Origin")
 
     def _chosen(self) -> Language | None:
         chosen = self.get_argument("lang", "")

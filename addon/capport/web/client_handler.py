@@ -36,27 +36,12 @@ _SECURITY = {
 }
 
 
-class Misdirected(web.HTTPError):
-    """421: the request names another host, and our pages are shown only under our own names."""
+class Refusal(web.HTTPError):
+    """403, with a page of its own: `kind` names the page's texts. `why` is for the log."""
 
-    def __init__(self) -> None:
-        super().__init__(421, reason="Misdirected Request")  # RFC 9110 section 15.5.20
-
-
-class Proxied(web.HTTPError):
-    """403: the connection comes through a proxy, and could be any of the proxy's clients."""
-
-    def __init__(self) -> None:
-        super().__init__(403, "it comes through a proxy that does not say which client asks")
-
-
-class Indistinct(web.HTTPError):
-    """403: this client cannot be distinguished from others, so it cannot have a session."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            403, "the client's frames come from a device that does not have its address"
-        )
+    def __init__(self, kind: str, why: str | None = None) -> None:
+        super().__init__(403, why or kind)
+        self.kind = kind
 
 
 class ClientHandler(BaseHandler):
@@ -92,9 +77,10 @@ class ClientHandler(BaseHandler):
         except AskingError as error:
             raise web.HTTPError(403, str(error)) from error
         if not self.asks_us():
-            raise Misdirected
+            raise web.HTTPError(421)  # RFC 9110 section 15.5.20
         if not (self.client.ids or self.for_anybody or self.for_indistinct):
-            raise Indistinct
+            why = "the client's frames come from a device that does not have its address"
+            raise Refusal("indistinct", why)
 
     @property
     def standing(self) -> Standing:
@@ -137,13 +123,14 @@ class ClientHandler(BaseHandler):
         fields = self.request.headers.get_list(HEADER)
         may_be_proxy = not fields and self.portal.may_be_proxy(asks, self.asked_at())
         if may_be_proxy and not self.for_anybody:
-            if self.portal.faults.is_due(self.portal.gate.now(), Proxied):
+            if self.portal.faults.is_due(self.portal.gate.now(), "proxied"):
                 logger.warning(
                     f"A request from {asks} comes through the proxy, which does not say for which"
                     " client: refused. Let clients reach the login server without the proxy, or end"
                     " capport login, so that the login server runs in the proxy's process"
                 )
-            raise Proxied
+            why = "it comes through a proxy that does not say which client asks"
+            raise Refusal("proxied", why)
         if not fields:
             stream = getattr(self.request.server_connection, "stream", None)
             return self.portal.gate.client(Peer(asks, self.portal.frames.get(stream, UNSEEN)))
