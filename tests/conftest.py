@@ -245,6 +245,7 @@ async def running_portal(
         await task
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Runs the tests that share a fixture in one worker, so that it is set up once."""
     for item in items:
