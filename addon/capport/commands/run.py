@@ -15,15 +15,12 @@ def run(arguments: Namespace) -> int:
         return 1
     from capport.proxy import first_process
 
-    given = {"policy": arguments.policy, "sessions": arguments.sessions, "events": arguments.events}
-    ours = [f"portal_{name}={value}" for name, value in given.items() if value is not None]
-    options = {
-        "mode": arguments.mode,
-        "listen_host": arguments.listen_host,
-        "listen_port": arguments.listen_port,
-    }
-    return first_process.run(
-        {name: value for name, value in options.items() if value is not None},
-        [*ours, *arguments.options],
-        arguments.workers,
-    )
+    ours = _given(arguments, "policy", "sessions", "events")
+    values = [f"portal_{name}={value}" for name, value in ours.items()]
+    options = _given(arguments, "mode", "listen_host", "listen_port")
+    return first_process.run(options, [*values, *arguments.options], arguments.workers)
+
+
+def _given(arguments: Namespace, *names: str) -> dict[str, object]:
+    """Those of the arguments that were given, by their names."""
+    return {name: value for name in names if (value := getattr(arguments, name)) is not None}

@@ -1,6 +1,6 @@
 """What a command did behind each kind of portal: a table of 80 columns, and the findings."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from textwrap import wrap
 
@@ -56,9 +56,9 @@ def lines_of(runs: Sequence[Run]) -> Iterator[str]:
 def _table(runs: Sequence[Run], found: Sequence[Rule]) -> Iterator[str]:
     rows = [
         ("", [run.kind.name for run in runs]),
-        ("exit status", [_shown(run, run.status) for run in runs]),
-        ("requests refused", [_shown(run, _refused(run.report)) for run in runs]),
-        ("TLS handshakes failed", [_shown(run, _failed(run.report)) for run in runs]),
+        ("exit status", [str(run.status) if run.report else "x" for run in runs]),
+        ("requests refused", [_shown(run, _refused) for run in runs]),
+        ("TLS handshakes failed", [_shown(run, _failed) for run in runs]),
         *((rule.id, [_cell(rule, run) for run in runs]) for rule in found),
     ]
     width = max(len(title) for title, _ in rows)
@@ -79,16 +79,16 @@ def _cell(rule: Rule, run: Run) -> str:
     return "."
 
 
-def _shown(run: Run, value: int | None) -> str:
-    return "x" if run.report is None else str(value)
+def _shown(run: Run, count: Callable[[Report], int]) -> str:
+    return "x" if run.report is None else str(count(run.report))
 
 
-def _refused(report: Report | None) -> int:
-    return sum(one.count for one in report.requests if one.refused) if report else 0
+def _refused(report: Report) -> int:
+    return sum(one.count for one in report.requests if one.refused)
 
 
-def _failed(report: Report | None) -> int:
-    return sum(one.count for one in report.handshakes if one.failed) if report else 0
+def _failed(report: Report) -> int:
+    return sum(one.count for one in report.handshakes if one.failed)
 
 
 def _is_fooled(run: Run, report: Report) -> bool:
