@@ -169,7 +169,7 @@ class Client:
         folder = Path("/etc/netns") / self.namespace.name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "resolv.conf").write_text(f"nameserver {given.dns}\n")
-        wait_for(self._has_v6, message=f"{self.namespace.name} got no IPv6 address")
+        wait_for(self.has_v6, message=f"{self.namespace.name} got no IPv6 address")
 
     def run(self, *argv: str, timeout: float = 100) -> CompletedProcess[str]:
         """Runs `argv` in the client."""
@@ -214,10 +214,9 @@ class Client:
         if done.returncode:
             raise OSError(f"roam {number}: {done.stderr}")
 
-    def _has_v6(self) -> bool:
-        shown = self.namespace.run("ip", "-6", "address", "show", "dev", "eth0", "scope", "global")
-        routes = self.namespace.run("ip", "-6", "route", "show", "default")
-        return self.v6 in shown.stdout and "default" in routes.stdout
+    def has_v6(self) -> bool:
+        """Whether it has configured its IPv6 address and a way out by itself."""
+        return self.namespace.call(_is_configured, self.v6)
 
 
 class Lab:
@@ -421,6 +420,8 @@ class Lab:
             # on how many there were in those before it.
             ipv4__icmp_ratelimit=0,
             ipv6__icmp__ratelimit=0,
+            # Else its first advertisement waits for a second or two until nobody has its address.
+            **{"ipv6__conf__br-lan__accept_dad": 0},
         )
         self.router.ip(
             f"address add {ROUTER4}/24 dev br-lan",
@@ -586,6 +587,14 @@ def listening() -> Counter[int]:
     tables = (Path(f"/proc/thread-self/net/{name}") for name in ("tcp", "tcp6"))
     fields = [line.split() for table in tables for line in table.read_text().splitlines()[1:]]
     return Counter(int(f[1].rpartition(":")[2], 16) for f in fields if f[3] == "0A")
+
+
+def _is_configured(address: str) -> bool:
+    """Whether an IPv6 address and a default route are here, by /proc: no process is started."""
+    net = Path("/proc/thread-self/net")
+    routes = (net / "ipv6_route").read_text().splitlines()
+    default = any(line.startswith(f"{0:032x} 00 ") and not line.endswith(" lo") for line in routes)
+    return default and parse_address(address).packed.hex() in (net / "if_inet6").read_text()
 
 
 def _certificate(folder: Path) -> None:

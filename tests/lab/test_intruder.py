@@ -82,7 +82,7 @@ def intruder(lab: Lab, victim: Client) -> Iterator[Client]:
     other.namespace.run("nft", "delete", "table", "netdev", "overheard")
     lab.router.ip(*(f"neighbour del {a.partition('/')[0]} dev br-lan" for a in addresses))
     victim.namespace.ip("link set eth0 up", f"route replace default via {ROUTER4}")
-    wait_for(victim._has_v6)
+    wait_for(victim.has_v6)
 
 
 def sessions(lab: Lab) -> list[object]:
@@ -176,7 +176,7 @@ def test_a_client_behind_a_router_is_known_by_that_routers_frames_alone(
         other.namespace.run("nft", "delete", "table", "netdev", "overheard")
         lab.router.ip(f"neighbour del {behind.v4} dev br-lan")
         behind.namespace.ip("link set eth0 up", f"route replace default via {ROUTER4}")
-        wait_for(behind._has_v6)
+        wait_for(behind.has_v6)
 
 
 def test_a_session_that_the_kernel_lacks_is_a_fault_that_is_put_right(

@@ -125,7 +125,7 @@ def test_whoever_takes_the_address_over_is_unknown(lab: Lab, granted: Client) ->
     finally:
         thief.namespace.ip(f"address del {granted.v4}/24 dev eth0")
         granted.namespace.ip("link set eth0 up", f"route replace default via {ROUTER4}")
-        wait_for(granted._has_v6)
+        wait_for(granted.has_v6)
 
 
 def test_a_session_of_an_address_is_that_of_the_first_device_there(lab: Lab) -> None:

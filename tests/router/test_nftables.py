@@ -666,7 +666,7 @@ def test_an_address_that_another_mac_takes_over_is_out(
         client.namespace.ip("link set eth0 up", f"route replace default via {ROUTER4}")
     announce(client, client.v4)
     wait_for(lambda: echoes(client, ORIGIN4), message="the client that came back is known again")
-    wait_for(client._has_v6)
+    wait_for(client.has_v6)
 
 
 @LAB
