@@ -15,7 +15,7 @@ import mitmproxy.platform
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
-from mitmproxy import connection, http, options, tcp
+from mitmproxy import certs, connection, http, options, tcp
 from mitmproxy.tools.dump import DumpMaster
 
 from capport.core.client import parse_client_id
@@ -256,6 +256,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 parameters = item.callspec.params if hasattr(item, "callspec") else {}
                 group = f"{shared}-{place}-{parameters.get(shared, '')}"
                 item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_key() -> Iterator[None]:
+    """All portals have one CA. OpenSSL examines its key for 30 ms: once, not for each portal."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certs, "load_pem_private_key", cache(certs.load_pem_private_key))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from capport.core.place import Host, Place
 from capport.core.policy import Login, LoginServer, Policy
 from capport.proxy.resolver import Addresses
 from capport.service import login_health
-from capport.service.login_health import answer, is_ours, trusted_here
+from capport.service.login_health import answer, is_ours
 from conftest import SOON
 from login.certificates import certificate
 from login.house import LOOPBACK, house, policy
@@ -54,7 +54,7 @@ async def answers(wanted: Policy, *, elsewhere: bool = False) -> bool:
     ours = is_ours(wanted, wanted.login_place, lambda: elsewhere)
     login = wanted.login_for(None)
     try:
-        return await answer(login, Addresses(), trusted_here(), ours=ours) == LOOPBACK
+        return await answer(login, Addresses(), ours=ours) == LOOPBACK
     except OSError:
         return False
 
@@ -145,7 +145,7 @@ async def test_a_certificate_counts_as_a_client_would_check_it(
         monkeypatch.setenv("SSL_CERT_FILE", str(shown))
     async with house(policy(certificate=str(shown), key=str(key))) as h:
         place = Place("login.example.net", h.port)
-        asked = answer(Login(f"https://{place}/", place), _HostsFile(), trusted_here(), ours=True)
+        asked = answer(Login(f"https://{place}/", place), _HostsFile(), ours=True)
         if why is None:
             assert await asked == LOOPBACK
         else:

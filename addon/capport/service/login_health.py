@@ -77,7 +77,7 @@ async def _ask(
     """The address at which the login server of `login` answers, or why it does not."""
     ours = is_ours(policy, login.place, elsewhere)
     try:
-        return await answer(login, names, trusted_here(), ours=ours)
+        return await answer(login, names, ours=ours)
     except OSError as error:
         server = "The embedded login server" if ours else "The login server"
         return f"{server} does not answer at {login.place} ({error.strerror or error})"
@@ -98,7 +98,7 @@ def _trusting(stores: tuple[tuple[int, ...], ...]) -> ssl.SSLContext:
     return context
 
 
-async def answer(login: Login, names: Names, trust: ssl.SSLContext, *, ours: bool) -> Address:
+async def answer(login: Login, names: Names, *, ours: bool) -> Address:
     """The address at which the login server answers HTTP, with a status of 200 to 499.
 
     If it is `ours`, the embedded one, only an answer of its Captive Portal API counts: another
@@ -108,7 +108,7 @@ async def answer(login: Login, names: Names, trust: ssl.SSLContext, *, ours: boo
     try:
         async with asyncio.timeout(PATIENCE):
             address = (await names.resolve(login.place.host))[0]
-            line, fields = await _head(login, address, trust, ours=ours)
+            line, fields = await _head(login, address, ours=ours)
     except ssl.SSLCertVerificationError as error:
         why = f"this machine does not trust its certificate: {error.verify_message}"
         raise OSError(why) from error
@@ -126,9 +126,7 @@ async def answer(login: Login, names: Names, trust: ssl.SSLContext, *, ours: boo
     return address
 
 
-async def _head(
-    login: Login, address: Address, trust: ssl.SSLContext, *, ours: bool
-) -> tuple[bytes, bytes]:
+async def _head(login: Login, address: Address, *, ours: bool) -> tuple[bytes, bytes]:
     """The status line of the answer and, if the server should be `ours`, the header fields."""
     place, tls = login.place, urlsplit(login.url).scheme == "https"
     asked = f"HEAD {PATH if ours else '/'} HTTP/1.1\r\nHost: {place}\r\n"
@@ -136,7 +134,7 @@ async def _head(
     reader, writer = await asyncio.open_connection(
         str(address),
         place.port,
-        ssl=trust if tls else None,
+        ssl=trusted_here() if tls else None,
         server_hostname=str(place.host) if tls else None,
     )
     try:
