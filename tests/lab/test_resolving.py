@@ -146,7 +146,7 @@ def test_a_tunnel_carries_no_more_than_the_bound_from_the_first_second_on(
     tunnel = lab.origin.call(Tunnel, ORIGIN4, TUNNEL_PORT, records)
     try:
         names = random_names(free, TUNNEL)
-        sent, answers = lab.client.namespace.call(flood, ROUTER4, names, 500, 3, kind)
+        sent, answers = lab.client.namespace.call(flood, ROUTER4, names, 500, 2, kind)
     finally:
         tunnel.close()
     up = in_any_second(
