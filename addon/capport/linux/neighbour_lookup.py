@@ -10,16 +10,8 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 
 from capport.core.client import Address, Mac, Way, parse_mac
-from capport.linux.netlink import (
-    DUMP,
-    ROUTE,
-    Message,
-    ask,
-    attribute,
-    attributes,
-    connect,
-    listing,
-)
+from capport.linux import netlink
+from capport.linux.netlink import DUMP, ROUTE, Message, attributes
 
 # linux/rtnetlink.h, linux/neighbour.h
 _NEIGHBOUR = struct.Struct("=BBHiHBB")  # ndmsg: family, -, -, interface, state, flags, type
@@ -70,8 +62,8 @@ def table() -> dict[Address, Mac]:
 def entries() -> list[Neighbour]:
     """The entries of the table, all of one moment. Raises OSError."""
     asked = _NEIGHBOUR.pack(socket.AF_UNSPEC, 0, 0, 0, 0, 0, 0)
-    with connect(ROUTE) as kernel:
-        messages = listing(kernel, _GET_NEIGHBOUR, asked)
+    with netlink.connect(ROUTE) as kernel:
+        messages = netlink.listing(kernel, _GET_NEIGHBOUR, asked)
     return [found for message in messages if (found := entry(message))]
 
 
@@ -126,7 +118,7 @@ def families(interface: str) -> frozenset[int]:
     Empty if there is no such interface. Raises OSError if the kernel gives no answer.
     """
     mine, found = numbers([interface]), set()
-    for message in ask(ROUTE, _GET_ADDRESS, _OWN.pack(socket.AF_UNSPEC, 0, 0, 0, 0), DUMP):
+    for message in netlink.ask(ROUTE, _GET_ADDRESS, _OWN.pack(socket.AF_UNSPEC, 0, 0, 0, 0), DUMP):
         family, _, _, scope, number = _OWN.unpack_from(message.body)
         if number in mine and scope == _EVERYWHERE:
             found.add(4 if family == socket.AF_INET else 6)
@@ -163,7 +155,9 @@ def _route(address: Address, flags: int = 0) -> _Route | None:
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     asked = _ROUTE.pack(family, address.max_prefixlen, 0, 0, 0, 0, 0, 0, flags)
     try:
-        ((_, _, body),) = ask(ROUTE, _GET_ROUTE, asked + attribute(_TO, address.packed))
+        ((_, _, body),) = netlink.ask(
+            ROUTE, _GET_ROUTE, asked + netlink.attribute(_TO, address.packed)
+        )
     except OSError as error:
         if error.errno in _NO_ROUTE:
             return None
