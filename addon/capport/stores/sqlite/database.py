@@ -165,10 +165,8 @@ class Database:
         """
         with self.writing:
             db = self.connection()
-            try:
+            with _described(self.path):
                 yield db
-            except sqlite3.Error as error:
-                raise StoreError(describe(self.path, error)) from error
 
     @contextlib.contextmanager
     def transaction(self, seconds: float | None = None) -> Iterator[sqlite3.Connection]:
@@ -394,11 +392,8 @@ class MemoryDatabase:
     @contextlib.contextmanager
     def current(self) -> Iterator[sqlite3.Connection]:
         """A connection for reading. Raises StoreError."""
-        with self._lock:
-            try:
-                yield self._db
-            except sqlite3.Error as error:
-                raise StoreError(describe(self.path, error)) from error
+        with self._lock, _described(self.path):
+            yield self._db
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -428,17 +423,24 @@ def followed(path: Path) -> Path:
 @contextlib.contextmanager
 def _transaction(db: sqlite3.Connection, path: Path, seconds: float) -> Iterator[None]:
     """Begins, then commits, or rolls back on an error; waits `seconds` for other processes."""
+    with _described(path):
+        try:
+            db.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
+            db.execute("BEGIN IMMEDIATE")
+            yield
+            db.execute("COMMIT")
+        except BaseException:
+            roll_back(db)
+            raise
+
+
+@contextlib.contextmanager
+def _described(path: Path) -> Iterator[None]:
+    """Raises StoreError with one sentence instead of an error of SQLite."""
     try:
-        db.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
-        db.execute("BEGIN IMMEDIATE")
         yield
-        db.execute("COMMIT")
     except sqlite3.Error as error:
-        roll_back(db)
         raise StoreError(describe(path, error)) from error
-    except BaseException:
-        roll_back(db)
-        raise
 
 
 def _inode(path: Path) -> _File:
