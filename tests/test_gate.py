@@ -49,7 +49,7 @@ def test_a_grant_lets_through_until_it_expires() -> None:
     assert gate.known(client) is None
     gate.grant(client.id)
     assert gate.known(client)
-    assert gate.known_until(client) == 1060.0
+    assert gate.standing(client).until == 1060.0
     time.now = 1060.0
     assert gate.known(client) is None
 
@@ -225,7 +225,7 @@ AT, OFF_LINK = ClientId("192.0.2.7"), ClientId("203.0.113.9")
 def test_a_session_of_an_address_becomes_that_of_the_first_device_there() -> None:
     gate, _ = make(neighbours=OnLink())
     gate.grant(AT, lifetime=60.0, by="operator", name="Ada")
-    granted = gate.session(gate.client("192.0.2.7"))
+    granted = gate.standing(gate.client("192.0.2.7")).open_session
     gate.bind(AT)
     assert granted is not None
     assert gate.store.find((AT,), 1000.0) == granted  # no device is there yet
@@ -331,7 +331,7 @@ def test_a_client_is_who_its_frames_come_from(
     gate.grant(ClientId(session), lifetime=60.0)
     client = gate.client(Peer(parse_address(address), frame))
     assert (gate.known(client) is not None) == known
-    assert (gate.known_until(client) is not None) == known
+    assert (gate.standing(client).until is not None) == known
 
 
 def test_without_a_router_a_frame_that_was_not_seen_says_nothing() -> None:
@@ -377,7 +377,7 @@ def test_who_is_on_the_link_without_a_mac_gets_past_no_rule_by_mac(
         assert verdict.because == (
             "192.0.2.7 has a MAC that is not known now, and a rule may block it by that MAC"
         )
-        assert gate.known_until(client) is None
+        assert gate.standing(client).until is None
     # Where no neighbour table is used, nobody has a MAC.
     gate.neighbours = Neighbours()
     assert (gate.known(client) is not None) == (granted or NETWORK in lines or known)

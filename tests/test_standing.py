@@ -49,8 +49,8 @@ async def test_a_rule_that_is_added_holds_everywhere(
     assert isinstance(gate.connection(client, PAGE), Pass) == known
     assert isinstance(gate.handshake(client, PAGE, None), Refuse) != known
     assert (gate.known(client) is not None) == known
-    assert (gate.session(client) is not None) == known
-    assert (gate.known_until(client) is not None) == known
+    assert (gate.standing(client).open_session is not None) == known
+    assert (gate.standing(client).until is not None) == known
     said = gate.explain_url(client, explanation.parse_url("http://www.example.com/"))
     assert said.rule == ("open_session" if known else "blocked_client")
     if not known:

@@ -345,14 +345,6 @@ class Gate:
         found = self.standing(client)
         return found if found.is_known else None
 
-    def session(self, client: Client) -> Session | None:
-        """The session that makes `client` known, if one does."""
-        return self.standing(client).open_session
-
-    def known_until(self, client: Client) -> Instant | None:
-        """When the session that makes `client` known ends; None if there is no such session."""
-        return self.standing(client).until
-
     def heard_of(self, client: Client, at: Instant) -> None:
         """Keeps the session of `client` open: it sent something at `at` without a decision here."""
         self._heard_of(self.standing(client), at)

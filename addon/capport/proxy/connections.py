@@ -426,7 +426,7 @@ class Connections:
             return
         self._forget_unknown(entry)
         entry.leaves = None
-        entry.until, now = self.gate.known_until(entry.client), self.gate.now()
+        entry.until, now = self.gate.standing(entry.client).until, self.gate.now()
         if entry.until is not None:
             self._wait(entry, max(0.0, entry.until - now))
 

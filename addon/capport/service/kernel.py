@@ -61,7 +61,7 @@ class Kernel:
         method writes an event, makes `KnownSet` add the client again, and returns True for a
         second.
         """
-        now, session = self._gate.now(), self._gate.session(client)
+        now, session = self._gate.now(), self._gate.standing(client).open_session
         if self._known is None or session is None or not self._known.has(client):
             return False  # a client that we never added is new here, and is added in a moment
         if now < session.granted + CARRIED_OUT or now > session.ends - CARRIED_OUT:
