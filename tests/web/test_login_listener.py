@@ -243,6 +243,29 @@ async def test_who_takes_its_answer_slowly_keeps_little_of_it_in_memory(tmp_path
         assert max(waiting) <= 32 * 1024
 
 
+async def test_no_request_is_answered_after_the_end_of_its_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered: list[object] = []
+    in_turn = login_listener.Server.in_turn
+
+    def counted(server: login_listener.Server, answer: Callable[[], None]) -> None:
+        answered.append(answer)
+        in_turn(server, answer)
+
+    monkeypatch.setattr(login_listener.Server, "in_turn", counted)
+    async with _with_logo(tmp_path, b"x" * 1_000_000) as h:
+        slow = _asks_for_the_logo(h)
+        slow.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
+        assert await asyncio.to_thread(slow.recv, 12) == b"HTTP/1.1 200"
+        assert h.server.http
+        (stream,) = h.server.http.open
+        slow.close()
+        await until(lambda: _open_at(h) == 0, "the end of its connection")
+        assert stream.closed()
+        assert len(answered) <= 2
+
+
 @contextlib.asynccontextmanager
 async def _with_logo(folder: Path, logo: bytes) -> AsyncIterator[House]:
     """A login server whose connections have small buffers in the kernel, as on a slow link."""

@@ -189,6 +189,8 @@ class Server(httpserver.HTTPServer):
         self, server_conn: Any, request_conn: httputil.HTTPConnection
     ) -> httputil.HTTPMessageDelegate:
         """Tornado calls it whenever it begins to wait for a request on a connection."""
+        if server_conn.stream.closed():
+            return _Gone(request_conn)
         delegate = super().start_request(server_conn, request_conn)
         if one := self.open.get(server_conn.stream):
             one.answered()
@@ -221,6 +223,23 @@ class Server(httpserver.HTTPServer):
         failed = done.cancelled() or done.exception() is not None
         if one.stream in self.open and one.is_idle and not failed:
             one.close_in(PATIENCE)
+
+
+class _Gone(httputil.HTTPMessageDelegate):
+    """Answers no request on a connection that has ended.
+
+    Tornado would go on with all that it has read from the connection, and wait for no answer.
+    """
+
+    def __init__(self, conn: Any) -> None:
+        self._conn = conn
+
+    def headers_received(
+        self,
+        start_line: httputil.RequestStartLine | httputil.ResponseStartLine,
+        headers: httputil.HTTPHeaders,
+    ) -> None:
+        self._conn.detach()
 
 
 class _Asking(httputil.HTTPMessageDelegate):
