@@ -569,6 +569,30 @@ def test_a_planted_liberty_is_caught(source: str, because: str, tmp_path: Path) 
     assert because in caught
 
 
+def borrowed_from_tests(folder: Path) -> list[str]:
+    """What the modules of a folder import of modules that are tests."""
+    return [
+        f"{path.name} imports {name}"
+        for path in sorted(folder.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(), str(path)))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([getattr(node, "module", None) or ""] + [it.name for it in node.names])
+        if name.rpartition(".")[2].startswith("test_")
+    ]
+
+
+def test_no_test_depends_on_another_tests_module() -> None:
+    assert borrowed_from_tests(CHECKOUT / "tests") == []
+
+
+@pytest.mark.parametrize(
+    "source", ["from a.test_b import c", "import a.test_b", "from a import test_b"]
+)
+def test_what_is_borrowed_from_a_test_is_caught(source: str, tmp_path: Path) -> None:
+    plant(tmp_path, "test_a.py", source)
+    assert len(borrowed_from_tests(tmp_path)) == 1
+
+
 def reads_the_outside(tree: ast.AST) -> Iterator[int]:
     for node in ast.walk(tree):
         if (

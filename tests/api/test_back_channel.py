@@ -2,14 +2,11 @@
 
 import asyncio
 import errno
-import http.client
 import json
 import logging
 import socket
 import stat
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
+from contextlib import closing
 from importlib.resources import files
 from ipaddress import ip_address
 from pathlib import Path
@@ -19,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from api.back_channel import api
 from capport.api.back_channel import BackChannel
 from capport.api.call_handler import MAX_BODY
 from capport.api.tokens import new_token, token_digest
@@ -40,76 +38,11 @@ from capport.stores import StoreError
 from capport.stores.redis.redis_store import RedisStore
 from capport.stores.sqlite.store import SqliteStore
 from capport.web.states import LIFETIME
-from conftest import SOON
-from login.house import LOOPBACK, House, at, house
+from login.house import LOOPBACK, at, house
 from ports import free_port
 
 PAGE = "http://www.example.org/news"
 ADA = "192.0.2.7"
-
-
-@dataclass
-class Answer:
-    """What came back."""
-
-    status: int
-    headers: http.client.HTTPMessage
-    json: Any
-
-
-class _Unix(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=SOON)
-        self.path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.connect(str(self.path))
-
-
-@dataclass
-class Api:
-    """A house with its back channel, as an external login server sees it."""
-
-    house: House
-    path: Path
-    port: int | None = None
-
-    async def call(self, method: str, path: str, body: object = None, **headers: str) -> Answer:
-        return await asyncio.to_thread(self._call, _Unix(self.path), method, path, body, headers)
-
-    async def call_tcp(self, method: str, path: str, **headers: str) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, SOON)
-        return await asyncio.to_thread(self._call, connection, method, path, None, headers)
-
-    def _call(
-        self,
-        connection: http.client.HTTPConnection,
-        method: str,
-        path: str,
-        body: object,
-        headers: dict[str, str],
-    ) -> Answer:
-        sent = body if isinstance(body, str | None) else json.dumps(body)
-        typed = {"Content-Type": "application/json"} if sent is not None else {}
-        try:
-            connection.request(method, "/api/v1" + path, sent, typed | headers)
-            answer = connection.getresponse()
-            got = answer.read()
-            return Answer(answer.status, answer.headers, json.loads(got) if got else None)
-        finally:
-            connection.close()
-
-
-@asynccontextmanager
-async def api(folder: Path, *, tcp: bool = False) -> AsyncIterator[Api]:
-    async with house() as h:
-        channel = BackChannel(h.portal, folder / "api.sock", Place(LOOPBACK, 0) if tcp else None)
-        channel.start()
-        try:
-            yield Api(h, channel.path, channel.port)
-        finally:
-            await channel.stop()
 
 
 async def test_the_whole_way_by_state(tmp_path: Path) -> None:

@@ -8,13 +8,9 @@ import contextlib
 import http.client
 import json
 import re
-import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,70 +21,12 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 import requires
+from api.portals import BIN, CHECKOUT, RUN, portal
 from conftest import SOON
+from login.example import example
 from login.house import Browser, free_port, until
-from login.test_external import example
 
-BIN = Path(sys.executable).parent
-CHECKOUT = Path(__file__).resolve().parents[2]
-RUN = {
-    "mitmdump": [str(BIN / "mitmdump"), "-s", str(CHECKOUT / "addon" / "captive_portal.py")],
-    "capport run": [str(BIN / "capport"), "run"],
-}
 PAGE = "http://www.example.org/news"
-
-
-@asynccontextmanager
-async def portal(
-    folder: Path, way: str, policy: str, *options: str
-) -> AsyncIterator[tuple[int, Path, list[str]]]:
-    """An explicit proxy with a store in `folder`: its port, its socket, and what it says."""
-    port, api = free_port(), folder / "api.sock"
-    (folder / "policy.yaml").write_text(policy)
-    given = [
-        *(f"portal_policy={folder / 'policy.yaml'}", f"portal_sessions={folder / 'sessions.db'}"),
-        *(f"confdir={folder / 'conf'}", *options),
-    ]
-    process = await asyncio.create_subprocess_exec(
-        *(*RUN[way], "--listen-host", "127.0.0.1", "--listen-port", str(port)),
-        *(part for one in given for part in ("--set", one)),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        cwd=folder,
-    )
-    said: list[str] = []
-    assert process.stdout is not None
-    reading = asyncio.create_task(_read(process.stdout, said))
-    try:
-        await until(lambda: _is_up(api, port, process, said), f"{way}, listening")
-        yield port, api, said
-        process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(SOON):
-            assert await process.wait() == 0, said
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-        await reading
-
-
-async def _read(stream: asyncio.StreamReader, into: list[str]) -> None:
-    while line := await stream.readline():
-        into.append(line.decode("utf-8", "replace"))
-
-
-async def _is_up(
-    api: Path, port: int, process: asyncio.subprocess.Process, said: list[str]
-) -> bool:
-    """Whether it can be connected to in both places. Raises OSError where not."""
-    assert process.returncode is None, said
-    for _, writer in (
-        await asyncio.open_connection("127.0.0.1", port),
-        await asyncio.open_unix_connection(api),
-    ):
-        writer.close()
-    return True
 
 
 def _through(port: int, url: str) -> tuple[int, str]:

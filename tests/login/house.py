@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, overload
 from urllib.parse import urlencode, urljoin, urlsplit
 
+import pytest
+
 from capport.core.client import Address, Client
 from capport.core.place import Place
 from capport.core.policy import Conditions, LoginServer, Policy
@@ -23,6 +25,7 @@ from capport.gate import Gate
 from capport.login.login_context import LoginContext
 from capport.service.login_pages import LoginPages
 from capport.stores.memory import MemoryStore
+from capport.web import login_listener
 from capport.web.context import Portal
 from capport.web.login_listener import LoginServer as Server
 from capport.web.records import Records
@@ -240,3 +243,12 @@ async def until[T](true: Callable[[], T | Awaitable[T]], what: str) -> T:
         if time.monotonic() > deadline:
             raise AssertionError(f"{what} did not come true") from error
         await asyncio.sleep(0.02)
+
+
+def without_tornados_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves nothing but our own clocks that could end a connection."""
+    theirs = {"body_timeout": 3600.0, "idle_connection_timeout": 3600.0}
+    made = login_listener.Server
+    monkeypatch.setattr(
+        login_listener, "Server", lambda app, **limits: made(app, **limits | theirs)
+    )

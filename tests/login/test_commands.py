@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from api.test_external_login_server import portal
+from api.portals import portal
 from capport.commands.login_records import moment
 from capport.login import vouchers
 from capport.stores.opening import open_store

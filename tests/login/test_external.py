@@ -1,37 +1,16 @@
 """The example of a login server of one's own lets on, by the API alone."""
 
 import asyncio
-import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from capport.api.back_channel import BackChannel
-from login.house import Browser, House, at, free_port, house, until
+from login.example import SCRIPT, example
+from login.house import Browser, House, at, house
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "external-login-server"
 PAGE = "http://www.example.org/news?a=1&b=2"
-
-
-@asynccontextmanager
-async def example(api: Path, said: Path = Path(os.devnull)) -> AsyncIterator[int]:
-    """The example, which asks the API at `api`; the port that it listens on.
-
-    What it says goes to `said`.
-    """
-    port = free_port()
-    with said.open("w") as stderr:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, str(SCRIPT), str(api), "127.0.0.1", str(port), "swordfish"),
-            stderr=stderr,
-        )
-    try:
-        await until(lambda: _answers(port), "an answer of the example's")
-        yield port
-    finally:
-        process.terminate()
-        await process.wait()
 
 
 @asynccontextmanager
@@ -44,12 +23,6 @@ async def external(folder: Path) -> AsyncIterator[tuple[House, Browser]]:
                 yield h, Browser(port, "127.0.0.2")
         finally:
             await channel.stop()
-
-
-async def _answers(port: int) -> bool:
-    _, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.close()
-    return True
 
 
 async def test_whoever_knows_the_word_is_online_and_may_go_on(tmp_path: Path) -> None:

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 import requires
-from api.test_back_channel import api
+from api.back_channel import api
 from capport.core.negotiation import Language
 from capport.core.policy import Conditions
 from capport.login import vouchers
 from capport.login.words import WORDS
 from capport.web.shared_records import SharedRecords
 from login.house import House, at, house, policy
-from login.test_signed_return import elsewhere
+from login.signing import elsewhere
 from ports import free_port
 from stores.redis_server import server
 from web.accepted_terms import acceptances

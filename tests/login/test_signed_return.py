@@ -7,74 +7,22 @@ import hmac
 import json
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from capport.core.client import ClientId
-from capport.core.place import Place
 from capport.core.session import Session
 from capport.log_limits import RETURNS
 from capport.login.signed_return import ReturnError, read_return
 from capport.stores import StoreError
-from capport.web.states import State
-from login.house import House, Page, at, house, policy
-
-KEY, OTHER = ed25519.Ed25519PrivateKey.generate(), ed25519.Ed25519PrivateKey.generate()
-
-
-def _pem(key: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
-    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-
-
-@dataclass
-class Elsewhere:
-    """A login server that cannot reach the router, and what it signs."""
-
-    house: House
-
-    def token(self, key: Any = KEY, algorithm: str = "EdDSA", **changes: object) -> str:
-        state = self.house.portal.states.mint(at("127.0.0.2"), "http://www.example.org/news")
-        claims = {
-            "aud": f"http://127.0.0.1:{self.house.port}/return",
-            "state": state,
-            "jti": f"{time.monotonic_ns()}",
-            "exp": time.time() + 30,
-        } | changes
-        kept = {name: value for name, value in claims.items() if value is not None}
-        return jwt.encode(kept, key, algorithm)
-
-    async def back(self, token: str, address: str = "127.0.0.2") -> Page:
-        return await self.house.browser(address).get(f"/return?g={token}")
-
-    def state_in(self, page: Page) -> State:
-        """Of a redirect to that login server, which must have one, and nothing else."""
-        start, _, state = (page.location or "").partition("?state=")
-        assert (page.status, start) == (302, "https://login.example.net/")
-        return self.house.portal.states.read(state)
-
-
-@asynccontextmanager
-async def elsewhere(folder: Path, pem: bytes | None = None) -> AsyncIterator[Elsewhere]:
-    (folder / "login").mkdir()
-    (folder / "login" / "return.pem").write_bytes(pem or _pem(KEY))
-    there = replace(
-        policy(file=folder / "lab.yaml"),
-        login_url="https://login.example.net/?state={state}",
-        login_place=Place("login.example.net", 443),
-    )
-    async with house(there) as h:
-        yield Elsewhere(h)
+from login.house import at, house
+from login.signing import KEY, OTHER, Elsewhere, elsewhere, pem_of
 
 
 async def test_who_comes_back_is_online_and_may_go_on(tmp_path: Path) -> None:
@@ -276,7 +224,7 @@ async def test_the_public_key_is_no_secret_to_sign_with(tmp_path: Path) -> None:
     async with elsewhere(tmp_path) as e:
         good = e.token().split(".")
         head = urlsafe_b64encode(b'{"alg":"HS256","typ":"JWT"}').rstrip(b"=").decode()
-        mac = hmac.digest(_pem(KEY), f"{head}.{good[1]}".encode(), hashlib.sha256)
+        mac = hmac.digest(pem_of(KEY), f"{head}.{good[1]}".encode(), hashlib.sha256)
         forged = f"{head}.{good[1]}.{urlsafe_b64encode(mac).rstrip(b'=').decode()}"
         assert (await e.back(forged)).status == 403
 
@@ -335,7 +283,7 @@ async def test_a_key_of_another_kind_lets_nobody_on(tmp_path: Path) -> None:
 
 async def test_p256_will_do_as_well(tmp_path: Path) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
-    async with elsewhere(tmp_path, _pem(key)) as e:
+    async with elsewhere(tmp_path, pem_of(key)) as e:
         assert (await e.back(e.token(key, "ES256"))).status == 303
         assert e.house.session() is not None
 
@@ -345,4 +293,4 @@ async def test_p256_will_do_as_well(tmp_path: Path) -> None:
 )
 def test_any_text_may_come_back(text: str) -> None:
     with pytest.raises(ReturnError):
-        read_return(text, _pem(KEY), "http://192.0.2.1/return", 0.0)
+        read_return(text, pem_of(KEY), "http://192.0.2.1/return", 0.0)

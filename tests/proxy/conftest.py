@@ -12,6 +12,8 @@ from mitmproxy import certs
 
 from capport.front.conversation import Conversation, HandOver
 from conftest import Origin, Portal
+from login.certificates import certificate
+from proxy.tls import TlsOrigin
 from proxy.wire import GARDEN
 
 CRASHES = ("has crashed", "No verdict in RefusalLayer")
@@ -70,3 +72,17 @@ async def secure_origin(tmp_path: Path) -> AsyncIterator[Origin]:
     server.close()
     for writer in tuple(origin.open):
         writer.transport.abort()
+
+
+@pytest.fixture
+async def secure(tmp_path: Path) -> AsyncIterator[TlsOrigin]:
+    """An origin with TLS on 127.0.0.1."""
+    cert, key = certificate(tmp_path, GARDEN)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    it = TlsOrigin(context, ssl.PEM_cert_to_DER_cert(cert.read_text()))
+    context.sni_callback = lambda _, name, __: it.sni.append(name)
+    server = await asyncio.start_server(it.serve, "127.0.0.1", 0)
+    it.port = server.sockets[0].getsockname()[1]
+    yield it
+    server.close()

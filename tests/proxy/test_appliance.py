@@ -8,20 +8,16 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 import pytest
 
 from capport.proxy import appliance as appliance_module
 from ports import free_port
-
-CONSOLE_SCRIPT = str(Path(sys.executable).with_name("capport"))
-SOON = 180.0  # seconds: a bound for a loaded machine, not an expectation
+from proxy.appliance import CONSOLE_SCRIPT, SOON, appliance, ask
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -33,52 +29,12 @@ def policy(tmp_path: Path) -> str:
     return str(file)
 
 
-@contextlib.contextmanager
-def appliance(
-    folder: Path, *arguments: str, out: IO[str] | int = subprocess.PIPE
-) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """`capport run` on a free port of 127.0.0.1, once it listens."""
-    port = free_port()
-    running = subprocess.Popen(
-        [
-            *(CONSOLE_SCRIPT, "run", "--listen-host", "127.0.0.1", "--listen-port", str(port)),
-            *("--set", f"confdir={folder / 'conf'}", *arguments),
-        ],
-        stdout=out,
-        stderr=out,
-        text=True,
-        cwd=folder,
-    )
-    try:
-        limit = time.monotonic() + SOON
-        while True:
-            with contextlib.suppress(ConnectionRefusedError):
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            assert running.poll() is None, running.communicate()
-            assert time.monotonic() < limit
-            time.sleep(0.05)
-        yield running, port
-    finally:
-        if running.poll() is None:
-            running.kill()
-        running.communicate()
-
-
 def eventually(holds: Callable[[], bool]) -> None:
     """Waits until `holds()`."""
     limit = time.monotonic() + SOON
     while not holds():
         assert time.monotonic() < limit
         time.sleep(0.01)
-
-
-def ask(port: int, url: str) -> int:
-    """The status of the answer to a GET through the proxy."""
-    with socket.create_connection(("127.0.0.1", port), timeout=SOON) as asking:
-        host = url.split("/")[2]
-        asking.sendall(f"GET {url} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
-        return int(asking.recv(100).split()[1])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -22,7 +22,7 @@ from capport.proxy.internals import sockets
 from conftest import SOON, Portal, StartPortal
 from proxy.costs import Connect, Visited, all_within_bounds, client, http2, measured, tunnel
 from proxy.hellos import extension, message, records, server_name
-from proxy.test_http2_bounds import ASKED, WORST
+from proxy.http2_worst import ASKED, WORST
 from proxy.wire import garden, until
 
 type Make = Callable[[int], bytes]

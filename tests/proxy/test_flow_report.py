@@ -17,8 +17,8 @@ from capport.proxy.flow_marks import CAVEAT, mark
 from capport.proxy.saved_flows import recording_of
 from conftest import Portal, StartPortal, until_closed
 from proxy.hellos import over_tls, trusting_all
-from proxy.test_http2 import INTERCEPT
-from proxy.test_tls import check_the_certificate
+from proxy.http2 import INTERCEPT
+from proxy.tls import check_the_certificate
 from proxy.wire import OUTSIDE, Dialled, until
 
 RETRIES = (

@@ -14,7 +14,7 @@ from capport.core.session import Session
 from capport.stores.opening import open_store
 from conftest import SOON, Origin, Portal, StartPortal, until_closed
 from proxy.mitmdump import policy, started
-from proxy.test_revocation import (
+from proxy.under_way import (
     Opened,
     a_running_download,
     a_running_upload,

@@ -10,7 +10,7 @@ from capport.proxy.addon import PREFACE
 from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
 from json_schemas import wrong_events
 from proxy.hellos import real
-from proxy.test_http2 import tls
+from proxy.http2 import tls
 from proxy.wire import GARDEN, Dialled, answers, garden, say, until, with_names
 
 LIMITS = """

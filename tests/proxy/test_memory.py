@@ -13,8 +13,8 @@ import pytest
 from capport.core.cost import ANSWERS, RESTING
 from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
 from proxy.hellos import extension, message, over_tls, records, trusting_all
+from proxy.http2 import Http2
 from proxy.mitmdump import SCRIPT, Process, memory, policy, started
-from proxy.test_http2 import Http2
 from proxy.wire import Streams, garden, until
 
 MB = 1024 * 1024

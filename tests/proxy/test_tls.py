@@ -3,14 +3,11 @@
 import asyncio
 import contextlib
 import re
-import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,7 +29,6 @@ from capport.front.hello import (
 )
 from capport.proxy import connections
 from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
-from login.certificates import certificate
 from proxy.hellos import (
     ALERT_49,
     BROKEN,
@@ -47,6 +43,7 @@ from proxy.hellos import (
     server_name,
     trusting_all,
 )
+from proxy.tls import TlsOrigin, check_the_certificate, connected
 from proxy.wire import (
     GARDEN,
     OUTSIDE,
@@ -60,39 +57,6 @@ from proxy.wire import (
 KNOWN = "clients:\n  - {address: 127.0.0.1, access: known}\n"
 ALERT = "tls: {connect: alert}\n"
 ELSEWHERE = "192.0.2.1"
-
-
-@dataclass
-class TlsOrigin:
-    """An origin with TLS and a certificate of its own, which answers each request with 200."""
-
-    context: ssl.SSLContext
-    certificate: bytes
-    port: int = 0
-    connections: int = 0
-    sni: list[str | None] = field(default_factory=list)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            await writer.start_tls(self.context)
-            while await reader.readuntil(b"\r\n\r\n"):
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-        writer.close()
-
-
-@pytest.fixture
-async def secure(tmp_path: Path) -> AsyncIterator[TlsOrigin]:
-    """An origin with TLS on 127.0.0.1."""
-    cert, key = certificate(tmp_path, GARDEN)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(cert, key)
-    it = TlsOrigin(context, ssl.PEM_cert_to_DER_cert(cert.read_text()))
-    context.sni_callback = lambda _, name, __: it.sni.append(name)
-    server = await asyncio.start_server(it._serve, "127.0.0.1", 0)
-    it.port = server.sockets[0].getsockname()[1]
-    yield it
-    server.close()
 
 
 @dataclass
@@ -122,20 +86,6 @@ def listened(it: Portal, monkeypatch: pytest.MonkeyPatch) -> Told:
 
     monkeypatch.setattr(it.gate.events, "write", write)
     return told
-
-
-async def connected(it: Portal, mode: str, port: int, host: str = "127.0.0.1") -> Streams:
-    """A connection on which TLS may begin."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
-    if mode == "regular":
-        writer.write(f"CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
-        answer = await reader.readuntil(b"\r\n\r\n")
-        assert answer.startswith(b"HTTP/1.1 200 "), answer
-    elif mode == "socks5":
-        writer.write(b"\x05\x01\x00\x05\x01\x00\x03" + bytes([len(host)]) + host.encode())
-        writer.write(port.to_bytes(2))
-        assert (await reader.readexactly(12))[2:4] == b"\x05\x00"
-    return reader, writer
 
 
 async def raw(streams: Streams, *pieces: bytes, timeout: float | None = None) -> bytes:
@@ -490,16 +440,6 @@ async def test_who_rejects_the_certificate_is_told_by_its_alert(
         assert (event["outcome"], event["alert"]) == ("rejected", "unknown_ca")
         assert (event["hung_up"], event["trusts_ca"]) == (None, trusts_ca)
     assert origin.connections == 0
-
-
-def check_the_certificate(port: int) -> None:
-    """As most clients do; asyncio's own hang up without the alert that OpenSSL has ready."""
-    context = ssl.create_default_context()
-    with (
-        socket.create_connection(("127.0.0.1", port), SOON) as plain,
-        context.wrap_socket(plain, server_hostname=OUTSIDE),
-    ):
-        pass
 
 
 @pytest.mark.parametrize("when", ["before the certificate", "after it"])

@@ -61,3 +61,21 @@ def reported(*events: Event, until: float | None = None) -> Report:
 def rule(name: str) -> Any:
     (found,) = [one for one in RULES if one.id == name]
     return found
+
+
+RETRIES = [refused(n / 100) for n in range(4)]
+
+
+EVERYTHING = [
+    watched(),
+    *RETRIES,
+    *(refused(5 + n, cookies=2, authorizations=1) for n in range(30)),
+    shake(40, "rejected", alert="unknown_ca"),
+    shake(41, "accepted", sni="other.test"),
+    refused(42, "/calendars/a", method="PROPFIND", agent="DAVx5/4.3", client="2001:db8::7"),
+    event(49, "dropped", seconds=60.0),
+    granted(50, name="Anna's phone"),
+    passed(51),
+    passed(52, answered_by="login server", host="login.test"),
+    event(100, "expired"),
+]

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 import requires
 from capport.report.as_page import page_of
 from login.chromium import axe, chromium
-from report.recorded import event, granted, refused, reported, watched
-from report.test_rules import BROKEN
-from report.test_views import EVERYTHING
+from report.broken import BROKEN
+from report.recorded import EVERYTHING, event, granted, refused, reported, watched
 
 EVIL = "</style></title><script>alert(1)</script><img src=x onerror='1'>\"&\x00\x1b[2J\u202e"
 

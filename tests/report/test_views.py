@@ -14,35 +14,20 @@ from capport.report.recording import Recording, events_in, record
 from capport.report.rules import RULES
 from capport.report.summary import document, report_on
 from json_schemas import schema_errors
-from report import test_rules
+from report.broken import BROKEN
 from report.recorded import (
     BROWSER,
+    EVERYTHING,
+    RETRIES,
     Event,
     client_of,
     event,
-    granted,
-    passed,
     refused,
     reported,
     shake,
-    watched,
 )
 
 SCHEMA = "report/report.schema.json"
-RETRIES = [refused(n / 100) for n in range(4)]
-EVERYTHING = [
-    watched(),
-    *RETRIES,
-    *(refused(5 + n, cookies=2, authorizations=1) for n in range(30)),
-    shake(40, "rejected", alert="unknown_ca"),
-    shake(41, "accepted", sni="other.test"),
-    refused(42, "/calendars/a", method="PROPFIND", agent="DAVx5/4.3", client="2001:db8::7"),
-    event(49, "dropped", seconds=60.0),
-    granted(50, name="Anna's phone"),
-    passed(51),
-    passed(52, answered_by="login server", host="login.test"),
-    event(100, "expired"),
-]
 
 
 def texts(*events: Event) -> str:
@@ -69,7 +54,7 @@ def test_the_text_has_what_was_seen_what_to_change_and_what_each_client_did() ->
 
 
 def test_no_line_of_the_text_has_more_than_80_columns() -> None:
-    everything = [it for case in test_rules.BROKEN for it in case[1]]
+    everything = [it for case in BROKEN for it in case[1]]
     long = refused(0, "/" + "x" * 199, host="a" * 300, agent="y" * 200, cookies=1)
     assert all(len(line) <= 80 for line in texts(*EVERYTHING, *everything, long).splitlines())
 
@@ -84,7 +69,7 @@ def test_nothing_that_a_client_sent_is_obeyed_by_a_terminal() -> None:
 
 @pytest.mark.parametrize(
     "events",
-    [[], EVERYTHING, *(case[1] for case in test_rules.BROKEN)],
+    [[], EVERYTHING, *(case[1] for case in BROKEN)],
     ids=lambda it: str(len(it)),
 )
 def test_the_json_is_as_its_schema_says(events: list[Event]) -> None:

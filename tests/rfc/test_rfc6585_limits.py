@@ -17,7 +17,7 @@ from capport.gate import Gate
 from capport.policy import policy_file
 from capport.stores.memory import MemoryStore
 from conftest import SOON, Portal, StartPortal
-from proxy.test_http2 import INTERCEPT, Http2, tls
+from proxy.http2 import INTERCEPT, Http2, tls
 from proxy.wire import Answer, Dialled, answers, until
 
 KNOWN = "clients:\n  - {address: 127.0.0.1, access: known}\n"

@@ -15,8 +15,8 @@ from capport.router.restorer import RulesKeeper
 from capport.stores.memory import MemoryStore
 from lab.namespaces import Namespace, veth, wait_for
 from lab.network import CLIENT_SIDE, ORIGIN4, ORIGIN6, ROUTER4, ROUTER6, STATUS4, Lab
-from router.test_nftables import pings
-from router.test_restorer import grant
+from router.granting import grant
+from router.pinging import pings
 
 pytestmark = pytest.mark.lab
 

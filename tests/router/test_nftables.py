@@ -38,10 +38,9 @@ from capport.stores.memory import MemoryStore
 from conftest import SOON
 from lab.namespaces import Namespace, wait_for
 from lab.network import ORIGIN4, ORIGIN6, POLICY, ROUTER4, ROUTER6, STATUS4, Client, Lab
+from router.pinging import QUIET, pings
 
 LAB = pytest.mark.lab
-
-QUIET = 0.5  # seconds in which what must not come would
 
 
 def policy_of(text: str) -> Policy:
@@ -121,26 +120,6 @@ def echoes(client: Client, address: str, *, udp: bool = False, seconds: float = 
         return False
 
     return client.namespace.call(ask)
-
-
-def pings(address: str, expected: int, count: int = 1) -> int:
-    """How many of `count` echo requests are answered; for those `expected` it has patience."""
-    sixth = ":" in address
-    family, protocol, request, answer, at = (
-        (socket.AF_INET6, socket.IPPROTO_ICMPV6, b"\x80\0\0\0\0\0\0\1", 129, 0)
-        if sixth
-        else (socket.AF_INET, socket.IPPROTO_ICMP, b"\x08\0\xf7\xfe\0\0\0\1", 0, 20)
-    )
-    with socket.socket(family, socket.SOCK_RAW, protocol) as raw:
-        answered = 0
-        with contextlib.suppress(OSError):
-            for _ in range(count):
-                raw.sendto(request, (address, 0))
-            while answered < count:
-                raw.settimeout(SOON if expected > answered else QUIET)
-                packet, source = raw.recvfrom(1500)
-                answered += source[0] == address and packet[at] == answer
-    return answered
 
 
 def connected(client: Client, address: str = ORIGIN4) -> socket.socket:

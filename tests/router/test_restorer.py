@@ -6,9 +6,7 @@ from contextlib import suppress
 import pytest
 
 import requires
-from capport import clock
-from capport.core.client import ClientId, parse_client_id
-from capport.core.session import Session
+from capport.core.client import ClientId
 from capport.linux.libnftables import RulesError
 from capport.router import nftables
 from capport.router.known_clients import KnownSet
@@ -16,6 +14,7 @@ from capport.router.restorer import RulesKeeper
 from capport.stores.memory import MemoryStore
 from lab.namespaces import wait_for
 from lab.network import ORIGIN4, Lab
+from router.granting import grant
 
 pytestmark = pytest.mark.lab
 
@@ -43,12 +42,6 @@ def told() -> list[str]:
 @pytest.fixture
 def store() -> MemoryStore:
     return MemoryStore()
-
-
-def grant(store: MemoryStore, who: str, seconds: float) -> ClientId:
-    client, now = parse_client_id(who), clock.now()
-    store.put(Session(client, now, now + seconds, None, last_seen=now))
-    return client
 
 
 @pytest.fixture

@@ -25,7 +25,8 @@ from capport.stores.sqlite.revocation_file import BALLAST, Revoked
 from capport.stores.sqlite.store import SqliteStore
 from stores import writers
 from stores.contract import ADDRESS, MAC, OTHER, FakeTime, session, until
-from stores.test_sqlite import OneFile
+from stores.one_file import OneFile
+from stores.writers import Writer
 
 KILLS, WRITERS = 300, 3
 CUTS = 8
@@ -108,31 +109,6 @@ def test_kill_9_loses_nothing_acknowledged(tmp_path: Path) -> None:
 
 def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
-
-
-class Writer:
-    """A `writers.grant_and_stay` in a process of its own."""
-
-    def __init__(self, path: Path, synchronous: str = "FULL", before: tuple[str, ...] = ()) -> None:
-        module = [sys.executable, writers.__file__, "grant_and_stay", str(path), synchronous]
-        self.process = subprocess.Popen(
-            [*before, *module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self.process.stdin
-        assert self.process.stdout
-        self.stdin, self.stdout = self.process.stdin, self.process.stdout
-        assert self.stdout.readline() == "ready\n"
-
-    def ask(self, what: str, client: str) -> str:
-        self.stdin.write(f"{what} {client}\n")
-        self.stdin.flush()
-        return self.stdout.readline().strip()
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.stdin.close()
-        self.stdout.close()
 
 
 @contextlib.contextmanager

@@ -22,11 +22,11 @@ from capport.stores.sqlite import locks
 from capport.stores.sqlite import store as sqlite
 from capport.stores.sqlite.session_schema import SESSIONS
 from capport.stores.sqlite.store import SqliteStore
-from proxy.test_appliance import appliance, ask
+from proxy.appliance import appliance, ask
 from stores import writers
 from stores.contract import ADDRESS, MAC, OTHER, session, until
-from stores.test_durability import Writer
-from stores.test_sqlite import OneFile
+from stores.one_file import OneFile
+from stores.writers import Writer
 
 CAPPORT = str(Path(sys.executable).with_name("capport"))
 GOES, STAYS, COMES = "192.0.2.1", "192.0.2.2", "192.0.2.3"

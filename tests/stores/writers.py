@@ -4,6 +4,7 @@ import os
 import pwd
 import random
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -99,6 +100,31 @@ def tell(path: str) -> None:
     now = clock.now()
     say(1, str(int(time.time())), *(f"{s.client}={s.ends - now}" for s in store.sessions()))
     store.close()
+
+
+class Writer:
+    """A `grant_and_stay` in a process of its own."""
+
+    def __init__(self, path: Path, synchronous: str = "FULL", before: tuple[str, ...] = ()) -> None:
+        module = [sys.executable, __file__, "grant_and_stay", str(path), synchronous]
+        self.process = subprocess.Popen(
+            [*before, *module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdin
+        assert self.process.stdout
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
+        assert self.stdout.readline() == "ready\n"
+
+    def ask(self, what: str, client: str) -> str:
+        self.stdin.write(f"{what} {client}\n")
+        self.stdin.flush()
+        return self.stdout.readline().strip()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.stdin.close()
+        self.stdout.close()
 
 
 if __name__ == "__main__":

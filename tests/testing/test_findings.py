@@ -16,7 +16,7 @@ from capport.report.rules import RULES
 from capport.report.summary import report_on
 from capport.testing import Portal
 from conftest import SOON
-from report.test_real_clients import CLIENTS as BY_PROXY
+from report.clients import CLIENTS as BY_PROXY
 
 TRUSTED = """
 tls: {unknown: intercept, connect: alert}

@@ -18,8 +18,7 @@ from capport.policy.certificate import Chain
 from capport.web import login_listener
 from conftest import SOON
 from login.certificates import certificate
-from login.house import LOOPBACK, House, free_port, house, policy, until
-from web.test_login_listener import without_tornados_limits
+from login.house import LOOPBACK, House, free_port, house, policy, until, without_tornados_limits
 
 
 def _policy(folder: Path) -> Policy:

@@ -14,21 +14,12 @@ from hypothesis import strategies as st
 from capport.web import login_listener
 from capport.web.accepting import AT_ONCE, patient
 from conftest import SOON
-from login.house import House, house, policy, until
+from login.house import House, house, policy, until, without_tornados_limits
 from proxy.wire import later
 
 
 async def _connect(h: House, address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     return await asyncio.open_connection("127.0.0.1", h.port, local_addr=(address, 0))
-
-
-def without_tornados_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves nothing but our own clocks that could end a connection."""
-    theirs = {"body_timeout": 3600.0, "idle_connection_timeout": 3600.0}
-    made = login_listener.Server
-    monkeypatch.setattr(
-        login_listener, "Server", lambda app, **limits: made(app, **limits | theirs)
-    )
 
 
 def nothing_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
