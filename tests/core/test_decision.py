@@ -602,6 +602,8 @@ def test_the_login_server_is_for_so_many_connections_of_one_client() -> None:
         assert got.because == said
         intercepts = replace(POLICY, tls=Tls(unknown=UnknownTls.INTERCEPT))
         assert decide_tls(full, POLICY) == decide_tls(full, intercepts) == Refuse(said)
+        inspects = replace(POLICY, tls=Tls(known=KnownTls.INSPECT))
+        assert decide_tls(full, inspects) == Refuse(said)
         assert isinstance(decide(replace(full, logins=None), POLICY), Pass)
         elsewhere = replace(full, claim=Place("www.example.org", 80))
         assert isinstance(decide(elsewhere, POLICY), Pass)

@@ -510,6 +510,14 @@ def test_the_network_is_named_and_so_is_where_the_link_leads(language: str) -> N
     assert "None" not in page_of(replace(REQUIRED, network=None, refresh=None), language)
 
 
+@pytest.mark.parametrize("network", [None, ""])
+def test_a_network_without_a_name_is_this_network(network: str | None) -> None:
+    nameless = replace(REQUIRED, network=network)
+    page = Page(page_of(nameless))
+    assert page.text["h1"] == page.text["title"] == "Sign in to this network"
+    assert f"Sign in at {LOGIN} to use this network." in line_of(nameless)
+
+
 def test_it_says_that_it_is_not_the_origin() -> None:
     said = "comes from the network you are using, not from the site you asked for"
     assert said in page_of(REQUIRED)
