@@ -4,13 +4,16 @@ import asyncio
 
 from mitmproxy import connection
 from mitmproxy.proxy import events
+from mitmproxy.proxy.mode_specs import ProxyMode
 
 from capport.core.client import Client, parse_address
 from capport.core.place import Place
 from capport.core.policy import Policy
 from capport.gate import Gate
+from capport.proxy.addon import SILENT
 from capport.proxy.connections import GARDEN, Connections
 from capport.stores.memory import MemoryStore
+from conftest import StartPortal
 from proxy.wire import later
 
 CLIENT = Client(parse_address("192.0.2.7"))
@@ -89,3 +92,23 @@ async def test_nothing_is_kept_of_a_connection_that_has_ended() -> None:
     assert not books._unknown
     assert not books._unknown_of
     assert not books._by_id
+
+
+async def test_an_unknown_clients_datagrams_make_no_connection(portal: StartPortal) -> None:
+    """In mode tun each port that they come from would make one."""
+    conn = connection.Client(
+        peername=("192.0.2.7", 40000),
+        sockname=("198.51.100.2", 443),
+        transport_protocol="udp",
+        proxy_mode=ProxyMode.parse("tun"),
+    )
+    async with portal() as it:
+        it.keeper.client_connected(conn)
+        assert conn.error == SILENT
+        assert len(it.keeper.connections) == 0
+        conn.error = None
+        it.grant("192.0.2.7")
+        it.keeper.client_connected(conn)
+        assert conn.error is None
+        assert len(it.keeper.connections) == 1
+        it.keeper.connections.closed(conn)

@@ -64,6 +64,7 @@ from capport.service.service import Service
 from capport.service.settings import SettingError, Settings
 from capport.web.vouching import HEADER
 
+SILENT = "portal: UDP of an unknown client is not answered"
 DROPPED = "portal: this client was refused too often (limits.drop_after)"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # of an HTTP/2 client, RFC 9113 section 3.4
 
@@ -149,6 +150,9 @@ class Hooks:
             if self.gate.is_dropped(self.gate.standing(client)):
                 conn.error = DROPPED
                 self.connections.abort_connection(conn, reset=True)
+                return
+            if _is_silent(conn) and not self.gate.known(client):
+                conn.error = SILENT
                 return
             self.connections.opened(conn, client, peer.frame)
         if self.gate.known(client) and not self.enforcer.is_held(conn, client):
@@ -485,6 +489,15 @@ def compose(guard: Guard, open_service: OpenService) -> Hooks:
     shown.follow(ctx.options, mitmproxy_options.shown(ctx.options))
     front = Front(service.gate, connections, marks, shown)
     return Hooks(service, connections, marks, enforcer, dialling, front, shown, guard)
+
+
+def _is_silent(conn: connection.Client) -> bool:
+    """Whether an unknown client gets no answer on this connection, not even that of `dns_request`.
+
+    mitmproxy makes a connection for each port that datagrams come from. 500 with layers take 70 MB.
+    """
+    udp = conn.transport_protocol != "tcp"
+    return udp and not isinstance(conn.proxy_mode, mode_specs.DnsMode)
 
 
 def _is_quic(asked: layer.NextLayer) -> bool:
