@@ -1,4 +1,4 @@
-"""What all the connections of one unknown client keep of memory, in a real mitmdump."""
+"""What all the connections of one unknown client keep of memory, in a real process."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,6 @@ import sys
 sys.path.insert(0, {addon!r})
 from capport.proxy import connections
 connections.PATIENCE = 600
-from captive_portal import addons
 """
 
 HEAD = b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 60_000
@@ -39,9 +38,20 @@ HELLO = records(message(extension(21, bytes(8_000))))[:-1]
 async def mitmdump(folder: Path, text: str, *more: str) -> AsyncIterator[Process]:
     """One that waits for a client longer than a test takes."""
     script = folder / "patient.py"
-    script.write_text(PATIENT.format(addon=str(SCRIPT.parent)))
+    patient = PATIENT.format(addon=str(SCRIPT.parent))
+    script.write_text(f"{patient}from captive_portal import addons\n")
     arguments = ["--set", f"portal_policy={policy(folder, text)}", "--set", "flow_detail=0"]
     async with started(folder, *arguments, *more, script=script) as it:
+        yield it
+
+
+@contextlib.asynccontextmanager
+async def appliance(folder: Path, text: str) -> AsyncIterator[Process]:
+    """`capport run`, as patient."""
+    (folder / "sitecustomize.py").write_text(PATIENT.format(addon=str(SCRIPT.parent)))
+    arguments = ["--policy", str(policy(folder, text))]
+    env = {"PYTHONPATH": str(folder)}
+    async with started(folder, *arguments, tool="capport run", script=None, env=env) as it:
         yield it
 
 
@@ -93,6 +103,23 @@ async def settled(it: Process) -> int:
     return now
 
 
+async def many_more(it: Process, data: bytes) -> tuple[list[Streams], int]:
+    """Connections that have each sent `data`, and what of memory all but the first one take."""
+    clients = [await connected(it.port, data)]
+    before = await settled(it)
+    for _ in range(CONNECTIONS // 100):
+        clients += await asyncio.gather(*(connected(it.port, data) for _ in range(100)))
+    taken = await settled(it) - before
+    assert sum(reader.at_eof() for reader, _ in clients) == 0  # all of them are open
+    return clients, taken
+
+
+def upload(place: str) -> bytes:
+    """The beginning of one."""
+    head = f"PUT http://{place}/ HTTP/1.1\r\nHost: {place}\r\nContent-Length: 9000000\r\n\r\n"
+    return head.encode() + bytes(3 * MB)
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "sent",
@@ -110,21 +137,27 @@ async def test_five_hundred_connections_of_one_client_keep_less_than_64_mb(
     data = {
         "a head without an end": HEAD,
         "a hello without an end": HELLO,
-        "an upload to a garden that is down": (
-            f"PUT http://{down}/ HTTP/1.1\r\nHost: {down}\r\nContent-Length: 9000000\r\n\r\n"
-        ).encode()
-        + bytes(3 * MB),
+        "an upload to a garden that is down": upload(down),
         "a download that is not read": download.encode(),
     }[sent]
     async with mitmdump(tmp_path, garden(down, big)) as it:
-        clients = [await connected(it.port, data)]
-        before = await settled(it)
-        for _ in range(CONNECTIONS // 100):
-            clients += await asyncio.gather(*(connected(it.port, data) for _ in range(100)))
-        assert await settled(it) - before < MOST
-        assert sum(reader.at_eof() for reader, _ in clients) == 0  # all of them are open
+        clients, taken = await many_more(it, data)
+        assert taken < MOST
         if sent == "a download that is not read":
             assert await clients[0][0].read(12) == b"HTTP/1.1 200"
+        for _, writer in clients:
+            writer.transport.abort()
+
+
+@pytest.mark.timeout(600)
+async def test_uvloop_reads_no_more_of_an_upload_than_may_be_kept(
+    tmp_path: Path, many_descriptors: None, silent: int
+) -> None:
+    """Of itself it reads 256 kB at once, so that they kept 110 MB."""
+    down = f"127.0.0.1:{silent}"
+    async with appliance(tmp_path, garden(down)) as it:
+        clients, taken = await many_more(it, upload(down))
+        assert taken < MOST
         for _, writer in clients:
             writer.transport.abort()
 

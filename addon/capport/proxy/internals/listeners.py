@@ -25,6 +25,7 @@ from mitmproxy.proxy.mode_servers import ServerInstance
 
 from capport.front.turns import Turns
 from capport.linux import frames
+from capport.proxy.internals import sockets
 from capport.web import accepting
 
 logger = logging.getLogger(__name__)
@@ -220,6 +221,40 @@ class _HandedOver(asyncio.StreamReaderProtocol):
             self.eof_received()
 
 
+class _Pieces(asyncio.BufferedProtocol):
+    """Reads for `inner` no more at once than its reader may keep.
+
+    uvloop knows no other bound, and reads 256 kB. All connections share the room, because each
+    piece is taken out of it at once.
+    """
+
+    _room = memoryview(bytearray(sockets.READER_LIMIT))
+
+    def __init__(self, inner: _HandedOver, reader: asyncio.StreamReader) -> None:
+        self._inner, self._reader = inner, cast(Any, reader)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._inner.connection_made(transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._room[: self._reader._limit]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._inner.data_received(bytes(self._room[:nbytes]))
+
+    def eof_received(self) -> bool:
+        return self._inner.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._inner.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()
+
+
 class _Reader(asyncio.StreamReader):
     """Gives at once no more than asyncio may keep, because mitmproxy holds it until it reads more.
 
@@ -266,9 +301,10 @@ async def hand_over(
         if first:
             asyncio.StreamReaderProtocol.data_received(protocol, first)
 
-    protocol = _HandedOver(_Reader(limit, loop), handle, loop=loop)
+    reader = _Reader(limit, loop)
+    protocol = _HandedOver(reader, handle, loop=loop)
     protocol.attached = lambda transport: attached(transport, begin)
     protocol.in_turn = in_turn
     protocol.kept = data if answered else None
     sock.setblocking(False)
-    await loop.connect_accepted_socket(lambda: protocol, sock)
+    await loop.connect_accepted_socket(lambda: _Pieces(protocol, reader), sock)
