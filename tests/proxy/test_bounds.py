@@ -418,6 +418,6 @@ async def test_little_is_kept_of_what_waits_for_a_connection(
 
 async def opened(it: Portal) -> list[connections.Open]:
     """The connections that are open, once there are any."""
-    entries = it.keeper.connections._open
+    entries = it.keeper.connections.entries
     await until(lambda: bool(entries))
     return list(entries.values())

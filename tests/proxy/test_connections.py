@@ -1,7 +1,9 @@
 """The books that are kept of open connections."""
 
 import asyncio
+from collections.abc import Callable
 
+import pytest
 from mitmproxy import connection
 from mitmproxy.proxy import events
 from mitmproxy.proxy.mode_specs import ProxyMode
@@ -12,6 +14,7 @@ from capport.core.policy import Policy
 from capport.gate import Gate
 from capport.proxy.addon import SILENT
 from capport.proxy.connections import GARDEN, Connections
+from capport.proxy.internals import sockets
 from capport.stores.memory import MemoryStore
 from conftest import StartPortal
 from proxy.wire import later
@@ -46,7 +49,7 @@ async def test_the_hour_in_the_garden_begins_anew_for_who_could_go_anywhere_mean
     """Who signs out on a connection that is older still hears the answer."""
     books, conn = Connections(gate(), lambda _: None), connect()
     books.opened(conn, CLIENT)
-    (entry,) = books._open.values()
+    (entry,) = books.entries.values()
     books.let_through(conn, books.gate.policy.login_place)
     books.let_through(conn, None)
     later(2 * GARDEN)
@@ -58,15 +61,20 @@ async def test_the_hour_in_the_garden_begins_anew_for_who_could_go_anywhere_mean
     books.closed(conn)
 
 
-async def test_what_has_been_read_of_a_connection_that_is_aborted_is_not_forwarded() -> None:
+async def test_what_has_been_read_of_a_connection_that_is_aborted_is_not_forwarded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watched: list[Callable[[events.DataReceived], bool]] = []
+    monkeypatch.setattr(sockets, "watch", lambda _, is_in_time, __: watched.append(is_in_time))
     books, conn = Connections(gate(), lambda _: None), connect()
     books.opened(conn, CLIENT)
-    (entry,) = books._open.values()
+    (entry,) = books.entries.values()
     books.let_through(conn, None)
+    (is_in_time,) = watched
     late = events.DataReceived(conn, b"late")
-    assert books._is_in_time(entry, conn, late)
+    assert is_in_time(late)
     books.abort_connection(conn)
-    assert not books._is_in_time(entry, conn, late)
+    assert not is_in_time(late)
     assert entry.all_dialled.is_set()
     books.closed(conn)
     assert len(books) == 0
@@ -77,7 +85,7 @@ async def test_who_aborts_a_connection_does_not_end_a_later_one_from_the_same_po
     books.opened(first, CLIENT)
     books.opened(second, CLIENT)
     books.abort_connection(first)
-    (entry,) = books._open.values()
+    (entry,) = books.entries.values()
     assert not entry.over
     books.closed(second)
 
@@ -87,11 +95,11 @@ async def test_nothing_is_kept_of_a_connection_that_has_ended() -> None:
     for port in range(40000, 40100):
         conn = connection.Client(peername=("192.0.2.7", port), sockname=("198.51.100.2", 80))
         books.opened(conn, CLIENT)
+        kept = [it for it in vars(books).values() if isinstance(it, dict)]
+        assert any(kept)
         books.closed(conn)
     assert len(books) == 0
-    assert not books._unknown
-    assert not books._unknown_of
-    assert not books._by_id
+    assert not any(kept)
 
 
 async def test_an_unknown_clients_datagrams_make_no_connection(portal: StartPortal) -> None:

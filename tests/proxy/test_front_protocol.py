@@ -16,6 +16,7 @@ from mitmproxy.exceptions import CommandError
 
 from capport.core.client import Address, ClientId, Mac
 from capport.core.cost import ANSWERS
+from capport.core.deadlines import Deadlines
 from capport.core.policy import Rate
 from capport.events import MOST_WATCHED
 from capport.front import budget
@@ -292,10 +293,18 @@ async def test_deadlines_that_come_together_leave_time_to_others(
     async with portal() as it:
         clients = [await connect(it) for _ in range(9)]
         await until(lambda: len(it.keeper.connections) == 9)
+        counts = [9]
+
+        def count() -> None:
+            """Counts in each pass of the event loop."""
+            counts.append(len(it.keeper.connections))
+            if counts[-1]:
+                asyncio.get_running_loop().call_soon(count)
+
+        count()
         later(connections.PATIENCE + 1)
-        it.keeper.connections._ring()
-        assert len(it.keeper.connections) == 7
         await until(lambda: len(it.keeper.connections) == 0)
+        assert sorted(set(counts)) == [0, 1, 3, 5, 7, 9]
         for reader, writer in clients:
             assert await until_closed(reader) == b""
             writer.close()
@@ -381,7 +390,7 @@ async def test_a_hand_over_waits_until_everything_is_sent(
 
 async def opened(it: Portal) -> list[connections.Open]:
     """The connections that are open, once there are any."""
-    entries = it.keeper.connections._open
+    entries = it.keeper.connections.entries
     await until(lambda: bool(entries))
     return list(entries.values())
 
@@ -401,19 +410,30 @@ async def test_the_end_of_the_clients_stream_is_handed_over(
         writer.close()
 
 
-async def test_a_connection_has_one_deadline_in_the_front_and_after(portal: StartPortal) -> None:
+async def test_a_connection_has_one_deadline_in_the_front_and_after(
+    portal: StartPortal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed: list[object] = []
+
+    def watching(change: Callable[..., None]) -> Callable[..., None]:
+        def changes(them: Any, key: object, *rest: Any) -> None:
+            changed.append(key)
+            change(them, key, *rest)
+
+        return changes
+
+    for name in ("set", "drop"):
+        monkeypatch.setattr(Deadlines, name, watching(getattr(Deadlines, name)))
     async with portal() as it:
         reader, writer = await connect(it)
         (entry,) = await opened(it)
-        deadlines = it.keeper.connections._deadlines
-        deadline = deadlines._at[entry]
-        assert deadline
+        assert changed.count(entry) == 1
         later(connections.PATIENCE - 1)
         writer.write(
             b"get / HTTP/1.1\r\nHost: x\r\n"
         )  # which may become a request, but no usual one
         await until(lambda: it.flows.handed_over == 1)
-        assert deadlines._at[entry] == deadline
+        assert changed.count(entry) == 1
         later(2)
         assert await until_closed(reader) == b""
         writer.close()

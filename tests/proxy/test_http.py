@@ -241,7 +241,7 @@ async def test_a_request_sent_while_its_client_becomes_known_is_not_answered_by_
         reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
         writer.write(get(origin))
         assert b" 511 " in await asyncio.wait_for(one_answer(reader), SOON)
-        (entry,) = it.keeper.connections._open.values()
+        (entry,) = it.keeper.connections.entries.values()
         it.grant("127.0.0.1")
         await until(lambda: entry.over)
         writer.write(get(origin))  # the client has not noticed yet that the connection ends
@@ -272,7 +272,7 @@ async def test_whoever_is_known_without_the_portal_having_noticed_goes_on(
     dialled("127.0.0.1", origin.port)
     for mode in ("regular", "transparent"):
         async with portal(mode=mode) as it:
-            monkeypatch.setattr(it.keeper.connections, "_recheck", lambda entry: None)
+            monkeypatch.setattr(it.keeper.connections, "recheck", lambda ids: None)
             reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
             await until(lambda: len(it.keeper.connections) == 1)
             it.grant("127.0.0.1")

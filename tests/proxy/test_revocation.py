@@ -151,7 +151,7 @@ async def test_a_session_that_is_extended_cuts_nothing(
     async with portal(mode="transparent") as it:
         it.grant("127.0.0.1")
         reader, writer = await raw_tcp(it, origin)
-        (entry,) = it.keeper.connections._open.values()
+        (entry,) = it.keeper.connections.entries.values()
         before = entry.until
         it.grant("127.0.0.1", 60)
         await until(lambda: entry.until != before)

@@ -121,7 +121,7 @@ class Connections:
         self.most = _raised_limit() - DESCRIPTORS_KEPT
         # Of file descriptors; with more, no connection of an unknown client waits for its turn.
         self.most_accepted = self.most + DESCRIPTORS_KEPT // 2
-        self._open: dict[Key, Open] = {}
+        self.entries: dict[Key, Open] = {}  # one for each connection that is open
         self._unknown: OrderedDict[Key, Open] = OrderedDict()  # the oldest first
         self._unknown_of: dict[ClientId, OrderedDict[Key, Open]] = {}
         self._weights: Counter[ClientId] = Counter()  # of unknown clients: the sum of `Open.weight`
@@ -132,7 +132,7 @@ class Connections:
         self._alarm: asyncio.TimerHandle | None = None  # for the next deadline
 
     def __len__(self) -> int:
-        return len(self._open)
+        return len(self.entries)
 
     @property
     def unknown(self) -> int:
@@ -141,7 +141,7 @@ class Connections:
 
     def peer_of(self, conn: connection.Client) -> Peer:
         """The client's end of a connection. Raises ValueError if the peer name is no address."""
-        entry = self._open.get(key_of(conn))
+        entry = self.entries.get(key_of(conn))
         return Peer(parse_address(conn.peername[0]), entry.frame if entry else UNSEEN)
 
     def client_of(self, conn: connection.Client) -> Client:
@@ -158,9 +158,9 @@ class Connections:
         self, key: Key, client: Client, frame: Mac | None, line: Line, *, known: bool
     ) -> Open:
         """Records a new connection. If the client is unknown, starts its deadline."""
-        if before := self._open.get(key):
+        if before := self.entries.get(key):
             self._forget(before)  # the client uses its port again, before the end is reported
-        entry = self._open[key] = Open(key, line, client, client.id, frame)
+        entry = self.entries[key] = Open(key, line, client, client.id, frame)
         self._index(entry)
         if known:
             self._let_through(entry)
@@ -179,7 +179,7 @@ class Connections:
 
         The connection keeps its deadline, and its place among the client's connections.
         """
-        entry = self._open.get(key_of(conn))
+        entry = self.entries.get(key_of(conn))
         if entry is None or entry.conn is not None:
             return None
         entry.line = sockets.Handled(self.handler_of, conn)
@@ -198,17 +198,17 @@ class Connections:
 
     def answers(self, conn: connection.Client) -> int:
         """How many requests the front has answered on a connection."""
-        entry = self._open.get(key_of(conn))
+        entry = self.entries.get(key_of(conn))
         return entry.answers if entry else 0
 
     def speaks_http1(self, conn: connection.Client, *, in_tunnel: bool) -> bool:
         """Whether the front has answered HTTP/1 there, so that nothing else can follow."""
-        entry = self._open.get(key_of(conn))
+        entry = self.entries.get(key_of(conn))
         return entry is not None and bool(entry.answers) and entry.in_tunnel == in_tunnel
 
     def takes_tls(self, conn: connection.Client) -> None:
         """Counts a connection as several: mitmproxy's own TLS begins on it and takes memory."""
-        if entry := self._open.get(key_of(conn)):
+        if entry := self.entries.get(key_of(conn)):
             entry.weight += TLS
             if entry.key in self._unknown:
                 self._weigh(entry, TLS)
@@ -220,16 +220,16 @@ class Connections:
 
     def _entry_of(self, conn: connection.Client) -> Open | None:
         """The entry of `conn`, and not of a later connection from the same port."""
-        entry = self._open.get(key_of(conn))
+        entry = self.entries.get(key_of(conn))
         return entry if entry and entry.conn and entry.conn.id == conn.id else None
 
     def left(self, entry: Open) -> None:
         """Forgets a connection that has ended in the front."""
-        if self._open.get(entry.key) is entry:
+        if self.entries.get(entry.key) is entry:
             self._forget(entry)
 
     def _forget(self, entry: Open) -> None:
-        del self._open[entry.key]
+        del self.entries[entry.key]
         self._deadlines.drop(entry)
         self._count_kept(entry, -entry.kept)
         self._forget_unknown(entry)
@@ -239,7 +239,7 @@ class Connections:
 
     def answered(self, conn: connection.Client) -> None:
         """Starts the deadline again: an unknown client has its answer and may send a request."""
-        if entry := self._open.get(key_of(conn)):
+        if entry := self.entries.get(key_of(conn)):
             self.goes_on(entry)
 
     def goes_on(self, entry: Open) -> None:
@@ -252,7 +252,7 @@ class Connections:
 
         Its layer closes the connection; this deadline ends it if the layer does not.
         """
-        entry = self._open.get(key_of(conn))
+        entry = self.entries.get(key_of(conn))
         if entry is not None and not entry.let_through:
             self._wait(entry, 2 * STAGE * STAGES)
 
@@ -268,7 +268,7 @@ class Connections:
         This replaces the earlier places, unless `beside` says that they stay in use: an HTTP/2
         connection has several streams.
         """
-        if entry := self._open.get(key_of(conn)):
+        if entry := self.entries.get(key_of(conn)):
             if entry.client.astray:
                 self._is_same(entry)  # it got a Pass, so it may not be astray any more
             before = entry.places if beside and entry.let_through else frozenset()
@@ -280,7 +280,7 @@ class Connections:
 
         None too if `conn` already has one (the one with the id `server_id`, if that is given).
         """
-        entry = self._open.get(key_of(conn))
+        entry = self.entries.get(key_of(conn))
         if entry is None or (entry.logins if server_id is None else server_id in entry.logins):
             return None
         count = self._logins[entry.client.id]
@@ -288,20 +288,20 @@ class Connections:
 
     def logs_in(self, conn: connection.Client, server_id: str) -> None:
         """Counts a connection to the login server that is about to be opened."""
-        entry = self._open.get(key_of(conn))
+        entry = self.entries.get(key_of(conn))
         if entry is not None and server_id not in entry.logins:
             entry.logins[server_id] = entry.client.id
             self._logins[entry.client.id] += 1
 
     def dials(self, conn: connection.Client, server_id: str) -> None:
         """Records that a connection to an origin is about to be opened."""
-        if entry := self._open.get(key_of(conn)):
+        if entry := self.entries.get(key_of(conn)):
             entry.dialled.add(server_id)
             entry.all_dialled.clear()
 
     def dialled(self, conn: connection.Client, server_id: str) -> None:
         """Records that a connection to an origin is open, or could not be opened."""
-        if entry := self._open.get(key_of(conn)):
+        if entry := self.entries.get(key_of(conn)):
             self._set_buffers(entry)
             entry.dialled.discard(server_id)
             if not entry.dialled:
@@ -310,7 +310,7 @@ class Connections:
 
     def hung_up(self, conn: connection.Client, server_id: str) -> None:
         """Records that a connection to an origin has ended, or could not be opened."""
-        if entry := self._open.get(key_of(conn)):
+        if entry := self.entries.get(key_of(conn)):
             self._forget_login(entry, server_id)
 
     def is_gone(self, conn: connection.Client) -> bool:
@@ -320,17 +320,17 @@ class Connections:
     def recheck(self, ids: Iterable[ClientId]) -> None:
         """Decides again on each connection of these clients, whose sessions have changed."""
         for key in {key for client_id in ids for key in self._by_id.get(client_id, ())}:
-            self._recheck(self._open[key])
+            self._recheck(self.entries[key])
 
     def recheck_all(self) -> None:
         """Decides again on every connection: the policy has changed, or a MAC has moved."""
-        for entry in tuple(self._open.values()):
+        for entry in tuple(self.entries.values()):
             self._recheck(entry)
 
     def drop(self, client: Client) -> None:
         """Ends every connection of `client` with RST: it was refused too often."""
         own = {*self._by_id.get(client.id, ()), *self._unknown_of.get(client.id, ())}
-        for entry in [self._open[key] for key in own]:
+        for entry in [self.entries[key] for key in own]:
             if entry.client.astray == client.astray:  # else it only uses the same address
                 self.abort(entry, reset=True)
 
