@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
@@ -25,7 +26,7 @@ from capport.linux import Neighbours, frames
 from capport.proxy import connections, front_protocol, shown
 from capport.proxy.connections import LITTLE
 from capport.proxy.flow_marks import FlowMarks
-from capport.proxy.front_protocol import Stranger
+from capport.proxy.front_protocol import Front, Stranger
 from capport.proxy.internals import listeners, sockets
 from capport.proxy.internals.listeners import Listener
 from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
@@ -164,7 +165,7 @@ async def slow_client(it: Portal) -> AsyncIterator[tuple[socket.socket, Stranger
         await loop.sock_connect(client, ("127.0.0.1", it.port))
         (entry,) = await opened(it)
         assert isinstance(entry.line, Stranger)
-        entry.line._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        entry.line.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         yield client, entry.line
 
 
@@ -186,7 +187,7 @@ async def test_a_client_that_reads_slowly_gets_all_answers_to_the_last(
     async with portal() as it, slow_client(it) as (client, line):
         closing = GET.replace(b"\r\n\r\n", b"\r\n" + last + b"\r\n\r\n")
         await asyncio.get_running_loop().sock_sendall(client, GET * 30 + closing)
-        await until(lambda: len(line._unsent) > 0)
+        await until(lambda: len(line.unsent) > 0)
         answered = len(refused)
         assert answered < 31  # the others wait until it reads
         assert len(await opened(it)) == 1
@@ -198,10 +199,10 @@ async def test_a_client_that_reads_slowly_gets_all_answers_to_the_last(
 async def test_a_client_that_never_reads_meets_the_deadline(portal: StartPortal) -> None:
     async with portal() as it, slow_client(it) as (client, line):
         await asyncio.get_running_loop().sock_sendall(client, GET * 30)
-        await until(lambda: len(line._unsent) > 0)
+        await until(lambda: len(line.unsent) > 0)
         later(connections.PATIENCE + 1)
         await until(lambda: len(it.keeper.connections) == 0)
-        assert line._sock.fileno() == -1
+        assert line.sock.fileno() == -1
 
 
 async def test_an_answer_that_is_the_last_costs_no_place_in_the_book(
@@ -224,9 +225,9 @@ async def test_when_the_portal_stops_the_connections_in_the_front_end(portal: St
         assert b" 511 " in await one_answer(clients[0][0])
         clients[1][1].write(GET[:20])
         await until(lambda: len(it.keeper.connections) == 3)
-        it.keeper.front._left, it.keeper.front._scheduled = 0, True  # the next waits for its turn
+        hold_up(it.keeper.front)
         clients.append(await connect(it, "127.0.0.2"))
-        await until(lambda: it.keeper.front._turns.of(ClientId("127.0.0.2")) == 1)
+        await until(lambda: it.keeper.front.turns.of(ClientId("127.0.0.2")) == 1)
     for reader, writer in clients:
         assert await until_closed(reader) == b""
         writer.close()
@@ -243,7 +244,7 @@ async def test_a_socket_that_somebody_else_has_closed_is_forgotten(
         reader, writer = await connect(it)
         (entry,) = await opened(it)
         assert isinstance(entry.line, Stranger)
-        os.close(entry.line._sock.fileno())
+        os.close(entry.line.sock.fileno())
         assert await until_closed(reader) == b""
         later(connections.PATIENCE + 1)
         await until(lambda: len(it.keeper.connections) == 0)
@@ -255,33 +256,38 @@ async def test_a_socket_that_somebody_else_has_closed_is_forgotten(
 
 
 async def test_what_comes_on_a_closed_socket_of_which_there_is_a_copy_wakes_nobody_for_long(
-    portal: StartPortal,
+    portal: StartPortal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that was forked meanwhile keeps the connection open, and so in the epoll."""
+    epoll = select.epoll
+
+    class Counted:
+        polls = 0
+
+        def __init__(self) -> None:
+            self.counted = epoll()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.counted, name)
+
+        def poll(self, *them: Any) -> Any:
+            Counted.polls += 1
+            return self.counted.poll(*them)
+
+    monkeypatch.setattr(select, "epoll", Counted)
     async with portal() as it:
         _, writer = await connect(it)
         (entry,) = await opened(it)
         assert isinstance(entry.line, Stranger)
-        copy = os.dup(entry.line._sock.fileno())
+        copy = os.dup(entry.line.sock.fileno())
         it.keeper.connections.abort(entry)
-        poll, polls = it.keeper.front._epoll.poll, 0
-
-        class Counted:
-            closed = False
-            fileno = it.keeper.front._epoll.fileno
-            register = it.keeper.front._epoll.register
-            close = it.keeper.front._epoll.close
-
-            def poll(self, *them: Any) -> Any:
-                nonlocal polls
-                polls += 1
-                return poll(*them)
-
-        it.keeper.front._epoll = Counted()  # type: ignore[assignment]
+        before = Counted.polls
         writer.write(GET)
+        for _ in range(100):  # passes of the event loop
+            await asyncio.sleep(0)
         for _ in range(10):
             assert b" 511 " in await it.ask(GET)
-        assert polls < 100
+        assert 0 < Counted.polls - before < 100
         os.close(copy)
         writer.close()
 
@@ -381,11 +387,16 @@ async def test_a_hand_over_waits_until_everything_is_sent(
     async with portal() as it, slow_client(it) as (client, line):
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(client, GET * 30)
-        await until(lambda: len(line._unsent) > 0)
+        await until(lambda: len(line.unsent) > 0)
         await loop.sock_sendall(client, folded)
         received = await read_slowly(client, 31)
         assert received.count(b"HTTP/1.1 511 ") == 31
         assert it.flows.handed_over == 1
+
+
+def hold_up(front: Front) -> None:
+    """Makes all wait for their turns, as during a hand-over, until `front.rest` is called."""
+    front.leave(asyncio.sleep(0))
 
 
 async def opened(it: Portal) -> list[connections.Open]:
@@ -537,8 +548,13 @@ async def test_whatever_raises_in_the_front_nothing_leaves(
 async def test_a_hand_over_that_fails_halfway_holds_nobody_up(
     portal: StartPortal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    hand_over = listeners.hand_over
+
+    async def halfway(*them: Any, attached: object, **more: Any) -> None:
+        await hand_over(*them, attached=explode, **more)
+
     async with portal() as it:
-        monkeypatch.setattr(listeners._HandedOver, "connection_made", explode)
+        monkeypatch.setattr(listeners, "hand_over", halfway)
         assert await say(await connect(it), ODD) == b""
         monkeypatch.undo()
         for _ in range(2 * front_protocol.AT_ONCE):
@@ -628,12 +644,11 @@ async def test_no_more_of_one_unknown_client_wait_than_it_may_have_open(
 ) -> None:
     monkeypatch.setattr(connections, "MOST_A_CLIENT", 20)
     async with portal(KNOWN) as it:
-        it.keeper.front._left = 0  # as if much had been done in this pass
-        it.keeper.front._scheduled = True
+        hold_up(it.keeper.front)
         clients = connect_many(it, 50)
-        await until(lambda: it.keeper.front._turns.of(ClientId("127.0.0.1")) == 20)
+        await until(lambda: it.keeper.front.turns.of(ClientId("127.0.0.1")) == 20)
         assert [client.recv(1) for client in clients[:30]] == [b""] * 30
-        it.keeper.front._pass()
+        it.keeper.front.rest()
         for client in clients[30:]:
             client.sendall(GET)
         for client in clients[30:]:
@@ -673,12 +688,12 @@ async def test_a_device_with_many_addresses_has_the_turns_of_one(
     monkeypatch.setattr(connections, "MOST_A_CLIENT", 20)
     async with portal() as it:
         one_device(it)
-        it.keeper.front._left, it.keeper.front._scheduled = 0, True
+        hold_up(it.keeper.front)
         clients = connect_from(it, (f"127.0.1.{number}" for number in range(1, 31)))
-        await until(lambda: it.keeper.front._turns.of(ClientId(MAC)) == 20)
-        assert len(it.keeper.front._turns) == 20
+        await until(lambda: it.keeper.front.turns.of(ClientId(MAC)) == 20)
+        assert len(it.keeper.front.turns) == 20
         assert await asyncio.to_thread(lambda: [one.recv(1) for one in clients[:10]]) == [b""] * 10
-        it.keeper.front._pass()
+        it.keeper.front.rest()
         for client in clients:
             client.close()
 
@@ -688,17 +703,17 @@ async def test_what_waits_for_its_turn_leaves_descriptors_to_known_clients(
 ) -> None:
     async with portal(KNOWN) as it:
         front = it.keeper.front
-        front._left, front._scheduled = 0, True
+        hold_up(front)
         first = connect_from(it, ["127.0.0.2"])
-        await until(lambda: len(front._turns) == 1)
+        await until(lambda: len(front.turns) == 1)
         it.keeper.connections.most_accepted = 0  # as if so many were open
         then = connect_from(it, ["127.0.0.3", "127.0.0.9", "127.0.0.2"])
         assert await asyncio.to_thread(then[0].recv, 1) == b""  # none of its client's waited
         assert await asyncio.to_thread(first[0].recv, 1) == b""
-        assert front._turns.of(ClientId("127.0.0.9")) == 1
-        assert front._turns.of(ClientId("127.0.0.2")) == 1  # the newer one
-        assert len(front._turns) == 2
-        front._pass()
+        assert front.turns.of(ClientId("127.0.0.9")) == 1
+        assert front.turns.of(ClientId("127.0.0.2")) == 1  # the newer one
+        assert len(front.turns) == 2
+        front.rest()
         for client in (*first, *then):
             client.close()
 
@@ -710,14 +725,14 @@ async def test_however_many_connect_no_more_descriptors_are_open_than_may_be(
         front = it.keeper.front
         # Its look-up of a name has a descriptor, and would leave a gap in the numbers below.
         await until(lambda: "The login server does not answer" in caplog.text)
-        front._left, front._scheduled = 0, True
+        hold_up(front)
         clients = connect_many(it, 60)
         os.close(free := os.dup(0))
         it.keeper.connections.most_accepted = free + 10
-        await until(lambda: len(front._turns) >= 10)
-        await until(lambda: sum(map(has_ended, clients)) == 60 - len(front._turns))
-        assert len(front._turns) <= 11
-        front._pass()
+        await until(lambda: len(front.turns) >= 10)
+        await until(lambda: sum(map(has_ended, clients)) == 60 - len(front.turns))
+        assert len(front.turns) <= 11
+        front.rest()
         for client in clients:
             client.close()
 

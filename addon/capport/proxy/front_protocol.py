@@ -70,7 +70,7 @@ class Front:
         self.marks = marks
         self.shown = shown
         self.ends = listeners.Ends()
-        self._turns = Turns[ClientId, Stranger]()
+        self.turns = Turns[ClientId, Stranger]()  # work that waits for its client's turn
         self._left = AT_ONCE  # pieces of work that may be done in this pass
         self.answered: list[Stranger] = []  # whose answers are sent at the end of this pass
         self._scheduled = False  # `_pass` will be called, or a connection is being handed over
@@ -87,8 +87,8 @@ class Front:
         self._epoll.close()
         for one in tuple(self.by_fd.values()):
             one.drop()
-        while self._turns:
-            self._turns.next().drop()
+        while self.turns:
+            self.turns.next().drop()
 
     def accepted(
         self, instance: Instance, connected: Iterable[tuple[socket.socket, Address]]
@@ -106,7 +106,7 @@ class Front:
         one = Stranger(self, instance, sock, peer)
         if not self._left:
             client = one.counted_as
-            count = self._turns.of(client)
+            count = self.turns.of(client)
             # The kernel gives a socket the lowest number that is free: so many are open in all.
             too_many = (
                 count >= connections.MOST_A_CLIENT or sock.fileno() >= self.book.most_accepted
@@ -115,7 +115,7 @@ class Front:
                 if not count:
                     one.drop()
                     return
-                self._turns.drop_oldest(client).drop()
+                self.turns.drop_oldest(client).drop()
                 one.renumber()
         self.in_turn(one)
 
@@ -128,7 +128,7 @@ class Front:
             one.do()
         else:
             one.waits = True
-            self._turns.add(one.counted_as, one)
+            self.turns.add(one.counted_as, one)
         if not self._left and not self._scheduled:
             self.rest()
 
@@ -164,9 +164,9 @@ class Front:
     def _pass(self) -> None:
         self._scheduled = False
         self._left = AT_ONCE
-        while self._left and self._turns:
+        while self._left and self.turns:
             self._left -= 1
-            self._turns.next().do()
+            self.turns.next().do()
         self._send_answers()
         if not self._left and not self._scheduled:
             self.rest()
@@ -208,7 +208,7 @@ class Stranger:
 
     front: Front
     instance: Instance
-    _sock: socket.socket
+    sock: socket.socket
     peer: Address
     _who: Peer | None = None  # once `who` was asked for
     _at: Address | None = None  # what the client dialled, once `_dialled` was called
@@ -221,7 +221,7 @@ class Stranger:
     _hangs_up: bool = False  # the client sends nothing after what the kernel has
     _events: int = 0  # the events that epoll reports
     _pipelined: bool = False  # `_talks` has a request that it has not looked at yet
-    _unsent: bytes = b""  # waits until the client reads what was sent
+    unsent: bytes = b""  # waits until the client reads what was sent
     _ends: bool = False  # the connection ends once everything is sent
     _lingers: Stages | None = None  # for what comes after that
     _leaves: bool = False  # the connection is being handed over to mitmproxy
@@ -238,7 +238,7 @@ class Stranger:
             self._readable = True
         if events & _ENDS:
             self._hangs_up = True
-        elif self._unsent and not events & select.EPOLLOUT:
+        elif self.unsent and not events & select.EPOLLOUT:
             return  # until the client reads, nothing more is read from it
         self.front.in_turn(self)
 
@@ -263,8 +263,8 @@ class Stranger:
 
     def abort(self, *, reset: bool = False) -> None:
         """Closes the socket at once. With `reset`, the client gets RST, not FIN."""
-        if reset and self._sock.fileno() >= 0:
-            sockets.reset_at_close(self._sock)
+        if reset and self.sock.fileno() >= 0:
+            sockets.reset_at_close(self.sock)
         if self._transport:
             self._transport.abort()
         elif not self._leaves:  # else `_attached` ends it
@@ -289,7 +289,7 @@ class Stranger:
 
         Otherwise the numbers that others have left would count as room for more connections.
         """
-        sock, self._sock = self._sock, self._sock.dup()
+        sock, self.sock = self.sock, self.sock.dup()
         sock.close()
 
     @property
@@ -301,7 +301,7 @@ class Stranger:
     def who(self) -> Peer:
         """Its address, and the MAC that its first frame came from."""
         if self._who is None:
-            frame = frames.sender_from(parse_address(self.peer[0]), self._sock)
+            frame = frames.sender_from(parse_address(self.peer[0]), self.sock)
             self._who = _peer(self.peer[0], frame)
         return self._who
 
@@ -344,7 +344,7 @@ class Stranger:
             return
         if isinstance(mode, mode_specs.TransparentMode):
             try:
-                self._at = listeners.destination_of(self._sock)
+                self._at = listeners.destination_of(self.sock)
             except OSError as error:
                 logger.warning(f"No original destination: {error}", extra={"client": self.peer})
                 self._close()
@@ -420,7 +420,7 @@ class Stranger:
             self._ends = True
             if self._readable or not act.ends_all:
                 self._lingers = Stages(act.request.declared if isinstance(act, Answer) else 0)
-        self._unsent, self._step = act.data, Stranger.send
+        self.unsent, self._step = act.data, Stranger.send
         self.front.answered.append(self)
 
     def send(self) -> None:
@@ -429,13 +429,13 @@ class Stranger:
         The end of the stream goes into the same segment as the last of it.
         """
         try:
-            sent = self._sock.send(self._unsent, _AND_THE_END if self._ends else _AT_ONCE)
+            sent = self.sock.send(self.unsent, _AND_THE_END if self._ends else _AT_ONCE)
         except BlockingIOError:
             sent = 0
         except OSError:
             raise Gone from None
-        self._unsent = self._unsent[sent:]
-        if self._unsent:
+        self.unsent = self.unsent[sent:]
+        if self.unsent:
             self._keep()
         elif self._ends:
             self._end(self._lingers)
@@ -451,10 +451,10 @@ class Stranger:
         Then it drops what the client still sends (`linger`).
         """
         self._ends, self._lingers = True, stages
-        if self._unsent:
+        if self.unsent:
             return
         try:
-            self._sock.shutdown(socket.SHUT_WR)  # sends all, also if something has come meanwhile
+            self.sock.shutdown(socket.SHUT_WR)  # sends all, also if something has come meanwhile
         except OSError:
             raise Gone from None
         if stages is None:
@@ -487,7 +487,7 @@ class Stranger:
             return
         entry.answers, entry.in_tunnel = act.answers, bool(act.connect)
         self._talks, self._step, self._leaves = None, Stranger.nothing, True
-        self.front.release(self._sock.fileno())
+        self.front.release(self.sock.fileno())
         self.front.leave(self._leave(act))
 
     async def _leave(self, act: HandOver) -> None:
@@ -495,7 +495,7 @@ class Stranger:
         try:
             leaving = listeners.hand_over(
                 self.instance,
-                self._sock,
+                self.sock,
                 act.data,
                 limit=LITTLE,
                 in_turn=partial(self.front.ends.add, self.peer[0]),
@@ -532,7 +532,7 @@ class Stranger:
     @property
     def _dialled(self) -> Address:
         if self._at is None:
-            self._at = self._sock.getsockname()
+            self._at = self.sock.getsockname()
         return self._at
 
     def _receive(self) -> bytes | None:
@@ -540,7 +540,7 @@ class Stranger:
         if not self._readable:
             return None
         try:
-            data = self._sock.recv(LITTLE, _AT_ONCE)
+            data = self.sock.recv(LITTLE, _AT_ONCE)
         except BlockingIOError:
             self._readable = False
             return None
@@ -552,10 +552,10 @@ class Stranger:
     def _keep(self) -> connections.Open:
         """Keeps the connection open until the client sends more, or reads more."""
         entry = self._enter()
-        events = _READS | select.EPOLLOUT if self._unsent else _READS
+        events = _READS | select.EPOLLOUT if self.unsent else _READS
         if events & ~self._events and not entry.over:
             self._events = events
-            self.front.watch(self, self._sock.fileno(), events)
+            self.front.watch(self, self.sock.fileno(), events)
         return entry
 
     def _enter(self) -> connections.Open:
@@ -576,9 +576,9 @@ class Stranger:
         self._step = Stranger.nothing
         if self._entry:
             self.front.book.left(self._entry)
-        if (fd := self._sock.fileno()) >= 0:
+        if (fd := self.sock.fileno()) >= 0:
             self.front.by_fd.pop(fd, None)  # closing it takes it out of the epoll
             try:
-                self._sock.close()
+                self.sock.close()
             except OSError:  # somebody else has closed it
                 self.front.marks.fault("the front")
