@@ -285,14 +285,14 @@ def events_are_as_their_schema_says(
         yield
         return
     written: dict[object, dict[str, Any]] = {}
-    line = EventLog._line
+    line = EventLog.line_of
 
     def recorded(log: EventLog, record: dict[str, Any], *at: str | None) -> str:
         kinds = tuple((name, type(value)) for name, value in record.items())
         written.setdefault((record["event"], record.get("action"), kinds), record)
         return line(log, record, *at)
 
-    monkeypatch.setattr(EventLog, "_line", recorded)
+    monkeypatch.setattr(EventLog, "line_of", recorded)
     yield
     assert wrong_events(json.loads(line(EventLog(), it)) for it in written.values()) == []
 

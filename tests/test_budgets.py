@@ -110,7 +110,7 @@ def test_no_client_can_choose_whose_place_it_takes(shared: int) -> None:
         table.set("a", 1e9)
     with closing(os.fdopen(os.dup(shared), "rb")) as file:
         file.seek(0)
-        salts = [bytes(table._memory[:16]) for table in tables]
+        salts = [bytes(table.memory[:16]) for table in tables]
         assert file.read(16) == salts[2]
     assert len({*salts, bytes(16)}) == 4
 

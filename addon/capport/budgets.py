@@ -39,10 +39,11 @@ class Budgets:
 
     def __init__(self, shared: int | None = None) -> None:
         self._shared = shared
-        self._memory = mmap(-1 if shared is None else shared, SIZE)
-        if not any(self._memory[:_SALT]):
-            self._memory[:_SALT] = os.urandom(_SALT)
-        self._salt = self._memory[:_SALT]
+        # The whole table, as all processes that share it have it.
+        self.memory = mmap(-1 if shared is None else shared, SIZE)
+        if not any(self.memory[:_SALT]):
+            self.memory[:_SALT] = os.urandom(_SALT)
+        self._salt = self.memory[:_SALT]
 
     def spend(self, key: str, rate: Rate, now: Instant) -> int | None:
         """Takes one request from the budget; returns how long to wait if it is one too many."""
@@ -52,7 +53,7 @@ class Budgets:
             at, full_at = self._find(group, of)
             full_at, wait = rates.spend(full_at, rate, now)
             if wait is None:
-                _PLACE.pack_into(self._memory, at, of, full_at)
+                _PLACE.pack_into(self.memory, at, of, full_at)
             return wait
         finally:
             self._unlock(group)
@@ -66,13 +67,13 @@ class Budgets:
         group, of = self._hashed(key)
         self._lock(group)
         try:
-            _PLACE.pack_into(self._memory, self._find(group, of)[0], of, until)
+            _PLACE.pack_into(self.memory, self._find(group, of)[0], of, until)
         finally:
             self._unlock(group)
 
     def clear(self) -> None:
         """Forgets every key."""
-        self._memory[_SALT:] = bytes(SIZE - _SALT)
+        self.memory[_SALT:] = bytes(SIZE - _SALT)
 
     def _hashed(self, key: str) -> tuple[int, int]:
         """Where the group of `key` begins, and the hash that is recorded for `key`."""
@@ -82,7 +83,7 @@ class Budgets:
 
     def _find(self, group: int, of: int) -> tuple[int, Instant]:
         """The place of a key, and its instant; if it has none, the place to take, and FULL."""
-        places = _PLACES.unpack_from(self._memory, group)
+        places = _PLACES.unpack_from(self.memory, group)
         hashes, instants = places[::2], places[1::2]
         number = hashes.index(of) if of in hashes else instants.index(min(instants))
         at = group + number * _PLACE.size

@@ -226,10 +226,11 @@ class EventLog:
             self.lost += 1
             self.lost_in_all += 1
             return
-        self.backlog.append(self._line(record, at))
+        self.backlog.append(self.line_of(record, at))
         self._wake.notify()  # a repeat does not come here, so a flood does not wake the thread
 
-    def _line(self, record: dict[str, Value], at: str | None = None) -> str:
+    def line_of(self, record: dict[str, Value], at: str | None = None) -> str:
+        """A record as a line of the file."""
         return json.dumps({"time": at or stamp(self.wall())} | record) + "\n"
 
     def _run(self) -> None:
@@ -246,7 +247,7 @@ class EventLog:
             if lines:
                 record: dict[str, Value] = {"event": "fault", "what": "events", "lost": lost}
                 try:
-                    left = self._write_out([self._line(record), *lines] if lost else lines)
+                    left = self._write_out([self.line_of(record), *lines] if lost else lines)
                 except Exception:  # the edge: if the thread ended, no event would be written again
                     logger.exception("Events are lost")
                     left = len(lines) + bool(lost)

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Never
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 import requires
 from capport.core.client import Address, Mac, is_random, parse_address, parse_mac
-from capport.linux import Neighbours, neighbour_lookup, neighbours
+from capport.linux import Neighbours, neighbour_lookup, neighbours, netlink
 from capport.linux.neighbour_lookup import Neighbour
 from capport.linux.neighbours import NetlinkNeighbours, Replica
 from conftest import SOON
@@ -200,6 +201,37 @@ def test_the_dump_holds_what_was_there_before(
         router.ip("neighbour flush nud permanent dev br-lan")
 
 
+@contextlib.contextmanager
+def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Whatever reads what the kernel reports waits, with the lock: the event says that one does."""
+    waits, goes_on, reports = threading.Event(), threading.Event(), netlink.reports
+
+    def late(kernel: socket.socket) -> Iterator[bytes]:
+        waits.set()
+        goes_on.wait()
+        return reports(kernel)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(netlink, "reports", late)
+        try:
+            yield waits
+        finally:
+            goes_on.set()
+
+
+@pytest.fixture
+def listening(monkeypatch: pytest.MonkeyPatch) -> list[socket.socket]:
+    """Each socket that a table listens at, the last one at the end."""
+    made, listen = list[socket.socket](), netlink.listen
+
+    def noted(protocol: int, groups: int, *, buffer: int = 0) -> socket.socket:
+        made.append(listen(protocol, groups, buffer=buffer))
+        return made[-1]
+
+    monkeypatch.setattr(netlink, "listen", noted)
+    return made
+
+
 @lab
 def test_an_overflow_leads_to_a_dump_and_not_to_a_stale_table(
     network: tuple[Namespace, Namespace, Namespace], monkeypatch: pytest.MonkeyPatch
@@ -207,17 +239,17 @@ def test_an_overflow_leads_to_a_dump_and_not_to_a_stale_table(
     """The change that matters is lost among thousands while the thread cannot read."""
     router = network[0]
     router.ip(f"neighbour replace 192.0.2.50 dev br-lan lladdr {FIRST} nud permanent")
-    monkeypatch.setattr(neighbours, "_RECEIVE_BUFFER", 1)  # the kernel's minimum
+    monkeypatch.setattr(neighbours, "RECEIVE_BUFFER", 1)  # the kernel's minimum
     small = router.call(NetlinkNeighbours, ["br-lan"])
     try:
         dumps = small.dumps
-        with small._lock:
-            flood = [
-                f"neighbour replace 192.0.2.{n} dev br-lan lladdr {mac} nud permanent"
-                for mac in (FIRST, SECOND)
-                for n in range(100, 200)
-            ]
-            flood.insert(150, "neighbour del 192.0.2.50 dev br-lan")
+        flood = [
+            f"neighbour replace 192.0.2.{n} dev br-lan lladdr {mac} nud permanent"
+            for mac in (FIRST, SECOND)
+            for n in range(100, 200)
+        ]
+        flood.insert(150, "neighbour del 192.0.2.50 dev br-lan")
+        with nothing_is_read(monkeypatch):
             router.ip(*flood)
         wait_for(lambda: small.dumps > dumps)
         wait_for(lambda: small.find_mac(parse_address("192.0.2.50")) is None)
@@ -230,14 +262,17 @@ def test_an_overflow_leads_to_a_dump_and_not_to_a_stale_table(
 
 @lab
 def test_a_lost_socket_is_replaced_and_what_was_missed_is_found(
-    network: tuple[Namespace, Namespace, Namespace], replica: NetlinkNeighbours
+    network: tuple[Namespace, Namespace, Namespace],
+    listening: list[socket.socket],
+    replica: NetlinkNeighbours,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     router = network[0]
     nothing, other = socket.socketpair()
     other.close()
-    with replica._lock:
-        os.dup2(nothing.fileno(), replica._socket.fileno())  # recv() gives an error from here on
-        replica._socket.shutdown(socket.SHUT_RDWR)
+    with nothing_is_read(monkeypatch):
+        os.dup2(nothing.fileno(), listening[-1].fileno())  # recv() gives an error from here on
+        listening[-1].shutdown(socket.SHUT_RDWR)
         router.ip(f"neighbour replace 192.0.2.60 dev br-lan lladdr {FIRST} nud permanent")
     nothing.close()
     try:
@@ -263,12 +298,11 @@ def test_a_kernel_that_does_not_answer_is_a_line_of_the_log_and_not_one_each_tim
         assert all(following.is_on_link(V4) for _ in range(3))
         assert caplog.text.count("The kernel did not say how to reach 192.0.2.7") == 1
         monkeypatch.setattr(neighbour_lookup, "entries", fails)
-        with following._lock:
-            following._stale = True
-        os.eventfd_write(following._wake, 1)
-        wait_for(lambda: tries >= 5)
+        following.use(["lo"])  # one dump here, and then those of the thread
+        wait_for(lambda: tries >= 6)
+        assert not following.works
         monkeypatch.undo()
-        wait_for(lambda: not following._stale)
+        wait_for(lambda: following.works)
     assert caplog.text.count("No dump of the neighbour table") == 1
 
 
@@ -317,14 +351,14 @@ def test_what_the_thread_cannot_read_is_logged_and_the_table_is_read_again(
 ) -> None:
     with contextlib.closing(NetlinkNeighbours()) as following:
 
-        def fails() -> Never:
+        def fails(kernel: socket.socket) -> Never:
             monkeypatch.undo()
             raise struct.error("a message that is not as it should be")
 
-        monkeypatch.setattr(following, "_catch_up", fails)
+        monkeypatch.setattr(netlink, "reports", fails)
         dumps = following.dumps
-        os.eventfd_write(following._wake, 1)
-        wait_for(lambda: following.dumps > dumps and following.works)
+        following.use(["lo"])  # one dump here
+        wait_for(lambda: following.dumps > dumps + 1 and following.works)
     assert "Cannot follow the neighbour table; reading it again" in caplog.text
 
 
@@ -421,12 +455,16 @@ def test_the_replica_agrees_with_a_model(steps: list[Neighbour | list[Neighbour]
 
 
 def test_a_look_up_costs_no_system_call_when_there_is_an_entry(
-    network: tuple[Namespace, Namespace, Namespace], replica: NetlinkNeighbours
+    network: tuple[Namespace, Namespace, Namespace],
+    replica: NetlinkNeighbours,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With the socket closed under it, a hit still answers."""
+    """While nobody can read the socket, a hit still answers."""
     router = network[0]
     router.ip(f"neighbour replace 192.0.2.63 dev br-lan lladdr {FIRST} nud permanent")
     wait_for(lambda: replica.find_mac(parse_address("192.0.2.63")) == FIRST)
-    with replica._lock:  # whoever wanted the socket would wait here for ever
+    with nothing_is_read(monkeypatch) as waits:  # a look-up that wanted the socket would wait too
+        router.ip(f"neighbour replace 192.0.2.64 dev br-lan lladdr {FIRST} nud permanent")
+        assert waits.wait(SOON)
         assert replica.find_mac(parse_address("192.0.2.63")) == FIRST
-    router.ip("neighbour del 192.0.2.63 dev br-lan")
+    router.ip("neighbour del 192.0.2.63 dev br-lan", "neighbour del 192.0.2.64 dev br-lan")

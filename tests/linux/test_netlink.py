@@ -24,7 +24,7 @@ def test_a_listing_during_which_something_changed_is_asked_for_again(
         assert [one.body for one in netlink.listing(ours, KIND, b"")] == [b"new!"]
         asked = [kernel.recv(netlink.DATAGRAM) for _ in range(2)]
         assert asked == [netlink.message(KIND, b"", netlink.DUMP)] * 2
-        monkeypatch.setattr(netlink, "_TRIES", 1)
+        monkeypatch.setattr(netlink, "TRIES", 1)
         kernel.send(answer(b"old!", netlink.INTERRUPTED))
         with pytest.raises(OSError, match="changed during each of 1 listings; try again"):
             netlink.listing(ours, KIND, b"")

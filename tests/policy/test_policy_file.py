@@ -101,7 +101,7 @@ def test_without_libyaml_the_same_lines_are_wrong(
 ) -> None:
     text, message = re.split(r"(?m)^-{40}\n", case.read_text())
     monkeypatch.chdir(HERE)
-    monkeypatch.setattr(tree, "_Loader", yaml.SafeLoader)
+    monkeypatch.setattr(tree, "Loader", yaml.SafeLoader)
     with pytest.raises(PolicyError) as caught:
         policy_file.parse(text, "policy.yaml", Path())
     places = [f"{problem.file}:{problem.line}" for problem in caught.value.problems]
@@ -716,7 +716,7 @@ def test_any_heap_of_pieces_is_a_policy_or_a_policy_error(text: str) -> None:
 
 
 def test_any_mutation_is_that_without_libyaml_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tree, "_Loader", yaml.SafeLoader)
+    monkeypatch.setattr(tree, "Loader", yaml.SafeLoader)
     chance = random.Random(6585)
     for _ in range(60):
         policy_or_error(mutated(SAMPLE, chance))

@@ -314,7 +314,7 @@ async def test_a_file_that_never_rests_is_read_all_the_same(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (read, *_) = await reads_of(path, Script(*range(1, 60)), monkeypatch)
-    assert read == reload._PATIENCE + 1
+    assert read == reload.PATIENCE + 1
 
 
 async def test_reading_does_not_hold_the_loop_up(

@@ -143,7 +143,7 @@ def test_a_used_state_is_forgotten_when_it_is_not_valid_any_more(
     key, one = f"{RECORD}state:{b'state'.hex()}", routers[0]
     assert one.spend(b"state", ADA, "this", 9.0) is None
     assert 900_000 < int(redis.ask("PTTL", key)[1:]) <= 960_000
-    monkeypatch.setattr(shared_records, "_KEPT", -1)
+    monkeypatch.setattr(shared_records, "KEPT", -1)
     assert one.spend(b"late", ADA, "this", 9.0) is None
     assert redis.ask("EXISTS", f"{RECORD}state:{b'late'.hex()}") == b":0"
     assert [routers[0].spent_by(state) for state in (b"state", b"late")] == [ADA, None]

@@ -26,7 +26,7 @@ from capport.watchers import Watchers
 logger = logging.getLogger(__name__)
 
 _GROUPS = 0x4 | 0x1  # RTMGRP_NEIGH, RTMGRP_LINK, of linux/rtnetlink.h
-_RECEIVE_BUFFER = 4 << 20  # bytes: some 5 000 notifications in the kernel's accounting
+RECEIVE_BUFFER = 4 << 20  # bytes: some 5 000 notifications in the kernel's accounting
 _RETRY = 0.5  # seconds between dumps that fail
 _SETTLE = 0.05  # seconds between dumps in a flood, or the thread would do nothing else
 _CATCH_UP = 256  # datagrams that one look-up reads at most: some 5 ms in a flood
@@ -310,7 +310,7 @@ class NetlinkNeighbours(Neighbours):
         found: list[Neighbour] = []
         try:
             # A smaller buffer only means more dumps.
-            reports = netlink.listen(netlink.ROUTE, _GROUPS, buffer=_RECEIVE_BUFFER)
+            reports = netlink.listen(netlink.ROUTE, _GROUPS, buffer=RECEIVE_BUFFER)
             self._socket.close()
             self._socket = reports
             self._numbers = None if self._names is None else neighbour_lookup.numbers(self._names)

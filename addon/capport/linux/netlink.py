@@ -28,7 +28,7 @@ _MESSAGE = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, p
 _ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
 _KIND = 0x3FFF  # the bits of an attribute's type that are not flags
 _TIMEOUT = 5.0  # seconds
-_TRIES = 100  # listings before giving up, if something changes during each
+TRIES = 100  # listings before giving up, if something changes during each
 _RECEIVE_BUFFER_FORCE = 33  # SO_RCVBUFFORCE of asm-generic/socket.h
 _NETLINK, _STRICT = 270, 12  # SOL_NETLINK, NETLINK_GET_STRICT_CHK
 
@@ -103,7 +103,7 @@ def ask(
 
 def listing(kernel: socket.socket, kind: int, body: bytes) -> list[Message]:
     """All messages of a listing (DUMP) that nothing changed meanwhile. Raises OSError."""
-    for _ in range(_TRIES):
+    for _ in range(TRIES):
         kernel.send(message(kind, body, DUMP))
         found = []
         for answer in answers(kernel):
@@ -112,7 +112,7 @@ def listing(kernel: socket.socket, kind: int, body: bytes) -> list[Message]:
                 break
         if not any(one.flags & INTERRUPTED for one in found):
             return found[:-1]
-    raise OSError(f"what the kernel lists changed during each of {_TRIES} listings; try again")
+    raise OSError(f"what the kernel lists changed during each of {TRIES} listings; try again")
 
 
 def answers(kernel: socket.socket, *unless: int) -> Iterator[Message]:

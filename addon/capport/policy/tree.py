@@ -20,7 +20,7 @@ MOST_BYTES = 1 << 20
 _DEEPEST = 16  # the policy itself needs 4
 
 # libyaml, if PyYAML is built with it: it reads 1 MiB of lists in 0.7 s, the Python parser in 7 s.
-_Loader: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+Loader: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # Characters that YAML 1.1 section 5.1 forbids, and the line breaks that editors do not count.
 _NOT_TEXT = re.compile(
@@ -217,7 +217,7 @@ class _Builder:
 
 
 def _events(findings: Findings) -> Iterator[yaml.Event]:
-    loader = _Loader(findings.text)
+    loader = Loader(findings.text)
     try:
         while (event := loader.get_event()) is not None:
             yield event

@@ -19,7 +19,7 @@ from capport.policy.policy_file import PolicyError, Problem
 INTERVAL = 0.5
 """Seconds between two looks."""
 
-_PATIENCE = 10
+PATIENCE = 10
 """A file that still changes after this many looks is read anyway."""
 
 type _States = dict[str, tuple[int, ...]]
@@ -90,7 +90,7 @@ class PolicyWatcher:
             try:
                 now = self._states()
                 changing = changing + 1 if now != before else 0
-                hasty = changing >= _PATIENCE
+                hasty = changing >= PATIENCE
                 if now != self._states_read and (changing == 0 or hasty):
                     outcome = self._read()
                     changing, now = 0, self._states()

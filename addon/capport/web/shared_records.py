@@ -22,7 +22,7 @@ from capport.web.states import LIFETIME
 FIRST_NUMBER = 100_001
 """The first voucher's number: larger than those that a router gave out by itself."""
 _NUMBERS = "numbers"  # the key of the last number that was given out
-_KEPT = round((LIFETIME + 60.0) * 1000)
+KEPT = round((LIFETIME + 60.0) * 1000)
 """Milliseconds for which a used state is remembered."""
 
 
@@ -61,7 +61,7 @@ class SharedRecords(Records):
 
         def use(found: dict[str, str], now: int) -> dict[str, str]:
             nonlocal by
-            record = _record(found, key) or SharedRecord(Limits(until=now + _KEPT))
+            record = _record(found, key) or SharedRecord(Limits(until=now + KEPT))
             by = next(iter(record.clients), None)
             return {} if by else {key: dump(record.used(client, now, 0))}
 
