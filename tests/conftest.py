@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import ssl
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -81,8 +82,10 @@ class Origin:
         writer.close()
 
     @contextlib.asynccontextmanager
-    async def serving(self, host: str = "127.0.0.1") -> AsyncIterator["Origin"]:
-        server = await asyncio.start_server(self._serve, host, 0)
+    async def serving(
+        self, host: str = "127.0.0.1", context: ssl.SSLContext | None = None
+    ) -> AsyncIterator["Origin"]:
+        server = await asyncio.start_server(self._serve, host, 0, ssl=context)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self

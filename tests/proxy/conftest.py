@@ -65,13 +65,8 @@ async def secure_origin(tmp_path: Path) -> AsyncIterator[Origin]:
     )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(file)
-    origin = Origin()
-    server = await asyncio.start_server(origin._serve, "127.0.0.1", 0, ssl=context)
-    origin.port = server.sockets[0].getsockname()[1]
-    yield origin
-    server.close()
-    for writer in tuple(origin.open):
-        writer.transport.abort()
+    async with Origin().serving(context=context) as origin:
+        yield origin
 
 
 @pytest.fixture

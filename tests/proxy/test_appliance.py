@@ -112,7 +112,7 @@ def test_the_appliance_does_not_start_without_a_gate(
 
 
 def test_the_appliance_carries_only_what_a_portal_needs() -> None:
-    names = {make.__name__ for make in appliance_module._ADDONS}
+    names = {make.__name__ for make in appliance_module.ADDONS}
     assert not names & {
         "Dumper",
         "Save",
@@ -167,23 +167,29 @@ def _processor_time(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / 100
 
 
-def test_a_moment_without_descriptors_does_not_end_what_systemd_is_told(
+async def test_a_moment_without_descriptors_does_not_end_what_systemd_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What ended it would have systemd end a portal that serves."""
     path = str(tmp_path / "notify")
     monkeypatch.setenv("NOTIFY_SOCKET", path)
+    monkeypatch.setenv("WATCHDOG_USEC", "30000")
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
         told.bind(path)
+        told.setblocking(False)
+        supervised = appliance_module.Supervised()
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
         try:
-            appliance_module._tell_systemd("WATCHDOG=1")
+            supervised.running()
+            await asyncio.sleep(0)  # a task runs when its turn comes
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert "Cannot send WATCHDOG=1 to systemd" in caplog.text
-        appliance_module._tell_systemd("WATCHDOG=1")
-        assert told.recv(100) == b"WATCHDOG=1"
+        receiving = asyncio.get_running_loop().sock_recv(told, 100)
+        assert await asyncio.wait_for(receiving, SOON) == b"WATCHDOG=1"
+        supervised.done()
 
 
 @pytest.mark.parametrize(("pid", "watched"), [(None, True), ("own", True), ("other", False)])
@@ -198,7 +204,7 @@ async def test_only_the_process_that_systemd_watches_sends_signs_of_life(
         monkeypatch.setenv("WATCHDOG_PID", str(os.getpid() if pid == "own" else os.getppid()))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
         told.bind(path)
-        supervised = appliance_module._Supervised()
+        supervised = appliance_module.Supervised()
         supervised.running()
         await asyncio.sleep(0)  # a task runs when its turn comes
         supervised.done()

@@ -282,7 +282,7 @@ async def test_nothing_is_kept_of_what_waited_for_a_garden_that_is_busy(
     async with to_garden(portal, secure_origin, dialled) as (it, client, place):
         for _ in range(20):
             client.ask(authority=place)
-        named = it.keeper.dialling._named
+        named = it.keeper.dialling.named
         await until(lambda: len(named) > 10)  # mitmproxy opens five at a time
         await client.close()
         await until(lambda: not it.keeper.connections and not secure_origin.open)

@@ -53,7 +53,7 @@ class _NoOnboarding:
         loader.add_option("onboarding", bool, False, "Serve mitm.it. The portal never does.")
 
 
-class _Supervised:
+class Supervised:
     """Tells systemd when the portal serves, and regularly that it is alive (sd_notify(3)).
 
     The event loop sends the signs of life. If it hangs, systemd's `WatchdogSec` ends the process.
@@ -132,7 +132,7 @@ def _log_to_journal(addons: AddonManager) -> None:
         format_lines(addons, _ToJournal())
 
 
-_ADDONS: tuple[Callable[[], object], ...] = (
+ADDONS: tuple[Callable[[], object], ...] = (
     core.Core,
     block.Block,  # the operator may set block_private; the portal forces block_global off
     _NoOnboarding,
@@ -174,7 +174,7 @@ def run(
 async def _serve(
     given: Mapping[str, object], values: Sequence[str], portal: Portal, loop: str
 ) -> None:
-    appliance = assembled(given, values, portal, _Supervised())
+    appliance = assembled(given, values, portal, Supervised())
     logger.info(f"Event loop: {loop}")
     _end_on_signals(appliance)
     await appliance.run()
@@ -194,7 +194,7 @@ def assembled(
     appliance = master.Master(opts, with_termlog=True)
     addons: Any = appliance.addons
     _log_to_journal(addons)
-    addons.add(*(make() for make in _ADDONS))
+    addons.add(*(make() for make in ADDONS))
     if not any(value.startswith("portal_shown=") for value in values):
         values = (*values, "portal_shown=0")  # nobody watches
     opts.set(*values, defer=True)

@@ -27,9 +27,9 @@ class Dialling:
         self.addresses = addresses
         self._enforcer = enforcer
         self._connections = enforcer.connections
-        # Weak, because mitmproxy does not report the end of a connection that waits for its turn
-        # when its client disconnects.
-        self._named: WeakKeyDictionary[connection.Server, connection.Address] = WeakKeyDictionary()
+        # The names of what is being opened. Weak, because mitmproxy does not report the end of a
+        # connection that waits for its turn when its client disconnects.
+        self.named: WeakKeyDictionary[connection.Server, connection.Address] = WeakKeyDictionary()
 
     async def address_for(self, data: ServerConnectionHookData) -> Address:
         """The address to connect to. Raises OSError if the connection is denied or impossible."""
@@ -57,13 +57,13 @@ class Dialling:
     def dial(self, server: connection.Server, address: Address) -> None:
         """Makes mitmproxy connect to `address`, and remembers the name that `server` had."""
         assert server.address
-        self._named[server] = server.address
+        self.named[server] = server.address
         server.address = (str(address), server.address[1])
 
     def connected(self, data: ServerConnectionHookData) -> None:
         """Gives an open connection its name back: mitmproxy finds it by the name later."""
         self._connections.dialled(data.client, data.server.id)
-        if named := self._named.pop(data.server, None):
+        if named := self.named.pop(data.server, None):
             name_again(data.server, named)
 
     def failed(self, data: ServerConnectionHookData) -> None:
@@ -71,7 +71,7 @@ class Dialling:
         self._connections.dialled(data.client, data.server.id)
         self._connections.hung_up(data.client, data.server.id)
         place = place_of(data.server.address)
-        if self._named.pop(data.server, None) and place and not isinstance(place.host, str):
+        if self.named.pop(data.server, None) and place and not isinstance(place.host, str):
             self.addresses.did_not_answer(place.host)
 
     def _allowed(self, client: Client, place: Place, data: ServerConnectionHookData) -> Pass:
