@@ -206,7 +206,7 @@ def test_up_twice_is_one_rule_and_another_interface_takes_it_along(lab: Lab, up:
 def test_a_machine_without_ipv6_has_it_in_ipv4(
     lab: Lab, up: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fence, "_FAMILIES", (socket.AF_INET, socket.AF_X25))
+    monkeypatch.setattr(fence, "FAMILIES", (socket.AF_INET, socket.AF_X25))
     with contextlib.closing(lab.router.call(Fence)) as mine:
         assert not mine.put(CLIENT_SIDE)
         assert mine.interfaces() == {CLIENT_SIDE}

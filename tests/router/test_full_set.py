@@ -1,7 +1,7 @@
 """A set of the kernel's that is full: who is in stays in, it is said once, and it is no loop."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -117,13 +117,13 @@ def test_a_set_that_the_kernel_finds_full_is_no_loop_and_keeps_nobody_in_who_is_
     store, compared, errors = MemoryStore(), list[tuple[float, float]](), list[str]()
     grant(store, *range(2000))
     with closing(router.call(KnownSet, lambda: POLICY, store, Nobody())) as known:
-        in_kernel = known._in_kernel
+        compare = known.resync
 
-        def noted() -> object:
+        def noted() -> None:
             compared.append((time.monotonic(), time.thread_time()))
-            return in_kernel()
+            compare()
 
-        monkeypatch.setattr(known, "_in_kernel", noted)
+        monkeypatch.setattr(known, "resync", noted)
         monkeypatch.setattr(known_clients.logger, "error", lambda *said: errors.append(said[0]))
         monkeypatch.setattr(known_clients.logger, "exception", lambda *said: errors.append(said[0]))
         store.watch(known.changed)
@@ -184,30 +184,44 @@ def test_what_the_kernel_refuses_of_one_does_not_leave_another_connected(
     out, into = ClientId("10.0.0.1"), ClientId("10.0.0.2")
     store.put(Session(out, now, now + 3600, None, last_seen=now))
     with closing(router.call(KnownSet, lambda: POLICY, store, Nobody())) as known:
-        store.watch(known.changed)
         router.call(known.start)
-        run = known._rules.run
+        run = Nftables.run
 
-        def refuses(commands: str) -> str:
+        def refuses(its: Nftables, commands: str) -> str:
             if commands.startswith("add element") and into in commands:
                 raise RulesError("Too many open files in system")
-            return run(commands)
+            return run(its, commands)
 
-        monkeypatch.setattr(known._rules, "run", refuses)
-        with known._news:  # so that its own thread does not meet it
-            store.drop(out)
-            store.put(Session(into, now, now + 3600, None, last_seen=now))
-            with pytest.raises(RulesError, match="Too many open files"):
-                known.update([into, out])
+        monkeypatch.setattr(Nftables, "run", refuses)
+        store.drop(out)  # which it does not watch: so its own thread does not meet it
+        store.put(Session(into, now, now + 3600, None, last_seen=now))
+        with pytest.raises(RulesError, match="Too many open files"):
+            known.update([into, out])
         wait_for(lambda: {str(address) for address in forgotten} == {out})
 
 
 def test_an_error_that_nobody_thought_of_does_not_end_the_thread_that_disconnects(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    router: Namespace,
+    rules: Nftables,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def fails(addresses: object) -> int:
+    nftables.up(POLICY, rules=rules)
+    tried: list[Collection[Address]] = []
+
+    def fails(addresses: Collection[Address]) -> int:
+        tried.append(addresses)
         raise KeyError("an unforeseen fault")
 
     monkeypatch.setattr(conntrack, "forget", fails)
-    known_clients._forget_connections([parse_address("10.0.0.1")])
+    store, now = MemoryStore(), clock.now()
+    ids = [ClientId(f"10.0.0.{number}") for number in (1, 2)]
+    for one in ids:
+        store.put(Session(one, now, now + 3600, None, last_seen=now))
+    with closing(router.call(KnownSet, lambda: POLICY, store, Nobody())) as known:
+        router.call(known.start)
+        for one in ids:
+            store.drop(one)
+            known.update([one])
+            wait_for(lambda one=one: {parse_address(one)} in tried)  # type: ignore[misc]
     assert "Cannot remove 1 addresses from conntrack: 'an unforeseen fault'" in caplog.text

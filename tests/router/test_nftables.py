@@ -87,15 +87,21 @@ def store() -> MemoryStore:
 
 
 @pytest.fixture
-def known(lab: Lab, store: MemoryStore) -> Iterator[KnownSet]:
-    """The rules, anew, and a set that follows `store`."""
+def started(lab: Lab, store: MemoryStore) -> Iterator[KnownSet]:
+    """The rules, anew, and a set that hears nothing of `store` by itself."""
     nftables.up(lab.policy, rules=lab.rules)
     seen(lab, lab.client)  # whatever an earlier test has made the router forget
     following = lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
-    store.watch(following.changed)
     lab.router.call(following.start)
     yield following
     following.close()
+
+
+@pytest.fixture
+def known(store: MemoryStore, started: KnownSet) -> KnownSet:
+    """The rules, anew, and a set that follows `store`."""
+    store.watch(started.changed)
+    return started
 
 
 def session(client: str, seconds: float = 3600, idle: float | None = None) -> Session:
@@ -273,7 +279,7 @@ def test_the_library_serves_one_thread_at_a_time_and_the_elements_of_a_set_are_r
         done.set()
 
     thread = threading.Thread(target=work)
-    with libnftables._LIBRARY:
+    with libnftables.ONE_AT_A_TIME:
         thread.start()
         assert mac in elements(lab, "macs")
         assert not done.wait(0.2)
@@ -504,23 +510,28 @@ def test_expiry_cuts_what_is_open(lab: Lab, store: MemoryStore, known: KnownSet)
 
 @LAB
 def test_what_the_kernel_would_not_have_at_first_is_tried_again(
-    lab: Lab, store: MemoryStore, known: KnownSet, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, store: MemoryStore, started: KnownSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.put(session(lab.client.mac))
-    known.update([ClientId(lab.client.mac)])
+    started.update([ClientId(lab.client.mac)])
     wait_for(lambda: echoes(lab.client, ORIGIN4) and bool(elements(lab, "known4")))
-    run = known._rules.run
+    run, again, goes_on = Nftables.run, started.resync, threading.Event()
 
-    def once(commands: str) -> str:
-        monkeypatch.setattr(known._rules, "run", run)
+    def once(its: Nftables, commands: str) -> str:
+        monkeypatch.setattr(Nftables, "run", run)
         raise RulesError(f"no memory for {commands}")
 
-    with known._news:  # so that it is not the thread that meets it
-        monkeypatch.setattr(known._rules, "run", once)
-        store.drop(ClientId(lab.client.mac))
-        with pytest.raises(RulesError, match="no memory"):
-            known.update([ClientId(lab.client.mac)])
-        assert elements(lab, "known4")
+    def late() -> None:
+        assert goes_on.wait(SOON)
+        again()
+
+    monkeypatch.setattr(Nftables, "run", once)
+    monkeypatch.setattr(started, "resync", late)
+    store.drop(ClientId(lab.client.mac))
+    with pytest.raises(RulesError, match="no memory"):
+        started.update([ClientId(lab.client.mac)])
+    assert elements(lab, "known4")
+    goes_on.set()
     wait_for(lambda: not elements(lab, "known4"))
 
 
@@ -967,25 +978,35 @@ def test_traffic_that_the_kernel_forwards_puts_an_idle_session_off(
 
 
 @LAB
-def test_traffic_is_heard_of_although_its_counter_began_anew(lab: Lab, store: MemoryStore) -> None:
+def test_traffic_is_heard_of_although_its_counter_began_anew(
+    lab: Lab, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known_clients, "RESYNC", math.inf)  # it adds elements again, too
     nftables.up(lab.policy, rules=lab.rules)
-    following = lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
-    mac, now = parse_client_id(lab.client.mac), clock.now()
+    now = it_is = clock.now()
+    following = lab.router.call(
+        KnownSet, lambda: lab.policy, store, lab.neighbours, now=lambda: it_is
+    )
+    mac = parse_client_id(lab.client.mac)
     store.put(session(mac, idle=600.0))
     try:
         lab.client.namespace.call(pings, ROUTER4, 1)  # so that its address is known
         address, mac_of = parse_address(lab.client.v4), lab.neighbours.find_mac
         wait_for(lambda: mac_of(address) == lab.client.mac)
-        following.resync()
+        lab.router.call(following.start)
         assert elements(lab, "known4")
         for after, packets in ((100.0, 5), (200.0, 1), (300.0, 1)):
             assert lab.client.namespace.call(pings, ORIGIN4, packets, packets) == packets
-            following._read_traffic(now + after)  # puts the end off, adds again
-            heard = store.find([mac], now)
-            assert heard is not None
-            assert heard.last_seen == now + after
+            it_is = now + after
+            following.changed(mac)  # it looks what is due: it puts the end off, and adds again
+            wait_for(lambda at=it_is: last_seen(store, mac) == at)  # type: ignore[misc]
     finally:
         following.close()
+
+
+def last_seen(store: MemoryStore, client: ClientId) -> float | None:
+    found = store.find([client], clock.now())
+    return found.last_seen if found else None
 
 
 def is_put_off(lab: Lab, store: MemoryStore, idle: float) -> bool:

@@ -1,7 +1,8 @@
 """The rules stay: what others do to nftables, and what it means for known clients' traffic."""
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
+from typing import Any
 
 import pytest
 
@@ -60,8 +61,19 @@ def known(lab: Lab, store: MemoryStore) -> Iterator[KnownSet]:
 
 
 @pytest.fixture
-def keeper(lab: Lab, known: KnownSet, told: list[str]) -> Iterator[RulesKeeper]:
-    keeper = lab.router.call(RulesKeeper, known, told.append)
+def noticed() -> list[nftables.InForce | None]:
+    """The tables in force that the keeper has noticed as new."""
+    return []
+
+
+@pytest.fixture
+def keeper(
+    lab: Lab, known: KnownSet, told: list[str], noticed: list[nftables.InForce | None]
+) -> Iterator[RulesKeeper]:
+    def another() -> None:
+        noticed.append(nftables.in_force())
+
+    keeper = lab.router.call(RulesKeeper, known, told.append, another)
     lab.router.call(keeper.start)
     yield keeper
     keeper.close()
@@ -97,18 +109,27 @@ def macs(lab: Lab) -> dict[str, float]:
 
 
 def test_what_changes_while_a_command_puts_the_rules_up_is_in_force_when_it_has(
-    lab: Lab, store: MemoryStore, known: KnownSet, keeper: RulesKeeper
+    lab: Lab,
+    store: MemoryStore,
+    known: KnownSet,
+    keeper: RulesKeeper,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """`capport router up` has a list of who is known, of a moment before its rules are there."""
     revoked, prolonged, granted = "02:00:00:00:00:a1", "02:00:00:00:00:a2", "02:00:00:00:00:a3"
     known.update([grant(store, revoked, 3600), grant(store, prolonged, 60)])
-    command = lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
-    command.resync()
-    lists = command._commands()
-    store.drop(ClientId(revoked))
-    changed = [grant(store, prolonged, 3600), grant(store, granted, 3600)]
-    known.update([ClientId(revoked), *changed])
-    nftables.up(lab.policy, proxy_ports=(8080, 8082), elements=lists, rules=lab.rules)
+    load = nftables.up
+
+    def late(*given: Any, **named: Any) -> None:
+        monkeypatch.setattr(nftables, "up", load)
+        store.drop(ClientId(revoked))
+        changed = [grant(store, prolonged, 3600), grant(store, granted, 3600)]
+        known.update([ClientId(revoked), *changed])
+        load(*given, **named)
+
+    monkeypatch.setattr(nftables, "up", late)
+    with closing(lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)) as command:
+        lab.router.call(command.apply, (8080, 8082), only_replace=False)
     wait_for(lambda: macs(lab).keys() == {lab.client.mac, prolonged, granted})
     wait_for(lambda: macs(lab)[prolonged] > 600)
 
@@ -175,14 +196,16 @@ def test_a_change_of_the_sets_alone_is_no_reason_to_look_at_the_rules(
     assert seen[0] is None
 
 
-def test_capport_router_down_is_meant(lab: Lab, keeper: RulesKeeper, told: list[str]) -> None:
+def test_capport_router_down_is_meant(
+    lab: Lab, keeper: RulesKeeper, told: list[str], noticed: list[nftables.InForce | None]
+) -> None:
     nftables.down(rules=lab.rules)
     lab.rules.run("table inet later\ndelete table inet later\n")  # something else happens
     with pytest.raises(TimeoutError):
         wait_for(lambda: nftables.show(rules=lab.rules) is not None, 0.5)
     assert told == []
     nftables.up(lab.policy, rules=lab.rules)
-    wait_for(lambda: keeper._ports == (8080,))
+    wait_for(lambda: [one.proxy_ports for one in noticed[-1:] if one] == [(8080,)])
     lab.rules.run("flush ruleset\n")
     wait_for(lambda: nftables.show(rules=lab.rules) is not None)
 

@@ -150,23 +150,28 @@ async def test_one_client_cannot_have_all_of_the_login_server(
         again[1].close()
 
 
+async def ask_for_all_at_once(it: Portal, origin: Origin, few: int) -> None:
+    before, request = origin.connections, get(f"127.0.0.1:{origin.port}")
+    clients = await asyncio.gather(*(asking(it, request) for _ in range(40)))
+    await until(lambda: len(origin.open) == few)
+    hearing = [asyncio.create_task(one_answer(reader)) for reader, _ in clients]
+    await until(lambda: sum(one.done() for one in hearing) == 40 - few)
+    heard = [one.result() for one in hearing if one.done()]
+    assert {answer.split(b" ")[1] for answer in heard} <= {b"429", b"502"}
+    assert origin.connections == before + few
+    for one, (_, writer) in zip(hearing, clients, strict=True):
+        one.cancel()
+        reset(writer)
+    await until(lambda: len(it.keeper.connections) == 0 and not origin.open)
+
+
 async def test_nor_by_asking_for_all_of_them_at_once(
     portal: StartPortal, origin: Origin, few: int
 ) -> None:
     origin.answer = b""
-    place = f"127.0.0.1:{origin.port}"
-    async with portal(logging_in(place)) as it:
-        clients = await asyncio.gather(*(asking(it, get(place)) for _ in range(40)))
-        await until(lambda: len(origin.open) == few)
-        hearing = [asyncio.create_task(one_answer(reader)) for reader, _ in clients]
-        await until(lambda: sum(one.done() for one in hearing) == 40 - few)
-        heard = [one.result() for one in hearing if one.done()]
-        assert {answer.split(b" ")[1] for answer in heard} <= {b"429", b"502"}
-        assert origin.connections == few
-        for one, (_, writer) in zip(hearing, clients, strict=True):
-            one.cancel()
-            reset(writer)
-        await until(lambda: not it.keeper.connections._logins)
+    async with portal(logging_in(f"127.0.0.1:{origin.port}")) as it:
+        for _ in range(2):  # the second time, those of the first do not count any more
+            await ask_for_all_at_once(it, origin, few)
 
 
 async def test_nor_by_tunnels_to_it(

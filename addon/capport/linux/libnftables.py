@@ -29,7 +29,7 @@ _CAP_NET_ADMIN = 12  # linux/capability.h
 # notices that they have changed), the list of interfaces, and the answers of functions such as
 # getprotobynumber(3). Without this lock, 40 of 18 634 listings had a wrong protocol in a rule, and
 # listing a set while rules were loaded ended in a segmentation fault, once in some minutes.
-_LIBRARY = threading.Lock()
+ONE_AT_A_TIME = threading.Lock()
 
 
 class RulesError(OSError):
@@ -68,7 +68,7 @@ class Nftables:
         for buffer in (library.nft_ctx_get_output_buffer, library.nft_ctx_get_error_buffer):
             buffer.restype = ctypes.c_char_p
         self._library = library
-        with _LIBRARY:
+        with ONE_AT_A_TIME:
             self._context = ctypes.c_void_p(library.nft_ctx_new(0))
         if not self._context:
             raise OSError("libnftables gave no context: no memory, or no netlink")
@@ -119,7 +119,7 @@ class Nftables:
     def close(self) -> None:
         """Frees the context."""
         self._kernel.close()
-        with _LIBRARY:
+        with ONE_AT_A_TIME:
             if self._context:
                 self._library.nft_ctx_free(self._context)
                 self._context = ctypes.c_void_p()
@@ -128,7 +128,7 @@ class Nftables:
         # The kernel stops a listing if another process changes the rules meanwhile, and the library
         # makes listings before each transaction. Nothing has been changed then: try again.
         for _ in range(_ATTEMPTS):
-            with _LIBRARY:
+            with ONE_AT_A_TIME:
                 if not self._context:
                     raise ValueError("nftables is closed")
                 self._library.nft_ctx_output_set_flags(self._context, flags)

@@ -26,7 +26,7 @@ _HEADER = struct.Struct("=B6xBI")  # fib_rule_hdr: the family, the action, flags
 _PROHIBIT = 8  # FR_ACT_PROHIBIT
 _INTERFACE, _PRIORITY, _MASK, _PROTOCOL = 3, 6, 16, 21  # FRA_*; without FRA_FWMARK the mark is 0
 
-_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _OURS = {
     _PRIORITY: struct.pack("=I", 1),  # right behind `local`, so no other rule comes before it
     _MASK: struct.pack("=I", MARK),
@@ -46,19 +46,19 @@ class Fence:
 
     def put(self, interface: str) -> bool:
         """Puts the fence around `interface` and no other; returns whether a rule was missing."""
-        missing = [self._change(_NEW, family, _around(interface)) for family in _FAMILIES]
+        missing = [self._change(_NEW, family, _around(interface)) for family in FAMILIES]
         self.take_away(but=interface)
         return any(missing)
 
     def interfaces(self) -> set[str]:
         """The interfaces that are fenced in each family that this machine has."""
-        families = [rules for rules in map(self._rules, _FAMILIES) if rules]
+        families = [rules for rules in map(self._rules, FAMILIES) if rules]
         found = [{_name(rule) for rule in rules if _is_ours(rule)} for rules in families]
         return set.intersection(*found) if found else set()
 
     def take_away(self, *, but: str = "") -> None:
         """Removes the fence, if there is one, except around the interface `but`."""
-        for family in _FAMILIES:
+        for family in FAMILIES:
             for name in [_name(rule) for rule in self._rules(family) if _is_ours(rule)]:
                 if name != but:
                     self._change(_DELETE, family, _around(name))
