@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from capport.cli import main
-from capport.commands import follow
 from capport.commands.follow import following, line_of
 from report.recorded import Event, event, granted, passed, refused, shake
 
@@ -138,20 +137,19 @@ def test_a_file_that_is_moved_away_is_read_to_its_end_and_then_the_new_one(tmp_p
     ]
 
 
-def test_a_file_that_vanishes_while_it_is_opened_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, old = tmp_path / "e", tmp_path / "e.1"
+class Vanishing(Path):
+    """A file that is gone once it was looked at, if it says so."""
+
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+        found = super().stat(follow_symlinks=follow_symlinks)
+        if self.read_text() == "vanishes\n":
+            self.unlink()
+        return found
+
+
+def test_a_file_that_vanishes_while_it_is_opened_is_waited_for(tmp_path: Path) -> None:
+    path, old = Vanishing(tmp_path / "e"), tmp_path / "e.1"
     add(path, "a\n")
-    is_replaced = follow._is_replaced
-
-    def vanishing(at: Path, ours: os.stat_result) -> bool:
-        replaced = is_replaced(at, ours)
-        if path.exists() and path.read_text() == "vanishes\n":
-            path.unlink()
-        return replaced
-
-    monkeypatch.setattr(follow, "_is_replaced", vanishing)
 
     def rotated() -> None:
         path.rename(old)

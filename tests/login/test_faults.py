@@ -218,14 +218,23 @@ def _fails(_: Session, *, most: int | None, renews: bool) -> None:
 # -- who asks --------------------------------------------------------------------------------------
 
 
-async def test_who_hangs_up_before_the_request_is_read_is_not_the_router() -> None:
+async def test_who_hangs_up_before_the_request_is_read_is_not_the_router(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken, take = list[object](), Vouched.taken
+
+    def noted(vouched: Vouched, end: tuple[object, ...], by: object) -> None:
+        take(vouched, end, by)
+        taken.append(end)
+
+    monkeypatch.setattr(Vouched, "taken", noted)
     async with house() as h:
         vouched, fields = h.portal.vouched, (await h.browser("127.0.0.1").get("/")).fields
         form = urlencode(fields)
         _, writer = await asyncio.open_connection("127.0.0.1", h.port)
         end = writer.get_extra_info("sockname")
         vouched.connected(end, Peer(ip_address("192.0.2.7")))
-        await until(lambda: end in vouched._taken, "the connection taken")
+        await until(lambda: end in taken, "the connection taken")
         writer.write(
             f"POST /sign-in HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(form)}\r\n"
             "Content-Type: application/x-www-form-urlencoded\r\n"

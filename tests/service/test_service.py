@@ -11,13 +11,16 @@ from typing import Any, ClassVar
 import pytest
 
 from capport import clock
-from capport.core.client import ClientId
+from capport.core.client import Client, ClientId, parse_address
 from capport.core.session import Session
 from capport.service import kernel
 from capport.service.service import Service
 from capport.stores import FullError
+from capport.stores.memory import MemoryStore
 from conftest import LOGIN, SOON, Portal, StartPortal
 from proxy.wire import until
+
+CLIENT = Client(parse_address("192.0.2.7"))
 
 
 class Follower:
@@ -215,11 +218,12 @@ async def test_a_slow_disk_holds_nobody_up_when_the_events_go_to_another_file(
 
 
 async def test_what_the_service_still_does_has_ended_before_its_store_is_closed(
-    portal: StartPortal,
+    portal: StartPortal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
+    close = MemoryStore.close
 
-    async def goes_on() -> None:
+    async def goes_on(*given: object) -> None:
         try:
             await asyncio.Event().wait()
         finally:
@@ -227,21 +231,26 @@ async def test_what_the_service_still_does_has_ended_before_its_store_is_closed(
                 await asyncio.sleep(0)
             order.append("done")
 
+    def closes(store: MemoryStore) -> None:
+        order.append("closing")
+        close(store)
+
+    monkeypatch.setattr(kernel.Kernel, "drop", goes_on)
+    monkeypatch.setattr(MemoryStore, "close", closes)
     async with portal() as it:
-        service = service_of(it)
-        service._opened.callback(lambda: order.append("closing"))
-        service._spawn(goes_on())
+        service_of(it).drop(CLIENT, 60.0)
         await asyncio.sleep(0)
-    assert order[:2] == ["done", "closing"]
+    assert order == ["done", "closing"]
 
 
 async def test_work_that_fails_is_in_the_log(
-    portal: StartPortal, caplog: pytest.LogCaptureFixture
+    portal: StartPortal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def fails() -> None:
+    async def fails(*given: object) -> None:
         raise KeyError("an unforeseen fault")
 
+    monkeypatch.setattr(kernel.Kernel, "drop", fails)
     async with portal() as it:
-        service_of(it)._spawn(fails())
+        service_of(it).drop(CLIENT, 60.0)
         await until(lambda: "The portal goes on, but could not do something" in caplog.text)
     assert "an unforeseen fault" in caplog.text

@@ -1,5 +1,6 @@
 """What a worker tells the login server in the first process."""
 
+import pickle
 from contextlib import closing
 from ipaddress import ip_address
 from pathlib import Path
@@ -20,6 +21,7 @@ from capport.service.shared_state import LoginState, Shared
 from capport.service.worker_service import WorkerLogin, WorkerService
 from capport.stores.memory import MemoryStore
 from capport.stores.opening import open_store
+from proxy.wire import until
 
 HERE = ("127.0.0.1", 40000)
 CLIENT = Peer(ip_address("192.0.2.7"))
@@ -27,8 +29,8 @@ CLIENT = Peer(ip_address("192.0.2.7"))
 
 @pytest.fixture
 def ends() -> tuple[Channel, Channel]:
-    worker, first = map(Channel, pair())
-    return worker, first
+    worker, first = pair()
+    return Channel(worker, unpickles=True), Channel(first)
 
 
 def login(worker: Channel, *places: str) -> WorkerLogin:
@@ -72,14 +74,14 @@ def test_what_cannot_be_announced_is_an_error(ends: tuple[Channel, Channel]) -> 
         login(worker).connected(HERE, ("127.0.0.1", 8511), CLIENT)
 
 
-def test_the_neighbours_are_those_of_the_policy_that_came_last(
+async def test_the_neighbours_are_those_of_the_policy_that_came_last(
     ends: tuple[Channel, Channel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def policy(interface: str) -> Policy:
         router = f"router: {{client_interface: {interface}, origin_interface: wan}}"
         return policy_file.parse(f"login_url: http://login.example/\n{router}", "a", Path())
 
-    worker, _ = ends
+    worker, first = ends
     sessions = str(tmp_path / "s.db")
     with closing(open_store(sessions)):  # the first process has made it
         it = WorkerService(
@@ -93,8 +95,10 @@ def test_the_neighbours_are_those_of_the_policy_that_came_last(
             listen=lambda indices: None,
             ended=lambda: None,
         )
-        with it._opened:
-            used: list[object] = []
-            monkeypatch.setattr(it._neighbours, "use", used.append)
-            it._use(Shared(policy("br-guests"), None, {}))
-            assert used == [("br-guests",)]
+        used: list[object] = []
+        monkeypatch.setattr(it.gate.neighbours, "use", used.append)
+        await it.start()
+        first.send("use", pickled=pickle.dumps(Shared(policy("br-guests"), None, {})))
+        await until(lambda: bool(used))
+        await it.stop()
+        assert used == [("br-guests",)]

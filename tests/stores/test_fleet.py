@@ -9,6 +9,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -571,18 +572,18 @@ def test_a_grant_of_which_the_portal_has_read_one_file_alone_lasts_as_long_every
     one.put(session(MAC, expires=1500.0))
     known.soon(MAC, other)
     command = fleet.open(0, about=())
-    go_on, put = threading.Event(), command._own.put
+    go_on, put = threading.Event(), SqliteStore.put
 
-    def late(granted: Session, *, most: int | None) -> bool:
+    def late(own: SqliteStore, granted: Session, *, most: int | None) -> bool:
         assert go_on.wait(SOON)
-        return put(granted, most=most)
+        return put(own, granted, most=most)
 
     def order(store: RedisStore) -> int:
         grant = store.records([MAC])[MAC].grant
         return grant.order if grant else 0
 
     before = order(other)
-    monkeypatch.setattr(command._own, "put", late)
+    monkeypatch.setattr(SqliteStore, "put", late)
     granting = threading.Thread(target=command.put, args=[session(MAC, expires=9000.0)])
     granting.start()
     until(lambda: order(other) > before, "what the portal has read")
@@ -1012,14 +1013,13 @@ def test_a_router_whose_files_are_a_copy_of_anothers_is_reported(
     monkeypatch.setattr(redis_link, "BEAT", 0.01)
     fleet.open(0).close()
     shutil.copytree(fleet.folder / "router0", fleet.folder / "router1")
-    looks = list[bytes | None]()
-    check = redis_link.RedisLink._check_identity
+    looks, read = list[bytes | None](), redis_link.sign_of_life
 
-    def noted(link: redis_link.RedisLink, sign: bytes | None) -> None:
-        check(link, sign)
+    def noted(sign: bytes | None) -> dict[str, Any]:
         looks.append(sign)
+        return read(sign)
 
-    monkeypatch.setattr(redis_link.RedisLink, "_check_identity", noted)
+    monkeypatch.setattr(redis_link, "sign_of_life", noted)
     works(fleet.open(0), fleet.open(0))  # the portal, and `capport login` beside it
     until(lambda: len(looks) > 10, "signs of life")
     assert "same id" not in caplog.text
