@@ -593,6 +593,72 @@ def test_what_is_borrowed_from_a_test_is_caught(source: str, tmp_path: Path) -> 
     assert len(borrowed_from_tests(tmp_path)) == 1
 
 
+# Private names of others that the code has too, as tests write them, and whose they are.
+OF_OTHERS = {
+    "Handle._run": "asyncio's: a step of its loop, which is measured",
+    "h11._readers": "h11's, which verify() looks at",
+    "instance._servers": "mitmproxy's, to which one is added that cannot be taken over",
+    "one._servers": "mitmproxy's, all of which are taken over",
+    "voucher.limits._replace": "a NamedTuple's, which is documented",
+}
+
+
+def underscored(folder: Path) -> set[str]:
+    """The private names that the code in a folder defines or uses."""
+    nodes = (n for path in folder.rglob("*.py") for n in ast.walk(ast.parse(path.read_text())))
+    names = (getattr(it, field, None) for it in nodes for field in ("name", "attr", "id", "arg"))
+    return {name for name in names if isinstance(name, str) and is_private(name) and name != "_"}
+
+
+def privates_in(node: ast.Attribute | ast.ImportFrom | ast.Call) -> Iterator[tuple[str, str]]:
+    """The private names that are read, imported, or given to a function as text, and of what."""
+    match node:
+        case ast.Attribute(value, name) if is_private(name):
+            yield ast.unparse(value), name
+        case ast.ImportFrom(module, names):
+            yield from ((module or "", it.name) for it in names if is_private(it.name))
+        case ast.Call(args=args):
+            for it in args:
+                if isinstance(it, ast.Constant) and isinstance(it.value, str):
+                    of, _, name = it.value.rpartition(".")
+                    if is_private(name):
+                        yield of or ast.unparse(args[0]), name
+
+
+def private_uses(folder: Path, code: set[str]) -> Iterator[tuple[str, str]]:
+    """What the files of a folder use of the private names in `code`, and where; not their own."""
+    for path in sorted(folder.rglob("*.py")):
+        tree = ast.parse(path.read_text(), str(path))
+        theirs = code - set(defined(tree))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute | ast.ImportFrom | ast.Call):
+                for of, name in privates_in(node):
+                    if name in theirs and of not in ("self", "os"):
+                        yield f"{of}.{name}", f"{path.name}:{node.lineno}"
+
+
+def test_no_test_depends_on_private_names_of_the_code() -> None:
+    uses = dict(private_uses(CHECKOUT / "tests", underscored(CHECKOUT / "addon")))
+    assert {text: place for text, place in uses.items() if text not in OF_OTHERS} == {}
+    assert set(OF_OTHERS) - set(uses) == set()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f(it):\n    return it.way._held",
+        "from capport.a import _held",
+        "def f(patch, it):\n    patch.setattr(it, '_held', 1)",
+        "def f(patch):\n    patch.setattr('capport.a._held', 1)",
+    ],
+)
+def test_a_private_name_in_a_test_is_caught(source: str, tmp_path: Path) -> None:
+    code = underscored(plant(tmp_path / "addon", "capport/a.py", "_held = 1"))
+    assert len([*private_uses(plant(tmp_path / "tests", "test_a.py", source), code)]) == 1
+    its_own = f"class A:\n    def __init__(self):\n        self._held = 1\n{source}"
+    assert [*private_uses(plant(tmp_path / "tests", "test_a.py", its_own), code)] == []
+
+
 def reads_the_outside(tree: ast.AST) -> Iterator[int]:
     for node in ast.walk(tree):
         if (
