@@ -420,8 +420,9 @@ class Lab:
             # on how many there were in those before it.
             ipv4__icmp_ratelimit=0,
             ipv6__icmp__ratelimit=0,
-            # Else its first advertisement waits for a second or two until nobody has its address.
-            **{"ipv6__conf__br-lan__accept_dad": 0},
+            # Else its first advertisement, and its first question for the origin, wait for a second
+            # or two until nobody has its address.
+            **{f"ipv6__conf__{interface}__accept_dad": 0 for interface in ("br-lan", "wan")},
         )
         self.router.ip(
             f"address add {ROUTER4}/24 dev br-lan",
@@ -432,6 +433,7 @@ class Lab:
             "link set wan up",
         )
         if self._first is None:
+            self.origin.sysctl(ipv6__conf__eth0__accept_dad=0)
             self.origin.ip(
                 *(f"address add {address}/24 dev eth0" for address in origin.ADDRESSES[4]),
                 *(f"address add {address}/64 dev eth0 nodad" for address in origin.ADDRESSES[6]),
