@@ -37,7 +37,8 @@ async def answers(portal: Portal, status: int) -> None:
 async def _answers(portal: Portal, status: int) -> None:
     async with asyncio.timeout(SOON):
         while True:
-            with suppress(asyncio.IncompleteReadError):  # a revocation cuts what is open
+            # A revocation cuts what is open.
+            with suppress(asyncio.IncompleteReadError, ConnectionResetError):
                 if (await portal.ask(ASK)).startswith(b"HTTP/1.1 %d " % status):
                     return
 
