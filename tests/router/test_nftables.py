@@ -88,7 +88,7 @@ def store() -> MemoryStore:
 
 @pytest.fixture
 def started(lab: Lab, store: MemoryStore) -> Iterator[KnownSet]:
-    """The rules, anew, and a set that hears nothing of `store` by itself."""
+    """The rules, loaded again, and a set that does not watch `store`."""
     nftables.up(lab.policy, rules=lab.rules)
     seen(lab, lab.client)  # whatever an earlier test has made the router forget
     following = lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
@@ -99,7 +99,7 @@ def started(lab: Lab, store: MemoryStore) -> Iterator[KnownSet]:
 
 @pytest.fixture
 def known(store: MemoryStore, started: KnownSet) -> KnownSet:
-    """The rules, anew, and a set that follows `store`."""
+    """The rules, loaded again, and a set that watches `store`."""
     store.watch(started.changed)
     return started
 
@@ -978,7 +978,7 @@ def test_traffic_that_the_kernel_forwards_puts_an_idle_session_off(
 
 
 @LAB
-def test_traffic_is_heard_of_although_its_counter_began_anew(
+def test_traffic_is_heard_of_although_its_counter_began_again(
     lab: Lab, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(known_clients, "RESYNC", math.inf)  # it adds elements again, too

@@ -205,7 +205,7 @@ class _Walk:
         return {_ON if kind == "jump" and end == _LEAVE else end for end in ends}
 
     def _vmap(self, said: _Json) -> set[str]:
-        """As `_rule`, for a map of verdicts: each verdict that is possible."""
+        """What a map of verdicts may do with the packet, as `_rule` returns it."""
         elements = said["data"].get("set") if isinstance(said["data"], dict) else None
         if elements is None:
             return {_ACCEPT, _ON}  # a named map, which we cannot read: it may accept

@@ -75,8 +75,8 @@ class Listeners:
                     servers.append(self._taken_over(instance, server))
 
     def _taken_over(self, instance: Instance, server: Any) -> "Listener":
-        sockets = getattr(server, "sockets", ())
-        ours = [socket.socket(fileno=os.dup(one.fileno())) for one in sockets]
+        theirs = getattr(server, "sockets", ())
+        ours = [socket.socket(fileno=os.dup(one.fileno())) for one in theirs]
         server.close()
         if not ours:
             mode = instance.mode.full_spec

@@ -177,7 +177,8 @@ def set_buffers(handler: Handler, size: int | None) -> None:
 def set_transport_buffers(transport: asyncio.WriteTransport, size: int | None) -> None:
     """Bounds what is read at once from one socket, and what waits to be sent on it.
 
-    uvloop reads all that the kernel keeps, so with uvloop the kernel's buffer is made small.
+    What is read from a client at once, `listeners` bounds: with uvloop, `max_size` does not exist.
+    So that uvloop reads little from an origin, the kernel's buffer is made small.
     """
     transport.set_write_buffer_limits(size)
     if hasattr(transport, "max_size"):
