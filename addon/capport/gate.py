@@ -255,9 +255,10 @@ class Gate:
         decide = decision.decide if request else decision.decide_tls
         decided = Decided(asked, case, decide(case, policy))
         is_short = request is None or request.section_size <= _LONGEST
-        by_kernel = goes_by_routes(client, policy) or decision.goes_by_machine(case, policy)
-        if is_short and not found.is_known and not by_kernel:
-            self._lately[at] = decided
+        if is_short and not found.is_known:
+            by_kernel = goes_by_routes(client, policy) or decision.goes_by_machine(case, policy)
+            if not by_kernel:  # what the kernel has may change unseen
+                self._lately[at] = decided
         return decided
 
     def _state_for(
