@@ -22,6 +22,10 @@ import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 OURS = ("capport", "captive_portal")
+
+# One worker runs all of them, so that each file's imports are looked for once.
+pytestmark = pytest.mark.xdist_group("architecture")
+
 MITMPROXY = ("mitmproxy", "mitmproxy_rs")
 
 
@@ -241,12 +245,19 @@ def named(node: ast.AST, module: str, path: Path) -> Iterator[str]:
         yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
-def imports(module: str, path: Path) -> Iterator[Import]:
+def imports(module: str, path: Path) -> tuple[Import, ...]:
+    return imports_in(path.read_text(), module, path)
+
+
+@cache
+def imports_in(text: str, module: str, path: Path) -> tuple[Import, ...]:
     def walk(node: ast.AST, in_function: bool, for_types: bool) -> Iterator[Import]:
+        if isinstance(node, ast.expr):
+            return  # an import is a statement, and no expression holds one
         for name in named(node, module, path):
             line = getattr(node, "lineno", 0)
             yield Import(f"{path.name}:{line}", module, name, in_function, for_types)
-        function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         if isinstance(node, ast.If) and is_type_checking(node.test):
             for guarded in node.body:
                 yield from walk(guarded, in_function, True)
@@ -256,7 +267,7 @@ def imports(module: str, path: Path) -> Iterator[Import]:
         for child in ast.iter_child_nodes(node):
             yield from walk(child, in_function or function, for_types)
 
-    yield from walk(ast.parse(path.read_text(), str(path)), False, False)
+    return tuple(walk(ast.parse(text, str(path)), False, False))
 
 
 def module_of(name: str, modules: dict[str, Path]) -> str:
@@ -514,12 +525,11 @@ def liberties(module: str, path: Path, own: set[str]) -> Iterator[str]:
     inherited = {n for it in heirs for n in defined(it)} & private_in_mitmproxy()
     yield from (f"{path.name}: defines {name}" for name in inherited)
     for node in ast.walk(tree):
-        text = ast.unparse(node) if isinstance(node, ast.Attribute | ast.Call) else ""
         if isinstance(node, ast.Call):
-            if re.match(r"(object\.__)?(set|del)attr(__)?\(", text):
-                yield f"{path.name}:{node.lineno}: {text}"
-        elif isinstance(node, ast.Attribute):
-            mine = ast.unparse(node.value) in ("self", "cls")
+            if re.fullmatch(r"(object\.__)?(set|del)attr(__)?", ast.unparse(node.func)):
+                yield f"{path.name}:{node.lineno}: {ast.unparse(node)}"
+        elif isinstance(node, ast.Attribute) and (is_private(node.attr) or is_set(node)):
+            text, mine = ast.unparse(node), ast.unparse(node.value) in ("self", "cls")
             if not mine and text != "os._exit" and is_private(node.attr):
                 yield f"{path.name}:{node.lineno}: reads {text}"
             elif is_set(node) and not mine and node.attr not in own and text not in DOCUMENTED:
@@ -572,12 +582,10 @@ def test_a_planted_liberty_is_caught(source: str, because: str, tmp_path: Path) 
 def borrowed_from_tests(folder: Path) -> list[str]:
     """What the modules of a folder import of modules that are tests."""
     return [
-        f"{path.name} imports {name}"
-        for path in sorted(folder.rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text(), str(path)))
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for name in ([getattr(node, "module", None) or ""] + [it.name for it in node.names])
-        if name.rpartition(".")[2].startswith("test_")
+        f"{path.name} imports {found.name}"
+        for module, path in sources(folder).items()
+        for found in imports(module, path)
+        if any(part.startswith("test_") for part in found.name.split("."))
     ]
 
 
@@ -604,10 +612,12 @@ OF_OTHERS = {
 
 
 def underscored(folder: Path) -> set[str]:
-    """The private names that the code in a folder defines or uses."""
-    nodes = (n for path in folder.rglob("*.py") for n in ast.walk(ast.parse(path.read_text())))
-    names = (getattr(it, field, None) for it in nodes for field in ("name", "attr", "id", "arg"))
-    return {name for name in names if isinstance(name, str) and is_private(name) and name != "_"}
+    """The private names that the code in a folder defines, uses or mentions."""
+    return {name for path in folder.rglob("*.py") for name in underscored_in(path.read_text())}
+
+
+def underscored_in(text: str) -> set[str]:
+    return set(re.findall(r"\b_[^\W_]\w*", text))
 
 
 def privates_in(node: ast.Attribute | ast.ImportFrom | ast.Call) -> Iterator[tuple[str, str]]:
@@ -628,7 +638,10 @@ def privates_in(node: ast.Attribute | ast.ImportFrom | ast.Call) -> Iterator[tup
 def private_uses(folder: Path, code: set[str]) -> Iterator[tuple[str, str]]:
     """What the files of a folder use of the private names in `code`, and where; not their own."""
     for path in sorted(folder.rglob("*.py")):
-        tree = ast.parse(path.read_text(), str(path))
+        text = path.read_text()
+        if not code & underscored_in(text):
+            continue
+        tree = ast.parse(text, str(path))
         theirs = code - set(defined(tree))
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute | ast.ImportFrom | ast.Call):
@@ -774,12 +787,15 @@ def declared() -> tuple[set[str], set[str]]:
     }
 
 
+installed = cache(packages_distributions)
+
+
 def distributions(folder: Path) -> dict[str, str]:
     """The distribution behind each foreign top-level import below `folder`, and a file with it."""
     modules = sources(folder)
     shared = sources(CHECKOUT / "tests")  # scripts/bench builds its lab with tests/lab
     local = {module.partition(".")[0] for module in (*modules, *shared)} | set(OURS)
-    known = packages_distributions()
+    known = installed()
     found: dict[str, str] = {}
     for module, path in modules.items():
         for item in imports(module, path):
