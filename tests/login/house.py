@@ -3,7 +3,6 @@
 import asyncio
 import http.client
 import inspect
-import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -31,6 +30,7 @@ from capport.web.login_listener import LoginServer as Server
 from capport.web.records import Records
 from conftest import SOON
 from ports import free_port as free_port
+from proxy.hellos import trusting_all
 
 LOOPBACK = ip_address("127.0.0.1")
 
@@ -212,10 +212,8 @@ class Browser:
         source = (self.address, 0)
         if not self.encrypted:
             return http.client.HTTPConnection("127.0.0.1", self.port, SOON, source)
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         return http.client.HTTPSConnection(
-            "127.0.0.1", self.port, timeout=SOON, source_address=source, context=context
+            "127.0.0.1", self.port, timeout=SOON, source_address=source, context=trusting_all()
         )
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-import ssl
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,6 +22,7 @@ from capport.web.records import Records
 from conftest import SOON
 from login.certificates import certificate
 from login.house import Browser, free_port, until
+from proxy.hellos import trusting_all
 from web.accepted_terms import acceptances
 
 POLICY = "login_server: {{listen: 127.0.0.1:{port}, conditions: {conditions}}}\n"
@@ -121,10 +121,9 @@ class _Tunnelled(Browser):
     proxy = 0
 
     def _connection(self) -> http.client.HTTPConnection:
-        plain = ssl.create_default_context()
-        plain.check_hostname, plain.verify_mode = False, ssl.CERT_NONE
+        source = (self.address, 0)
         connection = http.client.HTTPSConnection(
-            "127.0.0.1", self.proxy, timeout=SOON, source_address=(self.address, 0), context=plain
+            "127.0.0.1", self.proxy, timeout=SOON, source_address=source, context=trusting_all()
         )
         connection.set_tunnel("127.0.0.1", self.port)
         return connection

@@ -1,7 +1,6 @@
 """An HTTP/2 client, inside the TLS that `tls.unknown: intercept` opens."""
 
 import asyncio
-import ssl
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -12,6 +11,7 @@ import h2.events
 import h2.exceptions
 
 from conftest import Portal
+from proxy.hellos import trusting_all
 from proxy.wire import OUTSIDE, until
 
 INTERCEPT = "tls: {unknown: intercept}\n"
@@ -133,12 +133,8 @@ async def tls_streams(
     it: Portal, *alpn: str, sni: str = OUTSIDE
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Through the certificate error that section 7.4 warns of, as if somebody had accepted it."""
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    if alpn:
-        context.set_alpn_protocols(alpn)
     reader, writer = await asyncio.open_connection(
-        "127.0.0.1", it.port, ssl=context, server_hostname=sni
+        "127.0.0.1", it.port, ssl=trusting_all(alpn), server_hostname=sni
     )
     chosen = writer.get_extra_info("ssl_object").selected_alpn_protocol()
     assert chosen == (alpn[0] if alpn else None)

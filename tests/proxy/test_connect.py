@@ -11,6 +11,7 @@ import pytest
 from capport.proxy import connections
 from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
 from proxy.bypasses import INSIDE_A_TUNNEL
+from proxy.hellos import trusting_none
 from proxy.wire import (
     GARDEN,
     OUTSIDE,
@@ -65,7 +66,7 @@ async def test_a_connect_is_refused_as_the_policy_says(
             assert b"https://login.example.net/" in answer.body
         else:
             _, writer = await tunnel(it, place, agent)
-            trust = ssl.create_default_context()
+            trust = trusting_none()
             with pytest.raises(ssl.SSLError, match=r"(?i)alert access denied"):
                 await asyncio.wait_for(writer.start_tls(trust, server_hostname=OUTSIDE), SOON)
             writer.close()
@@ -129,9 +130,7 @@ async def test_a_tunnel_to_the_garden_passes_tls_unopened(
         with_names(it, GARDEN)
         for name in (GARDEN.upper() + ".", GARDEN):
             _, writer = await tunnel(it, f"{name}:{origin.port}")
-            hello = asyncio.create_task(
-                writer.start_tls(ssl.create_default_context(), server_hostname=GARDEN)
-            )
+            hello = asyncio.create_task(writer.start_tls(trusting_none(), server_hostname=GARDEN))
             await until(lambda: origin.received.startswith(b"\x16\x03\x01"))
             hello.cancel()
             origin.received = b""
@@ -309,6 +308,6 @@ async def test_a_tunnel_that_offers_nothing_is_told_of_once_by_what_is_in_it(
     async with portal(events=True) as it:
         streams = await tunnel(it, f"127.0.0.1:{origin.port}", BROWSER)
         with pytest.raises(ssl.SSLError):
-            await asyncio.wait_for(streams[1].start_tls(ssl.create_default_context()), SOON)
+            await asyncio.wait_for(streams[1].start_tls(trusting_none()), SOON)
     told = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [it["event"] for it in told if it["event"] in {"refused", "tls"}] == ["tls"]

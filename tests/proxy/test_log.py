@@ -10,6 +10,7 @@ import pytest
 
 from capport.log_limits import FAULTS, QUOTED, StrangersFilter
 from conftest import Origin, Portal, StartPortal
+from proxy.hellos import trusting_none
 from proxy.mitmdump import policy, started
 from proxy.wire import GARDEN, garden, say, with_names
 
@@ -29,7 +30,7 @@ async def a_broken_handshake(it: Portal, place: str) -> None:
     """TLS to the proxy itself, whose certificate this client does not take."""
     _, writer = await asyncio.open_connection("127.0.0.1", it.port)
     with pytest.raises(ssl.SSLError):
-        await writer.start_tls(ssl.create_default_context(), server_hostname="proxy.example.org")
+        await writer.start_tls(trusting_none(), server_hostname="proxy.example.org")
     writer.close()
 
 

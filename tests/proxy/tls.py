@@ -7,6 +7,7 @@ import ssl
 from dataclasses import dataclass, field
 
 from conftest import SOON, Portal
+from proxy.hellos import trusting_none
 from proxy.wire import OUTSIDE, Streams
 
 
@@ -45,7 +46,7 @@ async def connected(it: Portal, mode: str, port: int, host: str = "127.0.0.1") -
 
 def check_the_certificate(port: int) -> None:
     """As most clients do; asyncio's own hang up without the alert that OpenSSL has ready."""
-    context = ssl.create_default_context()
+    context = trusting_none()
     with (
         socket.create_connection(("127.0.0.1", port), SOON) as plain,
         context.wrap_socket(plain, server_hostname=OUTSIDE),

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from conftest import LOGIN, Origin, Portal, StartPortal
+from proxy.hellos import trusting_none
 from proxy.wire import Answer, Dialled, answers, say, with_names
 
 KNOWN = "clients:\n  - {address: 127.0.0.1, access: known}\n"
@@ -231,8 +232,9 @@ async def test_7_4_tls_is_refused_without_a_certificate_of_ours_by_default(
     dialled("127.0.0.1", origin.port)
     async with portal(mode="transparent") as it:
         with pytest.raises(ssl.SSLError, match=r"(?i)alert access denied") as refused:
-            await asyncio.open_connection("127.0.0.1", it.port, ssl=ssl.create_default_context(),
-                                          server_hostname="www.example.com")  # fmt: skip
+            await asyncio.open_connection(
+                "127.0.0.1", it.port, ssl=trusting_none(), server_hostname="www.example.com"
+            )
         assert not isinstance(refused.value, ssl.SSLCertVerificationError)
     assert origin.connections == 0
 

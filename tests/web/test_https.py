@@ -19,6 +19,7 @@ from capport.web import login_listener
 from conftest import SOON
 from login.certificates import certificate
 from login.house import LOOPBACK, House, free_port, house, policy, until, without_tornados_limits
+from proxy.hellos import trusting_all
 
 
 def _policy(folder: Path) -> Policy:
@@ -26,16 +27,10 @@ def _policy(folder: Path) -> Policy:
     return policy(certificate=str(cert), key=str(key))
 
 
-def _trusting_anyone() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context
-
-
 def _shown(port: int) -> str:
     with (
         socket.create_connection(("127.0.0.1", port), SOON) as plain,
-        _trusting_anyone().wrap_socket(plain) as tls,
+        trusting_all().wrap_socket(plain) as tls,
     ):
         return hashlib.sha256(tls.getpeercert(binary_form=True) or b"").hexdigest()
 
@@ -124,7 +119,7 @@ async def test_the_names_in_its_certificate_are_its_own_whatever_login_url_names
 async def test_tls_1_2_is_the_oldest(
     tmp_path: Path, newest: ssl.TLSVersion, spoken: str | None
 ) -> None:
-    context = _trusting_anyone()
+    context = trusting_all()
     context.set_ciphers("ALL:@SECLEVEL=0")
     context.set_alpn_protocols(["h2", "http/1.1"])
     context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1, newest
@@ -157,7 +152,7 @@ async def test_a_large_file_arrives_whole_at_a_slow_client(tmp_path: Path) -> No
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             plain.settimeout(SOON)
             plain.connect(("127.0.0.1", port))
-            tls = _trusting_anyone().wrap_socket(plain)
+            tls = trusting_all().wrap_socket(plain)
             tls.sendall(b"GET /logo HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
             time.sleep(0.3)  # the buffers are full, and the server waits
             got = bytearray()
@@ -219,7 +214,7 @@ async def test_who_asks_nothing_after_the_handshake_is_ended(
     async with house(_policy(tmp_path)) as h:
         # On a busy machine the handshake itself can take too long, and end so.
         reader, writer = await until(
-            lambda: asyncio.open_connection("127.0.0.1", h.port, ssl=_trusting_anyone()),
+            lambda: asyncio.open_connection("127.0.0.1", h.port, ssl=trusting_all()),
             "a handshake",
         )
         async with asyncio.timeout(SOON):
