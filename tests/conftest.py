@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import ssl
 import tempfile
@@ -259,6 +260,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 parameters = item.callspec.params if hasattr(item, "callspec") else {}
                 group = f"{shared}-{place}-{parameters.get(shared, '')}"
                 item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_collection_finish() -> None:
+    """No garbage collection looks at the modules and the thousands of tests that are loaded now."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1061,20 +1061,20 @@ def test_any_bytes_are_clients_or_problems(
         assert str(problem).replace("\n", "").isprintable()
 
 
-def test_a_million_clients_take_seconds_and_a_quarter_of_a_gigabyte(tmp_path: Path) -> None:
+def test_200_000_clients_take_a_second_and_50_megabytes(tmp_path: Path) -> None:
     path = tmp_path / "staff.csv"
     with path.open("w") as file:
-        for n in range(1_000_000):
+        for n in range(200_000):
             file.write(f"02:00:00:{n >> 16:02x}:{n >> 8 & 255:02x}:{n & 255:02x},guest {n}\n")
     before = resident()
     start = time.thread_time()
     policy = parsed(f"{LOGIN}clients: [{{file: staff.csv, access: known}}]\n", tmp_path)
-    assert time.thread_time() - start < 60  # 3 s; what is not linear would take hours
-    assert resident() - before < 300 << 20
-    last = Client(ip_address("192.0.2.1"), parse_mac("02:00:00:0f:42:3f"))
+    assert time.thread_time() - start < 12  # 0.6 s; what is not linear would take hours
+    assert resident() - before < 60 << 20
+    last = Client(ip_address("192.0.2.1"), parse_mac("02:00:00:03:0d:3f"))
     found = policy.clients.find(last)
     assert found is not None
-    assert (found.name, found.where) == ("guest 999999", f"{path}:1000000")
+    assert (found.name, found.where) == ("guest 199999", f"{path}:200000")
 
 
 def resident() -> int:

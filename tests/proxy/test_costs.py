@@ -307,4 +307,3 @@ async def test_no_collection_walks_what_was_loaded_at_the_start(portal: StartPor
     gc.unfreeze()
     async with portal():
         assert gc.get_freeze_count() > 10 * len(gc.get_objects())
-    gc.unfreeze()
