@@ -234,15 +234,18 @@ def test_a_process_ends_with_the_status_of_its_command(capport: Capport) -> None
     assert capport("clients").status == 0
 
 
+PROXY = ("mitmproxy", "asyncio", "cryptography", "pyroute2", "tornado")
+
+
 @pytest.mark.parametrize(
     ("argv", "never"),
     [
         ("--help", ("mitmproxy", "yaml", "pyroute2", "sqlite3", "asyncio", "tornado")),
-        ("grant 192.0.2.7 --sessions s.db --for 1m", ("mitmproxy", "yaml", "pyroute2", "tornado")),
-        ("revoke 192.0.2.7 --sessions s.db", ("mitmproxy", "yaml", "pyroute2", "tornado")),
-        ("clients --sessions s.db", ("mitmproxy", "yaml", "pyroute2", "tornado")),
-        ("check policy.yaml", ("mitmproxy", "pyroute2", "sqlite3", "tornado")),
-        ("explain policy.yaml --client 192.0.2.7 http://a.example/", ("mitmproxy", "pyroute2")),
+        ("grant 192.0.2.7 --sessions s.db --for 1m", (*PROXY, "yaml")),
+        ("revoke 192.0.2.7 --sessions s.db", (*PROXY, "yaml")),
+        ("clients --sessions s.db", (*PROXY, "yaml")),
+        ("check policy.yaml", (*PROXY, "sqlite3")),
+        ("explain policy.yaml --client 192.0.2.7 http://a.example/", PROXY),
         ("script", ("mitmproxy", "yaml", "pyroute2", "sqlite3")),
     ],
 )

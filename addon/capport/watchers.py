@@ -1,11 +1,14 @@
 """Calls watchers of the sessions or the neighbours, each on its own event loop or on a thread."""
 
-import asyncio
 import logging
 import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio
 
 logger = logging.getLogger(__name__)
 
@@ -13,7 +16,7 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True, eq=False, slots=True)
 class _Watch[Subject]:
     watcher: Callable[[Subject], None]
-    loop: asyncio.AbstractEventLoop | None
+    loop: "asyncio.AbstractEventLoop | None"
 
 
 class Watchers[Subject]:
@@ -35,6 +38,9 @@ class Watchers[Subject]:
 
     def add(self, watcher: Callable[[Subject], None]) -> Callable[[], None]:
         """Calls `watcher` from now on; returns a function that stops this, safe to call twice."""
+        # A command adds no watcher. It would take longer to import asyncio than to grant a session.
+        import asyncio
+
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from capport.core.client import Mac
 from capport.core.http import DEFAULT_PORTS
@@ -37,10 +38,12 @@ from capport.core.redis_url import is_redis
 from capport.core.session import LONGEST
 from capport.extras import lacking
 from capport.policy import clients_file, values
-from capport.policy.certificate import Chain
 from capport.policy.errors import Findings, PolicyError, Problem, TooMany, read_bounded, reason
 from capport.policy.section import Section
 from capport.policy.tree import Fields, Node, Word, read_text, read_tree, unexpected
+
+if TYPE_CHECKING:
+    from capport.policy.certificate import Chain
 
 __all__ = ["PolicyError", "Problem", "default", "load", "load_with_warnings", "parse"]
 
@@ -374,6 +377,9 @@ class _Reader:
         """Checks that the certificate can be read, and that the key belongs to it."""
         if pem is None:
             return
+        # Few policies name a certificate. cryptography takes a quarter of the time of a command.
+        from capport.policy.certificate import Chain
+
         try:
             self._certificate = Chain(pem)
         except ValueError as error:
