@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from capport import __version__, cli, clock
+from capport import __version__, clock
 from capport.api.tokens import token_digest
 from capport.commands.login_records import moment
 from capport.core import standing
@@ -32,6 +32,7 @@ from capport.policy import policy_file
 from capport.stores import SessionStore
 from capport.stores.opening import open_store
 from capport.web.records import Records
+from commandline import capport as run_here
 from login.certificates import certificate
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -71,9 +72,7 @@ type Capport = Callable[..., Ran]
 
 
 @pytest.fixture
-def here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Capport:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Capport:
     """Runs `capport` with these arguments in this process, in a folder of the test's own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
@@ -83,12 +82,8 @@ def here(
     time.tzset()
 
     def run(*arguments: str) -> Ran:
-        capsys.readouterr()
-        try:
-            status = cli.main(arguments)
-        except SystemExit as end:
-            status = int(end.code or 0)
-        return Ran(status, *capsys.readouterr())
+        ran = run_here(*arguments)
+        return Ran(ran.returncode, ran.stdout, ran.stderr)
 
     return run
 

@@ -5,8 +5,6 @@ import http.client
 import json
 import re
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from capport.core.explanation import document
+from commandline import capport
 from conftest import SOON, StartPortal
 
 POLICY = """\
@@ -26,14 +25,8 @@ limits:
 
 def command(folder: Path, client: str, method: str, url: str) -> dict[str, Any]:
     asked = ["--sessions", str(folder / "sessions.db"), "--client", client, "--method", method]
-    program = (sys.executable, "-m", "capport", "explain")
-    ran = subprocess.run(
-        [*program, str(folder / "policy.yaml"), "--json", *asked, url],
-        capture_output=True,
-        text=True,
-        timeout=SOON,
-        check=True,
-    )
+    ran = capport("explain", str(folder / "policy.yaml"), "--json", *asked, url)
+    ran.check_returncode()
     said: dict[str, Any] = json.loads(ran.stdout)
     return said
 

@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 import requires
-from api.portals import BIN, CHECKOUT, RUN, portal
+from api.portals import CHECKOUT, RUN, portal
+from commandline import capport
 from conftest import SOON
 from login.example import example
 from login.house import Browser, free_port, until
@@ -157,10 +158,8 @@ def _run(command: str) -> str:
 
 
 def _new_token(folder: Path) -> str:
-    command = [str(BIN / "capport"), "token", "new", "example", "--sessions"]
-    done = subprocess.run(
-        [*command, str(folder / "sessions.db")], capture_output=True, text=True, check=True
-    )
+    done = capport("token", "new", "example", "--sessions", str(folder / "sessions.db"))
+    done.check_returncode()
     return done.stdout.strip()
 
 

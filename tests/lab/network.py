@@ -39,6 +39,7 @@ from capport.router import known_clients, membership, nftables
 from capport.router.fence import Fence
 from capport.stores.opening import open_store
 from capport.testing.kinds import OURS, kind_named
+from commandline import capport
 from lab import kinds, namespaces, origin
 from lab.advertise import Advertiser
 from lab.dhcp import Lease, lease
@@ -288,10 +289,9 @@ class Lab:
         """The certificates that people's curl trusts here."""
         return self.folder / "trusted.pem"
 
-    def capport(self, *arguments: str, timeout: float = 100) -> CompletedProcess[str]:
-        """Runs the `capport` command on the router."""
-        command = str(Path(sys.executable).with_name("capport"))
-        return self.router.run(command, *arguments, timeout=timeout, env=environment())
+    def capport(self, *arguments: str) -> CompletedProcess[str]:
+        """Runs the `capport` command on the router, in this process."""
+        return self.router.call(capport, *arguments)
 
     def start_proxy(self, port: int) -> Popen[bytes]:
         """Starts a mitmdump with the portal in transparent mode on `port`, and waits for it."""

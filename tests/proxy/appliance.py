@@ -50,8 +50,9 @@ def appliance(
 
 
 def ask(port: int, url: str) -> int:
-    """The status of the answer to a GET through the proxy."""
+    """The status of a GET through the proxy; 0 for a connection that is closed without one."""
     with socket.create_connection(("127.0.0.1", port), timeout=SOON) as asking:
         host = url.split("/")[2]
         asking.sendall(f"GET {url} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
-        return int(asking.recv(100).split()[1])
+        answer = asking.recv(100)
+        return int(answer.split()[1]) if answer else 0

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from capport.proxy import appliance as appliance_module
+from commandline import capport
 from ports import free_port
 from proxy.appliance import CONSOLE_SCRIPT, SOON, appliance, ask
 
@@ -60,8 +61,8 @@ def test_the_portal_hears_of_what_a_command_grants_and_revokes(tmp_path: Path, p
     url = f"http://127.0.0.1:{origin.getsockname()[1]}/"
 
     def carry_out(command: str) -> None:
-        argv = [CONSOLE_SCRIPT, command, "127.0.0.1", "--sessions", "s.db"]
-        subprocess.run(argv, cwd=tmp_path, check=True, capture_output=True)
+        sessions = str(tmp_path / "s.db")
+        capport(command, "127.0.0.1", "--sessions", sessions).check_returncode()
 
     def serve() -> None:
         with contextlib.suppress(OSError):

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,8 @@ import pytest
 
 import requires
 from capport.stores.redis.redis_link import KEY, ROUTER
-from conftest import SOON, Origin, one_answer, until_closed
+from commandline import capport
+from conftest import Origin, one_answer, until_closed
 from journey.guests import Guest
 from login.certificates import certificate
 from ports import free_port
@@ -24,7 +23,6 @@ from proxy.mitmdump import LOGIN, Process, started
 from proxy.wire import until
 from stores.redis_server import server
 
-CAPPORT = str(Path(sys.executable).with_name("capport"))
 SERVES = re.compile(r"Worker (\d) serves: process (\d+)")
 CLIENTS = [f"127.0.0.{number}" for number in range(2, 14)]
 
@@ -98,8 +96,8 @@ class Appliance:
         return False
 
     def capport(self, *arguments: str) -> None:
-        argv = [CAPPORT, *arguments, "--sessions", self.sessions or str(self.folder / "s.db")]
-        subprocess.run(argv, check=True, capture_output=True, timeout=SOON)
+        sessions = self.sessions or str(self.folder / "s.db")
+        capport(*arguments, "--sessions", sessions).check_returncode()
 
     def events(self) -> list[dict[str, object]]:
         return [json.loads(it) for it in (self.folder / "events.jsonl").read_text().splitlines()]

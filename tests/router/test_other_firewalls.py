@@ -2,7 +2,6 @@
 
 import contextlib
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,12 +13,12 @@ from capport.linux.libnftables import Nftables
 from capport.policy import policy_file
 from capport.router import nftables
 from capport.router.other_firewalls import CLOSED, in_the_way
+from commandline import capport
 from conftest import SOON
 from lab.namespaces import Namespace, namespaces, veth
 
 pytestmark = pytest.mark.lab
 
-CAPPORT = str(Path(sys.executable).with_name("capport"))
 KNOWN, ORIGIN = "192.0.2.7", "198.51.100.2"
 POLICY = f"""\
 login_server: {{listen: 192.0.2.1:8511}}
@@ -206,10 +205,13 @@ def test_what_may_pass_is_not_said_to_be_dropped(rules: Nftables, rule: str) -> 
     assert [said for said in in_the_way(rules) if "what known clients send" in said] == []
 
 
-def test_up_show_and_explain_say_it_and_the_kernel_agrees(tmp_path: Path) -> None:
+def test_up_show_and_explain_say_it_and_the_kernel_agrees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     requires.check(requires.namespaces())
     requires.check(requires.tool("nft", "iptables-nft"))
-    (tmp_path / "policy.yaml").write_text(POLICY)
+    monkeypatch.chdir(tmp_path)
+    Path("policy.yaml").write_text(POLICY)
 
     with namespaces("client", "router", "origin") as (client, router, origin):
         veth(client, "eth0", router, "br-lan")
@@ -233,7 +235,7 @@ def test_up_show_and_explain_say_it_and_the_kernel_agrees(tmp_path: Path) -> Non
         router.sysctl(ipv4__ip_forward=1)
 
         def said(*arguments: str) -> str:
-            done = router.run(CAPPORT, *arguments, cwd=tmp_path)
+            done = router.call(capport, *arguments)
             assert done.returncode == 0, done.stderr
             return done.stdout + done.stderr
 

@@ -8,7 +8,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,13 +21,13 @@ from capport.stores.sqlite import locks
 from capport.stores.sqlite import store as sqlite
 from capport.stores.sqlite.session_schema import SESSIONS
 from capport.stores.sqlite.store import SqliteStore
+from commandline import capport
 from proxy.appliance import appliance, ask
 from stores import writers
 from stores.contract import ADDRESS, MAC, OTHER, session, until
 from stores.one_file import OneFile
 from stores.writers import Writer
 
-CAPPORT = str(Path(sys.executable).with_name("capport"))
 GOES, STAYS, COMES = "192.0.2.1", "192.0.2.2", "192.0.2.3"
 
 
@@ -56,8 +55,7 @@ def does(process: Writer, what: str, client: str) -> None:
 
 
 def command(*arguments: str, path: Path) -> subprocess.CompletedProcess[str]:
-    argv = [CAPPORT, *arguments, "--sessions", str(path)]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=100, check=False)
+    return capport(*arguments, "--sessions", str(path))
 
 
 def backup(path: Path, *clients: str) -> Path:
@@ -319,7 +317,7 @@ def test_the_portal_turns_away_who_is_not_in_the_new_file(tmp_path: Path) -> Non
 
     with appliance(tmp_path, *arguments) as (running, port):
         assert command("grant", "127.0.0.1", path=path).returncode == 0
-        until(lambda: ask(port, url) != 511, "a grant")
+        until(lambda: ask(port, url) == 502, "a grant")
         remove(path)
         assert command("grant", COMES, path=path).returncode == 0
         until(lambda: ask(port, url) == 511, "the end of who is not in the new file")
