@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -122,6 +123,22 @@ def test_the_appliance_carries_only_what_a_portal_needs() -> None:
         "MapRemote",
         "KeepServing",
     }
+
+
+def test_the_appliance_imports_none_of_the_addons_that_it_does_not_need() -> None:
+    program = (
+        "import sys\n"
+        "from capport.cli import main\n"
+        "main(['run', '--set', 'listen_port=none'])\n"
+        "print(*(name for name in sys.modules if name.startswith('mitmproxy.addons.')))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert ran.stderr == "Failed to parse option listen_port: not an integer: none\n"
+    imported = ran.stdout.split()
+    assert "mitmproxy.addons.tlsconfig" in imported
+    assert len(imported) < 15  # of some forty, whose import takes half a second
 
 
 def test_without_a_descriptor_left_each_listener_waits_and_the_log_has_a_line(

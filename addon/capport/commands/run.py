@@ -6,10 +6,12 @@ from argparse import Namespace
 
 def run(arguments: Namespace) -> int:
     """Runs until it is stopped; returns the exit status. No other command imports mitmproxy."""
+    from capport.proxy.internals.single_addons import import_singly
     from capport.proxy.internals.verify import NotAsTested, verify
 
+    import_singly()
     try:
-        verify()
+        verify(default_addons=False)
     except NotAsTested as error:
         print(error, file=sys.stderr)
         return 1

@@ -27,7 +27,10 @@ from capport.service.settings import SettingError
 from capport.service.workers import Workers
 from capport.stores.opening import store_path
 
-COMMAND = (sys.executable, "-P", "-m", "capport.proxy.worker_process")
+COMMAND = (
+    *(sys.executable, "-P", "-m", "capport.proxy.internals.single_addons"),
+    "capport.proxy.worker_process",
+)
 
 
 class FirstProcess:

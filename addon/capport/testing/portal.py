@@ -89,7 +89,8 @@ class Portal:
             self._process = subprocess.Popen(
                 [
                     # -P: a module of the app must not replace one of Python's.
-                    *(sys.executable, "-P", "-m", "capport.testing.start"),
+                    *(sys.executable, "-P", "-m", "capport.proxy.internals.single_addons"),
+                    "capport.testing.proxy_process",
                     *(str(theirs.fileno()), str(self.folder)),
                 ],
                 stdin=subprocess.DEVNULL,

@@ -317,3 +317,7 @@ def serve(descriptor: int, folder: str) -> int:
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # the parent may have been killed
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(serve(int(sys.argv[1]), sys.argv[2]))

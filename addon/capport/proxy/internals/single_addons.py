@@ -1,9 +1,12 @@
 """Lets a process import some of mitmproxy's addons without the others, which take half a second.
 
-It relies on this: the modules in `mitmproxy.addons` need nothing of the package but its path.
+`python -m capport.proxy.internals.single_addons MODULE ARGUMENT...` runs a module in such a
+process. It relies on this: the modules in `mitmproxy.addons` need nothing of the package but its
+path.
 """
 
 import importlib.util
+import runpy
 import sys
 
 
@@ -12,3 +15,9 @@ def import_singly() -> None:
     spec = importlib.util.find_spec("mitmproxy.addons")
     assert spec
     sys.modules.setdefault(spec.name, importlib.util.module_from_spec(spec))
+
+
+if __name__ == "__main__":
+    import_singly()
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -31,6 +31,8 @@ from typing import Any, Final
 logger = logging.getLogger(__name__)
 
 TESTED: Final = Path(__file__).with_name("tested.json")
+DEFAULT_ADDONS: Final = "the order of mitmproxy's own addons"
+"""Its place in tested.json. To check it, all of them have to be imported."""
 
 
 class NotAsTested(Exception):
@@ -38,22 +40,27 @@ class NotAsTested(Exception):
 
 
 @functools.cache  # when the script is reloaded, the portal has already replaced some functions
-def verify() -> None:
-    """Raises NotAsTested; logs a warning if a version passes but was not tested."""
+def verify(*, default_addons: bool = True) -> None:
+    """Raises NotAsTested; logs a warning if a version passes but was not tested.
+
+    Without `default_addons`, this process has a list of addons of its own.
+    """
     if not hasattr(socket, "AF_NETLINK"):
         raise NotAsTested(
             "the portal needs Linux: it asks the kernel who its clients are (netlink)"
         )
-    check(importlib.import_module("mitmproxy.version").VERSION)
+    check(importlib.import_module("mitmproxy.version").VERSION, default_addons=default_addons)
 
 
-def check(version: str) -> None:
+def check(version: str, *, default_addons: bool = True) -> None:
     """Raises NotAsTested if the installed mitmproxy, called `version`, is not as it was tested."""
     tested = json.loads(TESTED.read_text())
     versions = tested["versions"]
     where = f"mitmproxy {version} is not as the portal was tested with ({', '.join(versions)})"
     if _number(version) < _number(versions[0]):
         raise NotAsTested(f"{where}: it is older")
+    if not default_addons:
+        del tested["relied_on"][DEFAULT_ADDONS]
     if problem := next(problems(tested["relied_on"]), None):
         raise NotAsTested(f"{where}: {problem}")
     if version not in versions:
