@@ -5,7 +5,6 @@ import contextlib
 import gc
 import json
 import ssl
-import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from capport.events import EventLog
 from capport.gate import Gate
 from capport.proxy import mitmproxy_options
 from capport.proxy.addon import CaptivePortal, Hooks
+from confdir import confdir
 from json_schemas import wrong_events
 from requires import pytest_configure, pytest_runtest_setup
 
@@ -187,12 +187,6 @@ async def one_answer(reader: asyncio.StreamReader) -> bytes:
 type StartPortal = Callable[..., contextlib.AbstractAsyncContextManager[Portal]]
 
 
-@cache
-def _configuration() -> tempfile.TemporaryDirectory[str]:
-    """mitmproxy's own folder, with its CA: the keys of one take longer than a quick test."""
-    return tempfile.TemporaryDirectory()
-
-
 @contextlib.asynccontextmanager
 async def running_portal(
     folder: Path,
@@ -206,9 +200,7 @@ async def running_portal(
     """A mitmproxy with the portal where a script would be, listening on a port of 127.0.0.1."""
     file = folder / "policy.yaml"
     file.write_text(f"login_url: {LOGIN}\n{policy}" if "login_url" not in policy else policy)
-    opts = options.Options(
-        confdir=_configuration().name, mode=[mode], listen_host="127.0.0.1", listen_port=0
-    )
+    opts = options.Options(confdir=confdir(), mode=[mode], listen_host="127.0.0.1", listen_port=0)
     master = DumpMaster(opts, with_termlog=False, with_dumper=False)
     # It ends the process over any error logged meanwhile, be it another test's, of a lost task.
     errors = master.addons.get("errorcheck")

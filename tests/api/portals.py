@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from confdir import confdir
 from conftest import SOON
 from login.house import free_port, until
 
@@ -31,7 +32,7 @@ async def portal(
     (folder / "policy.yaml").write_text(policy)
     given = [
         *(f"portal_policy={folder / 'policy.yaml'}", f"portal_sessions={folder / 'sessions.db'}"),
-        *(f"confdir={folder / 'conf'}", *options),
+        *(f"confdir={confdir()}", *options),
     ]
     process = await asyncio.create_subprocess_exec(
         *(*RUN[way], "--listen-host", "127.0.0.1", "--listen-port", str(port)),

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 import requires
 from api.portals import CHECKOUT, RUN, portal
 from commandline import capport
+from confdir import confdir
 from conftest import SOON
 from login.example import example
 from login.house import Browser, free_port, until
@@ -174,7 +175,7 @@ async def test_an_api_where_clients_are_stops_the_start(
     tmp_path: Path, option: str, says: str
 ) -> None:
     (tmp_path / "policy.yaml").write_text("login_url: https://login.example.net/\n")
-    options = (f"portal_policy={tmp_path / 'policy.yaml'}", f"confdir={tmp_path / 'conf'}")
+    options = (f"portal_policy={tmp_path / 'policy.yaml'}", f"confdir={confdir()}")
     stores = f"portal_sessions={tmp_path / 'sessions.db'}"
     given = [part for one in (*options, stores, option) for part in ("--set", one)]
     command = [*RUN["capport run"], "--listen-port", "0", *given]
@@ -194,7 +195,7 @@ async def test_an_api_without_its_port_stops_the_start_and_says_whose_option_it_
         proxy, login = free_port(), free_port()
         taken = {"a stranger": stranger.getsockname()[1], "the proxy": proxy}.get(taken_by, login)
         (tmp_path / "policy.yaml").write_text(f"login_server: {{listen: '127.0.0.1:{login}'}}\n")
-        options = (f"portal_policy={tmp_path / 'policy.yaml'}", f"confdir={tmp_path / 'conf'}")
+        options = (f"portal_policy={tmp_path / 'policy.yaml'}", f"confdir={confdir()}")
         api = (f"portal_sessions={tmp_path / 'sessions.db'}", f"portal_api=127.0.0.1:{taken}")
         given = [part for one in (*options, *api) for part in ("--set", one)]
         where = ("--listen-host", "127.0.0.1", "--listen-port", str(proxy))

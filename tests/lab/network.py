@@ -40,6 +40,7 @@ from capport.router.fence import Fence
 from capport.stores.opening import open_store
 from capport.testing.kinds import OURS, kind_named
 from commandline import capport
+from confdir import confdir
 from lab import kinds, namespaces, origin
 from lab.advertise import Advertiser
 from lab.dhcp import Lease, lease
@@ -524,7 +525,7 @@ class Lab:
         settings: dict[str, object] = {
             "portal_policy": self.policy_file,
             "portal_events": self.folder / "events.jsonl",
-            "confdir": self.folder / "mitmproxy",
+            "confdir": confdir(),
         }
         command = ["mitmdump", "-s", str(CHECKOUT / "addon" / "captive_portal.py"), "--showhost"]
         if self.kind.answer:

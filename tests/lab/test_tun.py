@@ -12,7 +12,9 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 
 import requires
+from confdir import confdir
 from lab.namespaces import Namespace, end, namespaces, veth, wait_for
+from lab.network import listening
 
 pytestmark = [pytest.mark.lab, requires.namespaces(), requires.tool("curl")]
 
@@ -39,17 +41,21 @@ def tun(folder: Path, policy: str) -> Iterator[tuple[Namespace, Namespace]]:
         )
         process = router.start(
             str(MITMDUMP),
-            *("--set", f"confdir={folder}", "--mode", "tun:portal0", "-s", str(SCRIPT)),
+            *("--set", f"confdir={confdir()}", "--mode", "tun:portal0", "-s", str(SCRIPT)),
             *("--set", f"portal_policy={folder / 'policy.yaml'}"),
             *("--set", "portal_sessions=:memory:"),
         )
         try:
-            wait_for(lambda: "portal0" in router.run("ip", "link").stdout, 60, "no tun")
+            wait_for(lambda: "portal0" in router.call(interfaces), 60, "no tun")
             router.ip("link set portal0 up", "rule add iif lan lookup 100")
             router.ip("route add default dev portal0 table 100")
             yield client, origin
         finally:
             end(process)
+
+
+def interfaces() -> list[str]:
+    return [name for _, name in socket.if_nameindex()]
 
 
 def test_an_intercepted_clients_quic_is_not_answered(tmp_path: Path) -> None:
@@ -106,7 +112,7 @@ def test_a_known_client_has_one_budget_for_http3_and_http1(tmp_path: Path) -> No
             return client.run(*asked, f"http://{OUTSIDE}/").stdout
 
         try:
-            wait_for(lambda: ":80 " in origin.run("ss", "-lnt").stdout, 60, "no server")
+            wait_for(lambda: origin.call(listening)[80], 60, "no server")
             assert over_http1() == "200"
             over_http3 = client.run(sys.executable, str(HTTP3), OUTSIDE, "60", timeout=100)
             # The origin has no QUIC, so what may go on gets 502.

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from confdir import confdir
 from ports import free_port
 
 CONSOLE_SCRIPT = str(Path(sys.executable).with_name("capport"))
@@ -26,7 +27,7 @@ def appliance(
     running = subprocess.Popen(
         [
             *(CONSOLE_SCRIPT, "run", "--listen-host", "127.0.0.1", "--listen-port", str(port)),
-            *("--set", f"confdir={folder / 'conf'}", *arguments),
+            *("--set", f"confdir={confdir()}", *arguments),
         ],
         stdout=out,
         stderr=out,

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from confdir import confdir
 from conftest import SOON
 
 SCRIPT = Path(__file__).resolve().parents[2] / "addon" / "captive_portal.py"
@@ -125,7 +126,7 @@ async def started(
     command = [
         str(Path(sys.executable).parent / program),
         *subcommand,
-        *(("--set", f"confdir={folder / 'conf'}") if "confdir=" not in str(arguments) else ()),
+        *(("--set", f"confdir={confdir()}") if "confdir=" not in str(arguments) else ()),
         *("--listen-host", "127.0.0.1", "--listen-port", "0"),
         *(("-s", str(script)) if script else ()),
         *(("--set", f"portal_sessions={store}") if store else ()),

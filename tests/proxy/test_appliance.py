@@ -18,6 +18,7 @@ import pytest
 
 from capport.proxy import appliance as appliance_module
 from commandline import capport
+from confdir import confdir
 from ports import free_port
 from proxy.appliance import CONSOLE_SCRIPT, SOON, appliance, ask
 
@@ -99,7 +100,7 @@ def test_the_appliance_does_not_start_without_a_gate(
     ran = subprocess.run(
         [
             *(CONSOLE_SCRIPT, "run", "--listen-host", "127.0.0.1", "--listen-port", "0"),
-            *("--set", "confdir=conf", "--sessions", "s.db", *arguments.split()),
+            *("--set", f"confdir={confdir()}", "--sessions", "s.db", *arguments.split()),
         ],
         capture_output=True,
         text=True,

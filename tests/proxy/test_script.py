@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from confdir import confdir
 from conftest import SOON, Origin
 from ports import free_port
 from proxy.mitmdump import SCRIPT, policy, started
@@ -372,7 +373,7 @@ def in_a_terminal(folder: Path, tool: str, *arguments: str) -> tuple[int, bytes,
     process = subprocess.Popen(
         [
             str(Path(sys.executable).with_name(tool)),
-            *("--set", f"confdir={folder / 'conf'}", "--listen-port", "0"),
+            *("--set", f"confdir={confdir()}", "--listen-port", "0"),
             *arguments,
         ],
         stdin=terminal,
