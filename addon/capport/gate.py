@@ -45,13 +45,11 @@ from capport.core.verdict import (
 )
 from capport.events import EventLog
 from capport.linux import Neighbours
-from capport.linux.own_addresses import OWN
+from capport.linux.own_addresses import HERE
 from capport.metrics import Metrics
 from capport.stores import FullError, SessionStore, StoreError, not_everywhere
 
-NOWHERE: Final[Mapping[Place, Address]] = MappingProxyType({})
-
-HERE = Machine(OWN)
+_NONE_ANSWERS: Final[Mapping[Place, Address]] = MappingProxyType({})
 
 type AtOnce = NetworkAuthenticationRequired | SignIn | TooManyRequests | HeaderFieldsTooLarge
 """The verdicts that `front/` carries out."""
@@ -66,7 +64,7 @@ LATELY: Final = 2048
 """The most refusals that are remembered. Each takes a kilobyte, and its request another at most."""
 _LONGEST: Final = 1024  # bytes of a request that is remembered
 
-type Asked = tuple[Client, HttpRequest | None, Place | None, Place | None, bool]
+type Basis = tuple[Client, HttpRequest | None, Place | None, Place | None, bool]
 """What a decision on a client without a session is made from, by a policy: there is no time in it.
 
 The places are the claimed and the dialled one. The request is None for a TLS handshake. The last
@@ -78,7 +76,7 @@ part is whether the login server answers.
 class Decided:
     """A decision, and what it was made from."""
 
-    asked: Asked
+    asked: Basis
     case: Case
     verdict: Verdict | TlsVerdict
 
@@ -112,7 +110,7 @@ class Gate:
         now: Callable[[], Instant] = clock.now,
         machine: Machine = HERE,
         state: MakeState | None = None,
-        answering: Mapping[Place, Address] = NOWHERE,
+        answering: Mapping[Place, Address] = _NONE_ANSWERS,
         carry_out: Callable[[ClientId], None] = lambda client: None,
         budgets: Budgets | None = None,
         drop: Callable[[Client, float], None] = lambda client, seconds: None,
@@ -236,7 +234,7 @@ class Gate:
             return verdict, self._state_for(client, verdict, url)
         return verdict, None
 
-    def _decided(self, asked: Asked) -> Decided:
+    def _decided(self, asked: Basis) -> Decided:
         """A decision. Clients repeat what was refused, and are refused again without deciding.
 
         Where to look is a guess by the identity of the request and the claim, which the front keeps

@@ -9,7 +9,8 @@ import pytest
 import requires
 from capport.core.client import Address, parse_address
 from capport.core.reach import Machine
-from capport.linux.own_addresses import OWN, is_own
+from capport.linux.own_addresses import HERE as MACHINE
+from capport.linux.own_addresses import OWN
 from capport.proxy import resolver
 from capport.proxy.resolver import Addresses
 from conftest import SOON
@@ -26,13 +27,13 @@ def may_reach(client: Address, address: Address, *, listed: bool = False) -> boo
     "address", ["127.0.0.1", "127.9.9.9", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1"]
 )
 def test_loopback_in_every_form_is_our_own(address: str) -> None:
-    assert is_own(parse_address(address))
+    assert MACHINE.is_own(parse_address(address))
     assert not may_reach(FAR, parse_address(address))
 
 
 @pytest.mark.parametrize("address", ["192.0.2.7", "2001:db8::7"])
 def test_another_machines_address_is_not_our_own(address: str) -> None:
-    assert not is_own(parse_address(address))
+    assert not MACHINE.is_own(parse_address(address))
 
 
 def test_only_what_is_listed_and_who_is_here_reaches_our_own() -> None:
@@ -53,7 +54,7 @@ IN_A_NAMESPACE = """
 import subprocess, time
 from ipaddress import ip_address
 from pathlib import Path
-from capport.linux.own_addresses import is_own
+from capport.linux.own_addresses import HERE
 for command in ("link add d0 type veth peer name d1",
                 "link set lo up", "link set d0 up", "link set d1 up",
                 "addr add 192.0.2.1/24 dev d0", "-6 addr add 2001:db8::1/64 dev d0 nodad",
@@ -61,12 +62,12 @@ for command in ("link add d0 type veth peer name d1",
     subprocess.run(["ip", *command.split()], check=True)
 ask = "192.0.2.1 2001:db8::1 203.0.113.9 192.0.2.2 2001:db8::2".split()
 end = time.monotonic() + 30  # the kernel adds a route for an IPv6 address a moment later
-while not is_own(ip_address(ask[1])) and time.monotonic() < end:
+while not HERE.is_own(ip_address(ask[1])) and time.monotonic() < end:
     time.sleep(0.01)
-print([is_own(ip_address(one)) for one in ask])
+print([HERE.is_own(ip_address(one)) for one in ask])
 for version in (4, 6):
     Path(f"/proc/sys/net/ipv{version}/ip_nonlocal_bind").write_text("1")
-print([is_own(ip_address(one)) for one in ask])
+print([HERE.is_own(ip_address(one)) for one in ask])
 """
 
 

@@ -12,8 +12,8 @@ from capport.core.client import Peer
 from capport.core.place import parse_authority
 from capport.core.policy import Policy
 from capport.events import EventLog
-from capport.gate import HERE as MACHINE
 from capport.gate import Gate
+from capport.linux.own_addresses import HERE as MACHINE
 from capport.metrics import Metrics
 from capport.policy import policy_file
 from capport.service.channel import Channel, pair

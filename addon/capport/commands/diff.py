@@ -17,7 +17,7 @@ from capport.core.explanation import Explanation, in_words, parse_url
 from capport.core.http import DEFAULT_PORTS
 from capport.core.policy import Policy
 from capport.core.session import open_ones
-from capport.core.standing import ANYWHERE
+from capport.core.standing import NO_ADDRESS
 from capport.core.verdict import Intercept, Pass, Refuse
 from capport.gate import Gate
 from capport.report.recording import ClientRecord, record_lines
@@ -39,8 +39,8 @@ class Ask:
     url: str
 
     def __str__(self) -> str:
-        nobody = self.client.address == ANYWHERE and self.client.mac is None
-        at_any = self.client.mac if self.client.address == ANYWHERE else self.client
+        nobody = self.client.address == NO_ADDRESS and self.client.mac is None
+        at_any = self.client.mac if self.client.address == NO_ADDRESS else self.client
         scheme = self.url.partition(":")[0]
         where = f"any other {scheme} URL" if self.url in SOMEWHERE else visible(self.url)
         return f"{'an unknown client' if nobody else at_any}: {self.method} {where}"
@@ -148,9 +148,9 @@ def _there(old: Policy, new: Policy, store: SessionStore) -> Iterator[Ask]:
         for subject, _, _ in policy.clients.subjects():
             clients.append((subject, None) if isinstance(subject, str) else (None, subject[0]))
     for mac, address in (*clients, (None, None)):
-        yield from (Ask(Client(address or ANYWHERE, mac), "GET", url) for url in SOMEWHERE)
+        yield from (Ask(Client(address or NO_ADDRESS, mac), "GET", url) for url in SOMEWHERE)
     for url in (*_places(old), *_places(new)):
-        yield Ask(Client(ANYWHERE), "GET", url)
+        yield Ask(Client(NO_ADDRESS), "GET", url)
 
 
 def _places(policy: Policy) -> Iterator[str]:

@@ -13,7 +13,7 @@ from capport.core.policy import Access, ClientRule, Policy
 from capport.core.session import Instant, Session
 from capport.core.value import value
 
-ANYWHERE = ip_address("0.0.0.0")  # noqa: S104
+NO_ADDRESS = ip_address("0.0.0.0")  # noqa: S104
 """Stands for the address of a device of which only the MAC is given."""
 
 
@@ -143,7 +143,7 @@ def standing_of_id(
         return standing(Client(address, mac), policy, session, now)
     assert mac is not None
     rule = policy.clients.covering(mac)
-    return _decided(Facts(Client(ANYWHERE, mac), now, rule, session, False), policy)
+    return _decided(Facts(Client(NO_ADDRESS, mac), now, rule, session, False), policy)
 
 
 def lacks_mac(client: Client, policy: Policy, is_on_link: Callable[[Address], bool]) -> bool:

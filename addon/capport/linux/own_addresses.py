@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from capport.core.client import Address, parse_address
 from capport.core.policy import Network
+from capport.core.reach import Machine
 from capport.linux import local_routes, netlink
 
 # RTMGRP_LINK, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, of linux/rtnetlink.h
@@ -58,10 +59,8 @@ class OwnAddresses(Container[Address]):
 
 OWN = OwnAddresses()
 
-
-def is_own(address: Address) -> bool:
-    """Whether `address` is this machine's, so that connections to it end at its own services."""
-    return address.is_loopback or address.is_unspecified or address in OWN
+HERE = Machine(OWN)
+"""This machine, without the ports of a proxy."""
 
 
 def source_for(address: Address) -> Address | None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from capport.core.client import Address
 from capport.core.place import Place
 from capport.core.policy import Policy
-from capport.linux.own_addresses import is_own
+from capport.linux.own_addresses import HERE
 
 type End = tuple[str, int] | tuple[str, int, int, int]
 """An end of a TCP connection, as Python's sockets name it."""
@@ -32,5 +32,5 @@ def leads_to_login(policy: Policy, place: Place | None, elsewhere: Callable[[], 
 def is_among(places: tuple[Place, ...], port: int, address: Address) -> bool:
     """Whether a connection to `port` of `address` ends at a server that listens at `places`."""
     return any(
-        place.port == port and (place.host == address or is_own(address)) for place in places
+        place.port == port and (place.host == address or HERE.is_own(address)) for place in places
     )

@@ -15,7 +15,7 @@ from capport.core.client import Address, Client, Peer, parse_address
 from capport.core.place import Place
 from capport.core.policy import Policy
 from capport.lasting import cancel_all, lasting
-from capport.linux.own_addresses import is_own
+from capport.linux.own_addresses import HERE
 from capport.log_limits import Seldom
 from capport.service.login_links import End, is_among, leads_to_login, needs_login_server
 from capport.stores import Book
@@ -231,4 +231,4 @@ def may_be_proxy(asks: Address, asked_at: Address | None) -> bool:
     to one of its own addresses uses that address on both ends, unless mitmproxy's option
     `connect_addr` says otherwise.
     """
-    return asks == asked_at or (not asks.is_loopback and is_own(asks))
+    return asks == asked_at or (not asks.is_loopback and HERE.is_own(asks))

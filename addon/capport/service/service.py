@@ -20,9 +20,10 @@ from capport.core.policy import Policy
 from capport.core.reach import Machine
 from capport.events import EventLog, Watched
 from capport.extras import lacking
-from capport.gate import HERE, Gate
+from capport.gate import Gate
 from capport.lasting import cancel_all, lasting
 from capport.linux.neighbours import NetlinkNeighbours
+from capport.linux.own_addresses import HERE
 from capport.metrics import Metrics
 from capport.policy import policy_file
 from capport.policy.policy_file import PolicyError
