@@ -15,7 +15,7 @@ from capport.core.policy import Policy
 from capport.core.session import Instant, Session, open_ones
 from capport.stores import SessionStore, not_everywhere
 from capport.stores.memory import MemoryStore
-from capport.stores.opening import default_store, is_there, open_store, store_path, was_in_use
+from capport.stores.opening import is_there, open_store, store_path, store_url, was_in_use
 
 
 class CommandError(Exception):
@@ -54,13 +54,6 @@ def chosen_policy(arguments: Namespace) -> Policy:
     return Policy(login_url="", login_place=Place("", 0))
 
 
-def store_url(arguments: Namespace, policy: Policy) -> str:
-    """The session store's URL, chosen as in the addon: `--sessions`, the policy, the default."""
-    if arguments.sessions is not None:  # also "", which is an error later and not the default
-        return str(arguments.sessions)
-    return policy.sessions.store or default_store()
-
-
 def writable_store(url: str, *, about: Collection[Mac | Address] | None = None) -> SessionStore:
     """The store at `url`, created if it does not exist. Raises CommandError, StoreError.
 
@@ -89,8 +82,7 @@ def store_to_read(given: str | None, policy: Policy) -> SessionStore:
 
     A store that does not exist yet has no sessions. Raises CommandError, StoreError.
     """
-    url = given if given is not None else policy.sessions.store or default_store()
-    store = existing_store(url)
+    store = existing_store(store_url(given, policy))
     if store is None and given is not None:
         raise CommandError(f"there is no {given}; name the portal's store, or leave --sessions out")
     return store or MemoryStore()

@@ -12,7 +12,7 @@ from capport.policy.policy_file import PolicyError, load_with_warnings
 from capport.router.dns_rules import PAYLOAD, RESOLVER_PORT
 from capport.router.ruleset import unmet
 from capport.stores import StoreError
-from capport.stores.opening import default_store
+from capport.stores.opening import store_url
 from capport.terminal import duration, visible
 
 
@@ -86,7 +86,7 @@ def _unused_pages(policy: Policy) -> Iterator[str]:
 
 def _store(policy: Policy) -> str:
     try:
-        return f"in {policy.sessions.store or default_store()}"
+        return f"in {store_url(None, policy)}"
     except StoreError as error:  # this user has no default store; the portal's user may
         return str(error)
 

@@ -22,7 +22,7 @@ from capport.policy.errors import Findings, PolicyError
 from capport.policy.tree import Fields, read_text, read_tree
 from capport.stores import SessionStore, StoreError
 from capport.stores.memory import MemoryStore
-from capport.stores.opening import default_store
+from capport.stores.opening import store_url
 from capport.terminal import duration, visible
 
 
@@ -134,7 +134,7 @@ def _store(given: str | None, policy: Policy, client: Client) -> tuple[SessionSt
     if standing(client, policy, None, 0.0).rule is not None:
         return MemoryStore(), "not read: a client rule decides"
     try:
-        url = policy.sessions.store or default_store() if given is None else given
+        url = store_url(given, policy)
         store = existing_store(url, about=[client.address, *filter(None, [client.mac])])
     except (StoreError, CommandError) as error:
         if given is not None:

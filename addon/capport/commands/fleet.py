@@ -4,9 +4,10 @@ import dataclasses
 import json
 from argparse import Namespace
 
-from capport.commands import CommandError, chosen_policy, store_url
+from capport.commands import CommandError, chosen_policy
 from capport.core.redis_url import is_redis, parse_redis_url
 from capport.extras import lacking
+from capport.stores.opening import store_url
 from capport.terminal import cells, duration, rows_in_columns
 
 _TITLES = ("ROUTER", "SEEN", "BEHIND", "OWN", "KNOWN", "UNSENT", "REFUSED", "CLOCK")
@@ -16,7 +17,7 @@ QUIET = 10.0  # seconds without a sign of life after which a router counts as aw
 
 def fleet(arguments: Namespace) -> None:
     """Prints each router, when it was last seen, and what it has that the others have not."""
-    url = store_url(arguments, chosen_policy(arguments))
+    url = store_url(arguments.sessions, chosen_policy(arguments))
     if not is_redis(url):
         raise CommandError(
             f"{url} is the store of one machine; routers that share their sessions have"

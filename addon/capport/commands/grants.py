@@ -13,7 +13,6 @@ from capport.commands import (
     CommandError,
     chosen_policy,
     existing_store,
-    store_url,
     warn_if_alone,
     writable_store,
 )
@@ -25,6 +24,7 @@ from capport.core.standing import standing, standing_of_id
 from capport.gate import Gate
 from capport.linux import neighbour_lookup
 from capport.stores import SessionStore, StoreError
+from capport.stores.opening import store_url
 from capport.terminal import duration, moment
 
 type Macs = Mapping[Address, Mac]
@@ -38,7 +38,7 @@ def grant(arguments: Namespace) -> None:
     client = _session_id(arguments.who, macs)
     present = _present(client, macs)
     _refuse_blocked(client, present, policy)
-    url = store_url(arguments, policy)
+    url = store_url(arguments.sessions, policy)
     with contextlib.closing(writable_store(url, about=())) as store:
         session = Gate(policy, store).grant(
             client,
@@ -62,7 +62,7 @@ def grant(arguments: Namespace) -> None:
 def revoke(arguments: Namespace) -> None:
     """Ends every session of the client, even if the store cannot be written."""
     policy = chosen_policy(arguments)
-    url = store_url(arguments, policy)
+    url = store_url(arguments.sessions, policy)
     macs = _neighbours()
     about = _parts(_ids_of(arguments.who, macs, ()))
     store = existing_store(url, start_closed=True, about=about)

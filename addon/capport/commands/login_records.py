@@ -4,9 +4,9 @@ import time
 from argparse import Namespace
 
 from capport import clock
-from capport.commands import CommandError, chosen_policy, store_url, warn
+from capport.commands import CommandError, chosen_policy, warn
 from capport.core.policy import Conditions, Policy
-from capport.stores.opening import store_path
+from capport.stores.opening import store_path, store_url
 from capport.web.date_reckoning import Moment
 from capport.web.records import Records, records_beside
 from capport.web.shared_records import open_records
@@ -29,7 +29,7 @@ def warn_unless_asked(arguments: Namespace, policy: Policy, wanted: Conditions) 
 
 def records_of(arguments: Namespace) -> Records:
     """The records beside the session store. Raises CommandError, StoreError."""
-    url = store_url(arguments, chosen_policy(arguments))
+    url = store_url(arguments.sessions, chosen_policy(arguments))
     if records_beside(url) is None:
         raise CommandError(f"{url} has no records beside it: name the store with --sessions PATH")
     return open_records(url, like=store_path(url))

@@ -6,13 +6,14 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from capport.commands import CommandError, existing_store, policy_at, store_url, warn
+from capport.commands import CommandError, existing_store, policy_at, warn
 from capport.linux.libnftables import Nftables
 from capport.router import fence, nftables
 from capport.router.dns_rules import RESOLVER_PORT
 from capport.router.other_firewalls import CLOSED, in_the_way
 from capport.router.ruleset import unmet
 from capport.stores.memory import MemoryStore
+from capport.stores.opening import store_url
 
 RESOLVER_FILE = "/etc/capport/resolver-{}.conf"
 NO_RESOLVER = (
@@ -36,7 +37,7 @@ def up(arguments: Namespace) -> None:
     from capport.linux.neighbours import NetlinkNeighbours
     from capport.router import known_clients
 
-    url = store_url(arguments, policy)
+    url = store_url(arguments.sessions, policy)
     store = (None if url == ":memory:" else existing_store(url, start_closed=True)) or MemoryStore()
     neighbours = NetlinkNeighbours({policy.router.client_interface})
     with contextlib.closing(store), contextlib.closing(neighbours):

@@ -18,12 +18,12 @@ from capport.commands import (
     chosen_policy,
     existing_store,
     open_sessions,
-    store_url,
     warn_if_alone,
     writable_store,
 )
 from capport.core.client import parse_client_id
 from capport.core.session import LONGEST, Instant, Session, open_ones
+from capport.stores.opening import store_url
 
 _TIMES = ("granted", "expires", "last_seen")
 _TEXTS = ("by", "how", "name")
@@ -32,7 +32,7 @@ _LONGEST_LINE = 16_384
 
 def export(arguments: Namespace) -> None:
     """Prints each open session of the store as one line."""
-    url = store_url(arguments, chosen_policy(arguments))
+    url = store_url(arguments.sessions, chosen_policy(arguments))
     store = existing_store(url)
     if store is None:
         raise CommandError(f"there is no {url}")
@@ -53,7 +53,7 @@ def bring(arguments: Namespace) -> None:
             found = list(parsed(lines, clock.now(), time.time()))
         except UnicodeDecodeError:
             raise CommandError("not UTF-8; nothing is imported") from None
-    url = store_url(arguments, policy)
+    url = store_url(arguments.sessions, policy)
     with contextlib.closing(writable_store(url)) as store:
         now, brought, longer = clock.now(), 0, 0
         current = open_ones(found, now)

@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from urllib.parse import urlsplit
 
-from capport.commands import CommandError, chosen_policy, existing_store, store_url, warn
+from capport.commands import CommandError, chosen_policy, existing_store, warn
 from capport.commands.grants import end_sessions
 from capport.commands.login_records import moment, records_of, warn_unless_asked
 from capport.core.client import ClientId
@@ -18,6 +18,7 @@ from capport.core.session import Session
 from capport.login import vouchers
 from capport.login.words import WORDS
 from capport.session_view import rfc3339
+from capport.stores.opening import store_url
 from capport.terminal import duration, rows_in_columns
 from capport.terminal import moment as local_time
 from capport.web.records import Records, Voucher
@@ -81,7 +82,7 @@ def revoke(arguments: Namespace) -> None:
     if clients is None:
         raise CommandError(f"there is no voucher {arguments.number}; see capport voucher list")
     print(f"voucher {arguments.number} is revoked")
-    url, how = store_url(arguments, policy), f"voucher {arguments.number}"
+    url, how = store_url(arguments.sessions, policy), f"voucher {arguments.number}"
     store = existing_store(url, start_closed=True) if clients else None
     if store is None:
         return

@@ -38,7 +38,7 @@ from capport.service.settings import SettingError, Settings
 from capport.service.shared_state import LoginState, Shared
 from capport.session_events import Ledger
 from capport.stores import SessionStore, StoreError
-from capport.stores.opening import default_store, open_store
+from capport.stores.opening import open_store, store_url
 from capport.web.context import Portal
 from capport.web.records import records_beside
 from capport.web.shared_records import open_records
@@ -74,9 +74,7 @@ class Service:
         policy, self._watcher = self._open_policy(settings.policy)
         if names is None and policy.login_server is None:
             raise SettingError(f"{settings.policy} has no login_server to serve")
-        url = settings.sessions
-        # "" is not None: it is a setting, and the store rejects it.
-        self.store_url = policy.sessions.store or default_store() if url is None else url
+        self.store_url = store_url(settings.sessions, policy)
         if settings.api is not None and records_beside(self.store_url) is None:
             raise SettingError("portal_api: its tokens need a file, and :memory: has none")
         if settings.metrics is not None and (missing := lacking("metrics")) is not None:

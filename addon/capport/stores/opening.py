@@ -1,10 +1,11 @@
-"""Opens the store that a URL names, and names the store that is used by default."""
+"""Chooses the URL of the session store, and opens the store that a URL names."""
 
 import os
 from collections.abc import Collection
 from pathlib import Path
 
 from capport.core.client import Address, Mac
+from capport.core.policy import Policy
 from capport.core.redis_url import is_redis, parse_redis_url
 from capport.extras import lacking
 from capport.stores import Book, Copy, SessionStore, StoreError
@@ -25,6 +26,14 @@ def default_store() -> str:
             "this user has no home directory for sessions; name a file, or set XDG_STATE_HOME"
         ) from None
     return str(state / "capport" / "sessions.db")
+
+
+def store_url(given: str | None, policy: Policy) -> str:
+    """The session store's URL: the one that is `given`, else the policy's, else the default.
+
+    "" counts as given, and opening it fails. Raises StoreError like `default_store`.
+    """
+    return policy.sessions.store or default_store() if given is None else given
 
 
 def open_store(
