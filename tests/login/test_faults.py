@@ -28,7 +28,7 @@ from capport.web.granting import Grants
 from capport.web.records import Records
 from capport.web.states import StateError
 from capport.web.vouching import Vouched
-from capport.web.worker import Worker
+from capport.web.work_thread import WorkThread
 from conftest import SOON
 from login.house import Browser, Clock, House, at, house, policy, until
 from web.accepted_terms import acceptances
@@ -40,7 +40,7 @@ ADA, EVE = ClientId("192.0.2.7"), ClientId("02:00:00:00:00:07")
 
 
 async def test_what_has_waited_too_long_is_not_done_any_more() -> None:
-    one, begun, free, done = Worker("test", SOON), threading.Event(), threading.Event(), []
+    one, begun, free, done = WorkThread("test", SOON), threading.Event(), threading.Event(), []
 
     def slow() -> bool:
         begun.set()

@@ -13,7 +13,7 @@ from mitmproxy.addons import view
 from mitmproxy.test import tflow
 from mitmproxy.utils import emoji
 
-from capport.proxy.flow_marks import CAVEAT, mark
+from capport.proxy.flow_marks import SHORT_CAVEAT, mark
 from capport.proxy.saved_flows import recording_of
 from conftest import Portal, StartPortal, until_closed
 from proxy.hellos import over_tls, trusting_all
@@ -80,7 +80,7 @@ async def test_a_certificate_that_was_rejected_is_a_flow(
         await until(lambda: any(one.error for one in it.flows.streams))
         (one,) = it.flows.streams
     assert one.marked == ":name_badge:"
-    assert one.comment == f"certificate rejected: TLS for {OUTSIDE}: unknown_ca; {CAVEAT}"
+    assert one.comment == f"certificate rejected: TLS for {OUTSIDE}: unknown_ca; {SHORT_CAVEAT}"
     (client,) = recording_of(saved).clients
     (handshake,) = client.handshakes
     assert (handshake.outcome, handshake.alert) == ("rejected", "unknown_ca")
@@ -98,7 +98,7 @@ async def test_a_request_in_spite_of_the_certificate_error_says_so(
         writer.close()
         (one,) = it.flows.requests
     assert one.comment.startswith("511: 127.0.0.1 has no session")
-    assert one.comment.endswith(CAVEAT)
+    assert one.comment.endswith(SHORT_CAVEAT)
 
 
 @pytest.mark.parametrize(

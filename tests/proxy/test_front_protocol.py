@@ -20,7 +20,7 @@ from capport.core.cost import ANSWERS
 from capport.core.deadlines import Deadlines
 from capport.core.policy import Rate
 from capport.events import MOST_WATCHED
-from capport.front import budget
+from capport.front import display_limit
 from capport.gate import Gate
 from capport.linux import Neighbours, frames
 from capport.proxy import connections, front_protocol, shown
@@ -762,7 +762,7 @@ async def test_with_one_person_clicking_everything_is_shown(portal: StartPortal)
         assert it.flows.handed_over == 0
 
 
-async def test_above_the_budget_refusals_are_counted_and_the_log_says_how_many(
+async def test_above_the_limit_refusals_are_counted_and_the_log_says_how_many(
     portal: StartPortal, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -785,7 +785,7 @@ async def test_above_the_budget_refusals_are_counted_and_the_log_says_how_many(
 async def test_a_watched_client_is_shown_and_each_of_its_requests_is_an_event(
     portal: StartPortal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(budget, "WATCHED", Rate(100, 1000 * SOON))
+    monkeypatch.setattr(display_limit, "WATCHED", Rate(100, 1000 * SOON))
     async with portal(portal_shown=0, events=True) as it:
         call = it.master.commands.execute
         await it.ask(GET)

@@ -32,7 +32,7 @@ _WHO = ("state", "client", "address", "mac")
 _NEXT_STATE = "the link in the client's next 511 has a new state"
 
 
-class States(Call):
+class OneState(Call):
     """`/states/{state}`: which client was refused, and which page it asked for."""
 
     async def get(self, token: str) -> None:
@@ -248,7 +248,7 @@ def create_app(portal: Portal, *, token_needed: bool) -> web.Application:
     """The application with all calls of the API."""
     given = {"portal": portal, "token_needed": token_needed}
     routes: list[Any] = [
-        (r"/api/v1/states/([^/]{1,4096})", States, given),
+        (r"/api/v1/states/([^/]{1,4096})", OneState, given),
         (r"/api/v1/sessions", Sessions, given),
         (r"/api/v1/sessions/([^/]{1,256})", OneSession, given),
         (r"/api/v1/explain", Explain, given),

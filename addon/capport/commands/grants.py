@@ -16,7 +16,7 @@ from capport.commands import (
     warn_if_alone,
     writable_store,
 )
-from capport.commands.in_force import Kernel
+from capport.commands.in_force import RouterRules
 from capport.core.client import Address, Client, ClientId, Mac, parts_of
 from capport.core.policy import Policy
 from capport.core.session import Session
@@ -48,7 +48,7 @@ def grant(arguments: Namespace) -> None:
             name=arguments.name or "",
         )
         warn_if_alone(store)
-    in_force = Kernel().wait_until_in(present)
+    in_force = RouterRules().wait_until_in(present)
     print(_said(session, present))
     if not in_force:
         absent = "" if any(one.mac for one in present) else ", or the client is not there yet"
@@ -122,10 +122,10 @@ def end_sessions(
         fault = store.fault
         if not failures:
             warn_if_alone(store)
-        kernel, now = Kernel(), clock.now()
-        still_in = kernel.let_through(_parts(meant))
+        rules, now = RouterRules(), clock.now()
+        still_in = rules.let_through(_parts(meant))
         out = [client for client in still_in if not store.find(client.ids, now)]
-    in_force = kernel.wait_until_out(out)
+    in_force = rules.wait_until_out(out)
     for client in revoked:
         print(f"{client} is revoked")
     if failures:

@@ -22,7 +22,7 @@ PATIENCE = 1.0
 _EVERY = 0.005  # seconds between looks
 
 
-class Kernel:
+class RouterRules:
     """The router's rules; without them, or without the right to see them, there is no waiting."""
 
     def __init__(self) -> None:

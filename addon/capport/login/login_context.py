@@ -11,7 +11,7 @@ from capport.log_limits import RETURNS, Seldom
 from capport.login.repeated_forms import Forms
 from capport.login.theme import NO_FILES, Theme
 from capport.login.throttle import Often, Throttle
-from capport.web.worker import Worker
+from capport.web.work_thread import WorkThread
 
 HASHES_WAITING = 8
 """Passwords that may wait for the one thread that hashes; a further one is answered 429."""
@@ -30,7 +30,7 @@ class LoginContext:
     def __post_init__(self) -> None:
         self._theme: tuple[str | None, Theme] = (None, Theme())
         # One thread: argon2 takes 19 MiB for each password.
-        self._hash = Worker("portal-hash", patience=inf)
+        self._hash = WorkThread("portal-hash", patience=inf)
 
     def theme(self, policy: Policy) -> Theme:
         """The theme in the folder `login/` beside the policy file."""

@@ -145,7 +145,7 @@ ADDONS: tuple[Callable[[], object], ...] = (
 )
 
 
-class Portal(Protocol):
+class PortalAddon(Protocol):
     """The portal's addon: `CaptivePortal`, or `FirstProcess`."""
 
     def configure(self, updated: set[str]) -> None:
@@ -155,7 +155,7 @@ class Portal(Protocol):
 def run(
     given: Mapping[str, object],
     values: Sequence[str],
-    make_portal: Callable[[], Portal] = CaptivePortal,
+    make_portal: Callable[[], PortalAddon] = CaptivePortal,
 ) -> int:
     """Serves until SIGTERM or SIGINT. Returns the exit status: 1 if the start failed, else 0.
 
@@ -172,7 +172,7 @@ def run(
 
 
 async def _serve(
-    given: Mapping[str, object], values: Sequence[str], portal: Portal, loop: str
+    given: Mapping[str, object], values: Sequence[str], portal: PortalAddon, loop: str
 ) -> None:
     appliance = assembled(given, values, portal, Supervised())
     logger.info(f"Event loop: {loop}")
@@ -181,7 +181,7 @@ async def _serve(
 
 
 def assembled(
-    given: Mapping[str, object], values: Sequence[str], portal: Portal, *more: object
+    given: Mapping[str, object], values: Sequence[str], portal: PortalAddon, *more: object
 ) -> master.Master:
     """Makes a mitmproxy with the portal, and with the addons `more` after it. Nothing serves yet.
 

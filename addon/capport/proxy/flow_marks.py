@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 REFUSED_MARK: Final = ":no_entry:"
 GARDEN_MARK: Final = ":seedling:"
 KNOWN_MARK: Final = ":white_check_mark:"
-CAVEAT: Final = "the certificate was not the origin's (RFC 6585 section 7.4)"
+SHORT_CAVEAT: Final = "the certificate was not the origin's (RFC 6585 section 7.4)"
 
 # How mitmproxy shows each verdict: in words, because some fonts have no emoji, and by a marker. For
 # requests the words are the status.
@@ -79,7 +79,7 @@ class FlowMarks:
             name, because = "BadRequest", f"it cannot be forwarded as written, although {because}"
         # A request inside TLS: the client continued although the certificate is not the origin's.
         inside = verdict is not None and shown.client_conn.tls_established
-        mark(shown, name, because, caveat=CAVEAT if inside else None)
+        mark(shown, name, because, caveat=SHORT_CAVEAT if inside else None)
         credentials = credentials_in(shown.request)
         if credentials:
             shown.metadata["portal"]["credentials"] = credentials

@@ -14,10 +14,10 @@ from capport import lasting
 from capport.core.client import Client
 from capport.core.cost import LINE
 from capport.core.place import Place
-from capport.front.budget import Budget
 from capport.front.conversation import Alert, Answer, Refused
+from capport.front.display_limit import DisplayLimit
 from capport.gate import Gate
-from capport.proxy.flow_marks import CAVEAT, FlowMarks, mark_tls
+from capport.proxy.flow_marks import SHORT_CAVEAT, FlowMarks, mark_tls
 from capport.proxy.handshakes import Fields
 from capport.proxy.internals import http1_reader
 from capport.proxy.internals.addons import fire
@@ -32,10 +32,10 @@ REPORT = 60.0
 
 
 class Shown:
-    """Reports each refusal of the front, and shows as many as the budget allows."""
+    """Reports each refusal of the front, and shows as many as the limit allows."""
 
     def __init__(self, marks: FlowMarks, gate: Gate) -> None:
-        self.budget = Budget(0)
+        self.limit = DisplayLimit(0)
         self._marks = marks
         self._gate = gate
         self._report: asyncio.TimerHandle | None = None
@@ -45,14 +45,14 @@ class Shown:
         """Writes the event, and shows the flow. Never raises. `shown_as` makes its connection."""
         try:
             watched = act.client in self._gate.events.watched
-            shows = self.budget.may_show(act.client, time.monotonic(), watched=watched)
+            shows = self.limit.may_show(act.client, time.monotonic(), watched=watched)
             if shows and not watched and isinstance(act, Answer) and len(act.head) > LINE:
                 shows = False  # mitmproxy would keep such a large head several times
             if shows or watched:
                 self._show(act, shown_as(), shows=shows)
             else:
                 self._marks.refused_unshown(act)
-            if not shows and self._report is None and self.budget.a_second:
+            if not shows and self._report is None and self.limit.a_second:
                 self._report = asyncio.get_running_loop().call_later(REPORT, self._log_hidden)
         except Exception:  # the client gets its answer even if the refusal cannot be reported
             self._marks.fault("the report of a refusal")
@@ -62,17 +62,17 @@ class Shown:
         if self.may_show(client):
             how = str(fields["alert"] or "it hung up")
             stream = tcp.TCPFlow(conn, _server(None), live=True)
-            mark_tls(stream, "Rejected", how, fields, caveat=CAVEAT)
+            mark_tls(stream, "Rejected", how, fields, caveat=SHORT_CAVEAT)
             lasting.start(_show_handshake(stream, f"the client rejected the certificate: {how}"))
 
     def may_show(self, client: Client) -> bool:
         """Whether to show a refusal of this client. It then counts as shown."""
         watched = client in self._gate.events.watched
-        return self.budget.may_show(client, time.monotonic(), watched=watched)
+        return self.limit.may_show(client, time.monotonic(), watched=watched)
 
     def follow(self, options: Any, a_second: int) -> None:
         """Applies how many refusals a second are shown, and mitmproxy's option `intercept`."""
-        self.budget.set_rate(a_second)
+        self.limit.set_rate(a_second)
         self.intercepting = "intercept" in options and bool(options.intercept)
 
     def _show(self, act: Refused, conn: connection.Client, *, shows: bool) -> None:
@@ -96,12 +96,12 @@ class Shown:
 
     def _log_hidden(self) -> None:
         self._report = None
-        hidden = self.budget.take_hidden()
+        hidden = self.limit.take_hidden()
         if hidden:
             most, count = hidden.most_common(1)[0]
             logger.info(
                 f"{hidden.total()} refusals of {len(hidden)} clients were not shown in the last"
-                f" minute, {count} of them of {most} (portal_shown={self.budget.a_second});"
+                f" minute, {count} of them of {most} (portal_shown={self.limit.a_second});"
                 " `portal.watch CLIENT` shows more of one client"
             )
 

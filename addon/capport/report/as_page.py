@@ -9,7 +9,7 @@ from capport.report.findings import Finding, Rule
 from capport.report.markup import Node, page, style, tag
 from capport.report.recording import ClientRecord
 from capport.report.summary import Report
-from capport.report.wording import clock
+from capport.report.wording import time_of_day
 
 CLIENTS = 100
 """How many clients have a section of their own: those that did most."""
@@ -60,7 +60,8 @@ def _rule(rule: Rule, found: list[Finding]) -> Node:
 def _finding(finding: Finding) -> list[Node]:
     before = " (known before)" if finding.known_before else ""
     evidence = [
-        tag("li", tag("span", clock(one.time), class_="time"), str(one)) for one in finding.evidence
+        tag("li", tag("span", time_of_day(one.time), class_="time"), str(one))
+        for one in finding.evidence
     ]
     if finding.more:
         evidence.append(tag("li", f"and {finding.more} more", class_="soft"))

@@ -7,7 +7,7 @@ from itertools import groupby
 from capport.report.findings import Finding
 from capport.report.recording import ClientRecord
 from capport.report.summary import Report, by_host, by_outcome, by_status, by_use, did_next
-from capport.report.wording import clock, some, span
+from capport.report.wording import some, span, time_of_day
 from capport.terminal import fitted, visible
 
 WIDTH = 80
@@ -90,7 +90,7 @@ def _finding(finding: Finding) -> Iterator[str]:
     before = " (known before)" if finding.known_before else ""
     yield from _wrapped(f"{finding.client}: {finding.seen.sentence}{before}", "  ", "    ")
     for one in finding.seen.evidence[:LISTED]:
-        yield fitted(f"    {clock(one.time)}  {one}", WIDTH).rstrip()
+        yield fitted(f"    {time_of_day(one.time)}  {one}", WIDTH).rstrip()
     if len(finding.seen.evidence) > LISTED:
         yield f"    and {len(finding.seen.evidence) - LISTED} more"
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 from capport.report.markup import Node, tag
 from capport.report.recording import ClientRecord, Handshake, Record, Request
 from capport.report.rules import attempts_of
-from capport.report.wording import clock, lasting, some
+from capport.report.wording import how_long, some, time_of_day
 
 _BINS = 150  # bars in a lane, at most
 _LANE, _BAR = 44, 22  # pixels: the height of a lane, and of its highest bar
@@ -74,9 +74,9 @@ def _lane(
     bars = [tag("text", f"{name}: {_counted(records)}", x="0", y=f"{top + 13:g}")]
     for number, (first, *others) in sorted(bins.items()):
         size = 6 + (_BAR - 6) * math.sqrt(_counted([first, *others]) / most)
-        said = f"{clock(first.time)}  {first}"
+        said = f"{time_of_day(first.time)}  {first}"
         if others:
-            said += f", and {len(others)} more until {clock(others[-1].time)}"
+            said += f", and {len(others)} more until {time_of_day(others[-1].time)}"
         bars.append(_bar(said, kind, _percent(number / _BINS * 100), "3", floor - size, size))
     return bars
 
@@ -97,7 +97,7 @@ def _session(
     nodes = [tag("text", f"Sessions: {len(spans)}", x="0", y=f"{top + 13:g}")]
     for start, end in spans:
         left, width = scale(start), _percent(max(scale(end) - scale(start), 0.5))
-        said = f"known from {clock(start)} to {clock(end)}"
+        said = f"known from {time_of_day(start)} to {time_of_day(end)}"
         nodes.append(_bar(said, "session", _percent(left), width, top + _LANE - 16, 10))
     return nodes
 
@@ -114,7 +114,7 @@ def _tick(number: int, began: float, until: float, height: int) -> list[Node]:
     if number % 2:  # there is room for every second label on a narrow page
         return [line]
     anchor = "start" if not number else "end" if number == _TICKS else "middle"
-    said = clock(began) if not number else f"+{lasting(since)}"
+    said = time_of_day(began) if not number else f"+{how_long(since)}"
     return [line, tag("text", said, class_="tick", x=x, y=str(height - 3), text_anchor=anchor)]
 
 
@@ -126,12 +126,12 @@ def _plot(group: list[Request]) -> Node:
         x = f"{1000 * (request.time - first.time) / span:.1f}"
         y = f"{100 - 100 * number / (len(shown) - 1):.1f}"
         steps += f"H{x}V{y}"
-        title = tag("title", f"attempt {number + 1}: {clock(request.time)}")
+        title = tag("title", f"attempt {number + 1}: {time_of_day(request.time)}")
         dots.append(tag("path", title, class_="dot", d=f"M{x} {y}h0"))
     waits = [after.time - before.time for before, after in pairwise(shown)]
     said = (
-        f"{some(len(group), 'attempt')} in {lasting(group[-1].time - first.time)};"
-        f" waits from {lasting(min(waits))} to {lasting(max(waits))}"
+        f"{some(len(group), 'attempt')} in {how_long(group[-1].time - first.time)};"
+        f" waits from {how_long(min(waits))} to {how_long(max(waits))}"
     )
     chart = tag(
         "svg",
@@ -151,7 +151,7 @@ def _plot(group: list[Request]) -> Node:
             "figcaption", tag("code", f"{first.method} {first.url}"), f" {first.agent[:60]}: {said}"
         ),
         chart,
-        tag("p", tag("span", "first"), tag("span", f"+{lasting(span)}"), class_="axis"),
+        tag("p", tag("span", "first"), tag("span", f"+{how_long(span)}"), class_="axis"),
     )
 
 

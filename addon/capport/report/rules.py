@@ -13,7 +13,7 @@ from capport.report.agents import UNNAMED, agent_of
 from capport.report.findings import NotTested, Rule, Seen, Severity
 from capport.report.recording import Change, ClientRecord, Handshake, Record, Request
 from capport.report.uses import checking
-from capport.report.wording import lasting, some
+from capport.report.wording import how_long, some
 
 SOON = 2.5  # seconds: a program that asks again sooner does not wait for a person to sign in
 AT_ONCE = 1.0  # the same for TLS
@@ -45,7 +45,7 @@ def retries_511(client: ClientRecord) -> Iterator[Seen]:
                 retries = agent_of(first.agent).retries
                 yield _did(
                     first,
-                    f"sent {first.method} {first.url} {len(run)} times within {lasting(took)},"
+                    f"sent {first.method} {first.url} {len(run)} times within {how_long(took)},"
                     f" each but the first after a 511{f' ({retries})' if retries else ''}",
                     run,
                 )
@@ -61,7 +61,7 @@ def retries_handshake(client: ClientRecord) -> Iterator[Seen]:
     for host, shakes in failed.items():
         for run in _runs(shakes, AT_ONCE):
             if len(run) > HANDSHAKES:
-                took = lasting(run[-1].time - run[0].time)
+                took = how_long(run[-1].time - run[0].time)
                 sentence = f"{len(run)} TLS handshakes for {host} within {took}, though each failed"
                 yield Seen(sentence, run, host)
 
@@ -78,7 +78,7 @@ def no_back_off(client: ClientRecord) -> Iterator[Seen]:
         first, last = sum(waits[:half]) / half, sum(waits[-half:]) / half
         if last < PATIENT and last < max(first, 0.05) * GROWTH:
             what = f"{attempts[0].method} {attempts[0].url} {len(attempts)} times"
-            pace = f"every {lasting(sum(waits) / len(waits))}, and did not slow down"
+            pace = f"every {how_long(sum(waits) / len(waits))}, and did not slow down"
             yield _did(attempts[0], f"sent {what}, {pace}", attempts)
 
 
@@ -103,7 +103,7 @@ def never_recovers(client: ClientRecord) -> Iterator[Seen]:
         raise NotTested(f"the record ends {left:.0f} s after the grant")
     before = [it for it in refused if it.time < grant.time][-1]
     agent = agent_of(before.agent) if isinstance(before, Request) else UNNAMED
-    sentence = f"within {lasting(left)} of being granted a session, it reached no origin"
+    sentence = f"within {how_long(left)} of being granted a session, it reached no origin"
     if not after:
         sentence += ", and did not try"
     yield Seen(sentence, [before, grant, *after], before.host, agent)
@@ -216,8 +216,8 @@ def ignores_retry_after(client: ClientRecord) -> Iterator[Seen]:
         if before and not any(before.time < it.time <= request.time for it in client.grants):
             wait, waited = before.retry_after or 0.0, request.time - before.time
             if waited < wait - SLACK:
-                then = f"sent its next request to {request.host} after {lasting(waited)}"
-                said = f"was asked to wait for {lasting(wait)}, and {then}"
+                then = f"sent its next request to {request.host} after {how_long(waited)}"
+                said = f"was asked to wait for {how_long(wait)}, and {then}"
                 yield _did(request, said, [before, request])
         if request.retry_after:
             asked[to] = request

@@ -8,7 +8,7 @@ def some(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
-def lasting(seconds: float) -> str:
+def how_long(seconds: float) -> str:
     """A duration in one unit: `30 ms`, `2.5 s`, `45 s`, `12 min`, `3.2 h`."""
     for least, size, unit in ((7200, 3600, "h"), (120, 60, "min"), (10, 1, "s")):
         if seconds >= least:
@@ -23,7 +23,7 @@ def span(began: float, until: float) -> str:
     return f"{time.strftime('%Y-%m-%d %H:%M:%S', first)} to {time.strftime(form, last)}"
 
 
-def clock(unix: float) -> str:
+def time_of_day(unix: float) -> str:
     """The time of day, with milliseconds."""
     unix = round(unix, 3)
     return f"{time.strftime('%H:%M:%S', time.localtime(unix))}.{round(unix % 1 * 1000):03}"

@@ -22,7 +22,7 @@ from capport.stores import Book
 from capport.web.context import Portal
 from capport.web.login_listener import App, LoginServer
 from capport.web.vouching import sign_client
-from capport.web.worker import Worker
+from capport.web.work_thread import WorkThread
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ class Embedded:
     async def _share(self, book: Book) -> None:
         """Keeps what the routers share up to date, on a thread that may wait for the network."""
         logged, lately = None, deque[str | None](maxlen=LASTING)
-        with closing(Worker("portal-shared")) as network:
+        with closing(WorkThread("portal-shared")) as network:
             while True:
                 try:
                     await network.do(book.look)

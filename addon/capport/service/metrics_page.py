@@ -27,7 +27,7 @@ def metrics_page(
 ) -> Iterator[None]:
     """Answers Prometheus at `place`, on a thread of its own. Raises OSError if it cannot listen."""
     registry = CollectorRegistry()
-    registry.register(Portal(gate, health, unknown))
+    registry.register(PortalMetrics(gate, health, unknown))
     server, thread = start_http_server(place.port, str(place.host), registry)
     try:
         yield
@@ -37,7 +37,7 @@ def metrics_page(
         thread.join()
 
 
-class Portal(Collector):
+class PortalMetrics(Collector):
     """The portal's metrics, as they are when Prometheus asks."""
 
     def __init__(self, gate: Gate, health: Health, unknown: Callable[[], int]) -> None:

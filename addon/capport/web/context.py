@@ -20,7 +20,7 @@ from capport.web.granting import Grants
 from capport.web.records import Records
 from capport.web.states import State, States
 from capport.web.vouching import Vouched
-from capport.web.worker import Worker
+from capport.web.work_thread import WorkThread
 
 type MayBeProxy = Callable[[Address, Address | None], bool]
 """Whether a connection from the first address to the second, which is ours, may come from a proxy
@@ -49,7 +49,7 @@ class Portal:
         self.grants = Grants(self.gate)
         self._spending = asyncio.Lock()  # states are spent one at a time
         self._states: tuple[bytes, States] | None = None
-        self._disk = Worker("portal-records")  # one thread: SQLite takes one writer at a time
+        self._disk = WorkThread("portal-records")  # one thread: SQLite takes one writer at a time
 
     @property
     def states(self) -> States:
@@ -88,7 +88,7 @@ class Portal:
         return Moment(self.wall(), self.boot, self.gate.now())
 
     async def recorded[Answer](self, what: Callable[[], Answer]) -> Answer:
-        """Calls `what`, which uses the records, off the event loop. Raises as `Worker.do`."""
+        """Calls `what`, which uses the records, off the event loop. Raises as `WorkThread.do`."""
         return await self._disk.do(what)
 
     def close(self) -> None:

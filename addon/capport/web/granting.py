@@ -6,7 +6,7 @@ from functools import partial
 from capport.core.client import Client, ClientId
 from capport.core.session import Session
 from capport.gate import Gate
-from capport.web.worker import Worker
+from capport.web.work_thread import WorkThread
 
 
 class NoMacError(OSError):
@@ -25,8 +25,8 @@ class Grants:
         self._gate = gate
         # Two threads, so that no revocation waits behind a grant that waits for a lock. A late
         # revocation is better than none, so its patience has no end.
-        self._granting = Worker("portal-grants")
-        self._revoking = Worker("portal-revocations", patience=math.inf)
+        self._granting = WorkThread("portal-grants")
+        self._revoking = WorkThread("portal-revocations", patience=math.inf)
 
     def find(self, client: Client | ClientId) -> Session | None:
         """The open session of a client, or the one under an id. It does not ask the policy."""

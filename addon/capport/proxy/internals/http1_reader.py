@@ -147,7 +147,7 @@ class Chunks(_readers.ChunkedReader):
         return at
 
 
-class Server(_http1.Http1Server):
+class Http1Server(_http1.Http1Server):
     """mitmproxy's end of an HTTP/1 connection to a client."""
 
     def send(self, event: HttpEvent) -> layer.CommandGenerator[None]:
@@ -175,7 +175,7 @@ class Server(_http1.Http1Server):
             self.state = self.done
 
 
-class Client(_http1.Http1Client):
+class Http1Client(_http1.Http1Client):
     """mitmproxy's end of an HTTP/1 connection to an origin."""
 
     interim = 0
@@ -307,7 +307,7 @@ def install() -> None:
     readers[h11.SEND_BODY]["chunked"] = Chunks
     for module, ours in (
         (_http1, {"ChunkedReader": Chunks, "ReceiveBuffer": Lines}),
-        (http_layers, {"Http1Server": Server, "Http1Client": Client, "Http2Client": Http2Client}),
+        (http_layers, {it.__name__: it for it in (Http1Server, Http1Client, Http2Client)}),
         (HttpStream, {"state_wait_for_response_headers": _forward_interim}),
         (http.MessageData, {"__post_init__": _check_types}),
     ):

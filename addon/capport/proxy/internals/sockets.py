@@ -26,7 +26,7 @@ SMALL_BUFFER: Final = 64 * 1024  # less than the kernel gives a new connection
 LARGE_BUFFER: Final = 4 * 1024 * 1024  # the kernel takes net.core.rmem_max, if that is less
 
 
-class Watched:
+class LateDataFilter:
     """Replaces the first layer of a connection: drops data that comes too late, passes on the rest.
 
     `is_in_time` is called for every segment, so it must be cheap.
@@ -79,11 +79,11 @@ def watch(
     Call it in the task that serves the connection.
     """
     if handler:
-        watched = Watched(handler.layer, is_in_time)
-        handler.layer = cast(layer.Layer, watched)
+        late_filter = LateDataFilter(handler.layer, is_in_time)
+        handler.layer = cast(layer.Layer, late_filter)
         handler.drain_writers = drain  # type: ignore[method-assign]
         if serving := asyncio.current_task():
-            serving.add_done_callback(lambda _: watched.end())
+            serving.add_done_callback(lambda _: late_filter.end())
 
 
 async def drain(handler: server.ConnectionHandler) -> None:

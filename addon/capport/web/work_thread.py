@@ -10,7 +10,7 @@ PATIENCE = 10.0
 the last of a hundred waits for minutes, and the thread works for clients that have long gone."""
 
 
-class Worker:
+class WorkThread:
     """One thread. A task waits for its turn, for `patience` seconds at most."""
 
     def __init__(self, name: str, patience: float = PATIENCE) -> None:

@@ -24,7 +24,7 @@ CLIENTS: Final = 4096
 _ALL: Final = ClientId("")
 
 
-class Budget:
+class DisplayLimit:
     """Says for each refusal whether it is shown: on average at most `a_second`, or none if 0."""
 
     def __init__(self, a_second: int) -> None:
