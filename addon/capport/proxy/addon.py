@@ -100,7 +100,7 @@ class Hooks:
         for name in ("portal_sessions", "portal_api", "portal_metrics"):
             if name in updated:
                 raise mitmproxy_options.Unusable(f"{name} cannot be changed while the portal runs")
-        self.shown.follow(ctx.options, mitmproxy_options.shown(ctx.options))
+        self.shown.follow(ctx.options, mitmproxy_options.shown_a_second(ctx.options))
         wanted = mitmproxy_options.settings_of(ctx.options)
         try:
             if "portal_events" in updated:
@@ -263,39 +263,39 @@ class Hooks:
     # --- hooks: HTTP -----------------------------------------------------------------------------
 
     @closed
-    def requestheaders(self, shown: http.HTTPFlow) -> None:
+    def requestheaders(self, flow: http.HTTPFlow) -> None:
         """Decides on each request that mitmproxy's own HTTP layer has read."""
-        if shown.response or shown.error:
+        if flow.response or flow.error:
             return  # one of our layers, another addon, or mitmproxy (400) has answered
-        deny_flow(shown)
-        self.enforcer.handshakes.used(shown.client_conn)
-        shown.request.headers.pop(HEADER, None)  # only the portal may name the client
-        verdict = self._verdict_on(shown)
+        deny_flow(flow)
+        self.enforcer.handshakes.used(flow.client_conn)
+        flow.request.headers.pop(HEADER, None)  # only the portal may name the client
+        verdict = self._verdict_on(flow)
         if not isinstance(verdict, Pass):
-            self._answer(shown, verdict, reply_to(verdict, asked_of(shown.request)))
+            self._answer(flow, verdict, reply_to(verdict, asked_of(flow.request)))
             return
-        if verdict.to is not None and not is_plain(shown.request):
-            self._answer(shown, verdict, bare(400))
+        if verdict.to is not None and not is_plain(flow.request):
+            self._answer(flow, verdict, bare(400))
             return
         if verdict.to is not None:
-            send_to(shown.request, verdict.to)
-        self.marks.forwarded(shown, verdict)
-        beside = shown.request.is_http2 or shown.request.is_http3
-        self.connections.let_through(shown.client_conn, verdict.to, beside=beside)
-        self._vouch(shown)
+            send_to(flow.request, verdict.to)
+        self.marks.forwarded(flow, verdict)
+        beside = flow.request.is_http2 or flow.request.is_http3
+        self.connections.let_through(flow.client_conn, verdict.to, beside=beside)
+        self._vouch(flow)
         if verdict.to or self.gate.policy.http_known is KnownHttp.STREAM:
-            shown.request.stream = True
-        shown.response = None
+            flow.request.stream = True
+        flow.response = None
 
-    def _answer(self, shown: http.HTTPFlow, verdict: Verdict, reply: Reply) -> None:
-        shown.response = to_mitmproxy(reply)
-        shown.request.headers.pop("expect", None)
-        if not (shown.request.is_http2 or shown.request.is_http3):
-            shown.response.headers["connection"] = "close"
+    def _answer(self, flow: http.HTTPFlow, verdict: Verdict, reply: Reply) -> None:
+        flow.response = to_mitmproxy(reply)
+        flow.request.headers.pop("expect", None)
+        if not (flow.request.is_http2 or flow.request.is_http3):
+            flow.response.headers["connection"] = "close"
         elif reply.status == 431:
-            http2_bounds.say_goodbye(shown.client_conn)
-        self.marks.refused(shown, verdict)
-        self.connections.answered(shown.client_conn)
+            http2_bounds.say_goodbye(flow.client_conn)
+        self.marks.refused(flow, verdict)
+        self.connections.answered(flow.client_conn)
 
     @closed
     def head_refused(self, head: RefusedHead) -> None:
@@ -303,109 +303,109 @@ class Hooks:
         self.enforcer.refused_unread(head.client, head.status, head.why)
 
     @closed
-    def http_connect(self, shown: http.HTTPFlow) -> None:
+    def http_connect(self, flow: http.HTTPFlow) -> None:
         """Decides on a CONNECT.
 
         A refused client may get a tunnel that leads nowhere: `next_layer` then refuses what is
         sent in it, because browsers do not show the answer to a CONNECT.
         """
-        if shown.response or shown.error:
+        if flow.response or flow.error:
             return
-        deny_flow(shown)
-        verdict = self._verdict_on(shown)
+        deny_flow(flow)
+        verdict = self._verdict_on(flow)
         if isinstance(verdict, Pass):
-            self.marks.forwarded(shown, verdict)
-            self.connections.let_through(shown.client_conn, verdict.to)
-        elif self._answers_connect(verdict, shown.request):
-            self._answer(shown, verdict, reply_to(verdict, asked_of(shown.request)))
+            self.marks.forwarded(flow, verdict)
+            self.connections.let_through(flow.client_conn, verdict.to)
+        elif self._answers_connect(verdict, flow.request):
+            self._answer(flow, verdict, reply_to(verdict, asked_of(flow.request)))
             return
         else:
-            shown.response = None  # the client gets the tunnel
-            self.marks.tunnelled(shown, verdict)
-        shown.response = None
+            flow.response = None  # the client gets the tunnel
+            self.marks.tunnelled(flow, verdict)
+        flow.response = None
 
     @closed
-    def http_connected(self, shown: http.HTTPFlow) -> None:
+    def http_connected(self, flow: http.HTTPFlow) -> None:
         """Reports the tunnel."""
-        self.marks.passed(shown)
+        self.marks.passed(flow)
 
     @closed
-    def error(self, shown: http.HTTPFlow) -> None:
+    def error(self, flow: http.HTTPFlow) -> None:
         """Reports a request that was forwarded and got no answer."""
-        if shown.response is None:
-            self.marks.passed(shown)
+        if flow.response is None:
+            self.marks.passed(flow)
 
     @closed
-    def http_connect_error(self, shown: http.HTTPFlow) -> None:
+    def http_connect_error(self, flow: http.HTTPFlow) -> None:
         """Ends the connection after a failed CONNECT: mitmproxy cannot read a second one on it."""
-        if shown.response:
-            shown.response.headers["connection"] = "close"
-            shown.response.headers["cache-control"] = "no-store"
+        if flow.response:
+            flow.response.headers["connection"] = "close"
+            flow.response.headers["cache-control"] = "no-store"
 
     def _answers_connect(self, verdict: Verdict, request: http.Request) -> bool:
         agent = request.headers.get("user-agent", "")
         return self.enforcer.way_of_connect(verdict, agent, request.port) is Connect.ANSWER
 
-    def _verdict_on(self, shown: http.HTTPFlow) -> Verdict:
-        handed_on = self.enforcer.handed_on(shown.client_conn)
+    def _verdict_on(self, flow: http.HTTPFlow) -> Verdict:
+        handed_on = self.enforcer.handed_on(flow.client_conn)
         if handed_on is not None:
             return handed_on  # the layer that read the head has asked for and counted the verdict
-        request, claim = shown.request, claim_of(shown.request)
-        dialled = place_of(shown.server_conn.address)
-        return self.enforcer.decide(shown.client_conn, case_of(request), claim, dialled)
+        request, claim = flow.request, claim_of(flow.request)
+        dialled = place_of(flow.server_conn.address)
+        return self.enforcer.decide(flow.client_conn, case_of(request), claim, dialled)
 
-    def _vouch(self, shown: http.HTTPFlow) -> None:
+    def _vouch(self, flow: http.HTTPFlow) -> None:
         """Names the client to the login server, which sees only the proxy's address."""
         login = self.service.login
-        if login and login.is_at(place_of((shown.request.host, shown.request.port))):
-            shown.request.headers[HEADER] = login.sign(self.connections.peer_of(shown.client_conn))
+        if login and login.is_at(place_of((flow.request.host, flow.request.port))):
+            flow.request.headers[HEADER] = login.sign(self.connections.peer_of(flow.client_conn))
 
     @closed
-    def responseheaders(self, shown: http.HTTPFlow) -> None:
+    def responseheaders(self, flow: http.HTTPFlow) -> None:
         """Streams the origin's response, unless the operator wants mitmproxy to keep it."""
-        if shown.response is None or decided_on(shown)[0] != "Pass":
+        if flow.response is None or decided_on(flow)[0] != "Pass":
             return
-        garden = shown.marked == GARDEN_MARK
+        garden = flow.marked == GARDEN_MARK
         if garden or self.gate.policy.http_known is KnownHttp.STREAM:
-            shown.response.stream = True
-        self.marks.passed(shown)
+            flow.response.stream = True
+        self.marks.passed(flow)
 
     @closed
-    def websocket_message(self, shown: http.HTTPFlow) -> None:
+    def websocket_message(self, flow: http.HTTPFlow) -> None:
         """Drops old messages, which mitmproxy would keep in memory until the flow ends."""
-        if self.gate.policy.http_known is KnownHttp.STREAM and shown.websocket:
-            del shown.websocket.messages[:-1]  # later addons (dumper) read the last one
+        if self.gate.policy.http_known is KnownHttp.STREAM and flow.websocket:
+            del flow.websocket.messages[:-1]  # later addons (dumper) read the last one
 
     @closed
-    def tcp_message(self, shown: tcp.TCPFlow | udp.UDPFlow) -> None:
+    def tcp_message(self, flow: tcp.TCPFlow | udp.UDPFlow) -> None:
         """Drops old messages of raw TCP and UDP, as `websocket_message` does."""
         if self.gate.policy.http_known is KnownHttp.STREAM:
             # mitmproxy sends the last message after this hook, so that one must stay.
-            del shown.messages[:-1]
+            del flow.messages[:-1]
 
     udp_message = tcp_message
 
     @closed
-    def dns_request(self, shown: dns.DNSFlow) -> None:
+    def dns_request(self, flow: dns.DNSFlow) -> None:
         """Refuses an unknown client's DNS query: mitmproxy would answer it without connecting."""
-        if not self.gate.known(self.connections.client_of(shown.client_conn)):
-            deny_dns(shown)
+        if not self.gate.known(self.connections.client_of(flow.client_conn)):
+            deny_dns(flow)
 
-    def explanation(self, shown: http.HTTPFlow) -> Explanation:
+    def explanation(self, flow: http.HTTPFlow) -> Explanation:
         """Explains the verdict that a request like this one would get now."""
-        request = shown.request
-        dialled = place_of(shown.server_conn.address)
-        client = self.connections.client_of(shown.client_conn)
+        request = flow.request
+        dialled = place_of(flow.server_conn.address)
+        client = self.connections.client_of(flow.client_conn)
         return self.gate.explain(client, case_of(request), claim_of(request), dialled, request.url)
 
-    def explain(self, shown: http.HTTPFlow) -> str:
+    def explain(self, flow: http.HTTPFlow) -> str:
         """Says what was decided on this flow, and what each rule says about the same request now.
 
         If the verdict would be another one now, a line says so.
         """
-        steps = self.explanation(shown).decisive
+        steps = self.explanation(flow).decisive
         lines = [f"{name}: {said.because if said else 'says nothing'}" for name, said in steps]
-        verdict, because = decided_on(shown)
+        verdict, because = decided_on(flow)
         now = steps[-1][1]
         if verdict and verdict != type(now).__name__:
             lines.insert(0, f"Now {type(now).__name__} would be the verdict, by these rules:")
@@ -486,7 +486,7 @@ def compose(guard: Guard, open_service: OpenService) -> Hooks:
     handshakes = Handshakes(marks.event, shown.rejected)
     enforcer = GateEnforcer(service, connections, marks, handshakes)
     dialling = Dialling(enforcer, addresses)
-    shown.follow(ctx.options, mitmproxy_options.shown(ctx.options))
+    shown.follow(ctx.options, mitmproxy_options.shown_a_second(ctx.options))
     front = Front(service.gate, connections, marks, shown)
     return Hooks(service, connections, marks, enforcer, dialling, front, shown, guard)
 

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import cast
 
-from mitmproxy import command, exceptions, flow, http, types
+from mitmproxy import command, exceptions, http, types
+from mitmproxy.flow import Flow
 from mitmproxy.log import ALERT
 
 from capport import lasting
@@ -37,7 +38,7 @@ class Console:
         self._explain_flow = explain_flow
 
     @command.command("portal.explain")
-    def explain(self, flow: flow.Flow) -> str:
+    def explain(self, flow: Flow) -> str:
         """Say which rules were asked about a flow, and which decided."""
         if not isinstance(flow, http.HTTPFlow):
             raise exceptions.CommandError("portal.explain needs an HTTP flow")
@@ -93,7 +94,7 @@ class Console:
         return _data([[line] for line in lines_of(report_on_flows(flows_shown()))])
 
     @command.command("portal.findings")
-    def findings(self, flows: Sequence[flow.Flow]) -> types.Data:
+    def findings(self, flows: Sequence[Flow]) -> types.Data:
         """List the findings that rest on these flows, such as @focus."""
         found = dict.fromkeys(
             str(one) for each in flows for one in findings_on(each, flows_shown())

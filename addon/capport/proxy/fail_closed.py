@@ -82,15 +82,15 @@ def deny_layer(asked: layer.NextLayer) -> None:
         asked.layer = SilentLayer(asked.context)
 
 
-def deny_flow(shown: http.HTTPFlow) -> None:
+def deny_flow(flow: http.HTTPFlow) -> None:
     """Answers a request with 503."""
-    shown.response = to_mitmproxy(CLOSED)
-    shown.response.headers["connection"] = "close"
+    flow.response = to_mitmproxy(CLOSED)
+    flow.response.headers["connection"] = "close"
 
 
-def deny_dns(shown: dns.DNSFlow) -> None:
+def deny_dns(flow: dns.DNSFlow) -> None:
     """Refuses a DNS query, which mitmproxy would answer without opening a connection."""
-    shown.response = shown.request.fail(5)  # RFC 1035 section 4.1.1: REFUSED
+    flow.response = flow.request.fail(5)  # RFC 1035 section 4.1.1: REFUSED
 
 
 class NotStarted:

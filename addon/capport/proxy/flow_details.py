@@ -22,9 +22,9 @@ _LENGTH = re.compile(r"[0-9]{1,15}")
 _AUTHORIZATIONS = ("authorization", "proxy-authorization", "userinfo")
 
 
-def request_fields(shown: http.HTTPFlow) -> dict[str, Value]:
+def request_fields(flow: http.HTTPFlow) -> dict[str, Value]:
     """The fields that each event about a request has. A field that is None is left out."""
-    request, response = shown.request, shown.response
+    request, response = flow.request, flow.response
     sent = credentials_in(request)
     return {
         "status": response.status_code if response else None,
@@ -35,9 +35,9 @@ def request_fields(shown: http.HTTPFlow) -> dict[str, Value]:
     }
 
 
-def details_of(shown: http.HTTPFlow) -> dict[str, Value]:
+def details_of(flow: http.HTTPFlow) -> dict[str, Value]:
     """The fields that an event has in addition if the client is watched."""
-    request, response = shown.request, shown.response
+    request, response = flow.request, flow.response
     headers = request.headers
     path, _, query = request.path.partition("?")
     tunnel = request.method == "CONNECT"
@@ -60,16 +60,16 @@ def details_of(shown: http.HTTPFlow) -> dict[str, Value]:
         "length": _length(response),
         "etag": bool(response and "etag" in response.headers) or None,
         "sets_cookie": bool(response and "set-cookie" in response.headers) or None,
-        "answered_by": _answered_by(shown),
-        "error": str(shown.error) if shown.error and not response else None,
+        "answered_by": _answered_by(flow),
+        "error": str(flow.error) if flow.error and not response else None,
     }
 
 
-def _answered_by(shown: http.HTTPFlow) -> str | None:
+def _answered_by(flow: http.HTTPFlow) -> str | None:
     """What answered a request that was forwarded; None if nothing did, or the portal."""
-    if shown.response is None and (shown.error or shown.request.method != "CONNECT"):
+    if flow.response is None and (flow.error or flow.request.method != "CONNECT"):
         return None
-    marked = shown.metadata.get("portal")
+    marked = flow.metadata.get("portal")
     by = marked.get("answered_by") if isinstance(marked, dict) else None
     return by if isinstance(by, str) else None
 

@@ -5,7 +5,8 @@ import logging
 import time
 from typing import Any, Final
 
-from mitmproxy import connection, flow, http, tcp
+from mitmproxy import connection, http, tcp
+from mitmproxy.flow import Flow
 
 from capport.core.client import Client
 from capport.core.place import Place
@@ -68,7 +69,7 @@ class FlowMarks:
         with contextlib.suppress(Exception):  # nothing above the caller handles an exception
             self.event("fault", what=where)
 
-    def refused(self, shown: http.HTTPFlow, verdict: Verdict | None) -> None:
+    def refused(self, flow: http.HTTPFlow, verdict: Verdict | None) -> None:
         """Marks and reports a request that was answered in the origin's place.
 
         One that is permitted was answered 400, because it cannot be forwarded as it is written.
@@ -78,38 +79,38 @@ class FlowMarks:
         if isinstance(verdict, Pass):
             name, because = "BadRequest", f"it cannot be forwarded as written, although {because}"
         # A request inside TLS: the client continued although the certificate is not the origin's.
-        inside = verdict is not None and shown.client_conn.tls_established
-        mark(shown, name, because, caveat=SHORT_CAVEAT if inside else None)
-        credentials = credentials_in(shown.request)
+        inside = verdict is not None and flow.client_conn.tls_established
+        mark(flow, name, because, caveat=SHORT_CAVEAT if inside else None)
+        credentials = credentials_in(flow.request)
         if credentials:
-            shown.metadata["portal"]["credentials"] = credentials
-        client = self._connections.client_of(shown.client_conn)
-        details = details_of(shown) if self._gate.events.watches(client) else {}
-        self.event("refused", client, **request_fields(shown), **details, because=because)
+            flow.metadata["portal"]["credentials"] = credentials
+        client = self._connections.client_of(flow.client_conn)
+        details = details_of(flow) if self._gate.events.watches(client) else {}
+        self.event("refused", client, **request_fields(flow), **details, because=because)
 
-    def tunnelled(self, shown: http.HTTPFlow, verdict: Verdict) -> None:
+    def tunnelled(self, flow: http.HTTPFlow, verdict: Verdict) -> None:
         """Marks a refused CONNECT that gets a tunnel to nowhere. Credentials in it are reported."""
-        if credentials_in(shown.request):
-            self.refused(shown, verdict)
+        if credentials_in(flow.request):
+            self.refused(flow, verdict)
         else:
-            mark(shown, type(verdict).__name__, verdict.because)
+            mark(flow, type(verdict).__name__, verdict.because)
 
-    def forwarded(self, shown: http.HTTPFlow, verdict: Pass) -> None:
+    def forwarded(self, flow: http.HTTPFlow, verdict: Pass) -> None:
         """Marks a request that is forwarded, and notes what will answer it."""
-        mark(shown, "Pass", verdict.because)
+        mark(flow, "Pass", verdict.because)
         if verdict.to:
-            shown.marked = GARDEN_MARK
+            flow.marked = GARDEN_MARK
         login = verdict.to in self._gate.policy.login_places
         answers = "login server" if login else "garden" if verdict.to else "origin"
-        shown.metadata["portal"]["answered_by"] = answers
+        flow.metadata["portal"]["answered_by"] = answers
 
-    def passed(self, shown: http.HTTPFlow) -> None:
+    def passed(self, flow: http.HTTPFlow) -> None:
         """Reports the answer to a watched client's request that was forwarded."""
-        verdict, because = decided_on(shown)
-        client = self._connections.client_of(shown.client_conn)
+        verdict, because = decided_on(flow)
+        client = self._connections.client_of(flow.client_conn)
         if verdict != "Pass" or not self._gate.events.watches(client):
             return
-        self.event("passed", client, **request_fields(shown), **details_of(shown), because=because)
+        self.event("passed", client, **request_fields(flow), **details_of(flow), because=because)
 
     def refused_unread(self, conn: connection.Client, status: int | None, why: str) -> None:
         """Reports an answer to something that is no request, or a request that is too large."""
@@ -118,13 +119,13 @@ class FlowMarks:
         )
 
     def refused_tls(
-        self, shown: tcp.TCPFlow, hello: Hello, dialled: Place | None, verdict: TlsVerdict
+        self, flow: tcp.TCPFlow, hello: Hello, dialled: Place | None, verdict: TlsVerdict
     ) -> None:
         """Marks and reports a handshake that was refused before any certificate was shown."""
         caveat = OUTER if hello.has_ech else None
         fields = _of_refusal(hello, dialled, verdict)
-        mark_tls(shown, type(verdict).__name__, verdict.because, fields)
-        client = self._connections.client_of(shown.client_conn)
+        mark_tls(flow, type(verdict).__name__, verdict.because, fields)
+        client = self._connections.client_of(flow.client_conn)
         self.event("tls", client, **fields, caveat=caveat, because=verdict.because)
 
     def refused_unshown(self, act: Refused) -> None:
@@ -165,29 +166,29 @@ def _of_refusal(hello: Hello, dialled: Place | None, verdict: TlsVerdict) -> Fie
     return fields_of(hello, dialled, *how)
 
 
-def mark(shown: flow.Flow, verdict: str, because: str, *, caveat: str | None = None) -> None:
+def mark(flow: Flow, verdict: str, because: str, *, caveat: str | None = None) -> None:
     """Writes a verdict on a flow: mitmproxy shows it in its lists and details, and saves it.
 
     `verdict` is the name of its class.
     """
     words, marker = _SHOWN.get(verdict, ("no verdict", REFUSED_MARK))
-    shown.marked = marker
-    shown.comment = f"{words}: {because}{f'; {caveat}' if caveat else ''}"
-    shown.metadata["portal"] = {"verdict": verdict, "because": because}
+    flow.marked = marker
+    flow.comment = f"{words}: {because}{f'; {caveat}' if caveat else ''}"
+    flow.metadata["portal"] = {"verdict": verdict, "because": because}
 
 
 def mark_tls(
-    shown: tcp.TCPFlow, verdict: str, because: str, fields: Fields, *, caveat: str | None = None
+    flow: tcp.TCPFlow, verdict: str, because: str, fields: Fields, *, caveat: str | None = None
 ) -> None:
     """Writes a verdict on the flow of a handshake. `fields` are those of its event."""
     to = f"TLS for {fields['sni'] or fields['destination'] or 'no name'}"
-    mark(shown, verdict, f"{to}: {because}", caveat=caveat)
-    shown.metadata["portal"]["tls"] = {k: v for k, v in fields.items() if v is not None}
+    mark(flow, verdict, f"{to}: {because}", caveat=caveat)
+    flow.metadata["portal"]["tls"] = {k: v for k, v in fields.items() if v is not None}
 
 
-def decided_on(shown: flow.Flow) -> tuple[str, str]:
+def decided_on(flow: Flow) -> tuple[str, str]:
     """The name and the reason of the verdict that `mark` wrote; both are empty if it did not."""
-    marked = shown.metadata.get("portal")
+    marked = flow.metadata.get("portal")
     said = [marked.get(name) if isinstance(marked, dict) else "" for name in ("verdict", "because")]
     verdict, because = (text if isinstance(text, str) else "" for text in said)
     return verdict, because

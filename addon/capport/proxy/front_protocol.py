@@ -64,9 +64,9 @@ _ENDS: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 class Front:
     """All connections that mitmproxy does not have yet, or never gets."""
 
-    def __init__(self, gate: Gate, book: Connections, marks: FlowMarks, shown: Shown) -> None:
+    def __init__(self, gate: Gate, conns: Connections, marks: FlowMarks, shown: Shown) -> None:
         self.gate = gate
-        self.book = book
+        self.connections = conns
         self.marks = marks
         self.shown = shown
         self.ends = listeners.Ends()
@@ -109,7 +109,8 @@ class Front:
             count = self.turns.of(client)
             # The kernel gives a socket the lowest number that is free: so many are open in all.
             too_many = (
-                count >= connections.MOST_A_CLIENT or sock.fileno() >= self.book.most_accepted
+                count >= connections.MOST_A_CLIENT
+                or sock.fileno() >= self.connections.most_accepted
             )
             if too_many and self._is_unknown(one):
                 if not count:
@@ -203,7 +204,7 @@ class Gone(Exception):
 class Stranger:
     """One connection that mitmproxy does not have. A known client's is handed over at once.
 
-    It is in the book and in the epoll only if it stays open after what was done first.
+    It is in `connections` and in the epoll only if it stays open after what was done first.
     """
 
     front: Front
@@ -257,7 +258,7 @@ class Stranger:
         """Ends the connection: its client wants too much at once, or the portal stops."""
         self._leaves = False
         if self._entry:
-            self.front.book.abort(self._entry)
+            self.front.connections.abort(self._entry)
         else:
             self._close()
 
@@ -317,7 +318,7 @@ class Stranger:
             return ClientId(self.peer[0])
 
     def shown_as(self) -> connection.Client:
-        """The connection as mitmproxy's flows have it. It is in the book then."""
+        """The connection as mitmproxy's flows have it. It has its entry then."""
         if self._shown is None:
             self._enter()
             self._shown = connection.Client(
@@ -442,7 +443,7 @@ class Stranger:
         else:
             self._step = Stranger.go_on
             if self._entry:
-                self.front.book.goes_on(self._entry)
+                self.front.connections.goes_on(self._entry)
             self._wait_for_more()
 
     def _end(self, stages: Stages | None) -> None:
@@ -461,7 +462,7 @@ class Stranger:
             self._close()
             return
         self._talks, self._step = None, Stranger.linger  # frees what the conversation has read
-        self.front.book.ends(self._keep())
+        self.front.connections.ends(self._keep())
         if self._readable:
             self.front.in_turn(self)
 
@@ -521,7 +522,7 @@ class Stranger:
         try:
             if self._entry.over or transport.get_extra_info("peername") is None:
                 transport.abort()
-                self.front.book.left(self._entry)
+                self.front.connections.left(self._entry)
             else:
                 begin()
         finally:
@@ -559,23 +560,23 @@ class Stranger:
         return entry
 
     def _enter(self) -> connections.Open:
-        """Its entry in the book, made if there is none. Making it may end the connection."""
+        """Its entry in `connections`, made if there is none. Making it may end the connection."""
         if self._entry is None:
             client, key = self.client, (self.peer, self._dialled)
             found = self.front.gate.standing(client)
-            self._entry = self.front.book.accepted(
+            self._entry = self.front.connections.accepted(
                 key, client, self.who.frame, self, known=found.is_known
             )
             if self._entry.over:
                 self._close()
             elif self.front.gate.is_dropped(found):  # because of what it was just refused
-                self.front.book.abort(self._entry, reset=True)
+                self.front.connections.abort(self._entry, reset=True)
         return self._entry
 
     def _close(self) -> None:
         self._step = Stranger.nothing
         if self._entry:
-            self.front.book.left(self._entry)
+            self.front.connections.left(self._entry)
         if (fd := self.sock.fileno()) >= 0:
             self.front.by_fd.pop(fd, None)  # closing it takes it out of the epoll
             try:

@@ -122,7 +122,7 @@ def settings_of(options: Any) -> Settings:
     )
 
 
-def shown(options: Any) -> int:
+def shown_a_second(options: Any) -> int:
     """How many refusals a second are shown. Raises Unusable."""
     number: int = options.portal_shown
     if number < 0:

@@ -21,11 +21,11 @@ class RefusalContentview(contentviews.Contentview):
 
     def prettify(self, data: bytes, metadata: contentviews.Metadata) -> str:
         """The text of the view. Raises ValueError if the flow is not a refusal."""
-        shown = _refused(metadata)
-        if shown is None or shown.response is None:
+        flow = _refused(metadata)
+        if flow is None or flow.response is None:
             raise ValueError("the portal did not refuse this")
-        lines = [f"{shown.response.status_code} {shown.response.reason}", self._explain(shown)]
-        if found := findings_on(shown, flows_shown()):
+        lines = [f"{flow.response.status_code} {flow.response.reason}", self._explain(flow)]
+        if found := findings_on(flow, flows_shown()):
             lines += ["", "Findings:", *map(str, found)]
         return "\n".join(lines)
 
@@ -36,7 +36,7 @@ class RefusalContentview(contentviews.Contentview):
 
 def _refused(metadata: contentviews.Metadata) -> http.HTTPFlow | None:
     """The flow whose response is the portal's; None if it is not."""
-    shown = metadata.flow
-    if not isinstance(shown, http.HTTPFlow) or metadata.http_message is not shown.response:
+    flow = metadata.flow
+    if not isinstance(flow, http.HTTPFlow) or metadata.http_message is not flow.response:
         return None
-    return None if decided_on(shown)[0] in ("", "Pass") else shown
+    return None if decided_on(flow)[0] in ("", "Pass") else flow

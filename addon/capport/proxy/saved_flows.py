@@ -5,7 +5,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
-from mitmproxy import exceptions, flow, http, io, tcp
+from mitmproxy import exceptions, http, io, tcp
+from mitmproxy.flow import Flow
 
 from capport.core.client import parse_address
 from capport.events import Value
@@ -29,7 +30,7 @@ def recording_of(path: Path) -> Recording:
         return record(events_of_flows(_flows(path, file, recording), recording), recording)
 
 
-def events_of_flows(flows: Iterable[flow.Flow], recording: Recording | None = None) -> list[Event]:
+def events_of_flows(flows: Iterable[Flow], recording: Recording | None = None) -> list[Event]:
     """The events of flows, by time.
 
     Flows that were saved without the portal count as forwarded, unless their status is 511. A flow
@@ -39,9 +40,9 @@ def events_of_flows(flows: Iterable[flow.Flow], recording: Recording | None = No
     timed: list[tuple[float, Event]] = []
     clients: dict[str, float] = {}
     accepted: set[str] = set()  # the connections whose handshake has its event
-    for shown in flows:
+    for flow in flows:
         try:
-            events = [(time, {"time": _stamp(time), **it}) for time, it in _events(shown, accepted)]
+            events = [(time, {"time": _stamp(time), **it}) for time, it in _events(flow, accepted)]
         except (ValueError, OverflowError):
             recording.unread += 1
             continue
@@ -57,47 +58,47 @@ def events_of_flows(flows: Iterable[flow.Flow], recording: Recording | None = No
     return [event for _, event in timed]
 
 
-def _flows(path: Path, file: BinaryIO, recording: Recording) -> Iterator[flow.Flow]:
+def _flows(path: Path, file: BinaryIO, recording: Recording) -> Iterator[Flow]:
     """Yields the flows before the first incomplete one, which mitmproxy may be writing."""
     any_read = False
     try:
-        for shown in io.FlowReader(file).stream():
+        for flow in io.FlowReader(file).stream():
             any_read = True
-            yield shown
+            yield flow
     except exceptions.FlowReadException as error:
         if not any_read:
             raise FlowFileError(f"{path}: not a flow file of mitmproxy: {error}") from None
         recording.unread += 1
 
 
-def _events(shown: flow.Flow, accepted: set[str]) -> Iterator[tuple[float, Event]]:
-    conn = shown.client_conn
+def _events(flow: Flow, accepted: set[str]) -> Iterator[tuple[float, Event]]:
+    conn = flow.client_conn
     if conn.peername is None:
         return
-    verdict, because = decided_on(shown)
+    verdict, because = decided_on(flow)
     event: Event = {"client": str(parse_address(conn.peername[0]))}
-    if isinstance(shown, http.HTTPFlow):
-        refused = verdict != "Pass" if verdict else _status_of(shown) == 511
+    if isinstance(flow, http.HTTPFlow):
+        refused = verdict != "Pass" if verdict else _status_of(flow) == 511
         if refused and conn.tls_established and conn.id not in accepted:
             # The portal answers inside TLS only if the client took its certificate.
             accepted.add(conn.id)
             outcome: Event = {"action": "intercept", "outcome": "accepted"}
-            at = conn.timestamp_tls_setup or shown.request.timestamp_start
-            name = conn.sni or shown.request.host
+            at = conn.timestamp_tls_setup or flow.request.timestamp_start
+            name = conn.sni or flow.request.host
             yield at, {**event, "event": "tls", "sni": name, **outcome}
         event["event"] = "refused" if refused else "passed"
-        event |= request_fields(shown) | details_of(shown) | {"because": because or None}
-        if not verdict and shown.response and not refused:
+        event |= request_fields(flow) | details_of(flow) | {"because": because or None}
+        if not verdict and flow.response and not refused:
             event["answered_by"] = "origin"
-        yield shown.request.timestamp_start, {k: v for k, v in event.items() if v is not None}
-    elif isinstance(shown, tcp.TCPFlow) and verdict:
-        saved = shown.metadata["portal"].get("tls")
+        yield flow.request.timestamp_start, {k: v for k, v in event.items() if v is not None}
+    elif isinstance(flow, tcp.TCPFlow) and verdict:
+        saved = flow.metadata["portal"].get("tls")
         if isinstance(saved, dict):
-            yield shown.timestamp_created, event | {"event": "tls", **saved, "because": because}
+            yield flow.timestamp_created, event | {"event": "tls", **saved, "because": because}
 
 
-def _status_of(shown: http.HTTPFlow) -> int | None:
-    return shown.response.status_code if shown.response else None
+def _status_of(flow: http.HTTPFlow) -> int | None:
+    return flow.response.status_code if flow.response else None
 
 
 def _stamp(time: float) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import h11
-from mitmproxy import connection, flow, http, tcp
+from mitmproxy import connection, http, tcp
+from mitmproxy.flow import Error
 from mitmproxy.proxy.layers import tcp as tcp_layers
 
 from capport import lasting
@@ -83,16 +84,16 @@ class Shown:
             if shows:
                 lasting.start(_show_handshake(stream, f"TLS refused: {act.verdict.because}"))
             return
-        shown = http.HTTPFlow(conn, _server(act.dialled), live=True)
-        shown.request = _request(act)
+        flow = http.HTTPFlow(conn, _server(act.dialled), live=True)
+        flow.request = _request(act)
         if act.tunnels:  # its event has no status: the client gets the tunnel
-            self._marks.tunnelled(shown, act.verdict)
-            shown.response = _response(act.data)
+            self._marks.tunnelled(flow, act.verdict)
+            flow.response = _response(act.data)
         else:
-            shown.response = _response(act.data)
-            self._marks.refused(shown, act.verdict)
+            flow.response = _response(act.data)
+            self._marks.refused(flow, act.verdict)
         if shows:
-            lasting.start(_show_request(shown, OF_CONNECT if act.tunnels else OF_AN_ANSWER))
+            lasting.start(_show_request(flow, OF_CONNECT if act.tunnels else OF_AN_ANSWER))
 
     def _log_hidden(self) -> None:
         self._report = None
@@ -106,17 +107,17 @@ class Shown:
             )
 
 
-async def _show_request(shown: http.HTTPFlow, hooks: Hooks) -> None:
+async def _show_request(flow: http.HTTPFlow, hooks: Hooks) -> None:
     for hook in hooks:
-        await fire(hook(shown))
-    shown.live = False
+        await fire(hook(flow))
+    flow.live = False
 
 
-async def _show_handshake(shown: tcp.TCPFlow, error: str) -> None:
-    await fire(tcp_layers.TcpStartHook(shown))
-    shown.error = flow.Error(error)
-    await fire(tcp_layers.TcpErrorHook(shown))
-    shown.live = False
+async def _show_handshake(flow: tcp.TCPFlow, error: str) -> None:
+    await fire(tcp_layers.TcpStartHook(flow))
+    flow.error = Error(error)
+    await fire(tcp_layers.TcpErrorHook(flow))
+    flow.live = False
 
 
 def _server(dialled: Place | None) -> connection.Server:

@@ -135,11 +135,11 @@ class RefusalLayer(DecidingLayer):
             reply = self._reply_to(verdict, asked_of(request))
         elif verdict is not None:  # it is permitted, but cannot be forwarded (`_onward`)
             reply = bare(400)
-        shown = http.HTTPFlow(self.context.client, self.context.server, live=True)
+        flow = http.HTTPFlow(self.context.client, self.context.server, live=True)
         resets = isinstance(verdict, Imitated) and verdict.status is None
-        shown.request, shown.response = request, None if resets else to_mitmproxy(reply)
+        flow.request, flow.response = request, None if resets else to_mitmproxy(reply)
         try:
-            self.enforcer.marks.refused(shown, verdict)
+            self.enforcer.marks.refused(flow, verdict)
         except Exception:  # the client gets its answer even if the refusal cannot be reported
             self.enforcer.marks.fault("the report of a refusal")
         if resets:
@@ -147,8 +147,8 @@ class RefusalLayer(DecidingLayer):
             yield commands.CloseConnection(self.context.client)
             return
         for hook in OF_AN_ANSWER:
-            yield hook(shown)
-        shown.live = False
+            yield hook(flow)
+        flow.live = False
         self.answers += 1
         last = self.answers >= ANSWERS or self.method == b"CONNECT" or reply.status in (400, 431)
         ends = last or not bodyless

@@ -4,7 +4,8 @@ RFC 6585 section 7.4: a client gets a certificate error if a portal answers insi
 events that report this have a caveat.
 """
 
-from mitmproxy import connection, flow, tcp, tls
+from mitmproxy import connection, tcp, tls
+from mitmproxy.flow import Error
 from mitmproxy.proxy import commands, context, events, layer
 from mitmproxy.proxy.layers import ClientTLSLayer, TCPLayer
 from mitmproxy.proxy.layers import tcp as tcp_layers
@@ -141,12 +142,12 @@ class HelloLayer(DecidingLayer):
 
     def _refuse(self, hello: Hello, verdict: Refuse | Drop) -> layer.CommandGenerator[None]:
         client = self.context.client
-        shown = tcp.TCPFlow(client, self.context.server, live=True)
-        self.enforcer.marks.refused_tls(shown, hello, self.dialled, verdict)
-        yield tcp_layers.TcpStartHook(shown)
-        shown.error = flow.Error(f"TLS refused: {verdict.because}")
-        yield tcp_layers.TcpErrorHook(shown)
-        shown.live = False
+        flow = tcp.TCPFlow(client, self.context.server, live=True)
+        self.enforcer.marks.refused_tls(flow, hello, self.dialled, verdict)
+        yield tcp_layers.TcpStartHook(flow)
+        flow.error = Error(f"TLS refused: {verdict.because}")
+        yield tcp_layers.TcpErrorHook(flow)
+        flow.live = False
         self.lingering = Lingering(client)
         if isinstance(verdict, Drop):
             self.enforcer.connections.abort_connection(client, reset=True)
