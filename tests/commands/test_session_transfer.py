@@ -120,7 +120,7 @@ def test_one_bad_line_and_nothing_is_imported(
     new = str(tmp_path / "new.db")
     assert cli.main(["sessions", "import", str(file), "--sessions", new]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("line 3: ")
+    assert said.startswith(f"{file}:3: ")
     assert says in said
     assert said.endswith("; nothing is imported\n")
     assert not Path(new).exists()
@@ -129,7 +129,7 @@ def test_one_bad_line_and_nothing_is_imported(
 @given(st.text())
 def test_no_text_raises_anything_else(text: str) -> None:
     with contextlib.suppress(CommandError):
-        assert not list(parsed(io.StringIO(text), 1000.0, 1.7e9))
+        assert not list(parsed(io.StringIO(text), "a", 1000.0, 1.7e9))
 
 
 def test_what_is_not_utf8_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,4 +137,4 @@ def test_what_is_not_utf8_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     file.write_bytes(b"\xff\xfe")
     arguments = ["sessions", "import", str(file), "--sessions", str(tmp_path / "new.db")]
     assert cli.main(arguments) == 1
-    assert "not UTF-8" in capsys.readouterr().err
+    assert f"{file}: not UTF-8" in capsys.readouterr().err

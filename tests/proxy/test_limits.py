@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from capport.proxy.addon import PREFACE
+from capport.proxy.internals.http2_bounds import PREFACE
 from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
 from json_schemas import wrong_events
 from proxy.hellos import real

@@ -48,11 +48,12 @@ def bring(arguments: Namespace) -> None:
     If the store has a session of the same client that ends no earlier, that one stays.
     """
     policy = chosen_policy(arguments)
+    name = arguments.file or "stdin"
     with _opened(arguments.file) as lines:
         try:
-            found = list(parsed(lines, clock.now(), time.time()))
+            found = list(parsed(lines, name, clock.now(), time.time()))
         except UnicodeDecodeError:
-            raise CommandError("not UTF-8; nothing is imported") from None
+            raise CommandError(f"{name}: not UTF-8; nothing is imported") from None
     url = store_url(arguments.sessions, policy)
     with contextlib.closing(writable_store(url)) as store:
         now, brought, longer = clock.now(), 0, 0
@@ -91,7 +92,7 @@ def _opened(path: str | None) -> contextlib.AbstractContextManager[TextIO]:
     return open(path, encoding="utf-8")  # noqa: PTH123
 
 
-def parsed(lines: TextIO, now: Instant, wall: float) -> Iterator[Session]:
+def parsed(lines: TextIO, name: str, now: Instant, wall: float) -> Iterator[Session]:
     """Yields the session of each line. Raises CommandError for a line that is not a session."""
     for number, line in enumerate(iter(partial(lines.readline, _LONGEST_LINE), ""), 1):
         if not line.strip():
@@ -99,7 +100,7 @@ def parsed(lines: TextIO, now: Instant, wall: float) -> Iterator[Session]:
         try:
             yield _session(json.loads(line), now, wall)
         except (ValueError, RecursionError) as error:
-            raise CommandError(f"line {number}: {error}; nothing is imported") from None
+            raise CommandError(f"{name}:{number}: {error}; nothing is imported") from None
 
 
 def _session(found: Any, now: Instant, wall: float) -> Session:

@@ -10,6 +10,9 @@ DEFAULT_PORTS: Final = {"http": 80, "https": 443}  # RFC 9110 sections 4.2.1 and
 COPIES: Final = frozenset({"COPY", "MOVE"})
 """The methods that overwrite what is at their Destination (RFC 4918 sections 9.8 and 9.9)."""
 
+CREDENTIALS: Final = (b"cookie", b"authorization", b"proxy-authorization")
+"""The fields that have them, and are never kept or shown (RFC 6585 section 7.4)."""
+
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]++", re.ASCII)  # RFC 9110 section 5.6.2
 
 

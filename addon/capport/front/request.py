@@ -12,7 +12,7 @@ from typing import Final
 from capport.core.bounded_map import BoundedMap
 from capport.core.cost import FIELDS, LINE
 from capport.core.decision import HttpRequest
-from capport.core.http import cookies_in, default_port
+from capport.core.http import CREDENTIALS, cookies_in, default_port
 from capport.core.place import Place, parse_authority
 from capport.core.reply import Asked
 
@@ -31,11 +31,9 @@ _HEAD: Final = re.compile(
 _FIELD: Final = re.compile(rb"^([^:\n]++):[ \t]*+([^\r\n]*+)\r$", re.MULTILINE)
 _LENGTH: Final = re.compile(rb"[0-9]{1,15}+")
 
-_AUTHORIZATIONS: Final = frozenset({b"authorization", b"proxy-authorization"})
-
-
+_AUTHORIZATIONS: Final = frozenset(CREDENTIALS) - {b"cookie"}
 _CREDENTIALS: Final = re.compile(
-    rb"^(?:cookie|authorization|proxy-authorization):[^\n]*+\n", re.IGNORECASE | re.MULTILINE
+    rb"^(?:%b):[^\n]*+\n" % b"|".join(CREDENTIALS), re.IGNORECASE | re.MULTILINE
 )
 
 

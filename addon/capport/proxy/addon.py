@@ -47,6 +47,7 @@ from capport.proxy.gate_enforcer import GateEnforcer, PortalService
 from capport.proxy.handshakes import Handshakes
 from capport.proxy.internals import http1_reader, http2_bounds, sockets
 from capport.proxy.internals.addons import before_failures, put_where_scripts_stand
+from capport.proxy.internals.http2_bounds import PREFACE
 from capport.proxy.internals.http_events import RefusedHead
 from capport.proxy.internals.http_streams import speak_http2
 from capport.proxy.internals.listeners import Listeners, NotTakenOver
@@ -66,7 +67,6 @@ from capport.web.vouching import HEADER
 
 SILENT = "portal: UDP of an unknown client is not answered"
 DROPPED = "portal: this client was refused too often (limits.drop_after)"
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # of an HTTP/2 client, RFC 9113 section 3.4
 
 
 @dataclass(eq=False)

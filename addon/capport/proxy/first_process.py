@@ -19,7 +19,7 @@ from capport.linux import frames, shared_port
 from capport.linux.own_addresses import OWN
 from capport.policy.policy_file import PolicyError
 from capport.proxy import appliance, mitmproxy_options
-from capport.proxy.internals.shared_sockets import BACKLOG
+from capport.proxy.internals.listeners import BACKLOG
 from capport.proxy.resolver import Addresses
 from capport.service.nursery import Nursery
 from capport.service.service import Service

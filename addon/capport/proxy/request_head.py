@@ -9,7 +9,7 @@ import h11
 from mitmproxy import connection, http
 
 from capport.core.decision import HttpRequest
-from capport.core.http import cookies_in, default_port, is_token
+from capport.core.http import CREDENTIALS, cookies_in, default_port, is_token
 from capport.core.place import Place, parse_authority, parse_host
 from capport.proxy.internals.http_streams import set_destination
 
@@ -17,7 +17,6 @@ _CONTROLS: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _NO_TARGET: Final = re.compile(rb"[\x00-\x20\x7f]")
 
 _COUNTED: Final = re.compile(rb"\[redacted(?:: ([0-9]{1,9}))?\]")
-CREDENTIALS: Final = (b"cookie", b"authorization", b"proxy-authorization")
 
 
 def place_of(address: connection.Address | None) -> Place | None:
@@ -135,12 +134,19 @@ def is_plain(request: http.Request) -> bool:
     return bool(line) and not any(_CONTROLS.search(value) for _, value in request.headers.fields)
 
 
-def send_to(request: http.Request, place: Place) -> None:
-    """Sends a request to `place`, with exactly one Host field, which names that place."""
-    claim = claim_of(request)
-    default = default_port(request.scheme)
+def authority_for(place: Place, claim: Place | None, scheme: str) -> str:
+    """The Host field of a request that is sent to `place`: that place.
+
+    But if a client dialled an address in the garden, its Host field may name that place.
+    """
     names_it = claim if claim and not isinstance(place.host, str) else place
-    authority, host = names_it.authority(default), str(place.host)
+    return names_it.authority(default_port(scheme))
+
+
+def send_to(request: http.Request, place: Place) -> None:
+    """Sends a request to `place`, with exactly one Host field."""
+    authority = authority_for(place, claim_of(request), request.scheme)
+    host = str(place.host)
     if request.is_http2 or request.is_http3:
         set_destination(request, host, place.port, authority.encode())
         request.headers.pop("host", None)

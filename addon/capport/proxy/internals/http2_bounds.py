@@ -31,7 +31,7 @@ BYTES_A_FRAME: Final = 512  # of body received, or of anything sent, permit one 
 INTEGER: Final = 5  # bytes of an integer beyond its prefix: RFC 7541 section 5.1
 SIZE_UPDATES: Final = 2  # RFC 7541 section 4.2
 
-PREFACE: Final = 24  # bytes that a client sends first: RFC 9113 section 3.4
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # of a client: RFC 9113 section 3.4
 DATA, HEADERS, PUSH_PROMISE, GOAWAY, CONTINUATION = 0x0, 0x1, 0x5, 0x7, 0x9
 
 
@@ -130,7 +130,7 @@ class BoundConnection(BufferedH2Connection):
 
     def __init__(self, config: H2Configuration) -> None:
         super().__init__(config)
-        self.frames = Frames(skip=0 if config.client_side else PREFACE)
+        self.frames = Frames(skip=0 if config.client_side else len(PREFACE))
         self.says_goodbye = False  # when all requests are answered
         self.local_settings.max_frame_size = self.max_inbound_frame_size = FRAME
         self.local_settings.acknowledge()

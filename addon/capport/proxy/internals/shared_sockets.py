@@ -15,8 +15,7 @@ from mitmproxy import ctx
 from mitmproxy.proxy import mode_servers
 
 from capport import lasting
-
-BACKLOG = 4096
+from capport.proxy.internals.listeners import BACKLOG
 
 type Share = Mapping[str, Sequence[int]]
 """Descriptors of listening sockets, by the mode that they are for."""

@@ -16,7 +16,7 @@ from mitmproxy.proxy.layers import modes
 from mitmproxy.proxy.layers.http import HTTPMode
 
 from capport.core.cost import ANSWERS
-from capport.core.http import default_port
+from capport.core.http import CREDENTIALS
 from capport.core.place import Place
 from capport.core.policy import Connect
 from capport.core.reply import Asked, Reply, reply_to
@@ -28,7 +28,7 @@ from capport.proxy.internals.http_events import OF_AN_ANSWER
 from capport.proxy.layers.deciding import DecidingLayer
 from capport.proxy.layers.http2 import BoundLayer
 from capport.proxy.layers.lingering import Lingering
-from capport.proxy.request_head import CREDENTIALS, Head, is_framed_twice, redacted
+from capport.proxy.request_head import Head, authority_for, is_framed_twice, redacted
 from capport.proxy.responses import CLOSED, asked_of, bare, fields_of, to_mitmproxy
 
 logger = logging.getLogger(__name__)
@@ -302,11 +302,7 @@ class Onward:
             yield from self.child.handle_event(events.DataReceived(self.client, data))
 
     def _request_head(self) -> h11.Request:
-        names_it = self.place
-        if not isinstance(self.place.host, str) and self.asked.claim:
-            # The client dialled an address in the garden. Its Host field may name that place.
-            names_it = self.asked.claim
-        host = names_it.authority(default_port(self.asked.scheme))
+        host = authority_for(self.place, self.asked.claim, self.asked.scheme)
         dropped = (_HOP_BY_HOP | self.asked.connection_options) - _FRAMING
         fields = [(b"Host", host.encode()), (b"Connection", b"close")]
         for name, value in self.asked.fields:
