@@ -5,7 +5,7 @@ from typing import Any
 from capport.core.client import ClientId
 from capport.core.session import Session
 from capport.events import EventLog
-from capport.session_events import Ledger
+from capport.session_events import SessionEvents
 from capport.stores.memory import MemoryStore
 
 CLIENT = ClientId("02:00:00:00:00:07@192.0.2.7")
@@ -17,17 +17,17 @@ class House:
         self.file = folder / "events.jsonl"
         self.events = EventLog(self.file)
         self.store = MemoryStore()
-        self.ledger = Ledger(self.store, lambda: self.events, lambda: self.now)
+        self.session_events = SessionEvents(self.store, lambda: self.events, lambda: self.now)
 
     def grant(self, seconds: float, idle: float | None = None) -> None:
         self.store.put(
             Session(CLIENT, self.now, self.now + seconds, idle, self.now, by="login", how="terms")
         )
-        self.ledger.changed(CLIENT)
+        self.session_events.changed(CLIENT)
 
     def revoke(self) -> None:
         self.store.drop(CLIENT)
-        self.ledger.changed(CLIENT)
+        self.session_events.changed(CLIENT)
 
     def told(self) -> list[dict[str, Any]]:
         assert self.events.close(30)
@@ -53,10 +53,10 @@ def test_a_client_that_signs_in_and_out_all_the_time_ends_once(tmp_path: Path) -
         house.now += 1
     house.grant(3600)
     house.now += 3599
-    assert [*house.ledger.ended()] == []
+    assert [*house.session_events.ended()] == []
     house.now += 1
-    assert [*house.ledger.ended()] == [CLIENT]
-    assert [*house.ledger.ended()] == []
+    assert [*house.session_events.ended()] == [CLIENT]
+    assert [*house.session_events.ended()] == []
     assert [line["event"] for line in house.told()].count("expired") == 1
 
 
@@ -64,10 +64,10 @@ def test_a_session_that_ends_by_itself_has_expired(tmp_path: Path) -> None:
     house = House(tmp_path)
     house.grant(60)
     house.now += 59
-    assert [*house.ledger.ended()] == []
+    assert [*house.session_events.ended()] == []
     house.now += 1
-    assert [*house.ledger.ended()] == [CLIENT]
-    assert [*house.ledger.ended()] == []
+    assert [*house.session_events.ended()] == [CLIENT]
+    assert [*house.session_events.ended()] == []
     assert [line["event"] for line in house.told()] == ["granted", "expired"]
 
 
@@ -76,9 +76,9 @@ def test_extending_is_a_grant_and_a_touch_is_not(tmp_path: Path) -> None:
     house.grant(60, idle=20)
     house.now += 10
     house.store.touch(CLIENT, house.now)
-    house.ledger.changed(CLIENT)
+    house.session_events.changed(CLIENT)
     house.now += 15
-    assert [*house.ledger.ended()] == []
+    assert [*house.session_events.ended()] == []
     house.grant(600, idle=20)
     assert [line["event"] for line in house.told()] == ["granted", "granted"]
 
@@ -89,12 +89,12 @@ def test_traffic_puts_the_end_of_an_idle_session_off(tmp_path: Path) -> None:
     for _ in range(100):
         house.now += 90
         house.store.touch(CLIENT, house.now)
-        house.ledger.changed(CLIENT)
-        assert [*house.ledger.ended()] == []
+        house.session_events.changed(CLIENT)
+        assert [*house.session_events.ended()] == []
     house.now += 9999
-    assert [*house.ledger.ended()] == []
+    assert [*house.session_events.ended()] == []
     house.now += 1
-    assert [*house.ledger.ended()] == [CLIENT]
+    assert [*house.session_events.ended()] == [CLIENT]
     assert [line["event"] for line in house.told()] == ["granted", "expired"]
 
 
@@ -103,15 +103,15 @@ def test_a_session_that_is_made_shorter_ends_at_its_new_end(tmp_path: Path) -> N
     for seconds in (600, 60, 30):
         house.grant(seconds)
     house.now += 30
-    assert [*house.ledger.ended()] == [CLIENT]
+    assert [*house.session_events.ended()] == [CLIENT]
     house.now += 600
-    assert [*house.ledger.ended()] == []
+    assert [*house.session_events.ended()] == []
 
 
 def test_a_touch_of_a_session_from_before_the_start_is_no_grant(tmp_path: Path) -> None:
     house = House(tmp_path)
     house.store.put(Session(CLIENT, 100.0, 2000.0))
-    house.ledger.changed(CLIENT)
+    house.session_events.changed(CLIENT)
     house.revoke()
     assert [line["event"] for line in house.told()] == ["revoked"]
 
@@ -120,6 +120,6 @@ def test_what_was_opened_and_ended_before_we_heard_of_it_is_told_once(tmp_path: 
     house = House(tmp_path)
     house.store.put(Session(CLIENT, house.now, house.now + 60))
     house.store.drop(CLIENT)
-    house.ledger.changed(CLIENT)
-    house.ledger.changed(CLIENT)
+    house.session_events.changed(CLIENT)
+    house.session_events.changed(CLIENT)
     assert [line["event"] for line in house.told()] == ["revoked"]

@@ -14,7 +14,7 @@ GONE = 1000  # clients whose end was written, and is not written again until the
 FRESH = 5.0  # seconds; a session that is new to us but older than this was not granted just now
 
 
-class Ledger:
+class SessionEvents:
     """Turns changes in the store, and the passing of time, into events.
 
     It has an entry for each session that changed while it was running. For a session that was open

@@ -15,7 +15,7 @@ from capport.core.client import ClientId
 from capport.core.policy import Policy
 from capport.linux.neighbours import NetlinkNeighbours
 from capport.policy import policy_file
-from capport.router.known_clients import KnownSet
+from capport.router.known_clients import KnownClients
 from capport.stores.opening import open_store
 from capport.web.records import Records
 from commandline import capport
@@ -73,7 +73,7 @@ def followed(router: Namespace, folder: Path) -> Iterator[None]:
         contextlib.closing(open_store(str(folder / "s.db"))) as store,
         contextlib.closing(router.call(NetlinkNeighbours, ["lan0"])) as neighbours,
     ):
-        known = router.call(KnownSet, lambda: policy, store, neighbours)
+        known = router.call(KnownClients, lambda: policy, store, neighbours)
         with contextlib.closing(known):
             store.watch(known.changed)
             router.call(known.start)

@@ -464,7 +464,7 @@ class Lab:
         if self._follow:
             store = open_store(self.policy.sessions.store or ":memory:")
             self.known = self.router.call(
-                known_clients.KnownSet, lambda: self.policy, store, self.neighbours
+                known_clients.KnownClients, lambda: self.policy, store, self.neighbours
             )
             store.watch(self.known.changed)
             self.router.call(self.known.start)

@@ -10,7 +10,7 @@ import pytest
 import requires
 from capport.core.client import Client as CoreClient
 from capport.core.client import parse_address
-from capport.router.known_clients import KnownSet
+from capport.router.known_clients import KnownClients
 from capport.stores.memory import MemoryStore
 from lab.namespaces import wait_for
 from lab.network import ORIGIN4, ORIGIN6, POLICY, Client, Lab
@@ -107,7 +107,7 @@ def test_a_known_client_meets_428_at_the_hosts_named_and_is_forwarded_elsewhere(
 def test_a_client_without_a_mac_is_dropped_by_its_address_and_no_client_for_another(
     lab: Lab,
 ) -> None:
-    known = lab.router.call(KnownSet, lambda: lab.policy, MemoryStore(), lab.neighbours)
+    known = lab.router.call(KnownClients, lambda: lab.policy, MemoryStore(), lab.neighbours)
     with closing(known):
         for address, astray in (
             ("192.0.2.77", False),

@@ -10,8 +10,8 @@ import pytest
 import requires
 from capport.router import fence, known_clients, nftables
 from capport.router.fence import Fence
-from capport.router.known_clients import KnownSet
-from capport.router.restorer import RulesKeeper
+from capport.router.known_clients import KnownClients
+from capport.router.restorer import Restorer
 from capport.stores.memory import MemoryStore
 from lab.namespaces import Namespace, veth, wait_for
 from lab.network import CLIENT_SIDE, ORIGIN4, ORIGIN6, ROUTER4, ROUTER6, STATUS4, Lab
@@ -52,8 +52,8 @@ def told() -> list[str]:
 @pytest.fixture
 def portal(lab: Lab, up: None, store: MemoryStore, told: list[str]) -> Iterator[None]:
     """What a portal that is running keeps."""
-    known = lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
-    keeper = lab.router.call(RulesKeeper, known, told.append)
+    known = lab.router.call(KnownClients, lambda: lab.policy, store, lab.neighbours)
+    keeper = lab.router.call(Restorer, known, told.append)
     store.watch(known.changed)
     lab.router.call(known.start)
     lab.router.call(keeper.start)

@@ -15,7 +15,7 @@ from capport.linux import Neighbours, conntrack
 from capport.linux.libnftables import Nftables, RulesError
 from capport.policy import policy_file
 from capport.router import known_clients, membership, nftables, ruleset
-from capport.router.known_clients import KnownSet
+from capport.router.known_clients import KnownClients
 from capport.stores import FullError
 from capport.stores.memory import MemoryStore
 from lab.namespaces import Namespace, namespaces, wait_for
@@ -79,7 +79,7 @@ def test_who_is_in_a_full_set_stays_in_and_who_is_not_is_refused_until_there_is_
     store, told = MemoryStore(), list[str]()
     grant(store, 1, 2, 3)
     with closing(
-        router.call(KnownSet, lambda: POLICY, store, Nobody(), report=told.append)
+        router.call(KnownClients, lambda: POLICY, store, Nobody(), report=told.append)
     ) as known:
         store.watch(known.changed)
         router.call(known.start)
@@ -116,7 +116,7 @@ def test_a_set_that_the_kernel_finds_full_is_no_loop_and_keeps_nobody_in_who_is_
     nftables.up(POLICY, rules=rules)
     store, compared, errors = MemoryStore(), list[tuple[float, float]](), list[str]()
     grant(store, *range(2000))
-    with closing(router.call(KnownSet, lambda: POLICY, store, Nobody())) as known:
+    with closing(router.call(KnownClients, lambda: POLICY, store, Nobody())) as known:
         compare = known.resync
 
         def noted() -> None:
@@ -157,7 +157,7 @@ def test_what_many_had_open_is_forgotten_in_one_reading_of_the_table(
     ids = [ClientId(f"10.0.{number >> 8}.{number & 255}") for number in range(1000)]
     for one in ids:
         store.put(Session(one, now, now + 3600, None, last_seen=now))
-    with closing(router.call(KnownSet, lambda: POLICY, store, Nobody())) as known:
+    with closing(router.call(KnownClients, lambda: POLICY, store, Nobody())) as known:
         router.call(known.resync)
         for one in ids:
             store.drop(one)
@@ -183,7 +183,7 @@ def test_what_the_kernel_refuses_of_one_does_not_leave_another_connected(
     store, now = MemoryStore(), clock.now()
     out, into = ClientId("10.0.0.1"), ClientId("10.0.0.2")
     store.put(Session(out, now, now + 3600, None, last_seen=now))
-    with closing(router.call(KnownSet, lambda: POLICY, store, Nobody())) as known:
+    with closing(router.call(KnownClients, lambda: POLICY, store, Nobody())) as known:
         router.call(known.start)
         run = Nftables.run
 
@@ -218,7 +218,7 @@ def test_an_error_that_nobody_thought_of_does_not_end_the_thread_that_disconnect
     ids = [ClientId(f"10.0.0.{number}") for number in (1, 2)]
     for one in ids:
         store.put(Session(one, now, now + 3600, None, last_seen=now))
-    with closing(router.call(KnownSet, lambda: POLICY, store, Nobody())) as known:
+    with closing(router.call(KnownClients, lambda: POLICY, store, Nobody())) as known:
         router.call(known.start)
         for one in ids:
             store.drop(one)

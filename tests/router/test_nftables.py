@@ -32,7 +32,7 @@ from capport.router import garden_addresses, known_clients, nftables
 from capport.router import ranges as spans
 from capport.router import ruleset as ruletext
 from capport.router.garden_addresses import GardenFollower
-from capport.router.known_clients import KnownSet
+from capport.router.known_clients import KnownClients
 from capport.router.membership import is_let_through
 from capport.stores.memory import MemoryStore
 from conftest import SOON
@@ -87,18 +87,18 @@ def store() -> MemoryStore:
 
 
 @pytest.fixture
-def started(lab: Lab, store: MemoryStore) -> Iterator[KnownSet]:
+def started(lab: Lab, store: MemoryStore) -> Iterator[KnownClients]:
     """The rules, loaded again, and a set that does not watch `store`."""
     nftables.up(lab.policy, rules=lab.rules)
     seen(lab, lab.client)  # whatever an earlier test has made the router forget
-    following = lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
+    following = lab.router.call(KnownClients, lambda: lab.policy, store, lab.neighbours)
     lab.router.call(following.start)
     yield following
     following.close()
 
 
 @pytest.fixture
-def known(store: MemoryStore, started: KnownSet) -> KnownSet:
+def known(store: MemoryStore, started: KnownClients) -> KnownClients:
     """The rules, loaded again, and a set that watches `store`."""
     store.watch(started.changed)
     return started
@@ -333,7 +333,7 @@ def test_every_policy_loads(lab: Lab, more: str, ethernet: bool) -> None:
 
 @LAB
 def test_a_known_client_passes_by_the_kernel_and_nobody_else(
-    lab: Lab, store: MemoryStore, known: KnownSet
+    lab: Lab, store: MemoryStore, known: KnownClients
 ) -> None:
     mine, other = lab.clients
     assert not echoes(mine, ORIGIN4)
@@ -350,7 +350,9 @@ def test_a_known_client_passes_by_the_kernel_and_nobody_else(
 
 
 @LAB
-def test_update_is_in_force_when_it_returns(lab: Lab, store: MemoryStore, known: KnownSet) -> None:
+def test_update_is_in_force_when_it_returns(
+    lab: Lab, store: MemoryStore, known: KnownClients
+) -> None:
     client = lab.client
     seen(lab, client)
     granted = session(f"{client.mac}@{client.v4}")
@@ -363,7 +365,7 @@ def test_update_is_in_force_when_it_returns(lab: Lab, store: MemoryStore, known:
 
 @LAB
 def test_a_rule_of_who_is_known_that_is_added_holds_in_the_kernel(
-    lab: Lab, store: MemoryStore, known: KnownSet, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, store: MemoryStore, known: KnownClients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = lab.clients[0]
 
@@ -382,7 +384,7 @@ def test_a_rule_of_who_is_known_that_is_added_holds_in_the_kernel(
 
 @LAB
 def test_revocation_cuts_what_is_open_and_empties_conntrack(
-    lab: Lab, store: MemoryStore, known: KnownSet
+    lab: Lab, store: MemoryStore, known: KnownClients
 ) -> None:
     client, other = lab.clients
     for one in (client, other):
@@ -407,7 +409,7 @@ def tracked(lab: Lab) -> str:
 
 @LAB
 def test_what_known_clients_have_open_is_tracked_only_where_others_may_need_it(
-    lab: Lab, store: MemoryStore, known: KnownSet, request: pytest.FixtureRequest
+    lab: Lab, store: MemoryStore, known: KnownClients, request: pytest.FixtureRequest
 ) -> None:
     assert is_tracked(lab) is ("firewall" in request.node.callspec.id)
     store.put(session(lab.client.mac))
@@ -424,7 +426,7 @@ def test_what_known_clients_have_open_is_tracked_only_where_others_may_need_it(
 
 @LAB
 def test_a_known_client_gets_icmpv6_and_what_it_says_of_its_packets(
-    lab: Lab, store: MemoryStore, known: KnownSet
+    lab: Lab, store: MemoryStore, known: KnownClients
 ) -> None:
     """RFC 4890 section 4.3.1: without Packet Too Big, what is long never arrives."""
     store.put(session(lab.client.mac))
@@ -447,7 +449,7 @@ def test_a_known_client_gets_icmpv6_and_what_it_says_of_its_packets(
 
 
 @LAB
-def test_neighbour_discovery_is_no_way_out(lab: Lab, known: KnownSet) -> None:
+def test_neighbour_discovery_is_no_way_out(lab: Lab, known: KnownClients) -> None:
     """The kernel tracks it as little as what known clients send."""
 
     def send() -> None:
@@ -471,7 +473,7 @@ def test_neighbour_discovery_is_no_way_out(lab: Lab, known: KnownSet) -> None:
 @LAB
 @pytest.mark.parametrize("address", [ORIGIN4, ORIGIN6])
 def test_what_was_redirected_before_the_grant_stays_the_proxys(
-    lab: Lab, store: MemoryStore, known: KnownSet, address: str
+    lab: Lab, store: MemoryStore, known: KnownClients, address: str
 ) -> None:
     """Sent on to the origin in its middle, it would be reset there."""
     with lab.router.call(
@@ -495,7 +497,7 @@ def test_what_was_redirected_before_the_grant_stays_the_proxys(
 
 
 @LAB
-def test_expiry_cuts_what_is_open(lab: Lab, store: MemoryStore, known: KnownSet) -> None:
+def test_expiry_cuts_what_is_open(lab: Lab, store: MemoryStore, known: KnownClients) -> None:
     client = lab.client
     store.put(session(client.mac))
     known.update([ClientId(client.mac)])
@@ -510,7 +512,7 @@ def test_expiry_cuts_what_is_open(lab: Lab, store: MemoryStore, known: KnownSet)
 
 @LAB
 def test_what_the_kernel_would_not_have_at_first_is_tried_again(
-    lab: Lab, store: MemoryStore, started: KnownSet, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, store: MemoryStore, started: KnownClients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.put(session(lab.client.mac))
     started.update([ClientId(lab.client.mac)])
@@ -537,7 +539,7 @@ def test_what_the_kernel_would_not_have_at_first_is_tried_again(
 
 @LAB
 def test_without_us_the_kernel_ends_a_session_in_time(
-    lab: Lab, store: MemoryStore, known: KnownSet
+    lab: Lab, store: MemoryStore, known: KnownClients
 ) -> None:
     store.put(session(lab.client.mac))
     known.update([ClientId(lab.client.mac)])
@@ -550,7 +552,7 @@ def test_without_us_the_kernel_ends_a_session_in_time(
 
 @LAB
 def test_a_session_that_is_extended_or_shortened_is_in_the_kernel_too(
-    lab: Lab, store: MemoryStore, known: KnownSet
+    lab: Lab, store: MemoryStore, known: KnownClients
 ) -> None:
     pair = f"{lab.client.v4} . {lab.client.mac}"
     for seconds in (600, 7200, 300):
@@ -586,7 +588,7 @@ def test_sessions_of_other_routers_are_in_force_while_the_lease_that_the_kernel_
         return min(lease().values(), default=0.0)
 
     with contextlib.closing(
-        lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
+        lab.router.call(KnownClients, lambda: lab.policy, store, lab.neighbours)
     ) as following:
         lab.router.call(following.start)
         wait_for(lambda: echoes(client, ORIGIN4) and echoes(client, ORIGIN6))
@@ -620,7 +622,7 @@ def test_a_client_that_is_granted_a_session_here_too_loses_no_packet_by_it(lab: 
     nftables.up(lab.policy, rules=lab.rules)
     store.put(session(client.mac))
     with contextlib.closing(
-        lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
+        lab.router.call(KnownClients, lambda: lab.policy, store, lab.neighbours)
     ) as following:
         lab.router.call(following.start)
         wait_for(lambda: echoes(client, ORIGIN4) and bool(elements(lab, "leased_known4")))
@@ -638,7 +640,7 @@ def test_a_client_that_is_granted_a_session_here_too_loses_no_packet_by_it(lab: 
 
 @LAB
 def test_an_address_that_another_mac_takes_over_is_out(
-    lab: Lab, store: MemoryStore, known: KnownSet
+    lab: Lab, store: MemoryStore, known: KnownClients
 ) -> None:
     client, thief = lab.clients
     store.put(session(client.mac))
@@ -661,7 +663,7 @@ def test_an_address_that_another_mac_takes_over_is_out(
 
 @LAB
 def test_a_spoofed_address_does_not_pass_with_another_mac(
-    lab: Lab, store: MemoryStore, known: KnownSet
+    lab: Lab, store: MemoryStore, known: KnownClients
 ) -> None:
     """Without ARP, so that the neighbour table still has the client: each packet is checked."""
     client, thief = lab.clients
@@ -722,7 +724,7 @@ def _spoof(router_mac: str, mac: str, source: str) -> None:
 
 @LAB
 def test_a_new_address_of_a_known_mac_is_let_in(
-    lab: Lab, store: MemoryStore, known: KnownSet
+    lab: Lab, store: MemoryStore, known: KnownClients
 ) -> None:
     client = lab.client
     store.put(session(client.mac))
@@ -736,7 +738,9 @@ def test_a_new_address_of_a_known_mac_is_let_in(
 
 
 @LAB
-def test_a_client_that_sleeps_keeps_its_pair(lab: Lab, store: MemoryStore, known: KnownSet) -> None:
+def test_a_client_that_sleeps_keeps_its_pair(
+    lab: Lab, store: MemoryStore, known: KnownClients
+) -> None:
     client = lab.client
     store.put(session(client.mac))
     known.update([ClientId(client.mac)])
@@ -749,7 +753,7 @@ def test_a_client_that_sleeps_keeps_its_pair(lab: Lab, store: MemoryStore, known
 
 @LAB
 def test_a_mac_has_only_so_many_addresses(
-    lab: Lab, store: MemoryStore, known: KnownSet, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, store: MemoryStore, known: KnownClients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(known_clients, "ADDRESSES", 4)
     mac = parse_mac("02:00:00:00:00:0a")
@@ -813,7 +817,7 @@ def test_a_blocked_mac_does_not_pass_with_the_address_of_a_client_off_the_link(l
 
 @LAB
 def test_a_session_for_an_address_off_the_link_is_for_the_frames_of_the_router_before_it(
-    lab: Lab, store: MemoryStore, known: KnownSet
+    lab: Lab, store: MemoryStore, known: KnownClients
 ) -> None:
     hop, other = lab.clients
     behind = ClientId("203.0.113.8")
@@ -853,7 +857,7 @@ def test_a_session_for_an_address_off_the_link_is_for_the_frames_of_the_router_b
 
 
 @LAB
-def test_up_again_loses_nobody_a_packet(lab: Lab, store: MemoryStore, known: KnownSet) -> None:
+def test_up_again_loses_nobody_a_packet(lab: Lab, store: MemoryStore, known: KnownClients) -> None:
     client = lab.client
     store.put(session(client.mac))
     known.update([ClientId(client.mac)])
@@ -872,7 +876,7 @@ def test_what_the_sessions_do_not_account_for_goes_at_the_start(
     stray = f"{lab.client.v4} . {lab.client.mac}"
     strays = [("known4", stray, 3600), ("known4", f"192.0.2.5 . {lab.client.mac}", 9)]
     lab.rules.run("\n".join(nftables.add_all(strays)) + "\n")
-    following = lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
+    following = lab.router.call(KnownClients, lambda: lab.policy, store, lab.neighbours)
     store.watch(following.changed)
     lab.router.call(following.start)
     try:
@@ -883,7 +887,7 @@ def test_what_the_sessions_do_not_account_for_goes_at_the_start(
 
 @LAB
 def test_what_somebody_takes_out_of_the_kernel_comes_back(
-    lab: Lab, store: MemoryStore, known: KnownSet
+    lab: Lab, store: MemoryStore, known: KnownClients
 ) -> None:
     store.put(session(lab.client.mac))
     known.update([ClientId(lab.client.mac)])
@@ -899,7 +903,7 @@ def test_a_new_policy_is_put_in_force_with_the_same_ports_and_who_is_known(
 ) -> None:
     policies = [lab.policy]
     nftables.up(lab.policy, proxy_ports=(8080, 8082), rules=lab.rules)
-    following = lab.router.call(KnownSet, lambda: policies[-1], store, lab.neighbours)
+    following = lab.router.call(KnownClients, lambda: policies[-1], store, lab.neighbours)
     store.watch(following.changed)
     lab.router.call(following.start)
     try:
@@ -958,7 +962,7 @@ def test_the_garden_follows_its_names(
 
 @LAB
 def test_without_the_table_nothing_fails_and_up_puts_everybody_in(
-    lab: Lab, store: MemoryStore, known: KnownSet
+    lab: Lab, store: MemoryStore, known: KnownClients
 ) -> None:
     seen(lab, lab.client)
     nftables.down(rules=lab.rules)
@@ -985,7 +989,7 @@ def test_traffic_is_heard_of_although_its_counter_began_again(
     nftables.up(lab.policy, rules=lab.rules)
     now = it_is = clock.now()
     following = lab.router.call(
-        KnownSet, lambda: lab.policy, store, lab.neighbours, now=lambda: it_is
+        KnownClients, lambda: lab.policy, store, lab.neighbours, now=lambda: it_is
     )
     mac = parse_client_id(lab.client.mac)
     store.put(session(mac, idle=600.0))
@@ -1013,7 +1017,7 @@ def is_put_off(lab: Lab, store: MemoryStore, idle: float) -> bool:
     """Whether a session is there after twice its idle time of traffic; after silence it is not."""
     policy = replace(lab.policy, sessions=replace(lab.policy.sessions, idle=idle))
     nftables.up(policy, rules=lab.rules)
-    following = lab.router.call(KnownSet, lambda: policy, store, lab.neighbours)
+    following = lab.router.call(KnownClients, lambda: policy, store, lab.neighbours)
     store.watch(following.changed)
     lab.router.call(following.start)
     try:
@@ -1036,7 +1040,7 @@ def is_put_off(lab: Lab, store: MemoryStore, idle: float) -> bool:
 
 @LAB
 def test_a_name_in_the_garden_is_open_on_its_port_where_it_was_found(
-    lab: Lab, known: KnownSet
+    lab: Lab, known: KnownClients
 ) -> None:
     client = lab.client
 
@@ -1098,7 +1102,7 @@ def test_several_proxies_share_the_clients_by_address(lab: Lab) -> None:
 
 
 @LAB
-def test_one_client_has_only_so_many_connections(lab: Lab, known: KnownSet) -> None:
+def test_one_client_has_only_so_many_connections(lab: Lab, known: KnownClients) -> None:
     """And so many new ones a second: the next client does not notice."""
     client, other = lab.clients
     listener = lab.router.call(socket.create_server, ("", 8080), backlog=500)
@@ -1127,7 +1131,7 @@ def test_one_client_has_only_so_many_connections(lab: Lab, known: KnownSet) -> N
 
 @LAB
 def test_made_up_macs_ask_no_more_than_all_unknown_clients_together_may(
-    lab: Lab, store: MemoryStore, known: KnownSet
+    lab: Lab, store: MemoryStore, known: KnownClients
 ) -> None:
     """The bound by MAC alone would be none."""
     client, other = lab.clients
@@ -1164,7 +1168,7 @@ def _ask_as_many(router_mac: str, source: str, count: int) -> None:
 @LAB
 @pytest.mark.parametrize("version", [4, 6])
 def test_nobody_opens_a_connection_to_a_known_client_from_outside(
-    lab: Lab, store: MemoryStore, known: KnownSet, version: int
+    lab: Lab, store: MemoryStore, known: KnownClients, version: int
 ) -> None:
     client = lab.client
     store.put(session(client.mac))
@@ -1183,7 +1187,7 @@ def test_nobody_opens_a_connection_to_a_known_client_from_outside(
 
 @LAB
 def test_an_address_on_the_link_without_a_mac_is_nobodys_and_ours_is_not_a_clients(
-    lab: Lab, store: MemoryStore, known: KnownSet
+    lab: Lab, store: MemoryStore, known: KnownClients
 ) -> None:
     """Else any MAC on the link could send from it."""
     for address in ("192.0.2.99", ROUTER4, ROUTER6, "2001:db8:1::99"):
@@ -1219,7 +1223,7 @@ def _spoof6(router_mac: str, mac: str, source: str) -> None:
 
 @LAB
 def test_what_a_known_mac_was_learned_at_ends_with_its_session(
-    lab: Lab, store: MemoryStore, known: KnownSet
+    lab: Lab, store: MemoryStore, known: KnownClients
 ) -> None:
     store.put(session(lab.client.mac))
     known.update([ClientId(lab.client.mac)])
@@ -1229,7 +1233,7 @@ def test_what_a_known_mac_was_learned_at_ends_with_its_session(
 
 
 @LAB
-def test_the_router_answers_pings_but_not_a_flood_of_them(lab: Lab, known: KnownSet) -> None:
+def test_the_router_answers_pings_but_not_a_flood_of_them(lab: Lab, known: KnownClients) -> None:
     assert lab.client.namespace.call(pings, ROUTER4, 1)
     assert not lab.client.namespace.call(pings, ORIGIN4, 0)
     began = time.monotonic()
@@ -1241,7 +1245,7 @@ def test_the_router_answers_pings_but_not_a_flood_of_them(lab: Lab, known: Known
 @pytest.mark.rfc(8908, "4.1", "SHOULD also permit connections to Network Time Protocol servers")
 @LAB
 def test_the_time_is_to_be_had_at_the_router_and_nothing_else_by_that_way(
-    lab: Lab, known: KnownSet
+    lab: Lab, known: KnownClients
 ) -> None:
     """To check a certificate takes the time (NTP, RFC 5905)."""
     client = lab.client
@@ -1304,7 +1308,7 @@ def ntp_server(namespace: Namespace, address: str) -> Iterator[None]:
 
 @LAB
 @pytest.mark.parametrize("address", [ORIGIN4, ORIGIN6])
-def test_what_is_refused_is_refused_at_once(lab: Lab, known: KnownSet, address: str) -> None:
+def test_what_is_refused_is_refused_at_once(lab: Lab, known: KnownClients, address: str) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
 
     def tcp() -> None:
@@ -1365,7 +1369,7 @@ def echoes_quic_when_known(lab: Lab, store: MemoryStore) -> bool:
 
 @LAB
 def test_forget_drops_one_clients_connections_and_not_those_to_the_proxy(
-    lab: Lab, store: MemoryStore, known: KnownSet
+    lab: Lab, store: MemoryStore, known: KnownClients
 ) -> None:
     client, other = lab.clients
     lab.rules.run(ruletext.ruleset(lab.policy, tracked=True))

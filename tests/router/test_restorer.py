@@ -10,8 +10,8 @@ import requires
 from capport.core.client import ClientId
 from capport.linux.libnftables import RulesError
 from capport.router import nftables
-from capport.router.known_clients import KnownSet
-from capport.router.restorer import RulesKeeper
+from capport.router.known_clients import KnownClients
+from capport.router.restorer import Restorer
 from capport.stores.memory import MemoryStore
 from lab.namespaces import wait_for
 from lab.network import ORIGIN4, Lab
@@ -46,13 +46,13 @@ def store() -> MemoryStore:
 
 
 @pytest.fixture
-def known(lab: Lab, store: MemoryStore) -> Iterator[KnownSet]:
+def known(lab: Lab, store: MemoryStore) -> Iterator[KnownClients]:
     """The rules, with the first client known."""
     with suppress(RulesError):
         lab.rules.run("delete table inet firewall\n")
     nftables.up(lab.policy, proxy_ports=(8080, 8082), rules=lab.rules)
     grant(store, lab.client.mac, 3600)
-    following = lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)
+    following = lab.router.call(KnownClients, lambda: lab.policy, store, lab.neighbours)
     store.watch(following.changed)
     lab.router.call(following.start)
     following.update([ClientId(lab.client.mac)])
@@ -68,12 +68,12 @@ def noticed() -> list[nftables.InForce | None]:
 
 @pytest.fixture
 def keeper(
-    lab: Lab, known: KnownSet, told: list[str], noticed: list[nftables.InForce | None]
-) -> Iterator[RulesKeeper]:
+    lab: Lab, known: KnownClients, told: list[str], noticed: list[nftables.InForce | None]
+) -> Iterator[Restorer]:
     def another() -> None:
         noticed.append(nftables.in_force())
 
-    keeper = lab.router.call(RulesKeeper, known, told.append, another)
+    keeper = lab.router.call(Restorer, known, told.append, another)
     lab.router.call(keeper.start)
     yield keeper
     keeper.close()
@@ -90,7 +90,7 @@ def is_tracked(lab: Lab) -> bool | None:
 
 @pytest.mark.parametrize("how", ["flush ruleset", "delete table inet capport"])
 def test_rules_that_somebody_takes_away_are_back_at_once_with_who_is_known(
-    lab: Lab, keeper: RulesKeeper, told: list[str], how: str
+    lab: Lab, keeper: Restorer, told: list[str], how: str
 ) -> None:
     before = lab.rules.outline("list table inet capport")
     assert reaches(lab, 0)
@@ -111,8 +111,8 @@ def macs(lab: Lab) -> dict[str, float]:
 def test_what_changes_while_a_command_puts_the_rules_up_is_in_force_when_it_has(
     lab: Lab,
     store: MemoryStore,
-    known: KnownSet,
-    keeper: RulesKeeper,
+    known: KnownClients,
+    keeper: Restorer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """`capport router up` has a list of who is known, of a moment before its rules are there."""
@@ -128,21 +128,23 @@ def test_what_changes_while_a_command_puts_the_rules_up_is_in_force_when_it_has(
         load(*given, **named)
 
     monkeypatch.setattr(nftables, "up", late)
-    with closing(lab.router.call(KnownSet, lambda: lab.policy, store, lab.neighbours)) as command:
+    with closing(
+        lab.router.call(KnownClients, lambda: lab.policy, store, lab.neighbours)
+    ) as command:
         lab.router.call(command.apply, (8080, 8082), only_replace=False)
     wait_for(lambda: macs(lab).keys() == {lab.client.mac, prolonged, granted})
     wait_for(lambda: macs(lab)[prolonged] > 600)
 
 
 def test_the_garden_is_looked_up_at_once_where_the_table_is_another(
-    lab: Lab, known: KnownSet
+    lab: Lab, known: KnownClients
 ) -> None:
     tables: list[nftables.InForce | None] = []
 
     def anew() -> None:
         tables.append(nftables.in_force())
 
-    keeper = lab.router.call(RulesKeeper, known, lambda said: None, anew)
+    keeper = lab.router.call(Restorer, known, lambda said: None, anew)
     lab.router.call(keeper.start)
     try:
         assert tables == []
@@ -157,7 +159,7 @@ def test_the_garden_is_looked_up_at_once_where_the_table_is_another(
 
 
 def test_a_fault_of_ours_does_not_end_the_keeping(
-    lab: Lab, keeper: RulesKeeper, told: list[str], monkeypatch: pytest.MonkeyPatch
+    lab: Lab, keeper: Restorer, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_force, faults = nftables.in_force, [KeyError("elem"), KeyError("elem")]
 
@@ -175,8 +177,8 @@ def test_a_fault_of_ours_does_not_end_the_keeping(
 def test_a_change_of_the_sets_alone_is_no_reason_to_look_at_the_rules(
     lab: Lab,
     store: MemoryStore,
-    known: KnownSet,
-    keeper: RulesKeeper,
+    known: KnownClients,
+    keeper: Restorer,
     monkeypatch: pytest.MonkeyPatch,
     told: list[str],
 ) -> None:
@@ -197,7 +199,7 @@ def test_a_change_of_the_sets_alone_is_no_reason_to_look_at_the_rules(
 
 
 def test_capport_router_down_is_meant(
-    lab: Lab, keeper: RulesKeeper, told: list[str], noticed: list[nftables.InForce | None]
+    lab: Lab, keeper: Restorer, told: list[str], noticed: list[nftables.InForce | None]
 ) -> None:
     nftables.down(rules=lab.rules)
     lab.rules.run("table inet later\ndelete table inet later\n")  # something else happens
@@ -211,7 +213,7 @@ def test_capport_router_down_is_meant(
 
 
 def test_down_is_meant_however_soon_after_up_it_comes(
-    lab: Lab, keeper: RulesKeeper, told: list[str]
+    lab: Lab, keeper: Restorer, told: list[str]
 ) -> None:
     """What the kernel says of the one may be read when the other is done."""
     for _ in range(30):
@@ -224,10 +226,10 @@ def test_down_is_meant_however_soon_after_up_it_comes(
 
 
 def test_without_rules_at_the_start_there_is_nothing_to_put_back(
-    lab: Lab, known: KnownSet, told: list[str]
+    lab: Lab, known: KnownClients, told: list[str]
 ) -> None:
     nftables.down(rules=lab.rules)
-    keeper = lab.router.call(RulesKeeper, known, told.append)
+    keeper = lab.router.call(Restorer, known, told.append)
     lab.router.call(keeper.start)
     try:
         lab.rules.run("flush ruleset\n")
@@ -239,7 +241,7 @@ def test_without_rules_at_the_start_there_is_nothing_to_put_back(
 
 
 def test_known_clients_are_tracked_as_soon_as_another_table_may_go_by_it(
-    lab: Lab, keeper: RulesKeeper
+    lab: Lab, keeper: Restorer
 ) -> None:
     assert is_tracked(lab) is False
     lab.rules.run("table inet without_a_hook {\nchain nothing {\n}\n}\n")
@@ -257,7 +259,7 @@ def test_known_clients_are_tracked_as_soon_as_another_table_may_go_by_it(
 
 
 def test_rules_that_are_taken_down_while_they_are_made_anew_stay_down(
-    lab: Lab, known: KnownSet, keeper: RulesKeeper
+    lab: Lab, known: KnownClients, keeper: Restorer
 ) -> None:
     nftables.down(rules=lab.rules)
     lab.router.call(known.apply, (8080,), only_replace=True)
@@ -266,8 +268,8 @@ def test_rules_that_are_taken_down_while_they_are_made_anew_stay_down(
 
 def test_rules_that_cannot_be_put_back_are_tried_again(
     lab: Lab,
-    known: KnownSet,
-    keeper: RulesKeeper,
+    known: KnownClients,
+    keeper: Restorer,
     told: list[str],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

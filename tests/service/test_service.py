@@ -67,7 +67,7 @@ class Follower:
 @pytest.fixture
 def followers(monkeypatch: pytest.MonkeyPatch) -> list[Follower]:
     monkeypatch.setattr(Follower, "made", [])
-    for name in ("KnownSet", "GardenFollower", "RulesKeeper"):
+    for name in ("KnownClients", "GardenFollower", "Restorer"):
         monkeypatch.setattr(kernel, name, Follower)
     return Follower.made
 

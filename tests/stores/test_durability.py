@@ -21,7 +21,7 @@ import requires
 from capport.core.client import ClientId
 from capport.stores import StoreError
 from capport.stores.opening import open_store
-from capport.stores.sqlite.revocation_file import BALLAST, Revoked
+from capport.stores.sqlite.revocation_file import BALLAST, RevocationFile
 from capport.stores.sqlite.store import SqliteStore
 from stores import writers
 from stores.contract import ADDRESS, MAC, OTHER, FakeTime, session, until
@@ -587,7 +587,7 @@ def test_what_root_makes_in_somebody_elses_folder_is_theirs_though_the_file_is_g
 ) -> None:
     for file in theirs.iterdir():
         file.unlink()
-    Revoked(theirs / "sessions.db-revoked", theirs / "sessions.db").add(ADDRESS)
+    RevocationFile(theirs / "sessions.db-revoked", theirs / "sessions.db").add(ADDRESS)
     assert (theirs / "sessions.db-revoked").stat().st_uid == theirs.stat().st_uid
 
 
@@ -645,7 +645,7 @@ def test_a_journal_with_a_second_name_still_counts_and_grants_wait_for_its_end(
     store = SqliteStore(path, spares=())
     store.put(session(ADDRESS))
     store.close()
-    Revoked(Path(f"{path}-revoked"), path).add(ADDRESS)
+    RevocationFile(Path(f"{path}-revoked"), path).add(ADDRESS)
     kept.hardlink_to(f"{path}-revoked")  # as `cp -al` makes a backup
     store = SqliteStore(path, spares=())
     assert store.find((ADDRESS,), 1000.0) is None

@@ -418,7 +418,9 @@ def test_who_lags_behind_the_journal_of_changes_reads_everything(
 def test_without_inotify_it_looks_often_enough(
     file: OneFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("capport.stores.sqlite.file_notifier.Bell.watch", lambda bell: False)
+    monkeypatch.setattr(
+        "capport.stores.sqlite.file_notifier.FileNotifier.watch", lambda notifier: False
+    )
     monkeypatch.setattr(sqlite, "TURN_SECONDS", 3600.0)
     one, two = file.open(), file.open()
     one.put(session())

@@ -25,12 +25,12 @@ class CaptivePortalApi(ClientHandler):
         if not reads_captivity(self.request.headers.get("Accept", "")):
             self.redirect(portal_url, status=302)
             return
-        stands = self.standing
+        standing = self.standing
         document = captivity(
-            stands,
+            standing,
             user_portal_url=portal_url,
             venue_info_url=self.server.venue_info_url,
-            can_extend=stands.open_session is not None and self.can_extend(stands.open_session),
+            can_extend=standing.open_session is not None and self.can_extend(standing.open_session),
         )
         self.set_header("Content-Type", MEDIA_TYPE)
         self.finish(json.dumps(document) + "\n")

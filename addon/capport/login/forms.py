@@ -59,11 +59,11 @@ class SignIn(Form):
 
     def get(self) -> None:
         """Shows the form; to a known client that does not want more time, its status."""
-        stands = self.standing
-        if stands.is_blocked:
+        standing = self.standing
+        if standing.is_blocked:
             raise Refusal("blocked")
-        extends = stands.open_session and self.can_extend(stands.open_session)
-        if stands.is_known and not (extends and self.get_argument("more", "")):
+        extends = standing.open_session and self.can_extend(standing.open_session)
+        if standing.is_known and not (extends and self.get_argument("more", "")):
             self.redirect(
                 self.link("/welcome" if self.page_asked_for else "/status", state=self.state),
                 status=303,
@@ -79,8 +79,8 @@ class SignIn(Form):
         """Grants the client a session, if the form meets the conditions."""
         if self.signs_in_elsewhere():
             raise web.HTTPError(403, "another login server signs clients in")
-        stands, terms = self.standing, self.terms()
-        if stands.is_blocked:
+        standing, terms = self.standing, self.terms()
+        if standing.is_blocked:
             raise Refusal("blocked")
         if terms is not None and self.get_body_argument("terms", "") != terms.version:
             return Outcome(problem=self.words.terms_changed, status=409)
@@ -281,12 +281,12 @@ class Online(Page):
 
     def get(self) -> None:
         """Shows how much time is left, and what the guest can do."""
-        stands = self.standing
-        if not stands.is_known:
+        standing = self.standing
+        if not standing.is_known:
             self.redirect(self.link("/", state=self.state), status=303)
             return
         onward = self.page_asked_for
-        session = stands.open_session
+        session = standing.open_session
         left, idle = self.left_of(session), session.idle if session else None
         if session is not None:
             self._refresh_at(session.ends)

@@ -62,7 +62,7 @@ MOST = SET_SIZE * 3 // 4  # elements of a set; the rest is room for timed-out on
 ADDRESSES = 64  # of one MAC at a time; a device with privacy addresses has about ten
 
 
-class KnownSet:
+class KnownClients:
     """Keeps the sets as the sessions of one store say, on its own threads.
 
     It does not watch the store: the caller calls `changed` with each client whose session has
@@ -120,7 +120,7 @@ class KnownSet:
             self._failing = True
             self._schedule_resync(after=RETRY)
         for work in (self._follow, self._disconnect_queued):
-            thread = threading.Thread(target=work, name=f"known-set{work.__name__}", daemon=True)
+            thread = threading.Thread(target=work, name=f"known{work.__name__}", daemon=True)
             self._threads.append(thread)
             thread.start()
 
@@ -630,7 +630,7 @@ def up(
 
     Raises the errors of `nftables.up`.
     """
-    with closing(KnownSet(lambda: policy, store, neighbours)) as known:
+    with closing(KnownClients(lambda: policy, store, neighbours)) as known:
         known.apply(proxy_ports, only_replace=False)
 
 

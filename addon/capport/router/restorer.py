@@ -22,7 +22,7 @@ from threading import Thread
 from capport.linux import netlink
 from capport.linux.libnftables import Nftables
 from capport.router import fence, nftables
-from capport.router.known_clients import KnownSet
+from capport.router.known_clients import KnownClients
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ _OF_ELEMENTS = frozenset(10 << 8 | kind for kind in (12, 14, 15))
 _ENDED = f"{nftables.TABLE.split()[1]}\0".encode(), f"{nftables.ENDED}\0".encode()
 
 
-class RulesKeeper:
+class Restorer:
     """Watches the tables of the network namespace it is made in, from `start` to `close`.
 
     On its own thread, it calls `report` with a sentence each time it puts the rules or the fence
@@ -51,7 +51,7 @@ class RulesKeeper:
 
     def __init__(
         self,
-        known: KnownSet,
+        known: KnownClients,
         report: Callable[[str], None],
         on_new_table: Callable[[], None] = lambda: None,
     ) -> None:
@@ -66,7 +66,7 @@ class RulesKeeper:
         self._ended, self._end = os.pipe()
         self._kernel = netlink.listen(netlink.NETFILTER, _GROUP_NFTABLES, buffer=_BUFFER)
         self._routing = netlink.listen(netlink.ROUTE, fence.GROUPS, buffer=_BUFFER)
-        self._thread = Thread(target=self._follow, name="rules-keeper", daemon=True)
+        self._thread = Thread(target=self._follow, name="restorer", daemon=True)
 
     def start(self) -> None:
         """Starts to keep the rules that are loaded now, if there are any."""
@@ -133,7 +133,7 @@ class RulesKeeper:
             self._ports, self._was_ended = state.proxy_ports, False
             same = state.handle == self._table
             if not same and self._thread.ident is not None:
-                self._known.resync()  # before there is a thread, `KnownSet.start` has just done it
+                self._known.resync()  # not at the start: `KnownClients.start` has just done it
                 self._on_new_table()
             self._table = state.handle
             if self._known.put_fence() and same and state == nftables.in_force():

@@ -181,7 +181,7 @@ def _known(name: str, verdict: str) -> Iterator[str]:
     for version, ip in _FAMILIES:
         yield f"{ip} saddr @rules{version} {verdict}"
     # A new address of a known MAC is in no pair yet, but passes from its first packet on. To send
-    # the answers, the kernel adds it to the neighbour table, and `KnownSet` then adds the pair.
+    # the answers, the kernel adds it to the neighbour table, and `KnownClients` then adds the pair.
     for version, ip in _FAMILIES:
         yield f"{ip} saddr @barred{version} return"
         for macs in (*_in_either("ether saddr", "macs"), "ether saddr @rule_macs"):
@@ -190,7 +190,7 @@ def _known(name: str, verdict: str) -> Iterator[str]:
 
 
 def _in_the_sets(verdict: str, other: str) -> Iterator[str]:
-    """Rules that give `verdict` to packets whose address is in the sets of `KnownSet`.
+    """Rules that give `verdict` to packets whose address is in the sets of `KnownClients`.
 
     They give `other` to packets that no later rule may accept by their address alone.
     """

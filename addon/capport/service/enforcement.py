@@ -7,7 +7,7 @@ from itertools import batched
 from typing import Protocol
 
 from capport.core.client import Client, ClientId, parts_of
-from capport.session_events import Ledger
+from capport.session_events import SessionEvents
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +35,14 @@ class OpenConnections(Protocol):
 class Enforcement:
     """Decides again on the open `connections` of each client whose session changes or ends."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, session_events: SessionEvents) -> None:
         self.connections: OpenConnections | None = None
-        self._ledger = ledger
+        self._session_events = session_events
 
     def changed(self, client: ClientId) -> None:
         """Follows a change of the session of `client`, which any process has made."""
         self.recheck(client)
-        self._ledger.changed(client)
+        self._session_events.changed(client)
 
     def recheck(self, client: ClientId) -> None:
         """Decides again on the connections of `client`, and of its address and its MAC alone."""
@@ -60,7 +60,7 @@ class Enforcement:
             await asyncio.sleep(TICK)
             try:
                 also()
-                for some in batched(self._ledger.ended(), AT_ONCE):
+                for some in batched(self._session_events.ended(), AT_ONCE):
                     for client in some:
                         self.recheck(client)
                     await asyncio.sleep(0)

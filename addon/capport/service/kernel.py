@@ -11,9 +11,9 @@ from capport.core.session import Instant
 from capport.gate import Gate
 from capport.linux.libnftables import RulesError
 from capport.router.garden_addresses import GardenFollower
-from capport.router.known_clients import KnownSet
+from capport.router.known_clients import KnownClients
 from capport.router.membership import is_let_through
-from capport.router.restorer import RulesKeeper
+from capport.router.restorer import Restorer
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +27,8 @@ class Kernel:
     def __init__(self, gate: Gate, fault: Callable[[str], None]) -> None:
         self._gate = gate
         self._fault = fault
-        self._listener: KnownSet | None = None  # set before it starts, so that it misses no change
-        self._known: KnownSet | None = None  # the same, set after it has started
+        self._listener: KnownClients | None = None  # set before it starts: it misses no change
+        self._known: KnownClients | None = None  # the same, set after it has started
         self._garden: GardenFollower | None = None
         self._held = BoundedMap[ClientId, Instant](HELD)  # until when each is held
         self._closing = ExitStack()
@@ -58,7 +58,7 @@ class Kernel:
         """Whether the kernel holds up a client although it has a session, which is a fault.
 
         That is so if our table is loaded, but its sets lack a client that we added. Then this
-        method writes an event, makes `KnownSet` add the client again, and returns True for a
+        method writes an event, makes `KnownClients` add the client again, and returns True for a
         second.
         """
         now, session = self._gate.now(), self._gate.standing(client).open_session
@@ -109,13 +109,13 @@ class Kernel:
         if gate.policy.router is None:
             return
         try:
-            known = KnownSet(
+            known = KnownClients(
                 lambda: gate.policy, gate.store, gate.neighbours, now=gate.now, report=self._fault
             )
             self._closing.callback(known.close)
             garden = GardenFollower(lambda: gate.policy)
             self._closing.callback(garden.close)
-            restorer = RulesKeeper(known, self._fault, garden.look_up_now)
+            restorer = Restorer(known, self._fault, garden.look_up_now)
             self._closing.callback(restorer.close)
             self._listener = known
             for follower in (known, garden, restorer):

@@ -36,7 +36,7 @@ from capport.service.login_links import needs_login_server
 from capport.service.login_server import Embedded, may_be_proxy
 from capport.service.settings import SettingError, Settings
 from capport.service.shared_state import LoginState, Shared
-from capport.session_events import Ledger
+from capport.session_events import SessionEvents
 from capport.stores import SessionStore, StoreError
 from capport.stores.opening import open_store, store_url
 from capport.web.context import Portal
@@ -106,7 +106,8 @@ class Service:
                 metrics=metrics,
             )
             self._kernel = Kernel(self.gate, self._fault)
-            self._enforcement = Enforcement(Ledger(store, lambda: self._events, self.gate.now))
+            session_events = SessionEvents(store, lambda: self._events, self.gate.now)
+            self._enforcement = Enforcement(session_events)
             self._open_login_server()
             self._opened = opened.pop_all()
         self._policy_loaded()

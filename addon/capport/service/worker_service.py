@@ -28,7 +28,7 @@ from capport.service.enforcement import Enforcement, OpenConnections
 from capport.service.login_links import End, is_among, leads_to_login
 from capport.service.settings import SettingError
 from capport.service.shared_state import LoginState, Shared
-from capport.session_events import Ledger
+from capport.session_events import SessionEvents
 from capport.stores.opening import open_store
 from capport.web.states import States
 from capport.web.vouching import sign_client
@@ -134,7 +134,7 @@ class WorkerService:
                 budgets=budgets,
             )
             # The first process writes the events of sessions.
-            self._enforcement = Enforcement(Ledger(store, EventLog, self.gate.now))
+            self._enforcement = Enforcement(SessionEvents(store, EventLog, self.gate.now))
             self._use(shared)
             self._opened = opened.pop_all()
 

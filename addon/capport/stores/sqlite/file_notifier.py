@@ -20,7 +20,7 @@ _POLL = 0.05
 """Seconds between two looks if there is no inotify (`fs.inotify.max_user_instances`)."""
 
 
-class Bell:
+class FileNotifier:
     """Wakes a waiting thread when one of `paths` is written to or gets new times.
 
     It also wakes the thread when `file` appears at its path or disappears from it.

@@ -21,7 +21,7 @@ _SEEN = "UPDATE sessions SET last_seen = ? WHERE client = ? AND last_seen < ?"
 _OVER = "SELECT client FROM sessions WHERE ends < ? LIMIT ?"
 
 
-class Upkeep:
+class Housekeeping:
     """The background work of one store. Every method may raise StoreError.
 
     `sync` updates the replica to what was committed. `reserve_space` reserves space on the disk.

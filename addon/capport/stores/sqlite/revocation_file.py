@@ -24,8 +24,8 @@ BALLAST = 1 << 20
 """Bytes reserved on the disk, and freed when it is full so that a revocation can be written."""
 
 
-class Revoked:
-    """The journal at `path`, which has the same owner as the file at `like`."""
+class RevocationFile:
+    """The journal of revocations at `path`, which has the same owner as the file at `like`."""
 
     def __init__(self, path: Path, like: Path) -> None:
         self.path = path

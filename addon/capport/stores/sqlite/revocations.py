@@ -21,7 +21,7 @@ from pathlib import Path
 from capport.core.client import ClientId
 from capport.stores import StoreError
 from capport.stores.replica import granted
-from capport.stores.sqlite.revocation_file import Revoked
+from capport.stores.sqlite.revocation_file import RevocationFile
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ class Revocations:
     def __init__(self, path: Path, spares: Sequence[Path]) -> None:
         spare = f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}-revoked"
         self.places = (
-            Revoked(Path(f"{path}-revoked"), path),
-            *(Revoked(folder / spare, path) for folder in spares),
+            RevocationFile(Path(f"{path}-revoked"), path),
+            *(RevocationFile(folder / spare, path) for folder in spares),
         )
         self.unnoted: set[ClientId] = set()
         """Clients that are revoked in this process only."""

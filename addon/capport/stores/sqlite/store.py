@@ -28,10 +28,15 @@ from capport.stores import FullError, StoreError, Watcher
 from capport.stores.replica import Replica, granted, row_of
 from capport.stores.sqlite.boot_clock import StoreTime
 from capport.stores.sqlite.database import DROP_SECONDS, PUT_SECONDS, Contents, Database, followed
-from capport.stores.sqlite.file_notifier import Bell
+from capport.stores.sqlite.file_notifier import FileNotifier
 from capport.stores.sqlite.follower import Follower
-from capport.stores.sqlite.housekeeping import Upkeep
-from capport.stores.sqlite.revocation_file import Revoked, free_ballast, set_ballast, spare_folders
+from capport.stores.sqlite.housekeeping import Housekeeping
+from capport.stores.sqlite.revocation_file import (
+    RevocationFile,
+    free_ballast,
+    set_ballast,
+    spare_folders,
+)
 from capport.stores.sqlite.revocations import Revocations
 from capport.stores.sqlite.schema import is_busy, no_room
 from capport.stores.sqlite.session_schema import CHANGE, COLUMNS, SESSIONS
@@ -99,13 +104,13 @@ class SqliteStore:
         self.database = Database(
             path, contents, lock=self._journal.path, make=make, make_folder=make_folder
         )
-        self._upkeep = Upkeep(
+        self._housekeeping = Housekeeping(
             self.database, self._replica, self._time, self._sync, self._reserve_space
         )
         self._closed = False
         self.database.open(start_closed=start_closed)
         self._look_too: Callable[[], object] = lambda: None
-        self._bell = Bell((place.path for place in self._revocations.places), self.path)
+        self._notifier = FileNotifier((place.path for place in self._revocations.places), self.path)
         self._thread = threading.Thread(target=self._run, name=self.path.name, daemon=True)
         self._thread.start()
 
@@ -172,15 +177,15 @@ class SqliteStore:
         """Writes what is pending and closes the file."""
         if self._closed:
             return
-        self._bell.stop()
+        self._notifier.stop()
         self._thread.join()
         try:
-            self._upkeep.flush()
-            self._upkeep.note_time(TURN_SECONDS)
+            self._housekeeping.flush()
+            self._housekeeping.note_time(TURN_SECONDS)
         except StoreError as error:
             self.database.report(str(error))
         self._closed = True
-        self._bell.close()
+        self._notifier.close()
         self.database.close()
         self._replica.replace({}, 0.0)
         self._watchers.close()
@@ -188,7 +193,7 @@ class SqliteStore:
     # --- what the database calls ---
 
     def _reserve_space(self) -> None:
-        """Reserves space on the disk, or logs once that it cannot. Upkeep calls it regularly."""
+        """Reserves space on the disk, or logs once that it cannot. Called regularly."""
         try:
             self._journal.make()
             set_ballast(self._ballast, self.path)
@@ -241,7 +246,7 @@ class SqliteStore:
             self._revocations.end(client)
             self._read_back()
 
-    def _delete_noted_in(self, place: Revoked, seconds: float) -> None:
+    def _delete_noted_in(self, place: RevocationFile, seconds: float) -> None:
         """Keeps the journal locked from within the transaction until it is empty.
 
         Every grant does this first, so no revocation in the journal ends a later grant.
@@ -279,7 +284,7 @@ class SqliteStore:
         self._look_too = look
 
     def _run(self) -> None:
-        while self._bell.wait(TURN_SECONDS):
+        while self._notifier.wait(TURN_SECONDS):
             for work in (self.turn, self._look_too):
                 try:
                     work()
@@ -303,4 +308,4 @@ class SqliteStore:
             except StoreError as error:
                 if error.__cause__ is not None and not is_busy(error.__cause__):
                     raise  # otherwise the next turn does it; meanwhile they are in force
-        self._upkeep.turn()
+        self._housekeeping.turn()
