@@ -221,6 +221,17 @@ def test_however_it_ends_nothing_is_left(tmp_path: Path, number: int, way: tuple
     assert not list(folder.iterdir())
 
 
+def test_a_portal_that_is_just_starting_is_ended_by_sigterm_too(tmp_path: Path) -> None:
+    running = subprocess.Popen(
+        [CAPPORT, "behind", "--proxy", "--offline", "--", "touch", tmp_path / "ran"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    wait_for(lambda: list(tmp_path.iterdir()), SOON)  # the portal's files
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(SOON) == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_signal_that_does_not_interrupt_the_wait_for_the_command_ends_it_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

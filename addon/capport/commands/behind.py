@@ -1,15 +1,16 @@
 """`capport behind`: runs a command behind a portal of each kind, and prints the findings."""
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 from capport.commands import CommandError
@@ -23,6 +24,9 @@ from capport.testing.side_by_side import Run, lines_of
 FOUND = 3  # the exit status for findings, as in `capport report`
 TIMED_OUT, CANNOT_RUN, NOT_FOUND = 124, 126, 127  # as timeout(1) and shells have them
 EACH = 60.0  # seconds for the command behind each of several kinds
+TURN = 0.2  # seconds between two looks whether a signal has come
+
+type EndIfAsked = Callable[[], None]
 
 
 def behind(arguments: Namespace) -> int:
@@ -50,7 +54,7 @@ def _runs(arguments: Namespace) -> Iterator[Run]:
     kinds: Sequence[Kind] = arguments.kinds
     limit = arguments.timeout or (EACH if len(kinds) > 1 else None)
     with ExitStack() as stack:
-        stack.enter_context(_ending_on_signals())
+        end_if_asked = stack.enter_context(_ending_on_signals())
         place = _Place(stack, arguments)
         for kind in kinds:
             if kind.needs and place.why_no_network:
@@ -60,7 +64,7 @@ def _runs(arguments: Namespace) -> Iterator[Run]:
                 print(f"--- {kind.name}: {kind.about}", file=sys.stderr)
             place.portal.reset(kind=kind.name)
             with _granting(place.portal, arguments.grant_after):
-                status = place.run(arguments.command, limit)
+                status = place.run(arguments.command, limit, end_if_asked)
             yield Run(kind=kind, status=status, report=place.portal.report)
             if status == 128 + signal.SIGINT:
                 return
@@ -93,37 +97,39 @@ class _Place:
             if arguments.offline:
                 self._inside.trust(self.portal.ca_file)
 
-    def run(self, command: Sequence[str], limit: float | None) -> int:
+    def run(self, command: Sequence[str], limit: float | None, end_if_asked: EndIfAsked) -> int:
         """Runs the command, and returns its exit status as a shell has it."""
         start = self._inside.start if self._inside else network.start_outside
-        environment = {**os.environ, **self._variables}
-        # On a thread, so that a signal cannot come between its start and our knowledge of it.
-        with ThreadPoolExecutor(1) as thread:
-            starting = thread.submit(start, command, env=environment, stdout=self._output)
-            try:
-                status = _status(starting.result(), limit)
-            except FileNotFoundError:
-                print(f"{command[0]}: no such command", file=sys.stderr)
-                return NOT_FOUND
-            except OSError as error:
-                print(f"{command[0]}: {error.strerror}", file=sys.stderr)
-                return CANNOT_RUN
-            except subprocess.TimeoutExpired:
-                return TIMED_OUT
-            finally:
-                if starting.exception() is None:
-                    _end(starting.result())
-                if self._inside:  # processes that it left must not run behind the next kind
-                    network.end_all(self._inside.descriptor)
+        end_if_asked()
+        try:
+            process = start(command, env={**os.environ, **self._variables}, stdout=self._output)
+        except FileNotFoundError:
+            print(f"{command[0]}: no such command", file=sys.stderr)
+            return NOT_FOUND
+        except OSError as error:
+            print(f"{command[0]}: {error.strerror}", file=sys.stderr)
+            return CANNOT_RUN
+        try:
+            status = _status(process, limit, end_if_asked)
+        except subprocess.TimeoutExpired:
+            return TIMED_OUT
+        finally:
+            _end(process)
+            if self._inside:  # processes that it left must not run behind the next kind
+                network.end_all(self._inside.descriptor)
         return status if status >= 0 else 128 - status
 
 
-def _status(process: subprocess.Popen[bytes], limit: float | None) -> int:
-    """Waits in short turns: a signal that comes just before waitpid(2) does not interrupt it."""
-    while limit is None:
-        with suppress(subprocess.TimeoutExpired):
-            return process.wait(1.0)
-    return process.wait(limit)
+def _status(process: subprocess.Popen[bytes], limit: float | None, end_if_asked: EndIfAsked) -> int:
+    until = math.inf if limit is None else time.monotonic() + limit
+    while True:
+        end_if_asked()
+        left = until - time.monotonic()
+        try:
+            return process.wait(min(left, TURN))
+        except subprocess.TimeoutExpired:
+            if left <= TURN:
+                raise
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -152,16 +158,26 @@ def _granting(portal: Portal, after: float | None) -> Iterator[None]:
 
 
 @contextmanager
-def _ending_on_signals() -> Iterator[None]:
-    """Ends everything if this process gets SIGTERM or SIGHUP. Ctrl-C only ends the command."""
+def _ending_on_signals() -> Iterator[EndIfAsked]:
+    """Yields a function that raises SystemExit if this process has got SIGTERM or SIGHUP.
 
-    def leave(number: int, frame: FrameType | None) -> None:
-        sys.exit(128 + number)
+    A handler that raises could do so anywhere, also between the start of a process and our
+    knowledge of it, and leave that process or its files. Ctrl-C only ends the command.
+    """
+    asked: list[int] = []
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    def end_if_asked() -> None:
+        if asked:
+            sys.exit(128 + asked[0])
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGHUP)}
     before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda number, frame: None)
     try:
-        yield
+        yield end_if_asked
+        end_if_asked()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
