@@ -169,6 +169,7 @@ def test_one_client_that_makes_up_hosts_cannot_flood_it(tmp_path: Path) -> None:
     own = [it for it in told if it.get("client") == "192.0.2.7"]
     assert len(own) <= LINES_A_CLIENT + 2
     assert sum(it.get("repeats", 0) + 1 for it in own[LINES_A_CLIENT:]) >= 20_000 - LINES_A_CLIENT
+    assert ["host" in it for it in own] == [True] * LINES_A_CLIENT + [False] * 2
     assert [it["event"] for it in told if it not in own] == ["refused", "granted"]
 
 

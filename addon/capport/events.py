@@ -146,8 +146,10 @@ class EventLog:
         record |= {name: _cut(value) for name, value in fields.items()}
         record = {name: value for name, value in record.items() if value is not None}
         with self._lock:
-            if event in _ALWAYS or (watched and self._has_room(record)) or self._is_new(record):
+            if event in _ALWAYS or (watched and self._has_room(record)):
                 self._put(record)
+            else:
+                self._put_once(record)
 
     def repeats(self, event: str, client: Client, *fields: Value) -> bool:
         """Counts an event that has a line already; returns False if it must be written.
@@ -172,8 +174,10 @@ class EventLog:
         if not self._is_on:
             return
         with self._lock:
-            if record["event"] in _ALWAYS or self._is_new(record):
+            if record["event"] in _ALWAYS:
                 self._put(record, at)
+            else:
+                self._put_once(record, at)
 
     def close(self, seconds: float = 2.0) -> bool:
         """Writes all counts and waiting lines; returns whether that took less than `seconds`."""
@@ -194,7 +198,8 @@ class EventLog:
         share = _share(self._watched_shares, _device(record), self.monotonic())
         return share.lines <= LINES_WATCHED
 
-    def _is_new(self, record: dict[str, Value]) -> bool:
+    def _put_once(self, record: dict[str, Value], at: str | None = None) -> None:
+        """Queues a record, unless one like it has a line: then it is counted."""
         now, device = self.monotonic(), _device(record)
         count = int(record.get("repeats") or 1)
         event = str(record["event"])
@@ -202,19 +207,19 @@ class EventLog:
         line = self.lines.get(key)
         if line is not None and now < line.until:
             line.repeats += count
-            return False
+            return
         if _share(self.shares, device, now).lines > LINES_A_CLIENT:
             key = (event, device, "more")
             record = {name: record[name] for name in ("event", "client", "mac") if name in record}
             if key in self.lines:
                 self.lines[key].repeats += count
-                return False
+                return
             record["because"] = "this client's events are too many; the rest are counted here"
         self._flush(key)
         self.lines[key] = _Line(record, now + WINDOW)
         while len(self.lines) > TABLE:
             self._flush(next(iter(self.lines)))
-        return True
+        self._put(record, at)
 
     def _flush(self, key: tuple[Value, ...]) -> None:
         line = self.lines.pop(key, None)
