@@ -236,12 +236,16 @@ async def test_it_is_for_the_client_whose_state_it_is(tmp_path: Path) -> None:
         assert e.house.session("127.0.0.2") is None
 
 
-async def test_our_own_forms_are_off_then(tmp_path: Path) -> None:
+@pytest.mark.parametrize("readable", [True, False])
+async def test_our_own_forms_are_off_then(tmp_path: Path, readable: bool) -> None:
     async with elsewhere(tmp_path) as e:
         browser, key = e.house.browser(), tmp_path / "login" / "return.pem"
         key.rename(tmp_path / "away.pem")
         form = await browser.get("/")
-        (tmp_path / "away.pem").rename(key)
+        if readable:
+            (tmp_path / "away.pem").rename(key)
+        else:
+            key.mkdir()
         assert e.state_in(await browser.get("/")).client == e.house.client()
         assert (await browser.post("/sign-in", form.fields)).status == 403
         assert e.house.session() is None

@@ -101,13 +101,6 @@ async def test_so_does_one_of_others_that_listen_on_the_same_port_as_the_embedde
         assert await answers(at(port, embedded=True), elsewhere=True)
 
 
-def test_where_the_key_of_others_cannot_be_read_they_are_not_believed() -> None:
-    def unreadable() -> bool:
-        raise OSError("return.pem: larger than any key")
-
-    assert is_ours(at(8511, embedded=True), Place(LOOPBACK, 8511), unreadable)
-
-
 @pytest.mark.parametrize("embedded", [True, False])
 async def test_nobody_there_does_not_answer(embedded: bool) -> None:
     with socket.socket() as nobody:

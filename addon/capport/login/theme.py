@@ -87,8 +87,14 @@ class Theme:
 
     @property
     def signs_in_elsewhere(self) -> bool:
-        """Whether that other login server signs clients in, so that our own forms are off."""
-        return self.return_key() is not None
+        """Whether that other login server signs clients in, so that our own forms are off.
+
+        A key that is there and cannot be read counts: then nobody signs clients in.
+        """
+        try:
+            return self.return_key() is not None
+        except OSError:
+            return True
 
     def style(self) -> Asset:
         """Our style sheet, followed by the operator's."""

@@ -214,14 +214,10 @@ class Service:
         """What a proxy in another process decides by."""
         policy, state = self.gate.policy, None
         if self.login is not None:
-            try:
-                elsewhere = self.login.signs_in_elsewhere
-            except OSError:  # `return.pem` cannot be read, so no other server can sign clients in
-                elsewhere = False
             state = LoginState(
                 self.login.portal.records.secret,
                 self.login.server.places,
-                elsewhere,
+                self.login.signs_in_elsewhere,
                 makes_links=needs_login_server(policy),
             )
         return Shared(policy, state, dict(self._answering))
