@@ -645,16 +645,18 @@ async def test_no_more_of_one_unknown_client_wait_than_it_may_have_open(
     monkeypatch.setattr(connections, "MOST_A_CLIENT", 20)
     async with portal(KNOWN) as it:
         hold_up(it.keeper.front)
+        (other,) = connect_from(it, ["127.0.0.2"])  # waits longest, and is not ended
         clients = connect_many(it, 50)
         await until(lambda: it.keeper.front.turns.of(ClientId("127.0.0.1")) == 20)
+        assert it.keeper.front.turns.of(ClientId("127.0.0.2")) == 1
         assert [client.recv(1) for client in clients[:30]] == [b""] * 30
         it.keeper.front.rest()
-        for client in clients[30:]:
+        for client in (other, *clients[30:]):
             client.sendall(GET)
-        for client in clients[30:]:
+        for client in (other, *clients[30:]):
             received = await asyncio.to_thread(client.recv, 12)
             assert received == b"HTTP/1.1 511"
-        for client in clients:
+        for client in (other, *clients):
             client.close()
 
 
