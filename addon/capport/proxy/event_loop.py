@@ -6,11 +6,8 @@ and some versions of uvloop do not support that on some Pythons: 0.23.0 raises o
 """
 
 import asyncio
-import logging
 from collections.abc import Callable
 from importlib.metadata import version
-
-logger = logging.getLogger(__name__)
 
 type LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 

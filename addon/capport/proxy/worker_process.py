@@ -14,7 +14,7 @@ import select
 import signal
 import socket
 import sys
-from typing import Any, Final
+from typing import Any
 
 from mitmproxy import ctx
 
@@ -22,6 +22,7 @@ from capport.budgets import Budgets
 from capport.core.reach import Machine
 from capport.events import EventLog
 from capport.linux.own_addresses import OWN
+from capport.linux.parent import end_with_the_parent
 from capport.metrics import Metrics
 from capport.proxy.addon import CaptivePortal
 from capport.proxy.appliance import run
@@ -32,13 +33,12 @@ from capport.service.shared_state import Shared
 from capport.service.worker_service import WorkerService
 
 _NO_DESCRIPTOR = os.strerror(errno.EMFILE)
-_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _CAPABILITY_VERSION, _CAP_NET_ADMIN = 0x20080522, 12  # linux/capability.h
 
 
 def main(channel: int) -> int:
     """Forks workers until the first process is gone. In a worker, returns its exit status."""
-    _end_with_the_parent()
+    end_with_the_parent()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that no worker that has ended stays a zombie
     first = socket.socket(fileno=channel)
     setting = json.loads(first.recv(1 << 16))
@@ -71,7 +71,7 @@ def main(channel: int) -> int:
 
 def serve(channel: int, events: int, setting: dict[str, Any]) -> int:
     """Serves clients until the first process ends it, or is gone."""
-    _end_with_the_parent()
+    end_with_the_parent()
     first = Channel(socket.socket(fileno=channel), unpickles=True)
     select.select([first], [], [])
     match next(first.messages(), None):
@@ -96,17 +96,6 @@ def serve(channel: int, events: int, setting: dict[str, Any]) -> int:
         )
 
     return run(setting["given"], setting["values"], lambda: CaptivePortal(open_service))
-
-
-def _end_with_the_parent() -> None:
-    """Ends this process as soon as its parent has ended, even if this one is stopped then.
-
-    Otherwise a stopped worker would still listen beside the workers of the next first process.
-    """
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _give_up_the_kernels_rules() -> None:

@@ -6,7 +6,6 @@ own connections leave as always. So the machine's own network does not change, a
 gone when the last process in it has ended.
 """
 
-import ctypes
 import os
 import re
 import signal
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from capport.linux.libnftables import Nftables
+from capport.linux.parent import end_with_the_parent
 
 CLIENT: Final = IPv4Address("192.0.2.2")
 PORTAL: Final = IPv4Address("192.0.2.1")
@@ -46,8 +46,6 @@ _SET_UP = (
     f"ip route add default via {PORTAL}",
 )
 _HOSTS = re.compile("^hosts:.*$", re.MULTILINE)  # nsswitch.conf(5)
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_LIBC = ctypes.CDLL(None)
 _TRUSTED = (  # where distributions keep the certificates that programs trust
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -155,11 +153,7 @@ def _pids(namespace: int) -> list[int]:
 
 def start_outside(argv: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
     """Starts a program in the machine's own network. It ends if this process is killed."""
-    return subprocess.Popen(argv, preexec_fn=_end_with_the_parent, **options)
-
-
-def _end_with_the_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    return subprocess.Popen(argv, preexec_fn=end_with_the_parent, **options)
 
 
 def _rules(port: int | None) -> str:
