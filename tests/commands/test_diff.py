@@ -72,6 +72,7 @@ def test_recorded_requests_are_decided_again(diff: Diff, tmp_path: Path) -> None
     seen = tmp_path / "events.jsonl"
     events = [
         {"event": "refused", "client": "198.51.100.7", "host": "a.example", "method": "POST"},
+        {"event": "refused", "client": "198.51.100.7", "host": "a.example", "method": "CONNECT"},
         {"event": "refused", "client": "198.51.100.7", "host": "<no host>", "method": "GET"},
         {"event": "tls", "client": "198.51.100.7", "sni": "b.example", "action": "refuse"},
         {"event": "refused", "host": "c.example"},
@@ -89,6 +90,7 @@ def test_recorded_requests_are_decided_again(diff: Diff, tmp_path: Path) -> None
     assert status == 1
     assert opened == {
         ("198.51.100.7", "POST", "http://a.example/"),
+        ("198.51.100.7", "CONNECT", "https://a.example/"),
         ("198.51.100.7", "GET", "https://b.example/"),
         ("198.51.100.7", "GET", "http://somewhere.invalid/"),
         ("198.51.100.7", "GET", "https://somewhere.invalid/"),

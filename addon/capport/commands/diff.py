@@ -127,8 +127,8 @@ def _of_record(one: ClientRecord) -> Iterator[Ask]:
     with contextlib.suppress(ValueError):  # an event without an address
         client = Client(parse_address(one.address), parse_mac(one.mac) if one.mac else None)
         for request in one.requests:
-            scheme, path = request.scheme or "http", request.path or "/"
-            url = _url(scheme, request.host, request.port, path)
+            usual = "https" if request.method == "CONNECT" else "http"
+            url = _url(request.scheme or usual, request.host, request.port, request.path or "/")
             yield from _asked(client, request.method or "GET", url)
         for handshake in one.handshakes:
             yield from _asked(client, "GET", f"https://{handshake.host}/")
