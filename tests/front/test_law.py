@@ -70,20 +70,18 @@ def test_the_front_and_then_the_layers_do_what_the_layers_alone_do(policy: str) 
 
 
 PLACES = ["203.0.113.9:80", "www.example.org", "192.0.2.1:22"]
+POST = b"POST / HTTP/1.1\r\nHost: ORIGIN\r\n"
+BYPASSES = (
+    *(data for data, _ in ODD.values()),
+    *(POST + fields + b"\r\n" + body for fields, body in AMBIGUOUS),
+    *(CONNECT + MOZILLA + inside for inside in (*INSIDE_A_TUNNEL.values(), *WHOLE.values())),
+    *(*WHOLE.values(), *BROKEN.values(), *SEEDS),
+)
 
 
-@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("dialled", [None, WEB, Place(ip_address("192.0.2.53"), 80)], ids=str)
-def test_the_law_holds_for_each_known_bypass(dialled: Place | None, place: str) -> None:
-    head = f"POST / HTTP/1.1\r\nHost: {place}\r\n".encode()
-    tunnel = CONNECT + MOZILLA
-    for data in (
-        *(data for data, _ in ODD.values()),
-        *(head + fields + b"\r\n" + body for fields, body in AMBIGUOUS),
-        *(tunnel + inside for inside in (*INSIDE_A_TUNNEL.values(), *WHOLE.values())),
-        *(*WHOLE.values(), *BROKEN.values(), *SEEDS),
-    ):
-        data = data.replace(b"ORIGIN", place.encode())
+def test_the_law_holds_for_each_known_bypass(dialled: Place | None) -> None:
+    for data in {it.replace(b"ORIGIN", to.encode()) for it in BYPASSES for to in PLACES}:
         half = len(data) // 2
         for pieces in ([data], [data[:1], data[1:]], [data[:half], data[half:]]):
             holds("CONNECT gets an alert", (dialled, pieces), Counter())
