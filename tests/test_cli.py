@@ -959,11 +959,11 @@ def test_a_store_that_was_named_has_to_be_there(here: Capport, tmp_path: Path) -
 # --- vouchers ----------------------------------------------------------------------------------
 
 
-def test_a_sheet_says_where_to_go_only_if_a_policy_does(capport: Capport, policy: str) -> None:
-    without = capport("voucher", "new", "--sessions", "s.db").out
+def test_a_sheet_says_where_to_go_only_if_a_policy_does(here: Capport, policy: str) -> None:
+    without = here("voucher", "new", "--sessions", "s.db").out
     assert "page that opens" in " ".join(without.split())
     assert "://" not in without
-    by_policy = capport("voucher", "new", "--policy", policy, "--sessions", "s.db").out
+    by_policy = here("voucher", "new", "--policy", policy, "--sessions", "s.db").out
     assert "https://login.example.net" in by_policy
 
 
@@ -1010,39 +1010,39 @@ def test_whoever_makes_what_nobody_is_asked_for_is_told(
         assert said.err == "warning: nobody is asked for it: none has no login_server\n"
 
 
-def test_a_revoked_voucher_ends_the_sessions_that_it_opened(capport: Capport) -> None:
-    capport("voucher", "new", "--sessions", "s.db")
+def test_a_revoked_voucher_ends_the_sessions_that_it_opened(here: Capport) -> None:
+    here("voucher", "new", "--sessions", "s.db")
     with contextlib.closing(Records(Path("portal.db"))) as records:
         records.add_vouchers([b"x"], lifetime=60, devices=9, valid=None, note="", at=moment())
         for client in ("192.0.2.7", "192.0.2.8", "192.0.2.9"):
             records.use_voucher(b"x", ClientId(client), moment())
     put("s.db", "192.0.2.7", how="voucher 2, terms 1")
     put("s.db", "192.0.2.8", how="command")  # granted anew, by another way
-    ran = capport("voucher", "revoke", "2", "--sessions", "s.db")
+    ran = here("voucher", "revoke", "2", "--sessions", "s.db")
     assert (ran.status, ran.out) == (0, "voucher 2 is revoked\n192.0.2.7 is revoked\n")
     assert set(sessions("s.db")) == {"192.0.2.8"}
-    said = json.loads(capport("voucher", "list", "--json", "--sessions", "s.db").out)
+    said = json.loads(here("voucher", "list", "--json", "--sessions", "s.db").out)
     assert [one["state"] for one in said] == ["open", "revoked"]
-    assert "there is no voucher 7" in capport("voucher", "revoke", "7", "--sessions", "s.db").error
+    assert "there is no voucher 7" in here("voucher", "revoke", "7", "--sessions", "s.db").error
 
 
-def test_the_clock_that_vouchers_expire_by_can_be_asked_and_put_right(capport: Capport) -> None:
-    capport("voucher", "new", "--sessions", "s.db")
-    assert "Vouchers expire by it." in capport("voucher", "clock", "--sessions", "s.db").out
+def test_the_clock_that_vouchers_expire_by_can_be_asked_and_put_right(here: Capport) -> None:
+    here("voucher", "new", "--sessions", "s.db")
+    assert "Vouchers expire by it." in here("voucher", "clock", "--sessions", "s.db").out
     with contextlib.closing(Records(Path("portal.db"))) as records:
         ahead = moment()
         records.keep_time(replace(ahead, wall=ahead.wall + 1e9, boot="the boot before"))
-    unsure = capport("voucher", "clock", "--sessions", "s.db").out
+    unsure = here("voucher", "clock", "--sessions", "s.db").out
     assert "vouchers that expire are not accepted" in unsure
     assert unsure.endswith(
         "\nIf it was wrong then and is right now, run `capport voucher clock --is-right`.\n"
     )
-    refused = capport("voucher", "new", "--valid", "1d", "--sessions", "s.db")
+    refused = here("voucher", "new", "--valid", "1d", "--sessions", "s.db")
     assert (refused.status, "capport voucher clock --is-right" in refused.error) == (1, True)
-    assert capport("voucher", "new", "--sessions", "s.db").status == 0
-    right = capport("voucher", "clock", "--is-right", "--sessions", "s.db").out
+    assert here("voucher", "new", "--sessions", "s.db").status == 0
+    right = here("voucher", "clock", "--is-right", "--sessions", "s.db").out
     assert "Vouchers expire by it." in right
-    assert capport("voucher", "new", "--valid", "1d", "--sessions", "s.db").status == 0
+    assert here("voucher", "new", "--valid", "1d", "--sessions", "s.db").status == 0
 
 
 # --- users and tokens --------------------------------------------------------------------------

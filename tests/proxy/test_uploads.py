@@ -5,14 +5,15 @@ import http.client
 import subprocess
 import urllib.error
 import urllib.request
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import pytest
+import pytest_asyncio
 
 import requires
 from capport.front.half_close import STAGE, Stages
 from conftest import SOON, Origin, StartPortal
-from proxy.mitmdump import policy, started
+from proxy.mitmdump import Process, policy, started
 from proxy.wire import answers, later, until
 
 MB = 1_000_000
@@ -68,6 +69,16 @@ def by_node(port: int, size: int) -> int:
 WAYS = {"urllib": by_urllib, "chunks": by_chunks, "curl": by_curl, "node": by_node}
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def mitmdump(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Process]:
+    folder = tmp_path_factory.mktemp("uploads")
+    options = ["--set", f"portal_policy={policy(folder)}", "--set", "flow_detail=0"]
+    async with started(folder, *options) as it:
+        yield it
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.xdist_group("uploads")
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "way",
@@ -77,16 +88,17 @@ WAYS = {"urllib": by_urllib, "chunks": by_chunks, "curl": by_curl, "node": by_no
         pytest.param("node", marks=requires.tool("node")),
     ],
 )
-async def test_an_upload_of_20_megabytes_gets_its_511_each_time(tmp_path: Path, way: str) -> None:
-    options = ["--set", f"portal_policy={policy(tmp_path)}", "--set", "flow_detail=0"]
-    async with started(tmp_path, *options) as it:
-        got = [await asyncio.to_thread(WAYS[way], it.port, 20 * MB) for _ in range(TIMES)]
+async def test_an_upload_of_20_megabytes_gets_its_511_each_time(
+    mitmdump: Process, way: str
+) -> None:
+    got = [await asyncio.to_thread(WAYS[way], mitmdump.port, 20 * MB) for _ in range(TIMES)]
     assert got == [511] * TIMES
 
 
-async def test_a_longer_upload_that_says_how_long_it_is_gets_its_511(tmp_path: Path) -> None:
-    async with started(tmp_path, "--set", f"portal_policy={policy(tmp_path)}") as it:
-        assert await asyncio.to_thread(by_urllib, it.port, 150 * MB) == 511
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.xdist_group("uploads")
+async def test_a_longer_upload_that_says_how_long_it_is_gets_its_511(mitmdump: Process) -> None:
+    assert await asyncio.to_thread(by_urllib, mitmdump.port, 150 * MB) == 511
 
 
 async def test_one_that_goes_on_sending_is_read_stage_by_stage(
