@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from capport.api.captivity_api import PATH
+from capport.core.captivity import PATH
 from capport.core.client import Address, Mac, parse_address, parse_mac
 from capport.core.policy import Policy
 from capport.linux.libnftables import Nftables

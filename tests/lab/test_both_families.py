@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 import requires
-from capport.api.captivity_api import PATH
+from capport.core.captivity import PATH
 from lab.namespaces import wait_for
 from lab.network import ORIGIN4, ORIGIN6, POLICY, ROUTER4, ROUTER6, Lab
 

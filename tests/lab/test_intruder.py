@@ -12,7 +12,7 @@ import pytest
 
 import requires
 from capport import clock
-from capport.api.captivity_api import PATH
+from capport.core.captivity import PATH
 from capport.service.kernel import CARRIED_OUT
 from lab.namespaces import wait_for
 from lab.network import ORIGIN4, ORIGIN6, POLICY, ROUTER4, Client, Lab

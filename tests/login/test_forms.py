@@ -13,8 +13,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from capport.api.captivity_api import PATH
-from capport.core.captivity import MEDIA_TYPE
+from capport.core.captivity import MEDIA_TYPE, PATH
 from capport.core.client import Address, ClientId, Mac, Peer
 from capport.core.negotiation import Language
 from capport.core.place import Place

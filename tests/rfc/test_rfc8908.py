@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capport.api.captivity_api import PATH
 from capport.core import explanation
-from capport.core.captivity import captivity
+from capport.core.captivity import PATH, captivity
 from capport.core.client import Address, ClientId, Mac
 from capport.core.place import Place
 from capport.core.policy import Access, ClientRules, Conditions, Policy, Sessions

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capport.api.captivity_api import PATH
-from capport.core.captivity import reads_captivity
+from capport.core.captivity import PATH, reads_captivity
 from login.house import house
 
 

@@ -5,9 +5,6 @@ import json
 from capport.core.captivity import MEDIA_TYPE, captivity, reads_captivity
 from capport.web.client_handler import ClientHandler
 
-PATH = "/api/captive-portal"
-"""The path at the login server. DHCP option 114 and the RA option have the whole https URL."""
-
 
 class CaptivePortalApi(ClientHandler):
     """Answers for the client at the other end of the connection, and for no other client."""

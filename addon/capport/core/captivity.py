@@ -3,6 +3,9 @@
 from capport.core.negotiation import weighted
 from capport.core.standing import Standing
 
+PATH = "/api/captive-portal"
+"""The path at the login server. DHCP option 114 and the RA option have the whole https URL."""
+
 MEDIA_TYPE = "application/captive+json"
 """RFC 8908 section 8.1."""
 

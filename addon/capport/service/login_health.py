@@ -12,8 +12,7 @@ from functools import lru_cache
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from capport.api.captivity_api import PATH
-from capport.core.captivity import MEDIA_TYPE
+from capport.core.captivity import MEDIA_TYPE, PATH
 from capport.core.client import Address
 from capport.core.place import Host, Place
 from capport.core.policy import Login, Policy, Probes

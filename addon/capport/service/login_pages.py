@@ -5,7 +5,8 @@ It is imported only if the policy needs it, because the pages need packages that
 
 import logging
 
-from capport.api.captivity_api import PATH, CaptivePortalApi
+from capport.api.captivity_api import CaptivePortalApi
+from capport.core.captivity import PATH
 from capport.core.policy import Policy
 from capport.login.login_context import LoginContext
 from capport.login.page_handler import Page
