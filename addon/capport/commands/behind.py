@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 from capport.commands import CommandError
+from capport.commands.report import FOUND
 from capport.report.findings import Severity
 from capport.report.summary import document
 from capport.testing import network
@@ -21,7 +22,6 @@ from capport.testing.kinds import Kind
 from capport.testing.portal import Portal, PortalError
 from capport.testing.side_by_side import Run, lines_of
 
-FOUND = 3  # the exit status for findings, as in `capport report`
 TIMED_OUT, CANNOT_RUN, NOT_FOUND = 124, 126, 127  # as timeout(1) and shells have them
 EACH = 60.0  # seconds for the command behind each of several kinds
 TURN = 0.2  # seconds between two looks whether a signal has come

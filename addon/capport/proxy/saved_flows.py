@@ -1,7 +1,6 @@
 """Makes events of mitmproxy's flows, as if all clients had been watched."""
 
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,12 +8,10 @@ from mitmproxy import exceptions, http, io, tcp
 from mitmproxy.flow import Flow
 
 from capport.core.client import parse_address
-from capport.events import Value
+from capport.events import Value, stamp
 from capport.proxy.flow_details import details_of, request_fields
 from capport.proxy.flow_marks import decided_on
 from capport.report.recording import Recording, record
-
-_EPOCH = datetime.fromtimestamp(0, UTC)
 
 type Event = dict[str, Value]
 
@@ -42,8 +39,8 @@ def events_of_flows(flows: Iterable[Flow], recording: Recording | None = None) -
     accepted: set[str] = set()  # the connections whose handshake has its event
     for flow in flows:
         try:
-            events = [(time, {"time": _stamp(time), **it}) for time, it in _events(flow, accepted)]
-        except (ValueError, OverflowError):
+            events = [(time, {"time": stamp(time), **it}) for time, it in _events(flow, accepted)]
+        except (ValueError, OverflowError, OSError):  # there is no such time or address
             recording.unread += 1
             continue
         for time, event in events:
@@ -51,7 +48,7 @@ def events_of_flows(flows: Iterable[Flow], recording: Recording | None = None) -
             clients[client] = min(time, clients.get(client, time))
             timed.append((time, event))
     for client, time in clients.items():
-        watched: Event = {"time": _stamp(time), "event": "watched", "client": client}
+        watched: Event = {"time": stamp(time), "event": "watched", "client": client}
         watched["kernel_forwards"] = False
         timed.append((time, watched))
     timed.sort(key=lambda it: (it[0], it[1]["event"] != "watched"))
@@ -99,8 +96,3 @@ def _events(flow: Flow, accepted: set[str]) -> Iterator[tuple[float, Event]]:
 
 def _status_of(flow: http.HTTPFlow) -> int | None:
     return flow.response.status_code if flow.response else None
-
-
-def _stamp(time: float) -> str:
-    """The time as an event has it. Raises ValueError or OverflowError if there is no such time."""
-    return (_EPOCH + timedelta(seconds=time)).isoformat(timespec="milliseconds")

@@ -41,7 +41,7 @@ FORGET_LEARNED = tuple(f"flush set {TABLE} learned{version}" for version in (4, 
 _ELEMENT = re.compile(r"[0-9a-zA-Z.:/-]+(?: \. [0-9a-zA-Z.:/-]+)*", re.ASCII)
 _COMMENT = re.compile(r"capport \S+, proxy ports ([0-9 ]+), (un)?tracked")
 _TABLE_HANDLE, _TABLE_USERDATA = 4, 6  # NFTA_TABLE_* of linux/netfilter/nf_tables.h
-_LEGACY = ("ip_tables_names", "ip6_tables_names")  # the tables of iptables-legacy, in /proc
+_LEGACY = {"ip_tables_names": "iptables-legacy", "ip6_tables_names": "ip6tables-legacy"}
 _SIOCGIFHWADDR = 0x8927  # netdevice(7)
 _ARPHRD_ETHER = 1
 
@@ -109,11 +109,14 @@ def others_may_track(rules: Nftables) -> bool:
         chain = item.get("chain", {})
         if "hook" in chain and not chain["table"].startswith("capport"):
             return True
-    for name in _LEGACY:
+    return any(tables for _, tables in legacy_tables())
+
+
+def legacy_tables() -> Iterator[tuple[str, list[str]]]:
+    """The command of each iptables-legacy, and the tables that it has in the kernel."""
+    for name, command in _LEGACY.items():
         with suppress(OSError):  # not built in
-            if Path("/proc/thread-self/net", name).read_text().strip():
-                return True
-    return False
+            yield command, Path("/proc/thread-self/net", name).read_text().split()
 
 
 def update_names(

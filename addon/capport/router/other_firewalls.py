@@ -8,12 +8,11 @@ chain only if every path through the chain ends in a drop.
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from capport.linux.libnftables import Nftables
+from capport.router.nftables import legacy_tables
 from capport.router.ruleset import TABLE
 
 CLOSED = "inet capport_closed"
@@ -23,7 +22,6 @@ type _Facts = Mapping[str, str | int]
 type _Json = dict[str, Any]
 
 _FAMILIES = {"ip": ("ipv4",), "ip6": ("ipv6",), "inet": ("ipv4", "ipv6")}
-_LEGACY = {"ip_tables_names": "iptables-legacy", "ip6_tables_names": "ip6tables-legacy"}
 
 # What a rule or a chain does with a packet: _LEAVE leaves the chain, _ON goes on to the next rule.
 _ACCEPT, _DROP, _LEAVE, _ON = "accept", "drop", "leave", "on"
@@ -319,10 +317,9 @@ def _remedies(chain: Chain) -> Iterator[str]:
 
 
 def _legacy() -> Iterator[str]:
-    for name, command in _LEGACY.items():
-        with suppress(OSError):  # not built in
-            if "filter" in Path("/proc/thread-self/net", name).read_text().split():
-                yield (
-                    f"{command} has a table filter, which capport cannot read: its chains FORWARD"
-                    f" and INPUT may drop clients' packets; list them with `{command} -S`"
-                )
+    for command, tables in legacy_tables():
+        if "filter" in tables:
+            yield (
+                f"{command} has a table filter, which capport cannot read: its chains FORWARD and"
+                f" INPUT may drop clients' packets; list them with `{command} -S`"
+            )
