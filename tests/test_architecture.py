@@ -474,8 +474,8 @@ def test_a_planted_circle_is_found(tmp_path: Path, source: str) -> None:
 DOCUMENTED = {
     *("asked.layer", "client.error", "conn.error", "data.server.error", "server.error"),
     *("data.establish_server_tls_first", "server.address", "headers.fields"),
-    *("shown.request", "shown.response", "shown.error", "shown.live", "shown.marked"),
-    *("shown.comment", "shown.request.stream", "shown.response.stream"),
+    *("flow.request", "flow.response", "flow.error", "flow.live", "flow.marked"),
+    *("flow.comment", "flow.request.stream", "flow.response.stream"),
 }
 LIBRARIES = (*MITMPROXY, "h11", "h2")
 INTERNALS = "capport.proxy.internals"
