@@ -18,8 +18,8 @@ except Exception as error:
     # Asked here, because the package may be what cannot be imported.
     if ctx.master.addons.get("proxyserver").is_running:  # type: ignore[no-untyped-call]
         raise
-    # mitmproxy opens its port before it loads a script, and serves until it has ended because of
-    # one that it could not: 40 of 80 clients who knocked meanwhile had a connection to the origin.
+    # mitmproxy opens its port before it loads a script. If it cannot load one, it ends, but serves
+    # until then: 40 of 80 clients got a connection to the origin meanwhile.
     print(f"{__file__}: the portal cannot be loaded: {error}", file=sys.stderr, flush=True)
     os._exit(1)
 

@@ -44,7 +44,7 @@ _ALWAYS = frozenset({"granted", "revoked", "expired", "policy", "dropped", "watc
 # sentence) of the first event.
 OF_HTTP = ("status", "host", "method", "cookies", "authorizations")
 OF_TLS = ("sni", "destination", "action", "outcome", "alert")
-# What a process may report whose log is merged: sessions and policies are never its own.
+# The events that a worker may report. It writes none about sessions and policies.
 _MERGED = frozenset({"refused", "passed", "tls", "fault", "dropped"})
 _FIELDS = 40  # of a merged event, at most
 _DISTINGUISHING = {"refused": OF_HTTP, "passed": OF_HTTP, "tls": OF_TLS}

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+# Upper bounds, in seconds, of the buckets that decisions and changes of sessions are counted in.
 DECISION = (2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 1e-3, 1e-2)
+CHANGE = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.25, 1.0, 5.0)
 NAMES = 100  # names of verdicts, or of places that denied something, at most
 LONGEST_NAME = 100  # characters
-CHANGE = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.25, 1.0, 5.0)
 
 
 @dataclass(slots=True)

@@ -18,8 +18,8 @@ class SessionEvents:
     """Turns changes in the store, and the passing of time, into events.
 
     It has an entry for each session that changed while it was running. For a session that was open
-    before the start it writes `revoked`, but not `expired`. A lease makes no difference: it is over
-    for all sessions at the same time, and comes back so.
+    before the start it writes `revoked`, but not `expired`. A lease makes no difference: it ends
+    for all sessions at once, and begins for all at once.
     """
 
     def __init__(

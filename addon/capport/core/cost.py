@@ -30,13 +30,13 @@ BESIDE: Final = 64 * 1024
 """Bytes of memory that a connection takes beside those, for as long as it reads the input."""
 
 READING: Final = BESIDE * 3 // 4
-"""Of `BESIDE`: in all but TLS that mitmproxy takes itself, where its parser copies a ClientHello.
+"""The part of `BESIDE` for the last bytes that were read, and for the objects that read them.
 
-The last pieces that were read take them, and the objects that read these.
+In TLS that mitmproxy takes itself it may be more, because mitmproxy's parser copies a ClientHello.
 """
 
 WAITING: Final = BESIDE // 4
-"""Of `BESIDE`: while the input is not complete. Its buffer has room to grow."""
+"""The part of `BESIDE` for an input that is not complete, whose buffer has room to grow."""
 
 HEAD: Final = 64 * 1024
 """Bytes of a request line or status line with its header section. Also the bound of trailers, and

@@ -1,4 +1,4 @@
-"""Parts of RFC 9110 and 4918 that several modules need: tokens, ports, methods, the Date field."""
+"""What several modules need of RFC 9110 and 4918: tokens, ports, methods, Date, credentials."""
 
 import re
 from email.utils import formatdate

@@ -119,7 +119,7 @@ class Connections:
         self.gate = gate
         self.handler_of = handler_of
         self.most = _raised_limit() - DESCRIPTORS_KEPT
-        # Of file descriptors; with more, no connection of an unknown client waits for its turn.
+        # With more file descriptors, no connection of an unknown client waits for its turn.
         self.most_accepted = self.most + DESCRIPTORS_KEPT // 2
         self.entries: dict[Key, Open] = {}  # one for each connection that is open
         self._unknown: OrderedDict[Key, Open] = OrderedDict()  # the oldest first

@@ -1,4 +1,4 @@
-"""Asks the kernel itself which table is loaded, what its sets hold, and whom they let through.
+"""Asks the kernel which table is loaded, what its sets hold, and which clients they let through.
 
 libnftables serves one thread at a time. It takes 0.5 ms for what takes 10 us here, and for a set
 with 100 000 elements some seconds, for which a grant would have to wait.

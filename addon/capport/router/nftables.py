@@ -57,9 +57,9 @@ def up(
     """Loads the policy's rules in place of any earlier ones, in one transaction.
 
     `elements` are further commands of that transaction, which add all known clients, so that they
-    lose no packet. `only_replace` fails if no table is loaded: another process may remove it at any
-    time. Raises RulesError, with the earlier rules still in force, ValueError if the policy has no
-    `router`, and OSError if the kernel cannot be asked.
+    lose no packet. With `only_replace` it fails if no table is loaded: another process may remove
+    it at any time. Raises RulesError, with the earlier rules still in force, ValueError if the
+    policy has no `router`, and OSError if the kernel cannot be asked.
     """
     ethernet = _is_ethernet(router_of(policy).client_interface)
     tracked = others_may_track(rules)

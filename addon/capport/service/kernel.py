@@ -18,7 +18,7 @@ from capport.router.restorer import Restorer
 logger = logging.getLogger(__name__)
 
 CARRIED_OUT = 1.0  # seconds within which a grant, or the end of a session, is in the kernel
-HELD = 4096  # clients that the kernel holds up at the same time, of which one fault is written
+HELD = 4096  # clients that are remembered as held up, at most
 
 
 class Kernel:

@@ -92,7 +92,7 @@ class Vouched:
             self._clients.pop(tuple(end[:2]), None)
 
     def taken(self, end: Sequence[object], by: object) -> None:
-        """Notes that the login server has accepted it; `by` tells it from a later one at `end`."""
+        """Notes that the login server has accepted it; `by` distinguishes it from a later one."""
         self._taken[tuple(end[:2])] = by
 
     def done(self, end: Sequence[object], by: object) -> None:
