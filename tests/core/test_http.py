@@ -1,9 +1,10 @@
-"""RFC 9110: tokens, default ports and the Date field."""
+"""RFC 9110: tokens, default ports, credentials and the Date field."""
 
 import pytest
 
 from capport.core.http import (
     COPIES,
+    CREDENTIALS,
     DEFAULT_PORTS,
     cookies_in,
     date_fields,
@@ -28,6 +29,10 @@ def test_rfc9110_4_2_two_schemes_have_a_port() -> None:
 
 def test_rfc9110_4_2_a_url_without_a_port_has_its_schemes() -> None:
     assert (default_port("http"), default_port("https"), default_port("ws")) == (80, 443, 80)
+
+
+def test_rfc6585_7_4_three_fields_have_credentials() -> None:
+    assert CREDENTIALS == (b"cookie", b"authorization", b"proxy-authorization")
 
 
 @pytest.mark.parametrize(
