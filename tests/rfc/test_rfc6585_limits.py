@@ -1,6 +1,7 @@
 """RFC 6585 sections 4, 5, 7.2 and 7.3: 429 and 431 over the wire, and clients that are dropped."""
 
 import asyncio
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,20 @@ async def test_5_a_field_that_is_too_large_to_be_read_is_named_all_the_same(
         assert len(answer.body) < 4000
         answer = await ask(it, b"".join(b"X-%d: %s\r\n" % (n, b"a" * 900) for n in range(100)))
         assert (answer.status, b"x-1" in answer.body) == (431, False)
+
+
+@pytest.mark.parametrize("who", ["", KNOWN], ids=["unknown", "known"])
+async def test_5_a_head_that_is_too_large_to_be_read_is_answered_in_the_form_asked_for(
+    portal: StartPortal, who: str
+) -> None:
+    large = b"Cookie: " + b"a" * 70_000 + b"\r\n"
+    async with portal(who) as it:
+        answer = await ask(it, b"accept: application/json\r\nAccept-Language: de\r\n" + large)
+        assert json.loads(answer.body)["detail"].startswith("Das Header-Feld")
+        answer = await ask(it, b"Accept: text/plain\r\n" + large)
+        assert answer.body.startswith(b"431 Request Header Fields Too Large: The header field")
+        answer = await ask(it, b"Accept: text/plain\r\n" + b"X: a\r\n" * 600)
+        assert answer.body.startswith(b"431 Request Header Fields Too Large: ")
 
 
 @pytest.mark.parametrize("who", ["", KNOWN], ids=["unknown", "known"])

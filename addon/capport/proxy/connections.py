@@ -323,7 +323,7 @@ class Connections:
             self._recheck(self.entries[key])
 
     def recheck_all(self) -> None:
-        """Decides again on every connection: the policy has changed, or a MAC has moved."""
+        """Decides again on every connection, because the policy has changed."""
         for entry in tuple(self.entries.values()):
             self._recheck(entry)
 

@@ -51,6 +51,10 @@ _TOO_LONG: Final = re.compile(
 )
 _CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,20}+)(?:;[^\r\n]*+|[ \t]*+)\r\n")
 
+# Of a head that is too large to read. No more of them than core/negotiation.py reads.
+_ACCEPT: Final = re.compile(rb"\naccept:([^\r\n]{0,1001})", re.IGNORECASE)
+_ACCEPT_LANGUAGE: Final = re.compile(rb"\naccept-language:([^\r\n]{0,1001})", re.IGNORECASE)
+
 # The beginning of a field, or of a line that continues one.
 _TRAILER: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++:|[ \t]")
 
@@ -164,9 +168,8 @@ class Http1Server(_http1.Http1Server):
         except h11.LocalProtocolError as error:
             reply = bare(error.error_status_hint)
             if reply.status == 431:
-                asked = Asked("HEAD" if self.buf._data.startswith(b"HEAD ") else "GET")
-                too_large = HeaderFieldsTooLarge(str(error), large_field(self.buf._data))
-                reply = reply_to(too_large, asked)
+                method = "HEAD" if self.buf._data.startswith(b"HEAD ") else "GET"
+                reply = reply_to(*too_large(str(error), method, self.buf._data))
             response = to_mitmproxy(reply)
             response.headers["connection"] = "close"
             yield HeadRefusedHook(RefusedHead(self.context.client, reply.status, str(error)))
@@ -277,7 +280,16 @@ def refused_method(parser: h11.Connection) -> bytes:
     return b"HEAD"
 
 
-def large_field(head: bytes | bytearray) -> str | None:
+def too_large(why: str, method: str, head: bytes | bytearray) -> tuple[HeaderFieldsTooLarge, Asked]:
+    """The verdict on a head that is too large to read, and what its reply depends on."""
+    accept, language = (
+        found[1].decode("latin-1") if (found := preference.search(head, 0, HEAD)) else ""
+        for preference in (_ACCEPT, _ACCEPT_LANGUAGE)
+    )
+    return HeaderFieldsTooLarge(why, _large_field(head)), Asked(method, accept, language)
+
+
+def _large_field(head: bytes | bytearray) -> str | None:
     """The name of the field that takes more than half of a head that is too large."""
     _, *fields = head[:HEAD].split(b"\n")
     largest = max(fields, key=len, default=b"")

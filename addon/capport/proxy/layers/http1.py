@@ -20,7 +20,7 @@ from capport.core.http import CREDENTIALS
 from capport.core.place import Place
 from capport.core.policy import Connect
 from capport.core.reply import Asked, Reply, reply_to
-from capport.core.verdict import HeaderFieldsTooLarge, Imitated, Pass, Refusal, Verdict
+from capport.core.verdict import Imitated, Pass, Refusal, Verdict
 from capport.log_limits import QUOTED
 from capport.proxy.enforcer import Enforcer
 from capport.proxy.internals import http1_reader
@@ -81,11 +81,9 @@ class RefusalLayer(DecidingLayer):
             except h11.RemoteProtocolError as error:
                 error.with_traceback(None)  # it refers to all that h11 has read
                 status = 431 if error.error_status_hint == 431 else 400
-                field = None
                 if status == 431:  # the head was too large to parse, so it is still in the buffer
                     self.method = self.method or http1_reader.refused_method(self.parser)
-                    field = http1_reader.large_field(self.parser.trailing_data[0])
-                yield from self._refuse_unread(status, str(error)[:QUOTED], field)
+                yield from self._refuse_unread(status, str(error)[:QUOTED])
                 return
             yield from self._request(head, first)
 
@@ -161,9 +159,7 @@ class RefusalLayer(DecidingLayer):
             self.enforcer.marks.fault("a reply")
             return CLOSED
 
-    def _refuse_unread(
-        self, status: int, why: str, field: str | None = None
-    ) -> layer.CommandGenerator[None]:
+    def _refuse_unread(self, status: int, why: str) -> layer.CommandGenerator[None]:
         """Answers what cannot be read as a request, and so cannot be shown as a flow."""
         try:
             self.enforcer.refused_unread(self.context.client, status, why)
@@ -171,8 +167,8 @@ class RefusalLayer(DecidingLayer):
             self.enforcer.marks.fault("the report of a refusal")
         reply = bare(status)
         if status == 431:
-            asked = Asked(self.method.decode("ascii", "replace"))
-            reply = self._reply_to(HeaderFieldsTooLarge(why, field), asked)
+            method, head = self.method.decode("ascii", "replace"), self.parser.trailing_data[0]
+            reply = self._reply_to(*http1_reader.too_large(why, method, head))
         yield from self._send(reply, close=True)
 
     def _send(self, reply: Reply, *, close: bool) -> layer.CommandGenerator[None]:
