@@ -16,7 +16,7 @@ from capport.login.login_context import HASHES_WAITING
 from capport.login.page_handler import Page
 from capport.login.repeated_forms import Outcome
 from capport.login.theme import Terms
-from capport.web.client_handler import Refusal
+from capport.web.client_handler import Forbidden
 
 BY = "login server"
 """What a session says about who granted it."""
@@ -61,7 +61,7 @@ class SignIn(Form):
         """Shows the form; to a known client that does not want more time, its status."""
         standing = self.standing
         if standing.is_blocked:
-            raise Refusal("blocked")
+            raise Forbidden("blocked")
         extends = standing.open_session and self.can_extend(standing.open_session)
         if standing.is_known and not (extends and self.get_argument("more", "")):
             self.redirect(
@@ -81,7 +81,7 @@ class SignIn(Form):
             raise web.HTTPError(403, "another login server signs clients in")
         standing, terms = self.standing, self.terms()
         if standing.is_blocked:
-            raise Refusal("blocked")
+            raise Forbidden("blocked")
         if terms is not None and self.get_body_argument("terms", "") != terms.version:
             return Outcome(problem=self.words.terms_changed, status=409)
         for_all = self.login.throttle.for_all(self.portal.gate.now())

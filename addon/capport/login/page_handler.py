@@ -14,7 +14,7 @@ from capport.core.session import Session
 from capport.login.login_context import LoginContext
 from capport.login.words import WORDS, Words
 from capport.stores import AwayError, FullError
-from capport.web.client_handler import ClientHandler, Refusal
+from capport.web.client_handler import ClientHandler, Forbidden
 from capport.web.context import Portal
 from capport.web.granting import NoMacError
 from capport.web.login_listener import MAX_FORM
@@ -139,7 +139,7 @@ class Page(ClientHandler):
             self.set_header("Allow", ", ".join(self.methods()))
         self.say_when(error)
         kind = _BY_ERROR.get(type(error), _BY_STATUS.get(status_code, "refused"))
-        if isinstance(error, Refusal):
+        if isinstance(error, Forbidden):
             kind = error.kind
         heading, text = self.words.errors[kind]
         start, device = self.link("/", state=self.state), None
@@ -176,17 +176,17 @@ class Page(ClientHandler):
         try:
             super().check_xsrf_cookie()
         except web.HTTPError as error:
-            raise Refusal("form_over", error.log_message) from error
+            raise Forbidden("form_over", error.log_message) from error
 
     # ------------------------------------------------------------------------------------------
 
     def _check_origin(self) -> None:
         """Refuses a form that another site has sent. Older browsers send neither header field."""
         if self.request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
-            raise Refusal("form_over", "Sec-Fetch-Site")
+            raise Forbidden("form_over", "Sec-Fetch-Site")
         ours = f"{self.request.protocol}://{self.request.host}"
         if self.request.headers.get("Origin", ours) != ours:
-            raise Refusal("form_over", "Origin")
+            raise Forbidden("form_over", "Origin")
 
     def _chosen(self) -> Language | None:
         chosen = self.get_argument("lang", "")

@@ -26,7 +26,7 @@ from tornado import web
 from capport.core import session
 from capport.log_limits import QUOTED
 from capport.login.page_handler import Page
-from capport.web.client_handler import Refusal
+from capport.web.client_handler import Forbidden
 from capport.web.states import StateError
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class SignedReturn(Page):
             self._log_refusal(str(error))
             raise web.HTTPError(403, "%s", str(error)) from error
         if self.standing.is_blocked:
-            raise Refusal("blocked")
+            raise Forbidden("blocked")
         jti = hashlib.sha256(b"jti\0" + said.jti.encode("utf-8", "surrogatepass")).digest()
         async with self.portal.spending(state, self.client, jti) as spent_by:
             if spent_by is None:

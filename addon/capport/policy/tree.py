@@ -57,13 +57,13 @@ class Fields:
 
 
 @dataclass(slots=True)
-class Refused:
+class RefusedNode:
     """Stands in place of a node that is wrong; its error is recorded already."""
 
     at: Mark
 
 
-type Node = Word | Items | Fields | Refused
+type Node = Word | Items | Fields | RefusedNode
 
 
 def read_text(path: Path) -> str:
@@ -120,7 +120,7 @@ def read_tree(findings: Findings) -> Node | None:
 def unexpected(findings: Findings, node: Node, expected: str) -> None:
     """Records that `node` is not what is `expected`, unless its error is recorded already."""
     match node:
-        case Refused():
+        case RefusedNode():
             return
         case Word(nothing=True):
             found = "nothing"
@@ -151,7 +151,7 @@ class _Builder:
             return self._word(event, at)
         if not isinstance(event, yaml.CollectionStartEvent):
             self._refuse(at, f"*{event.anchor}", "a name that starts with * takes quotes")
-            return Refused(at)
+            return RefusedNode(at)
         if depth == _DEEPEST:  # so no text can exhaust the stack
             self._error(at, f"is nested more than {_DEEPEST} deep, which no policy needs")
             raise _Stop
@@ -182,11 +182,11 @@ class _Builder:
 
     def _word(self, event: yaml.ScalarEvent, at: Mark) -> Node:
         if not self._plain(event, at):
-            return Refused(at)
+            return RefusedNode(at)
         if odd := _NOT_A_VALUE.search(event.value):
             what = "a line break" if odd[0] == "\n" else f"the character U+{ord(odd[0]):04X}"
             self._error(at, f"{shown(event.value)} contains {what}: remove it")
-            return Refused(at)
+            return RefusedNode(at)
         # `style` is None for a plain scalar in libyaml, "" in PyYAML's own parser.
         return Word(at, event.value, nothing=not event.value and not event.style)
 

@@ -38,7 +38,7 @@ class AwayError(StoreError):
     """What the routers of a fleet share cannot be read or changed now; the text says why."""
 
 
-type Refused = dict[str, ValueError]
+type Unreadable = dict[str, ValueError]
 """The records that do not fit their format: key and error."""
 
 
@@ -62,10 +62,10 @@ class Copy(Protocol):
     def lack(self, keys: Collection[str]) -> None:
         """Notes that the others have nothing under `keys`."""
 
-    def joined(self, theirs: Mapping[str, str | None]) -> tuple[dict[str, str], Refused]:
+    def joined(self, theirs: Mapping[str, str | None]) -> tuple[dict[str, str], Unreadable]:
         """The records under these keys, joined with those of the others; and what does not fit."""
 
-    def keep(self, theirs: Mapping[str, str]) -> Refused:
+    def keep(self, theirs: Mapping[str, str]) -> Unreadable:
         """Joins records that the others have into the copy. Returns what does not fit."""
 
     def until(self, record: str) -> int:

@@ -36,7 +36,7 @@ _SECURITY = {
 }
 
 
-class Refusal(web.HTTPError):
+class Forbidden(web.HTTPError):
     """403, with a page of its own: `kind` names the page's texts. `why` is for the log."""
 
     def __init__(self, kind: str, why: str | None = None) -> None:
@@ -80,7 +80,7 @@ class ClientHandler(BaseHandler):
             raise web.HTTPError(421)  # RFC 9110 section 15.5.20
         if not (self.client.ids or self.for_anybody or self.for_indistinct):
             why = "the client's frames come from a device that does not have its address"
-            raise Refusal("indistinct", why)
+            raise Forbidden("indistinct", why)
 
     @property
     def standing(self) -> Standing:
@@ -130,7 +130,7 @@ class ClientHandler(BaseHandler):
                     " capport login, so that the login server runs in the proxy's process"
                 )
             why = "it comes through a proxy that does not say which client asks"
-            raise Refusal("proxied", why)
+            raise Forbidden("proxied", why)
         if not fields:
             stream = getattr(self.request.server_connection, "stream", None)
             return self.portal.gate.client(Peer(asks, self.portal.frames.get(stream, UNSEEN)))

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from capport.stores import Refused, StoreError
+from capport.stores import StoreError, Unreadable
 from capport.stores.sqlite.database import Database, MemoryDatabase
 from capport.web.shared_record import SharedRecord, dump, join, parse
 
@@ -53,7 +53,7 @@ class SharedCopy:
                 rows = [(key,) for key in keys]
                 db.executemany("UPDATE shared SET unsent = 1 WHERE key = ?", rows)
 
-    def joined(self, theirs: Mapping[str, str | None]) -> tuple[dict[str, str], Refused]:
+    def joined(self, theirs: Mapping[str, str | None]) -> tuple[dict[str, str], Unreadable]:
         """The records under these keys, joined with those of the others; and what does not fit."""
         found, refused = _parsed({key: text for key, text in theirs.items() if text is not None})
         with self._database.current() as db:
@@ -62,7 +62,7 @@ class SharedCopy:
                     found[key] = join(mine, found[key]) if key in found else mine
         return {key: dump(record) for key, record in found.items()}, refused
 
-    def keep(self, theirs: Mapping[str, str]) -> Refused:
+    def keep(self, theirs: Mapping[str, str]) -> Unreadable:
         """Joins records that the others have into the copy. Returns what does not fit."""
         found, refused = _parsed(theirs)
         if found:
@@ -144,7 +144,7 @@ class SharedCopy:
             return None
 
 
-def _parsed(texts: Mapping[str, str]) -> tuple[dict[str, SharedRecord], Refused]:
+def _parsed(texts: Mapping[str, str]) -> tuple[dict[str, SharedRecord], Unreadable]:
     found, refused = dict[str, SharedRecord](), dict[str, ValueError]()
     for key, text in texts.items():
         try:

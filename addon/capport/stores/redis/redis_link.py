@@ -54,7 +54,7 @@ ROUTER = "capport:router:"
 WORKER = "capport:worker:"
 
 
-class Shared(Protocol):
+class OwnSessions(Protocol):
     """The sessions of this router, as the link sees them. Called on a thread, one at a time."""
 
     router: str
@@ -96,7 +96,7 @@ class RedisLink:
     def __init__(
         self,
         url: RedisUrl,
-        shared: Shared,
+        sessions: OwnSessions,
         time: FleetTime,
         clock: Callable[[], Instant],
         *,
@@ -104,8 +104,8 @@ class RedisLink:
         sign: str = ROUTER,
     ) -> None:
         self._url, self._name = url, url.server
-        self._shared, self._time, self._clock = shared, time, clock
-        self._wants, self._sign = wants, sign + shared.router
+        self._sessions, self._time, self._clock = sessions, time, clock
+        self._wants, self._sign = wants, sign + sessions.router
         self.fault: str | None = f"{url.server}: not connected yet"
         self.refused = 0  # records in Redis that did not fit
         self._tried = threading.Event()
@@ -254,7 +254,7 @@ class RedisLink:
             if first and change_id(first[0][0]) <= self._position:
                 return
         (last,) = await client.together([("XREVRANGE", CHANGES, "+", "-", "COUNT", 1)])
-        missing = dict.fromkeys(await self._on_thread(self._shared.clients))
+        missing = dict.fromkeys(await self._on_thread(self._sessions.clients))
         async for keys in client.pages(KEY):
             for client_id, is_better in (await self._compare(client, keys)).items():
                 if is_better:  # even by a record that is over: it may end what Redis has
@@ -273,7 +273,7 @@ class RedisLink:
             return {}
         values = await client.ask("MGET", *keys)
         found = [one for value in values if value is not None and (one := self._parsed(value))]
-        better = await self._on_thread(self._shared.merge, found)
+        better = await self._on_thread(self._sessions.merge, found)
         return {one: is_better for (one, _), is_better in zip(found, better, strict=True)}
 
     async def _identity_of(self, client: RedisClient) -> tuple[object, ...]:
@@ -317,7 +317,7 @@ class RedisLink:
             if parsed and (self._wants is None or self._wants(parsed[0])):
                 found.append(parsed)
                 ids.append(change_id(change))
-        better = await self._on_thread(self._shared.merge, found)
+        better = await self._on_thread(self._sessions.merge, found)
         self._position = change_id(entries[-1][0])
         again = []
         for (client, _), its_id, is_better in zip(found, ids, better, strict=True):
@@ -360,7 +360,7 @@ class RedisLink:
             self._check_clock(self._time.measure(sent, self._clock(), seconds + micros / 1e6))
             self._promise = sent, change_id(last[0][0]) if last else (0, 0)
             await self._renew()
-            await self._on_thread(self._shared.tick)
+            await self._on_thread(self._sessions.tick)
             await asyncio.sleep(BEAT)
 
     def _sign_of_life(self) -> list[tuple[object, ...]]:
@@ -376,7 +376,7 @@ class RedisLink:
             "read": "{}-{}".format(*self._position),
             "unsent": len(self._dirty),
             "refused": self.refused,
-            **self._shared.summary(),
+            **self._sessions.summary(),
         }
         return [("SET", self._sign, json.dumps(said), "PX", KEPT_ROUTERS)]
 
@@ -427,7 +427,7 @@ class RedisLink:
         if self._promise is None or self._position < self._promise[1]:
             return
         sent, self._promise = self._promise[0], None
-        await self._on_thread(self._shared.renewed, sent + LEASE)
+        await self._on_thread(self._sessions.renewed, sent + LEASE)
         self._report(None)
         self._tried.set()
 
@@ -454,7 +454,7 @@ class RedisLink:
             # Taken out first, so that a change meanwhile is sent too.
             batch = {one: self._dirty.pop(one) for one in [*islice(self._dirty, TOGETHER)]}
             try:
-                await self._send(await self._on_thread(self._shared.records, batch), client)
+                await self._send(await self._on_thread(self._sessions.records, batch), client)
             except BaseException:
                 for one, waiters in batch.items():
                     self._dirty[one] = waiters + self._dirty.get(one, [])
@@ -477,7 +477,7 @@ class RedisLink:
         for one, change in zip(records, answers[1::2], strict=True):
             if (mine := change_id(change)) > self._position:
                 self._in_flight[one] = mine
-        await self._on_thread(self._shared.taken, records)
+        await self._on_thread(self._sessions.taken, records)
 
     # --- helpers ---
 
