@@ -176,7 +176,7 @@ def test_one_client_that_makes_up_hosts_cannot_flood_it(tmp_path: Path) -> None:
 def test_many_clients_together_are_bounded_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "events"
     with log(path) as it:
-        for number in range(50_000):
+        for number in range(25_000):
             it.write("refused", Client(parse_address(f"10.0.{number >> 8}.{number & 255}")))
         assert len(it.backlog) <= BACKLOG
         assert len(it.lines) <= 20_000
