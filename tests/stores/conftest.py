@@ -1,5 +1,8 @@
 """A store under test gives nothing up for want of time, unless that is what the test is about."""
 
+import sys
+from collections.abc import Iterator
+
 import pytest
 
 from capport.stores.redis import redis_link, redis_store
@@ -26,3 +29,12 @@ def in_haste(patience: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (store, housekeeping):
         monkeypatch.setattr(module, "PUT_SECONDS", database.PUT_SECONDS)
     monkeypatch.setattr(store, "DROP_SECONDS", database.DROP_SECONDS)
+
+
+@pytest.fixture
+def quick_turns() -> Iterator[None]:
+    """Threads take turns after 0.1 ms, not 5: races are met sooner, and writers wait less."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(0.0001)
+    yield
+    sys.setswitchinterval(usual)
