@@ -116,7 +116,7 @@ async def _answers(port: int) -> bool:
 
 
 @requires.tool("curl")
-async def test_the_readmes_calls_are_answered_as_it_says(tmp_path: Path) -> None:
+async def test_the_readmes_calls_are_answered_as_it_says_where_the_log_says(tmp_path: Path) -> None:
     """Over the unix socket, and over TCP with a token, which there it does not go without."""
     readme = (CHECKOUT / "addon/capport/api/README.md").read_text()
     calls = "".join(re.findall(r"<!-- api -->\n```console\n(.*?)```", readme, re.S))
@@ -125,7 +125,7 @@ async def test_the_readmes_calls_are_answered_as_it_says(tmp_path: Path) -> None
     async with portal(tmp_path, "capport run", policy, f"portal_api=127.0.0.1:{tcp}") as (
         port,
         api,
-        _,
+        said,
     ):
         _, link = await asyncio.to_thread(_through, port, PAGE)
         token = await asyncio.to_thread(_new_token, tmp_path)
@@ -140,11 +140,13 @@ async def test_the_readmes_calls_are_answered_as_it_says(tmp_path: Path) -> None
                 .replace("127.0.0.1:8512", f"127.0.0.1:{tcp}")
                 .replace("TOKEN", token)
             )
-            said = await asyncio.to_thread(_run, command)
+            answer = await asyncio.to_thread(_run, command)
             pattern = "".join(".*" if part == "…" else re.escape(part) for part in _parts(printed))
-            assert re.fullmatch(pattern, said.rstrip("\n"), re.S), f"$ {command}\n{said}"
+            assert re.fullmatch(pattern, answer.rstrip("\n"), re.S), f"$ {command}\n{answer}"
             tried += 1
         assert tried == 11
+    listens = f"The API for a login server of your own listens on {api} and 127.0.0.1:{tcp}"
+    assert sum(listens in line for line in said) == 1, said
 
 
 def _parts(printed: list[str]) -> list[str]:
@@ -206,16 +208,3 @@ async def test_an_api_without_its_port_stops_the_start_and_says_whose_option_it_
     assert done.returncode == 1
     assert done.stderr == f"portal_api: 127.0.0.1:{taken} is in use\n"
     assert not (tmp_path / "api.sock").exists()
-
-
-async def test_the_log_says_where_the_api_listens(tmp_path: Path) -> None:
-    tcp = free_port()
-    policy = "login_url: https://login.example.net/\n"
-    async with portal(tmp_path, "capport run", policy, f"portal_api=127.0.0.1:{tcp}") as (
-        _,
-        api,
-        said,
-    ):
-        pass
-    listens = f"The API for a login server of your own listens on {api} and 127.0.0.1:{tcp}"
-    assert sum(listens in line for line in said) == 1, said
