@@ -83,6 +83,8 @@ async def connected(port: int, data: bytes) -> Streams:
     talk = socket.socket()
     # Segments as on Ethernet: of loopback's, megabytes would wait in the kernel.
     talk.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1460)
+    # Nor does its own kernel take in megabytes: what it does not read stays with the portal.
+    talk.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * 1024)
     talk.setblocking(False)
     await asyncio.get_running_loop().sock_connect(talk, ("127.0.0.1", port))
     reader, writer = await asyncio.open_connection(sock=talk, limit=1)
