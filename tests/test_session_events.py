@@ -116,6 +116,28 @@ def test_a_touch_of_a_session_from_before_the_start_is_no_grant(tmp_path: Path) 
     assert [line["event"] for line in house.told()] == ["revoked"]
 
 
+def test_the_end_of_a_session_from_before_the_start_is_written(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    for seconds in (-1, 60):  # one that is over already has ended before the start
+        house.session_events.found(Session(CLIENT, 100.0, house.now + seconds))
+        assert [*house.session_events.ended()] == []
+    house.now += 60
+    assert [*house.session_events.ended()] == [CLIENT]
+    assert [line["event"] for line in house.told()] == ["expired"]
+
+
+def test_a_touch_that_is_stored_after_the_end_is_no_second_end(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.grant(60)
+    house.now += 60
+    assert [*house.session_events.ended()] == [CLIENT]
+    house.session_events.changed(CLIENT)
+    house.grant(60)
+    house.revoke()
+    events = [line["event"] for line in house.told()]
+    assert events == ["granted", "expired", "granted", "revoked"]
+
+
 def test_what_was_opened_and_ended_before_we_heard_of_it_is_told_once(tmp_path: Path) -> None:
     house = House(tmp_path)
     house.store.put(Session(CLIENT, house.now, house.now + 60))

@@ -17,9 +17,8 @@ FRESH = 5.0  # seconds; a session that is new to us but older than this was not 
 class SessionEvents:
     """Turns changes in the store, and the passing of time, into events.
 
-    It has an entry for each session that changed while it was running. For a session that was open
-    before the start it writes `revoked`, but not `expired`. A lease makes no difference: it ends
-    for all sessions at once, and begins for all at once.
+    It has an entry for each open session. A lease makes no difference: it ends for all sessions at
+    once, and begins for all at once.
     """
 
     def __init__(
@@ -32,6 +31,11 @@ class SessionEvents:
         self._entries: dict[ClientId, tuple[Instant, Instant]] = {}
         self._gone = BoundedMap[ClientId, None](GONE)
         self._ends = Deadlines[ClientId]()
+
+    def found(self, session: Session) -> None:
+        """Notes a session that is in the store at the start, so that its end is written too."""
+        if session.ends_by_itself > self._now():
+            self._file(session)
 
     def changed(self, client: ClientId) -> None:
         """The store calls this when the session of `client` has changed."""
@@ -66,6 +70,7 @@ class SessionEvents:
             session = self._store.find((client,), now)
             if session is None:
                 del self._entries[client]
+                self._gone[client] = None  # the store may still write when it was last seen
                 self._events().write("expired", client)
                 yield client
             else:  # traffic has moved its end

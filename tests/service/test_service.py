@@ -1,10 +1,12 @@
 """The service follows one policy after the other, and each change of a session, by one road."""
 
 import asyncio
+import contextlib
 import queue
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,10 +15,12 @@ import pytest
 from capport import clock
 from capport.core.client import Client, ClientId, parse_address
 from capport.core.session import Session
-from capport.service import kernel
+from capport.service import kernel, service
 from capport.service.service import Service
-from capport.stores import FullError
+from capport.session_events import SessionEvents
+from capport.stores import FullError, SessionStore
 from capport.stores.memory import MemoryStore
+from capport.stores.sqlite.store import SqliteStore
 from conftest import LOGIN, SOON, Portal, StartPortal
 from proxy.wire import until
 
@@ -200,6 +204,23 @@ async def test_the_neighbours_are_those_of_the_policy_in_force(
         monkeypatch.setattr(it.gate.neighbours, "use", used.append)
         become_a_router(it, tmp_path)
         assert used == [("br-lan",)]
+
+
+async def test_a_session_that_was_open_at_the_start_has_an_end(
+    portal: StartPortal, monkeypatch: pytest.MonkeyPatch, written: Counter[str], tmp_path: Path
+) -> None:
+    later = [0.0]
+
+    def with_a_clock(store: SessionStore, events: Any, now: Callable[[], float]) -> SessionEvents:
+        return SessionEvents(store, events, lambda: now() + later[0])
+
+    monkeypatch.setattr(service, "SessionEvents", with_a_clock)
+    with contextlib.closing(SqliteStore(tmp_path / "s.db")) as store:
+        store.put(Session(CLIENT.id, clock.now(), clock.now() + 600))
+    async with portal(sessions=str(tmp_path / "s.db")):
+        later[0] = 600.0
+        await until(lambda: written["expired"] == 1)
+    assert written["revoked"] == 0
 
 
 async def test_a_slow_disk_holds_nobody_up_when_the_events_go_to_another_file(

@@ -7,6 +7,7 @@ from itertools import batched
 from typing import Protocol
 
 from capport.core.client import Client, ClientId, parts_of
+from capport.core.session import Session
 from capport.session_events import SessionEvents
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,10 @@ class Enforcement:
     def __init__(self, session_events: SessionEvents) -> None:
         self.connections: OpenConnections | None = None
         self._session_events = session_events
+
+    def found(self, session: Session) -> None:
+        """Notes a session that is in the store at the start."""
+        self._session_events.found(session)
 
     def changed(self, client: ClientId) -> None:
         """Follows a change of the session of `client`, which any process has made."""

@@ -136,6 +136,7 @@ class Service:
             self.gate.neighbours.watch(self._mac_changed)
             for some in batched(self.gate.store.sessions(), AT_ONCE):
                 for session in some:
+                    self._enforcement.found(session)
                     self._bind(session.client)
                 await asyncio.sleep(0)
             if connections:
