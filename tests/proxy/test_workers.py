@@ -191,11 +191,13 @@ async def test_a_worker_that_dies_or_does_not_answer_is_replaced_and_cuts_nobody
 ) -> None:
     async with appliance(tmp_path) as it:
         one, other = await two_clients(it)
-        unknown, _ = waiting = await it.connect(one)
-        assert await it.get_on(*waiting, origin) == 511
+        unknown = [await it.connect(client) for client in (one, other)]
+        for waiting in unknown:
+            assert await it.get_on(*waiting, origin) == 511
         for client in (one, other):
             it.capport("grant", client)
-        assert await until_closed(unknown) == b"", "its next request goes another way"
+        for reader, _ in unknown:
+            assert await until_closed(reader) == b"", "its next request goes another way"
         cut, kept = await it.connect(one), await it.connect(other)
         for connection in (cut, kept):
             assert await it.get_on(*connection, origin) == 200
@@ -222,7 +224,7 @@ async def test_a_worker_that_dies_or_does_not_answer_is_replaced_and_cuts_nobody
 
         assert await it.get_on(*kept, origin) == 200
         assert it.workers[1] == before[1]
-        for each in (waiting[1], cut[1], kept[1], writer):
+        for _, each in (*unknown, cut, kept, (reader, writer)):
             each.close()
         assert it.process.log.count("Worker 0 does not answer") == 1
         faults = [event["what"] for event in it.events() if event["event"] == "fault"]
