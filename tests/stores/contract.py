@@ -65,7 +65,7 @@ def until(true: Callable[[], bool], what: str = "it") -> None:
     deadline = time.monotonic() + SOON
     while not true():
         assert time.monotonic() < deadline, f"{what} did not come true"
-        time.sleep(0.002)
+        time.sleep(0.01)
 
 
 class StoreContract:
