@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from capport.core.captivity import ASKED_FOR_AS, MEDIA_TYPE, captivity, reads_captivity
+from capport.core.captivity import ASKED_FOR_AS, MEDIA_TYPE, PATH, captivity, reads_captivity
 from capport.core.client import Client, ClientId
 from capport.core.session import Session
 from capport.core.standing import Kind, Standing
@@ -87,3 +87,7 @@ def test_an_agent_names_the_documents_type_itself(accept: str, reads: bool) -> N
 def test_the_types_are_those_of_the_rfcs() -> None:
     assert MEDIA_TYPE == "application/captive+json"
     assert {"application/captive+json", "application/capport+json"} == ASKED_FOR_AS
+
+
+def test_it_is_where_dhcp_and_router_advertisements_of_running_networks_say() -> None:
+    assert PATH == "/api/captive-portal"
