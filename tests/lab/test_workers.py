@@ -2,9 +2,7 @@
 
 import contextlib
 import itertools
-import os
 import re
-import signal
 import socket
 from collections.abc import Iterator
 
@@ -16,6 +14,7 @@ from capport.service.kernel import CARRIED_OUT
 from conftest import SOON
 from lab.namespaces import wait_for
 from lab.network import ORIGIN4, ORIGIN6, POLICY, Client, Lab
+from suspension import suspend
 
 pytestmark = pytest.mark.lab
 
@@ -82,7 +81,7 @@ def test_a_grant_and_a_revocation_are_in_force_in_the_kernel_while_no_worker_run
     assert lab.capport("grant", client.v4, *options).returncode == 0
     assert echoes(client)
     for pid in before.values():
-        os.kill(pid, signal.SIGSTOP)
+        suspend(pid)
     assert lab.capport("revoke", client.v4, *options).returncode == 0
     assert pair not in lab.elements("known4")
     assert not echoes(client)

@@ -24,6 +24,7 @@ from proxy.under_way import (
     reached,
 )
 from proxy.wire import Dialled, until
+from suspension import suspend
 
 type Open = Callable[[Portal, Origin], Awaitable[Opened]]
 
@@ -119,8 +120,7 @@ async def test_a_proxy_that_was_stopped_over_the_end_passes_nothing_of_what_came
             writer.write(b"\x00in time")
             with contextlib.suppress(TimeoutError):
                 await until(lambda: b"in time" in origin.received, max(0.1, over - clock.now()))
-            it.process.send_signal(signal.SIGSTOP)
-            await until(lambda: is_stopped(it.process.pid))
+            suspend(it.process.pid)
             if b"in time" in origin.received and clock.now() < over:
                 break  # else the machine is too busy for a session as short as this
             it.process.send_signal(signal.SIGCONT)
@@ -143,15 +143,6 @@ def granted(store: str, seconds: float) -> float:
         client = parse_client_id("127.0.0.1")
         sessions.put(Session(client, now, now + seconds, None, now, 0.0, "test"))
     return now + seconds
-
-
-def is_stopped(pid: int) -> bool:
-    """Whether each of a process's threads has stopped (proc(5))."""
-    states = [
-        (thread / "stat").read_text().rpartition(") ")[2][0]
-        for thread in Path(f"/proc/{pid}/task").iterdir()
-    ]
-    return set(states) == {"T"}
 
 
 async def connected(port: int, place: str, over: float) -> Opened:

@@ -22,6 +22,7 @@ from ports import free_port
 from proxy.mitmdump import LOGIN, Process, started
 from proxy.wire import until
 from stores.redis_server import server
+from suspension import suspend
 
 SERVES = re.compile(r"Worker (\d) serves: process (\d+)")
 CLIENTS = [f"127.0.0.{number}" for number in range(2, 14)]
@@ -213,7 +214,7 @@ async def test_a_worker_that_dies_or_does_not_answer_is_replaced_and_cuts_nobody
         reader, writer = await it.connect(one)
         assert await it.get_on(reader, writer, origin) == 200
         stopped, received = it.workers[0], origin.received
-        os.kill(stopped, signal.SIGSTOP)
+        suspend(stopped)
         it.capport("revoke", one)
         writer.write(b"GET http://127.0.0.1/ HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         assert await until_closed(reader) == b""
@@ -302,7 +303,7 @@ async def test_one_worker_is_enough_and_none_outlives_the_first_process(
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
             await it.get(CLIENTS[1], origin)  # what was counted outlives the worker
         worker = it.workers[0]
-        os.kill(worker, signal.SIGSTOP)
+        suspend(worker)
         it.process.process.kill()
         await until(lambda: not is_there(worker))
 

@@ -1,7 +1,6 @@
 """A real Redis on a free port of 127.0.0.1, and routers that share the sessions in it."""
 
 import contextlib
-import os
 import shutil
 import signal
 import socket
@@ -21,6 +20,7 @@ from capport.stores.sqlite.store import SqliteStore
 from conftest import SOON
 from ports import free_port
 from stores.contract import FakeTime
+from suspension import suspend
 
 AHEAD = 4e9
 """What Redis shows is later than this machine's time: records are kept, whatever a test's clock."""
@@ -93,9 +93,7 @@ class RedisServer:
 
     def freeze(self) -> None:
         assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-        # SIGSTOP is asynchronous: until the kernel says that it has stopped it, it may answer.
-        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOWAIT)
+        suspend(self._process.pid)
 
     def thaw_or_start(self) -> None:
         """It runs, whatever a test has done to it."""

@@ -43,6 +43,7 @@ from lab.namespaces import namespaces
 from stores.contract import ADDRESS, MAC, OTHER, session, until
 from stores.redis_server import AHEAD, Fleet, RedisServer, SlowLink, server
 from stores.router_process import RouterProcess
+from suspension import suspend
 
 pytestmark = requires.tool("redis-server")
 
@@ -972,7 +973,7 @@ def test_a_router_that_was_frozen_lets_nobody_in_before_it_has_read_what_it_miss
     try:
         assert one("put", MAC) == "taken"
         until(lambda: other("find", MAC) == "known")
-        other.process.send_signal(signal.SIGSTOP)
+        suspend(other.process.pid)
         assert one("drop", MAC) == "taken"
         threading.Event().wait(1.2)  # longer than the lease
         other.tell("find", MAC)

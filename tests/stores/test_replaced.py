@@ -27,6 +27,7 @@ from stores import writers
 from stores.contract import ADDRESS, MAC, OTHER, session, until
 from stores.one_file import OneFile
 from stores.writers import Writer
+from suspension import suspend
 
 GOES, STAYS, COMES = "192.0.2.1", "192.0.2.2", "192.0.2.3"
 
@@ -200,7 +201,7 @@ def test_nobody_opens_a_file_beside_whose_log_another_one_is_in_use(path: Path) 
             does(proxy, writers.GRANT, client)
         made = backup(path, STAYS, COMES)
         before = made.read_bytes()
-        os.kill(proxy.process.pid, signal.SIGSTOP)
+        suspend(proxy.process.pid)
         try:
             made.replace(path)
             assert locks.user_of_another(path) == proxy.process.pid
