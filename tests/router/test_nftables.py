@@ -538,6 +538,25 @@ def test_what_the_kernel_would_not_have_at_first_is_tried_again(
 
 
 @LAB
+def test_a_client_that_is_being_added_is_not_yet_one_that_the_kernel_should_have(
+    lab: Lab, store: MemoryStore, started: KnownClients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its request at that moment would be taken for a sign that the kernel has lost it."""
+    client = CoreClient(parse_address(lab.client.v4), lab.client.mac)
+    run, had = Nftables.run, list[bool]()
+
+    def watched(its: Nftables, commands: str) -> str:
+        had.append(started.has(client))
+        return run(its, commands)
+
+    monkeypatch.setattr(Nftables, "run", watched)
+    store.put(session(lab.client.mac))
+    started.update([ClientId(lab.client.mac)])
+    assert had[0] is False
+    assert started.has(client)
+
+
+@LAB
 def test_without_us_the_kernel_ends_a_session_in_time(
     lab: Lab, store: MemoryStore, known: KnownClients
 ) -> None:

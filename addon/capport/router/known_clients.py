@@ -92,6 +92,7 @@ class KnownClients:
         self._full: set[str] = set()  # the sets that were full for a client since the comparison
         self._reported: set[str] = set()  # the full sets that `report` was called for
         self._elements = Elements()
+        self._adding: set[Key] = set()  # the keys of elements that the kernel may not have yet
         self._counted: dict[str, int] = {}  # the packets of each element when last read
         self._behind: dict[Address, set[Address]] = {}  # the clients behind each router on the link
         self._to_disconnect: queue.SimpleQueue[Collection[Address] | None] = queue.SimpleQueue()
@@ -155,7 +156,10 @@ class KnownClients:
 
     def has(self, client: Client) -> bool:
         """Whether we have added the client to the kernel's sets, and have not removed it since."""
-        return client.address in self._elements or client.mac in self._elements
+        return any(
+            key in self._elements and key not in self._adding
+            for key in (client.address, client.mac)
+        )
 
     def changed(self, what: ClientId | Address) -> None:
         """Notes that a client's session, or the MAC of an address, has changed; does not wait."""
@@ -447,6 +451,7 @@ class KnownClients:
                 continue
             if before is None or after.until > before.lapses or after.until < before.until:
                 into.append(after)
+                self._adding.add(key)
             else:
                 after = replace(after, lapses=before.lapses)
             self._elements.file(after)
@@ -455,6 +460,7 @@ class KnownClients:
             self._to_disconnect.put(gone)
         for some in batched(into, nftables.TOGETHER):
             self._run(nftables.renew_all(each for element in some for each in self._added(element)))
+        self._adding.clear()
         self._remove(place for element in moved for place in element.places)
         return left_out
 

@@ -62,12 +62,14 @@ class Kernel:
         second.
         """
         now, session = self._gate.now(), self._gate.standing(client).open_session
-        if self._known is None or session is None or not self._known.has(client):
-            return False  # a client that we never added is new here, and is added in a moment
-        if now < session.granted + CARRIED_OUT or now > session.ends - CARRIED_OUT:
+        if self._known is None or session is None:
             return False
         if self._held.get(session.client, now) > now:
             return True
+        if not self._known.has(client):
+            return False  # a client that we never added is new here, and is added in a moment
+        if now < session.granted + CARRIED_OUT or now > session.ends - CARRIED_OUT:
+            return False
         sender = client.mac or peer.frame
         if is_let_through(client.address, sender):
             return False
