@@ -53,12 +53,12 @@ def told() -> list[str]:
 def portal(lab: Lab, up: None, store: MemoryStore, told: list[str]) -> Iterator[None]:
     """What a portal that is running keeps."""
     known = lab.router.call(KnownClients, lambda: lab.policy, store, lab.neighbours)
-    keeper = lab.router.call(Restorer, known, told.append)
+    restorer = lab.router.call(Restorer, known, told.append)
     store.watch(known.changed)
     lab.router.call(known.start)
-    lab.router.call(keeper.start)
+    lab.router.call(restorer.start)
     yield
-    keeper.close()
+    restorer.close()
     known.close()
 
 

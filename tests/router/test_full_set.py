@@ -61,10 +61,10 @@ def client(number: int) -> ClientId:
     return ClientId(f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}")
 
 
-def grant(store: MemoryStore, *numbers: int) -> None:
+def grant(store: MemoryStore, *ids: ClientId) -> None:
     now = clock.now()
-    for number in numbers:
-        store.put(Session(client(number), now, now + 3600, None, last_seen=now))
+    for one in ids:
+        store.put(Session(one, now, now + 3600, None, last_seen=now))
 
 
 def inside(rules: Nftables) -> set[str]:
@@ -77,16 +77,16 @@ def test_who_is_in_a_full_set_stays_in_and_who_is_not_is_refused_until_there_is_
     monkeypatch.setattr(known_clients, "MOST", 4)
     nftables.up(POLICY, rules=rules)
     store, told = MemoryStore(), list[str]()
-    grant(store, 1, 2, 3)
+    grant(store, *map(client, (1, 2, 3)))
     with closing(
         router.call(KnownClients, lambda: POLICY, store, Nobody(), report=told.append)
     ) as known:
         store.watch(known.changed)
         router.call(known.start)
-        grant(store, 4)
+        grant(store, client(4))
         known.update([client(4)])
         assert told == []
-        grant(store, *range(5, 1000))
+        grant(store, *map(client, range(5, 1000)))
         for number in (5, 6):
             with pytest.raises(FullError, match="set macs of table inet capport is full"):
                 known.update([client(number)])
@@ -102,7 +102,7 @@ def test_who_is_in_a_full_set_stays_in_and_who_is_not_is_refused_until_there_is_
         store.drop(client(5))
         known.resync()
         assert len(told) == 1
-        grant(store, 7)
+        grant(store, client(7))
         known.resync()
         assert len(told) == 2
 
@@ -115,7 +115,7 @@ def test_a_set_that_the_kernel_finds_full_is_no_loop_and_keeps_nobody_in_who_is_
     monkeypatch.setattr(known_clients, "RETRY", 0.0)
     nftables.up(POLICY, rules=rules)
     store, compared, errors = MemoryStore(), list[tuple[float, float]](), list[str]()
-    grant(store, *range(2000))
+    grant(store, *map(client, range(2000)))
     with closing(router.call(KnownClients, lambda: POLICY, store, Nobody())) as known:
         compare = known.resync
 
@@ -153,18 +153,16 @@ def test_what_many_had_open_is_forgotten_in_one_reading_of_the_table(
         return 0
 
     monkeypatch.setattr(conntrack, "forget", forget)
-    store, now = MemoryStore(), clock.now()
+    store = MemoryStore()
     ids = [ClientId(f"10.0.{number >> 8}.{number & 255}") for number in range(1000)]
-    for one in ids:
-        store.put(Session(one, now, now + 3600, None, last_seen=now))
+    grant(store, *ids)
     with closing(router.call(KnownClients, lambda: POLICY, store, Nobody())) as known:
         router.call(known.resync)
         for one in ids:
             store.drop(one)
         router.call(known.resync)
         assert readings == [1000]
-        for one in ids:
-            store.put(Session(one, now, now + 3600, None, last_seen=now))
+        grant(store, *ids)
         store.watch(known.changed)
         router.call(known.start)
         for one in ids:
@@ -180,9 +178,9 @@ def test_what_the_kernel_refuses_of_one_does_not_leave_another_connected(
     nftables.up(POLICY, rules=rules)
     forgotten: set[Address] = set()
     monkeypatch.setattr(conntrack, "forget", lambda addresses: forgotten.update(addresses))
-    store, now = MemoryStore(), clock.now()
+    store = MemoryStore()
     out, into = ClientId("10.0.0.1"), ClientId("10.0.0.2")
-    store.put(Session(out, now, now + 3600, None, last_seen=now))
+    grant(store, out)
     with closing(router.call(KnownClients, lambda: POLICY, store, Nobody())) as known:
         router.call(known.start)
         run = Nftables.run
@@ -194,7 +192,7 @@ def test_what_the_kernel_refuses_of_one_does_not_leave_another_connected(
 
         monkeypatch.setattr(Nftables, "run", refuses)
         store.drop(out)  # which it does not watch: so its own thread does not meet it
-        store.put(Session(into, now, now + 3600, None, last_seen=now))
+        grant(store, into)
         with pytest.raises(RulesError, match="Too many open files"):
             known.update([into, out])
         wait_for(lambda: {str(address) for address in forgotten} == {out})
@@ -214,10 +212,9 @@ def test_an_error_that_nobody_thought_of_does_not_end_the_thread_that_disconnect
         raise KeyError("an unforeseen fault")
 
     monkeypatch.setattr(conntrack, "forget", fails)
-    store, now = MemoryStore(), clock.now()
+    store = MemoryStore()
     ids = [ClientId(f"10.0.0.{number}") for number in (1, 2)]
-    for one in ids:
-        store.put(Session(one, now, now + 3600, None, last_seen=now))
+    grant(store, *ids)
     with closing(router.call(KnownClients, lambda: POLICY, store, Nobody())) as known:
         router.call(known.start)
         for one in ids:

@@ -62,21 +62,21 @@ def known(lab: Lab, store: MemoryStore) -> Iterator[KnownClients]:
 
 @pytest.fixture
 def noticed() -> list[nftables.InForce | None]:
-    """The tables in force that the keeper has noticed as new."""
+    """The tables in force that the restorer has noticed as new."""
     return []
 
 
 @pytest.fixture
-def keeper(
+def restorer(
     lab: Lab, known: KnownClients, told: list[str], noticed: list[nftables.InForce | None]
 ) -> Iterator[Restorer]:
     def another() -> None:
         noticed.append(nftables.in_force())
 
-    keeper = lab.router.call(Restorer, known, told.append, another)
-    lab.router.call(keeper.start)
-    yield keeper
-    keeper.close()
+    restorer = lab.router.call(Restorer, known, told.append, another)
+    lab.router.call(restorer.start)
+    yield restorer
+    restorer.close()
 
 
 def reaches(lab: Lab, number: int) -> bool:
@@ -90,7 +90,7 @@ def is_tracked(lab: Lab) -> bool | None:
 
 @pytest.mark.parametrize("how", ["flush ruleset", "delete table inet capport"])
 def test_rules_that_somebody_takes_away_are_back_at_once_with_who_is_known(
-    lab: Lab, keeper: Restorer, told: list[str], how: str
+    lab: Lab, restorer: Restorer, told: list[str], how: str
 ) -> None:
     before = lab.rules.outline("list table inet capport")
     assert reaches(lab, 0)
@@ -112,7 +112,7 @@ def test_what_changes_while_a_command_puts_the_rules_up_is_in_force_when_it_has(
     lab: Lab,
     store: MemoryStore,
     known: KnownClients,
-    keeper: Restorer,
+    restorer: Restorer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """`capport router up` has a list of who is known, of a moment before its rules are there."""
@@ -137,29 +137,19 @@ def test_what_changes_while_a_command_puts_the_rules_up_is_in_force_when_it_has(
 
 
 def test_the_garden_is_looked_up_at_once_where_the_table_is_another(
-    lab: Lab, known: KnownClients
+    lab: Lab, restorer: Restorer, noticed: list[nftables.InForce | None]
 ) -> None:
-    tables: list[nftables.InForce | None] = []
-
-    def anew() -> None:
-        tables.append(nftables.in_force())
-
-    keeper = lab.router.call(Restorer, known, lambda said: None, anew)
-    lab.router.call(keeper.start)
-    try:
-        assert tables == []
-        lab.rules.run("flush ruleset\n")
-        wait_for(lambda: tables)
-        nftables.down(rules=lab.rules)
-        nftables.up(lab.policy, rules=lab.rules)
-        table = lab.router.call(nftables.in_force)
-        wait_for(lambda: tables[-1] == table)
-    finally:
-        keeper.close()
+    assert noticed == []
+    lab.rules.run("flush ruleset\n")
+    wait_for(lambda: noticed)
+    nftables.down(rules=lab.rules)
+    nftables.up(lab.policy, rules=lab.rules)
+    table = lab.router.call(nftables.in_force)
+    wait_for(lambda: noticed[-1] == table)
 
 
 def test_a_fault_of_ours_does_not_end_the_keeping(
-    lab: Lab, keeper: Restorer, told: list[str], monkeypatch: pytest.MonkeyPatch
+    lab: Lab, restorer: Restorer, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_force, faults = nftables.in_force, [KeyError("elem"), KeyError("elem")]
 
@@ -178,7 +168,7 @@ def test_a_change_of_the_sets_alone_is_no_reason_to_look_at_the_rules(
     lab: Lab,
     store: MemoryStore,
     known: KnownClients,
-    keeper: Restorer,
+    restorer: Restorer,
     monkeypatch: pytest.MonkeyPatch,
     told: list[str],
 ) -> None:
@@ -199,7 +189,7 @@ def test_a_change_of_the_sets_alone_is_no_reason_to_look_at_the_rules(
 
 
 def test_capport_router_down_is_meant(
-    lab: Lab, keeper: Restorer, told: list[str], noticed: list[nftables.InForce | None]
+    lab: Lab, restorer: Restorer, told: list[str], noticed: list[nftables.InForce | None]
 ) -> None:
     nftables.down(rules=lab.rules)
     lab.rules.run("table inet later\ndelete table inet later\n")  # something else happens
@@ -213,7 +203,7 @@ def test_capport_router_down_is_meant(
 
 
 def test_down_is_meant_however_soon_after_up_it_comes(
-    lab: Lab, keeper: Restorer, told: list[str]
+    lab: Lab, restorer: Restorer, told: list[str]
 ) -> None:
     """What the kernel says of the one may be read when the other is done."""
     for _ in range(30):
@@ -229,19 +219,19 @@ def test_without_rules_at_the_start_there_is_nothing_to_put_back(
     lab: Lab, known: KnownClients, told: list[str]
 ) -> None:
     nftables.down(rules=lab.rules)
-    keeper = lab.router.call(Restorer, known, told.append)
-    lab.router.call(keeper.start)
+    restorer = lab.router.call(Restorer, known, told.append)
+    lab.router.call(restorer.start)
     try:
         lab.rules.run("flush ruleset\n")
         lab.rules.run("table inet later\ndelete table inet later\n")
         with pytest.raises(TimeoutError):
             wait_for(lambda: nftables.show(rules=lab.rules) is not None, 0.5)
     finally:
-        keeper.close()
+        restorer.close()
 
 
 def test_known_clients_are_tracked_as_soon_as_another_table_may_go_by_it(
-    lab: Lab, keeper: Restorer
+    lab: Lab, restorer: Restorer
 ) -> None:
     assert is_tracked(lab) is False
     lab.rules.run("table inet without_a_hook {\nchain nothing {\n}\n}\n")
@@ -259,7 +249,7 @@ def test_known_clients_are_tracked_as_soon_as_another_table_may_go_by_it(
 
 
 def test_rules_that_are_taken_down_while_they_are_made_anew_stay_down(
-    lab: Lab, known: KnownClients, keeper: Restorer
+    lab: Lab, known: KnownClients, restorer: Restorer
 ) -> None:
     nftables.down(rules=lab.rules)
     lab.router.call(known.apply, (8080,), only_replace=True)
@@ -269,7 +259,7 @@ def test_rules_that_are_taken_down_while_they_are_made_anew_stay_down(
 def test_rules_that_cannot_be_put_back_are_tried_again(
     lab: Lab,
     known: KnownClients,
-    keeper: Restorer,
+    restorer: Restorer,
     told: list[str],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
