@@ -48,6 +48,21 @@ def test_asyncio_is_used_where_there_is_no_uvloop(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_what_is_closed_needs_no_bounds_on_either_loop(factory: event_loop.LoopFactory) -> None:
+    async def bound_when_closed() -> None:
+        server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.transport.abort()
+        await writer.wait_closed()
+        for size in (LITTLE, None):
+            sockets.set_transport_buffers(writer.transport, size)
+        server.close()
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(bound_when_closed())
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_what_is_read_at_once_is_bounded_on_either_loop(factory: event_loop.LoopFactory) -> None:
     pieces: list[int] = []
 

@@ -178,8 +178,11 @@ def set_transport_buffers(transport: asyncio.WriteTransport, size: int | None) -
     """Bounds what is read at once from one socket, and what waits to be sent on it.
 
     What is read from a client at once, `listeners` bounds: with uvloop, `max_size` does not exist.
-    So that uvloop reads little from an origin, the kernel's buffer is made small.
+    So that uvloop reads little from an origin, the kernel's buffer is made small. What is closed
+    needs no bounds: a client may end while its connection to an origin opens.
     """
+    if transport.is_closing():
+        return  # uvloop raises RuntimeError for one that is closed
     transport.set_write_buffer_limits(size)
     if hasattr(transport, "max_size"):
         cast(Any, transport).max_size = size or type(transport).max_size
