@@ -26,7 +26,7 @@ REQUIRED, LEFT_OUT = object(), object()
 """Defaults for a member: REQUIRED if it must be sent; LEFT_OUT shows that it was not sent."""
 
 
-class Problem(web.HTTPError):
+class CallError(web.HTTPError):
     """An error that the caller can correct."""
 
     def __init__(self, status: int, detail: str, **members: object) -> None:
@@ -34,7 +34,7 @@ class Problem(web.HTTPError):
         self.detail, self.members = detail, members
 
 
-class Unauthorized(Problem):
+class Unauthorized(CallError):
     """401. `error` is a code of RFC 6750 section 3.1, or None if the call has no token."""
 
     def __init__(self, detail: str, error: str | None = None) -> None:
@@ -55,7 +55,7 @@ class Call(BaseHandler):
         if self.token_needed:
             await self._check_token()
         if len(self.request.body) > MAX_BODY:
-            raise Problem(413, f"the body has more than {MAX_BODY} bytes")
+            raise CallError(413, f"the body has more than {MAX_BODY} bytes")
 
     async def _check_token(self) -> None:
         scheme, _, token = self.request.headers.get("Authorization", "").partition(" ")
@@ -71,7 +71,7 @@ class Call(BaseHandler):
         error = kwargs.get("exc_info", (None, None, None))[1]
         problem: dict[str, object] = {"type": "about:blank"}  # RFC 9457: see the status
         problem |= {"title": self._reason, "status": status_code}
-        if isinstance(error, Problem):
+        if isinstance(error, CallError):
             problem |= {"detail": error.detail} | error.members
         elif isinstance(error, OSError):
             # A revocation takes effect even if it could not be made durable.
@@ -97,22 +97,22 @@ class Call(BaseHandler):
         """The members of the JSON object in the body. `members`: the known ones, with defaults."""
         typed = self.request.headers.get("Content-Type", "")
         if typed.partition(";")[0].strip().lower() != "application/json":
-            raise Problem(415, f"Content-Type is {shown_value(typed)}: send application/json")
+            raise CallError(415, f"Content-Type is {shown_value(typed)}: send application/json")
         try:
             sent = json.loads(
                 self.request.body, parse_constant=_no_constant, object_pairs_hook=_object
             )
         except (ValueError, RecursionError) as error:
-            raise Problem(400, f"the body is not JSON: {error}") from None
+            raise CallError(400, f"the body is not JSON: {error}") from None
         if not isinstance(sent, dict):
-            raise Problem(422, f"the body is {shown_value(sent)}: send an object")
+            raise CallError(422, f"the body is {shown_value(sent)}: send an object")
         for name in sent:
             if name not in members:
                 why = f"is not known; known are {', '.join(members)}"
-                raise Problem(422, f"{shown_value(name)} {why}", member=name[:64])
+                raise CallError(422, f"{shown_value(name)} {why}", member=name[:64])
         for name, default in members.items():
             if default is REQUIRED and name not in sent:
-                raise Problem(422, f"{name} is missing", member=name)
+                raise CallError(422, f"{name} is missing", member=name)
         return members | sent
 
     def describe(self, session: Session) -> dict[str, object]:
@@ -137,7 +137,7 @@ class Call(BaseHandler):
         return self.grants.find(present) or next(iter(self.gate.sessions_of(client)), None)
 
     def client(self, text: object, name: str = "client") -> ClientId:
-        """The client id that `text` spells. Raises Problem."""
+        """The client id that `text` spells. Raises CallError."""
         if not isinstance(text, str):
             wrong(name, text, "is not a string, such as 192.0.2.7")
         try:
@@ -147,8 +147,8 @@ class Call(BaseHandler):
 
 
 def wrong(member: str, value: object, why: str) -> Never:
-    """Raises Problem 422 for the value of a member."""
-    raise Problem(422, f"{member} {shown_value(value)} {why}", member=member)
+    """Raises a CallError with 422 for the value of a member."""
+    raise CallError(422, f"{member} {shown_value(value)} {why}", member=member)
 
 
 def shown_value(value: object) -> str:
@@ -162,9 +162,9 @@ def _no_constant(text: str) -> Never:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these members. Raises Problem if one is there twice: either could be meant."""
+    """The object of these members. Raises CallError for one that is there twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise Problem(422, f"{shown_value(twice)} is there more than once", member=twice[:64])
+        raise CallError(422, f"{shown_value(twice)} is there more than once", member=twice[:64])
     return found

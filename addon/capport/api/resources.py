@@ -11,7 +11,7 @@ from typing import Any
 
 from tornado import web
 
-from capport.api.call_handler import LEFT_OUT, REQUIRED, Call, Problem, shown_value, wrong
+from capport.api.call_handler import LEFT_OUT, REQUIRED, Call, CallError, shown_value, wrong
 from capport.core import explanation
 from capport.core.client import Address, Client, ClientId, parse_address, parse_mac, parts_of
 from capport.core.http import is_token
@@ -44,7 +44,7 @@ class OneState(Call):
         """
         state, address = _state(self.portal, token), self._address()
         if address is not None and not state.is_of(self.gate.client(str(address))):
-            raise Problem(409, f"{address} is not the client that was refused; {_NEXT_STATE}")
+            raise CallError(409, f"{address} is not the client that was refused; {_NEXT_STATE}")
         spent = await self.portal.recorded(partial(self.portal.records.spent_by, state.id))
         self.answer(
             {
@@ -59,7 +59,7 @@ class OneState(Call):
     def _address(self) -> Address | None:
         if unknown := [name for name in self.request.query_arguments if name != "address"]:
             why = "is not known; known is address"
-            raise Problem(422, f"{shown_value(unknown[0])} {why}", member=unknown[0][:64])
+            raise CallError(422, f"{shown_value(unknown[0])} {why}", member=unknown[0][:64])
         given = self.get_query_arguments("address")
         if not given:
             return None
@@ -98,7 +98,7 @@ class Sessions(Call):
         asked = self.read_members(**dict.fromkeys(_WHO, LEFT_OUT), lifetime=None, name=None)
         who = [name for name in _WHO if asked[name] is not LEFT_OUT]
         if len(who) != 1:
-            raise Problem(422, f"send exactly one of {', '.join(_WHO)}", member=(who or _WHO)[0])
+            raise CallError(422, f"send exactly one of {', '.join(_WHO)}", member=(who or _WHO)[0])
         lifetime, name = _lifetime(asked["lifetime"]), _name(asked["name"]) or ""
         if who != ["state"]:
             client = self._present(self._named(who[0], asked[who[0]]))
@@ -124,20 +124,20 @@ class Sessions(Call):
         state = _state(self.portal, token, member="state")
         client = self.gate.client(str(state.client.address))
         if state.client.mac is not None and client.mac != state.client.mac:
-            raise Problem(409, f"another device has {client.address} now; {_NEXT_STATE}")
+            raise CallError(409, f"another device has {client.address} now; {_NEXT_STATE}")
         async with self.portal.spending(state, client) as spent_by:
             if spent_by is None:
                 await self._grant(client, client, lifetime=lifetime, how="state", name=name)
             elif (session := self.grants.find(spent_by)) is not None:
                 self.answer_granted(session)
             else:
-                raise Problem(410, f"that state was used, and its session is over; {_NEXT_STATE}")
+                raise CallError(410, f"that state was used, and its session is over; {_NEXT_STATE}")
 
     async def _grant(
         self, client: Client | ClientId, under: Client | ClientId, **said: Any
     ) -> None:
         if (barred := self._standing(client)).is_blocked:
-            raise Problem(409, f"a session would change nothing: that client {barred.because}")
+            raise CallError(409, f"a session would change nothing: that client {barred.because}")
         before = self.grants.find(client)
         session = await self.grants.grant(under, by=BY, **said)
         self.answer_granted(session, 200 if before else 201)
@@ -178,7 +178,7 @@ class OneSession(Call):
                 renews=True,
             )
         except LookupError:  # revoked while this waited for the disk
-            raise Problem(404, f"{text[:64]} no longer has a session") from None
+            raise CallError(404, f"{text[:64]} no longer has a session") from None
         self.answer_granted(session)
 
     async def delete(self, text: str) -> None:
@@ -190,7 +190,7 @@ class OneSession(Call):
 
     def _session(self, text: str) -> Session:
         if (session := self.session_of(self.client(text))) is None:
-            raise Problem(404, f"{text[:64]} has no session")
+            raise CallError(404, f"{text[:64]} has no session")
         return session
 
 
@@ -212,7 +212,7 @@ class Explain(Call):
             found = self.gate.explain_url(client, url, said["method"])
             self.answer(explanation.document(found, self.gate.policy))
         except ValueError as error:
-            raise Problem(422, f"url {str(error)[:200]}", member="url") from None
+            raise CallError(422, f"url {str(error)[:200]}", member="url") from None
 
     def _client(self, client: str, mac: str | None = None, **_: str) -> Client:
         try:
@@ -241,7 +241,7 @@ class NotThere(Call):
         """Raises 404, whatever the method, if the token is right."""
         await super().prepare()
         path = shown_value(self.request.path)
-        raise Problem(404, f"there is nothing at {path}; see /api/v1/openapi.json")
+        raise CallError(404, f"there is nothing at {path}; see /api/v1/openapi.json")
 
 
 def create_app(portal: Portal, *, token_needed: bool) -> web.Application:
@@ -267,7 +267,7 @@ def _state(portal: Portal, token: str, **members: object) -> State:
     try:
         return portal.states.read(token)
     except StateError as error:
-        raise Problem(404, f"{error}; {_NEXT_STATE}", **members) from None
+        raise CallError(404, f"{error}; {_NEXT_STATE}", **members) from None
 
 
 def _lifetime(value: object) -> float | None:

@@ -18,7 +18,7 @@ from capport.core.standing import Standing, standing
 from capport.core.verdict import Verdict
 from capport.gate import Gate
 from capport.linux import Neighbours, neighbour_lookup
-from capport.policy.errors import Findings, PolicyError
+from capport.policy.errors import PolicyError, Problems
 from capport.policy.tree import Fields, read_text, read_tree
 from capport.stores import SessionStore, StoreError
 from capport.stores.memory import MemoryStore
@@ -155,7 +155,7 @@ def deciding_line(found: Explanation, policy: Policy) -> Line | None:
     if policy.file is None:
         return None
     with contextlib.suppress(PolicyError):  # the file was changed or removed after it was read
-        root = read_tree(findings := Findings(policy.file, read_text(Path(policy.file))))
+        root = read_tree(problems := Problems(policy.file, read_text(Path(policy.file))))
         for key in keys:
             node, at = root, None
             for part in key.split("."):
@@ -164,7 +164,7 @@ def deciding_line(found: Explanation, policy: Policy) -> Line | None:
                 at, node = node.fields[part]
             else:
                 if at is not None:
-                    return Line(policy.file, at.line, findings.line(at))
+                    return Line(policy.file, at.line, problems.line(at))
     return None
 
 

@@ -63,7 +63,7 @@ class TooMany(Exception):
     """MOST_ERRORS errors were found, so the rest of the file is not read."""
 
 
-class Findings:
+class Problems:
     """Collects the errors and warnings in one text."""
 
     def __init__(self, file: str, text: str) -> None:

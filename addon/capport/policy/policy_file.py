@@ -38,7 +38,7 @@ from capport.core.redis_url import is_redis
 from capport.core.session import LONGEST
 from capport.extras import lacking
 from capport.policy import clients_file, values
-from capport.policy.errors import Findings, PolicyError, Problem, TooMany, read_bounded, reason
+from capport.policy.errors import PolicyError, Problem, Problems, TooMany, read_bounded, reason
 from capport.policy.section import Section
 from capport.policy.tree import Fields, Node, Word, read_text, read_tree, unexpected
 
@@ -66,7 +66,7 @@ def load(path: Path, opening: Opening = str) -> Policy:
 def load_with_warnings(path: Path, opening: Opening = str) -> tuple[Policy, tuple[Problem, ...]]:
     """The policy at `path`, and the warnings. Raises PolicyError."""
     opening(str(path))
-    return _Reader(Findings(str(path), read_text(path)), path.parent, opening).read()
+    return _Reader(Problems(str(path), read_text(path)), path.parent, opening).read()
 
 
 def parse(text: str, name: str, folder: Path) -> Policy:
@@ -74,7 +74,7 @@ def parse(text: str, name: str, folder: Path) -> Policy:
 
     Relative paths in it start at `folder`.
     """
-    return _Reader(Findings(name, text), folder, str).read()[0]
+    return _Reader(Problems(name, text), folder, str).read()[0]
 
 
 def default() -> Policy:
@@ -85,8 +85,8 @@ def default() -> Policy:
 class _Reader:
     """Reads one policy, key by key."""
 
-    def __init__(self, findings: Findings, folder: Path, opening: Opening) -> None:
-        self.findings = findings
+    def __init__(self, problems: Problems, folder: Path, opening: Opening) -> None:
+        self.problems = problems
         self._folder = folder
         self._opening = opening
         self._certificate: Chain | None = None  # the login server's, once it is read
@@ -95,18 +95,18 @@ class _Reader:
         """The policy, and the warnings. Raises PolicyError."""
         policy = None
         with suppress(TooMany):
-            root = read_tree(self.findings)
+            root = read_tree(self.problems)
             policy = None if root is None else self.policy(root)
-        if policy is None or self.findings.errors:
-            raise PolicyError(self.findings.errors)
-        return policy, self.findings.warnings
+        if policy is None or self.problems.errors:
+            raise PolicyError(self.problems.errors)
+        return policy, self.problems.warnings
 
     def policy(self, root: Node) -> Policy | None:
-        """The policy in `root`; None if it is no map, which the findings then report."""
+        """The policy in `root`; None if it is no map, which is then among the problems."""
         if not isinstance(root, Fields):
-            unexpected(self.findings, root, "a policy is a map, such as login_url: https://…")
+            unexpected(self.problems, root, "a policy is a map, such as login_url: https://…")
             return None
-        top = Section(self.findings, "the policy", root)
+        top = Section(self.problems, "the policy", root)
         section = top.section("login_server")
         login_server = self._login_server(section)
         login, *other = self._login(top, login_server)
@@ -143,7 +143,7 @@ class _Reader:
             probe_paths=self._probe_paths(top),
             login_server=login_server,
             router=self._router(top.section("router")),
-            file=self.findings.file,
+            file=self.problems.file,
         )
 
     def _login(self, top: Section, server: LoginServer | None) -> list[Login]:
@@ -155,20 +155,20 @@ class _Reader:
         if "login_url" in top:
             url = top.take("login_url", values.login_url, nowhere)
             if doubt := values.doubt_of(url):
-                self.findings.warn(top.mark("login_url"), f"login_url {doubt}")
+                self.problems.warn(top.mark("login_url"), f"login_url {doubt}")
             return [url]
         if top.lacks("login_url") and top.lacks("login_server"):
             what = "where people sign in, such as https://login.example.net/"
-            self.findings.error(top.at, f"login_url is missing: {what}, or a login_server")
+            self.problems.error(top.at, f"login_url is missing: {what}, or a login_server")
         if server is None:
             return [nowhere]
         at = top.mark("login_server")
         if every := next((p.host for p in server.listen if p.host in _EVERY_ADDRESS), None):
             where = f"login_server listens on {every}, which no client can connect to"
-            self.findings.error(at, f"{where}: add a login_url, or listen on one address")
+            self.problems.error(at, f"{where}: add a login_url, or listen on one address")
         elif server.certificate:
             why = "people go to the address of listen, but most certificates are for a name"
-            self.findings.warn(at, f"login_url is missing: {why}")
+            self.problems.warn(at, f"login_url is missing: {why}")
         scheme = "https" if server.certificate else "http"
         # The first of each family of addresses, because a client can only reach its own family.
         places: dict[type, Place] = {}
@@ -185,9 +185,9 @@ class _Reader:
         example = "{address: 192.0.2.20, access: known}"
         for node in top.items("clients", example):
             if isinstance(node, Fields):
-                self._client(Section(self.findings, "clients", node), rules, trusting)
+                self._client(Section(self.problems, "clients", node), rules, trusting)
             else:
-                unexpected(self.findings, node, f"a client is a map, such as {example}")
+                unexpected(self.problems, node, f"a client is a map, such as {example}")
         return rules, trusting
 
     def _client(self, rule: Section, rules: ClientRules, trusting: ClientRules) -> None:
@@ -200,7 +200,7 @@ class _Reader:
         if len(about) != 1:
             found = "none" if not about else " and ".join(about)
             needs = f"a client needs exactly one of mac, address, file; this one has {found}"
-            self.findings.error(rule.at, f"clients: {needs}")
+            self.problems.error(rule.at, f"clients: {needs}")
             return
         if about == ["file"]:
             tables = [rules] if access or not trusts else []
@@ -210,14 +210,14 @@ class _Reader:
         if about == ["address"]:
             subject = rule.take("address", values.network, None)
         if subject is not None and trusts:
-            trusting.section(Access.KNOWN, self.findings.file)
+            trusting.section(Access.KNOWN, self.problems.file)
             trusting.add(subject, rule.at.line, name)
         if subject is None or access is None:
             return
         if earlier := rules.covering(subject):
             why = f"{earlier.where} comes first, and covers it"
-            self.findings.warn(rule.at, f"the client {subject} never matches: {why}")
-        rules.section(access, self.findings.file)
+            self.problems.warn(rule.at, f"the client {subject} never matches: {why}")
+        rules.section(access, self.problems.file)
         rules.add(subject, rule.at.line, name)
 
     def _clients_file(
@@ -233,7 +233,7 @@ class _Reader:
             table.section(access or Access.BLOCKED, str(path))
         for problem in clients_file.read(path, tables):
             if problem.line:
-                self.findings.error_in(rule.mark("file"), problem)
+                self.problems.error_in(rule.mark("file"), problem)
             else:
                 rule.error("file", f"{problem.file}: {problem.message}")
 
@@ -255,11 +255,11 @@ class _Reader:
         self, garden: WalledGarden, node: Word, found: str | Network, ports: frozenset[int]
     ) -> None:
         wide = found.startswith("*.") if isinstance(found, str) else found.num_addresses > 1
-        entry = GardenEntry(node.text, ports, f"{self.findings.file}:{node.at.line}", wide)
+        entry = GardenEntry(node.text, ports, f"{self.problems.file}:{node.at.line}", wide)
         host, _, port = node.text.rpartition(":")
         if ":" in host and "[" not in host and port in _WEB_PORTS:
             what = f'if {port} is its port, write "[{host}]:{port}"'
-            self.findings.warn(node.at, f"{node.text} is one address: {what}")
+            self.problems.warn(node.at, f"{node.text} is one address: {what}")
         garden.add(found, entry)
         holds = ""
         if not isinstance(found, str):
@@ -270,7 +270,7 @@ class _Reader:
         else:
             self._checks_in_the_garden(node, found, entry)
         if holds:
-            self.findings.warn(node.at, f"{found} holds {holds}: unknown clients may reach all")
+            self.problems.warn(node.at, f"{found} holds {holds}: unknown clients may reach all")
 
     def _checks_in_the_garden(self, node: Word, name: str, entry: GardenEntry) -> None:
         """Warns if an entry of the garden covers the host of a connectivity check."""
@@ -284,12 +284,12 @@ class _Reader:
             else:
                 so = f"{systems} may not ask people to sign in"
                 message = f"{name} lets the connectivity check {url} through: {so}"
-            self.findings.warn(node.at, message)
+            self.problems.warn(node.at, message)
         if 443 in entry.ports and _covers(name, CHECKED_BY_TLS):
             why = "is let through, because requests inside TLS are not visible"
             so = "Android and ChromeOS may not ask people to sign in"
             check = f"the connectivity check https://{CHECKED_BY_TLS}/generate_204"
-            self.findings.warn(node.at, f"{name}: {check} {why}: {so}")
+            self.problems.warn(node.at, f"{name}: {check} {why}: {so}")
 
     def _tls(self, section: Section) -> Tls:
         default = Tls()
@@ -344,7 +344,7 @@ class _Reader:
         if section is None:
             return None
         if why := lacking("login"):
-            self.findings.error(section.at, f"login_server {why}")
+            self.problems.error(section.at, f"login_server {why}")
         listen = self._listen(section)
         certificate, pem = self._file(section, "certificate")
         key, private = self._file(section, "key")
@@ -369,7 +369,7 @@ class _Reader:
         for place, node in section.several("listen", values.listen, what, example, needed=True):
             if one := next((one for one in found if _overlap(one, place)), None):
                 both = f"listen: a program cannot listen on both {one} and {place}"
-                self.findings.error(node.at, f"{both}: leave one out")
+                self.problems.error(node.at, f"{both}: leave one out")
             found.append(place)
         return tuple(found)
 

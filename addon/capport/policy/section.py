@@ -4,7 +4,7 @@ from collections.abc import Callable
 from enum import StrEnum
 
 from capport.policy import values
-from capport.policy.errors import Findings, Mark, shown
+from capport.policy.errors import Mark, Problems, shown
 from capport.policy.tree import Fields, Items, Node, Word, unexpected
 
 KEYS = {
@@ -32,19 +32,19 @@ KEYS = {
 class Section:
     """One map of the policy: returns the value of each key that the caller asks for.
 
-    An error goes to the findings, and the caller gets the default instead of the value.
+    An error is added to the problems, and the caller gets the default instead of the value.
     """
 
-    def __init__(self, findings: Findings, name: str, node: Fields) -> None:
+    def __init__(self, problems: Problems, name: str, node: Fields) -> None:
         self.at = node.at
-        self._findings = findings
+        self._problems = problems
         self._name = name
         self._fields = {key: found for key, found in node.fields.items() if key in KEYS[name]}
         self._meant: set[str] = set()  # keys that are probably meant by misspelt ones
         for key, (at, _) in node.fields.items():
             if key not in KEYS[name]:
                 self._meant.update(values.near(key, KEYS[name]))
-                self._findings.error(at, _unknown(key, name))
+                self._problems.error(at, _unknown(key, name))
 
     def __contains__(self, key: str) -> bool:
         return key in self._fields
@@ -60,11 +60,11 @@ class Section:
 
     def error(self, key: str, message: str) -> None:
         """Records an error about the value of `key`. Raises TooMany."""
-        self._findings.error(self.mark(key), f"{key}: {message}")
+        self._problems.error(self.mark(key), f"{key}: {message}")
 
     def warn(self, key: str, message: str) -> None:
         """Records a warning about the value of `key`."""
-        self._findings.warn(self.mark(key), f"{key}: {message}")
+        self._problems.warn(self.mark(key), f"{key}: {message}")
 
     def take[Value](self, key: str, read: Callable[[str], Value], otherwise: Value) -> Value:
         """The value of `key`, parsed by `read`; `otherwise` if it is missing or wrong."""
@@ -72,9 +72,9 @@ class Section:
         if isinstance(node, Word) and not node.nothing:
             return self._read(key, read, node, otherwise)
         if isinstance(node, Word):
-            self._findings.error(at, f"{key} has no value: give it one, or leave the line out")
+            self._problems.error(at, f"{key} has no value: give it one, or leave the line out")
         elif node is not None:
-            unexpected(self._findings, node, f"{key} takes one value")
+            unexpected(self._problems, node, f"{key} takes one value")
         return otherwise
 
     def word[Words: StrEnum](self, key: str, otherwise: Words) -> Words:
@@ -96,41 +96,41 @@ class Section:
         must be there and not be empty, and a single value may stand in place of a list.
         """
         if needed and self.lacks(key):
-            self._findings.error(self.at, f"{self._name} needs {key}: {what}, such as {example}")
+            self._problems.error(self.at, f"{self._name} needs {key}: {what}, such as {example}")
         _, node = self._fields.get(key, (self.at, None))
         items = [node] if needed and isinstance(node, Word) else self.items(key, example)
         if needed and isinstance(node, Items) and not items:
-            self._findings.error(node.at, f"{key} is empty: write {what}, such as {example}")
+            self._problems.error(node.at, f"{key} is empty: write {what}, such as {example}")
         found: list[tuple[Value, Word]] = []
         for item in items:
             if isinstance(item, Word) and not item.nothing:
                 if (value := self._read(key, read, item, None)) is not None:
                     found.append((value, item))
             else:
-                unexpected(self._findings, item, f"{key} takes {what}")
+                unexpected(self._problems, item, f"{key} takes {what}")
         return found
 
     def need[Value](self, key: str, read: Callable[[str], Value], what: str) -> Value | None:
         """The value of `key`, which is required; `what` explains it in the error."""
         if self.lacks(key):
-            self._findings.error(self.at, f"{self._name} needs {key}: {what}")
+            self._problems.error(self.at, f"{self._name} needs {key}: {what}")
         return self.take(key, read, None)
 
     def section(self, key: str) -> "Section | None":
         """The map under `key`, empty if `key` has no value; None if it is missing or wrong."""
         _, node = self._fields.get(key, (self.at, None))
         if isinstance(node, Word) and node.nothing:
-            return Section(self._findings, key, Fields(self._fields[key][0]))
+            return Section(self._problems, key, Fields(self._fields[key][0]))
         if isinstance(node, Fields):
-            return Section(self._findings, key, node)
+            return Section(self._problems, key, node)
         if node is not None:
             expected = f"{key} takes a map with the keys {', '.join(KEYS[key])}"
-            unexpected(self._findings, node, expected)
+            unexpected(self._problems, node, expected)
         return None
 
     def settings(self, key: str) -> "Section":
         """The map under `key`; an empty one, with all defaults, if it is missing or wrong."""
-        return self.section(key) or Section(self._findings, key, Fields(self.at))
+        return self.section(key) or Section(self._problems, key, Fields(self.at))
 
     def items(self, key: str, example: str) -> list[Node]:
         """The list under `key`; `example`, an item of it, goes into the error message."""
@@ -138,7 +138,7 @@ class Section:
         if isinstance(node, Items):
             return node.items
         if node is not None and not (isinstance(node, Word) and node.nothing):
-            unexpected(self._findings, node, f"{key} takes a list, such as [{example}]")
+            unexpected(self._problems, node, f"{key} takes a list, such as [{example}]")
         return []
 
     def _read[Value](
@@ -147,7 +147,7 @@ class Section:
         try:
             return read(node.text)
         except ValueError as error:
-            self._findings.error(node.at, f"{key}: {error}")
+            self._problems.error(node.at, f"{key}: {error}")
             return otherwise
 
 

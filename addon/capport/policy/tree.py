@@ -14,7 +14,7 @@ from typing import Protocol
 import yaml
 
 from capport.policy import errors
-from capport.policy.errors import WHOLE, Findings, Mark, PolicyError, Problem, shown
+from capport.policy.errors import WHOLE, Mark, PolicyError, Problem, Problems, shown
 
 MOST_BYTES = 1 << 20
 _DEEPEST = 16  # the policy itself needs 4
@@ -93,13 +93,13 @@ def decode(data: bytes, name: str) -> str:
         raise PolicyError([Problem(name, at.line, at.column, message, source)]) from error
 
 
-def read_tree(findings: Findings) -> Node | None:
-    """The tree in the findings' text; None if it cannot be read, which they then report."""
-    if odd := _NOT_TEXT.search(findings.text):
+def read_tree(problems: Problems) -> Node | None:
+    """The tree of the text; None if it cannot be read, which is then among the `problems`."""
+    if odd := _NOT_TEXT.search(problems.text):
         what = f"the character U+{ord(odd[0]):04X} cannot be used in a policy: remove it"
-        findings.error(_mark_at(findings.text, odd.start()), what)
+        problems.error(_mark_at(problems.text, odd.start()), what)
         return None
-    builder, root = _Builder(findings), None
+    builder, root = _Builder(problems), None
     try:
         for event in builder.events:
             if isinstance(event, yaml.NodeEvent):
@@ -107,17 +107,17 @@ def read_tree(findings: Findings) -> Node | None:
             elif isinstance(event, yaml.DocumentStartEvent):
                 builder.document(event, first=root is None)
     except yaml.MarkedYAMLError as error:
-        findings.error(*_explained(error, findings))
+        problems.error(*_explained(error, problems))
         return None
     except _Stop:
         return None
     if root is None or (isinstance(root, Word) and root.nothing):
-        findings.error(Mark(1, 1), "is empty: a policy has at least a login_url or a login_server")
+        problems.error(Mark(1, 1), "is empty: a policy has at least a login_url or a login_server")
         return None
     return root
 
 
-def unexpected(findings: Findings, node: Node, expected: str) -> None:
+def unexpected(problems: Problems, node: Node, expected: str) -> None:
     """Records that `node` is not what is `expected`, unless its error is recorded already."""
     match node:
         case RefusedNode():
@@ -130,7 +130,7 @@ def unexpected(findings: Findings, node: Node, expected: str) -> None:
             found = "a list"
         case Fields():
             found = "a map"
-    findings.error(node.at, f"{expected}, but this is {found}")
+    problems.error(node.at, f"{expected}, but this is {found}")
 
 
 class _Stop(Exception):
@@ -140,9 +140,9 @@ class _Stop(Exception):
 class _Builder:
     """Builds the tree from the events of the YAML parser."""
 
-    def __init__(self, findings: Findings) -> None:
-        self.events = _events(findings)
-        self._findings, self._error = findings, findings.error
+    def __init__(self, problems: Problems) -> None:
+        self.events = _events(problems)
+        self._problems, self._error = problems, problems.error
 
     def node(self, event: yaml.NodeEvent, depth: int = 0) -> Node:
         """The node that begins with `event`, inside of `depth` lists and maps."""
@@ -207,7 +207,7 @@ class _Builder:
     def _key(self, parent: Fields, node: Node) -> str | None:
         """`node` as a key of `parent`; None, and an error is recorded, if it cannot be a key."""
         if not isinstance(node, Word) or node.nothing:
-            unexpected(self._findings, node, "a key is a word")
+            unexpected(self._problems, node, "a key is a word")
             return None
         if first := parent.fields.get(node.text):
             twice = f"{shown(node.text)} is here a second time, after line {first[0].line}"
@@ -216,14 +216,14 @@ class _Builder:
         return node.text
 
 
-def _events(findings: Findings) -> Iterator[yaml.Event]:
-    loader = Loader(findings.text)
+def _events(problems: Problems) -> Iterator[yaml.Event]:
+    loader = Loader(problems.text)
     try:
         while (event := loader.get_event()) is not None:
             yield event
     except (ValueError, OverflowError):  # PyYAML's own parser, on "\U99999999"
         at = _mark(loader.get_mark() if isinstance(loader, yaml.SafeLoader) else None)
-        findings.error(at, "an escape in \"…\" that is not a character: write '…' around the value")
+        problems.error(at, "an escape in \"…\" that is not a character: write '…' around the value")
         raise _Stop from None
     finally:
         loader.dispose()
@@ -287,26 +287,26 @@ _EXPLANATIONS = (
 )
 
 
-def _explained(error: yaml.MarkedYAMLError, findings: Findings) -> tuple[Mark, str]:
+def _explained(error: yaml.MarkedYAMLError, problems: Problems) -> tuple[Mark, str]:
     """The place of a syntax error, and a message that says what to write instead."""
-    at = min(_mark(error.problem_mark or error.context_mark), findings.end)
+    at = min(_mark(error.problem_mark or error.context_mark), problems.end)
     began = _mark(error.context_mark) if error.context_mark else at
     for place in (at, began):
-        indent = re.match(r"\s*", findings.line(place))
+        indent = re.match(r"\s*", problems.line(place))
         if indent and "\t" in indent[0]:
             column = indent[0].index("\t") + 1
             return Mark(place.line, column), "a tab in the indentation: YAML takes spaces only"
-    if findings.line(at)[at.column - 1 : at.column] == "\t":
+    if problems.line(at)[at.column - 1 : at.column] == "\t":
         return at, "a tab: YAML takes spaces only"
-    if at == findings.end and "flow node" in (error.context or ""):
+    if at == problems.end and "flow node" in (error.context or ""):
         return at, "the file ends inside a list or a map: is a ] or } missing?"
-    if match := re.search(r"(?<!['\"])\[[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*\]:[0-9]+", findings.line(at)):
+    if match := re.search(r"(?<!['\"])\[[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*\]:[0-9]+", problems.line(at)):
         return Mark(at.line, match.start() + 1), f'{match[0]} takes quotes: "{match[0]}"'
     said = f"{error.context}; {error.problem}"
     for part, where_it_began, sentence in _EXPLANATIONS:
         if part in said:
             place = began if where_it_began else at
-            return place, _token(findings.line(place)[place.column - 1 :]) + sentence
+            return place, _token(problems.line(place)[place.column - 1 :]) + sentence
     return at, f"is not YAML: {error.problem}"
 
 
