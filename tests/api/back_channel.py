@@ -72,7 +72,7 @@ class Api:
 @asynccontextmanager
 async def api(folder: Path, *, tcp: bool = False) -> AsyncIterator[Api]:
     async with house() as h:
-        channel = BackChannel(h.portal, folder / "api.sock", Place(LOOPBACK, 0) if tcp else None)
+        channel = BackChannel(h.context, folder / "api.sock", Place(LOOPBACK, 0) if tcp else None)
         channel.start()
         try:
             yield Api(h, channel.path, channel.port)

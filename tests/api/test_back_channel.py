@@ -47,7 +47,7 @@ ADA = "192.0.2.7"
 
 async def test_the_whole_way_by_state(tmp_path: Path) -> None:
     async with api(tmp_path) as a:
-        state = a.house.portal.states.mint(at(ADA), PAGE)
+        state = a.house.context.states.mint(at(ADA), PAGE)
         read = await a.call("GET", f"/states/{state}")
         assert read.json == {
             "client": {"address": ADA, "mac": None},
@@ -73,7 +73,7 @@ async def test_the_whole_way_by_state(tmp_path: Path) -> None:
 
 async def test_a_state_sent_again_grants_nothing_more(tmp_path: Path) -> None:
     async with api(tmp_path) as a:
-        state = a.house.portal.states.mint(at(ADA))
+        state = a.house.context.states.mint(at(ADA))
         first = await a.call("POST", "/sessions", {"state": state, "lifetime": 60})
         a.house.clock.at += 30
         again = await a.call("POST", "/sessions", {"state": state, "lifetime": 60})
@@ -87,7 +87,7 @@ async def test_a_state_sent_again_grants_nothing_more(tmp_path: Path) -> None:
 
 async def test_the_clients_own_agent_is_not_given_a_state_that_was_used(tmp_path: Path) -> None:
     async with api(tmp_path) as a:
-        states, client = a.house.portal.states, at(ADA)
+        states, client = a.house.context.states, at(ADA)
         first = states.for_agent(client)
         assert states.for_agent(client) == first
         assert (await a.call("POST", "/sessions", {"state": first})).status == 201
@@ -96,7 +96,7 @@ async def test_the_clients_own_agent_is_not_given_a_state_that_was_used(tmp_path
 
 async def test_a_state_sent_many_times_at_once_grants_once(tmp_path: Path) -> None:
     async with api(tmp_path) as a:
-        state = a.house.portal.states.mint(at(ADA))
+        state = a.house.context.states.mint(at(ADA))
         calls = [a.call("POST", "/sessions", {"state": state}) for _ in range(12)]
         statuses = sorted([answer.status for answer in await asyncio.gather(*calls)])
         assert statuses == [200] * 11 + [201]
@@ -104,7 +104,7 @@ async def test_a_state_sent_many_times_at_once_grants_once(tmp_path: Path) -> No
 
 async def test_a_state_that_is_over_or_not_ours_is_404(tmp_path: Path) -> None:
     async with api(tmp_path) as a:
-        state = a.house.portal.states.mint(at(ADA))
+        state = a.house.context.states.mint(at(ADA))
         a.house.clock.at += LIFETIME
         for token in (state, "x", "A" * 60):
             assert (await a.call("GET", f"/states/{token}")).status == 404
@@ -115,7 +115,7 @@ async def test_a_state_that_is_over_or_not_ours_is_404(tmp_path: Path) -> None:
 async def test_a_state_is_not_for_the_next_device_with_that_address(tmp_path: Path) -> None:
     async with api(tmp_path) as a:
         before = Client(ip_address(ADA), Mac("02:00:00:00:00:07"))
-        state = a.house.portal.states.mint(before)
+        state = a.house.context.states.mint(before)
         a.house.gate.neighbours = _OneNeighbour(Mac("02:00:00:00:00:08"))
         answer = await a.call("POST", "/sessions", {"state": state})
         assert (answer.status, list(a.house.gate.store.sessions())) == (409, [])
@@ -126,7 +126,7 @@ async def test_a_state_is_not_for_the_next_device_with_that_address(tmp_path: Pa
 async def test_with_an_address_a_state_is_told_only_for_who_was_refused(tmp_path: Path) -> None:
     """By its MAC, where it has one: over IPv6 it was refused, over IPv4 it signs in."""
     async with api(tmp_path) as a:
-        states = a.house.portal.states
+        states = a.house.context.states
         for client, address, status in (
             (at(ADA), ADA, 200),
             (at(ADA), f"::ffff:{ADA}", 200),
@@ -148,7 +148,7 @@ async def test_with_an_address_a_state_is_told_only_for_who_was_refused(tmp_path
 
 async def test_a_parameter_that_is_not_known_is_no_check_that_is_left_out(tmp_path: Path) -> None:
     async with api(tmp_path) as a:
-        state = a.house.portal.states.mint(at(ADA))
+        state = a.house.context.states.mint(at(ADA))
         answer = await a.call("GET", f"/states/{state}?adress=192.0.2.8")
         assert (answer.status, answer.json["member"]) == (422, "adress")
 
@@ -281,7 +281,7 @@ async def test_a_state_is_not_for_the_bare_address_of_a_device_whose_mac_is_miss
 ) -> None:
     async with api(tmp_path) as a:
         neighbours = a.house.gate.neighbours = _OneNeighbour(Mac("02:00:00:00:00:07"), "192.0.2.9")
-        state = a.house.portal.states.mint(at(ADA))
+        state = a.house.context.states.mint(at(ADA))
         refused = await a.call("POST", "/sessions", {"state": state})
         assert (refused.status, "its MAC is not known yet" in refused.json["detail"]) == (503, True)
         assert not list(a.house.gate.store.sessions())
@@ -299,7 +299,7 @@ async def test_one_session_too_many_is_refused_with_the_reason_and_logged_once(
     async with api(tmp_path) as a:
         a.house.change_policy(sessions=Sessions(most=1))
         assert (await a.call("POST", "/sessions", {"client": ADA})).status == 201
-        state = a.house.portal.states.mint(at("192.0.2.9"))
+        state = a.house.context.states.mint(at("192.0.2.9"))
         for who in ({"client": "192.0.2.8"}, {"state": state}, {"mac": "02:00:00:00:00:07"}):
             refused = await a.call("POST", "/sessions", who)
             full = "there are as many sessions as sessions.most allows: 1"
@@ -336,7 +336,7 @@ async def test_a_client_that_the_policy_blocks_is_not_granted(tmp_path: Path) ->
         rules.section(Access.BLOCKED, "lab.yaml")
         rules.add(ip_address(ADA), 7)
         a.house.change_policy(clients=rules)
-        state = a.house.portal.states.mint(at(ADA))
+        state = a.house.context.states.mint(at(ADA))
         for body in ({"client": ADA}, {"state": state}):
             answer = await a.call("POST", "/sessions", body)
             assert (answer.status, "lab.yaml:7" in answer.json["detail"]) == (409, True)
@@ -485,7 +485,7 @@ async def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
 async def test_over_tcp_a_token_is_needed(tmp_path: Path) -> None:
     async with api(tmp_path, tcp=True) as a:
         token = new_token()
-        a.house.portal.records.put_token("login.example.net", token_digest(token), 1.0)
+        a.house.context.records.put_token("login.example.net", token_digest(token), 1.0)
         wrong = 'Bearer error="invalid_token"'  # RFC 6750 section 3.1
         for given_, status, challenge, says in [
             ({}, 401, "Bearer", "a token is needed"),
@@ -499,7 +499,7 @@ async def test_over_tcp_a_token_is_needed(tmp_path: Path) -> None:
             assert (answer.status, answer.headers["WWW-Authenticate"]) == (status, challenge)
             assert says in answer.json.get("detail", "")
         assert (await a.call_tcp("GET", "/nothing")).status == 401
-        a.house.portal.records.put_token("login.example.net", token_digest(new_token()), 2.0)
+        a.house.context.records.put_token("login.example.net", token_digest(new_token()), 2.0)
         replaced = await a.call_tcp("GET", "/sessions", Authorization=f"Bearer {token}")
         assert (replaced.status, "was replaced" in replaced.json["detail"]) == (401, True)
 
@@ -528,7 +528,7 @@ async def test_the_description_describes_what_is_there(tmp_path: Path) -> None:
 
 async def test_a_socket_that_somebody_answers_on_is_left_alone(tmp_path: Path) -> None:
     async with api(tmp_path) as a:
-        other = BackChannel(a.house.portal, a.path)
+        other = BackChannel(a.house.context, a.path)
         with pytest.raises(OSError, match="another process answers there") as raised:
             other.start()
         assert raised.value.errno == errno.EADDRINUSE
@@ -547,7 +547,7 @@ async def test_a_socket_that_a_killed_process_left_is_taken_over(tmp_path: Path)
 async def test_it_takes_only_its_own_socket_away(tmp_path: Path) -> None:
     async with api(tmp_path) as a:
         a.path.unlink()
-        later = BackChannel(a.house.portal, a.path)
+        later = BackChannel(a.house.context, a.path)
         later.start()
     assert (tmp_path / "api.sock").is_socket()
     await later.stop()
@@ -586,7 +586,7 @@ async def test_the_sockets_group_may_ask_where_the_folder_is_the_groups(
 
 async def test_where_the_port_is_taken_no_socket_is_left(tmp_path: Path) -> None:
     async with house() as h:
-        channel = BackChannel(h.portal, tmp_path / "api.sock", Place(LOOPBACK, h.port))
+        channel = BackChannel(h.context, tmp_path / "api.sock", Place(LOOPBACK, h.port))
         with pytest.raises(OSError, match="in use"):
             channel.start()
         assert not (tmp_path / "api.sock").exists()

@@ -35,10 +35,10 @@ class Api:
 @asynccontextmanager
 async def api(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Api]:
     async with house() as h:
-        channel = BackChannel(h.portal, folder / "api.sock", Place(LOOPBACK, 0))
+        channel = BackChannel(h.context, folder / "api.sock", Place(LOOPBACK, 0))
         channel.start()
         token = new_token()
-        h.portal.records.put_token("schemathesis", token_digest(token), 0.0)
+        h.context.records.put_token("schemathesis", token_digest(token), 0.0)
         one = Api(h, f"http://127.0.0.1:{channel.port}", token)
 
         def on_finish(call: Call) -> None:
@@ -103,7 +103,7 @@ async def test_what_there_is_is_shown_as_the_document_says(
 ) -> None:
     async with api(tmp_path, monkeypatch) as one:
         one.house.gate.grant(ClientId("192.0.2.7"), lifetime=3600)
-        state = one.house.portal.states.mint(at("192.0.2.7"), "http://www.example.org/")
+        state = one.house.context.states.mint(at("192.0.2.7"), "http://www.example.org/")
         live = (
             ("GET /api/v1/states/{state}", "state", state),
             ("GET /api/v1/sessions/{client}", "client", "192.0.2.7"),

@@ -113,7 +113,7 @@ async def test_the_login_server_forgets_for_whom_a_connection_was(
         await guest(portal).sign_in_for(f"http://127.0.0.1:{origin.port}/")
         embedded = portal.keeper.service.login
         assert isinstance(embedded, Embedded)
-        vouched = embedded.portal.vouched
+        vouched = embedded.context.vouched
         await until(lambda: not vouched)
 
 

@@ -25,8 +25,8 @@ from capport.login.login_context import LoginContext
 from capport.service.login_pages import LoginPages
 from capport.stores.memory import MemoryStore
 from capport.web import login_listener
-from capport.web.context import Portal
-from capport.web.login_listener import LoginServer as Server
+from capport.web.context import WebContext
+from capport.web.login_listener import LoginListener
 from capport.web.records import Records
 from conftest import SOON
 from ports import free_port as free_port
@@ -61,15 +61,15 @@ class House:
     """The login server and what is behind it."""
 
     gate: Gate
-    portal: Portal
+    context: WebContext
     login: LoginContext
-    server: Server
+    listener: LoginListener
     clock: Clock
     encrypted: bool
 
     @property
     def port(self) -> int:
-        return self.server.places[0].port
+        return self.listener.places[0].port
 
     def browser(self, address: str = "127.0.0.2") -> "Browser":
         """A browser on a device with `address`, in 127.0.0.0/8."""
@@ -99,18 +99,18 @@ async def house(
     """A login server that listens, for as long as the block."""
     clock = Clock()
     gate = Gate(with_policy or policy(), MemoryStore(), now=clock)
-    portal = Portal(gate, Records(records))
-    pages = LoginPages(portal)
-    server = Server(portal, pages.create)
-    await server.start()
+    context = WebContext(gate, Records(records))
+    pages = LoginPages(context)
+    listener = LoginListener(context, pages.create)
+    await listener.start()
     listening = gate.policy.login_server
     encrypted = listening is not None and listening.certificate is not None
     try:
-        yield House(gate, portal, pages.login, server, clock, encrypted)
+        yield House(gate, context, pages.login, listener, clock, encrypted)
     finally:
-        await server.stop()
+        await listener.stop()
         pages.close()
-        portal.close()
+        context.close()
 
 
 @dataclass

@@ -29,7 +29,7 @@ class Elsewhere:
     house: House
 
     def token(self, key: Any = KEY, algorithm: str = "EdDSA", **changes: object) -> str:
-        state = self.house.portal.states.mint(at("127.0.0.2"), "http://www.example.org/news")
+        state = self.house.context.states.mint(at("127.0.0.2"), "http://www.example.org/news")
         claims = {
             "aud": f"http://127.0.0.1:{self.house.port}/return",
             "state": state,
@@ -46,7 +46,7 @@ class Elsewhere:
         """Of a redirect to that login server, which must have one, and nothing else."""
         start, _, state = (page.location or "").partition("?state=")
         assert (page.status, start) == (302, "https://login.example.net/")
-        return self.house.portal.states.read(state)
+        return self.house.context.states.read(state)
 
 
 @asynccontextmanager

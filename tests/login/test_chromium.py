@@ -32,7 +32,7 @@ def _origin() -> tuple[httpserver.HTTPServer, int]:
 async def test_the_whole_way_by_the_buttons_alone(tmp_path: Path) -> None:
     origin, port = _origin()
     async with house() as h, chromium(tmp_path, f"www.example.org 127.0.0.1:{port}") as tab:
-        state = h.portal.states.mint(h.client("127.0.0.1"), PAGE)
+        state = h.context.states.mint(h.client("127.0.0.1"), PAGE)
         await tab.open(f"http://127.0.0.1:{h.port}/?state={state}&lang=en")
         await tab.click("form button")
         assert "You are online" in await tab.text()
@@ -112,7 +112,7 @@ async def test_any_accent_of_an_operators_can_be_read(tmp_path: Path, scheme: st
             "Emulation.setEmulatedMedia",
             features=[{"name": "prefers-color-scheme", "value": scheme}],
         )
-        state = h.portal.states.mint(h.client("127.0.0.1"), PAGE)
+        state = h.context.states.mint(h.client("127.0.0.1"), PAGE)
         await tab.open(f"http://127.0.0.1:{h.port}/?state={state}")
         await tab.click("form button")
         h.clock.at += 60
@@ -153,7 +153,7 @@ async def _pages(h: House, tab: Tab) -> list[str]:
     """Opens each kind of page; what is wrong on it."""
     base = f"http://127.0.0.1:{h.port}"
     found: list[str] = []
-    state = h.portal.states.mint(h.client("127.0.0.1"), PAGE)
+    state = h.context.states.mint(h.client("127.0.0.1"), PAGE)
 
     async def look(name: str) -> None:
         problems = await axe(tab)

@@ -16,7 +16,7 @@ PAGE = "http://www.example.org/news?a=1&b=2"
 @asynccontextmanager
 async def external(folder: Path) -> AsyncIterator[tuple[House, Browser]]:
     async with house() as h:
-        channel = BackChannel(h.portal, folder / "api.sock")
+        channel = BackChannel(h.context, folder / "api.sock")
         channel.start()
         try:
             async with example(channel.path) as port:
@@ -27,7 +27,7 @@ async def external(folder: Path) -> AsyncIterator[tuple[House, Browser]]:
 
 async def test_whoever_knows_the_word_is_online_and_may_go_on(tmp_path: Path) -> None:
     async with external(tmp_path) as (h, browser):
-        state = h.portal.states.mint(at("127.0.0.2"), PAGE)
+        state = h.context.states.mint(at("127.0.0.2"), PAGE)
         form = await browser.get(f"/?state={state}")
         assert (form.status, form.action, list(form.fields)) == (200, None, ["word"])
         wrong = await browser.post(f"/?state={state}", {"word": "sardine"})
@@ -44,7 +44,7 @@ async def test_whoever_knows_the_word_is_online_and_may_go_on(tmp_path: Path) ->
 async def test_what_it_shows_of_others_words_is_escaped(tmp_path: Path) -> None:
     page = "http://www.example.org/?a='&b=(1)&amp;"
     async with external(tmp_path) as (h, browser):
-        state = h.portal.states.mint(at("127.0.0.2"), page)
+        state = h.context.states.mint(at("127.0.0.2"), page)
         online = await browser.post(f"/?state={state}", {"word": "swordfish"})
         assert online.links == [page]
         assert "&amp;amp;" in online.text
@@ -54,7 +54,7 @@ async def test_who_is_blocked_or_was_signed_out_is_not_told_that_it_is_online(
     tmp_path: Path,
 ) -> None:
     async with external(tmp_path) as (h, browser):
-        state = h.portal.states.mint(at("127.0.0.2"), PAGE)
+        state = h.context.states.mint(at("127.0.0.2"), PAGE)
         await browser.post(f"/?state={state}", {"word": "swordfish"})
         h.gate.revoke(h.client().id)
         answer = await browser.post(f"/?state={state}", {"word": "swordfish"})
@@ -63,7 +63,7 @@ async def test_who_is_blocked_or_was_signed_out_is_not_told_that_it_is_online(
 
 async def test_it_lets_nobody_on_without_a_state_of_its_own(tmp_path: Path) -> None:
     async with external(tmp_path) as (h, browser):
-        anothers = h.portal.states.mint(at("127.0.0.3"))
+        anothers = h.context.states.mint(at("127.0.0.3"))
         for state in ("", "x", "../sessions", "%00", anothers):
             assert (await browser.get(f"/?state={state}")).status == 404
             answer = await browser.post(f"/?state={state}", {"word": "swordfish"})

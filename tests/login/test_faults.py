@@ -133,11 +133,11 @@ async def test_a_voucher_that_is_revoked_meanwhile_lets_nobody_on(
     async with house(policy(conditions=Conditions.VOUCHER)) as h:
         code, grant = _voucher(h), h.gate.grant
         if not told:
-            monkeypatch.setattr(h.portal.records, "is_revoked", _gone)
+            monkeypatch.setattr(h.context.records, "is_revoked", _gone)
 
         def meanwhile(client: ClientId, **how: Any) -> Session:
             if told:  # its sessions are looked for before there is one
-                assert h.portal.records.revoke_voucher(1, 1.0) == [client]
+                assert h.context.records.revoke_voucher(1, 1.0) == [client]
                 assert not h.gate.revoke(client)
             return grant(client, **how)
 
@@ -185,14 +185,14 @@ async def test_a_link_holds_no_longer_than_the_records_whose_secret_sealed_it(
     path = tmp_path / "portal.db"
     Records(tmp_path / "backup.db").close()
     async with house(records=path) as h:
-        state = h.portal.states.mint(h.client())
-        assert h.portal.states.read(state).client == h.client()
+        state = h.context.states.mint(h.client())
+        assert h.context.states.read(state).client == h.client()
         (tmp_path / "backup.db").replace(path)
-        await h.portal.recorded(h.portal.records.look)
+        await h.context.recorded(h.context.records.look)
         with pytest.raises(StateError):
-            h.portal.states.read(state)
-        state = h.portal.states.mint(h.client())
-        assert h.portal.states.read(state).client == h.client()
+            h.context.states.read(state)
+        state = h.context.states.mint(h.client())
+        assert h.context.states.read(state).client == h.client()
 
 
 async def test_what_fails_for_the_disk_is_a_line_of_the_log(
@@ -229,7 +229,7 @@ async def test_who_hangs_up_before_the_request_is_read_is_not_the_router(
 
     monkeypatch.setattr(Vouched, "taken", noted)
     async with house() as h:
-        vouched, fields = h.portal.vouched, (await h.browser("127.0.0.1").get("/")).fields
+        vouched, fields = h.context.vouched, (await h.browser("127.0.0.1").get("/")).fields
         form = urlencode(fields)
         _, writer = await asyncio.open_connection("127.0.0.1", h.port)
         end = writer.get_extra_info("sockname")
@@ -382,7 +382,7 @@ async def test_devices_that_are_made_up_to_guess_keep_no_voucher_out() -> None:
 async def test_devices_that_are_made_up_to_guess_keep_nobody_out_who_was_in() -> None:
     async with house(policy(conditions=Conditions.PASSWORD)) as h:
         for name in ("ada", "eve"):
-            h.portal.records.put_user(name, passwords.hash_password("correct horse"), 0.0)
+            h.context.records.put_user(name, passwords.hash_password("correct horse"), 0.0)
         ada = {"name": "Ada", "password": "correct horse"}
         assert (await h.browser("127.0.0.3").sign_in(**ada)).status == 303
         h.gate.revoke(h.client("127.0.0.3").id)
@@ -403,8 +403,8 @@ def _guessed(h: House) -> None:
 
 
 def _voucher(h: House) -> str:
-    code, now = vouchers.new_code(), Moment(h.portal.wall(), h.portal.boot, h.clock())
+    code, now = vouchers.new_code(), Moment(h.context.wall(), h.context.boot, h.clock())
     digest = vouchers.digest(code)
     assert digest
-    h.portal.records.add_vouchers([digest], lifetime=60, devices=1, valid=None, note="", at=now)
+    h.context.records.add_vouchers([digest], lifetime=60, devices=1, valid=None, note="", at=now)
     return code

@@ -41,7 +41,7 @@ PAGE = "http://www.example.org/news?a=b&c=%22d"
 
 async def test_whoever_accepts_the_terms_is_online_and_may_go_where_it_wanted() -> None:
     async with house() as h:
-        state = h.portal.states.mint(h.client(), PAGE)
+        state = h.context.states.mint(h.client(), PAGE)
         browser = h.browser()
         answer = await browser.sign_in(f"/?state={state}")
         assert (answer.status, h.session() is not None) == (303, True)
@@ -51,9 +51,9 @@ async def test_whoever_accepts_the_terms_is_online_and_may_go_where_it_wanted() 
         session = h.session()
         assert session is not None
         assert session.by == "login server"
-        (accepted,) = acceptances(h.portal.records)
+        (accepted,) = acceptances(h.context.records)
         assert (accepted.client, session.how) == ("127.0.0.2", f"terms {accepted.version}")
-        assert "Do nothing illegal here" in text_of_terms(h.portal.records, accepted.version, "en")
+        assert "Do nothing illegal here" in text_of_terms(h.context.records, accepted.version, "en")
 
 
 async def test_nobody_else_is_online_then() -> None:
@@ -143,7 +143,7 @@ async def test_the_addons_header_makes_the_proxied_client_the_one_that_asks() ->
     async with house() as h:
         browser = h.browser("127.0.0.1")
         signed = {
-            HEADER: sign_client(Peer(at("192.0.2.7").address), h.portal.records.secret, h.clock())
+            HEADER: sign_client(Peer(at("192.0.2.7").address), h.context.records.secret, h.clock())
         }
         page = await browser.get("/", **signed)
         await browser.post("/sign-in", page.fields, **signed)
@@ -162,7 +162,7 @@ async def test_a_header_that_the_addon_signed_is_worth_nothing_in_a_clients_hand
     async with house() as h:
         await h.browser().sign_in()
         signed = {
-            HEADER: sign_client(Peer(at("127.0.0.2").address), h.portal.records.secret, h.clock())
+            HEADER: sign_client(Peer(at("127.0.0.2").address), h.context.records.secret, h.clock())
         }
         assert (await h.browser("127.0.0.1").get("/status", **signed)).status == 200
         page = await h.browser("127.0.0.3").get("/status", **signed)
@@ -181,7 +181,7 @@ async def test_cookies_copied_to_another_device_make_it_nobody_else() -> None:
 
 async def test_a_state_of_another_client_shows_nothing_of_its_page() -> None:
     async with house() as h:
-        state = h.portal.states.mint(at("127.0.0.3"), PAGE)
+        state = h.context.states.mint(at("127.0.0.3"), PAGE)
         browser = h.browser()
         welcome = await browser.follow(await browser.sign_in(f"/?state={state}"))
         assert "example.org" not in welcome.text
@@ -387,8 +387,8 @@ def _voucher(
     code = vouchers.new_code()
     digest = vouchers.digest(code)
     assert digest is not None
-    h.portal.records.add_vouchers(
-        [digest], lifetime=lifetime, devices=devices, valid=valid, note="", at=h.portal.moment()
+    h.context.records.add_vouchers(
+        [digest], lifetime=lifetime, devices=devices, valid=valid, note="", at=h.context.moment()
     )
     return code
 
@@ -433,7 +433,7 @@ async def test_wrong_used_and_expired_vouchers_are_answered_alike() -> None:
         await h.browser("127.0.0.9").sign_in(code=used)
         over = _voucher(h, valid=-1)
         revoked = _voucher(h)
-        h.portal.records.revoke_voucher(h.portal.records.vouchers()[-1].number, 1.0)
+        h.context.records.revoke_voucher(h.context.records.vouchers()[-1].number, 1.0)
         answers = []
         for code in (used, over, revoked, vouchers.new_code()):
             page = await h.browser().sign_in(code=code)
@@ -484,7 +484,7 @@ async def test_a_voucher_that_gives_no_more_time_is_left_as_it_is() -> None:
             assert "You have 40\N{NO-BREAK SPACE}minutes left." in page.text
             assert "does not give you more time" in page.text
             assert "aria-invalid" not in page.text
-        assert [one.used for one in h.portal.records.vouchers()] == [1, 0, 0]
+        assert [one.used for one in h.context.records.vouchers()] == [1, 0, 0]
         assert (await browser.sign_in("/?more=1", code=long)).status == 303
         session = h.session()
         assert session is not None
@@ -495,7 +495,7 @@ async def test_nobody_who_asks_for_more_gets_less() -> None:
     async with house() as h:
         browser = h.browser()
         form = await browser.get("/")
-        given = await h.portal.grants.grant(
+        given = await h.context.grants.grant(
             h.client(), lifetime=3 * 86400, by="command", how="", name="room 12"
         )
         assert (await browser.get("/?more=1")).location == "/status"
@@ -551,19 +551,19 @@ async def test_the_welcome_says_where_to_come_back_to() -> None:
 async def test_where_the_day_is_not_known_a_voucher_that_expires_has_to_wait() -> None:
     async with house(policy(conditions=Conditions.VOUCHER)) as h:
         expires, for_ever = _voucher(h, valid=86400), _voucher(h)
-        wall, h.portal.boot = h.portal.wall(), "the next boot"
-        h.portal.wall = lambda: 10.0
+        wall, h.context.boot = h.context.wall(), "the next boot"
+        h.context.wall = lambda: 10.0
         page = await h.browser("127.0.0.2").sign_in(code=expires)
         assert (page.status, h.session("127.0.0.2")) == (503, None)
         assert (await h.browser("127.0.0.3").sign_in(code=for_ever)).status == 303
         assert (await h.browser("127.0.0.4").sign_in(code=vouchers.new_code())).status == 403
-        h.portal.wall = lambda: wall + 60
+        h.context.wall = lambda: wall + 60
         assert (await h.browser("127.0.0.2").sign_in(code=expires)).status == 303
 
 
 async def test_a_user_signs_in_with_its_password_and_no_other() -> None:
     async with house(policy(conditions=Conditions.PASSWORD)) as h:
-        h.portal.records.put_user("ada", passwords.hash_password("Schlüssel 1"), 1.0)
+        h.context.records.put_user("ada", passwords.hash_password("Schlüssel 1"), 1.0)
         wrong = await h.browser().sign_in(name="ada", password="Schlüssel 2")
         nobody = await h.browser().sign_in(name="eve", password="Schlüssel 1")
         without = [_less_what_was_sent(page) for page in (wrong, nobody)]
@@ -652,7 +652,7 @@ async def test_a_form_that_is_sent_twice_has_one_answer_and_one_effect(
     async with house(policy(conditions=conditions)) as h:
         browser = h.browser()
         fields = {"code": _voucher(h), "name": "ada", "password": "a right password"}
-        h.portal.records.put_user("ada", passwords.hash_password(fields["password"]), 0.0)
+        h.context.records.put_user("ada", passwords.hash_password(fields["password"]), 0.0)
         changed: list[ClientId] = []
         h.gate.store.watch(changed.append)
         for path, page in (("/sign-in", "/"), ("/sign-out", "/status")):
@@ -731,7 +731,7 @@ async def test_no_session_is_for_the_bare_address_of_a_device_whose_mac_is_missi
 ) -> None:
     async with house(policy(conditions=conditions)) as h:
         code, mac = _voucher(h), Mac("02:00:00:00:00:07")
-        h.portal.records.put_user("ada", passwords.hash_password("a right password"), 0.0)
+        h.context.records.put_user("ada", passwords.hash_password("a right password"), 0.0)
         fields = {"code": code, "name": "ada", "password": "a right password"}
         h.gate.neighbours = link = _ComesUp()
         browser = h.browser()
@@ -769,7 +769,7 @@ async def test_made_up_macs_fill_no_more_than_the_policy_allows_and_everybody_is
         assert "This network is full" in page.text
         assert "Not possible at the moment" not in page.text
         assert len(list(h.gate.store.sessions())) == 5
-        assert len(acceptances(h.portal.records)) == 5
+        assert len(acceptances(h.context.records)) == 5
         full = "there are as many sessions as sessions.most allows: 5"
         assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == [
             f"Answering 500 or 503: {full}"
@@ -857,8 +857,8 @@ async def test_the_operators_terms_are_shown_and_what_was_accepted_is_kept(tmp_p
         changed = await browser.post("/sign-in", form.fields)
         assert (changed.status, "just changed" in changed.text, h.session()) == (409, True, None)
         await browser.post("/sign-in", changed.fields)
-        (accepted,) = acceptances(h.portal.records)
-        kept = text_of_terms(h.portal.records, accepted.version, accepted.language)
+        (accepted,) = acceptances(h.context.records)
+        kept = text_of_terms(h.context.records, accepted.version, accepted.language)
         assert kept == "# House rules\n\nBe very kind."
 
 
@@ -932,8 +932,8 @@ async def test_a_policy_without_a_login_server_has_none() -> None:
         h.change_policy(login_server=None)
         assert (await browser.post("/sign-in", form.fields)).status == 503
         assert h.session() is None
-        await h.server.follow()
-        assert h.server.places == ()
+        await h.listener.follow()
+        assert h.listener.places == ()
 
 
 async def test_the_login_server_listens_at_each_of_its_addresses() -> None:
@@ -947,7 +947,7 @@ async def test_the_login_server_listens_at_each_of_its_addresses() -> None:
         login_server=LoginServer((one, other)),
     )
     async with house(both) as h:
-        assert h.server.places == (one, other)
+        assert h.listener.places == (one, other)
         for place in (one, other):
             asked = http.client.HTTPConnection(str(place.host), place.port, timeout=SOON)
             await asyncio.to_thread(asked.request, "GET", PATH, None, {"Accept": MEDIA_TYPE})
@@ -975,10 +975,10 @@ async def test_a_new_policy_moves_the_login_server() -> None:
         assert listening is not None
         elsewhere = Place(LOOPBACK, free_port())
         h.change_policy(login_server=replace(listening, listen=(elsewhere,)))
-        await h.server.follow()
-        assert h.server.places == (elsewhere,)
+        await h.listener.follow()
+        assert h.listener.places == (elsewhere,)
         before = h.port
         h.ask(Conditions.VOUCHER)
-        await h.server.follow()
+        await h.listener.follow()
         assert h.port == before
         assert "voucher" in (await h.browser().get("/")).text

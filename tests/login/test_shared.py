@@ -21,9 +21,9 @@ from web.accepted_terms import acceptances
 
 def shares(h: House, url: object, folder: Path) -> SharedRecords:
     """Makes the login server's records those of a router of a fleet."""
-    h.portal.records.close()
+    h.context.records.close()
     records = SharedRecords(f"{url}", folder / "portal.db")
-    h.portal.records = records
+    h.context.records = records
     return records
 
 
@@ -67,7 +67,7 @@ async def test_without_redis_a_signed_return_is_refused_with_that_page(tmp_path:
 async def test_without_redis_a_program_is_told_that_nothing_was_changed(tmp_path: Path) -> None:
     async with api(tmp_path) as a:
         shares(a.house, away(), tmp_path)
-        state = a.house.portal.states.mint(at("127.0.0.2"))
+        state = a.house.context.states.mint(at("127.0.0.2"))
         answer = await a.call("POST", "/sessions", {"state": state})
         assert (answer.status, answer.headers["Retry-After"]) == (503, "10")
         assert answer.json["detail"].endswith("not connected yet; nothing was changed")
@@ -89,7 +89,7 @@ async def test_one_jti_signs_in_once_at_whichever_router_and_a_state_only_where_
             for records in both * 3:
                 await asyncio.to_thread(records.book.look)
             tokens = [each.token(jti="paid once") for each in (one, other)]
-            state = one.house.portal.states.mint(at("127.0.0.2"))
+            state = one.house.context.states.mint(at("127.0.0.2"))
             assert (await other.back(other.token(state=state))).status == 403
             pages = await asyncio.gather(one.back(tokens[0]), other.back(tokens[1]))
             assert sorted(page.status for page in pages) == [303, 403]

@@ -102,7 +102,7 @@ async def test_where_the_disk_fails_half_way_nothing_is_used_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with elsewhere(tmp_path) as e:
-        token, records, spent = e.token(), e.house.portal.records, 0
+        token, records, spent = e.token(), e.house.context.records, 0
         spend = records.spend
 
         def full(*what: Any) -> ClientId | None:
@@ -265,7 +265,7 @@ async def test_a_link_with_the_state_of_another_client_leads_on_with_ones_own(
     tmp_path: Path,
 ) -> None:
     async with elsewhere(tmp_path) as e:
-        states = e.house.portal.states
+        states = e.house.context.states
         for address in ("127.0.0.3", "127.0.0.2"):
             state = states.mint(at(address), "http://www.example.org/news")
             read = e.state_in(await e.house.browser().get(f"/?state={state}"))

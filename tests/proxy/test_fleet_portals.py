@@ -47,7 +47,7 @@ def accepts_vouchers(portal: Portal) -> bool:
     service = portal.keeper.service
     assert isinstance(service, Service)
     assert service.login
-    book = service.login.portal.records.book
+    book = service.login.context.records.book
     assert book
     return book.fault is None
 

@@ -154,7 +154,7 @@ async def test_5_the_portal_urls_are_https_and_where_the_conditions_are(tmp_path
         url = document["user-portal-url"]
         prefix = "https://login.example.net/?state="
         assert url.startswith(prefix)
-        state = h.portal.states.read(url.removeprefix(prefix))
+        state = h.context.states.read(url.removeprefix(prefix))
         assert state.client.address == at("127.0.0.2").address
 
 

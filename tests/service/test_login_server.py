@@ -18,7 +18,7 @@ from capport.service import login_server
 from capport.service.login_server import Embedded, may_be_proxy
 from capport.stores import StoreError
 from capport.stores.memory import MemoryStore
-from capport.web.context import Portal
+from capport.web.context import WebContext
 from capport.web.records import Records, records_beside
 from capport.web.vouching import HEADER
 from conftest import Origin, StartPortal
@@ -34,7 +34,7 @@ async def test_from_the_511_to_online_and_the_page_that_was_asked_for(tmp_path: 
         return ours.state(client, url)
 
     gate = Gate(policy(), MemoryStore(), now=Clock(), state=state_of)
-    ours = Embedded(Portal(gate, Records(tmp_path / "portal.db")), socket=tmp_path / "api.sock")
+    ours = Embedded(WebContext(gate, Records(tmp_path / "portal.db")), socket=tmp_path / "api.sock")
     await ours.start()
     try:
         client = at("127.0.0.2")
@@ -43,7 +43,7 @@ async def test_from_the_511_to_online_and_the_page_that_was_asked_for(tmp_path: 
         link = urlsplit(refused.login_url)
         assert "example" not in link.query
         assert "127.0.0.2" not in link.query
-        browser = Browser(ours.server.places[0].port, "127.0.0.2")
+        browser = Browser(ours.listener.places[0].port, "127.0.0.2")
         welcome = await browser.follow(await browser.sign_in(f"/?{link.query}"))
         assert PAGE in welcome.links
         assert isinstance(gate.request(client, HttpRequest(), ORIGIN, None, PAGE), Pass)
@@ -55,10 +55,10 @@ async def test_from_the_511_to_online_and_the_page_that_was_asked_for(tmp_path: 
 
 async def test_a_proxied_client_is_named_by_the_addon(tmp_path: Path) -> None:
     gate = Gate(policy(), MemoryStore(), now=Clock())
-    login_server = Embedded(Portal(gate, Records(None)))
+    login_server = Embedded(WebContext(gate, Records(None)))
     await login_server.start()
     try:
-        browser = Browser(login_server.server.places[0].port, "127.0.0.1")
+        browser = Browser(login_server.listener.places[0].port, "127.0.0.1")
         signed = {HEADER: login_server.sign(Peer(ip_address("2001:db8::7")))}
         page = await browser.get("/", **signed)
         assert (await browser.post("/sign-in", page.fields, **signed)).status == 303
@@ -69,10 +69,10 @@ async def test_a_proxied_client_is_named_by_the_addon(tmp_path: Path) -> None:
 
 async def test_a_client_of_a_proxy_elsewhere_is_named_by_the_addon_or_by_nobody() -> None:
     gate = Gate(policy(), MemoryStore(), now=Clock())
-    login_server = Embedded(Portal(gate, Records(None), may_be_proxy=may_be_proxy))
+    login_server = Embedded(WebContext(gate, Records(None), may_be_proxy=may_be_proxy))
     await login_server.start()
     try:
-        browser = Browser(login_server.server.places[0].port, "127.0.0.1")
+        browser = Browser(login_server.listener.places[0].port, "127.0.0.1")
         refused = await browser.get("/")
         assert (refused.status, "cannot be distinguished" in refused.text) == (403, True)
         assert (await browser.get("/style.css")).status == 200  # which that page has, too
@@ -130,7 +130,7 @@ async def test_sharing_the_records_goes_on_after_whatever_failed(
     monkeypatch.setattr(login_server, "LOOK", 0.01)
     records, book = Records(None), FailingBook()
     monkeypatch.setattr(records, "book", book)
-    ours = Embedded(Portal(Gate(policy(), MemoryStore(), now=Clock()), records))
+    ours = Embedded(WebContext(Gate(policy(), MemoryStore(), now=Clock()), records))
     await ours.start()
     try:
         await until(lambda: book.looks > 3, "more looks")
@@ -146,7 +146,7 @@ async def test_of_two_processes_with_one_store_one_has_the_api_and_then_the_othe
     without = replace(policy(), login_server=None, login_url="https://login.example.net/")
     both = [
         Embedded(
-            Portal(Gate(without, MemoryStore(), now=Clock()), Records(tmp_path / "portal.db")),
+            WebContext(Gate(without, MemoryStore(), now=Clock()), Records(tmp_path / "portal.db")),
             socket=tmp_path / "api.sock",
         )
         for _ in range(2)

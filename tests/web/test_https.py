@@ -255,7 +255,7 @@ async def test_a_policy_with_a_certificate_that_cannot_be_used_leaves_the_one_be
         assert listening is not None
         h.change_policy(login_server=replace(listening, key=str(tmp_path / "none.pem")))
         with pytest.raises(OSError, match=r"none\.pem|No such file"):
-            await h.server.follow()
+            await h.listener.follow()
         assert await asyncio.to_thread(_shown, h.port) == before
 
 
@@ -265,8 +265,8 @@ async def test_policies_in_quick_succession_move_it_once(tmp_path: Path) -> None
         assert listening is not None
         elsewhere = Place(LOOPBACK, free_port())
         h.change_policy(login_server=replace(listening, listen=(elsewhere,)))
-        await asyncio.gather(*(h.server.follow() for _ in range(3)))
-        assert h.server.places == (elsewhere,)
+        await asyncio.gather(*(h.listener.follow() for _ in range(3)))
+        assert h.listener.places == (elsewhere,)
         assert await asyncio.to_thread(_shown, elsewhere.port)
 
 

@@ -40,8 +40,8 @@ async def _is_closed(reader: asyncio.StreamReader) -> bool:
 
 def _all_wait(h: House, address: str, count: int) -> bool:
     """Whether the server knows of so many connections from there, and answers none of them."""
-    assert h.server.http
-    there = [one for one in h.server.http.open.values() if one.peer == address]
+    assert h.listener.http
+    there = [one for one in h.listener.http.open.values() if one.peer == address]
     return len(there) == count and all(one.is_idle for one in there)
 
 
@@ -95,7 +95,7 @@ async def test_many_clients_at_once_are_taken_a_few_in_each_pass_of_the_event_lo
             socket.create_connection(("127.0.0.1", h.port), source_address=(f"127.0.2.{n}", 0))
             for n in range(1, 41)
         ]
-        server = h.server.http
+        server = h.listener.http
         assert server
         assert await most_in_a_pass(lambda: len(server.open)) <= AT_ONCE
         for client in clients:
@@ -224,8 +224,8 @@ async def test_who_takes_its_answer_slowly_keeps_little_of_it_in_memory(tmp_path
     async with _with_logo(tmp_path, b"x" * 1_000_000) as h:
         slow = [_asks_for_the_logo(h) for _ in range(10)]
         await until(lambda: _open_at(h) == 10, "ten connections")
-        assert h.server.http
-        mine = tuple(h.server.http.open)
+        assert h.listener.http
+        mine = tuple(h.listener.http.open)
         await until(lambda: all(len(stream._write_buffer) for stream in mine), "what is to be sent")
         await asyncio.sleep(0.3)
         waiting = [len(stream._write_buffer) for stream in mine]
@@ -249,8 +249,8 @@ async def test_no_request_is_answered_after_the_end_of_its_connection(
         slow = _asks_for_the_logo(h)
         slow.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
         assert await asyncio.to_thread(slow.recv, 12) == b"HTTP/1.1 200"
-        assert h.server.http
-        (stream,) = h.server.http.open
+        assert h.listener.http
+        (stream,) = h.listener.http.open
         slow.close()
         await until(lambda: _open_at(h) == 0, "the end of its connection")
         assert stream.closed()
@@ -277,8 +277,8 @@ def _asks_for_the_logo(h: House) -> socket.socket:
 
 
 def _open_at(h: House) -> int:
-    assert h.server.http
-    return len(h.server.http.open)
+    assert h.listener.http
+    return len(h.listener.http.open)
 
 
 async def _is_answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -18,7 +18,7 @@ from tornado import httpserver, netutil
 from capport.api.resources import create_app
 from capport.core.place import Place
 from capport.web.accepting import patient
-from capport.web.context import Portal
+from capport.web.context import WebContext
 
 _MAX_READ = 1024 * 1024  # bytes of a body; a longer one is neither read nor answered
 
@@ -30,10 +30,10 @@ class NoPlace(OSError):
 class BackChannel:
     """Listens on a unix socket, and on loopback too if `place` is given."""
 
-    def __init__(self, portal: Portal, path: Path, place: Place | None = None) -> None:
+    def __init__(self, context: WebContext, path: Path, place: Place | None = None) -> None:
         if place is not None and (isinstance(place.host, str) or not place.host.is_loopback):
             raise ValueError(f"{place} is not on loopback: the API must be out of clients' reach")
-        self.portal, self.path, self.place = portal, path, place
+        self.context, self.path, self.place = context, path, place
         self.port: int | None = None
         self._servers: list[httpserver.HTTPServer] = []
         self._file = 0
@@ -91,7 +91,7 @@ class BackChannel:
 
     def _serve(self, sockets: list[socket.socket], *, token_needed: bool) -> None:
         server = httpserver.HTTPServer(
-            create_app(self.portal, token_needed=token_needed),
+            create_app(self.context, token_needed=token_needed),
             idle_connection_timeout=60.0,
             body_timeout=15.0,
             max_header_size=16 * 1024,

@@ -17,7 +17,7 @@ from capport.core.client import ClientId, Peer, parse_client_id, parts_of
 from capport.core.session import Session
 from capport.session_view import document
 from capport.web.base_handler import BaseHandler
-from capport.web.context import Portal
+from capport.web.context import WebContext
 
 MAX_BODY = 64 * 1024
 """Bytes that the body of a call may have; a longer one is answered 413."""
@@ -45,10 +45,10 @@ class Unauthorized(CallError):
 class Call(BaseHandler):
     """A call of the API. `token_needed` is set on loopback, where any process can connect."""
 
-    def initialize(self, portal: Portal, *, token_needed: bool) -> None:
+    def initialize(self, context: WebContext, *, token_needed: bool) -> None:
         """Tornado calls it with the arguments of the route."""
-        self.portal, self.token_needed = portal, token_needed
-        self.gate, self.grants = portal.gate, portal.grants
+        self.context, self.token_needed = context, token_needed
+        self.gate, self.grants = context.gate, context.grants
 
     async def prepare(self) -> None:
         """Checks the token, if one is needed, and the size of the body."""
@@ -61,8 +61,8 @@ class Call(BaseHandler):
         scheme, _, token = self.request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise Unauthorized("a token is needed: make one with capport token new")
-        known = partial(self.portal.records.token_name, token_digest(token.strip()))
-        if await self.portal.recorded(known) is None:
+        known = partial(self.context.records.token_name, token_digest(token.strip()))
+        if await self.context.recorded(known) is None:
             why = "that token is not known, or was replaced: make one with capport token new"
             raise Unauthorized(why, error="invalid_token")
 
@@ -117,7 +117,7 @@ class Call(BaseHandler):
 
     def describe(self, session: Session) -> dict[str, object]:
         """A session as `capport clients --json` prints it."""
-        return document(session, self.gate.now(), self.portal.wall())
+        return document(session, self.gate.now(), self.context.wall())
 
     def answer_granted(self, session: Session, status: int = 200) -> None:
         """Answers with a session that was granted or changed, and its path in Location.

@@ -17,7 +17,7 @@ class CaptivePortalApi(ClientHandler):
         # redirect. RFC 8908 section 5: `private` or stricter, because it is one client's state.
         self.set_header("Cache-Control", "private, no-store")
         self.set_header("Vary", "Accept")
-        state = self.portal.states.for_agent(self.client)
+        state = self.context.states.for_agent(self.client)
         portal_url = self.policy.login_url_with(state, self.client.address)
         if not reads_captivity(self.request.headers.get("Accept", "")):
             self.redirect(portal_url, status=302)

@@ -17,7 +17,7 @@ from capport.core.client import Address, Client, ClientId, parse_address, parse_
 from capport.core.http import is_token
 from capport.core.session import LONGEST, Session, open_ones
 from capport.core.standing import Standing, standing_of_id
-from capport.web.context import Portal
+from capport.web.context import WebContext
 from capport.web.states import State, StateError
 
 BY = "api"
@@ -42,10 +42,10 @@ class OneState(Call):
         attacker could send others its own link, and they would sign in for the attacker's device.
         Clients are compared by MAC if there is one (`State.is_of`).
         """
-        state, address = _state(self.portal, token), self._address()
+        state, address = _state(self.context, token), self._address()
         if address is not None and not state.is_of(self.gate.client(str(address))):
             raise CallError(409, f"{address} is not the client that was refused; {_NEXT_STATE}")
-        spent = await self.portal.recorded(partial(self.portal.records.spent_by, state.id))
+        spent = await self.context.recorded(partial(self.context.records.spent_by, state.id))
         self.answer(
             {
                 "client": {"address": str(state.client.address), "mac": state.client.mac},
@@ -121,11 +121,11 @@ class Sessions(Call):
     async def _by_state(self, token: object, lifetime: float | None, name: str) -> None:
         if not isinstance(token, str):
             wrong("state", token, "is not a string")
-        state = _state(self.portal, token, member="state")
+        state = _state(self.context, token, member="state")
         client = self.gate.client(str(state.client.address))
         if state.client.mac is not None and client.mac != state.client.mac:
             raise CallError(409, f"another device has {client.address} now; {_NEXT_STATE}")
-        async with self.portal.spending(state, client) as spent_by:
+        async with self.context.spending(state, client) as spent_by:
             if spent_by is None:
                 await self._grant(client, client, lifetime=lifetime, how="state", name=name)
             elif (session := self.grants.find(spent_by)) is not None:
@@ -244,9 +244,9 @@ class NotThere(Call):
         raise CallError(404, f"there is nothing at {path}; see /api/v1/openapi.json")
 
 
-def create_app(portal: Portal, *, token_needed: bool) -> web.Application:
+def create_app(context: WebContext, *, token_needed: bool) -> web.Application:
     """The application with all calls of the API."""
-    given = {"portal": portal, "token_needed": token_needed}
+    given = {"context": context, "token_needed": token_needed}
     routes: list[Any] = [
         (r"/api/v1/states/([^/]{1,4096})", OneState, given),
         (r"/api/v1/sessions", Sessions, given),
@@ -263,9 +263,9 @@ def create_app(portal: Portal, *, token_needed: bool) -> web.Application:
     )
 
 
-def _state(portal: Portal, token: str, **members: object) -> State:
+def _state(context: WebContext, token: str, **members: object) -> State:
     try:
-        return portal.states.read(token)
+        return context.states.read(token)
     except StateError as error:
         raise CallError(404, f"{error}; {_NEXT_STATE}", **members) from None
 

@@ -38,7 +38,7 @@ class Form(Page):
         """Answers the form: with a redirect, or with the form again and the problem."""
         sent = "\0".join((self.client.id, self.request.path, ""))
         form = hashlib.sha256(sent.encode() + self.request.body).digest()
-        outcome = await self.login.forms.once(form, self.portal.gate.now(), self.sent)
+        outcome = await self.login.forms.once(form, self.context.gate.now(), self.sent)
         if outcome.problem:
             self.show_problem(outcome)
         else:
@@ -70,7 +70,7 @@ class SignIn(Form):
             )
             return
         if self.signs_in_elsewhere():
-            own = self.state if self.own_state() else self.portal.states.mint(self.client)
+            own = self.state if self.own_state() else self.context.states.mint(self.client)
             self.redirect(self.policy.login_url_with(own, self.client.address), status=302)
             return
         self.form()
@@ -84,7 +84,7 @@ class SignIn(Form):
             raise Forbidden("blocked")
         if terms is not None and self.get_body_argument("terms", "") != terms.version:
             return Outcome(problem=self.words.terms_changed, status=409)
-        for_all = self.login.throttle.for_all(self.portal.gate.now())
+        for_all = self.login.throttle.for_all(self.context.gate.now())
         if wait := self.must_wait(for_all):
             return too_many(wait, self.words.too_many.format(time=self.words.wait(wait)))
         code = vouchers.digest(self.get_body_argument("code", ""))
@@ -111,7 +111,7 @@ class SignIn(Form):
             return await self.admit(met, terms, grant=met.lifetime > left)
         except OSError:
             if met.give_back is not None:
-                await self.portal.recorded(met.give_back)
+                await self.context.recorded(met.give_back)
             raise
 
     async def admit(self, met: "Met", terms: Terms | None, *, grant: bool) -> Outcome:
@@ -119,21 +119,21 @@ class SignIn(Form):
 
         In this order, so that even after a power cut no client is online that has not accepted.
         """
-        records, client = self.portal.records, self.client
-        at = self.portal.wall()
+        records, client = self.context.records, self.client
+        at = self.context.wall()
         if terms is not None:
             which = (client.id, terms.version, str(terms.language))
-            await self.portal.recorded(partial(records.accept, *which, terms.source, at))
+            await self.context.recorded(partial(records.accept, *which, terms.source, at))
         accepted = f"terms {terms.version}" if terms else ""
         how = ", ".join(filter(None, (met.how, accepted)))
         if grant:
             try:
-                await self.portal.grants.grant(
+                await self.context.grants.grant(
                     client, lifetime=met.lifetime, by=BY, how=how, name=met.name
                 )
             except OSError:
                 if terms is not None:
-                    await self.portal.recorded(partial(records.withdraw, *which, at))
+                    await self.context.recorded(partial(records.withdraw, *which, at))
                 raise
             await self.end_if_revoked(met)
         return Outcome(self.link("/welcome", state=self.state))
@@ -147,19 +147,19 @@ class SignIn(Form):
             return
         revoked = True  # also if the records cannot be read
         try:
-            revoked = await self.portal.recorded(met.is_revoked)
+            revoked = await self.context.recorded(met.is_revoked)
         finally:
             if revoked:
-                await self.portal.grants.revoke(self.client.id)
+                await self.context.grants.revoke(self.client.id)
 
     async def voucher(self, code: bytes, *, beyond: float) -> "Met | None":
         """Uses the voucher with the hash `code`; None if it does not admit this client.
 
         A voucher that admits for `beyond` seconds or less is left unused.
         """
-        records, client, at = self.portal.records, self.client.id, self.portal.moment()
+        records, client, at = self.context.records, self.client.id, self.context.moment()
         use = partial(records.use_voucher, code, client, at, beyond=beyond)
-        if (used := await self.portal.recorded(use)) is None:
+        if (used := await self.context.recorded(use)) is None:
             return None
         number, lifetime = used
         return Met(
@@ -175,7 +175,7 @@ class SignIn(Form):
         given = self.get_body_argument("password", "", strip=False)
         kept = None
         if name is not None:
-            kept = await self.portal.recorded(partial(self.portal.records.password_of, name))
+            kept = await self.context.recorded(partial(self.context.records.password_of, name))
         right = await self.login.hashed(partial(passwords.is_password, kept, given))
         lifetime = self.policy.sessions.lifetime
         return Met(lifetime, "password", name) if right and name else None
@@ -186,7 +186,7 @@ class SignIn(Form):
         A voucher is checked even then: 80 bits cannot be guessed, and a guest with a good voucher
         does not wait because an attacker made up devices. Only the answer to a wrong one says wait.
         """
-        now = self.portal.gate.now()
+        now = self.context.gate.now()
         if wait := self.login.often.spend(self.client, now):
             return wait
         if self.conditions is Conditions.TERMS:
@@ -244,7 +244,7 @@ class SignIn(Form):
     @property
     def left(self) -> float:
         """Seconds that the client's session has left; 0 if it has none."""
-        return self.left_of(self.portal.grants.find(self.client))
+        return self.left_of(self.context.grants.find(self.client))
 
     @property
     def conditions(self) -> Conditions:
@@ -312,7 +312,7 @@ class Online(Page):
 
         It is not a time limit for reading (WCAG 2.2, 2.2.1), because the session itself ends.
         """
-        seconds = int(end - self.portal.gate.now()) + 1
+        seconds = int(end - self.context.gate.now()) + 1
         if seconds <= FARTHEST:
             self.set_header("Refresh", f"{seconds}; url={self.link('/signed-out', over='1')}")
 
@@ -345,7 +345,7 @@ class SignOut(Form):
 
     async def sent(self) -> Outcome:
         """Ends every session that makes this client known."""
-        grants = self.portal.grants
+        grants = self.context.grants
         await grants.revoke(*(one for one in self.client.ids if grants.find(one)))
         return Outcome(self.link("/signed-out"))
 

@@ -15,7 +15,7 @@ from capport.login.login_context import LoginContext
 from capport.login.words import WORDS, Words
 from capport.stores import AwayError, FullError
 from capport.web.client_handler import ClientHandler, Forbidden
-from capport.web.context import Portal
+from capport.web.context import WebContext
 from capport.web.granting import NoMacError
 from capport.web.login_listener import MAX_FORM
 from capport.web.states import State, StateError
@@ -36,10 +36,10 @@ class Page(ClientHandler):
     """A page of the login server, or an answer whose errors are pages."""
 
     def initialize(  # type: ignore[override]
-        self, portal: Portal, login: LoginContext
+        self, context: WebContext, login: LoginContext
     ) -> None:
         """Tornado calls it with the arguments of the route."""
-        super().initialize(portal)
+        super().initialize(context)
         self.login = login
 
     def prepare(self) -> None:
@@ -60,7 +60,7 @@ class Page(ClientHandler):
 
     @property
     def state(self) -> str:
-        """The state that the request has, unchecked: `portal.states.read` checks it."""
+        """The state that the request has, unchecked: `context.states.read` checks it."""
         return self.get_argument("state", "")[:2048]
 
     def link(self, path: str, **query: str) -> str:
@@ -106,7 +106,7 @@ class Page(ClientHandler):
     def own_state(self) -> State | None:
         """The state that the request has, if it is this client's and still valid."""
         try:
-            state = self.portal.states.read(self.state)
+            state = self.context.states.read(self.state)
         except StateError:
             return None
         return state if state.is_of(self.client) else None
@@ -119,7 +119,7 @@ class Page(ClientHandler):
 
     def left_of(self, session: Session | None) -> float:
         """Seconds until `session` expires, whatever the client does; 0 if there is none."""
-        return max(0.0, session.expires - self.portal.gate.now()) if session else 0.0
+        return max(0.0, session.expires - self.context.gate.now()) if session else 0.0
 
     def can_extend(self, session: Session) -> bool:
         """Whether the guest can gain enough time to notice it."""

@@ -8,14 +8,14 @@ from capport.login import forms
 from capport.login.login_context import LoginContext
 from capport.login.page_handler import NotFound, Page
 from capport.login.signed_return import SignedReturn
-from capport.web.context import Portal
+from capport.web.context import WebContext
 
 
 def create_app(
-    portal: Portal, login: LoginContext, encrypted: bool, *also: tuple[str, type[Page]]
+    context: WebContext, login: LoginContext, encrypted: bool, *also: tuple[str, type[Page]]
 ) -> web.Application:
     """The application with all pages; `also`: further paths, each with its handler."""
-    given = {"portal": portal, "login": login}
+    given = {"context": context, "login": login}
     routes: list[Any] = [
         (r"/", forms.SignIn, given),
         (r"/sign-in", forms.SignIn, given),

@@ -109,8 +109,8 @@ class SignedReturn(Page):
         audience = f"{self.request.protocol}://{self.request.host}/return"
         token = self.get_query_argument("g", "")
         try:
-            said = read_return(token, pem, audience, self.portal.wall())
-            state = self.portal.states.read(said.state)
+            said = read_return(token, pem, audience, self.context.wall())
+            state = self.context.states.read(said.state)
             if not state.is_of(self.client):
                 raise ReturnError("the state is another client's")
         except (ReturnError, StateError) as error:
@@ -119,9 +119,9 @@ class SignedReturn(Page):
         if self.standing.is_blocked:
             raise Forbidden("blocked")
         jti = hashlib.sha256(b"jti\0" + said.jti.encode("utf-8", "surrogatepass")).digest()
-        async with self.portal.spending(state, self.client, jti) as spent_by:
+        async with self.context.spending(state, self.client, jti) as spent_by:
             if spent_by is None:
-                grant = partial(self.portal.grants.grant, by=BY, how=f"jti {said.jti[:64]}")
+                grant = partial(self.context.grants.grant, by=BY, how=f"jti {said.jti[:64]}")
                 await grant(self.client, lifetime=said.lifetime, name=said.name)
             elif not self.standing.is_known:
                 self._log_refusal("its state or its jti was used before")
@@ -130,7 +130,7 @@ class SignedReturn(Page):
 
     def _log_refusal(self, why: str) -> None:
         """Logs why a return was refused, because the page does not say it."""
-        if self.login.returns.is_due(self.portal.gate.now()):
+        if self.login.returns.is_due(self.context.gate.now()):
             logger.warning(f"The signed return of {self.client} is refused: {why[:QUOTED]!r}")
 
 

@@ -11,7 +11,7 @@ from capport.core.policy import Policy
 from capport.login.login_context import LoginContext
 from capport.login.page_handler import Page
 from capport.login.routes import create_app
-from capport.web.context import Portal
+from capport.web.context import WebContext
 from capport.web.login_listener import App
 
 logger = logging.getLogger(__name__)
@@ -24,15 +24,15 @@ class _CaptivePortalApi(CaptivePortalApi, Page):
 class LoginPages:
     """Makes the application each time the login server starts to listen, from one context."""
 
-    def __init__(self, portal: Portal) -> None:
-        self._portal = portal
+    def __init__(self, context: WebContext) -> None:
+        self._context = context
         self.login = LoginContext()
 
     def create(self, encrypted: bool) -> App:
         """The application. Also logs each file in the theme's folder that has no use."""
-        for unused in self.login.theme(self._portal.gate.policy).unused():
+        for unused in self.login.theme(self._context.gate.policy).unused():
             logger.warning(unused)
-        return create_app(self._portal, self.login, encrypted, (PATH, _CaptivePortalApi))
+        return create_app(self._context, self.login, encrypted, (PATH, _CaptivePortalApi))
 
     def signs_in_elsewhere(self, policy: Policy) -> bool:
         """Whether an external login server signs clients in (`Theme.signs_in_elsewhere`)."""

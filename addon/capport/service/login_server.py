@@ -19,8 +19,8 @@ from capport.linux.own_addresses import HERE
 from capport.log_limits import Seldom
 from capport.service.login_links import End, is_among, leads_to_login, needs_login_server
 from capport.stores import Book
-from capport.web.context import Portal
-from capport.web.login_listener import App, LoginServer
+from capport.web.context import WebContext
+from capport.web.login_listener import App, LoginListener
 from capport.web.vouching import sign_client
 from capport.web.work_thread import WorkThread
 
@@ -59,24 +59,24 @@ class Pages(Protocol):
 class Embedded:
     """The login server, the API for an external login server, and the links that lead to it.
 
-    `stop` closes `portal`. `socket` is where the API listens, and `api` where it also listens with
+    `stop` closes `context`. `socket` is where the API listens, and `api` where it also listens with
     tokens, on loopback. In a worker, the proxy uses `worker_service.WorkerLogin` instead.
     """
 
     def __init__(
-        self, portal: Portal, *, socket: Path | None = None, api: Place | None = None
+        self, context: WebContext, *, socket: Path | None = None, api: Place | None = None
     ) -> None:
-        self.portal, self._gate = portal, portal.gate
+        self.context, self._gate = context, context.gate
         self._made: Pages | None = None
-        self.server = LoginServer(self.portal, lambda encrypted: self._pages().create(encrypted))
-        self.back_channel = BackChannel(self.portal, socket, api) if socket else None
+        self.listener = LoginListener(context, lambda encrypted: self._pages().create(encrypted))
+        self.back_channel = BackChannel(context, socket, api) if socket else None
         self._tidying = Seldom(TIDY)
         self._tasks: list[asyncio.Task[None]] = []
 
     def state(self, client: Client, url: str | None) -> str | None:
         """The state in the login URL of `client`, which asked for `url`; None if it has none."""
         is_needed = needs_login_server(self._gate.policy)
-        return self.portal.states.link(client, url) if is_needed else None
+        return self.context.states.link(client, url) if is_needed else None
 
     @property
     def signs_in_elsewhere(self) -> bool:
@@ -89,7 +89,7 @@ class Embedded:
         if self._made is None:
             from capport.service.login_pages import LoginPages
 
-            self._made = LoginPages(self.portal)
+            self._made = LoginPages(self.context)
         return self._made
 
     def sign(self, asks: Peer) -> str:
@@ -98,7 +98,7 @@ class Embedded:
         The addon removes the field from every request of a client, and adds its own value to each
         request that it passes on to one of `policy.login_places`.
         """
-        return sign_client(asks, self.portal.records.secret, self._gate.now())
+        return sign_client(asks, self.context.records.secret, self._gate.now())
 
     def is_at(self, place: Place | None) -> bool:
         """Whether `place` is this login server, or a proxy in front of it."""
@@ -110,12 +110,12 @@ class Embedded:
         In a tunnel, the addon cannot add a field to the requests, and the login server sees only
         the proxy at the other end. So the client is noted here, if `there` is the login server.
         """
-        if is_among(self.server.places, there[1], parse_address(there[0])):
-            self.portal.vouched.connected(here, client)
+        if is_among(self.listener.places, there[1], parse_address(there[0])):
+            self.context.vouched.connected(here, client)
 
     def disconnected(self, here: End) -> None:
         """Notes that the proxy's connection from `here` has ended."""
-        self.portal.vouched.hung_up(here)
+        self.context.vouched.hung_up(here)
 
     async def start(self) -> None:
         """Listens, in the running event loop, as the policy says. Raises OSError if it cannot.
@@ -125,11 +125,11 @@ class Embedded:
         tried again later.
         """
         try:
-            await self.server.follow()  # first: if both have one port, the error names the API's
+            await self.listener.follow()  # first: if both have one port, the error names the API's
         finally:
             if not self._tasks:
                 self._tasks.append(self._lasting("Clearing spent states", self._tidy))
-                if (book := self.portal.records.book) is not None:
+                if (book := self.context.records.book) is not None:
                     self._tasks.append(self._lasting("Sharing records", partial(self._share, book)))
                 self._start_api()
 
@@ -145,12 +145,12 @@ class Embedded:
     async def stop(self) -> None:
         """Stops everything, and closes the records."""
         await cancel_all(self._tasks)
-        await self.server.stop()
+        await self.listener.stop()
         if self.back_channel is not None:
             await self.back_channel.stop()
         if self._made is not None:
             self._made.close()
-        self.portal.close()
+        self.context.close()
 
     @staticmethod
     def _listens(api: BackChannel, log: Callable[..., None]) -> bool:
@@ -184,7 +184,7 @@ class Embedded:
         logged = None
         while True:
             try:
-                await self.portal.recorded(self._tidy_up)
+                await self.context.recorded(self._tidy_up)
                 logged = None
             except OSError as error:
                 if str(error) != logged:
@@ -216,7 +216,7 @@ class Embedded:
                 await asyncio.sleep(LOOK)
 
     def _tidy_up(self) -> None:
-        records, now = self.portal.records, self.portal.moment()
+        records, now = self.context.records, self.context.moment()
         records.look()
         if self._tidying.is_due(now.running):
             records.clear_spent(now.boot, now.running)

@@ -39,7 +39,7 @@ from capport.service.shared_state import LoginState, Shared
 from capport.session_events import SessionEvents
 from capport.stores import SessionStore, StoreError
 from capport.stores.opening import open_store, store_url
-from capport.web.context import Portal
+from capport.web.context import WebContext
 from capport.web.records import records_beside
 from capport.web.shared_records import open_records
 from capport.web.vouching import Vouched
@@ -216,8 +216,8 @@ class Service:
         policy, state = self.gate.policy, None
         if self.login is not None:
             state = LoginState(
-                self.login.portal.records.secret,
-                self.login.server.places,
+                self.login.context.records.secret,
+                self.login.listener.places,
                 self.login.signs_in_elsewhere,
                 makes_links=needs_login_server(policy),
             )
@@ -226,7 +226,7 @@ class Service:
     @property
     def listens_at(self) -> list[Place]:
         """Where the login server listens."""
-        return list(self.login.server.places) if self.login else []
+        return list(self.login.listener.places) if self.login else []
 
     # --- metrics ---------------------------------------------------------------------------------
 
@@ -296,11 +296,11 @@ class Service:
         try:
             records = records_beside(self.store_url)
             if needed or records is not None:
-                portal = Portal(self.gate, open_records(self.store_url), vouched=self.vouched)
+                context = WebContext(self.gate, open_records(self.store_url), vouched=self.vouched)
                 if alone:
-                    portal.may_be_proxy = may_be_proxy
+                    context.may_be_proxy = may_be_proxy
                 self.login = Embedded(
-                    portal,
+                    context,
                     socket=self._settings.socket if alone else records and records.with_name(API),
                     api=self._settings.api,
                 )

@@ -8,7 +8,7 @@ from tornado import web
 
 from capport.log_limits import QUOTED
 from capport.stores import AwayError
-from capport.web.context import Portal
+from capport.web.context import WebContext
 
 logger = logging.getLogger(__name__)
 
@@ -17,9 +17,9 @@ AWAY_SECONDS = "10"
 
 
 class BaseHandler(web.RequestHandler):
-    """A request, and an answer that no cache may store. Subclasses set `portal`."""
+    """A request, and an answer that no cache may store. Subclasses set `context`."""
 
-    portal: Portal
+    context: WebContext
 
     def set_default_headers(self) -> None:
         """Sets the headers of every answer. Tornado calls it again after clearing for an error."""
@@ -56,7 +56,7 @@ class BaseHandler(web.RequestHandler):
 
     def is_to_be_logged(self, fault: object) -> bool:
         """Whether to log `fault` now: each kind is logged at most once a minute."""
-        return self.portal.faults.is_due(self.portal.gate.now(), (type(self), fault))
+        return self.context.faults.is_due(self.context.gate.now(), (type(self), fault))
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
         """Logs our errors, once a minute each; a client's in a debug line, without what it sent."""

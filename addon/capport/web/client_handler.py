@@ -12,7 +12,7 @@ from capport.core.session import Session
 from capport.core.standing import Standing
 from capport.policy.certificate import holds
 from capport.web.base_handler import BaseHandler
-from capport.web.context import Portal
+from capport.web.context import WebContext
 from capport.web.vouching import HEADER, AskingError, verify_client
 
 logger = logging.getLogger(__name__)
@@ -54,10 +54,10 @@ class ClientHandler(BaseHandler):
     for_indistinct = False
     """Whether it also answers a client that looks like others: one without `ids`."""
 
-    def initialize(self, portal: Portal) -> None:
+    def initialize(self, context: WebContext) -> None:
         """Tornado calls it with the arguments of the route."""
-        self.portal = portal
-        self.policy = portal.gate.policy
+        self.context = context
+        self.policy = context.gate.policy
         self.server: LoginServer
 
     def set_default_headers(self) -> None:
@@ -85,7 +85,7 @@ class ClientHandler(BaseHandler):
     @property
     def standing(self) -> Standing:
         """How the client stands with the gate at this moment."""
-        return self.portal.gate.standing(self.client)
+        return self.context.gate.standing(self.client)
 
     def can_extend(self, session: Session) -> bool:
         """Whether the login server would grant more time than `session` has left."""
@@ -102,7 +102,7 @@ class ClientHandler(BaseHandler):
         except ValueError:
             return False
         return named in self._our_names() or any(
-            holds(name, named) for name in self.portal.certified
+            holds(name, named) for name in self.context.certified
         )
 
     def asked_at(self) -> Address | None:
@@ -117,13 +117,13 @@ class ClientHandler(BaseHandler):
     def _find_client(self) -> Client:
         context = getattr(self.request.connection, "context", None)
         peer = getattr(context, "address", None)
-        if peer and (vouched := self.portal.vouched.find(peer)):
-            return self.portal.gate.client(vouched)
+        if peer and (vouched := self.context.vouched.find(peer)):
+            return self.context.gate.client(vouched)
         asks = parse_address(self.request.remote_ip or "")
         fields = self.request.headers.get_list(HEADER)
-        may_be_proxy = not fields and self.portal.may_be_proxy(asks, self.asked_at())
+        may_be_proxy = not fields and self.context.may_be_proxy(asks, self.asked_at())
         if may_be_proxy and not self.for_anybody:
-            if self.portal.faults.is_due(self.portal.gate.now(), "proxied"):
+            if self.context.faults.is_due(self.context.gate.now(), "proxied"):
                 logger.warning(
                     f"A request from {asks} comes through the proxy, which does not say for which"
                     " client: refused. Let clients reach the login server without the proxy, or end"
@@ -133,13 +133,13 @@ class ClientHandler(BaseHandler):
             raise Forbidden("proxied", why)
         if not fields:
             stream = getattr(self.request.server_connection, "stream", None)
-            return self.portal.gate.client(Peer(asks, self.portal.frames.get(stream, UNSEEN)))
+            return self.context.gate.client(Peer(asks, self.context.frames.get(stream, UNSEEN)))
         if len(fields) > 1:
             raise AskingError(f"the request has {HEADER} {len(fields)} times")
         if asks != self.asked_at():  # the addon runs on this machine, so this field was copied
             raise AskingError(f"{HEADER} comes from {asks}, which is not this machine")
-        secret, now = self.portal.records.secret, self.portal.gate.now()
-        return self.portal.gate.client(verify_client(fields[0], secret, now))
+        secret, now = self.context.records.secret, self.context.gate.now()
+        return self.context.gate.client(verify_client(fields[0], secret, now))
 
     def _our_names(self) -> set[Host]:
         names = {place.host for place in self.policy.login_places}

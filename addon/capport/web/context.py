@@ -28,7 +28,7 @@ that does not say for which of its clients it connects."""
 
 
 @dataclass
-class Portal:
+class WebContext:
     """What the handlers share. `wall` is the clock for times that people read, and for vouchers."""
 
     gate: Gate

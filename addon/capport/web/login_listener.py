@@ -18,14 +18,14 @@ from tornado import httpserver, httputil, iostream, netutil, web
 
 from capport.core.client import Mac
 from capport.core.place import Place
-from capport.core.policy import LoginServer as Listening
+from capport.core.policy import LoginServer
 from capport.lasting import cancel_all, lasting
 from capport.linux import frames
 from capport.linux.file_state import state_of
 from capport.log_limits import SeldomFilter
 from capport.policy.certificate import Chain
 from capport.web.accepting import patient
-from capport.web.context import Portal
+from capport.web.context import WebContext
 from capport.web.vouching import Vouched
 
 logger = logging.getLogger(__name__)
@@ -300,15 +300,15 @@ def is_here(stream: iostream.IOStream, peer: str) -> bool:
     return peer == here
 
 
-class LoginServer:
+class LoginListener:
     """Listens in the running event loop, as the policy in force says."""
 
-    def __init__(self, portal: Portal, create_app: CreateApp) -> None:
-        self.portal = portal
+    def __init__(self, context: WebContext, create_app: CreateApp) -> None:
+        self.context = context
         self._create_app = create_app
         self.http: Server | None = None
         """The server that listens now."""
-        self._listening: Listening | None = None
+        self._listening: LoginServer | None = None
         self.places: tuple[Place, ...] = ()
         """Where it listens: nowhere before `start`, or if the policy has no login server."""
         self._watching: list[asyncio.Task[None]] = []
@@ -319,7 +319,7 @@ class LoginServer:
 
         Does nothing if the policy has no `login_server`.
         """
-        listening = self.portal.gate.policy.login_server
+        listening = self.context.gate.policy.login_server
         if listening is None:
             return
         for name, seldom in QUIET.items():
@@ -336,8 +336,8 @@ class LoginServer:
             max_buffer_size=64 * 1024,
         )
         server.ssl_options = shown.context if shown else None  # used for each new connection
-        server.vouched, server.frames = self.portal.vouched, self.portal.frames
-        self.portal.certified = shown.names if shown else ()
+        server.vouched, server.frames = self.context.vouched, self.context.frames
+        self.context.certified = shown.names if shown else ()
         server.add_sockets(one for _, one in at)
         self.http, self._listening = server, listening
         self.places = tuple(Place(place.host, one.getsockname()[1]) for place, one in at)
@@ -358,7 +358,7 @@ class LoginServer:
         cannot be used, it listens nowhere, because no policy wants the old one any more.
         """
         async with self._following:
-            wanted = self.portal.gate.policy.login_server
+            wanted = self.context.gate.policy.login_server
             if _how(wanted) == _how(self._listening):
                 return
             if wanted is not None and wanted.certificate:
@@ -389,14 +389,14 @@ class LoginServer:
                 logger.error(f"{file}: {error}; the previous certificate stays in use")
                 continue
             shown, server.ssl_options = renewed, renewed.context
-            self.portal.certified = shown.names
+            self.context.certified = shown.names
             logger.info(f"{shown.listening.certificate}: renewed")
 
 
 class _Shown:
     """The certificate in use, and the state of its files when they were read."""
 
-    def __init__(self, listening: Listening) -> None:
+    def __init__(self, listening: LoginServer) -> None:
         """Reads it. Raises OSError if it cannot be used."""
         self.listening, self.stamp = listening, _stamp(listening)
         certificate, key = Path(listening.certificate or ""), Path(listening.key or "")
@@ -416,10 +416,10 @@ class _Shown:
             self.names = ()
 
 
-def _how(listening: Listening | None) -> object:
+def _how(listening: LoginServer | None) -> object:
     return listening and (listening.listen, listening.certificate, listening.key)
 
 
-def _stamp(listening: Listening) -> object:
+def _stamp(listening: LoginServer) -> object:
     """The state of both files, which differs once the certificate or its key is renewed."""
     return [state_of(path or "") for path in (listening.certificate, listening.key)]
