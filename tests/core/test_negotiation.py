@@ -1,4 +1,4 @@
-"""Which form and which language a client gets."""
+"""Which media type and which language a client gets."""
 
 import time
 
@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from capport.core.negotiation import (
     LONGEST,
-    Form,
     Language,
-    preferred_form,
+    MediaType,
     preferred_language,
+    preferred_media_type,
 )
 
-HTML, PROBLEM, TEXT = Form.HTML, Form.PROBLEM, Form.TEXT
+HTML, PROBLEM, TEXT = MediaType.HTML, MediaType.PROBLEM, MediaType.TEXT
 EN, DE, FR, ES = Language.ENGLISH, Language.GERMAN, Language.FRENCH, Language.SPANISH
 
 CHROMIUM = (
@@ -24,7 +24,7 @@ CHROMIUM = (
 
 
 @pytest.mark.parametrize(
-    ("accept", "form"),
+    ("accept", "media_type"),
     [
         ("", HTML),
         ("*/*", HTML),  # curl, wget
@@ -72,8 +72,8 @@ CHROMIUM = (
         (" , text/plain , ", TEXT),
     ],
 )
-def test_the_form_is_the_one_the_client_prefers(accept: str, form: Form) -> None:
-    assert preferred_form(accept) is form
+def test_the_media_type_is_the_one_the_client_prefers(accept: str, media_type: MediaType) -> None:
+    assert preferred_media_type(accept) is media_type
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ ANY_FIELD = st.one_of(
 
 @given(ANY_FIELD)
 def test_whatever_is_sent_there_is_an_answer(field: str) -> None:
-    assert preferred_form(field) in Form
+    assert preferred_media_type(field) in MediaType
     assert preferred_language(field) in Language
 
 
@@ -146,7 +146,7 @@ def test_the_form_with_the_greatest_weight_wins_in_any_order(
 ) -> None:
     weights, field = case
     best = max(weights, key=weights.__getitem__)
-    assert preferred_form(field) is (PROBLEM if best == "application/json" else Form(best))
+    assert preferred_media_type(field) is MediaType(PROBLEM if best == "application/json" else best)
 
 
 @given(weighted(["en", "de", "fr", "es"]))
@@ -157,15 +157,15 @@ def test_the_language_with_the_greatest_weight_wins_in_any_order(
     assert preferred_language(field) is Language(max(weights, key=weights.__getitem__))
 
 
-@given(st.sampled_from(Form), st.permutations(["*/*", "text/*;q=0.9", "application/*;q=0.9"]))
+@given(st.sampled_from(MediaType), st.permutations(["*/*", "text/*;q=0.9", "application/*;q=0.9"]))
 def test_a_form_with_weight_0_is_not_given_while_another_will_do(
-    refused: Form, others: list[str]
+    refused: MediaType, others: list[str]
 ) -> None:
-    assert preferred_form(",".join([f"{refused};q=0", *others])) is not refused
+    assert preferred_media_type(",".join([f"{refused};q=0", *others])) is not refused
 
 
 @pytest.mark.parametrize(
-    ("accept", "form"),
+    ("accept", "media_type"),
     [
         ("text/*, application/json", PROBLEM),  # the one that is named
         ("text/html;q=0.5, text/*, */*", TEXT),  # the one whose type is
@@ -175,8 +175,8 @@ def test_a_form_with_weight_0_is_not_given_while_another_will_do(
         ('text/plain"x"', HTML),  # that is no media type
     ],
 )
-def test_the_most_specific_range_decides_between_equals(accept: str, form: Form) -> None:
-    assert preferred_form(accept) is form
+def test_the_most_specific_range_decides_between_equals(accept: str, media_type: MediaType) -> None:
+    assert preferred_media_type(accept) is media_type
 
 
 def test_a_language_that_is_refused_in_one_country_is_not_asked_for() -> None:
@@ -186,13 +186,13 @@ def test_a_language_that_is_refused_in_one_country_is_not_asked_for() -> None:
 def test_a_header_is_read_only_so_far() -> None:
     assert LONGEST == 1000
     padding = "x/y," * (LONGEST // 4)
-    assert preferred_form(padding + "text/plain") is HTML
-    assert preferred_form("text/plain," + padding) is TEXT
+    assert preferred_media_type(padding + "text/plain") is HTML
+    assert preferred_media_type("text/plain," + padding) is TEXT
     # Nor is what stands across the cut taken for something shorter.
     across = "text/plain".rjust(LONGEST, ",")
-    assert preferred_form(across) is TEXT
-    assert preferred_form(across + "ful") is HTML
-    assert preferred_form("a" * 10 * LONGEST) is HTML
+    assert preferred_media_type(across) is TEXT
+    assert preferred_media_type(across + "ful") is HTML
+    assert preferred_media_type("a" * 10 * LONGEST) is HTML
 
 
 @pytest.mark.parametrize("unit", ["a,", '"', '\\"', '"\\', ";q=", "a;", "*/*;q=.1,", " ", "="])
@@ -200,6 +200,6 @@ def test_a_megabyte_costs_no_more_than_its_beginning(unit: str) -> None:
     field = unit * (1_000_000 // len(unit))
     began = time.thread_time()
     for start in range(50):  # each another string, so that none has been kept
-        preferred_form(field[start:])
+        preferred_media_type(field[start:])
         preferred_language(field[start:])
     assert time.thread_time() - began < 5  # 0.1 s

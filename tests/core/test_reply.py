@@ -46,7 +46,7 @@ REFUSALS: list[Refusal] = [
     PreconditionRequired("no precondition", "PUT"),
 ]
 EVERY: list[Refusal] = [*REFUSALS, SIGN_IN, replace(SIGN_IN, body=False)]
-FORMS = ["text/html", "application/problem+json", "text/plain"]
+MEDIA_TYPES = ["text/html", "application/problem+json", "text/plain"]
 LANGUAGES = ["en", "de", "fr", "es"]
 
 
@@ -110,7 +110,7 @@ class Page(HTMLParser):
 
 every_verdict = pytest.mark.parametrize("verdict", EVERY, ids=repr)
 every_refusal = pytest.mark.parametrize("verdict", REFUSALS, ids=repr)
-every_form = pytest.mark.parametrize("form", FORMS)
+every_media_type = pytest.mark.parametrize("media_type", MEDIA_TYPES)
 every_language = pytest.mark.parametrize("language", LANGUAGES)
 
 
@@ -304,23 +304,23 @@ def test_each_verdict_has_its_status(verdict: Refusal, status: int, reason: str)
 
 
 @every_verdict
-@every_form
+@every_media_type
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS", "CONNECT", "PROPFIND", "head", "X"])
-def test_content_length_is_exact(verdict: Refusal, form: str, method: str) -> None:
-    reply = reply_to(verdict, Asked(method, form))
+def test_content_length_is_exact(verdict: Refusal, media_type: str, method: str) -> None:
+    reply = reply_to(verdict, Asked(method, media_type))
     assert fields_of(reply)["content-length"] == str(len(reply.body))
 
 
 @every_verdict
-@every_form
-def test_head_gets_the_fields_of_get_and_no_body(verdict: Refusal, form: str) -> None:
-    get = reply_to(verdict, Asked("GET", form))
-    assert reply_to(verdict, Asked("HEAD", form)) == replace(get, body=b"")
+@every_media_type
+def test_head_gets_the_fields_of_get_and_no_body(verdict: Refusal, media_type: str) -> None:
+    get = reply_to(verdict, Asked("GET", media_type))
+    assert reply_to(verdict, Asked("HEAD", media_type)) == replace(get, body=b"")
 
 
 @every_verdict
-@every_form
-def test_no_field_is_sent_but_these(verdict: Refusal, form: str) -> None:
+@every_media_type
+def test_no_field_is_sent_but_these(verdict: Refusal, media_type: str) -> None:
     """So: no Set-Cookie, challenge, validator, CORS, HSTS, Server, X-NetworkManager-Status."""
     expected = {
         "content-type",
@@ -331,7 +331,7 @@ def test_no_field_is_sent_but_these(verdict: Refusal, form: str) -> None:
         "x-content-type-options",
         "referrer-policy",
     }
-    if form == "text/html":
+    if media_type == "text/html":
         expected |= {"content-security-policy"}
     if isinstance(verdict, TooManyRequests):
         expected |= {"retry-after"}
@@ -339,7 +339,7 @@ def test_no_field_is_sent_but_these(verdict: Refusal, form: str) -> None:
         expected = expected - {"vary"} | {"location", "content-security-policy"}
         if not verdict.body:
             expected -= {"content-type", "content-language", "content-security-policy"}
-    fields = fields_of(reply_to(verdict, Asked(accept=form)))
+    fields = fields_of(reply_to(verdict, Asked(accept=media_type)))
     assert set(fields) == expected
     assert fields["cache-control"] == "no-store"
     assert fields["x-content-type-options"] == "nosniff"
@@ -348,11 +348,11 @@ def test_no_field_is_sent_but_these(verdict: Refusal, form: str) -> None:
 
 
 @every_refusal
-@every_form
+@every_media_type
 @every_language
-def test_what_was_negotiated_is_said(verdict: Refusal, form: str, language: str) -> None:
-    fields = fields_of(reply_to(verdict, Asked(accept=form, accept_language=language)))
-    assert fields["content-type"].partition(";")[0] == form
+def test_what_was_negotiated_is_said(verdict: Refusal, media_type: str, language: str) -> None:
+    fields = fields_of(reply_to(verdict, Asked(accept=media_type, accept_language=language)))
+    assert fields["content-type"].partition(";")[0] == media_type
     assert fields["content-language"] == language
     assert fields["vary"] == "Accept-Language, Accept"
 
@@ -562,22 +562,22 @@ def test_a_name_or_url_with_markup_in_it_stays_text(language: str) -> None:
 
 
 def test_half_a_character_does_not_keep_a_511_from_going_out() -> None:
-    for form in FORMS:
-        reply = reply_to(replace(REQUIRED, network="Lab \ud800"), Asked(accept=form))
+    for media_type in MEDIA_TYPES:
+        reply = reply_to(replace(REQUIRED, network="Lab \ud800"), Asked(accept=media_type))
         assert reply.status == 511
         assert "Lab ?" in reply.body.decode()
         assert fields_of(reply)["content-length"] == str(len(reply.body))
 
 
-@given(st.text(), st.sampled_from(FORMS), st.sampled_from(LANGUAGES))
-def test_any_network_name_fits(network: str, form: str, language: str) -> None:
+@given(st.text(), st.sampled_from(MEDIA_TYPES), st.sampled_from(LANGUAGES))
+def test_any_network_name_fits(network: str, media_type: str, language: str) -> None:
     verdict = replace(REQUIRED, network=network)
-    text = reply_to(verdict, Asked("GET", form, language)).body.decode()
-    if form == "text/html":
+    text = reply_to(verdict, Asked("GET", media_type, language)).body.decode()
+    if media_type == "text/html":
         assert [tag for tag, _ in Page(text).elements] == [
             tag for tag, _ in Page(page_of(replace(REQUIRED, network=network and "n"))).elements
         ]
-    elif form == "text/plain":
+    elif media_type == "text/plain":
         assert len(text.splitlines()) == 1
     else:
         assert set(json.loads(text)) == {"type", "title", "status", "detail", "login_url"}
@@ -595,18 +595,20 @@ def test_nothing_of_the_request_is_in_the_reply() -> None:
         TooManyRequests(marker, 5),
         PreconditionRequired(marker, marker),
     ):
-        for form in FORMS:
-            asked = Asked(marker, f"{form}, {marker}/{marker};{marker}", f"{marker}, de;q=0.5")
-            assert marker not in repr(reply_to(verdict, asked)), (verdict, form)
+        for media_type in MEDIA_TYPES:
+            asked = Asked(
+                marker, f"{media_type}, {marker}/{marker};{marker}", f"{marker}, de;q=0.5"
+            )
+            assert marker not in repr(reply_to(verdict, asked)), (verdict, media_type)
 
 
-@given(st.text(min_size=1), st.sampled_from(FORMS))
-def test_a_field_name_is_shown_only_if_it_is_one(name: str, form: str) -> None:
-    reply = reply_to(HeaderFieldsTooLarge("", name), Asked(accept=form))
+@given(st.text(min_size=1), st.sampled_from(MEDIA_TYPES))
+def test_a_field_name_is_shown_only_if_it_is_one(name: str, media_type: str) -> None:
+    reply = reply_to(HeaderFieldsTooLarge("", name), Asked(accept=media_type))
     is_token = re.fullmatch(r"[!#$%&'*+.^_`|~\w-]+", name, re.ASCII)
-    unnamed = reply_to(HeaderFieldsTooLarge("", "("), Asked(accept=form))
+    unnamed = reply_to(HeaderFieldsTooLarge("", "("), Asked(accept=media_type))
     assert (reply == unnamed) is not bool(is_token)
-    if form == "text/html":
+    if media_type == "text/html":
         html5lib.HTMLParser(strict=True).parse(reply.body.decode())
 
 
@@ -627,14 +629,14 @@ ONLINE = [
 ]
 
 
-@every_form
+@every_media_type
 @every_language
 @pytest.mark.parametrize("network", [None, *ONLINE])
 def test_no_reply_starts_like_the_answer_of_an_open_network(
-    form: str, language: str, network: str | None
+    media_type: str, language: str, network: str | None
 ) -> None:
     for verdict in (replace(REQUIRED, network=network), SIGN_IN):
-        body = reply_to(verdict, Asked(accept=form, accept_language=language)).body.decode()
+        body = reply_to(verdict, Asked(accept=media_type, accept_language=language)).body.decode()
         assert not body.startswith(tuple(ONLINE))
         assert "WISPAccessGatewayParam" not in body
         assert len(body) > 4  # Android takes 200 with less for no network, Chromium 1 for online

@@ -70,7 +70,7 @@ class OneState(Call):
         return address
 
 
-class Sessions(Call):
+class AllSessions(Call):
     """`/sessions`: lists all sessions, and grants one."""
 
     async def get(self) -> None:
@@ -249,7 +249,7 @@ def create_app(context: WebContext, *, token_needed: bool) -> web.Application:
     given = {"context": context, "token_needed": token_needed}
     routes: list[Any] = [
         (r"/api/v1/states/([^/]{1,4096})", OneState, given),
-        (r"/api/v1/sessions", Sessions, given),
+        (r"/api/v1/sessions", AllSessions, given),
         (r"/api/v1/sessions/([^/]{1,256})", OneSession, given),
         (r"/api/v1/explain", Explain, given),
         (r"/api/v1/openapi\.json", Description, given),

@@ -1,4 +1,4 @@
-"""Chooses a reply's form and language by Accept and Accept-Language (RFC 9110 section 12.5).
+"""Chooses a reply's media type and language by Accept and Accept-Language (RFC 9110 section 12.5).
 
 A preference is never an error: the parts that cannot be read are skipped, and there is always a
 result. Every refused request asks for both, so a field is cut before it is read, and results are
@@ -20,7 +20,7 @@ _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 _WEIGHT = re.compile(r"0?\.[0-9]+|0\.?|1(?:\.0*)?", re.ASCII)
 
 
-class Form(StrEnum):
+class MediaType(StrEnum):
     """A reply's media type. The first is the default, and wins between equal weights."""
 
     HTML = "text/html"
@@ -37,14 +37,14 @@ class Language(StrEnum):
     SPANISH = "es"
 
 
-def preferred_form(accept: str) -> Form:
-    """The form to which an Accept field gives the most weight; HTML if it accepts none of them.
+def preferred_media_type(accept: str) -> MediaType:
+    """The one to which an Accept field gives the most weight; HTML if it accepts none of them.
 
-    Any JSON type stands for the problem details. Between two forms with the same weight, one that
-    is named wins over one that only `*/*` matches: curl sends `*/*` alone and gets HTML, axios
-    sends `application/json, text/plain, */*` and gets JSON.
+    Any JSON type stands for the problem details. Of two with the same weight, one that is named
+    wins over one that only `*/*` matches: curl sends `*/*` alone and gets HTML, axios sends
+    `application/json, text/plain, */*` and gets JSON.
     """
-    return _form(_cut(accept))
+    return _media_type(_cut(accept))
 
 
 def preferred_language(accept_language: str) -> Language:
@@ -62,24 +62,24 @@ def _cut(field: str) -> str:
 
 
 @lru_cache(_KEPT)
-def _form(accept: str) -> Form:
+def _media_type(accept: str) -> MediaType:
     weights: dict[str, float] = {}
     for name, weight in weighted(accept):
         weights[name] = max(weight, weights.get(name, 0.0))
-    ranks = [(_rank(form, weights), form) for form in Form]
+    ranks = [(_rank(media_type, weights), media_type) for media_type in MediaType]
     (weight, _), best = max(ranks, key=lambda ranked: ranked[0])  # the first of equals
-    return best if weight > 0 else Form.HTML
+    return best if weight > 0 else MediaType.HTML
 
 
-def _rank(form: Form, weights: dict[str, float]) -> tuple[float, int]:
-    """The weight of `form` by the most specific range that matches it, and how specific that is."""
-    if form in weights:
-        return weights[form], 2
-    if form is Form.PROBLEM:
+def _rank(media_type: MediaType, weights: dict[str, float]) -> tuple[float, int]:
+    """Its weight by the most specific range that matches it, and how specific that range is."""
+    if media_type in weights:
+        return weights[media_type], 2
+    if media_type is MediaType.PROBLEM:
         named = [weights[name] for name in weights if _is_json(name)]
         if named:
             return max(named), 2
-    for specific, name in ((1, f"{form.partition('/')[0]}/*"), (0, "*/*")):
+    for specific, name in ((1, f"{media_type.partition('/')[0]}/*"), (0, "*/*")):
         if name in weights:
             return weights[name], specific
     return 0.0, 0

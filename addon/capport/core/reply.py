@@ -1,4 +1,4 @@
-"""The HTTP response that carries a verdict, in the form and the language its client prefers.
+"""The HTTP response that carries a verdict, in the media type and language its client prefers.
 
 RFC 6585: caches must not store responses with its status codes. So every reply has no-store, and
 none has a validator. (Chromium stores a 511 without Cache-Control; WebKitGTK reuses one that has
@@ -19,7 +19,7 @@ from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from capport.core.http import COPIES, is_token
-from capport.core.negotiation import Form, Language, preferred_form, preferred_language
+from capport.core.negotiation import Language, MediaType, preferred_language, preferred_media_type
 from capport.core.phrases import PHRASES, Phrases
 from capport.core.verdict import (
     Closed,
@@ -48,16 +48,17 @@ class Asked:
     method: str = "GET"
     accept: str = ""
     accept_language: str = ""
-    form: Form = field(init=False, repr=False, compare=False)
+    media_type: MediaType = field(init=False, repr=False, compare=False)
     language: Language = field(init=False, repr=False, compare=False)
     shape: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        form, language = preferred_form(self.accept), preferred_language(self.accept_language)
-        object.__setattr__(self, "form", form)
+        media_type = preferred_media_type(self.accept)
+        language = preferred_language(self.accept_language)
+        object.__setattr__(self, "media_type", media_type)
         object.__setattr__(self, "language", language)
         body = "no body" if self.method == "HEAD" else "body"
-        object.__setattr__(self, "shape", f"{form.value} {language.value} {body}")
+        object.__setattr__(self, "shape", f"{media_type.value} {language.value} {body}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def reply_to(verdict: Refusal, asked: Asked) -> Reply:
     elif isinstance(facts, Imitated):
         reply = _imitated(facts)
     else:
-        reply = _refusal(facts, asked.language, asked.form)
+        reply = _refusal(facts, asked.language, asked.media_type)
     if asked.method == "HEAD":
         return Reply(reply.status, reply.reason, reply.fields, b"")
     return reply
@@ -92,7 +93,7 @@ def reply_to(verdict: Refusal, asked: Asked) -> Reply:
 
 @dataclass(frozen=True, slots=True)
 class _Message:
-    """A reply before it has a form. `paragraphs` are for HTML, `detail` for the other forms."""
+    """A reply before it has a media type. `paragraphs` are for HTML, `detail` for the others."""
 
     status: HTTPStatus
     heading: str
@@ -112,7 +113,7 @@ def _refusal(
     | TooManyRequests
     | PreconditionRequired,
     language: Language,
-    form: Form,
+    media_type: MediaType,
 ) -> Reply:
     phrases = PHRASES[language]
     match verdict:
@@ -129,12 +130,12 @@ def _refusal(
         ("Vary", "Accept-Language, Accept"),
         *message.fields,
     )
-    match form:
-        case Form.HTML:
+    match media_type:
+        case MediaType.HTML:
             return _html(message.status, _page(message, language), fields)
-        case Form.PROBLEM:
+        case MediaType.PROBLEM:
             return _reply(message.status, "application/problem+json", _problem(message), fields)
-        case Form.TEXT:
+        case MediaType.TEXT:
             return _reply(message.status, "text/plain; charset=utf-8", _line(message), fields)
 
 

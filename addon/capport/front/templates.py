@@ -1,4 +1,4 @@
-"""Renders a refusal once for each verdict, language and form, and then fills in what differs.
+"""Renders a refusal once for each verdict, media type and language, then fills in what differs.
 
 That is the state in the login URL, the length of the body with it, and the date. The result is what
 h11 writes for the same reply (`proxy/layers/http1.py`).

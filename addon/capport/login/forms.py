@@ -54,7 +54,7 @@ class Form(Page):
         raise NotImplementedError
 
 
-class SignIn(Form):
+class SignInForm(Form):
     """`/` and `/sign-in`: the form for the policy's conditions."""
 
     def get(self) -> None:
@@ -338,7 +338,7 @@ class Status(Online):
     """`/status`: the page to come back to."""
 
 
-class SignOut(Form):
+class SignOutForm(Form):
     """`/sign-out`: ends the client's own session, and no other."""
 
     stands = "out"

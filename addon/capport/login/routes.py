@@ -17,11 +17,11 @@ def create_app(
     """The application with all pages; `also`: further paths, each with its handler."""
     given = {"context": context, "login": login}
     routes: list[Any] = [
-        (r"/", forms.SignIn, given),
-        (r"/sign-in", forms.SignIn, given),
+        (r"/", forms.SignInForm, given),
+        (r"/sign-in", forms.SignInForm, given),
         (r"/welcome", forms.Welcome, given),
         (r"/status", forms.Status, given),
-        (r"/sign-out", forms.SignOut, given),
+        (r"/sign-out", forms.SignOutForm, given),
         (r"/signed-out", forms.SignedOut, given),
         (r"/(style\.css|logo|mark\.svg)", forms.File, given),
         (r"/return", SignedReturn, given),
