@@ -39,7 +39,7 @@ from capport.core.place import Place
 from capport.core.policy import Connect
 from capport.core.verdict import Drop, HeaderFieldsTooLarge, Refuse
 from capport.front.hello import Hello, HelloReader, asked_for, claim_of
-from capport.front.request import Request, read, without_credentials
+from capport.front.request import OrdinaryRequest, read, without_credentials
 from capport.front.templates import answer_to
 from capport.gate import AtOnce, Gate
 
@@ -61,7 +61,7 @@ class Answer:
     verdict: AtOnce
     status: int
     head: bytes
-    request: Request
+    request: OrdinaryRequest
 
     @property
     def tunnels(self) -> bool:

@@ -18,7 +18,7 @@ from capport.core.reply import Asked
 
 _KEPT: Final = 512
 _SHORT: Final = 1024
-"""The most bytes of a head that is remembered. All together take 1 MB, with their `Request`s 2."""
+"""The most bytes of a head that is remembered. All together take 1 MB, with their requests 2."""
 
 _HTTP: Final = default_port("http")
 _LONGEST_HOST: Final = 300
@@ -38,7 +38,7 @@ _CREDENTIALS: Final = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class OrdinaryRequest:
     """What a decision, a reply and a report need of a request.
 
     `claim` is the place that it names. `url` is None for CONNECT. `declared` is its Content-Length,
@@ -59,11 +59,11 @@ class Request:
     authorizations: int
 
 
-remembered: Final = BoundedMap[tuple[bytes, bool], Request](_KEPT)
+remembered: Final = BoundedMap[tuple[bytes, bool], OrdinaryRequest](_KEPT)
 """The requests in short heads, because clients repeat themselves. None has credentials in it."""
 
 
-def read(head: bytes, *, explicit: bool) -> Request | None:
+def read(head: bytes, *, explicit: bool) -> OrdinaryRequest | None:
     """Reads `head`, which ends with an empty line. None if anything about it is unusual.
 
     `explicit` is whether the client is configured to use this proxy, so that it may send CONNECT.
@@ -82,7 +82,7 @@ def without_credentials(head: bytes) -> bytes:
     return _CREDENTIALS.sub(b"", head)
 
 
-def _read(head: bytes, explicit: bool) -> Request | None:
+def _read(head: bytes, explicit: bool) -> OrdinaryRequest | None:
     matched = _HEAD.fullmatch(head)
     if matched is None:
         return None
@@ -104,7 +104,7 @@ def _read(head: bytes, explicit: bool) -> Request | None:
     has_body, is_connect = bool(declared or is_chunked), method == "CONNECT"
     if is_connect and has_body:
         return None
-    return Request(
+    return OrdinaryRequest(
         claim,
         HttpRequest.with_fields(method, "http", path, fields, len(target)),
         Asked(

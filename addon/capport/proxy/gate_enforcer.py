@@ -25,7 +25,7 @@ from capport.gate import Gate
 from capport.proxy.connections import Connections, Key, key_of
 from capport.proxy.enforcer import Enforcer
 from capport.proxy.flow_marks import FlowMarks
-from capport.proxy.handshakes import Handshake, Handshakes
+from capport.proxy.handshakes import Handshakes, InterceptedHandshake
 from capport.proxy.request_head import url_of
 from capport.service.service import Service
 from capport.service.worker_service import WorkerService
@@ -113,5 +113,5 @@ class GateEnforcer(Enforcer):
     ) -> None:
         client = self.connections.client_of(conn)
         trusts_ca = self.gate.policy.trusting.find(client) is not None
-        handshake = Handshake(client, hello, dialled, verdict.because, trusts_ca)
+        handshake = InterceptedHandshake(client, hello, dialled, verdict.because, trusts_ca)
         self.handshakes.intercepted(conn, handshake)

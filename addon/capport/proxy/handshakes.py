@@ -35,7 +35,7 @@ def fields_of(hello: Hello, dialled: Place | None, action: str, outcome: str) ->
 
 
 @dataclass(slots=True)
-class Handshake:
+class InterceptedHandshake:
     """An intercepted handshake of which the outcome is not known yet."""
 
     client: Client
@@ -55,14 +55,14 @@ class Handshakes:
         """`show` shows a handshake in which the client rejected the certificate."""
         self._event = event
         self._show = show
-        self._open: dict[str, Handshake] = {}
+        self._open: dict[str, InterceptedHandshake] = {}
 
     @property
     def pending(self) -> bool:
         """Whether a handshake has no outcome yet."""
         return bool(self._open)
 
-    def intercepted(self, conn: connection.Client, handshake: Handshake) -> None:
+    def intercepted(self, conn: connection.Client, handshake: InterceptedHandshake) -> None:
         """Records a handshake in which mitmproxy will show a certificate of its own."""
         self._open[conn.id] = handshake
 

@@ -13,7 +13,7 @@ from capport.report.recording import Request
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class HttpUse:
     """A use of HTTP by something other than a person at a page."""
 
     name: str
@@ -93,15 +93,15 @@ _USES: dict[str, tuple[_Test, ...]] = {
 }
 
 
-def use_of(request: Request) -> Use | None:
+def use_of(request: Request) -> HttpUse | None:
     """The use that a request is of; None for pages, and for programs that are none of these."""
     if (system := checking(request)) is not None:
-        return Use(f"connectivity check: {system}", "RFC 6585 section 6")
+        return HttpUse(f"connectivity check: {system}", "RFC 6585 section 6")
     for name, tests in _USES.items():
         if any(test(request) for test in tests):
-            return Use(name)
+            return HttpUse(name)
     is_program = request.detailed and request.agent and not agent_of(request.agent).browser
-    return Use("program that is no browser") if is_program else None
+    return HttpUse("program that is no browser") if is_program else None
 
 
 def checking(request: Request) -> str | None:
