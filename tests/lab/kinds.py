@@ -8,7 +8,7 @@ from typing import Any
 from mitmproxy import ctx
 from mitmproxy.addonmanager import Loader
 
-from capport.testing.kinds import Kind, kind_named
+from capport.testing.kinds import PortalKind, kind_named
 
 LIE = "198.51.100.3"
 """Behind `dns-lie` every name has this address. Nothing is there, so it leads to the portal."""
@@ -32,17 +32,17 @@ table inet capport {
 """
 
 
-def in_policy(kind: Kind) -> str:
+def in_policy(kind: PortalKind) -> str:
     """What the policy has for this kind."""
     return f"tls: {{unknown: {kind.tls}, connect: alert}}\n" if kind.tls else ""
 
 
-def in_rules(kind: Kind) -> str:
+def in_rules(kind: PortalKind) -> str:
     """What the kernel has, beside the portal's rules."""
     return _SILENT if kind.vanishes else ""
 
 
-def in_resolver(kind: Kind, router: str) -> str:
+def in_resolver(kind: PortalKind, router: str) -> str:
     """What the resolver for unknown clients has."""
     return f"address=/#/{LIE}\naddress=/login.example.net/{router}\n" if kind.lies else ""
 

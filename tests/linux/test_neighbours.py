@@ -19,7 +19,7 @@ import requires
 from capport.core.client import Address, Mac, is_random, parse_address, parse_mac
 from capport.linux import Neighbours, neighbour_lookup, neighbours, netlink
 from capport.linux.neighbour_lookup import Neighbour
-from capport.linux.neighbours import NetlinkNeighbours, Replica
+from capport.linux.neighbours import NeighbourTable, NetlinkNeighbours
 from conftest import SOON
 from lab.namespaces import Namespace, let_go, namespaces, veth, wait_for
 
@@ -429,7 +429,7 @@ ENTRIES = st.builds(
 
 @given(st.lists(st.one_of(ENTRIES, st.lists(ENTRIES, max_size=6)), max_size=40))
 def test_the_replica_agrees_with_a_model(steps: list[Neighbour | list[Neighbour]]) -> None:
-    replica = Replica()
+    table = NeighbourTable()
     model: dict[tuple[int, Address], Mac] = {}
 
     def mac_of(address: Address) -> Mac | None:
@@ -442,16 +442,16 @@ def test_the_replica_agrees_with_a_model(steps: list[Neighbour | list[Neighbour]
             model.pop((step.interface, step.address), None)
             if step.mac:
                 model[step.interface, step.address] = step.mac
-            changed = {step.address} if replica.apply(step) else set()
+            changed = {step.address} if table.apply(step) else set()
         else:
             model = {(e.interface, e.address): e.mac for e in step if e.mac}
-            changed = replica.replace(step)
+            changed = table.replace(step)
         addresses = {*seen, *(address for _, address in model)}
         assert changed == {a for a in addresses if seen.get(a) != mac_of(a)}
         for address in addresses:
-            assert replica.find_mac(address) == mac_of(address)
+            assert table.find_mac(address) == mac_of(address)
         for mac in (FIRST, SECOND):
-            assert set(replica.addresses(mac)) == {a for a in addresses if mac_of(a) == mac}
+            assert set(table.addresses(mac)) == {a for a in addresses if mac_of(a) == mac}
 
 
 def test_a_look_up_costs_no_system_call_when_there_is_an_entry(

@@ -12,7 +12,7 @@ from capport.core.client import ClientId
 from capport.web.shared_record import (
     GIVEN_BACK,
     MOST_USES,
-    Limits,
+    RecordLimits,
     SharedRecord,
     Use,
     dump,
@@ -23,8 +23,8 @@ from capport.web.shared_record import (
 CLIENTS = st.sampled_from([ClientId(f"192.0.2.{n}") for n in range(4)])
 TIMES = st.integers(0, 5)
 USES = st.dictionaries(CLIENTS, st.builds(Use, TIMES, st.booleans(), TIMES))
-RECORDS = st.builds(SharedRecord, TIMES.map(Limits), TIMES, USES)
-VOUCHER = SharedRecord(Limits(number=100_001, lifetime=60, devices=2, expires=1000))
+RECORDS = st.builds(SharedRecord, TIMES.map(RecordLimits), TIMES, USES)
+VOUCHER = SharedRecord(RecordLimits(number=100_001, lifetime=60, devices=2, expires=1000))
 ADA, EVE, MAX = (ClientId(f"192.0.2.{n}") for n in range(7, 10))
 
 
@@ -114,7 +114,7 @@ def used_by_many(first: int, *, is_given_back: bool = False) -> SharedRecord:
         )
         for n in range(first, first + MOST_USES)
     }
-    limits = Limits(100_001, 60, 2 * MOST_USES, last, last, last, "\N{GUITAR}" * 10_000)
+    limits = RecordLimits(100_001, 60, 2 * MOST_USES, last, last, last, "\N{GUITAR}" * 10_000)
     return SharedRecord(limits, last, uses)
 
 

@@ -18,7 +18,7 @@ from capport.commands.report import FOUND
 from capport.report.findings import Severity
 from capport.report.summary import document
 from capport.testing import network
-from capport.testing.kinds import Kind
+from capport.testing.kinds import PortalKind
 from capport.testing.portal import Portal, PortalError
 from capport.testing.side_by_side import Run, lines_of
 
@@ -51,7 +51,7 @@ def behind(arguments: Namespace) -> int:
 
 def _runs(arguments: Namespace) -> Iterator[Run]:
     """Runs the command behind one kind after the other."""
-    kinds: Sequence[Kind] = arguments.kinds
+    kinds: Sequence[PortalKind] = arguments.kinds
     limit = arguments.timeout or (EACH if len(kinds) > 1 else None)
     with ExitStack() as stack:
         end_if_asked = stack.enter_context(_ending_on_signals())

@@ -27,7 +27,7 @@ from capport.terminal import duration, visible
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class PolicyLine:
     """A line of a policy file, or of a clients file."""
 
     file: str
@@ -61,7 +61,9 @@ def explain_url(arguments: Namespace) -> None:
             print(f"In the way: {other}")
 
 
-def text(found: Explanation, policy: Policy, line: Line | None, now: Instant, asked: str) -> str:
+def text(
+    found: Explanation, policy: Policy, line: PolicyLine | None, now: Instant, asked: str
+) -> str:
     """The explanation as text, for people; `asked` says which store was read."""
     lines = [
         f"Client   {found.standing.client}",
@@ -81,7 +83,7 @@ def text(found: Explanation, policy: Policy, line: Line | None, now: Instant, as
 
 
 def document(
-    found: Explanation, policy: Policy, line: Line | None, now: Instant, asked: str
+    found: Explanation, policy: Policy, line: PolicyLine | None, now: Instant, asked: str
 ) -> dict[str, object]:
     """The explanation for programs. New members may be added; none is ever changed."""
     session = found.standing.session
@@ -143,7 +145,7 @@ def _store(given: str | None, policy: Policy, client: Client) -> tuple[SessionSt
     return (store, f"in {url}") if store else (MemoryStore(), f"there is no {url}")
 
 
-def deciding_line(found: Explanation, policy: Policy) -> Line | None:
+def deciding_line(found: Explanation, policy: Policy) -> PolicyLine | None:
     """The line of the policy, or of a clients file, that decided; None if there is none."""
     keys = found.keys
     if found.where is not None:
@@ -164,12 +166,12 @@ def deciding_line(found: Explanation, policy: Policy) -> Line | None:
                 at, node = node.fields[part]
             else:
                 if at is not None:
-                    return Line(policy.file, at.line, problems.line(at))
+                    return PolicyLine(policy.file, at.line, problems.line(at))
     return None
 
 
-def _line(file: str, number: int) -> Line:
+def _line(file: str, number: int) -> PolicyLine:
     text = ""
     with contextlib.suppress(OSError), Path(file).open(errors="replace") as lines:
         text = next((line for at, line in enumerate(lines, 1) if at == number), "")
-    return Line(file, number, text.rstrip("\r\n"))
+    return PolicyLine(file, number, text.rstrip("\r\n"))

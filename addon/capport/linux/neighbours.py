@@ -32,7 +32,7 @@ _SETTLE = 0.05  # seconds between dumps in a flood, or the thread would do nothi
 _CATCH_UP = 256  # datagrams that one look-up reads at most: some 5 ms in a flood
 
 
-class Replica:
+class NeighbourTable:
     """Maps addresses to MACs and back, from entries in the order in which the kernel sent them.
 
     An address with different MACs on two interfaces (for example a link-local one) has no MAC here,
@@ -114,7 +114,7 @@ class NetlinkNeighbours(Neighbours):
     def __init__(self, interfaces: Collection[str] | None = None) -> None:
         self.dumps = 0
         """Dumps so far: one at the start, and one for each overflow or change of a link."""
-        self._replica = Replica()
+        self._table = NeighbourTable()
         self._names = None if interfaces is None else frozenset(interfaces)
         self._numbers: frozenset[int] | None = None
         self._lock = threading.Lock()
@@ -136,7 +136,7 @@ class NetlinkNeighbours(Neighbours):
 
     @property
     def works(self) -> bool:
-        """Whether the replica is as the kernel's table is."""
+        """Whether the table here is as the kernel's is."""
         return not (self._stale or self._closed)
 
     def find_mac(self, address: Address) -> Mac | None:
@@ -145,10 +145,10 @@ class NetlinkNeighbours(Neighbours):
         An address with a MAC is found in a dict. Any other takes one more system call (3 us), which
         does not wait. A loopback address has no MAC, so it takes none.
         """
-        mac = self._replica.find_mac(address)
+        mac = self._table.find_mac(address)
         if mac is None and not self._closed and not _is_loopback(address):
             self._catch_up()
-            mac = self._replica.find_mac(address)
+            mac = self._table.find_mac(address)
         return mac
 
     def way(self, address: Address) -> Way | None:
@@ -173,12 +173,12 @@ class NetlinkNeighbours(Neighbours):
     def addresses(self, mac: Mac) -> list[Address]:
         """Every address that `mac` has."""
         with self._lock:
-            return self._replica.addresses(mac)
+            return self._table.addresses(mac)
 
     def items(self) -> list[tuple[Address, Mac]]:
         """Every address and its MAC."""
         with self._lock:
-            return self._replica.items()
+            return self._table.items()
 
     def use(self, interfaces: Collection[str] | None) -> None:
         """Makes other `interfaces` count from now on."""
@@ -225,7 +225,7 @@ class NetlinkNeighbours(Neighbours):
                 self._turn()
         finally:
             self._close_sockets()
-            self._replica.replace(())  # no MAC is better than an old one, whatever ended the thread
+            self._table.replace(())  # no MAC is better than an old one, whatever ended the thread
 
     def _turn(self) -> None:
         try:
@@ -239,7 +239,7 @@ class NetlinkNeighbours(Neighbours):
             time.sleep(_RETRY)
             with self._lock:
                 self._stale = True
-                self._changes.extend(self._replica.replace(()))
+                self._changes.extend(self._table.replace(()))
                 os.eventfd_write(self._wake, 1)
 
     def _refresh(self) -> None:
@@ -294,7 +294,7 @@ class NetlinkNeighbours(Neighbours):
                 self._stale = True  # one of the interfaces appeared, went or changed its number
             return
         entry = neighbour_lookup.entry(message)
-        if entry and self._counts(entry) and self._replica.apply(entry):
+        if entry and self._counts(entry) and self._table.apply(entry):
             self._changes.append(entry.address)
 
     def _counts(self, entry: Neighbour) -> bool:
@@ -318,7 +318,7 @@ class NetlinkNeighbours(Neighbours):
             self._stale = False
             self.dumps += 1
         finally:
-            self._changes.extend(self._replica.replace(found))
+            self._changes.extend(self._table.replace(found))
 
     def _close_sockets(self) -> None:
         with self._lock:

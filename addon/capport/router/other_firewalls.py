@@ -58,8 +58,8 @@ class Packet:
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
-    """A chain at a hook, the chains of its table, and the packets that it drops."""
+class BaseChain:
+    """A base chain (nft(8)), at a hook: the chains of its table, and the packets that it drops."""
 
     table: str
     name: str
@@ -111,7 +111,7 @@ def _tables(rules: Nftables) -> Iterator[str]:
     yield from (table for table in tables if table != TABLE)
 
 
-def _dropping(table: str, rules: Nftables, packets: Iterable[Packet]) -> Iterator[Chain]:
+def _dropping(table: str, rules: Nftables, packets: Iterable[Packet]) -> Iterator[BaseChain]:
     """Each chain of `table` that drops some of `packets`."""
     bases: list[_Json] = []
     chains: dict[str, list[_Json]] = {}
@@ -136,7 +136,7 @@ def _dropping(table: str, rules: Nftables, packets: Iterable[Packet]) -> Iterato
         mine = (packet for packet in packets if packet.hook == base["hook"])
         dropped = [packet for packet in mine if any(drops(base, packet, f) for f in families)]
         if dropped:
-            yield Chain(table, base["name"], chains, dropped)
+            yield BaseChain(table, base["name"], chains, dropped)
 
 
 def _printed(table: str, rules: Nftables) -> dict[int | None, str]:
@@ -275,7 +275,7 @@ def _holds(right: Any, mine: str | int) -> bool | None:
     return same
 
 
-def _sentence(chain: Chain) -> str:
+def _sentence(chain: BaseChain) -> str:
     what = " and ".join(packet.what for packet in chain.dropped)
     to_us = " from clients to the router" if chain.dropped[0].hook == "input" else ""
     remedies = " && ".join(_remedies(chain))
@@ -285,7 +285,7 @@ def _sentence(chain: Chain) -> str:
     )
 
 
-def _remedies(chain: Chain) -> Iterator[str]:
+def _remedies(chain: BaseChain) -> Iterator[str]:
     """Commands that let the packets through, given to the program that made the table."""
     if chain.table == CLOSED:
         yield "systemctl restart capport-router"  # it loads the rules, then removes this table

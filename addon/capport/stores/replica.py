@@ -39,7 +39,7 @@ def row_of(session: Session, shift: float) -> Row:
     )
 
 
-class State(NamedTuple):
+class ReplicaState(NamedTuple):
     """The sessions, and what to subtract from store time for an instant of this boot's clock.
 
     They are one value, so that both are replaced at once. `lengths[n]` is 1 if some id may have n
@@ -87,7 +87,7 @@ class Replica:
     """The sessions: the event loop finds them, other threads change them, one at a time."""
 
     def __init__(self) -> None:
-        self.state = State({}, 0.0, bytearray(256), {})
+        self.state = ReplicaState({}, 0.0, bytearray(256), {})
         self._touches: dict[ClientId, Instant] = {}
         """When clients were active, as far as the database does not have it yet."""
         self._touching = threading.Lock()
@@ -137,7 +137,7 @@ class Replica:
 
     def replace(self, records: dict[ClientId, bytes], shift: float) -> None:
         """Replaces everything."""
-        state = State(records, shift, bytearray(256), {})
+        state = ReplicaState(records, shift, bytearray(256), {})
         for client in records:
             state.note(client)
         self.state = state

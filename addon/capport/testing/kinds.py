@@ -18,7 +18,7 @@ _HTML = ("Content-Type", "text/html; charset=utf-8")
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class PortalKind:
     """One kind. `tls` replaces the policy's `tls.unknown`; `answer` replaces the 511.
 
     Behind a kind that `vanishes`, packets do; one that `lies` answers for every name. `needs` says
@@ -73,23 +73,23 @@ _RESET_TLS = UnknownTls.DROP
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind(OURS, "511 with a link (RFC 6585); TLS as the policy says"),
-        Kind("redirect", "302 to the sign-in page; TLS is reset", _RESET_TLS, _redirect),
-        Kind("page", "200 and the sign-in page itself; TLS is reset", _RESET_TLS, _page),
-        Kind("script", "200 and a script that goes on; TLS is reset", _RESET_TLS, _script),
-        Kind(
+        PortalKind(OURS, "511 with a link (RFC 6585); TLS as the policy says"),
+        PortalKind("redirect", "302 to the sign-in page; TLS is reset", _RESET_TLS, _redirect),
+        PortalKind("page", "200 and the sign-in page itself; TLS is reset", _RESET_TLS, _page),
+        PortalKind("script", "200 and a script that goes on; TLS is reset", _RESET_TLS, _script),
+        PortalKind(
             "forged-tls",
             "302, also inside TLS, with a certificate of its own for every name",
             UnknownTls.INTERCEPT,
             _redirect,
         ),
-        Kind(
+        PortalKind(
             "silent",
             "names resolve, and every other packet vanishes",
             vanishes=True,
             needs="only in a network of its own can a portal make packets vanish",
         ),
-        Kind(
+        PortalKind(
             "dns-lie",
             "every name leads to the portal: 302 to the sign-in page; TLS is reset",
             _RESET_TLS,
@@ -97,7 +97,7 @@ KINDS = {
             lies=True,
             needs="only in a network of its own can a portal answer for every name",
         ),
-        Kind(
+        PortalKind(
             "reset",
             "every connection is reset when the client has sent something",
             _RESET_TLS,
@@ -107,7 +107,7 @@ KINDS = {
 }
 
 
-def kind_named(name: str) -> Kind:
+def kind_named(name: str) -> PortalKind:
     """The kind with this name. Raises ValueError that names all of them."""
     try:
         return KINDS[name]

@@ -18,7 +18,7 @@ _SIGN_IN = """\
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class OriginAnswer:
     """What the origin answers at a path. After `hold_after` bytes of the body it waits."""
 
     body: bytes
@@ -31,7 +31,7 @@ class Origin:
     """Answers every request for every name, in plain HTTP and in TLS."""
 
     def __init__(self, authority: Authority) -> None:
-        self.answers: dict[str, Answer] = {}
+        self.answers: dict[str, OriginAnswer] = {}
         handler = web.Application([(r".*", _Any, {"answers": self.answers})])
         self.http_port = _listen(httpserver.HTTPServer(handler))
         context = authority.context_for("origin.test")
@@ -52,7 +52,7 @@ def serve_sign_in(host: str, grant: Callable[[], Awaitable[None]]) -> int:
 class _Any(web.RequestHandler):
     SUPPORTED_METHODS = (*web.RequestHandler.SUPPORTED_METHODS, "PROPFIND", "REPORT")
 
-    def initialize(self, answers: dict[str, Answer]) -> None:
+    def initialize(self, answers: dict[str, OriginAnswer]) -> None:
         self._answers = answers
         self._gone = asyncio.Event()
 
@@ -65,7 +65,9 @@ class _Any(web.RequestHandler):
     async def _answer(self) -> None:
         request = self.request
         said = {"method": request.method, "host": request.host, "path": request.path}
-        default = Answer(json.dumps(said).encode(), headers=(("Content-Type", "application/json"),))
+        default = OriginAnswer(
+            json.dumps(said).encode(), headers=(("Content-Type", "application/json"),)
+        )
         answer = self._answers.get(request.path, default)
         self.set_status(answer.status)
         self.clear_header("Content-Type")

@@ -35,7 +35,7 @@ from capport.service.settings import SettingError
 from capport.testing.authority import Authority
 from capport.testing.kinds import kind_named
 from capport.testing.network import CLIENT, LIE, ORIGIN, PORTAL, Entrance, end_all
-from capport.testing.origin import Answer, Origin, serve_sign_in
+from capport.testing.origin import Origin, OriginAnswer, serve_sign_in
 from capport.testing.resolver_for_clients import ClientsResolver
 
 EXPIRY = 0.01  # seconds until sessions end that `expire` ends
@@ -210,7 +210,9 @@ class _Subject:
     ) -> None:
         """Makes the origin answer this at `path`. `body` is bytes, read as Latin-1."""
         fields = tuple((name, value) for name, value in headers)
-        self._origin.answers[path] = Answer(body.encode("latin-1"), status, fields, hold_after)
+        self._origin.answers[path] = OriginAnswer(
+            body.encode("latin-1"), status, fields, hold_after
+        )
 
     async def events(self) -> str:
         """Writes every event that is due; returns the file."""

@@ -8,7 +8,7 @@ from capport.report import as_text
 from capport.report.findings import Rule
 from capport.report.rules import RULES
 from capport.report.summary import Report
-from capport.testing.kinds import Kind
+from capport.testing.kinds import PortalKind
 
 _LEGEND = "E error  W warning  n note  . kept  ? not tested  x skipped"
 
@@ -17,7 +17,7 @@ _LEGEND = "E error  W warning  n note  . kept  ? not tested  x skipped"
 class Run:
     """One run of a command: its exit status and the report, or why it was skipped."""
 
-    kind: Kind
+    kind: PortalKind
     status: int | None = None
     report: Report | None = None
     skipped: str = ""

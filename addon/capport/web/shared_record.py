@@ -38,7 +38,7 @@ class Use(NamedTuple):
     by_wall: int
 
 
-class Limits(NamedTuple):
+class RecordLimits(NamedTuple):
     """What never changes. A state has number 0. `until`: when it is forgotten; 0: never."""
 
     number: int = 0
@@ -54,7 +54,7 @@ class Limits(NamedTuple):
 class SharedRecord:
     """A voucher, or a state that was used. `revoked`: when; 0 if it is not."""
 
-    limits: Limits
+    limits: RecordLimits
     revoked: int = 0
     uses: Mapping[ClientId, Use] = field(default_factory=dict)
 
@@ -130,10 +130,10 @@ def dump(record: SharedRecord) -> str:
 def parse(said: str) -> SharedRecord:
     """The record in `said`. Raises ValueError for whatever does not fit."""
     found = record_json.load(said, version=VERSION, largest=LARGEST)
-    numbers = {name: number(found, name) for name in Limits._fields if name != "note"}
+    numbers = {name: number(found, name) for name in RecordLimits._fields if name != "note"}
     uses = record_json.members(found, "uses", MOST_USES)
     return SharedRecord(
-        Limits(**numbers, note=record_json.text(found, "note", _NOTE)),
+        RecordLimits(**numbers, note=record_json.text(found, "note", _NOTE)),
         number(found, "revoked"),
         {record_json.client_of(client): _use(use) for client, use in uses.items()},
     )

@@ -16,7 +16,7 @@ from capport.stores.opening import open_book
 from capport.web.date_reckoning import Moment
 from capport.web.records import Records, Voucher, records_beside
 from capport.web.shared_copy import SharedCopy
-from capport.web.shared_record import Limits, SharedRecord, dump, parse
+from capport.web.shared_record import RecordLimits, SharedRecord, dump, parse
 from capport.web.states import LIFETIME
 
 FIRST_NUMBER = 100_001
@@ -61,7 +61,7 @@ class SharedRecords(Records):
 
         def use(found: dict[str, str], now: int) -> dict[str, str]:
             nonlocal by
-            record = _record(found, key) or SharedRecord(Limits(until=now + KEPT))
+            record = _record(found, key) or SharedRecord(RecordLimits(until=now + KEPT))
             by = next(iter(record.clients), None)
             return {} if by else {key: dump(record.used(client, now, 0))}
 
@@ -103,12 +103,12 @@ class SharedRecords(Records):
             first = last.limits.number + 1 if last else FIRST_NUMBER
             numbers = range(first, first + len(keys))
             expires = 0 if valid is None else now + _ms(valid)
-            limits = Limits(0, max(1, _ms(lifetime)), devices, expires, now, 0, note)
+            limits = RecordLimits(0, max(1, _ms(lifetime)), devices, expires, now, 0, note)
             made = {
                 key: dump(SharedRecord(limits._replace(number=number)))
                 for key, number in zip(keys, numbers, strict=True)
             }
-            return made | {_NUMBERS: dump(SharedRecord(Limits(first + len(keys) - 1)))}
+            return made | {_NUMBERS: dump(SharedRecord(RecordLimits(first + len(keys) - 1)))}
 
         self.book.change([_NUMBERS, *keys], add)
         return [*numbers]
