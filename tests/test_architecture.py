@@ -729,6 +729,14 @@ def test_no_two_modules_have_the_same_name() -> None:
     assert {name for name, count in names.items() if count > 1} == {"__init__.py"}
 
 
+def test_no_two_public_classes_have_the_same_name() -> None:
+    trees = (ast.parse(path.read_text()) for path in sources(CHECKOUT / "addon").values())
+    nodes = chain.from_iterable(map(ast.walk, trees))
+    names = Counter(node.name for node in nodes if isinstance(node, ast.ClassDef))
+    assert names["Portal"] == 1
+    assert [name for name, count in names.items() if count > 1 and not name.startswith("_")] == []
+
+
 def map_of_the_house() -> str:
     return (CHECKOUT / "addon" / "README.md").read_text()
 
