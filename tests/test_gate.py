@@ -265,7 +265,7 @@ def test_a_session_that_is_revoked_while_it_is_bound_does_not_live_on(
 
     def slow(session: Session) -> None:
         put(session)
-        assert gate.store.drop(AT)
+        assert gate.store.revoke(AT)
 
     monkeypatch.setattr(gate.store, "put", slow)
     gate.bind(AT)

@@ -26,7 +26,7 @@ class House:
         self.session_events.changed(CLIENT)
 
     def revoke(self) -> None:
-        self.store.drop(CLIENT)
+        self.store.revoke(CLIENT)
         self.session_events.changed(CLIENT)
 
     def told(self) -> list[dict[str, Any]]:
@@ -141,7 +141,7 @@ def test_a_touch_that_is_stored_after_the_end_is_no_second_end(tmp_path: Path) -
 def test_what_was_opened_and_ended_before_we_heard_of_it_is_told_once(tmp_path: Path) -> None:
     house = House(tmp_path)
     house.store.put(Session(CLIENT, house.now, house.now + 60))
-    house.store.drop(CLIENT)
+    house.store.revoke(CLIENT)
     house.session_events.changed(CLIENT)
     house.session_events.changed(CLIENT)
     assert [line["event"] for line in house.told()] == ["revoked"]

@@ -428,7 +428,7 @@ class Gate:
             try:
                 self._carry_out(client)
             except StoreError:
-                self.store.drop(client)  # else it would be known here, but held up by the router
+                self.store.revoke(client)  # else it would be known here, but held up by the router
                 raise
             return session
 
@@ -458,8 +458,8 @@ class Gate:
         is_longer = before is None or before.ends < bound.ends
         if is_longer:
             self.store.put(bound)
-        if not self.store.drop(client) and is_longer:
-            self.store.drop(bound.client)  # somebody has revoked the session meanwhile
+        if not self.store.revoke(client) and is_longer:
+            self.store.revoke(bound.client)  # somebody has revoked the session meanwhile
 
     def revoke(self, *clients: ClientId) -> bool:
         """Ends the session of each client; returns whether there was one.
@@ -470,7 +470,7 @@ class Gate:
         for client in clients:
             with self.metrics.revocations.of_this():
                 try:
-                    ended = self.store.drop(client) or ended
+                    ended = self.store.revoke(client) or ended
                 except StoreError as error:
                     failures.append(error)
                 finally:

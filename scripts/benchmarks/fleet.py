@@ -97,7 +97,7 @@ def changed(
         if what == "grant":
             store.put(Session(who, now, now + 3600))
         else:
-            store.drop(who)
+            store.revoke(who)
         calls[what].append((time.monotonic() - began) * 1e3)
         for other in others:
             assert other.stdout

@@ -105,7 +105,7 @@ def changes(path: Path, count: int) -> Iterator[Figure]:
     """Grants and revocations, and how long until another process acts on them."""
     argv = [sys.executable, "-m", "benchmarks.store", "watch", str(path)]
     puts: list[float] = []
-    drops: list[float] = []
+    revocations: list[float] = []
     seen: list[float] = []
     with (
         subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other,
@@ -116,12 +116,12 @@ def changes(path: Path, count: int) -> Iterator[Figure]:
         other.stdout.readline()
         for number in range(count):
             who = ClientId(f"198.51.100.{number % 250 + 1}")
-            for times, put in ((puts, True), (drops, False)):
+            for times, put in ((puts, True), (revocations, False)):
                 before, now = time.monotonic(), clock.now()
                 if put:
                     store.put(Session(who, now, now + 3600))
                 else:
-                    store.drop(who)
+                    store.revoke(who)
                 times.append((time.monotonic() - before) * 1e3)
                 seen.append((float(other.stdout.readline()) - before) * 1e3)
         used = time.process_time()
@@ -131,7 +131,7 @@ def changes(path: Path, count: int) -> Iterator[Figure]:
     synced = synchronised(path.parent, count)
     peer = "a 4 KiB write and fdatasync here"
     yield Figure("grant, durable and in force", "ms", {"put": puts, peer: synced}, peer)
-    rows = {"drop": drops, peer: synced}
+    rows = {"revoke": revocations, peer: synced}
     yield Figure("revocation", "ms", rows, peer, (Promise.AT_MOST, 250.0), worst=True)
     late = {"99 of 100": [percentile(seen, 99)], "each": seen}
     yield Figure(

@@ -237,13 +237,13 @@ async def test_each_session_is_ended_also_where_that_cannot_be_made_durable(
         for client in (ADA, mac, f"{mac}@{ADA}"):
             a.house.gate.grant(parse_client_id(client), lifetime=60, by="command", how="")
         a.house.gate.neighbours = _OneNeighbour(mac, ADA)
-        drop = a.house.gate.store.drop
+        revoke = a.house.gate.store.revoke
 
         def full(client: ClientId) -> bool:
-            drop(client)
+            revoke(client)
             raise StoreError(f"the disk is full; {client} is revoked, but only for now")
 
-        monkeypatch.setattr(a.house.gate.store, "drop", full)
+        monkeypatch.setattr(a.house.gate.store, "revoke", full)
         answer = await a.call("DELETE", f"/sessions/{ADA}")
         assert answer.status == 503
         assert answer.json["detail"].endswith("is revoked, but only for now")

@@ -138,4 +138,4 @@ def street(whole_street: Street) -> Iterator[Street]:
     yield whole_street
     with closing(open_store(str(whole_street.lab.policy.sessions.store))) as store:
         for session in tuple(store.sessions()):
-            store.drop(session.client)
+            store.revoke(session.client)

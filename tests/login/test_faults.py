@@ -97,13 +97,13 @@ async def test_who_signs_out_has_no_session_left_whatever_the_disk_does(
         mac = Mac("02:00:00:00:00:07")
         h.gate.neighbours = _One(mac)
         h.gate.grant(ClientId(mac), lifetime=60)
-        drop = h.gate.store.drop
+        revoke = h.gate.store.revoke
 
         def full(client: ClientId) -> bool:
-            drop(client)
+            revoke(client)
             raise StoreError("the disk is full")
 
-        monkeypatch.setattr(h.gate.store, "drop", full)
+        monkeypatch.setattr(h.gate.store, "revoke", full)
         assert (await browser.post("/sign-out", status.fields)).status == 503
         assert not list(h.gate.store.sessions())
 

@@ -78,13 +78,13 @@ async def test_one_that_cannot_be_made_durable_does_not_keep_the_others_open(
 ) -> None:
     async with portal() as it:
         it.gate.neighbours = Table()
-        drop = it.gate.store.drop
+        revoke = it.gate.store.revoke
 
         def not_durable(client: ClientId) -> bool:
-            drop(client)
+            revoke(client)
             raise StoreError("the disk is full")
 
-        monkeypatch.setattr(it.gate.store, "drop", not_durable)
+        monkeypatch.setattr(it.gate.store, "revoke", not_durable)
         for under in (MAC, "192.0.2.7"):
             it.grant(under)
         it.master.commands.execute("portal.revoke 192.0.2.7")

@@ -91,7 +91,7 @@ async def test_a_session_that_ends_while_the_portal_starts_takes_its_connections
         opened[0].sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         while b"xxxx" not in received:
             received += opened[0].recv(4096) or pytest.fail("it was not served")
-        store.drop(me)
+        store.revoke(me)
         return watch(store, watcher)
 
     monkeypatch.setattr(MemoryStore, "watch", late)

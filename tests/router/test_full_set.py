@@ -93,13 +93,13 @@ def test_who_is_in_a_full_set_stays_in_and_who_is_not_is_refused_until_there_is_
         known.resync()
         assert inside(rules) == {client(number) for number in (1, 2, 3, 4)}
         assert told == ["set macs of table inet capport is full: it has 4 clients, the maximum"]
-        store.drop(client(2))
+        store.revoke(client(2))
         known.update([client(2)])
         known.update([client(6)])
         assert inside(rules) == {client(number) for number in (1, 3, 4, 6)}
         for number in range(7, 1000):
-            store.drop(client(number))
-        store.drop(client(5))
+            store.revoke(client(number))
+        store.revoke(client(5))
         known.resync()
         assert len(told) == 1
         grant(store, client(7))
@@ -135,10 +135,10 @@ def test_a_set_that_the_kernel_finds_full_is_no_loop_and_keeps_nobody_in_who_is_
         within = inside(rules)
         assert len(within) == 64
         gone = next(iter(within))
-        store.drop(ClientId(gone))
+        store.revoke(ClientId(gone))
         wait_for(lambda: gone not in inside(rules))
         for number in range(40, 2000):
-            store.drop(client(number))
+            store.revoke(client(number))
         wait_for(lambda: inside(rules) >= {client(n) for n in range(40)} - {gone})
 
 
@@ -159,14 +159,14 @@ def test_what_many_had_open_is_forgotten_in_one_reading_of_the_table(
     with closing(router.call(KnownClients, lambda: POLICY, store, Nobody())) as known:
         router.call(known.resync)
         for one in ids:
-            store.drop(one)
+            store.revoke(one)
         router.call(known.resync)
         assert readings == [1000]
         grant(store, *ids)
         store.watch(known.changed)
         router.call(known.start)
         for one in ids:
-            store.drop(one)
+            store.revoke(one)
         known.update(ids)
         wait_for(lambda: sum(readings) == 2000)
     assert len(readings) < 20
@@ -191,7 +191,7 @@ def test_what_the_kernel_refuses_of_one_does_not_leave_another_connected(
             return run(its, commands)
 
         monkeypatch.setattr(Nftables, "run", refuses)
-        store.drop(out)  # which it does not watch: so its own thread does not meet it
+        store.revoke(out)  # which it does not watch: so its own thread does not meet it
         grant(store, into)
         with pytest.raises(RulesError, match="Too many open files"):
             known.update([into, out])
@@ -218,7 +218,7 @@ def test_an_error_that_nobody_thought_of_does_not_end_the_thread_that_disconnect
     with closing(router.call(KnownClients, lambda: POLICY, store, Nobody())) as known:
         router.call(known.start)
         for one in ids:
-            store.drop(one)
+            store.revoke(one)
             known.update([one])
             wait_for(lambda one=one: {parse_address(one)} in tried)  # type: ignore[misc]
     assert "Cannot remove 1 addresses from conntrack: 'an unforeseen fault'" in caplog.text

@@ -394,7 +394,7 @@ def test_revocation_cuts_what_is_open_and_empties_conntrack(
         wait_for(lambda c=one: echoes(c, ORIGIN4) and c.v4 in " ".join(elements(lab, "known4")))  # type: ignore[misc]
     lab.router.run("conntrack", "-F")
     open_here, open_there = connected(client), connected(other)
-    store.drop(ClientId(client.mac))
+    store.revoke(ClientId(client.mac))
     wait_for(lambda: not answers(open_here, 3))
     assert answers(open_there)
     wait_for(lambda: client.v4 not in tracked(lab))
@@ -529,7 +529,7 @@ def test_what_the_kernel_would_not_have_at_first_is_tried_again(
 
     monkeypatch.setattr(Nftables, "run", once)
     monkeypatch.setattr(started, "resync", late)
-    store.drop(ClientId(lab.client.mac))
+    store.revoke(ClientId(lab.client.mac))
     with pytest.raises(RulesError, match="no memory"):
         started.update([ClientId(lab.client.mac)])
     assert elements(lab, "known4")
@@ -865,7 +865,7 @@ def test_a_session_for_an_address_off_the_link_is_for_the_frames_of_the_router_b
         moved = "02:00:00:00:00:77"
         lab.router.ip(f"neighbour replace {hop.v4} lladdr {moved} dev br-lan nud permanent")
         wait_for(lambda: elements(lab, "known4").keys() == {f"{behind} . {moved}"})
-        store.drop(behind)
+        store.revoke(behind)
         wait_for(lambda: elements(lab, "known4") == {})
         assert elements(lab, "return4") == {}
     finally:
@@ -1247,7 +1247,7 @@ def test_what_a_known_mac_was_learned_at_ends_with_its_session(
     store.put(session(lab.client.mac))
     known.update([ClientId(lab.client.mac)])
     lab.rules.run("add element inet capport learned4 { 192.0.2.98 timeout 10s }\n")
-    store.drop(ClientId(lab.client.mac))
+    store.revoke(ClientId(lab.client.mac))
     wait_for(lambda: "192.0.2.98" not in elements(lab, "learned4"))
 
 

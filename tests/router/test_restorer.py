@@ -122,7 +122,7 @@ def test_what_changes_while_a_command_puts_the_rules_up_is_in_force_when_it_has(
 
     def late(*given: Any, **named: Any) -> None:
         monkeypatch.setattr(nftables, "up", load)
-        store.drop(ClientId(revoked))
+        store.revoke(ClientId(revoked))
         changed = [grant(store, prolonged, 3600), grant(store, granted, 3600)]
         known.update([ClientId(revoked), *changed])
         load(*given, **named)

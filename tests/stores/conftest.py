@@ -15,7 +15,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A commit on a busy machine can take longer than a revocation waits for another one."""
     for module in (store, housekeeping):
         monkeypatch.setattr(module, "PUT_SECONDS", SOON)
-    monkeypatch.setattr(store, "DROP_SECONDS", SOON)
+    monkeypatch.setattr(store, "REVOKE_SECONDS", SOON)
     monkeypatch.setattr(locks, "LOCK_SECONDS", SOON)
     monkeypatch.setattr(redis_store, "TAKEN_SECONDS", SOON)
     monkeypatch.setattr(redis_store, "OPEN_SECONDS", SOON)
@@ -28,7 +28,7 @@ def in_haste(patience: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in earnest: for who locks the file and sees what comes of it."""
     for module in (store, housekeeping):
         monkeypatch.setattr(module, "PUT_SECONDS", database.PUT_SECONDS)
-    monkeypatch.setattr(store, "DROP_SECONDS", database.DROP_SECONDS)
+    monkeypatch.setattr(store, "REVOKE_SECONDS", database.REVOKE_SECONDS)
 
 
 @pytest.fixture

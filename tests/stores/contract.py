@@ -140,7 +140,7 @@ class StoreContract:
             ([], set()),
         ):
             assert {one.client for one in store.sessions(about)} == found
-        store.drop(bound)
+        store.revoke(bound)
         assert [one.client for one in store.sessions(["192.0.2.99"])] == []
 
     def test_what_is_not_there_is_not_renewed(self, store: SessionStore) -> None:
@@ -151,7 +151,7 @@ class StoreContract:
         found = store.find((MAC,), 1002.0)
         assert found is not None
         assert found.name == "second"
-        store.drop(MAC)
+        store.revoke(MAC)
         assert not store.put(session(name="third"), renews=True)
         assert store.find((MAC,), 1002.0) is None
 
@@ -163,17 +163,17 @@ class StoreContract:
         assert store.find((MAC,), 1109.0)
         assert store.find((MAC,), 1110.0) is None
 
-    def test_a_dropped_session_is_over_and_said_to_have_been(self, store: SessionStore) -> None:
+    def test_a_revoked_session_is_over_and_said_to_have_been(self, store: SessionStore) -> None:
         store.put(session())
-        assert store.drop(MAC) is True
+        assert store.revoke(MAC) is True
         assert store.find((MAC,), 1000.0) is None
-        assert store.drop(MAC) is False
+        assert store.revoke(MAC) is False
         assert list(store.sessions()) == []
 
-    def test_a_dropped_session_takes_its_touches_along(self, store: SessionStore) -> None:
+    def test_a_revoked_session_takes_its_touches_along(self, store: SessionStore) -> None:
         store.put(session(idle=60.0))
         store.touch(MAC, 1050.0)
-        store.drop(MAC)
+        store.revoke(MAC)
         store.put(session(idle=60.0))
         assert store.find((MAC,), 1060.0) is None
 
@@ -210,8 +210,8 @@ class StoreContract:
             (lambda: store.put(session()), MAC),
             (lambda: other.put(session(ADDRESS)), ADDRESS),
             (lambda: store.put(session(expires=9000.0)), MAC),
-            (lambda: other.drop(MAC), MAC),
-            (lambda: store.drop(ADDRESS), ADDRESS),
+            (lambda: other.revoke(MAC), MAC),
+            (lambda: store.revoke(ADDRESS), ADDRESS),
         )
         for change, client in changes:
             await asyncio.to_thread(change)
@@ -234,7 +234,7 @@ class StoreContract:
         store.watch(fails)
         store.watch(lambda client: heard.append((client, threading.get_ident())))
         store.put(session())
-        store.drop(MAC)
+        store.revoke(MAC)
         until(lambda: len(heard) == 2, "two calls")
         assert {client for client, _ in heard} == {MAC}
         assert threading.get_ident() not in {thread for _, thread in heard}
@@ -246,9 +246,9 @@ class StoreContract:
         until(lambda: two.find((MAC,), 1000.0) is not None, "a grant")
         two.put(session(expires=1010.0))
         until(lambda: one.find((MAC,), 1010.0) is None, "a shortened session")
-        assert two.drop(MAC) is True
+        assert two.revoke(MAC) is True
         until(lambda: one.find((MAC,), 1000.0) is None, "a revocation")
-        assert one.drop(MAC) is False
+        assert one.revoke(MAC) is False
 
     @pytest.mark.usefixtures("quick_turns")
     def test_threads_may_change_it_at_once(self, shared: Shared) -> None:
@@ -260,7 +260,7 @@ class StoreContract:
                 store.put(session(client))
                 assert store.find((client,), 1000.0), "granted, and not in force"
             for client in clients[::2]:
-                assert store.drop(client)
+                assert store.revoke(client)
                 assert store.find((client,), 1000.0) is None, "revoked, and still in force"
 
         def find() -> None:
@@ -289,7 +289,7 @@ class StoreContract:
         store.put(session(now=1010.0), most=2)  # who has one may have it renewed,
         assert store.put(session(ADDRESS, now=1020.0), renews=True)
         store.put(session(ADDRESS), most=1)  # also where the bound was lowered
-        store.drop(ADDRESS)
+        store.revoke(ADDRESS)
         store.put(session(OTHER), most=2)
         assert {one.client for one in store.sessions()} == {MAC, OTHER}
 
@@ -305,7 +305,7 @@ class StoreContract:
         store = shared.open()
         store.put(session(ADDRESS, idle=60.0, name="x"))
         store.put(session())
-        store.drop(MAC)
+        store.revoke(MAC)
         store.touch(ADDRESS, 1030.0)
         before = list(store.sessions())
         store.close()
@@ -343,11 +343,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.model[client] = put
 
     @rule(client=st.sampled_from(CLIENTS), there=st.booleans())
-    def drop(self, client: ClientId, there: bool) -> None:
+    def revoke(self, client: ClientId, there: bool) -> None:
         was_open = client in self.known()
-        dropped = (self.elsewhere if there else self.store).drop(client)
-        assert dropped or not was_open
-        assert not dropped or client in self.model
+        ended = (self.elsewhere if there else self.store).revoke(client)
+        assert ended or not was_open
+        assert not ended or client in self.model
         self.model.pop(client, None)
 
     @rule(client=st.sampled_from(CLIENTS), by=st.sampled_from([-50, 2, 500]))

@@ -1,6 +1,6 @@
 """A router as a process of its own, which a test may kill or freeze: one store, told what to do.
 
-It reads `put CLIENT`, `drop CLIENT` and `find CLIENT`, one a line, and answers each with a line.
+It reads `put CLIENT`, `revoke CLIENT` and `find CLIENT`, one a line, and answers each with a line.
 """
 
 import subprocess
@@ -66,8 +66,8 @@ def main(url: str, folder: str, lease: str) -> None:
         if what == "put":
             store.put(Session(client, now, now + 3600))
             print("alone" if store.fault else "taken", flush=True)
-        elif what == "drop":
-            store.drop(client)
+        elif what == "revoke":
+            store.revoke(client)
             print("alone" if store.fault else "taken", flush=True)
         else:
             print("known" if store.find((client,), now) else "unknown", flush=True)

@@ -215,7 +215,7 @@ def test_a_full_disk_grants_nothing_and_revokes_everything(tmp_path: Path) -> No
         fill(folder / "rest")
         assert store.find((clients[0],), 1000.0)
         for client in clients[:-1]:
-            assert store.drop(client)
+            assert store.revoke(client)
             fill(folder / "rest")  # whoever filled it takes what is given free too
         assert store.find((clients[0],), 1000.0) is None
         until(lambda: other.find((clients[-2],), 1000.0) is None, "a revocation")
@@ -280,7 +280,7 @@ def test_a_disk_that_turns_read_only_grants_nothing_and_revokes_until_the_reboot
         assert store.find((OTHER,), 1000.0) is None
         assert store.find((ADDRESS,), 1000.0)
         with pytest.raises(StoreError, match="is revoked, but only until the next reboot"):
-            store.drop(MAC)
+            store.revoke(MAC)
         assert store.find((MAC,), 1000.0) is None
         until(lambda: other.find((MAC,), 1000.0) is None, "a revocation")
         assert other.find((ADDRESS,), 1000.0)
@@ -309,7 +309,7 @@ def test_a_file_that_is_read_only_at_the_start_is_read_and_not_written(tmp_path:
         with pytest.raises(StoreError, match="cannot be written"):
             store.put(session(OTHER))
         with pytest.raises(StoreError, match="in this process only"):
-            store.drop(MAC)
+            store.revoke(MAC)
         assert store.find((MAC,), 5.0) is None
         store.close()
     keeps_log.close()
@@ -326,7 +326,7 @@ def test_a_locked_file_grants_nothing_in_time_and_revokes_at_once(tmp_path: Path
     locker.execute("BEGIN EXCLUSIVE")
     with pytest.raises(StoreError, match="another process keeps it locked; find it with fuser"):
         store.put(session(OTHER))
-    assert store.drop(MAC) is True
+    assert store.revoke(MAC) is True
     until(lambda: other.find((MAC,), 1000.0) is None, "a revocation")
     copy = OneFile(tmp_path / "copy")  # the power goes while it is still locked
     copy.path.parent.mkdir()
@@ -356,7 +356,7 @@ def test_a_grant_after_a_noted_revocation_stands(
         store.put(session(name=str(turn)))
         locker = sqlite3.connect(file.path, isolation_level=None)
         locker.execute("BEGIN IMMEDIATE")
-        store.drop(MAC)
+        store.revoke(MAC)
         locker.close()
     store.put(session(name="last"))
     assert store.find((MAC,), 1000.0)
@@ -391,7 +391,7 @@ def test_a_damaged_file_is_refused_and_says_what_to_do(tmp_path: Path, damage: s
     assert list(closed.sessions()) == []
     with pytest.raises(StoreError, match="damaged"):
         closed.put(session(MAC))
-    closed.drop(ClientId("192.0.2.1"))
+    closed.revoke(ClientId("192.0.2.1"))
     file.path.with_name("backup").write_bytes(good)
     file.path.with_name("backup").replace(file.path)
     until(lambda: len(list(closed.sessions())) == 99, "the backup")
@@ -414,7 +414,7 @@ def test_an_id_that_no_client_can_have_is_damage_whenever_it_is_read(tmp_path: P
         db.commit()
     with pytest.raises(StoreError, match=r"damaged \(an id of 256 characters\)"):
         store.put(session(ADDRESS))
-    store.drop(OTHER)
+    store.revoke(OTHER)
     assert store.find((OTHER,), 1000.0) is None
     file.close()
     with pytest.raises(StoreError, match=r"damaged \(an id of 256 characters\)"):
@@ -432,7 +432,7 @@ def test_a_file_damaged_in_use_keeps_who_is_known_and_still_revokes(tmp_path: Pa
         damaged.write(random.Random(1).randbytes(file.path.stat().st_size))
     Path(f"{file.path}-wal").write_bytes(b"")
     one, two = ClientId("192.0.2.1"), ClientId("192.0.2.2")
-    store.drop(one)
+    store.revoke(one)
     assert store.find((one,), 1000.0) is None
     assert store.find((two,), 1000.0)
     until(lambda: other.find((one,), 1000.0) is None, "a revocation")
@@ -600,7 +600,7 @@ def test_root_changes_nothing_that_was_put_in_place_of_journal_and_ballast(
         trap(theirs / f"sessions.db{name}", precious)
     store = SqliteStore(theirs / "sessions.db", spares=())
     store.put(session(MAC))
-    assert store.drop(MAC)
+    assert store.revoke(MAC)
     store.database.free_room()
     store.close()
     assert untouched(precious)
@@ -630,7 +630,7 @@ def test_root_notes_no_revocation_in_a_file_of_its_own_and_says_so(
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("BEGIN IMMEDIATE")  # as its owner can at any time
         with pytest.raises(StoreError, match="in this process only"):
-            store.drop(ClientId("192.0.2.7"))
+            store.revoke(ClientId("192.0.2.7"))
         db.execute("ROLLBACK")
     store.put(session(MAC))
     store.close()

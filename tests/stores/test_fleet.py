@@ -144,7 +144,7 @@ def test_without_redis_known_clients_stay_known_and_what_changed_travels_afterwa
     assert one.fault, "a grant that holds on one router alone says so"
     assert known.now(one, ADDRESS)
     assert not known.now(other, ADDRESS)
-    other.drop(OTHER)
+    other.revoke(OTHER)
     assert other.fault, "a revocation of which the others do not know says so"
     assert not known.now(other, OTHER)
     fleet.time.now += LEASE - 1
@@ -188,7 +188,7 @@ def test_a_router_starts_without_redis_and_knows_whom_it_granted(
 ) -> None:
     one = fleet.open(0)
     one.put(session())
-    one.drop(OTHER)
+    one.revoke(OTHER)
     one.close()
     fleet.server.kill()
     again = fleet.open(0)
@@ -213,7 +213,7 @@ def test_what_redis_has_forgotten_every_router_puts_back(
     other.put(session(ADDRESS))
     known.soon(Z, other)
     known.soon(MAC, other)
-    other.drop(Z)
+    other.revoke(Z)
     known.not_soon(Z, one)
     one.close()  # what this one granted, the other one puts back
     fleet.server.kill()
@@ -233,7 +233,7 @@ def test_a_revocation_is_remembered_by_each_router_that_has_heard_of_it(
     one, other = two
     one.put(session(MAC))
     known.soon(MAC, other)
-    other.drop(MAC)
+    other.revoke(MAC)
     known.not_soon(MAC, one)
     for store in (other, one):
         store.close()
@@ -264,7 +264,7 @@ def test_a_redis_that_came_back_older_undoes_no_revocation_and_loses_no_grant(
     one.put(session(Z))
     known.soon(Z, other)
     fleet.server.ask("SAVE")
-    other.drop(Z)
+    other.revoke(Z)
     known.not_soon(Z, one)
     one.put(session(MAC))
     known.soon(MAC, other)
@@ -304,7 +304,7 @@ def test_a_failover_by_sentinel_that_loses_the_last_writes_loses_nothing(
             primary.ask("CLIENT", "KILL", "TYPE", "replica")
             one.put(session(MAC))  # acknowledged, and never at the replica
             known.soon(MAC, other)
-            other.drop(Z)
+            other.revoke(Z)
             known.not_soon(Z, one)
             primary.kill()
             replica.thaw()
@@ -331,7 +331,7 @@ def test_after_a_split_both_sides_agree_and_the_revocation_wins(tmp_path: Path) 
         one = fleet.open(0, url=RedisUrl((mine, yours)))
         one.put(session(Z))
         other = fleet.open(1, url=RedisUrl((yours, mine)))  # its Redis knows nothing of the other
-        other.drop(Z)
+        other.revoke(Z)
         other.put(session(ADDRESS))
         one.put(session(Z, expires=9000.0))
         assert known.now(one, Z)
@@ -399,7 +399,7 @@ def test_of_a_grant_and_a_revocation_at_once_every_router_has_the_same_answer(
     def revoke() -> None:
         for client in clients:
             start.wait()
-            other.drop(client)
+            other.revoke(client)
 
     threads = [threading.Thread(target=work) for work in (grant, revoke)]
     for thread in threads:
@@ -421,7 +421,7 @@ def test_a_grant_that_did_not_know_of_a_revocation_falls_to_it(
     one, other = two
     fleet.server.freeze()
     fails(one, other)
-    one.drop(MAC)  # a client that this router has never heard of
+    one.revoke(MAC)  # a client that this router has never heard of
     other.put(session(MAC))
     assert known.now(other, MAC)
     fleet.server.thaw()
@@ -514,7 +514,7 @@ def test_what_is_over_is_forgotten_a_few_clients_at_a_time(
         other.put(session(client))
     other.put(session(lasting, expires=1e6))
     known.soon(lasting, one)
-    other.drop(Z)
+    other.revoke(Z)
     known.not_soon(Z, one)
     for _ in range(2):  # the first one of them finds the revocation still in force
         fleet.time.now += redis_store.REMEMBERED
@@ -536,7 +536,7 @@ def test_a_command_grants_and_revokes_without_reading_everything(
     assert list(command.sessions()) == []
     command.put(session(MAC))
     known.soon(MAC, one, other)
-    assert command.drop(ADDRESS)
+    assert command.revoke(ADDRESS)
     known.not_soon(ADDRESS, one, other)
     command.put(session(ADDRESS))  # it stands against the revocation that it has just made
     known.soon(ADDRESS, one, other)
@@ -552,7 +552,7 @@ def test_what_a_command_does_while_redis_is_away_is_in_force_at_once_and_travels
     fails(one, other)
     command = fleet.open(0, about=())
     command.put(session(MAC))
-    command.drop(ADDRESS)
+    command.revoke(ADDRESS)
     command.close()
     known.soon(MAC, one)
     known.not_soon(ADDRESS, one)
@@ -618,7 +618,7 @@ def test_what_a_command_granted_outlives_a_revocation_that_the_portal_reads_late
         return merge(found)
 
     monkeypatch.setattr(one, "merge", late)
-    other.drop(MAC)
+    other.revoke(MAC)
     command = fleet.open(0, about=())  # it has read the revocation
     fleet.time.now += 1
     command.put(session(MAC, now=fleet.time.now))
@@ -687,7 +687,7 @@ def test_revocations_by_too_many_routers_hold_the_client_and_stop_no_router(
         until(lambda store=store: {*store.records([MAC])[MAC].revoked} == {MANY}, "one for all")  # type: ignore[misc]
     with pytest.raises(StoreError, match="more than 256 routers have revoked it"):
         one.put(session(MAC))
-    one.drop(MAC)
+    one.revoke(MAC)
     one.close()
     one = fleet.open(0)
     one.put(session(ADDRESS))
@@ -719,7 +719,7 @@ def test_a_row_that_cannot_be_read_is_reported_once_and_written_again(
     for client in (MAC, OTHER):
         one.put(session(client))
     known.soon(MAC, other)
-    one.drop(OTHER)
+    one.revoke(OTHER)
     one.close()
     for client in (MAC, OTHER):
         damage(client, fleet.folder / "router0", text)
@@ -743,7 +743,7 @@ def test_a_command_revokes_although_its_row_cannot_be_read(
     one.put(session(MAC))
     known.soon(MAC, other)
     damage(MAC, fleet.folder / "router0", text)
-    assert fleet.open(0, about=()).drop(MAC)
+    assert fleet.open(0, about=()).revoke(MAC)
     known.not_soon(MAC, one, other)
 
 
@@ -795,7 +795,7 @@ def test_a_store_started_closed_waits_for_a_usable_file_and_keeps_revocations(
             closed.put(session(MAC, now=clock.now()))
         for client in (MAC, OTHER):
             with pytest.raises(StoreError, match="no other router hears of it"):
-                closed.drop(client)
+                closed.revoke(client)
         backup.replace(path)
         until(lambda: known(closed, ADDRESS), "the backup, used")
         assert closed.fault is None
@@ -804,7 +804,7 @@ def test_a_store_started_closed_waits_for_a_usable_file_and_keeps_revocations(
         until(lambda: ADDRESS in heard, "the watcher, called")
         closed.put(session(MAC, now=clock.now()))
         until(lambda: known(other, MAC))
-        assert closed.drop(MAC)
+        assert closed.revoke(MAC)
         until(lambda: not known(other, MAC))
 
 
@@ -853,7 +853,7 @@ def test_a_revocation_takes_effect_here_before_redis_answers(
 
     monkeypatch.setattr(redis_link.RedisLink, "fetch", ask)
     for client in (MAC, OTHER):
-        one.drop(client)
+        one.revoke(client)
     assert asked == [MAC, OTHER]
     known.not_soon(MAC, other)
     known.not_soon(OTHER, other)
@@ -882,7 +882,7 @@ def test_a_revocation_is_newer_than_each_that_redis_knows_of_this_router(
     other.close()  # it may send the record once more, when it reads its own file
     revoked = {one.router: Revocation(last, record.grant.expires)}
     fleet.server.ask("SET", KEY + MAC, dump(MAC, Record(revoked, record.grant)))
-    assert one.drop(MAC)
+    assert one.revoke(MAC)
     after = one.records([MAC])[MAC].revoked
     assert after == (
         {MANY: Revocation(LAST, 0.0)} if last == LAST else {one.router: Revocation(last + 1, 0.0)}
@@ -974,7 +974,7 @@ def test_a_router_that_was_frozen_lets_nobody_in_before_it_has_read_what_it_miss
         assert one("put", MAC) == "taken"
         until(lambda: other("find", MAC) == "known")
         suspend(other.process.pid)
-        assert one("drop", MAC) == "taken"
+        assert one("revoke", MAC) == "taken"
         threading.Event().wait(1.2)  # longer than the lease
         other.tell("find", MAC)
         other.process.send_signal(signal.SIGCONT)
@@ -995,7 +995,7 @@ def test_a_router_that_comes_back_after_an_hour_undoes_no_revocation(
         one.put(session(client, expires=9000.0))
         known.soon(client, other)
     one.close()
-    other.drop(Z)
+    other.revoke(Z)
     fleet.server.ask("FLUSHALL")  # and nobody but the router that revoked it remembers
     fleet.time.now += 3600
     known.soon(MAC, other)
@@ -1059,7 +1059,7 @@ def test_a_redis_that_takes_its_time_only_delays_what_waits_for_it(
         fleet.time.now += LEASE - 1
         lease = fleet.time.now + LEASE
         until(lambda lease=lease: leases(one) == {lease}, "the lease, renewed")  # type: ignore[misc]
-    one.drop(ADDRESS)
+    one.revoke(ADDRESS)
     assert one.fault is None
     known.not_soon(ADDRESS, one, other)
     link.close()
@@ -1112,7 +1112,7 @@ def test_a_network_that_is_slow_or_cut_one_way_or_both_is_as_a_redis_that_is_dow
             assert cut.returncode == 0, cut.stderr
         other.put(session(ADDRESS))
         assert other.fault, "a grant that holds on one router alone says so"
-        one.drop(Z)  # taken, and yet unheard of on the router that granted it
+        one.revoke(Z)  # taken, and yet unheard of on the router that granted it
         fleet.time.now += LEASE + 1
         assert known.now(other, Z), "it is known until it expires on the router that granted"
         assert not known.now(other, MAC), "the lease is over"

@@ -97,7 +97,7 @@ class FleetMachine(RuleBasedStateMachine):
         if (store := self.stores.get(router)) is not None:
             self.time.now += 1
             with self.by(store, command) as caller:
-                caller.drop(client)
+                caller.revoke(client)
                 self.changed(router, client, None, caller)
             self.portal(command, lambda: store.find((client,), self.time.now) is None)
 

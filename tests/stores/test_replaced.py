@@ -262,7 +262,7 @@ def test_what_cannot_be_used_lets_nobody_new_in_and_is_told_once(
     assert store.find((OTHER,), 1000.0) is None
     assert store.find((ADDRESS,), 1000.0)
     with contextlib.suppress(StoreError):
-        store.drop(MAC)
+        store.revoke(MAC)
     assert store.find((MAC,), 1000.0) is None
     # A file that can be used ends it; what was revoked meanwhile is revoked in that one too.
     good = backup(path, MAC, OTHER)

@@ -405,7 +405,7 @@ def test_who_lags_behind_the_journal_of_changes_reads_everything(
     with two.database.reading:  # as if its thread had been stopped
         for number in range(10):
             one.put(session(ClientId(f"198.51.100.{number}")))
-        one.drop(MAC)
+        one.revoke(MAC)
         file.time.now += housekeeping.UPKEEP_SECONDS + 1
         db = sqlite3.connect(file.path)
         until(lambda: db.execute("SELECT count(*) FROM changes").fetchone()[0] == 2, "a trim")
@@ -436,7 +436,7 @@ def test_a_file_that_is_gone_grants_nothing_and_revokes_all_the_same(file: OneFi
         store.put(session(OTHER))
     assert store.find((OTHER,), 1000.0) is None
     assert store.find((MAC,), 1000.0)
-    assert store.drop(MAC)
+    assert store.revoke(MAC)
     assert store.find((MAC,), 1000.0) is None
     away.rename(file.path)
     again = replace(session(OTHER), name="again")
@@ -473,8 +473,8 @@ def test_a_store_about_some_clients_knows_of_no_others_and_does_its_work(
     store.put(session(ClientId("198.51.100.7")))
     assert store.find((ClientId("198.51.100.7"),), 1000.0)
     for client in (MAC, OTHER):
-        assert store.drop(ClientId(client)) is True
-    assert store.drop(ClientId("198.51.100.8")) is False
+        assert store.revoke(ClientId(client)) is True
+    assert store.revoke(ClientId("198.51.100.8")) is False
     until(lambda: len(list(whole.sessions())) == len(FILED) + 1 - 2, "the changes")
     store.close()
     assert {s.client for s in whole.sessions()} == {*FILED, "198.51.100.7"} - {MAC, OTHER}

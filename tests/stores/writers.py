@@ -43,7 +43,7 @@ def write_until_killed(path: str, number: int, turn: int, out: int) -> None:
         if what == GRANT:
             store.put(granted(client, by=mark))
         else:
-            store.drop(ClientId(client))
+            store.revoke(ClientId(client))
         say(out, "did", what, client, mark)
 
 
@@ -75,7 +75,7 @@ def grant_and_stay(path: str, synchronous: str) -> None:
             if what == GRANT:
                 store.put(granted(client))
             elif what == REVOKE:
-                store.drop(ClientId(client))
+                store.revoke(ClientId(client))
             elif store.find([ClientId(client)], clock.now()) is None:
                 raise StoreError("unknown")
             say(1, "did", what, client)

@@ -8,7 +8,7 @@ from capport.core.client import ClientId
 from capport.core.session import Instant, Session
 
 type Watcher = Callable[[ClientId], None]
-"""A function that the store calls with each client whose session any process put or dropped.
+"""A function that the store calls with each client whose session any process put or revoked.
 
 The store calls it soon after the change (at most 0.1 s for a change by another process). If `watch`
 was called on an event loop, the call is made on that loop, otherwise on a thread of the store. The
@@ -21,7 +21,7 @@ again when the timer fires, because the end may have moved.
 class StoreError(OSError):
     """The store cannot be used, or could not make a change durable.
 
-    Of the changes, only `drop` takes effect all the same.
+    Of the changes, only `revoke` takes effect all the same.
     """
 
 
@@ -116,7 +116,7 @@ class Book(Protocol):
 class SessionStore(Protocol):
     """Sessions by client id, shared by every process that opens the same store.
 
-    Any thread may call any method. `put`, `drop` and `close` may wait for a disk or a
+    Any thread may call any method. `put`, `revoke` and `close` may wait for a disk or a
     network, a few seconds at most: do not call them on an event loop.
     """
 
@@ -145,7 +145,7 @@ class SessionStore(Protocol):
         False if there was none to replace.
         """
 
-    def drop(self, client: ClientId) -> bool:
+    def revoke(self, client: ClientId) -> bool:
         """Ends a session. Returns whether there was one.
 
         This takes effect at once, in this process and in the others. If the store cannot make it

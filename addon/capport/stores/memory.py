@@ -49,7 +49,7 @@ class MemoryStore:
         self._watchers.notify(session.client)
         return True
 
-    def drop(self, client: ClientId) -> bool:
+    def revoke(self, client: ClientId) -> bool:
         """Ends a session. Returns whether there was one."""
         with self._lock:
             if self._sessions.pop(client, None) is None:

@@ -166,7 +166,7 @@ class _Subject:
         """Ends every session."""
         store = self._hooks.gate.store
         with self._changes() as reported:
-            ended = [store.drop(session.client) for session in store.sessions()]
+            ended = [store.revoke(session.client) for session in store.sessions()]
             await reported(len(ended))
         self._network()
 

@@ -73,14 +73,14 @@ class ClosedStore:
             raise StoreError(self._why)
         return self._store.put(session, most=most, renews=renews)
 
-    def drop(self, client: ClientId) -> bool:
+    def revoke(self, client: ClientId) -> bool:
         """Ends a session. Raises StoreError while the store is closed: others do not hear of it."""
         with self._changing:
             if self._store is None:
                 self._revoked[client] = None
         if self._store is not None:
-            return self._store.drop(client)
-        self._own.drop(client)
+            return self._store.revoke(client)
+        self._own.revoke(client)
         raise StoreError(f"{self._why}; {client} is unknown here, but no other router hears of it")
 
     def close(self) -> None:
@@ -116,7 +116,7 @@ class ClosedStore:
                     break
                 client, _ = self._revoked.popitem()
             try:
-                store.drop(client)
+                store.revoke(client)
             except StoreError as error:  # it is in force, and the store makes it durable later
                 logger.warning("%s", error)
         logger.info("%s: works again", self._path.with_name("fleet.db"))

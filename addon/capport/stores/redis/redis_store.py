@@ -207,7 +207,7 @@ class RedisStore:
         self._link.publish([client], TAKEN_SECONDS)
         return True
 
-    def drop(self, client: ClientId) -> bool:
+    def revoke(self, client: ClientId) -> bool:
         """Ends a session. Returns whether there was one, at whichever router.
 
         It also ends grants by other routers that this one has not heard of yet.
@@ -250,7 +250,7 @@ class RedisStore:
             self._watchers.notify(client)
         known = before is not None
         try:
-            known = self._own.drop(client) or known
+            known = self._own.revoke(client) or known
         except StoreError as error:
             failures.append(error)
         try:
@@ -366,7 +366,7 @@ class RedisStore:
             changed = self._foreign.set(client, self._packed(client, after))
         if own is not None and not self._is_ours(after):
             try:
-                self._own.drop(client, granted_by=own.granted)  # its watcher calls ours
+                self._own.revoke(client, granted_by=own.granted)  # its watcher calls ours
                 return
             except StoreError as error:
                 logger.warning("%s is no longer known, but stays in the file: %s", client, error)

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 PUT_SECONDS = 2.0
 """How long a grant, or another change with a waiting caller, waits for other writes."""
-DROP_SECONDS = 0.1
+REVOKE_SECONDS = 0.1
 """How long a revocation waits for them, before it goes to the journal beside the database."""
 COMMITS_PER_CHECKPOINT = 200
 _LOGS = ("-wal", "-shm")
@@ -181,7 +181,7 @@ class Database:
             raise StoreError(f"{self.path}: busy with other writes; try again")
         try:
             db = self.connection()
-            left = max(DROP_SECONDS, deadline - time.monotonic())
+            left = max(REVOKE_SECONDS, deadline - time.monotonic())
             with _transaction(db, self.path, left):
                 self._contents.settle(db)
                 yield db
@@ -202,7 +202,7 @@ class Database:
         """
         self.commits = 0
         with contextlib.suppress(sqlite3.Error):
-            db.execute(f"PRAGMA busy_timeout = {int(DROP_SECONDS * 1000)}")
+            db.execute(f"PRAGMA busy_timeout = {int(REVOKE_SECONDS * 1000)}")
             busy, logged, moved = db.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
             return not busy and logged == moved
         return False
@@ -210,7 +210,7 @@ class Database:
     def free_room(self) -> bool:
         """Frees the reserved space on the disk for one more write. False if it takes too long."""
         self._contents.free_room()
-        if not self.writing.acquire(timeout=DROP_SECONDS):
+        if not self.writing.acquire(timeout=REVOKE_SECONDS):
             return False
         try:
             self.checkpoint(self.connection())
@@ -265,7 +265,7 @@ class Database:
         with contextlib.ExitStack() as unless_used:
             writer = unless_used.enter_context(contextlib.closing(self._prepared()))
             reader = unless_used.enter_context(contextlib.closing(self._connect()))
-            reader.execute(f"PRAGMA busy_timeout = {int(DROP_SECONDS * 1000)}")
+            reader.execute(f"PRAGMA busy_timeout = {int(REVOKE_SECONDS * 1000)}")
             can_be_written = self._begin(reader, writer)
             with self.reading:
                 logs = {name: _inode(Path(f"{self.path}{name}")) for name in _LOGS}

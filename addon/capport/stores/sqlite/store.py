@@ -8,10 +8,10 @@ scripts/bench store): a grant takes 0.5 ms, another process acts on it 0.5 to 0.
 began (of 1200 grants, the slowest took 17 ms), and an idle store takes 0.03 % of a core.
 
 If the file cannot be written (disk full, read-only, damaged, locked, missing), `put` raises
-StoreError and changes nothing, and a known client stays known until its session ends. `drop` takes
-effect in this process before anything else happens, and then goes to the first place that accepts
-it (`revocations.py`). If another file is put in its place, that file is used, and a client that is
-not in it is unknown (`database.py`).
+StoreError and changes nothing, and a known client stays known until its session ends. `revoke`
+takes effect in this process before anything else happens, and then goes to the first place that
+accepts it (`revocations.py`). If another file is put in its place, that file is used, and a client
+that is not in it is unknown (`database.py`).
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from capport.core.session import Instant, Session, check_times
 from capport.stores import FullError, StoreError, Watcher
 from capport.stores.replica import Replica, granted, row_of
 from capport.stores.sqlite.boot_clock import StoreTime
-from capport.stores.sqlite.database import DROP_SECONDS, PUT_SECONDS, Contents, Database, followed
+from capport.stores.sqlite.database import PUT_SECONDS, REVOKE_SECONDS, Contents, Database, followed
 from capport.stores.sqlite.file_notifier import FileNotifier
 from capport.stores.sqlite.follower import Follower
 from capport.stores.sqlite.housekeeping import Housekeeping
@@ -152,7 +152,7 @@ class SqliteStore:
         self._read_back()
         return True
 
-    def drop(self, client: ClientId, *, granted_by: Instant = math.inf) -> bool:
+    def revoke(self, client: ClientId, *, granted_by: Instant = math.inf) -> bool:
         """Ends a session granted at `granted_by` or before. Returns whether there was one."""
         shift = self._replica.state.shift
         until = granted_by + _ROUNDING + shift
@@ -212,7 +212,7 @@ class SqliteStore:
     # --- revoking ---
 
     def _delete(self, client: ClientId, until: float) -> bool:
-        with self.database.transaction(DROP_SECONDS) as db:
+        with self.database.transaction(REVOKE_SECONDS) as db:
             known = db.execute(_DELETE, (client, until)).rowcount > 0
             if known:
                 db.execute(CHANGE, (client,))
@@ -304,7 +304,7 @@ class SqliteStore:
                 self.database.writing.release()
         if self._revocations.waiting():
             try:
-                self._delete_noted(DROP_SECONDS)
+                self._delete_noted(REVOKE_SECONDS)
             except StoreError as error:
                 if error.__cause__ is not None and not is_busy(error.__cause__):
                     raise  # otherwise the next turn does it; meanwhile they are in force
