@@ -15,7 +15,7 @@ from capport.proxy import connections
 from conftest import SOON, Origin, Portal, StartPortal, one_answer
 from proxy.conftest import has_answered
 from proxy.mitmdump import SCRIPT, Process, memory, policy, started
-from proxy.wire import GARDEN, Names, Streams, answers, garden, reset, say, until
+from proxy.wire import GARDEN, SmallResolver, Streams, answers, garden, reset, say, until
 
 MB = 1024 * 1024
 ADDON = Path(__file__).resolve().parents[2] / "addon"
@@ -374,8 +374,8 @@ async def test_one_client_cannot_have_all_the_connections(
             each.close()
 
 
-class SlowNames(Names):
-    """Names that resolve once it is said."""
+class SlowResolver(SmallResolver):
+    """A resolver that answers once `now` is set."""
 
     def __init__(self, names: dict[str, str]) -> None:
         super().__init__(names)
@@ -396,7 +396,7 @@ async def test_little_is_kept_of_what_waits_for_a_connection(
     place = f"{GARDEN}:{origin.port}"
     head = f"PUT http://{place}/ HTTP/1.1\r\nHost: {place}\r\nContent-Length: {len(body)}\r\n\r\n"
     async with portal(garden(place)) as it:
-        it.keeper.dialling.addresses = names = SlowNames({GARDEN: "127.0.0.1"})
+        it.keeper.dialling.resolver = resolver = SlowResolver({GARDEN: "127.0.0.1"})
         if who == "known":
             it.grant("127.0.0.1")
         reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
@@ -407,7 +407,7 @@ async def test_little_is_kept_of_what_waits_for_a_connection(
         await until(lambda: entry.kept > most)
         await asyncio.sleep(0.3)  # in which all of it would have been read
         assert entry.kept <= most + 65536
-        names.now.set()
+        resolver.now.set()
         await until(lambda: len(origin.received) >= len(body))
         assert origin.received.endswith(body)
         assert b" 200 " in await one_answer(reader)

@@ -77,7 +77,7 @@ def the_clock(it: Portal, patch: pytest.MonkeyPatch) -> None:
 
 
 def the_resolver(it: Portal, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(it.keeper.dialling.addresses, "resolve", broken)
+    patch.setattr(it.keeper.dialling.resolver, "resolve", broken)
 
 
 def the_reply(_: Portal, patch: pytest.MonkeyPatch) -> None:
@@ -213,7 +213,7 @@ async def test_a_garden_name_that_cannot_be_resolved_is_not_reached(
         raise error
 
     async with portal(garden(place)) as it:
-        monkeypatch.setattr(it.keeper.dialling.addresses, "resolve", resolve)
+        monkeypatch.setattr(it.keeper.dialling.resolver, "resolve", resolve)
         request = f"GET http://{place}/ HTTP/1.1\r\nHost: {place}\r\n\r\n"
         answer = await it.talk(request.encode())
         assert answer.startswith(b"HTTP/1.1 502 "), answer

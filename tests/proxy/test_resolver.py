@@ -11,8 +11,7 @@ from capport.core.client import Address, parse_address
 from capport.core.reach import Machine
 from capport.linux.own_addresses import HERE as MACHINE
 from capport.linux.own_addresses import OWN
-from capport.proxy import resolver
-from capport.proxy.resolver import Addresses
+from capport.proxy.resolver import SystemResolver
 from conftest import SOON
 
 FAR = parse_address("198.51.100.7")
@@ -122,28 +121,28 @@ def test_our_own_are_those_of_the_moment() -> None:
 
 
 async def test_an_address_that_did_not_answer_is_tried_last() -> None:
-    addresses = Addresses()
-    first, *rest = await addresses.resolve("localhost")
+    resolver = SystemResolver()
+    first, *rest = await resolver.resolve("localhost")
     assert first == ip_address("127.0.0.1")
-    addresses.did_not_answer(first)
-    assert (await addresses.resolve("localhost"))[-1] == first
+    resolver.did_not_answer(first)
+    assert (await resolver.resolve("localhost"))[-1] == first
     assert rest
 
 
 async def test_what_is_remembered_of_failed_connections_is_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(resolver, "MOST_SILENT", 2)
-    addresses = Addresses()
-    first = (await addresses.resolve("localhost"))[0]
+    monkeypatch.setattr("capport.proxy.resolver.MOST_SILENT", 2)
+    resolver = SystemResolver()
+    first = (await resolver.resolve("localhost"))[0]
     for failed in (first, parse_address("192.0.2.1"), first, parse_address("192.0.2.2")):
-        addresses.did_not_answer(failed)
-    assert (await addresses.resolve("localhost"))[-1] == first
-    addresses.did_not_answer(parse_address("192.0.2.3"))
-    assert (await addresses.resolve("localhost"))[0] == first  # it failed longest ago
+        resolver.did_not_answer(failed)
+    assert (await resolver.resolve("localhost"))[-1] == first
+    resolver.did_not_answer(parse_address("192.0.2.3"))
+    assert (await resolver.resolve("localhost"))[0] == first  # it failed longest ago
 
 
 async def test_a_name_without_an_address_is_said_by_its_name() -> None:
     want = r"^nowhere\.invalid (has no address: \S|did not resolve within)"
     with pytest.raises(OSError, match=want):
-        await Addresses().resolve("nowhere.invalid")  # RFC 6761 section 6.4
+        await SystemResolver().resolve("nowhere.invalid")  # RFC 6761 section 6.4

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 
 from capport.core.client import Address
 from capport.core.place import Host
-from capport.proxy.resolver import Addresses
+from capport.proxy.resolver import SystemResolver
 from conftest import SOON, Origin, Portal, StartPortal, until_closed
 
 type Dialled = Callable[[str, int], None]
@@ -20,7 +20,7 @@ GARDEN = "www.example.org"
 OUTSIDE = "outside.example.com"
 
 
-class Names(Addresses):
+class SmallResolver(SystemResolver):
     """A resolver that knows a few names, and what it was asked."""
 
     def __init__(self, names: dict[str, str]) -> None:
@@ -37,10 +37,10 @@ class Names(Addresses):
         return [ip_address(self.names[host])]
 
 
-def with_names(it: Portal, *names: str, at: str = "127.0.0.1") -> Names:
+def with_names(it: Portal, *names: str, at: str = "127.0.0.1") -> SmallResolver:
     """Has `names` resolve to an address of this machine's."""
-    found = Names(dict.fromkeys(names, at))
-    it.keeper.dialling.addresses = found
+    found = SmallResolver(dict.fromkeys(names, at))
+    it.keeper.dialling.resolver = found
     return found
 
 

@@ -13,7 +13,7 @@ from capport.core.captivity import MEDIA_TYPE
 from capport.core.client import Address
 from capport.core.place import Host, Place
 from capport.core.policy import Login, LoginServer, Policy
-from capport.proxy.resolver import Addresses
+from capport.proxy.resolver import SystemResolver
 from capport.service import login_health
 from capport.service.login_health import answer, is_ours
 from conftest import SOON
@@ -54,7 +54,7 @@ async def answers(wanted: Policy, *, elsewhere: bool = False) -> bool:
     ours = is_ours(wanted, wanted.login_place, lambda: elsewhere)
     login = wanted.login_for(None)
     try:
-        return await answer(login, Addresses(), ours=ours) == LOOPBACK
+        return await answer(login, SystemResolver(), ours=ours) == LOOPBACK
     except OSError:
         return False
 
@@ -108,7 +108,7 @@ async def test_nobody_there_does_not_answer(embedded: bool) -> None:
         assert not await answers(at(nobody.getsockname()[1], embedded=embedded))
 
 
-class _HostsFile(Addresses):
+class _HostsFile(SystemResolver):
     """Every name is at 127.0.0.1."""
 
     async def resolve(self, host: Host) -> list[Address]:
@@ -153,5 +153,5 @@ async def test_while_the_check_itself_fails_no_login_server_counts_as_answering(
         raise KeyError("an unforeseen fault")
 
     with pytest.raises(KeyError):
-        await login_health.follow(fails, answering, Addresses(), lambda: False)
+        await login_health.follow(fails, answering, SystemResolver(), lambda: False)
     assert answering == {}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from capport.core.client import UNSEEN, Client, Mac, Peer, parse_address
-from capport.proxy.resolver import Addresses
+from capport.proxy.resolver import SystemResolver
 from capport.service.channel import pair
 from capport.service.nursery import Nursery, Process
 from capport.service.service import Service
@@ -53,7 +53,7 @@ type Started = tuple[Workers, Children, Service]
 async def started(tmp_path: Path) -> AsyncIterator[Started]:
     (tmp_path / "policy.yaml").write_text(POLICY)
     given = Settings(policy=tmp_path / "policy.yaml", sessions=str(tmp_path / "s.db"))
-    service = Service(given, Addresses())
+    service = Service(given, SystemResolver())
     children = Children()
     workers = Workers(service, children, 1)
     await workers.start()

@@ -57,7 +57,7 @@ from capport.proxy.layers.http2 import BoundLayer
 from capport.proxy.layers.tls import HelloLayer, ServerFirst
 from capport.proxy.refusal_view import RefusalContentview
 from capport.proxy.request_head import case_of, claim_of, is_plain, place_of, send_to
-from capport.proxy.resolver import Addresses
+from capport.proxy.resolver import SystemResolver
 from capport.proxy.responses import asked_of, bare, to_mitmproxy
 from capport.proxy.shown import Shown
 from capport.proxy.upstream import Dialling
@@ -414,13 +414,13 @@ class Hooks:
         return "\n".join(lines)
 
 
-type OpenService = Callable[[Settings, Addresses, Metrics], PortalService]
+type OpenService = Callable[[Settings, SystemResolver, Metrics], PortalService]
 """Opens what the hooks use. Raises PolicyError, SettingError or OSError."""
 
 
-def open_service(settings: Settings, addresses: Addresses, metrics: Metrics) -> Service:
+def open_service(settings: Settings, resolver: SystemResolver, metrics: Metrics) -> Service:
     """A service with everything, in this process."""
-    return Service(settings, addresses, machine=Machine(OWN, OwnPorts()), metrics=metrics)
+    return Service(settings, resolver, machine=Machine(OWN, OwnPorts()), metrics=metrics)
 
 
 class CaptivePortal:
@@ -477,15 +477,15 @@ def compose(guard: Guard, open_service: OpenService) -> Hooks:
 
     Raises OptionsError, PolicyError, SettingError, or OSError.
     """
-    addresses = Addresses()
+    resolver = SystemResolver()
     settings, metrics = mitmproxy_options.settings_of(ctx.options), Metrics(denied=guard.denied)
-    service = open_service(settings, addresses, metrics)
+    service = open_service(settings, resolver, metrics)
     connections = Connections(service.gate, handler_of)
     marks = FlowMarks(service.gate, connections)
     shown = Shown(marks, service.gate)
     handshakes = Handshakes(marks.event, shown.rejected)
     enforcer = GateEnforcer(service, connections, marks, handshakes)
-    dialling = Dialling(enforcer, addresses)
+    dialling = Dialling(enforcer, resolver)
     shown.follow(ctx.options, mitmproxy_options.shown_a_second(ctx.options))
     front = Front(service.gate, connections, marks, shown)
     return Hooks(service, connections, marks, enforcer, dialling, front, shown, guard)

@@ -20,7 +20,7 @@ from capport.linux.own_addresses import OWN
 from capport.policy.policy_file import PolicyError
 from capport.proxy import appliance, mitmproxy_options
 from capport.proxy.internals.listeners import BACKLOG
-from capport.proxy.resolver import Addresses
+from capport.proxy.resolver import SystemResolver
 from capport.service.nursery import Nursery
 from capport.service.service import Service
 from capport.service.settings import SettingError
@@ -60,7 +60,9 @@ class FirstProcess:
     def _open(self) -> None:
         ports = set[int]()
         self._service = service = Service(
-            mitmproxy_options.settings_of(ctx.options), Addresses(), machine=Machine(OWN, ports)
+            mitmproxy_options.settings_of(ctx.options),
+            SystemResolver(),
+            machine=Machine(OWN, ports),
         )
         if store_path(service.store_url) is None:
             raise SettingError("portal_sessions: workers need sessions in a file, not in :memory:")

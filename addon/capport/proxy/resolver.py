@@ -9,7 +9,7 @@ from capport.core.client import Address, parse_address
 from capport.core.place import Host
 from capport.linux.file_state import state_of
 from capport.linux.own_addresses import source_for
-from capport.proxy.internals.names import Resolver, system_resolver
+from capport.proxy.internals.mitmproxy_resolver import MitmproxyResolver, mitmproxy_resolver
 
 PATIENCE = 5.0  # seconds for a name to resolve
 MEMORY = 60.0  # seconds for which an address that did not answer is tried last
@@ -19,14 +19,14 @@ MOST_SILENT = 4096  # of those addresses; the one that failed longest ago is for
 _SOURCES = (Path("/etc/resolv.conf"), Path("/etc/hosts"))
 
 
-class Addresses:
+class SystemResolver:
     """Resolves names by the hosts file and this machine's name servers.
 
     The resolver of mitmproxy_rs (hickory) caches each answer for its TTL.
     """
 
     def __init__(self) -> None:
-        self._resolver: Resolver | None = None
+        self._resolver: MitmproxyResolver | None = None
         self._made_of: object = None
         self._silent = BoundedMap[Address, float](MOST_SILENT)  # until when each is tried last
 
@@ -56,9 +56,9 @@ class Addresses:
         silent = self._silent.get(address, 0.0) > time.monotonic()
         return silent, source_for(address) is None, address.version == 6
 
-    def _current(self) -> Resolver:
+    def _current(self) -> MitmproxyResolver:
         made_of = tuple(map(state_of, _SOURCES))
         if self._resolver is None or made_of != self._made_of:
             self._made_of = made_of
-            self._resolver = system_resolver()
+            self._resolver = mitmproxy_resolver()
         return self._resolver

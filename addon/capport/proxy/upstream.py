@@ -15,7 +15,7 @@ from capport.linux import neighbour_lookup
 from capport.proxy.gate_enforcer import HELD, GateEnforcer
 from capport.proxy.internals.server import name_again
 from capport.proxy.request_head import place_of
-from capport.proxy.resolver import Addresses
+from capport.proxy.resolver import SystemResolver
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 class Dialling:
     """Decides for the hook `server_connect`. mitmproxy dials the address that is found here."""
 
-    def __init__(self, enforcer: GateEnforcer, addresses: Addresses) -> None:
-        self.addresses = addresses
+    def __init__(self, enforcer: GateEnforcer, resolver: SystemResolver) -> None:
+        self.resolver = resolver
         self._enforcer = enforcer
         self._connections = enforcer.connections
         # The names of what is being opened. Weak, because mitmproxy does not report the end of a
@@ -39,7 +39,7 @@ class Dialling:
             raise PermissionError(f"{data.server.address} names no place")
         client = self._connections.client_of(data.client)
         self._allowed(client, place, data)
-        found = await self.addresses.resolve(place.host)
+        found = await self.resolver.resolve(place.host)
         verdict = self._allowed(client, place, data)  # it may have been revoked meanwhile
         to_login = place in self._enforcer.gate.policy.login_places
         if to_login:
@@ -72,7 +72,7 @@ class Dialling:
         self._connections.hung_up(data.client, data.server.id)
         place = place_of(data.server.address)
         if self.named.pop(data.server, None) and place and not isinstance(place.host, str):
-            self.addresses.did_not_answer(place.host)
+            self.resolver.did_not_answer(place.host)
 
     def _allowed(self, client: Client, place: Place, data: ServerConnectionHookData) -> Pass:
         conn = data.client

@@ -82,7 +82,7 @@ def serve(channel: int, events: int, setting: dict[str, Any]) -> int:
     sockets = SharedSockets(setting["shares"], index)
     sockets.install()
 
-    def open_service(settings: object, names: object, metrics: Metrics) -> WorkerService:
+    def open_service(settings: object, resolver: object, metrics: Metrics) -> WorkerService:
         return WorkerService(
             setting["sessions"],
             shared,

@@ -25,7 +25,7 @@ AGAIN = 1.0  # the same, if one does not answer: so a login server that has star
 PATIENCE = 3.0  # seconds to wait for an answer
 
 
-class Names(Protocol):
+class Resolver(Protocol):
     """Resolves names as this machine does."""
 
     async def resolve(self, host: Host) -> list[Address]:
@@ -35,7 +35,7 @@ class Names(Protocol):
 async def follow(
     policy_in_force: Callable[[], Policy],
     answering: dict[Place, Address],
-    names: Names,
+    resolver: Resolver,
     elsewhere: Callable[[], bool],
 ) -> None:
     """Keeps `answering` up to date, without end: the login places that answer, and their addresses.
@@ -48,7 +48,7 @@ async def follow(
         while True:
             policy, all_answer = policy_in_force(), False
             if policy.probes is Probes.COMPATIBLE:
-                asked = [_ask(policy, login, names, elsewhere) for login in policy.logins]
+                asked = [_ask(policy, login, resolver, elsewhere) for login in policy.logins]
                 places = [login.place for login in policy.logins]
                 found = dict(zip(places, await asyncio.gather(*asked), strict=True))
                 for place, said in found.items():
@@ -71,12 +71,12 @@ def _report(place: Place, said: Address | str) -> None:
 
 
 async def _ask(
-    policy: Policy, login: Login, names: Names, elsewhere: Callable[[], bool]
+    policy: Policy, login: Login, resolver: Resolver, elsewhere: Callable[[], bool]
 ) -> Address | str:
     """The address at which the login server of `login` answers, or why it does not."""
     ours = is_ours(policy, login.place, elsewhere)
     try:
-        return await answer(login, names, ours=ours)
+        return await answer(login, resolver, ours=ours)
     except OSError as error:
         server = "The embedded login server" if ours else "The login server"
         return f"{server} does not answer at {login.place} ({error.strerror or error})"
@@ -97,7 +97,7 @@ def _trusting(stores: tuple[tuple[int, ...], ...]) -> ssl.SSLContext:
     return context
 
 
-async def answer(login: Login, names: Names, *, ours: bool) -> Address:
+async def answer(login: Login, resolver: Resolver, *, ours: bool) -> Address:
     """The address at which the login server answers HTTP, with a status of 200 to 499.
 
     If it is `ours`, the embedded one, only an answer of its Captive Portal API counts: another
@@ -106,7 +106,7 @@ async def answer(login: Login, names: Names, *, ours: bool) -> Address:
     """
     try:
         async with asyncio.timeout(PATIENCE):
-            address = (await names.resolve(login.place.host))[0]
+            address = (await resolver.resolve(login.place.host))[0]
             line, fields = await _head(login, address, ours=ours)
     except ssl.SSLCertVerificationError as error:
         why = f"this machine does not trust its certificate: {error.verify_message}"

@@ -31,7 +31,7 @@ from capport.policy.watcher import PolicyWatcher
 from capport.service import login_health
 from capport.service.enforcement import AT_ONCE, Enforcement, OpenConnections
 from capport.service.kernel import Kernel
-from capport.service.login_health import Names
+from capport.service.login_health import Resolver
 from capport.service.login_links import needs_login_server
 from capport.service.login_server import Embedded, may_be_proxy
 from capport.service.settings import SettingError, Settings
@@ -53,15 +53,15 @@ OPEN_SESSIONS = partial(open_store, start_closed=True)
 class Service:
     """Opens all parts of a portal; `start` begins to serve, `stop` ends everything.
 
-    `names` resolves names, if this process is the enforcement device. Without `names` this process
-    has only the login server, and the proxy is another process with the same store. `vouched` is
-    where workers of this process note for which clients they connect to the login server.
+    `resolver` is set if this process is the enforcement device. Without it this process has only
+    the login server, and the proxy is another process with the same store. `vouched` is where
+    workers of this process note for which clients they connect to the login server.
     """
 
     def __init__(
         self,
         settings: Settings,
-        names: Names | None = None,
+        resolver: Resolver | None = None,
         *,
         machine: Machine = HERE,
         open_sessions: Callable[[str], SessionStore] = OPEN_SESSIONS,
@@ -69,10 +69,10 @@ class Service:
     ) -> None:
         """Raises PolicyError, SettingError or OSError, and then leaves nothing open."""
         self._settings = settings
-        self._names = names
+        self._resolver = resolver
         self.vouched = Vouched()
         policy, self._watcher = self._open_policy(settings.policy)
-        if names is None and policy.login_server is None:
+        if resolver is None and policy.login_server is None:
             raise SettingError(f"{settings.policy} has no login_server to serve")
         self.store_url = store_url(settings.sessions, policy)
         if settings.api is not None and records_beside(self.store_url) is None:
@@ -119,7 +119,7 @@ class Service:
         if self._watcher:
             self._watcher.start()
         async with self._following:
-            if self._names is None:
+            if self._resolver is None:
                 await self._listen()
                 return
             soon = asyncio.get_running_loop().call_soon_threadsafe
@@ -146,7 +146,7 @@ class Service:
                 login_health.follow,
                 lambda: self.gate.policy,
                 self._answering,
-                self._names,
+                self._resolver,
                 self._signs_in_elsewhere,
             )
             self._spawn(lasting("The check whether the login server answers", follow_login))
@@ -280,7 +280,7 @@ class Service:
                 await self._listen()
             except OSError as error:
                 logger.error(f"Cannot apply the policy to the login server: {error}")
-            if self._names is not None:
+            if self._resolver is not None:
                 await self._kernel.follow()
 
     # --- the login server ------------------------------------------------------------------------
@@ -292,7 +292,7 @@ class Service:
         """
         if self.login is not None:
             return
-        needed, alone = needs_login_server(self.gate.policy), self._names is None
+        needed, alone = needs_login_server(self.gate.policy), self._resolver is None
         try:
             records = records_beside(self.store_url)
             if needed or records is not None:
@@ -315,7 +315,7 @@ class Service:
         try:
             await self.login.start()
         except OSError as error:
-            if self._names is None or error.errno != errno.EADDRINUSE:
+            if self._resolver is None or error.errno != errno.EADDRINUSE:
                 raise
             logger.warning(
                 f"Another process has the login server's address: {error.strerror}. If it is not"

@@ -29,7 +29,7 @@ from capport.proxy.addon import CaptivePortal, Hooks
 from capport.proxy.appliance import assembled
 from capport.proxy.gate_enforcer import GateEnforcer
 from capport.proxy.internals.addons import put_where_scripts_stand
-from capport.proxy.resolver import Addresses
+from capport.proxy.resolver import SystemResolver
 from capport.proxy.upstream import Dialling
 from capport.service.settings import SettingError
 from capport.testing.authority import Authority
@@ -41,7 +41,7 @@ from capport.testing.resolver_for_clients import ClientsResolver
 EXPIRY = 0.01  # seconds until sessions end that `expire` ends
 
 
-class _AllOrigin(Addresses):
+class _OriginResolver(SystemResolver):
     """Resolves every name to the origin, and this machine's own as it does."""
 
     async def resolve(self, host: Host) -> list[Address]:
@@ -55,9 +55,12 @@ class _Detours(Dialling):
     """Sends connections for the origin and the sign-in page to where these listen."""
 
     def __init__(
-        self, enforcer: GateEnforcer, names: Addresses, ports: dict[Address, Callable[[int], int]]
+        self,
+        enforcer: GateEnforcer,
+        resolver: SystemResolver,
+        ports: dict[Address, Callable[[int], int]],
     ) -> None:
-        super().__init__(enforcer, names)
+        super().__init__(enforcer, resolver)
         self._ports = ports
 
     def dial(self, server: connection.Server, address: Address) -> None:
@@ -106,12 +109,12 @@ class _Subject:
             # mitmproxy listens by now; our other connections must stay outside the namespace.
             put_where_scripts_stand(_Running("listening", self._entrance.leave))
         self._hooks = cast(Hooks, self._master.addons.get(Hooks.name))
-        names = _AllOrigin() if self._offline else Addresses()
+        resolver = _OriginResolver() if self._offline else SystemResolver()
         ports = dict[Address, Callable[[int], int]]()
         ports[PORTAL] = ports[LIE] = lambda dialled: sign_in_port
         if self._offline:
             ports[ORIGIN] = self._origin.port
-        self._hooks.dialling = _Detours(self._hooks.enforcer, names, ports)
+        self._hooks.dialling = _Detours(self._hooks.enforcer, resolver, ports)
         self._policy: Policy = self._hooks.gate.policy
         local = "::1" if ":" in host else "127.0.0.1"
         self._clients = [str(CLIENT) if self._entrance else local]

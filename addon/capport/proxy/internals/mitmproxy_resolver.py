@@ -6,10 +6,10 @@ It relies on `mitmproxy_rs.dns`, which uses hickory, and on the fallback of mitm
 import mitmproxy_rs.dns
 from mitmproxy.addons.dns_resolver import GetaddrinfoFallbackResolver
 
-type Resolver = mitmproxy_rs.dns.DnsResolver | GetaddrinfoFallbackResolver
+type MitmproxyResolver = mitmproxy_rs.dns.DnsResolver | GetaddrinfoFallbackResolver
 
 
-def system_resolver() -> Resolver:
+def mitmproxy_resolver() -> MitmproxyResolver:
     """Makes a resolver, which reads this machine's resolv.conf and hosts file now."""
     try:
         servers = mitmproxy_rs.dns.get_system_dns_servers()
