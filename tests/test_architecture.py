@@ -142,7 +142,7 @@ HOUSE: tuple[Row, ...] = (
         (
             *("capport.core.*", "capport.clock", "capport.gate", "capport.stores"),
             *("capport.linux.safe_files", "capport.linux.file_state", "capport.linux.frames"),
-            "capport.stores.opening",
+            *("capport.linux.scarcity", "capport.stores.opening"),
             *("capport.stores.sqlite.boot_clock", "capport.stores.sqlite.database"),
             "capport.stores.sqlite.schema",
             *("capport.policy.certificate", "capport.log_limits", "capport.lasting"),

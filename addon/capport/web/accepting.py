@@ -1,39 +1,17 @@
-"""Accepts connections: few at once, and none for a while if no file descriptor is free."""
+"""Makes Tornado accept few connections at once, and none for a while if no descriptor is free."""
 
 import asyncio
-import errno
-import logging
 import socket
-import time
 from collections.abc import Iterable
 from typing import Any
 
 from tornado.ioloop import IOLoop
 
-from capport.log_limits import FAULTS, Seldom
-
-logger = logging.getLogger(__name__)
-
-AGAIN = 1.0
-"""Seconds until the next attempt; meanwhile the clients wait in the kernel's queue."""
+from capport.linux.scarcity import AGAIN, is_scarcity
 
 AT_ONCE = 4
 """Connections that Tornado accepts before the event loop does something else. It would accept 128,
 which takes 100 ms."""
-
-_SCARCE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_seldom = Seldom(FAULTS)
-
-
-def is_scarcity(error: OSError, listening: socket.socket) -> bool:
-    """Whether accept(2) failed because no descriptor or memory is free; logs it once a minute."""
-    if error.errno not in _SCARCE:
-        return False
-    if _seldom.is_due(time.monotonic(), error.errno):
-        name = listening.getsockname()
-        where = name if isinstance(name, str) else f"{name[0]}:{name[1]}"
-        logger.error(f"No connection to {where} can be accepted: {error}; trying again")
-    return True
 
 
 def patient(sockets: Iterable[socket.socket]) -> list[socket.socket]:

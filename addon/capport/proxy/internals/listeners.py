@@ -24,9 +24,8 @@ from mitmproxy.connection import Address
 from mitmproxy.proxy.mode_servers import ServerInstance
 
 from capport.front.turns import Turns
-from capport.linux import frames
+from capport.linux import frames, scarcity
 from capport.proxy.internals import sockets
-from capport.web import accepting
 
 logger = logging.getLogger(__name__)
 
@@ -124,10 +123,10 @@ class Listener:
         except (BlockingIOError, ConnectionAbortedError):
             pass
         except OSError as error:
-            if not accepting.is_scarcity(error, listening):
+            if not scarcity.is_scarcity(error, listening):
                 raise
             self._loop.remove_reader(listening)
-            self._loop.call_later(accepting.AGAIN, self._resume, listening)
+            self._loop.call_later(scarcity.AGAIN, self._resume, listening)
         finally:
             self._accepted(self._instance, connected)
 
