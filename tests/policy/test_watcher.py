@@ -62,6 +62,15 @@ class Heard:
         assert self.all == []
 
 
+async def stopped(watcher: PolicyWatcher) -> None:
+    """Stops it, and waits until its thread has ended."""
+    watcher.stop()
+    for thread in threading.enumerate():
+        if thread.name == "policy":
+            await asyncio.to_thread(thread.join, SOON)
+            assert not thread.is_alive()
+
+
 @asynccontextmanager
 async def watching(path: Path) -> AsyncIterator[Heard]:
     heard = Heard()
@@ -71,7 +80,7 @@ async def watching(path: Path) -> AsyncIterator[Heard]:
     try:
         yield heard
     finally:
-        await watcher.stopped()
+        await stopped(watcher)
 
 
 @pytest.fixture
@@ -140,7 +149,7 @@ async def test_a_change_before_the_start_is_noticed(path: Path) -> None:
     rewrite(path, named("two"))
     watcher.start()
     assert (await heard.policy()).network == "two"
-    await watcher.stopped()
+    await stopped(watcher)
 
 
 async def test_without_a_load_the_first_policy_is_told(path: Path) -> None:
@@ -148,7 +157,7 @@ async def test_without_a_load_the_first_policy_is_told(path: Path) -> None:
     watcher = PolicyWatcher(path, heard.hear, heard.hear, INTERVAL)
     watcher.start()
     assert (await heard.policy()).network == "one"
-    await watcher.stopped()
+    await stopped(watcher)
 
 
 async def test_a_link_is_followed_to_whatever_it_leads_to(tmp_path: Path) -> None:
@@ -244,7 +253,7 @@ async def test_a_bad_start_is_raised_and_its_error_not_told_again(path: Path) ->
     await heard.nothing()
     rewrite(path, named("two"))
     assert (await heard.policy()).network == "two"
-    await watcher.stopped()
+    await stopped(watcher)
 
 
 async def test_a_change_while_reading_is_read_again_and_the_first_reading_unused(
@@ -297,7 +306,7 @@ async def reads_of(path: Path, script: Script, monkeypatch: pytest.MonkeyPatch) 
     async with asyncio.timeout(SOON):
         while len(script.states) > 1 or not reads:
             await asyncio.sleep(0.001)
-    await watcher.stopped()
+    await stopped(watcher)
     return reads
 
 
@@ -340,8 +349,7 @@ async def test_after_the_stop_nothing_is_told_and_no_thread_is_left(path: Path) 
     watcher = PolicyWatcher(path, heard.hear, heard.hear, INTERVAL)
     watcher.start()
     watcher.stop()
-    await watcher.stopped()
-    await watcher.stopped()
+    await stopped(watcher)
     rewrite(path, named("two"))
     await heard.nothing()
     assert not [t for t in set(threading.enumerate()) - before if t.name == "policy"]
@@ -350,7 +358,7 @@ async def test_after_the_stop_nothing_is_told_and_no_thread_is_left(path: Path) 
 async def test_a_watcher_that_never_started_can_be_stopped(path: Path) -> None:
     watcher = PolicyWatcher(path, lambda _: None, lambda _: None)
     watcher.stop()
-    await watcher.stopped()
+    watcher.stop()
 
 
 async def test_it_starts_once(path: Path) -> None:
@@ -358,7 +366,7 @@ async def test_it_starts_once(path: Path) -> None:
     watcher.start()
     with pytest.raises(RuntimeError, match="started already"):
         watcher.start()
-    await watcher.stopped()
+    await stopped(watcher)
 
 
 async def test_whoever_fails_with_one_policy_gets_the_next(
@@ -380,7 +388,7 @@ async def test_whoever_fails_with_one_policy_gets_the_next(
         rewrite(path, named("three"))
         assert (await heard.policy()).network == "three"
     assert "The policy was read, but could not be put in force" in caplog.text
-    await watcher.stopped()
+    await stopped(watcher)
 
 
 async def test_a_fault_of_ours_is_an_error_and_not_the_end_of_watching(

@@ -78,12 +78,6 @@ class PolicyWatcher:
         """Ends the watching: neither function is called after this."""
         self._stop.set()
 
-    async def stopped(self) -> None:
-        """Stops, and waits until the thread has ended."""
-        self.stop()
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
-
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
         before, changing, logged = self._states_read, 0, ""
         while not self._stop.is_set():
