@@ -29,7 +29,7 @@ from capport import clock
 from capport.core.client import ClientId
 from capport.core.redis_url import RedisUrl, parse_redis_url
 from capport.core.session import Session
-from capport.stores.redis.fleet_record import Grant, Record, dump
+from capport.stores.redis.fleet_record import FleetRecord, Grant, dump
 from capport.stores.redis.fleet_view import look
 from capport.stores.redis.redis_link import EPOCH, KEY
 from capport.stores.redis.redis_store import RedisStore
@@ -208,7 +208,7 @@ def fill(url: RedisUrl, count: int) -> None:
         grant = Grant(1, "f" * 16, now, now + 8 * 3600, None, now, now, "ann", "voucher", "")
         for some in itertools.batched(range(count), 1000):
             ids = [ClientId(client(OTHERS + number).mac or "") for number in some]
-            server.mset({KEY + who: dump(who, Record({}, grant)) for who in ids})
+            server.mset({KEY + who: dump(who, FleetRecord({}, grant)) for who in ids})
         server.delete(EPOCH)
 
 

@@ -26,8 +26,8 @@ from capport.stores.redis.fleet_record import (
     NOTHING,
     ROUTERS,
     SKEW,
+    FleetRecord,
     Grant,
-    Record,
     Revocation,
     dump,
 )
@@ -371,7 +371,7 @@ def test_after_a_gap_in_the_stream_everything_is_read_again(
     now = fleet.time.now + AHEAD
     grant = Grant(9, "f" * 16, now, now + 3600, None, now, 1.7e9, "", "", "")
     for client in (Z, ADDRESS):
-        text = dump(client, Record({}, grant))
+        text = dump(client, FleetRecord({}, grant))
         fleet.server.ask("SET", KEY + client, text)
         fleet.server.ask("XADD", CHANGES, "MAXLEN", "1", "*", "r", text)
     known.soon(ADDRESS, one)
@@ -490,7 +490,7 @@ def test_a_record_is_never_sent_with_the_order_of_one_grant_and_the_times_of_ano
     monkeypatch.setattr(redis_store, "pack", slow)
     other.put(session(MAC, expires=1500.0))
     assert between.wait(SOON)
-    read: list[Record] = []
+    read: list[FleetRecord] = []
     reader = threading.Thread(target=lambda: read.append(one.records([MAC])[MAC]))
     reader.start()
     reader.join(0.2)
@@ -613,7 +613,7 @@ def test_what_a_command_granted_outlives_a_revocation_that_the_portal_reads_late
         known.soon(MAC, other)
     go_on, merge = threading.Event(), one.merge
 
-    def late(found: Sequence[tuple[ClientId, Record]]) -> list[bool]:
+    def late(found: Sequence[tuple[ClientId, FleetRecord]]) -> list[bool]:
         assert go_on.wait(SOON)
         return merge(found)
 
@@ -668,9 +668,9 @@ def test_a_key_of_another_kind_is_reported_and_no_router_stops(fleet: Fleet, kno
     works(one)
 
 
-def by_many(first: int, until: float) -> Record:
+def by_many(first: int, until: float) -> FleetRecord:
     """A record of as many revocations as one may have."""
-    return Record({f"{n:016x}": Revocation(7, until) for n in range(first, first + ROUTERS)})
+    return FleetRecord({f"{n:016x}": Revocation(7, until) for n in range(first, first + ROUTERS)})
 
 
 def test_revocations_by_too_many_routers_hold_the_client_and_stop_no_router(
@@ -881,7 +881,7 @@ def test_a_revocation_is_newer_than_each_that_redis_knows_of_this_router(
     assert record.grant
     other.close()  # it may send the record once more, when it reads its own file
     revoked = {one.router: Revocation(last, record.grant.expires)}
-    fleet.server.ask("SET", KEY + MAC, dump(MAC, Record(revoked, record.grant)))
+    fleet.server.ask("SET", KEY + MAC, dump(MAC, FleetRecord(revoked, record.grant)))
     assert one.revoke(MAC)
     after = one.records([MAC])[MAC].revoked
     assert after == (

@@ -17,8 +17,8 @@ from capport.stores.redis.fleet_record import (
     LARGEST,
     NOTHING,
     ROUTERS,
+    FleetRecord,
     Grant,
-    Record,
     Revocation,
     dump,
     join,
@@ -40,7 +40,7 @@ def revoked(**numbers: int) -> dict[str, Revocation]:
 
 
 RECORDS = st.builds(
-    Record,
+    FleetRecord,
     st.dictionaries(
         st.sampled_from([A, B, C]),
         st.builds(Revocation, st.integers(0, 3), st.sampled_from([500.0, 2000.0, 4000.0])),
@@ -52,7 +52,7 @@ RECORDS = st.builds(
 )
 
 
-def known(record: Record) -> tuple[dict[str, int], Grant | None, float | None]:
+def known(record: FleetRecord) -> tuple[dict[str, int], Grant | None, float | None]:
     seen = record.grant.last_seen if record.grant else None
     return {router: r.number for router, r in record.revoked.items()}, record.grant, seen
 
@@ -60,12 +60,12 @@ def known(record: Record) -> tuple[dict[str, int], Grant | None, float | None]:
 @given(st.lists(RECORDS, min_size=1, max_size=4))
 @example(  # a copy that is over beside one that is not
     [
-        Record({}, grant()),
-        Record({A: Revocation(0, 500.0)}),
-        Record({A: Revocation(0, 2000.0)}),
+        FleetRecord({}, grant()),
+        FleetRecord({A: Revocation(0, 500.0)}),
+        FleetRecord({A: Revocation(0, 2000.0)}),
     ]
 )
-def test_records_merge_to_the_same_in_every_order(records: list[Record]) -> None:
+def test_records_merge_to_the_same_in_every_order(records: list[FleetRecord]) -> None:
     # As a router's own: what it knows beside a grant names all that it has seen.
     merged = [
         known(reduce(lambda one, other: join(one, other, NOW), order, NOTHING))
@@ -76,7 +76,7 @@ def test_records_merge_to_the_same_in_every_order(records: list[Record]) -> None
 
 
 @given(RECORDS)
-def test_to_hear_a_record_twice_changes_nothing(record: Record) -> None:
+def test_to_hear_a_record_twice_changes_nothing(record: FleetRecord) -> None:
     once = join(NOTHING, record, NOW)
     assert known(join(once, record, NOW)) == known(once)
 
@@ -84,27 +84,27 @@ def test_to_hear_a_record_twice_changes_nothing(record: Record) -> None:
 @pytest.mark.parametrize(
     ("one", "other", "by"),
     [
-        (Record({}, grant(A)), Record(revoked(b=7)), None),
-        (Record(revoked(b=7), grant(A)), Record(revoked(b=7)), A),
-        (Record(revoked(b=7), grant(A)), Record(revoked(b=8)), None),
-        (Record(revoked(b=7), grant(A)), Record(revoked(b=6)), A),
-        (Record(revoked(b=7), grant(A)), Record(revoked(c=7)), None),
-        (Record(revoked(b=7), grant(A)), Record({}, grant(C, order=9)), A),
-        (Record(revoked(b=7), grant(A)), Record(revoked(c=7), grant(C)), None),
-        (Record({}, grant(A, order=1)), Record({}, grant(C, order=2)), C),
-        (Record({}, grant(A)), Record({}, grant(B)), B),
+        (FleetRecord({}, grant(A)), FleetRecord(revoked(b=7)), None),
+        (FleetRecord(revoked(b=7), grant(A)), FleetRecord(revoked(b=7)), A),
+        (FleetRecord(revoked(b=7), grant(A)), FleetRecord(revoked(b=8)), None),
+        (FleetRecord(revoked(b=7), grant(A)), FleetRecord(revoked(b=6)), A),
+        (FleetRecord(revoked(b=7), grant(A)), FleetRecord(revoked(c=7)), None),
+        (FleetRecord(revoked(b=7), grant(A)), FleetRecord({}, grant(C, order=9)), A),
+        (FleetRecord(revoked(b=7), grant(A)), FleetRecord(revoked(c=7), grant(C)), None),
+        (FleetRecord({}, grant(A, order=1)), FleetRecord({}, grant(C, order=2)), C),
+        (FleetRecord({}, grant(A)), FleetRecord({}, grant(B)), B),
     ],
 )
 def test_a_grant_stands_against_the_revocations_that_it_names_and_falls_to_any_other(
-    one: Record, other: Record, by: str | None
+    one: FleetRecord, other: FleetRecord, by: str | None
 ) -> None:
     for merged in (join(one, other, NOW), join(other, one, NOW)):
         assert (merged.grant and merged.grant.router) == by
 
 
 def test_a_revocation_counts_as_long_as_the_session_that_it_ends() -> None:
-    long = Record({}, grant(expires=9000.0))
-    merged = join(long, Record(revoked(b=7)), NOW)
+    long = FleetRecord({}, grant(expires=9000.0))
+    merged = join(long, FleetRecord(revoked(b=7)), NOW)
     assert merged.grant is None
     assert join(merged, long, 8999.0).grant is None
     assert merged.without_past(8999.0).revoked
@@ -112,28 +112,31 @@ def test_a_revocation_counts_as_long_as_the_session_that_it_ends() -> None:
 
 
 def test_a_revocation_that_is_over_ends_nothing() -> None:
-    assert join(Record(revoked(b=7)), Record({}, grant(granted=4100.0)), 4000.0).grant
+    assert join(FleetRecord(revoked(b=7)), FleetRecord({}, grant(granted=4100.0)), 4000.0).grant
 
 
 def test_of_the_same_grant_the_last_packet_at_any_router_counts() -> None:
-    heard = Record({}, grant(last_seen=950.0))
-    for merged in (join(heard, Record({}, grant()), NOW), join(Record({}, grant()), heard, NOW)):
+    heard = FleetRecord({}, grant(last_seen=950.0))
+    for merged in (
+        join(heard, FleetRecord({}, grant()), NOW),
+        join(FleetRecord({}, grant()), heard, NOW),
+    ):
         assert merged.grant is not None
         assert merged.grant.last_seen == 950.0
 
 
 @given(RECORDS)
-def test_a_record_is_read_as_it_was_written(record: Record) -> None:
+def test_a_record_is_read_as_it_was_written(record: FleetRecord) -> None:
     client, read = parse(dump(CLIENT, record))
     assert (client, known(read)) == (CLIENT, known(record))
 
 
 def changed(**changes: Any) -> str:
-    return json.dumps(json.loads(dump(CLIENT, Record(revoked(b=7), grant()))) | changes)
+    return json.dumps(json.loads(dump(CLIENT, FleetRecord(revoked(b=7), grant()))) | changes)
 
 
 def granted(**changes: Any) -> str:
-    said = json.loads(dump(CLIENT, Record({}, grant())))
+    said = json.loads(dump(CLIENT, FleetRecord({}, grant())))
     return json.dumps(said | {"grant": said["grant"] | changes})
 
 
@@ -196,32 +199,32 @@ def test_whatever_was_read_and_merged_can_be_read_again() -> None:
     longest = grant(
         order=(1 << 53) - 1, by="\N{GUITAR}" * 1000, how="\x01" * 1000, name="\N{GUITAR}" * 1000
     )
-    one = Record(by_many(0, (1 << 53) - 1, -9e12), longest)
+    one = FleetRecord(by_many(0, (1 << 53) - 1, -9e12), longest)
     assert parse(dump(CLIENT, one))[1] == one
-    merged = join(Record(by_many(0)), Record(by_many(9)), NOW)
+    merged = join(FleetRecord(by_many(0)), FleetRecord(by_many(9)), NOW)
     assert parse(dump(CLIENT, merged))[1] == merged
 
 
 def test_beside_revocations_by_too_many_routers_no_grant_stands_until_all_are_over() -> None:
-    names_half, late = Record(by_many(0), grant(order=9)), {A: Revocation(7, 6000.0)}
-    full = join(names_half, Record(late), NOW)
+    names_half, late = FleetRecord(by_many(0), grant(order=9)), {A: Revocation(7, 6000.0)}
+    full = join(names_half, FleetRecord(late), NOW)
     assert full.grant is None
-    for one in (names_half, Record(full.revoked, grant(order=10))):
+    for one in (names_half, FleetRecord(full.revoked, grant(order=10))):
         assert join(full, one, NOW).grant is None
         assert join(one, full, NOW).grant is None
     assert full.until() == 6000.0
-    assert join(full, Record({}, grant(order=11)), 6001.0).grant
+    assert join(full, FleetRecord({}, grant(order=11)), 6001.0).grant
 
 
 def test_revocations_that_are_over_are_left_out_first() -> None:
-    over = Record({A: Revocation(7, NOW - 1)})
-    merged = join(Record(by_many(0), grant()), over, NOW)
+    over = FleetRecord({A: Revocation(7, NOW - 1)})
+    merged = join(FleetRecord(by_many(0), grant()), over, NOW)
     assert merged.grant
     assert dict(merged.revoked) == by_many(0)
 
 
 @given(st.lists(RECORDS.filter(lambda r: len(r.revoked) < 2), min_size=1, max_size=4))
-def test_too_many_routers_merge_to_the_same_in_every_order(records: list[Record]) -> None:
+def test_too_many_routers_merge_to_the_same_in_every_order(records: list[FleetRecord]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fleet_record, "ROUTERS", 1)
         merged = [

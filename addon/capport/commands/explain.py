@@ -19,7 +19,7 @@ from capport.core.verdict import Verdict
 from capport.gate import Gate
 from capport.linux import Neighbours, neighbour_lookup
 from capport.policy.errors import PolicyError, Problems
-from capport.policy.tree import Fields, read_text, read_tree
+from capport.policy.tree import Map, read_text, read_tree
 from capport.stores import SessionStore, StoreError
 from capport.stores.memory import MemoryStore
 from capport.stores.opening import store_url
@@ -161,9 +161,9 @@ def deciding_line(found: Explanation, policy: Policy) -> PolicyLine | None:
         for key in keys:
             node, at = root, None
             for part in key.split("."):
-                if not isinstance(node, Fields) or part not in node.fields:
+                if not isinstance(node, Map) or part not in node.entries:
                     break
-                at, node = node.fields[part]
+                at, node = node.entries[part]
             else:
                 if at is not None:
                     return PolicyLine(policy.file, at.line, problems.line(at))

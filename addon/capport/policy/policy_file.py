@@ -40,7 +40,7 @@ from capport.extras import lacking
 from capport.policy import clients_file, values
 from capport.policy.errors import PolicyError, Problem, Problems, TooMany, read_bounded, reason
 from capport.policy.section import Section
-from capport.policy.tree import Fields, Node, Word, read_text, read_tree, unexpected
+from capport.policy.tree import Map, Node, Word, read_text, read_tree, unexpected
 
 if TYPE_CHECKING:
     from capport.policy.certificate import Chain
@@ -103,7 +103,7 @@ class _Reader:
 
     def policy(self, root: Node) -> Policy | None:
         """The policy in `root`; None if it is no map, which is then among the problems."""
-        if not isinstance(root, Fields):
+        if not isinstance(root, Map):
             unexpected(self.problems, root, "a policy is a map, such as login_url: https://…")
             return None
         top = Section(self.problems, "the policy", root)
@@ -184,7 +184,7 @@ class _Reader:
         rules, trusting = ClientRules(), ClientRules()
         example = "{address: 192.0.2.20, access: known}"
         for node in top.items("clients", example):
-            if isinstance(node, Fields):
+            if isinstance(node, Map):
                 self._client(Section(self.problems, "clients", node), rules, trusting)
             else:
                 unexpected(self.problems, node, f"a client is a map, such as {example}")

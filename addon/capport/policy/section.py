@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from capport.policy import values
 from capport.policy.errors import Mark, Problems, shown
-from capport.policy.tree import Fields, Items, Node, Word, unexpected
+from capport.policy.tree import Items, Map, Node, Word, unexpected
 
 KEYS = {
     "the policy": (
@@ -35,27 +35,27 @@ class Section:
     An error is added to the problems, and the caller gets the default instead of the value.
     """
 
-    def __init__(self, problems: Problems, name: str, node: Fields) -> None:
+    def __init__(self, problems: Problems, name: str, node: Map) -> None:
         self.at = node.at
         self._problems = problems
         self._name = name
-        self._fields = {key: found for key, found in node.fields.items() if key in KEYS[name]}
+        self._entries = {key: found for key, found in node.entries.items() if key in KEYS[name]}
         self._meant: set[str] = set()  # keys that are probably meant by misspelt ones
-        for key, (at, _) in node.fields.items():
+        for key, (at, _) in node.entries.items():
             if key not in KEYS[name]:
                 self._meant.update(values.near(key, KEYS[name]))
                 self._problems.error(at, _unknown(key, name))
 
     def __contains__(self, key: str) -> bool:
-        return key in self._fields
+        return key in self._entries
 
     def lacks(self, key: str) -> bool:
         """Whether `key` is missing; a misspelt key is reported as such, and not as missing."""
-        return key not in self._fields and key not in self._meant
+        return key not in self._entries and key not in self._meant
 
     def mark(self, key: str) -> Mark:
         """The place of the value of `key`, or of the map if it has no such key."""
-        found = self._fields.get(key)
+        found = self._entries.get(key)
         return self.at if found is None else found[1].at
 
     def error(self, key: str, message: str) -> None:
@@ -68,7 +68,7 @@ class Section:
 
     def take[Value](self, key: str, read: Callable[[str], Value], otherwise: Value) -> Value:
         """The value of `key`, parsed by `read`; `otherwise` if it is missing or wrong."""
-        at, node = self._fields.get(key, (self.at, None))
+        at, node = self._entries.get(key, (self.at, None))
         if isinstance(node, Word) and not node.nothing:
             return self._read(key, read, node, otherwise)
         if isinstance(node, Word):
@@ -97,7 +97,7 @@ class Section:
         """
         if needed and self.lacks(key):
             self._problems.error(self.at, f"{self._name} needs {key}: {what}, such as {example}")
-        _, node = self._fields.get(key, (self.at, None))
+        _, node = self._entries.get(key, (self.at, None))
         items = [node] if needed and isinstance(node, Word) else self.items(key, example)
         if needed and isinstance(node, Items) and not items:
             self._problems.error(node.at, f"{key} is empty: write {what}, such as {example}")
@@ -118,10 +118,10 @@ class Section:
 
     def section(self, key: str) -> "Section | None":
         """The map under `key`, empty if `key` has no value; None if it is missing or wrong."""
-        _, node = self._fields.get(key, (self.at, None))
+        _, node = self._entries.get(key, (self.at, None))
         if isinstance(node, Word) and node.nothing:
-            return Section(self._problems, key, Fields(self._fields[key][0]))
-        if isinstance(node, Fields):
+            return Section(self._problems, key, Map(self._entries[key][0]))
+        if isinstance(node, Map):
             return Section(self._problems, key, node)
         if node is not None:
             expected = f"{key} takes a map with the keys {', '.join(KEYS[key])}"
@@ -130,11 +130,11 @@ class Section:
 
     def settings(self, key: str) -> "Section":
         """The map under `key`; an empty one, with all defaults, if it is missing or wrong."""
-        return self.section(key) or Section(self._problems, key, Fields(self.at))
+        return self.section(key) or Section(self._problems, key, Map(self.at))
 
     def items(self, key: str, example: str) -> list[Node]:
         """The list under `key`; `example`, an item of it, goes into the error message."""
-        _, node = self._fields.get(key, (self.at, None))
+        _, node = self._entries.get(key, (self.at, None))
         if isinstance(node, Items):
             return node.items
         if node is not None and not (isinstance(node, Word) and node.nothing):

@@ -49,11 +49,11 @@ class Items:
 
 
 @dataclass(slots=True)
-class Fields:
+class Map:
     """A map: for each key, its place and its value."""
 
     at: Mark
-    fields: "dict[str, tuple[Mark, Node]]" = field(default_factory=dict)
+    entries: "dict[str, tuple[Mark, Node]]" = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -63,7 +63,7 @@ class RefusedNode:
     at: Mark
 
 
-type Node = Word | Items | Fields | RefusedNode
+type Node = Word | Items | Map | RefusedNode
 
 
 def read_text(path: Path) -> str:
@@ -128,7 +128,7 @@ def unexpected(problems: Problems, node: Node, expected: str) -> None:
             found = f"the word {shown(node.text)}"
         case Items():
             found = "a list"
-        case Fields():
+        case Map():
             found = "a map"
     problems.error(node.at, f"{expected}, but this is {found}")
 
@@ -159,11 +159,11 @@ class _Builder:
         within = self._within(depth + 1)
         if isinstance(event, yaml.SequenceStartEvent):
             return Items(at, list(within))
-        found = Fields(at)
+        found = Map(at)
         for key in within:
             name, value = self._key(found, key), next(within)
             if name is not None:
-                found.fields[name] = (key.at, value)
+                found.entries[name] = (key.at, value)
         return found
 
     def _within(self, depth: int) -> Iterator[Node]:
@@ -204,12 +204,12 @@ class _Builder:
         name = {"*": "the alias", "&": "the anchor"}.get(what[0], "the tag")
         self._error(at, f"{name} {shown(what)} is not used here: {instead}")
 
-    def _key(self, parent: Fields, node: Node) -> str | None:
+    def _key(self, parent: Map, node: Node) -> str | None:
         """`node` as a key of `parent`; None, and an error is recorded, if it cannot be a key."""
         if not isinstance(node, Word) or node.nothing:
             unexpected(self._problems, node, "a key is a word")
             return None
-        if first := parent.fields.get(node.text):
+        if first := parent.entries.get(node.text):
             twice = f"{shown(node.text)} is here a second time, after line {first[0].line}"
             self._error(node.at, f"{twice}: keep one of them")
             return None

@@ -18,7 +18,7 @@ from capport.gate import Gate
 from capport.log_limits import FAULTS, Seldom
 from capport.proxy.connections import Connections
 from capport.proxy.flow_details import details_of, request_fields
-from capport.proxy.handshakes import OUTER, Fields, fields_of
+from capport.proxy.handshakes import OUTER, EventFields, fields_of
 from capport.proxy.request_head import credentials_in
 
 logger = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ class FlowMarks:
             self.event("tls", client, **fields, because=verdict.because)
 
 
-def _of_refusal(hello: Hello, dialled: Place | None, verdict: TlsVerdict) -> Fields:
+def _of_refusal(hello: Hello, dialled: Place | None, verdict: TlsVerdict) -> EventFields:
     how = ("refuse", "refused") if isinstance(verdict, Refuse) else ("drop", "dropped")
     return fields_of(hello, dialled, *how)
 
@@ -178,7 +178,7 @@ def mark(flow: Flow, verdict: str, because: str, *, caveat: str | None = None) -
 
 
 def mark_tls(
-    flow: tcp.TCPFlow, verdict: str, because: str, fields: Fields, *, caveat: str | None = None
+    flow: tcp.TCPFlow, verdict: str, because: str, fields: EventFields, *, caveat: str | None = None
 ) -> None:
     """Writes a verdict on the flow of a handshake. `fields` are those of its event."""
     to = f"TLS for {fields['sni'] or fields['destination'] or 'no name'}"

@@ -24,11 +24,11 @@ OUTER: Final = (
     " real name is hidden"
 )
 
-type Fields = dict[str, Value]
+type EventFields = dict[str, Value]
 """What an event says about a handshake. A field that is None is left out."""
 
 
-def fields_of(hello: Hello, dialled: Place | None, action: str, outcome: str) -> Fields:
+def fields_of(hello: Hello, dialled: Place | None, action: str, outcome: str) -> EventFields:
     """The fields that every `tls` event has."""
     destination = str(dialled) if dialled else None
     return {"sni": hello.sni, "destination": destination, "action": action, "outcome": outcome}
@@ -50,7 +50,9 @@ class Handshakes:
     """The intercepted handshakes without an outcome yet. Each one leads to one `tls` event."""
 
     def __init__(
-        self, event: Callable[..., None], show: Callable[[connection.Client, Client, Fields], None]
+        self,
+        event: Callable[..., None],
+        show: Callable[[connection.Client, Client, EventFields], None],
     ) -> None:
         """`show` shows a handshake in which the client rejected the certificate."""
         self._event = event

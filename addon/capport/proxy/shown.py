@@ -19,10 +19,10 @@ from capport.front.conversation import Alert, Answer, Refused
 from capport.front.display_limit import DisplayLimit
 from capport.gate import Gate
 from capport.proxy.flow_marks import SHORT_CAVEAT, FlowMarks, mark_tls
-from capport.proxy.handshakes import Fields
+from capport.proxy.handshakes import EventFields
 from capport.proxy.internals import http1_reader
 from capport.proxy.internals.addons import fire
-from capport.proxy.internals.http_events import OF_AN_ANSWER, OF_CONNECT, Hooks
+from capport.proxy.internals.http_events import OF_AN_ANSWER, OF_CONNECT, HookClasses
 from capport.proxy.request_head import Head
 from capport.proxy.responses import response
 
@@ -58,7 +58,7 @@ class Shown:
         except Exception:  # the client gets its answer even if the refusal cannot be reported
             self._marks.fault("the report of a refusal")
 
-    def rejected(self, conn: connection.Client, client: Client, fields: Fields) -> None:
+    def rejected(self, conn: connection.Client, client: Client, fields: EventFields) -> None:
         """Shows an intercepted handshake in which the client rejected the certificate."""
         if self.may_show(client):
             how = str(fields["alert"] or "it hung up")
@@ -107,7 +107,7 @@ class Shown:
             )
 
 
-async def _show_request(flow: http.HTTPFlow, hooks: Hooks) -> None:
+async def _show_request(flow: http.HTTPFlow, hooks: HookClasses) -> None:
     for hook in hooks:
         await fire(hook(flow))
     flow.live = False

@@ -18,7 +18,7 @@ _BUFFER = 1 << 20  # bytes of messages that may wait for the other process
 
 PATIENCE = 1.0  # seconds for which the first process may leave a worker's events unread
 
-type Message = list[Any]
+type ChannelMessage = list[Any]
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -55,7 +55,7 @@ class Channel:
         except OSError:
             return False
 
-    def messages(self) -> Iterator[Message]:
+    def messages(self) -> Iterator[ChannelMessage]:
         """Yields each message that has come. If the other process is gone, sets `is_closed`.
 
         Raises ValueError for data that is not a message.

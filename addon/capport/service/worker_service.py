@@ -23,7 +23,7 @@ from capport.lasting import cancel_all
 from capport.linux.neighbours import NetlinkNeighbours
 from capport.log_limits import Seldom
 from capport.metrics import Metrics
-from capport.service.channel import Channel, Message
+from capport.service.channel import Channel, ChannelMessage
 from capport.service.enforcement import Enforcement, OpenConnections
 from capport.service.login_links import End, is_among, leads_to_login
 from capport.service.settings import SettingError
@@ -211,7 +211,7 @@ class WorkerService:
         if self._channel.is_closed:
             self._ended()
 
-    def _take(self, message: Message) -> None:
+    def _take(self, message: ChannelMessage) -> None:
         match message:
             case ["use", Shared() as shared]:
                 self._use(shared)

@@ -29,7 +29,7 @@ from capport.core.client import (
     parse_mac,
 )
 from capport.lasting import cancel_all
-from capport.service.channel import Channel, Message, pair
+from capport.service.channel import Channel, ChannelMessage, pair
 from capport.service.login_links import End
 from capport.service.nursery import STARTING, Nursery, Process
 from capport.service.service import Service
@@ -260,7 +260,7 @@ class Workers:
             asyncio.get_running_loop().remove_reader(channel.fileno())
         channel.close()
 
-    def _take(self, worker: Worker, message: Message) -> None:
+    def _take(self, worker: Worker, message: ChannelMessage) -> None:
         match message:
             case ["alive", int(unknown), dict(counts)] if 0 <= unknown <= MOST:
                 worker.heard, worker.unknown = time.monotonic(), unknown

@@ -81,7 +81,7 @@ class Copy(Protocol):
         """Keeps the roster, and forgets what has ended. Call it when all was read, at `now`."""
 
 
-type Change = Callable[[dict[str, str], int], dict[str, str]]
+type Rewrite = Callable[[dict[str, str], int], dict[str, str]]
 """Returns new records, given the present ones and the time in milliseconds.
 
 Records that it does not return stay as they are.
@@ -102,7 +102,7 @@ class Book(Protocol):
         that must be waited for.
         """
 
-    def change(self, keys: Sequence[str], change: Change, *, completely: bool = True) -> None:
+    def change(self, keys: Sequence[str], change: Rewrite, *, completely: bool = True) -> None:
         """Changes the records under `keys` in one step: all of them, or none.
 
         On return they are in the copy too. Raises AwayError if that cannot be done now. With

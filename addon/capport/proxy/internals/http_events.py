@@ -10,13 +10,13 @@ from mitmproxy.proxy import commands
 from mitmproxy.proxy.layers import http
 from mitmproxy.proxy.layers.http import _events, _hooks
 
-type Hooks = tuple[Callable[[HTTPFlow], commands.StartHook], ...]
+type HookClasses = tuple[Callable[[HTTPFlow], commands.StartHook], ...]
 
 messages = _events
 SendHttp = http.SendHttp
 
-OF_CONNECT: Final[Hooks] = (_hooks.HttpConnectHook,)
-OF_AN_ANSWER: Final[Hooks] = (
+OF_CONNECT: Final[HookClasses] = (_hooks.HttpConnectHook,)
+OF_AN_ANSWER: Final[HookClasses] = (
     _hooks.HttpRequestHeadersHook,
     _hooks.HttpRequestHook,
     _hooks.HttpResponseHeadersHook,

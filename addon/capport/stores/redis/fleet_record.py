@@ -66,7 +66,7 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class FleetRecord:
     """The revocations of one client, and the grant that was made with knowledge of them all."""
 
     revoked: Mapping[str, Revocation] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Record:
         """The revocations that still count at `now`: the number of each router's newest."""
         return {router: one.number for router, one in self.revoked.items() if one.until > now}
 
-    def says_the_same(self, other: "Record", now: float) -> bool:
+    def says_the_same(self, other: "FleetRecord", now: float) -> bool:
         """Whether both decide the same. A later `last_seen` makes no difference."""
         return self is other or (self.grant == other.grant and self.live(now) == other.live(now))
 
@@ -85,7 +85,7 @@ class Record:
         ends = [one.until for one in self.revoked.values()]
         return max([*ends, self.grant.expires if self.grant else 0.0])
 
-    def without_past(self, now: float) -> "Record":
+    def without_past(self, now: float) -> "FleetRecord":
         """The record without revocations that ended so long ago that no router counts them."""
         if not self.revoked:
             return self
@@ -93,7 +93,7 @@ class Record:
         return self if len(kept) == len(self.revoked) else replace(self, revoked=kept)
 
 
-NOTHING: Final = Record()
+NOTHING: Final = FleetRecord()
 
 
 def bounded(revoked: Mapping[str, Revocation], now: float) -> Mapping[str, Revocation]:
@@ -107,7 +107,7 @@ def bounded(revoked: Mapping[str, Revocation], now: float) -> Mapping[str, Revoc
     return revoked
 
 
-def join(one: Record, other: Record, now: float) -> Record:
+def join(one: FleetRecord, other: FleetRecord, now: float) -> FleetRecord:
     """What follows from both records.
 
     Revocations that ended long ago are left out first. One copy of a revocation may have ended
@@ -123,7 +123,7 @@ def join(one: Record, other: Record, now: float) -> Record:
             max(mine.number, revocation.number), max(mine.until, revocation.until)
         )
     revoked = dict(bounded(revoked, now))
-    live = Record(revoked).live(now)
+    live = FleetRecord(revoked).live(now)
     standing: list[Grant] = []
     ended = 0.0
     for record in (one, other):
@@ -138,7 +138,7 @@ def join(one: Record, other: Record, now: float) -> Record:
     for router in live:  # a revocation counts as long as any session that it ends
         if revoked[router].until < ended:
             revoked[router] = Revocation(revoked[router].number, ended)
-    return Record(revoked, _newer(standing))
+    return FleetRecord(revoked, _newer(standing))
 
 
 def _newer(grants: list[Grant]) -> Grant | None:
@@ -149,7 +149,7 @@ def _newer(grants: list[Grant]) -> Grant | None:
     return replace(best, last_seen=seen) if seen > best.last_seen else best
 
 
-def dump(client: ClientId, record: Record) -> str:
+def dump(client: ClientId, record: FleetRecord) -> str:
     """The record as JSON; times are in whole milliseconds."""
     grant = record.grant
     return json.dumps(
@@ -175,12 +175,12 @@ def dump(client: ClientId, record: Record) -> str:
     )
 
 
-def parse(said: str | bytes) -> tuple[ClientId, Record]:
+def parse(said: str | bytes) -> tuple[ClientId, FleetRecord]:
     """The client and the record in `said`. Raises RecordError for whatever does not fit."""
     found = record_json.load(said, version=VERSION, largest=LARGEST)
     client, grant = record_json.client_of(found.get("client")), found.get("grant")
     revoked = record_json.members(found, "revoked", ROUTERS)
-    return client, Record(
+    return client, FleetRecord(
         {_router(router): _revocation(one) for router, one in revoked.items()},
         None if grant is None else _grant(grant),
     )

@@ -17,7 +17,7 @@ from itertools import batched
 from typing import Any
 
 from capport.core.redis_url import RedisUrl
-from capport.stores import AwayError, Change, Copy, StoreError
+from capport.stores import AwayError, Copy, Rewrite, StoreError
 from capport.stores.redis.redis_client import READ, Command, RedisClient, change_id, find_primary
 
 logger = logging.getLogger(__name__)
@@ -211,7 +211,7 @@ class RecordBook:
             self._fault = str(error)
             return False
 
-    def change(self, keys: Sequence[str], change: Change, *, completely: bool = True) -> None:
+    def change(self, keys: Sequence[str], change: Rewrite, *, completely: bool = True) -> None:
         """Changes the records under `keys` in one step: all of them, or none."""
         if (connection := self._connection) is None:
             raise AwayError(self._fault or self._name)
@@ -329,7 +329,7 @@ class RecordBook:
         self,
         connection: _Connection,
         keys: Sequence[str],
-        change: Change | None,
+        change: Rewrite | None,
         *,
         completely: bool,
     ) -> None:

@@ -24,7 +24,7 @@ from capport.core.record_json import RecordError
 from capport.core.redis_url import RedisUrl
 from capport.core.session import Instant
 from capport.stores import AwayError
-from capport.stores.redis.fleet_record import SKEW, Record, dump, parse
+from capport.stores.redis.fleet_record import SKEW, FleetRecord, dump, parse
 from capport.stores.redis.fleet_time import FleetTime
 from capport.stores.redis.redis_client import (
     READ,
@@ -59,16 +59,16 @@ class OwnSessions(Protocol):
 
     router: str
 
-    def merge(self, found: Sequence[tuple[ClientId, Record]]) -> list[bool]:
+    def merge(self, found: Sequence[tuple[ClientId, FleetRecord]]) -> list[bool]:
         """Takes over what is in Redis. Returns for each record whether this router knows more."""
 
-    def records(self, clients: Iterable[ClientId]) -> dict[ClientId, Record]:
+    def records(self, clients: Iterable[ClientId]) -> dict[ClientId, FleetRecord]:
         """What this router knows about these clients."""
 
     def clients(self) -> list[ClientId]:
         """Every client that this router knows anything about."""
 
-    def taken(self, records: dict[ClientId, Record]) -> None:
+    def taken(self, records: dict[ClientId, FleetRecord]) -> None:
         """Redis has these records now."""
 
     def renewed(self, lease: Instant) -> None:
@@ -148,7 +148,7 @@ class RedisLink:
             self._report(f"{self._name} has not taken a change within {seconds:g} s")
             return False
 
-    def fetch(self, client: ClientId, seconds: float) -> tuple[ClientId, Record] | None:
+    def fetch(self, client: ClientId, seconds: float) -> tuple[ClientId, FleetRecord] | None:
         """What Redis has about `client`; None if nothing, or if it does not answer in time."""
         if self.fault is not None:
             return None
@@ -226,7 +226,7 @@ class RedisLink:
             finally:
                 self._connection = None
 
-    async def _fetch(self, client: ClientId) -> tuple[ClientId, Record] | None:
+    async def _fetch(self, client: ClientId) -> tuple[ClientId, FleetRecord] | None:
         """Asks in a task of the connection, so that no client is closed while it is in use."""
         if self._connection is None:
             raise AwayError(f"{self._name}: not connected")
@@ -328,7 +328,7 @@ class RedisLink:
                 again.append(client)
         self._add(again)
 
-    def _parsed(self, value: bytes) -> tuple[ClientId, Record] | None:
+    def _parsed(self, value: bytes) -> tuple[ClientId, FleetRecord] | None:
         try:
             return parse(value)
         except RecordError as error:
@@ -465,7 +465,7 @@ class RedisLink:
             if not self._dirty:
                 self._has_dirty.clear()
 
-    async def _send(self, records: dict[ClientId, Record], client: RedisClient) -> None:
+    async def _send(self, records: dict[ClientId, FleetRecord], client: RedisClient) -> None:
         commands: list[tuple[object, ...]] = []
         for one, record in records.items():
             text, lasts = dump(one, record), round((record.until() + 2 * SKEW) * 1000)

@@ -25,8 +25,8 @@ from capport.stores.redis.fleet_record import (
     NOTHING,
     ROUTERS,
     SKEW,
+    FleetRecord,
     Grant,
-    Record,
     Revocation,
     bounded,
     dump,
@@ -187,18 +187,18 @@ class RedisStore:
             else:
                 session = replace(session, last_seen=max(session.last_seen, before.last_seen))
             now = self._time.now()
-            if MANY in Record(mark.revoked).live(now):
+            if MANY in FleetRecord(mark.revoked).live(now):
                 raise StoreError(
                     f"{client}: more than {ROUTERS} routers have revoked it; it can be granted"
                     " again when the last of these revocations is over"
                 )
             mark = _Mark(
-                Record(mark.revoked).without_past(now).revoked,
+                FleetRecord(mark.revoked).without_past(now).revoked,
                 max(mark.order + 1, round(now * 1000)),
                 self.router,
                 of=_times(session),
             )
-            record = Record(mark.revoked, self._grant(session, mark))
+            record = FleetRecord(mark.revoked, self._grant(session, mark))
             parse(dump(client, record))  # raises ValueError if others could not read it
             self._marks.write(client, record)
             self._own.put(session, most=None if self._about is None else most)
@@ -276,7 +276,7 @@ class RedisStore:
 
     # --- what the link asks ---
 
-    def records(self, clients: Iterable[ClientId]) -> dict[ClientId, Record]:
+    def records(self, clients: Iterable[ClientId]) -> dict[ClientId, FleetRecord]:
         """What this router knows about these clients."""
         with self._changing:  # a mark and its session must be of the same grant
             return {client: self._record(client) for client in clients}
@@ -292,14 +292,14 @@ class RedisStore:
             time.sleep(0.001)  # grants wait for the lock: they get it now
         return found
 
-    def merge(self, found: Sequence[tuple[ClientId, Record]]) -> list[bool]:
+    def merge(self, found: Sequence[tuple[ClientId, FleetRecord]]) -> list[bool]:
         """Takes over what is in Redis. Returns for each record whether this router knows more."""
         now = self._time.now()
         with self._changing:
             better = [self._merge(client, theirs, now, in_redis=True) for client, theirs in found]
         return [is_better and not self._follows for is_better in better]
 
-    def taken(self, records: dict[ClientId, Record]) -> None:
+    def taken(self, records: dict[ClientId, FleetRecord]) -> None:
         """Redis has these records now."""
         with self._changing:
             for client, record in records.items():
@@ -326,7 +326,7 @@ class RedisStore:
 
     # --- merging ---
 
-    def _merge(self, client: ClientId, theirs: Record, now: float, *, in_redis: bool) -> bool:
+    def _merge(self, client: ClientId, theirs: FleetRecord, now: float, *, in_redis: bool) -> bool:
         """Takes over a record. Returns whether what is known now says more than the record."""
         before = self._known.get(client, _UNKNOWN)
         mine = self._record(client) if before is not _UNKNOWN else NOTHING
@@ -432,10 +432,10 @@ class RedisStore:
     def _is_ours(self, grant: Grant | None) -> bool:
         return grant is not None and grant.router == self.router
 
-    def _record(self, client: ClientId) -> Record:
+    def _record(self, client: ClientId) -> FleetRecord:
         mark = self._known.get(client, _UNKNOWN)
         session = self._session(client) if mark.router else None
-        return Record(mark.revoked, None if session is None else self._grant(session, mark))
+        return FleetRecord(mark.revoked, None if session is None else self._grant(session, mark))
 
     def _wants(self, client: ClientId) -> bool:
         try:
@@ -469,14 +469,14 @@ class RedisStore:
         else:
             self._known.pop(client, None)
 
-    def _revoked(self, client: ClientId, session: Session | None) -> Record:
+    def _revoked(self, client: ClientId, session: Session | None) -> FleetRecord:
         """What is known of a client, after this router has revoked it."""
         now, revoked = self._time.now(), dict(self._known.get(client, _UNKNOWN).revoked)
         expires = 0.0 if session is None else session.expires + self._time.shift
         revoked[self.router] = Revocation(
             max(self._number(client) + 1, round(now * 1000)), max(now + REMEMBERED, expires)
         )
-        return Record(bounded(Record(revoked).without_past(now).revoked, now))
+        return FleetRecord(bounded(FleetRecord(revoked).without_past(now).revoked, now))
 
     def _number(self, client: ClientId) -> int:
         """The number of this router's newest revocation of a client; 0 if there is none."""
@@ -526,7 +526,7 @@ class RedisStore:
             for client in some:
                 mark = self._known.get(client, _UNKNOWN)
                 kept = mark._replace(
-                    revoked=Record(mark.revoked).without_past(past).revoked,
+                    revoked=FleetRecord(mark.revoked).without_past(past).revoked,
                     order=mark.order if mark.router else 0,
                 )
                 foreign = self._foreign.find((client,), _NEVER)
@@ -552,5 +552,5 @@ def _times(session: Session | None) -> tuple[Instant, Instant] | None:
     return None if session is None else (round(session.granted, 3), round(session.expires, 3))
 
 
-def _order(record: Record) -> int:
+def _order(record: FleetRecord) -> int:
     return record.grant.order if record.grant else 0

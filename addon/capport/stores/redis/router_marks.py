@@ -16,7 +16,7 @@ from pathlib import Path
 from capport.core.client import ClientId
 from capport.core.record_json import RecordError, client_of
 from capport.stores import StoreError
-from capport.stores.redis.fleet_record import Record, dump, join, parse
+from capport.stores.redis.fleet_record import FleetRecord, dump, join, parse
 from capport.stores.sqlite.database import Contents, Database
 from capport.stores.sqlite.schema import Schema
 
@@ -73,13 +73,13 @@ class RouterMarks:
             raise StoreError(f"{self._database.path}: has no id, and none can be written")
         self.router, self._seen = row[0], 0
 
-    def write(self, client: ClientId, mark: Record) -> None:
+    def write(self, client: ClientId, mark: FleetRecord) -> None:
         """Makes this durable, whatever was written of this client. Raises StoreError."""
         with self._database.transaction() as db:
             db.execute(_WRITE, (client, dump(client, mark), mark.until()))
         self.unreadable.discard(client)
 
-    def add(self, marks: Mapping[ClientId, Record], now: float) -> None:
+    def add(self, marks: Mapping[ClientId, FleetRecord], now: float) -> None:
         """Makes these durable, joined with what any process has written of these clients."""
         with self._database.transaction() as db:
             for client, mark in marks.items():
@@ -88,20 +88,20 @@ class RouterMarks:
                 db.execute(_WRITE, (client, dump(client, mark), mark.until()))
         self.unreadable -= marks.keys()
 
-    def changed(self) -> dict[ClientId, Record]:
+    def changed(self) -> dict[ClientId, FleetRecord]:
         """What any process has written since the last call. Raises StoreError."""
         with self._database.current() as db:
             rows = db.execute(_CHANGED, (self._seen,)).fetchall()
         self._seen = rows[-1][2] if rows else self._seen
         return self._parsed((named.decode(errors="replace"), text) for named, text, _ in rows)
 
-    def read(self, client: ClientId) -> list[Record]:
+    def read(self, client: ClientId) -> list[FleetRecord]:
         """What is written about one client: one record, or none. Raises StoreError."""
         with self._database.current() as db:
             rows = db.execute(_OF_CLIENT, (client,)).fetchall()
         return [*self._parsed(rows).values()]
 
-    def _parsed(self, rows: Iterable[tuple[str, bytes]]) -> dict[ClientId, Record]:
+    def _parsed(self, rows: Iterable[tuple[str, bytes]]) -> dict[ClientId, FleetRecord]:
         found = {}
         for named, text in rows:
             try:
