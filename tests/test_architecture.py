@@ -75,7 +75,7 @@ HOUSE: tuple[Row, ...] = (
         ("capport.policy", "capport.policy.*"),
         (
             *("capport.core.*", "capport.extras", "capport.terminal"),
-            *("capport.linux.file_state", "capport.linux.safe_files"),
+            *("capport.linux.file_state", "capport.linux.safe_files", "capport.stores.redis_url"),
             *("yaml", "idna", "cryptography"),
         ),
         "YAML, IDNA and X.509 stop here",
@@ -142,7 +142,8 @@ HOUSE: tuple[Row, ...] = (
         (
             *("capport.core.*", "capport.clock", "capport.gate", "capport.stores"),
             *("capport.linux.safe_files", "capport.linux.file_state", "capport.linux.frames"),
-            *("capport.linux.scarcity", "capport.stores.opening"),
+            *("capport.linux.scarcity", "capport.stores.opening", "capport.stores.record_json"),
+            "capport.stores.redis_url",
             *("capport.stores.sqlite.boot_clock", "capport.stores.sqlite.database"),
             "capport.stores.sqlite.schema",
             *("capport.policy.certificate", "capport.log_limits", "capport.lasting"),
@@ -168,7 +169,7 @@ HOUSE: tuple[Row, ...] = (
         ("capport.cli", "capport.__main__", "capport.commands", "capport.commands.*"),
         ("capport.*",),
         "`capport grant` starts without mitmproxy",
-        never=("capport.proxy.addon", "capport.proxy.appliance"),
+        never=("capport.proxy.addon", "capport.proxy.processes.appliance"),
         lazily=("capport.*", "mitmproxy"),
     ),
     Row(

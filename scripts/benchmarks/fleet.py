@@ -27,12 +27,12 @@ from benchmarks.router import Stream
 from benchmarks.store import resident
 from capport import clock
 from capport.core.client import ClientId
-from capport.core.redis_url import RedisUrl, parse_redis_url
 from capport.core.session import Session
 from capport.stores.redis.fleet_record import FleetRecord, Grant, dump
 from capport.stores.redis.fleet_view import look
 from capport.stores.redis.redis_link import EPOCH, KEY
 from capport.stores.redis.redis_store import RedisStore
+from capport.stores.redis_url import RedisUrl, parse_redis_url
 from capport.stores.sqlite.store import SqliteStore
 from lab.fleet import SERVER, Fleet
 from lab.namespaces import Namespace, wait_for

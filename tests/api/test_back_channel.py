@@ -31,11 +31,11 @@ from capport.core.client import (
 )
 from capport.core.place import Place
 from capport.core.policy import Access, ClientRules, Sessions
-from capport.core.redis_url import parse_redis_url
 from capport.core.session import Session
 from capport.linux import Neighbours
 from capport.stores import StoreError
 from capport.stores.redis.redis_store import RedisStore
+from capport.stores.redis_url import parse_redis_url
 from capport.stores.sqlite.store import SqliteStore
 from capport.web.states import LIFETIME
 from login.house import LOOPBACK, at, house

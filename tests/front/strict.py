@@ -26,13 +26,13 @@ from capport.gate import Gate
 from capport.proxy.addon import Hooks
 from capport.proxy.connections import Connections
 from capport.proxy.fail_closed import Guard
-from capport.proxy.flow_marks import FlowMarks
+from capport.proxy.flows.flow_marks import FlowMarks
+from capport.proxy.flows.handshakes import Handshakes
+from capport.proxy.flows.shown import Shown
 from capport.proxy.front_protocol import Front
 from capport.proxy.gate_enforcer import GateEnforcer
-from capport.proxy.handshakes import Handshakes
 from capport.proxy.internals import http1_reader, http2_bounds
 from capport.proxy.layers.http1 import RefusalLayer
-from capport.proxy.shown import Shown
 from capport.proxy.upstream import Dialling
 from capport.service.service import Service
 

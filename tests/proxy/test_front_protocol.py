@@ -23,9 +23,10 @@ from capport.events import MOST_WATCHED
 from capport.front import display_limit
 from capport.gate import Gate
 from capport.linux import Neighbours, frames
-from capport.proxy import connections, front_protocol, shown
+from capport.proxy import connections, front_protocol
 from capport.proxy.connections import LITTLE
-from capport.proxy.flow_marks import FlowMarks
+from capport.proxy.flows import shown
+from capport.proxy.flows.flow_marks import FlowMarks
 from capport.proxy.front_protocol import Front, Stranger
 from capport.proxy.internals import listeners, sockets
 from capport.proxy.internals.listeners import Listener
@@ -113,7 +114,7 @@ async def test_listeners_are_taken_over_when_the_modes_change(portal: StartPorta
 NOT_OURS = """
 import sys
 sys.path.insert(0, {addon!r})
-from capport.proxy.flow_marks import FlowMarks
+from capport.proxy.flows.flow_marks import FlowMarks
 from capport.proxy.internals import listeners, sockets
 class Listener:
     def __init__(self, *_): raise OSError(22, "Invalid argument")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from capport.core.client import ClientId
-from capport.core.portal_traces import COOKIE, ETAG, FOLDER
+from capport.report.portal_traces import COOKIE, ETAG, FOLDER
 from conftest import Origin, Portal, StartPortal
 from proxy.hellos import over_tls, trusting_all
 from proxy.wire import GARDEN, Dialled, garden, with_names

@@ -159,7 +159,7 @@ async def test_a_worker_that_the_policy_cannot_be_sent_to_is_replaced_at_once(
 
 FAILING = """
 import os, sys
-from capport.proxy import worker_process
+from capport.proxy.processes import worker_process
 real = os.{call}
 def failing(*given):
     os.{call} = real

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from capport.core.client import Address, Mac
 from capport.core.place import Place, parse_host
-from capport.core.redis_url import RedisUrl
 from capport.stores.redis.fleet_time import FleetTime
 from capport.stores.redis.redis_store import RedisStore
+from capport.stores.redis_url import RedisUrl
 from capport.stores.sqlite.store import SqliteStore
 from conftest import SOON
 from ports import free_port

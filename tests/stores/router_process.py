@@ -9,10 +9,10 @@ from pathlib import Path
 
 from capport import clock
 from capport.core.client import ClientId
-from capport.core.redis_url import parse_redis_url
 from capport.core.session import Session
 from capport.stores.redis import redis_link
 from capport.stores.redis.redis_store import RedisStore
+from capport.stores.redis_url import parse_redis_url
 from capport.stores.sqlite.store import SqliteStore
 
 HERE = Path(__file__).resolve()

@@ -16,7 +16,6 @@ import pytest
 import requires
 from capport import clock
 from capport.core.client import ClientId
-from capport.core.redis_url import RedisUrl
 from capport.core.session import Session
 from capport.stores import FullError, SessionStore, StoreError
 from capport.stores.opening import open_store
@@ -36,6 +35,7 @@ from capport.stores.redis.redis_client import SECONDS
 from capport.stores.redis.redis_link import CHANGES, KEY, LEASE
 from capport.stores.redis.redis_store import RedisStore
 from capport.stores.redis.router_marks import RouterMarks
+from capport.stores.redis_url import RedisUrl
 from capport.stores.replica import Row, pack
 from capport.stores.sqlite.store import SqliteStore
 from conftest import SOON

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from capport.core.client import ClientId
-from capport.core.record_json import RecordError
+from capport.stores.record_json import RecordError
 from capport.stores.redis import fleet_record
 from capport.stores.redis.fleet_record import (
     LARGEST,

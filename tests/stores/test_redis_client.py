@@ -9,10 +9,10 @@ import pytest
 
 import requires
 from capport.core.place import Place, parse_host
-from capport.core.redis_url import RedisUrl
 from capport.stores import AwayError
 from capport.stores.redis import redis_client
 from capport.stores.redis.redis_client import RedisClient, credentials, find_primary
+from capport.stores.redis_url import RedisUrl
 from login.certificates import certificate
 from ports import free_port
 from stores.contract import MAC, session

@@ -5,9 +5,9 @@ import json
 from argparse import Namespace
 
 from capport.commands import CommandError, chosen_policy
-from capport.core.redis_url import is_redis, parse_redis_url
 from capport.extras import lacking
 from capport.stores.opening import store_url
+from capport.stores.redis_url import is_redis, parse_redis_url
 from capport.terminal import cells, duration, rows_in_columns
 
 _TITLES = ("ROUTER", "SEEN", "BEHIND", "OWN", "KNOWN", "UNSENT", "REFUSED", "CLOCK")

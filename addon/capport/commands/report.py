@@ -80,7 +80,7 @@ def _lines(paths: list[str]) -> Iterator[str]:
 
 def recorded_in_flows(path: str) -> Recording:
     """What happened, read from a file of mitmproxy's flows. Raises CommandError, OSError."""
-    from capport.proxy.saved_flows import FlowFileError, recording_of
+    from capport.proxy.flows.saved_flows import FlowFileError, recording_of
 
     try:
         return recording_of(Path(path))

@@ -15,7 +15,7 @@ def run(arguments: Namespace) -> int:
     except NotAsTested as error:
         print(error, file=sys.stderr)
         return 1
-    from capport.proxy import first_process
+    from capport.proxy.processes import first_process
 
     ours = _given(arguments, "policy", "sessions", "events")
     values = [f"portal_{name}={value}" for name, value in ours.items()]

@@ -34,13 +34,13 @@ from capport.core.policy import (
     WalledGarden,
 )
 from capport.core.probes import ANYWHERE, CHECKED_BY_TLS, known_checks
-from capport.core.redis_url import is_redis
 from capport.core.session import LONGEST
 from capport.extras import lacking
 from capport.policy import clients_file, values
 from capport.policy.errors import PolicyError, Problem, Problems, TooMany, read_bounded, reason
 from capport.policy.section import Section
 from capport.policy.tree import Map, Node, Word, read_text, read_tree, unexpected
+from capport.stores.redis_url import is_redis
 
 if TYPE_CHECKING:
     from capport.policy.certificate import Chain

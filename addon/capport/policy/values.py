@@ -16,10 +16,10 @@ from capport.core.client import Address, Mac, parse_address, parse_mac
 from capport.core.http import DEFAULT_PORTS
 from capport.core.place import Host, Place, parse_authority, parse_host
 from capport.core.policy import WEB_PORTS, Login, Network
-from capport.core.redis_url import parse_redis_url
 from capport.extras import lacking
 from capport.policy import hints
 from capport.policy.errors import shown
+from capport.stores.redis_url import parse_redis_url
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SYNONYMS = {

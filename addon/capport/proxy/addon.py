@@ -41,10 +41,12 @@ from capport.proxy.fail_closed import (
     deny_flow,
     deny_layer,
 )
-from capport.proxy.flow_marks import GARDEN_MARK, FlowMarks, decided_on
+from capport.proxy.flows.flow_marks import GARDEN_MARK, FlowMarks, decided_on
+from capport.proxy.flows.handshakes import Handshakes
+from capport.proxy.flows.refusal_view import RefusalContentview
+from capport.proxy.flows.shown import Shown
 from capport.proxy.front_protocol import Front, leads_back
 from capport.proxy.gate_enforcer import GateEnforcer, PortalService
-from capport.proxy.handshakes import Handshakes
 from capport.proxy.internals import http1_reader, http2_bounds, sockets
 from capport.proxy.internals.addons import before_failures, put_where_scripts_stand
 from capport.proxy.internals.http2_bounds import PREFACE
@@ -55,11 +57,9 @@ from capport.proxy.internals.server import OwnPorts, connect_early, frame_of, ha
 from capport.proxy.layers.http1 import RefusalLayer
 from capport.proxy.layers.http2 import BoundLayer
 from capport.proxy.layers.tls import HelloLayer, ServerFirst
-from capport.proxy.refusal_view import RefusalContentview
 from capport.proxy.request_head import case_of, claim_of, is_plain, place_of, send_to
 from capport.proxy.resolver import SystemResolver
 from capport.proxy.responses import asked_of, bare, to_mitmproxy
-from capport.proxy.shown import Shown
 from capport.proxy.upstream import Dialling
 from capport.service.service import Service
 from capport.service.settings import SettingError, Settings

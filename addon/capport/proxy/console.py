@@ -15,7 +15,7 @@ from capport import lasting
 from capport.core.client import ClientId, parse_client_id, parts_of
 from capport.core.session import LONGEST, open_ones
 from capport.policy.values import duration
-from capport.proxy.flow_report import findings_on, flows_shown, report_on_flows
+from capport.proxy.flows.flow_report import findings_on, flows_shown, report_on_flows
 from capport.proxy.gate_enforcer import PortalService
 from capport.report.as_text import lines_of
 from capport.session_view import TITLES, cells_of

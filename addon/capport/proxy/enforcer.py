@@ -10,8 +10,8 @@ from capport.core.policy import Connect
 from capport.core.verdict import Intercept, TlsVerdict, Verdict
 from capport.front.hello import Hello
 from capport.proxy.connections import Connections
-from capport.proxy.flow_marks import FlowMarks
-from capport.proxy.handshakes import Handshakes
+from capport.proxy.flows.flow_marks import FlowMarks
+from capport.proxy.flows.handshakes import Handshakes
 
 
 class Enforcer(Protocol):

@@ -16,7 +16,7 @@ from mitmproxy.hooks import Hook
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.server_hooks import ServerConnectHook
 
-from capport.proxy.flow_marks import FlowMarks
+from capport.proxy.flows.flow_marks import FlowMarks
 from capport.proxy.internals.addons import after_each_hook
 from capport.proxy.internals.layers import OwnLayer
 from capport.proxy.responses import CLOSED, to_mitmproxy

@@ -35,11 +35,11 @@ from capport.gate import Gate
 from capport.linux import frames
 from capport.proxy import connections
 from capport.proxy.connections import LITTLE, Connections
-from capport.proxy.flow_marks import FlowMarks
+from capport.proxy.flows.flow_marks import FlowMarks
+from capport.proxy.flows.shown import Shown
 from capport.proxy.internals import listeners, sockets
 from capport.proxy.internals.listeners import Instance
 from capport.proxy.request_head import place_of
-from capport.proxy.shown import Shown
 
 logger = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ from capport.front.hello import Hello
 from capport.gate import Gate
 from capport.proxy.connections import Connections, Key, key_of
 from capport.proxy.enforcer import Enforcer
-from capport.proxy.flow_marks import FlowMarks
-from capport.proxy.handshakes import Handshakes, InterceptedHandshake
+from capport.proxy.flows.flow_marks import FlowMarks
+from capport.proxy.flows.handshakes import Handshakes, InterceptedHandshake
 from capport.proxy.request_head import url_of
 from capport.service.service import Service
 from capport.service.worker_service import WorkerService

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from capport.core.client import Address, Mac
 from capport.core.policy import Policy
-from capport.core.redis_url import is_redis, parse_redis_url
 from capport.extras import lacking
 from capport.stores import Book, Copy, SessionStore, StoreError
 from capport.stores.memory import MemoryStore
+from capport.stores.redis_url import is_redis, parse_redis_url
 
 
 def default_store() -> str:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from html import escape
 
 from capport.core.policy import UnknownTls
-from capport.core.portal_traces import COOKIE, ETAG, FOLDER
 from capport.core.verdict import Imitated, NetworkAuthenticationRequired, SignIn
+from capport.report.portal_traces import COOKIE, ETAG, FOLDER
 
 OURS = "511"
 

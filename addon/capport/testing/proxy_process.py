@@ -26,9 +26,9 @@ from capport.core.policy import Connect, Policy
 from capport.linux.own_addresses import source_for
 from capport.policy.policy_file import PolicyError
 from capport.proxy.addon import CaptivePortal, Hooks
-from capport.proxy.appliance import assembled
 from capport.proxy.gate_enforcer import GateEnforcer
 from capport.proxy.internals.addons import put_where_scripts_stand
+from capport.proxy.processes.appliance import assembled
 from capport.proxy.resolver import SystemResolver
 from capport.proxy.upstream import Dialling
 from capport.service.settings import SettingError

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
-from capport.core import record_json
 from capport.core.client import ClientId
-from capport.core.record_json import RecordError, number
+from capport.stores import record_json
+from capport.stores.record_json import RecordError, number
 
 VERSION: Final = 1
 """The version of the format. A router refuses records of a later one.

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from capport.core.client import ClientId
-from capport.core.redis_url import is_redis
 from capport.stores import AwayError, Book, StoreError
 from capport.stores.opening import open_book
+from capport.stores.redis_url import is_redis
 from capport.web.date_reckoning import Moment
 from capport.web.records import Records, Voucher, records_beside
 from capport.web.shared_copy import SharedCopy

@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 import uvloop
 
-from capport.proxy.event_loop import LoopFactory
 from capport.proxy.internals.listeners import Ends, Instance, hand_over
+from capport.proxy.processes.event_loop import LoopFactory
 from conftest import SOON
 
 CONNECT, ESTABLISHED = b"CONNECT a:443 HTTP/1.1\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from capport.core import record_json
 from capport.core.client import ClientId
-from capport.core.record_json import WHOLE, RecordError, number
 from capport.core.session import LONGEST
+from capport.stores import record_json
+from capport.stores.record_json import WHOLE, RecordError, number
 
 VERSION: Final = 1
 """The version of the format. A router refuses records of a later one, and reports them.

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from capport.core.redis_url import RedisUrl
 from capport.stores.redis.redis_client import RedisClient, change_id, find_primary
 from capport.stores.redis.redis_link import CHANGES, KEY, ROUTER, sign_of_life
+from capport.stores.redis_url import RedisUrl
 
 
 @dataclass(frozen=True, slots=True)

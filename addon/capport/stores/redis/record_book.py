@@ -16,9 +16,9 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from itertools import batched
 from typing import Any
 
-from capport.core.redis_url import RedisUrl
 from capport.stores import AwayError, Copy, Rewrite, StoreError
 from capport.stores.redis.redis_client import READ, Command, RedisClient, change_id, find_primary
+from capport.stores.redis_url import RedisUrl
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from capport.core.place import Place, parse_host
-from capport.core.redis_url import RedisUrl
 from capport.stores import AwayError
+from capport.stores.redis_url import RedisUrl
 
 SECONDS = 2.0
 """How long one command may take. A Redis that is slower counts as away."""

@@ -20,10 +20,9 @@ from typing import Any, Protocol
 
 from capport import clock as clocks
 from capport.core.client import ClientId
-from capport.core.record_json import RecordError
-from capport.core.redis_url import RedisUrl
 from capport.core.session import Instant
 from capport.stores import AwayError
+from capport.stores.record_json import RecordError
 from capport.stores.redis.fleet_record import SKEW, FleetRecord, dump, parse
 from capport.stores.redis.fleet_time import FleetTime
 from capport.stores.redis.redis_client import (
@@ -34,6 +33,7 @@ from capport.stores.redis.redis_client import (
     change_id,
     find_primary,
 )
+from capport.stores.redis_url import RedisUrl
 
 logger = logging.getLogger(__name__)
 

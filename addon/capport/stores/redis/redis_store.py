@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 from capport import clock as clocks
 from capport.core.client import Address, ClientId, Mac, parts_of
-from capport.core.redis_url import RedisUrl
 from capport.core.session import Instant, Session, check_times
 from capport.stores import FullError, StoreError, Watcher
 from capport.stores.redis.fleet_record import (
@@ -36,6 +35,7 @@ from capport.stores.redis.fleet_record import (
 from capport.stores.redis.fleet_time import FleetTime
 from capport.stores.redis.redis_link import ROUTER, TOGETHER, WORKER, RedisLink
 from capport.stores.redis.router_marks import RouterMarks
+from capport.stores.redis_url import RedisUrl
 from capport.stores.replica import Replica, pack, row_of
 from capport.stores.sqlite.housekeeping import GRACE_SECONDS, UPKEEP_SECONDS
 from capport.stores.sqlite.store import SqliteStore

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from capport.core.client import ClientId
-from capport.core.record_json import RecordError, client_of
 from capport.stores import StoreError
+from capport.stores.record_json import RecordError, client_of
 from capport.stores.redis.fleet_record import FleetRecord, dump, join, parse
 from capport.stores.sqlite.database import Contents, Database
 from capport.stores.sqlite.schema import Schema

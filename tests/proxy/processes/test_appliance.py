@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from capport.proxy import appliance as appliance_module
+from capport.proxy.processes import appliance as appliance_module
 from commandline import capport
 from confdir import confdir
 from ports import free_port

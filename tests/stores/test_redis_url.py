@@ -3,7 +3,7 @@
 import pytest
 
 from capport.core.place import parse_authority
-from capport.core.redis_url import RedisUrl, is_redis, parse_redis_url
+from capport.stores.redis_url import RedisUrl, is_redis, parse_redis_url
 
 
 @pytest.mark.parametrize(

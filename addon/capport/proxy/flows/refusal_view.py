@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from mitmproxy import contentviews, http
 
-from capport.proxy.flow_marks import decided_on
-from capport.proxy.flow_report import findings_on, flows_shown
+from capport.proxy.flows.flow_marks import decided_on
+from capport.proxy.flows.flow_report import findings_on, flows_shown
 
 
 class RefusalContentview(contentviews.Contentview):

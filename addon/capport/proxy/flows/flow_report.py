@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from mitmproxy import ctx, exceptions
 from mitmproxy.flow import Flow
 
-from capport.proxy.saved_flows import events_of_flows
+from capport.proxy.flows.saved_flows import events_of_flows
 from capport.report.findings import Finding
 from capport.report.recording import record
 from capport.report.summary import Report, report_on

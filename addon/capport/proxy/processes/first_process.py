@@ -18,8 +18,9 @@ from capport.core.reach import Machine
 from capport.linux import frames, shared_port
 from capport.linux.own_addresses import OWN
 from capport.policy.policy_file import PolicyError
-from capport.proxy import appliance, mitmproxy_options
+from capport.proxy import mitmproxy_options
 from capport.proxy.internals.listeners import BACKLOG
+from capport.proxy.processes import appliance
 from capport.proxy.resolver import SystemResolver
 from capport.service.nursery import Nursery
 from capport.service.service import Service
@@ -29,7 +30,7 @@ from capport.stores.opening import store_path
 
 COMMAND = (
     *(sys.executable, "-P", "-m", "capport.proxy.internals.single_addons"),
-    "capport.proxy.worker_process",
+    "capport.proxy.processes.worker_process",
 )
 
 

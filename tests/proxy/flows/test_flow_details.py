@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mitmproxy import http
 from mitmproxy.test import tflow
 
-from capport.proxy.flow_details import details_of, request_fields
+from capport.proxy.flows.flow_details import details_of, request_fields
 from capport.report.recording import record
 from json_schemas import schema_errors
 

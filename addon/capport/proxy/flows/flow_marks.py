@@ -17,8 +17,8 @@ from capport.front.hello import Hello
 from capport.gate import Gate
 from capport.log_limits import FAULTS, Seldom
 from capport.proxy.connections import Connections
-from capport.proxy.flow_details import details_of, request_fields
-from capport.proxy.handshakes import OUTER, EventFields, fields_of
+from capport.proxy.flows.flow_details import details_of, request_fields
+from capport.proxy.flows.handshakes import OUTER, EventFields, fields_of
 from capport.proxy.request_head import credentials_in
 
 logger = logging.getLogger(__name__)

@@ -1,8 +1,8 @@
 """Runs the workers of `capport run --workers`, and the process that they are forked from.
 
-`python -m capport.proxy.worker_process CHANNEL` imports all that a worker needs, and forks a worker
-whenever the first process asks for one. So a worker that has ended is replaced after a moment,
-although the imports take a second or two.
+`python -m capport.proxy.processes.worker_process CHANNEL` imports all that a worker needs, and
+forks a worker whenever the first process asks for one. So a worker that has ended is replaced after
+a moment, although the imports take a second or two.
 """
 
 import ctypes
@@ -25,9 +25,9 @@ from capport.linux.own_addresses import OWN
 from capport.linux.parent import end_with_the_parent
 from capport.metrics import Metrics
 from capport.proxy.addon import CaptivePortal
-from capport.proxy.appliance import run
 from capport.proxy.internals.server import OwnPorts
 from capport.proxy.internals.shared_sockets import SharedSockets
+from capport.proxy.processes.appliance import run
 from capport.service.channel import Channel, forward
 from capport.service.shared_state import Shared
 from capport.service.worker_service import WorkerService

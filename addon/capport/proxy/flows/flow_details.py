@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 from mitmproxy import http
 
 from capport.core.http import DEFAULT_PORTS
-from capport.core.portal_traces import traces_in
 from capport.events import Value
 from capport.proxy.request_head import credentials_in
+from capport.report.portal_traces import traces_in
 
 MOST = 200  # characters of a text
 _KEY = secrets.token_bytes(16)  # so that a digest does not show the query that it was made of

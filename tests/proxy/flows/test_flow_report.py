@@ -13,8 +13,8 @@ from mitmproxy.addons import view
 from mitmproxy.test import tflow
 from mitmproxy.utils import emoji
 
-from capport.proxy.flow_marks import SHORT_CAVEAT, mark
-from capport.proxy.saved_flows import recording_of
+from capport.proxy.flows.flow_marks import SHORT_CAVEAT, mark
+from capport.proxy.flows.saved_flows import recording_of
 from conftest import Portal, StartPortal, until_closed
 from proxy.hellos import over_tls, trusting_all
 from proxy.http2 import INTERCEPT

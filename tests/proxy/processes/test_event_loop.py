@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 import uvloop
 
-from capport.proxy import event_loop
 from capport.proxy.internals import sockets
+from capport.proxy.processes import event_loop
 from conftest import SOON
 
 LITTLE = 8 * 1024

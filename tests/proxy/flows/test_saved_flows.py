@@ -9,8 +9,8 @@ import pytest
 from mitmproxy import http, io
 from mitmproxy.test import tflow
 
-from capport.proxy.flow_marks import decided_on
-from capport.proxy.saved_flows import recording_of
+from capport.proxy.flows.flow_marks import decided_on
+from capport.proxy.flows.saved_flows import recording_of
 from capport.report.summary import document, report_of
 from conftest import Origin, StartPortal, until_closed
 from json_schemas import schema_errors

@@ -28,10 +28,11 @@ from mitmproxy.addons import (
 )
 from mitmproxy.utils import human
 
-from capport.proxy import event_loop, mitmproxy_options
+from capport.proxy import mitmproxy_options
 from capport.proxy.addon import CaptivePortal
 from capport.proxy.internals.log import format_lines
 from capport.proxy.internals.options import undeclared
+from capport.proxy.processes import event_loop
 
 logger = logging.getLogger(__name__)
 

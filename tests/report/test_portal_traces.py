@@ -2,7 +2,7 @@
 
 import pytest
 
-from capport.core.portal_traces import traces_in
+from capport.report.portal_traces import traces_in
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from capport.core.place import Place
 from capport.front.conversation import Alert, Answer, Refused
 from capport.front.display_limit import DisplayLimit
 from capport.gate import Gate
-from capport.proxy.flow_marks import SHORT_CAVEAT, FlowMarks, mark_tls
-from capport.proxy.handshakes import EventFields
+from capport.proxy.flows.flow_marks import SHORT_CAVEAT, FlowMarks, mark_tls
+from capport.proxy.flows.handshakes import EventFields
 from capport.proxy.internals import http1_reader
 from capport.proxy.internals.addons import fire
 from capport.proxy.internals.http_events import OF_AN_ANSWER, OF_CONNECT, HookClasses

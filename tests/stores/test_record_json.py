@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from capport.core import record_json
-from capport.core.record_json import WHOLE, RecordError
+from capport.stores import record_json
+from capport.stores.record_json import WHOLE, RecordError
 
 
 def loaded(text: str | bytes, largest: int = 100) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from mitmproxy.flow import Flow
 
 from capport.core.client import parse_address
 from capport.events import Value, stamp
-from capport.proxy.flow_details import details_of, request_fields
-from capport.proxy.flow_marks import decided_on
+from capport.proxy.flows.flow_details import details_of, request_fields
+from capport.proxy.flows.flow_marks import decided_on
 from capport.report.recording import Recording, record
 
 type Event = dict[str, Value]

@@ -1,0 +1,1 @@
+"""What mitmproxy, mitmweb and the events show of the clients' flows."""

@@ -1,0 +1,1 @@
+"""The processes of `capport run`: one, or a first one and its workers."""
