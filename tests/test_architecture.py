@@ -725,6 +725,13 @@ def test_no_module_is_named_for_having_no_subject() -> None:
     assert named_so == []
 
 
+def test_a_folder_has_about_a_dozen_modules() -> None:
+    there = sources(CHECKOUT / "addon" / "capport").values()
+    most = {"core": 20, "commands": 20}
+    full = Counter(path.parent.name for path in there if path.name != "__init__.py")
+    assert {name for name, count in full.items() if count > most.get(name, 15)} == set()
+
+
 def test_no_two_modules_have_the_same_name() -> None:
     names = Counter(path.name for path in sources(CHECKOUT / "addon").values())
     assert {name for name, count in names.items() if count > 1} == {"__init__.py"}
