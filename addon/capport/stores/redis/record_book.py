@@ -350,16 +350,14 @@ class RecordBook:
             if change is not None:
                 records |= change(records, seconds * 1000 + micros // 1000)
             names = [key for key in keys if key in records or change is not None]
-            told = [
-                argument
-                for key in names
-                for text in (records.get(key, ""),)
-                for argument in (theirs[key], text, self._copy.until(text) if text else 0)
-            ]
+            arguments: list[str | int] = []
+            for key in names:
+                text = records.get(key, "")
+                arguments += (theirs[key], text, self._copy.until(text) if text else 0)
             answer, *more = connection.ask(
                 *("EVAL", _CHANGE, 2 + len(names), ROUTERS, CHANGES),
                 *(RECORD + key for key in names),
-                *(connection.generation, self._copy.router, int(completely), *told),
+                *(connection.generation, self._copy.router, int(completely), *arguments),
             )
             match answer:
                 case b"done":
