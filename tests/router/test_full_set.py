@@ -94,8 +94,7 @@ def test_who_is_in_a_full_set_stays_in_and_who_is_not_is_refused_until_there_is_
         assert inside(rules) == {client(number) for number in (1, 2, 3, 4)}
         assert told == ["set macs of table inet capport is full: it has 4 clients, the maximum"]
         store.revoke(client(2))
-        known.update([client(2)])
-        known.update([client(6)])
+        known.update([client(2), client(6)])  # at once: others of the thousand wait for a place too
         assert inside(rules) == {client(number) for number in (1, 3, 4, 6)}
         for number in range(7, 1000):
             store.revoke(client(number))

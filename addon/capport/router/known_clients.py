@@ -16,10 +16,9 @@ set `lease` has an element. Its timeout is the time that the lease has left.
 
 import logging
 import math
-import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import batched, chain, islice
@@ -29,32 +28,28 @@ from capport.core.client import (
     Address,
     Client,
     ClientId,
-    Mac,
-    Way,
     parse_address,
     parse_mac,
     parts_of,
 )
 from capport.core.policy import Policy
-from capport.core.session import Instant, Session, first_open
-from capport.core.standing import Standing, standing, standing_of_id
-from capport.linux import Neighbours, conntrack
+from capport.core.session import Instant
+from capport.linux import Neighbours
 from capport.linux.libnftables import Nftables, RulesError
 from capport.router import membership, nftables
+from capport.router.disconnections import REST, Disconnections
 from capport.router.elements import Element, Elements, Key
 from capport.router.fence import Fence
 from capport.router.ruleset import CLIENT_SETS, LEASE, LEASED, PREFIXES, SET_SIZE, router_of
+from capport.router.wanted_elements import WantedElements
 from capport.stores import FullError, SessionStore
 
 logger = logging.getLogger(__name__)
 
-RULE_LEASE = 86_400.0  # seconds that an element lasts if a client rule of the policy put it there
-IDLE_GRACE = 5.0  # seconds longer in the kernel, which learns later that an end was put off
 TRAFFIC = 10.0  # seconds between readings of the elements' counters, at most
 RESYNC = 300.0  # seconds between comparisons with what the kernel has
 SLACK = 5.0  # seconds that an end in the kernel may differ from ours, because listing takes time
 RETRY = 1.0  # seconds until the next attempt after a failure
-REST = 9  # after reading the kernel's tables, rest for 9 times the processor time that it took
 SOME = 200  # clients handled in one turn (10 ms), so that a change need not wait for thousands
 LEASE_CHECK = 1.0  # seconds between two looks whether the lease was renewed
 LEASE_STEP = 5.0  # seconds by which the lease must be longer than in the kernel to go there
@@ -94,14 +89,14 @@ class KnownClients:
         self._elements = Elements()
         self._adding: set[Key] = set()  # the keys of elements that the kernel may not have yet
         self._counted: dict[str, int] = {}  # the packets of each element when last read
-        self._behind: dict[Address, set[Address]] = {}  # the clients behind each router on the link
-        self._to_disconnect: queue.SimpleQueue[Collection[Address] | None] = queue.SimpleQueue()
+        self._wanted = WantedElements(policy, store, neighbours)
+        self._disconnections = Disconnections()
         self._lock = threading.Lock()  # always taken by `_in_turn`
         self._turn = threading.Lock()  # held by the next thread that gets the lock
         self._news = threading.Condition()
         self._changed: set[ClientId | Address] = set()
         self._lost: set[ClientId] = set()
-        self._closed = threading.Event()  # also ends the rest between two disconnections
+        self._closed = False
         self._resync_at = now() + RESYNC
         self._rested_at = now()  # no comparison before this
         self._failing = False
@@ -109,7 +104,7 @@ class KnownClients:
         self._leased_until = -math.inf  # the lease in the kernel
         self._traffic_at = now() + TRAFFIC
         self._stop_watching: Callable[[], None] = lambda: None
-        self._threads: list[threading.Thread] = []
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Corrects the sets, and keeps them correct until `close`."""
@@ -120,10 +115,9 @@ class KnownClients:
             logger.error(f"The kernel's set of known clients cannot be updated: {error}")
             self._failing = True
             self._schedule_resync(after=RETRY)
-        for work in (self._follow, self._disconnect_queued):
-            thread = threading.Thread(target=work, name=f"known{work.__name__}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+        self._disconnections.start()
+        self._thread = threading.Thread(target=self._follow, name="known clients", daemon=True)
+        self._thread.start()
 
     def update(self, ids: Iterable[ClientId]) -> None:
         """Puts the changes of these clients into force before it returns.
@@ -134,7 +128,7 @@ class KnownClients:
         clients are in the sets.
         """
         try:
-            if not self._threads:
+            if self._thread is None:
                 self.resync()
                 return
             with self._in_turn():
@@ -179,8 +173,8 @@ class KnownClients:
         try:
             self._correct()
         finally:
-            if not self._threads:
-                self._forget_queued([])
+            if self._thread is None:
+                self._disconnections.flush()
             self._rested_at = self._now() + REST * (time.thread_time() - began)
         self._failing = False
 
@@ -188,7 +182,7 @@ class KnownClients:
         found = self._in_kernel()  # without the lock: what changes from now on is corrected below
         with self._in_turn():
             self._full.clear()
-            self._behind.clear()
+            self._wanted.forget_behind()
             self._leased_until = -math.inf
             self._renew_lease()
             mine = [element.key for element in self._elements]
@@ -280,11 +274,11 @@ class KnownClients:
         """Stops the threads. The sets stay in the kernel, and their elements time out."""
         self._stop_watching()
         with self._news:
-            self._closed.set()
+            self._closed = True
             self._news.notify()
-        self._to_disconnect.put(None)
-        for thread in self._threads:
-            thread.join()
+        if self._thread is not None:
+            self._thread.join()
+        self._disconnections.close()
         self._rules.close()
         self._fence.close()
 
@@ -293,11 +287,11 @@ class KnownClients:
     def _follow(self) -> None:
         while True:
             with self._news:
-                if not self._changed and not self._closed.is_set():
+                if not self._changed and not self._closed:
                     ends = self._elements.next_look
                     due = min(self._resync_at, self._traffic_at, self._lease_at, ends)
                     self._news.wait(max(0.0, due - self._now()))
-                if self._closed.is_set():
+                if self._closed:
                     return
                 changed = [*islice(self._changed, SOME)]
                 self._changed.difference_update(changed)
@@ -352,7 +346,7 @@ class KnownClients:
                 yield from self._keys(one)
             else:
                 yield one
-                yield from self._behind.pop(one, ())
+                yield from self._wanted.behind(one)
 
     def _forget(self, lost: Iterable[ClientId]) -> None:
         """Forgets the elements of clients that the kernel lost, so that they are added again."""
@@ -383,25 +377,6 @@ class KnownClients:
                 self._settle(heard)
         with self._in_turn():
             self._settle(ended)
-
-    def _disconnect_queued(self) -> None:
-        """Forgets the connections of removed clients, on a thread: there may be thousands.
-
-        Each turn takes all clients that were queued during the turn before.
-        """
-        some: list[Collection[Address] | None] = []
-        while None not in some:
-            some = [self._to_disconnect.get()]
-            began = time.thread_time()
-            self._forget_queued(some)
-            self._closed.wait(REST * (time.thread_time() - began))
-
-    def _forget_queued(self, some: list[Collection[Address] | None]) -> None:
-        """Adds what is queued to `some`, and forgets their connections, all at once."""
-        while not self._to_disconnect.empty():
-            some.append(self._to_disconnect.get())
-        if addresses := {address for each in some for address in each or ()}:
-            _forget_connections(addresses)
 
     # Called with the lock held.
 
@@ -436,7 +411,7 @@ class KnownClients:
         left_out: set[Key] = set()
         for key in dict.fromkeys(keys):
             before = self._elements.get(key)
-            after = self._wanted(key, before, now)
+            after = self._wanted.of(key, before, now)
             if before and (after is None or after.place != before.place):
                 self._elements.forget(before)
                 is_moved = after and replace(before, leased=after.leased).place == after.place
@@ -457,63 +432,12 @@ class KnownClients:
             self._elements.file(after)
         self._remove(place for element in out for place in element.places)
         if gone := [element.address for element in out if element.address is not None]:
-            self._to_disconnect.put(gone)
+            self._disconnections.add(gone)
         for some in batched(into, nftables.TOGETHER):
             self._run(nftables.renew_all(each for element in some for each in self._added(element)))
         self._adding.clear()
         self._remove(place for element in moved for place in element.places)
         return left_out
-
-    def _wanted(self, key: Key, before: Element | None, now: Instant) -> Element | None:
-        """The element that `key` should have in the sets now."""
-        if isinstance(key, str):
-            session, leased = self._session([ClientId(key)], now)
-            found = standing_of_id(ClientId(key), self._policy(), session, now)
-            # The MACs of client rules are in the rules.
-            return self._of_session(key, key, found, leased=leased)
-        if key.is_link_local or key.is_multicast or key.is_unspecified:
-            return None  # never forwarded
-        way: Way | None = Way(key)
-        mac = self._neighbours.find_mac(key)
-        if mac is None or self._store.find((ClientId(str(key)),), now):
-            way = self._neighbours.way(key)
-            if way != Way(key):
-                mac = None  # the address is not on the link: any device there could claim it
-            elif mac is None and before:
-                mac = before.mac
-        client = Client(key, mac)
-        session, leased = self._session(client.ids, now)
-        found = standing(client, self._policy(), session, now)
-        if element := self._of_session(key, mac, found, leased=leased):
-            return self._with_sender(element, key, way, before)
-        if not found.is_known or mac is None:
-            return None  # the addresses of client rules are in the rules
-        until = now + RULE_LEASE
-        if before and before.session is None and before.until > now + RULE_LEASE / 2:
-            until = before.until
-        return Element(key, mac, until, None, until)
-
-    def _session(self, ids: Sequence[ClientId], now: Instant) -> tuple[Session | None, bool]:
-        """The session of the first of `ids` that has an open one, without its lease; if it has one.
-
-        A session counts here also while its lease is over: the kernel has the lease apart.
-        """
-        for one in ids:
-            found = self._store.find((one,), -math.inf)  # also finds it when it is over
-            session = first_open([found and found.without_lease()], now)
-            if found is not None and session is not None:
-                return session, found.is_leased
-        return None, False
-
-    def _of_session(
-        self, key: Key, mac: Mac | None, found: Standing, *, leased: bool
-    ) -> Element | None:
-        session = found.open_session
-        if session is None:
-            return None
-        idle = session.idle is not None
-        lapses = session.ends + IDLE_GRACE * idle
-        return Element(key, mac, session.ends, session.client, lapses, idle, leased=leased)
 
     def _has_place(self, element: Element) -> bool:
         """Whether the sets have a place for one more element; reports a full set once."""
@@ -525,21 +449,6 @@ class KnownClients:
                     self._report(_full(name))
                 return False
         return True
-
-    def _with_sender(
-        self, element: Element, address: Address, way: Way | None, before: Element | None
-    ) -> Element | None:
-        """`element` with the MAC that its frames come from; None if that MAC is not known.
-
-        Without the MAC, any device on the link could use the address.
-        """
-        if element.mac is not None or way == Way(None):
-            return element
-        if way is None or way.hop is None or way.hop == address:
-            return None
-        self._behind.setdefault(way.hop, set()).add(address)
-        hop = self._neighbours.find_mac(way.hop) or (before.sender if before else None)
-        return replace(element, hop=hop) if hop else None
 
     def _may_have_address(self, element: Element, out: list[Element]) -> bool:
         """Whether the MAC of `element` may have one more address.
@@ -614,15 +523,6 @@ class KnownClients:
 
 def _full(name: str) -> str:
     return f"set {name} of table {nftables.TABLE} is full: it has {MOST} clients, the maximum"
-
-
-def _forget_connections(addresses: Collection[Address]) -> None:
-    try:
-        conntrack.forget(addresses)
-    except Exception as error:  # the edge of a thread that must not end; mostly OSError
-        # The rules refuse their packets anyway, one by one.
-        count = len(addresses)
-        logger.warning(f"Cannot remove {count} addresses from conntrack: {error}")
 
 
 def up(
