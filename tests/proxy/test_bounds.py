@@ -11,7 +11,8 @@ import pytest
 
 from capport.core.client import Address
 from capport.core.place import Host
-from capport.proxy import connections
+from capport.proxy import backpressure
+from capport.proxy.open_connection import Open
 from conftest import SOON, Origin, Portal, StartPortal, one_answer
 from proxy.conftest import has_answered
 from proxy.mitmdump import SCRIPT, Process, memory, policy, started
@@ -391,7 +392,7 @@ async def test_little_is_kept_of_what_waits_for_a_connection(
     portal: StartPortal, origin: Origin, monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
     """mitmproxy keeps all of it, and a host that is down takes two minutes to be given up."""
-    monkeypatch.setattr(connections, "PATIENCE", 10 * SOON)
+    monkeypatch.setattr(backpressure, "WAIT", 10 * SOON)
     body = b"x" * 6 * MB
     place = f"{GARDEN}:{origin.port}"
     head = f"PUT http://{place}/ HTTP/1.1\r\nHost: {place}\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -403,7 +404,7 @@ async def test_little_is_kept_of_what_waits_for_a_connection(
         writer.write(head.encode() + body)
         sending = asyncio.create_task(writer.drain())
         (entry,) = await opened(it)
-        most = connections.MOST_KEPT if who == "known" else connections.LITTLE
+        most = backpressure.MOST_KEPT if who == "known" else backpressure.LITTLE
         await until(lambda: entry.kept > most)
         await asyncio.sleep(0.3)  # in which all of it would have been read
         assert entry.kept <= most + 65536
@@ -416,7 +417,7 @@ async def test_little_is_kept_of_what_waits_for_a_connection(
         writer.close()
 
 
-async def opened(it: Portal) -> list[connections.Open]:
+async def opened(it: Portal) -> list[Open]:
     """The connections that are open, once there are any."""
     entries = it.keeper.connections.entries
     await until(lambda: bool(entries))

@@ -24,12 +24,13 @@ from capport.front import display_limit
 from capport.gate import Gate
 from capport.linux import Neighbours, frames
 from capport.proxy import connections, front_protocol
-from capport.proxy.connections import LITTLE
+from capport.proxy.backpressure import LITTLE
 from capport.proxy.flows import shown
 from capport.proxy.flows.flow_marks import FlowMarks
 from capport.proxy.front_protocol import Front, Stranger
 from capport.proxy.internals import listeners, sockets
 from capport.proxy.internals.listeners import Listener
+from capport.proxy.open_connection import Open
 from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
 from ports import free_port
 from proxy.hellos import ALERT_49, real
@@ -400,7 +401,7 @@ def hold_up(front: Front) -> None:
     front.leave(asyncio.sleep(0))
 
 
-async def opened(it: Portal) -> list[connections.Open]:
+async def opened(it: Portal) -> list[Open]:
     """The connections that are open, once there are any."""
     entries = it.keeper.connections.entries
     await until(lambda: bool(entries))

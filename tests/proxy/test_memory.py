@@ -26,8 +26,8 @@ ANSWER = f"HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n".encode() + bytes(S
 PATIENT = """
 import sys
 sys.path.insert(0, {addon!r})
-from capport.proxy import connections
-connections.PATIENCE = 600
+from capport.proxy import backpressure, connections
+backpressure.WAIT = connections.PATIENCE = 600
 """
 
 HEAD = b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 60_000

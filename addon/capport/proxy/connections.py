@@ -1,4 +1,4 @@
-"""The client connections that are open, how long each may stay open, and how much memory it takes.
+"""The client connections that are open, and how long each may stay open.
 
 mitmproxy closes a connection on which nothing is sent for some time; a client that sends one byte a
 second keeps it open for ever (measured with 12.2.3). So an unknown client's connection has a
@@ -7,26 +7,18 @@ session ends, the gate decides on its open connections again. An unknown client'
 garden ends after an hour, however busy it is. That is enough for a sign-in, a download or a long
 poll, and a body that arrives byte by byte holds its two sockets no longer than that.
 
-All connections of one unknown client together may take 64 MiB. So asyncio reads and keeps little
-data for each: with a megabyte for each connection that waits for a garden host that is down, one
-client would take 500 MB. While a client does not read an answer, nothing more is read from the
-origin.
-
 A timer can be late: the process was stopped, the machine slept, or the loop was busy. So each time
 data arrives, the end of the session is checked again, and nothing that comes later is forwarded.
 """
 
 import asyncio
-import contextlib
 import logging
 import math
 import resource
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Protocol
 
 from mitmproxy import connection
 from mitmproxy.proxy import events, server
@@ -34,11 +26,12 @@ from mitmproxy.proxy import events, server
 from capport.core.client import UNSEEN, Client, ClientId, Mac, Peer, parse_address
 from capport.core.deadlines import Deadlines
 from capport.core.place import Place
-from capport.core.session import Instant
 from capport.core.verdict import Pass
 from capport.front.half_close import STAGE, STAGES
 from capport.gate import Gate
-from capport.proxy.internals import http2_bounds, sockets
+from capport.proxy.backpressure import Backpressure
+from capport.proxy.internals import sockets
+from capport.proxy.open_connection import Key, Line, Open, key_of
 
 logger = logging.getLogger(__name__)
 
@@ -48,66 +41,8 @@ MOST_TO_LOGIN = 32  # connections of one client to the login server, which takes
 REPORT_INTERVAL = 0.2  # seconds between two reports to the gate that a client's data was relayed
 MOST_A_CLIENT = 512  # connections of one unknown client; one more ends its oldest
 TLS = 4  # what mitmproxy's own TLS adds to the weight of a connection: about 100 KiB
-MOST_KEPT_OF_ONE = 16 * 1024 * 1024  # bytes of one client that wait for connections to open
-MOST_KEPT = 1024 * 1024  # of those, bytes on one connection of a known client
-MOST_UNREAD = 8 * 1024 * 1024  # bytes of HTTP/2 answers that a known client has not read
-LITTLE = 8 * 1024  # both of these bounds for an unknown client; also bounds each read and write
 AT_ONCE = 64  # connections that end at their deadlines before the event loop does something else
 DESCRIPTORS_KEPT = 256  # file descriptors for everything but unknown clients' connections
-
-type Key = tuple[object, object]
-
-
-def key_of(conn: connection.Client) -> Key:
-    """A key that a connection shares with the copies mitmproxy makes of it (for TLS over TLS)."""
-    return conn.peername, conn.sockname
-
-
-class Line(Protocol):
-    """The sockets of one connection, in the front or in mitmproxy's handler."""
-
-    def abort(self, *, reset: bool = False) -> None:
-        """Closes them at once. With `reset`, the peers get RST, not FIN."""
-
-    def finish(self) -> None:
-        """Ends the connection once everything that was written is sent (`sockets.finish`)."""
-
-    def lingers(self) -> bool:
-        """Whether it stays open for another stage, in which the client can read its last answer."""
-
-
-@dataclass(slots=True, eq=False)
-class Open:
-    """One open connection of a client: in the front, then (`conn`) in mitmproxy if handed over."""
-
-    key: Key
-    line: Line
-    client: Client
-    counted_as: ClientId  # not the address: with IPv6, one device has many
-    frame: Mac | None = None  # the MAC that the connection's first frame came from (`Peer`)
-    conn: connection.Client | None = None  # None: mitmproxy does not have it yet
-    answers: int = 0  # requests that the front has answered
-    in_tunnel: bool = False  # whether those requests were sent in a tunnel
-    let_through: bool = False  # whether something on it may be forwarded
-    places: frozenset[Place | None] = frozenset({None})  # where it may go; None: anywhere
-    until: Instant | None = None  # the end of the session that permits it
-    heard: Instant = 0.0  # when the gate last got a report that data was relayed
-    over: bool = False  # whether it was ended: then nothing on it is forwarded
-    leaves: float | None = None  # the loop's time at which its use of the garden ends
-    # Its connections to the login server, by mitmproxy's id; each counts for the client named.
-    logins: dict[str, ClientId] = field(default_factory=dict)
-    dialled: set[str] = field(default_factory=set)  # connections to origins that are being opened
-    kept: int = 0  # bytes from the client that wait for them
-    all_dialled: asyncio.Event = field(default_factory=asyncio.Event)  # none is being opened now
-    came: int = 0  # bytes in the last segment from the client
-    unread: int = 0  # bytes of answers that waited for the client before the last data arrived
-    reads: asyncio.Event = field(default_factory=asyncio.Event)  # the client has sent something
-    weight: int = 1  # how many connections it counts as
-
-    @property
-    def is_known(self) -> bool:
-        """Whether the connection may go anywhere."""
-        return self.let_through and None in self.places
 
 
 class Connections:
@@ -127,7 +62,7 @@ class Connections:
         self._weights: Counter[ClientId] = Counter()  # of unknown clients: the sum of `Open.weight`
         self._by_id: dict[ClientId, set[Key]] = {}
         self._logins: Counter[ClientId] = Counter()  # connections to the login server
-        self._kept: Counter[ClientId] = Counter()  # bytes: the sum of `Open.kept`
+        self._backpressure = Backpressure(handler_of)
         self._deadlines = Deadlines[Open]()  # by the loop's time
         self._alarm: asyncio.TimerHandle | None = None  # for the next deadline
 
@@ -191,10 +126,9 @@ class Connections:
     def _has(self, entry: Open, conn: connection.Client) -> None:
         entry.conn = conn
         handler = self.handler_of(conn.id)
-        sockets.watch(
-            handler, partial(self._is_in_time, entry, conn), partial(self._drain, entry, conn)
-        )
-        self._set_buffers(entry)
+        drain = partial(self._backpressure.drain, entry, conn)
+        sockets.watch(handler, partial(self._is_in_time, entry, conn), drain)
+        self._backpressure.set_buffers(entry)
 
     def answers(self, conn: connection.Client) -> int:
         """How many requests the front has answered on a connection."""
@@ -231,7 +165,7 @@ class Connections:
     def _forget(self, entry: Open) -> None:
         del self.entries[entry.key]
         self._deadlines.drop(entry)
-        self._count_kept(entry, -entry.kept)
+        self._backpressure.forget(entry)
         self._forget_unknown(entry)
         self._unindex(entry)
         for server_id in tuple(entry.logins):
@@ -296,17 +230,12 @@ class Connections:
     def dials(self, conn: connection.Client, server_id: str) -> None:
         """Records that a connection to an origin is about to be opened."""
         if entry := self.entries.get(key_of(conn)):
-            entry.dialled.add(server_id)
-            entry.all_dialled.clear()
+            self._backpressure.dials(entry, server_id)
 
     def dialled(self, conn: connection.Client, server_id: str) -> None:
         """Records that a connection to an origin is open, or could not be opened."""
         if entry := self.entries.get(key_of(conn)):
-            self._set_buffers(entry)
-            entry.dialled.discard(server_id)
-            if not entry.dialled:
-                self._count_kept(entry, -entry.kept)
-                entry.all_dialled.set()
+            self._backpressure.dialled(entry, server_id)
 
     def hung_up(self, conn: connection.Client, server_id: str) -> None:
         """Records that a connection to an origin has ended, or could not be opened."""
@@ -337,8 +266,7 @@ class Connections:
     def abort(self, entry: Open, *, reset: bool = False) -> None:
         """Ends a connection and its connections to origins at once; drops what is unsent."""
         entry.over = True  # so data that has been read already is not forwarded either
-        entry.all_dialled.set()  # wakes `_drain`, so that mitmproxy sees the end at once
-        entry.reads.set()
+        self._backpressure.end(entry)
         self._deadlines.drop(entry)
         self._forget_unknown(entry)
         entry.line.abort(reset=reset)
@@ -416,7 +344,7 @@ class Connections:
 
     def _let_through(self, entry: Open) -> None:
         entry.let_through = True
-        self._set_buffers(entry)
+        self._backpressure.set_buffers(entry)
         self._deadlines.drop(entry)
         loop = asyncio.get_running_loop()
         if None not in entry.places:  # the client is still unknown, and its connections count
@@ -443,59 +371,9 @@ class Connections:
         logger.exception("No verdict on an open connection; it is closed")
         self.abort(entry)
 
-    async def _drain(self, entry: Open, conn: connection.Client) -> None:
-        """Waits before mitmproxy reads more from a socket, so that its buffers stay small.
-
-        mitmproxy calls this in the task that reads the socket, and itself waits only until the
-        other sockets have taken what was written.
-
-        mitmproxy keeps all that a client sends while a connection to an origin is being opened:
-        400 MB in 3 s, and with a host that is down this takes two minutes. So this method waits
-        until all connections are open. Every ten seconds it lets mitmproxy read some more, within
-        the client's share: mitmproxy opens five connections at a time, and the data may end a
-        stream that waits for its turn.
-
-        mitmproxy also keeps all answers that an HTTP/2 client has not read (RFC 9113 section 5.2).
-        So nothing more is read from an origin whose data made the client's backlog too large.
-        """
-        handler = self.handler_of(conn.id)
-        if handler is None:
-            return
-        backlog_grew = http2_bounds.unread(conn) > entry.unread
-        await sockets.drain(handler)
-        if not sockets.is_reader_of(handler, conn):
-            most = MOST_UNREAD if entry.is_known else LITTLE
-            while backlog_grew and not entry.over and http2_bounds.unread(conn) > most:
-                entry.reads.clear()
-                await entry.reads.wait()
-            return
-        entry.reads.set()
-        bodies = http2_bounds.bodies(conn)
-        if entry.dialled:  # in HTTP/2, only bodies wait for a connection: count those alone
-            self._count_kept(entry, entry.came if bodies is None else bodies)
-        if entry.dialled and entry.kept > (MOST_KEPT if entry.is_known else LITTLE):
-            may_keep = self._kept[entry.counted_as] < MOST_KEPT_OF_ONE
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PATIENCE if may_keep else None):
-                    await entry.all_dialled.wait()
-
-    def _count_kept(self, entry: Open, size: int) -> None:
-        entry.kept += size
-        self._kept[entry.counted_as] += size
-        if not self._kept[entry.counted_as]:
-            del self._kept[entry.counted_as]
-
-    def _set_buffers(self, entry: Open) -> None:
-        """Bounds what asyncio reads and keeps for a connection and for its origins'."""
-        if entry.conn:
-            size = None if entry.is_known else LITTLE
-            sockets.set_buffers(self.handler_of(entry.conn.id), size)
-
     def _is_in_time(self, entry: Open, conn: connection.Client, event: events.DataReceived) -> bool:
         """Whether data that has just come, from either end, may still be forwarded."""
-        if event.connection is conn:
-            entry.came = len(event.data)
-        entry.unread = http2_bounds.unread(conn)
+        self._backpressure.came(entry, conn, event)
         if entry.until is None or entry.over:
             return not entry.over
         try:

@@ -34,11 +34,13 @@ from capport.front.turns import Turns
 from capport.gate import Gate
 from capport.linux import frames
 from capport.proxy import connections
-from capport.proxy.connections import LITTLE, Connections
+from capport.proxy.backpressure import LITTLE
+from capport.proxy.connections import Connections
 from capport.proxy.flows.flow_marks import FlowMarks
 from capport.proxy.flows.shown import Shown
 from capport.proxy.internals import listeners, sockets
 from capport.proxy.internals.listeners import Instance
+from capport.proxy.open_connection import Open
 from capport.proxy.request_head import place_of
 
 logger = logging.getLogger(__name__)
@@ -213,7 +215,7 @@ class Stranger:
     peer: Address
     _who: Peer | None = None  # once `who` was asked for
     _at: Address | None = None  # what the client dialled, once `_dialled` was called
-    _entry: connections.Open | None = None
+    _entry: Open | None = None
     _talks: Conversation | None = None  # without it, everything is handed over
     _shown: connection.Client | None = None
     _step: Callable[["Stranger"], None] = field(init=False)  # what `do` does next
@@ -550,7 +552,7 @@ class Stranger:
         self._readable = self._hangs_up or len(data) == LITTLE
         return data
 
-    def _keep(self) -> connections.Open:
+    def _keep(self) -> Open:
         """Keeps the connection open until the client sends more, or reads more."""
         entry = self._enter()
         events = _READS | select.EPOLLOUT if self.unsent else _READS
@@ -559,7 +561,7 @@ class Stranger:
             self.front.watch(self, self.sock.fileno(), events)
         return entry
 
-    def _enter(self) -> connections.Open:
+    def _enter(self) -> Open:
         """Its entry in `connections`, made if there is none. Making it may end the connection."""
         if self._entry is None:
             client, key = self.client, (self.peer, self._dialled)

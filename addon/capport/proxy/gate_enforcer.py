@@ -22,10 +22,11 @@ from capport.core.verdict import (
 )
 from capport.front.hello import Hello
 from capport.gate import Gate
-from capport.proxy.connections import Connections, Key, key_of
+from capport.proxy.connections import Connections
 from capport.proxy.enforcer import Enforcer
 from capport.proxy.flows.flow_marks import FlowMarks
 from capport.proxy.flows.handshakes import Handshakes, InterceptedHandshake
+from capport.proxy.open_connection import Key, key_of
 from capport.proxy.request_head import url_of
 from capport.service.service import Service
 from capport.service.worker_service import WorkerService

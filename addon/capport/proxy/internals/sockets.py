@@ -131,7 +131,7 @@ def reset_at_close(sock: socket.socket) -> None:
 
 
 class Handled:
-    """The sockets that mitmproxy's handler has for one connection (`connections.Line`)."""
+    """The sockets that mitmproxy's handler has for one connection (`open_connection.Line`)."""
 
     def __init__(self, handler_of: Callable[[str], Handler], conn: connection.Client) -> None:
         self._handler_of = handler_of
