@@ -182,7 +182,7 @@ def test_the_ranges_are_what_the_first_rule_by_address_says(
         rules.section(access, "lab.yaml")
         rules.add(network, line)
         edges |= {int(network[0]) - (192 << 24), int(network[-1]) - (192 << 24)}
-    ranges = spans.ranges(rules, wanted)
+    ranges = spans.ranges(rules, Kind(wanted))
     for before, after in itertools.pairwise(ranges):
         assert int(before[1]) + 1 < int(after[0]), "apart, and merged where they touch"
     for offset in {e + d for e in edges for d in (-1, 0, 1)}:
@@ -363,23 +363,50 @@ def test_update_is_in_force_when_it_returns(
     assert echoes(client, ORIGIN4)
 
 
-@LAB
-def test_a_rule_of_who_is_known_that_is_added_holds_in_the_kernel(
-    lab: Lab, store: MemoryStore, known: KnownClients, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client = lab.clients[0]
+@contextlib.contextmanager
+def one_more_rule(client: Client) -> Iterator[None]:
+    """Adds a rule in front of all others, which blocks `client` by its MAC."""
 
     def nobody_by_mac(facts: standing.Facts, policy: Policy) -> Standing | None:
         made_up = facts.client.mac == client.mac
         return Standing(facts.client, Kind.BLOCKED, "has this MAC") if made_up else None
 
-    store.put(session(client.mac))
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(standing, "RULES", (nobody_by_mac, *standing.RULES))
-        known.update([ClientId(client.mac)])
+        yield
+
+
+@LAB
+def test_a_rule_of_who_is_known_that_is_added_holds_in_the_kernel(
+    lab: Lab, store: MemoryStore, known: KnownClients
+) -> None:
+    clients = client, other = lab.clients
+    seen(lab, other)
+    for one in clients:
+        store.put(session(one.mac))
+    with one_more_rule(client):
+        known.update([ClientId(one.mac) for one in clients])
         assert client.mac not in " ".join([*elements(lab, "macs"), *elements(lab, "known4")])
+        assert f"{other.v4} . {other.mac}" in elements(lab, "known4")
     known.update([ClientId(client.mac)])
     assert client.mac in elements(lab, "macs")
+
+
+@LAB
+@pytest.mark.parametrize("subject", ["address: 192.0.2.0/24", "mac: {mac}"])
+def test_no_client_rule_lets_a_client_pass_that_an_added_rule_holds_back(
+    lab: Lab, store: MemoryStore, subject: str
+) -> None:
+    rules = [f"  - {{{subject.format(mac=one.mac)}, access: known}}\n" for one in lab.clients]
+    policy = policy_of("clients:\n" + "".join(dict.fromkeys(rules)))
+    for client in lab.clients:
+        seen(lab, client)
+    nftables.up(policy, rules=lab.rules)
+    assert [echoes(client, ORIGIN4) for client in lab.clients] == [True, True]
+    with one_more_rule(lab.clients[0]):
+        lab.router.call(known_clients.up, policy, store, lab.neighbours)
+    assert [echoes(client, ORIGIN4) for client in lab.clients] == [False, True]
+    nftables.up(lab.policy, rules=lab.rules)
 
 
 @LAB

@@ -1,15 +1,17 @@
 """Whether a client is known, blocked or unknown, until when, and why.
 
 Every enforcement point, page, API and command calls `standing`. A new rule is a function and a line
-in `RULES`.
+in `RULES`. The kernel lets whole networks and MACs pass, but only if no new rule may decide
+otherwise about some of their clients (`settles`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from ipaddress import ip_address
+from itertools import takewhile
 
-from capport.core.client import Address, Client, ClientId, parts_of
-from capport.core.policy import Access, ClientRule, Policy
+from capport.core.client import Address, Client, ClientId, Mac, parts_of
+from capport.core.policy import Access, ClientRule, ClientRules, Network, Policy
 from capport.core.session import Instant, Session
 from capport.core.value import value
 
@@ -116,6 +118,30 @@ def by_nothing(facts: Facts, policy: Policy) -> Standing:
 
 # The first rule that answers decides.
 RULES: tuple[Rule, ...] = (without_its_mac, by_client_rule, by_session, by_nothing)
+
+# The kernel carries these out itself: it has the client rules, and sees the MAC of each frame.
+# Every other rule may depend on anything about a client.
+_IN_THE_KERNEL = {without_its_mac, by_client_rule}
+
+
+def settles(rule: Rule) -> bool:
+    """Whether `rule` decides for a whole network, or for a MAC at any address.
+
+    If not, an earlier rule may decide otherwise about some of these clients, so the standing of
+    each must be asked for.
+    """
+    return _IN_THE_KERNEL.issuperset(takewhile(lambda earlier: earlier is not rule, RULES))
+
+
+def settled(rules: ClientRules) -> Iterator[tuple[Mac | Network, int, Kind]]:
+    """Each MAC and network that has a client rule, the rule's place in the order, and its kind.
+
+    The kind is never stronger than the standing of any of these clients: if client rules do not
+    settle who is known, it is UNKNOWN instead of KNOWN.
+    """
+    known = Kind.KNOWN if settles(by_client_rule) else Kind.UNKNOWN
+    for subject, number, access in rules.subjects():
+        yield subject, number, known if access is Access.KNOWN else Kind.BLOCKED
 
 
 def standing(

@@ -5,22 +5,23 @@ from ipaddress import IPv4Address, IPv6Address
 from itertools import batched, groupby
 
 from capport.core.client import Address
-from capport.core.policy import Access, ClientRules
+from capport.core.policy import ClientRules
+from capport.core.standing import Kind, settled
 
 
-def ranges(clients: ClientRules, access: Access) -> list[tuple[Address, Address]]:
-    """The ranges (first, last) of addresses to which the first rule that matches gives `access`.
+def ranges(clients: ClientRules, kind: Kind) -> list[tuple[Address, Address]]:
+    """The ranges (first, last) of addresses that are `kind`, as the first client rule settles it.
 
     A set of the kernel cannot hold a network and another one inside it. So this function works out
     which rule comes first for each address. Two networks are either apart, or one is inside the
     other.
     """
     found: list[tuple[Address, Address]] = []
-    networks = [(n, number, a) for n, number, a in clients.subjects() if not isinstance(n, str)]
+    networks = [(n, number, k) for n, number, k in settled(clients) if not isinstance(n, str)]
     networks.sort(key=lambda rule: (rule[0].version, int(rule[0][0]), rule[0].prefixlen))
     for version, group in groupby(networks, key=lambda rule: rule[0].version):
         make = IPv4Address if version == 4 else IPv6Address
-        spans = [(int(n[0]), int(n[-1]), number, said is access) for n, number, said in group]
+        spans = [(int(n[0]), int(n[-1]), number, one is kind) for n, number, one in group]
         found += [(make(first), make(last)) for first, last in _first_rules(spans)]
     return found
 

@@ -25,13 +25,13 @@ from capport.core.client import Address
 from capport.core.place import Host, Place
 from capport.core.policy import (
     WEB_PORTS,
-    Access,
     KnownHttp,
     KnownTls,
     Network,
     Policy,
     Router,
 )
+from capport.core.standing import Kind, settled
 from capport.router import dns_rules
 from capport.router.ranges import ranges
 
@@ -125,8 +125,8 @@ def ruleset(
 
 
 def _sets(policy: Policy, ethernet: bool) -> Iterator[str]:
-    known = ranges(policy.clients, Access.KNOWN)
-    barred = ranges(policy.clients, Access.BLOCKED)
+    known = ranges(policy.clients, Kind.KNOWN)
+    barred = ranges(policy.clients, Kind.BLOCKED)
     gardens = garden_networks(policy)
     for version, kind in ((4, "ipv4_addr"), (6, "ipv6_addr")):
         timed = f"flags timeout; size {SET_SIZE};"
@@ -146,12 +146,12 @@ def _sets(policy: Policy, ethernet: bool) -> Iterator[str]:
             mine = [n for n in networks if n.version == version]
             yield f"set garden{version}_{ports} {{ type {kind}; {_NAMED} timeout 1d; }}"
             yield from _fixed(f"gardens{version}_{ports}", kind, [(n[0], n[-1]) for n in mine])
-    subjects = [(s, access) for s, _, access in policy.clients.subjects() if isinstance(s, str)]
+    ruled = [(s, kind) for s, _, kind in settled(policy.clients) if isinstance(s, str)]
     for prefix in PREFIXES:
         yield f"set {prefix}macs {{ type ether_addr; flags timeout; size {SET_SIZE}; }}"
     yield f"set {LEASE} {{ type nf_proto; flags timeout; }}"
-    for name, said in (("rule_macs", Access.KNOWN), ("blocked", Access.BLOCKED)):
-        macs = ", ".join(mac for mac, access in subjects if access is said)
+    for name, wanted in (("rule_macs", Kind.KNOWN), ("blocked", Kind.BLOCKED)):
+        macs = ", ".join(mac for mac, kind in ruled if kind is wanted)
         yield f"set {name} {{ type ether_addr; {f'elements = {{ {macs} }};' if macs else ''} }}"
     for name, kind, _ in (*dropped(policy, known=False), *dropped(policy, known=True)):
         yield f"set {name} {{ type {kind}; flags timeout; size {METER_SIZE}; }}"

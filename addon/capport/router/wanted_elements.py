@@ -7,7 +7,7 @@ from dataclasses import replace
 from capport.core.client import Address, Client, ClientId, Mac, Way
 from capport.core.policy import Policy
 from capport.core.session import Instant, Session, first_open
-from capport.core.standing import Standing, standing, standing_of_id
+from capport.core.standing import Standing, by_session, settles, standing, standing_of_id
 from capport.linux import Neighbours
 from capport.router.elements import Element, Key
 from capport.stores import SessionStore
@@ -38,9 +38,11 @@ class WantedElements:
     def of(self, key: Key, before: Element | None, now: Instant) -> Element | None:
         """The element that `key` should have now, if it had `before` until now."""
         if isinstance(key, str):
+            if not settles(by_session):
+                return None  # each address of the MAC gets its own element
             session, leased = self._session([ClientId(key)], now)
             found = standing_of_id(ClientId(key), self._policy(), session, now)
-            # The MACs of client rules are in the rules.
+            # The MACs of client rules are in the rules, if `settled`.
             return self._of_session(key, key, found, leased=leased)
         if key.is_link_local or key.is_multicast or key.is_unspecified:
             return None  # never forwarded
@@ -58,7 +60,7 @@ class WantedElements:
         if element := self._of_session(key, mac, found, leased=leased):
             return self._with_sender(element, key, way, before)
         if not found.is_known or mac is None:
-            return None  # the addresses of client rules are in the rules
+            return None  # the addresses of client rules are in the rules, if `settled`
         until = now + RULE_LEASE
         if before and before.session is None and before.until > now + RULE_LEASE / 2:
             until = before.until
