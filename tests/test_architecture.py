@@ -64,7 +64,7 @@ HOUSE: tuple[Row, ...] = (
         ("capport.core.*",),
         "what strangers cause is logged in one way",
     ),
-    Row(("capport.lasting",), (), "work that must not end goes on in one way"),
+    Row(("capport.lasting",), ("capport.log_limits",), "work that must not end goes on in one way"),
     Row(("capport.watchers",), (), "sessions and neighbours are watched in one way"),
     Row(
         ("capport.linux", "capport.linux.*"),
@@ -74,7 +74,7 @@ HOUSE: tuple[Row, ...] = (
     Row(
         ("capport.policy", "capport.policy.*"),
         (
-            *("capport.core.*", "capport.extras", "capport.terminal"),
+            *("capport.core.*", "capport.extras", "capport.lasting", "capport.terminal"),
             *("capport.linux.file_state", "capport.linux.safe_files", "capport.stores.redis_url"),
             *("yaml", "idna", "cryptography"),
         ),
@@ -83,7 +83,7 @@ HOUSE: tuple[Row, ...] = (
     Row(
         ("capport.stores.redis", "capport.stores.redis.*"),
         (
-            *("capport.core.*", "capport.clock", "capport.watchers"),
+            *("capport.core.*", "capport.clock", "capport.lasting", "capport.watchers"),
             *("capport.stores", "capport.stores.*", "redis"),
         ),
         "Redis stops here",
@@ -91,8 +91,8 @@ HOUSE: tuple[Row, ...] = (
     Row(
         ("capport.stores", "capport.stores.*"),
         (
-            *("capport.core.*", "capport.clock", "capport.extras", "capport.watchers"),
-            "capport.linux.safe_files",
+            *("capport.core.*", "capport.clock", "capport.extras", "capport.log_limits"),
+            *("capport.watchers", "capport.linux.safe_files"),
         ),
         "a store never learns what it is for",
     ),
@@ -134,7 +134,10 @@ HOUSE: tuple[Row, ...] = (
     ),
     Row(
         ("capport.router", "capport.router.*"),
-        ("capport.core.*", "capport.clock", "capport.linux", "capport.linux.*", "capport.stores"),
+        (
+            *("capport.core.*", "capport.clock", "capport.lasting", "capport.stores"),
+            *("capport.linux", "capport.linux.*"),
+        ),
         "`capport router` runs where mitmproxy does not",
     ),
     Row(

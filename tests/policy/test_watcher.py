@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from capport import lasting
 from capport.core.policy import Policy
 from capport.linux import file_state
 from capport.policy import policy_file
@@ -413,6 +414,7 @@ async def test_a_fault_of_ours_is_an_error_and_not_the_end_of_watching(
 async def test_a_look_that_fails_is_logged_once_and_the_watching_goes_on(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(lasting, "PAUSE", INTERVAL)
     looks, twice = 0, threading.Event()
 
     def failing(file: str) -> tuple[int, ...]:
@@ -428,7 +430,7 @@ async def test_a_look_that_fails_is_logged_once_and_the_watching_goes_on(
             assert await asyncio.to_thread(twice.wait, SOON)
         rewrite(path, named("two"))
         assert (await heard.policy()).network == "two"
-    assert caplog.text.count("Cannot look at the policy file") == 1
+    assert caplog.text.count("The look at the policy file failed; it begins again") == 1
 
 
 def test_a_loop_that_is_closed_ends_the_watching(path: Path) -> None:

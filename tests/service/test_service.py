@@ -6,13 +6,13 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
-from capport import clock
+from capport import clock, lasting
 from capport.core.client import Client, ClientId, parse_address
 from capport.core.session import Session
 from capport.service import kernel, service
@@ -221,6 +221,27 @@ async def test_a_session_that_was_open_at_the_start_has_an_end(
         later[0] = 600.0
         await until(lambda: written["expired"] == 1)
     assert written["revoked"] == 0
+
+
+async def test_a_session_ends_after_the_check_for_ended_ones_has_failed_and_the_log_says_so_once(
+    portal: StartPortal,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    written: Counter[str],
+) -> None:
+    monkeypatch.setattr(lasting, "PAUSE", 0.0)
+    failures, ended = [KeyError("an unforeseen fault")] * 3, SessionEvents.ended
+
+    def fails(events: SessionEvents) -> Iterator[ClientId]:
+        if failures:
+            raise failures.pop()
+        return ended(events)
+
+    monkeypatch.setattr(SessionEvents, "ended", fails)
+    async with portal() as it:
+        it.gate.grant(CLIENT.id, lifetime=0.1)
+        await until(lambda: written["expired"] == 1)
+    assert caplog.text.count("The check which sessions are over failed; it begins again") == 1
 
 
 async def test_a_slow_disk_holds_nobody_up_when_the_events_go_to_another_file(

@@ -5,18 +5,22 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from capport import lasting
 from capport.core.client import UNSEEN, Client, Mac, Peer, parse_address
+from capport.core.place import Place
 from capport.proxy.resolver import SystemResolver
 from capport.service.channel import pair
 from capport.service.nursery import Nursery, Process
 from capport.service.service import Service
 from capport.service.settings import Settings
+from capport.service.shared_state import Shared
 from capport.service.workers import Workers
-from conftest import LOGIN
+from conftest import LOGIN, SOON
 from proxy.wire import until
 
 POLICY = f"login_url: {LOGIN}\nlimits: {{drop_after: {{count: 5, per: 1m}}}}\n"
@@ -185,3 +189,26 @@ async def test_the_other_workers_stay_if_one_cannot_be_forked(call: str) -> None
         await nursery.stop()
         for end in ends:
             end.close()
+
+
+async def test_workers_get_the_policy_after_the_look_at_them_has_failed_and_the_log_says_so_once(
+    started: Started, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, children, service = started
+    monkeypatch.setattr(lasting, "PAUSE", 0.0)
+    failures, shared = [KeyError("an unforeseen fault")] * 3, service.shared
+
+    def fails() -> Shared:
+        if failures:
+            raise failures.pop()
+        return replace(shared(), answering={Place("login.example", 80): parse_address("::1")})
+
+    monkeypatch.setattr(service, "shared", fails)
+    (channel, _) = children.ends[0]
+    channel.setblocking(False)
+    loop = asyncio.get_running_loop()
+    sent = b""
+    async with asyncio.timeout(SOON):
+        while b'"use"' not in sent:
+            sent = await loop.sock_recv(channel, 1 << 16)
+    assert caplog.text.count("The look at the workers failed; it begins again") == 1

@@ -9,9 +9,11 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from capport.core.policy import Policy
+from capport.lasting import lasting_on_thread
 from capport.linux.file_state import state_of
 from capport.policy import policy_file
 from capport.policy.policy_file import PolicyError, Problem
@@ -69,8 +71,9 @@ class PolicyWatcher:
         loop = asyncio.get_running_loop()
         if self._thread is not None:
             raise RuntimeError("the watcher is started already")
+        look = ("The look at the policy file", partial(self._watch, loop), self._stop)
         self._thread = threading.Thread(
-            target=self._watch, args=(loop,), name="policy", daemon=True
+            target=lasting_on_thread, args=look, name="policy", daemon=True
         )
         self._thread.start()
 
@@ -79,23 +82,18 @@ class PolicyWatcher:
         self._stop.set()
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        before, changing, logged = self._states_read, 0, ""
+        before, changing = self._states_read, 0
         while not self._stop.is_set():
-            try:
-                now = self._states()
-                changing = changing + 1 if now != before else 0
-                hasty = changing >= PATIENCE
-                if now != self._states_read and (changing == 0 or hasty):
-                    outcome = self._read()
-                    changing, now = 0, self._states()
-                    # A file that changed while it was read is read again; this result is dropped.
-                    if now == self._states_read or hasty:
-                        self._report(loop, outcome)
-                before = now
-            except Exception as error:  # the edge: without this thread no policy is ever read again
-                if repr(error) != logged:
-                    logger.exception("Cannot look at the policy file; the watching goes on")
-                logged = repr(error)
+            now = self._states()
+            changing = changing + 1 if now != before else 0
+            hasty = changing >= PATIENCE
+            if now != self._states_read and (changing == 0 or hasty):
+                outcome = self._read()
+                changing, now = 0, self._states()
+                # A file that changed while it was read is read again; this result is dropped.
+                if now == self._states_read or hasty:
+                    self._report(loop, outcome)
+            before = now
             self._stop.wait(self._interval)
 
     def _states(self) -> _States:

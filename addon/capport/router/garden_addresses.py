@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from capport.core.client import Address, parse_address
 from capport.core.policy import Policy
+from capport.lasting import lasting_on_thread
 from capport.linux.libnftables import Nftables, RulesError
 from capport.router import nftables, ruleset
 
@@ -39,7 +40,7 @@ class GardenFollower:
         self._rules = Nftables()
         self._failed: set[str] = set()
         self._wake = threading.Event()
-        self._closed = False
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="garden", daemon=True)
 
     def start(self) -> None:
@@ -52,25 +53,25 @@ class GardenFollower:
 
     def close(self) -> None:
         """Stops. Does not wait for the thread: a name server may not answer."""
-        self._closed = True
+        self._closed.set()
         self._wake.set()
         if self._thread.ident is None:  # the thread never started, so it cannot close them
             self._rules.close()
 
     def _follow(self) -> None:
-        while not self._closed:
-            try:
-                self._look_up()
-            except Exception:  # the edge: the addresses stay in the sets until they time out
-                logger.exception("Cannot update the addresses of the policy's names")
+        lasting_on_thread("Looking up the policy's names", self._look_up_each_minute, self._closed)
+        self._rules.close()
+
+    def _look_up_each_minute(self) -> None:
+        while not self._closed.is_set():
+            self._look_up()
             self._wake.wait(EVERY)
             self._wake.clear()
-        self._rules.close()
 
     def _look_up(self) -> None:
         policy = self._policy()
         for name in {name for name, _ in ruleset.sets_of_names(policy)}:
-            if name.startswith("*.") or self._closed:
+            if name.startswith("*.") or self._closed.is_set():
                 continue
             try:
                 addresses = resolve(name)

@@ -4,7 +4,7 @@ import asyncio
 import errno
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from capport.api.back_channel import BackChannel, NoPlace
 from capport.core.client import Address, Client, Peer, parse_address
 from capport.core.place import Place
 from capport.core.policy import Policy
-from capport.lasting import cancel_all, lasting
+from capport.lasting import cancel_all, keep
 from capport.linux.own_addresses import HERE
 from capport.log_limits import Seldom
 from capport.service.login_links import End, is_among, leads_to_login, needs_login_server
@@ -71,7 +71,7 @@ class Embedded:
         self.listener = LoginListener(context, lambda encrypted: self._pages().create(encrypted))
         self.back_channel = BackChannel(context, socket, api) if socket else None
         self._tidying = Seldom(TIDY)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def state(self, client: Client, url: str | None) -> str | None:
         """The state in the login URL of `client`, which asked for `url`; None if it has none."""
@@ -128,19 +128,15 @@ class Embedded:
             await self.listener.follow()  # first: if both have one port, the error names the API's
         finally:
             if not self._tasks:
-                self._tasks.append(self._lasting("Clearing spent states", self._tidy))
+                keep("Clearing spent states", self._tidy, self._tasks)
                 if (book := self.context.records.book) is not None:
-                    self._tasks.append(self._lasting("Sharing records", partial(self._share, book)))
+                    keep("Sharing records", partial(self._share, book), self._tasks)
                 self._start_api()
 
     def _start_api(self) -> None:
         if self.back_channel is not None and not self._listens(self.back_channel, logger.error):
             listen = partial(self._listen_later, self.back_channel)
-            self._tasks.append(self._lasting("Listening with the API", listen))
-
-    @staticmethod
-    def _lasting(what: str, work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
-        return asyncio.create_task(lasting(what, work))
+            keep("Listening with the API", listen, self._tasks)
 
     async def stop(self) -> None:
         """Stops everything, and closes the records."""

@@ -7,7 +7,7 @@ other parts follow it. If one of them fails, the gate continues to decide.
 import asyncio
 import errno
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from itertools import batched
@@ -21,7 +21,7 @@ from capport.core.reach import Machine
 from capport.events import EventLog, Watched
 from capport.extras import lacking
 from capport.gate import Gate
-from capport.lasting import cancel_all, lasting
+from capport.lasting import cancel_all, keep, start
 from capport.linux.neighbours import NetlinkNeighbours
 from capport.linux.own_addresses import HERE
 from capport.metrics import Metrics
@@ -81,7 +81,7 @@ class Service:
             raise SettingError(f"portal_metrics {missing}")
         self._answering: dict[Place, Address] = {}
         self._running = False
-        self._tasks: set[asyncio.Task[object]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._following = asyncio.Lock()  # so that one policy at a time is followed
         self._store_fault: str | None = None
         self.login: Embedded | None = None
@@ -149,8 +149,9 @@ class Service:
                 self._resolver,
                 self._signs_in_elsewhere,
             )
-            self._spawn(lasting("The check whether the login server answers", follow_login))
-            self._spawn(self._enforcement.follow(self._look_at_the_store))
+            keep("The check whether the login server answers", follow_login, self._tasks)
+            follow_sessions = partial(self._enforcement.follow, self._look_at_the_store)
+            keep("The check which sessions are over", follow_sessions, self._tasks)
             await self._kernel.follow()
 
     async def stop(self) -> None:
@@ -182,7 +183,7 @@ class Service:
         self._events = self.gate.events = events
         if self._running:
             # A slow disk must not hold up the event loop.
-            return self._spawn(asyncio.to_thread(before.close))
+            return start(asyncio.to_thread(before.close), self._tasks)
         before.close()
         return None
 
@@ -209,7 +210,7 @@ class Service:
         if self._enforcement.connections:
             self._enforcement.connections.drop(client)
         if self._running:
-            self._spawn(self._kernel.drop(client, seconds))
+            start(self._kernel.drop(client, seconds), self._tasks)
 
     def shared(self) -> Shared:
         """What a proxy in another process decides by."""
@@ -260,7 +261,7 @@ class Service:
         if self._enforcement.connections:
             self._enforcement.connections.recheck_all()
         if self._running:
-            self._spawn(self._follow_policy())
+            start(self._follow_policy(), self._tasks)
         self._policy_loaded()
 
     def _policy_loaded(self) -> None:
@@ -344,7 +345,7 @@ class Service:
                 logger.error(f"The session of {client} is not filed under its MAC: {error}")
 
         if self.gate.to_bind(client):
-            self._spawn(bind())
+            start(bind(), self._tasks)
 
     def _look_at_the_store(self) -> None:
         """Writes an event when the store can make nothing durable any more."""
@@ -355,17 +356,6 @@ class Service:
     def _fault(self, what: str) -> None:
         logger.error(what)
         self._events.write("fault", what=what)
-
-    def _spawn(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: asyncio.Task[object]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("The portal goes on, but could not do something", exc_info=error)
 
 
 def _event_log(path: Path | None, watched: Watched) -> EventLog:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from capport import clock
 from capport.budgets import Budgets
@@ -19,7 +19,7 @@ from capport.core.place import Place
 from capport.core.reach import Machine
 from capport.events import EventLog
 from capport.gate import Gate
-from capport.lasting import cancel_all
+from capport.lasting import cancel_all, keep, start
 from capport.linux.neighbours import NetlinkNeighbours
 from capport.log_limits import Seldom
 from capport.metrics import Metrics
@@ -112,7 +112,7 @@ class WorkerService:
         self._channel, self._listen, self._ended = channel, listen, ended
         self._answering: dict[Place, Address] = {}
         self._reported = Seldom(REACHED)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
         self.login: WorkerLogin | None = None
         with ExitStack() as opened:
             opened.callback(events.close)
@@ -144,10 +144,8 @@ class WorkerService:
         self.gate.store.watch(self._enforcement.changed)
         self.gate.neighbours.watch(lambda at: self._enforcement.recheck(ClientId(str(at))))
         asyncio.get_running_loop().add_reader(self._channel.fileno(), self._read)
-        self._tasks = [
-            asyncio.create_task(self._enforcement.follow()),
-            asyncio.create_task(self._report_alive()),
-        ]
+        keep("The check which sessions are over", self._enforcement.follow, self._tasks)
+        start(self._report_alive(), self._tasks)
         self._channel.send("ready")
 
     async def stop(self) -> None:

@@ -18,6 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import ExitStack
+from typing import Any
 
 from capport.core.client import (
     Address,
@@ -28,7 +29,7 @@ from capport.core.client import (
     parse_frame,
     parse_mac,
 )
-from capport.lasting import cancel_all
+from capport.lasting import cancel_all, keep, start
 from capport.service.channel import Channel, ChannelMessage, pair
 from capport.service.login_links import End
 from capport.service.nursery import STARTING, Nursery, Process
@@ -76,15 +77,16 @@ class Workers:
         self._vouched.read_notes = self._read_channels
         self._workers: list[Worker | None] = [None] * count
         self._starts: list[asyncio.Future[None]] = []
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._shared: tuple[Shared, bytes] | None = None
 
     async def start(self) -> None:
         """Starts every worker. Raises OSError if one is not ready the first time."""
         loop = asyncio.get_running_loop()
         self._starts = [loop.create_future() for _ in self._workers]
-        self._tasks = [loop.create_task(self._keep(index)) for index in range(len(self._workers))]
-        self._tasks.append(loop.create_task(self._look()))
+        for index in range(len(self._workers)):
+            start(self._keep(index), self._tasks)
+        keep("The look at the workers", self._look, self._tasks)
         await asyncio.gather(*self._starts)
 
     async def stop(self) -> None:
@@ -182,16 +184,13 @@ class Workers:
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(LOOK)
-            try:
-                self._read_channels()  # first: if this process was stopped, signs of life wait
-                for index, worker in enumerate(self._workers):
-                    if worker and worker.is_silent():
-                        logger.error(f"Worker {index} does not answer; it is killed")
-                        worker.process.signal(signal.SIGKILL)
-                        worker.heard = math.inf
-                self._share()
-            except Exception:  # the edge: without this loop, no worker would be replaced
-                logger.exception("The workers may not have the latest policy")
+            self._read_channels()  # first: if this process was stopped, signs of life wait
+            for index, worker in enumerate(self._workers):
+                if worker and worker.is_silent():
+                    logger.error(f"Worker {index} does not answer; it is killed")
+                    worker.process.signal(signal.SIGKILL)
+                    worker.heard = math.inf
+            self._share()
 
     # --- to the workers --------------------------------------------------------------------------
 
@@ -215,9 +214,9 @@ class Workers:
         """Makes each worker accept from its own sockets; if it is not ready, the next one does."""
         ready = [worker for worker in self._workers if worker and worker.is_ready]
         count, listens = len(self._workers), defaultdict[Worker, list[int]](list)
-        for index, start in enumerate(self._starts):
+        for index, started in enumerate(self._starts):
             # Otherwise its clients wait in the kernel's queue until it serves for the first time.
-            if ready and start.done():
+            if ready and started.done():
                 by = min(ready, key=lambda worker: (worker.index - index) % count)
                 listens[by].append(index)
         for worker, wanted in listens.items():

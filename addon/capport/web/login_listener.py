@@ -19,7 +19,7 @@ from tornado import httpserver, httputil, iostream, netutil, web
 from capport.core.client import Mac
 from capport.core.place import Place
 from capport.core.policy import LoginServer
-from capport.lasting import cancel_all, lasting
+from capport.lasting import cancel_all, keep
 from capport.linux import frames
 from capport.linux.file_state import state_of
 from capport.log_limits import SeldomFilter
@@ -311,7 +311,7 @@ class LoginListener:
         self._listening: LoginServer | None = None
         self.places: tuple[Place, ...] = ()
         """Where it listens: nowhere before `start`, or if the policy has no login server."""
-        self._watching: list[asyncio.Task[None]] = []
+        self._watching: set[asyncio.Task[Any]] = set()
         self._following = asyncio.Lock()  # one policy at a time
 
     async def start(self) -> None:
@@ -343,8 +343,7 @@ class LoginListener:
         self.places = tuple(Place(place.host, one.getsockname()[1]) for place, one in at)
         if shown is not None:
             follow = partial(self._follow_certificate, server, shown)
-            following = lasting("Following the certificate's file", follow)
-            self._watching = [asyncio.create_task(following)]
+            keep("Following the certificate's file", follow, self._watching)
         else:
             logger.warning(
                 "The login server has no certificate: others can read and change its pages on the "

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from capport.core.client import ClientId
 from capport.core.session import Instant, Session
+from capport.lasting import lasting_on_thread
 from capport.stores import SessionStore, StoreError, Watcher
 from capport.stores.redis.router_marks import RouterMarks
 from capport.watchers import Watchers
@@ -37,7 +38,10 @@ class ClosedStore:
         self._stopping = threading.Event()
         self._watchers = Watchers[ClientId]("the session store")
         logger.error("%s", why)
-        self._thread = threading.Thread(target=self._run, name="closed-store", daemon=True)
+        opening = ("Opening the session store", self._run, self._stopping)
+        self._thread = threading.Thread(
+            target=lasting_on_thread, args=opening, name="closed-store", daemon=True
+        )
         self._thread.start()
 
     @property
@@ -101,8 +105,6 @@ class ClosedStore:
                 if str(error) != self._why:
                     self._why = str(error)
                     logger.error("%s", error)
-            except Exception:  # the edge: without this thread the store stays closed
-                logger.exception("Opening the session store failed; it is tried again")
 
     def _open(self) -> None:
         # This reads the damaged file alone: the sessions may be a million.

@@ -18,12 +18,14 @@ import contextlib
 import logging
 import math
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from capport import clock as clocks
 from capport.core.client import Address, ClientId, Mac
 from capport.core.session import Instant, Session, check_times
+from capport.log_limits import FAULTS, Seldom
 from capport.stores import FullError, StoreError, Watcher
 from capport.stores.replica import Replica, granted, row_of
 from capport.stores.sqlite.boot_clock import StoreTime
@@ -284,15 +286,17 @@ class SqliteStore:
         self._look_too = look
 
     def _run(self) -> None:
+        seldom = Seldom(FAULTS)
         while self._notifier.wait(TURN_SECONDS):
             for work in (self.turn, self._look_too):
                 try:
                     work()
                 except StoreError as error:
                     self.database.report(str(error))
-                except Exception:
+                except Exception as error:
                     # The edge: without this thread no revocation by another process takes effect.
-                    logger.exception("The session store's background work failed; it tries again")
+                    if seldom.is_due(time.monotonic(), repr(error)):
+                        logger.exception("The store's background work failed; it tries again")
 
     def turn(self) -> None:
         """One round of background work: changes, a replaced file, noted revocations, upkeep."""
