@@ -27,6 +27,7 @@ PAGES = {
         "addon/README.md",
         "addon/capport/api/README.md",
         "addon/capport/login/README.md",
+        "addon/capport/stores/redis/README.md",
         "addon/capport/testing/CLIENTS.md",
         "addon/capport/testing/README.md",
         "policies/README.md",
@@ -180,6 +181,12 @@ def test_the_router_s_page_installs_each_file_of_its_folder() -> None:
     linked = set(re.findall(r"\]\((capport[\w.]+)\)", page))
     there = {path.name for path in (CHECKOUT / "scripts" / "router").iterdir()} - {"README.md"}
     assert there == installed | linked
+
+
+def test_every_readme_is_a_page_that_is_checked() -> None:
+    folders = [CHECKOUT / name for name in ("addon", "policies", "scripts", "tests")]
+    found = [page for folder in folders for page in folder.rglob("README.md")]
+    assert {str(page.relative_to(CHECKOUT)) for page in found} <= set(PAGES)
 
 
 def test_every_page_is_within_reach_of_the_readme() -> None:
