@@ -2,7 +2,6 @@
 
 import errno
 import socket
-import struct
 from collections.abc import Collection, Iterator
 from itertools import batched, islice
 
@@ -11,7 +10,6 @@ from capport.linux import netlink
 
 # linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h: NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_*.
 _GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2
-_FAMILY = struct.Struct("=BBH")  # nfgenmsg
 _TUPLE_ORIG, _STATUS, _TUPLE_IP = 1, 3, 1  # CTA_*, and CTA_TUPLE_IP inside the first
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _SOURCE = {4: 1, 6: 3}  # CTA_IP_V4_SRC, CTA_IP_V6_SRC
@@ -34,7 +32,7 @@ def forget(addresses: Collection[Address]) -> int:
     for version, family in _FAMILIES.items():
         wanted = {address.packed for address in addresses if address.version == version}
         if wanted:
-            header = _FAMILY.pack(family, 0, 0)
+            header = netlink.NETFILTER_HEADER.pack(family, 0, 0)
             mine = [*_entries(header, version, wanted)]
             with netlink.connect(netlink.NETFILTER) as kernel:
                 forgotten += sum(_delete(kernel, header, some) for some in batched(mine, _BATCH))
@@ -51,7 +49,7 @@ def _entries(header: bytes, version: int, sources: Collection[bytes]) -> Iterato
     for _, _, body in netlink.ask(netlink.NETFILTER, _GET, header, netlink.DUMP):
         if few and not any(source in body for source in few):
             continue
-        entry = body[_FAMILY.size :]
+        entry = body[netlink.NETFILTER_HEADER.size :]
         if netlink.find(entry, _TUPLE_ORIG, _TUPLE_IP, _SOURCE[version]) not in sources:
             continue
         if not int.from_bytes(netlink.find(entry, _STATUS)) & _IPS_DST_NAT:

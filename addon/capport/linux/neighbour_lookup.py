@@ -26,9 +26,7 @@ _OWN = struct.Struct("=4Bi")  # ifaddrmsg: family, -, -, scope, interface
 _GET_ADDRESS = 22
 _EVERYWHERE = 0  # a scope: not limited to one link or to this machine
 
-_ROUTE = struct.Struct("=8BI")  # rtmsg: family, prefix lengths (2), -, -, -, -, type, flags
-_GET_ROUTE = 26
-_TO, _INTERFACE, _GATEWAY, _VIA = 1, 4, 5, 18
+_INTERFACE, _GATEWAY, _VIA = 4, 5, 18
 _UNICAST = 1
 _AS_LISTED = 0x2000  # RTM_F_FIB_MATCH: the route as it is in the table, with its prefix
 # linux/sockios.h, linux/if.h
@@ -153,17 +151,16 @@ class _Route:
 def _route(address: Address, flags: int = 0) -> _Route | None:
     """The route to `address`; None if there is none. Raises OSError."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    asked = _ROUTE.pack(family, address.max_prefixlen, 0, 0, 0, 0, 0, 0, flags)
+    asked = netlink.ROUTE_HEADER.pack(family, address.max_prefixlen, 0, 0, 0, 0, 0, 0, flags)
     try:
-        ((_, _, body),) = netlink.ask(
-            ROUTE, _GET_ROUTE, asked + netlink.attribute(_TO, address.packed)
-        )
+        asked += netlink.attribute(netlink.ROUTE_TO, address.packed)
+        ((_, _, body),) = netlink.ask(ROUTE, netlink.GET_ROUTE, asked)
     except OSError as error:
         if error.errno in _NO_ROUTE:
             return None
         raise
-    _, prefix, _, _, _, _, _, kind, _ = _ROUTE.unpack_from(body)
-    values = attributes(body[_ROUTE.size :])
+    _, prefix, _, _, _, _, _, kind, _ = netlink.ROUTE_HEADER.unpack_from(body)
+    values = attributes(body[netlink.ROUTE_HEADER.size :])
     number = struct.unpack("=i", values[_INTERFACE])[0] if _INTERFACE in values else None
     hop = values.get(_GATEWAY) or values.get(_VIA, b"")[2:]  # RTA_VIA starts with the family
     return _Route(prefix, number, kind == _UNICAST, ip_address(hop) if hop else None)

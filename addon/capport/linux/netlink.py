@@ -21,6 +21,13 @@ ERROR, DONE = 2, 3
 REQUEST, ACK, DUMP, INTERRUPTED = 0x1, 0x4, 0x300, 0x10
 NESTED = 0x8000
 
+ROUTE_HEADER = struct.Struct("=8BI")
+"""rtmsg: family, prefix lengths (2), -, table, -, -, type, flags (linux/rtnetlink.h)."""
+GET_ROUTE, ROUTE_TO = 26, 1  # RTM_GETROUTE, RTA_DST
+
+NETFILTER_HEADER = struct.Struct("=BBH")
+"""nfgenmsg: family, -, - (linux/netfilter/nfnetlink.h)."""
+
 DATAGRAM = 1 << 16
 """Bytes that hold any datagram: the kernel sends at most 32 KiB in one."""
 

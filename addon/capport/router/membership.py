@@ -4,7 +4,6 @@ libnftables serves one thread at a time. It takes 0.5 ms for what takes 10 us he
 with 100 000 elements some seconds, for which a grant would have to wait.
 """
 
-import struct
 from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from capport.router.ruleset import LEASE, LEASED
 
 # linux/netfilter/nf_tables.h: NFNL_SUBSYS_NFTABLES, NFT_MSG_*, and the attributes.
 _GET_TABLE, _GET_ELEMENTS = 10 << 8 | 1, 10 << 8 | 13
-_FAMILY = struct.pack("=BBH", 1, 0, 0)  # nfgenmsg: NFPROTO_INET
+_FAMILY = netlink.NETFILTER_HEADER.pack(1, 0, 0)  # NFPROTO_INET
 _TABLE = netlink.attribute(1, b"capport\0")  # the name of the table has number 1 in both messages
 _FAMILIES = {4: b"\2", 6: b"\n"}  # NFPROTO_IPV4 and NFPROTO_IPV6: an element of the set `lease`
 _SET, _ELEMENTS, _LIST_ELEMENT, _KEY, _VALUE = 2, 3, 1, 1, 1
