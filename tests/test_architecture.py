@@ -103,7 +103,7 @@ HOUSE: tuple[Row, ...] = (
     ),
     Row(
         ("capport.session_view",),
-        ("capport.core.*", "capport.terminal"),
+        ("capport.core.*", "capport.clock", "capport.terminal"),
         "a session is shown in one way",
     ),
     Row(

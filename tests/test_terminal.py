@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capport.clock import rfc3339
 from capport.commands import clients
 from capport.core.client import ClientId
 from capport.core.session import Session
-from capport.session_view import rfc3339
 from capport.terminal import cells, duration, fitted, moment, short_moment
 
 

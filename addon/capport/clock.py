@@ -1,6 +1,7 @@
-"""The only module that reads the clock by which sessions are decided."""
+"""Alone reads the clock by which sessions are decided, and writes times in RFC 3339."""
 
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 from capport.core.session import Instant
@@ -17,3 +18,8 @@ def boot_id() -> str:
     Raises OSError if the kernel does not give it (random(4)).
     """
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def rfc3339(unix: float, timespec: str = "seconds") -> str:
+    """A time of the wall clock in RFC 3339 format, in UTC: `2030-01-31T16:05:09Z`."""
+    return datetime.fromtimestamp(unix, UTC).isoformat(timespec=timespec)[:-6] + "Z"

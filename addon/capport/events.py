@@ -17,11 +17,12 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from capport.clock import rfc3339
 from capport.core.bounded_map import BoundedMap
 from capport.core.client import Client, ClientId, parts_of
 
@@ -345,8 +346,8 @@ class EventLog:
 
 
 def stamp(unix: float) -> str:
-    """A time as events have it (RFC 3339, UTC)."""
-    return datetime.fromtimestamp(unix, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+    """A time as events have it."""
+    return rfc3339(unix, "milliseconds")
 
 
 def _device(record: dict[str, Value]) -> str:

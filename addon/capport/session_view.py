@@ -1,7 +1,6 @@
 """Describes a session, as JSON and as a table's row, for the commands, the console and the API."""
 
-from datetime import UTC, datetime
-
+from capport.clock import rfc3339
 from capport.core.client import is_random, parts_of
 from capport.core.session import Instant, Session
 from capport.terminal import duration, short_moment
@@ -33,11 +32,6 @@ def document(session: Session, now: Instant, wall: float) -> dict[str, object]:
         "by": session.by,
         "how": session.how,
     }
-
-
-def rfc3339(unix: float) -> str:
-    """A time in RFC 3339 format, in UTC, to the second: `2030-01-31T16:05:09Z`."""
-    return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def cells_of(session: Session, now: Instant, wall: float) -> tuple[str, ...]:

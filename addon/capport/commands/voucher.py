@@ -8,6 +8,7 @@ from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from urllib.parse import urlsplit
 
+from capport.clock import rfc3339
 from capport.commands import CommandError, chosen_policy, existing_store, warn
 from capport.commands.grants import end_sessions
 from capport.commands.login_records import moment, records_of, warn_unless_asked
@@ -17,7 +18,6 @@ from capport.core.policy import Conditions
 from capport.core.session import Session
 from capport.login import vouchers
 from capport.login.words import WORDS
-from capport.session_view import rfc3339
 from capport.stores.opening import store_url
 from capport.terminal import duration, rows_in_columns
 from capport.terminal import moment as local_time
