@@ -75,6 +75,9 @@ def test_recorded_requests_are_decided_again(diff: Diff, tmp_path: Path) -> None
         {"event": "refused", "client": "198.51.100.7", "host": "a.example", "method": "CONNECT"},
         {"event": "refused", "client": "198.51.100.7", "host": "<no host>", "method": "GET"},
         {"event": "tls", "client": "198.51.100.7", "sni": "b.example", "action": "refuse"},
+        {"event": "tls", "client": "198.51.100.7", "destination": "[2001:db8::1]:443"},
+        {"event": "refused", "client": "198.51.100.7", "host": "2001:db8::2"},
+        {"event": "refused", "client": "198.51.100.7", "host": "d.example", "scheme": "ftp"},
         {"event": "refused", "host": "c.example"},
     ]
     time = {"time": "2026-11-30T07:00:00Z"}
@@ -92,6 +95,8 @@ def test_recorded_requests_are_decided_again(diff: Diff, tmp_path: Path) -> None
         ("198.51.100.7", "POST", "http://a.example/"),
         ("198.51.100.7", "CONNECT", "https://a.example/"),
         ("198.51.100.7", "GET", "https://b.example/"),
+        ("198.51.100.7", "GET", "https://[2001:db8::1]/"),
+        ("198.51.100.7", "GET", "http://[2001:db8::2]/"),
         ("198.51.100.7", "GET", "http://somewhere.invalid/"),
         ("198.51.100.7", "GET", "https://somewhere.invalid/"),
     }

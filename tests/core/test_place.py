@@ -155,6 +155,18 @@ def test_an_authority_without_a_port_takes_the_default_where_there_is_one() -> N
 
 
 @pytest.mark.parametrize(
+    ("place", "scheme", "url"),
+    [
+        (Place("www.example.org", 80), "http", "http://www.example.org/"),
+        (Place("www.example.org", 443), "http", "http://www.example.org:443/"),
+        (Place(ip_address("2001:db8::1"), 443), "https", "https://[2001:db8::1]/"),
+    ],
+)
+def test_a_places_url_lacks_the_default_port(place: Place, scheme: str, url: str) -> None:
+    assert place.url(scheme) == url
+
+
+@pytest.mark.parametrize(
     ("host", "text"),
     [
         ("www.example.org", "www.example.org"),

@@ -14,8 +14,9 @@ from capport.commands.report import recorded_in_flows
 from capport.core import explanation
 from capport.core.client import Client, parse_address, parse_mac, parts_of
 from capport.core.explanation import Explanation, in_words, parse_url
-from capport.core.http import DEFAULT_PORTS
-from capport.core.policy import Policy
+from capport.core.http import default_port
+from capport.core.place import Host, Place, in_url, parse_authority
+from capport.core.policy import GardenEntry, Policy
 from capport.core.session import open_ones
 from capport.core.standing import NO_ADDRESS
 from capport.core.verdict import Intercept, Pass, Refuse
@@ -127,16 +128,17 @@ def _of_record(one: ClientRecord) -> Iterator[Ask]:
     with contextlib.suppress(ValueError):  # an event without an address
         client = Client(parse_address(one.address), parse_mac(one.mac) if one.mac else None)
         for request in one.requests:
-            usual = "https" if request.method == "CONNECT" else "http"
-            url = _url(request.scheme or usual, request.host, request.port, request.path or "/")
-            yield from _asked(client, request.method or "GET", url)
+            scheme = request.scheme or ("https" if request.method == "CONNECT" else "http")
+            named = f"{in_url(request.host)}:{request.port or default_port(scheme)}"
+            yield from _asked(client, request.method or "GET", scheme, named, request.path or "/")
         for handshake in one.handshakes:
-            yield from _asked(client, "GET", f"https://{handshake.host}/")
+            yield from _asked(client, "GET", "https", handshake.host, "/")
 
 
-def _asked(client: Client, method: str, url: str) -> Iterator[Ask]:
+def _asked(client: Client, method: str, scheme: str, named: str, path: str) -> Iterator[Ask]:
     """The request, if its URL can be read: in an event it is whatever the client sent."""
     with contextlib.suppress(ValueError):
+        url = parse_authority(named, default_port(scheme)).url(scheme, path)
         parse_url(url)
         yield Ask(client, method, url)
 
@@ -156,17 +158,12 @@ def _there(old: Policy, new: Policy, store: SessionStore) -> Iterator[Ask]:
 def _places(policy: Policy) -> Iterator[str]:
     """A URL of each place that unknown clients may reach."""
     garden = policy.walled_garden
+    entries: list[tuple[Host, GardenEntry]]
     entries = [(name.replace("*", "any"), entry) for name, entry in garden.names()]
-    entries += [(str(network[0]), entry) for network, entry in garden.networks()]
+    entries += [(network[0], entry) for network, entry in garden.networks()]
     for host, entry in entries:
         for port in sorted(entry.ports):
-            scheme = "https" if port == 443 else "http"
-            yield _url(scheme, host, port, "/")
-
-
-def _url(scheme: str, host: str, port: int | None, path: str) -> str:
-    place = f"[{host}]" if ":" in host else host
-    return f"{scheme}://{place}{'' if port in (None, DEFAULT_PORTS[scheme]) else f':{port}'}{path}"
+            yield Place(host, port).url("https" if port == default_port("https") else "http")
 
 
 # --- how it is shown ---

@@ -13,7 +13,10 @@ COPIES: Final = frozenset({"COPY", "MOVE"})
 CREDENTIALS: Final = (b"cookie", b"authorization", b"proxy-authorization")
 """The fields that have them, and are never kept or shown (RFC 6585 section 7.4)."""
 
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]++", re.ASCII)  # RFC 9110 section 5.6.2
+TCHAR: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]"
+"""A character of a token (RFC 9110 section 5.6.2). Methods and field names are tokens."""
+
+_TOKEN = re.compile(f"{TCHAR}++")
 
 
 def default_port(scheme: str) -> int:
@@ -22,7 +25,7 @@ def default_port(scheme: str) -> int:
 
 
 def is_token(text: str) -> bool:
-    """Whether `text` is a token. Methods and field names are tokens."""
+    """Whether `text` is a token."""
     return _TOKEN.fullmatch(text) is not None
 
 

@@ -3,9 +3,9 @@
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import IPv6Address
 
 from capport.core.client import Address, parse_address
+from capport.core.http import default_port
 
 # RFC 1123 section 2.1, and the underscore, which real names contain; A-labels only (RFC 5890).
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
@@ -29,11 +29,15 @@ class Place:
         """The place as in a Host field (RFC 9110 section 7.2): without the default port."""
         return in_url(self.host) if self.port == default_port else str(self)
 
+    def url(self, scheme: str, path: str = "/") -> str:
+        """The URL of `path` here."""
+        return f"{scheme}://{self.authority(default_port(scheme))}{path}"
+
 
 @lru_cache(512)
 def in_url(host: Host) -> str:
     """`host` as in a URL: IPv6 in brackets (RFC 3986 section 3.2.2)."""
-    return f"[{host}]" if isinstance(host, IPv6Address) else str(host)
+    return f"[{host}]" if ":" in str(host) else str(host)
 
 
 def parse_host(text: str) -> Host:

@@ -12,7 +12,7 @@ from typing import Final
 from capport.core.bounded_map import BoundedMap
 from capport.core.cost import FIELDS, LINE
 from capport.core.decision import HttpRequest
-from capport.core.http import CREDENTIALS, cookies_in, default_port
+from capport.core.http import CREDENTIALS, TCHAR, cookies_in, default_port
 from capport.core.place import Place, parse_authority
 from capport.core.reply import Asked
 
@@ -25,8 +25,7 @@ _LONGEST_HOST: Final = 300
 
 _HEAD: Final = re.compile(
     rb"([A-Z]{1,24}+) ([!-~]{1,%d}+) HTTP/1\.([01])\r\n"
-    rb"((?:[!#$%%&'*+.^_`|~0-9A-Za-z-]++:[\t -~\x80-\xff]*+(?<![ \t])\r\n){1,%d}+)\r\n"
-    % (LINE - 50, FIELDS)
+    rb"((?:%b++:[\t -~\x80-\xff]*+(?<![ \t])\r\n){1,%d}+)\r\n" % (LINE - 50, TCHAR.encode(), FIELDS)
 )
 _FIELD: Final = re.compile(rb"^([^:\n]++):[ \t]*+([^\r\n]*+)\r$", re.MULTILINE)
 _LENGTH: Final = re.compile(rb"[0-9]{1,15}+")

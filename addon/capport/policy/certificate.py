@@ -3,14 +3,13 @@
 from collections.abc import Iterator
 from datetime import datetime
 from ipaddress import IPv4Address, IPv6Address
-from urllib.parse import urlsplit
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from capport.core.http import DEFAULT_PORTS
-from capport.core.place import Host, Place, parse_host
+from capport.core.explanation import parse_url
+from capport.core.place import Host, Place
 
 UNREADABLE = (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 """What cryptography raises when a certificate or its extensions cannot be read."""
@@ -106,10 +105,6 @@ def _url(name: x509.GeneralName) -> str:
 
 def _place(url: str) -> Place | None:
     try:
-        parts = urlsplit(url)
-        default = DEFAULT_PORTS.get(parts.scheme)
-        if default is None or not parts.hostname:
-            return None
-        return Place(parse_host(parts.hostname), parts.port or default)
+        return parse_url(url).place
     except ValueError:
         return None  # a host that is not valid cannot be reached, so it needs no entry

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from capport.core.client import Mac
-from capport.core.http import DEFAULT_PORTS
 from capport.core.place import Place
 from capport.core.policy import (
     Access,
@@ -174,10 +173,7 @@ class _Reader:
         places: dict[type, Place] = {}
         for place in server.listen:
             places.setdefault(type(place.host), place)
-        return [
-            Login(f"{scheme}://{place.authority(DEFAULT_PORTS[scheme])}/", place)
-            for place in places.values()
-        ]
+        return [Login(place.url(scheme), place) for place in places.values()]
 
     def _clients(self, top: Section) -> tuple[ClientRules, ClientRules]:
         """The rules that decide, and the clients that trust mitmproxy's CA."""

@@ -117,7 +117,7 @@ def url_of(scheme: str, claim: Place | None, path: str) -> str | None:
     """The URL of a request; None if its path is `*`, or it names no place."""
     if claim is None or path == "*":
         return None
-    return f"{scheme}://{claim.authority(default_port(scheme))}{path}"
+    return claim.url(scheme, path)
 
 
 def case_of(request: http.Request) -> HttpRequest:

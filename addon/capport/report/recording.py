@@ -8,6 +8,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from capport.core.http import DEFAULT_PORTS
+from capport.core.place import in_url
 
 MOST = 200_000
 """Events that a recording keeps; those after them are counted."""
@@ -69,7 +70,7 @@ class Request:
         """The URL without its query, or what is known of it."""
         usual = DEFAULT_PORTS.get(self.scheme)
         port = f":{self.port}" if self.port not in {None, usual} else ""
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = in_url(self.host)
         if self.method == "CONNECT" or not self.scheme:
             return f"{host}{port}{self.path}" or "(not read)"
         return f"{self.scheme}://{host}{port}{self.path}{'?…' if self.query else ''}"

@@ -31,6 +31,7 @@ from mitmproxy.proxy.layers.http._events import (
 )
 
 from capport.core.cost import FIELDS, HEAD, LINE
+from capport.core.http import TCHAR
 from capport.core.reply import Asked, reply_to
 from capport.core.verdict import HeaderFieldsTooLarge
 from capport.log_limits import QUOTED
@@ -56,7 +57,7 @@ _ACCEPT: Final = re.compile(rb"\naccept:([^\r\n]{0,1001})", re.IGNORECASE)
 _ACCEPT_LANGUAGE: Final = re.compile(rb"\naccept-language:([^\r\n]{0,1001})", re.IGNORECASE)
 
 # The beginning of a field, or of a line that continues one.
-_TRAILER: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++:|[ \t]")
+_TRAILER: Final = re.compile(rb"%b++:|[ \t]" % TCHAR.encode())
 
 
 class Lines(ReceiveBuffer):
