@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 import socket
 import ssl
 import struct
@@ -257,6 +258,17 @@ async def test_a_policy_with_a_certificate_that_cannot_be_used_leaves_the_one_be
         with pytest.raises(OSError, match=r"none\.pem|No such file"):
             await h.listener.follow()
         assert await asyncio.to_thread(_shown, h.port) == before
+
+
+async def test_a_pipe_in_the_place_of_a_certificate_is_an_error_and_holds_nobody_up(
+    tmp_path: Path,
+) -> None:
+    bad = _policy(tmp_path)
+    (tmp_path / "cert.pem").unlink()
+    os.mkfifo(tmp_path / "cert.pem")
+    with pytest.raises(OSError, match=r"is a pipe: name a file: '.*cert\.pem'"):
+        async with asyncio.timeout(SOON), house(bad):
+            raise AssertionError("it started")
 
 
 async def test_policies_in_quick_succession_move_it_once(tmp_path: Path) -> None:

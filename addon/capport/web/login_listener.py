@@ -22,6 +22,7 @@ from capport.core.policy import LoginServer
 from capport.lasting import cancel_all, keep
 from capport.linux import frames
 from capport.linux.file_state import state_of
+from capport.linux.safe_files import open_regular
 from capport.log_limits import SeldomFilter
 from capport.policy.certificate import Chain
 from capport.web.accepting import patient
@@ -400,7 +401,7 @@ class _Shown:
         self.listening, self.stamp = listening, _stamp(listening)
         certificate, key = Path(listening.certificate or ""), Path(listening.key or "")
         for path in (certificate, key):
-            path.open("rb").close()  # OpenSSL does not say which of the two files is missing
+            open_regular(path).close()  # OpenSSL does not say which of the two files is missing
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self.context.set_alpn_protocols(["http/1.1"])
@@ -410,7 +411,8 @@ class _Shown:
         except ssl.SSLError as error:
             raise OSError(f"{certificate} with {key}: {error.reason or error}") from error
         try:
-            self.names = Chain(certificate.read_bytes()).names
+            with open_regular(certificate) as file:
+                self.names = Chain(file.read()).names
         except ValueError:  # OpenSSL accepts it, but we cannot read it: login_url gives our names
             self.names = ()
 
