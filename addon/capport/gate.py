@@ -91,9 +91,9 @@ type Imitate = Callable[[NetworkAuthenticationRequired | SignIn], Imitated]
 class Gate:
     """Decides for every enforcement point.
 
-    `policy` and `events` may be replaced, each as a whole, but are never edited. `imitate` is set
-    only by `capport.testing`. `state` makes the state in the link of a 511. `answering` maps each
-    place of the login server that answers now to its address.
+    `policy` and `events` may be replaced, each as a whole, but are never edited. `state`
+    makes the state in the link of a 511. `answering` maps each place of the login server that
+    answers now to its address.
     `carry_out` makes the kernel follow a session that was opened or ended here. It gets the
     client's id, returns when the kernel does, and raises StoreError if there is no room.
     `drop` ends the connections of a client that was refused too often (`limits.drop_after`), and
@@ -125,12 +125,16 @@ class Gate:
         self.state = state
         self.answering = answering
         self.metrics = metrics or Metrics()
-        self.imitate: Imitate | None = None
+        self._imitate: Imitate | None = None
         self._carry_out = carry_out
         self._budgets = budgets or Budgets()
         self._drop = drop
         self._lately = BoundedMap[tuple[ClientId, int, int], Decided](LATELY)
         self._lately_by = policy
+
+    def imitate(self, answer: Imitate | None) -> None:
+        """Answers as another kind of portal from now on. Only `capport.testing` calls this."""
+        self._imitate = answer
 
     def client(self, at: Peer | str) -> Client:
         """The client at the other end of a connection, or at an address that a socket gave as text.
@@ -199,7 +203,7 @@ class Gate:
             state = self._state_for(client, verdict, url)
             with_state = self.policy.login_url_with(state, client.address)
             verdict = replace(verdict, login_url=with_state)
-            return self.imitate(verdict) if self.imitate else verdict
+            return self._imitate(verdict) if self._imitate else verdict
         return verdict
 
     def refusal(
@@ -216,7 +220,7 @@ class Gate:
         counts nothing; the caller then asks `request`.
         """
         begun = time.perf_counter()
-        if self.imitate:
+        if self._imitate:
             return None
         answers = self._login_answers(client, request, claim)
         decided = self._decided((client, request, claim, dialled, answers))

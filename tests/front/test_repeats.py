@@ -20,6 +20,7 @@ from capport.core.decision import HttpRequest
 from capport.core.place import Place
 from capport.core.policy import Policy
 from capport.core.reach import Machine
+from capport.core.verdict import Imitated
 from capport.front.conversation import Answer, Conversation
 from capport.linux import Neighbours
 from capport.metrics import Metrics
@@ -99,6 +100,7 @@ class World:
     store: MemoryStore = field(default_factory=MemoryStore)
     budgets: Budgets = field(default_factory=Budgets)
     metrics: Metrics = field(default_factory=Metrics)
+    kind: gate.Imitate | None = None
 
     def __post_init__(self) -> None:
         self.gate = self.new_gate(PLAIN)
@@ -118,6 +120,10 @@ class World:
             metrics=self.metrics,
         )
 
+    def imitate(self, kind: gate.Imitate) -> None:
+        self.kind = kind
+        self.gate.imitate(kind)
+
     def connect(self, address: Address | None = None) -> None:
         self.address = address or self.address
         self.connection = Conversation(self.gate, Peer(self.address), WEB)
@@ -125,7 +131,8 @@ class World:
     def ask(self, request: bytes) -> tuple[object, ...]:
         if not self.remembers:
             before, self.gate = self.gate, self.new_gate(self.gate.policy)
-            self.gate.state, self.gate.imitate = before.state, before.imitate
+            self.gate.state = before.state
+            self.gate.imitate(self.kind)
             self.connect()
         act = self.connection.receive(request)
         if not isinstance(act, Answer):
@@ -159,7 +166,7 @@ CHANGES: dict[str, Change] = {
     "the login server is down": lambda it: it.answering.clear(),
     "the place is the proxy": lambda it: it.own.add(ip_address("203.0.113.9")),
     "the place is another's": lambda it: it.own.clear(),
-    "another kind of portal": lambda it: setattr(it.gate, "imitate", lambda verdict: verdict),
+    "another kind of portal": lambda it: it.imitate(lambda _: Imitated("another kind", 200)),
     "no state": lambda it: setattr(it.gate, "state", None),
     "the usual policy": follows(PLAIN),
     **{name: follows(policy) for name, policy in POLICIES.items()},

@@ -57,7 +57,7 @@ class Imitating:
     def running(self) -> None:
         """Makes the gate answer as the kind does."""
         hooks: Any = ctx.master.addons.get("capport")  # type: ignore[no-untyped-call]
-        hooks.gate.imitate = kind_named(ctx.options.lab_kind).imitate
+        hooks.gate.imitate(kind_named(ctx.options.lab_kind).imitate)
 
 
 addons = [Imitating()]

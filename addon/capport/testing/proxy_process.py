@@ -251,7 +251,7 @@ class _Subject:
 
     def _use_kind(self, name: str) -> None:
         gate, self._kind = self._hooks.gate, kind_named(name)
-        gate.imitate = self._kind.imitate if self._kind.answer else None
+        gate.imitate(self._kind.imitate if self._kind.answer else None)
         gate.policy = self._policy
         if self._kind.tls is not None:
             tls = replace(gate.policy.tls, unknown=self._kind.tls, connect=Connect.ALERT)
