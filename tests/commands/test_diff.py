@@ -149,3 +149,14 @@ def test_a_policy_that_cannot_be_used_is_an_error(
     said = capsys.readouterr()
     assert said.out == ""
     assert f"{tmp_path / 'new.yaml'}:1:12: " in said.err
+
+
+def test_a_file_of_events_that_is_missing_is_an_error_that_says_which_to_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "old.yaml").write_text(OLD)
+    policies = [str(tmp_path / "old.yaml")] * 2
+    store, missing = str(tmp_path / "sessions.db"), str(tmp_path / "events.jsonl")
+    SqliteStore(tmp_path / "sessions.db", spares=()).close()
+    assert cli.main(["diff", *policies, "--sessions", store, "--events", missing]) == 1
+    assert f"{missing}: there is no such file; name the one that" in capsys.readouterr().err

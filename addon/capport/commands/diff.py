@@ -5,12 +5,11 @@ import json
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from capport import clock
 from capport.commands import policy_at, store_to_read
 from capport.commands.explain import deciding_line
-from capport.commands.report import recorded_in_flows
+from capport.commands.recordings import recorded_in_events, recorded_in_flows
 from capport.core import explanation
 from capport.core.client import Client, parse_address, parse_mac, parts_of
 from capport.core.explanation import Explanation, in_words, parse_url
@@ -21,7 +20,7 @@ from capport.core.session import open_ones
 from capport.core.standing import NO_ADDRESS
 from capport.core.verdict import Intercept, Pass, Refuse
 from capport.gate import Gate
-from capport.report.recording import ClientRecord, record_lines
+from capport.report.recording import ClientRecord
 from capport.stores import SessionStore
 from capport.terminal import visible
 
@@ -113,10 +112,7 @@ def _passes(found: Explanation) -> bool:
 
 def _recorded(arguments: Namespace) -> Iterator[Ask]:
     """Each request and handshake in files of events, and in a file of flows."""
-    recordings = []
-    for file in arguments.events:
-        with Path(file).open(errors="replace") as lines:
-            recordings.append(record_lines(lines))
+    recordings = [recorded_in_events([file]) for file in arguments.events]
     if arguments.flows:
         recordings.append(recorded_in_flows(arguments.flows))
     for recording in recordings:

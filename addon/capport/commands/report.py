@@ -1,15 +1,15 @@
 """`capport report`: what a portal did to clients, from event files or from mitmproxy's flows."""
 
 import json
-import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from capport.commands import CommandError
+from capport.commands.recordings import recorded_in_events, recorded_in_flows
 from capport.report import as_text, comparison
 from capport.report.findings import Severity
-from capport.report.recording import Recording, record_lines
+from capport.report.recording import record_lines
 from capport.report.summary import VERSION, Report, document, report_of
 from capport.terminal import visible
 
@@ -60,32 +60,7 @@ def _report(arguments: Namespace) -> Report:
         if arguments.events:
             raise CommandError("name event files, or a flow file with --flows, not both")
         return report_of(recorded_in_flows(arguments.flows))
-    return report_of(record_lines(_lines(arguments.events or ["events.jsonl"])))
-
-
-def _lines(paths: list[str]) -> Iterator[str]:
-    for path in paths:
-        if path == "-":
-            yield from sys.stdin
-            continue
-        try:
-            with Path(path).open(encoding="utf-8", errors="replace") as file:
-                yield from file
-        except FileNotFoundError:
-            raise CommandError(
-                f"{path}: there is no such file; name the one that portal_events is set to, or a"
-                " flow file with --flows"
-            ) from None
-
-
-def recorded_in_flows(path: str) -> Recording:
-    """What happened, read from a file of mitmproxy's flows. Raises CommandError, OSError."""
-    from capport.proxy.flows.saved_flows import FlowFileError, recording_of
-
-    try:
-        return recording_of(Path(path))
-    except FlowFileError as error:
-        raise CommandError(str(error)) from None
+    return report_of(recorded_in_events(arguments.events or ["events.jsonl"]))
 
 
 def _document(path: str) -> Mapping[str, object]:
