@@ -26,6 +26,7 @@ from capport.core.policy import Policy, Sessions
 from capport.core.session import Session
 from capport.core.standing import Kind, Standing
 from capport.linux import neighbour_lookup
+from capport.linux.neighbour_lookup import Neighbour
 from capport.login import vouchers
 from capport.login.passwords import is_password
 from capport.policy import policy_file
@@ -112,7 +113,11 @@ def policy(tmp_path: Path) -> str:
 def neighbours(monkeypatch: pytest.MonkeyPatch) -> dict[Address, Mac]:
     """A neighbour table for commands in this process; tests/identity has the kernel's."""
     table: dict[Address, Mac] = {}
-    monkeypatch.setattr(neighbour_lookup, "table", lambda: table)
+
+    def entries() -> list[Neighbour]:
+        return [Neighbour(1, *entry) for entry in table.items()]
+
+    monkeypatch.setattr(neighbour_lookup, "entries", entries)
     return table
 
 
@@ -671,6 +676,32 @@ def test_explain_knows_who_may_be_blocked_by_a_mac_that_is_not_known(
     said = json.loads(here(*asked).out)
     assert said["status"] == status
     assert ("has a MAC that is not known now" in said["because"]) == (status == 511)
+
+
+@pytest.mark.parametrize(("hop", "mac"), [("192.0.2.7", MAC), ("192.0.2.1", None)])
+def test_explain_takes_a_mac_as_the_portal_does_so_a_false_one_does_not_count(
+    here: Capport,
+    tmp_path: Path,
+    neighbours: dict[Address, Mac],
+    monkeypatch: pytest.MonkeyPatch,
+    hop: str,
+    mac: str | None,
+) -> None:
+    """Any device on the link can claim, by ARP, an address that is behind a router."""
+    (tmp_path / "p.yaml").write_text(
+        "login_url: https://login.example.net/\n"
+        "router: {client_interface: lo, origin_interface: wan}\n"
+        f"clients: [{{mac: {MAC}, access: blocked}}]\n"
+    )
+    put("s.db", "192.0.2.7")
+    neighbours[parse_address("192.0.2.7")] = parse_mac(MAC)
+    way = Way(parse_address(hop))
+    monkeypatch.setattr(neighbour_lookup, "way", lambda address, interfaces: way)
+    asked = ("explain", "p.yaml", "--json", "--sessions", "s.db", "http://a.example/", "--client")
+    said = json.loads(here(*asked, "192.0.2.7").out)
+    assert (said["mac"], said["status"]) == (mac, 511 if mac else None)
+    given = json.loads(here(*asked, "192.0.2.7", "--mac", MAC).out)
+    assert (given["mac"], given["status"]) == (MAC, 511)
 
 
 # --- grant, revoke, clients --------------------------------------------------------------------

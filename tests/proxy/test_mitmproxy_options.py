@@ -10,8 +10,10 @@ from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.test import taddons
 
 from capport.proxy import mitmproxy_options
+from capport.service.noted_ports import NotedPorts
 from conftest import LOGIN, Origin, StartPortal, until_closed
-from proxy.wire import Dialled
+from ports import free_port
+from proxy.wire import Dialled, until
 
 KNOWN = "clients:\n  - {address: 127.0.0.1, access: known}\n"
 
@@ -95,6 +97,21 @@ async def test_another_policy_is_in_force_once_it_is_set(
         with pytest.raises(exceptions.OptionsError, match=r"other\.yaml:"):
             it.master.options.update(portal_policy=f"{other.parent}/./other.yaml")
         assert b" 200 OK" in await it.talk(request)
+
+
+async def test_a_port_that_mitmproxy_opens_or_closes_later_is_noted(
+    portal: StartPortal, tmp_path: Path
+) -> None:
+    store = str(tmp_path / "sessions.db")
+    ports = NotedPorts(store)
+    async with portal(sessions=store) as it:
+        assert {*ports} == {it.port}
+        it.master.options.update(mode=["regular", f"regular@127.0.0.1:{free_port()}"])
+        await until(lambda: len(ports) == 2)
+        assert it.port in ports
+        it.master.options.update(mode=["regular"])
+        await until(lambda: len(ports) == 1)
+    assert {*ports} == {it.port}  # so `capport explain` says the same while the portal is stopped
 
 
 async def test_eager_is_never_seen_by_an_unknown_client(

@@ -10,16 +10,20 @@ from capport import clock
 from capport.commands import CommandError, existing_store, policy_at
 from capport.commands.router import others_in_the_way
 from capport.core import explanation
-from capport.core.client import Address, Client, Mac, Way
+from capport.core.client import Client, Peer
 from capport.core.explanation import Explanation, in_words
 from capport.core.policy import Policy
+from capport.core.reach import Machine
 from capport.core.session import Instant
-from capport.core.standing import Standing, standing
+from capport.core.standing import Standing
 from capport.core.verdict import Verdict
 from capport.gate import Gate
-from capport.linux import Neighbours, neighbour_lookup
+from capport.linux import Neighbours
+from capport.linux.neighbours import NetlinkNeighbours
+from capport.linux.own_addresses import HERE, OWN
 from capport.policy.errors import PolicyError, Problems
 from capport.policy.tree import Map, read_text, read_tree
+from capport.service.noted_ports import NotedPorts
 from capport.stores import SessionStore, StoreError
 from capport.stores.memory import MemoryStore
 from capport.stores.opening import store_url
@@ -41,12 +45,16 @@ class PolicyLine:
 def explain_url(arguments: Namespace) -> None:
     """Prints what a client would get for a URL. The exit status is 0 for any verdict."""
     policy = policy_at(arguments.policy_file)
-    neighbours = _KernelTables(policy)
-    mac = arguments.mac or neighbours.find_mac(arguments.client)
-    client, now = Client(arguments.client, mac), clock.now()
-    store, asked = _store(arguments.sessions, policy, client)
-    with contextlib.closing(store):
-        gate = Gate(policy, store, neighbours=neighbours, now=lambda: now)
+    peer, now = Peer(arguments.client), clock.now()
+    with contextlib.ExitStack() as opened:
+        neighbours = opened.enter_context(contextlib.closing(_neighbours(policy)))
+        mac = arguments.mac or neighbours.find_mac(peer.address)
+        is_sure = arguments.mac is not None or policy.router is None
+        store, asked = _store(arguments.sessions, policy, peer.client(mac), is_sure=is_sure)
+        opened.callback(store.close)
+        machine = _machine(arguments.sessions, policy)
+        gate = Gate(policy, store, neighbours=neighbours, now=lambda: now, machine=machine)
+        client = peer.client(mac) if arguments.mac else gate.client(peer)
         found = gate.explain_url(
             client, arguments.url, arguments.method, arguments.fields, after=arguments.after
         )
@@ -113,27 +121,27 @@ def _why_no_line(found: Explanation) -> str:
     return f"Decided by no line of the policy: {found.verdict.because}"
 
 
-class _KernelTables(Neighbours):
-    """The kernel's neighbour table and routes, read for this one client."""
-
-    def __init__(self, policy: Policy) -> None:
-        router = policy.router
-        self._numbers = neighbour_lookup.numbers([router.client_interface]) if router else None
-
-    def find_mac(self, address: Address) -> Mac | None:
-        """The MAC address that the portal would find; None if the kernel has none."""
-        with contextlib.suppress(OSError):
-            return neighbour_lookup.table().get(address)
-        return None
-
-    def way(self, address: Address) -> Way | None:
-        """How frames go to `address`, by the kernel's routes."""
-        return neighbour_lookup.way(address, self._numbers)
+def _neighbours(policy: Policy) -> Neighbours:
+    with contextlib.suppress(OSError):  # the kernel gives no table, so nobody has a MAC
+        return NetlinkNeighbours(policy.client_interfaces)
+    return Neighbours()
 
 
-def _store(given: str | None, policy: Policy, client: Client) -> tuple[SessionStore, str]:
-    """The store to read, and a phrase that names it. A store that `--sessions` names must open."""
-    if standing(client, policy, None, 0.0).rule is not None:
+def _machine(given: str | None, policy: Policy) -> Machine:
+    """This machine, and the ports of the proxy that has the same store."""
+    with contextlib.suppress(StoreError):
+        return Machine(OWN, NotedPorts(store_url(given, policy)))
+    return HERE
+
+
+def _store(
+    given: str | None, policy: Policy, client: Client, *, is_sure: bool
+) -> tuple[SessionStore, str]:
+    """The store to read, and a phrase that names it. A store that `--sessions` names must open.
+
+    `is_sure` is False if the store is needed to find out whether the client's MAC is a false one.
+    """
+    if is_sure and policy.clients.find(client) is not None:
         return MemoryStore(), "not read: a client rule decides"
     try:
         url = store_url(given, policy)

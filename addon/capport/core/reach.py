@@ -1,6 +1,6 @@
 """Addresses that nobody may reach: this machine's, its proxy, link-local, multicast, broadcast."""
 
-from collections.abc import Container
+from collections.abc import Collection, Container
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -14,7 +14,7 @@ class Machine:
     """The machine that the portal runs on: its own addresses, and the proxy's ports there."""
 
     addresses: Container[Address] = frozenset()
-    ports: Container[int] = frozenset()
+    ports: Collection[int] = frozenset()
 
     def is_own(self, address: Address) -> bool:
         """Whether a connection to `address` ends at a service of this machine."""

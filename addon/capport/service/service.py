@@ -23,7 +23,7 @@ from capport.extras import lacking
 from capport.gate import Gate
 from capport.lasting import cancel_all, keep, start
 from capport.linux.neighbours import NetlinkNeighbours
-from capport.linux.own_addresses import HERE
+from capport.linux.own_addresses import OWN
 from capport.metrics import Metrics
 from capport.policy import policy_file
 from capport.policy.policy_file import PolicyError
@@ -34,6 +34,7 @@ from capport.service.kernel import Kernel
 from capport.service.login_health import Resolver
 from capport.service.login_links import needs_login_server
 from capport.service.login_server import Embedded, may_be_proxy
+from capport.service.noted_ports import NotedPorts
 from capport.service.settings import SettingError, Settings
 from capport.service.shared_state import LoginState, Shared
 from capport.session_events import SessionEvents
@@ -53,9 +54,10 @@ OPEN_SESSIONS = partial(open_store, start_closed=True)
 class Service:
     """Opens all parts of a portal; `start` begins to serve, `stop` ends everything.
 
-    `resolver` is set if this process is the enforcement device. Without it this process has only
-    the login server, and the proxy is another process with the same store. `vouched` is where
-    workers of this process note for which clients they connect to the login server.
+    `resolver` and `machine` are set if this process is the enforcement device. Without them this
+    process has only the login server, and the proxy is another process with the same store, which
+    notes its ports there. `vouched` is where workers of this process note for which clients they
+    connect to the login server.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class Service:
         settings: Settings,
         resolver: Resolver | None = None,
         *,
-        machine: Machine = HERE,
+        machine: Machine | None = None,
         open_sessions: Callable[[str], SessionStore] = OPEN_SESSIONS,
         metrics: Metrics | None = None,
     ) -> None:
@@ -75,6 +77,7 @@ class Service:
         if resolver is None and policy.login_server is None:
             raise SettingError(f"{settings.policy} has no login_server to serve")
         self.store_url = store_url(settings.sessions, policy)
+        self._noted_ports, self._ports = NotedPorts(self.store_url), frozenset[int]()
         if settings.api is not None and records_beside(self.store_url) is None:
             raise SettingError("portal_api: its tokens need a file, and :memory: has none")
         if settings.metrics is not None and (missing := lacking("metrics")) is not None:
@@ -96,7 +99,7 @@ class Service:
             self.gate = Gate(
                 policy,
                 store,
-                machine=machine,
+                machine=machine or Machine(OWN, self._noted_ports),
                 neighbours=neighbours,
                 events=self._events,
                 state=self._state,
@@ -142,6 +145,7 @@ class Service:
             if connections:
                 connections.recheck_all()  # mitmproxy listens already: sessions may have ended
             await self._listen()
+            await self._note_ports()
             follow_login = partial(
                 login_health.follow,
                 lambda: self.gate.policy,
@@ -150,7 +154,7 @@ class Service:
                 self._signs_in_elsewhere,
             )
             keep("The check whether the login server answers", follow_login, self._tasks)
-            follow_sessions = partial(self._enforcement.follow, self._look_at_the_store)
+            follow_sessions = partial(self._enforcement.follow, self._look)
             keep("The check which sessions are over", follow_sessions, self._tasks)
             await self._kernel.follow()
 
@@ -347,11 +351,21 @@ class Service:
         if self.gate.to_bind(client):
             start(bind(), self._tasks)
 
-    def _look_at_the_store(self) -> None:
-        """Writes an event when the store can make nothing durable any more."""
+    def _look(self) -> None:
+        """Writes an event when the store can make nothing durable any more; notes new ports."""
         before, self._store_fault = self._store_fault, self.gate.store.fault
         if self._store_fault is not None and before is None:
             self._events.write("fault", what=self._store_fault)
+        ports = frozenset(self.gate.machine.ports)
+        if ports and ports != self._ports:  # at the end there are none, and the last ones stay
+            start(self._note_ports(), self._tasks)
+
+    async def _note_ports(self) -> None:
+        self._ports = ports = frozenset(self.gate.machine.ports)
+        try:
+            await asyncio.to_thread(self._noted_ports.note, ports)
+        except OSError as error:
+            logger.warning(f"capport explain does not learn the proxy's ports: {error}")
 
     def _fault(self, what: str) -> None:
         logger.error(what)

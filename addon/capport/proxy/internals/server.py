@@ -1,7 +1,7 @@
 """mitmproxy's own server: where it listens, its connections, and when it connects."""
 
 import asyncio
-from collections.abc import Container
+from collections.abc import Collection, Iterator
 from typing import Any, cast
 
 from mitmproxy import connection, ctx
@@ -24,14 +24,19 @@ def is_serving() -> bool:
     return proxyserver is not None and proxyserver.is_running
 
 
-class OwnPorts(Container[int]):
+class OwnPorts(Collection[int]):
     """The ports on which mitmproxy itself listens, looked up at each question."""
 
     def __contains__(self, port: object) -> bool:
-        if "web_port" in ctx.options and port == ctx.options.web_port:
-            return True
-        listening = (addr for it in _proxyserver().servers for addr in it.listen_addrs)
-        return any(port == addr[1] for addr in listening)
+        return any(port == own for own in self)
+
+    def __iter__(self) -> Iterator[int]:
+        if "web_port" in ctx.options:
+            yield ctx.options.web_port
+        yield from (addr[1] for it in _proxyserver().servers for addr in it.listen_addrs)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def frame_of(conn: connection.Client) -> Mac | None:
