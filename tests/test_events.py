@@ -27,8 +27,8 @@ from capport.events import (
     EventLog,
     Watched,
 )
+from conftest import SOON
 
-SOON = 30.0  # seconds: a bound for a loaded machine, not an expectation
 CLIENT = Client(parse_address("192.0.2.7"), Mac("02:00:00:00:00:07"))
 OTHER = Client(parse_address("192.0.2.8"))
 

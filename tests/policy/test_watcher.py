@@ -17,11 +17,11 @@ from capport.policy import policy_file
 from capport.policy import watcher as reload
 from capport.policy.policy_file import PolicyError
 from capport.policy.watcher import PolicyWatcher
+from conftest import SOON
 
 LOGIN = "login_url: https://login.example.net/\n"
 STAFF = LOGIN + "clients: [{file: staff.csv, access: known}]\n"
 INTERVAL = 0.02
-SOON = 30.0  # seconds: a bound for a loaded machine, not an expectation
 
 
 def named(name: str) -> str:

@@ -48,6 +48,7 @@ class Cost:
 async def measured(*, memory: bool = False) -> AsyncIterator[Cost]:
     """Measures every step that the event loop takes meanwhile."""
     found, over, loop = Cost(), False, cast(Any, asyncio.get_running_loop())
+    # asyncio has no public way to see a step, or a pass, begin and end.
     run, run_once, before_pass = Handle._run, loop._run_once, 0.0
 
     def step(handle: Handle) -> None:

@@ -94,9 +94,13 @@ class Process:
 
 def memory(it: Process, line: str = "VmRSS") -> int:
     """Bytes, as the kernel counts them."""
-    status = Path(f"/proc/{it.process.pid}/status").read_text()
-    found = next(text for text in status.splitlines() if text.startswith(line))
-    return int(found.split()[1]) * 1024
+    return int(status(it, line).split()[1]) * 1024
+
+
+def status(it: Process, line: str) -> str:
+    """The line of that name that the kernel has of the process."""
+    lines = Path(f"/proc/{it.process.pid}/status").read_text().splitlines()
+    return next(text for text in lines if text.startswith(line))
 
 
 def policy(folder: Path, text: str = "", name: str = "policy.yaml") -> Path:

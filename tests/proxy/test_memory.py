@@ -14,7 +14,7 @@ from capport.core.cost import ANSWERS, RESTING
 from conftest import SOON, Origin, Portal, StartPortal, one_answer, until_closed
 from proxy.hellos import extension, message, over_tls, records, trusting_all
 from proxy.http2 import Http2
-from proxy.mitmdump import SCRIPT, Process, memory, policy, started
+from proxy.mitmdump import SCRIPT, Process, memory, policy, started, status
 from proxy.wire import Streams, garden, until
 
 MB = 1024 * 1024
@@ -97,11 +97,17 @@ async def connected(port: int, data: bytes) -> Streams:
 
 
 async def settled(it: Process) -> int:
-    """What it has of memory once that no longer grows."""
-    before, now = 0, memory(it)
-    while now > before:
-        await asyncio.sleep(0.5)
-        before, now = max(before, now), memory(it)
+    """What it has of memory once it waits for something, and has no more than before.
+
+    A process that the machine gives no time does not wait: its state is running.
+    """
+    most, looks = 0, 0
+    async with asyncio.timeout(SOON):
+        while looks < 10:
+            await asyncio.sleep(0.05)
+            now, is_waiting = memory(it), " (sleeping)" in status(it, "State")
+            looks = looks + 1 if is_waiting and now <= most else 0
+            most = max(most, now)
     return now
 
 

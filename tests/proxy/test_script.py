@@ -230,20 +230,21 @@ async def test_options_and_commands_lists_have_ours(tmp_path: Path) -> None:
 async def test_the_gate_stays_whatever_becomes_of_the_script(
     tmp_path: Path, origin: Origin
 ) -> None:
-    script = copied(tmp_path / "addon")
+    script, beside = copied(tmp_path / "addon"), tmp_path / "beside.py"
     text = script.read_text()
-    arguments = ("--set", f"portal_policy={policy(tmp_path)}")
+    beside.touch()
+    arguments = ("--set", f"portal_policy={policy(tmp_path)}", "-s", str(beside))
     later = iter(range(10, 1000, 10))
 
-    def save(what: str) -> None:
-        script.write_text(what)
+    def save(what: str, where: Path = script) -> None:
+        where.write_text(what)
         when = time.time() + next(later)  # an mtime that mitmproxy takes for newer
-        os.utime(script, (when, when))
+        os.utime(where, (when, when))
 
     async with started(tmp_path, *arguments, script=script, bad=("has crashed",)) as it:
         assert await it.get(origin.port) == 511
         save(text)
-        await it.says("Loading script", 2)
+        await it.says(f"Loading script {script}", 2)
         assert await it.get(origin.port) == 511
         save(text + "\nthis is no Python\n")
         await it.says("SyntaxError")
@@ -252,13 +253,15 @@ async def test_the_gate_stays_whatever_becomes_of_the_script(
         await it.says("broken twice")
         assert await it.get(origin.port) == 511
         save(text)
-        await it.says("Loading script", 5)
+        await it.says(f"Loading script {script}", 5)
         assert await it.get(origin.port) == 511
         script.rename(script.with_name("elsewhere.py"))
         await it.says("Removing script")
         assert await it.get(origin.port) == 511
         save(text)
-        await asyncio.sleep(1.5)  # longer than mitmproxy's interval of a second
+        for look in ("first look", "second look"):  # between which it would look at each script
+            save(f"print({look!r})\n", beside)
+            await it.says(look)
         assert await it.get(origin.port) == 511
         it.process.send_signal(signal.SIGTERM)
         assert await it.ended() == 0
@@ -278,14 +281,13 @@ async def test_a_policy_that_is_broken_or_gone_leaves_the_last_good_one(
         assert await it.get(origin.port) == 200
         file.unlink()
         await it.says("The last good policy stays in force", 2)
-        await asyncio.sleep(1.2)  # some more looks at it: each reason is told once
-        assert it.log.count("The last good policy stays in force") == 2, it.log
         assert await it.get(origin.port) == 200
         policy(tmp_path)
         await it.says("Policy in force", 2)
         assert await it.get(origin.port) == 511
         it.process.send_signal(signal.SIGTERM)
         assert await it.ended() == 0
+        assert it.log.count("The last good policy stays in force") == 2, it.log
     told = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
     of_policy = [(one["action"], one["file"]) for one in told if one["event"] == "policy"]
     assert of_policy == [(act, str(file)) for act in ("loaded", "rejected", "rejected", "loaded")]

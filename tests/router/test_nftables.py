@@ -283,7 +283,7 @@ def test_the_library_serves_one_thread_at_a_time_and_the_elements_of_a_set_are_r
         thread.start()
         assert mac in elements(lab, "macs")
         assert not done.wait(0.2)
-    assert done.wait(5)
+    assert done.wait(SOON)
     thread.join()
     assert mac not in elements(lab, "macs")
 
@@ -490,7 +490,8 @@ def test_neighbour_discovery_is_no_way_out(lab: Lab, known: KnownClients) -> Non
         socket.socket, socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(every)
     ) as wire:
         lab.client.namespace.call(send)
-        time.sleep(0.2)
+        await_router(lab)
+        assert lab.router.call(pings, ORIGIN6, 1)  # comes after whatever the router sent on
         wire.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             while packet := wire.recv(2000):
@@ -758,6 +759,12 @@ def _datagram(source: str, to: str, port: int, body: bytes) -> bytes:
     return bytes(head) + udp
 
 
+def await_router(lab: Lab) -> None:
+    """Returns once the router has done with what the clients have sent: it answers a later ping."""
+    for client in lab.clients:
+        assert client.namespace.call(pings, ROUTER4, 1)
+
+
 def _spoof(router_mac: str, mac: str, source: str) -> None:
     """Raw frames to the router: UDP to the origin's echo from somebody else's address."""
     to, by = (bytes.fromhex(text.replace(":", "")) for text in (router_mac, mac))
@@ -884,7 +891,7 @@ def test_a_session_for_an_address_off_the_link_is_for_the_frames_of_the_router_b
         other.namespace.call(_spoof, router_mac, other.mac, behind)
         lab.router.call(known.resync)
         other.namespace.call(_spoof, router_mac, other.mac, behind)
-        time.sleep(0.2)
+        await_router(lab)
         assert not [line for line in lab.reached()[before:] if line.startswith("udp")]
         assert elements(lab, "known4").keys() == {f"{behind} . {hop.mac}"}
         assert elements(lab, "routed4") == {}
@@ -1246,7 +1253,7 @@ def test_an_address_on_the_link_without_a_mac_is_nobodys_and_ours_is_not_a_clien
     for source in (ROUTER4, "192.0.2.99"):
         lab.client.namespace.call(_spoof, router_mac, lab.client.mac, source)
     lab.client.namespace.call(_spoof6, router_mac, lab.client.mac, ROUTER6)
-    time.sleep(0.2)
+    await_router(lab)
     assert not [line for line in lab.reached()[before:] if line.startswith("udp")]
 
 
