@@ -768,7 +768,9 @@ def test_the_default_policy_says_nothing_of_sessions() -> None:
     assert policy_file.default().sessions == Sessions()
 
 
-def test_whoever_grants_may_have_any_name(here: Capport, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_user_that_grants_may_have_any_name(
+    here: Capport, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SUDO_USER", os.fsdecode(b"Andr\xe9"))
     assert here("grant", "192.0.2.7", "--sessions", "s.db").status == 0
     assert sessions("s.db")["192.0.2.7"].by == r"Andr\udce9"
@@ -810,7 +812,7 @@ def test_what_is_in_one_process_cannot_be_changed_from_another(here: Capport, co
 
 
 @pytest.mark.parametrize("command", [("revoke", "192.0.2.7"), ("clients",)])
-def test_who_only_looks_makes_no_file(here: Capport, command: tuple[str, ...]) -> None:
+def test_a_command_that_only_looks_makes_no_file(here: Capport, command: tuple[str, ...]) -> None:
     here(*command, "--sessions", "s.db")
     assert not Path("s.db").exists()
 
@@ -921,7 +923,7 @@ def test_clients_tells_programs(capport: Capport) -> None:
     }
 
 
-def test_clients_tells_who_is_known_by_a_rule_of_the_policy(
+def test_clients_lists_those_that_a_rule_of_the_policy_makes_known(
     capport: Capport, tmp_path: Path
 ) -> None:
     put("s.db", "192.0.2.9")
@@ -1023,7 +1025,7 @@ def test_a_sheet_of_vouchers_is_printed_and_can_be_used(capport: Capport, policy
     ]
 
 
-def test_whoever_makes_what_nobody_is_asked_for_is_told(
+def test_a_voucher_or_user_that_the_policy_does_not_ask_for_gets_a_warning(
     here: Capport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("secret\n" * 3))

@@ -213,7 +213,7 @@ def test_a_file_that_cannot_be_opened_is_an_error_at_the_start(tmp_path: Path) -
         EventLog(tmp_path / "no" / "events")
 
 
-def test_a_full_disk_is_told_once_and_what_was_lost_is_counted(
+def test_a_full_disk_is_logged_once_and_what_was_lost_is_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "events"
@@ -247,7 +247,7 @@ def test_what_was_lost_is_not_forgotten_while_nothing_happens(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("how", ["renamed", "removed"])
-def test_a_file_that_was_rotated_is_begun_anew(tmp_path: Path, how: str) -> None:
+def test_after_a_rotation_a_new_file_is_begun(tmp_path: Path, how: str) -> None:
     path, old = tmp_path / "events", tmp_path / "events.1"
     with log(path) as it:
         it.write("refused", CLIENT, host="a.test")

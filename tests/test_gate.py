@@ -168,7 +168,7 @@ def test_the_state_is_made_for_the_client_and_for_what_it_asked() -> None:
         (None, "192.0.2.7", False),
     ],
 )
-def test_a_302_is_for_a_client_whom_the_login_server_answers(
+def test_a_302_is_for_a_client_that_the_login_server_answers(
     answers_at: str | None, client: str, *, sign_in: bool
 ) -> None:
     gate, _ = make(answering={POLICY.login_place: ip_address(answers_at)} if answers_at else {})
@@ -323,7 +323,7 @@ OWN, HOP, OTHER = (Mac(f"02:00:00:00:00:{end}") for end in ("07", "09", "66"))
         ("198.51.100.7", "198.51.100.7", OTHER, True),  # by another interface
     ],
 )
-def test_a_client_is_who_its_frames_come_from(
+def test_a_client_is_the_device_that_its_frames_come_from(
     session: str, address: str, frame: Mac | None, known: bool
 ) -> None:
     policy = replace(POLICY, router=Router("lan0", "wan0"))
@@ -363,7 +363,7 @@ NETWORK = ("192.0.2.0/24", Access.KNOWN)
         ),
     ],
 )
-def test_who_is_on_the_link_without_a_mac_gets_past_no_rule_by_mac(
+def test_a_client_on_the_link_without_a_mac_gets_past_no_rule_by_mac(
     lines: list[tuple[str, Access]], address: str, granted: bool, known: bool
 ) -> None:
     gate = Gate(replace(POLICY, clients=rules(*lines)), MemoryStore(), neighbours=OnLink())
@@ -383,7 +383,7 @@ def test_who_is_on_the_link_without_a_mac_gets_past_no_rule_by_mac(
     assert (gate.known(client) is not None) == (granted or NETWORK in lines or known)
 
 
-def test_the_garden_is_open_to_who_has_no_mac_now() -> None:
+def test_the_garden_is_open_to_a_client_that_has_no_mac_now() -> None:
     gate = Gate(
         replace(POLICY, clients=rules((BLOCKED, Access.BLOCKED))),
         MemoryStore(),

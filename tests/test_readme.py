@@ -197,7 +197,7 @@ def test_every_page_is_within_reach_of_the_readme() -> None:
     assert set(PAGES) - {"README.md"} <= linked
 
 
-def test_every_option_of_ours_and_each_that_is_forced_or_refused_is_named() -> None:
+def test_every_portal_option_and_each_that_is_forced_or_refused_is_named() -> None:
     for name in (*OURS, *FORCED, *REFUSED):
         assert f"`{name}" in RUNNING
     for name in set(NOT_SERVED) - {"osproxy"}:

@@ -34,7 +34,7 @@ class House:
         return [json.loads(line) for line in self.file.read_text().splitlines()]
 
 
-def test_a_session_is_told_when_it_opens_and_when_it_is_revoked(tmp_path: Path) -> None:
+def test_a_session_is_an_event_when_it_opens_and_when_it_is_revoked(tmp_path: Path) -> None:
     house = House(tmp_path)
     house.grant(60)
     house.revoke()
@@ -138,7 +138,9 @@ def test_a_touch_that_is_stored_after_the_end_is_no_second_end(tmp_path: Path) -
     assert events == ["granted", "expired", "granted", "revoked"]
 
 
-def test_what_was_opened_and_ended_before_we_heard_of_it_is_told_once(tmp_path: Path) -> None:
+def test_a_session_that_was_opened_and_revoked_before_we_heard_of_it_is_one_event(
+    tmp_path: Path,
+) -> None:
     house = House(tmp_path)
     house.store.put(Session(CLIENT, house.now, house.now + 60))
     house.store.revoke(CLIENT)

@@ -123,7 +123,9 @@ async def test_a_state_is_not_for_the_next_device_with_that_address(tmp_path: Pa
         assert (await a.call("POST", "/sessions", {"state": state})).status == 201
 
 
-async def test_with_an_address_a_state_is_told_only_for_who_was_refused(tmp_path: Path) -> None:
+async def test_a_state_with_an_address_is_for_the_client_that_was_refused_alone(
+    tmp_path: Path,
+) -> None:
     """By its MAC, where it has one: over IPv6 it was refused, over IPv4 it signs in."""
     async with api(tmp_path) as a:
         states = a.house.context.states
@@ -207,7 +209,7 @@ async def test_an_address_finds_the_session_under_its_mac(tmp_path: Path) -> Non
         assert (await a.call("DELETE", f"/sessions/{ADA}")).status == 204
 
 
-async def test_who_is_named_may_be_said_to_be_an_address_or_a_mac(tmp_path: Path) -> None:
+async def test_a_client_is_named_by_its_address_or_its_mac(tmp_path: Path) -> None:
     async with api(tmp_path) as a:
         for said in ({"address": ADA}, {"mac": "02-00-00-00-00-07"}, {"address": "2001:db8::7"}):
             assert (await a.call("POST", "/sessions", said)).status == 201

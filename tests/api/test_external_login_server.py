@@ -55,7 +55,7 @@ def _ask(api: Path, method: str, path: str, body: object = None) -> Any:
 
 
 @pytest.mark.parametrize("way", RUN)
-async def test_the_operators_own_login_server_lets_on(tmp_path: Path, way: str) -> None:
+async def test_the_operators_own_login_server_grants_access(tmp_path: Path, way: str) -> None:
     async with example(tmp_path / "api.sock") as own:
         policy = f"login_url: http://127.0.0.1:{own}/?state={{state}}\n"
         async with portal(tmp_path, way, policy) as (port, api, _):
@@ -87,7 +87,7 @@ async def test_without_a_state_in_its_url_it_names_the_client(tmp_path: Path, wa
 
 
 @pytest.mark.parametrize("way", RUN)
-async def test_who_signed_in_elsewhere_comes_back_through_the_proxy(
+async def test_a_client_that_signed_in_elsewhere_comes_back_through_the_proxy(
     tmp_path: Path, way: str
 ) -> None:
     """By the page alone: the login server that comes with it is kept, and nothing listed."""

@@ -230,7 +230,7 @@ def test_rules_for_an_interface_that_is_not_there_hold_nobody_and_say_so(
     assert (up.returncode, up.stderr) == (0, "")
 
 
-def test_who_is_known_is_in_the_rules_from_the_start(router: Namespace, tmp_path: Path) -> None:
+def test_known_clients_are_in_the_rules_from_the_start(router: Namespace, tmp_path: Path) -> None:
     assert run(router, "router", "down").returncode == 0
     assert run(router, "grant", "192.0.2.7", "--sessions", "s.db").returncode == 0
     up = run(router, "router", "up", "policy.yaml", "--sessions", "s.db")

@@ -609,7 +609,7 @@ def test_the_login_server_is_for_so_many_connections_of_one_client() -> None:
         assert isinstance(decide(elsewhere, POLICY), Pass)
 
 
-def test_who_is_sent_to_the_login_server_by_name_may_have_dialled_our_own_address() -> None:
+def test_a_client_sent_to_the_login_server_by_name_may_have_dialled_our_own_address() -> None:
     own = Place(parse_address("127.0.0.1"), 443)
     for who in (stands(), stands(session=OPEN)):
         got = decide(Case(who, claim=LOGIN, dialled=own), POLICY)

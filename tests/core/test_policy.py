@@ -117,7 +117,7 @@ def test_a_client_without_its_mac_may_be_blocked_exactly_if_one_with_it_could_be
 
 
 @given(RULES, CLIENTS)
-def test_who_is_known_by_a_rule_is_listed_with_that_rule(
+def test_a_client_known_by_a_rule_is_listed_with_that_rule(
     rules: list[tuple[Mac | Address | Network, Access, str]], client: Client
 ) -> None:
     table = rules_of(rules)
@@ -212,7 +212,7 @@ def test_each_rule_that_makes_known_and_is_not_idle_is_listed_in_order() -> None
     ]
 
 
-def test_the_order_of_who_is_known_is_the_files() -> None:
+def test_known_clients_are_listed_in_the_order_of_the_file() -> None:
     table = ClientRules()
     table.section(Access.KNOWN, "lab.yaml")
     subjects = [ip_network("192.0.2.7"), ip_network("2001:db8::/48"), Mac("02:00:00:00:00:01")]

@@ -26,7 +26,7 @@ def test_the_wait_is_as_long_as_what_is_left_lacks_of_one(left: float, wait: int
     assert spend(100.0 + (3 - left) * 20, RATE, 100.0)[1] == wait
 
 
-def test_who_waits_as_long_as_told_is_let_through() -> None:
+def test_a_client_that_waits_for_retry_after_is_let_through() -> None:
     full_at, wait = spend(160.0, RATE, 100.0)
     assert wait == 20
     assert spend(full_at, RATE, 120.0)[1] is None

@@ -50,7 +50,7 @@ async def place(folder: Path, origin: Origin, conditions: str) -> AsyncIterator[
         yield Place(policy, process.port, login, page)
 
 
-async def test_a_voucher_lets_on_as_many_devices_as_it_says(tmp_path: Path, origin: Origin) -> None:
+async def test_a_voucher_admits_as_many_devices_as_it_says(tmp_path: Path, origin: Origin) -> None:
     async with place(tmp_path, origin, "voucher") as it:
         sheet = await it.capport("voucher", "new", "--for", "2h", "--devices", "2")
         found = re.search(r"\b(?:[0-9A-Z]{4}[ -]){3}[0-9A-Z]{4}\b", sheet)
@@ -70,7 +70,9 @@ async def test_a_voucher_lets_on_as_many_devices_as_it_says(tmp_path: Path, orig
         assert (await two.visit(it.page)).status == 511
 
 
-async def test_a_password_lets_on_and_a_wrong_one_does_not(tmp_path: Path, origin: Origin) -> None:
+async def test_a_password_admits_its_user_and_a_wrong_one_does_not(
+    tmp_path: Path, origin: Origin
+) -> None:
     async with place(tmp_path, origin, "password") as it:
         await it.capport("user", "add", "alice", said="correct horse battery\n")
         guest = it.guest("127.0.0.2")

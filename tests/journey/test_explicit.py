@@ -92,7 +92,7 @@ async def test_nobody_signs_in_for_somebody_else(tmp_path: Path, encrypted: bool
 
 
 @both
-async def test_a_state_is_good_for_who_was_refused_and_nobody_else(
+async def test_a_state_is_valid_for_the_client_that_was_refused_and_no_other(
     tmp_path: Path, origin: Origin, encrypted: bool
 ) -> None:
     page = f"http://127.0.0.1:{origin.port}/my-private-page"
@@ -106,7 +106,7 @@ async def test_a_state_is_good_for_who_was_refused_and_nobody_else(
         assert page in (await one.follow(await one.sign_in(link))).links
 
 
-async def test_the_login_server_forgets_for_whom_a_connection_was(
+async def test_the_login_server_forgets_which_client_a_connection_was_for(
     tmp_path: Path, origin: Origin
 ) -> None:
     async with proxy(tmp_path, encrypted=True) as portal:

@@ -103,7 +103,7 @@ def test_a_session_ends_by_itself(lab: Lab) -> None:
 
 
 @pytest.mark.rfc(6585, "6.1", "identifying unknown clients by their MAC addresses")
-def test_whoever_takes_the_address_over_is_unknown(lab: Lab, granted: Client) -> None:
+def test_a_device_that_takes_the_address_over_is_unknown(lab: Lab, granted: Client) -> None:
     thief = lab.clients[1]
     granted.namespace.ip("link set eth0 down")
     thief.namespace.ip(f"address add {granted.v4}/24 dev eth0")

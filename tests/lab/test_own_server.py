@@ -63,7 +63,9 @@ def link(client: Client) -> str:
 
 
 @pytest.mark.parametrize(("address", "port"), [(ROUTER4, 8088), (ROUTER4, 80), (ORIGIN4, 8088)])
-def test_it_lets_on_who_was_refused_and_nobody_by_anothers_link(address: str, port: int) -> None:
+def test_it_admits_the_client_that_was_refused_and_no_other_by_the_same_link(
+    address: str, port: int
+) -> None:
     with own_login_server(address, port) as lab:
         one, two = lab.clients
         to = link(one)

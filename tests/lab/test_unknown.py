@@ -163,7 +163,7 @@ def udp_packet(port: int, body: bytes) -> bytes:
         pytest.param(None, bytes(4) + b"what it says again", id="an echo"),
     ],
 )
-def test_no_answer_goes_out_to_whom_a_client_says_it_is(
+def test_no_answer_goes_out_to_a_source_that_a_client_makes_up(
     lab: Lab, version: int, protocol: int | None, packet: bytes
 ) -> None:
     """The router's answer, sent out to a source that is not the client's, would be a way out."""

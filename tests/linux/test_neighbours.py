@@ -82,7 +82,7 @@ def replica(network: tuple[Namespace, Namespace, Namespace]) -> Iterator[Netlink
 
 
 @lab
-def test_an_address_has_the_mac_of_whoever_took_it_over(
+def test_an_address_has_the_mac_of_the_device_that_took_it_over(
     network: tuple[Namespace, Namespace, Namespace], replica: NetlinkNeighbours
 ) -> None:
     _, one, two = network

@@ -70,7 +70,7 @@ def _open(port: int) -> bool:
         return one.connect_ex(("127.0.0.1", port)) == 0
 
 
-async def test_the_login_server_alone_lets_on_into_the_store_that_is_shared(tmp_path: Path) -> None:
+async def test_the_login_server_alone_grants_sessions_in_the_shared_store(tmp_path: Path) -> None:
     port, moved = free_port(), free_port()
     policy = tmp_path / "lab.yaml"
     policy.write_text(POLICY.format(port=port, conditions="terms"), "utf-8")

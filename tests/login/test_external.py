@@ -25,7 +25,7 @@ async def external(folder: Path) -> AsyncIterator[tuple[House, Browser]]:
             await channel.stop()
 
 
-async def test_whoever_knows_the_word_is_online_and_may_go_on(tmp_path: Path) -> None:
+async def test_a_client_with_the_password_is_online_and_may_go_on(tmp_path: Path) -> None:
     async with external(tmp_path) as (h, browser):
         state = h.context.states.mint(at("127.0.0.2"), PAGE)
         form = await browser.get(f"/?state={state}")
@@ -50,7 +50,7 @@ async def test_what_it_shows_of_others_words_is_escaped(tmp_path: Path) -> None:
         assert "&amp;amp;" in online.text
 
 
-async def test_who_is_blocked_or_was_signed_out_is_not_told_that_it_is_online(
+async def test_a_client_that_is_blocked_or_was_signed_out_is_not_said_to_be_online(
     tmp_path: Path,
 ) -> None:
     async with external(tmp_path) as (h, browser):

@@ -87,7 +87,7 @@ async def test_no_revocation_waits_for_a_grant() -> None:
         grants.close()
 
 
-async def test_who_signs_out_has_no_session_left_whatever_the_disk_does(
+async def test_a_client_that_signs_out_has_no_session_left_whatever_the_disk_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with house() as h:
@@ -218,7 +218,7 @@ def _fails(_: Session, *, most: int | None, renews: bool) -> None:
 # -- who asks --------------------------------------------------------------------------------------
 
 
-async def test_who_hangs_up_before_the_request_is_read_is_not_the_router(
+async def test_a_client_that_hangs_up_before_the_request_is_read_is_not_the_router(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     taken, take = list[object](), Vouched.taken
@@ -379,7 +379,7 @@ async def test_devices_that_are_made_up_to_guess_keep_no_voucher_out() -> None:
         assert (await h.browser("127.0.0.3").sign_in(code=code)).status == 303
 
 
-async def test_devices_that_are_made_up_to_guess_keep_nobody_out_who_was_in() -> None:
+async def test_devices_that_are_made_up_to_guess_do_not_keep_out_a_user_at_a_known_device() -> None:
     async with house(policy(conditions=Conditions.PASSWORD)) as h:
         for name in ("ada", "eve"):
             h.context.records.put_user(name, passwords.hash_password("correct horse"), 0.0)

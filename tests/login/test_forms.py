@@ -39,7 +39,7 @@ from web.accepted_terms import acceptances, text_of_terms
 PAGE = "http://www.example.org/news?a=b&c=%22d"
 
 
-async def test_whoever_accepts_the_terms_is_online_and_may_go_where_it_wanted() -> None:
+async def test_a_client_that_accepts_the_terms_is_online_and_may_go_where_it_wanted() -> None:
     async with house() as h:
         state = h.context.states.mint(h.client(), PAGE)
         browser = h.browser()
@@ -296,7 +296,7 @@ async def test_another_name_than_ours_gets_none_of_our_pages(host: str) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "OPTIONS", "TRACE", "BREW"])
 @pytest.mark.parametrize("path", ["/sign-in", "/nothing", "/api/captive-portal"])
-async def test_no_error_page_of_ours_stands_under_another_name(method: str, path: str) -> None:
+async def test_no_error_page_is_served_under_another_hosts_name(method: str, path: str) -> None:
     async with house() as h:
         page = await h.browser().send(method, path, Host="www.example.org")
         assert (page.status, page.headers["Set-Cookie"]) == (421, None)
@@ -315,7 +315,7 @@ async def test_no_error_page_of_ours_stands_under_another_name(method: str, path
         ("OPTIONS", "*", {}),
     ],
 )
-async def test_nonsense_is_no_error_of_ours(
+async def test_nonsense_is_answered_and_not_logged(
     caplog: pytest.LogCaptureFixture, method: str, path: str, fields: dict[str, str]
 ) -> None:
     """Nor a line in the log, which whoever sends it again and again would fill."""
@@ -357,7 +357,7 @@ async def test_no_other_method_does_anything_and_which_would_is_said(
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
-async def test_where_nothing_is_there_is_nothing_by_any_method(method: str) -> None:
+async def test_an_unknown_path_is_not_found_by_any_method(method: str) -> None:
     async with house() as h:
         assert (await h.browser().send(method, "/nothing")).status == 404
 
@@ -393,7 +393,7 @@ def _voucher(
     return code
 
 
-async def test_a_voucher_lets_on_as_many_clients_as_it_says_for_as_long_as_it_says() -> None:
+async def test_a_voucher_admits_as_many_clients_as_it_says_for_as_long_as_it_says() -> None:
     async with house(policy(conditions=Conditions.VOUCHER)) as h:
         code = _voucher(h, devices=2)
         for address in ("127.0.0.2", "127.0.0.3"):
@@ -491,7 +491,7 @@ async def test_a_voucher_that_gives_no_more_time_is_left_as_it_is() -> None:
         assert (session.seconds_remaining(h.clock()), session.how) == (7200, "voucher 3")
 
 
-async def test_nobody_who_asks_for_more_gets_less() -> None:
+async def test_asking_for_more_time_never_shortens_a_session() -> None:
     async with house() as h:
         browser = h.browser()
         form = await browser.get("/")
@@ -505,7 +505,7 @@ async def test_nobody_who_asks_for_more_gets_less() -> None:
         assert h.session() == given
 
 
-async def test_whoever_has_just_signed_in_is_not_offered_more() -> None:
+async def test_a_client_that_has_just_signed_in_is_not_offered_more() -> None:
     async with house() as h:
         browser = h.browser()
         links = (await browser.follow(await browser.sign_in())).links
@@ -627,7 +627,7 @@ async def test_an_open_connection_guesses_no_more_than_new_ones() -> None:
         assert answers == [b"403"] * 10 + [b"429"] * 5
 
 
-async def test_who_signs_in_and_out_in_a_loop_is_told_to_wait() -> None:
+async def test_a_client_that_signs_in_and_out_in_a_loop_has_to_wait() -> None:
     """Each time is written to the disk, and told in a line of the events that is never folded."""
     async with house() as h:
         browser = h.browser()
@@ -827,7 +827,7 @@ async def test_a_form_that_is_over_is_said_so_in_the_clients_language(language: 
 
 
 @pytest.mark.parametrize("language", list(Language))
-async def test_how_long_is_left_and_what_is_accepted_is_said_for_who_stays(
+async def test_a_client_that_stays_sees_how_long_is_left_and_what_it_accepts(
     language: Language,
 ) -> None:
     async with house() as h:

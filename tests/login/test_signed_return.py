@@ -25,7 +25,7 @@ from login.house import at, house
 from login.signing import KEY, OTHER, Elsewhere, elsewhere, pem_of
 
 
-async def test_who_comes_back_is_online_and_may_go_on(tmp_path: Path) -> None:
+async def test_a_client_that_comes_back_is_online_and_may_go_on(tmp_path: Path) -> None:
     async with elsewhere(tmp_path) as e:
         answer = await e.back(e.token(lifetime=90, name="Ada"))
         welcome = await e.house.browser().follow(answer)

@@ -32,7 +32,7 @@ def test_a_right_one_does_not_pay_for_the_wrong_ones_before() -> None:
     assert throttle.attempt(ADA, 0.0) > 0
 
 
-def test_whoever_makes_up_addresses_meets_the_limit_for_all() -> None:
+def test_a_client_that_makes_up_addresses_meets_the_limit_for_all() -> None:
     throttle = Throttle()
     clients = [Client(ip_address(f"10.0.{n // 256}.{n % 256}")) for n in range(300)]
     waits = []

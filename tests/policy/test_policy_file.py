@@ -845,7 +845,7 @@ def test_host_bits_get_the_network_that_would_do(address: object, length: int) -
         ("example.org 8080", ["example.org:8080"]),
     ],
 )
-def test_a_garden_entry_as_others_write_it_is_told_what_would_do(
+def test_a_garden_entry_in_the_syntax_of_another_program_gets_a_hint(
     text: str, would_do: list[str]
 ) -> None:
     with pytest.raises(ValueError, match=": write ") as caught:
@@ -903,7 +903,7 @@ def test_a_name_that_looks_like_a_mac_is_a_name_all_the_same() -> None:
         ("mac: 02:00:00:00:00:07, access: Deny", "write blocked"),
     ],
 )
-def test_a_client_as_others_write_it_is_told_what_would_do(rule: str, would_do: str) -> None:
+def test_a_client_in_the_syntax_of_another_program_gets_a_hint(rule: str, would_do: str) -> None:
     access = "" if "access" in rule else ", access: known"
     assert would_do in str(error_of(f"{LOGIN}clients: [{{{rule}{access}}}]\n"))
 
@@ -930,7 +930,7 @@ def test_a_client_has_one_mac_however_it_is_written(mac: str, tmp_path: Path) ->
         ("'192.0.2.1:8511, 192.0.2.2:8511'", "is 2 values in one: write an item for each"),
     ],
 )
-def test_a_place_to_listen_as_others_write_it_is_told_what_would_do(
+def test_a_place_to_listen_in_the_syntax_of_another_program_gets_a_hint(
     listen: str, would_do: str
 ) -> None:
     assert would_do in str(error_of(f"{LOGIN}login_server:\n  listen: {listen}\n"))
@@ -959,7 +959,7 @@ def test_a_place_to_listen_as_others_write_it_is_told_what_would_do(
         ("192.0.2.1,St. Mary's\n192.0.2.2,room 7-9\n192.0.2.3,5.1\n", []),
     ],
 )
-def test_a_line_of_a_clients_file_as_others_write_it_is_told_what_would_do(
+def test_a_line_of_a_clients_file_in_the_syntax_of_another_program_gets_a_hint(
     text: str, errors: list[str], tmp_path: Path
 ) -> None:
     _, problems = read_clients(text.encode(), tmp_path)
@@ -1005,7 +1005,7 @@ def test_a_clients_file_has_subjects_names_comments_and_blank_lines(tmp_path: Pa
     assert found.name == "printer #2"
 
 
-def test_of_a_clients_file_twenty_errors_are_told_and_the_rest_counted(tmp_path: Path) -> None:
+def test_of_a_clients_file_twenty_errors_are_listed_and_the_rest_counted(tmp_path: Path) -> None:
     _, problems = read_clients(b"nobody\n" * 1000, tmp_path)
     assert len(problems) == 21
     assert [problem.line for problem in problems[:20]] == list(range(1, 21))

@@ -153,7 +153,7 @@ async def test_a_change_before_the_start_is_noticed(path: Path) -> None:
     await stopped(watcher)
 
 
-async def test_without_a_load_the_first_policy_is_told(path: Path) -> None:
+async def test_without_a_load_the_first_policy_is_reported(path: Path) -> None:
     heard = Heard()
     watcher = PolicyWatcher(path, heard.hear, heard.hear, INTERVAL)
     watcher.start()
@@ -210,7 +210,7 @@ async def test_a_clients_file_that_changes_is_a_new_policy(path: Path) -> None:
         await heard.nothing()
 
 
-async def test_each_error_is_told_once(path: Path) -> None:
+async def test_each_error_is_reported_once(path: Path) -> None:
     async with watching(path) as heard:
         rewrite(path, LOGIN + "refresh: soon\n")
         assert "refresh: soon" in await heard.error()
@@ -224,7 +224,7 @@ async def test_each_error_is_told_once(path: Path) -> None:
         assert "refresh: later" in await heard.error()
 
 
-async def test_a_file_that_is_deleted_is_told_once_and_comes_back(path: Path) -> None:
+async def test_a_deleted_file_is_reported_once_and_may_come_back(path: Path) -> None:
     async with watching(path) as heard:
         path.unlink()
         assert "No such file" in await heard.error()
@@ -243,7 +243,7 @@ async def test_a_file_that_is_deleted_is_told_once_and_comes_back(path: Path) ->
         assert (await heard.policy()).network == "two"
 
 
-async def test_a_bad_start_is_raised_and_its_error_not_told_again(path: Path) -> None:
+async def test_a_bad_start_is_raised_and_its_error_not_reported_again(path: Path) -> None:
     rewrite(path, "network: x\n")
     heard = Heard()
     watcher = PolicyWatcher(path, heard.hear, heard.hear, INTERVAL)
@@ -344,7 +344,7 @@ async def test_reading_does_not_hold_the_loop_up(
         assert len((await heard.policy()).clients) == 1
 
 
-async def test_after_the_stop_nothing_is_told_and_no_thread_is_left(path: Path) -> None:
+async def test_after_the_stop_nothing_is_reported_and_no_thread_is_left(path: Path) -> None:
     before = set(threading.enumerate())
     heard = Heard()
     watcher = PolicyWatcher(path, heard.hear, heard.hear, INTERVAL)
@@ -370,7 +370,7 @@ async def test_it_starts_once(path: Path) -> None:
     await stopped(watcher)
 
 
-async def test_whoever_fails_with_one_policy_gets_the_next(
+async def test_a_listener_that_fails_with_one_policy_gets_the_next(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     heard = Heard()
@@ -392,7 +392,7 @@ async def test_whoever_fails_with_one_policy_gets_the_next(
     await stopped(watcher)
 
 
-async def test_a_fault_of_ours_is_an_error_and_not_the_end_of_watching(
+async def test_an_unexpected_exception_is_an_error_and_not_the_end_of_watching(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = policy_file.load

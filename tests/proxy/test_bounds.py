@@ -208,7 +208,7 @@ DRIPS = {
 
 
 @pytest.mark.parametrize("mode", ["regular", "transparent", "socks5"])
-async def test_whoever_drips_is_closed_on(
+async def test_a_client_that_drips_is_cut_off(
     portal: StartPortal,
     origin: Origin,
     dialled: object,
@@ -231,7 +231,7 @@ async def test_whoever_drips_is_closed_on(
 
 
 @pytest.mark.slow
-async def test_whoever_sends_a_byte_a_second_is_closed_on_after_ten_seconds(
+async def test_a_client_that_sends_a_byte_a_second_is_cut_off_after_ten_seconds(
     portal: StartPortal, origin: Origin
 ) -> None:
     loop = asyncio.get_running_loop()

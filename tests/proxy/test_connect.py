@@ -232,7 +232,7 @@ async def test_a_server_that_speaks_first_is_not_even_asked(
 
 
 @pytest.mark.parametrize("method", ["CONNECT", "connect"])
-async def test_connect_means_nothing_to_who_has_dialled(
+async def test_connect_in_transparent_mode_opens_no_tunnel(
     portal: StartPortal, origin: Origin, dialled: Dialled, method: str
 ) -> None:
     dialled("127.0.0.1", origin.port)
@@ -302,7 +302,7 @@ async def test_what_a_connect_offers_to_prove_itself_is_counted_either_way(
     assert origin.connections == 0
 
 
-async def test_a_tunnel_that_offers_nothing_is_told_of_once_by_what_is_in_it(
+async def test_a_tunnel_that_offers_nothing_causes_one_event_by_what_is_in_it(
     portal: StartPortal, origin: Origin, tmp_path: Path
 ) -> None:
     async with portal(events=True) as it:

@@ -45,7 +45,7 @@ async def test_a_port_that_is_used_again_is_another_connection() -> None:
     await asyncio.sleep(0)
 
 
-async def test_the_hour_in_the_garden_begins_anew_for_who_could_go_anywhere_meanwhile() -> None:
+async def test_the_hour_in_the_garden_begins_again_after_a_time_as_a_known_client() -> None:
     """Who signs out on a connection that is older still hears the answer."""
     books, conn = Connections(gate(), lambda _: None), connect()
     books.opened(conn, CLIENT)
@@ -80,7 +80,7 @@ async def test_what_has_been_read_of_a_connection_that_is_aborted_is_not_forward
     assert len(books) == 0
 
 
-async def test_who_aborts_a_connection_does_not_end_a_later_one_from_the_same_port() -> None:
+async def test_aborting_a_connection_does_not_end_a_later_one_from_the_same_port() -> None:
     books, first, second = Connections(gate(), lambda _: None), connect(), connect()
     books.opened(first, CLIENT)
     books.opened(second, CLIENT)

@@ -624,7 +624,7 @@ async def test_connections_that_have_gone_again_cost_no_more_than_an_accept(
         writer.close()
 
 
-async def test_who_asks_once_does_not_wait_for_who_asks_a_thousand_times(
+async def test_a_client_that_asks_once_does_not_wait_for_one_that_asks_a_thousand_times(
     portal: StartPortal, refused: list[str]
 ) -> None:
     async with portal() as it:

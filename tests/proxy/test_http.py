@@ -217,7 +217,7 @@ async def test_of_mixed_pipelined_requests_exactly_the_gardens_first_one_leaves(
     assert origin.received.count(b"HTTP/1.1") == 1
 
 
-async def test_whoever_becomes_known_between_connecting_and_asking_comes_again(
+async def test_a_client_that_becomes_known_between_connecting_and_asking_comes_again(
     portal: StartPortal, origin: Origin
 ) -> None:
     async with portal() as it:
@@ -265,7 +265,7 @@ async def test_a_client_that_becomes_known_and_does_not_hang_up_is_cut_off(
         writer.close()
 
 
-async def test_whoever_is_known_without_the_portal_having_noticed_goes_on(
+async def test_a_client_that_is_known_before_the_portal_has_noticed_goes_on(
     portal: StartPortal, origin: Origin, dialled: Dialled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when the bell of another process is late: the request itself is decided anew."""

@@ -74,7 +74,7 @@ async def test_what_an_origin_sends_after_the_end_is_not_passed_either(
         writer.close()
 
 
-async def test_who_is_heard_of_in_time_goes_on(
+async def test_a_client_that_sends_something_in_time_goes_on(
     portal: StartPortal, origin: Origin, dialled: Dialled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A session with `idle` ends so long after what was relayed last, not after its first word."""

@@ -35,7 +35,7 @@ def test_another_machines_address_is_not_our_own(address: str) -> None:
     assert not MACHINE.is_own(parse_address(address))
 
 
-def test_only_what_is_listed_and_who_is_here_reaches_our_own() -> None:
+def test_our_own_addresses_are_open_if_listed_and_to_clients_on_this_machine() -> None:
     own = parse_address("127.0.0.1")
     assert not may_reach(FAR, own)
     assert may_reach(FAR, own, listed=True)

@@ -384,7 +384,7 @@ INTERCEPT = "tls: {unknown: intercept, connect: alert}\n"
 
 
 @each_mode
-async def test_who_takes_the_certificate_gets_the_511_inside(
+async def test_a_client_that_takes_the_certificate_gets_the_511_inside(
     portal: StartPortal,
     origin: Origin,
     dialled: Dialled,
@@ -429,7 +429,7 @@ async def test_http_2_inside_interception_is_answered_511(
 
 
 @pytest.mark.parametrize("trusts_ca", [None, True])
-async def test_who_rejects_the_certificate_is_told_by_its_alert(
+async def test_a_client_that_rejects_the_certificate_is_recognized_by_its_alert(
     portal: StartPortal,
     origin: Origin,
     dialled: Dialled,
@@ -449,7 +449,7 @@ async def test_who_rejects_the_certificate_is_told_by_its_alert(
 
 
 @pytest.mark.parametrize("when", ["before the certificate", "after it"])
-async def test_who_hangs_up_has_rejected_the_certificate(
+async def test_a_client_that_hangs_up_has_rejected_the_certificate(
     portal: StartPortal,
     origin: Origin,
     dialled: Dialled,
@@ -685,7 +685,7 @@ async def test_what_only_begins_like_tls_goes_on_for_a_known_client(
     assert origin.received == data
 
 
-async def test_a_client_that_becomes_known_or_unknown_is_decided_anew(
+async def test_a_client_that_becomes_known_or_unknown_is_decided_again(
     portal: StartPortal, secure: TlsOrigin, dialled: Dialled
 ) -> None:
     dialled("127.0.0.1", secure.port)

@@ -53,7 +53,7 @@ async def test_each_refused_request_of_a_watched_client_is_an_event_with_its_pat
     assert told(tmp_path, "unwatched")
 
 
-async def test_a_watched_clients_forwarded_requests_are_events_with_who_answered(
+async def test_a_watched_clients_forwarded_requests_are_events_with_the_address_that_answered(
     portal: StartPortal, origin: Origin, tmp_path: Path
 ) -> None:
     place = f"{GARDEN}:{origin.port}"

@@ -225,7 +225,7 @@ async def test_7_4_no_cookie_is_set_in_the_name_of_the_origin(portal: StartPorta
 
 
 @pytest.mark.rfc(6585, "7.4", "will generate a certificate error on the client")
-async def test_7_4_tls_is_refused_without_a_certificate_of_ours_by_default(
+async def test_7_4_tls_is_refused_without_a_certificate_by_default(
     portal: StartPortal, origin: Origin, dialled: Dialled
 ) -> None:
     """So a client that checks certificates has none to see an error in."""
@@ -297,7 +297,7 @@ async def test_b_p3p_is_no_policy_of_the_origins(portal: StartPortal) -> None:
 
 
 @pytest.mark.rfc(6585, "B", "WebDAV and CalDAV: spurious errors, content corruption")
-async def test_b_webdav_is_told_nothing_of_its_collection(portal: StartPortal) -> None:
+async def test_b_webdav_learns_nothing_of_its_collection(portal: StartPortal) -> None:
     async with portal() as it:
         for name in ("WebDAV", "CalDAV"):
             answer = await ask(it, "regular", UNATTENDED[name])

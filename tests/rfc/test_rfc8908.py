@@ -183,7 +183,7 @@ async def test_5_the_venue_url_is_the_policys(tmp_path: Path) -> None:
     "5",
     "bytes-remaining SHOULD be omitted when the session is not byte-limited",
 )
-async def test_5_bytes_remaining_is_not_told_where_no_bytes_are_counted(tmp_path: Path) -> None:
+async def test_5_bytes_remaining_is_left_out_if_no_bytes_are_counted(tmp_path: Path) -> None:
     async with house(_https(tmp_path)) as h:
         assert "bytes-remaining" not in await _document(h)
         h.gate.grant(ClientId("127.0.0.2"), lifetime=60)

@@ -20,7 +20,7 @@ from login.house import house
         "APPLICATION/CAPTIVE+JSON ; q=1",
     ],
 )
-async def test_2_who_asks_for_the_document_gets_it(accept: str) -> None:
+async def test_2_a_client_that_asks_for_the_document_gets_it(accept: str) -> None:
     async with house() as h:
         page = await h.browser().get(PATH, Accept=accept)
         assert page.headers["Content-Type"] == "application/captive+json"
@@ -36,7 +36,7 @@ async def test_2_who_asks_for_the_document_gets_it(accept: str) -> None:
     "accept",
     [None, "*/*", "text/html,*/*;q=0.8", "application/json", "application/captive+json;q=0", ""],
 )
-async def test_2_who_does_not_is_sent_to_the_login_server(accept: str | None) -> None:
+async def test_2_a_client_that_does_not_is_sent_to_the_login_server(accept: str | None) -> None:
     async with house() as h:
         headers = {} if accept is None else {"Accept": accept}
         page = await h.browser().get(PATH, **headers)

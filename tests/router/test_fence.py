@@ -164,7 +164,7 @@ def other_network(lab: Lab) -> Iterator[Namespace]:
         other.delete()
 
 
-def test_down_leaves_no_rule_behind_whoever_keeps_them(lab: Lab, portal: None) -> None:
+def test_down_leaves_no_rule_behind_while_several_keep_them(lab: Lab, portal: None) -> None:
     with contextlib.closing(lab.router.call(Fence)) as mine:
         for _ in range(20):
             lab.router.call(known_clients.down)

@@ -71,7 +71,7 @@ def inside(rules: Nftables) -> set[str]:
     return {one.text for one in membership.elements(rules, "macs")}
 
 
-def test_who_is_in_a_full_set_stays_in_and_who_is_not_is_refused_until_there_is_a_place(
+def test_a_client_in_a_full_set_stays_in_and_another_is_refused_until_there_is_a_place(
     router: Namespace, rules: Nftables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(known_clients, "MOST", 4)
@@ -106,7 +106,7 @@ def test_who_is_in_a_full_set_stays_in_and_who_is_not_is_refused_until_there_is_
         assert len(told) == 2
 
 
-def test_a_set_that_the_kernel_finds_full_is_no_loop_and_keeps_nobody_in_who_is_out(
+def test_a_set_that_the_kernel_finds_full_causes_no_loop_and_keeps_no_revoked_client_in(
     router: Namespace, rules: Nftables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ruleset, "SET_SIZE", 64)

@@ -951,7 +951,7 @@ def test_what_somebody_takes_out_of_the_kernel_comes_back(
 
 
 @LAB
-def test_a_new_policy_is_put_in_force_with_the_same_ports_and_who_is_known(
+def test_a_new_policy_is_put_in_force_with_the_same_ports_and_known_clients(
     lab: Lab, store: MemoryStore
 ) -> None:
     policies = [lab.policy]

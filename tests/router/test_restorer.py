@@ -89,7 +89,7 @@ def is_tracked(lab: Lab) -> bool | None:
 
 
 @pytest.mark.parametrize("how", ["flush ruleset", "delete table inet capport"])
-def test_rules_that_somebody_takes_away_are_back_at_once_with_who_is_known(
+def test_rules_that_somebody_takes_away_are_back_at_once_with_the_known_clients(
     lab: Lab, restorer: Restorer, told: list[str], how: str
 ) -> None:
     before = lab.rules.outline("list table inet capport")
@@ -148,7 +148,7 @@ def test_the_garden_is_looked_up_at_once_where_the_table_is_another(
     wait_for(lambda: noticed[-1] == table)
 
 
-def test_a_fault_of_ours_does_not_end_the_keeping(
+def test_an_unexpected_exception_does_not_end_the_restorer(
     lab: Lab, restorer: Restorer, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_force, faults = nftables.in_force, [KeyError("elem"), KeyError("elem")]
@@ -248,7 +248,7 @@ def test_known_clients_are_tracked_as_soon_as_another_table_may_go_by_it(
     assert reaches(lab, 0)
 
 
-def test_rules_that_are_taken_down_while_they_are_made_anew_stay_down(
+def test_rules_that_are_taken_down_while_they_are_made_again_stay_down(
     lab: Lab, known: KnownClients, restorer: Restorer
 ) -> None:
     nftables.down(rules=lab.rules)

@@ -91,7 +91,7 @@ async def test_a_body_for_the_garden_that_drips_ends(portal: StartPortal, origin
         writer.close()
 
 
-async def test_whoever_has_become_known_meanwhile_is_not_cut_off(portal: StartPortal) -> None:
+async def test_a_client_that_has_become_known_meanwhile_is_not_cut_off(portal: StartPortal) -> None:
     async with dripping() as (port, open_):
         place = f"{GARDEN}:{port}"
         async with portal(garden(place)) as it:

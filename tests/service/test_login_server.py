@@ -167,7 +167,7 @@ async def test_of_two_processes_with_one_store_one_has_the_api_and_then_the_othe
 
 
 @pytest.mark.parametrize("elsewhere", [None, Path.touch, Path.mkdir])
-async def test_who_asks_is_told_to_our_login_server_alone(
+async def test_only_our_login_server_learns_which_client_asks(
     portal: StartPortal, origin: Origin, tmp_path: Path, elsewhere: Callable[[Path], None] | None
 ) -> None:
     """By a proxy in front of it, too; but not to another, even if its key cannot be read."""

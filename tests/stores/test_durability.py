@@ -423,7 +423,9 @@ def test_an_id_that_no_client_can_have_is_damage_whenever_it_is_read(tmp_path: P
     file.close()
 
 
-def test_a_file_damaged_in_use_keeps_who_is_known_and_still_revokes(tmp_path: Path) -> None:
+def test_with_a_file_damaged_in_use_known_clients_stay_known_and_can_be_revoked(
+    tmp_path: Path,
+) -> None:
     file = OneFile(tmp_path)
     store, other = file.open(), file.open()
     for number in range(200):

@@ -183,7 +183,7 @@ def test_no_decision_waits_for_redis(
     mend()
 
 
-def test_a_router_starts_without_redis_and_knows_whom_it_granted(
+def test_a_router_starts_without_redis_and_knows_the_clients_that_it_granted(
     fleet: Fleet, known: Known
 ) -> None:
     one = fleet.open(0)

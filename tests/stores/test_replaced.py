@@ -116,7 +116,7 @@ REPLACEMENTS = [made_anew, moved_over, moved_after_the_other_was, copied_to_wher
 
 
 @pytest.mark.parametrize("replace", REPLACEMENTS)
-def test_what_is_in_the_new_file_holds_in_whoever_had_the_old_one_open(
+def test_the_new_file_holds_in_each_process_that_had_the_old_one_open(
     path: Path, replace: Callable[[Path], None]
 ) -> None:
     with in_use(path) as proxy:
@@ -182,7 +182,7 @@ def test_nothing_acknowledged_after_a_replacement_is_lost(path: Path, turn: int)
     assert after | {STAYS} <= there
 
 
-def test_who_lets_go_of_an_old_file_leaves_the_log_of_the_new_one(
+def test_closing_an_old_file_leaves_the_log_of_the_new_one(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SqliteStore, "turn", lambda store: None)  # it does not notice
@@ -240,7 +240,7 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("made", UNUSABLE)
-def test_what_cannot_be_used_lets_nobody_new_in_and_is_told_once(
+def test_a_file_that_cannot_be_used_admits_no_new_client_and_is_reported_once(
     path: Path, made: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(sqlite, "TURN_SECONDS", 0.02)
@@ -305,7 +305,7 @@ def test_a_revocation_reaches_the_proxy_though_the_file_is_gone(path: Path) -> N
         until(lambda: clients(path) == set(), "the revocation in the file")
 
 
-def test_the_portal_turns_away_who_is_not_in_the_new_file(tmp_path: Path) -> None:
+def test_the_portal_turns_away_a_client_that_is_not_in_the_new_file(tmp_path: Path) -> None:
     (tmp_path / "policy.yaml").write_text("login_url: https://login.example.net/\n")
     path = tmp_path / "sessions.db"
     events = tmp_path / "events.jsonl"

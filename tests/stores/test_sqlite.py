@@ -392,7 +392,7 @@ def test_the_log_does_not_grow_for_ever(file: OneFile, monkeypatch: pytest.Monke
 # --- other processes ---
 
 
-def test_who_lags_behind_the_journal_of_changes_reads_everything(
+def test_a_process_that_lags_behind_the_journal_of_changes_reads_everything(
     file: OneFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(housekeeping, "KEPT_CHANGES", 2)

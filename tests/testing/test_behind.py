@@ -154,7 +154,7 @@ def test_by_variables_what_takes_a_network_is_skipped_with_the_reason(tmp_path: 
 
 
 @requires.tool("curl")
-def test_a_command_that_takes_the_page_for_its_data_is_told_so(tmp_path: Path) -> None:
+def test_a_command_that_takes_the_page_for_its_data_is_reported(tmp_path: Path) -> None:
     curl = ("--fail-on", "warning", "--", "curl", "-sf", "-o", "data", "http://origin.test/")
     done = behind(tmp_path, "--proxy", "--offline", "--as", "511,page", *curl)
     assert done.returncode == 0

@@ -171,7 +171,7 @@ HELLO = b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03"  # the first bytes of a 
 
 @pytest.mark.parametrize("sent", [b"", HELLO, b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 500])
 @pytest.mark.parametrize("reset", [False, True])
-async def test_who_leaves_in_the_handshake_leaves_nothing_behind(
+async def test_a_client_that_leaves_in_the_handshake_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes, *, reset: bool
 ) -> None:
     monkeypatch.setattr(login_listener, "CONNECTIONS_A_CLIENT", 3)
@@ -207,7 +207,7 @@ async def test_a_handshake_that_does_not_end_is_ended(
         writer.close()
 
 
-async def test_who_asks_nothing_after_the_handshake_is_ended(
+async def test_a_client_that_asks_nothing_after_the_handshake_is_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(login_listener, "PATIENCE", 0.5)

@@ -109,7 +109,7 @@ async def test_many_clients_at_once_are_taken_a_few_in_each_pass_of_the_event_lo
             client.close()
 
 
-async def test_whoever_has_most_gives_up_a_place_for_a_newcomer(
+async def test_the_client_with_most_connections_gives_one_up_for_a_newcomer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(login_listener, "CONNECTIONS", 6)
@@ -171,7 +171,7 @@ async def test_what_is_being_answered_stays_where_something_idle_can_go(
         b"POST /sign-in HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9999\r\n\r\n",
     ],
 )
-async def test_who_sends_no_whole_request_in_time_is_ended(
+async def test_a_client_that_sends_no_whole_request_in_time_is_cut_off(
     monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
     monkeypatch.setattr(login_listener, "PATIENCE", 0.3)
@@ -193,7 +193,7 @@ async def test_who_sends_no_whole_request_in_time_is_ended(
         writer.close()
 
 
-async def test_who_has_sent_a_request_may_send_the_next_one_later(
+async def test_a_client_that_has_sent_a_request_may_send_the_next_one_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(login_listener, "IDLE", 10 * login_listener.PATIENCE)
@@ -206,7 +206,7 @@ async def test_who_has_sent_a_request_may_send_the_next_one_later(
         writer.close()
 
 
-async def test_who_does_not_take_its_answer_is_ended(tmp_path: Path) -> None:
+async def test_a_client_that_does_not_take_its_answer_is_cut_off(tmp_path: Path) -> None:
     async with _with_logo(tmp_path, b"x" * 1_000_000) as h:
         slow = _asks_for_the_logo(h)
         assert await asyncio.to_thread(slow.recv, 12) == b"HTTP/1.1 200"

@@ -71,7 +71,7 @@ def test_nobody_else_may_read_it(tmp_path: Path) -> None:
 
 
 @requires.root()
-def test_what_root_makes_first_belongs_to_whom_the_folder_does(tmp_path: Path) -> None:
+def test_what_root_makes_first_belongs_to_the_folders_owner(tmp_path: Path) -> None:
     """`sudo capport voucher new`, before the service has ever run."""
     folder = tmp_path / "state"
     folder.mkdir()
@@ -349,7 +349,7 @@ def test_an_acceptance_that_no_session_came_of_can_be_taken_back() -> None:
     assert [accepted.client for accepted in acceptances(records)] == [ADA]
 
 
-def test_a_revoked_voucher_says_whom_it_let_on() -> None:
+def test_a_revoked_voucher_lists_the_clients_that_it_admitted() -> None:
     records = Records(None)
     records.add_vouchers([b"h"], lifetime=60, devices=2, valid=None, note="", at=on(0))
     records.use_voucher(b"h", ADA, on(1))

@@ -65,7 +65,7 @@ REPLACEMENTS = [
 
 
 @pytest.mark.parametrize("put_there", REPLACEMENTS)
-def test_what_is_in_the_new_file_holds_in_whoever_had_the_old_one_open(
+def test_the_new_file_holds_in_each_process_that_had_the_old_one_open(
     path: Path, put_there: Callable[[Path, Path], None]
 ) -> None:
     filled(path, b"old", "ada")
