@@ -76,8 +76,8 @@ bring_extras() {
   printf '%s\n' "$EUID" "$(missing_extras)" >"$1"
 }
 
-# What could not be brought is tried again a day later, by another user, or when it is
-# something else.
+# A package that could not be installed is tried again a day later, by another user, or when the
+# list has changed.
 install_extras() {
   local missing note=$venv/.capport-extras
   missing=$(missing_extras)

@@ -1,6 +1,7 @@
 """Writes addon/capport/testing/CLIENTS.md: what clients do behind each kind of portal.
 
-By hand, as root, with the programs below installed; those that are missing are left out, and named.
+Run it by hand, as root, with the programs below installed. It leaves out
+those that are missing, and names them.
 What comes from PyPI and npm is put into .cache/clients. It takes a quarter of an hour.
 """
 

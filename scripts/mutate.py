@@ -1,8 +1,8 @@
 """Whether the tests of each module in `core/` see each small change to it.
 
 `scripts/check --mutate [MODULE ...]` makes one change at a time, in memory, in a process of its
-own. mutants.txt lists those that change nothing. mutmut leaves the defaults of classes alone,
-cosmic-ray the statements: hence our own.
+own. mutants.txt lists those that change nothing. We do not use mutmut, because it leaves the
+defaults of classes alone, nor cosmic-ray, because it leaves statements alone.
 """
 
 import ast
@@ -71,7 +71,7 @@ def instead_of(node: ast.AST, field: str, parent: ast.AST) -> Iterator[ast.AST |
         case ast.BinOp(left, op, right) if type(op) in OTHER:
             yield ast.BinOp(left, OTHER[type(op)](), right)
         case ast.Call(ast.Attribute(text), [] | [ast.Constant()], []):
-            yield text  # less lower(), removeprefix() and their like
+            yield text  # without lower(), removeprefix() and similar calls
         case ast.Call(ast.Name("min" | "max" as name), arguments, keywords):
             yield ast.Call(ast.Name("min" if name == "max" else "max"), arguments, keywords)
         case ast.match_case(pattern, _, body):

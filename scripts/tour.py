@@ -1,4 +1,4 @@
-"""What `scripts/run` says of the portal once it listens: a script of mitmproxy's."""
+"""A script for mitmproxy: prints what to try, as `scripts/run` does once the portal listens."""
 
 from mitmproxy import ctx
 from mitmproxy.proxy.mode_specs import RegularMode

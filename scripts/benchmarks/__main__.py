@@ -23,7 +23,7 @@ AREAS = {
 
 
 def main() -> int:
-    """0, or 1 where something that was to be measured could not be."""
+    """0, or 1 if something could not be measured."""
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
         description="Measures the portal, each figure beside its peer's in the same run.",

@@ -1,4 +1,4 @@
-"""For mitmdump: a 511 with as little as mitmproxy lets an addon do it with. No gate at all."""
+"""An addon for mitmdump that answers 511 with as little code as possible, without a gate."""
 
 from mitmproxy import http
 

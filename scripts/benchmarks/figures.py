@@ -1,7 +1,7 @@
-"""A figure, and how it is told: rounds of ours and of the peers, and what they come to.
+"""Figures: the rounds of our measurements and of the peers', their ratio, and how they are shown.
 
-The rounds alternate, so that what else the machine does falls on all alike; a ratio is taken round
-by round, and its spread is the noise.
+The rounds alternate, so other work of the machine slows all of them alike. A ratio is taken in each
+round, and the spread of the ratios is the noise.
 """
 
 import statistics
@@ -11,11 +11,11 @@ from enum import Enum
 
 
 class Missing(Exception):
-    """What a benchmark needs and this machine has not, and how to get it."""
+    """Something that a benchmark needs is missing on this machine; says how to get it."""
 
 
 class Promise(Enum):
-    """What is promised of a figure."""
+    """A bound that a figure must keep."""
 
     AT_LEAST = "at least"
     AT_MOST = "at most"
@@ -62,7 +62,7 @@ class Figure:
         }
 
     def ratios(self, who: str) -> list[float]:
-        """Of each round, what it was of the peer's."""
+        """For each round, the row's value divided by the peer's."""
         assert self.peer
         pairs = zip(self.rows[who], self.rows[self.peer], strict=True)
         return [mine / peers for mine, peers in pairs]

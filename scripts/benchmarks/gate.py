@@ -1,6 +1,6 @@
-"""How long a decision takes: nothing of it may grow with how many clients there are.
+"""How long a decision takes, which must not grow with the number of clients.
 
-In microseconds of this thread's own time, since on a busy machine the rest is others' work.
+In microseconds of this thread's own processor time: the clock would count other processes too.
 """
 
 import gc
@@ -89,7 +89,7 @@ def figures(quick: bool) -> Iterator[Figure]:
 
 
 def decisions(rounds: int, timed: Callable[..., Callable[[], float]]) -> Iterator[Figure]:
-    """`decide` alone: its time goes by which rule answers, and not by the garden's size."""
+    """`decide` alone: its time depends on which rule answers, and not on the garden's size."""
     client = Client(parse_address("192.0.2.7"), mac(7))
     session = Session(client.ids[0], granted=0.0, expires=3600.0)
     small, large = policy(ClientRules(), 10), policy(ClientRules(), 10_000)
@@ -137,7 +137,7 @@ def microseconds(work: Callable[[int], object], calls: int) -> float:
 
 
 def gate_of(count: int) -> Gate:
-    """A gate with `count` sessions, and as many rules of which none is of their clients."""
+    """A gate with `count` sessions, and as many client rules, none of them about these clients."""
     rules = ClientRules()
     rules.section(Access.KNOWN, "staff.csv")
     for number in range(count):

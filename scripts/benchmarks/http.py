@@ -32,7 +32,7 @@ OPTIONS = ("--set", "connection_strategy=lazy", "--set", "block_global=false", "
 
 
 class Proxies:
-    """Three mitmdumps and an origin, for the length of a `with` block."""
+    """Runs three mitmdumps and an origin during a `with` block."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -137,7 +137,7 @@ def uploads(
 def upload(pid: int, proxy: int, size: int, origin: int, status: bytes) -> float:
     """MiB by which the process grows, at its height, while `size` bytes are sent through it.
 
-    Raises ValueError where the answer has another status.
+    Raises ValueError if the answer has another status.
     """
     Path(f"/proc/{pid}/clear_refs").write_text("5")  # the height is measured from here: proc(5)
     before = memory(pid, "VmRSS")

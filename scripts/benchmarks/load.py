@@ -19,7 +19,7 @@ BINARIES = Path(sys.executable).parent
 
 
 def needs(**packages: str) -> None:
-    """Raises Missing where one of these commands is not here: each with its package."""
+    """Raises Missing, with the package, if one of these commands is not here."""
     lacking = [package for command, package in packages.items() if not shutil.which(command)]
     if lacking:
         raise Missing(
@@ -29,7 +29,7 @@ def needs(**packages: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What wrk said: requests a second, and how many answers were none of 2xx and 3xx."""
+    """What wrk reported: requests a second, and how many answers were neither 2xx nor 3xx."""
 
     rate: float
     refused: int
@@ -47,7 +47,7 @@ def wrk(
 ) -> Load:
     """Asks for `url` on kept connections, or with `new` on one for each request.
 
-    Raises ValueError where not one request was answered.
+    Raises ValueError if no request was answered.
     """
     argv = [
         *("wrk", "--threads", "1", "--connections", str(connections)),
@@ -75,7 +75,7 @@ def running(
     ready: Callable[[], bool],
     env: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process, once it is `ready`. Raises ValueError, with what it said, where it never is."""
+    """A process, once it is `ready`. Raises ValueError, with its output, if it never is."""
     with log.open("wb") as said:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=env, cwd=log.parent
@@ -97,7 +97,7 @@ def running(
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody has now."""
+    """A TCP port of 127.0.0.1 that is free now."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
         return port

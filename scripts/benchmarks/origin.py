@@ -1,6 +1,6 @@
 """An HTTP server that answers everything with 200, as fast as Python can: `python origin.py PORT`.
 
-It reads bodies by their Content-Length and keeps nothing of them.
+It reads bodies by their Content-Length and discards them.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Clients that are refused: `python redirected.py ADDRESS PORT SECONDS` prints how often they were.
+"""Clients that are refused: `python redirected.py ADDRESS PORT SECONDS` prints how many refusals.
 
 Each connects to a port of an address that the rules of the namespace redirect to a proxy, sends a
 ClientHello (443) or a request (80), and reads what it gets until the end.

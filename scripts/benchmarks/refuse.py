@@ -115,7 +115,7 @@ class Cost:
 
 
 class Servers:
-    """All servers, for the length of a `with` block."""
+    """Runs all servers during a `with` block."""
 
     def __enter__(self) -> "Servers":
         self.redirects = os.geteuid() == 0 and shutil.which("nft") is not None
@@ -143,7 +143,7 @@ class Servers:
         self._stack.close()
 
     def store_of(self, name: str) -> Path:
-        """The sessions of one of ours."""
+        """The session store of one of our servers."""
         return self.folder / f"{OURS.index(name)}.db"
 
     def _commands(self) -> Mapping[str, Callable[[Server], list[str]]]:
@@ -168,7 +168,7 @@ class Servers:
         return [*argv, *self._mitmproxy(server), *_set(settings)]
 
     def _large_policy(self) -> Path:
-        """Also fills the store that goes with it."""
+        """Also fills its session store."""
         macs = (client(MANY + number).mac for number in range(MANY))
         (self.folder / "staff.csv").write_text("".join(f"{mac}\n" for mac in macs))
         garden = "".join(f"  - n{number}.example.org\n" for number in range(MANY // 10))
@@ -303,7 +303,7 @@ def _length(head: bytes) -> int:
 
 
 def load(servers: Servers, name: str, *, new: bool, seconds: float) -> Cost:
-    """What wrk's requests cost. Raises ValueError unless every answer was a 511, to its end."""
+    """What wrk's requests cost. Raises ValueError unless every answer was a whole 511."""
     server = servers.of[name]
     before = server.processor_time()
     done = subprocess.run(

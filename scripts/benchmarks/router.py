@@ -1,8 +1,8 @@
 """The kernel's part, in the lab: a client, a router and an origin in network namespaces.
 
 A known client beside plain forwarding (the rules down and forwarding open; nothing is tracked in
-either), on a router that translates addresses beside the same router without us (all is tracked in
-either), and beside mitmproxy's relay. They alternate in one lab.
+either), on a router that translates addresses beside the same router without the portal (all is
+tracked in either), and beside mitmproxy's relay. They alternate in one lab.
 """
 
 import contextlib
@@ -131,7 +131,7 @@ def new(lab: Lab, seconds: int) -> float:
 
 
 def requests(lab: Lab, seconds: int, *, new: bool) -> float:
-    """Requests a second. Raises ValueError where not all are answered by the origin."""
+    """Requests a second. Raises ValueError unless the origin answers all of them."""
     url = f"http://{ORIGIN4}:{WEB}/"
     got = wrk(url, seconds=seconds, connections=16, new=new, within=lab.client.namespace.argv)
     if got.refused:
@@ -369,14 +369,14 @@ def visits(seconds: float) -> list[float]:
 
 
 def grant(lab: Lab, client: Client) -> None:
-    """Makes `client` known for the rest of it."""
+    """Makes `client` known for the rest of the run."""
     done = lab.capport("grant", client.mac, "--policy", str(lab.policy_file))
     if done.returncode:
         raise ValueError(f"capport grant: {done.stderr}")
 
 
 def put_up(lab: Lab) -> None:
-    """The portal's rules, with everybody who is known."""
+    """The portal's rules, with all known clients."""
     done = lab.capport("router", "up", str(lab.policy_file))
     if done.returncode:
         raise ValueError(f"capport router up: {done.stderr}")

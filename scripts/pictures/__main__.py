@@ -56,7 +56,7 @@ async def picture(tab: Tab, width: int, height: int, name: str) -> None:
         deviceScaleFactor=1,
         mobile=False,
     )
-    await asyncio.sleep(1)  # the page is laid out anew
+    await asyncio.sleep(1)  # the page is laid out again
     taken = await tab.send("Page.captureScreenshot", format="png")
     (HERE / name).write_bytes(base64.b64decode(taken["data"]))
     print(f"scripts/pictures/{name}: {(HERE / name).stat().st_size} bytes")
