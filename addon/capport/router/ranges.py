@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 from itertools import batched, groupby
+from operator import itemgetter
 
 from capport.core.client import Address
 from capport.core.policy import ClientRules
@@ -17,11 +18,14 @@ def ranges(clients: ClientRules, kind: Kind) -> list[tuple[Address, Address]]:
     other.
     """
     found: list[tuple[Address, Address]] = []
-    networks = [(n, number, k) for n, number, k in settled(clients) if not isinstance(n, str)]
-    networks.sort(key=lambda rule: (rule[0].version, int(rule[0][0]), rule[0].prefixlen))
-    for version, group in groupby(networks, key=lambda rule: rule[0].version):
+    networks = sorted(
+        (n.version, int(n.network_address), n.prefixlen, int(n.broadcast_address), number, one)
+        for n, number, one in settled(clients)
+        if not isinstance(n, str)
+    )
+    for version, group in groupby(networks, key=itemgetter(0)):
         make = IPv4Address if version == 4 else IPv6Address
-        spans = [(int(n[0]), int(n[-1]), number, one is kind) for n, number, one in group]
+        spans = ((first, last, number, one is kind) for _, first, _, last, number, one in group)
         found += [(make(first), make(last)) for first, last in _first_rules(spans)]
     return found
 
