@@ -98,7 +98,7 @@ HOUSE: tuple[Row, ...] = (
     ),
     Row(
         ("capport.events", "capport.metrics"),
-        ("capport.core.*", "capport.clock"),
+        ("capport.core.*", "capport.clock", "capport.log_limits"),
         "every module with something to report can import them",
     ),
     Row(

@@ -25,6 +25,7 @@ from typing import Any
 from capport.clock import rfc3339
 from capport.core.bounded_map import BoundedMap
 from capport.core.client import Client, ClientId, parts_of
+from capport.log_limits import FAULTS, Seldom
 
 logger = logging.getLogger(__name__)
 
@@ -240,6 +241,7 @@ class EventLog:
         return json.dumps({"time": at or stamp(self.wall())} | record) + "\n"
 
     def _run(self) -> None:
+        seldom = Seldom(FAULTS)
         while True:
             with self._lock:
                 if not self.backlog and not self._closing:
@@ -254,8 +256,10 @@ class EventLog:
                 record: dict[str, Value] = {"event": "fault", "what": "events", "lost": lost}
                 try:
                     left = self._write_out([self.line_of(record), *lines] if lost else lines)
-                except Exception:  # the edge: if the thread ended, no event would be written again
-                    logger.exception("Events are lost")
+                except Exception as error:
+                    # The edge: if the thread ended, no event would be written again.
+                    if seldom.is_due(self.monotonic(), repr(error)):
+                        logger.exception("Events are lost")
                     left = len(lines) + bool(lost)
                 with self._lock:
                     # If the first line was written, it has reported those that were lost before.

@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -26,6 +27,7 @@ from capport.stores.sqlite import store as sqlite
 from capport.stores.sqlite.housekeeping import GRACE_SECONDS
 from capport.stores.sqlite.session_schema import SESSIONS
 from capport.stores.sqlite.store import SqliteStore
+from conftest import SOON
 from stores.contract import (
     ADDRESS,
     MAC,
@@ -295,6 +297,22 @@ def test_the_clock_is_written_down_each_minute(
 
         until(written, "a checkpoint of the clock")
     db.close()
+
+
+def test_background_work_that_fails_is_tried_again_and_the_log_says_so_once(
+    file: OneFile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sqlite, "TURN_SECONDS", 0.0)
+    errors, went_on = [KeyError("an unforeseen fault")] * 3, threading.Event()
+
+    def look() -> None:
+        if errors:
+            raise errors.pop()
+        went_on.set()
+
+    file.open().look_too(look)
+    assert went_on.wait(SOON)
+    assert caplog.text.count("The store's background work failed; it tries again") == 1
 
 
 def test_a_clock_that_went_back_within_a_boot_gives_no_time(file: OneFile) -> None:
