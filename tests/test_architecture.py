@@ -857,13 +857,36 @@ def test_an_undeclared_import_is_seen(tmp_path: Path) -> None:
     assert set(distributions(tmp_path)) == {"surely-not-installed", "pyyaml"}
 
 
+NOT_WHO_IS_KNOWN = {
+    *("self._database.is_open", "os.access"),
+    *("state.expires", "voucher.expires", "limits.expires"),  # of no session
+    "foreign.ends_by_itself",  # when the copy of a session that is long over may be forgotten
+}
+
+
 def decides_who_is_known(tree: ast.AST, *, makes_rules: bool = False) -> Iterator[str]:
-    allowed = {"self._database.is_open", "os.access"}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and (said := ast.unparse(node)) not in allowed:
+        found = list[ast.Attribute]()
+        if isinstance(node, ast.Attribute):
+            said = ast.unparse(node)
             names_access = said.startswith("Access.") and not makes_rules
-            if node.attr in {"is_open", "access"} or names_access:
-                yield f"{node.lineno}: {said}"
+            lists_rules = said.endswith("clients.known")
+            if node.attr in {"is_open", "access"} or names_access or lists_rules:
+                found = [node]
+        elif isinstance(node, ast.Compare) and not isinstance(node.ops[0], ast.Eq | ast.NotEq):
+            found = times({"expires", "ends", "ends_by_itself"}, node.left, *node.comparators)
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub):
+            found = times({"expires", "granted"}, node.left, node.right)
+            found = [one for one in found if one.attr == "expires"]
+        for one in found:
+            if (said := ast.unparse(one)) not in NOT_WHO_IS_KNOWN:
+                yield f"{one.lineno}: {said}"
+
+
+def times(names: set[str], *among: ast.expr) -> list[ast.Attribute]:
+    """The one time of a session that is set against something else, such as a clock."""
+    found = [one for one in among if isinstance(one, ast.Attribute) and one.attr in names]
+    return found if len(found) == 1 else []
 
 
 def test_who_is_known_is_decided_in_the_core_alone() -> None:
@@ -878,3 +901,12 @@ def test_who_is_known_is_decided_in_the_core_alone() -> None:
             assert [*decides_who_is_known(tree, makes_rules=makes_rules)] == [], module
     planted = "if session.is_open(now) or self._rule().access is Access.KNOWN: pass"
     assert len(list(decides_who_is_known(ast.parse(planted)))) == 3
+    for planted in (
+        "a.ends > now",
+        "now < a.b.ends_by_itself",
+        "a.expires - now()",
+        "clients.known()",
+    ):
+        assert len(list(decides_who_is_known(ast.parse(planted)))) == 1
+    for harmless in ("a.ends < b.ends", "a.expires - a.granted", "a.expires != before"):
+        assert list(decides_who_is_known(ast.parse(harmless))) == []

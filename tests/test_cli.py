@@ -967,6 +967,16 @@ def test_clients_lists_those_that_a_rule_of_the_policy_makes_known(
     assert {one["seconds_remaining"] for one in said[1:]} == {None}
 
 
+def test_clients_leaves_out_a_session_of_a_client_that_the_policy_blocks(
+    here: Capport, policy: str
+) -> None:
+    put("s.db", "192.0.2.66", "192.0.2.7")
+    asked = ("clients", "--json", "--sessions", "s.db")
+    assert [one["client"] for one in json.loads(here(*asked).out)] == ["192.0.2.66", "192.0.2.7"]
+    by_policy = json.loads(here(*asked, "--policy", policy).out)
+    assert [one["client"] for one in by_policy] == ["192.0.2.7", "02:00:00:00:00:07"]
+
+
 def test_nobody_is_said_to_be_nobody(here: Capport) -> None:
     assert here("clients").out == "Nobody has a session.\n"
     assert json.loads(here("clients", "--json").out) == []

@@ -29,7 +29,7 @@ from capport.core.place import Place
 from capport.core.policy import Policy
 from capport.core.reach import Machine
 from capport.core.session import Instant, Session, open_ones
-from capport.core.standing import Standing, goes_by_routes, lacks_mac, standing
+from capport.core.standing import Standing, goes_by_routes, is_without_mac, lacks_mac, standing
 from capport.core.value import value
 from capport.core.verdict import (
     Drop,
@@ -354,7 +354,7 @@ class Gate:
 
     def is_without_mac(self, client: Client) -> bool:
         """Whether `client` is on the link, so that it has a MAC, but the MAC is not known now."""
-        return client.mac is None and self.neighbours.is_on_link(client.address)
+        return is_without_mac(client, self.neighbours.is_on_link)
 
     def explain(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from capport.core.bounded_map import BoundedMap
 from capport.core.client import ClientId
 from capport.core.deadlines import Deadlines
-from capport.core.session import Instant, Session
+from capport.core.session import Instant, Session, first_open
 from capport.events import EventLog
 from capport.stores import SessionStore
 
@@ -34,7 +34,7 @@ class SessionEvents:
 
     def found(self, session: Session) -> None:
         """Notes a session that is in the store at the start, so that its end is written too."""
-        if session.ends_by_itself > self._now():
+        if first_open([session.without_lease()], self._now()):
             self._file(session)
 
     def changed(self, client: ClientId) -> None:
@@ -57,7 +57,7 @@ class SessionEvents:
             self._events().write(
                 "granted",
                 client,
-                seconds=round(session.expires - now),
+                seconds=round(session.left(now)),
                 by=session.by or None,
                 how=session.how or None,
                 name=session.name or None,

@@ -42,6 +42,6 @@ def cells_of(session: Session, now: Instant, wall: float) -> tuple[str, ...]:
         session.name,
         short_moment(session.granted_at, wall),
         short_moment(wall + session.expires - now, wall),
-        duration(session.expires - now),
+        duration(session.left(now)),
         ", ".join(filter(None, (session.how, session.by))),
     )

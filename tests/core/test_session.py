@@ -49,6 +49,7 @@ def test_it_ends_when_it_expires_or_when_nothing_was_heard_for_long(
 def test_its_end_is_outside_and_seconds_are_whole(now: float, is_open: bool, seconds: int) -> None:
     assert HOUR.is_open(now) is is_open
     assert HOUR.seconds_remaining(now) == seconds
+    assert HOUR.left(now) == (4600.0 - now if is_open else 0.0)
 
 
 def test_a_session_that_another_router_granted_has_a_lease() -> None:

@@ -9,7 +9,7 @@ from capport.core.client import Address, Client, ClientId, Mac
 from capport.core.place import Place
 from capport.core.policy import Access, ClientRules, Policy
 from capport.core.session import Session
-from capport.core.standing import Kind, lacks_mac, standing, standing_of_id
+from capport.core.standing import Kind, known_sessions, lacks_mac, standing, standing_of_id
 
 MAC = Mac("02:00:00:00:00:07")
 CLIENT = Client(ip_address("192.0.2.7"), MAC)
@@ -90,6 +90,18 @@ def test_a_session_for_a_mac_alone_makes_it_known_at_any_address() -> None:
     found = standing_of_id(ClientId(MAC), policy(None), session, 1000.0)
     assert (found.open_session, found.client.mac, found.until) == (session, MAC, 1060.0)
     assert not standing_of_id(ClientId(MAC), policy(None), None, 1000.0).is_known
+
+
+def test_the_known_sessions_are_open_and_their_clients_are_not_blocked() -> None:
+    elsewhere = replace(OPEN, client=ClientId("198.51.100.7"))
+    sessions = [OVER, OPEN, elsewhere]
+    for access, known in (
+        (None, [OPEN, elsewhere]),
+        (Access.BLOCKED, [elsewhere]),
+        (Access.KNOWN, [OPEN, elsewhere]),
+    ):
+        assert list(known_sessions(sessions, policy(access), 1000.0)) == known
+    assert list(known_sessions(sessions, policy(None), 1060.0)) == []
 
 
 @pytest.mark.parametrize(

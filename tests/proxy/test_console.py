@@ -33,6 +33,15 @@ async def test_a_grant_and_a_revocation_are_in_force(portal: StartPortal, origin
         assert b" 511 " in await it.ask(ask)
 
 
+async def test_a_blocked_client_is_not_listed_whatever_its_session(portal: StartPortal) -> None:
+    async with portal("clients: [{address: 192.0.2.7, access: blocked}]\n") as it:
+        it.grant("192.0.2.7")
+        it.grant("192.0.2.8")
+        assert [row[0] for row in it.master.commands.execute("portal.clients")] == [
+            *("CLIENT", "192.0.2.8")
+        ]
+
+
 MAC, OTHER = "02:00:00:00:00:07", "02:00:00:00:00:08"
 
 

@@ -167,7 +167,7 @@ class OneSession(Call):
         asked = self.read_members(lifetime=None, name=None)
         lifetime, name = _lifetime(asked["lifetime"]), _name(asked["name"])
         before = self._session(text)
-        left = before.expires - self.gate.now() if lifetime is None else lifetime
+        left = before.left(self.gate.now()) if lifetime is None else lifetime
         try:
             session = await self.grants.grant(
                 before.client,

@@ -12,6 +12,7 @@ from capport.commands import chosen_policy, open_sessions, store_to_read
 from capport.core.client import Mac, is_random
 from capport.core.policy import ClientRule, Network
 from capport.core.session import Instant, Session
+from capport.core.standing import known_by_rule, known_sessions
 from capport.session_view import MADE_UP, TITLES, cells_of, document
 from capport.terminal import GAP, cells, rows_in_columns
 
@@ -21,16 +22,16 @@ _NAME, _HOW = 8, 14  # the narrowest that these columns become
 
 
 def clients(arguments: Namespace) -> None:
-    """Prints the open sessions, the next to end first, then the client rules of `--policy`.
+    """Prints the sessions and the client rules that make clients known, by `--policy`.
 
-    The rules are those that make clients known, in the order of the policy.
+    The next session to end is the first. The rules are in the order of the policy.
     """
     policy = chosen_policy(arguments)
     now, wall = clock.now(), time.time()
     with contextlib.closing(store_to_read(arguments.sessions, policy)) as store:
-        sessions = open_sessions(store, now)
+        sessions = [*known_sessions(open_sessions(store, now), policy, now)]
     sessions.sort(key=lambda session: (session.expires, session.client))
-    rules = list(policy.clients.known())
+    rules = [*known_by_rule(policy)]
     if arguments.json:
         documents = [document(session, now, wall) for session in sessions]
         documents += [document_of_rule(subject, rule) for subject, rule in rules]

@@ -111,8 +111,9 @@ def _session_shown(standing: Standing, now: Instant) -> str:
     session = standing.session
     if session is None:
         return "none"
-    left = duration(session.expires - now)
-    return f"of {session.client}, {left} left" if standing.is_known else f"over: {session.client}"
+    if standing.open_session is None:
+        return f"over: {session.client}"
+    return f"of {session.client}, {duration(session.left(now))} left"
 
 
 def _why_no_line(found: Explanation) -> str:

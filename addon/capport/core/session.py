@@ -63,12 +63,16 @@ class Session:
         """Whether the client is known at `now`. At the end itself it is not."""
         return now < self.ends
 
-    def seconds_remaining(self, now: Instant) -> int:
-        """Whole seconds until `expires`; 0 if the session is over.
+    def left(self, now: Instant) -> float:
+        """Seconds until `expires`; 0 if the session is over.
 
-        They do not count to `ends`, because traffic and leases move that. RFC 8908 section 5.
+        They do not count to `ends`, because traffic and leases move that.
         """
-        return int(self.expires - now) if self.is_open(now) else 0
+        return self.expires - now if self.is_open(now) else 0.0
+
+    def seconds_remaining(self, now: Instant) -> int:
+        """The whole seconds of `left`. RFC 8908 section 5."""
+        return int(self.left(now))
 
 
 def open_ones(sessions: Iterable[Session | None], now: Instant) -> list[Session]:

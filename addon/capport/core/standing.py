@@ -5,7 +5,7 @@ in `RULES`. The kernel lets whole networks and MACs pass, but only if no new rul
 otherwise about some of their clients (`settles`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from ipaddress import ip_address
 from itertools import takewhile
@@ -172,13 +172,30 @@ def standing_of_id(
     return _decided(Facts(Client(NO_ADDRESS, mac), now, rule, session, False), policy)
 
 
+def known_sessions(sessions: Iterable[Session], policy: Policy, now: Instant) -> Iterator[Session]:
+    """Those of `sessions` that are open at `now`, and whose client is known then."""
+    for session in sessions:
+        if session.is_open(now) and standing_of_id(session.client, policy, session, now).is_known:
+            yield session
+
+
+def known_by_rule(policy: Policy) -> Iterator[tuple[Mac | Network, ClientRule]]:
+    """Each MAC and network that a client rule makes known, in the policy's order, and that rule."""
+    return policy.clients.known() if settles(by_client_rule) else iter(())
+
+
+def is_without_mac(client: Client, is_on_link: Callable[[Address], bool]) -> bool:
+    """Whether `client` is on the link, so that it has a MAC, but the MAC is not known now."""
+    return client.mac is None and is_on_link(client.address)
+
+
 def lacks_mac(client: Client, policy: Policy, is_on_link: Callable[[Address], bool]) -> bool:
     """Whether `client` has a MAC that is not known now, and a rule may block it by that MAC.
 
     A client without an entry in the neighbour table must not get past such a rule. `is_on_link`
     asks the kernel's routes, so it is called only if the answer matters.
     """
-    return goes_by_routes(client, policy) and is_on_link(client.address)
+    return goes_by_routes(client, policy) and is_without_mac(client, is_on_link)
 
 
 def goes_by_routes(client: Client, policy: Policy) -> bool:

@@ -119,7 +119,7 @@ class Page(ClientHandler):
 
     def left_of(self, session: Session | None) -> float:
         """Seconds until `session` expires, whatever the client does; 0 if there is none."""
-        return max(0.0, session.expires - self.context.gate.now()) if session else 0.0
+        return session.left(self.context.gate.now()) if session else 0.0
 
     def can_extend(self, session: Session) -> bool:
         """Whether the guest can gain enough time to notice it."""

@@ -13,7 +13,8 @@ from mitmproxy.log import ALERT
 
 from capport import lasting
 from capport.core.client import ClientId, parse_client_id, parts_of
-from capport.core.session import LONGEST, open_ones
+from capport.core.session import LONGEST
+from capport.core.standing import known_sessions
 from capport.policy.values import duration
 from capport.proxy.flows.flow_report import findings_on, flows_shown, report_on_flows
 from capport.proxy.gate_enforcer import PortalService
@@ -65,9 +66,9 @@ class Console:
 
     @command.command("portal.clients")
     def clients(self) -> types.Data:
-        """List the clients that have a session."""
+        """List the clients that a session makes known."""
         now, wall = self._gate.now(), time.time()
-        sessions = open_ones(self._gate.store.sessions(), now)
+        sessions = known_sessions(self._gate.store.sessions(), self._gate.policy, now)
         rows = [[*cells_of(session, now, wall)] for session in sessions]
         return _data([[*TITLES], *rows] if rows else [["Nobody is known."]])
 

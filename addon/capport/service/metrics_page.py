@@ -49,7 +49,7 @@ class PortalMetrics(Collector):
         """Each metric."""
         gate, metrics = self._gate, self._gate.metrics
         known = len(open_ones(gate.store.sessions(), gate.now()))
-        about = "Clients: known ones have an open session, unknown ones a connection to the proxy."
+        about = "Open sessions (known), and unknown clients connected to the proxy (unknown)."
         clients = GaugeMetricFamily("capport_clients", about, labels=["standing"])
         yield _filled(clients, {"known": known, "unknown": self._unknown()})
         about = "Verdicts on requests and handshakes."
