@@ -143,14 +143,9 @@ HOUSE: tuple[Row, ...] = (
     Row(
         ("capport.web", "capport.web.*"),
         (
-            *("capport.core.*", "capport.clock", "capport.gate", "capport.stores"),
-            *("capport.linux.safe_files", "capport.linux.file_state", "capport.linux.frames"),
-            *("capport.linux.scarcity", "capport.stores.opening", "capport.stores.record_json"),
-            "capport.stores.redis_url",
-            *("capport.stores.sqlite.boot_clock", "capport.stores.sqlite.database"),
-            "capport.stores.sqlite.schema",
-            *("capport.policy.certificate", "capport.log_limits", "capport.lasting"),
-            *("tornado", "cryptography"),
+            *("capport.core.*", "capport.clock", "capport.gate", "capport.lasting"),
+            *("capport.log_limits", "capport.linux.*", "capport.stores", "capport.stores.*"),
+            *("capport.policy.certificate", "tornado", "cryptography"),
         ),
         "what pages and APIs have in common knows neither",
     ),
