@@ -5,11 +5,29 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
+from capport.core import standing as module
 from capport.core.client import Address, Client, ClientId, Mac
 from capport.core.place import Place
 from capport.core.policy import Access, ClientRules, Policy
 from capport.core.session import Session
-from capport.core.standing import Kind, known_sessions, lacks_mac, standing, standing_of_id
+from capport.core.standing import (
+    Facts,
+    Kind,
+    Rule,
+    Standing,
+    by_client_rule,
+    by_session,
+    goes_by_routes,
+    is_without_mac,
+    known_by_rule,
+    known_sessions,
+    lacks_mac,
+    settled,
+    settles,
+    standing,
+    standing_of_id,
+    without_its_mac,
+)
 
 MAC = Mac("02:00:00:00:00:07")
 CLIENT = Client(ip_address("192.0.2.7"), MAC)
@@ -129,3 +147,57 @@ def test_a_mac_is_lacking_where_a_rule_may_block_by_it(
 
 def test_the_kinds_are_the_words_of_events_and_budgets() -> None:
     assert " ".join(Kind) == "known blocked unknown"
+
+
+def random_mac(facts: Facts, policy: Policy) -> Standing | None:
+    return Standing(facts.client, Kind.UNKNOWN, "has a MAC that it made up")
+
+
+@pytest.mark.parametrize(
+    ("place", "unsettled"),
+    [
+        (0, {without_its_mac, by_client_rule, by_session}),
+        (1, {by_client_rule, by_session}),
+        (2, {by_session}),
+        (3, set[Rule]()),
+    ],
+)
+def test_a_rule_that_is_added_unsettles_those_behind_it(
+    monkeypatch: pytest.MonkeyPatch, place: int, unsettled: set[Rule]
+) -> None:
+    rules = (without_its_mac, by_client_rule, by_session)
+    assert all(settles(rule) for rule in rules)
+    monkeypatch.setattr(module, "RULES", (*rules[:place], random_mac, *rules[place:]))
+    assert {rule for rule in rules if not settles(rule)} == unsettled
+
+
+def test_client_rules_make_known_only_if_no_rule_that_is_added_may_say_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ruled = policy(Access.KNOWN, MAC)
+    ruled.clients.section(Access.BLOCKED, "lab.yaml")
+    ruled.clients.add(BY_NETWORK, 10)
+    assert [*settled(ruled.clients)] == [(MAC, 0, Kind.KNOWN), (BY_NETWORK, 1, Kind.BLOCKED)]
+    assert [(subject, rule.where) for subject, rule in known_by_rule(ruled)] == [
+        (MAC, "lab.yaml:9")
+    ]
+    monkeypatch.setattr(module, "RULES", (random_mac, *module.RULES))
+    assert [*settled(ruled.clients)] == [(MAC, 0, Kind.UNKNOWN), (BY_NETWORK, 1, Kind.BLOCKED)]
+    assert [*known_by_rule(ruled)] == []
+
+
+def test_the_kernels_routes_matter_only_for_a_client_whose_mac_is_not_known() -> None:
+    blocks_by_mac = policy(Access.BLOCKED, MAC)
+    assert goes_by_routes(replace(CLIENT, mac=None), blocks_by_mac)
+    assert not goes_by_routes(CLIENT, blocks_by_mac)
+    assert not goes_by_routes(replace(CLIENT, mac=None), policy(None))
+
+
+@pytest.mark.parametrize(
+    ("mac", "on_link", "without"),
+    [(None, True, True), (None, False, False), (MAC, True, False)],
+)
+def test_a_client_is_without_its_mac_if_it_is_on_the_link_and_has_none(
+    mac: Mac | None, on_link: bool, without: bool
+) -> None:
+    assert is_without_mac(Client(CLIENT.address, mac), lambda address: on_link) is without

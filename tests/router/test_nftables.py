@@ -1437,7 +1437,9 @@ def test_forget_drops_one_clients_connections_and_not_those_to_the_proxy(
         entries = lab.router.run("conntrack", "-L").stdout
         assert f"sport={redirected.getsockname()[1]} dport=80 " in entries
         assert f"sport={theirs.getsockname()[1]} dport=7 " in entries
-        assert f"src={client.v4} dst={ORIGIN4} sport={mine.getsockname()[1]} " not in entries
+        assert (
+            f"src={client.v4} dst={ORIGIN4} sport={mine.getsockname()[1]} dport=7 " not in entries
+        )
         with connected(client, ORIGIN6) as sixth:
             assert lab.router.call(conntrack.forget, [parse_address(client.v6)]) >= 1
             assert f"sport={sixth.getsockname()[1]} dport=7 " not in tracked(lab)
