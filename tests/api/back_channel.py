@@ -1,4 +1,4 @@
-"""The API for a login server of the operator's own, and what asks it."""
+"""The API for an external login server, and a client of the API."""
 
 import asyncio
 import http.client
@@ -18,7 +18,7 @@ from login.house import LOOPBACK, House, house
 
 @dataclass
 class Answer:
-    """What came back."""
+    """The API's answer."""
 
     status: int
     headers: http.client.HTTPMessage

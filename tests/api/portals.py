@@ -66,7 +66,7 @@ async def _read(stream: asyncio.StreamReader, into: list[str]) -> None:
 async def _is_up(
     api: Path, port: int, process: asyncio.subprocess.Process, said: list[str]
 ) -> bool:
-    """Whether it can be connected to in both places. Raises OSError where not."""
+    """Whether both places accept a connection. Raises OSError if one does not."""
     assert process.returncode is None, said
     for _, writer in (
         await asyncio.open_connection("127.0.0.1", port),

@@ -1,4 +1,4 @@
-"""The API for a login server of the operator's own, over its real sockets."""
+"""The API for an external login server, over its real sockets."""
 
 import asyncio
 import errno
@@ -126,7 +126,7 @@ async def test_a_state_is_not_for_the_next_device_with_that_address(tmp_path: Pa
 async def test_a_state_with_an_address_is_for_the_client_that_was_refused_alone(
     tmp_path: Path,
 ) -> None:
-    """By its MAC, where it has one: over IPv6 it was refused, over IPv4 it signs in."""
+    """A MAC is one client: it may be refused over IPv6 and sign in over IPv4."""
     async with api(tmp_path) as a:
         states = a.house.context.states
         for client, address, status in (
@@ -221,7 +221,7 @@ async def test_every_session_of_a_device_ends_however_it_was_filed(tmp_path: Pat
     async with api(tmp_path) as a:
         mac, elsewhere = "02:00:00:00:00:07", "192.0.2.9"
         for named in (mac, ADA):
-            filed = ["02:00:00:00:00:08", "192.0.2.8"]  # others', which stay
+            filed = ["02:00:00:00:00:08", "192.0.2.8"]  # other devices' sessions, which stay
             for client in (ADA, mac, f"{mac}@{ADA}", f"{mac}@{elsewhere}", *filed):
                 a.house.gate.grant(parse_client_id(client), lifetime=60, by="command", how="")
             a.house.gate.neighbours = _OneNeighbour(Mac(mac), ADA)
@@ -290,7 +290,7 @@ async def test_a_state_is_not_for_the_bare_address_of_a_device_whose_mac_is_miss
         neighbours.address = ADA
         granted = await a.call("POST", "/sessions", {"state": state})
         assert (granted.status, granted.json["client"]) == (201, "02:00:00:00:00:07")
-        # Who names an address may mean a device that is not there yet.
+        # A caller that names an address may mean a device that is not there yet.
         named = await a.call("POST", "/sessions", {"address": "192.0.2.8"})
         assert (named.status, named.json["client"]) == (201, "192.0.2.8")
 
@@ -460,7 +460,7 @@ async def test_head_is_answered_as_get_is_without_the_body(tmp_path: Path) -> No
 
 
 async def test_only_json_is_read(tmp_path: Path) -> None:
-    """So that no form of a web page's can reach it, wherever a browser may get to."""
+    """So no form of a web page can call it, even from a browser that reaches its port."""
     async with api(tmp_path) as a:
         typed = {"Content-Type": "text/plain"}
         answer = await a.call("POST", "/sessions", {"client": ADA}, **typed)

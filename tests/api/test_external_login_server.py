@@ -1,6 +1,6 @@
-"""A login server of the operator's own, and none of ours: the API is there wherever sessions are.
+"""An external login server in place of the embedded one: the API is there wherever sessions are.
 
-With the real mitmdump and the real appliance, each in a process of its own, and the example.
+With a real mitmdump, a real `capport run` and the example server, each in a process of its own.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ PAGE = "http://www.example.org/news"
 
 
 def _through(port: int, url: str) -> tuple[int, str]:
-    """What a GET by the proxy at `port` gets: a status, and the link of a 511."""
+    """What a GET through the proxy at `port` gets: a status, and the link of a 511."""
     proxy = http.client.HTTPConnection("127.0.0.1", port, SOON)
     with contextlib.closing(proxy):
         proxy.request("GET", url, headers={"Accept": "application/problem+json"})
@@ -90,7 +90,7 @@ async def test_without_a_state_in_its_url_it_names_the_client(tmp_path: Path, wa
 async def test_a_client_that_signed_in_elsewhere_comes_back_through_the_proxy(
     tmp_path: Path, way: str
 ) -> None:
-    """By the page alone: the login server that comes with it is kept, and nothing listed."""
+    """The page's commands suffice: `login_server` stays in the policy, and nothing is listed."""
     key, listen = ed25519.Ed25519PrivateKey.generate(), free_port()
     (tmp_path / "login").mkdir()
     pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -117,7 +117,7 @@ async def _answers(port: int) -> bool:
 
 @requires.tool("curl")
 async def test_the_readmes_calls_are_answered_as_it_says_where_the_log_says(tmp_path: Path) -> None:
-    """Over the unix socket, and over TCP with a token, which there it does not go without."""
+    """Over the unix socket without a token, and over TCP with one, which TCP requires."""
     readme = (CHECKOUT / "addon/capport/api/README.md").read_text()
     calls = "".join(re.findall(r"<!-- api -->\n```console\n(.*?)```", readme, re.S))
     tcp = free_port()

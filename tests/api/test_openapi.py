@@ -19,7 +19,7 @@ from capport.core.place import Place
 from login.house import LOOPBACK, House, at, house
 
 EXAMPLES = 25
-"""For each operation; beside them there are the boundaries of every value, which are more."""
+"""For each operation, in addition to the boundaries of every value, which are more."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""`capport diff` says which verdicts change under another policy, and which of them open."""
+"""`capport diff` says which verdicts change under another policy, and which places open."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""`capport events`: events for people, and what is written while one watches."""
+"""`capport events`: shows events to people, also those that are written while it runs."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def test_a_person_watches_until_ctrl_c(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     add(path, f"{json.dumps(refused(0))}\n")
     command = [sys.executable, "-m", "capport", "events", str(path), "--follow"]
-    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's `&` has it ignored
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # `&` in a shell ignores it
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heeds) as process:
         assert process.stdout
         assert "/v1/items: 511" in process.stdout.readline()
@@ -138,7 +138,7 @@ def test_a_file_that_is_moved_away_is_read_to_its_end_and_then_the_new_one(tmp_p
 
 
 class Vanishing(Path):
-    """A file that is gone once it was looked at, if it says so."""
+    """A file that is gone after a look at it, if its text is `vanishes`."""
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
         found = super().stat(follow_symlinks=follow_symlinks)

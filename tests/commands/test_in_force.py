@@ -59,7 +59,7 @@ def run(router: Namespace, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def run_patiently(router: Namespace, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The same; it gives the portal, which is us here, more than a second of a busy machine."""
+    """The same, with more than a second for the portal, which this process is."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(in_force, "PATIENCE", 60.0)
         return run(router, *arguments)
@@ -67,7 +67,7 @@ def run_patiently(router: Namespace, *arguments: str) -> subprocess.CompletedPro
 
 @contextlib.contextmanager
 def followed(router: Namespace, folder: Path) -> Iterator[None]:
-    """A portal's part: the rules follow the store."""
+    """Does what a portal does: the rules follow the store."""
     policy: Policy = policy_file.load(folder / "policy.yaml")
     with (
         contextlib.closing(open_store(str(folder / "s.db"))) as store,
@@ -114,7 +114,7 @@ def test_a_grant_that_nobody_carries_over_says_so(router: Namespace, tmp_path: P
     ran = run(router, "grant", "192.0.2.7", "--sessions", "s.db")
     assert ran.returncode == 1
     assert "no portal that uses this store runs" in ran.stderr
-    assert f"{MAC} (now at 192.0.2.7) is known until " in ran.stdout  # durable all the same
+    assert f"{MAC} (now at 192.0.2.7) is known until " in ran.stdout  # stored nevertheless
     with contextlib.closing(open_store(str(tmp_path / "s.db"))) as store:
         assert [session.client for session in store.sessions()] == [MAC]
 

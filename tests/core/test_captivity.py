@@ -1,4 +1,4 @@
-"""What the document of RFC 8908 says of a client, and who asks for it."""
+"""What the document of RFC 8908 says of a client, and which requests ask for it."""
 
 from dataclasses import replace
 from ipaddress import ip_address

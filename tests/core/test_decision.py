@@ -90,7 +90,7 @@ def stands(
     *,
     lacks_mac: bool = False,
 ) -> Standing:
-    """By whichever client rule, wherever a policy has it."""
+    """Whichever client rule decides, wherever it is in the policy."""
     facts = Facts(client, now, rule, session, lacks_mac)
     return next(found for ask in STANDINGS if (found := ask(facts, POLICY)))
 
@@ -138,7 +138,7 @@ ELSEWHERE = parse_address("203.0.113.9")
         (NetworkAuthenticationRequired, "no session", {"claim": Place("notexample.org", 80)}),
         (NetworkAuthenticationRequired, "no session", {"claim": Place("www.example.org", 81)}),
         (NetworkAuthenticationRequired, "no session", {"dialled": Place(ADDRESS, 22)}),
-        # Who means a garden's port dials it.
+        # A client that means a garden's port dials it.
         (
             NetworkAuthenticationRequired,
             "no session",
@@ -163,7 +163,7 @@ def test_what_passes_by_the_address_it_dialled_goes_to_that_address() -> None:
 def test_the_embedded_login_server_is_open_beside_another_in_login_url(
     of: Callable[[Place], dict[str, Any]],
 ) -> None:
-    """Who signs in elsewhere comes back to it, and asks its API."""
+    """A client that signs in elsewhere comes back to it, and asks its API."""
     case = but(UNKNOWN, **{"claim": None, **of(OURS)})
     assert isinstance(decide(case, POLICY), NetworkAuthenticationRequired)
     both = replace(POLICY, login_server=LoginServer((OURS,)))
@@ -247,7 +247,7 @@ IN_NETWORK = Place(parse_address("2001:db8::9"), 80)
 def test_only_an_entry_for_one_host_lets_a_connectivity_check_through(
     verdict: type, changes: dict[str, Any]
 ) -> None:
-    """A wide one would hide the portal: nobody would be asked to sign in."""
+    """A wide entry would hide the portal: no client would be asked to sign in."""
     assert isinstance(decide(but(PROBE, **changes), POLICY), verdict)
 
 
@@ -319,7 +319,7 @@ UPDATE = replace(PUT, fields=(("if-match", 9), ("if-none-match", 9), ("if-unmodi
         (PreconditionRequired, "PROPPATCH to", {"request": replace(PUT, method="PROPPATCH")}),
         (PreconditionRequired, "MOVE to", {"request": replace(PUT, method="MOVE")}),
         (PreconditionRequired, "COPY to", {"request": replace(PUT, method="COPY")}),
-        # Their condition has to be about the destination, and theirs alone may be Overwrite.
+        # Only COPY and MOVE need a condition on the destination, and only they may use Overwrite.
         (PreconditionRequired, "COPY to", {"request": replace(UPDATE, method="COPY")}),
         (PreconditionRequired, "MOVE to", {"request": replace(UPDATE, method="MOVE")}),
         (PreconditionRequired, "PUT to", {"request": replace(PUT, may_overwrite=False)}),
@@ -523,7 +523,7 @@ def test_what_is_not_said_of_a_case_or_a_request_is_nothing() -> None:
             {"host": "www.example.org", "of": True},
         ),
         (None, {"session": OPEN, "host": "www.example.org", "of": True}),
-        # What the policy lists is open; whoever may not go there is told that.
+        # What the policy lists is open; a client that may not go there gets the reason.
         (None, {"host": "192.0.2.53", "port": 80}),
         (None, {}),
         (None, {"host": "224.0.0.1"}),
@@ -741,7 +741,7 @@ policies = st.sampled_from([POLICY, LIMITED, replace(POLICY, probes=Probes.STRIC
 
 
 def is_open_to_all(place: Place | None) -> bool:
-    """Worked out otherwise than the core does: the garden above, by hand."""
+    """The garden above, worked out by hand and not as the core does it."""
     if place is None:
         return False
     if place == LOGIN:

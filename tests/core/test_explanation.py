@@ -142,7 +142,7 @@ REFUSED = "no status: the TLS alert access_denied (49), before any certificate"
             *("open_session", ("tls.known",), 428),
             "428, with mitmproxy's certificate",
         ),
-        # What is the router's own is closed to those that pass, and to nobody else.
+        # The router's own addresses are closed to clients that pass, and to no others.
         (
             HTTP,
             {"session": OPEN, "closed": True},

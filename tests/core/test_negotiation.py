@@ -46,18 +46,18 @@ CHROMIUM = (
         ("text/*", HTML),
         ("text/*, application/json;q=0.5", HTML),
         ("text/html;q=0.4, text/*;q=0.8", TEXT),  # the more specific range weighs text/html
-        ("text/html, application/json", HTML),  # equal: ours to choose
+        ("text/html, application/json", HTML),  # equal: we choose
         ("text/html;q=0.9, application/json", PROBLEM),
         ("application/json;q=0.9, text/html", HTML),
         ("application/problem+json;q=0, application/json, text/plain;q=0.1", TEXT),
         ("text/html;q=0, */*", PROBLEM),
         ("text/html;q=0, application/json;q=0, */*;q=0.1", TEXT),
-        ("*/*;q=0", HTML),  # none will do, and none is no answer
+        ("*/*;q=0", HTML),  # no form will do, but there must be an answer
         ("application/json;q=0", HTML),
         ("image/png", HTML),
         ("image/*, audio/mpeg", HTML),
         ("application/xml, application/jsonx, application/x-json+", HTML),
-        ("text/html;q=0.1, application/json;q=abc", HTML),  # a weight that is none
+        ("text/html;q=0.1, application/json;q=abc", HTML),  # a weight that is not a number
         ("text/html;q=0.1, application/json;q=-1", HTML),
         ("text/html;q=0.1, application/json;q=1.5", HTML),
         ("text/html;q=0.1, application/json;q=nan", HTML),
@@ -97,7 +97,7 @@ def test_the_media_type_is_the_one_the_client_prefers(accept: str, media_type: M
         ("en;q=0, *", DE),
         ("en;q=0", DE),
         ("en;q=0, de;q=0, fr;q=0, es;q=0", EN),
-        ("de-AT, de;q=0", EN),  # what we have is de, and that they do not want
+        ("de-AT, de;q=0", EN),  # we only have de, which they do not want
         ("de;q=0, fr;q=0.1", FR),
         ("deutsch, deu, d, x-de, i-de, french", EN),
         ("de;q=x, es;q=0.1", ES),
@@ -172,7 +172,7 @@ def test_a_form_with_weight_0_is_not_given_while_another_will_do(
         ("image/x+json, text/plain;q=0.5", TEXT),
         ("application/json; q=0.1, text/plain;q=0.5", TEXT),
         ("text/plain;format=flowed, application/json", PROBLEM),  # no q is 1
-        ('text/plain"x"', HTML),  # that is no media type
+        ('text/plain"x"', HTML),  # which is no media type
     ],
 )
 def test_the_most_specific_range_decides_between_equals(accept: str, media_type: MediaType) -> None:
@@ -188,7 +188,7 @@ def test_a_header_is_read_only_so_far() -> None:
     padding = "x/y," * (LONGEST // 4)
     assert preferred_media_type(padding + "text/plain") is HTML
     assert preferred_media_type("text/plain," + padding) is TEXT
-    # Nor is what stands across the cut taken for something shorter.
+    # What the cut divides is not taken for something shorter either.
     across = "text/plain".rjust(LONGEST, ",")
     assert preferred_media_type(across) is TEXT
     assert preferred_media_type(across + "ful") is HTML
@@ -199,7 +199,7 @@ def test_a_header_is_read_only_so_far() -> None:
 def test_a_megabyte_costs_no_more_than_its_beginning(unit: str) -> None:
     field = unit * (1_000_000 // len(unit))
     began = time.thread_time()
-    for start in range(50):  # each another string, so that none has been kept
+    for start in range(50):  # different strings, so none is in the cache
         preferred_media_type(field[start:])
         preferred_language(field[start:])
     assert time.thread_time() - began < 5  # 0.1 s

@@ -33,7 +33,7 @@ from capport.core.policy import (
     WalledGarden,
 )
 
-# Few bits of choice, so that rules and clients meet.
+# Few bits vary, so that rules often match clients.
 V4 = st.integers(0, 15).map(lambda n: ip_address(f"192.0.2.{n * 16}"))
 V6 = st.integers(0, 15).map(lambda n: ip_address(f"2001:db8::{n * 0x1000:x}"))
 ADDRESSES: st.SearchStrategy[Address] = V4 | V6

@@ -1,4 +1,4 @@
-"""Places that nobody reaches, and who reaches the services of the portal's own machine."""
+"""Places that no client reaches, and which clients reach services of the portal's own machine."""
 
 from ipaddress import ip_address
 

@@ -1,4 +1,4 @@
-"""What goes out to a client that is not let through."""
+"""What the portal answers to a client that is not let through."""
 
 import json
 import re
@@ -321,7 +321,7 @@ def test_head_gets_the_fields_of_get_and_no_body(verdict: Refusal, media_type: s
 @every_verdict
 @every_media_type
 def test_no_field_is_sent_but_these(verdict: Refusal, media_type: str) -> None:
-    """So: no Set-Cookie, challenge, validator, CORS, HSTS, Server, X-NetworkManager-Status."""
+    """So no Set-Cookie, challenge, validator, CORS, HSTS, Server or X-NetworkManager-Status."""
     expected = {
         "content-type",
         "content-length",
@@ -616,7 +616,7 @@ def test_a_long_field_name_is_cut() -> None:
     assert f"“{'x' * 60}…”" in line_of(HeaderFieldsTooLarge("", "x" * 1_000_000))
 
 
-# What makes the checks of CLIENTS' systems call a network online.
+# What makes the connectivity checks of systems call a network online.
 ONLINE = [
     "NetworkManager is online",
     "success",

@@ -22,7 +22,7 @@ spans = st.floats(0, 1e7)
         ({"idle": 60.0}, 1060.0),
         ({"idle": 60.0, "last_seen": 2000.0}, 2060.0),
         ({"idle": 60.0, "last_seen": 4590.0}, 4600.0),
-        ({"idle": 60.0, "last_seen": 900.0}, 1060.0),  # heard of before it was granted
+        ({"idle": 60.0, "last_seen": 900.0}, 1060.0),  # seen before it was granted
         ({"granted": -500.0, "expires": -100.0, "idle": 60.0, "last_seen": -400.0}, -340.0),
         ({"granted_at": 0.0}, 4600.0),  # the wall clock of a router that boots in 1970
         ({"granted_at": 9e9}, 4600.0),
@@ -74,7 +74,7 @@ def test_the_seconds_that_remain_are_those_until_it_ends_whatever_the_client_doe
     idle = replace(HOUR, idle=60.0)
     assert idle.seconds_remaining(1000.0) == 3600
     assert idle.seconds_remaining(1059.0) == 3541
-    assert idle.seconds_remaining(1060.0) == 0  # over, for want of traffic
+    assert idle.seconds_remaining(1060.0) == 0  # over: idle for too long
 
 
 @given(instants, spans, st.none() | spans, instants, instants, spans)

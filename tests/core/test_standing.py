@@ -1,4 +1,4 @@
-"""Who a client is: by a client rule, then by its session."""
+"""Whether a client is known, blocked or unknown: by a client rule, then by its session."""
 
 from dataclasses import replace
 from ipaddress import ip_address, ip_network

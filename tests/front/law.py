@@ -1,4 +1,4 @@
-"""What the tests of the front share: the two ways that are compared, and what clients send.
+"""For tests of the front: the two ways that are compared, and what clients send.
 
 The law is in test_law.py.
 """
@@ -49,7 +49,7 @@ READ = {name: policy_file.parse(text, name, Path()) for name, text in POLICIES.i
 
 
 def state(_: Client, page: str | None) -> str:
-    """A state that says what it was made for, so that two ways have the same."""
+    """A state that shows what it was made for, so both ways make the same one."""
     return urlsafe_b64encode((page or "-").encode()).decode().rstrip("=")
 
 
@@ -67,7 +67,7 @@ def gate(policy: str) -> Gate:
 
 @dataclass
 class Outcome:
-    """What became of a connection."""
+    """The outcome of a connection."""
 
     sent: bytes = b""
     passes: list[str] = field(default_factory=list)
@@ -84,7 +84,7 @@ def by_the_layers(policy: str, dialled: Place | None, pieces: list[bytes]) -> Ou
 def by_the_front(
     policy: str, dialled: Place | None, pieces: list[bytes], count: Counter[str]
 ) -> Outcome:
-    """The front, and then the layers, if it hands over."""
+    """The front, followed by the layers if it hands over."""
     asked, got = gate(policy), Outcome()
     it = Conversation(asked, PEER, dialled)
     for at, piece in enumerate(pieces):
@@ -143,7 +143,7 @@ def reported(act: Answer | Alert) -> Iterator[dict[str, Any]]:
 
 
 def essential(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The reports, without what the front leaves to its observer, and h11's own words."""
+    """The reports, without what the front leaves to its observer, and without h11's own texts."""
     dropped = {"action", "outcome", "caveat"}
     return [
         {
@@ -261,7 +261,7 @@ DIALLED = [
 SPICE = [b"\r", b"\n", b"\0", b" ", b"\t", b":", b"\x7f", b"\xff", b"A", b""]
 
 type Pick = Callable[[Sequence[Any]], Any]
-"""Picks one of the options: it is what a hypothesis, or a seed, decides."""
+"""Picks one of the options, as hypothesis or a seed decides."""
 
 
 def sent(pick: Pick) -> tuple[Place | None, list[bytes]]:
@@ -337,6 +337,6 @@ def holds(policy: str, sent: tuple[Place | None, list[bytes]], count: Counter[st
 
 
 def assert_same(got: Outcome, expected: Outcome) -> None:
-    """That the front did what the layers do."""
+    """Checks that the front did what the layers do."""
     assert replace(got, reports=[]) == replace(expected, reports=[])
     assert essential(got.reports) == essential(expected.reports)

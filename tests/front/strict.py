@@ -40,7 +40,7 @@ PORT = 8080  # of the proxy
 
 
 def _options() -> Options:
-    """mitmproxy's options without a master, which would handle all that is logged from then on."""
+    """mitmproxy's options without a master, because a master takes over all logging."""
     made = Options()
     Proxyserver().load(Loader(cast(Master, SimpleNamespace(options=made))))  # type: ignore[no-untyped-call]
     made.update(connection_strategy="lazy", validate_inbound_headers=True)  # type: ignore[no-untyped-call]
@@ -53,7 +53,7 @@ http2_bounds.bound()
 
 
 class Book:
-    """Stands for `Connections`, of which there is one."""
+    """Stands for `Connections`, with one connection in it."""
 
     def __init__(self, gate: Gate, peer: Peer) -> None:
         self.gate, self.peer = gate, peer
@@ -88,7 +88,7 @@ class Book:
 
 @dataclass
 class Strict:
-    """One connection. `passes` is what the layers let through, and then nothing more is read."""
+    """One connection. `passes` is what the layers let through; after that, nothing more is read."""
 
     gate: Gate
     peer: Peer
@@ -128,7 +128,7 @@ class Strict:
         self._handle(events.Start())
 
     def receive(self, *pieces: bytes) -> "Strict":
-        """What comes in these segments, less what comes after the end."""
+        """The answer to these segments, without what comes after the end."""
         for piece in pieces:
             if piece and not self.passes and not self.ended:
                 self._handle(events.DataReceived(self.client, piece))

@@ -132,7 +132,7 @@ def test_a_head_of_60_kb_is_answered_in_any_pieces() -> None:
         act = it.receive(head[cut:] + head)
         assert isinstance(act, Answer)
         assert (act.status, act.head) == (511, head)
-        assert isinstance(it.receive(), Answer)  # the second, which came with the first
+        assert isinstance(it.receive(), Answer)  # the second request, which came with the first
         assert it.receive() is None
 
 

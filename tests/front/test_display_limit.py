@@ -19,7 +19,7 @@ def test_one_client_gets_a_quarter_and_all_together_the_whole() -> None:
     it = DisplayLimit(20)
     assert [shown(it, client(number), 1000, 0.0) for number in range(6)] == [25, 25, 25, 25, 0, 0]
     assert shown(it, client(0), 1000, 1.0) == 5
-    assert shown(it, client(7), 1000, 1.0) == 15  # of the 20 of a second
+    assert shown(it, client(7), 1000, 1.0) == 15  # of the 20 in each second
 
 
 def test_a_person_who_clicks_once_a_second_sees_everything() -> None:

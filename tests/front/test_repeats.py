@@ -179,7 +179,7 @@ def same(_: object) -> int:
 
 @pytest.fixture(autouse=True, scope="module")
 def guesses_are_wrong() -> Iterator[None]:
-    """All that one client asks is looked for in the same place of what is remembered."""
+    """Everything that one client asks is looked up in the same place of the memory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gate, "id", same, raising=False)
         yield
@@ -211,7 +211,7 @@ def test_what_is_remembered_changes_no_answer_whatever_changes(steps: Steps) -> 
     play(steps)
 
 
-# Of the last two answers in each, the second differs, although the client asks the same or nearly.
+# In each, the second of the last two answers differs, although the client asks nearly the same.
 DIFFERENT: dict[str, Steps] = {
     "a session": [("nothing", GET), ("a grant to the address", GET)],
     "a session of its MAC": [("its MAC", GET), ("a grant to the MAC", GET)],

@@ -1,4 +1,4 @@
-"""Whose turn it is."""
+"""Which connection has its turn next."""
 
 from collections import Counter
 
