@@ -1,4 +1,4 @@
-"""A message bus of a client's own, for services that would speak on the machine's."""
+"""A message bus for one client, so that its services do not use the machine's."""
 
 import os
 from pathlib import Path
@@ -19,7 +19,7 @@ CONFIGURATION = """\
 """
 
 START = "dbus-daemon --config-file=bus.conf --nofork --nopidfile &"
-"""A line of shell, for a script that runs in the folder of `configure`."""
+"""A line of shell that a script in the folder of `configure` needs."""
 
 
 def configure(folder: Path) -> dict[str, str]:

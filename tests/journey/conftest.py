@@ -47,7 +47,7 @@ table inet website {{
 
 @dataclass
 class Street:
-    """The lab, with what a test of the whole way asks of it."""
+    """The lab, with methods for tests of the whole way."""
 
     lab: Lab
     certificate: Path
@@ -72,7 +72,7 @@ class Street:
         """The answer to a GET, which must come. Redirects are not followed."""
         said = [argument for field in fields for argument in ("-H", field)]
         trusted = ("--cacert", str(self.certificate))
-        # As the lab's DNS has it, of which an unknown client may not ask that often.
+        # As in the lab's DNS, which an unknown client may not ask that often.
         known = ("--resolve", f"{LOGIN}:443:{ROUTER4}", "--resolve", f"*:80:{ORIGIN4}")
         done = (client or self.client).curl("--include", *trusted, *known, *said, url)
         assert done.returncode == 0, f"{url}: {done.stderr}"
@@ -115,7 +115,7 @@ class Street:
 
 @pytest.fixture(scope="session")
 def whole_street(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Street]:
-    """Brought up once for the journeys."""
+    """The street, brought up once for all journeys."""
     requires.check(requires.namespaces())
     requires.check(requires.tool("nft", "dnsmasq", "curl"))
     shown, key = certificate(tmp_path_factory.mktemp("login"), LOGIN)
@@ -133,7 +133,7 @@ def whole_street(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Street]:
 
 @pytest.fixture
 def street(whole_street: Street) -> Iterator[Street]:
-    """The street with nobody known in it, and nothing asked of its site yet."""
+    """The street with no known client, and with no request to its site yet."""
     (whole_street.lab.folder / "website.jsonl").write_text("")
     yield whole_street
     with closing(open_store(str(whole_street.lab.policy.sessions.store))) as store:

@@ -1,6 +1,6 @@
 """A real ConnMan in a client's namespace, and its own connmanctl as the agent it asks.
 
-ConnMan takes the namespace's interface over: it asks for a lease of its own.
+ConnMan takes the namespace's interface over and asks for a lease of its own.
 """
 
 import os
@@ -16,8 +16,8 @@ from lab.namespaces import Namespace, end, wait_for
 
 CHECK = "ipv4.connman.net"
 
-# What it would write of the machine's is a tmpfs, in a mount namespace of its own; the host's name
-# and clock, which it sets where it can, are out of its reach.
+# Where it would write files of the machine, it finds a tmpfs in its own mount namespace. It cannot
+# reach the host name and the clock, which it would set too.
 SCRIPT = f"""\
 set -eu
 hostname client
@@ -30,7 +30,7 @@ exec setpriv --bounding-set -sys_time,-sys_boot,-sys_module \
 connmand --nodaemon --config=connman.conf --device=eth0
 """
 
-# Not by itself: it asks for a browser once, and its agent must be there by then.
+# It does not connect by itself: it asks for a browser once, and its agent must be there by then.
 CONFIGURATION = """\
 [General]
 DefaultAutoConnectTechnologies=wifi
@@ -41,7 +41,7 @@ AllowDomainnameUpdates=false
 
 
 class ConnMan:
-    """One that runs, with an agent that tells what it is asked."""
+    """A running ConnMan, with an agent that reports what it is asked."""
 
     def __init__(self, within: Namespace, environment: Mapping[str, str], service: str) -> None:
         self._within, self._environment = within, environment
@@ -67,7 +67,7 @@ class ConnMan:
         return found.group(1) if found else "unknown"
 
     def connect(self) -> None:
-        """Gets a lease, and goes on to check what it has got into."""
+        """Gets a lease, then checks what kind of network it is in."""
         said = self.ctl("connect", self._service)
         assert "Connected" in said, said
 

@@ -11,7 +11,7 @@ from typing import Any
 from conftest import SOON
 from lab.namespaces import Namespace, end, wait_for
 
-# As it is shipped, but for what would ask the Internet for something else.
+# As it is shipped, except for settings that would ask the Internet for something else.
 PREFERENCES = {
     "network.captive-portal-service.enabled": True,
     "network.captive-portal-service.minInterval": 1000,
@@ -44,7 +44,7 @@ class Firefox:
         self.send("Marionette:SetContext", value="chrome")
 
     def run(self, script: str) -> Any:
-        """What the body of a function returns."""
+        """Runs the body of a function and returns its result."""
         return self.send("WebDriver:ExecuteScript", script=script, args=[])["value"]
 
     def run_in_page(self, start: str, script: str) -> Any:
@@ -60,7 +60,7 @@ class Firefox:
         raise AssertionError(f"no tab with {start}: {self.urls}")
 
     def trust(self, host: str, certificate: Path) -> None:
-        """Takes `certificate` (PEM) for that of `host`, as a person can say once and for all."""
+        """Accepts `certificate` (PEM) for `host`, as a person can do for good."""
         base64 = "".join(certificate.read_text().splitlines()[1:-1])
         found = "Cc['@mozilla.org/security/x509certdb;1'].getService(Ci.nsIX509CertDB)"
         to = "Cc['@mozilla.org/security/certoverride;1'].getService(Ci.nsICertOverrideService)"
@@ -77,7 +77,7 @@ class Firefox:
 
     @property
     def state(self) -> int:
-        """What its captive portal service makes of the network."""
+        """The state of its captive portal service."""
         service = "Cc['@mozilla.org/network/captive-portal-service;1']"
         found = self.run(f"return {service}.getService(Ci.nsICaptivePortalService).state")
         assert isinstance(found, int)

@@ -1,4 +1,4 @@
-"""Guests of an explicit proxy: at an address of their own in 127.0.0.0/8, all by way of it."""
+"""Guests of an explicit proxy, each with an address in 127.0.0.0/8."""
 
 import asyncio
 import http.client
@@ -44,7 +44,7 @@ class Guest(Browser):
             connection.close()
 
     def _send(self, method: str, path: str, body: str | None, headers: dict[str, str]) -> Page:
-        # RFC 9112 section 3.2.2: to a proxy the whole URL is said, but for what is in a tunnel.
+        # RFC 9112 section 3.2.2: a proxy gets the whole URL, except inside a tunnel.
         whole = path if self.encrypted else f"http://127.0.0.1:{self.port}{path}"
         page = super()._send(method, whole, body, {"Host": f"127.0.0.1:{self.port}", **headers})
         page.url = f"http://127.0.0.1:{self.port}{path}"

@@ -10,8 +10,8 @@ from lab.namespaces import Namespace, end, wait_for
 
 CHECK = "network-test.debian.org"
 
-# What it would write of the machine's is a tmpfs, in a mount namespace of its own. A /sys that is
-# read-only tells it that there is no udev to wait for, as in a container.
+# In its own mount namespace, a tmpfs is where it would write files of the machine. A read-only /sys
+# tells it that there is no udev to wait for, as in a container.
 SCRIPT = f"""\
 set -eu
 mount -t tmpfs tmpfs /run

@@ -1,7 +1,7 @@
 """Connectivity checks as the systems make them: each a model of the source or document it names.
 
-What a system asks for, and what it makes of the answer. Those that can be run here are run, in
-tests of their own: Chromium, Firefox, NetworkManager and ConnMan.
+What a system asks for, and what it concludes from the answer. Those that can run here do, in tests
+of their own: Chromium, Firefox, NetworkManager and ConnMan.
 """
 
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def chromeos(answer: Answer) -> Finding:
 
 
 def apple(answer: Answer) -> Finding:
-    """Nothing is published of statuses beyond 399: taken for none."""
+    """Nothing is published about statuses beyond 399: the model takes them for no answer."""
     success = "<HTML><HEAD><TITLE>Success</TITLE></HEAD><BODY>Success</BODY></HTML>"
     if answer.status == 200 and answer.body == success:
         return Finding.ONLINE

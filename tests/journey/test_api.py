@@ -1,4 +1,4 @@
-"""RFC 8908 in the lab: a device is told a URL by DHCP, asks it, and learns that it may sign in."""
+"""RFC 8908 in the lab: a device gets a URL by DHCP, asks it, and learns that it may sign in."""
 
 import json
 from typing import Any
@@ -48,7 +48,7 @@ def test_a_device_learns_when_it_is_captive_and_when_it_no_longer_is(street: Str
 
 @pytest.mark.rfc(8908, "5", "what agents in the field need (not in the RFC)")
 def test_asked_again_it_says_the_same(street: Street) -> None:
-    """Or a device would think that it has changed networks."""
+    """Otherwise a device would think that it has changed networks."""
     assert captivity(street) == captivity(street)
 
 

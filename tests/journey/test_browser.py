@@ -1,4 +1,4 @@
-"""Chromium in a client of the lab: the whole way, and what is left of it in its profile."""
+"""Chromium in a client of the lab: the whole way, and what it leaves in the profile."""
 
 import base64
 import hashlib
@@ -65,7 +65,7 @@ async def test_the_whole_way_and_back(street: Street, tmp_path: Path) -> None:
 async def test_an_https_page_opens_the_sign_in_and_then_itself(
     street: Street, tmp_path: Path
 ) -> None:
-    """CLIENTS: alert 49 has Chromium look for a portal; the 204 after it, reload the page."""
+    """Alert 49 makes Chromium look for a portal; a later 204 makes it reload the page."""
     async with guest(street, tmp_path) as tab:
         await tab.send("Page.navigate", url="https://www.example.com/news")
         opened = await tab.browser.opened(f"https://{LOGIN}/")
@@ -83,7 +83,7 @@ async def test_an_https_page_opens_the_sign_in_and_then_itself(
 async def test_nothing_of_the_portals_is_kept_under_the_sites_name(
     street: Street, tmp_path: Path
 ) -> None:
-    """RFC 6585 section 6.1 and appendix B: neither cache nor icon nor cookie."""
+    """RFC 6585 section 6.1 and appendix B: no cache entry, no icon, no cookie."""
     paths = ("/news", "/site.css", "/data.json", "/favicon.ico")
     async with guest(street, tmp_path) as tab:
         await tab.send("Page.setBypassCSP", enabled=True)  # the 511's own, which allows no fetch
@@ -124,7 +124,7 @@ def favicons(profile: Path) -> dict[str, set[str]]:
 
 
 async def test_a_service_worker_keeps_no_511(street: Street, tmp_path: Path) -> None:
-    """Appendix B again, for the cache that no Cache-Control reaches."""
+    """Appendix B again: the icon cache, which ignores Cache-Control."""
     secure = f"--unsafely-treat-insecure-origin-as-secure={SITE}"
     street.grant()
     async with guest(street, tmp_path, secure) as tab:

@@ -1,4 +1,4 @@
-"""Connectivity checks in the lab: each system says "sign in", and after it that it is online."""
+"""Connectivity checks in the lab: each system says "sign in", and "online" after the sign-in."""
 
 import asyncio
 import re
@@ -52,7 +52,7 @@ def test_a_known_client_hears_the_vendors_own_answer(street: Street) -> None:
 
 
 def test_the_check_over_https_fails_until_then(street: Street) -> None:
-    """Android and ChromeOS are online only once this one is, too: so it is never answered by us."""
+    """Android and ChromeOS wait for this check too, so the portal never answers it."""
     url = "https://www.google.com/generate_204"
     refused = street.client.curl("-k", url)
     assert (refused.stdout.strip(), "access denied" in refused.stderr) == ("000", True)
@@ -76,7 +76,7 @@ def strict(street: Street) -> Iterator[Street]:
 
 
 def test_strict_is_511_for_every_one_of_them(strict: Street) -> None:
-    """And what that means for each: why it is not the default."""
+    """What that means for each system, and why it is not the default."""
     answers = {check.system: strict.ask(check.url) for check in CHECKS}
     assert {answer.status for answer in answers.values()} == {511}
     lost = {c.system for c in CHECKS if c.model(answers[c.system]) is not Finding.SIGN_IN}
@@ -121,7 +121,7 @@ async def test_no_302_to_a_certificate_that_this_machine_does_not_trust(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It hides the portal from Chromium. Once the machine trusts it, there is a 302."""
+    """Such a 302 hides the portal from Chromium. It comes once the machine trusts it."""
     monkeypatch.setattr(login_health, "INTERVAL", 0.05)
     monkeypatch.setattr(login_health, "AGAIN", 0.05)
     shown, key = certificate(tmp_path, "localhost")

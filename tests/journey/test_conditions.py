@@ -23,7 +23,7 @@ class Place:
         return Guest(self.proxy, self.login, address, encrypted=False)
 
     async def capport(self, *arguments: str, said: str = "") -> str:
-        """What a command of ours prints."""
+        """What a `capport` command prints."""
         process = await asyncio.create_subprocess_exec(
             *(str(Path(sys.executable).with_name("capport")), *arguments),
             *("--policy", str(self.policy)),

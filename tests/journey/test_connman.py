@@ -1,4 +1,4 @@
-"""ConnMan unmodified in the lab: what many a small device and its person go by."""
+"""ConnMan unmodified in the lab: what many small devices use."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,10 +19,10 @@ URL = f"http://{CHECK}/online/status.html"
 
 @pytest.fixture
 def client(street: Street) -> Client:
-    """One for ConnMan alone, which takes its interface over."""
+    """A lab for ConnMan alone, because it takes the interface over."""
     client = street.lab.clients[2]
     street.lab.router.call(_with_checksums, "port3")
-    street.ask_until(302, URL)  # that ConnMan gets it at once, too
+    street.ask_until(302, URL)  # so that ConnMan gets it at once, too
     return client
 
 
@@ -35,7 +35,7 @@ def test_an_unknown_clients_agent_is_asked_for_a_browser_and_it_is_online_after_
 ) -> None:
     with running(client, tmp_path) as it:
         it.connect()
-        # On the URL of its check, by which a browser comes to the login server.
+        # At the URL of its check, from which a browser comes to the login server.
         assert URL in it.hears("Connected (yes/no)?")
         assert it.state() == "ready"
         answer = street.ask_until(302, URL, client=client)
@@ -59,9 +59,9 @@ def test_a_known_client_is_online_and_nobody_is_asked(
 
 
 def _with_checksums(port: str) -> None:
-    """Has the kernel write checksums into what it sends by `port`, as a real network card would.
+    """Makes the kernel write checksums into what `port` sends, as a real network card would.
 
-    ConnMan reads DHCP off the wire, and takes no packet without.
+    ConnMan reads DHCP off the wire, and ignores packets without a checksum.
     """
     with Ethtool() as it:
         features = it.get_features(port)

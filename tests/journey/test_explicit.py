@@ -1,4 +1,4 @@
-"""The whole way through the explicit proxy: its clients are themselves, and not the router."""
+"""The whole way through the explicit proxy, which sees its clients' own addresses."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -77,7 +77,7 @@ async def test_two_clients_have_their_own_sessions(
 
 @both
 async def test_nobody_signs_in_for_somebody_else(tmp_path: Path, encrypted: bool) -> None:
-    """Not even with a field that the addon did sign, for somebody else, a moment ago."""
+    """Not even with a field that the addon signed a moment ago, but for another client."""
     async with proxy(tmp_path, encrypted=encrypted) as portal:
         login = portal.keeper.service.login
         assert login is not None
@@ -120,7 +120,7 @@ async def test_the_login_server_forgets_which_client_a_connection_was_for(
 @pytest.mark.browser
 @requires.tool("chromium")
 async def test_chromium_is_taken_there_by_itself(tmp_path: Path) -> None:
-    """By the 511's refresh, to the login server in a tunnel, and onward; then out again."""
+    """The 511's refresh leads to the login server in a tunnel, and onward; then it signs out."""
     news = b"<!DOCTYPE html><title>News</title><h1>The news</h1>"
     answer = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n%s"
     at = Origin(answer=answer % (len(news), news))

@@ -1,4 +1,4 @@
-"""NetworkManager unmodified in the lab: what GNOME, KDE and phosh go by."""
+"""NetworkManager unmodified in the lab: GNOME, KDE and phosh rely on it."""
 
 from pathlib import Path
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 HTTP, HTTPS = 8180, 8543
 
-# One pixel, so that there is an icon for a browser to keep.
+# One pixel: an icon that a browser may keep.
 ICON = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c489"
     "0000000d49444154789c63f8cfc0f01f00050001ff89993d1d"
@@ -38,7 +38,7 @@ ANSWERS: dict[str, tuple[int, dict[str, str], bytes]] = {
         *(200, {"Content-Type": "text/plain", "X-NetworkManager-Status": "online"}),
         b"NetworkManager is online\n",
     ),
-    # Without a body: ConnMan 1.41 loses what it was about at the first byte of one.
+    # Without a body: at the first byte of one, ConnMan 1.41 loses track of its check.
     "/online/status.html": (200, {"Content-Type": "text/html", "X-ConnMan-Status": "online"}, b""),
     # A site as people visit it.
     "/news": (

@@ -1,4 +1,4 @@
-"""`scripts/lab`: a shell, or one command, in a client of the lab; then all of it is gone again."""
+"""`scripts/lab`: runs a shell, or one command, in a client of the lab, and then removes the lab."""
 
 import argparse
 import os
@@ -16,7 +16,7 @@ from lab.network import CAPTIVE_PORTAL, LOGIN_NAMES, WITH_TLS, Lab, missing
 
 
 def main() -> int:
-    """The status of what ran in the client; 1 if the lab did not come up, 2 for usage."""
+    """The exit status of what ran in the client; 1 if the lab did not come up, 2 for usage."""
     parser = _parser()
     arguments = parser.parse_args()
     if arguments.routers > 1 and (arguments.policy or arguments.kind != OURS):
@@ -30,7 +30,7 @@ def main() -> int:
     try:
         with _routers(arguments) as routers:
             lab = routers[0]
-            # From here on Ctrl-C is for what runs in the client; only its end is the lab's.
+            # From here on Ctrl-C goes to what runs in the client; the lab ends when that ends.
             signal.signal(signal.SIGINT, lambda *_: None)
             if arguments.run is not None:
                 return lab.client.shell(arguments.run)
@@ -45,7 +45,7 @@ def main() -> int:
 
 @contextmanager
 def _routers(arguments: argparse.Namespace) -> Iterator[list[Lab]]:
-    """The lab, or several routers' labs, of which the first has the clients."""
+    """The lab, or a lab for each router; the first one has the clients."""
     if arguments.routers == 1:
         policy = arguments.policy or WITH_TLS
         with Lab(

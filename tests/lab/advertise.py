@@ -19,7 +19,7 @@ _ALL_NODES, _ALL_ROUTERS = "ff02::1", "ff02::2"
 class Advertiser:
     """Advertises `prefix`/64, `dns` and `captive_portal` on `interface` until it is closed.
 
-    To be made on a thread that is in the router's namespace.
+    Make it on a thread in the router's namespace.
     """
 
     def __init__(self, interface: str, prefix: str, dns: str, captive_portal: str) -> None:

@@ -16,7 +16,7 @@ _COOKIE = b"\x63\x82\x53\x63"
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """What the router gave: an address with its prefix, and where to find what."""
+    """What the router gave: an address with its prefix, a gateway, and so on."""
 
     address: str
     prefix: int
@@ -29,7 +29,7 @@ class Lease:
 def lease(
     interface: str, mac: str, seconds: float = 60, *, host_name: str = "", client_id: bytes = b""
 ) -> Lease:
-    """A lease for `interface`, by what its client says of itself. Raises TimeoutError."""
+    """Gets a lease for `interface`; the client names itself so. Raises TimeoutError."""
     said = {_HOST_NAME: host_name.encode(), _CLIENT_ID: client_id}
     itself = {code: value for code, value in said.items() if value}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as talk:
@@ -56,7 +56,7 @@ def _ask(
     talk: socket.socket, exchange: bytes, mac: str, options: Mapping[int, bytes], answer: int
 ) -> tuple[bytes, dict[int, bytes]] | None:
     hardware = bytes.fromhex(mac.replace(":", ""))
-    # RFC 2131 section 4.1: the broadcast flag, for we have no address to be answered at.
+    # RFC 2131 section 4.1: the broadcast flag, because we have no address for an answer yet.
     head = struct.pack("!4B4sHH16x16s192x", 1, 1, 6, 0, exchange, 0, 0x8000, hardware)
     asked = {**options, _ASK: bytes([_MASK, _ROUTER, _DNS, _LEASE, _CAPTIVE])}
     tail = b"".join(bytes([code, len(value)]) + value for code, value in asked.items())

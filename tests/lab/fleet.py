@@ -97,7 +97,7 @@ class Fleet:
         return made
 
     def start_redis(self) -> None:
-        """Starts Redis, with nothing in it but what SAVE has kept."""
+        """Starts Redis with what SAVE has kept, if anything."""
         self._redis = self.redis.start(
             *("redis-server", "--bind", REDIS, "--port", str(PORT), "--save", ""),
             *("--protected-mode", "no", "--maxmemory-policy", "noeviction", "--dir", self._kept),

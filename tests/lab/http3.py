@@ -1,6 +1,6 @@
-"""An HTTP/3 client that trusts everybody: prints the status of each of its two answers.
+"""An HTTP/3 client that accepts any certificate: prints the status of each of its two answers.
 
-`python http3.py ADDRESS SECONDS`, which is how long it waits for both.
+`python http3.py ADDRESS SECONDS`, which is how long it waits for both answers.
 """
 
 import asyncio

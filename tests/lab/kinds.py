@@ -1,4 +1,4 @@
-"""Makes the lab's portal one of another kind (`scripts/lab --kind NAME`).
+"""Makes the lab's portal a portal of another kind (`scripts/lab --kind NAME`).
 
 mitmdump loads this file as a script beside the portal's: it makes the gate answer as that kind.
 """

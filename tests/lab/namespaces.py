@@ -1,4 +1,4 @@
-"""Network namespaces for tests and the lab: made, entered, and gone with all that ran in them.
+"""Network namespaces for tests and the lab: makes, enters and removes them with their processes.
 
 Each belongs to one process by its name, `cplab-PID-NAME`. What a killed process left behind is
 cleared away by the next one that makes a namespace.
@@ -149,7 +149,7 @@ def _own() -> None:
     ours = os.open(STATE / str(os.getpid()), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     fcntl.flock(ours, fcntl.LOCK_EX)
     _held.append(ours)
-    _remove_left(str(os.getpid()))  # of a dead process that had our number
+    _remove_left(str(os.getpid()))  # of a dead process that had our id
     for lock in STATE.iterdir():
         if lock.name.isdigit() and int(lock.name) != os.getpid():
             _clear(lock)

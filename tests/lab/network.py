@@ -56,7 +56,7 @@ ORIGIN6, _ = origin.ADDRESSES[6]
 CLIENT_SIDE, ORIGIN_SIDE = "br-lan", "wan"
 PROXY_PORT = 8080
 TUNNEL, TUNNEL_PORT = "tunnel.example.net", 5300
-"""A domain whose name server on the origin is somebody's who tunnels through DNS."""
+"""A domain with a name server on the origin that belongs to somebody who tunnels through DNS."""
 CAPTIVE_PORTAL = f"https://login.example.net{PATH}"
 
 POLICY = """\
@@ -87,13 +87,13 @@ login_server:
   key: {folder}/key.pem
 """,
 )
-"""The same, with the login server and its API where DHCP says: `names` has to have it there."""
+"""The same, with the login server and its API where DHCP says; `names` must name that place."""
 LOGIN_NAMES = {"login.example.net": ROUTER4}
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where one of several routers stands, whose LANs are one network (`fleet.py`)."""
+    """The place of one of several routers whose LANs are one network (`fleet.py`)."""
 
     number: int
     air: Namespace
@@ -103,7 +103,7 @@ class Site:
 
     @property
     def access_point(self) -> str:
-        """The bridge in `air` that is its router's."""
+        """The router's own bridge in `air`."""
         return f"ap{self.number}"
 
     def wire(self, router: Namespace) -> None:
@@ -184,7 +184,7 @@ class Client:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For people: the lab's certificates are ones that curl trusts, and `roam` is found."""
+        """For people: makes curl trust the lab's certificates, and finds `roam`."""
         path = f"{self._lab.folder}:{os.environ['PATH']}"
         return {**environment(), "CURL_CA_BUNDLE": str(self._lab.trusted), "PATH": path}
 
@@ -197,11 +197,11 @@ class Client:
         )
 
     def status(self, url: str, *arguments: str) -> int:
-        """The status of a GET, 0 where there is none."""
+        """The status of a GET, 0 if there is no answer."""
         return int(self.curl(*arguments, url).stdout.rpartition("\n")[2] or 0)
 
     def take(self, mac: str) -> None:
-        """Is another device from here on: its MAC changes, its addresses stay."""
+        """Becomes another device: its MAC changes, its addresses stay."""
         self.namespace.ip(
             "link set eth0 down",
             f"link set eth0 address {mac}",
@@ -222,7 +222,7 @@ class Client:
 
 
 class Lab:
-    """The whole of it, for the length of a `with` block. Raises OSError with what would not start.
+    """The whole lab during a `with` block. Raises OSError that names what would not start.
 
     `policy` is the text of a policy, in which `{folder}` is the lab's own folder, or a file that is
     used where it lies, so that what it includes is found and errors name it. Without `portal`
@@ -303,7 +303,7 @@ class Lab:
     def packets(self) -> list[dict[str, Any]]:
         """Every packet that has reached the origin so far, the router's own among them.
 
-        But for what it looks up for itself every minute: the garden's name beyond the web's ports.
+        Left out is its question every minute: the garden's name on other ports than 80 and 443.
         """
         self._flushed += 1
         mark = f"flush {self._flushed}"
@@ -335,7 +335,7 @@ class Lab:
         ]
 
     def log(self) -> str:
-        """What the proxies have said."""
+        """The log of the proxies."""
         return "".join(path.read_text() for path in sorted(self.folder.glob("mitmdump-*.log")))
 
     # Bringing it up.
@@ -388,7 +388,7 @@ class Lab:
             self._await_proxy(process, port)
 
     def _check_interfaces(self) -> None:
-        """Rules for other interfaces than the lab's would hold nobody in it."""
+        """Rules for other interfaces than the lab's would let every client through."""
         router = self.policy.router
         found = router and (router.client_interface, router.origin_interface)
         if found and found != (CLIENT_SIDE, ORIGIN_SIDE):
@@ -398,7 +398,7 @@ class Lab:
             )
 
     def _trust(self) -> None:
-        """The origin's certificate, and the login server's where the policy brings one."""
+        """The origin's certificate, and the login server's if the policy names one."""
         server = self.policy.login_server
         shown = (self.folder / "cert.pem").read_bytes()
         if server is not None and server.certificate is not None:
@@ -417,12 +417,12 @@ class Lab:
             ipv4__conf__default__send_redirects=0,
             ipv6__conf__default__accept_ra=0,
             ipv6__conf__wan__accept_ra=0,
-            # Six refusals of UDP a client and one more a second, else: what a test is told depends
-            # on how many there were in those before it.
+            # By default, six refusals of UDP and one more a second: what a test sees would
+            # depend on how many there were in earlier tests.
             ipv4__icmp_ratelimit=0,
             ipv6__icmp__ratelimit=0,
-            # Else its first advertisement, and its first question for the origin, wait for a second
-            # or two until nobody has its address.
+            # Without duplicate address detection: it delays the first advertisement, and the first
+            # question for the origin, by a second or two.
             **{f"ipv6__conf__{interface}__accept_dad": 0 for interface in ("br-lan", "wan")},
         )
         self.router.ip(
@@ -451,7 +451,7 @@ class Lab:
         self._start(self.origin, "origin", sys.executable, script, str(self.folder))
 
     def _start_rules(self) -> None:
-        """The rules first, then forwarding: there is no moment at which anybody may pass."""
+        """The rules first, then forwarding: at no moment can an unknown client pass."""
         self.rules = self.router.call(Nftables)
         self.neighbours = self.router.call(NetlinkNeighbours, ["br-lan"])
         self._stack.callback(self.neighbours.close)
@@ -476,7 +476,7 @@ class Lab:
         return {one.text: one.left for one in membership.elements(self.rules, name)}
 
     def _start_dnsmasq(self) -> None:
-        """With the snippet that is shipped, but for what the lab has in another way.
+        """With the snippet that is shipped, except for what differs in the lab.
 
         It advertises and names the login server by itself, and its origin's addresses are not ones
         that a public name has.
@@ -545,7 +545,7 @@ class Lab:
         return process
 
     def _await_proxy(self, process: Popen[bytes], port: int) -> None:
-        """Until it listens in IPv4 and IPv6, and its login server does, which comes up later."""
+        """Waits until it, and its login server a little later, listen in IPv4 and IPv6."""
         server = self.policy.login_server
         wanted = Counter({port: 2})
         wanted.update(place.port for place in (server.listen if server else ()))
@@ -568,12 +568,12 @@ class Lab:
 
 
 def environment() -> Mapping[str, str]:
-    """The environment without proxies, of which the lab has its own."""
+    """The environment without proxy variables, because the lab has its own proxy."""
     return {name: v for name, v in os.environ.items() if not name.lower().endswith("_proxy")}
 
 
 def missing(*more: str) -> str | None:
-    """Why there can be no lab here, with these tools too, or None."""
+    """Why there can be no lab here (`tools` are needed too), or None."""
     if os.geteuid() != 0:
         return "network namespaces take root"
     lacking = [tool for tool in (*TOOLS, *more) if shutil.which(tool) is None]
@@ -586,7 +586,7 @@ def _send(address: str, text: str) -> None:
 
 
 def listening() -> Counter[int]:
-    """The TCP ports that something listens on, and how often. Asked of /proc: see `nftables`."""
+    """The TCP ports that are listened on, and by how many sockets, from /proc: see `nftables`."""
     tables = (Path(f"/proc/thread-self/net/{name}") for name in ("tcp", "tcp6"))
     fields = [line.split() for table in tables for line in table.read_text().splitlines()[1:]]
     return Counter(int(f[1].rpartition(":")[2], 16) for f in fields if f[3] == "0A")

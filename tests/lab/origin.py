@@ -15,7 +15,7 @@ from pathlib import Path
 
 HTTP, HTTPS, ECHO, DNS = (80, 8080), (443, 8443), 7, 53
 ADDRESSES = {4: ("198.51.100.2", "198.51.100.3"), 6: ("2001:db8:2::2", "2001:db8:2::3")}
-"""The second is where `status.*` lives."""
+"""`status.*` has the second one."""
 
 _ICMP6_DISCOVERY = range(130, 138)
 _PACKET_OUTGOING = 4
@@ -23,7 +23,7 @@ _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 
 
 async def http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answers each request with one line; `/slow` with a line each 50 ms, without an end."""
+    """Answers each request with one line; `/slow` with a line each 50 ms, endlessly."""
     try:
         while head := await reader.readuntil(b"\r\n\r\n"):
             if head.split(b" ")[1] == b"/slow":
@@ -99,7 +99,7 @@ async def dns_by_tcp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
 
 
 def describe(frame: bytes) -> dict[str, object] | None:
-    """What a frame carries from where to where; None for what only keeps a link going."""
+    """What a frame carries from where to where; None for ARP and neighbour discovery."""
     kind = int.from_bytes(frame[12:14])
     if kind == 0x0800:
         start = 14 + (frame[14] & 15) * 4
@@ -123,7 +123,7 @@ def describe(frame: bytes) -> dict[str, object] | None:
         "protocol": {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp6"}.get(protocol, protocol),
         "from_port": ports[0],
         "to_port": ports[1],
-        # SYN without ACK: a connection that somebody opens.
+        # SYN without ACK: a new connection.
         "begins": protocol == 6 and len(frame) > start + 13 and frame[start + 13] & 0x12 == 2,
         "payload": frame[start + 8 :][:64].decode("latin-1") if protocol == 17 else "",
     }
@@ -132,7 +132,7 @@ def describe(frame: bytes) -> dict[str, object] | None:
 def record(into: Path) -> None:
     """Has every packet that arrives written down, from the loop's reader."""
     raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-    raw.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 24)  # while we wait for the processor
+    raw.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 24)  # for times without a processor
     raw.bind(("eth0", 0))
     raw.setblocking(False)
     log = into.open("w", buffering=1)

@@ -13,7 +13,7 @@ from contextlib import suppress
 A, TXT, AAAA, HTTPS = 1, 16, 28, 65
 _CNAME = 5
 _TIMESTAMP = 35  # SO_TIMESTAMPNS of socket(7), which Python does not name
-_LATE = 0.01  # seconds that a question may be late: the two between two looks, and some work
+_LATE = 0.01  # seconds that a question may be late: the two between two looks, and some for work
 
 
 def wire(name: str) -> bytes:
@@ -53,7 +53,7 @@ def exchange_by_tcp(address: str, name: str, seconds: float = 30) -> bytes:
 def found(
     address: str, asked: Iterable[tuple[float, str]], tries: int = 3, patience: float = 2
 ) -> list[str]:
-    """Those names that are answered, of names asked for at seconds from now.
+    """Asks for each name at its second from now; the names that were answered.
 
     As a device does: each from a port of its own, and again if no answer comes in time. While this
     process waits for a processor, the device's time stands still: it would send at once what was
@@ -141,7 +141,7 @@ def in_any_second(carried: Iterable[tuple[float, float]]) -> float:
 
 
 def payload(answer: bytes) -> float:
-    """Bytes that whoever wrote the answer chose: of an only address, itself and the time to live.
+    """Bytes that an answer's author chose: of a single address, the address and its time to live.
 
     The times are at most 60 s. Of other records everything counts.
     """
@@ -154,7 +154,7 @@ def payload(answer: bytes) -> float:
 
 
 def address_record() -> tuple[int, bytes]:
-    """One IPv4 address, which nobody may keep."""
+    """One IPv4 address, which may not be cached."""
     return 1, struct.pack("!3HIH", 0xC00C, A, 1, 0, 4) + os.urandom(4)
 
 
@@ -164,7 +164,7 @@ def address6_record() -> tuple[int, bytes]:
 
 
 def alias_record() -> tuple[int, bytes]:
-    """The name of another, of 60 characters."""
+    """A CNAME of 60 characters."""
     alias = b"\x3c" + os.urandom(30).hex().encode() + b"\0"
     return 1, struct.pack("!3HIH", 0xC00C, _CNAME, 1, 0, len(alias)) + alias
 

@@ -1,4 +1,4 @@
-"""DHCP by the snippet that is shipped: what a client says of itself is nothing to others."""
+"""DHCP by the snippet that is shipped: a client's statements about itself do not affect others."""
 
 import shutil
 import socket
@@ -29,7 +29,7 @@ def test_no_client_is_found_by_the_name_it_gives_itself(lab: Lab, name: str) -> 
 
 
 def test_a_client_that_says_it_is_another_does_not_get_its_address(lab: Lab) -> None:
-    """By the client identifier, which every DHCP message of another's has in it."""
+    """By the client identifier, which anybody can read in another client's DHCP messages."""
     one, other = lab.clients
     named = bytes([1]) + bytes.fromhex(one.mac.replace(":", ""))
     assert one.namespace.call(lease, "eth0", one.mac, client_id=named).address == one.v4

@@ -2,7 +2,7 @@
 
 The known client has left without signing out. The router's neighbour table still has its MAC, and
 its session is open. The other device takes the address, keeps its own MAC, and reads what the
-bridge floods for the one that is gone.
+bridge floods for the client that is gone.
 """
 
 import json
@@ -40,7 +40,7 @@ BEHIND = "203.0.113.9"
 
 @pytest.fixture(scope="module", params=["by the kernel", "inspected", "by the proxy alone"])
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """A known client goes past the proxy, or through it; or there are no rules at all."""
+    """A lab: known clients go past the proxy, or through it; or there are no rules at all."""
     requires.check(requires.namespaces())
     requires.check(requires.tool("nft", "dnsmasq", "curl"))
     policy = POLICY + INSPECT * (request.param == "inspected")
@@ -130,7 +130,7 @@ def test_it_neither_sees_nor_ends_the_session_of_its_address(
 def test_it_is_unknown_where_the_kernel_answers_with_cookies(
     lab: Lab, victim: Client, intruder: Client
 ) -> None:
-    """Nothing is kept of a SYN that a cookie answers; on a router nobody is known by less."""
+    """With a SYN cookie no MAC is seen, and on a router no client is known without its MAC."""
     lab.router.sysctl(ipv4__tcp_syncookies=2)
     try:
         interface = ("--interface", victim.v4)
@@ -166,7 +166,7 @@ def test_a_client_behind_a_router_is_known_by_that_routers_frames_alone(
     hidden = ("--interface", BEHIND)
     wait_for(lambda: behind.status(f"http://{ORIGIN4}/", *hidden) == 200)
     assert "sign-out" in behind.curl(*hidden, f"{LOGIN}/status").stdout
-    # What goes to that address goes to the first client: pass it on, for the other to read.
+    # The first client gets what goes to that address, and passes it on to the other one.
     other.namespace.run("nft", "-f", "-", input=OVERHEARD % (behind.mac, other.mac))
     behind.namespace.ip("link set eth0 down")
     lab.router.ip(f"neighbour replace {behind.v4} lladdr {behind.mac} dev br-lan nud permanent")

@@ -1,4 +1,4 @@
-"""End to end: a known client goes by the kernel, until it is revoked, expired or robbed."""
+"""End to end: the kernel forwards a known client until it loses its session or its address."""
 
 import contextlib
 import json
@@ -129,7 +129,7 @@ def test_a_device_that_takes_the_address_over_is_unknown(lab: Lab, granted: Clie
 
 
 def test_a_session_of_an_address_is_that_of_the_first_device_there(lab: Lab) -> None:
-    """It was granted before any device had the address: the second one to have it is unknown."""
+    """The address was granted before any device had it: the second device to have it is unknown."""
     address, policy = "192.0.2.77", ("--policy", str(lab.policy_file))
     first, second = lab.clients
     said = lab.capport("grant", address, "--for", "1h", *policy)

@@ -1,6 +1,6 @@
-"""A login server of the operator's own, the example, in the lab: on the router and beyond it.
+"""The example of an external login server in the lab: on the router and beyond it.
 
-The client asks for its page over IPv6, and meets the login server over IPv4.
+The client asks for its page over IPv6, and reaches the login server over IPv4.
 """
 
 import re

@@ -49,7 +49,7 @@ _number = itertools.count()
 
 @pytest.fixture(autouse=True)
 def _has_asked_nothing_yet(lab: Lab) -> None:
-    """A test before may have used up what the device may ask within the first second."""
+    """An earlier test may have used up the device's questions for the first second."""
     lab.rules.run("".join(f"flush set {nftables.TABLE} {name}\n" for name in METERS))
 
 
@@ -139,9 +139,9 @@ def test_each_way_the_bound_is_that_of_the_readme() -> None:
 def test_a_tunnel_carries_no_more_than_the_bound_from_the_first_second_on(
     lab: Lab, free: int, records: Callable[[], tuple[int, bytes]]
 ) -> None:
-    """Counted as if its domain were the shortest there is, and every byte a client's choice.
+    """Counts as if the domain were the shortest possible, and the client chose every other byte.
 
-    What gets up counts when it was sent: the resolver in between may send it on later.
+    A question counts when it was sent: the resolver in between may send it on later.
     """
     shortest = len(wire("ab.cd")) + 1
     kind = AAAA if records is address6_record else A
@@ -164,7 +164,7 @@ def test_a_tunnel_carries_no_more_than_the_bound_from_the_first_second_on(
 
 
 def test_a_name_carries_whole_bytes_so_each_is_charged_as_one(lab: Lab) -> None:
-    """If the resolver changed some, a longer name could cost the same."""
+    """If the resolver changed some names, a longer one could cost the same."""
     tunnel = lab.origin.call(Tunnel, ORIGIN4, TUNNEL_PORT, address_record)
     name = b"\x06aB\x01\x80\xff!" + wire(TUNNEL)
     try:
@@ -214,7 +214,7 @@ def test_records_that_are_made_to_carry_anything_are_left_out(lab: Lab, kind: in
 @requires.tool("iodine")
 @pytest.mark.parametrize("options", [[], ["-M", "100"], ["-M", "60", "-T", "A"]], ids=" ".join)
 def test_iodine_does_not_come_up(lab: Lab, options: list[str]) -> None:
-    """A known client's does, with no option: tests/lab/test_unknown.py."""
+    """A known client's resolver does so without an option: tests/lab/test_unknown.py."""
     if not Path("/dev/net/tun").exists():
         pytest.skip("no /dev/net/tun here: iodine needs it")
     server = lab.origin.start(

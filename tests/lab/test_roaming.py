@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.lab, requires.tool("redis-server")]
 ECHO = 7
 EACH = 0.01  # seconds between two datagrams
 SECOND = round(1 / EACH)
-"""As many as are sent in a second: a slow machine sends fewer, and never loses more by it."""
+"""As many as are sent in a second: a slow machine sends fewer, and so loses no more."""
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ class Stream:
 
     @property
     def lost(self) -> int:
-        """How many of those sent before the last that came back did not."""
+        """How many were lost, of those sent before the last one that came back."""
         return max(self.back) - len(self.back)
 
     def _send(self) -> None:

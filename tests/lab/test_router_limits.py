@@ -1,4 +1,4 @@
-"""End to end: the kernel drops a client that was refused too often, and leads 428 to the portal."""
+"""End to end: the kernel drops a client that is refused too often, and leads 428 to the portal."""
 
 import json
 import socket

@@ -142,7 +142,7 @@ def test_a_policy_that_is_not_there_is_said_in_a_line(tmp_path: Path) -> None:
 
 
 def test_a_policy_for_other_interfaces_is_not_one_for_the_lab() -> None:
-    """Its rules would hold nobody."""
+    """Its rules would let every client through."""
     lab = start("--policy", str(CHECKOUT / "policies" / "hotel.yaml"), "--run", "true")
     _, err = lab.communicate(timeout=100)
     assert (lab.returncode, err.count("\n")) == (1, 1), err

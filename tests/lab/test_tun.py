@@ -26,7 +26,7 @@ OUTSIDE = "198.51.100.2"
 
 @contextmanager
 def tun(folder: Path, policy: str) -> Iterator[tuple[Namespace, Namespace]]:
-    """A client behind a router that has everything of it go into the portal's tun; an origin."""
+    """A client, a router that sends everything of it into the portal's tun, and an origin."""
     (folder / "policy.yaml").write_text(f"login_url: https://login.example.net/\n{policy}")
     with namespaces("tunclient", "tunrouter", "tunorigin") as (client, router, origin):
         veth(client, "eth0", router, "lan")
@@ -75,7 +75,7 @@ def test_an_unknown_clients_quic_is_not_answered_and_http_is(tmp_path: Path) -> 
 
 
 def test_a_known_clients_quic_goes_on_as_it_is(tmp_path: Path) -> None:
-    """`tls.known: tunnel`: the handshake is the origin's, who so has the client's own hello."""
+    """`tls.known: tunnel`: the origin gets the client's own hello, and answers the handshake."""
     quic = QuicConnection(configuration=QuicConfiguration(server_name="elsewhere.example.com"))
     quic.connect((OUTSIDE, 443), now=time.time())
     ((hello, _),) = quic.datagrams_to_send(now=time.time())
@@ -115,7 +115,7 @@ def test_a_known_client_has_one_budget_for_http3_and_http1(tmp_path: Path) -> No
             wait_for(lambda: origin.call(listening)[80], 60, "no server")
             assert over_http1() == "200"
             over_http3 = client.run(sys.executable, str(HTTP3), OUTSIDE, "60", timeout=100)
-            # The origin has no QUIC, so what may go on gets 502.
+            # The origin has no QUIC, so a request that is let through gets 502.
             assert over_http3.stdout.split() == ["502", "429"], over_http3.stderr
             assert over_http1() == "429"
         finally:

@@ -1,4 +1,4 @@
-"""End to end: nothing of an unknown client's gets to the origin, by whatever way it tries."""
+"""End to end: nothing that an unknown client sends reaches the origin, whatever it tries."""
 
 import contextlib
 import socket
@@ -29,7 +29,7 @@ from lab.network import (
 
 pytestmark = pytest.mark.lab
 
-QUIET = 0.3  # seconds for what must not come; nor, from known clients, is it waited for
+QUIET = 0.3  # seconds for an answer, which an unknown client must not get
 
 
 def family_of(address: str) -> socket.AddressFamily:
@@ -38,7 +38,7 @@ def family_of(address: str) -> socket.AddressFamily:
 
 def tcp(address: str, port: int, source_port: int = 0, seconds: float = SOON) -> None:
     with socket.socket(family_of(address), socket.SOCK_STREAM) as talk:
-        talk.settimeout(seconds)  # who is refused is refused at once
+        talk.settimeout(seconds)  # an unknown client is refused at once
         if source_port:
             talk.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             talk.bind(("", source_port))
@@ -124,7 +124,7 @@ def test_nothing_gets_to_the_origin(lab: Lab, attempt: Callable[[str], None], ad
 
 
 def spoofed(destination: str, protocol: int, packet: bytes) -> None:
-    """Sends it with an address of the origin's as its source: whoever answers, answers there."""
+    """Sends it with an address of the origin as its source, so that answers go there."""
     source = ORIGIN6 if ":" in destination else ORIGIN4
     family = family_of(destination)
     ends = socket.inet_pton(family, source) + socket.inet_pton(family, destination)
@@ -166,7 +166,7 @@ def udp_packet(port: int, body: bytes) -> bytes:
 def test_no_answer_goes_out_to_a_source_that_a_client_makes_up(
     lab: Lab, version: int, protocol: int | None, packet: bytes
 ) -> None:
-    """The router's answer, sent out to a source that is not the client's, would be a way out."""
+    """If the router answered to a source that is not the client's, that would be a way out."""
     icmp, echo = ((1, b"\x08\0"), (58, b"\x80\0"))[version == 6]
     whole = packet if protocol else echo + packet
     lab.client.run("curl", "-s", "-m60", "http://warm-up.example.com/")
@@ -192,7 +192,7 @@ def known(lab: Lab) -> Iterator[Client]:
 def test_the_same_does_get_there_from_a_known_client(
     lab: Lab, known: Client, attempt: Callable[[str], None], address: str
 ) -> None:
-    """Or the test above would prove nothing."""
+    """Otherwise the test above would prove nothing."""
     before = len(lab.reached())
     with contextlib.suppress(OSError):
         known.namespace.call(attempt, address)
@@ -211,7 +211,7 @@ def test_http_is_answered_511_and_the_origin_hears_nothing(lab: Lab, url: str) -
 
 
 def connections(lab: Lab) -> list[object]:
-    """The first packet of each that was begun: the last ones of an earlier one may come late."""
+    """The first packet of each connection: the last ones of an earlier connection may come late."""
     return [packet for packet in lab.packets() if packet["begins"]]
 
 
@@ -257,7 +257,7 @@ def test_the_routers_other_ports_are_refused_at_once(lab: Lab, port: int) -> Non
 
 
 def test_one_client_does_not_get_to_another_by_way_of_the_router(lab: Lab) -> None:
-    """On the link they do, where the access point lets them: that is layer 2."""
+    """On the link they do, if the access point lets them: that is layer 2."""
     one, other = lab.clients
     one.namespace.ip(f"route add {other.v4}/32 via {ROUTER4}")
     try:
@@ -283,7 +283,7 @@ def test_the_lease_and_the_advertisements_name_the_portal(lab: Lab) -> None:
 @pytest.mark.slow
 @requires.tool("iodine")
 def test_a_tunnel_through_dns_comes_up_for_a_known_client(lab: Lab, known: Client) -> None:
-    """So it is there to be had: an unknown client has it not (tests/lab/test_resolving.py)."""
+    """An unknown client's tunnel does not come up (tests/lab/test_resolving.py)."""
     if not Path("/dev/net/tun").exists():
         pytest.skip("no /dev/net/tun here: iodine needs it")
     server = lab.origin.start(
@@ -303,7 +303,7 @@ def test_a_tunnel_through_dns_comes_up_for_a_known_client(lab: Lab, known: Clien
 
 
 def test_without_the_proxy_nobody_unknown_gets_out(lab: Lab) -> None:
-    """The rules are the kernel's: mitmdump killed in the middle opens nothing."""
+    """The rules are in the kernel: killing mitmdump opens nothing."""
     proxy = lab.proxies.pop()
     try:
         subprocess.run(["kill", "-KILL", str(proxy.pid)], check=True)
@@ -321,7 +321,7 @@ def test_without_the_proxy_nobody_unknown_gets_out(lab: Lab) -> None:
 
 
 def test_the_login_server_is_nothing_to_those_beyond_the_router(lab: Lab) -> None:
-    """Nobody guesses there, or uses up the tries of all, who is no client."""
+    """A machine outside cannot guess there, or use up the attempts of all clients."""
     url = f"http://{ROUTER4}:8511/"
     assert lab.client.status(url) == 200
     assert "timed out" in lab.origin.run("curl", "-sS", "-m", "1", url).stderr

@@ -1,4 +1,4 @@
-"""A client that has IPv6 alone: all that it learns is in the router's advertisements (RFC 8910)."""
+"""A client that has IPv6 alone: it learns everything from router advertisements (RFC 8910)."""
 
 import json
 import re

@@ -42,7 +42,7 @@ def workers(lab: Lab) -> dict[str, int]:
 
 
 def echoes(client: Client) -> bool:
-    """Whether the kernel forwards what the client sends: no proxy sees this port."""
+    """Whether the kernel forwards what the client sends: no proxy gets this port."""
 
     def ask() -> bool:
         with contextlib.suppress(OSError), socket.create_connection((ORIGIN4, 7), SOON) as talk:
@@ -96,7 +96,7 @@ def test_a_grant_and_a_revocation_are_in_force_in_the_kernel_while_no_worker_run
 @pytest.mark.rfc(6585, "4", "the user has sent too many requests in a given amount of time")
 @pytest.mark.rfc(6585, "7.2", "it may be more appropriate to just drop connections")
 def test_a_device_has_one_budget_over_its_addresses_and_the_workers(lab: Lab) -> None:
-    """It is the last test here, because the device is dropped."""
+    """It is the last test in this file, because it ends with the device dropped."""
     wait_for(lambda: len(workers(lab)) == 2)
     addresses = [f"192.0.2.{number}" for number in range(200, 208)]
     lab.client.namespace.ip(*(f"address add {each}/24 dev eth0" for each in addresses))

@@ -1,4 +1,4 @@
-"""The MAC that a connection was opened from: of real connections, and of SYNs as bytes."""
+"""Finds the MAC that a connection was opened from: real connections, and SYNs as bytes."""
 
 import contextlib
 import socket
@@ -36,7 +36,7 @@ def link() -> Iterator[tuple[Namespace, Namespace]]:
 
 
 def opened(client: Namespace, server: Namespace, address: str, *, kept: bool = True) -> Mac | None:
-    """What is known of a connection to `address`."""
+    """What the server learns of a connection to `address`."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with server.call(socket.create_server, (address, 0), family=family) as listening:
         if kept:

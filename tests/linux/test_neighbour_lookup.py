@@ -163,7 +163,7 @@ def test_the_way_is_by_whose_mac_frames_come(
     routed.ip("route add 198.51.101.0/24 via inet6 2001:db8::2 dev lan0")
     way = Way(ip_address(hop) if hop else None)
     assert routed.call(neighbour_lookup.way, ip_address(address)) == way
-    # Of a router that is not on the clients' side nothing is known.
+    # Nothing is known about a router that is not on the clients' side.
     with contextlib.closing(routed.call(NetlinkNeighbours, ["wan0"])) as replica:
         by_wan = way if address.startswith("fe80") else None
         assert routed.call(replica.way, ip_address(address)) == by_wan

@@ -59,7 +59,7 @@ def leave(client: Namespace, *addresses: str) -> None:
 
 
 def announce(client: Namespace, address: str) -> None:
-    """Asks the router who it is, as whoever has just come does, so the router learns the client."""
+    """Asks for the router's MAC, as a new client does, so that the router learns the client."""
     target = "2001:db8:1::1" if ":" in address else "192.0.2.1"
     client.ip("neighbour flush dev eth0")
     client.call(_connect, address, target)
@@ -124,7 +124,7 @@ def test_several_addresses_of_one_mac_are_found_under_it(
 def test_a_client_that_has_connected_is_found_at_its_first_packet(
     network: tuple[Namespace, Namespace, Namespace], replica: NetlinkNeighbours
 ) -> None:
-    """Its MAC is there when `accept` returns, though the router never heard of it before."""
+    """Its MAC is there when `accept` returns, although the router had never seen it."""
     router, one, _ = network
     take(one, "192.0.2.7/24")
     listener = router.call(socket.create_server, ("192.0.2.1", 0))
@@ -203,7 +203,7 @@ def test_the_dump_holds_what_was_there_before(
 
 @contextlib.contextmanager
 def nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Whatever reads what the kernel reports waits, with the lock: the event says that one does."""
+    """Makes readers of the kernel's reports wait, with the lock; the event says that one does."""
     waits, goes_on, reports = threading.Event(), threading.Event(), netlink.reports
 
     def late(kernel: socket.socket) -> Iterator[bytes]:
@@ -318,7 +318,7 @@ def test_an_interface_that_comes_later_is_followed(
             "link set later up",
             f"neighbour replace 198.51.100.9 dev later lladdr {FIRST} nud permanent",
         )
-        # Asked in there, as all of a process is: interfaces are looked up by whoever asks.
+        # Asked inside the namespace: which interfaces there are depends on the thread that asks.
         address = parse_address("198.51.100.9")
         wait_for(lambda: router.call(following.find_mac, address) == FIRST)
         router.ip("link del later")
@@ -381,7 +381,7 @@ async def test_watchers_are_called_on_the_loop_they_came_from(
             pass
     assert news[1]
     stop()
-    stop()  # as a store's, it may be called again
+    stop()  # like a store's, it may be called again
     router.ip("neighbour del 192.0.2.61 dev br-lan")
     wait_for(lambda: replica.find_mac(ours) is None)
     await asyncio.sleep(0.05)
@@ -459,7 +459,7 @@ def test_a_look_up_costs_no_system_call_when_there_is_an_entry(
     replica: NetlinkNeighbours,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """While nobody can read the socket, a hit still answers."""
+    """While the socket cannot be read, an address in the table is still found."""
     router = network[0]
     router.ip(f"neighbour replace 192.0.2.63 dev br-lan lladdr {FIRST} nud permanent")
     wait_for(lambda: replica.find_mac(parse_address("192.0.2.63")) == FIRST)

@@ -1,4 +1,4 @@
-"""Listings by netlink: what the kernel changes in the middle of one is asked for again."""
+"""Listings by netlink: one is repeated if the kernel changes something in the middle of it."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""Sockets that share a port: one client meets one of them, by the kernel's choice."""
+"""Sockets that share a port: the kernel chooses one of them for each client."""
 
 import contextlib
 import socket
@@ -23,7 +23,7 @@ def machine() -> Iterator[Namespace]:
 
 
 def meets(share: Sequence[Sequence[socket.socket]], at: tuple[str, int], client: str) -> int:
-    """The number of the socket that has a new connection of the client's."""
+    """The number of the socket that gets a new connection of the client."""
     with socket.create_connection(at, 10, (client, 0)):
         for number, sockets in enumerate(share):
             for one in sockets:

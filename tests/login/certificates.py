@@ -17,7 +17,7 @@ def certificate(
     days: int = 1,
     names: bytes | None = None,
 ) -> tuple[Path, Path]:
-    """A self-signed certificate and its key in `folder`, in place of the ones before.
+    """A self-signed certificate and its key in `folder`, replacing earlier ones.
 
     It ends in `days` from now; at most 0, it has ended. `names` stands for what the names are in.
     """

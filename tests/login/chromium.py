@@ -1,4 +1,4 @@
-"""A real Chromium, driven by its own protocol over a pair of pipes: so it may be in a namespace."""
+"""Drives a real Chromium by its own protocol over pipes, so it can run in a namespace."""
 
 import asyncio
 import contextlib
@@ -19,11 +19,11 @@ LARGEST = 1 << 26  # bytes in one answer: a picture of a page
 
 
 class Gone(Exception):
-    """The page went away while it was asked: it is on its way to the next."""
+    """The page went away during a command, because the tab is loading another."""
 
 
 class Browser:
-    """The browser itself; what its tabs have to say comes through here."""
+    """The browser itself; it receives the messages of its tabs."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
@@ -86,11 +86,11 @@ class Tab:
 
     def __init__(self, browser: Browser, session: str) -> None:
         self.browser, self.session = browser, session
-        self.said: list[dict[str, Any]] = []  # what the console and the network had to say
+        self.said: list[dict[str, Any]] = []  # messages of the console and the network
         self.answers: list[tuple[int, str]] = []  # the status and URL of each response
 
     def hear(self, method: str, event: dict[str, Any]) -> None:
-        """An event of this tab's."""
+        """Takes an event of this tab."""
         if method in ("Log.entryAdded", "Network.loadingFailed"):
             self.said.append(event)
         if method == "Network.responseReceived":
@@ -104,7 +104,7 @@ class Tab:
         await self.loaded()
 
     async def loaded(self) -> None:
-        """Waits for a page that is there to stay."""
+        """Waits until a page is loaded and no other is on its way."""
         for _ in range(int(SOON / 0.05)):
             await asyncio.sleep(0.05)
             with contextlib.suppress(Gone):
@@ -123,7 +123,7 @@ class Tab:
         raise AssertionError(f"no {text!r}: {await self.text()}")
 
     async def click(self, selector: str) -> None:
-        """As a finger would, where the element is; then waits for the page after."""
+        """Taps where the element is, and waits for the next page."""
         box = await self.run(
             f"(e => {{ e.scrollIntoView({{block: 'center'}}); const b = e.getBoundingClientRect();"
             f" window.before = 1; return [b.x + b.width / 2, b.y + b.height / 2] }})"
@@ -161,7 +161,7 @@ class Tab:
             )
 
     async def back(self) -> None:
-        """As by the back button."""
+        """Goes back, as by the back button."""
         history = await self.send("Page.getNavigationHistory")
         before = history["entries"][history["currentIndex"] - 1]["id"]
         await self.send("Page.navigateToHistoryEntry", entryId=before)
@@ -232,7 +232,7 @@ async def _streams(into: int, out: int) -> tuple[asyncio.StreamReader, asyncio.S
 
 
 async def axe(tab: Tab) -> list[str]:
-    """What axe finds, by its rules for WCAG 2.2 A and AA and its best practices."""
+    """What axe finds with its rules for WCAG 2.2 A and AA and its best practices."""
     await tab.run((files(axe_core_python) / "axe.min.js").read_text("utf-8") + ";0")
     found = await tab.run("axe.run(document).then(r => r.violations)")
     return [f"{one['id']}: {node['html'][:120]}" for one in found for node in one["nodes"]]

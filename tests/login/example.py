@@ -1,4 +1,4 @@
-"""The example of a login server of one's own, in a process."""
+"""Runs the example of an external login server in a process."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "external-login-serve
 async def example(api: Path, said: Path = Path(os.devnull)) -> AsyncIterator[int]:
     """The example, which asks the API at `api`; the port that it listens on.
 
-    What it says goes to `said`.
+    Its output goes to `said`.
     """
     port = free_port()
     with said.open("w") as stderr:

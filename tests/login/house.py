@@ -1,4 +1,4 @@
-"""A real login server on loopback, the gate behind it, and browsers at addresses of their own."""
+"""A real login server on loopback, the gate behind it, and browsers with an address each."""
 
 import asyncio
 import http.client
@@ -37,7 +37,7 @@ LOOPBACK = ip_address("127.0.0.1")
 
 @dataclass
 class Clock:
-    """A boot clock that stands still until it is told."""
+    """A boot clock that stands still until a test moves it."""
 
     at: float = 1000.0
 
@@ -85,7 +85,7 @@ class House:
         self.gate.policy = replace(self.gate.policy, **changes)
 
     def ask(self, conditions: Conditions) -> None:
-        """Has the login server ask for other conditions."""
+        """Makes the login server ask for other conditions."""
         assert self.gate.policy.login_server
         self.change_policy(
             login_server=replace(self.gate.policy.login_server, conditions=conditions)
@@ -96,7 +96,7 @@ class House:
 async def house(
     with_policy: Policy | None = None, records: Path | None = None
 ) -> AsyncIterator[House]:
-    """A login server that listens, for as long as the block."""
+    """A login server that listens during the block."""
     clock = Clock()
     gate = Gate(with_policy or policy(), MemoryStore(), now=clock)
     context = WebContext(gate, Records(records))
@@ -164,7 +164,7 @@ class Browser:
         return await self.send("GET", path, **headers)
 
     async def post(self, path: str, form: dict[str, str], **headers: str) -> Page:
-        """A form, as one of ours would be sent."""
+        """Posts a form as a browser sends the login server's own."""
         scheme = "https" if self.encrypted else "http"
         sent = {
             "Content-Type": "application/x-www-form-urlencoded",
@@ -174,7 +174,7 @@ class Browser:
         return await self.send("POST", path, urlencode(form), **sent)
 
     async def follow(self, page: Page) -> Page:
-        """Where a redirect leads, which must be to us."""
+        """Where a redirect leads, which must be on the login server."""
         assert page.location is not None, page.text
         parts = urlsplit(urljoin(page.url, page.location))
         assert parts.port == self.port, page.location
@@ -227,7 +227,7 @@ async def until[T](true: Callable[[], Awaitable[T]], what: str) -> T: ...
 @overload
 async def until[T](true: Callable[[], T], what: str) -> T: ...
 async def until[T](true: Callable[[], T | Awaitable[T]], what: str) -> T:
-    """What `true()` gives, once that is true; an OSError of its is not."""
+    """What `true()` returns, once that is true. It counts as false if it raises OSError."""
     deadline = time.monotonic() + SOON
     while True:
         error: OSError | None = None
@@ -244,7 +244,7 @@ async def until[T](true: Callable[[], T | Awaitable[T]], what: str) -> T:
 
 
 def without_tornados_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves nothing but our own clocks that could end a connection."""
+    """Switches off Tornado's own time limits, so that only ours can end a connection."""
     theirs = {"body_timeout": 3600.0, "idle_connection_timeout": 3600.0}
     made = login_listener.Server
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""A login server that cannot reach the router, and what it signs."""
+"""A login server that cannot reach the router, and signs what it grants."""
 
 import time
 from collections.abc import AsyncIterator
@@ -24,7 +24,7 @@ def pem_of(key: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes
 
 @dataclass
 class Elsewhere:
-    """A login server that cannot reach the router, and what it signs."""
+    """A login server that cannot reach the router, and signs what it grants."""
 
     house: House
 
@@ -43,7 +43,7 @@ class Elsewhere:
         return await self.house.browser(address).get(f"/return?g={token}")
 
     def state_in(self, page: Page) -> State:
-        """Of a redirect to that login server, which must have one, and nothing else."""
+        """The state in a redirect to that login server, which must have no other query."""
         start, _, state = (page.location or "").partition("?state=")
         assert (page.status, start) == (302, "https://login.example.net/")
         return self.house.context.states.read(state)

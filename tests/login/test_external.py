@@ -1,4 +1,4 @@
-"""The example of a login server of one's own lets on, by the API alone."""
+"""The example of an external login server grants access, with nothing but the API."""
 
 import asyncio
 import sys

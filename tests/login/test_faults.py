@@ -1,4 +1,4 @@
-"""What goes wrong below or beside the login server takes nothing from anybody."""
+"""A fault below or beside the login server costs no client its session, voucher or turn."""
 
 import asyncio
 import errno
@@ -136,7 +136,7 @@ async def test_a_voucher_that_is_revoked_meanwhile_lets_nobody_on(
             monkeypatch.setattr(h.context.records, "is_revoked", _gone)
 
         def meanwhile(client: ClientId, **how: Any) -> Session:
-            if told:  # its sessions are looked for before there is one
+            if told:  # its sessions are looked up before there is one
                 assert h.context.records.revoke_voucher(1, 1.0) == [client]
                 assert not h.gate.revoke(client)
             return grant(client, **how)
@@ -215,7 +215,7 @@ def _fails(_: Session, *, most: int | None, renews: bool) -> None:
     raise StoreError("the disk is full")
 
 
-# -- who asks --------------------------------------------------------------------------------------
+# -- the client ------------------------------------------------------------------------------------
 
 
 async def test_a_client_that_hangs_up_before_the_request_is_read_is_not_the_router(
@@ -255,7 +255,7 @@ def test_a_connection_that_the_login_server_never_took_is_forgotten_at_once() ->
     assert vouched.find(end) is None
     vouched.taken(end, "one")
     vouched.done(end, "one")
-    vouched.connected(end, Peer(ip_address("192.0.2.7")))  # told after it was done with
+    vouched.connected(end, Peer(ip_address("192.0.2.7")))  # reported after it has ended
     vouched.hung_up(end)
     assert not len(vouched)
 
@@ -387,7 +387,7 @@ async def test_devices_that_are_made_up_to_guess_do_not_keep_out_a_user_at_a_kno
         assert (await h.browser("127.0.0.3").sign_in(**ada)).status == 303
         h.gate.revoke(h.client("127.0.0.3").id)
         _guessed(h)
-        # As another, she is a stranger; and so is another as her.
+        # Ada's device is a stranger under another name, and another device under hers.
         for address, name in (("127.0.0.3", "eve"), ("127.0.0.4", "ada")):
             assert (await h.browser(address).sign_in(**ada | {"name": name})).status == 429
         wrong = ada | {"password": "wrong"}

@@ -118,7 +118,7 @@ async def test_a_client_that_the_policy_knows_has_nothing_to_do() -> None:
         assert page.action is None
 
 
-# -- who is asking ---------------------------------------------------------------------------------
+# -- the client ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ async def test_no_error_page_is_served_under_another_hosts_name(method: str, pat
 async def test_nonsense_is_answered_and_not_logged(
     caplog: pytest.LogCaptureFixture, method: str, path: str, fields: dict[str, str]
 ) -> None:
-    """Nor a line in the log, which whoever sends it again and again would fill."""
+    """No line in the log either: a client that repeats it would fill the log."""
     async with house() as h:
         caplog.clear()
         page = await h.browser().send(method, path, "a=b" if method == "POST" else None, **fields)
@@ -628,7 +628,7 @@ async def test_an_open_connection_guesses_no_more_than_new_ones() -> None:
 
 
 async def test_a_client_that_signs_in_and_out_in_a_loop_has_to_wait() -> None:
-    """Each time is written to the disk, and told in a line of the events that is never folded."""
+    """Each time costs a write to the disk, and a line in the events, which are never counted."""
     async with house() as h:
         browser = h.browser()
         form = (await browser.get("/")).fields
@@ -777,7 +777,7 @@ async def test_made_up_macs_fill_no_more_than_the_policy_allows_and_everybody_is
         h.gate.events.close()
         lines = map(json.loads, (tmp_path / "events.jsonl").read_text().splitlines())
         assert [(line["what"], line.get("repeats")) for line in lines] == [(full, None), (full, 2)]
-        # A device that has a session may have it renewed, and another comes in when one is over.
+        # A device with a session may renew it; another device is admitted when one session is over.
         h.gate.neighbours = plain
         (*_, last) = h.gate.store.sessions()
         h.gate.grant(last.client)
@@ -937,7 +937,7 @@ async def test_a_policy_without_a_login_server_has_none() -> None:
 
 
 async def test_the_login_server_listens_at_each_of_its_addresses() -> None:
-    """And tells each client's agent of the page at an address of the client's family."""
+    """And the API names the page at an address of the client's family."""
     one, other = Place(LOOPBACK, free_port()), Place(ip_address("::1"), free_port())
     both = replace(
         policy(),

@@ -1,4 +1,4 @@
-"""What a form came to is kept for a while, and never more than so many of them."""
+"""Answers to forms are kept for a while, and only a bounded number of them."""
 
 from capport.login.repeated_forms import KEPT, MOST, Forms, Outcome
 

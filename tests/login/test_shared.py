@@ -1,4 +1,4 @@
-"""Where several routers share their vouchers and used states: what a guest and a program see."""
+"""Routers that share their vouchers and used states: what guests and programs see."""
 
 import asyncio
 from pathlib import Path
@@ -20,7 +20,7 @@ from web.accepted_terms import acceptances
 
 
 def shares(h: House, url: object, folder: Path) -> SharedRecords:
-    """Makes the login server's records those of a router of a fleet."""
+    """Gives the login server the records of a router in a fleet."""
     h.context.records.close()
     records = SharedRecords(f"{url}", folder / "portal.db")
     h.context.records = records

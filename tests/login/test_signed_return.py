@@ -1,4 +1,4 @@
-"""The signed return: one client, once, now, and by that login server's word."""
+"""The signed return: for one client, once, now, and signed by that login server."""
 
 import asyncio
 import errno
@@ -118,7 +118,7 @@ async def test_where_the_disk_fails_half_way_nothing_is_used_up(
 
 
 async def test_the_agents_link_is_good_for_the_next_time_too(tmp_path: Path) -> None:
-    """RFC 8908 section 4: answered alike, but never with a state that lets nobody on."""
+    """RFC 8908 section 4: the same answer, but never with a state that admits no client."""
     async with elsewhere(tmp_path) as e:
         for _ in range(2):
             answer = await e.house.browser().get(
@@ -167,7 +167,7 @@ async def test_no_other_word_counts(tmp_path: Path, changes: dict[str, Any]) -> 
     async with elsewhere(tmp_path) as e:
         try:
             token = e.token(**changes)
-        except TypeError:  # PyJWT does not sign what is not a string; nobody else would either
+        except TypeError:  # PyJWT signs nothing but strings, and others probably do not either
             return
         page = await e.back(token)
         assert (page.status, e.house.session()) == (403, None)
