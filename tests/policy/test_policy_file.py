@@ -481,7 +481,7 @@ def test_what_is_meant_draws_none(text: str, tmp_path: Path) -> None:
     assert warnings_of(text, tmp_path) == []
 
 
-# Files that are none.
+# Files that are not policies.
 
 
 def load_error(path: Path) -> str:
@@ -552,7 +552,7 @@ def test_an_unreadable_file_is_said_to_be_unreadable(tmp_path: Path) -> None:
         assert "Permission denied" in load_error(path)
         return
     child = os.fork()
-    if child == 0:  # root may read everything, so ask as nobody
+    if child == 0:  # root may read everything, so read as the user nobody
         code = 1
         try:
             tmp_path.parent.chmod(0o755)
@@ -688,7 +688,7 @@ def outcome(text: str) -> Policy | PolicyError:
 
 
 def policy_or_error(text: str) -> None:
-    """Anything else that is raised fails the test that called this."""
+    """Any other exception fails the test that called this."""
     got = outcome(text)
     if isinstance(got, Policy):
         assert got.login_url.isascii()

@@ -29,7 +29,7 @@ def named(name: str) -> str:
 
 
 class Heard:
-    """What a watcher said, in order."""
+    """What a watcher reported, in order."""
 
     def __init__(self) -> None:
         self.all: list[Policy | PolicyError] = []
@@ -40,7 +40,7 @@ class Heard:
         self._news.set()
 
     async def next(self) -> Policy | PolicyError:
-        """The next that has not been asked for yet."""
+        """The next report."""
         async with asyncio.timeout(SOON):
             while not self.all:
                 self._news.clear()
@@ -58,7 +58,7 @@ class Heard:
         return str(got)
 
     async def nothing(self) -> None:
-        """Nothing is said within many looks."""
+        """Checks that nothing is reported during many looks."""
         await asyncio.sleep(INTERVAL * 20)
         assert self.all == []
 
@@ -97,7 +97,7 @@ _between_looks = threading.Lock()
 
 @pytest.fixture(autouse=True)
 def whole_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has a change in two steps be one to a watcher, however long we are held up between them."""
+    """Makes a change in two steps look like one to a watcher, however long lies between them."""
     state = file_state.state_of
 
     def look(file: str) -> tuple[int, ...]:
@@ -206,7 +206,7 @@ async def test_a_clients_file_that_changes_is_a_new_policy(path: Path) -> None:
         assert "staff.csv:1:1: nobody" in await heard.error()
         rewrite(path, named("two"))
         assert (await heard.policy()).network == "two"
-        rewrite(staff, "192.0.2.9\n")  # no longer ours
+        rewrite(staff, "192.0.2.9\n")  # no longer part of the policy
         await heard.nothing()
 
 

@@ -1,11 +1,11 @@
 """Ways past a portal that have been tried: what is sent, and how it is varied.
 
-ORIGIN stands for the place that is not to be reached, GARDEN for one that may.
+ORIGIN stands for the place that must not be reached, GARDEN for one that may be.
 """
 
 from hypothesis import strategies as st
 
-# Each with the statuses of the answers to it, where no part of it may go on.
+# Each with the statuses of its answers; no part of it may be forwarded.
 ODD: dict[str, tuple[bytes, list[int]]] = {
     "options *": (b"OPTIONS * HTTP/1.1\r\nHost: ORIGIN\r\n\r\n", [511]),
     "absolute": (b"GET http://ORIGIN/ HTTP/1.1\r\nHost: ORIGIN\r\n\r\n", [511]),
@@ -203,7 +203,7 @@ INSIDE_A_TUNNEL = {
 
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: GARDEN\r\n\r\n"
 
-# Fields and a body that can be read in two ways: to the garden, they are answered with 400.
+# Fields and a body that can be read in two ways: on the way to the garden, they get 400.
 AMBIGUOUS = [
     (b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", b"0\r\n\r\n" + SMUGGLED),
     (b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", b"0\r\n\r\n"),

@@ -1,4 +1,4 @@
-"""What the tests of enforcement share; none passes over a crash that mitmproxy only logs."""
+"""What the tests of enforcement share. A crash that mitmproxy only logs fails a test."""
 
 import asyncio
 import logging
@@ -37,7 +37,7 @@ def nothing_crashed(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @pytest.fixture(params=["the front", "the layers"])
 def answerer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Which of the two answers an unknown client. `has_answered` checks that it did."""
+    """Which of the two answers an unknown client; `has_answered` checks that it did."""
     by: str = request.param
     if by == "the layers":
         monkeypatch.setattr(Conversation, "receive", lambda _, data=b"": HandOver(data, 0))
@@ -45,7 +45,7 @@ def answerer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def has_answered(it: Portal, by: str) -> bool:
-    """Whether all connections so far were left to this one of the two."""
+    """Whether all connections so far went to this one."""
     return (it.flows.handed_over > 0) == (by == "the layers")
 
 

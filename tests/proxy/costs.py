@@ -27,7 +27,7 @@ from proxy.hellos import trusting_all
 from proxy.wire import until
 
 HALF = cost.INPUT // 2
-RUNS = 3  # the least of them counts: what else the machine did is in the others
+RUNS = 3  # the lowest counts: the others include other work of the machine
 SLIGHT = 0.004  # seconds; what costs less grows by chance
 
 type Peer = contextlib.AbstractAsyncContextManager[socket.socket]
@@ -55,7 +55,7 @@ async def measured(*, memory: bool = False) -> AsyncIterator[Cost]:
         began = time.thread_time()
         run(handle)
         if over:
-            return  # it was the test's own, which goes on after what is measured
+            return  # this was a step of the test, after the measurement
         took = time.thread_time() - began
         found.held = max(found.held, took)
         found.spent += took
@@ -72,7 +72,7 @@ async def measured(*, memory: bool = False) -> AsyncIterator[Cost]:
         gc.collect()
         tracemalloc.start()
     else:
-        gc.disable()  # what a collection takes hangs on all that the test process has
+        gc.disable()  # a collection takes longer the more the test process holds
     before = tracemalloc.get_traced_memory()[0]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Handle, "_run", step)
@@ -86,14 +86,14 @@ async def measured(*, memory: bool = False) -> AsyncIterator[Cost]:
 
 
 async def cost_of(it: Portal, connect: Connect, data: bytes, *, memory: bool = False) -> Cost:
-    """What it costs that somebody sends `data`, and closes."""
+    """What it costs if a peer sends `data` and closes."""
     async with connect(it) as peer, measured(memory=memory) as found:
         await asyncio.to_thread(say, peer, data)
     return found
 
 
 def say(peer: socket.socket, data: bytes) -> int:
-    """Sends `data`, and reads whatever comes until the other end has closed; how much it was."""
+    """Sends `data`, and reads until the other end has closed; returns how many bytes it read."""
     with contextlib.suppress(OSError):  # it may have been closed on, or reset
         peer.sendall(data)
         peer.shutdown(socket.SHUT_WR)
@@ -101,7 +101,7 @@ def say(peer: socket.socket, data: bytes) -> int:
 
 
 def hear(peer: socket.socket) -> int:
-    """Reads whatever comes until the other end has closed; how much it was."""
+    """Reads until the other end has closed; returns how many bytes it read."""
     heard, into = 0, bytearray(4096)
     with contextlib.suppress(ConnectionError):
         while size := peer.recv_into(into):
@@ -112,12 +112,12 @@ def hear(peer: socket.socket) -> int:
 async def all_within_bounds(
     it: Portal, connect: Connect, table: Mapping[str, Callable[[int], bytes]], beside: int
 ) -> None:
-    """Holds to the bounds whatever is in `table`: an input of 64 KiB, and one of half of that.
+    """Checks the cost of each row of `table` against the bounds: with 64 KiB, and with half of it.
 
-    `beside` are the bytes that may be kept beside the input itself.
+    `beside` is how many bytes may be kept in addition to the input itself.
     """
     it.master.addons.remove(it.flows)  # it keeps every flow
-    await cost_of(it, connect, next(iter(table.values()))(HALF))  # the first of all makes more
+    await cost_of(it, connect, next(iter(table.values()))(HALF))  # the first one costs more
     faults = [
         f"{name}: {fault}"
         for name, make in table.items()
@@ -145,13 +145,13 @@ async def _faults(
 
 
 async def _least(it: Portal, connect: Connect, data: bytes, enough: float) -> tuple[float, float]:
-    """How long an input holds the loop, and what it costs in all: of the runs that matter."""
+    """How long an input holds the loop, and its whole cost: the lowest of some runs."""
     held = spent = math.inf
     for _ in range(RUNS):
         run = await cost_of(it, connect, data)
         held, spent = min(held, run.held), min(spent, run.spent)
         if held <= cost.HELD and spent <= enough:
-            break  # no other run could be a fault
+            break  # within the bounds: more runs cannot change that
     return held, spent
 
 

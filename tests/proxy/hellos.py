@@ -22,7 +22,7 @@ def server_name(*names: bytes) -> bytes:
 def message(
     *extensions: bytes, version: bytes = b"\x03\x03", ciphers: bytes = b"\x13\x01\xc0\x2f"
 ) -> bytes:
-    """A ClientHello as RFC 8446 section 4.1.2 has it, less its record."""
+    """A ClientHello (RFC 8446 section 4.1.2), without a record around it."""
     body = version + b"R" * 32 + b"\x00" + len(ciphers).to_bytes(2) + ciphers + b"\x01\x00"
     if extensions:
         body += len(b"".join(extensions)).to_bytes(2) + b"".join(extensions)
@@ -53,7 +53,7 @@ def trusting_none() -> ssl.SSLContext:
 
 
 def trusting_all(alpn: Iterable[str] = ()) -> ssl.SSLContext:
-    """A client that does not look at the certificate."""
+    """A client that accepts any certificate."""
     context = trusting_none()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -67,7 +67,7 @@ async def over_tls(
     context: ssl.SSLContext | None = None,
     sni: str | None = "outside.example.com",
 ) -> ssl.SSLObject:
-    """Has `streams` go on in TLS. Raises ssl.SSLError for what the other end says to it."""
+    """Begins TLS on `streams`. Raises ssl.SSLError for an alert of the other end."""
     _, writer = streams
     await writer.start_tls(context or trusting_all(), server_hostname=sni or "")
     inside: ssl.SSLObject = writer.get_extra_info("ssl_object")

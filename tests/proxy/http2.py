@@ -30,7 +30,7 @@ class Stream:
 
 
 class Http2:
-    """An HTTP/2 client that says what it is told to, and keeps what it hears."""
+    """An HTTP/2 client that sends what a test tells it to, and keeps what it receives."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -51,7 +51,7 @@ class Http2:
         self.writer.write(self.h2.data_to_send())
 
     def ask(self, *fields: tuple[str, str], ends: bool = True, **pseudo: str) -> Stream:
-        """A request for https://outside.example.com/, but for what `pseudo` says."""
+        """A request for https://outside.example.com/, with changes by `pseudo`."""
         number = self.h2.get_next_available_stream_id()
         named = {"method": "GET", "scheme": "https", "authority": OUTSIDE, "path": "/"} | pseudo
         head = [(f":{name}", value) for name, value in named.items() if value != "-"]
@@ -102,7 +102,7 @@ class Http2:
             self.goodbye = event
 
     def take(self) -> None:
-        """Opens the window again for what has come (RFC 9113 section 6.9)."""
+        """Opens the window again for what has arrived (RFC 9113 section 6.9)."""
         closed = self.h2.state_machine.state is h2.connection.ConnectionState.CLOSED
         if self._untaken and not closed:
             for number, size in self._untaken.items():
@@ -132,7 +132,7 @@ async def tls(it: Portal, *alpn: str, sni: str = OUTSIDE) -> Http2:
 async def tls_streams(
     it: Portal, *alpn: str, sni: str = OUTSIDE
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Through the certificate error that section 7.4 warns of, as if somebody had accepted it."""
+    """Connects as if a person had accepted the certificate error that section 7.4 warns of."""
     reader, writer = await asyncio.open_connection(
         "127.0.0.1", it.port, ssl=trusting_all(alpn), server_hostname=sni
     )

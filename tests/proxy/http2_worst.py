@@ -53,7 +53,7 @@ class Worst(Protocol):
 
 
 def many(one: Callable[[int, bytes], bytes]) -> Worst:
-    """As many of them as have so many bytes in all."""
+    """As many of these as fit into so many bytes."""
     return lambda size, head: b"".join(one(at, head) for at in range(size // len(one(0, head))))
 
 
@@ -71,8 +71,8 @@ def reset(at: int, _: bytes) -> bytes:
     return frame(RST_STREAM, b"\x00\x00\x00\x08", 0, 2 * at + 1)
 
 
-# By size, and the fields that a header section begins with. Most of it is refused by its first
-# bytes: that it is, is the point.
+# By size, and the fields that a header section begins with. Most of it must be refused
+# by its first bytes.
 WORST: dict[str, Worst] = {
     "settings": many(lambda *_: frame(SETTINGS)),
     "windows by settings": many(

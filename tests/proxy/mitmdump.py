@@ -21,7 +21,7 @@ BAD = ("Traceback", "has crashed", "Addon error", "Unhandled error", "never awai
 
 @dataclass
 class Process:
-    """What runs, and what it has said so far."""
+    """A process, and its output so far."""
 
     process: asyncio.subprocess.Process
     out: list[str] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Process:
         return int(found.group(1))
 
     async def says(self, text: str, times: int = 1, timeout: float = SOON) -> None:
-        """Waits until it has said `text`, and so often."""
+        """Waits until its output has `text`, that many times."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 while self.log.count(text) < times and not self.has_said_all:
@@ -51,11 +51,11 @@ class Process:
 
     @property
     def has_said_all(self) -> bool:
-        """Whether nothing more is to come: it has ended, and been heard to its end."""
+        """Whether its output is complete: it has ended, and all of it has been read."""
         return self.mute == len(self.readers)
 
     async def ended(self, timeout: float = SOON) -> int:
-        """Its exit status, once all that it said is here."""
+        """Its exit status, once its output is complete."""
         async with asyncio.timeout(timeout):
             status = await self.process.wait()
             await asyncio.gather(*self.readers)
@@ -98,7 +98,7 @@ def memory(it: Process, line: str = "VmRSS") -> int:
 
 
 def status(it: Process, line: str) -> str:
-    """The line of that name that the kernel has of the process."""
+    """The line with that name in /proc/PID/status."""
     lines = Path(f"/proc/{it.process.pid}/status").read_text().splitlines()
     return next(text for text in lines if text.startswith(line))
 

@@ -98,7 +98,7 @@ async def test_an_upload_is_answered_at_once_and_costs_less_than_a_megabyte(
     tmp_path: Path,
 ) -> None:
     async with mitmdump(tmp_path) as it:
-        for _ in range(4):  # what any first request costs is no upload's
+        for _ in range(4):  # the first request costs more, and not because of an upload
             for head, piece in UPLOADS.values():
                 await upload(it.port, head, piece, 2 * MB)
         for name, (head, piece) in UPLOADS.items():
@@ -168,7 +168,7 @@ async def test_a_head_has_bounds(
 
 
 async def drip(streams: Streams, head: bytes, pause: float) -> float:
-    """Sends `head`, then a byte each `pause` seconds; the loop's time when it was closed on."""
+    """Sends `head`, then a byte each `pause` seconds; the loop's time when the portal closed."""
     reader, writer = streams
     gone = asyncio.create_task(reader.read())
     try:
@@ -185,7 +185,7 @@ async def drip(streams: Streams, head: bytes, pause: float) -> float:
 
 
 async def all_are_closed_on(port: int, pause: float) -> list[float]:
-    """Whoever drips, in whatever; when they were. TimeoutError if anybody is not."""
+    """Clients that drip, in each protocol; when each was cut off. TimeoutError if one is not."""
     clients = [await asyncio.open_connection("127.0.0.1", port) for _ in DRIPS]
     async with asyncio.timeout(SOON):
         return await asyncio.gather(
@@ -324,7 +324,7 @@ logging.getLogger("mitmproxy.proxy.server").setLevel(logging.ERROR)
 
 @pytest.fixture
 def many_descriptors() -> Iterator[int]:
-    """As many as this process may have."""
+    """Descriptors: as many as this process may have."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     yield hard
@@ -348,7 +348,7 @@ async def test_five_thousand_idle_connections_keep_nobody_from_the_511(
                     for _ in range(min(50, idle - batch))
                 )
             )
-            # mitmproxy's backlog is 100, and who comes while it is full waits a second. Once this
+            # mitmproxy's backlog is 100, and a client that finds it full waits a second. Once this
             # is answered, all before it were accepted.
             await it.ask(GET)
         await until(lambda: descriptors(it) > idle, pause=0.5)
@@ -391,7 +391,7 @@ class SlowResolver(SmallResolver):
 async def test_little_is_kept_of_what_waits_for_a_connection(
     portal: StartPortal, origin: Origin, monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
-    """mitmproxy keeps all of it, and a host that is down takes two minutes to be given up."""
+    """mitmproxy would keep all of it, and gives a host that is down up only after two minutes."""
     monkeypatch.setattr(backpressure, "WAIT", 10 * SOON)
     body = b"x" * 6 * MB
     place = f"{GARDEN}:{origin.port}"
@@ -406,7 +406,7 @@ async def test_little_is_kept_of_what_waits_for_a_connection(
         (entry,) = await opened(it)
         most = backpressure.MOST_KEPT if who == "known" else backpressure.LITTLE
         await until(lambda: entry.kept > most)
-        await asyncio.sleep(0.3)  # in which all of it would have been read
+        await asyncio.sleep(0.3)  # all of it would be read meanwhile
         assert entry.kept <= most + 65536
         resolver.now.set()
         await until(lambda: len(origin.received) >= len(body))

@@ -33,7 +33,7 @@ HIDDEN = re.compile(r'<input type="hidden" name="([^"]+)" value="([^"]*)"')
 
 @asynccontextmanager
 async def watching(folder: Path, *arguments: str) -> AsyncIterator[tuple[Process, "Web"]]:
-    """A mitmweb with the portal, and a person who looks at everything in it."""
+    """A mitmweb with the portal, and a user that looks at everything in it."""
     web = free_port()
     files = {name: folder / name for name in ("flows", "events", "flows.har")}
     settings = {
@@ -91,7 +91,7 @@ class Web:
         return value
 
     async def look(self) -> list[dict[str, str]]:
-        """Reads all that there is of each flow."""
+        """Reads everything about each flow."""
         flows: list[dict[str, str]] = json.loads(await self.get("/flows"))
         for one in flows:
             for message in ("request", "response"):

@@ -157,7 +157,7 @@ async def test_what_comes_with_the_connect_is_the_tunnels(
 async def test_by_auto_a_connect_to_port_80_is_answered_inside(
     portal: StartPortal, origin: Origin
 ) -> None:
-    """undici's ProxyAgent (Node's fetch) opens one, and hides what a CONNECT is answered."""
+    """undici's ProxyAgent (Node's fetch) opens one, and hides the answer to a CONNECT."""
     async with portal() as it:
         reader, writer = await tunnel(it, "192.0.2.80:80", "undici")
         writer.write(b"GET / HTTP/1.1\r\nHost: 192.0.2.80\r\n\r\n")
@@ -179,7 +179,7 @@ async def test_nothing_leaves_by_a_tunnel_that_leads_nowhere(
         reader, writer = await tunnel(it, place, BROWSER)
         writer.write(INSIDE_A_TUNNEL[name].replace(b"ORIGIN", place.encode()))
         data = b""
-        if name in {"ssh", "one byte", "h2c"}:  # which may yet become something
+        if name in {"ssh", "one byte", "h2c"}:  # which may still become a request
             await asyncio.sleep(0.1)
             later(connections.PATIENCE)
         elif name in {"a request", "absolute", "a websocket"}:  # after which there may be more
@@ -202,12 +202,12 @@ async def test_plain_http_in_a_tunnel_is_decided_like_any_other(
         place = f"{GARDEN}:{origin.port}"
         async with portal(garden(place)) as it:
             with_names(it, GARDEN, OUTSIDE)
-            # To the garden: there, whatever its Host field says, and with the garden's name.
+            # In a tunnel to the garden, a request goes there, with the garden's name as its Host.
             reader, writer = await tunnel(it, place)
             writer.write(f"GET /a HTTP/1.1\r\nHost: {OUTSIDE}:{other.port}\r\n\r\n".encode())
             assert b" 200 OK" in await one_answer(reader)
             writer.close()
-            # Into nowhere, with the garden's name: to the garden, as in transparent mode.
+            # A CONNECT to elsewhere, but with the garden's name inside, goes to the garden.
             reader, writer = await tunnel(it, f"192.0.2.80:{origin.port}", BROWSER)
             writer.write(f"GET /b HTTP/1.1\r\nHost: {place}\r\n\r\n".encode())
             assert b" 200 OK" in await one_answer(reader)

@@ -1,4 +1,4 @@
-"""The books that are kept of open connections."""
+"""The record of open connections."""
 
 import asyncio
 from collections.abc import Callable
@@ -38,7 +38,7 @@ async def test_a_port_that_is_used_again_is_another_connection() -> None:
     books.opened(first, CLIENT)
     books.opened(second, CLIENT)
     assert len(books) == 1
-    books.closed(first)  # told late, and no word on the second
+    books.closed(first)  # reported late, and nothing about the second
     assert len(books) == 1
     books.closed(second)
     assert len(books) == 0
@@ -46,7 +46,7 @@ async def test_a_port_that_is_used_again_is_another_connection() -> None:
 
 
 async def test_the_hour_in_the_garden_begins_again_after_a_time_as_a_known_client() -> None:
-    """Who signs out on a connection that is older still hears the answer."""
+    """A client that signs out on an older connection still gets the answer."""
     books, conn = Connections(gate(), lambda _: None), connect()
     books.opened(conn, CLIENT)
     (entry,) = books.entries.values()
@@ -103,7 +103,7 @@ async def test_nothing_is_kept_of_a_connection_that_has_ended() -> None:
 
 
 async def test_an_unknown_clients_datagrams_make_no_connection(portal: StartPortal) -> None:
-    """In mode tun each port that they come from would make one."""
+    """In mode tun, each source port would make one."""
     conn = connection.Client(
         peername=("192.0.2.7", 40000),
         sockname=("198.51.100.2", 443),

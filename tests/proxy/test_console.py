@@ -46,7 +46,7 @@ MAC, OTHER = "02:00:00:00:00:07", "02:00:00:00:00:08"
 
 
 class Table(Neighbours):
-    """A neighbour table: the device has two addresses, the other one."""
+    """A neighbour table: one device has two addresses, the other has one."""
 
     macs: ClassVar = {"192.0.2.7": MAC, "2001:db8::7": MAC, "192.0.2.8": OTHER}
 

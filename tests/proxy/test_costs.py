@@ -37,7 +37,7 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 def filled(before: bytes, filling: bytes, after: bytes = b"") -> Make:
-    """An input of so many bytes: as much of `filling` as there is room for between the two."""
+    """An input of so many bytes, with as much of `filling` as fits between the two."""
 
     def make(size: int) -> bytes:
         room = size - len(before) - len(after)
@@ -47,7 +47,7 @@ def filled(before: bytes, filling: bytes, after: bytes = b"") -> Make:
 
 
 def many(before: bytes, each: Callable[[int], bytes], after: bytes = b"") -> Make:
-    """The same, of pieces that are made one by one, and whole."""
+    """The same, of pieces that are made one by one, and are never cut."""
 
     def make(size: int) -> bytes:
         made = bytearray(before)
@@ -171,7 +171,7 @@ async def test_what_an_origin_sends_holds_nobody_up(
 
 
 def listed(name: Callable[[int], bytes]) -> Make:
-    """A hello with a list of ALPN that has as many of these as there is room for."""
+    """A hello with a list of ALPN that has as many of these as fit."""
 
     def make(size: int) -> bytes:
         names = b"".join(map(name, range((size - 200) // len(name(0)))))

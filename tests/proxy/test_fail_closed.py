@@ -1,4 +1,4 @@
-"""Whatever fails, nothing of anybody's leaves that was not let through."""
+"""Whatever fails, nothing leaves that was not let through."""
 
 import asyncio
 import contextlib
@@ -28,11 +28,11 @@ KNOWN = "clients:\n  - {address: 127.0.0.1, access: known}\n"
 HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 HELLO = records(message(server_name(OUTSIDE.encode())))
 
-WAIT = 0.15  # seconds for what must not come, and would in a few ms
+WAIT = 0.15  # seconds for what must not come, and otherwise would within a few ms
 
 
 class BrokenError(Exception):
-    """What every collaborator raises here."""
+    """The exception that every collaborator raises here."""
 
 
 def broken(*_: Any, **__: Any) -> Any:
@@ -114,7 +114,7 @@ COLLABORATORS = [
     *(the_rules, the_store, the_neighbours, the_clock, the_resolver, the_reply, the_events),
     *(the_state, the_handshakes, the_connections, the_verdict),
 ]
-# For these there is no reason that a known client should suffer.
+# A known client must not suffer from a fault in these.
 HARMLESS = {the_reply, the_events, the_state}
 
 
@@ -128,7 +128,7 @@ def to(mode: str, port: int) -> bytes:
 
 
 async def walk(it: Portal, mode: str, port: int) -> list[bytes]:
-    """What comes back for one of each thing that a client may send."""
+    """The answers to one of each thing that a client may send."""
     there = f"127.0.0.1:{port}"
     target = f"http://{there}/" if mode == "regular" else "/"
     head = f"GET {target} HTTP/1.1\r\nHost: {there}\r\nConnection: close\r\n\r\n".encode()
@@ -264,7 +264,7 @@ def with_an_addon_that_ends_the_chain(it: Portal, _: pytest.MonkeyPatch) -> None
 
 
 class Hooked:
-    """An addon of somebody's with one hook, which raises."""
+    """Another addon, with one hook, which raises."""
 
     def __init__(self, hook: str, error: BaseException) -> None:
         self.name = f"hooked-{hook}"
@@ -303,14 +303,14 @@ async def test_the_guard_denies_what_the_hooks_did_not_approve(
         monkeypatch.undo()
     assert origin.connections == 0
     if change in (without_the_hooks, without_any_addon):
-        # mitmproxy's own TLS raises where a client goes before its layer is chosen.
+        # mitmproxy's own TLS raises if a client goes before its layer is chosen.
         caplog.clear()
 
 
 async def test_a_portal_that_has_not_started_stops_what_was_open_before_it(
     portal: StartPortal, origin: Origin
 ) -> None:
-    """As where the script is added to a mitmproxy that runs, with a policy that cannot be used."""
+    """As if the script were added to a running mitmproxy, with a policy that cannot be used."""
     there = f"127.0.0.1:{origin.port}"
     request = f"GET http://{there}/ HTTP/1.1\r\nHost: {there}\r\n\r\n".encode()
     async with portal(KNOWN) as it:

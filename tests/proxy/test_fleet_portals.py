@@ -28,7 +28,7 @@ ASK = b"GET http://127.0.0.1:9/ HTTP/1.1\r\nHost: 127.0.0.1:9\r\n\r\n"
 async def answers(portal: Portal, status: int) -> None:
     """Waits until the portal answers with `status`: 511 to an unknown client, 502 to a known."""
     with pytest.MonkeyPatch.context() as patch:
-        # mitmproxy makes each connection's handler for the one master that it expects in a process.
+        # mitmproxy expects one master in a process, and makes the connections' handlers for it.
         patch.setattr(ctx, "master", portal.master)
         patch.setattr(ctx, "options", portal.master.options)
         await _answers(portal, status)
@@ -102,7 +102,7 @@ async def test_a_voucher_for_two_devices_admits_two_at_both_portals_whatever_red
             guests = [Browser(ports[n % 2], f"127.0.0.{2 + n}") for n in range(6)]
 
             async def agree() -> None:
-                """Waits until both have heard of each other, and have put back what they know."""
+                """Waits until both know of each other, and have put back what they know."""
                 for portal in (one, other):
                     await until(partial(accepts_vouchers, portal), "vouchers")
 

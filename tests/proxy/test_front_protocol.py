@@ -1,4 +1,4 @@
-"""The front in its place: what it accepts, answers, shows, and hands over to mitmproxy."""
+"""The front in a real proxy: what it accepts, answers, shows, and hands over to mitmproxy."""
 
 import asyncio
 import contextlib
@@ -159,7 +159,7 @@ async def test_a_server_without_sockets_cannot_be_taken_over(
 
 @contextlib.asynccontextmanager
 async def slow_client(it: Portal) -> AsyncIterator[tuple[socket.socket, Stranger]]:
-    """A client that reads nothing unless a test does, and whose system takes little."""
+    """A client that reads only when a test does, with small buffers in its system."""
     loop = asyncio.get_running_loop()
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -260,7 +260,7 @@ async def test_a_socket_that_somebody_else_has_closed_is_forgotten(
 async def test_what_comes_on_a_closed_socket_of_which_there_is_a_copy_wakes_nobody_for_long(
     portal: StartPortal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that was forked meanwhile keeps the connection open, and so in the epoll."""
+    """A process that was forked meanwhile keeps the connection open, so it stays in the epoll."""
     epoll = select.epoll
 
     class Counted:
@@ -371,7 +371,7 @@ async def test_what_is_handed_over_follows_what_was_answered(portal: StartPortal
 
 
 async def test_the_number_of_answers_is_handed_over(portal: StartPortal) -> None:
-    """What the front answers and what mitmproxy's layers answer are as many together."""
+    """The counts include what the front answers and what mitmproxy's layers answer."""
     get = GET.replace(b"\r\n\r\n", b"\r\nAccept : x\r\n\r\n")  # which h11 refuses
     folded = GET.replace(b"\r\n\r\n", b"\r\nX: a\r\n b\r\n\r\n")  # which only h11 reads
     assert get != folded
@@ -444,7 +444,7 @@ async def test_a_connection_has_one_deadline_in_the_front_and_after(
         later(connections.PATIENCE - 1)
         writer.write(
             b"get / HTTP/1.1\r\nHost: x\r\n"
-        )  # which may become a request, but no usual one
+        )  # which may become a request, but an unusual one
         await until(lambda: it.flows.handed_over == 1)
         assert changed.count(entry) == 1
         later(2)
@@ -664,7 +664,7 @@ async def test_no_more_of_one_unknown_client_wait_than_it_may_have_open(
 
 @pytest.fixture
 def one_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[Portal], None]:
-    """Has the neighbour table say that all addresses are one device's."""
+    """Makes the neighbour table say that all addresses are one device's."""
 
     class OneDevice(Neighbours):
         def find_mac(self, address: Address) -> Mac | None:
@@ -727,7 +727,7 @@ async def test_however_many_connect_no_more_descriptors_are_open_than_may_be(
 ) -> None:
     async with portal() as it:
         front = it.keeper.front
-        # Its look-up of a name has a descriptor, and would leave a gap in the numbers below.
+        # Its look-up of a name uses a descriptor, and would leave a gap in the numbers below.
         await until(lambda: "The login server does not answer" in caplog.text)
         hold_up(front)
         clients = connect_many(it, 60)

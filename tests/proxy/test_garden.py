@@ -1,4 +1,4 @@
-"""What goes on to the walled garden: to that name as we resolve it, and nothing beside it."""
+"""What is forwarded to the walled garden: to that name as we resolve it, and nowhere else."""
 
 import asyncio
 import contextlib
@@ -40,7 +40,7 @@ SECRETS = (
 
 @pytest.fixture
 async def decoy() -> AsyncIterator[Origin]:
-    """Where a client has dialled, that must hear nothing."""
+    """The place that a client has dialled, which must get nothing."""
     async with Origin().serving() as it:
         yield it
 
@@ -137,7 +137,7 @@ def chunked(body: bytes, size: int = 4096, end: bytes = b"0\r\n\r\n") -> bytes:
 
 @contextlib.asynccontextmanager
 async def sink() -> AsyncIterator[tuple[int, asyncio.Queue[bytes]]]:
-    """An origin that answers once the request is whole, and tells what came as it comes."""
+    """An origin that answers once the request is whole, and reports bytes as they come."""
     got: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -177,7 +177,7 @@ async def drained(got: asyncio.Queue[bytes], until: bytes) -> bytes:
         (b"Content-Length: %d\r\n" % len(BODY), BODY),
         (b"Transfer-Encoding: chunked\r\n", chunked(BODY)),
         (b"Transfer-Encoding: chunked\r\n", chunked(BODY, end=b"0\r\nX-Trailer: y\r\n\r\n")),
-        # What a Connection field names is dropped, but never what says where the body ends.
+        # Fields that Connection names are dropped, but never those that say where the body ends.
         (b"Connection: content-length\r\nContent-Length: %d\r\n" % len(BODY), BODY),
         (b"Connection: transfer-encoding\r\nTransfer-Encoding: chunked\r\n", chunked(BODY)),
     ],
@@ -392,7 +392,7 @@ async def test_the_garden_holds_what_it_says(
         if way.mode == "transparent":
             dialled("192.0.2.80" if status == 200 else "127.0.0.1", origin.port)
         if entry.startswith("127.") and way.mode == "transparent":
-            status = 200  # it is the address that was dialled that is in the garden
+            status = 200  # the address that was dialled is in the garden
             dialled("127.0.0.1", origin.port)
         streams = await way.connect(it, origin.port)
         data = await say(streams, asking(way, ported(host)), ends=status == 511)
@@ -504,7 +504,7 @@ async def test_a_refused_request_before_the_gardens_changes_nothing(
 async def test_a_client_that_closes_its_half_hears_its_answer(
     portal: StartPortal, dialled: Dialled, way: Way, method: str
 ) -> None:
-    """RFC 9293 section 3.6: who closes has no more to send, and may have more to hear."""
+    """RFC 9293 section 3.6: an end that closes has no more to send, and may still receive."""
     asked, answer = asyncio.Event(), asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -613,7 +613,7 @@ async def test_no_name_of_the_garden_leads_among_the_clients(
     status: int,
     network: str,
 ) -> None:
-    """Their network is this machine's own here; an address says that it is meant."""
+    """Here their network is this machine's own; listing the address opens it."""
     monkeypatch.setattr(
         neighbour_lookup, "is_behind", lambda address, _: address in ip_network(network)
     )
@@ -626,6 +626,6 @@ async def test_no_name_of_the_garden_leads_among_the_clients(
         expected = status if network == "127.0.0.0/8" else 200
         assert [answer.status for answer in answers(data)] == [expected]
         assert origin.connections == (expected == 200)
-        it.grant("127.0.0.1")  # who is known goes wherever there is a way
+        it.grant("127.0.0.1")  # a known client goes wherever there is a way
         data = await it.talk(asking(WAYS[0], f"{GARDEN}:{origin.port}", b"Connection: close\r\n"))
         assert [answer.status for answer in answers(data)] == [200]

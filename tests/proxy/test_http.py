@@ -1,4 +1,4 @@
-"""An unknown client's HTTP is answered 511, and no origin hears of it."""
+"""An unknown client's HTTP is answered 511, and no origin gets anything of it."""
 
 import asyncio
 import re
@@ -42,7 +42,7 @@ def get(origin: Origin, more: bytes = b"") -> bytes:
 
 @pytest.fixture
 async def origin(request: pytest.FixtureRequest) -> AsyncIterator[Origin]:
-    """An origin, on IPv6 where the way is one that dials it there."""
+    """An origin, on IPv6 if the way is one that dials it there."""
     way = getattr(request.node, "callspec", None) and request.node.callspec.params.get("way")
     async with Origin().serving(way.origin_at if isinstance(way, Way) else "127.0.0.1") as it:
         yield it
@@ -96,7 +96,7 @@ async def test_head_has_the_fields_of_get_and_no_body(
 
 
 # What a client may send, and the statuses it gets; None is an end without an answer. ORIGIN is
-# where a server listens that must hear nothing.
+# a server that must get nothing.
 
 
 def odd(name: str, origin: Origin, at: str = "127.0.0.1") -> bytes:
@@ -268,7 +268,7 @@ async def test_a_client_that_becomes_known_and_does_not_hang_up_is_cut_off(
 async def test_a_client_that_is_known_before_the_portal_has_noticed_goes_on(
     portal: StartPortal, origin: Origin, dialled: Dialled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when the bell of another process is late: the request itself is decided anew."""
+    """As if another process's notification were late: the request itself is decided again."""
     dialled("127.0.0.1", origin.port)
     for mode in ("regular", "transparent"):
         async with portal(mode=mode) as it:
@@ -303,7 +303,7 @@ def raising(*args: object, **kwargs: object) -> None:
 async def test_whatever_raises_the_client_is_answered_and_nothing_leaves(
     portal: StartPortal, origin: Origin, monkeypatch: pytest.MonkeyPatch, broken: str, method: str
 ) -> None:
-    """On a connection that has its layer: before that, it is closed without an answer."""
+    """On a connection that already has its layer; before that, it is closed without an answer."""
     async with portal() as it:
         reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
         writer.write(get(origin))
@@ -369,7 +369,7 @@ async def test_an_answer_has_the_time_in_it_where_there_is_a_clock(
     request_: bytes,
     status: int,
 ) -> None:
-    """RFC 9110 section 6.6.1, in its one form; a router that was not told the time has none."""
+    """RFC 9110 section 6.6.1, in its one form; a router that does not know the time sends none."""
     dialled("192.0.2.80", 80)
     form = re.compile(r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT")
     async with portal(mode="transparent") as it:

@@ -154,7 +154,7 @@ async def test_nothing_of_any_odd_stream_goes_on(
 async def test_a_stream_to_the_garden_goes_on_and_the_next_one_elsewhere_does_not(
     portal: StartPortal, secure_origin: Origin, origin: Origin, dialled: Dialled
 ) -> None:
-    # The client has dialled another address, and the garden's port: what it names is what counts.
+    # The client has dialled another address, on the garden's port: the name that it gives counts.
     dialled("127.0.0.2", secure_origin.port)
     place = f"{GARDEN}:{secure_origin.port}"
     async with portal(INTERCEPT + garden(place), mode="transparent", ssl_insecure=True) as it:
@@ -344,7 +344,7 @@ async def test_a_connection_that_asks_nothing_more_is_closed(
         upload = client.ask(method="POST", ends=False)
         await client.answer(upload)
         for _ in range(2):
-            client.send(upload, b"a")  # which puts nothing off
+            client.send(upload, b"a")  # which extends no limit
             await asyncio.sleep(0.1)
             later(connections.PATIENCE / 2)
         async with asyncio.timeout(SOON):

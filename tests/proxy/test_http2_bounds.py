@@ -1,4 +1,4 @@
-"""What HTTP/2 costs, of clients and of origins: processor time of the one thread that reads it."""
+"""What HTTP/2 of clients and of origins costs: processor time of the one thread that reads it."""
 
 import contextlib
 import time
@@ -23,7 +23,7 @@ from proxy.http2_worst import ANSWERED, ASKED, PING, SETTINGS, WINDOW_UPDATE, WO
 
 
 def connected(*, client: bool) -> BoundConnection:
-    """A connection as mitmproxy has it: to an origin, or of a client."""
+    """A connection as mitmproxy makes it: to an origin, or of a client."""
     it = BoundConnection(H2Configuration(client_side=client, header_encoding=False))
     it.initiate_connection()
     if client:
@@ -38,7 +38,7 @@ def connected(*, client: bool) -> BoundConnection:
 
 
 def cost(data: bytes, *, client: bool) -> float:
-    """Seconds for it, in the pieces in which it is read. The least of three, for a busy machine."""
+    """Seconds to read it in the usual pieces: the lowest of three, as the machine may be busy."""
     took = []
     for _ in range(3):
         it = connected(client=client)
@@ -113,7 +113,7 @@ def test_a_header_section_has_an_end() -> None:
 )
 def test_what_any_client_says_is_a_header_section(fields: list[tuple[str, str]]) -> None:
     said, heard = connected(client=False), connected(client=False)
-    for _ in range(2):  # the second by the table that the first has filled
+    for _ in range(2):  # the second uses the table that the first has filled
         head = [(":method", "GET"), (":scheme", "https"), (":authority", "x"), (":path", "/")]
         block = said.encoder.encode([*head, *fields])
         check_fields(block)

@@ -45,7 +45,7 @@ async def asked(it: Portal, origin: Origin, version: str = "1.1") -> bytes:
     [
         (HINTS + FINAL, [b"103", b"200"]),
         (PROCESSING + HINTS + HINTS + FINAL, [b"102", b"103", b"103", b"200"]),
-        (CONTINUE + FINAL, [b"200"]),  # the proxy itself sends it, where one is expected
+        (CONTINUE + FINAL, [b"200"]),  # the proxy itself sends it if one is expected
         (b"HTTP/1.1 199 \r\nLink: a\r\n\r\n" + FINAL, [b"199", b"200"]),
         (PROCESSING * 1000 + FINAL, [b"102"] * 100),
         (HINTS, [b"103", b"502"]),  # and no more

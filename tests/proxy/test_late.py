@@ -1,4 +1,4 @@
-"""Nothing that comes after the end of a session goes on, however late our timers are."""
+"""Nothing that comes after the end of a session is forwarded, however late our timers are."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ LATE = b"GET /late HTTP/1.1\r\nHost: late\r\n\r\n"
 
 
 def pass_time(it: Portal, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Has the gate's clock go on, and nothing that waits for it: as after a sleep."""
+    """Moves the gate's clock, but no timer that waits for it: as after the machine has slept."""
     now = it.gate.now
     monkeypatch.setattr(it.gate, "now", lambda: now() + seconds)
 
@@ -77,7 +77,7 @@ async def test_what_an_origin_sends_after_the_end_is_not_passed_either(
 async def test_a_client_that_sends_something_in_time_goes_on(
     portal: StartPortal, origin: Origin, dialled: Dialled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A session with `idle` ends so long after what was relayed last, not after its first word."""
+    """A session with `idle` ends that long after the last bytes relayed, not after the first."""
     dialled("127.0.0.1", origin.port)
     async with portal("sessions: {idle: 30s}\n", mode="transparent") as it:
         it.grant("127.0.0.1", 600)
@@ -137,7 +137,7 @@ async def test_a_proxy_that_was_stopped_over_the_end_passes_nothing_of_what_came
 
 
 def granted(store: str, seconds: float) -> float:
-    """Opens a session for 127.0.0.1; when it is over."""
+    """Opens a session for 127.0.0.1; returns when it is over."""
     now = clock.now()
     with contextlib.closing(open_store(store)) as sessions:
         client = parse_client_id("127.0.0.1")
@@ -146,7 +146,7 @@ def granted(store: str, seconds: float) -> float:
 
 
 async def connected(port: int, place: str, over: float) -> Opened:
-    """A tunnel, once the client is known to the proxy; or what there is when that is `over`."""
+    """A tunnel, once the proxy knows the client; or the last answer, if the session is `over`."""
     while True:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n\r\n".encode())

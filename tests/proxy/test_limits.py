@@ -131,7 +131,7 @@ async def test_an_update_needs_a_condition(
 async def test_what_overwrites_its_destination_needs_to_say_that_it_does_not(
     portal: StartPortal, origin: Origin, method: str
 ) -> None:
-    """RFC 4918 section 10.6. Where two fields disagree, the origin may go by either."""
+    """RFC 4918 section 10.6. If two fields disagree, the origin may follow either."""
     async with portal(LIMITS + KNOWN) as it:
         with_names(it, GARDEN)
         fields = (

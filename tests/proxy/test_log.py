@@ -1,4 +1,4 @@
-"""What strangers send is quoted in the log in short, and not each time (mitmproxy's lines too)."""
+"""The log quotes what strangers send briefly, and not each time, also in mitmproxy's lines."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ async def a_broken_body(it: Portal, place: str) -> None:
 
 
 async def a_broken_handshake(it: Portal, place: str) -> None:
-    """TLS to the proxy itself, whose certificate this client does not take."""
+    """TLS to the proxy itself, with a client that does not accept its certificate."""
     _, writer = await asyncio.open_connection("127.0.0.1", it.port)
     with pytest.raises(ssl.SSLError):
         await writer.start_tls(trusting_none(), server_hostname="proxy.example.org")
@@ -86,7 +86,7 @@ def test_each_client_and_kind_has_a_line_a_minute_of_its_own() -> None:
     assert says("client disconnect", "192.0.2.1")
     assert says("Bad HTTP request line: b'a'", "192.0.2.1")
     assert not says("Bad HTTP request line: b'b'", "192.0.2.1")
-    assert says("proxy listening at 1", None)  # which nobody brought about
+    assert says("proxy listening at 1", None)  # which no client has caused
     assert says("proxy listening at 2", None)
     assert says("Transparent mode failure: 1", None, logging.ERROR)
     assert not says("Transparent mode failure: 2", None, logging.ERROR)

@@ -1,4 +1,4 @@
-"""What all the connections of one unknown client keep of memory, in a real process."""
+"""How much memory all connections of one unknown client keep, in a real process."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ from proxy.mitmdump import SCRIPT, Process, memory, policy, started, status
 from proxy.wire import Streams, garden, until
 
 MB = 1024 * 1024
-MOST = 64 * MB  # THREATS.md, P8
+MOST = 64 * MB  # for all connections of one unknown client
 CONNECTIONS = 500
 SIZE = 4 * MB
 ANSWER = f"HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n".encode() + bytes(SIZE)
@@ -36,7 +36,7 @@ HELLO = records(message(extension(21, bytes(8_000))))[:-1]
 
 @contextlib.asynccontextmanager
 async def mitmdump(folder: Path, text: str, *more: str) -> AsyncIterator[Process]:
-    """One that waits for a client longer than a test takes."""
+    """A mitmdump that waits for a client longer than a test takes."""
     script = folder / "patient.py"
     patient = PATIENT.format(addon=str(SCRIPT.parent))
     script.write_text(f"{patient}from captive_portal import addons\n")
@@ -81,9 +81,9 @@ def silent() -> Iterator[int]:
 async def connected(port: int, data: bytes) -> Streams:
     """A client that has sent `data`, as far as the portal has taken it, and reads nothing."""
     talk = socket.socket()
-    # Segments as on Ethernet: of loopback's, megabytes would wait in the kernel.
+    # Segments as on Ethernet: with those of loopback, megabytes would wait in the kernel.
     talk.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1460)
-    # Nor does its own kernel take in megabytes: what it does not read stays with the portal.
+    # A small buffer: what the client does not read stays with the portal.
     talk.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * 1024)
     talk.setblocking(False)
     await asyncio.get_running_loop().sock_connect(talk, ("127.0.0.1", port))
@@ -97,7 +97,7 @@ async def connected(port: int, data: bytes) -> Streams:
 
 
 async def settled(it: Process) -> int:
-    """What it has of memory once it waits for something, and has no more than before.
+    """The process's memory, once it waits for something and no longer grows.
 
     A process that the machine gives no time does not wait: its state is running.
     """
@@ -112,7 +112,7 @@ async def settled(it: Process) -> int:
 
 
 async def many_more(it: Process, data: bytes) -> tuple[list[Streams], int]:
-    """Connections that have each sent `data`, and what of memory all but the first one take."""
+    """Connections that have each sent `data`, and the memory that all but the first one take."""
     clients = [await connected(it.port, data)]
     before = await settled(it)
     for _ in range(CONNECTIONS // 100):
@@ -123,7 +123,7 @@ async def many_more(it: Process, data: bytes) -> tuple[list[Streams], int]:
 
 
 def upload(place: str) -> bytes:
-    """The beginning of one."""
+    """The beginning of an upload to `place`."""
     head = f"PUT http://{place}/ HTTP/1.1\r\nHost: {place}\r\nContent-Length: 9000000\r\n\r\n"
     return head.encode() + bytes(3 * MB)
 
@@ -161,7 +161,7 @@ async def test_five_hundred_connections_of_one_client_keep_less_than_64_mb(
 async def test_uvloop_reads_no_more_of_an_upload_than_may_be_kept(
     tmp_path: Path, many_descriptors: None, silent: int
 ) -> None:
-    """Of itself it reads 256 kB at once, so that they kept 110 MB."""
+    """By default it reads 256 kB at once, so the connections kept 110 MB."""
     down = f"127.0.0.1:{silent}"
     async with appliance(tmp_path, garden(down)) as it:
         clients, taken = await many_more(it, upload(down))
@@ -199,7 +199,7 @@ GET = b"GET http://outside.example.com/ HTTP/1.1\r\nHost: outside.example.com\r\
 
 
 async def refusals(port: int, count: int) -> int:
-    """Has `count` requests refused, on as many connections as that takes; returns how many were."""
+    """Sends `count` requests, on as many connections as needed; returns how many were refused."""
 
     async def one() -> int:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

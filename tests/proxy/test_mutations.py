@@ -1,4 +1,4 @@
-"""Whatever bytes an unknown client sends: nothing reaches an origin, and it comes to an end."""
+"""Whatever bytes an unknown client sends, nothing reaches an origin, and the connection ends."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ from conftest import SOON, Origin, running_portal
 from proxy.bypasses import SEEDS, SPICE, mutated
 from proxy.wire import GARDEN, garden, with_names
 
-PATIENCE = 1.0  # seconds of an unknown client's, here
+PATIENCE = 1.0  # seconds for an unknown client's request, here
 
 SETTINGS = b"\0\0\x2a\x04"  # what HTTP/2 begins with (RFC 9113 section 3.4), as h2 has it
 
@@ -36,7 +36,7 @@ class Running:
         with socket.create_connection(("127.0.0.1", self.port), timeout=SOON) as client:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             received = b""
-            with contextlib.suppress(OSError):  # it may have closed on what it has read
+            with contextlib.suppress(OSError):  # it may have closed already
                 if self.mode == "socks5":
                     client.sendall(b"\x05\x01\x00")
                     client.recv(2)
@@ -131,7 +131,7 @@ def test_of_mutated_requests_nothing_leaves(
 def test_of_mutated_requests_to_the_garden_nothing_goes_elsewhere(
     running: Running, data: bytes, draw: st.DataObject
 ) -> None:
-    """And what comes to the garden is a request of ours, with the garden's one Host field."""
+    """The garden gets a request that the portal wrote, with one Host field: the garden's."""
     place, elsewhere = f"{GARDEN}:{running.garden.port}", f"127.0.0.1:{running.origin.port}"
     data = data.replace(b"ORIGIN", place.encode()).replace(b"ELSEWHERE", elsewhere.encode())
     running.garden.received, before = b"", running.garden.connections

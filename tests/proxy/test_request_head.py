@@ -1,4 +1,4 @@
-"""What a request's head says: the page it asks for, its credentials, and what becomes of them."""
+"""What a request's head says: the page it asks for, its credentials, and how they are handled."""
 
 import pytest
 from hypothesis import given

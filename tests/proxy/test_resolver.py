@@ -1,4 +1,4 @@
-"""Which addresses are this machine's own, and who may reach them."""
+"""Which addresses are this machine's own, and which clients may reach them."""
 
 import subprocess
 import sys

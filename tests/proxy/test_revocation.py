@@ -1,4 +1,4 @@
-"""What a client had open ends with its session, and what was refused goes the new way."""
+"""A client's connections end with its session, and after a grant requests are forwarded."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ ENDINGS = ["revoked", "over", "blocked"]
 
 
 def end(it: Portal, how: str) -> None:
-    """Has the session end, at once or soon."""
+    """Ends the session, at once or soon."""
     if how == "revoked":
         it.revoke("127.0.0.1")
     elif how == "over":
@@ -192,7 +192,7 @@ async def test_a_grant_has_the_next_request_go_the_new_way(
     monkeypatch: pytest.MonkeyPatch,
     mode: str,
 ) -> None:
-    monkeypatch.setattr(connections, "PATIENCE", 10 * SOON)  # it is not that which ends it
+    monkeypatch.setattr(connections, "PATIENCE", 10 * SOON)  # so that this does not end it
     dialled("127.0.0.1", origin.port)
     target = f"http://127.0.0.1:{origin.port}/" if mode == "regular" else "/"
     request = f"GET {target} HTTP/1.1\r\nHost: 127.0.0.1:{origin.port}\r\n\r\n".encode()

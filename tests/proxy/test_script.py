@@ -1,4 +1,4 @@
-"""The script in a real mitmdump: whatever becomes of it, there is no proxy without a gate."""
+"""The script in a real mitmdump: whatever happens to it, there is no proxy without a gate."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ KNOWN = "clients:\n  - {address: 127.0.0.1, access: known}\n"
 
 
 async def ends_with_the_error_alone(folder: Path, want: str, *arguments: str) -> None:
-    """A start that must fail: one line on stderr, exit status 1, and nobody was served."""
+    """A start that must fail: one line on stderr, exit status 1, and no client was served."""
     async with started(folder, *arguments, listening=False) as it:
         assert await it.ended() == 1, it.log
         said = "".join(it.err).strip()
@@ -59,7 +59,7 @@ async def test_an_option_that_mitmproxy_would_drop_in_silence_stops_the_start(
 
 
 async def at_once(folder: Path, cases: list[tuple[str, tuple[str, ...]]]) -> None:
-    """A process takes a second of a core to start; two at a time are as fast as it gets."""
+    """A process takes a second of a core to start, so more than two at a time are no faster."""
     places = asyncio.Semaphore(2)
 
     async def one(number: int, want: str, arguments: tuple[str, ...]) -> None:
@@ -152,7 +152,7 @@ async def test_no_request_is_answered_by_a_start_that_fails(tmp_path: Path, orig
 
 @contextlib.asynccontextmanager
 async def knocking(port: int, origin: Origin) -> AsyncIterator[list[bytes]]:
-    """Twenty clients that try again and again, until one is let in, to get at the origin."""
+    """Twenty clients that try to reach the origin again and again."""
     answers: list[bytes] = []
 
     async def knock() -> None:
@@ -259,7 +259,7 @@ async def test_the_gate_stays_whatever_becomes_of_the_script(
         await it.says("Removing script")
         assert await it.get(origin.port) == 511
         save(text)
-        for look in ("first look", "second look"):  # between which it would look at each script
+        for look in ("first look", "second look"):  # mitmproxy looks at each script in between
             save(f"print({look!r})\n", beside)
             await it.says(look)
         assert await it.get(origin.port) == 511
@@ -273,7 +273,7 @@ async def test_a_policy_that_is_broken_or_gone_leaves_the_last_good_one(
 ) -> None:
     file = policy(tmp_path, KNOWN)
     arguments = ("--set", f"portal_policy={file}", "--set", f"portal_events={tmp_path}/events")
-    # Python keeps 8 KiB of what is said, unless in a terminal; all of it can be read at once.
+    # Python buffers 8 KiB of output unless it writes to a terminal. Here it must not.
     async with started(tmp_path, *arguments, env={"PYTHONUNBUFFERED": ""}) as it:
         assert await it.get(origin.port) == 200
         file.write_text("login_url: [\n")

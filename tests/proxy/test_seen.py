@@ -1,4 +1,4 @@
-"""What is shown, saved and told of each flow: its verdict always, a credential never."""
+"""What is shown, saved and logged of each flow: always its verdict, never a credential."""
 
 import asyncio
 import json
@@ -49,7 +49,7 @@ async def test_each_flow_bears_its_verdict_and_keeps_it_when_saved(
             await over_tls((reader, writer))
         it.grant("127.0.0.1")
         assert b" 200 " in await it.talk(get(elsewhere))
-        # A refused client's flow is as it was, whoever it is since.
+        # A refused client's flow stays as it was, even if the client is known since.
         assert [shown.marked for shown in it.flows.requests][:1] == [":no_entry:"]
     flows = [it for it in saved(path) if not is_connect(it)]
     told = [(it.marked, it.metadata["portal"]["verdict"]) for it in flows]
@@ -100,7 +100,7 @@ async def test_credentials_are_redacted_before_any_addon_sees_them(
             for shown in it.flows.shown:
                 assert not any(secret in shown for secret in SECRETS), shown
             assert any(b"[redacted]" in shown for shown in it.flows.shown)
-    # The garden had the client's own, but for what was meant for a proxy.
+    # The garden got the client's own fields, except those that were meant for a proxy.
     assert origin.received.count(b"s3cret-token") == 2
     assert b"s3cret-proxy" not in origin.received
 

@@ -1,4 +1,4 @@
-"""TLS of unknown clients is refused, dropped or intercepted, and no origin hears of it."""
+"""TLS of unknown clients is refused, dropped or intercepted, and no origin gets anything of it."""
 
 import asyncio
 import contextlib
@@ -61,7 +61,7 @@ ELSEWHERE = "192.0.2.1"
 
 @dataclass
 class Told:
-    """The events of a portal as they are written, before any is counted instead."""
+    """The events of a portal as it writes them, before repeated ones are only counted."""
 
     events: list[dict[str, Any]] = field(default_factory=list)
 
@@ -69,7 +69,7 @@ class Told:
         return [it for it in self.events if it["event"] == event]
 
     async def one(self, event: str) -> dict[str, Any]:
-        """The one event of this kind; it fails where none comes, or a second."""
+        """The only event of this kind; fails if there is none, or a second one."""
         await until(lambda: bool(self.of(event)))
         await asyncio.sleep(0.1)
         (told,) = self.of(event)
@@ -99,7 +99,7 @@ async def raw(streams: Streams, *pieces: bytes, timeout: float | None = None) ->
 
 
 async def send(writer: asyncio.StreamWriter, *pieces: bytes) -> None:
-    """Sends each in a segment of its own as far as that can be had, until the other end closes."""
+    """Sends each in a segment of its own, if possible, until the other end closes."""
     with contextlib.suppress(ConnectionError):
         for piece in pieces:
             writer.write(piece)
@@ -343,7 +343,7 @@ def test_a_hello_is_read_as_mitmproxy_reads_it(
     assert ours.server_name == ours.sni
     assert list(ours.protocols) == theirs.alpn_protocols
     assert ours.has_ech == (ECH in dict(theirs.extensions))
-    if theirs.sni is not None:  # None where it is no host name to mitmproxy
+    if theirs.sni is not None:  # None if mitmproxy does not take it for a host name
         assert ours.server_name == theirs.sni
     assert (ours.sni is None) == (0 not in dict(theirs.extensions))
 
@@ -638,7 +638,7 @@ async def test_a_known_client_has_the_origins_certificate_or_mitmproxys(
 
 
 class UntilGone:
-    """An addon of an operator's that takes its time: until the client has gone."""
+    """An addon of the operator that waits until the client has gone."""
 
     async def http_connected(self, shown: HTTPFlow) -> None:
         await until(lambda: shown.client_conn.state is ConnectionState.CLOSED)
@@ -710,7 +710,7 @@ async def test_a_known_client_reaches_the_login_server_by_its_address(
     written: Counter[str],
     mode: str,
 ) -> None:
-    """It is connected to what it dialled before its SNI says what it means."""
+    """The client is connected to what it dialled before its SNI says which host it means."""
     dialled("127.0.0.1", secure.port)
     policy = f"{KNOWN}login_url: https://{GARDEN}:{secure.port}/\n"
     async with portal(policy, mode=mode) as it:

@@ -40,7 +40,7 @@ def by_urllib(port: int, size: int) -> int:
 
 
 def by_chunks(port: int, size: int) -> int:
-    """As Java's HttpURLConnection does where it streams: it reads once all is written."""
+    """Like Java's HttpURLConnection when it streams: it reads only after all is written."""
     client = http.client.HTTPConnection("127.0.0.1", port, timeout=SOON)
     pieces = (bytes(MB) for _ in range(size // MB))
     client.request("POST", "http://192.0.2.80/", pieces, encode_chunked=True)
@@ -104,7 +104,7 @@ async def test_a_longer_upload_that_says_how_long_it_is_gets_its_511(mitmdump: P
 async def test_one_that_goes_on_sending_is_read_stage_by_stage(
     portal: StartPortal, origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For as long as it sends enough, and then no longer."""
+    """The portal reads as long as the client sends enough, and no longer."""
     read, goes_on, piece = 0, list[bool](), bytes(32 * 1024)
     takes, go_on = Stages.takes, Stages.go_on
 

@@ -41,7 +41,7 @@ EDITOR = '#!/bin/sh\necho "with cadaver" >> "$1"\ntouch -d "1 minute" "$1"\n'
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """A folder on a WebDAV server, and the two who have it open by way of the portal."""
+    """A folder on a WebDAV server, and two people who have it open through the portal."""
 
     folder: Path
     origin: int
@@ -49,7 +49,7 @@ class Shared:
 
     @property
     def page(self) -> str:
-        """What the server has now, which lost updates are missing from."""
+        """The page on the server now, without the updates that were lost."""
         return (self.folder / "served" / "page.txt").read_text()
 
     def url(self, name: str) -> str:
@@ -62,7 +62,7 @@ class Shared:
         return int(said.split(" ", 2)[1]), said
 
     async def edit(self, line: str) -> str:
-        """Has curl's file changed as the server's page is now, and returns the page's ETag."""
+        """Makes curl's file a change of the page as it is now, and returns the page's ETag."""
         _, said = await self.curl()
         head, _, page = said.partition("\n\n")
         (self.folder / "curl.txt").write_text(f"{page}{line}\n")
@@ -127,7 +127,7 @@ async def shared(it: Portal, folder: Path) -> AsyncIterator[Shared]:
 async def test_where_no_condition_is_required_an_update_is_lost(
     portal: StartPortal, tmp_path: Path
 ) -> None:
-    """The counter-check of the next one."""
+    """Shows that the next test can fail."""
     async with portal(KNOWN) as it, shared(it, tmp_path) as both:
         await both.edit("with curl")
         assert "Uploading changes" in await both.cadaver("edit page.txt")

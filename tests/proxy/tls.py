@@ -45,7 +45,7 @@ async def connected(it: Portal, mode: str, port: int, host: str = "127.0.0.1") -
 
 
 def check_the_certificate(port: int) -> None:
-    """As most clients do; asyncio's own hang up without the alert that OpenSSL has ready."""
+    """TLS as most clients do it; asyncio hangs up without the alert that OpenSSL has ready."""
     context = trusting_none()
     with (
         socket.create_connection(("127.0.0.1", port), SOON) as plain,

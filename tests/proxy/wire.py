@@ -1,4 +1,4 @@
-"""What the tests of HTTP on the wire share: ways to the portal, names, and answers taken apart."""
+"""For tests of HTTP on the wire: ways to the portal, names, and parsed answers."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ OUTSIDE = "outside.example.com"
 
 
 class SmallResolver(SystemResolver):
-    """A resolver that knows a few names, and what it was asked."""
+    """A resolver that knows a few names, and records what it was asked."""
 
     def __init__(self, names: dict[str, str]) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class SmallResolver(SystemResolver):
 
 
 def with_names(it: Portal, *names: str, at: str = "127.0.0.1") -> SmallResolver:
-    """Has `names` resolve to an address of this machine's."""
+    """Makes `names` resolve to an address of this machine."""
     found = SmallResolver(dict.fromkeys(names, at))
     it.keeper.dialling.resolver = found
     return found
@@ -61,7 +61,7 @@ class Answer:
 
 
 def answers(data: bytes, *methods: str) -> list[Answer]:
-    """The responses in `data`, to requests by `methods` (GET, where it says none)."""
+    """The responses in `data`, to requests by `methods` (GET if not given)."""
     found: list[Answer] = []
     while data:
         head, end, data = data.partition(b"\r\n\r\n")
@@ -142,7 +142,7 @@ async def say(
 ) -> bytes:
     """Sends `data` (each piece in a segment of its own), and all that comes back until the end.
 
-    `ends` closes our half once all is sent, so that there is an end where the portal keeps on.
+    `ends` closes our half once all is sent, so that the portal closes too.
     """
     reader, writer = streams
     try:
@@ -161,16 +161,16 @@ async def say(
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
-    """Ends a connection with RST, as a device that was switched off seems to."""
+    """Ends a connection with RST, as if the device were switched off."""
     sock = writer.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
 
 
 def later(seconds: float) -> None:
-    """Has the event loop's clock go on by `seconds`: whatever deadline is within them has come.
+    """Moves the event loop's clock on by `seconds`: each deadline within them has come.
 
-    So nothing before it is in a hurry, as it would be with a deadline that is short.
+    So what has to happen before it has enough time, which a shorter deadline would not give.
     """
     loop = asyncio.get_running_loop()
     now = loop.time

@@ -1,4 +1,4 @@
-"""What real clients do, and what the report finds."""
+"""Real clients, and the findings that the report must have."""
 
 CANARY = "s3cret"
 

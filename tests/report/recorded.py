@@ -1,4 +1,4 @@
-"""Events as the portal writes them, made by hand: what a client did, in a line each."""
+"""Events as the portal writes them, made by hand, a line for each thing that a client did."""
 
 from datetime import UTC, datetime
 from typing import Any

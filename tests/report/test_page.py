@@ -1,4 +1,4 @@
-"""The page of a report: valid, safe, needs nothing from anywhere, and can be read by everybody."""
+"""The page of a report is valid, safe and accessible, and loads nothing."""
 
 import re
 import time

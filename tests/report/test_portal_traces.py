@@ -1,4 +1,4 @@
-"""What a portal's page leaves in a client is found in a later request, and nothing else is."""
+"""The report finds in later requests what a portal's page left in a client, and nothing else."""
 
 import pytest
 

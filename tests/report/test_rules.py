@@ -162,7 +162,7 @@ def test_a_client_that_does_all_as_it_should_has_no_finding() -> None:
 
 def test_many_events_of_one_client_are_looked_at_in_linear_time() -> None:
     def rounds(count: int) -> int:
-        """How often a loop begins again, or a function is called, for that many events."""
+        """How many loop passes and function calls that many events take."""
         events = [
             refused(
                 n / 100,

@@ -16,7 +16,7 @@ TESTS = HERE.parent
 PAGE = HERE / "README.md"
 
 NOT_OURS = ("Asked of ", "Not done")
-"""How the second column of a row starts that no test can show: it says why."""
+"""The start of the second column in rows that no test can show; the rest says why."""
 
 type Mark = tuple[int, str, str]
 
@@ -58,7 +58,7 @@ def rows(page: str) -> Iterator[tuple[str, Mark | None, str]]:
 
 
 def filled_in(page: str) -> str:
-    """The page with its last column as the marks are now."""
+    """The page with its last column filled in from the marks."""
     tests = marks()
     lines = [
         f"| {mark[2]} | {does} | {_links(tests.get(mark, []), mark[1])} |" if mark else line

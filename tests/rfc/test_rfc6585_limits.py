@@ -161,7 +161,7 @@ async def test_5_one_field_or_all_of_them_over_http_2(
     " at fault",
 )
 async def test_5_the_size_is_what_hpack_makes_of_it(portal: StartPortal, dialled: Dialled) -> None:
-    """A field sent once is one byte from then on: forty of it are some 40 bytes, and too large."""
+    """A field that was sent once takes one byte later: forty are some 40 bytes, and too large."""
     dialled("192.0.2.80", 443)
     async with portal(INTERCEPT + LARGE, mode="transparent") as it:
         client = await tls(it, "h2")
@@ -240,7 +240,7 @@ async def test_5_a_smaller_request_is_answered_as_ever(portal: StartPortal) -> N
 async def test_7_2_a_client_that_does_not_obey_is_answered_so_often_and_then_dropped(
     portal: StartPortal,
 ) -> None:
-    """urllib3 that repeats every 511 and 429 at once. The client beside it is served as before."""
+    """urllib3 repeats every 511 and 429 at once. Another client is served as before."""
     count = {"unknown_requests": "{count: 5, per: 1h}", "drop_after": "{count: 30, per: 1h}"}
     async with portal(limits(**count)) as it:
         storm = urllib3.Retry(

@@ -19,7 +19,7 @@ KNOWN = "clients:\n  - {address: 127.0.0.1, access: known}\n"
 
 @dataclass(frozen=True)
 class Request:
-    """What a program sends that no person looks at."""
+    """Requests of programs that no person watches."""
 
     method: str
     url: str
@@ -37,7 +37,7 @@ class Request:
 
 PAGE = Request("GET", "http://www.example.com/index.html", "Accept: text/html\r\n")
 
-# Appendix B, and who else speaks HTTP without anybody looking on.
+# Appendix B, and other programs that speak HTTP without a person.
 UNATTENDED = {
     "favicon": Request("GET", "http://www.example.com/favicon.ico", "Accept: image/*\r\n"),
     "P3P": Request("GET", "http://www.example.com/w3c/p3p.xml"),
@@ -153,7 +153,7 @@ async def test_6_must_not_be_stored_by_a_cache(portal: StartPortal) -> None:
 async def test_6_should_not_be_generated_by_origin_servers_and_is_not_in_their_place(
     portal: StartPortal, origin: Origin
 ) -> None:
-    """A known client gets what the origin says, as it says it: even a 511 of the origin's own."""
+    """A known client gets the origin's answer unchanged, even if that is a 511."""
     own = b"HTTP/1.1 511 Mine\r\nX-Own: yes\r\nContent-Length: 3\r\n\r\nown"
     origin.answer = own
     async with portal(KNOWN) as it:
@@ -228,7 +228,7 @@ async def test_7_4_no_cookie_is_set_in_the_name_of_the_origin(portal: StartPorta
 async def test_7_4_tls_is_refused_without_a_certificate_by_default(
     portal: StartPortal, origin: Origin, dialled: Dialled
 ) -> None:
-    """So a client that checks certificates has none to see an error in."""
+    """So a client that checks certificates finds no certificate error."""
     dialled("127.0.0.1", origin.port)
     async with portal(mode="transparent") as it:
         with pytest.raises(ssl.SSLError, match=r"(?i)alert access denied") as refused:
@@ -250,7 +250,7 @@ async def test_7_4_tls_is_refused_without_a_certificate_by_default(
 async def test_b_no_program_can_take_the_portal_for_the_origin(
     portal: StartPortal, origin: Origin, dialled: Dialled, mode: str, name: str
 ) -> None:
-    """Neither success, nor a redirect that it would follow, nor anything that it would believe."""
+    """No success, no redirect that it would follow, and no body that it would believe."""
     dialled("127.0.0.1", origin.port)
     async with portal(mode=mode) as it:
         answer = await ask(it, mode, UNATTENDED[name])

@@ -37,7 +37,7 @@ def fields(reply: Reply) -> dict[str, str]:
 
 
 def assert_not_storable(verdict: Refusal, status: int) -> None:
-    """RFC 9111 section 3, and nothing that real caches were seen to keep a response by."""
+    """RFC 9111 section 3, and nothing that made real caches store a response."""
     for method in ("GET", "HEAD", "POST", "OPTIONS"):
         for form in FORMS:
             reply = reply_to(verdict, Asked(method, form))

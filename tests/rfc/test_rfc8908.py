@@ -255,7 +255,7 @@ def test_5_every_key_has_its_type_and_its_place(
     )
     assert type(document["captive"]) is bool
     assert document["captive"] is not (session is not None and session.is_open(now))
-    # SHOULD be there only when not captive, and where there is an end.
+    # SHOULD be there only for a client that is not captive, and whose session ends.
     assert ("seconds-remaining" in document) is not document["captive"]
     assert type(document.get("seconds-remaining", 0)) is int
     assert type(document.get("can-extend-session", True)) is bool
@@ -290,7 +290,7 @@ async def test_4_nothing_a_client_claims_makes_it_another() -> None:
 
 
 class _Flushed(Neighbours):
-    """A neighbour table that somebody flushed: everybody is on the link, and nobody has a MAC."""
+    """A neighbour table that was flushed: all clients are on the link, and none has a MAC."""
 
     def is_on_link(self, address: Address) -> bool:
         return True

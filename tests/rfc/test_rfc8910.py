@@ -1,4 +1,4 @@
-"""RFC 8910, where the API is: the part of it that is a server's."""
+"""RFC 8910, how a device finds the API: the part that concerns a server."""
 
 import json
 

@@ -1,15 +1,15 @@
-"""Echo requests of a client, and how many are answered."""
+"""Sends echo requests, and counts the answers."""
 
 import contextlib
 import socket
 
 from conftest import SOON
 
-QUIET = 0.5  # seconds in which what must not come would
+QUIET = 0.5  # seconds within which an answer would come
 
 
 def pings(address: str, expected: int, count: int = 1) -> int:
-    """How many of `count` echo requests are answered; for those `expected` it has patience."""
+    """How many of `count` echo requests are answered; it waits longer for the `expected` ones."""
     sixth = ":" in address
     family, protocol, request, answer, at = (
         (socket.AF_INET6, socket.IPPROTO_ICMPV6, b"\x80\0\0\0\0\0\0\1", 129, 0)

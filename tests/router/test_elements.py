@@ -1,4 +1,4 @@
-"""Who is in the kernel's sets, by address and by MAC, and when each is looked at."""
+"""Which clients are in the kernel's sets, by address and by MAC, and when each is looked at."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What the table has not marked is not forwarded: flushes by hand, with the portal and without."""
+"""What the table has not marked is not forwarded, even after a flush or without a portal."""
 
 import contextlib
 import socket
@@ -51,7 +51,7 @@ def told() -> list[str]:
 
 @pytest.fixture
 def portal(lab: Lab, up: None, store: MemoryStore, told: list[str]) -> Iterator[None]:
-    """What a portal that is running keeps."""
+    """A running portal's part: it keeps the rules."""
     known = lab.router.call(KnownClients, lambda: lab.policy, store, lab.neighbours)
     restorer = lab.router.call(Restorer, known, told.append)
     store.watch(known.changed)
@@ -88,7 +88,7 @@ def flood(lab: Lab, number: int) -> Iterator[None]:
         ):
             while not over.wait(0.0002):
                 for sender, address in ((fourth, ORIGIN4), (sixth, ORIGIN6)):
-                    with contextlib.suppress(OSError):  # what it is answered
+                    with contextlib.suppress(OSError):  # the answers to it
                         sender.sendto(b"out", (address, 9))
                 sent[0] += 1
 
@@ -143,7 +143,7 @@ def test_without_the_portal_a_flush_leaves_clients_shut_in_and_nobody_else(
 
 @contextlib.contextmanager
 def other_network(lab: Lab) -> Iterator[Namespace]:
-    """A machine on a network of the router's that is no client's."""
+    """A machine on another network of the router, with no clients."""
     other = Namespace("fence-other")
     try:
         veth(other, "eth0", lab.router, "lan2")

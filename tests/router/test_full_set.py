@@ -1,4 +1,4 @@
-"""A set of the kernel's that is full: who is in stays in, it is said once, and it is no loop."""
+"""A full set in the kernel: clients in it stay in, the log says it once, and nothing loops."""
 
 import time
 from collections.abc import Collection, Iterator
@@ -31,7 +31,7 @@ POLICY = policy_file.parse(
 
 
 class Nobody(Neighbours):
-    """No neighbours: a session of a MAC is in force for any address that comes with it."""
+    """No neighbours: a session of a MAC holds for any address that comes with that MAC."""
 
     def addresses(self, mac: Mac) -> list[Address]:
         return []
@@ -128,7 +128,7 @@ def test_a_set_that_the_kernel_finds_full_causes_no_loop_and_keeps_no_revoked_cl
         store.watch(known.changed)
         router.call(known.start)
         wait_for(lambda: len(compared) >= 6)
-        (began, used), (ended, used_by_then) = compared[1], compared[5]  # the first was not its own
+        (began, used), (ended, used_by_then) = compared[1], compared[5]  # the first is not its own
         assert used_by_then - used < (ended - began) / 5
         assert len(errors) == 1
         within = inside(rules)
@@ -190,7 +190,7 @@ def test_what_the_kernel_refuses_of_one_does_not_leave_another_connected(
             return run(its, commands)
 
         monkeypatch.setattr(Nftables, "run", refuses)
-        store.revoke(out)  # which it does not watch: so its own thread does not meet it
+        store.revoke(out)  # it does not watch the store, so its thread does not see this
         grant(store, into)
         with pytest.raises(RulesError, match="Too many open files"):
             known.update([into, out])

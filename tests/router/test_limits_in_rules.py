@@ -1,4 +1,4 @@
-"""The rules for `limits`, as text: what is dropped, and which limits known clients meet."""
+"""The rules for `limits`, as text: what they drop, and which limits hold for known clients."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The kernel's part: what its rules let through, and how the sets follow the sessions."""
+"""The kernel's part: what the rules let through, and how the sets follow the sessions."""
 
 import contextlib
 import itertools
@@ -59,7 +59,7 @@ iifname "wan" ct state != { established, related } drop
 
 @pytest.fixture(scope="module", params=["alone", "beside a firewall"])
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """The lab without mitmdump, so that whatever passes has passed by the kernel."""
+    """The lab without mitmdump: whatever passes, the kernel forwards."""
     requires.check(requires.namespaces())
     requires.check(requires.tool("nft", "dnsmasq", "curl", "conntrack"))
     with Lab(clients=2, portal=False, follow=False, name="nft") as it:
@@ -110,9 +110,9 @@ def session(client: str, seconds: float = 3600, idle: float | None = None) -> Se
 
 
 def echoes(client: Client, address: str, *, udp: bool = False, seconds: float = SOON) -> bool:
-    """Whether the origin's echo answers `client` at `address`. Who is refused is so at once.
+    """Whether the origin's echo answers `client` at `address`. A refusal comes at once.
 
-    But for whose session ends between the question and the answer: that is waited for.
+    Only if a session ends between the question and the answer does it wait.
     """
 
     def ask() -> bool:
@@ -147,7 +147,7 @@ def answers(connection: socket.socket, seconds: float = SOON) -> bool:
 def seen(lab: Lab, client: Client) -> None:
     """Waits until the router knows the MAC of `client`: all namespaces share one table of them."""
     address = parse_address(client.v4)
-    # To refuse a packet the router needs no MAC; to answer an echo request it asks for it.
+    # The router needs no MAC to refuse a packet, but asks for it to answer an echo request.
     wait_for(lambda: client.namespace.call(pings, ROUTER4, 0) and lab.neighbours.find_mac(address))
 
 
@@ -242,7 +242,7 @@ NAMES = "".join(f"meta l4proto {name}\n" for name in PROTOCOLS * 2)
 
 @LAB
 def test_rules_are_what_they_are_however_many_threads_look(lab: Lab) -> None:
-    """libnftables has the names of protocols in one place for all threads.
+    """libnftables has one table of protocol names for all threads.
 
     Without a lock, one of 50 listings of these rules is wrong.
     """
@@ -267,7 +267,7 @@ def test_rules_are_what_they_are_however_many_threads_look(lab: Lab) -> None:
 def test_the_library_serves_one_thread_at_a_time_and_the_elements_of_a_set_are_read_without_it(
     lab: Lab,
 ) -> None:
-    """Whatever the contexts: with two threads in it, it has crashed, and mixed up sets."""
+    """Even with separate contexts, two threads in libnftables have crashed, and mixed up sets."""
     mac = "02:00:00:00:00:99"
     lab.rules.run(f"add element inet capport macs {{ {mac} timeout 60s }}\n")
     done = threading.Event()
@@ -477,7 +477,7 @@ def test_a_known_client_gets_icmpv6_and_what_it_says_of_its_packets(
 
 @LAB
 def test_neighbour_discovery_is_no_way_out(lab: Lab, known: KnownClients) -> None:
-    """The kernel tracks it as little as what known clients send."""
+    """The kernel does not track it, like the traffic of known clients."""
 
     def send() -> None:
         with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as raw:
@@ -503,7 +503,7 @@ def test_neighbour_discovery_is_no_way_out(lab: Lab, known: KnownClients) -> Non
 def test_what_was_redirected_before_the_grant_stays_the_proxys(
     lab: Lab, store: MemoryStore, known: KnownClients, address: str
 ) -> None:
-    """Sent on to the origin in its middle, it would be reset there."""
+    """If its packets went to the origin from then on, the origin would reset it."""
     with lab.router.call(
         socket.create_server, ("", 8080), family=socket.AF_INET6, dualstack_ipv6=True
     ) as listener:
@@ -569,7 +569,7 @@ def test_what_the_kernel_would_not_have_at_first_is_tried_again(
 def test_a_client_that_is_being_added_is_not_yet_one_that_the_kernel_should_have(
     lab: Lab, store: MemoryStore, started: KnownClients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else its request at that moment would be taken for a sign that the kernel has lost it."""
+    """Otherwise its request at that moment would look as if the kernel had lost it."""
     client = CoreClient(parse_address(lab.client.v4), lab.client.mac)
     run, had = Nftables.run, list[bool]()
 
@@ -620,7 +620,7 @@ class Leased(MemoryStore):
 def test_sessions_of_other_routers_are_in_force_while_the_lease_that_the_kernel_has_lasts(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One element is renewed, whatever the number of clients; without it they are all out."""
+    """One element is renewed for any number of clients; without it, all are out."""
     monkeypatch.setattr(known_clients, "LEASE_CHECK", 0.05)
     store, client = Leased(), lab.client
     store.lease = clock.now() + 60
@@ -663,7 +663,7 @@ def test_sessions_of_other_routers_are_in_force_while_the_lease_that_the_kernel_
 
 @LAB
 def test_a_client_that_is_granted_a_session_here_too_loses_no_packet_by_it(lab: Lab) -> None:
-    """Its elements move to the sets of sessions that need no lease, and back."""
+    """The client's elements move to the sets of sessions that need no lease, and back."""
     store, client = Leased(), lab.client
     store.lease = clock.now() + 600
     nftables.up(lab.policy, rules=lab.rules)
@@ -727,7 +727,7 @@ def test_a_spoofed_address_does_not_pass_with_another_mac(
 
 
 def announce(client: Client, address: str) -> None:
-    """Asks for the router's MAC, as whoever comes does, so that the router learns the asker's."""
+    """Asks for the router's MAC, as a new client does, so that the router learns the client's."""
     client.namespace.ip("neighbour flush dev eth0")
     client.namespace.call(_send_from, address)
 
@@ -760,7 +760,7 @@ def _datagram(source: str, to: str, port: int, body: bytes) -> bytes:
 
 
 def await_router(lab: Lab) -> None:
-    """Returns once the router has done with what the clients have sent: it answers a later ping."""
+    """Returns once the router has handled what the clients have sent: it answers a later ping."""
     for client in lab.clients:
         assert client.namespace.call(pings, ROUTER4, 1)
 
@@ -848,7 +848,7 @@ def test_the_policys_rules_come_before_sessions(
 
 @LAB
 def test_a_blocked_mac_does_not_pass_with_the_address_of_a_client_off_the_link(lab: Lab) -> None:
-    """A rule by address holds for whoever is behind another router; not for who is blocked here."""
+    """A rule by address holds for clients behind another router, not for a MAC blocked here."""
     one, other = lab.clients
     policy = policy_of(
         f"clients:\n  - {{mac: {one.mac}, access: blocked}}\n"
@@ -895,7 +895,7 @@ def test_a_session_for_an_address_off_the_link_is_for_the_frames_of_the_router_b
         assert not [line for line in lab.reached()[before:] if line.startswith("udp")]
         assert elements(lab, "known4").keys() == {f"{behind} . {hop.mac}"}
         assert elements(lab, "routed4") == {}
-        # The router before it has another interface from here on.
+        # From here on, the router before it has another interface.
         moved = "02:00:00:00:00:77"
         lab.router.ip(f"neighbour replace {hop.v4} lladdr {moved} dev br-lan nud permanent")
         wait_for(lambda: elements(lab, "known4").keys() == {f"{behind} . {moved}"})
@@ -1055,7 +1055,7 @@ def test_traffic_is_heard_of_although_its_counter_began_again(
         for after, packets in ((100.0, 5), (200.0, 1), (300.0, 1)):
             assert lab.client.namespace.call(pings, ORIGIN4, packets, packets) == packets
             it_is = now + after
-            following.changed(mac)  # it looks what is due: it puts the end off, and adds again
+            following.changed(mac)  # extends the elements that are due, or adds them again
             wait_for(lambda at=it_is: last_seen(store, mac) == at)  # type: ignore[misc]
     finally:
         following.close()
@@ -1156,7 +1156,7 @@ def test_several_proxies_share_the_clients_by_address(lab: Lab) -> None:
 
 @LAB
 def test_one_client_has_only_so_many_connections(lab: Lab, known: KnownClients) -> None:
-    """And so many new ones a second: the next client does not notice."""
+    """The same number of new connections in a second, and the next client does not notice."""
     client, other = lab.clients
     listener = lab.router.call(socket.create_server, ("", 8080), backlog=500)
     held: list[socket.socket] = []
@@ -1186,7 +1186,7 @@ def test_one_client_has_only_so_many_connections(lab: Lab, known: KnownClients) 
 def test_made_up_macs_ask_no_more_than_all_unknown_clients_together_may(
     lab: Lab, store: MemoryStore, known: KnownClients
 ) -> None:
-    """The bound by MAC alone would be none."""
+    """A bound by MAC alone could be evaded."""
     client, other = lab.clients
     router_mac = lab.router.run("cat", "/sys/class/net/br-lan/address").stdout.strip()
     began = time.monotonic()
@@ -1242,7 +1242,7 @@ def test_nobody_opens_a_connection_to_a_known_client_from_outside(
 def test_an_address_on_the_link_without_a_mac_is_nobodys_and_ours_is_not_a_clients(
     lab: Lab, store: MemoryStore, known: KnownClients
 ) -> None:
-    """Else any MAC on the link could send from it."""
+    """Otherwise any MAC on the link could send from it."""
     for address in ("192.0.2.99", ROUTER4, ROUTER6, "2001:db8:1::99"):
         store.put(session(address))
     lab.router.call(known.resync)
@@ -1300,7 +1300,7 @@ def test_the_router_answers_pings_but_not_a_flood_of_them(lab: Lab, known: Known
 def test_the_time_is_to_be_had_at_the_router_and_nothing_else_by_that_way(
     lab: Lab, known: KnownClients
 ) -> None:
-    """To check a certificate takes the time (NTP, RFC 5905)."""
+    """A check of a certificate needs the time (NTP, RFC 5905)."""
     client = lab.client
 
     def ask(address: str, expected: int, count: int = 1, length: int = 48) -> int:
@@ -1328,7 +1328,7 @@ def test_the_time_is_to_be_had_at_the_router_and_nothing_else_by_that_way(
         assert client.namespace.call(ask, STATUS4, 1)
         assert not client.namespace.call(ask, STATUS4, 0, length=68)
         assert not client.namespace.call(ask, ORIGIN4, 0)
-        # Bounded: its fields are 48 bytes of anybody's.
+        # Bounded: a client can fill its 48 bytes freely.
         began = time.monotonic()
         answered = client.namespace.call(ask, STATUS4, 1, count=30)
         assert answered <= 11 + (time.monotonic() - began)
@@ -1431,7 +1431,7 @@ def test_forget_drops_one_clients_connections_and_not_those_to_the_proxy(
     for one in (client, other):
         store.put(session(one.mac))
         known.update([ClientId(one.mac)])
-    # By their ports: what earlier connections still send may well be tracked anew.
+    # By their ports, because packets of earlier connections may be tracked again.
     with connected(client) as mine, connected(other) as theirs, redirected, listener:
         assert lab.router.call(conntrack.forget, [parse_address(client.v4)]) >= 1
         entries = lab.router.run("conntrack", "-L").stdout

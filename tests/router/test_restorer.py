@@ -1,4 +1,4 @@
-"""The rules stay: what others do to nftables, and what it means for known clients' traffic."""
+"""The rules stay, whatever other programs do to nftables, and known clients' traffic goes on."""
 
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -104,7 +104,7 @@ def test_rules_that_somebody_takes_away_are_back_at_once_with_the_known_clients(
 
 
 def macs(lab: Lab) -> dict[str, float]:
-    """Who has a session by its MAC, in the kernel, and for how many seconds more."""
+    """The MACs in the kernel's set, and how many seconds each has left."""
     return lab.elements("macs")
 
 
@@ -115,7 +115,7 @@ def test_what_changes_while_a_command_puts_the_rules_up_is_in_force_when_it_has(
     restorer: Restorer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """`capport router up` has a list of who is known, of a moment before its rules are there."""
+    """`capport router up` lists the known clients a moment before its rules are there."""
     revoked, prolonged, granted = "02:00:00:00:00:a1", "02:00:00:00:00:a2", "02:00:00:00:00:a3"
     known.update([grant(store, revoked, 3600), grant(store, prolonged, 60)])
     load = nftables.up
@@ -172,7 +172,7 @@ def test_a_change_of_the_sets_alone_is_no_reason_to_look_at_the_rules(
     monkeypatch: pytest.MonkeyPatch,
     told: list[str],
 ) -> None:
-    """A look reads all chains, and there is a change at each grant."""
+    """Reading all chains is slow, and each grant changes something."""
     in_force, seen = nftables.in_force, list[nftables.InForce | None]()
 
     def looked() -> nftables.InForce | None:
@@ -205,7 +205,7 @@ def test_capport_router_down_is_meant(
 def test_down_is_meant_however_soon_after_up_it_comes(
     lab: Lab, restorer: Restorer, told: list[str]
 ) -> None:
-    """What the kernel says of the one may be read when the other is done."""
+    """The kernel's message about one change may be read after the next one."""
     for _ in range(30):
         nftables.up(lab.policy, rules=lab.rules)
         lab.rules.run("table inet later\ndelete table inet later\n")

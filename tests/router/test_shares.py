@@ -32,7 +32,7 @@ def get(place: str, fields: bytes = b"", method: str = "GET") -> bytes:
 
 @contextlib.asynccontextmanager
 async def dripping() -> AsyncIterator[tuple[int, set[asyncio.StreamWriter]]]:
-    """An origin that never ends its answer; what it has open."""
+    """An origin that never ends its answer; it counts its connections."""
     open_: set[asyncio.StreamWriter] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -170,7 +170,7 @@ async def test_nor_by_asking_for_all_of_them_at_once(
 ) -> None:
     origin.answer = b""
     async with portal(logging_in(f"127.0.0.1:{origin.port}")) as it:
-        for _ in range(2):  # the second time, those of the first do not count any more
+        for _ in range(2):  # the connections of the first time no longer count
             await ask_for_all_at_once(it, origin, few)
 
 

@@ -1,4 +1,4 @@
-"""The units of scripts/router/: what they say holds, and their commands do what the order promises.
+"""The units of scripts/router/: their settings hold, and their commands keep the promised order.
 
 The commands are those of the files, with no more capabilities than the units give, in namespaces
 in place of a machine that boots.
@@ -52,7 +52,7 @@ router:
 
 
 def values(unit: str, key: str) -> list[str]:
-    """Each value of a key, in order, of which a unit may have several."""
+    """Each value of a key, in order: a unit may have several."""
     lines = (FOLDER / unit).read_text().splitlines()
     return [line.partition("=")[2] for line in lines if line.startswith(f"{key}=")]
 
@@ -104,7 +104,7 @@ def test_the_rules_come_before_any_network_and_the_portal_after_the_rules() -> N
 def test_no_unit_is_given_up_for_good_nor_holds_the_network_up_where_the_rules_fail_at_first() -> (
     None
 ):
-    # A unit that requires them, or that they want, is what does that: seen at a boot.
+    # Only a unit that requires them, or that they want, does that: seen at a boot.
     assert "capport-router.service" not in words("capport.service", "Requires")
     assert words("capport-router.service", "Wants") == ["network-pre.target"]
     assert words("capport.service", "WantedBy") == ["multi-user.target"]
@@ -293,7 +293,7 @@ def test_a_stop_closes_also_where_it_was_in_the_middle_of_a_reload_and_the_rules
 def test_a_stop_does_not_tell_clients_that_there_is_no_ipv6_router_any_more(
     booted: Booting,
 ) -> None:
-    # RFC 4861 section 7.2.5: whoever says so is taken out of the default routers, and a restart
+    # RFC 4861 section 7.2.5: a router that says so is no longer a default router, and a restart
     # would leave every client without IPv6 until the next advertisement.
     assert set(booted.carry_out("ExecStop")) == {0}
     assert set(booted.carry_out("ExecStopPost")) == {0}
@@ -341,7 +341,7 @@ def test_the_portal_keeps_the_kernels_set_with_the_units_capabilities_and_says_t
 
 
 def test_as_many_sessions_as_the_default_allows_fit_in_the_units_memory(booted: Booting) -> None:
-    """Each under a MAC, as `terms` has them, with an idle time: the kernel has them all, too."""
+    """Each under a MAC with an idle time, as with `terms`: all are in the kernel's sets too."""
     most, now = Sessions().most, clock.now()
     file = booted.folder / "sessions.db"
     with contextlib.closing(open_store(str(file))) as store:
@@ -370,13 +370,13 @@ def test_as_many_sessions_as_the_default_allows_fit_in_the_units_memory(booted: 
     assert listed.count("expires") == most
     [peak] = re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
     assert limit.endswith("M")
-    # Half of it is left for what clients can have it hold beside that (THREATS.md, P8).
+    # Half of it is left for what clients can make it hold in addition.
     assert int(peak) / 1024 < int(limit[:-1]) / 2, f"{int(peak) // 1024} MiB of {limit}"
 
 
 @contextlib.contextmanager
 def heard_by_systemd(path: Path) -> Iterator[list[bytes]]:
-    """What comes to the notification socket, as it comes: few would wait there, and others fail."""
+    """Reads the notification socket all the time: senders fail if its short queue is full."""
     said: list[bytes] = []
 
     def hear() -> None:

@@ -1,4 +1,4 @@
-"""Whose answer counts as the login server's: nobody is sent to a stranger who has its port."""
+"""Which answer counts as the login server's: no client is sent to a stranger on its port."""
 
 import asyncio
 import socket
@@ -26,13 +26,13 @@ MENTIONED = FOUND.replace(b"text/html", b"text/html; not=" + MEDIA_TYPE.encode()
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where an answer is to come, it comes."""
+    """If an answer is expected, waits for it."""
     monkeypatch.setattr(login_health, "PATIENCE", SOON)
 
 
 @asynccontextmanager
 async def stranger(answer: bytes) -> AsyncIterator[int]:
-    """A server that says `answer` to everybody, and its port."""
+    """A server that gives `answer` to every client; its port."""
 
     async def say(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
@@ -109,7 +109,7 @@ async def test_nobody_there_does_not_answer(embedded: bool) -> None:
 
 
 class _HostsFile(SystemResolver):
-    """Every name is at 127.0.0.1."""
+    """Makes every name resolve to 127.0.0.1."""
 
     async def resolve(self, host: Host) -> list[Address]:
         return [LOOPBACK]
@@ -132,7 +132,7 @@ async def test_a_certificate_counts_as_a_client_would_check_it(
     days: int,
     why: str | None,
 ) -> None:
-    """Chromium shows no sign-in tab where the 302 leads to a certificate it does not trust."""
+    """Chromium shows no sign-in tab if the 302 leads to a certificate that it does not trust."""
     shown, key = certificate(tmp_path, name, days=days)
     if trusted:
         monkeypatch.setenv("SSL_CERT_FILE", str(shown))

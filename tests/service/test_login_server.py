@@ -1,4 +1,4 @@
-"""The login server inside the addon: the links of its 511s lead to it, and it lets on."""
+"""The login server inside the addon: the links of 511s lead to it, and it grants access."""
 
 import asyncio
 from collections.abc import Callable
@@ -107,7 +107,7 @@ def test_a_store_elsewhere_has_no_place_for_records() -> None:
 
 
 class FailingBook:
-    """A book whose first look fails as no look should."""
+    """Records whose first two looks raise an unexpected exception."""
 
     fault = None
 
@@ -121,7 +121,7 @@ class FailingBook:
         return True
 
     def close(self) -> None:
-        """It has nothing to close."""
+        """Nothing is open."""
 
 
 async def test_sharing_the_records_goes_on_after_whatever_failed(
@@ -170,7 +170,7 @@ async def test_of_two_processes_with_one_store_one_has_the_api_and_then_the_othe
 async def test_only_our_login_server_learns_which_client_asks(
     portal: StartPortal, origin: Origin, tmp_path: Path, elsewhere: Callable[[Path], None] | None
 ) -> None:
-    """By a proxy in front of it, too; but not to another, even if its key cannot be read."""
+    """Through an upstream proxy too; but no other server, even if our key cannot be read."""
     if elsewhere:
         (tmp_path / "login").mkdir()
         elsewhere(tmp_path / "login" / "return.pem")

@@ -28,7 +28,7 @@ type Samples = dict[tuple[str, str], float]
 
 
 def scraped(port: int) -> Samples:
-    """Each sample, by its name and the values of its labels."""
+    """Each sample by its name and label values."""
     with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=SOON) as answer:
         text = answer.read().decode()
     return {

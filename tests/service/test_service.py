@@ -1,4 +1,4 @@
-"""The service follows one policy after the other, and each change of a session, by one road."""
+"""The service applies one policy after the other, and each change of a session, in one way."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ CLIENT = Client(parse_address("192.0.2.7"))
 
 
 class Follower:
-    """Stands for each of the three that follow into the kernel, which takes root."""
+    """Stands for each of the three that follow into the kernel, which needs root."""
 
     made: ClassVar[list["Follower"]] = []
     fails: ClassVar[bool] = False
@@ -49,13 +49,13 @@ class Follower:
         self.started += 1
 
     def reapply(self) -> None:
-        """The policy is another."""
+        """Takes a new policy."""
 
     def look_up_now(self) -> None:
         """The same."""
 
     def changed(self, what: object) -> None:
-        """A session is another."""
+        """Takes a change of a session."""
         self.heard.put(what)
 
     def update(self, ids: list[ClientId]) -> None:
@@ -82,7 +82,7 @@ def service_of(portal: Portal) -> Service:
 
 
 def become_a_router(portal: Portal, folder: Path, times: int = 1) -> None:
-    """So many policies in quick succession."""
+    """That many policies in quick succession."""
     policy = folder / "router.yaml"
     router = "{client_interface: br-lan, origin_interface: wan}"
     policy.write_text(f"login_url: {LOGIN}\nrouter: {router}\n")
@@ -157,7 +157,7 @@ async def test_a_grant_by_another_process_reaches_the_kernel_though_the_event_lo
         await until(lambda: [one.started for one in followers] == [1] * 3)
         now = clock.now()
         it.gate.store.put(Session(ONE, now, now + 60, None, last_seen=now))
-        assert followers[0].heard.get(timeout=SOON) == ONE  # without an await: the loop stands
+        assert followers[0].heard.get(timeout=SOON) == ONE  # without an await, so the loop stands
         await until(lambda: written["granted"] == 1)
 
 

@@ -1,4 +1,4 @@
-"""What a worker tells the login server in the first process."""
+"""What a worker reports to the login server in the first process."""
 
 import pickle
 from contextlib import closing
@@ -34,7 +34,7 @@ def ends() -> tuple[Channel, Channel]:
 
 
 def login(worker: Channel, *places: str) -> WorkerLogin:
-    """The login server listens at `places` now; the policy's are 127.0.0.1:8511."""
+    """Makes the login server listen at `places`; the policy says 127.0.0.1:8511."""
     policy = policy_file.parse("login_server: {listen: 127.0.0.1:8511}", "a", Path())
     now = tuple(parse_authority(place, None) for place in places)
     return WorkerLogin(

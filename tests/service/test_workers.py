@@ -1,4 +1,4 @@
-"""What the first process takes from a worker, and what it does if one cannot be started."""
+"""What the first process accepts from a worker, and what it does if one cannot start."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ POLICY = f"login_url: {LOGIN}\nlimits: {{drop_after: {{count: 5, per: 1m}}}}\n"
 
 
 class Children(Nursery):
-    """Forks nothing: the test has the worker's ends, and a process that only sleeps is its body."""
+    """Does not fork: the test has the worker's ends, and a sleeping process stands for it."""
 
     def __init__(self) -> None:
         self.ends: list[tuple[socket.socket, socket.socket]] = []

@@ -1,4 +1,4 @@
-"""A connection that is handed over, on either event loop."""
+"""A connection is handed over to mitmproxy, on either event loop."""
 
 import asyncio
 import socket
@@ -18,7 +18,7 @@ LOOPS = pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_e
 
 
 class Mitmproxy:
-    """Stands for a server instance of mitmproxy's: it answers a CONNECT, and returns the rest."""
+    """Stands for a server instance of mitmproxy: answers a CONNECT, and reads the rest."""
 
     def __init__(self) -> None:
         self.read = b""
@@ -50,7 +50,7 @@ def run(factory: LoopFactory, coro: Any) -> None:
 
 
 async def handed(sent: bytes, first: bytes, answered: tuple[bytes, bytes] | None) -> bytes:
-    """What the client receives that has sent `first`, which was read, and `sent`, and ended."""
+    """What a client receives that sends `first`, which is already read, then `sent`, and closes."""
     asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # as mitmproxy does
     client, ours = socket.socketpair(socket.AF_UNIX)
     client.setblocking(False)

@@ -1,4 +1,4 @@
-"""The check at the start that mitmproxy is as tested: each thing is broken once."""
+"""The check at the start that mitmproxy is as tested: the tests break each thing once."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ FUNCTIONS = [path for path in THINGS if verify.digest(path) != "here"]
 
 
 def found(*paths: str) -> list[str]:
-    """The problems with these things; with no paths, with all that is relied on."""
+    """The problems with these things; without paths, with everything that is relied on."""
     asked = {
         purpose: {path: things[path] for path in things if path in paths or not paths}
         for purpose, things in TESTED["relied_on"].items()
@@ -34,7 +34,7 @@ def found(*paths: str) -> list[str]:
 
 
 def holder(path: str) -> tuple[Any, str]:
-    """What has the thing as its attribute, and by which name."""
+    """The object that has the thing as its attribute, and the attribute's name."""
     where, _, name = path.replace(":", ".").rpartition(".")
     return pkgutil.resolve_name(where), name
 
@@ -59,7 +59,7 @@ def test_the_oldest_version_that_is_tested_is_the_oldest_that_may_be_installed()
 @pytest.mark.parametrize("path", THINGS)
 def test_what_has_another_name_now_is_named(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(*holder(path))
-    # Where a class inherits it, another thing is found that is not the tested one.
+    # If a class inherits the attribute, the check finds the inherited one, which is not as tested.
     assert any(f"{path} " in problem for problem in found(path))
 
 

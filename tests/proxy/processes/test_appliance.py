@@ -167,7 +167,7 @@ def test_without_a_descriptor_left_each_listener_waits_and_the_log_has_a_line(
         beside = waiting.enter_context(socket.socket(socket.AF_UNIX))
         beside.connect(str(tmp_path / "api.sock"))
         eventually(lambda: "can be accepted" in log.read_text())
-        time.sleep(3.0)  # in which each tries three times; nothing is to be seen of that
+        time.sleep(3.0)  # each of them tries three times meanwhile, and no event shows it
         assert _processor_time(running.pid) - spent < 1.0
         resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (hard, hard))
         for client in (*clients, beside):
@@ -189,7 +189,7 @@ def _processor_time(pid: int) -> float:
 async def test_a_moment_without_descriptors_does_not_end_what_systemd_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What ended it would have systemd end a portal that serves."""
+    """If it ended, systemd would end a portal that serves."""
     path = str(tmp_path / "notify")
     monkeypatch.setenv("NOTIFY_SOCKET", path)
     monkeypatch.setenv("WATCHDOG_USEC", "30000")

@@ -70,7 +70,7 @@ def test_what_is_read_at_once_is_bounded_on_either_loop(factory: event_loop.Loop
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             own = cast(asyncio.Transport, transport)
             sockets.set_transport_buffers(own, LITTLE)
-            own.pause_reading()  # as much as the kernel takes shall wait
+            own.pause_reading()  # the kernel's buffer shall be full
             asyncio.get_running_loop().call_later(0.2, own.resume_reading)
 
         def data_received(self, data: bytes) -> None:

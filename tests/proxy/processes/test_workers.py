@@ -1,4 +1,4 @@
-"""`capport run --workers`: real processes, which are killed, stopped, and told of changes."""
+"""`capport run --workers`: real processes, which are killed, stopped, and informed of changes."""
 
 import asyncio
 import contextlib
@@ -44,7 +44,7 @@ class Appliance:
         return {int(number): int(pid) for number, pid in SERVES.findall(self.process.log)}
 
     async def starts_again(self, count: int) -> None:
-        """Waits until workers have begun to serve so often."""
+        """Waits until workers have begun to serve that many times."""
         await self.process.says(" serves: process ", count)
 
     async def connect(self, client: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -210,7 +210,7 @@ async def test_a_worker_that_dies_or_does_not_answer_is_replaced_and_cuts_nobody
         await until_met(it, one, 0)
         assert it.workers[1] == before[1]
 
-        # A client is revoked while its worker is stopped: nothing more of what it sends goes on.
+        # A client is revoked while its worker is stopped: nothing that it sends later is forwarded.
         reader, writer = await it.connect(one)
         assert await it.get_on(reader, writer, origin) == 200
         stopped, received = it.workers[0], origin.received
@@ -295,13 +295,13 @@ async def test_one_worker_is_enough_and_none_outlives_the_first_process(
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while await it.get(CLIENTS[1], origin) == 511:
                 pass
-        assert await until_closed(kept) == b""  # as the first process has told the worker
+        assert await until_closed(kept) == b""  # because the first process has informed the worker
         writer.close()
         os.kill(parent_of(it.workers[0]), signal.SIGKILL)  # which forks the workers
         await it.starts_again(2)
         assert await it.get(CLIENTS[2], origin) == 511
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-            await it.get(CLIENTS[1], origin)  # what was counted outlives the worker
+            await it.get(CLIENTS[1], origin)  # the counts outlive the worker
         worker = it.workers[0]
         suspend(worker)
         it.process.process.kill()
