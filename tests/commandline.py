@@ -1,4 +1,4 @@
-"""The `capport` command in this process: it has imported already what takes a process so long."""
+"""Runs the `capport` command in this process, which has already done the slow imports."""
 
 import contextlib
 import io

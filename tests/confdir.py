@@ -1,4 +1,4 @@
-"""mitmproxy's own folder: one for all that a process of the tests starts."""
+"""mitmproxy's own folder: one for every mitmproxy that a test process starts."""
 
 import tempfile
 from functools import cache
@@ -9,7 +9,7 @@ from mitmproxy.options import CONF_BASENAME, KEY_SIZE
 
 
 def confdir() -> str:
-    """A folder that has a CA: the making of its key takes longer than a quick test."""
+    """A folder that has a CA: making its key takes longer than a quick test."""
     return _folder().name
 
 

@@ -32,15 +32,15 @@ from requires import pytest_configure, pytest_runtest_setup
 LOGIN = "https://login.example.net/"
 
 SOON = 120.0
-"""Seconds in which what must happen has happened on a machine however busy.
+"""Seconds within which everything expected happens, however busy the machine is.
 
-It bounds a failure alone: where a test passes, it costs nothing.
+Only a failing test waits that long.
 """
 
 SHARED = ("app_portal", "lab", "network", "running", "whole_street")
 """Fixtures that many tests share: labs, and a proxy on a thread. They take seconds to set up."""
 
-# No example, and no making of one, is too slow: that would be the machine's doing.
+# No example is too slow, nor its making: only the machine would be to blame.
 hypothesis_settings.register_profile(
     "patient",
     deadline=None,
@@ -98,7 +98,7 @@ class Origin:
 
 @dataclass
 class Flows:
-    """An addon of an operator's, after ours in the chain: what it sees is what mitmweb shows.
+    """An addon of the operator, after ours in the chain: it sees what mitmweb shows.
 
     `handed_over` counts the connections that the front gave to mitmproxy.
     """
@@ -133,7 +133,7 @@ class Portal:
         return self.keeper.gate
 
     def grant(self, client: str, seconds: float = 3600.0) -> Session:
-        """A session, by way of the store, as the login server and the CLI grant one."""
+        """Grants a session through the store, as the login server and the CLI do."""
         return self.gate.grant(parse_client_id(client), lifetime=seconds, by="test")
 
     def revoke(self, client: str) -> bool:
@@ -161,7 +161,7 @@ class Portal:
 
 
 async def until_closed(reader: asyncio.StreamReader, timeout: float | None = None) -> bytes:
-    """All that comes, until the other end closes, which it must; or for `timeout` seconds."""
+    """Everything until the other end closes, which it must; or for `timeout` seconds."""
     received = b""
     try:
         async with asyncio.timeout(SOON if timeout is None else timeout):
@@ -202,7 +202,7 @@ async def running_portal(
     file.write_text(f"login_url: {LOGIN}\n{policy}" if "login_url" not in policy else policy)
     opts = options.Options(confdir=confdir(), mode=[mode], listen_host="127.0.0.1", listen_port=0)
     master = DumpMaster(opts, with_termlog=False, with_dumper=False)
-    # It ends the process over any error logged meanwhile, be it another test's, of a lost task.
+    # It ends the process if any error was logged meanwhile, even by another test's lost task.
     errors = master.addons.get("errorcheck")
     errors.finish()
     errors.logger.has_errored.clear()
@@ -255,7 +255,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """No garbage collection looks at the modules and the thousands of tests that are loaded now."""
+    """Keeps the modules and the thousands of tests out of each garbage collection."""
     gc.freeze()
 
 
@@ -317,7 +317,7 @@ async def origin() -> AsyncIterator[Origin]:
 
 @pytest.fixture
 def dialled(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
-    """Has transparent mode believe that clients dialled this address, as SO_ORIGINAL_DST says."""
+    """Makes transparent mode believe that clients dialled this address, as by SO_ORIGINAL_DST."""
 
     def set_to(host: str, port: int) -> None:
         monkeypatch.setattr(mitmproxy.platform, "original_addr", lambda sock: (host, port))
@@ -327,7 +327,7 @@ def dialled(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
 
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each event was written, whether or not there is a file for them."""
+    """How often each event was written, with or without a file for events."""
     counts, write = Counter[str](), EventLog.write
 
     def counted(log: EventLog, event: str, *client: Any, **fields: Any) -> None:

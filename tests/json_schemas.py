@@ -1,4 +1,4 @@
-"""The JSON Schemas that are shipped, and what is wrong with a document by one of them."""
+"""Checks documents against the JSON Schemas that are shipped."""
 
 import json
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What a test needs of the machine: marks that skip it, or under CI fail it, where that is missing.
+"""Marks for what a test needs of the machine: if that is missing, it is skipped, or fails under CI.
 
     @requires.tool("nft", "ip")
     @requires.root()
@@ -29,7 +29,7 @@ PACKAGES = Path(__file__).resolve().parents[1] / "scripts" / "packages.txt"
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Something of the machine's. `missing` says in a sentence why it is not there, or None."""
+    """Something that the machine must have. `missing` says why it is not there, or None."""
 
     missing: Callable[[], str | None]
     to_be_installed: bool

@@ -1,4 +1,4 @@
-"""Stops a process of the tests for a while, as a machine that sleeps would."""
+"""Stops a process for a while, as if its machine slept."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""`scripts/bench` runs, measures what it says, and judges its own figures rightly."""
+"""`scripts/bench` runs, measures what it says, and judges its figures correctly."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""The table of budgets: bounded, and one for all processes that share it."""
+"""The table of budgets is bounded, and the same for all processes that share it."""
 
 import os
 import random

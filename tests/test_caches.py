@@ -2,8 +2,9 @@
 
 RFC 6585 sections 3 to 6: responses with these status codes "MUST NOT be stored by a cache". A cache
 that stored a 511 would keep clients captive after they have signed in, and those behind it with
-them. Each is asked as its package configures it, and told to store whatever it can, answers to POST
-too, by every setting but one that has it break the protocol (`proxy_ignore_headers Cache-Control`).
+them. Each runs as its package configures it, and also so that it stores whatever it can, answers to
+POST too, by each setting that does not break the protocol (so not `proxy_ignore_headers
+Cache-Control`).
 """
 
 import asyncio
@@ -26,7 +27,7 @@ import requires
 from conftest import SOON, Origin, Portal, StartPortal, one_answer
 from ports import free_port
 
-USER = "nobody"  # as whom a cache runs where the tests run as root, which squid would refuse to
+USER = "nobody"  # the user of a cache if the tests run as root, which squid refuses to do
 NAKED = "HTTP/1.1 {} Refused\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\nsignin"
 KINDS = ("text/html", "text/html", "application/json", "text/plain", "text/html")
 
@@ -85,8 +86,8 @@ backend default {{ .host = "127.0.0.1"; .port = "{upstream}"; }}
 class Cache:
     """A cache and one way of configuring it.
 
-    `greedy` where it stores a refusal that does not forbid it. `absolute` where it is a proxy to
-    its clients, who ask it for a whole URL.
+    `greedy` if it stores a refusal that does not forbid it. `absolute` if it is a proxy for its
+    clients, which ask it for a whole URL.
     """
 
     name: str
@@ -180,7 +181,7 @@ class Running:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that the cache may write to, whoever runs it. pytest's own is closed to others."""
+    """A folder that the cache's user may write to. pytest's own is closed to other users."""
     path = Path(tempfile.mkdtemp(prefix="cache-"))
     if os.geteuid() == 0:
         os.chown(path, pwd.getpwnam(USER).pw_uid, -1)
@@ -264,7 +265,7 @@ async def test_a_cache_in_front_does_not_store_a_511(
         it.grant("127.0.0.1")
         status, answer = await front.get(host)
         assert (status, answer[-6:]) == (200, b"online")
-        # And it does store what it may: else the above would say nothing of it.
+        # It does store what it may. Otherwise the test above would prove nothing.
         assert (await front.get(host))[0] == 200
         assert len(origin.heads) == 1
 
@@ -289,7 +290,7 @@ async def test_a_cache_in_front_does_not_store_a_429(
 async def test_a_cache_in_front_does_not_store_a_431_or_a_428(
     portal: StartPortal, origin: Origin, folder: Path, cache: Cache
 ) -> None:
-    """And a request for the same that is as it should be is answered by the origin."""
+    """After a refusal, a correct request for the same URL is answered by the origin."""
     origin.answer = _storable(b"online")
     host = f"127.0.0.1:{origin.port}"
     policy = "limits:\n  header_field: 1KiB\n  require_conditions: [127.0.0.1]\n"
@@ -314,7 +315,7 @@ async def test_a_cache_in_front_does_not_store_a_431_or_a_428(
 async def test_these_caches_would_store_a_refusal_that_does_not_forbid_it(
     folder: Path, cache: Cache
 ) -> None:
-    """The counter-check: without `no-store`, who asks second gets what the first one got."""
+    """Shows that the tests can fail: without `no-store`, the second client gets the first's."""
     async with Origin().serving() as naked, running(cache, folder, naked.port) as front:
         for stored, (status, method) in enumerate(
             ((511, "GET"), (429, "GET"), (431, "GET"), (428, "POST")), 1

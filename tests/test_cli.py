@@ -111,7 +111,7 @@ def policy(tmp_path: Path) -> str:
 
 @pytest.fixture
 def neighbours(monkeypatch: pytest.MonkeyPatch) -> dict[Address, Mac]:
-    """A neighbour table for commands in this process; tests/identity has the kernel's."""
+    """A neighbour table for commands in this process; tests/linux tests the kernel's."""
     table: dict[Address, Mac] = {}
 
     def entries() -> list[Neighbour]:
@@ -330,7 +330,7 @@ def test_control_c_is_quiet(tmp_path: Path) -> None:
     file = tmp_path / "s.db"
     put(file, "192.0.2.7")
     with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")  # so that the grant has something to wait for
+        other.execute("BEGIN IMMEDIATE")  # so that the grant has to wait
         granting = subprocess.Popen(
             [sys.executable, "-c", PATIENT, "grant", "192.0.2.8", "--sessions", file],
             stdout=subprocess.PIPE,
@@ -341,7 +341,7 @@ def test_control_c_is_quiet(tmp_path: Path) -> None:
             assert time.monotonic() < limit
             time.sleep(0.01)
         granting.send_signal(signal.SIGINT)
-        other.execute("ROLLBACK")  # SQLite lets nobody hear of a signal while it waits
+        other.execute("ROLLBACK")  # SQLite delays signals while it waits
         out, err = granting.communicate(timeout=60)
     assert (granting.returncode, out) == (130, b"")
     assert b"Traceback" not in err  # that the database is locked, the store may say
@@ -1060,7 +1060,7 @@ def test_a_revoked_voucher_ends_the_sessions_that_it_opened(here: Capport) -> No
         for client in ("192.0.2.7", "192.0.2.8", "192.0.2.9"):
             records.use_voucher(b"x", ClientId(client), moment())
     put("s.db", "192.0.2.7", how="voucher 2, terms 1")
-    put("s.db", "192.0.2.8", how="command")  # granted anew, by another way
+    put("s.db", "192.0.2.8", how="command")  # granted again, in another way
     ran = here("voucher", "revoke", "2", "--sessions", "s.db")
     assert (ran.status, ran.out) == (0, "voucher 2 is revoked\n192.0.2.7 is revoked\n")
     assert set(sessions("s.db")) == {"192.0.2.8"}

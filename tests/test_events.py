@@ -35,7 +35,7 @@ OTHER = Client(parse_address("192.0.2.8"))
 
 @dataclass
 class Clock:
-    """A clock that a test moves; `asked` is how often somebody looked at it."""
+    """A clock that a test moves; `asked` counts the looks at it."""
 
     at: float = 1000.0
     asked: int = 0

@@ -1,4 +1,4 @@
-"""No regular expression of ours takes more than linear time, whatever it is given."""
+"""No regular expression in the code takes more than linear time, whatever the text."""
 
 import ast
 import importlib
@@ -107,7 +107,7 @@ def test_each_takes_linear_time(file: Path) -> None:
 
 
 def slow_with(it: Expression) -> dict[tuple[str, str, str, str], float]:
-    """What the expression takes too long for, by each method."""
+    """The inputs for which the expression takes too long, by each method."""
     compiled = re.compile(it.pattern, it.flags)
     slow = {}
     for filling in FILLINGS:

@@ -239,7 +239,7 @@ def test_a_session_of_an_address_becomes_that_of_the_first_device_there() -> Non
 def test_a_session_that_should_be_for_an_address_stays() -> None:
     gate, _ = make(neighbours=Seen())
     pair = ClientId(f"{OWN}@192.0.2.7")
-    for client in (OFF_LINK, pair):  # a MAC is no sign of who is behind a router
+    for client in (OFF_LINK, pair):  # the MAC of a router does not identify a client behind it
         gate.grant(client, lifetime=60.0)
         gate.bind(client)
     assert {session.client for session in gate.store.sessions()} == {OFF_LINK, pair}
@@ -286,7 +286,7 @@ def rules(*lines: tuple[str, Access]) -> ClientRules:
 class Link(Neighbours):
     """A link with a client on it, and a router with 203.0.113.0/24 behind it.
 
-    Somebody on the link has answered for an address behind that router, too.
+    A device on the link has answered for an address behind that router, too.
     """
 
     def find_mac(self, address: Address) -> Mac | None:
@@ -318,7 +318,7 @@ OWN, HOP, OTHER = (Mac(f"02:00:00:00:00:{end}") for end in ("07", "09", "66"))
         ("203.0.113.8", "203.0.113.8", OTHER, False),
         ("203.0.113.8", "203.0.113.8", UNSEEN, False),
         ("203.0.113.9", "203.0.113.9", HOP, True),
-        ("203.0.113.9", "203.0.113.9", OTHER, False),  # whoever answered for it
+        ("203.0.113.9", "203.0.113.9", OTHER, False),  # the device that answered for it
         (HOP, "203.0.113.8", HOP, False),  # the router's own session is not theirs behind it
         ("198.51.100.7", "198.51.100.7", OTHER, True),  # by another interface
     ],
@@ -378,7 +378,7 @@ def test_a_client_on_the_link_without_a_mac_gets_past_no_rule_by_mac(
             "192.0.2.7 has a MAC that is not known now, and a rule may block it by that MAC"
         )
         assert gate.standing(client).until is None
-    # Where no neighbour table is used, nobody has a MAC.
+    # Without a neighbour table, no client has a MAC.
     gate.neighbours = Neighbours()
     assert (gate.known(client) is not None) == (granted or NETWORK in lines or known)
 

@@ -42,7 +42,7 @@ async def test_work_that_fails_is_reported_and_begins_again_until_it_returns(
 
     await last(work)
     assert not errors
-    # A repeated one once a minute.
+    # A repeated failure is logged once a minute.
     assert caplog.text.count("The work failed; it begins again") == lines
     assert "RecursionError" in caplog.text
 

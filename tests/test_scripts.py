@@ -43,7 +43,7 @@ def call(
 
 
 def sourced(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """What bash says to `code` once _setup.sh is read."""
+    """What bash prints for `code` after reading _setup.sh."""
     setup = CHECKOUT / "scripts" / "_setup.sh"
     return call("bash", "-euc", f'source "{setup}"; {code}', cwd=CHECKOUT, **environment)
 
@@ -65,7 +65,7 @@ def wait_for(address: tuple[str, int], process: subprocess.Popen[str]) -> None:
 
 
 def tour_of(portal: subprocess.Popen[str]) -> str:
-    """What it has said once it has said the last line of the tour, or has ended."""
+    """Its output up to the last line of the tour, or to its end."""
     told = ""
     assert portal.stdout
     while "a browser with that proxy" not in told and (line := portal.stdout.readline()):
@@ -126,7 +126,7 @@ def test_once_set_up_a_script_starts_four_small_commands_before_its_own(tmp_path
 def test_once_set_up_no_socket_is_opened_to_the_network(tmp_path: Path) -> None:
     log = tmp_path / "trace"
     setup = f'source "{CHECKOUT}/scripts/_setup.sh"; set_up; source "{CHECKOUT}/scripts/_extras.sh"'
-    # Where it is installed it is looked for, and no more.
+    # It is looked for where it is installed, and then no further.
     extras = "[[ -n $(missing_venvs) ]] || install_extras"
     got = call(
         *("strace", "-f", "-qq", "-e", "trace=connect,execve", "-o", log),
@@ -305,7 +305,7 @@ def test_another_mitmproxy_is_asked_for_by_its_version() -> None:
 
 
 def test_the_tests_of_a_group_are_one_piece_of_work(request: pytest.FixtureRequest) -> None:
-    """pytest-xdist has a test's group in its id. With another pytest it left it out, silently."""
+    """pytest-xdist puts a test's group into its id. With another pytest it silently did not."""
     if not request.config.getoption("loadgroup", default=False):
         return  # they run in one process
     items = request.session.items

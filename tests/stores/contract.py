@@ -1,8 +1,8 @@
 """What any SessionStore must do: subclass `StoreContract`, and say how to open one.
 
 A store's own test file gives a fixture `shared`, and makes a `StoreMachine` with its own `make`.
-Whatever `Shared.open` returns is as good as another process that opens the same sessions; where
-they cannot be shared it may return the same store each time.
+What `Shared.open` returns behaves like another process with the same sessions open. If they cannot
+be shared, it may return the same store each time.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ class FakeTime:
 
 
 class Shared(Protocol):
-    """Sessions that several stores share. `lasting`: they outlive the stores."""
+    """Sessions that several stores share; if `lasting`, they outlive the stores."""
 
     time: FakeTime
     lasting: bool
@@ -61,7 +61,7 @@ def session(client: ClientId = MAC, now: float = 1000.0, **changes: Any) -> Sess
 
 
 def until(true: Callable[[], bool], what: str = "it") -> None:
-    """Waits for something that another thread or process does."""
+    """Waits for the work of another thread or process."""
     deadline = time.monotonic() + SOON
     while not true():
         assert time.monotonic() < deadline, f"{what} did not come true"
@@ -286,7 +286,7 @@ class StoreContract:
         with pytest.raises(FullError, match=r"as many sessions as sessions\.most allows: 2"):
             store.put(session(OTHER), most=2)
         assert store.find((OTHER,), 1000.0) is None
-        store.put(session(now=1010.0), most=2)  # who has one may have it renewed,
+        store.put(session(now=1010.0), most=2)  # a client with a session may renew it,
         assert store.put(session(ADDRESS, now=1020.0), renews=True)
         store.put(session(ADDRESS), most=1)  # also where the bound was lowered
         store.revoke(ADDRESS)
@@ -394,7 +394,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def look_elsewhere(self) -> None:
-        # It learns of touches late, so what has an idle timeout is left out.
+        # It learns of touches late, so sessions with an idle timeout are left out.
         lasting = {c for c in self.CLIENTS if c not in self.model or self.model[c].idle is None}
         until(lambda: self.ends(self.elsewhere).keys() & lasting == self.known() & lasting)
 

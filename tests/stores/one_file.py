@@ -7,7 +7,7 @@ from stores.contract import FakeTime
 
 
 class OneFile:
-    """Stores on one file, with a clock that stands still unless told."""
+    """Stores on one file, with a clock that stands still unless a test moves it."""
 
     lasting = True
 

@@ -79,7 +79,7 @@ class RedisServer:
             return line
 
     def answers(self, begins: bytes, *command: str) -> bool:
-        """Whether the answer begins so. A Redis that gets another role cuts its connections."""
+        """Whether the answer begins so. A Redis cuts its connections when its role changes."""
         with contextlib.suppress(OSError):
             return self.ask(*command).startswith(begins)
         return False
@@ -96,7 +96,7 @@ class RedisServer:
         suspend(self._process.pid)
 
     def thaw_or_start(self) -> None:
-        """It runs, whatever a test has done to it."""
+        """Makes sure that it runs, whatever a test has done to it."""
         if self._process is None:
             self.start()
         self.thaw()
@@ -107,7 +107,7 @@ class RedisServer:
 
 
 class SlowLink:
-    """A way to a Redis on which each message takes `delay` seconds, in both directions."""
+    """A relay to a Redis that delays each message by `delay` seconds, in both directions."""
 
     def __init__(self, server: RedisServer) -> None:
         self.delay = 0.0
@@ -150,7 +150,7 @@ class BootTime(FakeTime):
 
 
 class FixedTime(FleetTime):
-    """Fleet time that is a test's clock, and some: Redis's own clock is not asked."""
+    """Fleet time from a test's clock plus a constant, without asking Redis."""
 
     def __init__(self, time: FakeTime) -> None:
         ahead = time.ahead if isinstance(time, BootTime) else AHEAD

@@ -1,4 +1,4 @@
-"""A router as a process of its own, which a test may kill or freeze: one store, told what to do.
+"""A router's store in a process that takes commands, and that a test may kill or freeze.
 
 It reads `put CLIENT`, `revoke CLIENT` and `find CLIENT`, one a line, and answers each with a line.
 """

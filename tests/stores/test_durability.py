@@ -34,7 +34,7 @@ CUTS = 8
 
 @dataclass
 class Ledger:
-    """What one writer said it did, and what it was at when it was killed."""
+    """What one writer reported, and what it was doing when it was killed."""
 
     done: dict[str, str | None] = field(default_factory=dict)
     doing: tuple[str, str | None] | None = None
@@ -52,7 +52,7 @@ class Ledger:
                 self.acknowledged += 1
 
     def settle(self, there: dict[str, str]) -> None:
-        """Asserts that all that was acknowledged is so, and what was not is either way."""
+        """Asserts that everything acknowledged holds; what was not acknowledged may or may not."""
         for client, mark in self.done.items():
             may = {mark}
             if self.doing is not None and self.doing[0] == client:
@@ -131,7 +131,7 @@ def ext4(image: Path, at: Path) -> Iterator[Path]:
 
 
 def cut_power(tmp_path: Path, synchronous: str) -> tuple[int, int]:
-    """Cuts the power at each of some acknowledgements; how many were right after, and how many.
+    """Cuts the power at some acknowledgements; how many of them held, and how many there were.
 
     The image holds what the file system has handed to the disk: nothing of what the kernel still
     keeps in memory. So a copy of it is the disk as it is when the power goes.
@@ -216,7 +216,7 @@ def test_a_full_disk_grants_nothing_and_revokes_everything(tmp_path: Path) -> No
         assert store.find((clients[0],), 1000.0)
         for client in clients[:-1]:
             assert store.revoke(client)
-            fill(folder / "rest")  # whoever filled it takes what is given free too
+            fill(folder / "rest")  # the filler also takes what the store frees
         assert store.find((clients[0],), 1000.0) is None
         until(lambda: other.find((clients[-2],), 1000.0) is None, "a revocation")
         assert len(list(store.sessions())) == at - 99
@@ -338,7 +338,7 @@ def test_a_locked_file_grants_nothing_in_time_and_revokes_at_once(tmp_path: Path
     until(lambda: (tmp_path / "sessions.db-revoked").stat().st_size == 0, "the journal")
     assert locker.execute("SELECT client FROM sessions").fetchall() == [(ADDRESS,)]
     locker.close()
-    store.put(session(MAC))  # and may be granted anew
+    store.put(session(MAC))  # and may be granted again
     until(lambda: other.find((MAC,), 1000.0) is not None, "a grant")
     file.close()
     assert {s.client for s in file.open().sessions()} == {MAC, ADDRESS}
@@ -384,7 +384,7 @@ def test_a_damaged_file_is_refused_and_says_what_to_do(tmp_path: Path, damage: s
     file.path.write_bytes(DAMAGE[damage](good))
     with pytest.raises(StoreError, match=r"sessions\.db: damaged .* put a backup in its place"):
         file.open()
-    # Started closed: nobody is known, nothing is granted, and a revocation is kept.
+    # Started closed: no client is known, nothing is granted, and a revocation is kept.
     closed = file.open(start_closed=True)
     assert closed.fault is not None
     assert "damaged" in closed.fault
@@ -534,7 +534,7 @@ def shared_by_root_and(nobody: pwd.struct_passwd, folder: Path) -> None:
 
 @pytest.fixture
 def theirs() -> Iterator[Path]:
-    """A folder of nobody's with a store in it that nobody has made."""
+    """A folder of the user nobody, with a store in it that this user has made."""
     nobody = pwd.getpwnam("nobody")
     with tempfile.TemporaryDirectory() as made:  # pytest's own folders are closed to others
         folder = Path(made)
@@ -567,7 +567,7 @@ def symlinked(at: Path, file: Path) -> None:
 
 
 def hard_linked(at: Path, file: Path) -> None:
-    # What a kernel with fs.protected_hardlinks=0 lets anybody do.
+    # A kernel with fs.protected_hardlinks=0 lets any user do this.
     at.unlink(missing_ok=True)
     try:
         at.hardlink_to(file)

@@ -1,4 +1,4 @@
-"""Two routers and a real Redis that fails in every way: who is known where, and what is lost."""
+"""Two routers and a Redis that fails in every way: which clients are known where, what is lost."""
 
 import contextlib
 import logging
@@ -1010,7 +1010,7 @@ def test_a_router_that_comes_back_after_an_hour_undoes_no_revocation(
 def test_a_router_whose_files_are_a_copy_of_anothers_is_reported(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither can tell its own grants from those of the other."""
+    """Neither router can tell its own grants from those of the other."""
     monkeypatch.setattr(redis_link, "BEAT", 0.01)
     fleet.open(0).close()
     shutil.copytree(fleet.folder / "router0", fleet.folder / "router1")
@@ -1066,7 +1066,7 @@ def test_a_redis_that_takes_its_time_only_delays_what_waits_for_it(
 
 
 def leases(store: RedisStore) -> set[float]:
-    """Until when other routers' sessions are in force."""
+    """Until when sessions of other routers are in force."""
     return {session.lease for session in store.sessions()} - {float("inf")}
 
 

@@ -1,4 +1,4 @@
-"""What routers tell one another about a client: it merges in any order, and a revocation wins."""
+"""What routers tell one another of a client: records merge in any order; a revocation wins."""
 
 import json
 from dataclasses import replace
@@ -66,7 +66,7 @@ def known(record: FleetRecord) -> tuple[dict[str, int], Grant | None, float | No
     ]
 )
 def test_records_merge_to_the_same_in_every_order(records: list[FleetRecord]) -> None:
-    # As a router's own: what it knows beside a grant names all that it has seen.
+    # As a router writes it: the revocations beside a grant are all that it has seen.
     merged = [
         known(reduce(lambda one, other: join(one, other, NOW), order, NOTHING))
         for order in permutations(records)

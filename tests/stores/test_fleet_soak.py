@@ -58,7 +58,7 @@ class Change:
 
 
 class FleetMachine(RuleBasedStateMachine):
-    """What is acknowledged, and who must know it by now; `mended`: Redis works."""
+    """What is acknowledged, and which routers must know it by now; `mended`: Redis works."""
 
     server: ClassVar[RedisServer]
 
@@ -197,7 +197,7 @@ class FleetMachine(RuleBasedStateMachine):
     @precondition(lambda self: getattr(self, "mend", 1) is None)
     @rule()
     def all_agree(self) -> None:
-        """With every router up and Redis mended: the same everywhere, and what it must be."""
+        """With every router up and Redis mended, all routers agree, and are right."""
         for router in range(3):
             if router not in self.stores:
                 self.stores[router] = self.fleet.open(router)
@@ -214,7 +214,7 @@ class FleetMachine(RuleBasedStateMachine):
                 change.seen_by = {0, 1, 2}
 
     def all_have_read_everything(self) -> None:
-        """What each router says last is read last."""
+        """Each router makes a last grant, which the others read after all else."""
         self.time.now += 1
         now = self.time.now
         for number, store in self.stores.items():

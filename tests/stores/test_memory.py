@@ -1,4 +1,4 @@
-"""The store that forgets keeps the contract all the same."""
+"""The store in memory keeps the contract of every store."""
 
 import pytest
 from hypothesis import settings
@@ -11,7 +11,7 @@ from stores.contract import FakeTime, Shared, StoreContract, StoreMachine
 
 
 class OneMemory:
-    """Nothing can share a dict but the process itself."""
+    """A dict cannot be shared with another process."""
 
     lasting = False
 

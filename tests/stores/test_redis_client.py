@@ -1,4 +1,4 @@
-"""How a router gets to Redis: its URL, user, password, TLS, and what it says if it does not."""
+"""How a router connects to Redis: URL, user, password, TLS, and the errors if it cannot."""
 
 import asyncio
 import logging

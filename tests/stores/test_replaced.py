@@ -1,4 +1,4 @@
-"""Another file at the store's path while it is in use, or none: what is in it holds, or nobody."""
+"""The store's file is replaced or removed while it is in use: the new one decides, if any."""
 
 import contextlib
 import json
@@ -72,7 +72,7 @@ def backup(path: Path, *clients: str) -> Path:
 
 
 def clients(path: Path) -> set[str]:
-    """Who has a session in the file now; it is sound."""
+    """The clients that have a session in the file now, which must be sound."""
     with contextlib.closing(sqlite3.connect(path)) as db:
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     store = SqliteStore(path, spares=())
@@ -123,8 +123,8 @@ def test_the_new_file_holds_in_each_process_that_had_the_old_one_open(
         for client in (GOES, STAYS):
             does(proxy, writers.GRANT, client)
         replace(path)
-        until(lambda: not knows(proxy, GOES), "the end of who is not in it")
-        until(lambda: knows(proxy, COMES), "who is in it")
+        until(lambda: not knows(proxy, GOES), "the end of the session that is not in it")
+        until(lambda: knows(proxy, COMES), "the session that is in it")
         assert knows(proxy, STAYS)
         assert command("revoke", COMES, path=path).stdout == f"{COMES} is revoked\n"
         until(lambda: not knows(proxy, COMES), "a revocation in the new file")
@@ -139,10 +139,10 @@ def test_what_was_acknowledged_before_stays_in_the_file_that_was_moved_away(path
         does(proxy, writers.GRANT, GOES)
         path.rename(path.with_name("old"))
         backup(path, STAYS).rename(path)
-        until(lambda: knows(proxy, STAYS), "who is in the new one")
+        until(lambda: knows(proxy, STAYS), "the session in the new one")
         path.rename(path.with_name("new"))
         path.with_name("old").rename(path)
-        until(lambda: knows(proxy, GOES), "who is in the old one")
+        until(lambda: knows(proxy, GOES), "the session in the old one")
         assert not knows(proxy, STAYS)
     assert clients(path) == {GOES}
 
@@ -269,9 +269,12 @@ def test_a_file_that_cannot_be_used_admits_no_new_client_and_is_reported_once(
     if made == "a folder":
         path.rmdir()
     good.replace(path)
-    until(lambda: store.find((OTHER,), 1000.0) is not None, "who is in the new one")
+    until(lambda: store.find((OTHER,), 1000.0) is not None, "the session in the new one")
     until(lambda: store.fault is None, "the end of the fault")
-    until(lambda: not {MAC, ADDRESS} & {s.client for s in store.sessions()}, "who is not")
+    until(
+        lambda: not {MAC, ADDRESS} & {s.client for s in store.sessions()},
+        "the end of the others",
+    )
     until(lambda: {MAC, ADDRESS, OTHER} <= set(told), "the watcher")
     file.close()
     assert clients(path) == {OTHER}
@@ -321,7 +324,7 @@ def test_the_portal_turns_away_a_client_that_is_not_in_the_new_file(tmp_path: Pa
         until(lambda: ask(port, url) == 502, "a grant")
         remove(path)
         assert command("grant", COMES, path=path).returncode == 0
-        until(lambda: ask(port, url) == 511, "the end of who is not in the new file")
+        until(lambda: ask(port, url) == 511, "the end of the session that is not in the new file")
         assert command("revoke", COMES, path=path).returncode == 0
         until(lambda: ("revoked", COMES) in told(), "an event")
         running.terminate()

@@ -401,8 +401,8 @@ def test_the_log_does_not_grow_for_ever(file: OneFile, monkeypatch: pytest.Monke
         for number in range(200):
             store.put(session(ClientId(f"10.0.{turn}.{number}"), name="x" * 200))
             sizes.append(log.stat().st_size)
-    # It begins anew after a checkpoint, unless somebody reads in it just then: so now and then one
-    # does not count, and never many in a row.
+    # It starts again after a checkpoint, unless a process reads in it just then: so now and then
+    # one does not count, but never many in a row.
     assert sizes[-1] < sizes[19] * 10
     assert len(list(store.sessions())) == 600
 
@@ -499,7 +499,7 @@ def test_a_store_about_some_clients_knows_of_no_others_and_does_its_work(
 
 
 def test_what_another_process_makes_a_store_meanwhile_is_one(tmp_path: Path) -> None:
-    """Two that start together: the questions that tell a store are of one moment."""
+    """Two processes that start together: the queries that recognize a store see one state."""
     path = tmp_path / "sessions.db"
     path.touch()
     with closing(schema.connect(path)) as db, closing(schema.connect(path)) as other:
@@ -507,7 +507,7 @@ def test_what_another_process_makes_a_store_meanwhile_is_one(tmp_path: Path) -> 
 
         def meanwhile(statement: str) -> None:
             if statement.startswith("SELECT"):  # not the first question
-                with suppress(sqlite3.OperationalError):  # it is kept out
+                with suppress(sqlite3.OperationalError):  # it has to wait
                     schema.prepare(other, path, SESSIONS)
 
         db.set_trace_callback(meanwhile)

@@ -58,7 +58,7 @@ def fork_writers(path: str) -> None:
                 file = os.open(out, os.O_WRONLY | os.O_APPEND)
                 write_until_killed(path, int(number), int(turn), file)
             except BaseException:
-                traceback.print_exc()  # for whoever reads why it did not wait to be killed
+                traceback.print_exc()  # the output then says why it was not there to be killed
             finally:
                 os._exit(1)
         say(1, str(pid))
@@ -84,7 +84,7 @@ def grant_and_stay(path: str, synchronous: str) -> None:
 
 
 def grant_as(path: str, name: str, client: str) -> None:
-    """Grants one client as the user called `name`, with nothing of root's left."""
+    """Grants one client as the user `name`, without any privilege of root."""
     user = pwd.getpwnam(name)
     os.setgroups([])
     os.setgid(user.pw_gid)
@@ -128,7 +128,7 @@ class Writer:
 
 
 if __name__ == "__main__":
-    # None of them is about how long a grant waits for another's, which can stall with the machine.
+    # A grant waits for another one as long as the machine stalls: no test here is about that.
     vars(sqlite).update(PUT_SECONDS=60.0)
     locks.LOCK_SECONDS = 60.0
     commands: dict[str, Callable[..., None]] = {

@@ -1,4 +1,4 @@
-"""A client without manners: one request through the portal's proxy, and what came of it."""
+"""A simple client: one request through the portal's proxy, and its answer."""
 
 import http.client
 import ssl
@@ -12,7 +12,7 @@ from conftest import SOON
 
 @dataclass(frozen=True, slots=True)
 class Got:
-    """The answer; the body as far as it came."""
+    """The answer, with the body as far as it arrived."""
 
     status: int
     headers: http.client.HTTPMessage

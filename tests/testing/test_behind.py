@@ -20,7 +20,7 @@ from conftest import SOON
 from lab.namespaces import wait_for
 
 CAPPORT = str(Path(sys.executable).with_name("capport"))
-# curl's exit statuses for http and https, and success only if both are.
+# curl's exit statuses for http and https; success only if both succeed.
 CURLS = r"""
     curl -sSf -m 2 -o http http://origin.test/; a=$?
     curl -sS -m 2 -o https https://origin.test/; b=$?
@@ -235,7 +235,7 @@ def test_a_portal_that_is_just_starting_is_ended_by_sigterm_too(tmp_path: Path) 
 def test_a_signal_that_does_not_interrupt_the_wait_for_the_command_ends_it_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As one that comes just before waitpid(2), or that another thread takes."""
+    """A signal that comes just before waitpid(2), or that another thread takes."""
     wait, waiting, went_on = subprocess.Popen.wait, queue.SimpleQueue[int](), list[int]()
 
     def noted(process: "subprocess.Popen[bytes]", *limit: float | None) -> int:

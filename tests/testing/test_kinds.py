@@ -1,4 +1,4 @@
-"""Portals of other kinds: what each sends, and that there are none outside of tests."""
+"""Portals of other kinds: what each sends, and that they exist only for tests."""
 
 import ssl
 from collections.abc import Iterator

@@ -14,7 +14,7 @@ PAGE = Path(__file__).resolve().parents[2] / "addon" / "capport" / "testing" / "
 
 
 def run_pytest(folder: Path, *arguments: str) -> str:
-    """What a pytest says that knows capport only as an installed package."""
+    """The output of a pytest that knows capport only as an installed package."""
     environment = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", os.devnull, *arguments],

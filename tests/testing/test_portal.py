@@ -1,4 +1,4 @@
-"""The portal that an app's tests start: what they can do to it, and what it tells them."""
+"""The portal that an app's tests start: what they can do with it, and what it reports to them."""
 
 import contextlib
 import http.client
@@ -193,7 +193,7 @@ class InUnittest(unittest.TestCase):
         assert "0.0.0.0" not in self.it.login_url
         self.it.grant("192.0.2.77")
         assert ask(self.it, self.it.url_for("/")).status == 511
-        self.it.grant()  # whoever was seen
+        self.it.grant()  # all clients that were seen
         assert ask(self.it, self.it.url_for("/")).status == 200
 
 

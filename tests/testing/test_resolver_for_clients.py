@@ -1,4 +1,4 @@
-"""The resolver in a command's namespace: what it answers, and that nothing it gets ends it."""
+"""The resolver in a command's namespace: what it answers, and that no input ends it."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""HTTPS with the operator's certificate, and the one that renews it."""
+"""HTTPS with the operator's certificate, and with a renewed one."""
 
 import asyncio
 import hashlib

@@ -1,4 +1,4 @@
-"""The login server bears what is thrown at it: too many connections, slow ones, nonsense."""
+"""The login server withstands too many connections, slow ones and nonsense."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ async def _connect(h: House, address: str) -> tuple[asyncio.StreamReader, asynci
 
 
 def nothing_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is closed is closed for the sake of others."""
+    """Switches time limits off: a connection is closed only to make room for others."""
     without_tornados_limits(monkeypatch)
     monkeypatch.setattr(login_listener, "PATIENCE", 3600.0)
 
@@ -42,7 +42,7 @@ async def _is_closed(reader: asyncio.StreamReader) -> bool:
 
 
 def _all_wait(h: House, address: str, count: int) -> bool:
-    """Whether the server knows of so many connections from there, and answers none of them."""
+    """Whether the server has that many connections from there, and answers none of them."""
     assert h.listener.http
     there = [one for one in h.listener.http.open.values() if one.peer == address]
     return len(there) == count and all(one.is_idle for one in there)
@@ -54,7 +54,7 @@ async def _gets_a_page(h: House, address: str) -> bool:
 
 @contextlib.contextmanager
 def _small_buffers() -> Iterator[None]:
-    """What listens has small buffers in the kernel, and each connection takes them over."""
+    """Gives listening sockets small buffers in the kernel, which each connection inherits."""
 
     def small(sockets: Iterable[socket.socket]) -> list[socket.socket]:
         made = patient(sockets)
@@ -82,7 +82,7 @@ async def test_one_client_cannot_take_every_place(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_many_clients_at_once_are_taken_a_few_in_each_pass_of_the_event_loop() -> None:
-    """Or they would hold the event loop, on which known clients wait too."""
+    """Otherwise they would hold the event loop, on which known clients wait too."""
     get = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
     async def most_in_a_pass(count: Callable[[], int]) -> int:

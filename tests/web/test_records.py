@@ -1,4 +1,4 @@
-"""What the login server keeps outlives it, and is nobody else's to read."""
+"""What the login server stores outlives it, and no other user can read it."""
 
 import contextlib
 import hashlib
@@ -39,7 +39,7 @@ ADA, EVE = ClientId("192.0.2.7"), ClientId("02:00:00:00:00:07")
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who writes at once with others waits however long a commit takes on a busy machine."""
+    """Simultaneous writers wait as long as a commit takes on a busy machine."""
     monkeypatch.setattr(database, "PUT_SECONDS", 60.0)
 
 
@@ -302,7 +302,7 @@ except ClockError as error:
 
 @requires.tool("faketime")
 def test_no_wall_clock_has_a_voucher_last_longer(tmp_path: Path) -> None:
-    """With processes of their own, each with another idea of the day."""
+    """Several processes, each with another date."""
     path = tmp_path / "portal.db"
     records = Records(path)
     records.add_vouchers([b"h"], lifetime=60, devices=9, valid=86400.0, note="", at=moment())
@@ -441,7 +441,7 @@ def test_root_goes_through_no_link_of_somebody_elses_to_the_records(tmp_path: Pa
 
 @pytest.mark.skipif(not Path("/proc/locks").exists(), reason="needs Linux's /proc/locks")
 def test_opening_the_file_again_keeps_sqlites_locks_on_it(tmp_path: Path) -> None:
-    """To close any descriptor of a file lets go of every lock that the process has on it."""
+    """Closing any descriptor of a file releases every lock that the process has on it."""
     path = tmp_path / "portal.db"
     with contextlib.closing(Records(path)):
         assert os.getpid() in holders(path)
@@ -473,7 +473,7 @@ def test_no_run_of_the_clocks_brings_back_time(steps: list[Step]) -> None:
         known = now
 
 
-# Four processes that open one new file, round by round; says what any of them could not do.
+# Four processes that open one new file in each round; prints their errors.
 AT_ONCE = """\
 import os, sys, time
 from pathlib import Path
@@ -509,7 +509,7 @@ def test_several_processes_may_make_the_file_at_once(tmp_path: Path) -> None:
 
 
 def test_what_is_there_can_be_read_while_another_process_writes(tmp_path: Path) -> None:
-    """Nor does a full disk keep anybody from it: opening writes nothing."""
+    """Opening writes nothing, so a full disk does not prevent it."""
     path = tmp_path / "portal.db"
     Records(path).close()
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:

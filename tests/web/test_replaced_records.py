@@ -1,4 +1,4 @@
-"""Another file at the path of the records while they are in use: what is in it holds at once."""
+"""The file of the records is replaced while it is in use: the new file decides at once."""
 
 import shutil
 import subprocess

@@ -42,7 +42,7 @@ def test_in_whatever_order_and_however_often_records_are_read_the_answer_is_one(
     for record in orders[0]:
         assert bool(record.revoked) <= bool(one.revoked), "a revocation is never forgotten"
         for client, use in record.uses.items():
-            assert one.uses[client] >= use, "nor is a use, but by a later one"
+            assert one.uses[client] >= use, "a use is only replaced by a later one"
 
 
 @given(RECORDS)

@@ -1,4 +1,4 @@
-"""Vouchers and single-use states of routers that share a real Redis: what limits holds over all."""
+"""Vouchers and single-use states of routers that share a Redis: limits hold for all routers."""
 
 import contextlib
 import os
@@ -54,7 +54,7 @@ class Routers:
         self._killed: list[SharedRecords] = []
 
     def __getitem__(self, number: int) -> SharedRecords:
-        """The router, which has looked, once more if its connection had ended; maybe it starts."""
+        """The router after a look, or two if its connection had ended; starts it if needed."""
         if number not in self.open:
             path = self._folder / f"router{number}" / "portal.db"
             self.open[number] = SharedRecords(str(self._redis.url), path)
@@ -71,7 +71,7 @@ class Routers:
         self.open.pop(number).close()
 
     def kill(self, number: int) -> None:
-        """The router ends, and the others do not hear of it."""
+        """Ends the router without informing the others."""
         self._killed.append(self.open.pop(number))
 
     def close(self) -> None:
@@ -428,7 +428,7 @@ class Uses(RuleBasedStateMachine):
         elif used is not None:
             admitted.add(client)
         elif client in admitted:
-            assert code in self.revoked, "who has used it has the rest of its time"
+            assert code in self.revoked, "a client that has used it has the rest of its time"
         assert len(admitted) <= self.devices[code], f"{code!r} has admitted {admitted}"
 
     @rule(router=ROUTERS, code=CODES)

@@ -1,4 +1,4 @@
-"""States: they say what was put in, to us alone, for as long as they should."""
+"""States: only the portal can read what it put in, and only for their lifetime."""
 
 from ipaddress import ip_address
 

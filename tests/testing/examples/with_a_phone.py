@@ -1,4 +1,4 @@
-"""A phone, or another device on the LAN: a person sets its proxy first, and opens the app."""
+"""A phone, or another device on the LAN: a person sets the proxy there, and then opens the app."""
 
 import pytest
 

@@ -7,7 +7,7 @@ from capport.testing import Portal
 
 
 def news(session: requests.Session, url: str) -> list[str]:
-    """The app: it reads its news, and takes nobody else's page for them."""
+    """The app: it reads its news, and does not take a portal's page for them."""
     answer = session.get(url, timeout=10, allow_redirects=False)
     answer.raise_for_status()
     if answer.headers["Content-Type"] != "application/json":
