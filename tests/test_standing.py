@@ -15,7 +15,7 @@ from capport.core.decision import HttpRequest
 from capport.core.place import Place
 from capport.core.policy import Access, ClientRules, Policy, Router
 from capport.core.session import Session
-from capport.core.standing import Facts, Kind, Standing, known_by_rule, known_sessions, standing
+from capport.core.standing import Facts, Kind, Standing, known_sessions, standing
 from capport.core.verdict import NetworkAuthenticationRequired, Pass, Refuse
 from capport.gate import Gate
 from capport.linux import Neighbours
@@ -68,18 +68,6 @@ async def test_a_rule_that_is_added_holds_everywhere(
     session = gate.store.find(client.ids, 0.0)
     assert session
     assert bool([*known_sessions([session], gate.policy, gate.now())]) is known
-
-
-def test_clients_of_a_rule_are_not_listed_as_known_if_another_rule_may_say_otherwise(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert MADE.mac is not None
-    policy = routed([(MADE.mac, Access.KNOWN), (IPv4Network("192.0.2.0/24"), Access.KNOWN)])
-    assert [subject for subject, _ in known_by_rule(policy)] == [
-        *(MADE.mac, IPv4Network("192.0.2.0/24"))
-    ]
-    monkeypatch.setattr(core, "RULES", (random_mac, *core.RULES))
-    assert [*known_by_rule(policy)] == []
 
 
 # The kernel: its sets of networks and MACs let clients pass that nobody has looked up.
