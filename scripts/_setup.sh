@@ -25,7 +25,7 @@ set_up() { ensure_home; is_set_up || locked "$checkout" make_venv; }
 # Make folder $1 in .cache, which git does not see.
 in_checkout() {
   writable "$checkout/.cache/$1" ||
-    die "cannot write in $checkout/.cache (HOME is ${HOME:-not set}): run this in a clone of yours"
+    die "cannot write in $checkout/.cache (HOME is ${HOME:-not set}): run this in your own clone"
   echo '*' >"$checkout/.cache/.gitignore"
 }
 
@@ -117,7 +117,7 @@ make_venv() {
   ! is_set_up || return 0 # made while we waited for the lock
   for folder in "$checkout" "$venv"; do
     [[ -w $folder || ! -e $folder ]] ||
-      die "$folder belongs to $(stat -c %U -- "$folder"): run this as them, or in a clone of yours"
+      die "$folder belongs to $(stat -c %U -- "$folder"): run this as them, or in your own clone"
   done
   # A venv knows the folder it was made in; moved or copied, it would run the other checkout.
   [[ ! -r $stamp || $(tail -n 1 -- "$stamp") == "$checkout" ]] || rm -rf -- "$venv"

@@ -47,9 +47,9 @@ def test_the_gates_figures_come_with_their_peers_and_the_noise(tmp_path: Path) -
     for name in ("decide", "Gate.request", "look-up of a session", "client rules", "reply_to"):
         assert f"\n{name}" in done.stdout
     assert "load average at the end" in done.stdout
-    told = json.loads((tmp_path / "figures.json").read_text())
-    assert told["gate"][0]["name"] == "decide"
-    assert all(min(row) > 0 for one in told["gate"] for row in one["rows"].values())
+    shown = json.loads((tmp_path / "figures.json").read_text())
+    assert shown["gate"][0]["name"] == "decide"
+    assert all(min(row) > 0 for one in shown["gate"] for row in one["rows"].values())
     for line in done.stdout.splitlines():
         if line.startswith("  with ") and "x (" not in line:
             low, middle, high = map(float, line[48:].split())

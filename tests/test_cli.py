@@ -953,8 +953,8 @@ def test_clients_lists_those_that_a_rule_of_the_policy_makes_known(
     assert max(map(len, [session, *rules])) <= 80
     said = json.loads(capport(*asked, "--json").out)
     assert len({tuple(one) for one in said}) == 1  # the same members, in the same order
-    told = [(one["client"], one["mac"], one["address"], one["random_mac"]) for one in said[1:]]
-    assert told == [
+    rows = [(one["client"], one["mac"], one["address"], one["random_mac"]) for one in said[1:]]
+    assert rows == [
         (RANDOM_MAC, RANDOM_MAC, None, True),
         ("192.0.2.0/24", None, None, None),
         ("198.51.100.7", None, "198.51.100.7", None),

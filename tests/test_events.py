@@ -86,8 +86,8 @@ def test_what_repeats_is_counted(tmp_path: Path) -> None:
         it.write("refused", OTHER, status=511, host="x.test")
         clock.at += WINDOW
         it.write("refused", CLIENT, status=511, host="x.test", because="later")
-    told = lines(path)
-    assert [it.get("repeats") for it in told if it["client"] == "192.0.2.7"] == [None, 99, None]
+    written = lines(path)
+    assert [it.get("repeats") for it in written if it["client"] == "192.0.2.7"] == [None, 99, None]
 
 
 @pytest.mark.parametrize("who", ["192.0.2.7", "02:00:00:00:00:07", "02:00:00:00:00:07@192.0.2.7"])
@@ -100,10 +100,10 @@ def test_each_event_of_a_watched_client_is_a_line(tmp_path: Path, who: str) -> N
         it.watched.discard(parse_client_id(who))
         for _ in range(3):
             it.write("refused", CLIENT, status=511, host="x.test")
-    told = [(line["client"], line.get("repeats")) for line in lines(path)]
-    assert told.count(("192.0.2.7", None)) == 3 + 1
-    assert told.count(("192.0.2.8", None)) == 1
-    assert sorted(repeats for _, repeats in told if repeats) == [2, 2]
+    written = [(line["client"], line.get("repeats")) for line in lines(path)]
+    assert written.count(("192.0.2.7", None)) == 3 + 1
+    assert written.count(("192.0.2.8", None)) == 1
+    assert sorted(repeats for _, repeats in written if repeats) == [2, 2]
 
 
 def test_a_watched_client_cannot_fill_the_disk(tmp_path: Path) -> None:
@@ -134,8 +134,8 @@ def test_credentials_that_are_new_are_no_repeat(tmp_path: Path) -> None:
     with log(path) as it:
         for credentials in offered * 3:
             it.write("refused", CLIENT, status=511, host="x.test", **credentials)
-    told = [line for line in lines(path) if "repeats" not in line]
-    assert [(it.get("cookies"), it.get("authorizations")) for it in told] == [
+    written = [line for line in lines(path) if "repeats" not in line]
+    assert [(it.get("cookies"), it.get("authorizations")) for it in written] == [
         *((None, None), (None, 1), (1, None), (2, None))
     ]
 
@@ -165,12 +165,12 @@ def test_one_client_that_makes_up_hosts_cannot_flood_it(tmp_path: Path) -> None:
             it.write("refused", CLIENT, status=511, host=f"{number}.test")
         it.write("refused", OTHER, status=511, host="x.test")
         it.write("granted", id="192.0.2.7")
-    told = lines(path)
-    own = [it for it in told if it.get("client") == "192.0.2.7"]
+    written = lines(path)
+    own = [it for it in written if it.get("client") == "192.0.2.7"]
     assert len(own) <= LINES_A_CLIENT + 2
     assert sum(it.get("repeats", 0) + 1 for it in own[LINES_A_CLIENT:]) >= 20_000 - LINES_A_CLIENT
     assert ["host" in it for it in own] == [True] * LINES_A_CLIENT + [False] * 2
-    assert [it["event"] for it in told if it not in own] == ["refused", "granted"]
+    assert [it["event"] for it in written if it not in own] == ["refused", "granted"]
 
 
 def test_many_clients_together_are_bounded_in_memory(tmp_path: Path) -> None:
@@ -195,10 +195,10 @@ def test_whatever_a_client_says_stays_inside_its_string(
     with log(path) as it:
         it.write("refused", CLIENT, host=f"a\nb\r{host}", sni=sni)
     assert path.read_bytes().count(b"\n") == 1
-    (told,) = lines(path)
-    assert told["event"] == "refused"
-    assert told["host"][:4] == "a\nb\r"
-    assert len(told["host"]) <= LONGEST_TEXT
+    (written,) = lines(path)
+    assert written["event"] == "refused"
+    assert written["host"][:4] == "a\nb\r"
+    assert len(written["host"]) <= LONGEST_TEXT
 
 
 def test_a_long_text_is_cut(tmp_path: Path) -> None:
@@ -274,8 +274,8 @@ def test_a_large_file_is_moved_aside_and_no_line_is_lost(
             two.write("granted", OTHER, number=-number)
             if number % 10 == 0:
                 eventually(lambda: not one.backlog and not two.backlog)
-    told = [line["number"] for line in [*lines(old), *lines(path)]]
-    assert sorted(told) == sorted([*range(150), *(-number for number in range(150))])
+    written = [line["number"] for line in [*lines(old), *lines(path)]]
+    assert sorted(written) == sorted([*range(150), *(-number for number in range(150))])
 
 
 def test_what_is_kept_of_events_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,9 +385,9 @@ def test_half_a_line_spoils_no_other(tmp_path: Path, room: int) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (fits, rest))
         signal.signal(signal.SIGXFSZ, before)
-    told = path.read_text("ascii").splitlines()
-    whole = [json.loads(line) for line in told if line.endswith("}")]
-    assert len(told) - len(whole) <= 1
+    written = path.read_text("ascii").splitlines()
+    whole = [json.loads(line) for line in written if line.endswith("}")]
+    assert len(written) - len(whole) <= 1
     assert whole[-1]["number"] == "last"
     lost = sum(it.get("lost", 0) for it in whole)
     assert lost + sum("number" in it for it in whole) == 101
@@ -408,12 +408,12 @@ def test_the_bounds_of_a_log_hold_for_all_that_it_merges(tmp_path: Path) -> None
             for _ in range(10):
                 worker.write("refused", OTHER, host="x.test", because="once")
         assert all(worker.close() for worker in workers)
-    told = [(line["client"], line.get("repeats")) for line in lines(path)]
-    assert told.count(("192.0.2.7", None)) == 50
-    assert told.count(("192.0.2.7", 2)) == 50
-    assert told.count(("192.0.2.8", None)) == 1
-    assert told.count(("192.0.2.8", 3 * 10 - 1)) == 1
-    assert len(told) == 102
+    written = [(line["client"], line.get("repeats")) for line in lines(path)]
+    assert written.count(("192.0.2.7", None)) == 50
+    assert written.count(("192.0.2.7", 2)) == 50
+    assert written.count(("192.0.2.8", None)) == 1
+    assert written.count(("192.0.2.8", 3 * 10 - 1)) == 1
+    assert len(written) == 102
 
 
 def test_a_worker_that_cannot_forward_says_how_many_are_lost() -> None:

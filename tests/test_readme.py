@@ -245,11 +245,11 @@ def test_every_word_of_the_policy_is_explained(words: type[policies.UnknownTls])
 
 def test_every_event_is_in_the_table() -> None:
     source = "".join(p.read_text() for p in (CHECKOUT / "addon").rglob("*.py"))
-    told = set(
+    events = set(
         re.findall(r"(?:event|events\(\)\.write|events\.write|_event)\(\s*\"([a-z]+)\"", source)
     )
-    assert told >= {"refused", "tls", "policy", "fault", "granted"}
-    for name in told:
+    assert events >= {"refused", "tls", "policy", "fault", "granted"}
+    for name in events:
         assert f"`{name}`" in RUNNING
 
 

@@ -66,11 +66,11 @@ def wait_for(address: tuple[str, int], process: subprocess.Popen[str]) -> None:
 
 def tour_of(portal: subprocess.Popen[str]) -> str:
     """Its output up to the last line of the tour, or to its end."""
-    told = ""
+    output = ""
     assert portal.stdout
-    while "a browser with that proxy" not in told and (line := portal.stdout.readline()):
-        told += line
-    return told
+    while "a browser with that proxy" not in output and (line := portal.stdout.readline()):
+        output += line
+    return output
 
 
 @contextmanager
@@ -183,11 +183,11 @@ def test_where_the_caller_wants_it_to_listen_it_listens(
     at = free_port()
     with running(tmp_path, *(part.format(port=at) for part in arguments)) as portal:
         wait_for((host, int(port.format(port=at))), portal)
-        told = tour_of(portal)
+        output = tour_of(portal)
         portal.send_signal(signal.SIGTERM)
-        told += portal.communicate(timeout=SOON)[0]
+        output += portal.communicate(timeout=SOON)[0]
     assert portal.returncode == 0
-    lines = [line for line in told.splitlines() if not line.startswith("[")]
+    lines = [line for line in output.splitlines() if not line.startswith("[")]
     assert len(lines) == 3
     assert f"http://{host}:{at}," in lines[0]
     assert lines[1].split()[:4] == ["curl", "-i", "-x", f"http://{host}:{at}"]

@@ -29,7 +29,7 @@ class House:
         self.store.revoke(CLIENT)
         self.session_events.changed(CLIENT)
 
-    def told(self) -> list[dict[str, Any]]:
+    def written(self) -> list[dict[str, Any]]:
         assert self.events.close(30)
         return [json.loads(line) for line in self.file.read_text().splitlines()]
 
@@ -38,7 +38,7 @@ def test_a_session_is_an_event_when_it_opens_and_when_it_is_revoked(tmp_path: Pa
     house = House(tmp_path)
     house.grant(60)
     house.revoke()
-    granted, revoked = house.told()
+    granted, revoked = house.written()
     assert granted["event"] == "granted"
     assert (granted["client"], granted["mac"]) == ("192.0.2.7", "02:00:00:00:00:07")
     assert (granted["seconds"], granted["by"], granted["how"]) == (60, "login", "terms")
@@ -57,7 +57,7 @@ def test_a_client_that_signs_in_and_out_all_the_time_ends_once(tmp_path: Path) -
     house.now += 1
     assert [*house.session_events.ended()] == [CLIENT]
     assert [*house.session_events.ended()] == []
-    assert [line["event"] for line in house.told()].count("expired") == 1
+    assert [line["event"] for line in house.written()].count("expired") == 1
 
 
 def test_a_session_that_ends_by_itself_has_expired(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_session_that_ends_by_itself_has_expired(tmp_path: Path) -> None:
     house.now += 1
     assert [*house.session_events.ended()] == [CLIENT]
     assert [*house.session_events.ended()] == []
-    assert [line["event"] for line in house.told()] == ["granted", "expired"]
+    assert [line["event"] for line in house.written()] == ["granted", "expired"]
 
 
 def test_extending_is_a_grant_and_a_touch_is_not(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_extending_is_a_grant_and_a_touch_is_not(tmp_path: Path) -> None:
     house.now += 15
     assert [*house.session_events.ended()] == []
     house.grant(600, idle=20)
-    assert [line["event"] for line in house.told()] == ["granted", "granted"]
+    assert [line["event"] for line in house.written()] == ["granted", "granted"]
 
 
 def test_traffic_puts_the_end_of_an_idle_session_off(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_traffic_puts_the_end_of_an_idle_session_off(tmp_path: Path) -> None:
     assert [*house.session_events.ended()] == []
     house.now += 1
     assert [*house.session_events.ended()] == [CLIENT]
-    assert [line["event"] for line in house.told()] == ["granted", "expired"]
+    assert [line["event"] for line in house.written()] == ["granted", "expired"]
 
 
 def test_a_session_that_is_made_shorter_ends_at_its_new_end(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_touch_of_a_session_from_before_the_start_is_no_grant(tmp_path: Path) 
     house.store.put(Session(CLIENT, 100.0, 2000.0))
     house.session_events.changed(CLIENT)
     house.revoke()
-    assert [line["event"] for line in house.told()] == ["revoked"]
+    assert [line["event"] for line in house.written()] == ["revoked"]
 
 
 def test_the_end_of_a_session_from_before_the_start_is_written(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_the_end_of_a_session_from_before_the_start_is_written(tmp_path: Path) -
         assert [*house.session_events.ended()] == []
     house.now += 60
     assert [*house.session_events.ended()] == [CLIENT]
-    assert [line["event"] for line in house.told()] == ["expired"]
+    assert [line["event"] for line in house.written()] == ["expired"]
 
 
 def test_a_touch_that_is_stored_after_the_end_is_no_second_end(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_touch_that_is_stored_after_the_end_is_no_second_end(tmp_path: Path) -
     house.session_events.changed(CLIENT)
     house.grant(60)
     house.revoke()
-    events = [line["event"] for line in house.told()]
+    events = [line["event"] for line in house.written()]
     assert events == ["granted", "expired", "granted", "revoked"]
 
 
@@ -146,4 +146,4 @@ def test_a_session_that_was_opened_and_revoked_before_we_heard_of_it_is_one_even
     house.store.revoke(CLIENT)
     house.session_events.changed(CLIENT)
     house.session_events.changed(CLIENT)
-    assert [line["event"] for line in house.told()] == ["revoked"]
+    assert [line["event"] for line in house.written()] == ["revoked"]

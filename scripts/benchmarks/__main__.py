@@ -57,8 +57,8 @@ def main() -> int:
             without.append(area)
     print(f"\nload average at the end: {_load()}; a busy machine widens the spread")
     if arguments.json:
-        told = {area: [one.as_json() for one in figures] for area, figures in measured.items()}
-        arguments.json.write_text(json.dumps({"machine": _machine(), **told}, indent=1) + "\n")
+        written = {area: [one.as_json() for one in figures] for area, figures in measured.items()}
+        arguments.json.write_text(json.dumps({"machine": _machine(), **written}, indent=1) + "\n")
     if arguments.plot and "refuse" in measured:
         arguments.plot.write_text(refuse.picture(measured["refuse"]))
     return 1 if without else 0

@@ -39,17 +39,17 @@ class Figure:
 
     def lines(self) -> list[str]:
         """The figure as text."""
-        told = [f"{self.name}  [{self.unit}]"]
+        shown = [f"{self.name}  [{self.unit}]"]
         for who, values in self.rows.items():
             low, middle, high = spread(values)
             line = f"  {who:<46}{number(low):>10}{number(middle):>10}{number(high):>10}"
             if self.peer and who != self.peer:
                 ratio = spread(self.ratios(who))
                 line += f"   {number(ratio[1])}x ({number(ratio[0])} to {number(ratio[2])})"
-            told.append(line)
+            shown.append(line)
         if self.promise:
-            told.append(f"  {self.kept()}")
-        return told
+            shown.append(f"  {self.kept()}")
+        return shown
 
     def as_json(self) -> dict[str, object]:
         """The figure for another program."""

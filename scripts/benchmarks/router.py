@@ -302,7 +302,7 @@ def flooded(lab: Lab, seconds: int) -> Iterator[Figure]:
     # A cable back to itself: what arrives there is for another MAC, and dropped.
     other.namespace.ip("link add nowhere type veth peer name void")
     other.namespace.ip("link set void up", "link set nowhere up")
-    told: dict[str, list[float]] = {name: [] for name in (flood, unbounded, made, quiet)}
+    waits: dict[str, list[float]] = {name: [] for name in (flood, unbounded, made, quiet)}
     arrived: dict[str, list[float]] = {flood: [], unbounded: []}
     tracked: dict[str, list[float]] = {flood: [], unbounded: []}
 
@@ -315,20 +315,20 @@ def flooded(lab: Lab, seconds: int) -> Iterator[Figure]:
                 stack.callback(end, start_flood(lab, other, "nowhere" if name == made else "eth0"))
                 time.sleep(1)
             before, begun = received(lab), time.monotonic()
-            told[name] += lab.client.namespace.call(visits, seconds / 3)
+            waits[name] += lab.client.namespace.call(visits, seconds / 3)
             if name in arrived:
                 arrived[name].append((received(lab) - before) / (time.monotonic() - begun))
                 tracked[name].append(connections(lab))
-        return told[name][-1]
+        return waits[name][-1]
 
     try:
-        alternate(3, {name: partial(measure, name) for name in told})
+        alternate(3, {name: partial(measure, name) for name in waits})
     finally:
         put_up(lab)
     yield Figure("SYNs that reach the router", "1/s", arrived)
     yield Figure("entries in conntrack afterwards", "entries", tracked)
-    yield Figure("a known client's request meanwhile", "ms", told)
-    late = {name: percentile(values, 99) for name, values in told.items()}
+    yield Figure("a known client's request meanwhile", "ms", waits)
+    late = {name: percentile(values, 99) for name, values in waits.items()}
     added = {name: [late[name] - late[quiet]] for name in (flood, unbounded, made)}
     yield Figure("what that adds for 99 of 100", "ms", added, promise=(Promise.AT_MOST, 20.0))
 

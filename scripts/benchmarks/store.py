@@ -35,9 +35,9 @@ def figures(quick: bool) -> Iterator[Figure]:
         few, many = Path(folder) / "few.db", Path(folder) / "many.db"
         fill(few, 10)
         fill(many, count)
-        told: dict[Path, list[list[float]]] = {few: [], many: []}
-        alternate(rounds, {str(at): partial(measured, at, told) for at in (many, few)})
-        mine, tens = (list(zip(*told[at], strict=True)) for at in (many, few))
+        measures: dict[Path, list[list[float]]] = {few: [], many: []}
+        alternate(rounds, {str(at): partial(measured, at, measures) for at in (many, few)})
+        mine, tens = (list(zip(*measures[at], strict=True)) for at in (many, few))
         yield Figure("loading", "s", {label: mine[0]}, promise=(Promise.AT_MOST, 5.0))
         yield Figure("memory", "MiB", {label: mine[1]}, promise=(Promise.AT_MOST, 300.0))
         for place, who in enumerate(("active clients", "any of all", "unknown clients"), 1):

@@ -84,10 +84,10 @@ def test_recorded_requests_are_decided_again(diff: Diff, tmp_path: Path) -> None
     seen.write_text("".join(json.dumps(time | event) + "\n" for event in events) + "no event\n")
     new = OLD.replace("198.51.100.0/24, access: blocked", "198.51.100.7, access: known")
     status, said = diff(new, "--json", "--events", str(seen))
-    told = json.loads(said)
+    document = json.loads(said)
     opened = {
         (one["after"]["client"], one["after"]["method"], one["after"]["url"])
-        for one in told["differences"]
+        for one in document["differences"]
         if one["opens"]
     }
     assert status == 1
@@ -100,7 +100,7 @@ def test_recorded_requests_are_decided_again(diff: Diff, tmp_path: Path) -> None
         ("198.51.100.7", "GET", "http://somewhere.invalid/"),
         ("198.51.100.7", "GET", "https://somewhere.invalid/"),
     }
-    first = told["differences"][0]
+    first = document["differences"][0]
     assert (first["before"]["decided_by"], first["before"]["status"]) == ("old.yaml:4", 511)
     assert (first["after"]["decided_by"], first["after"]["status"]) == ("new.yaml:4", None)
 

@@ -86,9 +86,9 @@ class Site:
         method, target, _ = first.split(" ")
         named = {name.lower(): value for name, _, value in (one.partition(": ") for one in rest)}
         path, host = target.partition("?")[0], named.get("host", "")
-        told = {"method": method, "scheme": scheme, "host": host, "path": path, "fields": named}
+        asked = {"method": method, "scheme": scheme, "host": host, "path": path, "fields": named}
         with self._log.open("a") as log:
-            log.write(json.dumps(told) + "\n")
+            log.write(json.dumps(asked) + "\n")
         status, fields, body = ANSWERS.get(path, (404, {"Content-Type": "text/plain"}, b"no"))
         if status != 204:
             fields = {**fields, "Content-Length": str(len(body))}

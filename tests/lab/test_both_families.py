@@ -47,10 +47,10 @@ def test_the_511_and_the_api_lead_to_a_page_of_the_clients_family(
 @each
 def test_a_connectivity_check_is_sent_there_too(lab: Lab, origin: str, login: str) -> None:
     name = "connectivitycheck.gstatic.com"
-    told = ("--globoff", "--include", "--resolve", f"{name}:80:{origin}")
+    options = ("--globoff", "--include", "--resolve", f"{name}:80:{origin}")
 
     def location() -> str:
-        said = lab.client.curl(*told, f"http://{name}/generate_204").stdout
+        said = lab.client.curl(*options, f"http://{name}/generate_204").stdout
         return "".join(re.findall(r"(?im)^location: (\S+)", said))
 
     wait_for(lambda: location().startswith(f"{login}?state="), message=f"no 302 to {login}")

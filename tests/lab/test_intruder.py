@@ -136,7 +136,7 @@ def test_it_is_unknown_where_the_kernel_answers_with_cookies(
         interface = ("--interface", victim.v4)
         assert intruder.status(f"http://{ORIGIN4}/", *interface) == 511
         assert "cannot be distinguished" in intruder.curl(*interface, f"{LOGIN}/status").stdout
-        assert intruder.status(f"{LOGIN}/", "--location") == 200, "who is unknown may sign in"
+        assert intruder.status(f"{LOGIN}/", "--location") == 200, "an unknown client may sign in"
     finally:
         lab.router.sysctl(ipv4__tcp_syncookies=1)
 

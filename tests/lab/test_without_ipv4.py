@@ -54,9 +54,9 @@ def test_a_client_without_ipv4_makes_the_whole_journey(tmp_path: Path) -> None:
 
         status = ("--output", "/dev/null", "--write-out", "%{http_code}")
         assert got(client, *status, "http://www.example.com/") == "511"
-        told = api()
-        assert told["captive"] is True
-        page = got(client, *trusting, str(told["user-portal-url"]))
+        document = api()
+        assert document["captive"] is True
+        page = got(client, *trusting, str(document["user-portal-url"]))
         fields = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', page)
         assert dict(fields)["terms"], page
         form = [part for name, value in fields for part in ("--data-urlencode", f"{name}={value}")]

@@ -135,11 +135,11 @@ async def test_another_site_cannot_frame_it_nor_send_its_form(tmp_path: Path) ->
             " f.onload = () => done(1); document.body.append(f) })"
         )
 
-        async def told() -> bool:
+        async def reported() -> bool:
             await tab.run("1")  # which hears what the tab has said before
             return "frame-ancestors" in str(tab.said)
 
-        await until(told, "the report that it was not framed")
+        await until(reported, "the report that it was not framed")
         await tab.run(
             f"document.body.insertAdjacentHTML('beforeend', '<form method=post action={ours}"
             "/sign-in><button id=go>Win</button></form>')"

@@ -61,7 +61,7 @@ async def test_a_client_that_is_blocked_or_was_signed_out_is_not_said_to_be_onli
         assert (answer.status, answer.links, h.session()) == (404, [], None)
 
 
-async def test_it_lets_nobody_on_without_a_state_of_its_own(tmp_path: Path) -> None:
+async def test_it_admits_no_client_without_a_state_of_its_own(tmp_path: Path) -> None:
     async with external(tmp_path) as (h, browser):
         anothers = h.context.states.mint(at("127.0.0.3"))
         for state in ("", "x", "../sessions", "%00", anothers):

@@ -116,7 +116,9 @@ class _One(Neighbours):
         return self._mac
 
 
-async def test_a_voucher_that_let_nobody_on_is_good_still(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_voucher_that_admitted_no_client_stays_valid(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with house(policy(conditions=Conditions.VOUCHER)) as h:
         code = _voucher(h)
         with monkeypatch.context() as full:
@@ -126,24 +128,24 @@ async def test_a_voucher_that_let_nobody_on_is_good_still(monkeypatch: pytest.Mo
         assert (await h.browser().sign_in(code=code)).status == 403
 
 
-@pytest.mark.parametrize("told", [True, False], ids=["revoked", "not to be told"])
-async def test_a_voucher_that_is_revoked_meanwhile_lets_nobody_on(
-    monkeypatch: pytest.MonkeyPatch, told: bool
+@pytest.mark.parametrize("can_be_read", [True, False], ids=["revoked", "records unreadable"])
+async def test_a_voucher_that_is_revoked_meanwhile_admits_no_client(
+    monkeypatch: pytest.MonkeyPatch, can_be_read: bool
 ) -> None:
     async with house(policy(conditions=Conditions.VOUCHER)) as h:
         code, grant = _voucher(h), h.gate.grant
-        if not told:
+        if not can_be_read:
             monkeypatch.setattr(h.context.records, "is_revoked", _gone)
 
         def meanwhile(client: ClientId, **how: Any) -> Session:
-            if told:  # its sessions are looked up before there is one
+            if can_be_read:  # its sessions are looked up before there is one
                 assert h.context.records.revoke_voucher(1, 1.0) == [client]
                 assert not h.gate.revoke(client)
             return grant(client, **how)
 
         monkeypatch.setattr(h.gate, "grant", meanwhile)
         answer = await h.browser().sign_in(code=code)
-        assert answer.status == (303 if told else 503)
+        assert answer.status == (303 if can_be_read else 503)
         assert h.session() is None
 
 

@@ -575,7 +575,7 @@ async def test_a_user_signs_in_with_its_password_and_no_other() -> None:
         assert session.name == "ada"
 
 
-async def test_terms_alone_do_not_let_on_where_a_voucher_is_asked_for() -> None:
+async def test_the_terms_alone_admit_no_client_where_a_voucher_is_asked_for() -> None:
     async with house() as h:
         browser = h.browser()
         form = await browser.get("/")
@@ -862,7 +862,7 @@ async def test_the_operators_terms_are_shown_and_what_was_accepted_is_kept(tmp_p
         assert kept == "# House rules\n\nBe very kind."
 
 
-async def test_terms_that_cannot_be_read_let_nobody_on(tmp_path: Path) -> None:
+async def test_terms_that_cannot_be_read_admit_no_client(tmp_path: Path) -> None:
     (tmp_path / "login").mkdir()
     (tmp_path / "login" / "terms.md").write_bytes(b"\xff\xfe\x00")
     async with house(policy(file=tmp_path / "lab.yaml")) as h:

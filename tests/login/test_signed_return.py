@@ -279,7 +279,7 @@ async def test_without_a_key_there_is_no_return() -> None:
         assert h.session() is None
 
 
-async def test_a_key_of_another_kind_lets_nobody_on(tmp_path: Path) -> None:
+async def test_a_key_of_another_kind_admits_no_client(tmp_path: Path) -> None:
     async with elsewhere(tmp_path, b"-----BEGIN PUBLIC KEY-----\n") as e:
         assert (await e.back(e.token())).status == 500
         assert e.house.session() is None

@@ -85,5 +85,5 @@ def test_a_short_wait_is_said_to_the_second(language: Language, seconds: float, 
 def test_nobody_is_told_to_wait_for_less_than_they_have_to(seconds: float) -> None:
     units = {"second": 1, "minute": 60, "hour": 3600}
     number, unit = WORDS[Language.ENGLISH].wait(seconds).split("\N{NO-BREAK SPACE}")
-    told = int(number) * units[unit.removesuffix("s")]
-    assert seconds - 0.5 <= told < seconds + (61 if told > 60 else 1)
+    shown = int(number) * units[unit.removesuffix("s")]
+    assert seconds - 0.5 <= shown < seconds + (61 if shown > 60 else 1)

@@ -293,12 +293,12 @@ async def test_what_a_connect_offers_to_prove_itself_is_counted_either_way(
         data = await it.ask(connect(place, agent, offered))
         assert (b" 511 " in data) == (status == 511)
         assert not [shown for shown in it.flows.shown if b"secret" in shown]
-    told = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
-    (refused,) = [it for it in told if it["event"] == "refused"]
+    written = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    (refused,) = [it for it in written if it["event"] == "refused"]
     assert refused.get("status") == status
     assert (refused["method"], refused["host"]) == ("CONNECT", "127.0.0.1")
     assert (refused["cookies"], refused["authorizations"]) == (1, 2)
-    assert "secret" not in str(told)
+    assert "secret" not in str(written)
     assert origin.connections == 0
 
 
@@ -309,5 +309,5 @@ async def test_a_tunnel_that_offers_nothing_causes_one_event_by_what_is_in_it(
         streams = await tunnel(it, f"127.0.0.1:{origin.port}", BROWSER)
         with pytest.raises(ssl.SSLError):
             await asyncio.wait_for(streams[1].start_tls(trusting_none()), SOON)
-    told = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
-    assert [it["event"] for it in told if it["event"] in {"refused", "tls"}] == ["tls"]
+    written = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [it["event"] for it in written if it["event"] in {"refused", "tls"}] == ["tls"]

@@ -231,9 +231,9 @@ async def test_events_on_a_full_disk_hold_nothing_up(
             answer = await it.ask(b"GET http://192.0.2.1/ HTTP/1.1\r\nHost: 192.0.2.1\r\n\r\n")
             assert answer.startswith(b"HTTP/1.1 511 ")
             await asyncio.sleep(0.1)
-    told = [it.getMessage() for it in caplog.records if "events are lost" in it.getMessage()]
-    assert len(told) == 1
-    assert "No space left on device" in told[0]
+    logged = [it.getMessage() for it in caplog.records if "events are lost" in it.getMessage()]
+    assert len(logged) == 1
+    assert "No space left on device" in logged[0]
     assert origin.connections == 0
 
 

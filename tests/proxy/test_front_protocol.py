@@ -782,8 +782,8 @@ async def test_above_the_limit_refusals_are_counted_and_the_log_says_how_many(
         assert b" 511 " in await it.ask(GET)
         assert len(it.flows.requests) == 5
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
-    told = [one for one in events if one["event"] == "refused"]
-    assert 1 + sum(one.get("repeats", 0) for one in told) == 101
+    refusals = [one for one in events if one["event"] == "refused"]
+    assert 1 + sum(one.get("repeats", 0) for one in refusals) == 101
 
 
 async def test_a_watched_client_is_shown_and_each_of_its_requests_is_an_event(

@@ -316,9 +316,9 @@ async def test_whatever_raises_the_client_is_answered_and_nothing_leaves(
             patch.setattr(owner, last, raising)
             request = get(origin).replace(b"GET", method.encode(), 1)
             data = await say((reader, writer), request)
-            told = {"gate.events.write", "marks.event", "marks.refused"}
+            reporting = {"gate.events.write", "marks.event", "marks.refused"}
             (answer,) = answers(data, method)
-            assert answer.status == (511 if broken in told else 503)
+            assert answer.status == (511 if broken in reporting else 503)
             assert answer.fields["cache-control"] == "no-store"
             fresh = await say(await asyncio.open_connection("127.0.0.1", it.port), request)
             assert not fresh or answers(fresh, method)[0].status in {511, 503}

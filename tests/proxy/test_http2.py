@@ -435,10 +435,12 @@ async def test_each_credential_is_counted_inside_tls_too(
         secrets = [("cookie", "a=secret1"), ("authorization", "secret2")]
         assert (await client.answer(client.ask(*secrets))).status == 511
         await client.close()
-    told = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
-    (refused,) = [it for it in told if it["event"] == "refused"]
+    events_written = [
+        json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()
+    ]
+    (refused,) = [it for it in events_written if it["event"] == "refused"]
     assert (refused["cookies"], refused["authorizations"]) == (1, 1)
-    assert "secret" not in str(told)
+    assert "secret" not in str(events_written)
 
 
 async def test_an_answer_has_the_time_in_it(

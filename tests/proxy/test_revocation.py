@@ -223,5 +223,5 @@ async def test_a_session_store_that_cannot_be_used_is_told(
         await until(lambda: it.gate.store.fault is None)
         assert written["fault"] == 1
     lines = (tmp_path / "events.jsonl").read_text().splitlines()
-    (told,) = [line for line in map(json.loads, lines) if line["event"] == "fault"]
-    assert f"{store}" in told["what"]
+    (event,) = [line for line in map(json.loads, lines) if line["event"] == "fault"]
+    assert f"{store}" in event["what"]

@@ -288,8 +288,8 @@ async def test_a_policy_that_is_broken_or_gone_leaves_the_last_good_one(
         it.process.send_signal(signal.SIGTERM)
         assert await it.ended() == 0
         assert it.log.count("The last good policy stays in force") == 2, it.log
-    told = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
-    of_policy = [(one["action"], one["file"]) for one in told if one["event"] == "policy"]
+    written = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
+    of_policy = [(one["action"], one["file"]) for one in written if one["event"] == "policy"]
     assert of_policy == [(act, str(file)) for act in ("loaded", "rejected", "rejected", "loaded")]
     assert origin.connections == 3
 

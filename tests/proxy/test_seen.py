@@ -52,8 +52,8 @@ async def test_each_flow_bears_its_verdict_and_keeps_it_when_saved(
         # A refused client's flow stays as it was, even if the client is known since.
         assert [shown.marked for shown in it.flows.requests][:1] == [":no_entry:"]
     flows = [it for it in saved(path) if not is_connect(it)]
-    told = [(it.marked, it.metadata["portal"]["verdict"]) for it in flows]
-    assert sorted(told) == [
+    seen = [(it.marked, it.metadata["portal"]["verdict"]) for it in flows]
+    assert sorted(seen) == [
         (":no_entry:", "NetworkAuthenticationRequired"),
         (":no_entry:", "Refuse"),
         (":seedling:", "Pass"),
@@ -136,8 +136,8 @@ async def test_no_credential_is_in_the_log_the_file_or_the_events(
         everything = it.log.encode() + flows.read_bytes() + events.read_bytes()
     for secret in SECRETS:
         assert secret not in everything
-    told = [json.loads(line) for line in events.read_text().splitlines()]
-    assert wrong_events(told) == []
-    refused = next(it for it in told if it["event"] == "refused")
+    seen = [json.loads(line) for line in events.read_text().splitlines()]
+    assert wrong_events(seen) == []
+    refused = next(it for it in seen if it["event"] == "refused")
     assert (refused["cookies"], refused["authorizations"]) == (2, 2)
     assert origin.connections == 0

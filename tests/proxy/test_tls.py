@@ -60,7 +60,7 @@ ELSEWHERE = "192.0.2.1"
 
 
 @dataclass
-class Told:
+class Recorded:
     """The events of a portal as it writes them, before repeated ones are only counted."""
 
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -72,20 +72,20 @@ class Told:
         """The only event of this kind; fails if there is none, or a second one."""
         await until(lambda: bool(self.of(event)))
         await asyncio.sleep(0.1)
-        (told,) = self.of(event)
-        return told
+        (recorded,) = self.of(event)
+        return recorded
 
 
-def listened(it: Portal, monkeypatch: pytest.MonkeyPatch) -> Told:
-    told = Told()
+def listened(it: Portal, monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    recorded = Recorded()
     before = it.gate.events.write
 
     def write(event: str, client: Any = None, **fields: Any) -> None:
-        told.events.append({"event": event, "client": client, **fields})
+        recorded.events.append({"event": event, "client": client, **fields})
         before(event, client, **fields)
 
     monkeypatch.setattr(it.gate.events, "write", write)
-    return told
+    return recorded
 
 
 async def raw(streams: Streams, *pieces: bytes, timeout: float | None = None) -> bytes:
@@ -122,10 +122,10 @@ async def test_an_unknown_clients_handshake_ends_with_alert_49(
 ) -> None:
     dialled("127.0.0.1", origin.port)
     async with portal(ALERT, mode=mode) as it:
-        told = listened(it, monkeypatch)
+        recorded = listened(it, monkeypatch)
         with pytest.raises(ssl.SSLError, match="TLSV1_ALERT_ACCESS_DENIED"):
             await over_tls(await connected(it, mode, origin.port))
-        event = await told.one("tls")
+        event = await recorded.one("tls")
         assert event["sni"] == OUTSIDE
         assert event["destination"] == f"127.0.0.1:{origin.port}"
         assert (event["action"], event["outcome"]) == ("refuse", "refused")
@@ -181,10 +181,10 @@ async def test_a_dropped_handshake_ends_with_a_reset(
 ) -> None:
     dialled("127.0.0.1", origin.port)
     async with portal("tls: {unknown: drop, connect: alert}\n", mode=mode) as it:
-        told = listened(it, monkeypatch)
+        recorded = listened(it, monkeypatch)
         with pytest.raises(ConnectionResetError):
             await over_tls(await connected(it, mode, origin.port))
-        event = await told.one("tls")
+        event = await recorded.one("tls")
         assert (event["action"], event["outcome"]) == ("drop", "dropped")
     assert origin.connections == 0
 
@@ -240,9 +240,9 @@ async def test_the_event_of_an_ech_hello_says_that_the_name_may_be_the_outer_one
 ) -> None:
     dialled("127.0.0.1", origin.port)
     async with portal(f"tls: {{unknown: {unknown}}}\n", mode="transparent") as it:
-        told = listened(it, monkeypatch)
+        recorded = listened(it, monkeypatch)
         await raw(await connected(it, "transparent", 0), WHOLE["with ECH"], timeout=0.5)
-        event = await told.one("tls")
+        event = await recorded.one("tls")
         assert event["sni"] == "public.example.net"
         assert "outer name" in event["caveat"]
         assert ("7.4" in event["caveat"]) == (unknown == "intercept")
@@ -393,14 +393,14 @@ async def test_a_client_that_takes_the_certificate_gets_the_511_inside(
 ) -> None:
     dialled("127.0.0.1", origin.port)
     async with portal(INTERCEPT, mode=mode) as it:
-        told = listened(it, monkeypatch)
+        recorded = listened(it, monkeypatch)
         reader, writer = await connected(it, mode, origin.port)
         inside = await over_tls((reader, writer))
         assert "mitmproxy" in issuer(inside)
         writer.write(f"GET /x HTTP/1.1\r\nHost: {OUTSIDE}\r\nCookie: a=b\r\n\r\n".encode())
         answer = await reader.readuntil(b"\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 511 ")
-        event = await told.one("tls")
+        event = await recorded.one("tls")
         assert (event["sni"], event["action"]) == (OUTSIDE, "intercept")
         assert (event["outcome"], event["alert"], event["hung_up"]) == ("accepted", None, None)
         assert "7.4" in event["caveat"]
@@ -439,10 +439,10 @@ async def test_a_client_that_rejects_the_certificate_is_recognized_by_its_alert(
     dialled("127.0.0.1", origin.port)
     rule = "clients:\n  - {address: 127.0.0.1, trusts_ca: true}\n" if trusts_ca else ""
     async with portal(INTERCEPT + rule, mode="transparent") as it:
-        told = listened(it, monkeypatch)
+        recorded = listened(it, monkeypatch)
         with pytest.raises(ssl.SSLCertVerificationError):
             await asyncio.to_thread(check_the_certificate, it.port)
-        event = await told.one("tls")
+        event = await recorded.one("tls")
         assert (event["outcome"], event["alert"]) == ("rejected", "unknown_ca")
         assert (event["hung_up"], event["trusts_ca"]) == (None, trusts_ca)
     assert origin.connections == 0
@@ -458,7 +458,7 @@ async def test_a_client_that_hangs_up_has_rejected_the_certificate(
 ) -> None:
     dialled("127.0.0.1", origin.port)
     async with portal(INTERCEPT, mode="transparent") as it:
-        told = listened(it, monkeypatch)
+        recorded = listened(it, monkeypatch)
         reader, writer = await connected(it, "transparent", 0)
         if when == "after it":  # as GnuTLS clients do: they look once the handshake is through
             await over_tls((reader, writer))
@@ -466,7 +466,7 @@ async def test_a_client_that_hangs_up_has_rejected_the_certificate(
             writer.write(real())
             await reader.read(1)
         writer.close()
-        event = await told.one("tls")
+        event = await recorded.one("tls")
         assert (event["outcome"], event["alert"], event["hung_up"]) == ("rejected", None, True)
     assert origin.connections == 0
 
@@ -510,12 +510,12 @@ async def test_real_clients_reject_the_certificate_each_in_its_way(
 ) -> None:
     dialled("127.0.0.1", origin.port)
     async with portal(INTERCEPT, mode="transparent") as it:
-        told = listened(it, monkeypatch)
+        recorded = listened(it, monkeypatch)
         there = f"localhost:{it.port}"
         status, said = await run(*client, there if client[0] == "openssl" else f"https://{there}/")
         assert status, said
         assert says in said
-        event = await told.one("tls")
+        event = await recorded.one("tls")
         assert event["outcome"] == "rejected"
         assert event["alert"] in ("unknown_ca", None)
         assert (event["alert"] is None) == (event["hung_up"] is True)
@@ -554,12 +554,12 @@ async def test_a_hello_that_mitmproxy_gets_has_a_bounded_size(
         largest = await connected(it, "regular", secure.port)
         inside = await over_tls(largest, trusting_all(protocols_for(HELLO)))
         assert "mitmproxy" in issuer(inside)
-        told = listened(it, monkeypatch)
+        recorded = listened(it, monkeypatch)
         larger = await connected(it, "regular", secure.port)
         with pytest.raises(ssl.SSLError, match="TLSV1_ALERT_ACCESS_DENIED"):
             await over_tls(larger, trusting_all(protocols_for(HELLO + 1)))
-        await until(lambda: any(event["action"] == "refuse" for event in told.of("tls")))
-        (event,) = (event for event in told.of("tls") if event["action"] == "refuse")
+        await until(lambda: any(event["action"] == "refuse" for event in recorded.of("tls")))
+        (event,) = (event for event in recorded.of("tls") if event["action"] == "refuse")
         assert event["outcome"] == "refused"
         because = f"it says that it has {HELLO + 1} bytes; {HELLO} are allowed"
         assert event["because"].endswith(because)

@@ -22,7 +22,7 @@ def get(url: str, *fields: str) -> bytes:
     return "\r\n".join((*head, "", "")).encode()
 
 
-def told(folder: Path, event: str) -> list[dict[str, Any]]:
+def events_of(folder: Path, event: str) -> list[dict[str, Any]]:
     """The events of that kind. The portal has ended, so all of them are written."""
     lines = (folder / "events.jsonl").read_text().splitlines()
     return [it for it in map(json.loads, lines) if it["event"] == event]
@@ -41,16 +41,16 @@ async def test_each_refused_request_of_a_watched_client_is_an_event_with_its_pat
         assert await watching(it, request, request) == [b"511", b"511"]
         it.keeper.service.unwatch(HERE)
         await it.talk(request)
-    first, second, third = told(tmp_path, "refused")
+    first, second, third = events_of(tmp_path, "refused")
     assert first["path"] == "/a/b"
     assert first["agent"] == "axios/1.7.2"
     assert first["accept"] == "application/json"
     assert (first["scheme"], first["port"], first["status"]) == ("http", 80, 511)
     assert second == first | {"time": second["time"]}
     assert "path" not in third
-    (watched,) = told(tmp_path, "watched")
+    (watched,) = events_of(tmp_path, "watched")
     assert watched["kernel_forwards"] is False
-    assert told(tmp_path, "unwatched")
+    assert events_of(tmp_path, "unwatched")
 
 
 async def test_a_watched_clients_forwarded_requests_are_events_with_the_address_that_answered(
@@ -67,7 +67,7 @@ async def test_a_watched_clients_forwarded_requests_are_events_with_the_address_
         await watching(it, closed)
     passed = [
         (line.get("path"), line.get("status"), line.get("answered_by"), "error" in line)
-        for line in told(tmp_path, "passed")
+        for line in events_of(tmp_path, "passed")
     ]
     assert passed == [
         ("/in", 200, "garden", False),
@@ -85,8 +85,8 @@ async def test_a_permitted_request_that_cannot_be_forwarded_is_refused_and_not_p
         with_names(it, GARDEN)
         assert await watching(it, get(f"http://{place}/", "X: a\x01b")) == [b"400"]
         (shown,) = it.flows.requests
-    (event,) = told(tmp_path, "refused")
-    assert (event["status"], event["host"], told(tmp_path, "passed")) == (400, GARDEN, [])
+    (event,) = events_of(tmp_path, "refused")
+    assert (event["status"], event["host"], events_of(tmp_path, "passed")) == (400, GARDEN, [])
     assert shown.marked == ":no_entry:"
     assert shown.comment.startswith("400: it cannot be forwarded as written, although ")
 
@@ -103,7 +103,7 @@ async def test_an_event_shows_what_only_a_portals_reply_can_have_given(
             get(f"{here}/page", "Range: bytes=512-"),
             get(f"{here}/page", "If-None-Match: W/1", "Cookie: a=b"),
         )
-    logo, page, rest, other = told(tmp_path, "passed")
+    logo, page, rest, other = events_of(tmp_path, "passed")
     assert (logo["traces"], logo["referer"]) == ("url", "http://x.test/page")
     assert page["traces"] == "validator cookie"
     assert rest["range"] == 512
@@ -130,7 +130,7 @@ async def test_each_handshake_of_a_watched_client_is_an_event(
         await shakes_hands()
         it.grant("127.0.0.1")
         await shakes_hands()
-    outcomes = [(line["action"], line["outcome"]) for line in told(tmp_path, "tls")]
+    outcomes = [(line["action"], line["outcome"]) for line in events_of(tmp_path, "tls")]
     assert outcomes == [("refuse", "refused")] * 2 + [("tunnel", "passed")]
 
 
@@ -151,5 +151,5 @@ async def test_no_credential_of_a_watched_client_is_in_its_events(
         await watching(it, get(f"http://{here}/?t={CANARY}", *fields))
     written = (tmp_path / "events.jsonl").read_text()
     assert CANARY not in written
-    assert told(tmp_path, "refused")[0]["cookies"] == 2
-    assert told(tmp_path, "passed")[0]["authorizations"] == 2
+    assert events_of(tmp_path, "refused")[0]["cookies"] == 2
+    assert events_of(tmp_path, "passed")[0]["authorizations"] == 2

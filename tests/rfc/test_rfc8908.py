@@ -205,8 +205,8 @@ def stands(
 def test_5_a_venue_url_that_is_not_over_tls_is_not_told(url: str | None) -> None:
     document = captivity(stands(), venue_info_url=url)
     assert "venue-info-url" not in document
-    told = captivity(stands(), venue_info_url="https://venue.example.org/")
-    assert told["venue-info-url"] == "https://venue.example.org/"
+    answer = captivity(stands(), venue_info_url="https://venue.example.org/")
+    assert answer["venue-info-url"] == "https://venue.example.org/"
 
 
 @pytest.mark.rfc(8908, "5", "what agents in the field need (not in the RFC)")

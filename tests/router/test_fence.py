@@ -45,15 +45,15 @@ def up(lab: Lab, store: MemoryStore) -> None:
 
 
 @pytest.fixture
-def told() -> list[str]:
+def reports() -> list[str]:
     return []
 
 
 @pytest.fixture
-def portal(lab: Lab, up: None, store: MemoryStore, told: list[str]) -> Iterator[None]:
+def portal(lab: Lab, up: None, store: MemoryStore, reports: list[str]) -> Iterator[None]:
     """A running portal's part: it keeps the rules."""
     known = lab.router.call(KnownClients, lambda: lab.policy, store, lab.neighbours)
-    restorer = lab.router.call(Restorer, known, told.append)
+    restorer = lab.router.call(Restorer, known, reports.append)
     store.watch(known.changed)
     lab.router.call(known.start)
     lab.router.call(restorer.start)
@@ -106,13 +106,13 @@ def flood(lab: Lab, number: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("how", FLUSHES)
 def test_nothing_of_an_unknown_client_gets_out_while_the_portal_puts_the_rules_back(
-    lab: Lab, portal: None, told: list[str], how: str
+    lab: Lab, portal: None, reports: list[str], how: str
 ) -> None:
     before = len(lab.reached())
     with flood(lab, 1):
         for times in range(1, 11):
             lab.rules.run(f"{how}\n")
-            wait_for(lambda times=times: len(told) == times)  # type: ignore[misc]
+            wait_for(lambda times=times: len(reports) == times)  # type: ignore[misc]
     assert lab.reached()[before:] == []
     for origin in (ORIGIN4, ORIGIN6):
         assert reaches(lab, 0, origin)
@@ -179,12 +179,14 @@ def test_down_leaves_no_rule_behind_while_several_keep_them(lab: Lab, portal: No
     wait_for(lambda: all("prohibit" not in rules for rules in ip_rules(lab.router)))
 
 
-def test_the_rule_that_somebody_takes_away_is_back(lab: Lab, portal: None, told: list[str]) -> None:
+def test_the_rule_that_somebody_takes_away_is_back(
+    lab: Lab, portal: None, reports: list[str]
+) -> None:
     for times, family in enumerate(("-4", "-6"), 1):
         lab.router.run("ip", family, "rule", "del", "priority", "1")
-        wait_for(lambda times=times: len(told) == times)  # type: ignore[misc]
+        wait_for(lambda times=times: len(reports) == times)  # type: ignore[misc]
         assert is_fenced(lab)
-    assert told[0] == (
+    assert reports[0] == (
         "another program removed the ip rule that stops clients while the table is missing; capport"
         " put it back"
     )

@@ -76,23 +76,23 @@ def test_a_client_in_a_full_set_stays_in_and_another_is_refused_until_there_is_a
 ) -> None:
     monkeypatch.setattr(known_clients, "MOST", 4)
     nftables.up(POLICY, rules=rules)
-    store, told = MemoryStore(), list[str]()
+    store, reports = MemoryStore(), list[str]()
     grant(store, *map(client, (1, 2, 3)))
     with closing(
-        router.call(KnownClients, lambda: POLICY, store, Nobody(), report=told.append)
+        router.call(KnownClients, lambda: POLICY, store, Nobody(), report=reports.append)
     ) as known:
         store.watch(known.changed)
         router.call(known.start)
         grant(store, client(4))
         known.update([client(4)])
-        assert told == []
+        assert reports == []
         grant(store, *map(client, range(5, 1000)))
         for number in (5, 6):
             with pytest.raises(FullError, match="set macs of table inet capport is full"):
                 known.update([client(number)])
         known.resync()
         assert inside(rules) == {client(number) for number in (1, 2, 3, 4)}
-        assert told == ["set macs of table inet capport is full: it has 4 clients, the maximum"]
+        assert reports == ["set macs of table inet capport is full: it has 4 clients, the maximum"]
         store.revoke(client(2))
         known.update([client(2), client(6)])  # at once: others of the thousand wait for a place too
         assert inside(rules) == {client(number) for number in (1, 3, 4, 6)}
@@ -100,10 +100,10 @@ def test_a_client_in_a_full_set_stays_in_and_another_is_refused_until_there_is_a
             store.revoke(client(number))
         store.revoke(client(5))
         known.resync()
-        assert len(told) == 1
+        assert len(reports) == 1
         grant(store, client(7))
         known.resync()
-        assert len(told) == 2
+        assert len(reports) == 2
 
 
 def test_a_set_that_the_kernel_finds_full_causes_no_loop_and_keeps_no_revoked_client_in(

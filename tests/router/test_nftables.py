@@ -975,7 +975,7 @@ def test_a_new_policy_is_put_in_force_with_the_same_ports_and_known_clients(
             assert not answers(connection)
         nftables.down(rules=lab.rules)
         lab.router.call(following.reapply)
-        assert nftables.show(rules=lab.rules) is None, "who has taken the rules away meant it"
+        assert nftables.show(rules=lab.rules) is None, "rules that a user has taken down stay down"
     finally:
         following.close()
 

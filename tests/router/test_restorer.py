@@ -36,7 +36,7 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.fixture
-def told() -> list[str]:
+def reports() -> list[str]:
     return []
 
 
@@ -68,12 +68,12 @@ def noticed() -> list[nftables.InForce | None]:
 
 @pytest.fixture
 def restorer(
-    lab: Lab, known: KnownClients, told: list[str], noticed: list[nftables.InForce | None]
+    lab: Lab, known: KnownClients, reports: list[str], noticed: list[nftables.InForce | None]
 ) -> Iterator[Restorer]:
     def another() -> None:
         noticed.append(nftables.in_force())
 
-    restorer = lab.router.call(Restorer, known, told.append, another)
+    restorer = lab.router.call(Restorer, known, reports.append, another)
     lab.router.call(restorer.start)
     yield restorer
     restorer.close()
@@ -90,17 +90,17 @@ def is_tracked(lab: Lab) -> bool | None:
 
 @pytest.mark.parametrize("how", ["flush ruleset", "delete table inet capport"])
 def test_rules_that_somebody_takes_away_are_back_at_once_with_the_known_clients(
-    lab: Lab, restorer: Restorer, told: list[str], how: str
+    lab: Lab, restorer: Restorer, reports: list[str], how: str
 ) -> None:
     before = lab.rules.outline("list table inet capport")
     assert reaches(lab, 0)
     for times in (1, 2):
         lab.rules.run(f"{how}\n")
-        wait_for(lambda times=times: len(told) == times)  # type: ignore[misc]
+        wait_for(lambda times=times: len(reports) == times)  # type: ignore[misc]
         assert lab.rules.outline("list table inet capport") == before
     assert reaches(lab, 0)
     assert not reaches(lab, 1)
-    assert told[0] == "another program removed table inet capport; capport put it back"
+    assert reports[0] == "another program removed table inet capport; capport put it back"
 
 
 def macs(lab: Lab) -> dict[str, float]:
@@ -149,7 +149,7 @@ def test_the_garden_is_looked_up_at_once_where_the_table_is_another(
 
 
 def test_an_unexpected_exception_does_not_end_the_restorer(
-    lab: Lab, restorer: Restorer, told: list[str], monkeypatch: pytest.MonkeyPatch
+    lab: Lab, restorer: Restorer, reports: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_force, faults = nftables.in_force, [KeyError("elem"), KeyError("elem")]
 
@@ -160,7 +160,7 @@ def test_an_unexpected_exception_does_not_end_the_restorer(
 
     monkeypatch.setattr(nftables, "in_force", faulty)
     lab.rules.run("flush ruleset\n")
-    wait_for(lambda: len(told) == 1)
+    wait_for(lambda: len(reports) == 1)
     assert nftables.show(rules=lab.rules) is not None
 
 
@@ -170,7 +170,7 @@ def test_a_change_of_the_sets_alone_is_no_reason_to_look_at_the_rules(
     known: KnownClients,
     restorer: Restorer,
     monkeypatch: pytest.MonkeyPatch,
-    told: list[str],
+    reports: list[str],
 ) -> None:
     """Reading all chains is slow, and each grant changes something."""
     in_force, seen = nftables.in_force, list[nftables.InForce | None]()
@@ -184,18 +184,18 @@ def test_a_change_of_the_sets_alone_is_no_reason_to_look_at_the_rules(
         known.update([grant(store, f"02:00:00:00:01:{number:02x}", 600)])
     assert len(macs(lab)) >= 20
     lab.rules.run("flush ruleset\n")  # what the kernel reports comes in order
-    wait_for(lambda: bool(told))
+    wait_for(lambda: bool(reports))
     assert seen[0] is None
 
 
 def test_capport_router_down_is_meant(
-    lab: Lab, restorer: Restorer, told: list[str], noticed: list[nftables.InForce | None]
+    lab: Lab, restorer: Restorer, reports: list[str], noticed: list[nftables.InForce | None]
 ) -> None:
     nftables.down(rules=lab.rules)
     lab.rules.run("table inet later\ndelete table inet later\n")  # something else happens
     with pytest.raises(TimeoutError):
         wait_for(lambda: nftables.show(rules=lab.rules) is not None, 0.5)
-    assert told == []
+    assert reports == []
     nftables.up(lab.policy, rules=lab.rules)
     wait_for(lambda: [one.proxy_ports for one in noticed[-1:] if one] == [(8080,)])
     lab.rules.run("flush ruleset\n")
@@ -203,7 +203,7 @@ def test_capport_router_down_is_meant(
 
 
 def test_down_is_meant_however_soon_after_up_it_comes(
-    lab: Lab, restorer: Restorer, told: list[str]
+    lab: Lab, restorer: Restorer, reports: list[str]
 ) -> None:
     """The kernel's message about one change may be read after the next one."""
     for _ in range(30):
@@ -212,14 +212,14 @@ def test_down_is_meant_however_soon_after_up_it_comes(
         nftables.down(rules=lab.rules)
     with pytest.raises(TimeoutError):
         wait_for(lambda: nftables.show(rules=lab.rules) is not None, 0.5)
-    assert told == []
+    assert reports == []
 
 
 def test_without_rules_at_the_start_there_is_nothing_to_put_back(
-    lab: Lab, known: KnownClients, told: list[str]
+    lab: Lab, known: KnownClients, reports: list[str]
 ) -> None:
     nftables.down(rules=lab.rules)
-    restorer = lab.router.call(Restorer, known, told.append)
+    restorer = lab.router.call(Restorer, known, reports.append)
     lab.router.call(restorer.start)
     try:
         lab.rules.run("flush ruleset\n")
@@ -260,7 +260,7 @@ def test_rules_that_cannot_be_put_back_are_tried_again(
     lab: Lab,
     known: KnownClients,
     restorer: Restorer,
-    told: list[str],
+    reports: list[str],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -273,6 +273,6 @@ def test_rules_that_cannot_be_put_back_are_tried_again(
 
     monkeypatch.setattr(known, "apply", fails_twice)
     lab.rules.run("flush ruleset\n")
-    wait_for(lambda: len(told) == 1)
+    wait_for(lambda: len(reports) == 1)
     assert caplog.text.count("Cannot keep the router's rules loaded: No buffer space") == 1
     assert not reaches(lab, 1)

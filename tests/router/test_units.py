@@ -380,11 +380,11 @@ def heard_by_systemd(path: Path) -> Iterator[list[bytes]]:
     said: list[bytes] = []
 
     def hear() -> None:
-        while word := told.recv(100):
+        while word := receiver.recv(100):
             said.append(word)
 
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
-        told.bind(str(path))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(path))
         hearing = threading.Thread(target=hear)
         hearing.start()
         try:

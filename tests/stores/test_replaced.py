@@ -249,8 +249,8 @@ def test_a_file_that_cannot_be_used_admits_no_new_client_and_is_reported_once(
     store = file.open()
     for client in (MAC, ADDRESS):
         store.put(session(client))
-    told: list[ClientId] = []
-    store.watch(told.append)
+    notified: list[ClientId] = []
+    store.watch(notified.append)
     path.unlink()
     make(path)
     until(lambda: says in (store.fault or ""), "a fault")
@@ -275,7 +275,7 @@ def test_a_file_that_cannot_be_used_admits_no_new_client_and_is_reported_once(
         lambda: not {MAC, ADDRESS} & {s.client for s in store.sessions()},
         "the end of the others",
     )
-    until(lambda: {MAC, ADDRESS, OTHER} <= set(told), "the watcher")
+    until(lambda: {MAC, ADDRESS, OTHER} <= set(notified), "the watcher")
     file.close()
     assert clients(path) == {OTHER}
 
@@ -315,7 +315,7 @@ def test_the_portal_turns_away_a_client_that_is_not_in_the_new_file(tmp_path: Pa
     arguments = ("--policy", "policy.yaml", "--sessions", str(path), "--events", str(events))
     url = "http://127.0.0.1:9/"  # discard: nobody listens, so a known client gets 502
 
-    def told() -> list[tuple[str, str]]:
+    def notified() -> list[tuple[str, str]]:
         lines = (json.loads(line) for line in events.read_text().splitlines())
         return [(line["event"], line.get("client", "")) for line in lines]
 
@@ -326,8 +326,8 @@ def test_the_portal_turns_away_a_client_that_is_not_in_the_new_file(tmp_path: Pa
         assert command("grant", COMES, path=path).returncode == 0
         until(lambda: ask(port, url) == 511, "the end of the session that is not in the new file")
         assert command("revoke", COMES, path=path).returncode == 0
-        until(lambda: ("revoked", COMES) in told(), "an event")
+        until(lambda: ("revoked", COMES) in notified(), "an event")
         running.terminate()
         out, _ = running.communicate(timeout=60)
-    assert ("revoked", "127.0.0.1") in told()
+    assert ("revoked", "127.0.0.1") in notified()
     assert out.count("another file was put in its place and is used from now on") == 1

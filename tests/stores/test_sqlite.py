@@ -381,15 +381,15 @@ def test_what_is_over_is_cleared_away_in_a_while(
     one.put(session(ADDRESS, idle=100.0))
     one.put(session(OTHER, idle=2000.0))
     until(lambda: len(list(two.sessions())) == 13 - 1)  # 192.0.2.7 is ADDRESS
-    told: list[ClientId] = []
-    two.watch(told.append)
+    notified: list[ClientId] = []
+    two.watch(notified.append)
     file.time.now = 1060.0 + GRACE_SECONDS - 1
     time.sleep(0.2)
     assert len(list(two.sessions())) == 12
     file.time.now = 1100.0 + GRACE_SECONDS + housekeeping.UPKEEP_SECONDS
     for store in (one, two):
         until(lambda s=store: {x.client for x in s.sessions()} == {MAC, OTHER}, "clearing")  # type: ignore[misc]
-    assert told == []  # they were over before, so nothing changed
+    assert notified == []  # they were over before, so nothing changed
 
 
 def test_the_log_does_not_grow_for_ever(file: OneFile, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,8 +418,8 @@ def test_a_process_that_lags_behind_the_journal_of_changes_reads_everything(
     one, two = file.open(), file.open()
     one.put(session(MAC))
     until(lambda: two.find((MAC,), 1000.0) is not None)
-    told: list[ClientId] = []
-    two.watch(told.append)
+    notified: list[ClientId] = []
+    two.watch(notified.append)
     with two.database.reading:  # as if its thread had been stopped
         for number in range(10):
             one.put(session(ClientId(f"198.51.100.{number}")))
@@ -430,7 +430,7 @@ def test_a_process_that_lags_behind_the_journal_of_changes_reads_everything(
         db.close()
     until(lambda: two.find((MAC,), 1000.0) is None)
     assert len(list(two.sessions())) == 10
-    until(lambda: len(told) == 11 and MAC in told, "the watcher")
+    until(lambda: len(notified) == 11 and MAC in notified, "the watcher")
 
 
 def test_without_inotify_it_looks_often_enough(

@@ -194,9 +194,9 @@ async def test_a_moment_without_descriptors_does_not_end_what_systemd_is_told(
     monkeypatch.setenv("NOTIFY_SOCKET", path)
     monkeypatch.setenv("WATCHDOG_USEC", "30000")
     monkeypatch.delenv("WATCHDOG_PID", raising=False)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
-        told.bind(path)
-        told.setblocking(False)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(path)
+        receiver.setblocking(False)
         supervised = appliance_module.Supervised()
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
@@ -206,7 +206,7 @@ async def test_a_moment_without_descriptors_does_not_end_what_systemd_is_told(
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert "Cannot send WATCHDOG=1 to systemd" in caplog.text
-        receiving = asyncio.get_running_loop().sock_recv(told, 100)
+        receiving = asyncio.get_running_loop().sock_recv(receiver, 100)
         assert await asyncio.wait_for(receiving, SOON) == b"WATCHDOG=1"
         supervised.done()
 
@@ -221,11 +221,11 @@ async def test_only_the_process_that_systemd_watches_sends_signs_of_life(
     monkeypatch.delenv("WATCHDOG_PID", raising=False)
     if pid:
         monkeypatch.setenv("WATCHDOG_PID", str(os.getpid() if pid == "own" else os.getppid()))
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
-        told.bind(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(path)
         supervised = appliance_module.Supervised()
         supervised.running()
         await asyncio.sleep(0)  # a task runs when its turn comes
         supervised.done()
         wanted = [b"READY=1", *([b"WATCHDOG=1"] * watched), b"STOPPING=1"]
-        assert [told.recv(100) for _ in wanted] == wanted
+        assert [receiver.recv(100) for _ in wanted] == wanted
