@@ -119,7 +119,7 @@ def test_a_promise_is_kept_missed_or_in_doubt(figures: Any, values: list[float],
     assert figure.kept() == f"promised: {said}"
 
 
-def test_a_ratio_is_taken_round_by_round_so_that_a_drift_of_both_is_none(figures: Any) -> None:
+def test_a_ratio_is_taken_in_each_round_so_that_a_drift_of_both_cancels_out(figures: Any) -> None:
     rows = {"ours": [10.0, 20.0, 40.0], "peer": [10.0, 20.0, 40.0]}
     promise = (figures.Promise.AT_LEAST, 0.95)
     figure = figures.Figure("x", "1/s", rows, "peer", promise, of_peer=True)

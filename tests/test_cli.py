@@ -977,7 +977,7 @@ def test_clients_leaves_out_a_session_of_a_client_that_the_policy_blocks(
     assert [one["client"] for one in by_policy] == ["192.0.2.7", "02:00:00:00:00:07"]
 
 
-def test_nobody_is_said_to_be_nobody(here: Capport) -> None:
+def test_clients_says_that_no_client_has_a_session(here: Capport) -> None:
     assert here("clients").out == "Nobody has a session.\n"
     assert json.loads(here("clients", "--json").out) == []
 
@@ -1119,7 +1119,7 @@ def test_a_user_without_a_password_is_not_added(
     ],
     ids=["latin-1", "endless"],
 )
-def test_a_password_that_is_none_is_an_error_of_one_line(
+def test_an_unusable_password_is_an_error_of_one_line(
     here: Capport, monkeypatch: pytest.MonkeyPatch, piped: bytes, why: str
 ) -> None:
     source = io.BytesIO(piped)

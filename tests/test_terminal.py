@@ -58,7 +58,7 @@ def test_people_read_local_time_and_programs_utc() -> None:
 
 
 @given(st.text(), st.integers(1, 40))
-def test_fitted_text_has_its_width_and_nothing_to_obey(text: str, width: int) -> None:
+def test_fitted_text_has_its_width_and_no_control_characters(text: str, width: int) -> None:
     shown = fitted(text, width)
     assert cells(shown) == width
     assert all(unicodedata.category(c)[0] != "C" for c in shown)

@@ -102,7 +102,7 @@ async def test_a_state_sent_many_times_at_once_grants_once(tmp_path: Path) -> No
         assert statuses == [200] * 11 + [201]
 
 
-async def test_a_state_that_is_over_or_not_ours_is_404(tmp_path: Path) -> None:
+async def test_a_state_that_is_over_or_made_up_is_404(tmp_path: Path) -> None:
     async with api(tmp_path) as a:
         state = a.house.context.states.mint(at(ADA))
         a.house.clock.at += LIFETIME

@@ -298,7 +298,7 @@ def test_a_case_without_a_request_is_one_of_get() -> None:
     assert (said.method, said.tls) == ("GET", None)
 
 
-def test_nothing_is_closed_unless_that_is_said() -> None:
+def test_no_place_counts_as_closed_by_default() -> None:
     said = explain(case(policy(), HTTP, OPEN), policy(), HTTP)
     assert (said.rule, said.is_closed) == ("open_session", False)
 

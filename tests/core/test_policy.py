@@ -155,7 +155,7 @@ def test_a_table_knows_what_holds_all_of_a_network(network: Network, others: lis
     assert set(found) == expected
 
 
-def test_no_rule_matches_where_there_is_none() -> None:
+def test_without_rules_no_rule_matches() -> None:
     assert ClientRules().find(Client(ip_address("192.0.2.1"), Mac("02:00:00:00:00:07"))) is None
     assert ClientRules().covering(Mac("02:00:00:00:00:07")) is None
 

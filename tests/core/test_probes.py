@@ -162,7 +162,9 @@ def test_no_check_is_for_a_host_that_would_not_be_found() -> None:
         ("captive.apple.com", "/hotspot-detect.html", "get"),
     ],
 )
-def test_anything_that_is_not_exactly_a_check_is_none(host: str, path: str, method: str) -> None:
+def test_a_request_that_is_not_exactly_a_check_is_not_one(
+    host: str, path: str, method: str
+) -> None:
     assert sign_in_probe(host, path, method) is None
 
 

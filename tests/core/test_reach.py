@@ -38,7 +38,7 @@ def test_who_reaches_what(
     assert because is None or because in (why or "")
 
 
-def test_a_listed_place_is_said_to_be_so() -> None:
+def test_by_default_a_place_is_not_listed() -> None:
     assert MACHINE.closes(OWN, 22, client=CLIENT) is not None  # by default it is not listed
 
 

@@ -28,9 +28,7 @@ spans = st.floats(0, 1e7)
         ({"granted_at": 9e9}, 4600.0),
     ],
 )
-def test_it_ends_when_it_expires_or_when_nothing_was_heard_for_long(
-    changes: dict[str, float], ends: float
-) -> None:
+def test_it_ends_when_it_expires_or_after_silence(changes: dict[str, float], ends: float) -> None:
     assert replace(HOUR, **changes).ends == ends  # type: ignore[arg-type]
 
 

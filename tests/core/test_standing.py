@@ -76,11 +76,11 @@ def test_the_policys_word_comes_first_then_the_session(
     )
 
 
-def test_a_mac_is_not_lacking_unless_that_is_said() -> None:
+def test_by_default_a_mac_is_not_lacking() -> None:
     assert standing(CLIENT, policy(Access.KNOWN), None, 1000.0).is_known
 
 
-def test_it_ends_when_nothing_more_is_heard() -> None:
+def test_a_session_with_idle_ends_after_silence() -> None:
     found = standing(CLIENT, policy(None), IDLE, 1000.0)
     assert (found.until, found.seconds_remaining) == (1010.0, 60)
 

@@ -42,7 +42,7 @@ def test_an_unknown_client_is_told_to_sign_in(street: Street, check: Check) -> N
     assert (page.status, "Terms of use" in page.body) == (200, True)
 
 
-def test_a_known_client_hears_the_vendors_own_answer(street: Street) -> None:
+def test_a_known_client_gets_the_vendors_own_answer(street: Street) -> None:
     street.grant()
     before = len(street.requests())
     findings = {check.system: check.model(street.ask(check.url)) for check in CHECKS}

@@ -127,7 +127,7 @@ def test_it_neither_sees_nor_ends_the_session_of_its_address(
     assert sessions(lab) == before
 
 
-def test_it_is_unknown_where_the_kernel_answers_with_cookies(
+def test_it_is_unknown_if_the_kernel_answers_with_cookies(
     lab: Lab, victim: Client, intruder: Client
 ) -> None:
     """With a SYN cookie no MAC is seen, and on a router no client is known without its MAC."""

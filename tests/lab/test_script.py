@@ -120,7 +120,7 @@ def test_what_a_killed_lab_left_the_next_one_clears_away() -> None:
     assert left(following.pid) == []
 
 
-def test_a_policy_that_cannot_be_used_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_policy_that_cannot_be_used_is_reported_and_leaves_nothing(tmp_path: Path) -> None:
     policy = tmp_path / "bad.yaml"
     policy.write_text("login_ulr: https://login.example.net/\n")
     lab = start("--policy", str(policy), "--run", "true")
@@ -132,7 +132,7 @@ def test_a_policy_that_cannot_be_used_is_said_and_leaves_nothing(tmp_path: Path)
     assert left(lab.pid) == []
 
 
-def test_a_policy_that_is_not_there_is_said_in_a_line(tmp_path: Path) -> None:
+def test_a_missing_policy_is_reported_in_one_line(tmp_path: Path) -> None:
     lab = start("--policy", str(tmp_path / "none.yaml"), "--run", "true")
     _, err = lab.communicate(timeout=100)
     assert lab.returncode == 1

@@ -203,7 +203,7 @@ def test_the_same_does_get_there_from_a_known_client(
 @pytest.mark.parametrize(
     "url", ["http://www.example.com/", f"http://{ORIGIN4}/", f"http://[{ORIGIN6}]/"]
 )
-def test_http_is_answered_511_and_the_origin_hears_nothing(lab: Lab, url: str) -> None:
+def test_http_is_answered_511_and_the_origin_gets_nothing(lab: Lab, url: str) -> None:
     lab.client.run("curl", "-s", "-m60", "http://warm-up.example.com/")
     before = len(connections(lab))
     assert lab.client.status(url) == 511

@@ -95,5 +95,7 @@ TCP = bytes(40)
         (b"", "192.0.2.7", UNSEEN),
     ],
 )
-def test_it_is_read_from_where_the_address_is(syn: bytes, peer: str, mac: Mac | None) -> None:
+def test_the_mac_is_read_from_the_frame_with_the_peers_address(
+    syn: bytes, peer: str, mac: Mac | None
+) -> None:
     assert frames.sender_in(syn, parse_address(peer)) == mac

@@ -56,7 +56,7 @@ async def test_a_client_that_accepts_the_terms_is_online_and_may_go_where_it_wan
         assert "Do nothing illegal here" in text_of_terms(h.context.records, accepted.version, "en")
 
 
-async def test_nobody_else_is_online_then() -> None:
+async def test_a_sign_in_admits_no_other_client() -> None:
     async with house() as h:
         await h.browser().sign_in()
         assert h.session("127.0.0.2")
@@ -283,7 +283,7 @@ async def test_nothing_of_a_request_becomes_markup(path: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["www.example.org", "evil.example:80", "", "a b", "127.0.0.1.nip"])
-async def test_another_name_than_ours_gets_none_of_our_pages(host: str) -> None:
+async def test_the_pages_are_served_under_the_portals_names_only(host: str) -> None:
     async with house() as h:
         browser = h.browser()
         page = await browser.get("/", Host=host)
@@ -346,7 +346,7 @@ async def test_trace_shows_nothing_of_what_was_sent() -> None:
         ("/api/captive-portal", "GET, HEAD"),
     ],
 )
-async def test_no_other_method_does_anything_and_which_would_is_said(
+async def test_another_method_does_nothing_and_gets_the_allowed_ones(
     method: str, path: str, allowed: str
 ) -> None:
     """RFC 9110 section 15.5.6."""

@@ -30,7 +30,7 @@ def test_a_password_has_a_sensible_length(text: str) -> None:
         passwords.hash_password(text)
 
 
-def test_a_password_that_no_browser_could_send_is_none() -> None:
+def test_a_password_that_no_browser_could_send_is_refused() -> None:
     with pytest.raises(ValueError, match="not UTF-8"):
         passwords.hash_password("Schl\udcfcssel")
 

@@ -77,7 +77,7 @@ def test_time_is_said_as_people_say_it(seconds: float, said: str) -> None:
         (Language.SPANISH, 2, "2 segundos"),
     ],
 )
-def test_a_short_wait_is_said_to_the_second(language: Language, seconds: float, said: str) -> None:
+def test_a_short_wait_is_shown_to_the_second(language: Language, seconds: float, said: str) -> None:
     assert WORDS[language].wait(seconds).replace("\N{NO-BREAK SPACE}", " ") == said
 
 

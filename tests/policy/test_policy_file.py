@@ -508,7 +508,7 @@ def load_error(path: Path) -> str:
         (b"x" * ((1 << 20) + 1), "lab.yaml: is larger than 1 MiB"),
     ],
 )
-def test_bytes_that_are_no_policy_are_said_to_be_none(
+def test_a_file_that_cannot_be_a_policy_is_reported_as_such(
     data: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -544,7 +544,7 @@ def test_what_is_no_file_is_refused_without_reading_it(tmp_path: Path) -> None:
         assert "is a device: name a file" in load_error(Path(device))
 
 
-def test_an_unreadable_file_is_said_to_be_unreadable(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_an_error_that_says_so(tmp_path: Path) -> None:
     path = tmp_path / "lab.yaml"
     path.write_text(LOGIN)
     path.chmod(0)
@@ -1164,7 +1164,7 @@ def test_an_expired_certificate_draws_a_warning_with_the_date(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("content", [b"", b"not PEM", b"-----BEGIN CERTIFICATE-----\n", b"\0" * 99])
-def test_a_certificate_that_is_none_is_an_error(content: bytes, tmp_path: Path) -> None:
+def test_a_file_without_a_certificate_is_an_error(content: bytes, tmp_path: Path) -> None:
     certificate(tmp_path)
     (tmp_path / "cert.pem").write_bytes(content)
     (problem,) = error_of(TLS, tmp_path).problems
@@ -1173,7 +1173,7 @@ def test_a_certificate_that_is_none_is_an_error(content: bytes, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("content", [b"", b"not PEM", b"-----BEGIN PRIVATE KEY-----\n"])
-def test_a_key_that_is_none_is_an_error(content: bytes, tmp_path: Path) -> None:
+def test_a_file_without_a_private_key_is_an_error(content: bytes, tmp_path: Path) -> None:
     certificate(tmp_path)
     (tmp_path / "key.pem").write_bytes(content)
     (problem,) = error_of(TLS, tmp_path).problems

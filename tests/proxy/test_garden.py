@@ -501,7 +501,7 @@ async def test_a_refused_request_before_the_gardens_changes_nothing(
 
 @each_way
 @pytest.mark.parametrize("method", ["GET", "PUT"])
-async def test_a_client_that_closes_its_half_hears_its_answer(
+async def test_a_client_that_closes_its_half_gets_its_answer(
     portal: StartPortal, dialled: Dialled, way: Way, method: str
 ) -> None:
     """RFC 9293 section 3.6: an end that closes has no more to send, and may still receive."""

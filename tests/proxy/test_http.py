@@ -136,7 +136,7 @@ async def test_a_request_in_segments_of_one_byte_is_a_request(
 
 
 @each_way
-async def test_a_client_that_waits_for_the_server_to_speak_first_hears_nothing(
+async def test_a_client_that_waits_for_the_server_to_speak_first_gets_nothing(
     portal: StartPortal, dialled: Dialled, way: Way
 ) -> None:
     async with Origin(greeting=b"220 smtp.example.com\r\n").serving(way.origin_at) as origin:

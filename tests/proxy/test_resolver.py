@@ -45,7 +45,7 @@ def test_our_own_addresses_are_open_if_listed_and_to_clients_on_this_machine() -
 @pytest.mark.parametrize(
     "address", ["224.0.0.1", "255.255.255.255", "169.254.0.1", "ff02::1", "fe80::1"]
 )
-def test_nobody_reaches_what_is_no_one_host(address: str) -> None:
+def test_no_client_reaches_multicast_or_link_local_addresses(address: str) -> None:
     assert not may_reach(HERE, parse_address(address), listed=True)
 
 

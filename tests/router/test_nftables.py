@@ -1239,7 +1239,7 @@ def test_nobody_opens_a_connection_to_a_known_client_from_outside(
 
 
 @LAB
-def test_an_address_on_the_link_without_a_mac_is_nobodys_and_ours_is_not_a_clients(
+def test_an_address_on_the_link_without_a_mac_or_of_the_router_is_no_clients(
     lab: Lab, store: MemoryStore, known: KnownClients
 ) -> None:
     """Otherwise any MAC on the link could send from it."""
@@ -1477,7 +1477,7 @@ def test_a_question_is_answered_while_others_change_the_rules(lab: Lab) -> None:
 
 
 @LAB
-def test_a_library_that_is_closed_says_so(lab: Lab) -> None:
+def test_nftables_that_is_closed_raises_an_error(lab: Lab) -> None:
     rules = lab.router.call(Nftables)
     rules.close()
     rules.close()

@@ -165,7 +165,7 @@ async def ask_for_all_at_once(it: Portal, origin: Origin, few: int) -> None:
     await until(lambda: len(it.keeper.connections) == 0 and not origin.open)
 
 
-async def test_nor_by_asking_for_all_of_them_at_once(
+async def test_asking_for_all_connections_at_once_gets_no_more_of_them(
     portal: StartPortal, origin: Origin, few: int
 ) -> None:
     origin.answer = b""
@@ -174,7 +174,7 @@ async def test_nor_by_asking_for_all_of_them_at_once(
             await ask_for_all_at_once(it, origin, few)
 
 
-async def test_nor_by_tunnels_to_it(
+async def test_tunnels_to_the_login_server_get_no_more_connections(
     portal: StartPortal, origin: Origin, dialled: Dialled, few: int
 ) -> None:
     origin.answer = b""

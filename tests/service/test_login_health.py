@@ -86,23 +86,23 @@ async def test_a_head_without_end_does_not_answer_for_it() -> None:
 
 
 @pytest.mark.parametrize("answer", [FOUND, b"HTTP/1.0 404 Not Found\n\n", b"HTTP/1.1 302 F\r\n"])
-async def test_of_a_login_server_of_others_any_answer_counts(answer: bytes) -> None:
+async def test_any_answer_of_an_external_login_server_counts(answer: bytes) -> None:
     async with stranger(answer) as port:
         assert await answers(at(port, embedded=False))
 
 
-async def test_so_does_one_of_a_server_in_front_of_the_embedded_one() -> None:
+async def test_a_redirect_of_a_server_in_front_of_the_embedded_one_counts_too() -> None:
     async with stranger(b"HTTP/1.1 301 Moved\r\n\r\n") as port:
         assert await answers(at(port, embedded=True, behind=port + 1))
 
 
-async def test_so_does_one_of_others_that_listen_on_the_same_port_as_the_embedded_one() -> None:
+async def test_an_answer_of_another_process_on_the_port_of_the_embedded_one_counts_too() -> None:
     async with stranger(FOUND) as port:
         assert await answers(at(port, embedded=True), elsewhere=True)
 
 
 @pytest.mark.parametrize("embedded", [True, False])
-async def test_nobody_there_does_not_answer(embedded: bool) -> None:
+async def test_a_port_without_a_server_does_not_answer(embedded: bool) -> None:
     with socket.socket() as nobody:
         nobody.bind((str(LOOPBACK), 0))
         assert not await answers(at(nobody.getsockname()[1], embedded=embedded))

@@ -166,7 +166,7 @@ def test_a_command_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     assert behind(tmp_path, "--proxy", "--timeout", "1s", "--", "sleep", "600").returncode == 124
 
 
-def test_a_command_that_is_not_there_is_said_in_a_line(tmp_path: Path) -> None:
+def test_a_missing_command_is_reported_in_one_line(tmp_path: Path) -> None:
     done = behind(tmp_path, "--proxy", "--", "no-such-command")
     assert (done.returncode, done.stderr) == (127, "no-such-command: no such command\n")
     for wrong in (("--as", "pages", "--", "true"), ("--",)):
@@ -182,7 +182,7 @@ def test_findings_of_a_level_set_the_exit_status(tmp_path: Path) -> None:
     assert "cookies-to-portal" in done.stdout
 
 
-def test_a_portal_that_dies_is_said_without_a_traceback(tmp_path: Path) -> None:
+def test_a_portal_that_dies_is_reported_without_a_traceback(tmp_path: Path) -> None:
     script = """if True:
         import os, pathlib
         children = pathlib.Path(f"/proc/{os.getppid()}/task").glob("*/children")

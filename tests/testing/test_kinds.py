@@ -121,7 +121,7 @@ def test_neither_the_router_nor_the_proxy_has_an_option_for_it(tmp_path: Path) -
         assert ended.value.code == 2
 
 
-def test_an_imitated_reply_has_nothing_that_ours_adds() -> None:
+def test_an_imitated_reply_has_nothing_that_the_portals_own_adds() -> None:
     login = NetworkAuthenticationRequired("why", "https://login.example.net/?a=1&b=<")
     for kind in ("redirect", "page", "script"):
         reply = reply_to(KINDS[kind].imitate(login), Asked())

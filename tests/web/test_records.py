@@ -157,7 +157,7 @@ def test_a_client_that_has_used_a_voucher_in_time_may_come_back_after_it_has_exp
     assert records.use_voucher(b"h", ADA, on(199)) == (1, 500)
 
 
-def test_a_voucher_that_is_good_for_no_more_than_there_is_is_not_used() -> None:
+def test_a_voucher_that_would_not_extend_the_session_is_not_used() -> None:
     records = Records(None)
     records.add_vouchers([b"h"], lifetime=60, devices=1, valid=None, note="", at=on(0))
     assert records.use_voucher(b"h", ADA, on(1), beyond=60) == (1, 60)

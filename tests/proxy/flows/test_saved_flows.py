@@ -79,7 +79,7 @@ def test_a_flow_with_other_marks_than_ours_counts_as_far_as_they_say(
 
 
 @pytest.mark.parametrize("time", [1e300, -1e300, 1e14, float("inf"), float("nan")])
-def test_a_flow_whose_time_is_none_is_counted_as_unread(tmp_path: Path, time: float) -> None:
+def test_a_flow_without_a_valid_time_is_counted_as_unread(tmp_path: Path, time: float) -> None:
     odd, good = tflow.tflow(resp=True), tflow.tflow(resp=True)
     odd.request.timestamp_start = time
     found = recording_of(saved(tmp_path / "flows", odd, good))
