@@ -37,7 +37,7 @@ class ClosedStore:
         self._changing = threading.Lock()
         self._stopping = threading.Event()
         self._watchers = Watchers[ClientId]("the session store")
-        logger.error("%s", why)
+        logger.error(self._why)
         opening = ("Opening the session store", self._run, self._stopping)
         self._thread = threading.Thread(
             target=lasting_on_thread, args=opening, name="closed-store", daemon=True
@@ -104,7 +104,7 @@ class ClosedStore:
             except StoreError as error:
                 if str(error) != self._why:
                     self._why = str(error)
-                    logger.error("%s", error)
+                    logger.error(str(error))
 
     def _open(self) -> None:
         # This reads the damaged file alone: the sessions may be a million.
@@ -120,8 +120,8 @@ class ClosedStore:
             try:
                 store.revoke(client)
             except StoreError as error:  # it is in force, and the store makes it durable later
-                logger.warning("%s", error)
-        logger.info("%s: works again", self._path.with_name("fleet.db"))
+                logger.warning(str(error))
+        logger.info(f"{self._path.with_name('fleet.db')}: works again")
         store.watch(self._watchers.notify)
         for session in store.sessions():
             self._watchers.notify(session.client)

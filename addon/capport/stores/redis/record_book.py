@@ -199,7 +199,7 @@ class RecordBook:
                 if connection is not None:
                     self._follow(connection)
             except _LostError as lost:
-                logger.info("%s %s; this router compares everything", self._name, lost)
+                logger.info(f"{self._name} {lost}; this router compares everything")
                 self._disconnect(connection)
                 connection = None
             if connection is None:
@@ -375,8 +375,8 @@ class RecordBook:
         self._refused += 1
         if self._refused == 1 or self._refused % 1000 == 0:
             logger.error(
-                "%s: refused the record %.100r (%s); refused so far: %d",
-                *(self._name, key, why, self._refused),
+                f"{self._name}: refused the record {key!r:.100} ({why});"
+                f" refused so far: {self._refused}"
             )
 
     def _disconnect(self, connection: _Connection | None) -> bool:

@@ -197,7 +197,7 @@ class RedisLink:
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         if isinstance(error, _AgainError):
-            logger.info("%s: %s", self._name, error)
+            logger.info(f"{self._name}: {error}")
             return True
         if isinstance(error, AwayError):
             self._report(str(error))
@@ -335,8 +335,8 @@ class RedisLink:
             self.refused += 1
             if self.refused == 1 or self.refused % 1000 == 0:
                 logger.error(
-                    "%s: refused a record (%s): %.200r; refused so far: %d",
-                    *(self._name, error, value, self.refused),
+                    f"{self._name}: refused a record ({error}): {value!r:.200};"
+                    f" refused so far: {self.refused}"
                 )
             return None
 
@@ -384,9 +384,8 @@ class RedisLink:
         evicts = bool(memory.get("maxmemory")) and memory.get("maxmemory_policy") != "noeviction"
         if evicts and not self._evicts:
             logger.warning(
-                "%s: maxmemory-policy is %s, so it forgets records when it is full, instead of"
-                " refusing more; set it to noeviction",
-                *(self._name, memory.get("maxmemory_policy")),
+                f"{self._name}: maxmemory-policy is {memory.get('maxmemory_policy')}, so it forgets"
+                " records when it is full, instead of refusing more; set it to noeviction"
             )
         self._evicts = evicts
 
@@ -401,24 +400,23 @@ class RedisLink:
         is_copied = isinstance(theirs, str) and theirs != self._boot
         if is_copied and not self._is_copied:
             logger.error(
-                "%s: the router %.64r has the same id as this one, because its fleet.db is a copy:"
-                " neither knows what the other grants. Delete fleet.db and sessions.db on one of"
-                " them, and start it again",
-                *(self._name, other.get("name")),
+                f"{self._name}: the router {other.get('name')!r:.64} has the same id as this one,"
+                " because its fleet.db is a copy: neither knows what the other grants. Delete"
+                " fleet.db and sessions.db on one of them, and start it again"
             )
         self._is_copied, self._is_shown = is_copied, True
 
     def _check_clock(self, jump: float) -> None:
         if jump:
             logger.error(
-                "%s: its clock has jumped by %.1f s, more than the %g s that may pass: sessions"
-                " that were stored before end that much too early or late on other routers",
-                *(self._name, jump, SKEW),
+                f"{self._name}: its clock has jumped by {jump:.1f} s, more than the {SKEW:g} s that"
+                " may pass: sessions that were stored before end that much too early or late on"
+                " other routers"
             )
         if (is_skewed := abs(self._time.skew) > SKEW) != self._skewed and is_skewed:
             logger.warning(
-                "This router's clock is %.1f s away from that of %s; sessions do not depend on it",
-                *(self._time.skew, self._name),
+                f"This router's clock is {self._time.skew:.1f} s away from that of {self._name};"
+                " sessions do not depend on it"
             )
         self._skewed = is_skewed
 
@@ -489,9 +487,9 @@ class RedisLink:
     def _report(self, fault: str | None) -> None:
         before, self.fault = self.fault, fault
         if fault is not None and fault != before:
-            logger.error("%s; sessions of other routers end in at most %g s", fault, LEASE)
+            logger.error(f"{fault}; sessions of other routers end in at most {LEASE:g} s")
         elif fault is None and before is not None:
-            logger.info("%s: works", self._name)
+            logger.info(f"{self._name}: works")
 
 
 def sign_of_life(text: bytes | None) -> dict[str, Any]:

@@ -237,7 +237,7 @@ class RedisStore:
         if failures and not taken:
             raise StoreError(f"{failures[0]}; no other router knows of it yet") from failures[0]
         for failure in failures:
-            logger.warning("%s; %s is revoked, and Redis knows it", failure, client)
+            logger.warning(f"{failure}; {client} is revoked, and Redis knows it")
         return known
 
     def _end(self, client: ClientId, failures: list[StoreError]) -> bool:
@@ -369,7 +369,7 @@ class RedisStore:
                 self._own.revoke(client, granted_by=own.granted)  # its watcher calls ours
                 return
             except StoreError as error:
-                logger.warning("%s is no longer known, but stays in the file: %s", client, error)
+                logger.warning(f"{client} is no longer known, but stays in the file: {error}")
         if changed:
             self._watchers.notify(client)
 
@@ -541,7 +541,7 @@ class RedisStore:
             try:
                 self._marks.forget(past - SKEW)
             except StoreError as error:
-                logger.warning("%s", error)
+                logger.warning(str(error))
 
     def _ms(self, at: Instant) -> int:
         return max(0, round((at + self._time.shift) * 1000))

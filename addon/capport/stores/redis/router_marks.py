@@ -112,9 +112,9 @@ class RouterMarks:
             except RecordError as error:
                 if named not in self.unreadable:
                     logger.error(
-                        "%s: the row of %.60r is damaged (%s) and left out; if it had a revocation"
-                        " that no other router knows, revoke that client again",
-                        *(self._database.path, named, error),
+                        f"{self._database.path}: the row of {named!r:.60} is damaged ({error}) and"
+                        " left out; if it had a revocation that no other router knows, revoke that"
+                        " client again"
                     )
                 with contextlib.suppress(RecordError):  # a row of nobody is left as it is
                     self.unreadable.add(client_of(named))
