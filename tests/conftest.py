@@ -197,7 +197,7 @@ async def running_portal(
     sessions: str = ":memory:",
     **more: Any,
 ) -> AsyncIterator[Portal]:
-    """A mitmproxy with the portal where a script would be, listening on a port of 127.0.0.1."""
+    """A mitmproxy with the portal in place of a script, listening on a port of 127.0.0.1."""
     file = folder / "policy.yaml"
     file.write_text(f"login_url: {LOGIN}\n{policy}" if "login_url" not in policy else policy)
     opts = options.Options(confdir=confdir(), mode=[mode], listen_host="127.0.0.1", listen_port=0)

@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 
 @cache
 def validator(name: str) -> Draft202012Validator:
-    """By the schema `name` in the package capport."""
+    """Validates by the schema `name` in the package capport."""
     schema = json.loads((files("capport") / name).read_bytes())
     Draft202012Validator.check_schema(schema)
     return Draft202012Validator(schema)

@@ -141,7 +141,7 @@ CACHES = [
     Cache(
         "varnish-long",
         *("varnishd", VARNISH, _varnish_for_long),
-        # Of itself, it makes a GET of each request that it looks up.
+        # By default, it turns each request that it looks up into a GET.
         'sub vcl_recv { if (req.method == "POST") { set req.http.X-Is = "POST"; return (hash); } }'
         "sub vcl_backend_fetch { if (bereq.http.X-Is) { set bereq.method = bereq.http.X-Is; } }"
         "sub vcl_backend_response { set beresp.ttl = 10m; set beresp.grace = 10m; }",

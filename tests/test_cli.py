@@ -986,7 +986,7 @@ def test_clients_says_that_no_client_has_a_session(here: Capport) -> None:
     "command", ["clients", "grant 192.0.2.7", "revoke 192.0.2.7", "user list", "voucher new"]
 )
 def test_a_name_of_nothing_is_not_the_default_store(here: Capport, command: str) -> None:
-    """As of a shell's variable that is not set."""
+    """As from a variable of the shell that is not set."""
     assert "names no file" in here(*command.split(), "--sessions", "").error
     assert not Path("state").exists()
 

@@ -25,8 +25,8 @@ class Promise(Enum):
 class Figure:
     """One line for each of `rows`, ours first. With `peer`, each other row is a ratio of it.
 
-    `promise` is of the first row: of its ratio to the peer where `of_peer`, else of its median;
-    or, where `worst`, of its maximum.
+    `promise` bounds the first row: its ratio to the peer if `of_peer`, its maximum if `worst`, and
+    otherwise its median.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""`capport fleet`, and grants by a command where routers share their sessions."""
+"""`capport fleet`, and grants by a command if routers share their sessions."""
 
 import json
 from collections.abc import Iterator

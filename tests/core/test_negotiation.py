@@ -93,7 +93,7 @@ def test_the_media_type_is_the_one_the_client_prefers(accept: str, media_type: M
         ("de;q=0.5, fr;q=0.7", FR),
         ("fr, de", FR),  # equal: the client's order
         ("de, fr", DE),
-        ("*, de;q=0.1", DE),  # RFC 4647 section 3.4: skipped where others follow
+        ("*, de;q=0.1", DE),  # RFC 4647 section 3.4: skipped if others follow
         ("en;q=0, *", DE),
         ("en;q=0", DE),
         ("en;q=0, de;q=0, fr;q=0, es;q=0", EN),

@@ -1,4 +1,4 @@
-"""For how long a client is known."""
+"""How long a session lasts."""
 
 import math
 from dataclasses import replace

@@ -88,7 +88,7 @@ class Street:
     def ask_until(self, status: int, url: str, *, client: Client | None = None) -> Answer:
         """The answer with `status`, which comes before long.
 
-        A check's 302 does where the login server has just been too busy to say that it is there.
+        A 302 comes late if the login server has just been too busy to answer the health check.
         """
         found: list[Answer] = []
 

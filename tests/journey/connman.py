@@ -62,7 +62,7 @@ class ConnMan:
         self.hears("Agent registered")
 
     def state(self) -> str:
-        """Of the service: `ready` has an address, `online` has had its check answered."""
+        """The state of the service: `ready` has an address, `online` has had its check answered."""
         found = re.search(r"^ *State = (\w+)$", self.ctl("services", self._service), re.MULTILINE)
         return found.group(1) if found else "unknown"
 

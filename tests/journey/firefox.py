@@ -69,7 +69,7 @@ class Firefox:
 
     @property
     def urls(self) -> list[str]:
-        """Of each tab."""
+        """The URL of each tab."""
         found: list[str] = self.run(
             "return gBrowser.tabs.map(t => t.linkedBrowser.currentURI.spec)"
         )

@@ -39,7 +39,7 @@ def own_login_server(address: str, port: int) -> Iterator[Lab]:
 
 @contextmanager
 def serving(where: Namespace, address: str, port: int, *command: str) -> Iterator[None]:
-    """While a web server of Python's is running in `where`, and answers."""
+    """Runs a web server of Python in `where` during the block, once it answers."""
     process = where.start(sys.executable, *command)
     look = ("curl", "-s", "-o", "/dev/null", f"http://{address}:{port}/")
     try:

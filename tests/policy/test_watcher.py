@@ -108,13 +108,13 @@ def whole_looks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rewrite(path: Path, text: str) -> None:
-    """In place."""
+    """Writes the file in place."""
     with _between_looks:
         path.write_text(text)
 
 
 def replace(path: Path, text: str) -> None:
-    """As editors do: a new file, moved over the old."""
+    """Does as editors do: moves a new file over the old one."""
     new = path.with_suffix(".new")
     new.write_text(text)
     new.replace(path)

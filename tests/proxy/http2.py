@@ -42,7 +42,7 @@ class Http2:
         self.streams: dict[int, Stream] = {}
         self.gone = False
         self.goodbye: h2.events.ConnectionTerminated | None = None
-        self._untaken: Counter[int] = Counter()  # bytes of answers, where `takes` is not set
+        self._untaken: Counter[int] = Counter()  # bytes of answers, if `takes` is not set
         self.takes = True
         self.flush()
         self._listening = asyncio.create_task(self._listen())

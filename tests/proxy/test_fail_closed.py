@@ -148,7 +148,7 @@ async def walk(it: Portal, mode: str, port: int) -> list[bytes]:
             writer.close()
 
     async def inside() -> bytes:
-        """An HTTP request inside TLS, where that is intercepted."""
+        """An HTTP request inside TLS, if that is intercepted."""
         reader, writer = await asyncio.open_connection("127.0.0.1", it.port)
         try:
             await asyncio.wait_for(over_tls((reader, writer), trusting_all()), 2)

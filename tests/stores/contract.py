@@ -288,7 +288,7 @@ class StoreContract:
         assert store.find((OTHER,), 1000.0) is None
         store.put(session(now=1010.0), most=2)  # a client with a session may renew it,
         assert store.put(session(ADDRESS, now=1020.0), renews=True)
-        store.put(session(ADDRESS), most=1)  # also where the bound was lowered
+        store.put(session(ADDRESS), most=1)  # even if the bound was lowered
         store.revoke(ADDRESS)
         store.put(session(OTHER), most=2)
         assert {one.client for one in store.sessions()} == {MAC, OTHER}

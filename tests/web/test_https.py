@@ -213,7 +213,7 @@ async def test_a_client_that_asks_nothing_after_the_handshake_is_cut_off(
     monkeypatch.setattr(login_listener, "PATIENCE", 0.5)
     without_tornados_limits(monkeypatch)
     async with house(_policy(tmp_path)) as h:
-        # On a busy machine the handshake itself can take too long, and end so.
+        # On a busy machine the handshake itself can take too long, and be ended.
         reader, writer = await until(
             lambda: asyncio.open_connection("127.0.0.1", h.port, ssl=trusting_all()),
             "a handshake",

@@ -85,7 +85,7 @@ def test_what_root_makes_first_belongs_to_the_folders_owner(tmp_path: Path) -> N
 
 
 def test_what_was_acknowledged_survives_a_power_cut(tmp_path: Path) -> None:
-    """By SQLite's own word: WAL with synchronous=FULL (2)."""
+    """As SQLite reports it: WAL with synchronous=FULL (2)."""
     path = tmp_path / "portal.db"
     Records(path).close()
     with contextlib.closing(schema.connect(path)) as db:

@@ -78,7 +78,7 @@ def test_the_portal_hears_of_what_a_command_grants_and_revokes(tmp_path: Path, p
     with appliance(tmp_path, "--policy", policy, "--sessions", "s.db") as (_, port):
         for _ in range(5):
             carry_out("grant")
-            eventually(lambda: ask(port, url) == 204)  # at once, where there is a CPU to spare
+            eventually(lambda: ask(port, url) == 204)  # at once, if a CPU is free
             carry_out("revoke")
             eventually(lambda: ask(port, url) == 511)
     origin.close()
