@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 import requires
 from journey.conftest import LOGIN, Street
 from login.chromium import Tab, chromium
+from proxy.wire import until
 
 pytestmark = [pytest.mark.browser, pytest.mark.lab, requires.tool("chromium")]
 
@@ -101,8 +102,8 @@ async def test_nothing_of_the_portals_is_kept_under_the_sites_name(
         await tab.open(f"{SITE}/news")
         got = await tab.run("fetch('/data.json', {cache: 'force-cache'}).then(r => r.json())")
         assert got == {"from": "the origin"}
-        reached = [asked["path"] for asked in street.requests()[before:]]
-        assert set(paths) <= set(reached)
+        # Chromium fetches the icon after the page has loaded.
+        await until(lambda: {*paths} <= {asked["path"] for asked in street.requests()[before:]})
         await tab.open(f"https://{LOGIN}/status")  # so that the icon of the site is written down
         cookies = (await tab.send("Network.getAllCookies"))["cookies"]
         assert {cookie["domain"] for cookie in cookies} <= {LOGIN}
