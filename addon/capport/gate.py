@@ -29,7 +29,14 @@ from capport.core.place import Place
 from capport.core.policy import Policy
 from capport.core.reach import Machine
 from capport.core.session import Instant, Session, open_ones
-from capport.core.standing import Standing, goes_by_routes, is_without_mac, lacks_mac, standing
+from capport.core.standing import (
+    Standing,
+    is_without_mac,
+    lacks_mac,
+    standing,
+    standing_of_id,
+    stays,
+)
 from capport.core.value import value
 from capport.core.verdict import (
     Drop,
@@ -257,10 +264,10 @@ class Gate:
         decide = decision.decide if request else decision.decide_tls
         decided = Decided(asked, case, decide(case, policy))
         is_short = request is None or request.section_size <= _LONGEST
-        if is_short and not found.is_known:
-            by_kernel = goes_by_routes(client, policy) or decision.goes_by_machine(case, policy)
-            if not by_kernel:  # what the kernel has may change unseen
-                self._lately[at] = decided
+        # What the kernel has may change unseen.
+        may_repeat = stays(client, policy) and not decision.goes_by_machine(case, policy)
+        if is_short and may_repeat and not found.is_known:
+            self._lately[at] = decided
         return decided
 
     def _state_for(
@@ -347,6 +354,14 @@ class Gate:
         """The standing of `client` if it is known, else None."""
         found = self.standing(client)
         return found if found.is_known else None
+
+    def barred(self, client: Client | ClientId) -> str | None:
+        """Why a session would change nothing for this client; None if it would."""
+        if isinstance(client, Client):
+            found = self.standing(client)
+        else:
+            found = standing_of_id(client, self.policy, None, self.now())
+        return found.because if found.is_blocked else None
 
     def heard_of(self, client: Client, at: Instant) -> None:
         """Keeps the session of `client` open: it sent something at `at` without a decision here."""

@@ -17,15 +17,16 @@ from capport.core.standing import (
     Standing,
     by_client_rule,
     by_session,
-    goes_by_routes,
     is_without_mac,
     known_by_rule,
     known_sessions,
     lacks_mac,
+    needs_no_session,
     settled,
     settles,
     standing,
     standing_of_id,
+    stays,
     without_its_mac,
 )
 
@@ -181,16 +182,23 @@ def test_client_rules_make_known_only_if_no_rule_that_is_added_may_say_otherwise
     assert [(subject, rule.where) for subject, rule in known_by_rule(ruled)] == [
         (MAC, "lab.yaml:9")
     ]
+    assert needs_no_session(CLIENT, ruled)
+    assert not needs_no_session(Client(ip_address("198.51.100.7"), None), ruled)
     monkeypatch.setattr(module, "RULES", (random_mac, *module.RULES))
     assert [*settled(ruled.clients)] == [(MAC, 0, Kind.UNKNOWN), (BY_NETWORK, 1, Kind.BLOCKED)]
     assert [*known_by_rule(ruled)] == []
+    assert not needs_no_session(CLIENT, ruled)
 
 
-def test_the_kernels_routes_matter_only_for_a_client_whose_mac_is_not_known() -> None:
-    blocks_by_mac = policy(Access.BLOCKED, MAC)
-    assert goes_by_routes(replace(CLIENT, mac=None), blocks_by_mac)
-    assert not goes_by_routes(CLIENT, blocks_by_mac)
-    assert not goes_by_routes(replace(CLIENT, mac=None), policy(None))
+def test_a_client_without_a_session_keeps_its_standing_if_routes_and_added_rules_cannot_change_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    blocks_by_mac, unseen = policy(Access.BLOCKED, MAC), replace(CLIENT, mac=None)
+    assert stays(CLIENT, blocks_by_mac)
+    assert not stays(unseen, blocks_by_mac)  # it may come to be on the link
+    assert stays(unseen, policy(None))
+    monkeypatch.setattr(module, "RULES", (*module.RULES[:-1], random_mac, module.RULES[-1]))
+    assert not stays(CLIENT, blocks_by_mac)
 
 
 @pytest.mark.parametrize(

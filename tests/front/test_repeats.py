@@ -272,8 +272,8 @@ FAULTS = {
     "the request": compares(1),
     "the place": compares(2),
     "the login server": compares(4),
-    "the routes": Fault("gate", "goes_by_routes(client, policy) or ", ""),
-    "the machine": Fault("gate", " or decision.goes_by_machine(case, policy)", ""),
+    "the routes": Fault("gate", "stays(client, policy) and ", ""),
+    "the machine": Fault("gate", " and not decision.goes_by_machine(case, policy)", ""),
     "the rate": Fault(
         "gate", "wait = self._spend(found)\n        if wait", "wait = None\n        if wait"
     ),

@@ -42,6 +42,19 @@ async def test_a_blocked_client_is_not_listed_whatever_its_session(portal: Start
         ]
 
 
+@pytest.mark.parametrize("who", ["10.0.9.1", "02:00:00:00:00:09"])
+async def test_a_blocked_client_is_granted_nothing(portal: StartPortal, who: str) -> None:
+    policy = (
+        "clients: [{address: 10.0.9.0/24, access: blocked},"
+        ' {mac: "02:00:00:00:00:09", access: blocked}]\n'
+    )
+    async with portal(policy) as it:
+        why = f"^{who} is blocked by .*: a session would change nothing$"
+        with pytest.raises(exceptions.CommandError, match=why):
+            it.master.commands.execute(f"portal.grant {who}")
+        assert [*it.gate.store.sessions()] == []
+
+
 MAC, OTHER = "02:00:00:00:00:07", "02:00:00:00:00:08"
 
 

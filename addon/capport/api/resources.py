@@ -16,7 +16,6 @@ from capport.core import explanation
 from capport.core.client import Address, Client, ClientId, parse_address, parse_mac, parts_of
 from capport.core.http import is_token
 from capport.core.session import LONGEST, Session, open_ones
-from capport.core.standing import Standing, standing_of_id
 from capport.web.context import WebContext
 from capport.web.states import State, StateError
 
@@ -136,16 +135,11 @@ class AllSessions(Call):
     async def _grant(
         self, client: Client | ClientId, under: Client | ClientId, **said: Any
     ) -> None:
-        if (barred := self._standing(client)).is_blocked:
-            raise CallError(409, f"a session would change nothing: that client {barred.because}")
+        if barred := self.gate.barred(client):
+            raise CallError(409, f"a session would change nothing: that client {barred}")
         before = self.grants.find(client)
         session = await self.grants.grant(under, by=BY, **said)
         self.answer_granted(session, 200 if before else 201)
-
-    def _standing(self, client: Client | ClientId) -> Standing:
-        if isinstance(client, Client):
-            return self.gate.standing(client)
-        return standing_of_id(client, self.gate.policy, None, self.gate.now())
 
     def _present(self, client: ClientId) -> Client | ClientId:
         """The client that has this address now; the id unchanged if it is not an address."""

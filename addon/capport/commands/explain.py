@@ -15,7 +15,7 @@ from capport.core.explanation import Explanation, in_words
 from capport.core.policy import Policy
 from capport.core.reach import Machine
 from capport.core.session import Instant
-from capport.core.standing import Standing
+from capport.core.standing import Standing, needs_no_session
 from capport.core.verdict import Verdict
 from capport.gate import Gate
 from capport.linux import Neighbours
@@ -142,7 +142,7 @@ def _store(
 
     `is_sure` is False if the store is needed to find out whether the client's MAC is a false one.
     """
-    if is_sure and policy.clients.find(client) is not None:
+    if is_sure and needs_no_session(client, policy):
         return MemoryStore(), "not read: a client rule decides"
     try:
         url = store_url(given, policy)

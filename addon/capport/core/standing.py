@@ -1,8 +1,15 @@
 """Whether a client is known, blocked or unknown, until when, and why.
 
 Every enforcement point, page, API and command calls `standing`. A new rule is a function and a line
-in `RULES`. The kernel lets whole networks and MACs pass, but only if no new rule may decide
-otherwise about some of their clients (`settles`).
+in `RULES`. It answers BLOCKED if no session can change what it says: pages and commands then grant
+none.
+
+The kernel lets whole networks and MACs pass, but only if no new rule may decide otherwise about
+some of their clients (`settles`). In front of `by_client_rule`, a new rule leaves those sets empty:
+each client on the link then gets an element of its own, and all others are left to mitmproxy. An
+element is decided again when the session or the MAC of its client changes, and otherwise every five
+minutes. A rule that goes by anything else, such as the time of day, must call
+`KnownClients.changed`.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -124,6 +131,11 @@ RULES: tuple[Rule, ...] = (without_its_mac, by_client_rule, by_session, by_nothi
 _IN_THE_KERNEL = {without_its_mac, by_client_rule}
 
 
+# What these say of a client without a session does not change while a policy is in force, except
+# by the kernel's routes.
+_STAY = {*_IN_THE_KERNEL, by_session, by_nothing}
+
+
 def settles(rule: Rule) -> bool:
     """Whether `rule` decides for a whole network, or for a MAC at any address.
 
@@ -184,6 +196,11 @@ def known_by_rule(policy: Policy) -> Iterator[tuple[Mac | Network, ClientRule]]:
     return policy.clients.known() if settles(by_client_rule) else iter(())
 
 
+def needs_no_session(client: Client, policy: Policy) -> bool:
+    """Whether a client rule decides about `client`, whatever session it has."""
+    return settles(by_client_rule) and policy.clients.find(client) is not None
+
+
 def is_without_mac(client: Client, is_on_link: Callable[[Address], bool]) -> bool:
     """Whether `client` is on the link, so that it has a MAC, but the MAC is not known now."""
     return client.mac is None and is_on_link(client.address)
@@ -195,11 +212,15 @@ def lacks_mac(client: Client, policy: Policy, is_on_link: Callable[[Address], bo
     A client without an entry in the neighbour table must not get past such a rule. `is_on_link`
     asks the kernel's routes, so it is called only if the answer matters.
     """
-    return goes_by_routes(client, policy) and is_without_mac(client, is_on_link)
+    return _goes_by_routes(client, policy) and is_without_mac(client, is_on_link)
 
 
-def goes_by_routes(client: Client, policy: Policy) -> bool:
-    """Whether the standing of `client` depends on the kernel's routes, which change unseen."""
+def stays(client: Client, policy: Policy) -> bool:
+    """Whether `client`, if it has no session, keeps its standing while `policy` is in force."""
+    return _STAY.issuperset(RULES) and not _goes_by_routes(client, policy)
+
+
+def _goes_by_routes(client: Client, policy: Policy) -> bool:
     return client.mac is None and policy.clients.may_block(client.address)
 
 

@@ -12,7 +12,7 @@ from mitmproxy.flow import Flow
 from mitmproxy.log import ALERT
 
 from capport import lasting
-from capport.core.client import ClientId, parse_client_id, parts_of
+from capport.core.client import Client, ClientId, parse_client_id, parts_of
 from capport.core.session import LONGEST
 from capport.core.standing import known_sessions
 from capport.policy.values import duration
@@ -48,13 +48,16 @@ class Console:
     @command.command("portal.grant")
     def grant(self, client: str, lifetime: str = "") -> None:
         """Open a session for an address or a MAC address; lifetime as 2h, 30m or 7d."""
-        who = self._id_of(client)
+        who = self._present(client)
+        under = who.id if isinstance(who, Client) else who
         try:
             seconds = duration(1, LONGEST)(lifetime) if lifetime else None
         except ValueError as error:
             raise exceptions.CommandError(str(error)) from None
-        grant = partial(self._gate.grant, who, lifetime=seconds, by="console", how="portal.grant")
-        self._run(grant, f"{who} is known now")
+        if barred := self._gate.barred(who):
+            raise exceptions.CommandError(f"{under} {barred}: a session would change nothing")
+        grant = partial(self._gate.grant, under, lifetime=seconds, by="console", how="portal.grant")
+        self._run(grant, f"{under} is known now")
 
     @command.command("portal.revoke")
     def revoke(self, client: str) -> None:
@@ -102,11 +105,11 @@ class Console:
         )
         return _data([[line] for line in found] or [["No finding rests on this."]])
 
-    def _id_of(self, text: str) -> ClientId:
-        """The id for a new session: for an address on the link its MAC, as `capport grant` does."""
+    def _present(self, text: str) -> Client | ClientId:
+        """The client that has this address now; an id that has a MAC unchanged."""
         who = _parsed(text)
         mac, address = parts_of(who)
-        return who if mac or not address else self._gate.client(str(address)).id
+        return who if mac or not address else self._gate.client(str(address))
 
     def _run(self, work: Callable[[], object], done: str) -> None:
         """Runs `work`, which waits for the disk, on a thread; logs `done` or the error."""

@@ -6,7 +6,7 @@ only its descriptor. Strangers are served in turn, a few in each pass of the eve
 that asks for a thousand things at once makes nobody wait but itself.
 
 All answers of a pass are sent together at its end. Otherwise each of them wakes a client on this
-machine, or on a virtual one beside it, and the kernel's part of that is dearer than the answer.
+machine, or on a virtual one beside it, and the kernel's part of that costs more than the answer.
 """
 
 import asyncio
