@@ -1,4 +1,4 @@
-"""A new rule of who is known is one function and one line: every reader of it goes by that."""
+"""A new rule about clients is one function and one line: whatever asks who is known follows it."""
 
 import re
 from ipaddress import IPv4Address, IPv4Network, ip_address

@@ -1,4 +1,4 @@
-"""Notes the proxy's ports beside the session store, so that other processes decide as the proxy."""
+"""Notes the proxy's ports beside the session store, so that other processes know them."""
 
 import os
 from collections.abc import Collection, Iterator
