@@ -89,7 +89,7 @@ class AllSessions(Call):
         self.finish("]}\n")
 
     async def post(self) -> None:
-        """Grants a client a session; answers once every enforcement point admits the client.
+        """Grants a client a session; answers once it is in force (`Gate.grant`).
 
         The client is named by its state, or by address, MAC or id. A state that is sent again has
         no further effect.

@@ -130,9 +130,8 @@ RULES: tuple[Rule, ...] = (without_its_mac, by_client_rule, by_session, by_nothi
 # Every other rule may depend on anything about a client.
 _IN_THE_KERNEL = {without_its_mac, by_client_rule}
 
-
-# What these say of a client without a session does not change while a policy is in force, except
-# by the kernel's routes.
+# What these say of a client without a session stays while a policy is in force, unless the kernel's
+# routes change.
 _STAY = {*_IN_THE_KERNEL, by_session, by_nothing}
 
 

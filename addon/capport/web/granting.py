@@ -46,10 +46,10 @@ class Grants:
         """Opens or renews a session of `lifetime` seconds (None: the policy's lifetime).
 
         The session is filed under the id of a Client, or under the id given. On return the session
-        is durable and every enforcement point has changed. Raises, and changes nothing:
-        NoMacError if the id would be an address that another device may have next; OSError if the
-        session cannot be made durable; LookupError if `renews` is set and the session was revoked
-        before its turn came.
+        is durable, and in force as `Gate.grant` says. Raises, and changes nothing: NoMacError if
+        the id would be an address that another device may have next; OSError if the session cannot
+        be made durable; LookupError if `renews` is set and the session was revoked before its turn
+        came.
         """
         under = client.id if isinstance(client, Client) else client
         if isinstance(client, Client) and self._gate.is_without_mac(client):
