@@ -57,9 +57,7 @@ async def test_a_sign_in_at_one_portal_counts_at_the_other_until_it_is_revoked_t
 ) -> None:
     with server(tmp_path / "redis") as redis:
         folders = [tmp_path / name for name in ("one", "other")]
-        for folder in folders:
-            folder.mkdir()
-        urls = [f"{redis.url}?file={folder}/sessions.db" for folder in folders]
+        urls = [redis.url_of_router(folder) for folder in folders]
         async with (
             running_portal(folders[0], sessions=urls[0]) as one,
             running_portal(folders[1], sessions=urls[1]) as other,
@@ -85,8 +83,7 @@ async def test_a_voucher_for_two_devices_admits_two_at_both_portals_whatever_red
         folders = [tmp_path / name for name in ("one", "other")]
         urls, policies, ports = [], [], []
         for folder in folders:
-            folder.mkdir()
-            urls.append(f"{redis.url}?file={folder}/sessions.db")
+            urls.append(redis.url_of_router(folder))
             ports.append(port := free_port())
             login = f"{{listen: 127.0.0.1:{port}, conditions: voucher}}"
             policies.append(f"login_url: http://127.0.0.1:{port}/\nlogin_server: {login}\n")

@@ -53,6 +53,11 @@ class RedisServer:
     def url(self) -> RedisUrl:
         return RedisUrl((Place(parse_host(self.bind), self.port),))
 
+    def url_of_router(self, folder: Path) -> str:
+        """The sessions of a router that has its own file in `folder`, which is made."""
+        folder.mkdir()
+        return f"{self.url}?file={folder}/sessions.db"
+
     def start(self) -> None:
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)

@@ -768,10 +768,7 @@ def test_a_store_started_closed_waits_for_a_usable_file_and_keeps_revocations(
     def known(store: SessionStore, client: ClientId) -> bool:
         return store.find((client,), clock.now()) is not None
 
-    urls = []
-    for name in ("one", "other"):
-        (tmp_path / name).mkdir()
-        urls.append(f"{redis.url}?file={tmp_path / name / 'sessions.db'}")
+    urls = [redis.url_of_router(tmp_path / name) for name in ("one", "other")]
     with contextlib.ExitStack() as stack:
         one, other = (open_store(url) for url in urls)
         stack.callback(other.close)

@@ -314,9 +314,7 @@ async def test_the_workers_of_two_routers_share_their_sessions_in_redis(
 ) -> None:
     with server(tmp_path / "redis") as redis:
         folders = [tmp_path / name for name in ("a", "b")]
-        for folder in folders:
-            folder.mkdir()
-        urls = [f"{redis.url}?file={folder}/s.db" for folder in folders]
+        urls = [redis.url_of_router(folder) for folder in folders]
         async with (
             appliance(folders[0], sessions=urls[0]) as a,
             appliance(folders[1], sessions=urls[1]) as b,
