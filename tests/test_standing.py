@@ -1,4 +1,4 @@
-"""A new rule about clients is one function and one line: whatever asks who is known follows it."""
+"""A new rule about clients is one function and one line, and all parts of the portal follow it."""
 
 import re
 from ipaddress import IPv4Address, IPv4Network, ip_address

@@ -1,4 +1,4 @@
-"""Alone reads the clock by which sessions are decided, and writes times in RFC 3339."""
+"""The clock by which sessions are decided, which no other module reads, and times in RFC 3339."""
 
 import time
 from datetime import UTC, datetime

@@ -147,8 +147,8 @@ def settles(rule: Rule) -> bool:
 def settled(rules: ClientRules) -> Iterator[tuple[Mac | Network, int, Kind]]:
     """Each MAC and network that has a client rule, the rule's place in the order, and its kind.
 
-    The kind is never stronger than the standing of any of these clients: if client rules do not
-    settle who is known, it is UNKNOWN instead of KNOWN.
+    The kind lets none of these clients pass whose standing does not: where client rules alone do
+    not make a client known, it is UNKNOWN instead of KNOWN.
     """
     known = Kind.KNOWN if settles(by_client_rule) else Kind.UNKNOWN
     for subject, number, access in rules.subjects():

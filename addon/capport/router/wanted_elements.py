@@ -32,7 +32,7 @@ class WantedElements:
         return self._behind.pop(hop, ())
 
     def forget_behind(self) -> None:
-        """Forgets who is behind which router, before all elements are asked for again."""
+        """Forgets which clients are behind which router, before all are looked at again."""
         self._behind.clear()
 
     def of(self, key: Key, before: Element | None, now: Instant) -> Element | None:
